@@ -1,0 +1,491 @@
+"""The typed configuration tree: one TOML file, overrides by `--set`, every key with its unit and default."""
+
+import dataclasses
+import datetime
+import difflib
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.settings import EncoderSettings, TrainSettings
+from pipeline.errors import ConfigError
+
+FileFormat = Literal["csv", "jsonl", "parquet", "json"]
+Column = str | int
+EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type")
+ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are refused before it is built."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+
+
+class Table(Section):
+    """Where a table of the log lies and what form it has."""
+
+    path: str | list[str]
+    """A file, folder, glob, or a list of them, relative to the working directory; `{data_dir}` and `{name}` are filled in."""
+    format: FileFormat | None = None
+    """csv, jsonl, parquet (json for an object from item to attributes); default: by the extension."""
+    separator: str = Field(",", min_length=1)
+    """csv: what stands between fields, any number of characters."""
+    header: bool = True
+    """csv: whether the first line names the columns."""
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    """csv, jsonl: how bytes become text."""
+    columns: dict[str, Column] = {}
+    """Our name for a column to the source's name, or its position from 1."""
+
+    @pydantic.field_validator("columns")
+    @classmethod
+    def _positions_from_one(cls, columns: dict[str, Column]) -> dict[str, Column]:
+        for ours, theirs in columns.items():
+            if isinstance(theirs, int) and theirs < 1:
+                raise ValueError(f"column {ours!r}: received position {theirs}, expected a position from 1")
+        return columns
+
+
+class EventsConfig(Table):
+    """`[events]`: the behaviour log, one row per event."""
+
+    timestamp_unit: str = "s"
+    """s, ms, us, ns, iso, a strftime pattern, or position (only each user's order is known)."""
+    timezone: str = "UTC"
+    """Time zone of timestamps that carry none, as in the IANA database."""
+    types: dict[str, float] | None = None
+    """Event types that count, with their weight in training; others are left out and counted. Default: all, weight 1."""
+    min_value: float | None = None
+    """Events with a smaller value are left out and counted, in the log's own unit."""
+    id_types: Literal["auto", "int64", "string"] = "auto"
+    """Type of user and item ids; auto: int64 if every accepted id of the column is a canonical int64."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """What happens to exact repeats of user, item, timestamp and type."""
+    max_refused_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of rows in quarantine above which ingest stops."""
+    exclude_users: str | None = None
+    """A Parquet file with `user_id`: users to leave out of everything from now on."""
+    earliest: str = "1990-01-01"
+    """ISO date; events before it have an impossible time."""
+    max_days_ahead: float = Field(1.0, ge=0)
+    """Days after now beyond which an event's time is impossible."""
+
+    @pydantic.model_validator(mode="after")
+    def _required_columns(self) -> "EventsConfig":
+        _check_columns("events", self.columns, EVENT_COLUMNS, ("user_id", "item_id", "timestamp"))
+        if self.types is not None and "event_type" not in self.columns:
+            raise ValueError("events.types: received types, but events.columns names no event_type; expected a column for it")
+        if self.types is not None and (not self.types or min(self.types.values()) < 0):
+            raise ValueError(f"events.types: received {self.types}, expected at least one type and no negative weight")
+        if self.min_value is not None and "value" not in self.columns:
+            raise ValueError("events.min_value: received a value, but events.columns names no value; expected a column for it")
+        datetime.date.fromisoformat(self.earliest)
+        return self
+
+
+class ItemsConfig(Table):
+    """`[items]`: what is known about items."""
+
+    category_separator: str = Field("|", min_length=1)
+    """What stands between the categories of one item."""
+
+    @pydantic.model_validator(mode="after")
+    def _known_columns(self) -> "ItemsConfig":
+        if self.columns:
+            _check_columns("items", self.columns, ITEM_COLUMNS, ("item_id",))
+        return self
+
+
+class UsersConfig(Table):
+    """`[users]`: what is known about users; besides `user_id`, any attribute under any name."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_user(self) -> "UsersConfig":
+        if "user_id" not in self.columns:
+            raise ValueError(f"users.columns: received {sorted(self.columns)}, expected a column for user_id")
+        return self
+
+
+class HistoryConfig(Section):
+    """`[history]`: what the model looks back over."""
+
+    max_length: int = Field(200, ge=1)
+    """Events that the model looks back over, at most."""
+    min_user_events: int = Field(1, ge=1)
+    """Core filter: events a user must have, repeated with the next until stable."""
+    min_item_events: int = Field(1, ge=1)
+    """Core filter: events an item must have."""
+    repeats: Literal["keep", "drop_consecutive"] = "keep"
+    """Whether an event on the same item as the user's previous one stays in the history."""
+
+
+class SplitConfig(Section):
+    """`[split]`: what is held out to judge the model."""
+
+    protocol: Literal["temporal", "leave_one_out"] = "temporal"
+    """temporal: the last events by time; leave_one_out: each user's last event."""
+    test_fraction: float = Field(0.1, gt=0, lt=1)
+    """temporal: share of events, the last by time, that are the test."""
+    test_from: str | None = None
+    """temporal: ISO time at which the test begins, instead of `test_fraction`."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """temporal: share of events before the test that are validation."""
+    ties: Literal["order", "strict"] = "order"
+    """order: (timestamp, source file, source row) decides; strict: events at the target's own time are not in its history."""
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_train_on(self) -> "SplitConfig":
+        if self.test_from is None and self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError(
+                f"split: received test_fraction {self.test_fraction} + validation_fraction {self.validation_fraction}, "
+                "expected less than 1 together, so that something is left to train on"
+            )
+        if self.test_from is not None:
+            datetime.datetime.fromisoformat(self.test_from)
+        return self
+
+
+class IndexConfig(Section):
+    """`[index]`: the retrieval index; this version builds exact FAISS."""
+
+    type: Literal["exact"] = "exact"
+    """How items are searched."""
+    recall_queries: int = Field(1000, ge=1)
+    """User vectors on which the index's recall is measured, at most."""
+
+
+class RankerConfig(Section):
+    """`[ranker]`: the second stage."""
+
+    use: Literal["auto", "always", "never"] = "auto"
+    """auto: where it is better on held-out targets (this version has no second stage: auto and never are the same)."""
+
+    @pydantic.field_validator("use")
+    @classmethod
+    def _not_yet(cls, use: str) -> str:
+        if use == "always":
+            raise ValueError("ranker.use: received 'always', expected 'auto' or 'never': this version has no second-stage ranker")
+        return use
+
+
+class EvaluateConfig(Section):
+    """`[evaluate]`: how the model is judged."""
+
+    k: list[int] = [10, 200]
+    """Lengths of the lists that metrics look at."""
+    exclude_seen: bool | None = None
+    """Whether items already in the history are masked; default: as `score.exclude_seen`."""
+    baselines: Literal["all"] | list[str] = "all"
+    """Which baselines stand beside the model: all, or a list of names."""
+    recent_days: float = Field(7.0, gt=0)
+    """Days before the end of the training data that count as recent popularity."""
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap resamples of users behind each interval."""
+    gate: bool = True
+    """Whether a later version needs a paired test, or a hand, to become champion."""
+
+    @pydantic.field_validator("k")
+    @classmethod
+    def _positive(cls, k: list[int]) -> list[int]:
+        if not k or min(k) < 1:
+            raise ValueError(f"evaluate.k: received {k}, expected list lengths of at least 1")
+        return sorted(set(k))
+
+    @pydantic.field_validator("baselines")
+    @classmethod
+    def _known_baselines(cls, names: str | list[str]) -> str | list[str]:
+        known = ("popularity", "recent_popularity", "co_visitation")
+        for name in names if isinstance(names, list) else []:
+            if name not in known:
+                raise ValueError(f"evaluate.baselines: received {name!r}, expected names among {', '.join(known)}")
+        return names
+
+
+class ScoreConfig(Section):
+    """`[score]`: recommendations for users in batch."""
+
+    model: str = "run"
+    """run: what this configuration published; champion; or models:/NAME/VERSION. The last two train nothing."""
+    k: int = Field(10, ge=1)
+    """Recommendations per user."""
+    users: str = "all"
+    """all, a Parquet file with `user_id`, or an ISO date (users active since)."""
+    exclude_seen: bool = True
+    """Whether items already in the user's history are left out."""
+    because: bool = True
+    """Whether each recommendation says what in the history it is based on."""
+    because_method: Literal["fast", "exact"] = "fast"
+    """fast: one extra pass; exact: leave each interaction out and score again."""
+    because_items: int = Field(3, ge=1)
+    """Past interactions named per recommendation, at most."""
+    batch_users: int = Field(1024, ge=1)
+    """Users encoded and searched at a time."""
+    shard_users: int = Field(50_000, ge=1)
+    """Users per Parquet file, the unit in which an interrupted run continues."""
+
+    @pydantic.field_validator("model")
+    @classmethod
+    def _known_model(cls, model: str) -> str:
+        if model in ("run", "champion") or (model.startswith("models:/") and model.count("/") == 2):
+            return model
+        raise ValueError(f"score.model: received {model!r}, expected run, champion, or models:/NAME/VERSION")
+
+
+class TrackingConfig(Section):
+    """`[tracking]`: MLflow."""
+
+    enabled: bool = True
+    """Whether runs are logged."""
+    uri: str | None = None
+    """Tracking server; default: MLFLOW_TRACKING_URI, else sqlite:///mlruns/mlflow.db."""
+    port: int = Field(5000, ge=1, le=65535)
+    """Port on which `make ui` serves, on 127.0.0.1."""
+
+
+class ReportConfig(Section):
+    """`[report]`: the HTML page."""
+
+    num_users: int = Field(10, ge=1)
+    """Example users shown with their history and recommendations."""
+
+
+class SimulateConfig(Section):
+    """`[simulate]`: the demo log is generated before it is read."""
+
+    num_users: int = Field(5000, ge=10)
+    """Users."""
+    num_items: int = Field(2000, ge=50)
+    """Items in the catalogue."""
+    num_events: int = Field(200_000, ge=100)
+    """Events, about."""
+    num_days: int = Field(90, ge=2)
+    """Days that the log covers."""
+    noise_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of events that have nothing to do with the user's tastes."""
+    bad_row_fraction: float = Field(0.01, ge=0, lt=1)
+    """Share of rows that are bad in various ways."""
+
+
+class DataConfig(Section):
+    """`[data]`: where the public data set can be downloaded."""
+
+    url: str | None = None
+    """Address of the archive; without one `instructions` say where it is to be had."""
+    digest: str | None = None
+    """Pinned digest of the archive: md5:… or sha256:…"""
+    member: str = ""
+    """Folder inside the archive that holds the files."""
+    folder: str
+    """Where the files go, relative to the working directory."""
+    files: list[str] = []
+    """Files that must be there afterwards."""
+    instructions: str = ""
+    """What to do by hand where there is no address."""
+
+
+class TuneConfig(Section):
+    """`[tune]`: hyper-parameter search."""
+
+    space: dict[str, dict[str, float | int | bool] | list[Any]] = {
+        "train.learning_rate": {"low": 0.0003, "high": 0.003, "log": True},
+        "model.dropout": {"low": 0.1, "high": 0.5},
+        "model.dim": [32, 64, 128],
+        "model.num_blocks": [1, 2, 3],
+    }
+    """A key to {low, high, log} or to a list of choices."""
+
+
+class Config(Section):
+    """The whole configuration of one pipeline."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Artifacts go to <data_dir>/<name>/; the MLflow experiment has this name."""
+    data_dir: str = "data"
+    """Folder for artifacts, relative to the working directory."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random."""
+    events: EventsConfig
+    items: ItemsConfig | None = None
+    users: UsersConfig | None = None
+    history: HistoryConfig = HistoryConfig()
+    split: SplitConfig = SplitConfig()
+    model: EncoderSettings = EncoderSettings()
+    train: TrainSettings = TrainSettings()
+    index: IndexConfig = IndexConfig()
+    ranker: RankerConfig = RankerConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    score: ScoreConfig = ScoreConfig()
+    report: ReportConfig = ReportConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    simulate: SimulateConfig | None = None
+    data: DataConfig | None = None
+    tune: TuneConfig = TuneConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _position_logs_have_no_time(self) -> "Config":
+        if self.events.timestamp_unit == "position" and self.split.protocol == "temporal":
+            raise ValueError(
+                "split.protocol: received 'temporal' with events.timestamp_unit 'position', expected 'leave_one_out': "
+                "where only each user's order is known there is no common time to split at"
+            )
+        return self
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Whether evaluation masks items already in the history."""
+        return self.score.exclude_seen if self.evaluate.exclude_seen is None else self.evaluate.exclude_seen
+
+    @property
+    def folder(self) -> Path:
+        """Where this pipeline's artifacts lie."""
+        return Path(self.data_dir) / self.name
+
+    def get(self, key: str) -> Any:
+        """The plain value (numbers, strings, lists, dictionaries) at a dotted key such as `train.epochs`."""
+        value: Any = self.model_dump(mode="json")
+        for part in key.split("."):
+            value = None if value is None else value[part]
+        return value
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """The configuration in a TOML file, with `key=value` overrides.
+
+    Raises ConfigError for a file that is not there or not TOML, an unknown key (the nearest valid one is named),
+    a value of the wrong type or out of range.
+    """
+    tree = _read(Path(path))
+    for override in overrides:
+        _set(tree, override)
+    _refuse_unknown(tree, Config, "", str(path))
+    _fill_paths(tree)
+    try:
+        return Config.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(error, path)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path}: no such file; expected a TOML file (see pipeline/configs/)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"configuration {path}: not valid TOML: {error}") from None
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Write one `section.key=value` into the tree; the value is TOML, or else a plain string."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected key=value, such as train.epochs=3")
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    node[parts[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return text if isinstance(value, datetime.date | datetime.time) else value
+
+
+def _fields(owner: Any) -> dict[str, Any] | None:
+    """Field name to annotation of a section, or None where the type is not a section."""
+    if isinstance(owner, type) and issubclass(owner, BaseModel):
+        return {name: field.annotation for name, field in owner.model_fields.items()}
+    if dataclasses.is_dataclass(owner):
+        return typing.get_type_hints(owner)
+    return None
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the type itself."""
+    return get_args(annotation) if get_origin(annotation) in (types.UnionType, typing.Union) else (annotation,)
+
+
+def _refuse_unknown(tree: dict[str, Any], owner: Any, prefix: str, where: str) -> None:
+    fields = _fields(owner) or {}
+    for key, value in tree.items():
+        if key not in fields:
+            near = _nearest(f"{prefix}{key}", key, [prefix + name for name in fields])
+            raise ConfigError(f"{where}: unknown key {prefix + key!r}; did you mean {near!r}?")
+        options = _options(fields[key])
+        section = next((option for option in options if _fields(option) is not None), None)
+        if section is not None and isinstance(value, dict):
+            _refuse_unknown(value, section, f"{prefix}{key}.", where)
+        elif section is not None:
+            raise ConfigError(f"{where}: {prefix + key}: received {value!r}, expected a section [{prefix + key}]")
+        elif isinstance(value, bool) and bool not in options and Any not in options:
+            raise ConfigError(f"{where}: {prefix + key}: received {str(value).lower()}, expected {fields[key]}")
+
+
+def _nearest(full: str, key: str, siblings: list[str]) -> str:
+    """The nearest valid key: among the siblings first, then anywhere in the tree."""
+    everywhere = siblings + [name for name in all_keys() if name not in siblings]
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(everywhere)}
+    for near in difflib.get_close_matches(full, siblings, 1, 0.6), difflib.get_close_matches(key, by_leaf, 1, 0.6):
+        if near:
+            return by_leaf.get(near[0], near[0])
+    return difflib.get_close_matches(full, everywhere, 1, 0.0)[0]
+
+
+def all_keys(owner: Any = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the configuration."""
+    keys = []
+    for name, annotation in (_fields(owner) or {}).items():
+        section = next((option for option in _options(annotation) if _fields(option) is not None), None)
+        keys += all_keys(section, f"{prefix}{name}.") if section is not None else [prefix + name]
+    return keys
+
+
+def _fill_paths(tree: dict[str, Any]) -> None:
+    """Put data_dir and name into the paths that ask for them."""
+    names = {"data_dir": str(tree.get("data_dir", "data")), "name": str(tree.get("name", ""))}
+
+    def fill(path: Any) -> Any:
+        if isinstance(path, list):
+            return [fill(each) for each in path]
+        return path.replace("{data_dir}", names["data_dir"]).replace("{name}", names["name"]) if isinstance(path, str) else path
+
+    for section in ("events", "items", "users"):
+        if isinstance(tree.get(section), dict) and "path" in tree[section]:
+            tree[section]["path"] = fill(tree[section]["path"])
+
+
+def _explain(error: pydantic.ValidationError, path: str | Path) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"{path}: {key} is missing; expected it to be set ([events] needs path and columns, and name is required)")
+        elif problem["type"] in ("value_error", "assertion_error"):
+            lines.append(f"{path}: {message}" if key.split(".")[0] in message else f"{path}: {key}: {message}")
+        else:
+            lines.append(f"{path}: {key}: received {problem['input']!r}: {message[0].lower()}{message[1:]}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _check_columns(section: str, columns: dict[str, Column], known: tuple[str, ...], required: tuple[str, ...]) -> None:
+    for ours in columns:
+        if ours not in known:
+            near = difflib.get_close_matches(ours, known, 1, 0.0)[0]
+            raise ValueError(f"unknown key '{section}.columns.{ours}'; did you mean '{section}.columns.{near}'?")
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise ValueError(f"{section}.columns: received {sorted(columns)}, expected a column for {', '.join(missing)} too")

@@ -1,0 +1,154 @@
+"""Bringing stages up to date: lock, build aside, commit, track."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import store
+from pipeline.config import Config
+from pipeline.errors import DamagedArtifact
+from pipeline.stages import Context, Node, Pipeline, resolve
+from pipeline.tracking import Plan, Tracker
+
+_VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
+
+Summary = dict[str, Any]
+
+
+def bring_up_to_date(
+    config: Config, names: Sequence[str], *, force: bool, show_progress: bool, say: Callable[[str], None]
+) -> list[Summary]:
+    """Run the named stages and those they need, where they are not up to date already; one summary each.
+
+    `force` builds the named stages again. Raises LookbackError where the data or the run fails.
+    """
+    pipeline = resolve(config, names)
+    tracker = Tracker.from_config(config)
+    summaries = []
+    for name, node in pipeline.nodes.items():
+        with node.artifact.lock(node.inputs):
+            fresh = _ensure(pipeline, node, tracker, force=force and name in names, show_progress=show_progress)
+            _track(pipeline, node, tracker)
+        summary = _summarise(node, fresh)
+        summaries.append(summary)
+        say(f"{name:<9} {summary['summary']}")
+    return summaries
+
+
+def _ensure(pipeline: Pipeline, node: Node, tracker: Tracker, *, force: bool, show_progress: bool) -> bool:
+    """Build one stage unless it is complete; True where it was built."""
+    artifact = node.artifact
+    try:
+        if artifact.is_complete() and not force:
+            artifact.point_latest()
+            return False
+    except DamagedArtifact:
+        if not force:
+            raise
+    inputs = {name: pipeline.nodes[name].artifact for name in node.inputs if name in pipeline.nodes}
+    for each in inputs.values():
+        each.verify()
+    artifact.prepare(resume=node.stage.resumable and not force)
+    with tracker.start(**_identity(pipeline, node)) as live:
+        context = Context(
+            config=pipeline.config,
+            folder=artifact.workspace,
+            inputs={name: each.folder for name, each in inputs.items()},
+            sources=pipeline.sources,
+            model=pipeline.model,
+            track=Plan(),
+            live=live,
+            stage_folder=artifact.stage_folder,
+            show_progress=show_progress,
+        )
+        _build(node, context)
+    return True
+
+
+def _build(node: Node, context: Context) -> None:
+    """Run the stage in its workspace and commit what it made."""
+    started = time.monotonic()
+    memory = store.PeakMemory()
+    module = importlib.import_module(f"pipeline.{node.stage.name}")
+    module.build(context)
+    manifest = {"rows_in": 0, "rows_out": 0, "rows_left_out": {}} | context.manifest
+    manifest |= {
+        "stage": node.stage.name,
+        "fingerprint": node.artifact.name,
+        "inputs": node.inputs,
+        "settings": node.settings,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_bytes": memory.bytes(),
+        "created_utc": store.now().isoformat(),
+        "versions": _versions(),
+        "summary": context.said,
+    }
+    context.track.params(node.settings)
+    context.track.metric("seconds", manifest["seconds"])
+    context.track.metric("peak_bytes", manifest["peak_bytes"])
+    context.track.save(context.folder)
+    node.artifact.commit(manifest)
+
+
+def _track(pipeline: Pipeline, node: Node, tracker: Tracker) -> None:
+    """See to it that the present server has this artifact's run; milliseconds where it does."""
+    if tracker.is_logged(node.artifact.run_link):
+        return
+    tracker.replay(folder=node.artifact.folder, **_identity(pipeline, node))
+
+
+def _identity(pipeline: Pipeline, node: Node) -> dict[str, Any]:
+    """What names a stage's run on the tracking server."""
+    config = pipeline.config
+    parent = pipeline.nodes.get("train") if node.stage.name in ("index", "rank", "evaluate", "publish", "report") else None
+    model = config.model
+    encoder = f"{model.block}-{model.num_blocks}x{model.dim} {config.split.protocol}"
+    return {
+        "stage": node.stage.name,
+        "fingerprint": node.artifact.name,
+        "run_name": f"{node.stage.name} {encoder if node.stage.name == 'train' else node.artifact.name[:8]}",
+        "tags": {f"lookback.input.{name}": value[:200] for name, value in node.inputs.items()} | _environment_tags(),
+        "link_file": node.artifact.run_link,
+        "parent_link_file": parent.artifact.run_link if parent is not None else None,
+    }
+
+
+def _environment_tags() -> dict[str, str]:
+    tags = {"lookback.host": socket.gethostname(), "lookback.cores": str(os.cpu_count())}
+    if shutil.which("git") is not None:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+        )
+        if answer.returncode == 0:
+            tags["lookback.git"] = answer.stdout.strip()
+    return tags
+
+
+def _summarise(node: Node, fresh: bool) -> Summary:
+    manifest = store.read_manifest(node.artifact.folder)
+    keys = ("stage", "fingerprint", "rows_in", "rows_out", "rows_left_out", "peak_bytes")
+    return {key: manifest[key] for key in keys} | {
+        "folder": str(node.artifact.folder),
+        "up_to_date": not fresh,
+        "seconds": manifest["seconds"] if fresh else 0.0,
+        "summary": f"{manifest['summary']} ({manifest['seconds']:.1f} s)" if fresh else f"is up to date ({node.artifact.folder})",
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _VERSIONS_OF:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions

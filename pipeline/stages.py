@@ -1,0 +1,203 @@
+"""The stages: what each reads, in what order they run, and the fingerprints that follow."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import sources, store
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.tracking import Live, Plan
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its version number, the configuration keys it reads, and the stages whose folders it reads."""
+
+    name: str
+    version: int
+    keys: tuple[str, ...]
+    needs: tuple[str, ...]
+    resumable: bool = False
+    """Whether it can go on from the workspace that a killed run left."""
+
+
+_TABLE_KEYS = ("format", "separator", "header", "encoding", "columns")
+_EVENT_KEYS = (
+    "timestamp_unit timezone types min_value id_types duplicates max_refused_fraction earliest max_days_ahead".split()
+)
+_TRAIN_KEYS = (
+    "loss epochs patience batch_histories learning_rate weight_decay beta1 beta2 max_grad_norm precision compile "
+    "refit_validation validation_targets".split()
+)
+_SCORE_KEYS = "k users exclude_seen because because_method because_items batch_users shard_users".split()
+
+
+def _keys(section: str, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names)
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "ingest",
+            1,
+            _keys("events", (*_TABLE_KEYS, *_EVENT_KEYS))
+            + _keys("items", (*_TABLE_KEYS, "category_separator"))
+            + _keys("users", _TABLE_KEYS),
+            (),
+        ),
+        Stage(
+            "features",
+            1,
+            ("events.duplicates", "history.min_user_events", "history.min_item_events", "history.repeats", "split"),
+            ("ingest",),
+        ),
+        Stage(
+            "train",
+            1,
+            ("seed", "model", "history.max_length", "events.types", "exclude_seen", *_keys("train", _TRAIN_KEYS)),
+            ("features",),
+            resumable=True,
+        ),
+        Stage("index", 1, ("index",), ("features", "train")),
+        Stage("rank", 1, ("ranker.use",), ("features", "train", "index")),
+        Stage(
+            "evaluate",
+            1,
+            ("seed", "evaluate.k", "exclude_seen", "evaluate.baselines", "evaluate.recent_days", "evaluate.resamples"),
+            ("features", "train", "index", "rank"),
+        ),
+        Stage("publish", 1, ("name", "train.refit", "index"), ("features", "train", "index", "rank", "evaluate"), resumable=True),
+        Stage("score", 1, _keys("score", _SCORE_KEYS), ("features", "publish"), resumable=True),
+        Stage("report", 1, ("name", "report"), ("ingest", "features", "train", "evaluate", "publish", "score")),
+    )
+}
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of one configuration: its fingerprint, and what that was made of."""
+
+    stage: Stage
+    artifact: store.Artifact
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    """Name of each needed stage to its fingerprint; source roles and models to content digests."""
+
+
+@dataclass
+class Context:
+    """What a stage is given: where to read, where to write, and what to say of itself."""
+
+    config: Config
+    folder: Path
+    """The workspace; committed when the stage returns."""
+    inputs: dict[str, Path]
+    """Folder of each stage it needs."""
+    sources: dict[str, dict[str, str]]
+    """Role to {path: content digest} of the source files (ingest)."""
+    model: "ModelSource | None"
+    """Where the bundle to score with comes from (score)."""
+    track: "Plan"
+    """What to log."""
+    live: "Live"
+    """Metrics that are worth seeing before the stage ends."""
+    stage_folder: Path
+    """The folder of all artifacts of this stage."""
+    show_progress: bool
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """rows_in, rows_out, rows_left_out and what the stage adds."""
+    said: str = ""
+
+    def summary(self, text: str) -> None:
+        """The one line that the stage ends with."""
+        self.said = text
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A published model: its version in the registry (0: this configuration's own) and its bundle's digest."""
+
+    version: int
+    bundle_digest: str
+    uri: str
+
+
+def _needs(config: Config, name: str) -> tuple[str, ...]:
+    """The stages a stage reads; scoring with a registered model needs no training."""
+    needs = STAGES[name].needs
+    return tuple(each for each in needs if each != "publish") if name == "score" and config.score.model != "run" else needs
+
+
+def order(config: Config, names: Iterable[str]) -> list[str]:
+    """The named stages and all they need, each after what it needs."""
+    wanted: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in STAGES:
+            raise ConfigError(f"stage {name!r}: no such stage; expected one of {', '.join(STAGES)}")
+        for needed in _needs(config, name):
+            visit(needed)
+        if name not in wanted:
+            wanted.append(name)
+
+    for name in names:
+        visit(name)
+    return wanted
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One configuration's stages, in the order in which they run, with fingerprints."""
+
+    config: Config
+    nodes: dict[str, Node]
+    sources: dict[str, dict[str, str]]
+    """Role to {path: content digest} of every source file."""
+    model: ModelSource | None
+    """The registered model to score with, where the configuration names one."""
+
+
+def resolve(config: Config, names: Iterable[str]) -> Pipeline:
+    """The named stages and all they need, with fingerprints; nothing is built, and a source file is read only if it is new."""
+    found = sources.source_digests(config)
+    model = _model_source(config) if "score" in (wanted := order(config, names)) else None
+    nodes: dict[str, Node] = {}
+    for name in wanted:
+        stage = STAGES[name]
+        inputs = {each: nodes[each].artifact.name for each in _needs(config, name)}
+        inputs |= _outside_inputs(config, name, found, model)
+        settings = _settings(config, stage)
+        content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
+        nodes[name] = Node(stage, store.Artifact(config.folder / name, store.fingerprint(content)), settings, inputs)
+    return Pipeline(config, nodes, found, model)
+
+
+def _settings(config: Config, stage: Stage) -> dict[str, Any]:
+    """The value of every key that the stage declares."""
+    values = {key: config.exclude_seen if key == "exclude_seen" else config.get(key) for key in stage.keys}
+    return values
+
+
+def _outside_inputs(config: Config, name: str, found: dict[str, dict[str, str]], model: ModelSource | None) -> dict[str, str]:
+    """Content digests of what a stage reads that is no stage's folder."""
+    if name == "ingest":
+        return {role: ",".join(sorted(set(digests.values()))) for role, digests in found.items()}
+    if name != "score":
+        return {}
+    inputs = {"model": model.bundle_digest} if model is not None else {}
+    if config.score.users.endswith(".parquet"):
+        inputs["users"] = sources.digest_of(config, "score.users", config.score.users)
+    return inputs
+
+
+def _model_source(config: Config) -> ModelSource | None:
+    if config.score.model == "run":
+        return None
+    from pipeline import registry  # noqa: PLC0415  (asks the tracking server)
+
+    return registry.model_source(config)

@@ -1,0 +1,247 @@
+"""Where artifacts lie: content-addressed stage folders, manifests, commit by rename, one lock per artifact.
+
+`<data_dir>/<name>/<stage>/<fingerprint>/` is a finished artifact; `.building-<fingerprint>` beside it is one being made
+(kept after a kill, so that a stage which can resume does); `latest` points to the newest.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DamagedArtifact
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(content: Any) -> str:
+    """16 hexadecimal digits that name any JSON content: sha256 of its canonical form, cut short."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file of a folder, sorted by its path."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, sort_keys=True, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; DamagedArtifact where it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedArtifact(f"{path}: is damaged, not valid JSON ({error})") from None
+
+
+class Digests:
+    """Digests of source files, remembered by (path, size, mtime, inode), so that each is read once."""
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        try:
+            self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            self._known = {}
+
+    def __call__(self, path: Path) -> str:
+        """sha256 of the file, from memory where the file is the one seen before."""
+        key = str(path.absolute())
+        status = path.stat()
+        identity = [status.st_size, status.st_mtime_ns, status.st_ino]
+        known = self._known.get(key)
+        if known is not None and known[:3] == identity:
+            return str(known[3])
+        digest = digest_file(path)
+        self._known[key] = [*identity, digest]
+        write_json(self._memory, self._known)
+        return digest
+
+
+class Artifact:
+    """One artifact's places, whether it is there or not."""
+
+    def __init__(self, stage_folder: Path, name: str) -> None:
+        self.stage_folder = stage_folder
+        self.name = name
+        self.folder = stage_folder / name
+        self.workspace = stage_folder / f".building-{name}"
+        self.run_link = stage_folder / ".runs" / f"{name}.json"
+        self._old = stage_folder / f".old-{name}"
+
+    def __str__(self) -> str:
+        return f"{self.stage_folder.name}/{self.name}"
+
+    def is_complete(self) -> bool:
+        """Whether the artifact is there, whole as far as names and sizes tell (no data is read).
+
+        Raises DamagedArtifact where a file is missing or has another size than the manifest says.
+        """
+        if not self.folder.exists() and self._old.exists():
+            self._old.rename(self.folder)  # killed between the two renames of a forced rebuild
+        if not (self.folder / MANIFEST).exists():
+            return False
+        for relative, (size, _) in read_manifest(self.folder)["files"].items():
+            path = self.folder / relative
+            if not path.exists():
+                raise DamagedArtifact(f"{path}: is missing from a finished artifact; {self._remedy()}")
+            if path.stat().st_size != size:
+                raise DamagedArtifact(f"{path}: is damaged: {path.stat().st_size} bytes, expected {size}; {self._remedy()}")
+        return True
+
+    def verify(self) -> None:
+        """Raise DamagedArtifact where any file's digest is not the manifest's."""
+        for relative, (_, digest) in read_manifest(self.folder)["files"].items():
+            path = self.folder / relative
+            if not path.exists() or digest_file(path) != digest:
+                raise DamagedArtifact(f"{path}: is damaged: its digest is not the manifest's; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return f"build it again with: lookback run {self.stage_folder.name} --force --config …"
+
+    def prepare(self, resume: bool) -> None:
+        """An empty workspace, or the one an interrupted run left where the stage can go on from it."""
+        if self.workspace.exists() and not resume:
+            shutil.rmtree(self.workspace)
+        self.workspace.mkdir(parents=True, exist_ok=True)
+
+    def commit(self, manifest: dict[str, Any]) -> None:
+        """Seal the workspace with its manifest and rename it into place, everything on disk first."""
+        files = [path for path in files_below(self.workspace) if path.name != MANIFEST]
+        manifest["files"] = {
+            path.relative_to(self.workspace).as_posix(): [path.stat().st_size, digest_file(path)] for path in files
+        }
+        write_json(self.workspace / MANIFEST, manifest)
+        for path in files:
+            _fsync(path)
+        for folder in {path.parent for path in files} | {self.workspace}:
+            _fsync(folder)
+        if self.folder.exists():
+            shutil.rmtree(self._old, ignore_errors=True)
+            self.folder.rename(self._old)
+        self.workspace.rename(self.folder)
+        _fsync(self.stage_folder)
+        shutil.rmtree(self._old, ignore_errors=True)
+        self.point_latest()
+
+    def point_latest(self) -> None:
+        """Make `latest` point here, unless what it points to is newer."""
+        link = self.stage_folder / "latest"
+        with contextlib.suppress(OSError, DamagedArtifact, KeyError):
+            if read_manifest(link)["created_utc"] > read_manifest(self.folder)["created_utc"]:
+                return
+        if link.is_symlink() and os.readlink(link) == self.name:
+            return
+        temporary = self.stage_folder / f".latest-{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(self.name)
+        temporary.replace(link)
+        _fsync(self.stage_folder)
+
+    @contextlib.contextmanager
+    def lock(self, inputs: dict[str, str] | None = None) -> Iterator[None]:
+        """Hold this artifact; where another process holds it, say who and wait. `inputs` is what its making reads."""
+        import filelock  # noqa: PLC0415  (a tenth of the command line's start)
+
+        folder = self.stage_folder / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / f"{self.name}.lock")
+        holder = folder / f"{self.name}.json"
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"{self} is being made by {_holder(holder)}; waiting for it to end", file=sys.stderr, flush=True)
+            lock.acquire()
+        try:
+            write_json(holder, {"process": os.getpid(), "host": socket.gethostname(), "since": now().isoformat(), "inputs": inputs or {}})
+            yield
+        finally:
+            lock.release()
+
+    def is_locked(self) -> bool:
+        """Whether a process is making this artifact now."""
+        return self.name in being_made(self.stage_folder)
+
+
+def being_made(stage_folder: Path) -> dict[str, dict[str, str]]:
+    """The artifacts of a stage that processes hold now, and what each making reads (stage -> fingerprint)."""
+    import filelock  # noqa: PLC0415
+
+    held = {}
+    for path in (stage_folder / ".locks").glob("*.lock"):
+        try:
+            with filelock.FileLock(path, timeout=0):
+                pass
+        except filelock.Timeout:
+            with contextlib.suppress(OSError, json.JSONDecodeError):
+                held[path.stem] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["inputs"]
+    return held
+
+
+def _holder(path: Path) -> str:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return "another process"
+    return f"process {content['process']} on {content['host']} since {content['since'][:19]}Z"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished artifact."""
+    content: dict[str, Any] = read_json(folder / MANIFEST)
+    return content
+
+
+def now() -> datetime.datetime:
+    """The time, UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+class PeakMemory:
+    """The largest resident size of this process since it was made, in bytes (since the process began where it cannot be reset)."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+
+    def bytes(self) -> int:
+        """Peak resident set size so far."""
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        import resource  # noqa: PLC0415  (not on every system)
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

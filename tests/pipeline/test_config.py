@@ -1,0 +1,123 @@
+"""The configuration: typed, with defaults, refused where it makes no sense."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import all_keys, load_config
+from pipeline.errors import ConfigError
+
+MINIMAL = """
+name = "tiny"
+[events]
+path = "{data_dir}/{name}/log.csv"
+columns = { user_id = "u", item_id = "i", timestamp = "t" }
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_defaults_are_the_contract_s(minimal: Path) -> None:
+    config = load_config(minimal)
+    assert (config.seed, config.data_dir, config.history.max_length) == (0, "data", 200)
+    assert (config.split.protocol, config.split.test_fraction, config.split.ties) == ("temporal", 0.1, "order")
+    assert (config.model.dim, config.model.num_blocks, config.model.num_heads, config.model.dropout) == (64, 2, 2, 0.2)
+    assert (config.train.epochs, config.train.patience, config.train.batch_histories) == (100, 10, 128)
+    assert config.evaluate.k == [10, 200]
+    assert (config.score.model, config.score.k, config.score.because_items) == ("run", 10, 3)
+    assert config.events.max_refused_fraction == 0.05
+
+
+def test_paths_are_filled_in(minimal: Path) -> None:
+    assert load_config(minimal, ["data_dir=elsewhere"]).events.path == "elsewhere/tiny/log.csv"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epochs=3", ("train.epochs", 3)),
+        ("train.refit=false", ("train.refit", False)),
+        ("train.learning_rate=1", ("train.learning_rate", 1.0)),
+        ("split.protocol=leave_one_out", ("split.protocol", "leave_one_out")),
+        ("split.test_from=2024-01-31", ("split.test_from", "2024-01-31")),
+        ("evaluate.k=[5, 20]", ("evaluate.k", [5, 20])),
+        ("score.model=models:/lookback-tiny/3", ("score.model", "models:/lookback-tiny/3")),
+    ],
+)
+def test_overrides(minimal: Path, override: str, expected: tuple[str, object]) -> None:
+    assert load_config(minimal, [override]).get(expected[0]) == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epohs=3", "did you mean 'train.epochs'"),
+        ("epochs=3", "did you mean 'train.epochs'"),
+        ("events.colums={}", "did you mean 'events.columns'"),
+        ("events.columns.user={}", "user"),
+        ("train.epochs=0", "train.epochs: received 0, expected at least 1"),
+        ("train.epochs=true", "received true"),
+        ("train.epochs=many", "'many'"),
+        ("train.learning_rate=nan", "learning_rate"),
+        ("train=3", "expected a section"),
+        ("model.dim=63", "multiple of num_heads"),
+        ("model.dropout=1.0", "model.dropout"),
+        ("model.block=hstu", "'transformer'"),
+        ("split.test_fraction=0.95", "less than 1 together"),
+        ("split.test_from=soon", "isoformat"),
+        ("events.types={view=1.0}", "event_type"),
+        ("events.min_value=3", "value"),
+        ("events.timestamp_unit=position", "leave_one_out"),
+        ("events.encoding=ebcdic", "encoding"),
+        ("evaluate.k=[]", "evaluate.k"),
+        ("evaluate.baselines=['magic']", "magic"),
+        ("score.model=the-best", "models:/NAME/VERSION"),
+        ("ranker.use=always", "ranker"),
+        ("name=../escape", "name"),
+        ("train.epochs", "key=value"),
+    ],
+)
+def test_nonsense_is_refused(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=".*") as caught:
+        load_config(minimal, [override])
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_what_is_required_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "empty.toml"
+    path.write_text("")
+    with pytest.raises(ConfigError, match="name is missing"):
+        load_config(path)
+    path.write_text('name = "x"\n[events]\npath = "a.csv"\ncolumns = { user_id = 1 }')
+    with pytest.raises(ConfigError, match="item_id, timestamp"):
+        load_config(path)
+
+
+def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("name = ")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "broken.toml")
+
+
+def test_every_shipped_configuration_loads() -> None:
+    folder = Path(__file__).parents[2] / "pipeline" / "configs"
+    shipped = sorted(folder.glob("*.toml"))
+    assert {"demo.toml", "ml-1m.toml", "ml-100k.toml", "beauty.toml", "deskdrop.toml"} <= {path.name for path in shipped}
+    for path in shipped:
+        config = load_config(path)
+        assert config.data_dir == "data", path
+        assert config.seed == 0, path
+
+
+def test_the_readme_documents_every_key() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    missing = [key for key in all_keys() if f"`{key}`" not in readme]
+    assert not missing

@@ -1,0 +1,153 @@
+"""The store: complete or not there, damaged files named, one maker at a time."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import store
+from pipeline.errors import DamagedArtifact
+from pipeline.store import Artifact, Digests, being_made, fingerprint
+
+
+def make(artifact: Artifact, text: str, created: str = "2026-01-01") -> None:
+    artifact.prepare(resume=False)
+    (artifact.workspace / "part").mkdir()
+    (artifact.workspace / "part" / "data.txt").write_text(text)
+    artifact.commit({"created_utc": created, "inputs": {}})
+
+
+def test_fingerprints_follow_content_not_order() -> None:
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+    assert fingerprint({"a": 1}) == "015abd7f5cc57a2d"  # sha256 of {"a":1}, the first 16 digits
+
+
+def test_an_artifact_is_there_only_when_committed(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path / "stage", "f" * 16)
+    assert not artifact.is_complete()
+    artifact.prepare(resume=False)
+    (artifact.workspace / "data.txt").write_text("half")
+    assert not artifact.is_complete()
+    assert not artifact.folder.exists()
+    make(artifact, "whole")
+    assert artifact.is_complete()
+    artifact.verify()
+    assert (tmp_path / "stage" / "latest" / "part" / "data.txt").read_text() == "whole"
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path / "stage", "f" * 16)
+    make(artifact, "whole")
+    (artifact.folder / "part" / "data.txt").write_text("wholf")
+    assert artifact.is_complete()  # names and sizes alone cannot tell
+    with pytest.raises(DamagedArtifact, match=r"data\.txt.*--force"):
+        artifact.verify()
+    (artifact.folder / "part" / "data.txt").write_text("longer than before")
+    with pytest.raises(DamagedArtifact, match=r"data\.txt.*18 bytes, expected 5"):
+        artifact.is_complete()
+    (artifact.folder / "part" / "data.txt").unlink()
+    with pytest.raises(DamagedArtifact, match=r"data\.txt: is missing"):
+        artifact.is_complete()
+    (artifact.folder / "manifest.json").write_text("{")
+    with pytest.raises(DamagedArtifact, match="not valid JSON"):
+        artifact.is_complete()
+
+
+def test_a_forced_rebuild_replaces_and_survives_a_kill_between_the_renames(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path / "stage", "f" * 16)
+    make(artifact, "old")
+    make(artifact, "new")
+    assert (artifact.folder / "part" / "data.txt").read_text() == "new"
+    assert sorted(path.name for path in artifact.stage_folder.iterdir()) == ["f" * 16, "latest"]
+    artifact.folder.rename(artifact.stage_folder / f".old-{artifact.name}")
+    assert artifact.is_complete()
+    assert (artifact.folder / "part" / "data.txt").read_text() == "new"
+
+
+def test_latest_is_the_newest(tmp_path: Path) -> None:
+    first, second = Artifact(tmp_path / "stage", "1" * 16), Artifact(tmp_path / "stage", "2" * 16)
+    make(second, "b", created="2026-01-02")
+    make(first, "a", created="2026-01-01")
+    assert os.readlink(tmp_path / "stage" / "latest") == second.name
+    (tmp_path / "stage" / "latest").unlink()
+    first.point_latest()
+    assert os.readlink(tmp_path / "stage" / "latest") == first.name
+    second.point_latest()
+    assert os.readlink(tmp_path / "stage" / "latest") == second.name
+
+
+def test_a_workspace_is_kept_only_for_a_stage_that_resumes(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path / "stage", "f" * 16)
+    artifact.prepare(resume=True)
+    (artifact.workspace / "checkpoint").write_text("x")
+    artifact.prepare(resume=True)
+    assert (artifact.workspace / "checkpoint").exists()
+    artifact.prepare(resume=False)
+    assert not (artifact.workspace / "checkpoint").exists()
+
+
+def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, memory = tmp_path / "log.csv", tmp_path / "memory" / "digests.json"
+    source.write_text("a")
+    first = Digests(memory)(source)
+    monkeypatch.setattr(store, "digest_file", lambda _: pytest.fail("read again"))
+    assert Digests(memory)(source) == first
+    monkeypatch.undo()
+    source.write_text("b")
+    os.utime(source, ns=(1, 1))
+    assert Digests(memory)(source) != first
+
+
+def test_a_second_maker_waits_and_says_for_whom(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from pipeline.store import Artifact
+        with Artifact(Path(sys.argv[1]), "f" * 16).lock({"ingest": "abc"}):
+            print("held", flush=True)
+            sys.stdin.read()
+        """
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert being_made(tmp_path) == {"f" * 16: {"ingest": "abc"}}
+        got = threading.Event()
+
+        def wait() -> None:
+            with Artifact(tmp_path, "f" * 16).lock():
+                got.set()
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        time.sleep(0.3)
+        assert not got.is_set()
+        other.kill()  # a killed maker holds nothing
+        waiter.join(timeout=10)
+        assert got.is_set()
+    assert f"is being made by process {other.pid}" in capfd.readouterr().err
+    assert being_made(tmp_path) == {}
+
+
+def test_peak_memory_is_of_the_stage_not_of_the_process() -> None:
+    block = bytearray(200_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    during = store.PeakMemory().bytes()
+    del block
+    assert store.PeakMemory().bytes() < during - 100_000_000
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    store.write_json(tmp_path / "deep" / "a.json", {"x": 1})
+    store.write_json(tmp_path / "deep" / "a.json", {"x": 2})
+    assert json.loads((tmp_path / "deep" / "a.json").read_text()) == {"x": 2}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.json"]
