@@ -62,7 +62,9 @@ def build(
 
     Events have the columns of `schema.EVENTS`; every id must be in its vocabulary.
     """
-    types = pl.LazyFrame({"event_type": event_types, "type_index": np.arange(1, len(event_types) + 1, dtype=np.int16)})
+    types = pl.LazyFrame(
+        {"event_type": event_types, "type_index": np.arange(1, len(event_types) + 1, dtype=np.int16)}
+    )
     frame = (
         events.with_columns(pl.col(schema.EVENT_TYPE).cast(pl.String))
         .join(users.frame("user_index", schema.USER_ID).lazy(), on=schema.USER_ID)
@@ -83,11 +85,15 @@ def build(
     left_out = {}
     if drop_duplicates:
         before = len(frame)
-        frame = frame.unique(["user_index", "item_index", "time", "event_type"], keep="first", maintain_order=True)
+        frame = frame.unique(
+            ["user_index", "item_index", "time", "event_type"], keep="first", maintain_order=True
+        )
         left_out["duplicate"] = before - len(frame)
     if drop_consecutive:
         before = len(frame)
-        same = (pl.col("item_index") == pl.col("item_index").shift(1)) & (pl.col("user_index") == pl.col("user_index").shift(1))
+        same = (pl.col("item_index") == pl.col("item_index").shift(1)) & (
+            pl.col("user_index") == pl.col("user_index").shift(1)
+        )
         frame = frame.filter(~same.fill_null(value=False))
         left_out["consecutive_repeat"] = before - len(frame)
     counts = np.bincount(frame["user_index"].to_numpy(), minlength=len(users))

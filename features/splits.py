@@ -5,6 +5,7 @@ training `[offsets[u], train_end[u])`, validation `[train_end[u], validation_end
 """
 
 import datetime
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +62,19 @@ class Split:
     def num_events(self, histories: JaggedHistories) -> dict[str, int]:
         """Events of each part, those of users and items under the core filter included."""
         edges = (histories.offsets[:-1], self.train_end, self.validation_end, histories.offsets[1:])
-        return {part: int((end - start).sum()) for part, start, end in zip(PARTS, edges[:-1], edges[1:], strict=True)}
+        return {
+            part: int((end - start).sum())
+            for part, start, end in zip(PARTS, edges[:-1], edges[1:], strict=True)
+        }
 
 
 def core(
-    user: NDArray[np.integer], item: NDArray[np.integer], num_users: int, num_items: int, min_user: int, min_item: int
+    user: NDArray[np.integer],
+    item: NDArray[np.integer],
+    num_users: int,
+    num_items: int,
+    min_user: int,
+    min_item: int,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Users and items of the largest set of events in which each user has `min_user` and each item `min_item` events.
 
@@ -105,16 +114,32 @@ def temporal(
     before = int(np.searchsorted(times, test_from))
     validation_from = int(times[max(0, before - max(1, round(total * validation_fraction)))])
     user = histories.users()
-    train_end = histories.offsets[:-1] + np.bincount(user[histories.time < validation_from], minlength=histories.num_users)
-    validation_end = histories.offsets[:-1] + np.bincount(user[histories.time < test_from], minlength=histories.num_users)
+    train_end = histories.offsets[:-1] + np.bincount(
+        user[histories.time < validation_from], minlength=histories.num_users
+    )
+    validation_end = histories.offsets[:-1] + np.bincount(
+        user[histories.time < test_from], minlength=histories.num_users
+    )
     training = np.asarray(histories.time) < validation_from
     train_user, kept_item = core(
-        user[training], histories.item_index[training], histories.num_users, num_items, min_user_events, min_item_events
+        user[training],
+        histories.item_index[training],
+        histories.num_users,
+        num_items,
+        min_user_events,
+        min_item_events,
     )
     kept_item[1:] |= min_item_events == 1
     on_kept = np.bincount(user[kept_item[histories.item_index]], minlength=histories.num_users)
     split = Split(
-        "temporal", train_end, validation_end, train_user, on_kept >= min_user_events, kept_item, validation_from, test_from
+        "temporal",
+        train_end,
+        validation_end,
+        train_user,
+        on_kept >= min_user_events,
+        kept_item,
+        validation_from,
+        test_from,
     )
     _refuse_empty(split, histories)
     return split
@@ -129,16 +154,20 @@ def leave_one_out(
     Raises ValueError where no user has three events.
     """
     user = histories.users()
-    kept_user, kept_item = core(user, histories.item_index, histories.num_users, num_items, min_user_events, min_item_events)
+    kept_user, kept_item = core(
+        user, histories.item_index, histories.num_users, num_items, min_user_events, min_item_events
+    )
     positions = np.flatnonzero(kept_item[histories.item_index] & kept_user[user])
     counts = np.bincount(user[positions], minlength=histories.num_users)
     ends = np.cumsum(counts)
-    enough = counts >= 3  # noqa: PLR2004  (one to train on, one for validation, one for the test)
+    enough = counts >= 3
     train_end = histories.offsets[1:].copy()
     validation_end = histories.offsets[1:].copy()
     train_end[enough] = positions[ends[enough] - 2]
     validation_end[enough] = positions[ends[enough] - 1]
-    split = Split("leave_one_out", train_end, validation_end, kept_user, kept_user & enough, kept_item, None, None)
+    split = Split(
+        "leave_one_out", train_end, validation_end, kept_user, kept_user & enough, kept_item, None, None
+    )
     _refuse_empty(split, histories)
     return split
 
@@ -168,13 +197,20 @@ def check_leaks(histories: JaggedHistories, split: Split) -> None:
     starts, stops = histories.offsets[:-1], histories.offsets[1:]
     user = histories.users()
     if (np.diff(histories.time)[user[1:] == user[:-1]] < 0).any():
-        raise LeakError("leak: a history is not in the order of time; an event stands before one that came earlier")
+        raise LeakError(
+            "leak: a history is not in the order of time; an event stands before one that came earlier"
+        )
     edges = (starts, split.train_end, split.validation_end, stops)
-    for earlier, later in zip(edges[:-1], edges[1:], strict=True):
+    for earlier, later in itertools.pairwise(edges):
         if (earlier > later).any():
-            raise LeakError(f"leak: user index {int(np.flatnonzero(earlier > later)[0])}: parts of the split overlap")
+            raise LeakError(
+                f"leak: user index {int(np.flatnonzero(earlier > later)[0])}: parts of the split overlap"
+            )
     position = np.arange(len(histories.time))
-    parts = ((split.train_end, split.validation_from, "training"), (split.validation_end, split.test_from, "validation"))
+    parts = (
+        (split.train_end, split.validation_from, "training"),
+        (split.validation_end, split.test_from, "validation"),
+    )
     for end, boundary, part in parts:
         if boundary is None:
             continue
@@ -186,7 +222,9 @@ def check_leaks(histories: JaggedHistories, split: Split) -> None:
             )
         early = (position >= end[user]) & (histories.time < boundary)
         if early.any():
-            raise LeakError(f"leak: {int(early.sum())} events before the {part} part's end are held out after it")
+            raise LeakError(
+                f"leak: {int(early.sum())} events before the {part} part's end are held out after it"
+            )
 
 
 def tie_share(histories: JaggedHistories) -> float:

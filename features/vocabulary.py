@@ -32,7 +32,9 @@ class Vocabulary:
         index = self._lookup(ids)
         if index.null_count():
             stranger = ids.filter(index.is_null())[0]
-            raise ValueError(f"{ids.name or 'id'}: received {stranger!r}, which is not among the {len(self)} known ids")
+            raise ValueError(
+                f"{ids.name or 'id'}: received {stranger!r}, which is not among the {len(self)} known ids"
+            )
         return index.to_numpy().astype(np.int32)
 
     def encode_known(self, ids: pl.Series, unknown: int = 0) -> tuple[NDArray[np.int32], int]:
@@ -44,7 +46,9 @@ class Vocabulary:
         """[n] ids of indices; indices outside the vocabulary (padding) become null."""
         position = pl.Series(index.astype(np.int64) - self.first)
         known = position.is_between(0, len(self) - 1)
-        return self.ids.gather(position.clip(0, max(len(self) - 1, 0))).zip_with(known, pl.Series([None], dtype=self.ids.dtype).new_from_index(0, len(position)))
+        return self.ids.gather(position.clip(0, max(len(self) - 1, 0))).zip_with(
+            known, pl.Series([None], dtype=self.ids.dtype).new_from_index(0, len(position))
+        )
 
     def frame(self, index_name: str, id_name: str) -> pl.DataFrame:
         """(index Int32, id) of every id, in order."""

@@ -36,12 +36,27 @@ class EncoderSettings:
     """Whether the model may see the time of the request; this version's blocks cannot."""
 
     def __post_init__(self) -> None:
-        _refuse(self.block != "transformer", "model.block", self.block, "'transformer': the other blocks are not in this version")
-        _refuse(self.request_time, "model.request_time", True, "false: no block of this version sees the request's time")
+        _refuse(
+            self.block != "transformer",
+            "model.block",
+            self.block,
+            "'transformer': the other blocks are not in this version",
+        )
+        _refuse(
+            self.request_time,
+            "model.request_time",
+            True,
+            "false: no block of this version sees the request's time",
+        )
         _refuse(self.dim < 1, "model.dim", self.dim, "at least 1")
         _refuse(self.num_blocks < 1, "model.num_blocks", self.num_blocks, "at least 1")
         _refuse(self.num_heads < 1, "model.num_heads", self.num_heads, "at least 1")
-        _refuse(self.dim % max(self.num_heads, 1) != 0, "model.dim", self.dim, f"a multiple of num_heads ({self.num_heads})")
+        _refuse(
+            self.dim % max(self.num_heads, 1) != 0,
+            "model.dim",
+            self.dim,
+            f"a multiple of num_heads ({self.num_heads})",
+        )
         _refuse(not 0 <= self.dropout < 1, "model.dropout", self.dropout, "a share in [0, 1)")
 
 
@@ -81,10 +96,20 @@ class TrainSettings:
     """Seconds between checkpoints to resume from (one is also written after each epoch)."""
 
     def __post_init__(self) -> None:
-        _refuse(self.loss != "softmax", "train.loss", self.loss, "'softmax': the other losses are not in this version")
+        _refuse(
+            self.loss != "softmax",
+            "train.loss",
+            self.loss,
+            "'softmax': the other losses are not in this version",
+        )
         for key in ("epochs", "patience", "batch_histories", "validation_targets"):
             _refuse(getattr(self, key) < 1, f"train.{key}", getattr(self, key), "at least 1")
-        _refuse(not 0 < self.learning_rate < math.inf, "train.learning_rate", self.learning_rate, "a number above 0")
+        _refuse(
+            not 0 < self.learning_rate < math.inf,
+            "train.learning_rate",
+            self.learning_rate,
+            "a number above 0",
+        )
         for key in ("weight_decay", "max_grad_norm", "checkpoint_seconds"):
             _refuse(not 0 <= getattr(self, key) < math.inf, f"train.{key}", getattr(self, key), "0 or more")
         for key in ("beta1", "beta2"):

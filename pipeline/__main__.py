@@ -18,11 +18,19 @@ STAGE_NAMES = ("ingest", "features", "train", "index", "rank", "evaluate", "publ
 def _configured(command: Callable[..., None]) -> Callable[..., None]:
     """Add --config and --set, and hand the loaded configuration to the command."""
 
-    @click.option("--config", "config_path", required=True, metavar="FILE", help="The configuration, a TOML file.")
-    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as train.epochs=3.")
+    @click.option(
+        "--config", "config_path", required=True, metavar="FILE", help="The configuration, a TOML file."
+    )
+    @click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key, such as train.epochs=3.",
+    )
     @functools.wraps(command)
     def configured(config_path: str, overrides: tuple[str, ...], **arguments: Any) -> None:
-        from pipeline.config import load_config  # noqa: PLC0415
+        from pipeline.config import load_config
 
         command(load_config(config_path, overrides), **arguments)
 
@@ -32,7 +40,7 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lookback")
 def cli() -> None:
-    """lookback looks back over each user's history to decide what to recommend next."""
+    """Lookback looks back over each user's history to decide what to recommend next."""
 
 
 @cli.command()
@@ -42,7 +50,7 @@ def cli() -> None:
 @_configured
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and those they need (all: every one)."""
-    from pipeline.run import bring_up_to_date  # noqa: PLC0415
+    from pipeline.run import bring_up_to_date
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
     say = (lambda _: None) if as_json else functools.partial(print, flush=True)
@@ -57,7 +65,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
 @_configured
 def path(config: Any, stage: str) -> None:
     """Print the folder of STAGE's up-to-date artifact."""
-    from pipeline.stages import resolve  # noqa: PLC0415
+    from pipeline.stages import resolve
 
     artifact = resolve(config, [stage]).nodes[stage].artifact
     if not artifact.is_complete():
@@ -73,33 +81,46 @@ def path(config: Any, stage: str) -> None:
 @_configured
 def recommend(config: Any, user: str | None, history: str | None, k: int, as_json: bool) -> None:
     """Recommendations for a known user or a history, with what each is based on."""
-    from pipeline.recommend import recommend_one  # noqa: PLC0415
+    from pipeline.recommend import recommend_one
 
     if (user is None) == (history is None):
-        raise ConfigError("recommend: received " + ("neither" if user is None else "both") + ", expected one of --user and --history")
+        raise ConfigError(
+            "recommend: received "
+            + ("neither" if user is None else "both")
+            + ", expected one of --user and --history"
+        )
     recommend_one(config, user, history.split(",") if history is not None else None, k, as_json=as_json)
 
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True)
-@click.option("--config", "config_path", metavar="FILE", help="The configuration whose tracking server and experiment to look in.")
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    help="The configuration whose tracking server and experiment to look in.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def compare(runs: tuple[str, ...], config_path: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def compare(
+    runs: tuple[str, ...], config_path: str | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
     """RUNS (MLflow run ids or names) side by side, with paired differences and intervals."""
-    from pipeline.compare import compare_runs  # noqa: PLC0415
-    from pipeline.config import load_config  # noqa: PLC0415
+    from pipeline.compare import compare_runs
+    from pipeline.config import load_config
 
     config = load_config(config_path, overrides) if config_path is not None else None
     compare_runs(config, runs, as_json=as_json)
 
 
 @cli.command()
-@click.option("--trials", default=20, show_default=True, type=click.IntRange(min=1), help="Trials to reach in all.")
+@click.option(
+    "--trials", default=20, show_default=True, type=click.IntRange(min=1), help="Trials to reach in all."
+)
 @_configured
 def tune(config: Any, trials: int) -> None:
     """Search hyper-parameters on validation NDCG@10."""
-    from pipeline.tune import tune as search  # noqa: PLC0415
+    from pipeline.tune import tune as search
 
     search(config, trials)
 
@@ -109,18 +130,24 @@ def tune(config: Any, trials: int) -> None:
 @_configured
 def promote(config: Any, version: int) -> None:
     """Move the alias `champion` to VERSION by hand."""
-    from pipeline.registry import promote as move  # noqa: PLC0415
+    from pipeline.registry import promote as move
 
     print(move(config, version))
 
 
 @cli.command()
-@click.option("--keep", default=2, show_default=True, type=click.IntRange(min=1), help="Newest artifacts to keep per stage.")
+@click.option(
+    "--keep",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Newest artifacts to keep per stage.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @_configured
 def prune(config: Any, keep: int, dry_run: bool) -> None:
     """Remove old artifacts; never what the champion, the newest run or a running stage uses."""
-    from pipeline.prune import prune as remove  # noqa: PLC0415
+    from pipeline.prune import prune as remove
 
     remove(config, keep=keep, dry_run=dry_run)
 
@@ -129,7 +156,7 @@ def prune(config: Any, keep: int, dry_run: bool) -> None:
 @_configured
 def data(config: Any) -> None:
     """Download the public data set that the configuration names."""
-    from pipeline.data import download  # noqa: PLC0415
+    from pipeline.data import download
 
     download(config)
 
@@ -139,14 +166,15 @@ def data(config: Any) -> None:
 @_configured
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
-    from pipeline.tracking import ui as serve  # noqa: PLC0415
+    from pipeline.tracking import ui as serve
 
     serve(port or config.tracking.port)
 
 
 def _explain(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
-        return f"no space left on the device ({error.filename or 'while writing'}); free some and run again: nothing half-written is used"
+        where = error.filename or "while writing"
+        return f"no space left on the device ({where}); free some and run again: nothing half-written is used"
     return f"{error.filename or 'a file'}: {error.strerror or error}; check that the folder exists and can be written"
 
 

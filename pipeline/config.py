@@ -24,7 +24,9 @@ ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
 class Section(BaseModel):
     """A frozen part of the configuration; unknown keys are refused before it is built."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=()
+    )
 
 
 class Table(Section):
@@ -80,11 +82,17 @@ class EventsConfig(Table):
     def _required_columns(self) -> "EventsConfig":
         _check_columns("events", self.columns, EVENT_COLUMNS, ("user_id", "item_id", "timestamp"))
         if self.types is not None and "event_type" not in self.columns:
-            raise ValueError("events.types: received types, but events.columns names no event_type; expected a column for it")
+            raise ValueError(
+                "events.types: received types, but events.columns names no event_type; expected a column for it"
+            )
         if self.types is not None and (not self.types or min(self.types.values()) < 0):
-            raise ValueError(f"events.types: received {self.types}, expected at least one type and no negative weight")
+            raise ValueError(
+                f"events.types: received {self.types}, expected at least one type and no negative weight"
+            )
         if self.min_value is not None and "value" not in self.columns:
-            raise ValueError("events.min_value: received a value, but events.columns names no value; expected a column for it")
+            raise ValueError(
+                "events.min_value: received a value, but events.columns names no value; expected a column for it"
+            )
         datetime.date.fromisoformat(self.earliest)
         return self
 
@@ -170,7 +178,9 @@ class RankerConfig(Section):
     @classmethod
     def _not_yet(cls, use: str) -> str:
         if use == "always":
-            raise ValueError("ranker.use: received 'always', expected 'auto' or 'never': this version has no second-stage ranker")
+            raise ValueError(
+                "ranker.use: received 'always', expected 'auto' or 'never': this version has no second-stage ranker"
+            )
         return use
 
 
@@ -203,7 +213,9 @@ class EvaluateConfig(Section):
         known = ("popularity", "recent_popularity", "co_visitation")
         for name in names if isinstance(names, list) else []:
             if name not in known:
-                raise ValueError(f"evaluate.baselines: received {name!r}, expected names among {', '.join(known)}")
+                raise ValueError(
+                    f"evaluate.baselines: received {name!r}, expected names among {', '.join(known)}"
+                )
         return names
 
 
@@ -375,7 +387,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"configuration {path}: no such file; expected a TOML file (see pipeline/configs/)") from None
+        raise ConfigError(
+            f"configuration {path}: no such file; expected a TOML file (see pipeline/configs/)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -415,7 +429,9 @@ def _fields(owner: Any) -> dict[str, Any] | None:
 
 def _options(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of a union, or the type itself."""
-    return get_args(annotation) if get_origin(annotation) in (types.UnionType, typing.Union) else (annotation,)
+    return (
+        get_args(annotation) if get_origin(annotation) in (types.UnionType, typing.Union) else (annotation,)
+    )
 
 
 def _refuse_unknown(tree: dict[str, Any], owner: Any, prefix: str, where: str) -> None:
@@ -429,16 +445,23 @@ def _refuse_unknown(tree: dict[str, Any], owner: Any, prefix: str, where: str) -
         if section is not None and isinstance(value, dict):
             _refuse_unknown(value, section, f"{prefix}{key}.", where)
         elif section is not None:
-            raise ConfigError(f"{where}: {prefix + key}: received {value!r}, expected a section [{prefix + key}]")
+            raise ConfigError(
+                f"{where}: {prefix + key}: received {value!r}, expected a section [{prefix + key}]"
+            )
         elif isinstance(value, bool) and bool not in options and Any not in options:
-            raise ConfigError(f"{where}: {prefix + key}: received {str(value).lower()}, expected {fields[key]}")
+            raise ConfigError(
+                f"{where}: {prefix + key}: received {str(value).lower()}, expected {fields[key]}"
+            )
 
 
 def _nearest(full: str, key: str, siblings: list[str]) -> str:
     """The nearest valid key: among the siblings first, then anywhere in the tree."""
     everywhere = siblings + [name for name in all_keys() if name not in siblings]
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(everywhere)}
-    for near in difflib.get_close_matches(full, siblings, 1, 0.6), difflib.get_close_matches(key, by_leaf, 1, 0.6):
+    for near in (
+        difflib.get_close_matches(full, siblings, 1, 0.6),
+        difflib.get_close_matches(key, by_leaf, 1, 0.6),
+    ):
         if near:
             return by_leaf.get(near[0], near[0])
     return difflib.get_close_matches(full, everywhere, 1, 0.0)[0]
@@ -460,7 +483,11 @@ def _fill_paths(tree: dict[str, Any]) -> None:
     def fill(path: Any) -> Any:
         if isinstance(path, list):
             return [fill(each) for each in path]
-        return path.replace("{data_dir}", names["data_dir"]).replace("{name}", names["name"]) if isinstance(path, str) else path
+        return (
+            path.replace("{data_dir}", names["data_dir"]).replace("{name}", names["name"])
+            if isinstance(path, str)
+            else path
+        )
 
     for section in ("events", "items", "users"):
         if isinstance(tree.get(section), dict) and "path" in tree[section]:
@@ -473,19 +500,29 @@ def _explain(error: pydantic.ValidationError, path: str | Path) -> str:
         key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
-            lines.append(f"{path}: {key} is missing; expected it to be set ([events] needs path and columns, and name is required)")
+            lines.append(
+                f"{path}: {key} is missing; expected it to be set ([events] needs path and columns, and name is required)"
+            )
         elif problem["type"] in ("value_error", "assertion_error"):
-            lines.append(f"{path}: {message}" if key.split(".")[0] in message else f"{path}: {key}: {message}")
+            lines.append(
+                f"{path}: {message}" if key.split(".")[0] in message else f"{path}: {key}: {message}"
+            )
         else:
             lines.append(f"{path}: {key}: received {problem['input']!r}: {message[0].lower()}{message[1:]}")
     return "\n".join(dict.fromkeys(lines))
 
 
-def _check_columns(section: str, columns: dict[str, Column], known: tuple[str, ...], required: tuple[str, ...]) -> None:
+def _check_columns(
+    section: str, columns: dict[str, Column], known: tuple[str, ...], required: tuple[str, ...]
+) -> None:
     for ours in columns:
         if ours not in known:
             near = difflib.get_close_matches(ours, known, 1, 0.0)[0]
-            raise ValueError(f"unknown key '{section}.columns.{ours}'; did you mean '{section}.columns.{near}'?")
+            raise ValueError(
+                f"unknown key '{section}.columns.{ours}'; did you mean '{section}.columns.{near}'?"
+            )
     missing = [name for name in required if name not in columns]
     if missing:
-        raise ValueError(f"{section}.columns: received {sorted(columns)}, expected a column for {', '.join(missing)} too")
+        raise ValueError(
+            f"{section}.columns: received {sorted(columns)}, expected a column for {', '.join(missing)} too"
+        )

@@ -45,7 +45,11 @@ def _vocabularies(log: pl.LazyFrame, ingest: Path) -> tuple[Vocabulary, Vocabula
     types = log.select(pl.col(schema.EVENT_TYPE).cast(pl.String).unique()).collect()[schema.EVENT_TYPE]
     items = ids[1]
     if (ingest / "items.parquet").exists():
-        items = items.append(pl.read_parquet(ingest / "items.parquet", columns=[schema.ITEM_ID])[schema.ITEM_ID].cast(items.dtype))
+        items = items.append(
+            pl.read_parquet(ingest / "items.parquet", columns=[schema.ITEM_ID])[schema.ITEM_ID].cast(
+                items.dtype
+            )
+        )
     return Vocabulary.of(ids[0], 0), Vocabulary.of(items, 1), types.drop_nulls().sort().to_list()
 
 
@@ -75,18 +79,30 @@ def _microseconds(iso: str | None) -> int | None:
 def _item_table(items: Vocabulary, histories: jagged.JaggedHistories, ingest: Path) -> pl.DataFrame:
     """item_index, item_id, num_events, title, categories of every item of the catalogue."""
     counts = np.bincount(histories.item_index, minlength=len(items) + 1)[1:]
-    table = items.frame("item_index", schema.ITEM_ID).with_columns(pl.Series("num_events", counts, dtype=pl.Int64))
+    table = items.frame("item_index", schema.ITEM_ID).with_columns(
+        pl.Series("num_events", counts, dtype=pl.Int64)
+    )
     known = pl.DataFrame(schema={schema.ITEM_ID: items.ids.dtype})
     if (ingest / "items.parquet").exists():
-        known = pl.read_parquet(ingest / "items.parquet").with_columns(pl.col(schema.ITEM_ID).cast(items.ids.dtype))
-        known = known.select(pl.col(schema.ITEM_ID, "^title$", "^categories$")).unique(schema.ITEM_ID, keep="first")
+        known = pl.read_parquet(ingest / "items.parquet").with_columns(
+            pl.col(schema.ITEM_ID).cast(items.ids.dtype)
+        )
+        known = known.select(pl.col(schema.ITEM_ID, "^title$", "^categories$")).unique(
+            schema.ITEM_ID, keep="first"
+        )
     table = table.join(known, on=schema.ITEM_ID, how="left", maintain_order="left")
-    absent = {"title": pl.String, "categories": pl.List(pl.String)}
-    return table.with_columns(pl.lit(None, dtype=kind).alias(name) for name, kind in absent.items() if name not in table.columns)
+    absent: dict[str, pl.DataType] = {"title": pl.String(), "categories": pl.List(pl.String)}
+    return table.with_columns(
+        pl.lit(None, dtype=kind).alias(name) for name, kind in absent.items() if name not in table.columns
+    )
 
 
 def _report(
-    ctx: Context, histories: jagged.JaggedHistories, split: splits.Split, left_out: dict[str, int], num_items: int
+    ctx: Context,
+    histories: jagged.JaggedHistories,
+    split: splits.Split,
+    left_out: dict[str, int],
+    num_items: int,
 ) -> None:
     num_events = len(histories.time)
     parts = split.num_events(histories)
@@ -101,7 +117,9 @@ def _report(
         "users_evaluated": int(split.kept_user.sum()),
         "items_over_core": int(split.kept_item.sum()),
         "tied_time_share": round(splits.tie_share(histories), 4),
-        "history_length_quantiles": np.quantile(np.diff(histories.offsets), [0, 0.25, 0.5, 0.75, 0.95, 1]).tolist(),
+        "history_length_quantiles": np.quantile(
+            np.diff(histories.offsets), [0, 0.25, 0.5, 0.75, 0.95, 1]
+        ).tolist(),
     }
     ctx.manifest.update(facts)
     for name in ("num_users", "num_items", "rows_out", "tied_time_share"):

@@ -67,7 +67,11 @@ class Targets:
     def select(self, chosen: NDArray[np.bool_]) -> "Targets":
         """The chosen ones."""
         return Targets(
-            self.user[chosen], self.position[chosen], self.item[chosen], self.time[chosen], self.histories.select(chosen)
+            self.user[chosen],
+            self.position[chosen],
+            self.item[chosen],
+            self.time[chosen],
+            self.histories.select(chosen),
         )
 
 
@@ -95,10 +99,3 @@ def _first_of_tie(histories: JaggedHistories) -> Int64:
     time = np.asarray(histories.time)
     first = np.concatenate(([True], np.diff(time) != 0))
     return np.maximum.accumulate(np.where(first, np.arange(len(time)), 0))
-
-
-def already_seen(histories: Histories, item: Int32) -> NDArray[np.bool_]:
-    """[rows] whether the row's history holds its item."""
-    row, position = histories.gather()
-    same = histories.item_index[position] == item[row]
-    return np.bincount(row[same], minlength=len(histories)) > 0

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import registry, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
+from pipeline.plan import Plan
 from pipeline.stages import Context, Node, Pipeline, resolve
-from pipeline.tracking import Plan, Tracker
+from pipeline.tracking import Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
 
@@ -35,7 +36,9 @@ def bring_up_to_date(
     summaries = []
     for name, node in pipeline.nodes.items():
         with node.artifact.lock(node.inputs):
-            fresh = _ensure(pipeline, node, tracker, force=force and name in names, show_progress=show_progress)
+            fresh = _ensure(
+                pipeline, node, tracker, force=force and name in names, show_progress=show_progress
+            )
             _track(pipeline, node, tracker)
         summary = _summarise(node, fresh)
         summaries.append(summary)
@@ -79,7 +82,7 @@ def _build(node: Node, context: Context) -> None:
     memory = store.PeakMemory()
     module = importlib.import_module(f"pipeline.{node.stage.name}")
     module.build(context)
-    manifest = {"rows_in": 0, "rows_out": 0, "rows_left_out": {}} | context.manifest
+    manifest: dict[str, Any] = {"rows_in": 0, "rows_out": 0, "rows_left_out": {}} | context.manifest
     manifest |= {
         "stage": node.stage.name,
         "fingerprint": node.artifact.name,
@@ -100,22 +103,28 @@ def _build(node: Node, context: Context) -> None:
 
 def _track(pipeline: Pipeline, node: Node, tracker: Tracker) -> None:
     """See to it that the present server has this artifact's run; milliseconds where it does."""
-    if tracker.is_logged(node.artifact.run_link):
-        return
-    tracker.replay(folder=node.artifact.folder, **_identity(pipeline, node))
+    if not tracker.is_logged(node.artifact.run_link):
+        tracker.replay(folder=node.artifact.folder, **_identity(pipeline, node))
+    if node.stage.name == "publish":
+        registry.ensure_registered(pipeline.config, tracker, node.artifact)
 
 
 def _identity(pipeline: Pipeline, node: Node) -> dict[str, Any]:
     """What names a stage's run on the tracking server."""
     config = pipeline.config
-    parent = pipeline.nodes.get("train") if node.stage.name in ("index", "rank", "evaluate", "publish", "report") else None
+    parent = (
+        pipeline.nodes.get("train")
+        if node.stage.name in ("index", "rank", "evaluate", "publish", "report")
+        else None
+    )
     model = config.model
     encoder = f"{model.block}-{model.num_blocks}x{model.dim} {config.split.protocol}"
     return {
         "stage": node.stage.name,
         "fingerprint": node.artifact.name,
         "run_name": f"{node.stage.name} {encoder if node.stage.name == 'train' else node.artifact.name[:8]}",
-        "tags": {f"lookback.input.{name}": value[:200] for name, value in node.inputs.items()} | _environment_tags(),
+        "tags": {f"lookback.input.{name}": value[:200] for name, value in node.inputs.items()}
+        | _environment_tags(),
         "link_file": node.artifact.run_link,
         "parent_link_file": parent.artifact.run_link if parent is not None else None,
     }
@@ -126,7 +135,10 @@ def _environment_tags() -> dict[str, str]:
     if shutil.which("git") is not None:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parent,
         )
         if answer.returncode == 0:
             tags["lookback.git"] = answer.stdout.strip()
@@ -140,7 +152,9 @@ def _summarise(node: Node, fresh: bool) -> Summary:
         "folder": str(node.artifact.folder),
         "up_to_date": not fresh,
         "seconds": manifest["seconds"] if fresh else 0.0,
-        "summary": f"{manifest['summary']} ({manifest['seconds']:.1f} s)" if fresh else f"is up to date ({node.artifact.folder})",
+        "summary": f"{manifest['summary']} ({manifest['seconds']:.1f} s)"
+        if fresh
+        else f"is up to date ({node.artifact.folder})",
     }
 
 

@@ -18,14 +18,18 @@ def list_files(key: str, path: str | list[str]) -> list[Path]:
     files: list[Path] = []
     for each in path if isinstance(path, list) else [path]:
         if each.startswith(_REMOTE):
-            raise LookbackError(f"{key}: {each!r} is in an object store; this version reads local files: copy it here first")
+            raise LookbackError(
+                f"{key}: {each!r} is in an object store; this version reads local files: copy it here first"
+            )
         place = Path(each)
         if place.is_dir():
-            found = [file for file in place.rglob("*") if file.is_file() and not _hidden(file.relative_to(place))]
+            found = [
+                file for file in place.rglob("*") if file.is_file() and not _hidden(file.relative_to(place))
+            ]
         elif place.is_file():
             found = [place]
         else:
-            found = [Path(name) for name in glob.glob(each, recursive=True) if Path(name).is_file()]
+            found = [Path(name) for name in glob.glob(each, recursive=True) if Path(name).is_file()]  # noqa: PTH207
         if not found:
             raise LookbackError(
                 f"{key}: nothing at {each!r} (from {Path.cwd()}); expected a file, a folder with files, or a glob that "
@@ -71,7 +75,7 @@ def simulate_if_needed(config: Config) -> None:
     marker = folder / "simulation.json"
     if marker.exists() and read_json(marker) == wanted:
         return
-    from features import simulate  # noqa: PLC0415  (polars)
+    from features import simulate
 
     marker.unlink(missing_ok=True)
     settings = simulate.SimulationSettings(**config.simulate.model_dump())

@@ -10,7 +10,8 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.tracking import Live, Plan
+    from pipeline.plan import Plan
+    from pipeline.tracking import Live
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,42 @@ class Stage:
 
 
 _TABLE_KEYS = ("format", "separator", "header", "encoding", "columns")
-_EVENT_KEYS = (
-    "timestamp_unit timezone types min_value id_types duplicates max_refused_fraction earliest max_days_ahead".split()
-)
-_TRAIN_KEYS = (
-    "loss epochs patience batch_histories learning_rate weight_decay beta1 beta2 max_grad_norm precision compile "
-    "refit_validation validation_targets".split()
-)
-_SCORE_KEYS = "k users exclude_seen because because_method because_items batch_users shard_users".split()
+_EVENT_KEYS = [
+    "timestamp_unit",
+    "timezone",
+    "types",
+    "min_value",
+    "id_types",
+    "duplicates",
+    "max_refused_fraction",
+    "earliest",
+    "max_days_ahead",
+]
+_TRAIN_KEYS = [
+    "loss",
+    "epochs",
+    "patience",
+    "batch_histories",
+    "learning_rate",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "max_grad_norm",
+    "precision",
+    "compile",
+    "refit_validation",
+    "validation_targets",
+]
+_SCORE_KEYS = [
+    "k",
+    "users",
+    "exclude_seen",
+    "because",
+    "because_method",
+    "because_items",
+    "batch_users",
+    "shard_users",
+]
 
 
 def _keys(section: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -54,13 +83,26 @@ STAGES = {
         Stage(
             "features",
             1,
-            ("events.duplicates", "history.min_user_events", "history.min_item_events", "history.repeats", "split"),
+            (
+                "events.duplicates",
+                "history.min_user_events",
+                "history.min_item_events",
+                "history.repeats",
+                "split",
+            ),
             ("ingest",),
         ),
         Stage(
             "train",
             1,
-            ("seed", "model", "history.max_length", "events.types", "exclude_seen", *_keys("train", _TRAIN_KEYS)),
+            (
+                "seed",
+                "model",
+                "history.max_length",
+                "events.types",
+                "exclude_seen",
+                *_keys("train", _TRAIN_KEYS),
+            ),
             ("features",),
             resumable=True,
         ),
@@ -69,14 +111,30 @@ STAGES = {
         Stage(
             "evaluate",
             1,
-            ("seed", "evaluate.k", "exclude_seen", "evaluate.baselines", "evaluate.recent_days", "evaluate.resamples"),
+            (
+                "seed",
+                "evaluate.k",
+                "exclude_seen",
+                "evaluate.baselines",
+                "evaluate.recent_days",
+                "evaluate.resamples",
+            ),
             ("features", "train", "index", "rank"),
         ),
-        Stage("publish", 1, ("name", "train.refit", "index"), ("features", "train", "index", "rank", "evaluate"), resumable=True),
+        Stage(
+            "publish",
+            1,
+            ("name", "train.refit", "index"),
+            ("features", "train", "index", "rank", "evaluate"),
+            resumable=True,
+        ),
         Stage("score", 1, _keys("score", _SCORE_KEYS), ("features", "publish"), resumable=True),
-        Stage("report", 1, ("name", "report"), ("ingest", "features", "train", "evaluate", "publish", "score")),
+        Stage(
+            "report", 1, ("name", "report"), ("ingest", "features", "train", "evaluate", "publish", "score")
+        ),
     )
 }
+
 
 @dataclass(frozen=True)
 class Node:
@@ -130,7 +188,11 @@ class ModelSource:
 def _needs(config: Config, name: str) -> tuple[str, ...]:
     """The stages a stage reads; scoring with a registered model needs no training."""
     needs = STAGES[name].needs
-    return tuple(each for each in needs if each != "publish") if name == "score" and config.score.model != "run" else needs
+    return (
+        tuple(each for each in needs if each != "publish")
+        if name == "score" and config.score.model != "run"
+        else needs
+    )
 
 
 def order(config: Config, names: Iterable[str]) -> list[str]:
@@ -173,17 +235,20 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         inputs |= _outside_inputs(config, name, found, model)
         settings = _settings(config, stage)
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
-        nodes[name] = Node(stage, store.Artifact(config.folder / name, store.fingerprint(content)), settings, inputs)
+        nodes[name] = Node(
+            stage, store.Artifact(config.folder / name, store.fingerprint(content)), settings, inputs
+        )
     return Pipeline(config, nodes, found, model)
 
 
 def _settings(config: Config, stage: Stage) -> dict[str, Any]:
     """The value of every key that the stage declares."""
-    values = {key: config.exclude_seen if key == "exclude_seen" else config.get(key) for key in stage.keys}
-    return values
+    return {key: config.exclude_seen if key == "exclude_seen" else config.get(key) for key in stage.keys}
 
 
-def _outside_inputs(config: Config, name: str, found: dict[str, dict[str, str]], model: ModelSource | None) -> dict[str, str]:
+def _outside_inputs(
+    config: Config, name: str, found: dict[str, dict[str, str]], model: ModelSource | None
+) -> dict[str, str]:
     """Content digests of what a stage reads that is no stage's folder."""
     if name == "ingest":
         return {role: ",".join(sorted(set(digests.values()))) for role, digests in found.items()}
@@ -198,6 +263,6 @@ def _outside_inputs(config: Config, name: str, found: dict[str, dict[str, str]],
 def _model_source(config: Config) -> ModelSource | None:
     if config.score.model == "run":
         return None
-    from pipeline import registry  # noqa: PLC0415  (asks the tracking server)
+    from pipeline import registry
 
     return registry.model_source(config)

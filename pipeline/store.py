@@ -109,7 +109,9 @@ class Artifact:
             if not path.exists():
                 raise DamagedArtifact(f"{path}: is missing from a finished artifact; {self._remedy()}")
             if path.stat().st_size != size:
-                raise DamagedArtifact(f"{path}: is damaged: {path.stat().st_size} bytes, expected {size}; {self._remedy()}")
+                raise DamagedArtifact(
+                    f"{path}: is damaged: {path.stat().st_size} bytes, expected {size}; {self._remedy()}"
+                )
         return True
 
     def verify(self) -> None:
@@ -117,7 +119,9 @@ class Artifact:
         for relative, (_, digest) in read_manifest(self.folder)["files"].items():
             path = self.folder / relative
             if not path.exists() or digest_file(path) != digest:
-                raise DamagedArtifact(f"{path}: is damaged: its digest is not the manifest's; {self._remedy()}")
+                raise DamagedArtifact(
+                    f"{path}: is damaged: its digest is not the manifest's; {self._remedy()}"
+                )
 
     def _remedy(self) -> str:
         return f"build it again with: lookback run {self.stage_folder.name} --force --config …"
@@ -132,7 +136,8 @@ class Artifact:
         """Seal the workspace with its manifest and rename it into place, everything on disk first."""
         files = [path for path in files_below(self.workspace) if path.name != MANIFEST]
         manifest["files"] = {
-            path.relative_to(self.workspace).as_posix(): [path.stat().st_size, digest_file(path)] for path in files
+            path.relative_to(self.workspace).as_posix(): [path.stat().st_size, digest_file(path)]
+            for path in files
         }
         write_json(self.workspace / MANIFEST, manifest)
         for path in files:
@@ -153,7 +158,7 @@ class Artifact:
         with contextlib.suppress(OSError, DamagedArtifact, KeyError):
             if read_manifest(link)["created_utc"] > read_manifest(self.folder)["created_utc"]:
                 return
-        if link.is_symlink() and os.readlink(link) == self.name:
+        if link.is_symlink() and str(link.readlink()) == self.name:
             return
         temporary = self.stage_folder / f".latest-{os.getpid()}"
         temporary.unlink(missing_ok=True)
@@ -164,7 +169,7 @@ class Artifact:
     @contextlib.contextmanager
     def lock(self, inputs: dict[str, str] | None = None) -> Iterator[None]:
         """Hold this artifact; where another process holds it, say who and wait. `inputs` is what its making reads."""
-        import filelock  # noqa: PLC0415  (a tenth of the command line's start)
+        import filelock
 
         folder = self.stage_folder / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,10 +178,22 @@ class Artifact:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            print(f"{self} is being made by {_holder(holder)}; waiting for it to end", file=sys.stderr, flush=True)
+            print(
+                f"{self} is being made by {_holder(holder)}; waiting for it to end",
+                file=sys.stderr,
+                flush=True,
+            )
             lock.acquire()
         try:
-            write_json(holder, {"process": os.getpid(), "host": socket.gethostname(), "since": now().isoformat(), "inputs": inputs or {}})
+            write_json(
+                holder,
+                {
+                    "process": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": now().isoformat(),
+                    "inputs": inputs or {},
+                },
+            )
             yield
         finally:
             lock.release()
@@ -188,7 +205,7 @@ class Artifact:
 
 def being_made(stage_folder: Path) -> dict[str, dict[str, str]]:
     """The artifacts of a stage that processes hold now, and what each making reads (stage -> fingerprint)."""
-    import filelock  # noqa: PLC0415
+    import filelock
 
     held = {}
     for path in (stage_folder / ".locks").glob("*.lock"):
@@ -229,7 +246,7 @@ def now() -> datetime.datetime:
 
 
 class PeakMemory:
-    """The largest resident size of this process since it was made, in bytes (since the process began where it cannot be reset)."""
+    """The largest resident size of this process since this was made (since the process began where it cannot be reset)."""
 
     def __init__(self) -> None:
         with contextlib.suppress(OSError):
@@ -241,7 +258,7 @@ class PeakMemory:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
-        import resource  # noqa: PLC0415  (not on every system)
+        import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

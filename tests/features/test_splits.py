@@ -83,8 +83,8 @@ def test_the_core_filter_is_repeated_until_stable() -> None:
     "settings", [{"test_from": 100}, {"test_from": 0}, {"min_user_events": 50}, {"min_item_events": 50}]
 )
 def test_an_empty_part_is_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="split: the|history.min_user_events"):
-        splits.temporal(LOG, 3, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"split: the|history\.min_user_events"):
+        splits.temporal(LOG, 3, **settings)
 
 
 def test_leave_one_out_without_long_enough_histories_is_refused() -> None:
@@ -113,7 +113,11 @@ def test_planted_leaks_are_found() -> None:
 
 
 @given(
-    st.lists(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 5)), max_size=12).map(sorted), min_size=2, max_size=8),
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 20), st.integers(1, 5)), max_size=12).map(sorted),
+        min_size=2,
+        max_size=8,
+    ),
     st.sampled_from(["temporal", "leave_one_out"]),
 )
 def test_every_split_covers_every_event_once_and_leaks_nothing(rows: Rows, protocol: str) -> None:

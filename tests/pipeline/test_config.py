@@ -25,8 +25,17 @@ def minimal(tmp_path: Path) -> Path:
 def test_defaults_are_the_contract_s(minimal: Path) -> None:
     config = load_config(minimal)
     assert (config.seed, config.data_dir, config.history.max_length) == (0, "data", 200)
-    assert (config.split.protocol, config.split.test_fraction, config.split.ties) == ("temporal", 0.1, "order")
-    assert (config.model.dim, config.model.num_blocks, config.model.num_heads, config.model.dropout) == (64, 2, 2, 0.2)
+    assert (config.split.protocol, config.split.test_fraction, config.split.ties) == (
+        "temporal",
+        0.1,
+        "order",
+    )
+    assert (config.model.dim, config.model.num_blocks, config.model.num_heads, config.model.dropout) == (
+        64,
+        2,
+        2,
+        0.2,
+    )
     assert (config.train.epochs, config.train.patience, config.train.batch_histories) == (100, 10, 128)
     assert config.evaluate.k == [10, 200]
     assert (config.score.model, config.score.k, config.score.because_items) == ("run", 10, 3)
@@ -83,7 +92,7 @@ def test_overrides(minimal: Path, override: str, expected: tuple[str, object]) -
     ],
 )
 def test_nonsense_is_refused(minimal: Path, override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=".*") as caught:
+    with pytest.raises(ConfigError) as caught:
         load_config(minimal, [override])
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
@@ -110,7 +119,9 @@ def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
 def test_every_shipped_configuration_loads() -> None:
     folder = Path(__file__).parents[2] / "pipeline" / "configs"
     shipped = sorted(folder.glob("*.toml"))
-    assert {"demo.toml", "ml-1m.toml", "ml-100k.toml", "beauty.toml", "deskdrop.toml"} <= {path.name for path in shipped}
+    assert {"demo.toml", "ml-1m.toml", "ml-100k.toml", "beauty.toml", "deskdrop.toml"} <= {
+        path.name for path in shipped
+    }
     for path in shipped:
         config = load_config(path)
         assert config.data_dir == "data", path

@@ -75,12 +75,12 @@ def test_latest_is_the_newest(tmp_path: Path) -> None:
     first, second = Artifact(tmp_path / "stage", "1" * 16), Artifact(tmp_path / "stage", "2" * 16)
     make(second, "b", created="2026-01-02")
     make(first, "a", created="2026-01-01")
-    assert os.readlink(tmp_path / "stage" / "latest") == second.name
+    assert (tmp_path / "stage" / "latest").readlink().name == second.name
     (tmp_path / "stage" / "latest").unlink()
     first.point_latest()
-    assert os.readlink(tmp_path / "stage" / "latest") == first.name
+    assert (tmp_path / "stage" / "latest").readlink().name == first.name
     second.point_latest()
-    assert os.readlink(tmp_path / "stage" / "latest") == second.name
+    assert (tmp_path / "stage" / "latest").readlink().name == second.name
 
 
 def test_a_workspace_is_kept_only_for_a_stage_that_resumes(tmp_path: Path) -> None:
@@ -93,7 +93,9 @@ def test_a_workspace_is_kept_only_for_a_stage_that_resumes(tmp_path: Path) -> No
     assert not (artifact.workspace / "checkpoint").exists()
 
 
-def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_are_remembered_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, memory = tmp_path / "log.csv", tmp_path / "memory" / "digests.json"
     source.write_text("a")
     first = Digests(memory)(source)

@@ -1,0 +1,345 @@
+"""Delimited text (csv and its kin), exactly and fast: separators of any length, quotes, embedded line ends, bad bytes.
+
+A field is quoted where it begins with a quote; it ends with a quote before a separator or the end of the line, and "" within
+stands for one quote. A quote anywhere else is a character like any other. Every line that has another number of fields than the
+header (without one: than most of the first lines) is broken. Blank lines are no rows.
+"""
+
+import codecs
+import collections
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features import tables
+from features.tables import Chunk, Rows, TableFormat
+
+LINES_PER_ROW = 100
+"""A quote that is not closed within so many lines is a stray one."""
+
+_LINE_FEED = 10
+_FIRST_LINES = 1000
+_UNUSED = [bytes([code]) for code in (*range(0x1F, 0x1B, -1), *range(1, 9))]
+_CLOSING = re.compile(r'[^"]*(?:""[^"]*)*"')
+
+
+class Unclosed(Exception):
+    """A quoted field does not end within the text."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the wanted fields lie."""
+
+    separator: bytes
+    num_fields: int
+    wanted: dict[str, int]
+    """Our name to the field's position from 0."""
+
+
+def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chunk]:
+    """The rows of a delimited text, chunk by chunk.
+
+    Raises ValueError where a mapped column is not there, naming those that are.
+    """
+    start = _first_block(stream, where, form.section)
+    names, start = _header(start, form) if form.header else (None, start)
+    layout = _layout(_normal(start, form.encoding), names, form, where)
+    if layout is None:
+        return
+    rest = b""
+    for block, last in tables.whole_lines(stream, start, where):
+        text = rest + _normal(block, form.encoding)
+        chunk, used = _parse(text, layout, last=last)
+        if len(chunk.frame):
+            yield chunk
+        rest = text[used:]
+
+
+def _first_block(stream: BinaryIO, where: str, section: str) -> bytes:
+    """The beginning of the file: enough to know its columns by."""
+    start = b""
+    while len(start) < 1 << 20 and (more := stream.read(1 << 20)):
+        start += more
+    return tables.without_mark(start, where, section)
+
+
+def _header(start: bytes, form: TableFormat) -> tuple[list[str], bytes]:
+    """Names in the first row that is not blank, and what follows it."""
+    start = start.lstrip(b"\r\n")
+    end = 0
+    for _ in range(LINES_PER_ROW):
+        end = start.find(b"\n", end) + 1 or len(start)
+        text = start[:end].decode(form.encoding, errors="replace").rstrip("\r\n")
+        try:
+            names = split_row(text, form.separator)
+        except Unclosed:
+            if end < len(start):
+                continue
+            names = None
+        break
+    else:
+        names = None
+    if names is None:
+        end = start.find(b"\n") + 1 or len(start)
+        names = start[:end].decode(form.encoding, errors="replace").rstrip("\r\n").split(form.separator)
+    return [name.strip() for name in names], start[end:]
+
+
+def _layout(start: bytes, names: Sequence[str] | None, form: TableFormat, where: str) -> _Layout | None:
+    """Where the wanted fields lie; None for a file without a row."""
+    if names is None:
+        lines = [line for line in start.split(b"\n", _FIRST_LINES)[:_FIRST_LINES] if line.strip(b"\r")]
+        if not lines:
+            return None
+        counts = collections.Counter(_count_fields(line, form.separator) for line in lines)
+        names = [str(position + 1) for position in range(counts.most_common(1)[0][0])]
+        for ours, theirs in form.columns.items():
+            if isinstance(theirs, str):
+                raise ValueError(
+                    f"{form.section}.columns.{ours}: received the name {theirs!r}, expected a position from 1, as there is no header "
+                    f"({form.section}.header = false)"
+                )
+        if max(int(position) for position in form.columns.values()) > len(names):
+            shown = "\n".join(f"  {tables.as_text(line, 'utf-8')}" for line in lines[:3])
+            raise ValueError(
+                f"{form.section}.columns: received positions up to {max(form.columns.values())}, but most rows of {where} have {len(names)} "
+                f"field(s), such as\n{shown}\nSettings in force: {form.describe()}"
+            )
+    elif names == [""] and not start.strip():
+        return None
+    wanted = {}
+    for ours, theirs in form.columns.items():
+        name = tables.column_at(form, ours, names, where)
+        wanted[ours] = theirs - 1 if isinstance(theirs, int) else names.index(name)
+    return _Layout(form.separator.encode(), len(names), wanted)
+
+
+def _count_fields(line: bytes, separator: str) -> int:
+    try:
+        fields = split_row(line.rstrip(b"\r").decode(errors="replace"), separator)
+    except Unclosed:
+        fields = None
+    return 0 if fields is None else len(fields)
+
+
+def split_row(text: str, separator: str) -> list[str] | None:
+    """The fields of one row, quotes undone; None where something follows a closing quote. Raises Unclosed."""
+    fields = []
+    position = 0
+    while True:
+        if text.startswith('"', position):
+            closing = _CLOSING.match(text, position + 1)
+            if closing is None:
+                raise Unclosed
+            fields.append(text[position + 1 : closing.end() - 1].replace('""', '"'))
+            position = closing.end()
+            if position == len(text):
+                return fields
+            if not text.startswith(separator, position):
+                return None
+            position += len(separator)
+        else:
+            end = text.find(separator, position)
+            fields.append(text[position:] if end < 0 else text[position:end])
+            if end < 0:
+                return fields
+            position = end + len(separator)
+
+
+def _normal(block: bytes, encoding: str) -> bytes:
+    """Whole lines as UTF-8 (as far as they are valid), each ended by one line feed."""
+    if encoding != "utf-8" and not block.isascii():
+        block = block.decode(encoding).encode()
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n")
+    return block if not block or block.endswith(b"\n") else block + b"\n"
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """A block cut into lines."""
+
+    text: bytes
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    is_valid: bool
+    """Whether all of it is UTF-8."""
+
+    @classmethod
+    def of(cls, text: bytes) -> "_Lines":
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _LINE_FEED)
+        return cls(text, np.concatenate(([0], ends + 1))[:-1], ends, text.isascii() or _is_utf8(text))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def undecodable(self) -> NDArray[np.bool_]:
+        """[lines] whether a line is not UTF-8."""
+        bad = np.zeros(len(self), dtype=bool)
+        if self.is_valid:
+            return bad
+        view, line = memoryview(self.text), 0
+        while line < len(self):
+            try:
+                codecs.utf_8_decode(view[self.starts[line] :], "strict", True)
+            except UnicodeDecodeError as error:
+                line = int(np.searchsorted(self.ends, self.starts[line] + error.start))
+                bad[line] = True
+                line += 1
+            else:
+                break
+        return bad
+
+    def raw(self, first: Rows, last: Rows) -> Callable[[Rows], list[str]]:
+        """The text of rows that go from one line to another."""
+        return lambda rows: [tables.as_text(self.text[self.starts[first[row]] : self.ends[last[row]]], "utf-8") for row in rows]
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _parse(text: bytes, layout: _Layout, *, last: bool) -> tuple[Chunk, int]:
+    """The rows of whole lines, and how many bytes they are: a row that is still open at the end waits for more."""
+    lines = _Lines.of(text)
+    one_byte = layout.separator if len(layout.separator) == 1 else _unused(text)
+    opening = (layout.separator + b'"') in text or b'\n"' in text or text.startswith(b'"')
+    if opening or one_byte is None:
+        return _split_quoted(lines, layout, one_byte, last=last)
+    plain = text if one_byte == layout.separator else text.replace(layout.separator, one_byte)
+    frame = _fields(plain, layout, one_byte, is_valid=lines.is_valid)
+    assert len(frame) == len(lines)
+    broken = _wrong_counts(plain, frame, layout, one_byte) | lines.undecodable()
+    kept = np.flatnonzero(lines.ends > lines.starts)
+    if len(kept) < len(lines):
+        frame, broken = frame[kept], broken[kept]
+    return Chunk(frame.select(*layout.wanted), broken, lines.raw(kept, kept)), len(text)
+
+
+def _unused(text: bytes) -> bytes | None:
+    """A control character that the text does not have, to stand for a longer separator."""
+    return next((each for each in _UNUSED if each not in text), None)
+
+
+def _fields(text: bytes, layout: _Layout, separator: bytes, *, is_valid: bool = True, quotes: bool = False) -> pl.DataFrame:
+    """The wanted fields of every line, and the last one (`_last`), as text; absent ones are empty."""
+    names = [str(position) for position in range(layout.num_fields)] + ["beyond"]
+    positions = layout.wanted | {"_last": layout.num_fields - 1}
+    return pl.read_csv(
+        separator.join(name.encode() for name in names) + b"\n" + text,
+        columns=sorted({str(position) for position in positions.values()}),
+        separator=separator.decode(),
+        quote_char='"' if quotes else None,
+        encoding="utf8" if is_valid else "utf8-lossy",
+        infer_schema=False,
+        empty_string_is_null=False,
+        truncate_ragged_lines=True,
+    ).select(pl.col(str(position)).alias(ours) for ours, position in positions.items())
+
+
+def _wrong_counts(text: bytes, frame: pl.DataFrame, layout: _Layout, separator: bytes) -> NDArray[np.bool_]:
+    """[lines] whether a line without quotes has another number of fields than it must.
+
+    Where the total is right and no last field is empty none is short, so none is long: the usual case needs no more.
+    """
+    is_separator = np.frombuffer(text, np.uint8) == separator[0]
+    if np.count_nonzero(is_separator) == len(frame) * (layout.num_fields - 1) and not (frame["_last"] == "").any():
+        return np.zeros(len(frame), dtype=bool)
+    before = np.cumsum(is_separator, dtype=np.int32)[np.frombuffer(text, np.uint8) == _LINE_FEED]
+    return np.diff(before, prepend=0) != layout.num_fields - 1
+
+
+@dataclass(frozen=True)
+class _Odd:
+    """A row that does not go to the fast parser: its first and last line, and its fields, None where it is broken."""
+
+    first: int
+    last: int
+    fields: list[str] | None
+
+
+def _split_quoted(lines: _Lines, layout: _Layout, one_byte: bytes | None, *, last: bool) -> tuple[Chunk, int]:
+    """As `_parse`, for text with quotes: lines that are whole rows by themselves go to the fast parser, others one by one."""
+    texts = lines.text.decode(errors="replace").split("\n")[:-1]
+    column = pl.Series(texts, dtype=pl.String)
+    is_regular = _is_regular(column, layout, one_byte) & (lines.ends > lines.starts)
+    odd, used = _odd_rows(texts, is_regular, layout, last=last)
+    for row in odd:
+        is_regular[row.first : row.last + 1] = False
+    regular = np.flatnonzero(is_regular[:used])
+    first = np.concatenate((regular, np.array([row.first for row in odd], dtype=np.int64)))
+    final = np.concatenate((regular, np.array([row.last for row in odd], dtype=np.int64)))
+    order = np.argsort(first)
+    frame = pl.concat([_regular_rows(column[regular], layout, one_byte), _odd_frame(odd, layout)])[order]
+    broken = np.concatenate((np.zeros(len(regular), dtype=bool), np.array([row.fields is None for row in odd], dtype=bool)))[order]
+    first, final = first[order], final[order]
+    num_bad_before = np.concatenate(([0], np.cumsum(lines.undecodable())))
+    broken |= num_bad_before[final + 1] > num_bad_before[first]
+    return Chunk(frame, broken, lines.raw(first, final)), int(lines.ends[used - 1]) + 1 if used else 0
+
+
+def _is_regular(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> NDArray[np.bool_]:
+    """[lines] whether a line is for the fast parser: the right number of fields, quotes only where they should be."""
+    if one_byte is None:
+        return np.zeros(len(texts), dtype=bool)
+    if one_byte == layout.separator:
+        separator = re.escape(one_byte.decode())
+        field = f'(?:"(?:[^"]|"")*"|[^"{separator}]*)'
+        return texts.str.contains(f"^{field}(?:{separator}{field}){{{layout.num_fields - 1}}}$").to_numpy()
+    count = texts.str.count_matches(layout.separator.decode(), literal=True)
+    return ((count == layout.num_fields - 1) & ~texts.str.contains('"', literal=True)).to_numpy()
+
+
+def _regular_rows(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> pl.DataFrame:
+    if one_byte is None or not len(texts):
+        return pl.DataFrame(schema=dict.fromkeys(layout.wanted, pl.String))
+    text = "".join(f"{line}\n" for line in texts).encode().replace(layout.separator, one_byte)
+    return _fields(text, layout, one_byte, quotes=True).select(*layout.wanted)
+
+
+def _odd_frame(odd: Sequence[_Odd], layout: _Layout) -> pl.DataFrame:
+    fields = [row.fields for row in odd]
+    columns = {ours: [None if each is None else each[at] for each in fields] for ours, at in layout.wanted.items()}
+    return pl.DataFrame(columns, schema=dict.fromkeys(layout.wanted, pl.String))
+
+
+def _odd_rows(texts: Sequence[str], is_regular: NDArray[np.bool_], layout: _Layout, *, last: bool) -> tuple[list[_Odd], int]:
+    """The rows that begin with a line which is not regular, and how many lines are done with."""
+    separator = layout.separator.decode()
+    rows: list[_Odd] = []
+    for line in np.flatnonzero(~is_regular).tolist():
+        if (rows and line <= rows[-1].last) or not texts[line]:
+            continue
+        row = _odd_row(texts, line, separator, layout.num_fields)
+        if row is None and not last and len(texts) - line < LINES_PER_ROW:
+            return rows, line
+        rows.append(row or _Odd(line, line, None))
+    return rows, len(texts)
+
+
+def _odd_row(texts: Sequence[str], line: int, separator: str, num_fields: int) -> _Odd | None:
+    """The row that begins here, over as many lines as its quotes ask for; None where they never close."""
+    text = texts[line]
+    for end in range(line, min(line + LINES_PER_ROW, len(texts))):
+        if end > line:
+            text += "\n" + texts[end]
+            if '"' not in texts[end]:
+                continue
+        try:
+            fields = split_row(text, separator)
+        except Unclosed:
+            continue
+        if fields is not None and len(fields) == num_fields:
+            return _Odd(line, end, fields)
+        return _Odd(line, line, None)
+    return None

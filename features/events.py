@@ -1,0 +1,377 @@
+"""The behaviour log: reading, typing, validation, quarantine, duplicates.
+
+Every row of a source ends in exactly one place: in the events, in quarantine with a reason of REFUSED, or left out on
+purpose and counted under a reason of LEFT_OUT.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from features import ids, schema, sources, timestamps
+from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMESTAMP, USER_ID, VALUE, IdType
+from features.tables import Chunk, TableFormat
+
+REFUSED = (
+    "unparseable",  # not a row of the format: another number of fields, an open quote, no JSON object, bytes that are no text
+    "missing_user",
+    "missing_item",
+    "missing_time",
+    "impossible_time",  # not a time, before the earliest or after the latest
+    "bad_value",  # not a finite number
+    "bad_user",  # not a canonical int64, where that is asked for
+    "bad_item",
+)
+LEFT_OUT = ("excluded_user", "type_not_listed", "value_below_minimum", "duplicate")
+_ORDER = ("unparseable", "excluded_user", *REFUSED[1:], *LEFT_OUT[1:3])
+"""Of several reasons the first counts."""
+
+ROWS_PER_GROUP = 1_000_000
+"""Rows of a Parquet row group, about."""
+NUM_EXAMPLES = 3
+_BUCKET_ROWS = 10_000_000
+
+
+@dataclass(frozen=True)
+class EventFormat:
+    """What form the log has and which of its rows count: the keys of a configuration's `[events]`."""
+
+    table: TableFormat
+    """With columns user_id, item_id, timestamp, and perhaps event_type, value."""
+    latest: int
+    """Microseconds since the epoch; events after it have an impossible time."""
+    earliest: int = 631_152_000_000_000
+    """Microseconds since the epoch, 1990-01-01; events before it have an impossible time."""
+    timestamp_unit: str = "s"
+    timezone: str = "UTC"
+    """Of times that carry none."""
+    types: tuple[str, ...] | None = None
+    """Event types that count; None: all."""
+    min_value: float | None = None
+    """Events with a smaller value are left out; one without a value stays."""
+    id_types: Literal["auto", "int64", "string"] = "auto"
+
+    def __post_init__(self) -> None:
+        missing = [name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name not in self.table.columns]
+        if missing:
+            raise ValueError(f"events.columns: received {sorted(self.table.columns)}, expected {', '.join(missing)} too")
+        timestamps.check_unit(self.timestamp_unit, self.timezone)
+
+    def describe(self) -> str:
+        """The settings in force, for a message."""
+        return f"{self.table.describe()}, timestamp_unit {self.timestamp_unit!r}, timezone {self.timezone}, id_types {self.id_types}"
+
+
+@dataclass
+class Counts:
+    """What became of the rows of one or more sources."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """The first refused rows: source_path, source_row, raw, reason."""
+
+    def check(self) -> None:
+        """Every row is in one place."""
+        assert self.rows_in == self.rows_out + self.refused.total() + self.left_out.total(), self
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.rows_in + other.rows_in,
+            self.rows_out + other.rows_out,
+            self.refused + other.refused,
+            self.left_out + other.left_out,
+            (self.examples + other.examples)[:NUM_EXAMPLES],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain numbers and lists; `Counts.from_json` reads it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Counts":
+        """Counts that were kept."""
+        counters = {name: Counter(content[name]) for name in ("refused", "left_out")}
+        return cls(**{**content, **counters})
+
+    def reasons(self) -> dict[str, int]:
+        """Rows that are no events, by reason."""
+        return dict(sorted((self.refused + self.left_out).items()))
+
+
+class TextIds(Exception):
+    """An accepted id of `column` is not a canonical int64, so `auto` means string."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(column)
+        self.column = column
+
+
+def scan(folder: Path) -> pl.LazyFrame:
+    """All events of a folder of parts, in no order, columns as in `schema.EVENTS`; checked."""
+    return schema.scan(sorted(folder.glob("*.parquet")), schema.EVENTS)
+
+
+def read_excluded(path: Path) -> pl.Series:
+    """The users of `exclude_users`: a Parquet file with a column user_id."""
+    try:
+        frame = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"events.exclude_users: {path}: cannot be read as Parquet: {error}") from None
+    if USER_ID not in frame.columns:
+        raise ValueError(f"events.exclude_users: {path}: has columns {', '.join(frame.columns)}, expected user_id")
+    return ids.plain(frame[USER_ID]).drop_nulls().unique()
+
+
+def ingest_file(
+    path: Path,
+    source_file: str,
+    form: EventFormat,
+    id_types: Mapping[str, IdType],
+    folder: Path,
+    *,
+    excluded: pl.Series | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> Counts:
+    """Stream one source file into `folder/events.parquet` and `folder/quarantine.parquet`.
+
+    source_file: the name that its rows carry, 16 digits of its content digest. id_types: final type of user_id and item_id.
+    excluded: users to leave out (of `read_excluded`). on_rows: told how many rows each chunk had.
+
+    Raises ValueError for a file that is not of the format, and TextIds where `id_types` has int64 because of `auto` and an
+    accepted id is none.
+    """
+    counts = Counts()
+    kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
+    places = {name: types[0] for name, types in schema.EVENTS.items()} | kinds
+    with (
+        _Part(folder / "events.parquet", pl.Schema(places)) as accepted,
+        _Part(folder / "quarantine.parquet", pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()})) as refused,
+    ):
+        for chunk in sources.read(path, form.table):
+            frame, verdict = judge(chunk, form, id_types, excluded)
+            is_kept = verdict.is_null()
+            row = pl.int_range(counts.rows_in + 1, counts.rows_in + 1 + pl.len(), dtype=pl.Int64).alias(SOURCE_ROW)
+            events = frame.with_columns(row, pl.lit(source_file).alias(SOURCE_FILE))
+            accepted.write(events if is_kept.all() else events.filter(is_kept))
+            rows = _quarantine(chunk, verdict, source_file, str(path), counts.rows_in)
+            refused.write(rows)
+            _count(counts, verdict, rows)
+            on_rows(len(frame))
+    counts.check()
+    return counts
+
+
+def _count(counts: Counts, verdict: pl.Series, refused: pl.DataFrame) -> None:
+    counts.rows_in += len(verdict)
+    counts.rows_out += verdict.null_count()
+    for code, number in verdict.drop_nulls().value_counts().rows():
+        reason = _ORDER[code]
+        (counts.left_out if reason in LEFT_OUT else counts.refused)[reason] += number
+    wanted = NUM_EXAMPLES - len(counts.examples)
+    counts.examples += refused.head(wanted).drop(SOURCE_FILE).rows(named=True)
+
+
+def _quarantine(chunk: Chunk, verdict: pl.Series, source_file: str, path: str, rows_before: int) -> pl.DataFrame:
+    """The refused rows of a chunk, as in `schema.QUARANTINE`."""
+    codes = [code for code, reason in enumerate(_ORDER) if reason in REFUSED]
+    rows = verdict.is_in(codes).fill_null(value=False).arg_true().to_numpy().astype(np.int64)
+    return pl.DataFrame(
+        {
+            schema.SOURCE_FILE: [source_file] * len(rows),
+            schema.SOURCE_PATH: [path] * len(rows),
+            schema.SOURCE_ROW: rows + rows_before + 1,
+            schema.RAW: chunk.raw(rows),
+            schema.REASON: [_ORDER[code] for code in verdict.gather(rows)],
+        },
+        schema={name: types[0] for name, types in schema.QUARANTINE.items()},
+    )
+
+
+# --- validation ---
+
+
+def judge(
+    chunk: Chunk, form: EventFormat, id_types: Mapping[str, IdType], excluded: pl.Series | None = None
+) -> tuple[pl.DataFrame, pl.Series]:
+    """The events of a chunk, typed (user_id, item_id, timestamp, event_type, value), and a verdict on each row.
+
+    verdict: null where the row is an event, else the place in `_ORDER` of the first reason why not.
+    Raises TextIds as `ingest_file`.
+    """
+    source = chunk.frame
+    plain = {name: ids.plain(source[name]) for name in (USER_ID, ITEM_ID)}
+    typed = {name: ids.typed(column, id_types[name]) for name, column in plain.items()}
+    moment = timestamps.microseconds(source[TIMESTAMP], form.timestamp_unit, form.timezone)
+    value, is_bad_value = _numbers(source[VALUE]) if VALUE in source else (_nothing(len(source), pl.Float32()), None)
+    event_type = _texts(source[EVENT_TYPE]) if EVENT_TYPE in source else _nothing(len(source), pl.String())
+    missing = {name: ids.is_missing(column) for name, column in plain.items()}
+    not_int64 = {name: typed[name].is_null() & ~missing[name] for name in typed}
+    reasons = {
+        "unparseable": pl.Series(chunk.broken),
+        "excluded_user": _is_excluded(typed[USER_ID], excluded, id_types[USER_ID]),
+        "missing_user": missing[USER_ID],
+        "missing_item": missing[ITEM_ID],
+        "missing_time": _is_blank(source[TIMESTAMP]),
+        "impossible_time": moment.is_null() if form.timestamp_unit == "position" else ~_is_within(moment, form.earliest, form.latest),
+        "bad_value": is_bad_value,
+        "bad_user": not_int64[USER_ID] if form.id_types == "int64" else None,
+        "bad_item": not_int64[ITEM_ID] if form.id_types == "int64" else None,
+        "type_not_listed": None if form.types is None else ~event_type.is_in(list(form.types)).fill_null(value=False),
+        "value_below_minimum": None if form.min_value is None else (value < form.min_value).fill_null(value=False),
+    }
+    verdict = _first_reason(reasons, len(source))
+    if form.id_types == "auto":
+        for name, flags in not_int64.items():
+            if flags.any() and (flags & verdict.is_null()).any():
+                raise TextIds(name)
+    time = moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return pl.DataFrame({**typed, TIMESTAMP: time, EVENT_TYPE: event_type.cast(pl.Categorical()), VALUE: value}), verdict
+
+
+def _first_reason(reasons: Mapping[str, pl.Series | None], num_rows: int) -> pl.Series:
+    """[rows] Int8: the place in `_ORDER` of the first reason that holds, null where none does."""
+    holding = [(code, reasons[reason]) for code, reason in enumerate(_ORDER)]
+    code_of = np.full(num_rows, -1, dtype=np.int8)
+    for code, flags in reversed(holding):
+        if flags is not None and flags.any():
+            code_of[flags.to_numpy()] = code
+    verdict = pl.Series("verdict", code_of)
+    return verdict.set(verdict < 0, None)
+
+
+def _is_within(moment: pl.Series, earliest: int, latest: int) -> pl.Series:
+    return moment.is_between(earliest, latest).fill_null(value=False)
+
+
+def _is_excluded(users: pl.Series, excluded: pl.Series | None, kind: IdType) -> pl.Series | None:
+    if excluded is None:
+        return None
+    return users.is_in(ids.typed(excluded, kind).drop_nulls().to_list()).fill_null(value=False)
+
+
+def _is_blank(column: pl.Series) -> pl.Series:
+    if column.dtype.is_float():
+        return (column.is_null() | column.is_nan()).fill_null(value=True)
+    return ids.is_missing(column)
+
+
+def _texts(column: pl.Series) -> pl.Series:
+    """A column as text, blanks as null."""
+    text = column.cast(pl.String, strict=False)
+    return text.set(ids.is_missing(text), None)
+
+
+def _numbers(column: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """A column as float32, and where it holds something that is no finite number."""
+    if column.dtype.is_nested() or column.dtype.is_temporal():
+        raise ValueError(f"events.columns.value: the column is {column.dtype}, expected numbers")
+    number = column.cast(pl.Float32, strict=False)
+    is_bad = ~number.is_finite().fill_null(value=False) & ~_is_blank(column)
+    return number.set(is_bad | number.is_nan().fill_null(value=False), None), is_bad
+
+
+def _nothing(num_rows: int, kind: pl.DataType) -> pl.Series:
+    return pl.Series([None], dtype=kind).new_from_index(0, num_rows)
+
+
+def check_refused(counts: Counts, form: EventFormat, max_refused_fraction: float) -> None:
+    """Raise ValueError where there are no rows, no events, or too many refused rows; with counts, examples and settings."""
+    if counts.rows_in == 0:
+        raise ValueError(f"events.path: the log is empty: no row in any file. Settings in force: {form.describe()}")
+    refused = counts.refused.total()
+    if refused <= max_refused_fraction * counts.rows_in and counts.rows_out:
+        return
+    by_reason = ", ".join(f"{reason} {number:,}" for reason, number in (counts.refused + counts.left_out).most_common())
+    rows = "".join(f"\n  {each['source_path']} row {each['source_row']} ({each['reason']}): {each['raw'][:200]}" for each in counts.examples)
+    problem = (
+        f"{refused:,} of {counts.rows_in:,} rows were refused, expected at most {max_refused_fraction:.1%} (events.max_refused_fraction)"
+        if refused > max_refused_fraction * counts.rows_in
+        else f"none of {counts.rows_in:,} rows is an event that counts"
+    )
+    raise ValueError(
+        f"events: {problem}: {by_reason}.{rows}\nSettings in force: {form.describe()}. "
+        "Correct the settings that these rows do not fit, or raise events.max_refused_fraction"
+    )
+
+
+# --- duplicates ---
+
+
+def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:
+    """(source_file, source_row) of every event that repeats user, item, timestamp and type of one earlier in that order.
+
+    Users are taken in buckets, so that memory is bounded.
+    """
+    key = [USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE]
+    log = schema.scan(parts, schema.EVENTS).select(*key, SOURCE_FILE, SOURCE_ROW)
+    num_buckets = -(-num_rows // _BUCKET_ROWS)
+    repeats = []
+    for bucket in range(max(num_buckets, 1)):
+        events = log.filter(pl.col(USER_ID).hash() % max(num_buckets, 1) == bucket).sort(SOURCE_FILE, SOURCE_ROW).collect()
+        repeats.append(events.filter(~pl.struct(key).is_first_distinct()).select(SOURCE_FILE, SOURCE_ROW))
+    return pl.concat(repeats)
+
+
+def write_without(part: Path, rows: pl.Series, target: Path) -> None:
+    """Copy a part of the log, the events with these source rows left out."""
+    with pq.ParquetFile(part) as file:
+        batches: Iterator[pa.RecordBatch] = file.iter_batches(ROWS_PER_GROUP)
+        frames = (pl.DataFrame(pl.from_arrow(batch)) for batch in batches)
+        with _Part(target, schema.scan(part, schema.EVENTS).collect_schema()) as writer:
+            for frame in frames:
+                writer.write(frame.filter(~pl.col(SOURCE_ROW).is_in(rows.implode())))
+
+
+# --- writing ---
+
+
+class _Part:
+    """A Parquet file written in row groups of about ROWS_PER_GROUP rows."""
+
+    def __init__(self, path: Path, columns: pl.Schema) -> None:
+        self._columns = columns
+        self._waiting: list[pl.DataFrame] = []
+        arrow = columns.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+        numbers = [name for name, kind in columns.items() if kind.is_integer() or kind == schema.TIME]
+        self._writer = pq.ParquetWriter(
+            path,
+            arrow,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[name for name in columns if name not in numbers],
+            column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
+        )
+
+    def __enter__(self) -> "_Part":
+        return self
+
+    def write(self, frame: pl.DataFrame) -> None:
+        """Add rows."""
+        self._waiting.append(frame.select(*self._columns))
+        if sum(map(len, self._waiting)) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        frame = pl.concat(self._waiting)
+        self._waiting.clear()
+        if len(frame):
+            self._writer.write_table(frame.to_arrow(compat_level=pl.CompatLevel.oldest()), row_group_size=2 * ROWS_PER_GROUP)
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failure is None and self._waiting:
+                self._flush()
+        finally:
+            self._writer.close()

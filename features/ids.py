@@ -1,0 +1,56 @@
+"""Ids of users and items, exactly as the source has them: int64 or string, and never a float in between."""
+
+import polars as pl
+
+from features.schema import IdType
+
+LARGEST_EXACT_FLOAT = 2**53
+
+
+def plain(ids: pl.Series) -> pl.Series:
+    """Ids of any column type as Int64 where that type holds integers of 64 bits, else as String; nulls stay.
+
+    Whole floats become their integer (17850.0 is 17850; a column of integers with gaps is often stored so), NaN null.
+
+    Raises ValueError for lists and structs.
+    """
+    kind = ids.dtype
+    if kind.is_nested():
+        raise ValueError(f"ids are {kind}, expected integers or text")
+    if kind.is_float():
+        whole = (ids == ids.round()) & (ids.abs() <= LARGEST_EXACT_FLOAT)
+        text = ids.cast(pl.Int64, strict=False).cast(pl.String)
+        return text.zip_with(whole.fill_null(value=False), ids.cast(pl.String)).set(ids.is_nan(), None)
+    if kind.is_integer() and kind not in (pl.UInt64, pl.Int128, pl.UInt128):
+        return ids.cast(pl.Int64)
+    return ids.cast(pl.String, strict=False)
+
+
+def is_missing(ids: pl.Series) -> pl.Series:
+    """[n] whether there is no id: null, empty, or nothing but blanks."""
+    if ids.dtype != pl.String:
+        return ids.is_null()
+    empty = (ids == "").fill_null(value=True)
+    return empty | ids.str.contains(r"^\s") & (ids.str.strip_chars() == "") if ids.len() else empty
+
+
+def canonical(ids: pl.Series) -> pl.Series:
+    """[n] Int64: the integer that each id of `plain` is written as, null where it is not written as one.
+
+    -?[1-9][0-9]* or 0 within 64 bits, and the same followed by .0; not 007, +7, a blank before 7, or -0.
+    """
+    if ids.dtype == pl.Int64:
+        return ids
+    number = ids.cast(pl.Int64, strict=False)
+    same = number.cast(pl.String) == ids
+    if same.all():
+        return number
+    stripped = ids.str.replace(r"^(-?\d+)\.0+$", "$1")
+    number = stripped.cast(pl.Int64, strict=False)
+    same = (number.cast(pl.String) == stripped).fill_null(value=False)
+    return number.zip_with(same, pl.Series([None], dtype=pl.Int64).new_from_index(0, len(ids)))
+
+
+def typed(ids: pl.Series, kind: IdType) -> pl.Series:
+    """Ids of `plain` in their final type; null where an id is not a canonical int64 but must be."""
+    return canonical(ids) if kind == "int64" else ids.cast(pl.String)

@@ -1,0 +1,75 @@
+"""Source files as a stream of chunks of rows: csv, jsonl, parquet by extension; .gz .zst .bz2 are read as they are."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from features import delimited, records
+from features.tables import Chunk, FileFormat, TableFormat
+
+_COMPRESSED = (".gz", ".zst", ".bz2")
+_EXTENSIONS: dict[str, FileFormat] = {
+    **dict.fromkeys((".csv", ".tsv", ".dat", ".data", ".txt"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    ".json": "json",
+}
+
+
+
+def format_of(path: Path, form: TableFormat) -> FileFormat:
+    """The configured format, else the one that the extension says.
+
+    Raises ValueError for an extension that says nothing.
+    """
+    if form.format is not None:
+        return form.format
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
+    found = _EXTENSIONS.get(suffixes[-1]) if suffixes else None
+    if found is None:
+        raise ValueError(
+            f"{form.section}.path: {path}: its extension does not tell the format (known: {' '.join(_EXTENSIONS)}, and "
+            f"{' '.join(_COMPRESSED)} after them); set {form.section}.format to csv, jsonl or parquet"
+        )
+    return found
+
+
+def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
+    """The rows of one file, chunk by chunk, in bounded memory.
+
+    Raises ValueError for a file that is damaged or not of its format, and for a mapped column that is not there.
+    """
+    kind = format_of(path, form)
+    if kind == "parquet":
+        yield from records.read_parquet(path, form)
+        return
+    with open_bytes(path) as stream:
+        if kind == "csv":
+            yield from delimited.read(stream, form, str(path))
+        else:
+            yield from records.read_jsonl(stream, form, str(path))
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes as a stream, decompressed by its extension.
+
+    Raises ValueError where the file is no whole compressed file, whenever that shows.
+    """
+    compression = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.get(path.suffix.lower())
+    if compression is None:
+        with path.open("rb") as stream:
+            yield stream
+        return
+    try:
+        with pa.input_stream(str(path), compression=compression) as stream:
+            yield stream
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path}: cannot be decompressed, the file is damaged or not {path.suffix}: {error}") from None
+
+

@@ -1,0 +1,141 @@
+"""Times of any form as microseconds since the epoch, UTC; integers stay integers all the way."""
+
+import datetime
+import zoneinfo
+
+import polars as pl
+
+DIGITS = {"s": 6, "ms": 3, "us": 0, "ns": -3}
+"""Powers of ten from each unit to microseconds."""
+
+_LIMIT = 2**63 - 1
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_AWARE = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z")
+_NAIVE = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d")
+
+
+def check_unit(unit: str, timezone: str) -> None:
+    """Raise ValueError for a unit or a time zone that there is not."""
+    if unit not in DIGITS and unit not in ("iso", "position") and "%" not in unit:
+        raise ValueError(
+            f"timestamp_unit: received {unit!r}, expected s, ms, us, ns, iso, position, or a strftime pattern such as "
+            "'%d/%m/%Y %H:%M'"
+        )
+    try:
+        zoneinfo.ZoneInfo(timezone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"timezone: received {timezone!r}, expected a name such as 'UTC' or 'Europe/Berlin'") from None
+
+
+def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:
+    """[n] Int64, microseconds since the epoch (for `position`: the position itself); null where it is not a time.
+
+    unit: s, ms, us, ns, iso, a strftime pattern, or position; ignored for columns that are dates or times already.
+    timezone: of times that carry none; of a local time that came twice the earlier is meant, one that never was is no time.
+
+    Raises ValueError for a column type that cannot be a time and for a pattern that is none.
+    """
+    kind = times.dtype
+    if isinstance(kind, pl.Datetime) or kind == pl.Date:
+        moments = times.cast(pl.Datetime("us", getattr(kind, "time_zone", None)), strict=False)
+        return _utc(moments, timezone)
+    if kind.is_nested() or kind.is_temporal():
+        raise ValueError(f"timestamps are {kind}, expected numbers, text, dates or dates with time")
+    if unit in DIGITS or unit == "position":
+        return _scaled(times, DIGITS.get(unit, 0), fractions=unit != "position")
+    text = times.cast(pl.String, strict=False)
+    return _iso(text, timezone) if unit == "iso" else _by_pattern(text, unit, timezone)
+
+
+def _utc(moments: pl.Series, timezone: str) -> pl.Series:
+    """Microseconds since the epoch of moments with a time zone, or without one but known to be in `timezone`."""
+    if getattr(moments.dtype, "time_zone", None) is None:
+        moments = moments.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
+    return moments.dt.epoch("us")
+
+
+def _scaled(times: pl.Series, digits: int, *, fractions: bool) -> pl.Series:
+    """times · 10^digits, from integers, floats, or text of either."""
+    if times.dtype.is_float():
+        scaled = (times.cast(pl.Float64) * 10.0**digits).round()
+        if not fractions:
+            scaled = scaled.set(times != times.round(), None)
+        return scaled.cast(pl.Int64, strict=False)
+    if times.dtype.is_integer():
+        return _shift(times.cast(pl.Int64, strict=False), digits)
+    text = times.cast(pl.String, strict=False)
+    whole = _shift(text.cast(pl.Int64, strict=False), digits)
+    rest = whole.is_null() & text.is_not_null()
+    if not rest.any():
+        return whole
+    return whole.zip_with(~rest, _from_decimals(text, digits, fractions=fractions))
+
+
+def _shift(whole: pl.Series, digits: int) -> pl.Series:
+    """whole · 10^digits (rounded down), null where that does not fit."""
+    if digits <= 0:
+        return whole // 10**-digits
+    fits = whole.is_between(-(_LIMIT // 10**digits), _LIMIT // 10**digits)
+    return (whole * 10**digits).set(~fits, None)
+
+
+def _from_decimals(text: pl.Series, digits: int, *, fractions: bool) -> pl.Series:
+    """Text such as 978300760.25, ` 978300760` or 9.783e8, scaled; what has no exponent goes by its digits."""
+    parts = (
+        text.str.strip_chars()
+        .str.extract_groups(r"^(?<sign>[+-]?)(?<whole>\d+)(?:\.(?<part>\d*))?$")
+        .struct.unnest()
+        .with_columns(pl.col("part").fill_null(""), text.str.strip_chars().cast(pl.Float64, strict=False).alias("float"))
+    )
+    whole = _shift(parts["whole"].cast(pl.Int64, strict=False), digits)
+    if digits > 0:
+        padded = parts["part"].str.head(digits).str.pad_end(digits, "0")
+        whole += padded.cast(pl.Int64, strict=False)
+    if not fractions:
+        whole = whole.set(parts["part"].str.contains("[1-9]"), None)
+    exact = pl.select(pl.when(parts["sign"] == "-").then(-whole).otherwise(whole)).to_series()
+    exponent = parts["whole"].is_null() & text.str.contains("[eE]")
+    return exact.zip_with(~exponent.fill_null(value=False), _scaled(parts["float"], digits, fractions=fractions))
+
+
+def _iso(text: pl.Series, timezone: str) -> pl.Series:
+    """Any mixture of the forms of ISO 8601, with and without offset."""
+    found = pl.Series(text.name, [None], dtype=pl.Int64).new_from_index(0, len(text))
+    for pattern in (*_AWARE, *_NAIVE):
+        rest = found.is_null() & text.is_not_null()
+        if not rest.any():
+            return found
+        found = found.zip_with(~rest, _by_pattern(text.set(~rest, None), pattern, timezone))
+    rest = found.is_null() & text.is_not_null()
+    return found.zip_with(~rest, _by_standard_library(text.set(~rest, None), timezone)) if rest.any() else found
+
+
+def _by_pattern(text: pl.Series, pattern: str, timezone: str) -> pl.Series:
+    try:
+        return _utc(text.str.to_datetime(pattern, time_unit="us", strict=False), timezone)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"timestamp_unit: {pattern!r} does not work as a strftime pattern: {reason}") from None
+
+
+def _by_standard_library(text: pl.Series, timezone: str) -> pl.Series:
+    """The rarer forms (`2016-06-08T19:10`, `20160608T191032Z`, a blank before the offset, ` UTC`), one by one."""
+    known: dict[str, tuple[int | None, bool]] = {each: _moment(each) for each in text.drop_nulls().unique()}
+    values = [known.get(each, (None, True)) for each in text]
+    moments = pl.Series(text.name, [value for value, _ in values], dtype=pl.Int64)
+    local = pl.Series([not aware for _, aware in values], dtype=pl.Boolean)
+    if not local.any():
+        return moments
+    return _utc(moments.cast(pl.Datetime("us")), timezone).zip_with(local, moments)
+
+
+def _moment(text: str) -> tuple[int | None, bool]:
+    """Microseconds since the epoch, and whether the text said relative to which zone."""
+    text = text.strip().removesuffix(" UTC").replace(" +", "+").replace(" -", "-") + ("Z" if text.endswith(" UTC") else "")
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None, True
+    aware = moment.tzinfo is not None
+    since = (moment if aware else moment.replace(tzinfo=datetime.UTC)) - _EPOCH
+    return since // datetime.timedelta(microseconds=1), aware

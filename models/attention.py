@@ -1,0 +1,74 @@
+"""Attention over the positions of a history: a plain reference and two fast forms behind one door.
+
+Letters: b rows, h heads, q positions that look, l positions looked at, c components of a head.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.shapes import Bool, Float
+
+Implementation = Literal["auto", "sdpa", "dense", "reference"]
+
+DENSE_POSITIONS = 256
+"""Longest rows for which `auto` takes the dense form."""
+
+
+def attend(
+    queries: Float[Tensor, "b h q c"],
+    keys: Float[Tensor, "b h l c"],
+    values: Float[Tensor, "b h l c"],
+    visible: Bool[Tensor, "b 1 q l"] | None = None,
+    implementation: Implementation = "auto",
+) -> Float[Tensor, "b h q c"]:
+    """Mean of the values weighted by `softmax(queries @ keys.T / sqrt(c))` over the visible positions.
+
+    Without `visible` position i sees positions 0..i (then q = l); rows padded on the right therefore need no mask:
+    what real positions see is real. With it, every query must see at least one position.
+    "sdpa" is torch's fused kernel, "dense" batched matrix products that keep the q x l weights for the gradient,
+    "reference" the formula; "auto" is "sdpa" but for training in bf16 on the CPU, where the gradient of the fused
+    kernel is several times slower than the dense one.
+    Source: Vaswani et al. 2017, section 3.2.1 (their d_k is our c). Raises ValueError for an unknown implementation.
+    """
+    if implementation == "auto":
+        implementation = _fastest(queries, keys)
+    if implementation == "sdpa":
+        return functional.scaled_dot_product_attention(queries, keys, values, visible, is_causal=visible is None)
+    if implementation == "dense":
+        return _dense(queries, keys, values, visible)
+    if implementation == "reference":
+        return attention_scores(queries, keys, visible).softmax(-1) @ values
+    raise ValueError(f"implementation: received {implementation!r}, expected 'auto', 'sdpa', 'dense' or 'reference'")
+
+
+def attention_scores(
+    queries: Float[Tensor, "b h q c"], keys: Float[Tensor, "b h l c"], visible: Bool[Tensor, "b 1 q l"] | None = None
+) -> Float[Tensor, "b h q l"]:
+    """`queries @ keys.T / sqrt(c)`, -inf at positions that are not visible, `visible` as in `attend`."""
+    if visible is None:
+        visible = torch.ones(queries.shape[-2], keys.shape[-2], dtype=torch.bool, device=queries.device).tril()
+    return (queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])).masked_fill(~visible, -math.inf)
+
+
+def _fastest(queries: Tensor, keys: Tensor) -> Literal["sdpa", "dense"]:
+    slow_gradient = queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and queries.requires_grad
+    return "dense" if slow_gradient and keys.shape[-2] <= DENSE_POSITIONS else "sdpa"
+
+
+def _dense(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention as batched matrix products, the mask added within the first."""
+    rows, heads, looking, components = queries.shape
+    batch, positions = rows * heads, keys.shape[-2]
+    hidden = queries.new_full((looking, positions), -math.inf).triu(1).expand(batch, -1, -1)
+    if visible is not None:
+        hidden = queries.new_zeros(visible.shape).masked_fill(~visible, -math.inf)
+        hidden = hidden.expand(rows, heads, looking, positions).reshape(batch, looking, positions)
+    transposed = keys.reshape(batch, positions, components).transpose(1, 2)
+    flat_queries = queries.reshape(batch, looking, components)
+    scores = torch.baddbmm(hidden, flat_queries, transposed, alpha=1 / math.sqrt(components))
+    mixed = scores.softmax(-1) @ values.reshape(batch, positions, components)
+    return mixed.view(rows, heads, looking, components)

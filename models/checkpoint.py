@@ -1,0 +1,85 @@
+"""Files of a model (safetensors, JSON) and of a training under way (torch's weights-only format)."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from models.encoder import Encoder
+from models.settings import EncoderSettings
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_model(encoder: Encoder, folder: Path) -> None:
+    """Write `model.safetensors` and `config.json` (settings and sizes) into an existing folder."""
+    config = {
+        "encoder": asdict(encoder.settings),
+        "num_items": encoder.num_items,
+        "num_event_types": encoder.num_event_types,
+        "max_length": encoder.max_length,
+    }
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in encoder.state_dict().items()}
+    _write(folder / WEIGHTS, lambda path: save_file(weights, path))
+    _write(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"))
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
+    """What `save_model` wrote, in evaluation mode; ValueError naming the file that is missing or damaged."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings = EncoderSettings(**config["encoder"])
+        encoder = Encoder(settings, config["num_items"], config["num_event_types"], config["max_length"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder / CONFIG, error) from error
+    try:
+        encoder.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _damaged(folder / WEIGHTS, error) from error
+    return encoder.to(device).eval()
+
+
+def save_training(state: dict[str, Any], path: Path) -> None:
+    """Write the state of a training under way (tensors, numbers, strings, lists, dictionaries) to a file."""
+    _write(path, lambda aside: torch.save(state, aside))
+
+
+def load_training(path: Path) -> dict[str, Any]:
+    """What `save_training` wrote, on the CPU; ValueError naming the file if it is missing or damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(state, dict):
+        raise _damaged(path, f"holds {type(state).__name__}")
+    return state
+
+
+def _damaged(path: Path, reason: object) -> ValueError:
+    return ValueError(
+        f"{path}: cannot be read ({reason}); expected the file as it was saved: remove it and run the stage again"
+    )
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write aside, flush to the disk, rename: a reader sees the old file or the new one, whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,206 @@
+"""The bundle: one self-contained folder that recommends, with evaluated and deployed weights and its own vocabulary.
+
+bundle.json                  what it is, its settings, the digest of every file
+items.parquet                item_index (the deployed numbering), item_id, title, num_events, evaluated_index (0: unknown then)
+users.parquet, histories/    the users it was made with and their histories, in the deployed numbering
+evaluated/, deployed/        model.safetensors, config.json: the weights that were judged, and those that recommend
+index/                       FAISS over the deployed item vectors
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.histories import JaggedHistories
+from features.vocabulary import Vocabulary
+from models import checkpoint, explain
+from models.baselines import Popularity
+from models.encoder import AttentionRecommender
+from models.index import ItemIndex
+from models.recommender import Float32, Histories, Int32, histories_from_lists
+from pipeline.errors import DamagedArtifact
+from pipeline.store import digest_file, files_below, fingerprint, read_json, write_json
+
+FORMAT_VERSION = 1
+DESCRIPTION = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Because:
+    """The past interactions that carried each recommendation, strongest first."""
+
+    item_index: Int32
+    """[rows, k, because_items], 0 where there are fewer"""
+    weight: Float32
+    """[rows, k, because_items], what the score loses without them, or an estimate of it"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Recommendations for rows of histories."""
+
+    item_index: Int32
+    """[rows, k], best first, 0 where there are fewer"""
+    score: Float32
+    """[rows, k], -inf where there are fewer"""
+    cold: NDArray[np.bool_]
+    """[rows], answered by popularity, for want of a known item in the history"""
+    because: Because | None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; item indices are the deployed numbering."""
+
+    description: dict[str, Any]
+    items: Vocabulary
+    num_events: Float32
+    """[num_items + 1], events per item in the data it was made with"""
+    recommender: AttentionRecommender
+    index: ItemIndex
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> "Bundle":
+        """Open a bundle's folder, every file checked against its digest.
+
+        Raises DamagedArtifact where a file is missing or another than it was, or the parts don't fit together.
+        """
+        description = read_json(folder / DESCRIPTION)
+        if description.get("format_version") != FORMAT_VERSION:
+            raise DamagedArtifact(
+                f"{folder}: received bundle format {description.get('format_version')}, expected {FORMAT_VERSION}; publish again"
+            )
+        for name, digest in description["files"].items() if verify else ():
+            if not (folder / name).is_file() or digest_file(folder / name) != digest:
+                raise DamagedArtifact(
+                    f"{folder / name}: is missing or damaged (its digest is not the bundle's); publish again with --force"
+                )
+        table = pl.read_parquet(folder / "items.parquet")
+        recommender = AttentionRecommender(checkpoint.load_model(folder / "deployed"))
+        index = ItemIndex.load(folder / "index")
+        if not len(table) == recommender.num_items == index.num_items:
+            raise DamagedArtifact(
+                f"{folder}: the parts don't fit together: {len(table)} items in the vocabulary, {recommender.num_items} in the "
+                f"model, {index.num_items} in the index; publish again with --force"
+            )
+        counts = np.concatenate(([0], table["num_events"].to_numpy())).astype(np.float32)
+        return cls(description, Vocabulary(table["item_id"], 1), counts, recommender, index, folder)
+
+    @property
+    def digest(self) -> str:
+        """What the bundle's content is called by."""
+        return str(self.description["digest"])
+
+    @cached_property
+    def users(self) -> Vocabulary:
+        """The users it was made with."""
+        return Vocabulary(pl.read_parquet(self.folder / "users.parquet")["user_id"], 0)
+
+    @cached_property
+    def known_histories(self) -> Histories:
+        """Their histories, in the deployed numbering."""
+        saved = JaggedHistories.load(self.folder / "histories")
+        return Histories(
+            saved.item_index, saved.time, saved.event_type, saved.offsets[:-1], saved.offsets[1:]
+        )
+
+    def recommend(
+        self,
+        histories: Histories,
+        k: int,
+        *,
+        exclude_seen: bool = True,
+        because: explain.Method | None = None,
+        because_items: int = 3,
+    ) -> Answer:
+        """The k best items of each row (deployed numbering); rows without interactions get the most popular ones.
+
+        `because` is None, "fast" or "exact". Lists are shorter than k only where the catalogue has no more to give.
+        """
+        cold = histories.lengths == 0
+        items = np.zeros((len(histories), k), np.int32)
+        score = np.full((len(histories), k), -np.inf, np.float32)
+        popular = Popularity(self.num_events)
+        if cold.any():
+            items[cold], score[cold] = popular.recommend(histories.select(cold), k, exclude_seen)
+        warm = histories.select(~cold)
+        if len(warm):
+            vectors = self.recommender.encode(warm)
+            items[~cold], score[~cold] = self.index.search(vectors, k, warm if exclude_seen else None)
+        reasons = None
+        if because is not None:
+            reasons = Because(
+                np.zeros((*items.shape, because_items), np.int32),
+                np.zeros((*items.shape, because_items), np.float32),
+            )
+            if len(warm):
+                weights = explain.contributions(self.recommender.encoder, warm, items[~cold], because)
+                found = explain.strongest(weights, warm, because_items)
+                reasons.item_index[~cold], reasons.weight[~cold] = found
+        return Answer(items, score, cold, reasons)
+
+    def item_mapping(self, item_ids: pl.Series) -> tuple[Int32, int]:
+        """[len + 1] from another numbering (ids at 1..) to this one's, 0 for strangers; and how many strangers there are."""
+        known, strangers = self.items.encode_known(item_ids)
+        return np.concatenate((np.zeros(1, np.int32), known)), strangers
+
+    def type_mapping(self, names: Sequence[str]) -> NDArray[np.int16]:
+        """[len + 1] from another log's event types (names at 1..) to this one's, 0 for those it does not know."""
+        own = {name: code for code, name in enumerate(self.description["event_types"], 1)}
+        return np.array([0, *(own.get(name, 0) for name in names)], np.int16)
+
+    def recommend_users(
+        self, user_ids: Sequence[Any], k: int, exclude_seen: bool = True
+    ) -> list[tuple[list[Any], list[float]]]:
+        """(item ids, scores) for each user by the histories in the bundle; strangers get the most popular items."""
+        index, _ = self.users.encode_known(pl.Series(values=list(user_ids), strict=False), unknown=-1)
+        known = self.known_histories
+        empty = np.zeros(len(index), np.int64)
+        starts = np.where(index >= 0, known.starts[index], empty)
+        ends = np.where(index >= 0, known.ends[index], empty)
+        return self._lists(replace(known, starts=starts, ends=ends), k, exclude_seen)
+
+    def recommend_item_lists(
+        self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool = True
+    ) -> list[tuple[list[Any], list[float]]]:
+        """(item ids, scores) for each history of item ids, oldest first; unknown items are passed over."""
+        return self._lists(self.from_ids(histories)[0], k, exclude_seen)
+
+    def from_ids(self, histories: Sequence[Sequence[Any]]) -> tuple[Histories, int]:
+        """Histories of item ids, oldest first, in the deployed numbering; unknown ids are left out and counted."""
+        lengths = [len(row) for row in histories]
+        flat = pl.Series("item_id", [item for row in histories for item in row], strict=False)
+        index, unknown = self.items.encode_known(flat) if len(flat) else (np.zeros(0, np.int32), 0)
+        rows = (
+            [part[part > 0].tolist() for part in np.split(index, np.cumsum(lengths)[:-1])] if lengths else []
+        )
+        return histories_from_lists(rows), unknown
+
+    def _lists(self, histories: Histories, k: int, exclude_seen: bool) -> list[tuple[list[Any], list[float]]]:
+        answer = self.recommend(histories, k, exclude_seen=exclude_seen)
+        ids = self.items.decode(answer.item_index.ravel()).to_list()
+        lists = []
+        for row in range(len(histories)):
+            length = int((answer.item_index[row] > 0).sum())
+            lists.append((ids[row * k : row * k + length], answer.score[row, :length].tolist()))
+        return lists
+
+
+def seal(folder: Path, description: dict[str, Any]) -> str:
+    """Write bundle.json with every file's digest; returns the digest of the whole, which no clock enters."""
+    files = {
+        path.relative_to(folder).as_posix(): digest_file(path)
+        for path in files_below(folder)
+        if path.name != DESCRIPTION
+    }
+    content = {"format_version": FORMAT_VERSION, **description, "files": files}
+    digest = fingerprint(content)
+    write_json(folder / DESCRIPTION, content | {"digest": digest})
+    return digest

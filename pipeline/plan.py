@@ -1,0 +1,110 @@
+"""What a stage logs, kept in its folder as `tracking.json`, so that any tracking server can be given it later."""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import DamagedArtifact
+from pipeline.store import read_json, write_json
+
+TRACKING = "tracking.json"
+
+
+def allowed(name: str) -> str:
+    """A name in the characters that MLflow takes: `ndcg@10` becomes `ndcg_at_10`, anything else that it refuses `_`."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))[:250]
+
+
+def now_ms() -> int:
+    """The time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Point(NamedTuple):
+    """A metric's value at a step."""
+
+    name: str
+    value: float
+    step: int
+    timestamp: int
+    """milliseconds since the epoch"""
+
+
+class DatasetInput(NamedTuple):
+    """Data that a stage was given."""
+
+    name: str
+    digest: str
+    context: str
+    """training, validation or test"""
+    source: str
+    rows: int
+
+
+@dataclass
+class Plan:
+    """What a stage logs, kept in its folder so that any server can be given it later."""
+
+    param_values: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    parent_points: list[Point] = field(default_factory=list)
+    datasets: list[DatasetInput] = field(default_factory=list)
+    artifacts: list[tuple[str, str]] = field(default_factory=list)
+    started: int = field(default_factory=now_ms)
+    ended: int = 0
+
+    def param(self, name: str, value: Any) -> None:
+        """A setting; of a table, each of its entries as `name.entry`."""
+        if isinstance(value, Mapping) and value:
+            for key, each in value.items():
+                self.param(f"{name}.{key}", each)
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            self.param_values[allowed(name)] = text[:6000]
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Several settings."""
+        for name, value in values.items():
+            self.param(name, value)
+
+    def metric(self, name: str, value: float, step: int = 0) -> None:
+        """A number of this stage, at a step (an epoch)."""
+        self.points.append(Point(allowed(name), float(value), step, now_ms()))
+
+    def parent_metric(self, name: str, value: float) -> None:
+        """A headline number, shown on the training's run as well as on this stage's."""
+        self.metric(name, value)
+        self.parent_points.append(self.points[-1])
+
+    def tag(self, name: str, value: str) -> None:
+        """A label to search runs by."""
+        self.tags[name] = value[:5000]
+
+    def artifact(self, path: str, to: str = "") -> None:
+        """A file or folder of the stage's folder, by its relative path, shown in the folder `to` of the run."""
+        self.artifacts.append((path, to))
+
+    def dataset(self, name: str, digest: str, context: str, source: str, rows: int) -> None:
+        """Data that the stage was given; context is training, validation or test."""
+        self.datasets.append(DatasetInput(name, digest, context, source, rows))
+
+    def save(self, folder: Path) -> None:
+        """Write tracking.json; the stage ends here."""
+        self.ended = now_ms()
+        write_json(folder / TRACKING, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan":
+        """What save wrote."""
+        content = read_json(folder / TRACKING)
+        try:
+            for name, kind in (("points", Point), ("parent_points", Point), ("datasets", DatasetInput), ("artifacts", tuple)):
+                content[name] = [kind(each) if kind is tuple else kind(*each) for each in content[name]]
+            return cls(**content)
+        except (TypeError, KeyError) as error:
+            raise DamagedArtifact(f"{folder / TRACKING}: is damaged ({error}); build the stage again with --force") from None

@@ -1,0 +1,91 @@
+"""`lookback prune`: remove old artifacts; never what the champion, the newest run or a running stage uses."""
+
+import shutil
+from pathlib import Path
+
+from pipeline import registry
+from pipeline.config import Config
+from pipeline.errors import DamagedArtifact
+from pipeline.stages import STAGES
+from pipeline.store import MANIFEST, Artifact, being_made, read_manifest
+
+_DIGEST_LENGTH = 16
+
+
+def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
+    """Remove all but the `keep` newest artifacts of every stage, except what must stay; returns what went (or would go).
+
+    What stays: whatever the newest artifact of any stage was made from, what the champion's bundle was made from, what is
+    being made now and what that reads; interrupted workspaces stay with their stage's kept artifacts.
+    """
+    found = {stage: _artifacts(config.folder / stage) for stage in STAGES}
+    kept = {artifact.folder for artifacts in found.values() for artifact in artifacts[:keep]}
+    for artifacts in found.values():
+        for artifact in artifacts[:1]:
+            kept |= _lineage(config, artifact.folder)
+    digest = registry.champion_digest(config)
+    for artifact in found["publish"]:
+        if digest is not None and read_manifest(artifact.folder).get("bundle_digest") == digest:
+            kept |= _lineage(config, artifact.folder)
+    for stage in STAGES:
+        for inputs in being_made(config.folder / stage).values():
+            kept |= _all_lineages(config, inputs)
+    removed = []
+    for artifact in (artifact for artifacts in found.values() for artifact in artifacts):
+        if artifact.folder in kept or artifact.is_locked():
+            continue
+        removed.append(artifact.folder)
+        size = sum(path.stat().st_size for path in artifact.folder.rglob("*") if path.is_file())
+        print(f"{'would remove' if dry_run else 'removed'} {artifact.folder} ({size / 1e6:,.1f} MB)")
+        if not dry_run:
+            _remove(artifact)
+    for version in registry.prune_versions(config, keep=keep, dry_run=dry_run):
+        print(f"{'would remove' if dry_run else 'removed'} {version.uri} (bundle {version.bundle_digest})")
+    print(f"{len(removed)} artifacts {'would go' if dry_run else 'gone'}, {len(kept)} kept")
+    return removed
+
+
+def _artifacts(folder: Path) -> list[Artifact]:
+    """A stage's finished artifacts, newest first."""
+    names = [
+        path.parent.name
+        for path in folder.glob(f"*/{MANIFEST}")
+        if len(path.parent.name) == _DIGEST_LENGTH and not path.parent.is_symlink()
+    ]
+    return sorted(
+        (Artifact(folder, name) for name in names), key=lambda each: _created(each.folder), reverse=True
+    )
+
+
+def _created(folder: Path) -> str:
+    try:
+        return str(read_manifest(folder)["created_utc"])
+    except (DamagedArtifact, KeyError):
+        return ""
+
+
+def _lineage(config: Config, folder: Path) -> set[Path]:
+    """An artifact and all it was made from."""
+    kept = {folder}
+    try:
+        inputs = read_manifest(folder)["inputs"]
+    except (OSError, DamagedArtifact, KeyError):
+        return kept
+    return kept | _all_lineages(config, inputs)
+
+
+def _all_lineages(config: Config, inputs: dict[str, str]) -> set[Path]:
+    found = (
+        _lineage(config, config.folder / stage / name) for stage, name in inputs.items() if stage in STAGES
+    )
+    return {folder for lineage in found for folder in lineage}
+
+
+def _remove(artifact: Artifact) -> None:
+    """Take the folder out of sight at once, then delete it."""
+    with artifact.lock():
+        aside = artifact.stage_folder / f".old-{artifact.name}"
+        (artifact.folder / MANIFEST).unlink()
+        artifact.folder.rename(aside)
+        shutil.rmtree(aside)
+        artifact.run_link.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""Stage publish: refit on all events, the bundle, its registration."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.histories import JaggedHistories
+from models import checkpoint
+from models.encoder import Encoder
+from models.index import ItemIndex
+from models.recommender import Histories, Int32
+from pipeline import histories as rows
+from pipeline.bundle import seal
+from pipeline.stages import Context
+from pipeline.train import Trainer
+
+
+def build(ctx: Context) -> None:
+    """Write bundle/ : deployed weights (refit on everything unless train.refit is false) beside the evaluated ones."""
+    features, train = ctx.inputs["features"], ctx.inputs["train"]
+    histories = JaggedHistories.load(features)
+    evaluated = np.load(train / "items.npy")
+    bundle = ctx.folder / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    for name in ("evaluated", "deployed", "index", "histories"):
+        (bundle / name).mkdir(parents=True)
+    encoder, mapping, refit_steps = _deployed(ctx, histories, evaluated)
+    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
+        shutil.copyfile(train / name, bundle / "evaluated" / name)
+    checkpoint.save_model(encoder, bundle / "deployed")
+    vectors = encoder.item_vectors().detach().float().cpu().numpy()[1:]
+    ItemIndex.build(vectors, np.arange(1, encoder.num_items + 1, dtype=np.int32)).save(bundle / "index")
+    _write_items(features, mapping, evaluated, bundle)
+    _write_users(features, histories, mapping, bundle)
+    metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
+    digest = seal(bundle, _description(ctx, features, metrics, refit_steps))
+    shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
+    _report(ctx, bundle, digest, metrics, encoder, refit_steps)
+
+
+def _deployed(
+    ctx: Context, histories: JaggedHistories, evaluated: Int32
+) -> tuple[Encoder, Int32, int | None]:
+    """The encoder that recommends, its numbering, and the steps of its refit (None: the evaluated one is deployed)."""
+    train = ctx.inputs["train"]
+    if not ctx.config.train.refit:
+        return checkpoint.load_model(train), evaluated, None
+    facts = json.loads((train / "training.json").read_text(encoding="utf-8"))
+    everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
+    counts = np.bincount(histories.item_index, minlength=len(evaluated))
+    kept = np.where(counts >= ctx.config.history.min_item_events, np.arange(len(counts)), 0).astype(np.int32)
+    everything = everything.translate(kept)
+    mapping = rows.known_items(everything, len(evaluated) - 1)
+    result = Trainer(ctx, ctx.inputs["features"]).refit(
+        "refit", everything.translate(mapping), mapping, facts
+    )
+    return result.model, mapping, result.best_step
+
+
+def _write_items(features: Path, mapping: Int32, evaluated: Int32, bundle: Path) -> None:
+    """The deployed vocabulary: its numbering keeps the order of ids, so positions are indices."""
+    table = pl.read_parquet(features / "items.parquet")
+    table = table.with_columns(
+        pl.Series("item_index", mapping[1:], dtype=pl.Int32),
+        pl.Series("evaluated_index", evaluated[1:], dtype=pl.Int32),
+    )
+    columns = ("item_index", "item_id", "title", "num_events", "evaluated_index")
+    table.filter(pl.col("item_index") > 0).sort("item_index").select(columns).write_parquet(
+        bundle / "items.parquet"
+    )
+
+
+def _write_users(features: Path, histories: JaggedHistories, mapping: Int32, bundle: Path) -> None:
+    whole = Histories(
+        histories.item_index,
+        histories.time,
+        histories.event_type,
+        histories.offsets[:-1],
+        histories.offsets[1:],
+    ).translate(mapping)
+    kept = mapping[histories.item_index] > 0
+    offsets = np.concatenate((whole.starts[:1], whole.ends)).astype(np.int64)
+    JaggedHistories(offsets, whole.item_index, whole.time, whole.event_type, histories.value[kept]).save(
+        bundle / "histories"
+    )
+    shutil.copyfile(features / "users.parquet", bundle / "users.parquet")
+
+
+def _description(
+    ctx: Context, features: Path, metrics: dict[str, Any], refit_steps: int | None
+) -> dict[str, Any]:
+    config = ctx.config
+    return {
+        "name": config.name,
+        "event_types": rows.event_types(features),
+        "max_length": config.history.max_length,
+        "deployed": "evaluated" if refit_steps is None else "refit",
+        "refit_steps": refit_steps,
+        "protocol": config.split.protocol,
+        "features": features.name,
+        "train": ctx.inputs["train"].name,
+        "metrics": metrics["metrics"]["lookback"],
+        "settings": {
+            key: config.get(key) for key in ("events.types", "history", "split", "model", "train", "seed")
+        },
+    }
+
+
+def _report(
+    ctx: Context,
+    bundle: Path,
+    digest: str,
+    metrics: dict[str, Any],
+    encoder: Encoder,
+    refit_steps: int | None,
+) -> None:
+    num_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    ctx.manifest.update(
+        rows_in=metrics["targets"],
+        rows_out=encoder.num_items,
+        bundle_digest=digest,
+        refit_steps=refit_steps,
+        bundle_bytes=num_bytes,
+    )
+    ctx.track.metric("bundle_bytes", num_bytes)
+    ctx.track.tag("lookback.bundle_digest", digest)
+    deployed = "evaluated weights" if refit_steps is None else f"refit on all events ({refit_steps} steps)"
+    ctx.summary(f"bundle {digest}: {encoder.num_items:,} items, {deployed}")

@@ -1,0 +1,138 @@
+"""`lookback recommend`: one user's or one history's recommendations, with what each is based on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import polars as pl
+
+from features.histories import JaggedHistories
+from features.vocabulary import Vocabulary
+from models.recommender import Histories
+from pipeline import histories as rows
+from pipeline.bundle import Answer, Bundle
+from pipeline.config import Config
+from pipeline.errors import LookbackError
+from pipeline.stages import Pipeline, resolve
+
+
+def recommend_one(
+    config: Config, user: str | None, history: list[str] | None, k: int, *, as_json: bool
+) -> None:
+    """Print the k best items for a user of the log or a history of item ids.
+
+    Raises LookbackError where no model is published, the user is not in the log, or no item of the history is known.
+    """
+    pipeline = resolve(config, ["score"])
+    bundle = _bundle(pipeline)
+    found, unknown = (
+        _typed_in(bundle, history) if history is not None else _of_user(pipeline, bundle, str(user))
+    )
+    answer = bundle.recommend(
+        found,
+        k,
+        exclude_seen=config.score.exclude_seen,
+        because="exact",
+        because_items=config.score.because_items,
+    )
+    listed = _rows(bundle, answer)
+    content = {
+        "user_id": user,
+        "history_length": int(found.lengths[0]),
+        "unknown_items": unknown,
+        "recommendations": listed,
+    }
+    click.echo(
+        json.dumps(content, ensure_ascii=False) if as_json else _text(content, cold=bool(answer.cold[0]))
+    )
+
+
+def _bundle(pipeline: Pipeline) -> Bundle:
+    if pipeline.model is not None:
+        from pipeline import registry
+
+        return Bundle.open(registry.bundle_folder(pipeline.config, pipeline.model))
+    publish = pipeline.nodes["publish"].artifact
+    if not publish.is_complete():
+        raise LookbackError(
+            "recommend: this configuration has published no model; make one with `lookback run publish --config …`, "
+            "or use the live one with --set score.model=champion"
+        )
+    return Bundle.open(publish.folder / "bundle")
+
+
+def _typed_in(bundle: Bundle, history: list[str]) -> tuple[Histories, int]:
+    found, unknown = bundle.from_ids([[item.strip() for item in history if item.strip()]])
+    if not found.lengths[0]:
+        near = ", ".join(str(item) for item in bundle.items.ids.head(3))
+        raise LookbackError(
+            f"--history: received {','.join(history)!r}, in which the model knows no item; expected item ids such as {near}"
+        )
+    return found, unknown
+
+
+def _of_user(pipeline: Pipeline, bundle: Bundle, user: str) -> tuple[Histories, int]:
+    """The user's history in the up-to-date features, or else in the bundle."""
+    features = pipeline.nodes["features"].artifact
+    if not features.is_complete():
+        return bundle.known_histories.select(_index(bundle.users, user)), 0
+    histories = JaggedHistories.load(features.folder)
+    index = _index(Vocabulary(_ids(features.folder, "users", "user_id"), 0), user)
+    items, _ = bundle.item_mapping(_ids(features.folder, "items", "item_id"))
+    types = bundle.type_mapping(rows.event_types(features.folder))
+    whole = rows.rows(histories, histories.offsets[index], histories.offsets[index + 1]).compact()
+    known = Histories(
+        whole.item_index, whole.time, types[whole.event_type], whole.starts, whole.ends
+    ).translate(items)
+    return known, int(whole.lengths[0] - known.lengths[0])
+
+
+def _ids(folder: Path, table: str, column: str) -> pl.Series:
+    return pl.read_parquet(folder / f"{table}.parquet", columns=[column])[column]
+
+
+def _index(users: Vocabulary, user: str) -> Any:
+    index, strangers = users.encode_known(pl.Series([user]), unknown=-1)
+    if strangers:
+        near = ", ".join(str(each) for each in users.ids.head(3))
+        raise LookbackError(
+            f"--user: received {user!r}, who is not in the log; expected a user such as {near}"
+        )
+    return np.asarray(index)
+
+
+def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
+    titles = pl.read_parquet(bundle.folder / "items.parquet", columns=["title"])["title"].to_list()
+    given = answer.item_index[0] > 0
+    ids = bundle.items.decode(answer.item_index[0][given]).to_list()
+
+    def named(index: int) -> dict[str, Any]:
+        return {"item_id": bundle.items.ids[index - 1], "title": titles[index - 1]}
+
+    listed = []
+    for place, item in enumerate(ids):
+        because = []
+        if answer.because is not None:
+            pairs = zip(answer.because.item_index[0, place], answer.because.weight[0, place], strict=True)
+            because = [named(int(index)) | {"weight": float(weight)} for index, weight in pairs if index > 0]
+        row = {"rank": place + 1, "item_id": item, "title": titles[int(answer.item_index[0, place]) - 1]}
+        listed.append(row | {"score": float(answer.score[0, place]), "because": because})
+    return listed
+
+
+def _text(content: dict[str, Any], *, cold: bool) -> str:
+    lines = [f"{content['history_length']} known interactions, {content['unknown_items']} with unknown items"]
+    if cold:
+        lines.append("no known interaction: the most popular items")
+    for row in content["recommendations"]:
+        because = "; ".join(
+            f"{each['title'] or each['item_id']} ({each['weight']:+.2f})" for each in row["because"]
+        )
+        title = f"  {row['title']}" if row["title"] else ""
+        lines.append(
+            f"{row['rank']:>3}  {row['item_id']}{title}  {row['score']:.3f}"
+            + (f"\n       because of {because}" if because else "")
+        )
+    return "\n".join(lines)

@@ -1,0 +1,234 @@
+"""The model registry: published bundles as versions of `lookback-<name>`, found again by their digest; the alias `champion`."""
+
+import contextlib
+import importlib.metadata
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import tracking
+from pipeline.config import Config
+from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.stages import ModelSource
+from pipeline.store import Artifact, read_json, read_manifest, write_json
+from pipeline.tracking_server import BUNDLE_DIGEST, ServerAway, Version
+
+CHAMPION = "champion"
+SERVING_NEEDS = ("faiss-cpu", "mlflow", "numpy", "pandas", "polars", "pyarrow", "safetensors", "torch")
+"""What pipeline/serving.py imports, directly or through the bundle."""
+
+
+def model_name(config: Config) -> str:
+    """The registered model of a configuration."""
+    return f"lookback-{config.name}"
+
+
+class Registry:
+    """The registered models on one tracking server; every question raises ServerAway where it does not answer."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._server = tracking.server_at(uri)
+
+    @classmethod
+    def from_config(cls, config: Config) -> "Registry":
+        """The registry where a configuration's runs are logged."""
+        return cls(tracking.tracking_uri(config))
+
+    def champion(self, name: str) -> Version | None:
+        """The version that `champion` points to; milliseconds."""
+        number = self._server.alias(name, CHAMPION)
+        return self._server.version(name, number) if number is not None else None
+
+    def resolve(self, name_or_uri: str) -> Version:
+        """The version behind NAME (its champion), models:/NAME/VERSION or models:/NAME@ALIAS; milliseconds.
+
+        Raises LookbackError where there is none, or it is no bundle of ours.
+        """
+        uri = name_or_uri if name_or_uri.startswith("models:/") else f"models:/{name_or_uri}@{CHAMPION}"
+        parts = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", uri)
+        if parts is None:
+            raise LookbackError(f"model: received {name_or_uri!r}, expected models:/NAME/VERSION or models:/NAME@ALIAS")
+        name, number, alias = parts.groups()
+        version = int(number) if number is not None else self._server.alias(name, alias)
+        found = self._server.version(name, version) if version is not None else None
+        if found is None:
+            raise LookbackError(f"{uri}: no such model on {self.uri}; publish one with: lookback run publish --config …")
+        if not found.bundle_digest:
+            raise LookbackError(f"{uri}: was not published by lookback (it has no tag {BUNDLE_DIGEST}); expected a bundle")
+        return found
+
+    def version(self, name: str, version: int) -> Version | None:
+        """A version by its number; milliseconds."""
+        return self._server.version(name, version)
+
+    def versions(self, name: str) -> list[Version]:
+        """Every version, newest first."""
+        with tracking.reported(self.uri):
+            found = tracking.client_at(self.uri).search_model_versions(f"name='{name}'")
+        return sorted((tracking.version_of(each) for each in found), key=lambda version: -version.version)
+
+    def register(
+        self,
+        name: str,
+        bundle_folder: Path,
+        bundle_digest: str,
+        run_id: str,
+        description: str = "",
+        input_example: Mapping[str, list[Any]] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Version:
+        """The version of a bundle: the one registered before under its digest, or a new one.
+
+        `input_example` is columns of an input frame, such as {"user_id": [1, 2]}; the description is Markdown.
+        """
+        for version in self.versions(name):
+            if version.bundle_digest == bundle_digest:
+                return version
+        source, model_id = tracking.log_pyfunc(
+            self.uri, run_id, bundle_folder, _id_types(bundle_folder), input_example, requirements()
+        )
+        with tracking.reported(self.uri):
+            client = tracking.client_at(self.uri)
+            if not client.search_registered_models(f"name='{name}'"):
+                client.create_registered_model(name, description="Published by lookback; `champion` is the version that scores.")
+            labels = {**(tags or {}), BUNDLE_DIGEST: bundle_digest}
+            made = client.create_model_version(name, source, run_id, labels, description=description[:5000], model_id=model_id)
+        return tracking.version_of(made)
+
+    def set_champion(self, name: str, version: int) -> None:
+        """Point the alias `champion` to a version."""
+        with tracking.reported(self.uri):
+            tracking.client_at(self.uri).set_registered_model_alias(name, CHAMPION, str(version))
+
+    def delete_version(self, name: str, version: int) -> None:
+        """Remove a version from the registry, and its files."""
+        with tracking.reported(self.uri):
+            client = tracking.client_at(self.uri)
+            model_id = client.get_model_version(name, str(version)).model_id
+            client.delete_model_version(name, str(version))
+            if model_id:
+                client.delete_logged_model(model_id)
+
+    def download_bundle(self, version: Version, to: Path) -> Path:
+        """Copy a version's bundle to a folder, complete or not at all; returns the folder."""
+        if to.exists():
+            return to
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=".downloading-") as temporary:
+            model = tracking.download_model(self.uri, version.uri, Path(temporary))
+            found = sorted(model.glob("data/*/bundle.json"))
+            if not found:
+                raise LookbackError(f"{version.uri}: holds no bundle; publish again with: lookback run publish --force --config …")
+            shutil.move(found[0].parent, to)
+        return to
+
+
+def requirements() -> list[str]:
+    """What serving needs, in the versions that are installed here (without a local suffix such as +cpu)."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in SERVING_NEEDS]
+
+
+def model_source(config: Config) -> ModelSource:
+    """The registered model that score.model names (champion, or models:/NAME/VERSION)."""
+    model = config.score.model
+    version = Registry.from_config(config).resolve(model_name(config) if model == CHAMPION else model)
+    return ModelSource(version.version, version.bundle_digest, version.uri)
+
+
+def bundle_folder(config: Config, model: ModelSource) -> Path:
+    """The bundle of a registered model, downloaded once to <data_dir>/<name>/.bundles/<digest>."""
+    registry = Registry.from_config(config)
+    to = config.folder / ".bundles" / model.bundle_digest
+    return to if to.exists() else registry.download_bundle(registry.resolve(model.uri), to)
+
+
+def champion_digest(config: Config) -> str | None:
+    """The digest of the bundle that is live; None where there is none."""
+    if not config.tracking.enabled:
+        return None
+    version = Registry.from_config(config).champion(model_name(config))
+    return version.bundle_digest if version is not None else None
+
+
+def version_of_bundle(config: Config, publish: Artifact) -> int | None:
+    """The version under which a publish artifact was registered on the present server; milliseconds."""
+    registry = Registry.from_config(config)
+    with contextlib.suppress(OSError, DamagedArtifact, ServerAway):
+        number = read_json(_version_link(publish)).get(registry.uri)
+        found = registry.version(model_name(config), int(number)) if number is not None else None
+        if found is not None and found.bundle_digest == read_manifest(publish.folder)["bundle_digest"]:
+            return found.version
+    return None
+
+
+def ensure_registered(config: Config, tracker: tracking.Tracker, publish: Artifact) -> None:
+    """Register a published bundle where the server lacks it.
+
+    The first version, or any where `evaluate.gate` is off, becomes champion. A server that is away costs one warning, and the next run registers.
+    """
+    if not config.tracking.enabled or version_of_bundle(config, publish) is not None:
+        return
+    run_id = tracker.linked_run(publish.run_link)
+    if run_id is None:
+        return
+    registry, name = Registry.from_config(config), model_name(config)
+    bundle = publish.folder / "bundle"
+    description = read_json(bundle / "bundle.json")
+
+    def register(_: object) -> None:
+        version = registry.register(name, bundle, description["digest"], run_id, _card(description))
+        if registry.champion(name) is None or not config.evaluate.gate:
+            registry.set_champion(name, version.version)
+        link = _version_link(publish)
+        known = read_json(link) if link.exists() else {}
+        write_json(link, known | {registry.uri: version.version})
+
+    tracker.attempt(register)
+
+
+def prune_versions(config: Config, *, keep: int, dry_run: bool) -> list[Version]:
+    """Delete all but the `keep` newest versions and the champion; returns what went (or would go)."""
+    if not config.tracking.enabled:
+        return []
+    registry, name = Registry.from_config(config), model_name(config)
+    champion = registry.champion(name)
+    old = [each for each in registry.versions(name)[keep:] if champion is None or each.version != champion.version]
+    for version in [] if dry_run else old:
+        registry.delete_version(name, version.version)
+    return old
+
+
+def _version_link(publish: Artifact) -> Path:
+    return publish.run_link.with_suffix(".version.json")
+
+
+def _card(description: Mapping[str, Any]) -> str:
+    """The version's description: what it was trained on and how it was judged, in Markdown."""
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(description["metrics"].items()))
+    return (
+        f"`{description['name']}`, {description['protocol']} protocol; deployed weights: {description['deployed']}.\n\n"
+        f"Metrics of the evaluated weights on the test:\n\n| metric | value |\n| --- | --- |\n{metrics}\n"
+    )
+
+
+def promote(config: Config, version: int) -> str:
+    """Move `champion` to a version by hand; returns what to say."""
+    registry, name = Registry.from_config(config), model_name(config)
+    found, before = registry.resolve(f"models:/{name}/{version}"), registry.champion(name)
+    registry.set_champion(name, version)
+    was = f", was version {before.version}" if before is not None else ""
+    return f"{name}: champion is version {version} (bundle {found.bundle_digest}){was}"
+
+
+def _id_types(bundle_folder: Path) -> tuple[str, str]:
+    """MLflow's types of user_id and item_id in a bundle."""
+    import pyarrow.parquet
+
+    files = (("users.parquet", "user_id"), ("items.parquet", "item_id"))
+    kinds = [str(pyarrow.parquet.read_schema(bundle_folder / file).field(column).type) for file, column in files]
+    user, item = ("long" if kind == "int64" else "string" for kind in kinds)
+    return user, item

@@ -1,0 +1,235 @@
+"""Stage report: one self-contained HTML page of the data, the training, the metrics and what is recommended."""
+
+import base64
+import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+
+from features.histories import JaggedHistories
+from features.splits import Split
+from pipeline import figures
+from pipeline.stages import Context
+from pipeline.store import read_json, read_manifest
+
+MODEL = "lookback"
+"""The model's name in metrics.json."""
+SHOWN_EVENTS = 15
+"""Events of an example user's history, the most recent ones."""
+SHOWN_REFUSED = 5
+"""Refused rows shown with their raw text."""
+NUM_BINS = 90
+"""Stretches of time in the picture of events."""
+MAX_TEXT = 160
+"""Characters of a title or a raw row."""
+BLUE, ORANGE = "#0072B2", "#D55E00"
+"""Of the palette of Okabe and Ito, which colour-blind eyes tell apart."""
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+Row = dict[str, Any]
+
+
+def build(ctx: Context) -> None:
+    """Write report.html from the folders of ingest, features, train, evaluate, publish and score."""
+    manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
+    judged = read_json(ctx.inputs["evaluate"] / "metrics.json")
+    timed = manifests["ingest"]["settings"]["events.timestamp_unit"] != "position"
+    _draw_training(ctx.inputs["train"], ctx.folder / "training.svg")
+    if timed:
+        _draw_events(ctx.inputs["features"], ctx.folder / "events.svg")
+    people = _example_users(ctx, timed=timed)
+    page = (
+        _environment()
+        .get_template(_TEMPLATE.name)
+        .render(
+            name=ctx.config.name,
+            made=datetime.datetime.now(datetime.UTC),
+            stages=manifests,
+            data=_data(ctx.inputs["features"], timed=timed),
+            refused=_refused_rows(ctx.inputs["ingest"]),
+            training=_training(ctx.inputs["train"]),
+            judged=judged,
+            model=MODEL,
+            headline=_metrics_shown(judged),
+            pictures=_pictures(ctx.folder, ctx.inputs["evaluate"]),
+            people=people,
+        )
+    )
+    (ctx.folder / "report.html").write_text(page, encoding="utf-8")
+    ctx.track.artifact("report.html")
+    ctx.manifest.update(rows_in=manifests["score"]["rows_out"], rows_out=len(people))
+    ctx.summary(f"{len(page.encode()) / 1e6:.1f} MB, {len(people)} example users: report.html")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["short"] = lambda text: text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+    environment.filters["day"] = lambda moment: f"{moment:%Y-%m-%d}"
+    return environment
+
+
+def _pictures(*folders: Path) -> dict[str, str]:
+    """Name of every picture to an address that holds the picture itself."""
+    files = [path for folder in folders for path in sorted(folder.glob("*.svg"))]
+    return {
+        file.stem: f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
+        for file in files
+    }
+
+
+def _data(features: Path, *, timed: bool) -> Row:
+    """Events per type, and the first and last day."""
+    histories = JaggedHistories.load(features)
+    names = ["none", *read_json(features / "event_types.json")]
+    counts = np.bincount(histories.event_type, minlength=len(names)).tolist()
+    facts: Row = {"types": [(name, count) for name, count in zip(names, counts, strict=True) if count]}
+    if timed:
+        facts |= {"first": _moment(int(histories.time.min())), "last": _moment(int(histories.time.max()))}
+    return facts
+
+
+def _moment(microseconds: int) -> datetime.datetime:
+    return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=microseconds)
+
+
+def _draw_events(features: Path, path: Path) -> None:
+    """Events over time, and where the held-out parts begin."""
+    split = Split.load(features / "split")
+    counts, edges = np.histogram(JaggedHistories.load(features).time, bins=NUM_BINS)
+    figure = Figure(figsize=(8, 2.4), layout="constrained")
+    axes = figure.subplots()
+    axes.stairs(counts, _days(edges.tolist()), fill=True, color=BLUE)
+    axes.xaxis_date()
+    above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
+    for part, begin, side in (
+        ("validation", split.validation_from, "right"),
+        ("test", split.test_from, "left"),
+    ):
+        if begin is not None:
+            (day,) = _days([begin])
+            axes.axvline(day, color=ORANGE, linestyle="--")
+            axes.text(day, 1, f" {part} ", color=ORANGE, ha=side, **above)
+    axes.set_ylabel("events")
+    axes.spines[["top", "right"]].set_visible(False)
+    figures.save(figure, path)
+
+
+def _days(microseconds: list[float]) -> list[float]:
+    return [each / 86_400e6 for each in microseconds]  # matplotlib counts from 1970 too
+
+
+def _draw_training(train: Path, path: Path) -> None:
+    """Training loss and validation NDCG@10 per epoch, side by side, the best epoch marked."""
+    history = pl.read_parquet(train / "history.parquet")
+    best = read_json(train / "training.json")["best_epoch"]
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    curves = (("loss", "training loss (nats)", BLUE), ("validation_ndcg@10", "validation NDCG@10", ORANGE))
+    for axes, (column, label, color) in zip(figure.subplots(1, 2), curves, strict=True):
+        axes.plot(history["epoch"], history[column], color=color, marker="o", markersize=3)
+        axes.axvline(best, color="#7F7F7F", linestyle=":")
+        axes.set_xlabel(f"epoch (dotted: the best, {best})")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#DDDDDD")
+    figures.save(figure, path)
+
+
+def _refused_rows(ingest: Path) -> list[Row]:
+    """The first refused rows of each reason, with where they stand in the log."""
+    files = sorted((ingest / "quarantine").glob("*.parquet"))
+    if not files:
+        return []
+    rows = pl.scan_parquet(files).select("source_path", "source_row", "raw", "reason")
+    first = rows.sort("source_path", "source_row").group_by("reason", maintain_order=True).head(1)
+    return first.head(SHOWN_REFUSED).collect().to_dicts()
+
+
+def _training(train: Path) -> Row:
+    """What was chosen, and how fast an epoch was."""
+    history = pl.read_parquet(train / "history.parquet")
+    return {
+        "facts": read_json(train / "training.json"),
+        "seconds_per_epoch": history["seconds"].mean(),
+        "targets_per_second": history["targets_per_second"].median(),
+    }
+
+
+def _metrics_shown(judged: Row) -> list[str]:
+    """The metrics of the table: over targets first, in the order in which they are read."""
+    wanted = ("ndcg@10", "hit_rate@10", "mrr@10", "ndcg@200", "coverage@10", "user_ndcg@10")
+    return [name for name in wanted if name in judged["metrics"][MODEL]]
+
+
+def _example_users(ctx: Context, *, timed: bool) -> list[Row]:
+    """Users from short to long histories, each with recent events, recommendations and what these are based on."""
+    features = ctx.inputs["features"]
+    histories, users = JaggedHistories.load(features), pl.read_parquet(features / "users.parquet")
+    recommended = pl.scan_parquet(sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet")))
+    told = recommended.filter(pl.col("rank") == 1).select("user_id").collect()
+    chosen = _spread(users.join(told, on="user_id", how="semi"), histories, ctx.config.report.num_users)
+    lists = (
+        recommended.filter(pl.col("user_id").is_in(chosen["user_id"].implode()))
+        .collect()
+        .sort("user_id", "rank")
+    )
+    items = pl.read_parquet(features / "items.parquet", columns=["item_id", "title"])
+    title = {item_id: text or f"item {item_id}" for item_id, text in items.iter_rows()}
+    by_index = ["", *title.values()]
+    types = ["", *read_json(features / "event_types.json")]
+    return [
+        {
+            "user_id": user_id,
+            "num_events": int(histories.offsets[user + 1] - histories.offsets[user]),
+            "history": _recent_events(histories, user, by_index, types, timed=timed),
+            "recommendations": [
+                _named(row, title) for row in lists.filter(pl.col("user_id") == user_id).to_dicts()
+            ],
+        }
+        for user, user_id in chosen.select("user_index", "user_id").iter_rows()
+    ]
+
+
+def _recent_events(
+    histories: JaggedHistories, user: int, title: list[str], types: list[str], *, timed: bool
+) -> list[Row]:
+    """The user's most recent events, newest first."""
+    start, end = histories.offsets[user : user + 2].tolist()
+    return [
+        {
+            "title": title[histories.item_index[at]],
+            "when": _moment(int(histories.time[at])) if timed else None,
+            "type": types[histories.event_type[at]],
+        }
+        for at in reversed(range(max(start, end - SHOWN_EVENTS), end))
+    ]
+
+
+def _named(row: Row, title: dict[Any, str]) -> Row:
+    """One recommendation with titles in place of item ids (the id where no title is known)."""
+
+    def name(item_id: Any) -> str:
+        return title.get(item_id, f"item {item_id}")
+
+    because = [{"title": name(past["item_id"]), "weight": past["weight"]} for past in row["because"] or []]
+    return {"title": name(row["item_id"]), "because": because}
+
+
+def _spread(users: pl.DataFrame, histories: JaggedHistories, num_users: int) -> pl.DataFrame:
+    """`num_users` of the users with at least 5 events (or of all), evenly spread over their number of events."""
+    lengths = np.diff(histories.offsets)[users["user_index"].to_numpy()]
+    ordered = users.with_columns(pl.Series("num_events", lengths)).sort("num_events", "user_index")
+    long = ordered.filter(pl.col("num_events") >= 5)
+    pool = long if len(long) >= num_users else ordered
+    places = np.unique(np.linspace(0, len(pool) - 1, min(num_users, len(pool))).astype(np.int64))
+    return pool.select(pl.all().gather(places))

@@ -1,0 +1,42 @@
+"""What MLflow loads to serve a bundle: a frame of users or histories in, lists of items and scores out."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd  # type: ignore[import-untyped]
+
+from pipeline.bundle import Bundle
+
+
+class Recommender:
+    """The pyfunc interface of a bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """One row per row of the frame: `item_id` and `score`, lists of params["k"] (10) at most, best first.
+
+        The frame has a column `history` (lists of item ids, oldest first) or else `user_id`, answered from the bundle's own
+        histories. Unknown users and empty histories get the most popular items; with exclude_seen (true) no item of the
+        history. `user_id` is passed through. Raises ValueError where neither column is there.
+        """
+        asked = {"k": 10, "exclude_seen": True} | (params or {})
+        k, exclude_seen = int(asked["k"]), bool(asked["exclude_seen"])
+        if k < 1:
+            raise ValueError(f"params: received k = {k}, expected 1 or more")
+        if "history" in frame:
+            histories = [[] if row is None else list(row) for row in frame["history"]]
+            lists = self._bundle.recommend_item_lists(histories, k, exclude_seen)
+        elif "user_id" in frame:
+            lists = self._bundle.recommend_users(frame["user_id"].tolist(), k, exclude_seen)
+        else:
+            raise ValueError(f"frame: received columns {list(frame.columns)}, expected user_id or history")
+        answer = {"item_id": [items for items, _ in lists], "score": [scores for _, scores in lists]}
+        users = {"user_id": frame["user_id"].tolist()} if "user_id" in frame else {}
+        return pd.DataFrame(users | answer, index=frame.index)
+
+
+def _load_pyfunc(data_path: str) -> Recommender:
+    """Called by mlflow.pyfunc.load_model with the bundle's folder."""
+    return Recommender(Bundle.open(Path(data_path)))

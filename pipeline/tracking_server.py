@@ -1,0 +1,179 @@
+"""What can be asked of a tracking server in milliseconds, without importing MLflow: its SQLite file, or its REST interface."""
+
+import base64
+import contextlib
+import json
+import os
+import sqlite3
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.errors import LookbackError
+
+BUNDLE_DIGEST = "lookback.bundle_digest"
+TIMEOUT_SECONDS = 2.0
+
+
+class ServerAway(LookbackError):
+    """The tracking server does not answer, or not as MLflow."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model version."""
+
+    name: str
+    version: int
+    bundle_digest: str
+    """What the bundle's content is called by; empty where something else than a bundle was registered."""
+    run_id: str
+    """The run that published it."""
+    source: str
+    """Where its files are."""
+
+    @property
+    def uri(self) -> str:
+        """models:/NAME/VERSION."""
+        return f"models:/{self.name}/{self.version}"
+
+
+class Server(Protocol):
+    """The questions; every answer None where there is no such thing, ServerAway where nobody answers."""
+
+    def run_status(self, run_id: str) -> str | None:
+        """RUNNING, FINISHED, FAILED, … of a run that is not deleted."""
+
+    def alias(self, name: str, alias: str) -> int | None:
+        """The version that an alias of a registered model points to."""
+
+    def version(self, name: str, version: int) -> Version | None:
+        """A version of a registered model."""
+
+
+def absolute_uri(uri: str) -> str:
+    """The URI with the path of an SQLite file made absolute, so that it means the same from every working directory."""
+    path = sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path.absolute()}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite URI, None for other URIs."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
+
+
+def open_server(uri: str) -> Server | None:
+    """How to ask the server at a URI; None for a kind that only MLflow's own client can ask."""
+    path = sqlite_path(uri)
+    if path is not None:
+        return SqliteServer(path)
+    return RestServer(uri) if uri.startswith(("http://", "https://")) else None
+
+
+class SqliteServer:
+    """MLflow's database in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def run_status(self, run_id: str) -> str | None:
+        """See Server."""
+        rows = self._select("SELECT status FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'", run_id)
+        return str(rows[0][0]) if rows else None
+
+    def alias(self, name: str, alias: str) -> int | None:
+        """See Server."""
+        rows = self._select("SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", name, alias)
+        return int(rows[0][0]) if rows else None
+
+    def version(self, name: str, version: int) -> Version | None:
+        """See Server."""
+        where = "WHERE name = ? AND version = ?"
+        rows = self._select(
+            f"SELECT run_id, source FROM model_versions {where} AND current_stage <> 'Deleted_Internal'", name, version
+        )
+        tags = dict(self._select(f"SELECT key, value FROM model_version_tags {where}", name, version))
+        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), rows[0][0] or "", rows[0][1]) if rows else None
+
+    def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
+        if not self._path.exists():
+            return []
+        try:
+            with contextlib.closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=rw", uri=True, timeout=TIMEOUT_SECONDS)) as file:
+                return file.execute(query, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):  # being created at this moment
+                return []
+            raise ServerAway(f"{self._path}: cannot be read ({error})") from None
+        except sqlite3.DatabaseError as error:
+            raise ServerAway(f"{self._path}: is not a database that MLflow could have written ({error})") from None
+
+
+class RestServer:
+    """A server that is asked over HTTP."""
+
+    def __init__(self, uri: str) -> None:
+        self._root = uri.rstrip("/") + "/api/2.0/mlflow"
+
+    def run_status(self, run_id: str) -> str | None:
+        """See Server."""
+        answer = self._get("runs/get", run_id=run_id)
+        info = answer["run"]["info"] if answer else {}
+        return str(info["status"]) if info.get("lifecycle_stage") == "active" else None
+
+    def alias(self, name: str, alias: str) -> int | None:
+        """See Server."""
+        answer = self._get("registered-models/alias", name=name, alias=alias)
+        return int(answer["model_version"]["version"]) if answer else None
+
+    def version(self, name: str, version: int) -> Version | None:
+        """See Server."""
+        answer = self._get("model-versions/get", name=name, version=str(version))
+        if not answer:
+            return None
+        found = answer["model_version"]
+        tags = {tag["key"]: tag["value"] for tag in found.get("tags", [])}
+        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), found.get("run_id", ""), found["source"])
+
+    def _get(self, what: str, **values: str) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self._root}/{what}?{urllib.parse.urlencode(values)}", headers=_credentials())
+        with _as_away(self._root):
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+                    content: dict[str, Any] = json.load(answer)
+                    return content
+            except urllib.error.HTTPError as error:
+                if _says_missing(error):
+                    return {}
+                raise
+
+
+def _says_missing(error: urllib.error.HTTPError) -> bool:
+    """MLflow's own answer for what is not there (for an alias it is INVALID_PARAMETER_VALUE)."""
+    if error.code not in (400, 404):
+        return False
+    return json.load(error).get("error_code") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+@contextlib.contextmanager
+def _as_away(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: an answer that is not JSON
+        raise ServerAway(f"{address}: does not answer ({error})") from None
+
+
+def _credentials() -> dict[str, str]:
+    """The header for MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, as MLflow's client sends it."""
+    token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if token:
+        return {"Authorization": f"Bearer {token}"}
+    if user:
+        pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
+        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    return {}

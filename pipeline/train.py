@@ -1,0 +1,158 @@
+"""Stage train: histories -> the encoder's weights, chosen on validation; resumable at any moment."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.histories import JaggedHistories
+from features.splits import Split
+from models import checkpoint
+from models.recommender import Float32, Histories, Int32
+from models.training import EpochRecord, FitResult, Validation, fit
+from pipeline import histories as rows
+from pipeline.config import Config
+from pipeline.errors import LookbackError
+from pipeline.stages import Context
+from pipeline.targets import ranked_targets
+
+
+def build(ctx: Context) -> None:
+    """Write model.safetensors, config.json, items.npy (the model's own numbering), history.parquet, training.json."""
+    folder = ctx.inputs["features"]
+    histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
+    num_items = rows.num_items(folder)
+    training = rows.training_rows(histories, split, with_validation=False)
+    mapping = rows.known_items(training, num_items)
+    validation = _validation(ctx.config, histories, split, mapping)
+    trainer = Trainer(ctx, folder)
+    result = trainer.fit("selection", training.translate(mapping), mapping, validation=validation)
+    facts = _facts(result)
+    if ctx.config.train.refit_validation:
+        training = rows.training_rows(histories, split, with_validation=True)
+        mapping = rows.known_items(training, num_items)
+        result = trainer.refit("refit_validation", training.translate(mapping), mapping, facts)
+        facts["refit_validation_steps"] = result.best_step
+    checkpoint.save_model(result.model, ctx.folder)
+    np.save(ctx.folder / "items.npy", mapping, allow_pickle=False)
+    (ctx.folder / "training.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    _report(ctx, folder, training, facts)
+
+
+class Trainer:
+    """Trains encoders for a configuration, each under a name with its own checkpoint in the stage's workspace."""
+
+    def __init__(self, ctx: Context, features: Path) -> None:
+        self._ctx = ctx
+        self._types = rows.event_types(features)
+        self._checkpoints = ctx.folder / "checkpoints"
+        self._checkpoints.mkdir(exist_ok=True)
+
+    def fit(
+        self,
+        name: str,
+        histories: Histories,
+        mapping: Int32,
+        *,
+        validation: Validation | None = None,
+        max_steps: int | None = None,
+    ) -> FitResult:
+        """Train on histories in the model's numbering, going on from the checkpoint of that name where there is one."""
+        config = self._ctx.config
+        path = self._checkpoints / f"{name}.pt"
+        resume = checkpoint.load_training(path) if path.exists() else None
+        return fit(
+            histories,
+            encoder=config.model,
+            train=config.train,
+            num_items=int(mapping.max()),
+            num_event_types=len(self._types),
+            max_length=config.history.max_length,
+            type_weights=type_weights(config, self._types),
+            seed=config.seed,
+            validation=validation,
+            max_steps=max_steps,
+            resume=resume,
+            on_checkpoint=lambda state: checkpoint.save_training(state, path),
+            on_epoch=lambda record: self._on_epoch(name, record),
+            show_progress=self._ctx.show_progress,
+        )
+
+    def refit(self, name: str, histories: Histories, mapping: Int32, selection: dict[str, Any]) -> FitResult:
+        """Train again from the start on more events: the steps that validation chose, scaled by the number of targets."""
+        lengths = np.minimum(histories.lengths - 1, self._ctx.config.history.max_length)
+        scale = int(lengths[lengths > 0].sum()) / selection["targets_per_epoch"]
+        return self.fit(name, histories, mapping, max_steps=max(1, round(selection["best_step"] * scale)))
+
+    def _on_epoch(self, name: str, record: EpochRecord) -> None:
+        prefix = "" if name == "selection" else f"{name}/"
+        self._ctx.live.metrics(
+            {prefix + key: value for key, value in _metrics(record.row()).items()}, record.epoch
+        )
+
+
+def type_weights(config: Config, names: list[str]) -> Float32:
+    """[num_event_types + 1] weight in the loss of a target of each type."""
+    wanted = config.events.types or {}
+    return np.array([1.0, *(wanted.get(name, 1.0) for name in names)], np.float32)
+
+
+def _validation(config: Config, histories: JaggedHistories, split: Split, mapping: Int32) -> Validation:
+    """The validation targets that the model could rank: known, with a history, and not in it where seen items are masked."""
+    targets = ranked_targets(
+        histories, split, "validation", mapping, ties=config.split.ties, exclude_seen=config.exclude_seen
+    )
+    if not len(targets):
+        raise LookbackError(
+            f"train: none of the validation targets can be ranked (left out: {targets.left_out}); expected some: "
+            "use split.protocol = 'leave_one_out' or a longer log"
+        )
+    return Validation(targets.histories, targets.item, config.exclude_seen)
+
+
+def _facts(result: FitResult) -> dict[str, Any]:
+    best = max(result.history, key=lambda record: record.epoch == result.best_epoch)
+    return {
+        "best_epoch": result.best_epoch,
+        "best_step": result.best_step,
+        "epochs": len(result.history),
+        "history": [record.row() for record in result.history],
+        "best": best.row(),
+    } | result.resolved
+
+
+def _metrics(row: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if key != "epoch"}
+
+
+def _report(ctx: Context, features: Path, training: Histories, facts: dict[str, Any]) -> None:
+    history = facts.pop("history")
+    pl.DataFrame(history).write_parquet(ctx.folder / "history.parquet")
+    (ctx.folder / "training.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    for row in history:
+        for name, value in _metrics(row).items():
+            ctx.track.metric(name, value, int(row["epoch"]))
+    best = facts["best"]["validation_ndcg@10"]
+    ctx.manifest.update(
+        rows_in=int(training.lengths.sum()),
+        rows_out=facts["targets_per_epoch"],
+        best_epoch=facts["best_epoch"],
+        best_step=facts["best_step"],
+        resolved={key: facts[key] for key in ("device", "precision", "compile", "threads", "parameters")},
+        **{"validation_ndcg@10": best},
+    )
+    ctx.track.params(ctx.manifest["resolved"])
+    ctx.track.metric("best_epoch", facts["best_epoch"])
+    ctx.track.metric("best_validation_ndcg@10", best)
+    for part in ("training", "validation"):
+        ctx.track.dataset(ctx.config.name, features.name, part, str(features), int(training.lengths.sum()))
+    ctx.track.artifact("history.parquet")
+    ctx.track.artifact("training.json")
+    refit = (
+        f", then {facts['refit_validation_steps']} steps with validation"
+        if "refit_validation_steps" in facts
+        else ""
+    )
+    ctx.summary(f"validation NDCG@10 {best:.4f} at epoch {facts['best_epoch']} of {facts['epochs']}{refit}")

@@ -1,0 +1,39 @@
+"""What all tests share: one thread per process, a clean environment, the public data sets where they are there."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tests run side by side, and tiny arrays gain nothing from threads
+ROOT = Path(__file__).resolve().parents[1]
+DATA_FOLDERS = (ROOT / "data" / "raw", ROOT.parent / "shared" / "data")
+
+SHAPED = [f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if "models.shapes" in path.read_text()]
+install_import_hook(SHAPED, "beartype.beartype")  # shapes in signatures are checked at every call
+
+
+@pytest.fixture(autouse=True)
+def _own_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches the tracking server of whoever runs it."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def public_data() -> Callable[[str], Path]:
+    """The folder of a public data set by name (`ml-100k`); the test is skipped where it is missing."""
+
+    def find(name: str) -> Path:
+        for folder in DATA_FOLDERS:
+            if (folder / name).is_dir():
+                return folder / name
+        pytest.skip(
+            f"{name} is not in data/raw: lookback data --config pipeline/configs/{name}.toml downloads it"
+        )
+
+    return find

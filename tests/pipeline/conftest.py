@@ -1,0 +1,138 @@
+"""A small pipeline that the tests of this folder share: simulated log, real command line, real tracking database."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = """
+name = "tiny"
+[simulate]
+num_users = 150
+num_items = 100
+num_events = 4000
+[events]
+path = "{data_dir}/{name}/raw/events.csv"
+columns = { user_id = "user_id", item_id = "item_id", timestamp = "timestamp", event_type = "event_type" }
+types = { view = 1.0, like = 1.5, purchase = 2.0 }
+[items]
+path = "{data_dir}/{name}/raw/items.csv"
+columns = { item_id = "item_id", title = "title", categories = "categories" }
+[history]
+max_length = 20
+[model]
+dim = 16
+[train]
+epochs = 3
+patience = 2
+precision = "fp32"
+compile = "off"
+[evaluate]
+resamples = 100
+[score]
+shard_users = 40
+batch_users = 16
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The JSON object on the last line of stdout."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """A working directory with a configuration, in which the command line is really run."""
+
+    folder: Path
+    config: str = "tiny.toml"
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command as a list of words."""
+        return [sys.executable, "-m", "pipeline", *arguments]
+
+    def environment(self) -> dict[str, str]:
+        """Its environment: this checkout, one thread, no tracking server but its own."""
+        wanted = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")} | wanted
+
+    def __call__(self, *arguments: str, config: bool = True) -> Result:
+        """Run `lookback ARGUMENTS --config …` to its end."""
+        words = self.command(*arguments, *(("--config", self.config) if config else ()))
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def run(self, *arguments: str) -> Any:
+        """`lookback run ARGUMENTS --json`; its summary."""
+        result = self("run", *arguments, "--json")
+        assert result.code == 0, result.err
+        return result.json
+
+    def artifact(self, stage: str, *settings: str) -> Path:
+        """The folder that `lookback path` names."""
+        result = self("path", stage, *settings)
+        assert result.code == 0, result.err
+        return self.folder / result.out.splitlines()[-1]
+
+    def manifest(self, stage: str) -> Any:
+        """The manifest of a stage's up-to-date artifact."""
+        return json.loads((self.artifact(stage) / "manifest.json").read_text())
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Workdir:
+    """An empty working directory with the tiny configuration."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return Workdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+    """A working directory in which every stage has run; tests only read it."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(TINY)
+    workdir = Workdir(folder)
+    workdir.run("all")
+    return workdir
+
+
+@pytest.fixture
+def copied(finished: Workdir, tmp_path: Path) -> Workdir:
+    """A copy of the finished working directory, to change."""
+    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True)
+    return Workdir(tmp_path / "copy")
+
+
+@pytest.fixture
+def log_workdir(tmp_path: Path) -> Callable[[str, str], Workdir]:
+    """A working directory around a given csv text and further TOML; the log has user_id, item_id, timestamp."""
+
+    def make(text: str, settings: str = "") -> Workdir:
+        (tmp_path / "log.csv").write_text(text)
+        columns = '{ user_id = "user_id", item_id = "item_id", timestamp = "timestamp" }'
+        (tmp_path / "tiny.toml").write_text(
+            f'name = "tiny"\n[events]\npath = "log.csv"\ncolumns = {columns}\n{settings}'
+        )
+        return Workdir(tmp_path)
+
+    return make

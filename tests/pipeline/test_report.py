@@ -1,0 +1,238 @@
+"""The page from small fabricated stage folders: what it says, that it stands alone, that raw text cannot break it."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.histories import JaggedHistories
+from features.splits import Split
+from pipeline import report
+from pipeline.config import Config, EventsConfig, ReportConfig
+from pipeline.stages import Context
+
+DAY = 86_400_000_000
+LENGTHS = (6, 20, 7, 2)
+NUM_ITEMS = 23
+HOSTILE = "<script>alert('&')</script>"
+
+
+class Tracked:
+    """Stands for the plan of what to log."""
+
+    def __init__(self) -> None:
+        self.artifacts: list[str] = []
+
+    def artifact(self, name: str) -> None:
+        self.artifacts.append(name)
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and checks that what opens is closed."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+
+def manifest(folder: Path, settings: dict[str, Any] | None = None, **more: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "summary": f"{folder.name} is done",
+        "seconds": 1.5,
+        "peak_bytes": 2e9,
+        "fingerprint": "abc123",
+    }
+    content |= {"settings": settings or {}, "rows_left_out": {}, "rows_in": 0, "rows_out": 0} | more
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+def ingest(root: Path, unit: str) -> Path:
+    folder = manifest(
+        root / "ingest",
+        {"events.timestamp_unit": unit},
+        rows_in=40,
+        rows_out=36,
+        rows_left_out={"bad_timestamp": 4},
+    )
+    (folder / "quarantine").mkdir()
+    row = {"source_path": "log.csv", "source_row": 7, "raw": HOSTILE, "reason": "bad_timestamp"}
+    pl.DataFrame([row, row | {"source_row": 9, "raw": None}]).write_parquet(
+        folder / "quarantine" / "one.parquet"
+    )
+    return folder
+
+
+def features(root: Path) -> Path:
+    parts = {"train": 25, "validation": 5, "test": 5}
+    folder = manifest(root / "features", num_users=4, num_items=NUM_ITEMS, rows_out=35, split_events=parts)
+    offsets = np.concatenate(([0], np.cumsum(LENGTHS))).astype(np.int64)
+    flat = np.arange(sum(LENGTHS))
+    types = (1 + flat % 2).astype(np.int16)
+    item = (1 + flat % NUM_ITEMS).astype(np.int32)
+    JaggedHistories(offsets, item, flat * DAY, types, np.full(len(flat), np.nan, np.float32)).save(folder)
+    everyone, every_item = np.ones(4, bool), np.ones(NUM_ITEMS + 1, bool)
+    ends = offsets[1:]
+    split = Split("temporal", ends - 2, ends - 1, everyone, everyone, every_item, 20 * DAY, 30 * DAY)
+    split.save(folder / "split")
+    (folder / "event_types.json").write_text('["LIKE", "VIEW"]')
+    users = pl.DataFrame({"user_index": range(4), "user_id": ["ann", "bob", "cid", "dee"]})
+    users.write_parquet(folder / "users.parquet")
+    titles = [HOSTILE, None, *(f"Film {number}" for number in range(3, NUM_ITEMS + 1))]
+    items = {"item_index": range(1, NUM_ITEMS + 1), "item_id": range(101, 101 + NUM_ITEMS), "title": titles}
+    pl.DataFrame(items).write_parquet(folder / "items.parquet")
+    return folder
+
+
+def train(root: Path) -> Path:
+    folder = manifest(root / "train")
+    epochs = {"epoch": [1, 2, 3], "loss": [7.0, 6.0, 5.5], "validation_ndcg@10": [0.1, 0.2, 0.15]}
+    pl.DataFrame(epochs | {"seconds": [2.0] * 3, "targets_per_second": [1000.0] * 3}).write_parquet(
+        folder / "history.parquet"
+    )
+    (folder / "training.json").write_text('{"best_epoch": 2, "epochs": 3, "refit_validation_steps": 12}')
+    return folder
+
+
+def evaluate(root: Path) -> Path:
+    folder = manifest(root / "evaluate")
+    values = {"lookback": 0.21, "popularity": 0.13}
+    metrics = {name: {"ndcg@10": value, "hit_rate@10": 2 * value} for name, value in values.items()}
+    intervals = {
+        name: {key: [value - 0.01, value + 0.01] for key, value in each.items()}
+        for name, each in metrics.items()
+    }
+    difference = {"difference": 0.08, "low": 0.05, "high": 0.11, "share": 1.0, "verdict": "better"}
+    content = {
+        "protocol": "temporal",
+        "users": 3,
+        "targets": 5,
+        "targets_left_out": {"unknown_item": 2, "no_history": 0},
+        "num_items": NUM_ITEMS,
+        "exclude_seen": True,
+        "metrics": metrics,
+        "intervals": intervals,
+        "paired": {"popularity": {"ndcg@10": difference, "hit_rate@10": difference}},
+        "not_applicable": {"recent_popularity": "the log has no times"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(content))
+    (folder / "metrics.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    (folder / "by_history_length.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    return folder
+
+
+def score(root: Path) -> Path:
+    folder = manifest(root / "score", rows_out=6)
+    (folder / "recommendations").mkdir()
+    because = [{"item_id": 101, "weight": 0.75}, {"item_id": 102, "weight": 0.25}]
+    rows = [
+        {"user_id": user, "item_id": 110 + rank, "rank": rank, "score": -float(rank), "because": because}
+        for user in ("ann", "bob", "cid")
+        for rank in (1, 2)
+    ]
+    rows[0]["item_id"] = 999  # of an older model: no longer in the catalogue
+    pl.DataFrame(rows).with_columns(pl.col("rank").cast(pl.Int32)).write_parquet(
+        folder / "recommendations" / "part-0.parquet"
+    )
+    return folder
+
+
+@pytest.fixture
+def written(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Page, Path, Context]:
+    unit = getattr(request, "param", "s")
+    inputs = {"ingest": ingest(tmp_path, unit), "features": features(tmp_path), "train": train(tmp_path)}
+    inputs |= {
+        "evaluate": evaluate(tmp_path),
+        "publish": manifest(tmp_path / "publish"),
+        "score": score(tmp_path),
+    }
+    folder = tmp_path / "report"
+    folder.mkdir()
+    columns: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
+    config = Config(
+        name="tiny", events=EventsConfig(path="log.csv", columns=columns), report=ReportConfig(num_users=2)
+    )
+    nothing = cast("Any", None)
+    context = Context(
+        config, folder, inputs, {}, None, cast("Any", Tracked()), nothing, tmp_path, show_progress=False
+    )
+    report.build(context)
+    path = folder / "report.html"
+    return Page(path.read_text(encoding="utf-8")), path, context
+
+
+def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
+    page, _, context = written
+    for sentence in (
+        "4 users, 23 items and 35 events, from 1970-01-01 to 1970-02-04",
+        "left out by ingest: bad timestamp 4",
+        "of type LIKE 18",
+        "NDCG@10 0.2100 (95 % interval 0.2000 to 0.2200) and hit rate@10 0.4200. It is better than popularity.",
+        "The best epoch was 2 of 3; the model judged below was then trained again",
+        "+0.0800 +0.0500 to +0.1100 better",
+        "recent popularity is not there: the log has no times",
+        "Not among the targets: 2 (unknown item)",
+        "By history length",
+        "publish is done",
+    ):
+        assert sentence in page.text
+    assert context.manifest["rows_out"] == 2
+    assert cast("Any", context.track).artifacts == ["report.html"]
+
+
+def test_example_users(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    shortest, longest = page.text.split("User ")[1:3]
+    assert shortest.startswith(
+        "ann All 6 events, newest first Film 6 VIEW, 1970-01-06 Film 5 LIKE, 1970-01-05"
+    )
+    assert "item 999 because of <script>alert('&')</script> (0.75); item 102 (0.25)" in shortest
+    assert longest.startswith("bob The last 15 of 20 events, newest first Film 3 VIEW, 1970-01-26")
+    assert "Film 11 because of" in longest
+    assert "dee" not in page.text, "has no recommendations"
+
+
+def test_stands_alone(written: tuple[Page, Path, Context]) -> None:
+    page, path, _ = written
+    assert path.stat().st_size < 5_000_000
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 4
+    assert all(
+        each["alt"] and (each["src"] or "").startswith("data:image/svg+xml;base64,") for each in images
+    )
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe"}
+    assert not any(attributes.get("href") for _, attributes in page.tags)
+    assert HOSTILE in page.text, "shown, not obeyed"
+
+
+@pytest.mark.parametrize("written", ["position"], indirect=True)
+def test_log_without_times(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    assert "only the order of each user's events is known" in page.text
+    assert "1970" not in page.text
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 3

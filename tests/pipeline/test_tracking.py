@@ -1,0 +1,418 @@
+"""Tracking against real MLflow: an SQLite store, and a server of its own on a free loopback port."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import tracking
+from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.plan import allowed
+from pipeline.tracking import Plan, Tracker
+from pipeline.tracking_server import ServerAway, absolute_uri, open_server
+
+ROOT = Path(__file__).resolve().parents[2]
+IDENTITY: dict[str, Any] = {"stage": "train", "fingerprint": "f" * 16, "run_name": "train small", "tags": {"lookback.git": "abc"}}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def python(code: str, folder: Path, **variables: str) -> str:
+    """Run code in a fresh interpreter, in a folder; its standard output."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "INFO" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as MLflow's migrations leave it, made once."""
+    folder = tmp_path_factory.mktemp("store")
+    python("from pipeline.tracking import client_at; client_at('sqlite:///mlflow.db')", folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path) -> str:
+    (tmp_path / "mlruns").mkdir()
+    shutil.copyfile(empty_store, tmp_path / "mlruns" / "mlflow.db")
+    return absolute_uri(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+
+
+@pytest.fixture
+def tracker(uri: str) -> Tracker:
+    return Tracker(uri, "small", tracking.artifact_root(uri))
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Path:
+    return tmp_path / "train" / ".runs" / "f.json"
+
+
+def a_stage(folder: Path, epochs: int = 3) -> Path:
+    """A finished stage's folder: settings, three epochs, two data sets, a folder of figures and a file."""
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "loss.svg").write_text("<svg/>")
+    (folder / "history.json").write_text("[]")
+    plan = Plan()
+    plan.params({"model": {"dim": 64, "block": "transformer"}, "events.types": None, "evaluate.k": [10, 200]})
+    for epoch in range(1, epochs + 1):
+        plan.metric("validation_ndcg@10", epoch / 10, epoch)
+    plan.metric("seconds", 1.5)
+    plan.parent_metric("ndcg@10", 0.25)
+    plan.tag("lookback.note", "small")
+    for part, rows in (("training", 90), ("validation", 10)):
+        plan.dataset("small", "0123456789abcdef", part, "data/small/features", rows)
+    plan.artifact("figures")
+    plan.artifact("history.json", "tables")
+    plan.save(folder)
+    return folder
+
+
+def steps(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in tracking.client_at(tracker.uri).get_metric_history(run_id, name)]
+
+
+def assert_complete(tracker: Tracker, run_id: str, to: Path) -> None:
+    run = tracker.find_run(run_id)
+    assert run.status == "FINISHED"
+    assert run.params == {"model.dim": "64", "model.block": "transformer", "events.types": "null", "evaluate.k": "[10, 200]"}
+    assert run.metrics == {"validation_ndcg_at_10": 0.3, "seconds": 1.5, "ndcg_at_10": 0.25}
+    assert run.tags["lookback.note"] == "small"
+    assert run.tags["lookback.stage"] == "train"
+    assert run.tags["lookback.git"] == "abc"
+    assert steps(tracker, run_id, "validation_ndcg_at_10") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    inputs = tracking.client_at(tracker.uri).get_run(run_id).inputs.dataset_inputs
+    assert {each.tags[0].value: json.loads(each.dataset.profile)["num_rows"] for each in inputs} == {"training": 90, "validation": 10}
+    assert {each.dataset.digest for each in inputs} == {"0123456789abcdef"}
+    assert tracker.run_artifact(run_id, "figures/loss.svg", to).read_text() == "<svg/>"
+    assert tracker.run_artifact(run_id, "tables/history.json", to).read_text() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "logged"),
+    [("ndcg@10", "ndcg_at_10"), ("refit/loss", "refit/loss"), ("a[b]", "a_b_"), ("hit rate: x-y.z", "hit rate: x-y.z")],
+)
+def test_names_are_spelled_as_mlflow_takes_them(name: str, logged: str):
+    assert allowed(name) == logged
+
+
+def test_plan_is_what_it_was_after_saving(tmp_path: Path):
+    folder = a_stage(tmp_path / "stage")
+    plan = Plan.load(folder)
+    assert [(point.name, point.value, point.step) for point in plan.parent_points] == [("ndcg_at_10", 0.25, 0)]
+    assert [each.context for each in plan.datasets] == ["training", "validation"]
+    assert plan.artifacts == [("figures", ""), ("history.json", "tables")]
+    assert 0 < plan.started <= plan.points[0].timestamp <= plan.ended
+    (folder / "tracking.json").write_text('{"points": 3}')
+    with pytest.raises(DamagedArtifact, match=r"tracking\.json: is damaged"):
+        Plan.load(folder)
+
+
+def test_importing_loads_no_mlflow(tmp_path: Path):
+    code = "import sys, pipeline.tracking, pipeline.registry; print([n for n in ('mlflow', 'pandas', 'sqlalchemy') if n in sys.modules])"
+    assert python(code, tmp_path).strip() == "[]"
+
+
+def test_configuration_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking._uri(None) == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert tracking.artifact_root(tracking._uri(None)) == f"file://{tmp_path}/mlruns/artifacts"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
+    assert tracking._uri(None) == "http://tracking.example:5000"
+    assert tracking.artifact_root(tracking._uri(None)) is None
+    assert tracking._uri("sqlite:///other.db") == f"sqlite:///{tmp_path}/other.db"
+
+
+def test_live_then_replay(tracker: Tracker, link: Path, tmp_path: Path):
+    assert not tracker.is_logged(link)
+    with tracker.start(**IDENTITY, link_file=link) as live:
+        assert live.run_id is not None
+        live.metrics({"validation_ndcg@10": 0.1}, 1)
+        assert steps(tracker, live.run_id, "validation_ndcg_at_10") == [(1, 0.1)]
+        live.metrics({"validation_ndcg@10": 0.2}, 2)  # kept back: too soon after the first
+        assert steps(tracker, live.run_id, "validation_ndcg_at_10") == [(1, 0.1)]
+        assert tracker.find_run("train small").status == "RUNNING"
+    assert not tracker.is_logged(link)
+    folder = a_stage(tmp_path / "stage")
+    for _ in range(2):  # the second time changes nothing
+        tracker.replay(**IDENTITY, folder=folder, link_file=link)
+        assert_complete(tracker, live.run_id, tmp_path / "downloads")
+    assert tracker.is_logged(link)
+    assert tracker.linked_run(link) == live.run_id
+
+
+def test_is_logged_takes_milliseconds(tracker: Tracker, link: Path, tmp_path: Path):
+    tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
+    started = time.perf_counter()
+    assert all(tracker.is_logged(link) for _ in range(10))
+    assert time.perf_counter() - started < 0.5
+
+
+def test_failed_attempt_ends_as_failed_and_goes_on(tracker: Tracker, link: Path):
+    with pytest.raises(ZeroDivisionError), tracker.start(**IDENTITY, link_file=link) as live:
+        live.metrics({"loss": 3.0}, 1)
+        live.metrics({"loss": 2.0}, 2)
+        _ = 1 / 0
+    assert live.run_id is not None
+    assert tracker.find_run(live.run_id).status == "FAILED"
+    assert steps(tracker, live.run_id, "loss") == [(1, 3.0), (2, 2.0)]
+    with pytest.raises(KeyboardInterrupt), tracker.start(**IDENTITY, link_file=link) as again:
+        assert again.run_id == live.run_id
+        assert tracker.find_run(live.run_id).status == "RUNNING"
+        raise KeyboardInterrupt
+    assert tracker.find_run(live.run_id).status == "KILLED"
+
+
+def test_killed_process_is_resumed_in_its_run(tracker: Tracker, link: Path, tmp_path: Path):
+    python(
+        f"""
+import os
+from pathlib import Path
+from pipeline.tracking import Tracker
+tracker = Tracker({tracker.uri!r}, "small", {tracker.artifact_location!r})
+live = tracker.start(**{IDENTITY!r}, link_file=Path({str(link)!r}))
+live.metrics({{"validation_ndcg@10": 0.1}}, 1)
+os._exit(0)
+""",
+        tmp_path,
+    )
+    killed = json.loads(link.read_text())[tracker.uri]
+    assert tracker.find_run(killed).status == "RUNNING"
+    assert not tracker.is_logged(link)
+    assert tracker.start(**IDENTITY, link_file=link).run_id == killed
+    tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
+    assert_complete(tracker, killed, tmp_path / "downloads")
+    assert tracker.start(**IDENTITY, link_file=link).run_id != killed, "built again: another run"
+
+
+def test_deleted_store_is_filled_again(tmp_path: Path):
+    folder, store = a_stage(tmp_path / "stage"), tmp_path / "mlruns"
+    code = f"""
+from pathlib import Path
+from pipeline.tracking import Tracker, DEFAULT_URI, artifact_root
+tracker = Tracker(DEFAULT_URI, "small", artifact_root(DEFAULT_URI))
+link = Path("link.json")
+assert not tracker.is_logged(link)
+tracker.replay(**{IDENTITY!r}, folder=Path({str(folder)!r}), link_file=link)
+assert tracker.is_logged(link)
+print(tracker.linked_run(link))
+"""
+    first = python(code, tmp_path).strip()
+    shutil.rmtree(store)
+    second = python(code, tmp_path).strip()
+    assert first != second
+    uri = absolute_uri(f"sqlite:///{store}/mlflow.db")
+    assert_complete(Tracker(uri, "small"), second, tmp_path / "downloads")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "link.json", "mlruns", "stage"]
+
+
+def test_deleted_run_is_logged_again_and_a_lost_link_found(tracker: Tracker, link: Path, tmp_path: Path):
+    folder = a_stage(tmp_path / "stage")
+    tracker.replay(**IDENTITY, folder=folder, link_file=link)
+    first = tracker.linked_run(link)
+    link.unlink()
+    tracker.replay(**IDENTITY, folder=folder, link_file=link)
+    assert tracker.linked_run(link) == first
+    assert first is not None
+    tracking.client_at(tracker.uri).delete_run(first)
+    assert not tracker.is_logged(link)
+    tracker.replay(**IDENTITY, folder=folder, link_file=link)
+    second = tracker.linked_run(link)
+    assert second not in (first, None)
+    tracking.client_at(tracker.uri).delete_experiment(tracker.find_run("train small").experiment_id)
+    assert not tracker.is_logged(link)
+    tracker.replay(**IDENTITY, folder=folder, link_file=link)
+    assert tracker.is_logged(link)
+
+
+def test_stage_is_nested_under_its_training(tracker: Tracker, link: Path, tmp_path: Path):
+    train = tmp_path / "stage"
+    train.mkdir()
+    Plan().save(train)
+    tracker.replay(**IDENTITY, folder=train, link_file=link)
+    parent = tracker.linked_run(link)
+    assert parent is not None
+    identity = IDENTITY | {"stage": "evaluate", "run_name": "evaluate small"}
+    for _ in range(2):
+        tracker.replay(
+            **identity, folder=tmp_path / "evaluate", link_file=tmp_path / "evaluate.json", parent_link_file=link
+        ) if (tmp_path / "evaluate").exists() else a_stage(tmp_path / "evaluate")
+    tracker.replay(**identity, folder=tmp_path / "evaluate", link_file=tmp_path / "evaluate.json", parent_link_file=link)
+    (child,) = tracker.children(parent)
+    assert (child.name, child.parent_run_id) == ("evaluate small", parent)
+    assert tracker.find_run(parent).metrics == {"ndcg_at_10": 0.25}
+    assert steps(tracker, parent, "ndcg_at_10") == [(0, 0.25)]
+
+
+def test_runs_are_found_by_name_or_id(tracker: Tracker, tmp_path: Path):
+    folder = a_stage(tmp_path / "stage")
+    tracker.replay(**IDENTITY, folder=folder, link_file=tmp_path / "1.json")
+    found = tracker.find_run("train small", "small")
+    assert tracker.find_run(found.run_id) == found
+    with pytest.raises(LookbackError, match="'other': no such run"):
+        tracker.find_run("other")
+    with pytest.raises(LookbackError, match="no such run"):
+        tracker.find_run("train small", "no such experiment")
+    tracker.start(**IDENTITY, link_file=tmp_path / "2.json")
+    with pytest.raises(LookbackError, match="2 runs have this name"):
+        tracker.find_run("train small")
+
+
+def test_tracking_can_be_turned_off(tmp_path: Path, link: Path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlruns/mlflow.db", "small", enabled=False)
+    assert tracker.is_logged(link)
+    with tracker.start(**IDENTITY, link_file=link) as live:
+        live.metrics({"loss": 1.0}, 1)
+    tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
+    assert tracker.linked_run(link) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage"]
+
+
+def broken_database(folder: Path) -> str:
+    (folder / "broken.db").write_bytes(b"no database " * 100)
+    return f"sqlite:///{folder}/broken.db"
+
+
+def unwritable_folder(folder: Path) -> str:
+    (folder / "file").write_text("a file where a folder should be")
+    return f"sqlite:///{folder}/file/mlflow.db"
+
+
+def nobody_there(_: Path) -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
+@pytest.mark.parametrize("make", [broken_database, unwritable_folder, nobody_there])
+def test_server_that_is_away_costs_one_line(
+    make: Callable[[Path], str], tmp_path: Path, link: Path, capsys: pytest.CaptureFixture[str]
+):
+    tracker = Tracker(make(tmp_path), "small")
+    started = time.perf_counter()
+    for _ in range(3):
+        tracker.is_logged(link)
+        with tracker.start(**IDENTITY, link_file=link) as live:
+            live.metrics({"loss": 1.0}, 1)
+    tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
+    assert time.perf_counter() - started < 5
+    assert live.run_id is None
+    assert not link.exists()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "the next run logs what is missing" in said[0]
+    with pytest.raises(ServerAway):
+        tracker.find_run("train small")
+
+
+def test_processes_that_start_together_share_one_database(tmp_path: Path):
+    code = f"""
+import sys
+from pathlib import Path
+from pipeline.tracking import Tracker
+tracker = Tracker("sqlite:///mlruns/mlflow.db", "small")
+tracker.start(**{IDENTITY!r}, link_file=Path(sys.argv[1]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    links = [tmp_path / f"{number}.json" for number in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE) for path in links
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0), (b"", 0)]
+    server = open_server(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    assert server is not None
+    for path in links:
+        (run_id,) = json.loads(path.read_text()).values()
+        assert server.run_status(run_id) == "RUNNING"
+
+
+@contextmanager
+def running(command: list[str], port: int, folder: Path) -> Iterator[None]:
+    """A server's process group, from its first answer until it is killed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "server.log").read_text()
+                time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[str]:
+    """MLflow's own server, as somebody else would run it: artifacts go through it."""
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
+    with running(command, port, folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_remote_server_and_its_absence(
+    empty_store: Path, tmp_path: Path, link: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    port = free_port()
+    with server(tmp_path, port) as uri:
+        tracker = Tracker(uri, "small")
+        assert not tracker.is_logged(link)
+        live = tracker.start(**IDENTITY, link_file=link)
+        live.metrics({"validation_ndcg@10": 0.1}, 1)
+        assert live.run_id is not None
+        assert tracker.find_run(live.run_id).status == "RUNNING"
+    monkeypatch.setattr(tracking, "LIVE_SECONDS", 0.0)
+    for epoch in (2, 3):
+        live.metrics({"validation_ndcg@10": epoch / 10}, epoch)
+    folder = a_stage(tmp_path / "stage")
+    tracker.replay(**IDENTITY, folder=folder, link_file=link)
+    assert tracker.is_logged(link), "nothing can be done now"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with server(tmp_path, port) as uri:
+        tracker = Tracker(uri, "small")
+        assert not tracker.is_logged(link)
+        for _ in range(2):
+            tracker.replay(**IDENTITY, folder=folder, link_file=link)
+            assert_complete(tracker, live.run_id, tmp_path / "downloads")
+        started = time.perf_counter()
+        assert tracker.is_logged(link)
+        assert time.perf_counter() - started < 0.5
+
+
+def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
+    tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
+    run_id, port = tracker.linked_run(link), free_port()
+    command = [sys.executable, "-c", f"from pipeline.tracking import ui; ui({port}, {tracker.uri!r})"]
+    (tmp_path / "elsewhere").mkdir()
+    with running(command, port, tmp_path / "elsewhere"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+            assert b"MLflow" in page.read()
+        address = f"http://127.0.0.1:{port}/get-artifact?path=figures%2Floss.svg&run_uuid={run_id}"
+        with urllib.request.urlopen(address) as answer:
+            assert answer.read() == b"<svg/>"
+        with pytest.raises(LookbackError, match=f"port {port} on 127.0.0.1 cannot be used .*--port"):
+            tracking.ui(port, tracker.uri)
+    with pytest.raises(LookbackError, match="has its own UI"):
+        tracking.ui(port, "http://127.0.0.1:1")

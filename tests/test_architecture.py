@@ -1,0 +1,136 @@
+"""The house as DESIGN draws it: imports flow one way, every library has one owner, the command line starts fast."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("features", "models", "pipeline")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "skops"}
+NOT_IN = {
+    "features": {"torch", "mlflow", "faiss", "models", "pipeline", "sklearn", "optuna"},
+    "models": {"polars", "pandas", "pydantic", "pyarrow", "mlflow", "click", "features", "pipeline"},
+    "pipeline": set[str](),
+}
+OWNER = {"mlflow": "pipeline/tracking.py", "faiss": "models/index.py"}
+HEAVY = {
+    *("torch", "polars", "mlflow", "numpy", "pyarrow", "pandas", "faiss", "sklearn", "scipy", "matplotlib"),
+    *("optuna", "pooch", "requests"),
+}
+TOP_LEVEL = {
+    *(
+        ".ci",
+        ".gitignore",
+        ".pre-commit-config.yaml",
+        "Makefile",
+        "README.md",
+        "constraints.txt",
+        "pyproject.toml",
+    ),
+    *("features", "mlruns", "models", "pipeline", "tests"),
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> set[str]:
+    """The outermost packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: a relative import hides where it goes"
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def modules_after(statement: str) -> set[str]:
+    """The outermost packages loaded in a fresh interpreter after a statement."""
+    show = "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\n{show}"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_there_is_something_to_check() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    found = imports(path)
+    package = path.relative_to(ROOT).parts[0]
+    assert not found & NOT_IN[package], f"{name_of(path)} imports {found & NOT_IN[package]}"
+    assert not found & PICKLES, f"{name_of(path)} imports {found & PICKLES}: no pickle anywhere"
+    for library, owner in OWNER.items():
+        assert library not in found or name_of(path) == owner, f"only {owner} imports {library}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_is_unpickled(path: Path) -> None:
+    """`torch.load` only with weights_only=True, `numpy.load` never with allow_pickle=True."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        assert given.get("allow_pickle", "False") == "False", f"{name_of(path)}:{node.lineno}"
+        if ast.unparse(node.func) == "torch.load":
+            assert given.get("weights_only") == "True", f"{name_of(path)}:{node.lineno}"
+
+
+def test_models_need_no_more_than_torch_numpy_and_safetensors() -> None:
+    absent = ("faiss", "sklearn", "scipy", "jaxtyping", "beartype", "polars", "pandas", "pyarrow", "pydantic")
+    files = sorted((ROOT / "models").glob("*.py"))
+    modules = [f"models.{path.stem}" for path in files if path.stem not in ("__init__", "index")]
+    block = f"import sys\nfor name in {absent}:\n    sys.modules[name] = None\n"
+    modules_after(block + "\n".join(f"import {module}" for module in modules))
+
+
+def test_features_load_no_torch() -> None:
+    files = sorted((ROOT / "features").glob("*.py"))
+    assert "torch" not in modules_after("\n".join(f"import features.{path.stem}" for path in files))
+
+
+def test_command_line_starts_without_heavy_libraries() -> None:
+    assert not modules_after("import pipeline.__main__") & HEAVY
+    ask_for_help = """
+import sys
+sys.argv = ["lookback", "--help"]
+try:
+    from pipeline.__main__ import main
+    main()
+except SystemExit:
+    pass
+"""
+    assert not modules_after(ask_for_help) & HEAVY
+
+
+def test_top_level_is_fixed() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False)
+    if listed.returncode != 0 or not listed.stdout:
+        pytest.skip("not a git checkout")
+    top = {line.partition("/")[0] for line in listed.stdout.splitlines()}
+    assert top <= TOP_LEVEL, (
+        f"{top - TOP_LEVEL}: a file may be added where a subject asks for one; a folder may not"
+    )
+
+
+def test_what_is_installed_is_pinned() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*settings["dependencies"], *settings["optional-dependencies"]["dev"]]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    names = {name.lower().replace("_", "-") for name in pins}
+    for requirement in wanted:
+        name = requirement.replace(">", "=").partition("=")[0]
+        assert name in names, f"{name} is not in constraints.txt"
+    assert pins["torch"] == "2.13.0", "exact, without a local suffix"
