@@ -77,7 +77,7 @@ type: $(INSTALLED)  ## mypy, strict
 	@$(VENV)/bin/mypy
 
 bench: $(INSTALLED)  ## the benchmarks in tests/benchmarks
-	@$(VENV)/bin/python tests/benchmarks/run.py
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(VENV)/bin/python "$$file"; done
 
 install: $(INSTALLED)  ## the virtual environment with the pinned dependencies, when they changed
 	@echo "installed in $(VENV)"

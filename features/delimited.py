@@ -23,9 +23,10 @@ LINES_PER_ROW = 100
 """A quote that is not closed within so many lines is a stray one."""
 
 _LINE_FEED = 10
+FIRST_BYTES = 1 << 20
 _FIRST_LINES = 1000
 _UNUSED = [bytes([code]) for code in (*range(0x1F, 0x1B, -1), *range(1, 9))]
-_CLOSING = re.compile(r'[^"]*(?:""[^"]*)*"')
+_CLOSING = re.compile(r'[^"]*+(?:""[^"]*+)*+"')
 
 
 class Unclosed(Exception):
@@ -61,10 +62,15 @@ def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chunk]:
         rest = text[used:]
 
 
+def header_names(stream: BinaryIO, form: TableFormat, where: str) -> list[str]:
+    """The names in the header; none without one."""
+    return _header(_first_block(stream, where, form.section), form)[0] if form.header else []
+
+
 def _first_block(stream: BinaryIO, where: str, section: str) -> bytes:
     """The beginning of the file: enough to know its columns by."""
     start = b""
-    while len(start) < 1 << 20 and (more := stream.read(1 << 20)):
+    while len(start) < FIRST_BYTES and (more := stream.read(FIRST_BYTES)):
         start += more
     return tables.without_mark(start, where, section)
 
@@ -93,31 +99,29 @@ def _header(start: bytes, form: TableFormat) -> tuple[list[str], bytes]:
 
 def _layout(start: bytes, names: Sequence[str] | None, form: TableFormat, where: str) -> _Layout | None:
     """Where the wanted fields lie; None for a file without a row."""
-    if names is None:
-        lines = [line for line in start.split(b"\n", _FIRST_LINES)[:_FIRST_LINES] if line.strip(b"\r")]
-        if not lines:
-            return None
-        counts = collections.Counter(_count_fields(line, form.separator) for line in lines)
-        names = [str(position + 1) for position in range(counts.most_common(1)[0][0])]
-        for ours, theirs in form.columns.items():
-            if isinstance(theirs, str):
-                raise ValueError(
-                    f"{form.section}.columns.{ours}: received the name {theirs!r}, expected a position from 1, as there is no header "
-                    f"({form.section}.header = false)"
-                )
-        if max(int(position) for position in form.columns.values()) > len(names):
-            shown = "\n".join(f"  {tables.as_text(line, 'utf-8')}" for line in lines[:3])
-            raise ValueError(
-                f"{form.section}.columns: received positions up to {max(form.columns.values())}, but most rows of {where} have {len(names)} "
-                f"field(s), such as\n{shown}\nSettings in force: {form.describe()}"
-            )
-    elif names == [""] and not start.strip():
+    lines = [line for line in start.split(b"\n", _FIRST_LINES)[:_FIRST_LINES] if line]
+    if not lines and (names is None or names == [""]):
         return None
+    shown = [tables.as_text(line, "utf-8")[:200] for line in lines[:3]]
+    if names is None:
+        names = _numbered(lines, form)
     wanted = {}
     for ours, theirs in form.columns.items():
-        name = tables.column_at(form, ours, names, where)
+        name = tables.column_at(form, ours, names, where, shown)
         wanted[ours] = theirs - 1 if isinstance(theirs, int) else names.index(name)
     return _Layout(form.separator.encode(), len(names), wanted)
+
+
+def _numbered(lines: Sequence[bytes], form: TableFormat) -> list[str]:
+    """Without a header: "1", "2", … for as many fields as most of the first lines have."""
+    for ours, theirs in form.columns.items():
+        if isinstance(theirs, str):
+            raise ValueError(
+                f"{form.section}.columns.{ours}: received the name {theirs!r}, expected a position from 1, "
+                f"as there is no header ({form.section}.header = false)"
+            )
+    counts = collections.Counter(_count_fields(line, form.separator) for line in lines)
+    return [str(position + 1) for position in range(counts.most_common(1)[0][0])]
 
 
 def _count_fields(line: bytes, separator: str) -> int:
@@ -198,7 +202,9 @@ class _Lines:
 
     def raw(self, first: Rows, last: Rows) -> Callable[[Rows], list[str]]:
         """The text of rows that go from one line to another."""
-        return lambda rows: [tables.as_text(self.text[self.starts[first[row]] : self.ends[last[row]]], "utf-8") for row in rows]
+        return lambda rows: [
+            tables.as_text(self.text[self.starts[first[row]] : self.ends[last[row]]], "utf-8") for row in rows
+        ]
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -213,8 +219,7 @@ def _parse(text: bytes, layout: _Layout, *, last: bool) -> tuple[Chunk, int]:
     """The rows of whole lines, and how many bytes they are: a row that is still open at the end waits for more."""
     lines = _Lines.of(text)
     one_byte = layout.separator if len(layout.separator) == 1 else _unused(text)
-    opening = (layout.separator + b'"') in text or b'\n"' in text or text.startswith(b'"')
-    if opening or one_byte is None:
+    if _needs_care(text, layout.separator) or one_byte is None:
         return _split_quoted(lines, layout, one_byte, last=last)
     plain = text if one_byte == layout.separator else text.replace(layout.separator, one_byte)
     frame = _fields(plain, layout, one_byte, is_valid=lines.is_valid)
@@ -226,12 +231,21 @@ def _parse(text: bytes, layout: _Layout, *, last: bool) -> tuple[Chunk, int]:
     return Chunk(frame.select(*layout.wanted), broken, lines.raw(kept, kept)), len(text)
 
 
+def _needs_care(text: bytes, separator: bytes) -> bool:
+    """Whether a field may be quoted, or holds a carriage return (which the fast parser would strip)."""
+    return b"\r" in text or (
+        b'"' in text and (separator + b'"' in text or b'\n"' in text or text.startswith(b'"'))
+    )
+
+
 def _unused(text: bytes) -> bytes | None:
     """A control character that the text does not have, to stand for a longer separator."""
     return next((each for each in _UNUSED if each not in text), None)
 
 
-def _fields(text: bytes, layout: _Layout, separator: bytes, *, is_valid: bool = True, quotes: bool = False) -> pl.DataFrame:
+def _fields(
+    text: bytes, layout: _Layout, separator: bytes, *, is_valid: bool = True, quotes: bool = False
+) -> pl.DataFrame:
     """The wanted fields of every line, and the last one (`_last`), as text; absent ones are empty."""
     names = [str(position) for position in range(layout.num_fields)] + ["beyond"]
     positions = layout.wanted | {"_last": layout.num_fields - 1}
@@ -253,10 +267,14 @@ def _wrong_counts(text: bytes, frame: pl.DataFrame, layout: _Layout, separator: 
     Where the total is right and no last field is empty none is short, so none is long: the usual case needs no more.
     """
     is_separator = np.frombuffer(text, np.uint8) == separator[0]
-    if np.count_nonzero(is_separator) == len(frame) * (layout.num_fields - 1) and not (frame["_last"] == "").any():
+    if (
+        np.count_nonzero(is_separator) == len(frame) * (layout.num_fields - 1)
+        and not (frame["_last"] == "").any()
+    ):
         return np.zeros(len(frame), dtype=bool)
     before = np.cumsum(is_separator, dtype=np.int32)[np.frombuffer(text, np.uint8) == _LINE_FEED]
-    return np.diff(before, prepend=0) != layout.num_fields - 1
+    is_wrong: NDArray[np.bool_] = np.diff(before, prepend=0) != layout.num_fields - 1
+    return is_wrong
 
 
 @dataclass(frozen=True)
@@ -281,7 +299,9 @@ def _split_quoted(lines: _Lines, layout: _Layout, one_byte: bytes | None, *, las
     final = np.concatenate((regular, np.array([row.last for row in odd], dtype=np.int64)))
     order = np.argsort(first)
     frame = pl.concat([_regular_rows(column[regular], layout, one_byte), _odd_frame(odd, layout)])[order]
-    broken = np.concatenate((np.zeros(len(regular), dtype=bool), np.array([row.fields is None for row in odd], dtype=bool)))[order]
+    broken = np.concatenate(
+        (np.zeros(len(regular), dtype=bool), np.array([row.fields is None for row in odd], dtype=bool))
+    )[order]
     first, final = first[order], final[order]
     num_bad_before = np.concatenate(([0], np.cumsum(lines.undecodable())))
     broken |= num_bad_before[final + 1] > num_bad_before[first]
@@ -294,10 +314,10 @@ def _is_regular(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> ND
         return np.zeros(len(texts), dtype=bool)
     if one_byte == layout.separator:
         separator = re.escape(one_byte.decode())
-        field = f'(?:"(?:[^"]|"")*"|[^"{separator}]*)'
+        field = f'(?:"(?:[^"\\r]|"")*"|[^"\\r{separator}]*)'
         return texts.str.contains(f"^{field}(?:{separator}{field}){{{layout.num_fields - 1}}}$").to_numpy()
     count = texts.str.count_matches(layout.separator.decode(), literal=True)
-    return ((count == layout.num_fields - 1) & ~texts.str.contains('"', literal=True)).to_numpy()
+    return ((count == layout.num_fields - 1) & ~texts.str.contains(r'["\r]')).to_numpy()
 
 
 def _regular_rows(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> pl.DataFrame:
@@ -309,11 +329,15 @@ def _regular_rows(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> 
 
 def _odd_frame(odd: Sequence[_Odd], layout: _Layout) -> pl.DataFrame:
     fields = [row.fields for row in odd]
-    columns = {ours: [None if each is None else each[at] for each in fields] for ours, at in layout.wanted.items()}
+    columns = {
+        ours: [None if each is None else each[at] for each in fields] for ours, at in layout.wanted.items()
+    }
     return pl.DataFrame(columns, schema=dict.fromkeys(layout.wanted, pl.String))
 
 
-def _odd_rows(texts: Sequence[str], is_regular: NDArray[np.bool_], layout: _Layout, *, last: bool) -> tuple[list[_Odd], int]:
+def _odd_rows(
+    texts: Sequence[str], is_regular: NDArray[np.bool_], layout: _Layout, *, last: bool
+) -> tuple[list[_Odd], int]:
     """The rows that begin with a line which is not regular, and how many lines are done with."""
     separator = layout.separator.decode()
     rows: list[_Odd] = []

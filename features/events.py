@@ -4,20 +4,17 @@ Every row of a source ends in exactly one place: in the events, in quarantine wi
 purpose and counted under a reason of LEFT_OUT.
 """
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from features import ids, schema, sources, timestamps
+from features.parts import PartWriter
 from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMESTAMP, USER_ID, VALUE, IdType
 from features.tables import Chunk, TableFormat
 
@@ -35,10 +32,7 @@ LEFT_OUT = ("excluded_user", "type_not_listed", "value_below_minimum", "duplicat
 _ORDER = ("unparseable", "excluded_user", *REFUSED[1:], *LEFT_OUT[1:3])
 """Of several reasons the first counts."""
 
-ROWS_PER_GROUP = 1_000_000
-"""Rows of a Parquet row group, about."""
 NUM_EXAMPLES = 3
-_BUCKET_ROWS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -63,12 +57,15 @@ class EventFormat:
     def __post_init__(self) -> None:
         missing = [name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name not in self.table.columns]
         if missing:
-            raise ValueError(f"events.columns: received {sorted(self.table.columns)}, expected {', '.join(missing)} too")
+            raise ValueError(
+                f"events.columns: received {sorted(self.table.columns)}, expected {', '.join(missing)} too"
+            )
         timestamps.check_unit(self.timestamp_unit, self.timezone)
 
     def describe(self) -> str:
         """The settings in force, for a message."""
-        return f"{self.table.describe()}, timestamp_unit {self.timestamp_unit!r}, timezone {self.timezone}, id_types {self.id_types}"
+        times = f"timestamp_unit {self.timestamp_unit!r}, timezone {self.timezone}"
+        return f"{self.table.describe()}, {times}, id_types {self.id_types}"
 
 
 @dataclass
@@ -97,7 +94,7 @@ class Counts:
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers and lists; `Counts.from_json` reads it."""
-        return dataclasses.asdict(self)
+        return {**vars(self), "refused": dict(self.refused), "left_out": dict(self.left_out)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Counts":
@@ -130,7 +127,9 @@ def read_excluded(path: Path) -> pl.Series:
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"events.exclude_users: {path}: cannot be read as Parquet: {error}") from None
     if USER_ID not in frame.columns:
-        raise ValueError(f"events.exclude_users: {path}: has columns {', '.join(frame.columns)}, expected user_id")
+        raise ValueError(
+            f"events.exclude_users: {path}: has columns {', '.join(frame.columns)}, expected user_id"
+        )
     return ids.plain(frame[USER_ID]).drop_nulls().unique()
 
 
@@ -156,13 +155,18 @@ def ingest_file(
     kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
     places = {name: types[0] for name, types in schema.EVENTS.items()} | kinds
     with (
-        _Part(folder / "events.parquet", pl.Schema(places)) as accepted,
-        _Part(folder / "quarantine.parquet", pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()})) as refused,
+        PartWriter(folder / "events.parquet", pl.Schema(places)) as accepted,
+        PartWriter(
+            folder / "quarantine.parquet",
+            pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()}),
+        ) as refused,
     ):
         for chunk in sources.read(path, form.table):
             frame, verdict = judge(chunk, form, id_types, excluded)
             is_kept = verdict.is_null()
-            row = pl.int_range(counts.rows_in + 1, counts.rows_in + 1 + pl.len(), dtype=pl.Int64).alias(SOURCE_ROW)
+            row = pl.int_range(counts.rows_in + 1, counts.rows_in + 1 + pl.len(), dtype=pl.Int64).alias(
+                SOURCE_ROW
+            )
             events = frame.with_columns(row, pl.lit(source_file).alias(SOURCE_FILE))
             accepted.write(events if is_kept.all() else events.filter(is_kept))
             rows = _quarantine(chunk, verdict, source_file, str(path), counts.rows_in)
@@ -183,7 +187,9 @@ def _count(counts: Counts, verdict: pl.Series, refused: pl.DataFrame) -> None:
     counts.examples += refused.head(wanted).drop(SOURCE_FILE).rows(named=True)
 
 
-def _quarantine(chunk: Chunk, verdict: pl.Series, source_file: str, path: str, rows_before: int) -> pl.DataFrame:
+def _quarantine(
+    chunk: Chunk, verdict: pl.Series, source_file: str, path: str, rows_before: int
+) -> pl.DataFrame:
     """The refused rows of a chunk, as in `schema.QUARANTINE`."""
     codes = [code for code, reason in enumerate(_ORDER) if reason in REFUSED]
     rows = verdict.is_in(codes).fill_null(value=False).arg_true().to_numpy().astype(np.int64)
@@ -214,7 +220,9 @@ def judge(
     plain = {name: ids.plain(source[name]) for name in (USER_ID, ITEM_ID)}
     typed = {name: ids.typed(column, id_types[name]) for name, column in plain.items()}
     moment = timestamps.microseconds(source[TIMESTAMP], form.timestamp_unit, form.timezone)
-    value, is_bad_value = _numbers(source[VALUE]) if VALUE in source else (_nothing(len(source), pl.Float32()), None)
+    value, is_bad_value = (
+        _numbers(source[VALUE]) if VALUE in source else (_nothing(len(source), pl.Float32()), None)
+    )
     event_type = _texts(source[EVENT_TYPE]) if EVENT_TYPE in source else _nothing(len(source), pl.String())
     missing = {name: ids.is_missing(column) for name, column in plain.items()}
     not_int64 = {name: typed[name].is_null() & ~missing[name] for name in typed}
@@ -224,12 +232,18 @@ def judge(
         "missing_user": missing[USER_ID],
         "missing_item": missing[ITEM_ID],
         "missing_time": _is_blank(source[TIMESTAMP]),
-        "impossible_time": moment.is_null() if form.timestamp_unit == "position" else ~_is_within(moment, form.earliest, form.latest),
+        "impossible_time": moment.is_null()
+        if form.timestamp_unit == "position"
+        else ~_is_within(moment, form.earliest, form.latest),
         "bad_value": is_bad_value,
         "bad_user": not_int64[USER_ID] if form.id_types == "int64" else None,
         "bad_item": not_int64[ITEM_ID] if form.id_types == "int64" else None,
-        "type_not_listed": None if form.types is None else ~event_type.is_in(list(form.types)).fill_null(value=False),
-        "value_below_minimum": None if form.min_value is None else (value < form.min_value).fill_null(value=False),
+        "type_not_listed": None
+        if form.types is None
+        else ~event_type.is_in(list(form.types)).fill_null(value=False),
+        "value_below_minimum": None
+        if form.min_value is None
+        else (value < form.min_value).fill_null(value=False),
     }
     verdict = _first_reason(reasons, len(source))
     if form.id_types == "auto":
@@ -237,7 +251,9 @@ def judge(
             if flags.any() and (flags & verdict.is_null()).any():
                 raise TextIds(name)
     time = moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return pl.DataFrame({**typed, TIMESTAMP: time, EVENT_TYPE: event_type.cast(pl.Categorical()), VALUE: value}), verdict
+    return pl.DataFrame(
+        {**typed, TIMESTAMP: time, EVENT_TYPE: event_type.cast(pl.Categorical()), VALUE: value}
+    ), verdict
 
 
 def _first_reason(reasons: Mapping[str, pl.Series | None], num_rows: int) -> pl.Series:
@@ -289,14 +305,22 @@ def _nothing(num_rows: int, kind: pl.DataType) -> pl.Series:
 def check_refused(counts: Counts, form: EventFormat, max_refused_fraction: float) -> None:
     """Raise ValueError where there are no rows, no events, or too many refused rows; with counts, examples and settings."""
     if counts.rows_in == 0:
-        raise ValueError(f"events.path: the log is empty: no row in any file. Settings in force: {form.describe()}")
+        raise ValueError(
+            f"events.path: the log is empty: no row in any file. Settings in force: {form.describe()}"
+        )
     refused = counts.refused.total()
     if refused <= max_refused_fraction * counts.rows_in and counts.rows_out:
         return
-    by_reason = ", ".join(f"{reason} {number:,}" for reason, number in (counts.refused + counts.left_out).most_common())
-    rows = "".join(f"\n  {each['source_path']} row {each['source_row']} ({each['reason']}): {each['raw'][:200]}" for each in counts.examples)
+    by_reason = ", ".join(
+        f"{reason} {number:,}" for reason, number in (counts.refused + counts.left_out).most_common()
+    )
+    rows = "".join(
+        f"\n  {each['source_path']} row {each['source_row']} ({each['reason']}): {each['raw'][:200]}"
+        for each in counts.examples
+    )
     problem = (
-        f"{refused:,} of {counts.rows_in:,} rows were refused, expected at most {max_refused_fraction:.1%} (events.max_refused_fraction)"
+        f"{refused:,} of {counts.rows_in:,} rows were refused, expected at most {max_refused_fraction:.1%} "
+        "(events.max_refused_fraction)"
         if refused > max_refused_fraction * counts.rows_in
         else f"none of {counts.rows_in:,} rows is an event that counts"
     )
@@ -304,74 +328,3 @@ def check_refused(counts: Counts, form: EventFormat, max_refused_fraction: float
         f"events: {problem}: {by_reason}.{rows}\nSettings in force: {form.describe()}. "
         "Correct the settings that these rows do not fit, or raise events.max_refused_fraction"
     )
-
-
-# --- duplicates ---
-
-
-def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:
-    """(source_file, source_row) of every event that repeats user, item, timestamp and type of one earlier in that order.
-
-    Users are taken in buckets, so that memory is bounded.
-    """
-    key = [USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE]
-    log = schema.scan(parts, schema.EVENTS).select(*key, SOURCE_FILE, SOURCE_ROW)
-    num_buckets = -(-num_rows // _BUCKET_ROWS)
-    repeats = []
-    for bucket in range(max(num_buckets, 1)):
-        events = log.filter(pl.col(USER_ID).hash() % max(num_buckets, 1) == bucket).sort(SOURCE_FILE, SOURCE_ROW).collect()
-        repeats.append(events.filter(~pl.struct(key).is_first_distinct()).select(SOURCE_FILE, SOURCE_ROW))
-    return pl.concat(repeats)
-
-
-def write_without(part: Path, rows: pl.Series, target: Path) -> None:
-    """Copy a part of the log, the events with these source rows left out."""
-    with pq.ParquetFile(part) as file:
-        batches: Iterator[pa.RecordBatch] = file.iter_batches(ROWS_PER_GROUP)
-        frames = (pl.DataFrame(pl.from_arrow(batch)) for batch in batches)
-        with _Part(target, schema.scan(part, schema.EVENTS).collect_schema()) as writer:
-            for frame in frames:
-                writer.write(frame.filter(~pl.col(SOURCE_ROW).is_in(rows.implode())))
-
-
-# --- writing ---
-
-
-class _Part:
-    """A Parquet file written in row groups of about ROWS_PER_GROUP rows."""
-
-    def __init__(self, path: Path, columns: pl.Schema) -> None:
-        self._columns = columns
-        self._waiting: list[pl.DataFrame] = []
-        arrow = columns.to_frame().to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-        numbers = [name for name, kind in columns.items() if kind.is_integer() or kind == schema.TIME]
-        self._writer = pq.ParquetWriter(
-            path,
-            arrow,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[name for name in columns if name not in numbers],
-            column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
-        )
-
-    def __enter__(self) -> "_Part":
-        return self
-
-    def write(self, frame: pl.DataFrame) -> None:
-        """Add rows."""
-        self._waiting.append(frame.select(*self._columns))
-        if sum(map(len, self._waiting)) >= ROWS_PER_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        frame = pl.concat(self._waiting)
-        self._waiting.clear()
-        if len(frame):
-            self._writer.write_table(frame.to_arrow(compat_level=pl.CompatLevel.oldest()), row_group_size=2 * ROWS_PER_GROUP)
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        try:
-            if failure is None and self._waiting:
-                self._flush()
-        finally:
-            self._writer.close()

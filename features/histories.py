@@ -55,16 +55,14 @@ def build(
     items: Vocabulary,
     event_types: list[str],
     *,
-    drop_duplicates: bool = False,
     drop_consecutive: bool = False,
 ) -> tuple[JaggedHistories, dict[str, int]]:
-    """Whole histories of every user, and how many events were left out per reason (`duplicate`, `consecutive_repeat`).
+    """Whole histories of every user, and how many events were left out per reason (`consecutive_repeat`).
 
     Events have the columns of `schema.EVENTS`; every id must be in its vocabulary.
     """
-    types = pl.LazyFrame(
-        {"event_type": event_types, "type_index": np.arange(1, len(event_types) + 1, dtype=np.int16)}
-    )
+    codes = np.arange(1, len(event_types) + 1, dtype=np.int16)
+    types = pl.LazyFrame({"event_type": pl.Series(event_types, dtype=pl.String), "type_index": codes})
     frame = (
         events.with_columns(pl.col(schema.EVENT_TYPE).cast(pl.String))
         .join(users.frame("user_index", schema.USER_ID).lazy(), on=schema.USER_ID)
@@ -82,13 +80,7 @@ def build(
         .sort("user_index", "time", schema.SOURCE_FILE, schema.SOURCE_ROW)
         .collect()
     )
-    left_out = {}
-    if drop_duplicates:
-        before = len(frame)
-        frame = frame.unique(
-            ["user_index", "item_index", "time", "event_type"], keep="first", maintain_order=True
-        )
-        left_out["duplicate"] = before - len(frame)
+    left_out: dict[str, int] = {}
     if drop_consecutive:
         before = len(frame)
         same = (pl.col("item_index") == pl.col("item_index").shift(1)) & (

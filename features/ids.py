@@ -30,8 +30,12 @@ def is_missing(ids: pl.Series) -> pl.Series:
     """[n] whether there is no id: null, empty, or nothing but blanks."""
     if ids.dtype != pl.String:
         return ids.is_null()
-    empty = (ids == "").fill_null(value=True)
-    return empty | ids.str.contains(r"^\s") & (ids.str.strip_chars() == "") if ids.len() else empty
+    is_low = (ids < "!").fill_null(
+        value=True
+    )  # all that begins with a blank or a control character, and what is empty
+    if not is_low.any():
+        return is_low
+    return is_low & (ids.str.strip_chars() == "").fill_null(value=True)
 
 
 def canonical(ids: pl.Series) -> pl.Series:
@@ -42,13 +46,11 @@ def canonical(ids: pl.Series) -> pl.Series:
     if ids.dtype == pl.Int64:
         return ids
     number = ids.cast(pl.Int64, strict=False)
-    same = number.cast(pl.String) == ids
-    if same.all():
+    if not number.null_count() and (ids >= "1").all():  # nothing begins with a sign or a zero
         return number
-    stripped = ids.str.replace(r"^(-?\d+)\.0+$", "$1")
+    stripped = ids.str.replace(r"^(-?\d+)\.0+$", "$1") if number.null_count() > ids.null_count() else ids
     number = stripped.cast(pl.Int64, strict=False)
-    same = (number.cast(pl.String) == stripped).fill_null(value=False)
-    return number.zip_with(same, pl.Series([None], dtype=pl.Int64).new_from_index(0, len(ids)))
+    return number.set(number.cast(pl.String) != stripped, None)
 
 
 def typed(ids: pl.Series, kind: IdType) -> pl.Series:

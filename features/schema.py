@@ -68,7 +68,9 @@ def check(found: pl.Schema, expected: Columns, where: str) -> None:
     for name, types in expected.items():
         names = " or ".join(str(kind) for kind in types)
         if name not in found:
-            raise ValueError(f"{where}: has no column {name!r} (found {', '.join(found)}), expected it as {names}")
+            raise ValueError(
+                f"{where}: has no column {name!r} (found {', '.join(found)}), expected it as {names}"
+            )
         if found[name] not in types:
             raise ValueError(f"{where}: column {name!r} is {found[name]}, expected {names}")
 

@@ -1,9 +1,10 @@
 """The demo log: seeded users with planted tastes, so that what a model should find is known.
 
-The catalogue is made of *series*: a few items in a fixed order. A series belongs to a topic, a topic to a category, and each series has one of
-three styles that no column of the log shows. A user has two or three lasting tastes (categories) and one style. An *intent* is a short walk
-along one series; the next intent goes on with a series that the user left half-way, however long ago, or begins another of the user's tastes
-and style. Series are born and fade. A tenth of the events is noise: any item, whoever the user is.
+A user has two or three lasting tastes (categories of items) and one style that no column of the log shows. An *intent*
+is a few events in a row on one topic of a taste; intents return to topics of long ago more readily than they begin new
+ones. Which items of the topic a user takes depends on the style, of which every earlier event, on whatever topic, tells
+a little. So to know what comes next is to look near for the topic, far for the style, and past the noise: the tenth of
+all events that is any item, whoever the user. Items are born and fade.
 """
 
 from dataclasses import dataclass
@@ -19,21 +20,37 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
-EVENT_TYPES = {"view": 0.72, "like": 0.20, "purchase": 0.08}
-"""The three event types and their shares; noise has the same."""
-NUM_STYLES = 3
 DAY = 86_400
 """Seconds."""
-BACK = 2.0
-LEAVE=2.0
+EVENT_TYPES = {"view": 0.72, "like": 0.20, "purchase": 0.08}
+"""The three event types and their shares, which are those of the noise too."""
+BAD_KINDS = (
+    "missing_user",
+    "missing_item",
+    "unparseable_time",
+    "impossible_time",
+    "truncated",
+    "extra_fields",
+    "junk",
+)
+"""What can be wrong with a row of `events.csv`."""
+
+STYLE = 6.0
+"""How much an item of the user's own style is preferred to one of the opposite style: twice this, in nats."""
+STYLE_DIM = 3
+"""A style is a direction in a space of so many dimensions."""
+RETURN = 2.5
+"""How much a topic that the user was on before is preferred to an equal new one, in nats."""
+REST = 2.0
+"""How much the topic that was just left is put off, in nats."""
+OUTSIDE = 6.0
+"""How much a category that is none of the user's tastes is put off, in nats."""
+INTENT_EVENTS = 3.5
+"""Mean number of events of an intent."""
+NEW_ITEMS = 0.2
+"""Share of the items that come out during the log's days."""
 FADE_DAYS = 30.0
-STYLE=4.0
-STYLE_DIM=4
-OUTSIDE=6.0
-ZIPF=0.6
-ITEMS_PER_CAT=200
-NEW_FRACTION=0.25
-INTENT_LEN=3.5
+"""Days in which an item's popularity falls to 1/e."""
 
 TOPICS = {
     "Cooking": ("Sourdough", "Ramen", "Preserves", "Grilling", "Pastry"),
@@ -46,18 +63,12 @@ TOPICS = {
     "Photography": ("Portraits", "Darkroom", "Birds", "Street", "Landscape"),
     "Programming": ("Compilers", "Databases", "Game Engines", "Networks", "Robotics"),
     "Film": ("Film Noir", "Animation", "Westerns", "Documentary", "Silent Era"),
-    "Crafts": ("Knitting", "Woodturning", "Pottery", "Origami", "Bookbinding"),
-    "Nature": ("Fungi", "Whales", "Beekeeping", "Rivers", "Alpine Flowers"),
-    "Chess": ("Openings", "Endgames", "Gambits", "Puzzles", "Great Matches"),
-    "Languages": ("Japanese", "Latin", "Portuguese", "Sign Language", "Finnish"),
-    "Design": ("Typography", "Chairs", "Logos", "Colour", "Architecture"),
-    "Mathematics": ("Knots", "Primes", "Probability", "Topology", "Cryptography"),
 }
-ADJECTIVES = ("Quiet", "Curious", "Patient", "Bold", "Hidden", "Everyday", "Modern", "Lost", "Little", "Practical", "Wild", "Golden")
-FORMS = ("Notebook", "Stories", "Workshop", "Atlas", "Companion", "Lessons", "Letters", "Field Guide", "Sketches", "Diary", "Primer")
-
-BAD_KINDS = ("missing_user", "missing_item", "unparseable_time", "impossible_time", "truncated", "extra_fields", "junk")
-"""What can be wrong with a row of `events.csv`."""
+TOPIC_NAMES = [(category, topic) for category, topics in TOPICS.items() for topic in topics]
+TOPICS_PER_CATEGORY = 5
+ITEMS_PER_CATEGORY = 200
+ADJECTIVES = ("Quiet", "Curious", "Patient", "Bold", "Hidden", "Everyday", "Lost", "Golden")
+FORMS = ("Notebook", "Stories", "Workshop", "Atlas", "Companion", "Letters", "Sketches", "Diary")
 
 
 @dataclass(frozen=True)
@@ -67,18 +78,23 @@ class SimulationSettings:
     num_users: int = 5_000
     """Users; each has at least five events."""
     num_items: int = 2_000
-    """Items of the catalogue, at least 100; one that nobody meets is in `items` all the same."""
+    """Items of the catalogue, at least 50; a few of a large one are never met."""
     num_events: int = 200_000
-    """Events, the bad rows not counted."""
+    """Events, the bad rows not counted; at least five per user."""
     num_days: int = 90
-    """Days from 2026-01-01 on."""
+    """Days from 2026-01-01 on, at least 2."""
     noise_fraction: float = 0.1
     """Share of the events that have nothing to do with their user, in [0, 1)."""
     bad_row_fraction: float = 0.01
     """Share of the rows of `events.csv` that are no event, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        for key, least in (("num_users", 2), ("num_items", 100), ("num_events", 5 * self.num_users), ("num_days", 7)):
+        for key, least in (
+            ("num_users", 1),
+            ("num_items", 50),
+            ("num_events", 5 * self.num_users),
+            ("num_days", 2),
+        ):
             if getattr(self, key) < least:
                 raise ValueError(f"simulate.{key}: received {getattr(self, key)}, expected at least {least}")
         for key in ("noise_fraction", "bad_row_fraction"):
@@ -91,23 +107,24 @@ class Simulation:
     """The demo log and what was planted in it."""
 
     events: pl.DataFrame
-    """In order of time: user_id (string), item_id (int64), timestamp (microseconds, UTC), event_type (string), value (float32, the price of a
-    purchase, else null)."""
+    """In order of time: user_id (string), item_id (int64), timestamp (microseconds, UTC), event_type (string), value
+    (float32: the price of a purchase, else null)."""
     items: pl.DataFrame
-    """In order of item_id: item_id, title, categories (category and topic)."""
+    """In order of item_id: item_id, title, categories (list: category and topic)."""
     truth: pl.DataFrame
-    """A row per event, in the same order: row (in `events.csv`, from 1), user_id, item_id, timestamp, is_noise, intent (number of the user's walk,
-    from 0), returns (the walk goes on with a series begun in an earlier one), is_taste (within the user's lasting categories), series (that
-    the walk follows: where is_noise, not the item's)."""
-    item_truth: pl.DataFrame
-    """In order of item_id: item_id, series, style, part (place within the series, from 0), born (when the item came out)."""
+    """A row per event, in the same order: row (its number in `events.csv`, from 1), user_id, item_id, timestamp, is_noise,
+    intent (its number among the user's, from 0), category and topic (of the intent: where is_noise, not of the item),
+    is_taste (whether the category is one of the user's lasting tastes), returns (whether the user had an earlier
+    intent on the topic)."""
+    births: pl.DataFrame
+    """In order of item_id: item_id, born (when the item came out)."""
     bad_rows: pl.DataFrame
     """The rows of `events.csv` that are no event: row, kind (one of BAD_KINDS), text."""
 
 
 @dataclass(frozen=True)
 class _Catalogue:
-    """Items 0..num_items-1 lie topic after topic, the five topics of a category side by side."""
+    """Items 0..num_items-1 lie topic after topic, the topics of a category side by side."""
 
     first: Ints  # [topics + 1], first item of each topic
     appeal: Floats  # [items], logarithm of popularity when new
@@ -125,6 +142,15 @@ class _Catalogue:
 
 
 @dataclass(frozen=True)
+class _Users:
+    """What lasts of each user."""
+
+    liking: Floats  # [users, topics], logarithm of how readily an intent turns to the topic
+    is_taste: Bools  # [users, topics]
+    style: Floats  # [users, STYLE_DIM], unit vectors
+
+
+@dataclass(frozen=True)
 class _Calendar:
     """Events user after user, each user's in order of time."""
 
@@ -132,13 +158,9 @@ class _Calendar:
     time: Floats  # [events], seconds since the first day
     begins: Bools  # [events], whether a new intent begins
 
-
-@dataclass(frozen=True)
-class _Users:
-    """What lasts of each user."""
-
-    liking: Floats  # [users, topics], logarithm of how readily an intent turns to the topic
-    style: Floats  # [users, STYLE_DIM], unit vectors
+    @property
+    def user(self) -> Ints:
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
 @dataclass(frozen=True)
@@ -148,41 +170,60 @@ class _Walk:
     item: Ints
     is_noise: Bools
     intent: Ints
-    topic: Ints  # of the intent
+    topic: Ints
     returns: Bools
 
 
 def simulate(settings: SimulationSettings, seed: int) -> Simulation:
-    """The demo log of these settings: the same for the same seed, whatever the day or the machine.
+    """The demo log of these settings: the same for the same seed, whatever the day.
 
-    An intent of user u is on topic t with probability proportional to exp(liking[u, t] + BACK where u was there before), and each of its
-    events is on the topic's item i, out at that time and not met before, with probability proportional to
-    exp(appeal[i] - age[i] / FADE_DAYS + STYLE * style[u] . style[i]).
+    P(an intent of user u is on topic t) is proportional to
+    exp(liking[u, t] + RETURN if u was on t before - REST if u was on t just before), and
+    P(one of its events is on item i of the topic), among the items that are out, to
+    exp(appeal[i] - age[i] / FADE_DAYS + STYLE * style[u] . style[i]), but hardly ever on an item that u has met.
     """
     rng = np.random.default_rng(seed)
     catalogue = _make_catalogue(settings, rng)
     users = _make_users(settings.num_users, catalogue.num_topics, rng)
     calendar = _make_calendar(settings, rng)
     walk = _walk(settings, catalogue, users, calendar, rng)
-    events, truth, bad_rows = _event_frames(settings, catalogue, calendar, walk, rng)
-    items, item_truth = _item_frames(catalogue, rng)
-    return Simulation(events, items, truth, item_truth, bad_rows)
+    events, truth, bad_rows = _event_frames(settings, catalogue, users, calendar, walk, rng)
+    items, births = _item_frames(catalogue, rng)
+    return Simulation(events, items, truth, births, bad_rows)
+
+
+def write(simulation: Simulation, folder: Path) -> None:
+    """Write `events.csv`, `items.csv` and `truth.parquet` into the folder: the same simulation, the same bytes.
+
+    Rows of `events.csv` are numbered from 1 below the header. Categories stand as "category|topic".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    good = simulation.truth.select("row", _lines(simulation.events).alias("text"))
+    rows = pl.concat([good, simulation.bad_rows.select("row", "text")]).sort("row")
+    header = ",".join(simulation.events.columns)
+    (folder / "events.csv").write_bytes("\n".join([header, *rows["text"], ""]).encode())
+    simulation.items.with_columns(pl.col("categories").list.join("|")).write_csv(folder / "items.csv")
+    simulation.truth.write_parquet(folder / "truth.parquet")
 
 
 def _directions(count: int, rng: np.random.Generator) -> Floats:
     """[count, STYLE_DIM], unit vectors in random directions."""
     vectors = rng.normal(size=(count, STYLE_DIM))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 def _make_catalogue(settings: SimulationSettings, rng: np.random.Generator) -> _Catalogue:
+    """Popularity follows Zipf's law in the items' rank, whatever their topic; each topic has an item from the first day on."""
     count = settings.num_items
-    num_topics = 5 * int(np.clip(count // ITEMS_PER_CAT, 2, len(TOPICS)))
-    older = rng.random(count) < 1 - NEW_FRACTION
-    born = np.where(older, rng.uniform(-60, 0, count), rng.uniform(0, settings.num_days, count))
+    num_topics = TOPICS_PER_CATEGORY * int(np.clip(count // ITEMS_PER_CATEGORY, 2, len(TOPICS)))
+    first = np.arange(num_topics + 1) * count // num_topics
+    is_new = rng.random(count) < NEW_ITEMS
+    is_new[first[:-1]] = False
+    born = np.where(is_new, rng.uniform(0, settings.num_days, count), rng.uniform(-2 * FADE_DAYS, 0, count))
     return _Catalogue(
-        first=np.arange(num_topics + 1) * count // num_topics,
-        appeal=-ZIPF * np.log(1.0 + rng.permutation(count) * 50/count),
+        first=first,
+        appeal=-0.8 * np.log(0.01 * count + rng.permutation(count)),
         born=born * DAY,
         style=_directions(count, rng),
         item_ids=1_000 + rng.permutation(count),
@@ -190,183 +231,208 @@ def _make_catalogue(settings: SimulationSettings, rng: np.random.Generator) -> _
 
 
 def _make_users(num_users: int, num_topics: int, rng: np.random.Generator) -> _Users:
-    """Two or three categories each, popular ones more often, and within them some topics more than others."""
-    num_categories = num_topics // 5
-    appeal = -0.7 * np.log(1.0 + rng.permutation(num_categories))
-    ranking = np.argsort(-(appeal + rng.gumbel(size=(num_users, num_categories))), axis=1)
-    num_tastes = np.minimum(rng.integers(2, 4, num_users), num_categories)
-    liking = np.full((num_users, num_categories), -OUTSIDE)
-    for place, weight in enumerate((0.0, -0.4, -0.8)[:num_categories]):
-        held = np.flatnonzero(num_tastes > place)
-        liking[held, ranking[held, place]] = weight
+    """Two or three categories each, popular ones more often, the second and third a little less dear than the one before."""
+    num_categories = num_topics // TOPICS_PER_CATEGORY
+    popularity = -0.7 * np.log(1.0 + rng.permutation(num_categories))
+    dearest = np.argsort(-(popularity + rng.gumbel(size=(num_users, num_categories))), axis=1)
+    place = np.argsort(dearest, axis=1)
+    is_taste = place < rng.integers(2, 4, num_users)[:, None]
+    liking = np.where(is_taste, -0.4 * place, -OUTSIDE)
     topic_appeal = -0.5 * np.log(1.0 + rng.permutation(num_topics))
-    return _Users(np.repeat(liking, 5, axis=1) + topic_appeal, _directions(num_users, rng))
+    return _Users(
+        liking=np.repeat(liking, TOPICS_PER_CATEGORY, axis=1) + topic_appeal,
+        is_taste=np.repeat(is_taste, TOPICS_PER_CATEGORY, axis=1),
+        style=_directions(num_users, rng),
+    )
 
 
 def _make_calendar(settings: SimulationSettings, rng: np.random.Generator) -> _Calendar:
-    users, events = settings.num_users, settings.num_events
+    """Each intent is one sitting, on a day between the user's first and last, most of them in the evening."""
+    users, events, days = settings.num_users, settings.num_events, settings.num_days
     activity = np.clip(rng.lognormal(0.0, 0.8, users), 0.1, 4.0)
     counts = np.sort(5 + rng.multinomial(events - 5 * users, activity / activity.sum()))[::-1]
     offsets = np.concatenate(([0], np.cumsum(counts)))
     user = np.repeat(np.arange(users), counts)
-    begins = rng.random(events) < 1/INTENT_LEN
+    begins = rng.random(events) < 1 / INTENT_EVENTS
     begins[offsets[:-1]] = True
-    joined = np.where(rng.random(users) < 0.6, 0.0, rng.uniform(0, 0.97, users)) * settings.num_days
-    left = np.where(rng.random(users) < 0.7, settings.num_days, rng.uniform(joined, settings.num_days))
-    sitting = np.cumsum(begins) - 1
+    joined = np.where(rng.random(users) < 0.6, 0.0, rng.uniform(0, 0.97 * days, users))
+    left = np.where(rng.random(users) < 0.7, days, rng.uniform(joined, days))
     owner = user[begins]
     day = np.floor(rng.uniform(joined[owner], left[owner]))
-    since_midnight = rng.triangular(6 * 3_600, 19 * 3_600, 21 * 3_600, len(owner))
-    gaps = np.where(begins, 0.0, 20 + rng.exponential(200, events)).cumsum()
-    time = (day * DAY + since_midnight - gaps[begins])[sitting] + gaps
-    return _Calendar(offsets, np.floor(time[np.lexsort((time, user))]), begins)
+    begun = day * DAY + rng.triangular(6 * 3_600, 19 * 3_600, 21 * 3_600, len(owner))
+    elapsed = np.cumsum(20 + rng.exponential(200, events))
+    time = np.floor((begun - elapsed[begins])[np.cumsum(begins) - 1] + elapsed)
+    return _Calendar(offsets, time[np.lexsort((time, user))], begins)
 
 
 def _walk(
-    settings: SimulationSettings, catalogue: _Catalogue, users: _Users, calendar: _Calendar, rng: np.random.Generator
+    settings: SimulationSettings,
+    catalogue: _Catalogue,
+    users: _Users,
+    calendar: _Calendar,
+    rng: np.random.Generator,
 ) -> _Walk:
-    """All users take their first event, then all their second, and so on: one round is one numpy step."""
-    num_users, num_events = settings.num_users, settings.num_events
+    """All users take their first event, then all their second, and so on: one turn is one step in numpy."""
+    num_users, num_events, topics = settings.num_users, settings.num_events, np.arange(catalogue.num_topics)
     is_noise = rng.random(num_events) < settings.noise_fraction
     noise = _any_item(catalogue, calendar.time, rng)
     met = np.zeros((num_users, settings.num_items), bool)
-    visited = np.zeros((num_users, catalogue.num_topics), bool)
-    now_on, intents, back = np.zeros(num_users, np.int64), np.full(num_users, -1), np.zeros(num_users, bool)
-    item, topic, intent = (np.zeros(num_events, np.int64) for _ in range(3))
+    visited = np.zeros((num_users, len(topics)), bool)
+    on = np.full(num_users, -1)
+    intents = np.full(num_users, -1)
+    comes_back = np.zeros(num_users, bool)
+    item, intent, topic = (np.zeros(num_events, np.int64) for _ in range(3))
     returns = np.zeros(num_events, bool)
     counts = np.diff(calendar.offsets)
     for turn in range(int(counts[0])):
         active = np.arange(np.searchsorted(-counts, -turn))
         at = calendar.offsets[active] + turn
         new = np.flatnonzero(calendar.begins[at])
-        now_on[new] = _sample(users.liking[new] + BACK * visited[new] - LEAVE*(np.arange(catalogue.num_topics)==now_on[new][:,None]), rng)
-        back[new] = visited[new, now_on[new]]
-        visited[new, now_on[new]] = True
+        drawn_to = users.liking[new] + RETURN * visited[new] - REST * (topics == on[new][:, None])
+        on[new] = _sample(drawn_to, rng)
+        comes_back[new] = visited[new, on[new]]
+        visited[new, on[new]] = True
         intents[new] += 1
-        chosen = _sample_items(catalogue, now_on[active], calendar.time[at], users.style[active], met, rng)
+        chosen = _sample_items(catalogue, on[active], calendar.time[at], users.style[active], met, rng)
         item[at] = np.where(is_noise[at], noise[at], chosen)
         met[active, item[at]] = True
-        topic[at], intent[at], returns[at] = now_on[active], intents[active], back[active]
+        intent[at], topic[at], returns[at] = intents[active], on[active], comes_back[active]
     return _Walk(item, is_noise, intent, topic, returns)
 
 
 def _sample(logits: Floats, rng: np.random.Generator) -> Ints:
-    """[rows], a column of each row of logits, with probability proportional to exp(logit)."""
-    return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    """[rows], a column of each row of logits, with probability proportional to exp(logit): the Gumbel-max trick."""
+    columns: Ints = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    return columns
 
 
 def _sample_items(
     catalogue: _Catalogue, topic: Ints, now: Floats, style: Floats, met: Bools, rng: np.random.Generator
 ) -> Ints:
-    """[rows], an item of each row's topic (the law is in `simulate`)."""
-    widest = int(np.diff(catalogue.first).max())
-    items = np.minimum(catalogue.first[topic][:, None] + np.arange(widest), catalogue.first[topic + 1][:, None] - 1)
-    age = (now[:, None] - catalogue.born[items]) / DAY
-    fit = np.einsum("us,uis->ui", style, catalogue.style[items])
-    logits = catalogue.appeal[items] - age / FADE_DAYS + STYLE * fit
-    logits -= 10.0 * met[np.arange(len(topic))[:, None], items] + 100.0 * (age < 0)
-    return items[np.arange(len(topic)), _sample(logits, rng)]
+    """[rows], an item of each row's topic; the law is in `simulate`."""
+    rows = np.arange(len(topic))[:, None]
+    column = np.arange(np.diff(catalogue.first).max())
+    item = np.minimum(catalogue.first[topic][:, None] + column, len(catalogue.born) - 1)
+    age = (now[:, None] - catalogue.born[item]) / DAY
+    likeness = np.einsum("rs,rcs->rc", style, catalogue.style[item])
+    logits = catalogue.appeal[item] - age / FADE_DAYS + STYLE * likeness
+    logits -= 12.0 * met[rows, item] + 100.0 * (age < 0) + 1000.0 * (catalogue.topic[item] != topic[:, None])
+    chosen: Ints = item[rows[:, 0], _sample(logits, rng)]
+    return chosen
 
 
 def _any_item(catalogue: _Catalogue, now: Floats, rng: np.random.Generator) -> Ints:
     """For each moment, one of the items that are out, all equally likely."""
     by_birth = np.argsort(catalogue.born, kind="stable")
-    out = np.searchsorted(catalogue.born[by_birth], now, side="right")
-    return by_birth[(rng.random(len(now)) * out).astype(np.int64)]
-
-
-def _item_frames(catalogue: _Catalogue, rng: np.random.Generator) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What the log tells of the items, and what it does not; both in order of item_id."""
-    topics = [(category, topic) for category, names in TOPICS.items() for topic in names]
-    topic = catalogue.topic
-    names = [f"The {adjective} {form}" for adjective in ADJECTIVES for form in FORMS]
-    frame = pl.DataFrame(
-        {
-            "item_id": catalogue.item_ids,
-            "title": [f"{topics[t][1]}: {name}" for t,name in zip(topic, rng.choice(names, len(topic)))],
-            "categories": [list(topics[t]) for t in topic],
-            "topic": topic,
-            "born": _moments(catalogue.born),
-        }
-    ).sort("item_id")
-    return frame.select("item_id", "title", "categories"), frame.drop("title", "categories")
+    num_out = np.searchsorted(catalogue.born[by_birth], now, side="right")
+    drawn: Ints = by_birth[np.floor(rng.random(len(now)) * num_out).astype(np.int64)]
+    return drawn
 
 
 def _moments(seconds: Floats) -> pl.Series:
     """Seconds since the first day as moments, in microseconds, UTC."""
-    since_epoch = (np.floor(seconds).astype(np.int64) + int(FIRST_DAY.timestamp())) * 1_000_000
-    return pl.Series(since_epoch).cast(pl.Datetime("us", "UTC"))
+    since_epoch = np.floor(seconds).astype(np.int64) + int(FIRST_DAY.timestamp())
+    return pl.Series(since_epoch * 1_000_000).cast(pl.Datetime("us", "UTC"))
+
+
+def _item_frames(catalogue: _Catalogue, rng: np.random.Generator) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Items and births."""
+    titles = [f"The {adjective} {form}" for adjective in ADJECTIVES for form in FORMS]
+    parts = [part for topic_size in np.diff(catalogue.first) for part in _names(titles, topic_size, rng)]
+    frame = pl.DataFrame(
+        {
+            "item_id": catalogue.item_ids,
+            "title": [
+                f"{TOPIC_NAMES[topic][1]}: {part}" for topic, part in zip(catalogue.topic, parts, strict=True)
+            ],
+            "categories": [list(TOPIC_NAMES[topic]) for topic in catalogue.topic],
+            "born": _moments(catalogue.born),
+        }
+    ).sort("item_id")
+    return frame.drop("born"), frame.select("item_id", "born")
+
+
+def _names(titles: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    """So many different titles, numbered where the given ones do not suffice."""
+    order = rng.permutation(len(titles))
+    rounds, within = np.divmod(np.arange(count), len(titles))
+    return [
+        titles[order[i]] + (f" {volume + 1}" if volume else "")
+        for volume, i in zip(rounds, within, strict=True)
+    ]
 
 
 def _event_frames(
-    settings: SimulationSettings, catalogue: _Catalogue, calendar: _Calendar, walk: _Walk, rng: np.random.Generator
+    settings: SimulationSettings,
+    catalogue: _Catalogue,
+    users: _Users,
+    calendar: _Calendar,
+    walk: _Walk,
+    rng: np.random.Generator,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Events, truth and bad rows; the bad rows are scattered among the events."""
-    num_bad = round(settings.num_events * settings.bad_row_fraction / (1 - settings.bad_row_fraction))
-    user = np.repeat(np.arange(settings.num_users), np.diff(calendar.offsets))
-    order = np.lexsort((user, calendar.time))
+    """Events, truth and bad rows, these scattered among the events."""
+    num_events = settings.num_events
+    num_bad = round(num_events * settings.bad_row_fraction / (1 - settings.bad_row_fraction))
+    bad = np.sort(rng.choice(num_events + num_bad, num_bad, replace=False))
+    row = np.delete(np.arange(num_events + num_bad), bad) + 1
+    order = np.lexsort((calendar.user, calendar.time))
+    user, item, topic = calendar.user[order], walk.item[order], walk.topic[order]
     user_ids = np.array([f"u{number:04d}" for number in 1 + rng.permutation(settings.num_users)])
     price = np.round(np.exp(rng.normal(2.5, 0.6, settings.num_items)), 2).astype(np.float32)
-    event_type = rng.choice(list(EVENT_TYPES), size=len(user), p=list(EVENT_TYPES.values()))
-    bad = np.sort(rng.choice(len(user) + num_bad, num_bad, replace=False))
-    row = np.delete(np.arange(len(user) + num_bad), bad) + 1
+    event_type = rng.choice(list(EVENT_TYPES), size=num_events, p=list(EVENT_TYPES.values()))
+    names = np.array(TOPIC_NAMES)[topic]
     events = pl.DataFrame(
         {
-            "user_id": user_ids[user[order]],
-            "item_id": catalogue.item_ids[walk.item[order]],
+            "user_id": user_ids[user],
+            "item_id": catalogue.item_ids[item],
             "timestamp": _moments(calendar.time[order]),
-            "event_type": event_type[order],
-            "value": pl.Series(price[walk.item[order]]).set(pl.Series(event_type[order] != "purchase"), None),
+            "event_type": event_type,
+            "value": pl.Series(price[item]).set(pl.Series(event_type != "purchase"), None),
         }
     )
     truth = events.select(pl.Series("row", row), "user_id", "item_id", "timestamp").with_columns(
         is_noise=walk.is_noise[order],
         intent=walk.intent[order],
+        category=names[:, 0],
+        topic=names[:, 1],
+        is_taste=users.is_taste[user, topic],
         returns=walk.returns[order],
-        topic=walk.topic[order],
     )
     return events, truth, _bad_rows(events, bad + 1, rng)
 
 
-def _lines(events: pl.DataFrame) -> pl.DataFrame:
-    """The fields of each event as they stand in the file."""
-    return events.with_columns(
-        pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%SZ"), pl.exclude("timestamp").cast(pl.String).fill_null("")
-    )
+def _fields(events: pl.DataFrame) -> pl.DataFrame:
+    """Every value as it stands in the file."""
+    time = pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return events.select(pl.exclude("timestamp").cast(pl.String).fill_null(""), time).select(events.columns)
+
+
+def _lines(events: pl.DataFrame) -> pl.Series:
+    """Each event as its line of the file."""
+    return _fields(events).select(pl.concat_str(pl.all(), separator=",")).to_series()
 
 
 def _bad_rows(events: pl.DataFrame, row: Ints, rng: np.random.Generator) -> pl.DataFrame:
     """Good rows spoilt, each kind in turn."""
-    fields = _lines(events[rng.integers(0, len(events), len(row))]).rows()
+    good = _fields(events[rng.integers(0, len(events), len(row))]).rows()
     kinds = [BAD_KINDS[number % len(BAD_KINDS)] for number in range(len(row))]
-    texts = [_spoil(list(good), kind) for good, kind in zip(fields, kinds, strict=True)]
-    return pl.DataFrame({"row": row, "kind": kinds, "text": texts}, schema={"row": pl.Int64, "kind": pl.String, "text": pl.String})
+    texts = [_spoil(list(fields), kind) for fields, kind in zip(good, kinds, strict=True)]
+    return pl.DataFrame(
+        {"row": row, "kind": kinds, "text": texts},
+        schema={"row": pl.Int64, "kind": pl.String, "text": pl.String},
+    )
 
 
 def _spoil(fields: list[str], kind: str) -> str:
-    """A good row's fields as the line of a bad one."""
+    """The line of a bad row made of a good one's fields."""
     user_id, item_id, timestamp, *rest = fields
     spoilt = {
         "missing_user": ["", item_id, timestamp, *rest],
         "missing_item": [user_id, "", timestamp, *rest],
         "unparseable_time": [user_id, item_id, "yesterday", *rest],
-        "impossible_time": [user_id, item_id, "2026-02-30T25:61:00Z", *rest],
+        "impossible_time": [user_id, item_id, "9999-12-31T23:59:59Z", *rest],
         "truncated": [user_id, item_id[:2]],
         "extra_fields": [*fields, user_id, item_id],
         "junk": ["--- log rotated ---"],
     }
     return ",".join(spoilt[kind])
-
-
-def write(simulation: Simulation, folder: Path) -> None:
-    """Write `events.csv`, `items.jsonl` and `truth.parquet` into the folder: the same simulation, the same bytes.
-
-    Rows of `events.csv` are numbered from 1 below the header: `row` of `truth` and `bad_rows`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    good = _lines(simulation.events).select(simulation.truth["row"], pl.concat_str(pl.all(), separator=",").alias("text"))
-    rows = pl.concat([good, simulation.bad_rows.select("row", "text")]).sort("row")
-    header = ",".join(simulation.events.columns)
-    (folder / "events.csv").write_text("\n".join([header, *rows["text"], ""]), encoding="utf-8", newline="\n")
-    simulation.items.write_ndjson(folder / "items.jsonl")
-    simulation.truth.write_parquet(folder / "truth.parquet")

@@ -19,7 +19,6 @@ _EXTENSIONS: dict[str, FileFormat] = {
 }
 
 
-
 def format_of(path: Path, form: TableFormat) -> FileFormat:
     """The configured format, else the one that the extension says.
 
@@ -70,6 +69,14 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"{path}: cannot be decompressed, the file is damaged or not {path.suffix}: {error}") from None
+        raise ValueError(
+            f"{path}: cannot be decompressed, the file is damaged or not {path.suffix}: {error}"
+        ) from None
 
 
+def column_names(path: Path, form: TableFormat) -> list[str]:
+    """The columns that a csv file with a header, or a Parquet file, names."""
+    if format_of(path, form) == "parquet":
+        return records.parquet_names(path)
+    with open_bytes(path) as stream:
+        return delimited.header_names(stream, form, str(path))

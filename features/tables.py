@@ -14,6 +14,8 @@ Rows = NDArray[np.int64]
 BLOCK_BYTES = 16 << 20
 """How much is read at a time; a chunk holds the whole rows in it."""
 LONGEST_ROW_BYTES = 64 << 20
+
+
 @dataclass(frozen=True)
 class TableFormat:
     """What form a table has: the keys of a configuration's `[events]`, `[items]` or `[users]`, named `section` in messages."""
@@ -32,18 +34,27 @@ class TableFormat:
 
     def __post_init__(self) -> None:
         if not self.separator or set(self.separator) & set('"\r\n'):
-            raise ValueError(f"{self.section}.separator: received {self.separator!r}, expected text without quotes or line ends")
+            raise ValueError(
+                f"{self.section}.separator: received {self.separator!r}, expected text without quotes or line ends"
+            )
         if not self.columns and self.section == "events":
-            raise ValueError("events.columns: received none, expected at least user_id, item_id and timestamp")
+            raise ValueError(
+                "events.columns: received none, expected at least user_id, item_id and timestamp"
+            )
         for ours, theirs in self.columns.items():
             if isinstance(theirs, int) and theirs < 1:
-                raise ValueError(f"{self.section}.columns.{ours}: received position {theirs}, expected one from 1")
+                raise ValueError(
+                    f"{self.section}.columns.{ours}: received position {theirs}, expected one from 1"
+                )
 
     def describe(self) -> str:
         """The settings in force, for a message."""
         columns = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in self.columns.items())
         form = "" if self.format is None else f"format {self.format}, "
-        return f"{form}separator {self.separator!r}, header {str(self.header).lower()}, encoding {self.encoding}, columns {{ {columns} }}"
+        header = f"header {str(self.header).lower()}"
+        return (
+            f"{form}separator {self.separator!r}, {header}, encoding {self.encoding}, columns {{ {columns} }}"
+        )
 
 
 @dataclass(frozen=True)
@@ -71,13 +82,17 @@ def whole_lines(stream: BinaryIO, first: bytes, where: str) -> Iterator[tuple[by
             return
         rest = block[cut:]
         if len(rest) > LONGEST_ROW_BYTES:
-            raise ValueError(f"{where}: a line is longer than {LONGEST_ROW_BYTES >> 20} MiB, expected text with a row per line")
+            raise ValueError(
+                f"{where}: a line is longer than {LONGEST_ROW_BYTES >> 20} MiB, expected text with a row per line"
+            )
 
 
 def without_mark(start: bytes, where: str, section: str) -> bytes:
     """The first bytes of a text file without a byte order mark of UTF-8; one of UTF-16 is refused."""
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{where}: is UTF-16, expected utf-8 or latin-1 ({section}.encoding); convert it first")
+        raise ValueError(
+            f"{where}: is UTF-16, expected utf-8 or latin-1 ({section}.encoding); convert it first"
+        )
     return start.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -86,26 +101,31 @@ def as_text(line: bytes, encoding: str) -> str:
     return line.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
 
 
-def column_at(form: TableFormat, ours: str, found: Sequence[str], where: str) -> str:
+def column_at(
+    form: TableFormat, ours: str, found: Sequence[str], where: str, first_rows: Sequence[str] = ()
+) -> str:
     """The source's name of a mapped column.
 
     Raises ValueError where no column, or more than one, answers to the mapping.
     """
     theirs = form.columns[ours]
-    if isinstance(theirs, int):
-        if theirs > len(found):
-            raise missing_column(form, ours, found, where)
-        return found[theirs - 1]
-    if found.count(theirs) == 1:
-        return theirs
-    if theirs in found:
-        raise ValueError(f"{form.section}.columns.{ours}: {theirs!r} is the name of {found.count(theirs)} columns of {where}; give its position")
-    raise missing_column(form, ours, found, where)
+    name = theirs if isinstance(theirs, str) else found[theirs - 1] if theirs <= len(found) else None
+    if name is None or name not in found:
+        raise missing_column(form, ours, found, where, first_rows)
+    if name == theirs and found.count(name) > 1:
+        raise ValueError(
+            f"{form.section}.columns.{ours}: {where} has {found.count(name)} columns {name!r}; give its position"
+        )
+    return name
 
 
-def missing_column(form: TableFormat, ours: str, found: Sequence[str], where: str) -> ValueError:
+def missing_column(
+    form: TableFormat, ours: str, found: Sequence[str], where: str, first_rows: Sequence[str] = ()
+) -> ValueError:
     """What to raise where a mapped column is not there."""
+    rows = "".join(f"\n  {row}" for row in first_rows)
     return ValueError(
-        f"{form.section}.columns.{ours}: received {form.columns[ours]!r}, but {where} has {len(found)} columns: "
-        f"{', '.join(map(repr, found[:50]))}. Settings in force: {form.describe()}"
+        f"{form.section}.columns.{ours}: received {form.columns[ours]!r}, but {where} has {len(found)} column(s): "
+        f"{', '.join(map(repr, found[:50]))}{'. The first rows:' if rows else '.'}{rows}\n"
+        f"Settings in force: {form.describe()}"
     )

@@ -24,7 +24,9 @@ def check_unit(unit: str, timezone: str) -> None:
     try:
         zoneinfo.ZoneInfo(timezone)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"timezone: received {timezone!r}, expected a name such as 'UTC' or 'Europe/Berlin'") from None
+        raise ValueError(
+            f"timezone: received {timezone!r}, expected a name such as 'UTC' or 'Europe/Berlin'"
+        ) from None
 
 
 def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:
@@ -55,7 +57,7 @@ def _utc(moments: pl.Series, timezone: str) -> pl.Series:
 
 
 def _scaled(times: pl.Series, digits: int, *, fractions: bool) -> pl.Series:
-    """times · 10^digits, from integers, floats, or text of either."""
+    """The times · 10^digits, from integers, floats, or text of either."""
     if times.dtype.is_float():
         scaled = (times.cast(pl.Float64) * 10.0**digits).round()
         if not fractions:
@@ -72,11 +74,12 @@ def _scaled(times: pl.Series, digits: int, *, fractions: bool) -> pl.Series:
 
 
 def _shift(whole: pl.Series, digits: int) -> pl.Series:
-    """whole · 10^digits (rounded down), null where that does not fit."""
+    """The number · 10^digits (rounded down), null where that does not fit."""
+    unit = 10 ** abs(digits)
     if digits <= 0:
-        return whole // 10**-digits
-    fits = whole.is_between(-(_LIMIT // 10**digits), _LIMIT // 10**digits)
-    return (whole * 10**digits).set(~fits, None)
+        return pl.select(whole // unit).to_series()
+    fits = whole.is_between(-(_LIMIT // unit), _LIMIT // unit)
+    return pl.select(pl.when(fits).then(whole * unit)).to_series()
 
 
 def _from_decimals(text: pl.Series, digits: int, *, fractions: bool) -> pl.Series:
@@ -85,7 +88,9 @@ def _from_decimals(text: pl.Series, digits: int, *, fractions: bool) -> pl.Serie
         text.str.strip_chars()
         .str.extract_groups(r"^(?<sign>[+-]?)(?<whole>\d+)(?:\.(?<part>\d*))?$")
         .struct.unnest()
-        .with_columns(pl.col("part").fill_null(""), text.str.strip_chars().cast(pl.Float64, strict=False).alias("float"))
+        .with_columns(
+            pl.col("part").fill_null(""), text.str.strip_chars().cast(pl.Float64, strict=False).alias("float")
+        )
     )
     whole = _shift(parts["whole"].cast(pl.Int64, strict=False), digits)
     if digits > 0:
@@ -95,7 +100,9 @@ def _from_decimals(text: pl.Series, digits: int, *, fractions: bool) -> pl.Serie
         whole = whole.set(parts["part"].str.contains("[1-9]"), None)
     exact = pl.select(pl.when(parts["sign"] == "-").then(-whole).otherwise(whole)).to_series()
     exponent = parts["whole"].is_null() & text.str.contains("[eE]")
-    return exact.zip_with(~exponent.fill_null(value=False), _scaled(parts["float"], digits, fractions=fractions))
+    return exact.zip_with(
+        ~exponent.fill_null(value=False), _scaled(parts["float"], digits, fractions=fractions)
+    )
 
 
 def _iso(text: pl.Series, timezone: str) -> pl.Series:
@@ -107,7 +114,9 @@ def _iso(text: pl.Series, timezone: str) -> pl.Series:
             return found
         found = found.zip_with(~rest, _by_pattern(text.set(~rest, None), pattern, timezone))
     rest = found.is_null() & text.is_not_null()
-    return found.zip_with(~rest, _by_standard_library(text.set(~rest, None), timezone)) if rest.any() else found
+    return (
+        found.zip_with(~rest, _by_standard_library(text.set(~rest, None), timezone)) if rest.any() else found
+    )
 
 
 def _by_pattern(text: pl.Series, pattern: str, timezone: str) -> pl.Series:
@@ -115,7 +124,9 @@ def _by_pattern(text: pl.Series, pattern: str, timezone: str) -> pl.Series:
         return _utc(text.str.to_datetime(pattern, time_unit="us", strict=False), timezone)
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"timestamp_unit: {pattern!r} does not work as a strftime pattern: {reason}") from None
+        raise ValueError(
+            f"timestamp_unit: {pattern!r} does not work as a strftime pattern: {reason}"
+        ) from None
 
 
 def _by_standard_library(text: pl.Series, timezone: str) -> pl.Series:
@@ -131,7 +142,9 @@ def _by_standard_library(text: pl.Series, timezone: str) -> pl.Series:
 
 def _moment(text: str) -> tuple[int | None, bool]:
     """Microseconds since the epoch, and whether the text said relative to which zone."""
-    text = text.strip().removesuffix(" UTC").replace(" +", "+").replace(" -", "-") + ("Z" if text.endswith(" UTC") else "")
+    text = text.strip().removesuffix(" UTC").replace(" +", "+").replace(" -", "-") + (
+        "Z" if text.endswith(" UTC") else ""
+    )
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:

@@ -22,7 +22,7 @@ def attend(
     queries: Float[Tensor, "b h q c"],
     keys: Float[Tensor, "b h l c"],
     values: Float[Tensor, "b h l c"],
-    visible: Bool[Tensor, "b 1 q l"] | None = None,
+    visible: Bool[Tensor, "b 1 #q l"] | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "b h q c"]:
     """Mean of the values weighted by `softmax(queries @ keys.T / sqrt(c))` over the visible positions.
@@ -32,7 +32,7 @@ def attend(
     "sdpa" is torch's fused kernel, "dense" batched matrix products that keep the q x l weights for the gradient,
     "reference" the formula; "auto" is "sdpa" but for training in bf16 on the CPU, where the gradient of the fused
     kernel is several times slower than the dense one.
-    Source: Vaswani et al. 2017, section 3.2.1 (their d_k is our c). Raises ValueError for an unknown implementation.
+    Source: Vaswani et al. 2017, section 3.2.1 (their d_k is our c).
     """
     if implementation == "auto":
         implementation = _fastest(queries, keys)
@@ -40,13 +40,12 @@ def attend(
         return functional.scaled_dot_product_attention(queries, keys, values, visible, is_causal=visible is None)
     if implementation == "dense":
         return _dense(queries, keys, values, visible)
-    if implementation == "reference":
-        return attention_scores(queries, keys, visible).softmax(-1) @ values
-    raise ValueError(f"implementation: received {implementation!r}, expected 'auto', 'sdpa', 'dense' or 'reference'")
+    assert implementation == "reference", implementation
+    return attention_scores(queries, keys, visible).softmax(-1) @ values
 
 
 def attention_scores(
-    queries: Float[Tensor, "b h q c"], keys: Float[Tensor, "b h l c"], visible: Bool[Tensor, "b 1 q l"] | None = None
+    queries: Float[Tensor, "b h q c"], keys: Float[Tensor, "b h l c"], visible: Bool[Tensor, "b 1 #q l"] | None = None
 ) -> Float[Tensor, "b h q l"]:
     """`queries @ keys.T / sqrt(c)`, -inf at positions that are not visible, `visible` as in `attend`."""
     if visible is None:

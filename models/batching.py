@@ -14,6 +14,8 @@ from torch import Tensor
 from models.recommender import Float32, Histories, Int64
 from models.shapes import Float, Int
 
+LENGTH_STEP = 8
+"""Batches are padded to a multiple of this many positions."""
 POOL_BATCHES = 16
 """Batches' worth of histories that are sorted by length together: more pads less, fewer mixes better."""
 
@@ -35,10 +37,22 @@ class Batch:
         return Batch(*moved)
 
 
-def pad(histories: Histories) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
-    """(item_index, event_type) of the rows, each starting in column 0 and padded with 0 to the longest; l >= 1."""
+def rounded_up(number: int) -> int:
+    """The next number with at most five significant binary digits: at most 1/16 more.
+
+    Kernels for bf16 products on the CPU are compiled for each new shape and kept: batches must come in few shapes.
+    """
+    step = 1 << max(0, number.bit_length() - 5)
+    return -(-number // step) * step
+
+
+def pad(histories: Histories, shape: tuple[int, int] | None = None) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
+    """(item_index, event_type) of the rows, each starting in column 0 and padded with 0 on the right.
+
+    `shape` b, l; by default as many rows as there are and as many columns as the longest has (at least 1).
+    """
     rows, flat = histories.gather()
-    shape = (len(histories), max(1, int(histories.lengths.max(initial=0))))
+    shape = shape or (len(histories), max(1, int(histories.lengths.max(initial=0))))
     cells = rows, flat - histories.starts[rows]
     item_index, event_type = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     item_index[cells] = histories.item_index[flat]
@@ -84,6 +98,7 @@ class BatchPlan:
         targets = bearing[windows.ends] - bearing[np.minimum(windows.starts + 1, windows.ends)]
         self.windows = windows.select(targets > 0)
         self.num_targets = int(targets.sum())
+        self.max_length = max_length
         self.seed = seed
         self.num_inputs = np.maximum(self.windows.lengths - 1, 0)
         self.steps_per_epoch = max(1, round(len(self.windows) / batch_histories))
@@ -94,6 +109,8 @@ class BatchPlan:
         Shuffled histories are sorted by length within pools, longest first in every other pool so that neighbours stay
         similar where pools meet, cut at equal numbers of tokens, and the cuts are shuffled.
         """
+        if not self.num_targets:
+            return []
         random = np.random.default_rng((self.seed, epoch))
         order = random.permutation(len(self.windows))
         pool = np.arange(len(order)) * self.steps_per_epoch // (len(order) * POOL_BATCHES)
@@ -109,7 +126,8 @@ class BatchPlan:
         """Inputs and targets of the given rows."""
         windows = self.windows.select(rows)
         inputs = Histories(windows.item_index, windows.time, windows.event_type, windows.starts, windows.ends - 1)
-        item_index, event_type = pad(inputs)
+        longest = -(-int(inputs.lengths.max()) // LENGTH_STEP) * LENGTH_STEP
+        item_index, event_type = pad(inputs, (rounded_up(len(rows)), min(longest, self.max_length)))
         row, flat = inputs.gather()
         weight = self.event_weight[flat + 1]
         bears = weight > 0

@@ -1,6 +1,6 @@
 """What mixes the positions of a history: blocks from states to states, one after the other.
 
-Letters: b rows, l positions, d components of a state, h heads, c = d / h components of a head.
+Letters: b rows, l positions, d components of a state, h heads, c = d / h components of a head, n >= b * l states.
 A block answers two calls: `forward` for every position, `last` for the final position of each row alone.
 """
 
@@ -77,10 +77,13 @@ class TransformerBlock(nn.Module):
         self.narrow = nn.Linear(FEED_FORWARD_WIDTH * dim, dim)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """New states of every position."""
-        queries, keys, values = (self._heads(part) for part in self.project(self.attention_norm(states)).chunk(3, -1))
-        return self.finish(states, attend(queries, keys, values, implementation=self.implementation))
+    def forward(self, states: Float[Tensor, "n d"], shape: tuple[int, int]) -> Float[Tensor, "n d"]:
+        """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them see none."""
+        real = shape[0] * shape[1]
+        parts = self.project(self.attention_norm(states))[:real].unflatten(0, shape).chunk(3, -1)
+        queries, keys, values = (self._heads(part) for part in parts)
+        mixed = self._joined(attend(queries, keys, values, implementation=self.implementation)).flatten(0, 1)
+        return self._finish(states, functional.pad(mixed, (0, 0, 0, len(states) - real)))
 
     def last(self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row, computed for that position alone; lengths >= 1."""
@@ -100,9 +103,13 @@ class TransformerBlock(nn.Module):
         """What the given states look for."""
         return self._heads(self._project(self.attention_norm(states), slice(states.shape[-1])))
 
-    def finish(self, states: Float[Tensor, "b l d"], mixed: Float[Tensor, "b h l c"]) -> Float[Tensor, "b l d"]:
+    def finish(self, states: Float[Tensor, "b q d"], mixed: Float[Tensor, "b h q c"]) -> Float[Tensor, "b q d"]:
+        """The new states, from those before the block and what attention gathered for them."""
+        return self._finish(states, self._joined(mixed))
+
+    def _finish(self, states: Tensor, mixed: Tensor) -> Tensor:
         """Attention's residual sum, then the feed-forward layer and its own."""
-        states = states + self.dropout(self.merge(mixed.transpose(1, 2).flatten(-2)))
+        states = states + self.dropout(self.merge(mixed))
         wide = self.dropout(functional.gelu(self.widen(self.feed_forward_norm(states))))
         thinned: Tensor = self.dropout(self.narrow(wide))
         return states + thinned
@@ -114,3 +121,8 @@ class TransformerBlock(nn.Module):
     def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
         rows, positions, dim = states.shape
         return states.view(rows, positions, self.num_heads, dim // self.num_heads).transpose(1, 2)
+
+    @staticmethod
+    def _joined(mixed: Tensor) -> Tensor:
+        """[b, h, q, c] to [b, q, d]."""
+        return mixed.transpose(1, 2).flatten(-2)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,7 @@ def load_training(path: Path) -> dict[str, Any]:
     """What `save_training` wrote, on the CPU; ValueError naming the file if it is missing or damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise _damaged(path, error) from error
     if not isinstance(state, dict):
         raise _damaged(path, f"holds {type(state).__name__}")

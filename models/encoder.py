@@ -3,12 +3,15 @@
 Letters: b rows, l positions, d components, items = num_items + 1.
 """
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.attention import Implementation
-from models.batching import cut_by_tokens, pad
+from models.batching import cut_by_tokens, pad, rounded_up
 from models.blocks import Dropout, TransformerBlock
 from models.recommender import Float32, Histories, Int32
 from models.settings import EncoderSettings
@@ -50,8 +53,14 @@ class Encoder(nn.Module):
 
     def forward(self, item_index: Int[Tensor, "b l"], event_type: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """The state at every column, from what stands there and before; l <= max_length."""
-        normed: Tensor = self.norm(self.layers[-1](self.before_last_block(item_index, event_type)))
-        return normed
+        rows, positions = shape = len(item_index), item_index.shape[1]
+        states = self.embed(item_index, event_type).flatten(0, 1)
+        if self.training:
+            states = functional.pad(states, (0, 0, 0, rounded_up(len(states)) - len(states)))
+        for block in self.layers:
+            states = block(states, shape)
+        normed: Tensor = self.norm(states)[: rows * positions]
+        return normed.view(rows, positions, -1)
 
     def last_states(
         self,
@@ -72,10 +81,11 @@ class Encoder(nn.Module):
         self, item_index: Int[Tensor, "b l"], event_type: Int[Tensor, "b l"], position: Int[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l d"]:
         """The states that the last block works on."""
-        states = self.embed(item_index, event_type, position)
-        for block in self.blocks[:-1]:
-            states = block(states)
-        return states
+        rows, positions = shape = len(item_index), item_index.shape[1]
+        states = self.embed(item_index, event_type, position).flatten(0, 1)
+        for block in self.layers[:-1]:
+            states = block(states, shape)
+        return states.view(rows, positions, -1)
 
     def embed(
         self, item_index: Int[Tensor, "b l"], event_type: Int[Tensor, "b l"], position: Int[Tensor, "b l"] | None = None
@@ -91,7 +101,7 @@ class Encoder(nn.Module):
     @property
     def layers(self) -> list[TransformerBlock]:
         """The blocks, first to last."""
-        return [block for block in self.blocks if isinstance(block, TransformerBlock)]
+        return cast(list[TransformerBlock], list(self.blocks))
 
     def item_vectors(self) -> Float[Tensor, "items d"]:
         """What states are scored against: `states @ item_vectors.T`; row 0 is padding."""

@@ -99,7 +99,7 @@ def _first_order(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
         states = encoder.embed(item_index, event_type)
         looks = [layers[0].last_look(states, lengths)]
         for before, block in itertools.pairwise(layers):
-            states = before(states)
+            states = before(states.flatten(0, 1), tuple(item_index.shape)).view_as(states)
             looks.append(block.last_look(states, lengths))
         shorter = encoder.norm(layers[-1].last(states, (lengths - 1).clamp_min(1)))
         shorter = shorter * (lengths > 1)[:, None, None]

@@ -71,6 +71,11 @@ class Judgement:
         """Users with at least one target."""
         return len(self.users)
 
+    @property
+    def num_targets(self) -> int:
+        """Targets of all users."""
+        return int(self.sums.counts[:, 0].sum())
+
     def values(self, system: str) -> dict[str, float]:
         """Metric -> value of one system."""
         return dict(zip(self.names, self.means[self.systems.index(system)].tolist(), strict=True))

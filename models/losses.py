@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.batching import rounded_up
 from models.shapes import Float, Int
 
 Implementation = Literal["chunked", "reference"]
@@ -31,13 +32,12 @@ def softmax_loss(
     target in 1..num_items; weight >= 0 with a positive sum. "chunked" never holds the n x items scores: it computes the
     gradients chunk by chunk in the forward pass, matrix products and probabilities at autocast's precision. A target
     less likely than e^-87 counts as e^-87 there, in the value of the loss only. "reference" is the plain torch line.
-    Raises ValueError for an unknown implementation. Source: Hsu et al. 2024 (Liger, fused linear cross-entropy).
+    Source: Hsu et al. 2024 (Liger, fused linear cross-entropy).
     """
     if implementation == "reference":
         losses = functional.cross_entropy(states @ item_vectors[1:].T, target.long() - 1, reduction="none")
         return (losses * weight).sum() / weight.sum()
-    if implementation != "chunked":
-        raise ValueError(f"implementation: received {implementation!r}, expected 'chunked' or 'reference'")
+    assert implementation == "chunked", implementation
     device = states.device.type
     lowered = torch.is_autocast_enabled(device)
     precision = torch.get_autocast_dtype(device) if lowered else item_vectors.dtype
@@ -70,12 +70,14 @@ def _loss_and_gradients(
     """The loss and its gradients with respect to states and item vectors, a slice of the targets at a time."""
     candidates = item_vectors[1:].to(precision)
     candidates_t = candidates.T.contiguous()
-    lowered = states.to(precision)
+    behind = rounded_up(len(states)) - len(states)
+    lowered = functional.pad(states.to(precision), (0, 0, 0, behind))
+    target, weight = functional.pad(target, (0, behind)), functional.pad(weight, (0, behind))
     loss = weight.new_zeros(())
-    grad_states = torch.empty_like(states)
+    grad_states = torch.empty_like(lowered, dtype=states.dtype)
     grad_items = torch.zeros_like(item_vectors)
     rows = max(1, CHUNK_SCORES // len(candidates))
-    for start in range(0, len(states), rows):
+    for start in range(0, len(lowered), rows):
         chunk = slice(start, start + rows)
         probabilities = (lowered[chunk] @ candidates_t).softmax(-1)
         at_target = torch.arange(len(probabilities), device=states.device), target[chunk]
@@ -85,4 +87,4 @@ def _loss_and_gradients(
         share = weight[chunk].unsqueeze(1)
         grad_states[chunk] = (probabilities @ candidates) * share
         grad_items[1:] += probabilities.T @ (lowered[chunk] * share).to(precision)
-    return loss, grad_states, grad_items
+    return loss, grad_states[: len(states)], grad_items

@@ -90,7 +90,7 @@ class TrainSettings:
     """Train again on training + validation events, for the steps that validation chose, before testing."""
     refit: bool = True
     """Publish trains again on all events before anything is deployed."""
-    validation_targets: int = 10_000
+    validation_targets: int = 5_000
     """Validation targets ranked after each epoch, at most (a fixed sample of them where there are more)."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints to resume from (one is also written after each epoch)."""

@@ -261,7 +261,9 @@ class _Training:
         expected = {"version": STATE_VERSION, "identity": self._identity()}
         received = {key: state.get(key) for key in expected}
         if received != expected:
-            raise ValueError(f"checkpoint: received one of {received}, expected {expected}; remove it to start afresh")
+            raise ValueError(
+                f"checkpoint: received one of another training, {received}, expected {expected}; remove it to start afresh"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = dict(state["best"])

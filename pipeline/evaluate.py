@@ -148,9 +148,12 @@ def _say(ctx: Context, report: dict[str, Any]) -> None:
     ctx.manifest["rows_left_out"] = left_out
     for system, values in report["metrics"].items():
         for name, value in values.items():
-            ctx.track.metric(f"{'test' if system == MODEL else system}/{name.replace('@', '_at_')}", value)
+            log = ctx.track.parent_metric if system == MODEL else ctx.track.metric
+            log(f"{'test' if system == MODEL else system}/{name}", value)
     for name in ("targets", "users"):
         ctx.track.metric(f"test/{name}", report[name])
+    features = ctx.inputs["features"]
+    ctx.track.dataset(ctx.config.name, features.name, "test", str(features), report["targets"])
     shown = f"ndcg@{ctx.config.evaluate.k[0]}"
     values = ", ".join(f"{system} {report['metrics'][system][shown]:.4f}" for system in report["metrics"])
     counts = (
@@ -193,9 +196,9 @@ def _write_tables(
     segments.write_parquet(ctx.folder / "segments.parquet")
     for name, figure in figures.of_evaluation(judged, segments, ctx.config.evaluate.k[0]).items():
         figures.save(figure, ctx.folder / name)
-        ctx.track.artifact(name)
+        ctx.track.artifact(name, "evaluate")
     for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet"):
-        ctx.track.artifact(name)
+        ctx.track.artifact(name, "evaluate")
 
 
 def _segments(

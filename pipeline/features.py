@@ -26,7 +26,6 @@ def build(ctx: Context) -> None:
         users,
         items,
         event_types,
-        drop_duplicates=config.events.duplicates == "drop",
         drop_consecutive=config.history.repeats == "drop_consecutive",
     )
     split = _split(ctx, histories, len(items))

@@ -30,7 +30,7 @@ def build(ctx: Context) -> None:
     )
     ctx.manifest.update(rows_in=encoder.num_items, rows_out=encoder.num_items)
     for name, value in recall.items():
-        ctx.track.metric(f"index/{name.replace('@', '_at_')}", value)
+        ctx.track.metric(f"index/{name}", value)
     ctx.track.artifact("recall.json")
     ctx.summary(
         f"{encoder.num_items:,} items of {vectors.shape[1]} components, {kind}: recall@100 {recall['recall@100']:.4f}"

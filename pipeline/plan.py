@@ -1,17 +1,21 @@
-"""What a stage logs, kept in its folder as `tracking.json`, so that any tracking server can be given it later."""
+"""What a stage says of itself: a Plan, kept in its folder for any tracking server, and Live numbers in the meantime."""
 
 import json
+import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from pipeline.errors import DamagedArtifact
 from pipeline.store import read_json, write_json
 
 TRACKING = "tracking.json"
+LIVE_SECONDS = 5.0
+"""Metrics of a running stage are sent at most this often."""
 
 
 def allowed(name: str) -> str:
@@ -103,8 +107,50 @@ class Plan:
         """What save wrote."""
         content = read_json(folder / TRACKING)
         try:
-            for name, kind in (("points", Point), ("parent_points", Point), ("datasets", DatasetInput), ("artifacts", tuple)):
-                content[name] = [kind(each) if kind is tuple else kind(*each) for each in content[name]]
+            for name, kind in (("points", Point), ("parent_points", Point), ("datasets", DatasetInput)):
+                content[name] = [kind(*each) for each in content[name]]
+            content["artifacts"] = [(path, to) for path, to in content["artifacts"]]
             return cls(**content)
-        except (TypeError, KeyError) as error:
-            raise DamagedArtifact(f"{folder / TRACKING}: is damaged ({error}); build the stage again with --force") from None
+        except (TypeError, ValueError, KeyError) as error:
+            raise DamagedArtifact(
+                f"{folder / TRACKING}: is damaged ({error}); build the stage again with --force"
+            ) from None
+
+
+class Live:
+    """A stage's run while it runs; as a context manager it ends a failed stage's run, and leaves a good one to replay."""
+
+    def __init__(
+        self, run_id: str | None, send: Callable[[list[Point]], object], end: Callable[[str], object]
+    ) -> None:
+        self.run_id = run_id
+        self._send = send
+        self._end = end
+        self._waiting: list[Point] = []
+        self._sent = -math.inf
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Show numbers at a step; sent together, at most every few seconds."""
+        now = now_ms()
+        self._waiting += [Point(allowed(name), float(value), step, now) for name, value in values.items()]
+        if time.monotonic() - self._sent > LIVE_SECONDS:
+            self._flush()
+
+    def failed(self, status: str = "FAILED") -> None:
+        """End the run as FAILED or KILLED."""
+        self._flush()
+        self._end(status)
+
+    def _flush(self) -> None:
+        points, self._waiting, self._sent = self._waiting, [], time.monotonic()
+        if points:
+            self._send(points)
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.failed("KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit) else "FAILED")

@@ -51,14 +51,20 @@ class Registry:
         uri = name_or_uri if name_or_uri.startswith("models:/") else f"models:/{name_or_uri}@{CHAMPION}"
         parts = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", uri)
         if parts is None:
-            raise LookbackError(f"model: received {name_or_uri!r}, expected models:/NAME/VERSION or models:/NAME@ALIAS")
+            raise LookbackError(
+                f"model: received {name_or_uri!r}, expected models:/NAME/VERSION or models:/NAME@ALIAS"
+            )
         name, number, alias = parts.groups()
         version = int(number) if number is not None else self._server.alias(name, alias)
         found = self._server.version(name, version) if version is not None else None
         if found is None:
-            raise LookbackError(f"{uri}: no such model on {self.uri}; publish one with: lookback run publish --config …")
+            raise LookbackError(
+                f"{uri}: no such model on {self.uri}; publish one with: lookback run publish --config …"
+            )
         if not found.bundle_digest:
-            raise LookbackError(f"{uri}: was not published by lookback (it has no tag {BUNDLE_DIGEST}); expected a bundle")
+            raise LookbackError(
+                f"{uri}: was not published by lookback (it has no tag {BUNDLE_DIGEST}); expected a bundle"
+            )
         return found
 
     def version(self, name: str, version: int) -> Version | None:
@@ -91,12 +97,16 @@ class Registry:
         source, model_id = tracking.log_pyfunc(
             self.uri, run_id, bundle_folder, _id_types(bundle_folder), input_example, requirements()
         )
-        with tracking.reported(self.uri):
+        with tracking.reported(self.uri), tracking.fluent(self.uri):
             client = tracking.client_at(self.uri)
             if not client.search_registered_models(f"name='{name}'"):
-                client.create_registered_model(name, description="Published by lookback; `champion` is the version that scores.")
+                client.create_registered_model(
+                    name, description="Published by lookback; `champion` is the version that scores."
+                )
             labels = {**(tags or {}), BUNDLE_DIGEST: bundle_digest}
-            made = client.create_model_version(name, source, run_id, labels, description=description[:5000], model_id=model_id)
+            made = client.create_model_version(
+                name, source, run_id, labels, description=description[:5000], model_id=model_id
+            )
         return tracking.version_of(made)
 
     def set_champion(self, name: str, version: int) -> None:
@@ -108,10 +118,10 @@ class Registry:
         """Remove a version from the registry, and its files."""
         with tracking.reported(self.uri):
             client = tracking.client_at(self.uri)
-            model_id = client.get_model_version(name, str(version)).model_id
+            source = client.get_model_version(name, str(version)).source or ""
             client.delete_model_version(name, str(version))
-            if model_id:
-                client.delete_logged_model(model_id)
+        if source.startswith("models:/m-"):
+            tracking.delete_model(self.uri, source.removeprefix("models:/"))
 
     def download_bundle(self, version: Version, to: Path) -> Path:
         """Copy a version's bundle to a folder, complete or not at all; returns the folder."""
@@ -122,7 +132,9 @@ class Registry:
             model = tracking.download_model(self.uri, version.uri, Path(temporary))
             found = sorted(model.glob("data/*/bundle.json"))
             if not found:
-                raise LookbackError(f"{version.uri}: holds no bundle; publish again with: lookback run publish --force --config …")
+                raise LookbackError(
+                    f"{version.uri}: holds no bundle; publish again with: lookback run publish --force"
+                )
             shutil.move(found[0].parent, to)
         return to
 
@@ -168,7 +180,8 @@ def version_of_bundle(config: Config, publish: Artifact) -> int | None:
 def ensure_registered(config: Config, tracker: tracking.Tracker, publish: Artifact) -> None:
     """Register a published bundle where the server lacks it.
 
-    The first version, or any where `evaluate.gate` is off, becomes champion. A server that is away costs one warning, and the next run registers.
+    The first version, or any where `evaluate.gate` is off, becomes champion. A server that is away costs one warning,
+    and the next run registers.
     """
     if not config.tracking.enabled or version_of_bundle(config, publish) is not None:
         return
@@ -196,7 +209,11 @@ def prune_versions(config: Config, *, keep: int, dry_run: bool) -> list[Version]
         return []
     registry, name = Registry.from_config(config), model_name(config)
     champion = registry.champion(name)
-    old = [each for each in registry.versions(name)[keep:] if champion is None or each.version != champion.version]
+    old = [
+        each
+        for each in registry.versions(name)[keep:]
+        if champion is None or each.version != champion.version
+    ]
     for version in [] if dry_run else old:
         registry.delete_version(name, version.version)
     return old
@@ -229,6 +246,8 @@ def _id_types(bundle_folder: Path) -> tuple[str, str]:
     import pyarrow.parquet
 
     files = (("users.parquet", "user_id"), ("items.parquet", "item_id"))
-    kinds = [str(pyarrow.parquet.read_schema(bundle_folder / file).field(column).type) for file, column in files]
+    kinds = [
+        str(pyarrow.parquet.read_schema(bundle_folder / file).field(column).type) for file, column in files
+    ]
     user, item = ("long" if kind == "int64" else "string" for kind in kinds)
     return user, item

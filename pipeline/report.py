@@ -54,6 +54,7 @@ def build(ctx: Context) -> None:
             training=_training(ctx.inputs["train"]),
             judged=judged,
             model=MODEL,
+            baselines=_best_first(judged),
             headline=_metrics_shown(judged),
             pictures=_pictures(ctx.folder, ctx.inputs["evaluate"]),
             people=people,
@@ -74,6 +75,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["short"] = lambda text: text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+    environment.filters["spoken"] = lambda name: name.replace("_", " ")
     environment.filters["day"] = lambda moment: f"{moment:%Y-%m-%d}"
     return environment
 
@@ -165,17 +167,36 @@ def _training(train: Path) -> Row:
     }
 
 
+def _best_first(judged: Row) -> list[str]:
+    """The systems that the model is compared with, the best on the first metric first."""
+    metric = _metrics_shown(judged)[0]
+    return sorted(judged["paired"], key=lambda system: -float(judged["metrics"][system][metric]))
+
+
 def _metrics_shown(judged: Row) -> list[str]:
-    """The metrics of the table: over targets first, in the order in which they are read."""
-    wanted = ("ndcg@10", "hit_rate@10", "mrr@10", "ndcg@200", "coverage@10", "user_ndcg@10")
-    return [name for name in wanted if name in judged["metrics"][MODEL]]
+    """The metrics of the table: at the shortest list length, NDCG also at the longest."""
+    names = judged["metrics"][MODEL]
+    lengths = sorted({int(name.rpartition("@")[2]) for name in names})
+    short, long = lengths[0], lengths[-1]
+    wanted = [
+        f"ndcg@{short}",
+        f"hit_rate@{short}",
+        f"mrr@{short}",
+        f"ndcg@{long}",
+        f"coverage@{short}",
+        f"user_ndcg@{short}",
+    ]
+    return [name for name in dict.fromkeys(wanted) if name in names]
 
 
 def _example_users(ctx: Context, *, timed: bool) -> list[Row]:
     """Users from short to long histories, each with recent events, recommendations and what these are based on."""
     features = ctx.inputs["features"]
     histories, users = JaggedHistories.load(features), pl.read_parquet(features / "users.parquet")
-    recommended = pl.scan_parquet(sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet")))
+    shards = sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet"))
+    if not shards:
+        return []
+    recommended = pl.scan_parquet(shards)
     told = recommended.filter(pl.col("rank") == 1).select("user_id").collect()
     chosen = _spread(users.join(told, on="user_id", how="semi"), histories, ctx.config.report.num_users)
     lists = (

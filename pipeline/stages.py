@@ -84,7 +84,6 @@ STAGES = {
             "features",
             1,
             (
-                "events.duplicates",
                 "history.min_user_events",
                 "history.min_item_events",
                 "history.repeats",

@@ -1,8 +1,8 @@
-"""MLflow, and nowhere else: what a stage logs (Plan), the run that shows it (Tracker, Live), the model and the UI.
+"""MLflow, and nowhere else: runs (Tracker), the logged model, the UI.
 
-A stage's Plan lies in its folder as `tracking.json`; a Tracker makes sure that the present server has a run with all of it, and
-remembers the run in a link file ({tracking URI: run id}). A server that is away costs one line on stderr: the next run replays.
-Names keep their form but for characters that MLflow refuses: `ndcg@10` is logged as `ndcg_at_10`.
+A stage's Plan lies in its folder as `tracking.json`; a Tracker makes sure that the present server has a run with
+all of it, and remembers the run in a link file ({tracking URI: run id}). A server that is away costs one line on
+stderr: the next run replays.
 """
 
 import contextlib
@@ -18,21 +18,23 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.plan import DatasetInput, Plan, Point, allowed, now_ms
+from pipeline.plan import DatasetInput, Live, Plan, Point, now_ms
 from pipeline.store import fingerprint as digest_of
 from pipeline.store import read_json, write_json
 from pipeline.tracking_server import (
     BUNDLE_DIGEST,
+    DEFAULT_URI,
+    LoggedRun,
     Server,
     ServerAway,
     Version,
     absolute_uri,
+    artifact_root,
+    chosen_uri,
     open_server,
     sqlite_path,
 )
@@ -44,10 +46,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config
 
-DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 BUILD = "lookback.build"
-LIVE_SECONDS = 5.0
-"""Metrics of a running stage are sent at most this often."""
 AWAY_SECONDS = 60.0
 """How long a server that did not answer is not asked again."""
 _BATCH_METRICS, _BATCH_PARAMS = 1000, 100
@@ -64,31 +63,15 @@ _QUIET = {
 }
 _Answer = TypeVar("_Answer")
 
-__all__ = ["Live", "LoggedRun", "Plan", "Tracker", "ui"]
-
-
-@dataclass(frozen=True)
-class LoggedRun:
-    """A run as the server has it; names of metrics as MLflow spells them (`ndcg_at_10`)."""
-
-    run_id: str
-    name: str
-    experiment_id: str
-    status: str
-    params: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
-
-    @property
-    def parent_run_id(self) -> str | None:
-        """The run that it is nested under."""
-        return self.tags.get("mlflow.parentRunId")
+__all__ = ["DEFAULT_URI", "Live", "LoggedRun", "Plan", "Tracker", "ui"]
 
 
 class Tracker:
     """One experiment on one tracking server. A server that is away costs one warning, never the work."""
 
-    def __init__(self, uri: str, experiment: str, artifact_location: str | None = None, *, enabled: bool = True) -> None:
+    def __init__(
+        self, uri: str, experiment: str, artifact_location: str | None = None, *, enabled: bool = True
+    ) -> None:
         self.uri = absolute_uri(uri)
         self.experiment = experiment
         self.artifact_location = artifact_location
@@ -114,7 +97,14 @@ class Tracker:
             return True
 
     def start(
-        self, *, stage: str, fingerprint: str, run_name: str, tags: dict[str, str], link_file: Path, parent_link_file: Path | None = None
+        self,
+        *,
+        stage: str,
+        fingerprint: str,
+        run_name: str,
+        tags: dict[str, str],
+        link_file: Path,
+        parent_link_file: Path | None = None,
     ) -> "Live":
         """A running run, so that metrics are seen before the stage ends; the one of an interrupted attempt goes on."""
 
@@ -123,9 +113,18 @@ class Tracker:
             if self._status(known) not in (None, "FINISHED"):
                 client.update_run(known, status="RUNNING")
                 return known
-            return self._create(client, _tags(stage, fingerprint, tags), run_name, link_file, parent_link_file, now_ms())
+            return self._create(
+                client, _tags(stage, fingerprint, tags), run_name, link_file, parent_link_file, now_ms()
+            )
 
-        return Live(self, self.attempt(begin))
+        run_id = self.attempt(begin)
+        if run_id is None:
+            return Live(None, lambda _: None, lambda _: None)
+        return Live(
+            run_id,
+            lambda points: self.attempt(lambda client: _send_points(client, run_id, points)),
+            lambda status: self.attempt(lambda client: client.set_terminated(run_id, status)),
+        )
 
     def replay(
         self,
@@ -138,9 +137,13 @@ class Tracker:
         link_file: Path,
         parent_link_file: Path | None = None,
     ) -> None:
-        """See to it that the server has a finished run with everything in folder/tracking.json; what is there is not sent again."""
+        """See to it that the server has a finished run with all of folder/tracking.json; nothing is sent twice."""
         plan = Plan.load(folder)
-        labels = _tags(stage, fingerprint, tags) | plan.tags | {BUILD: digest_of([stage, fingerprint, plan.started, plan.ended])}
+        labels = (
+            _tags(stage, fingerprint, tags)
+            | plan.tags
+            | {BUILD: digest_of([stage, fingerprint, plan.started, plan.ended])}
+        )
 
         def complete(client: "MlflowClient") -> None:
             run_id = self._linked(link_file)
@@ -176,7 +179,9 @@ class Tracker:
             client = client_at(self.uri)
             if re.fullmatch("[0-9a-f]{32}", id_or_name) and self._status(id_or_name) is not None:
                 return _logged(client.get_run(id_or_name))
-            experiments = [client.get_experiment_by_name(experiment)] if experiment else client.search_experiments()
+            experiments = (
+                [client.get_experiment_by_name(experiment)] if experiment else client.search_experiments()
+            )
             ids = [each.experiment_id for each in experiments if each is not None]
             name = id_or_name.replace("'", "")
             found = list(client.search_runs(ids, f"attributes.run_name = '{name}'")) if ids else []
@@ -184,9 +189,13 @@ class Tracker:
             return _logged(found[0])
         where = f"on {self.uri}" + (f", experiment {experiment}" if experiment else "")
         if not found:
-            raise LookbackError(f"run {id_or_name!r}: no such run {where}; expected the id or the name of one, as `lookback ui` shows them")
+            raise LookbackError(
+                f"run {id_or_name!r}: no such run {where}; expected an id or name that the UI shows"
+            )
         ids = [f"{run.info.run_id} ({run.info.status})" for run in found]
-        raise LookbackError(f"run {id_or_name!r}: {len(found)} runs have this name {where}; say which by its id: {', '.join(ids)}")
+        raise LookbackError(
+            f"run {id_or_name!r}: {len(found)} runs have this name {where}; expected an id: {', '.join(ids)}"
+        )
 
     def children(self, run_id: str) -> list[LoggedRun]:
         """The runs nested under one, oldest first."""
@@ -194,7 +203,9 @@ class Tracker:
             client = client_at(self.uri)
             experiment = client.get_run(run_id).info.experiment_id
             runs = client.search_runs(
-                [experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", order_by=["attributes.start_time ASC"]
+                [experiment],
+                f"tags.`mlflow.parentRunId` = '{run_id}'",
+                order_by=["attributes.start_time ASC"],
             )
             return [_logged(run) for run in runs]
 
@@ -219,7 +230,8 @@ class Tracker:
     def _say_away(self, error: ServerAway) -> None:
         self._away_until = time.monotonic() + AWAY_SECONDS
         if not self._warned:
-            print(f"tracking: {error}; the work goes on, and the next run logs what is missing", file=sys.stderr, flush=True)
+            text = f"tracking: {error}; the work goes on, and the next run logs what is missing"
+            print(text, file=sys.stderr, flush=True)
         self._warned = True
 
     def _status(self, run_id: str) -> str | None:
@@ -240,7 +252,13 @@ class Tracker:
         write_json(link_file, links | {self.uri: run_id})
 
     def _create(
-        self, client: "MlflowClient", tags: dict[str, str], run_name: str, link_file: Path, parent_link_file: Path | None, started: int
+        self,
+        client: "MlflowClient",
+        tags: dict[str, str],
+        run_name: str,
+        link_file: Path,
+        parent_link_file: Path | None,
+        started: int,
     ) -> str:
         parent = self._linked(parent_link_file)
         if self._status(parent) is not None:
@@ -251,7 +269,9 @@ class Tracker:
 
     def _find_build(self, client: "MlflowClient", build: str) -> str:
         """The run of this very build, whose link was lost; empty where there is none."""
-        found = client.search_runs([self._experiment_id(client)], f"tags.`{BUILD}` = '{build}'", max_results=1)
+        found = client.search_runs(
+            [self._experiment_id(client)], f"tags.`{BUILD}` = '{build}'", max_results=1
+        )
         return str(found[0].info.run_id) if found else ""
 
     def _experiment_id(self, client: "MlflowClient") -> str:
@@ -271,53 +291,9 @@ class Tracker:
         return str(found.experiment_id)
 
 
-class Live:
-    """A stage's run while it runs; as a context manager it ends a failed stage's run, and leaves a good one to replay."""
-
-    def __init__(self, tracker: Tracker, run_id: str | None) -> None:
-        self.run_id = run_id
-        self._tracker = tracker
-        self._waiting: list[Point] = []
-        self._sent = -math.inf
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Show numbers at a step; sent together, at most every few seconds."""
-        self._waiting += [Point(allowed(name), float(value), step, now_ms()) for name, value in values.items()]
-        if time.monotonic() - self._sent > LIVE_SECONDS:
-            self._send()
-
-    def failed(self, status: str = "FAILED") -> None:
-        """End the run as FAILED or KILLED."""
-        self._send()
-        if (run_id := self.run_id) is not None:
-            self._tracker.attempt(lambda client: client.set_terminated(run_id, status))
-
-    def _send(self) -> None:
-        points, self._waiting, self._sent = self._waiting, [], time.monotonic()
-        if points and (run_id := self.run_id) is not None:
-            self._tracker.attempt(lambda client: _send_points(client, run_id, points))
-
-    def __enter__(self) -> "Live":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:
-            self.failed("KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit) else "FAILED")
-
-
 def tracking_uri(config: "Config") -> str:
     """Where runs are logged: tracking.uri, MLFLOW_TRACKING_URI or mlruns/mlflow.db; a path in it is absolute."""
-    return _uri(config.tracking.uri)
-
-
-def _uri(chosen: str | None) -> str:
-    return absolute_uri(chosen or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
-
-
-def artifact_root(uri: str) -> str | None:
-    """Where artifacts go: beside an SQLite file; None where the server decides."""
-    path = sqlite_path(uri)
-    return (path.absolute().parent / "artifacts").as_uri() if path is not None else None
+    return chosen_uri(config.tracking.uri)
 
 
 def server_at(uri: str) -> Server:
@@ -360,7 +336,13 @@ class ClientServer:
 
 def version_of(found: "ModelVersion") -> Version:
     """A model version as MLflow has it, in our form."""
-    return Version(found.name, int(found.version), found.tags.get(BUNDLE_DIGEST, ""), found.run_id or "", found.source or "")
+    return Version(
+        found.name,
+        int(found.version),
+        found.tags.get(BUNDLE_DIGEST, ""),
+        found.run_id or "",
+        found.source or "",
+    )
 
 
 @functools.cache
@@ -417,7 +399,9 @@ def _log_plan(client: "MlflowClient", run_id: str, plan: Plan, tags: dict[str, s
 
     known = client.get_run(run_id).data
     _log_points(client, run_id, plan.points)
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items() if known.tags.get(name) != value])
+    client.log_batch(
+        run_id, tags=[RunTag(name, value) for name, value in tags.items() if known.tags.get(name) != value]
+    )
     params = [Param(name, value) for name, value in plan.param_values.items() if name not in known.params]
     for start in range(0, len(params), _BATCH_PARAMS):
         client.log_batch(run_id, params=params[start : start + _BATCH_PARAMS])
@@ -467,7 +451,9 @@ def _log_datasets(client: "MlflowClient", run_id: str, datasets: Iterable[Datase
         client.log_inputs(run_id, inputs)
 
 
-def _log_artifacts(client: "MlflowClient", run_id: str, folder: Path, artifacts: Iterable[tuple[str, str]]) -> None:
+def _log_artifacts(
+    client: "MlflowClient", run_id: str, folder: Path, artifacts: Iterable[tuple[str, str]]
+) -> None:
     """Send the files that the run does not have in the same size."""
     sizes: dict[str, dict[str, int | None]] = {}
     for relative, to in artifacts:
@@ -475,9 +461,14 @@ def _log_artifacts(client: "MlflowClient", run_id: str, folder: Path, artifacts:
         for path in sorted(chosen.rglob("*")) if chosen.is_dir() else [chosen]:
             if not path.is_file():
                 continue
-            target = PurePosixPath(to, path.parent.relative_to(chosen.parent).as_posix()).as_posix().removeprefix(".")
+            target = (
+                PurePosixPath(to, path.parent.relative_to(chosen.parent).as_posix())
+                .as_posix()
+                .removeprefix(".")
+            )
             if target not in sizes:
-                sizes[target] = {Path(each.path).name: each.file_size for each in client.list_artifacts(run_id, target or None)}
+                there = client.list_artifacts(run_id, target or None)
+                sizes[target] = {Path(each.path).name: each.file_size for each in there}
             if sizes[target].get(path.name) != path.stat().st_size:
                 client.log_artifact(run_id, str(path), target or None)
 
@@ -485,7 +476,13 @@ def _log_artifacts(client: "MlflowClient", run_id: str, folder: Path, artifacts:
 def _logged(run: "Run") -> LoggedRun:
     info, data = run.info, run.data
     return LoggedRun(
-        info.run_id, info.run_name, info.experiment_id, info.status, dict(data.params), dict(data.metrics), dict(data.tags)
+        info.run_id,
+        info.run_name,
+        info.experiment_id,
+        info.status,
+        dict(data.params),
+        dict(data.metrics),
+        dict(data.tags),
     )
 
 
@@ -501,31 +498,38 @@ def _tags(stage: str, fingerprint: str, tags: dict[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _fluent(uri: str) -> Iterator[None]:
-    """MLflow's global tracking URI for the functions that take it from there, put back afterwards."""
+def fluent(uri: str) -> Iterator[None]:
+    """MLflow's global tracking URI for the functions that take it from there; all that they change is put back."""
     client_at(uri)
     import mlflow
 
     before, search_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
     mlflow.set_tracking_uri(uri)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of MLflow, about type hints of its own
+            yield
     finally:
-        mlflow.set_tracking_uri("" if before is None else before)
         sys.path[:] = search_path
+        mlflow.set_tracking_uri("")
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def log_pyfunc(
-    uri: str, run_id: str, folder: Path, id_types: tuple[str, str], example: Mapping[str, list[Any]] | None, requirements: list[str]
+    uri: str,
+    run_id: str,
+    folder: Path,
+    id_types: tuple[str, str],
+    example: Mapping[str, list[Any]] | None,
+    requirements: list[str],
 ) -> tuple[str, str]:
     """Log a bundle's folder as a pyfunc model of a run, from code and data, without pickle; returns its URI and id.
 
     `id_types` are "long" or "string" for user_id and item_id; `example` is columns of an input frame.
     """
-    with reported(uri), _fluent(uri):
+    with reported(uri), fluent(uri):
         import mlflow.pyfunc
         import pandas as pd  # type: ignore[import-untyped]
         from mlflow.models import ModelSignature
@@ -538,16 +542,22 @@ def log_pyfunc(
 
         user, item = (DataType[each] for each in id_types)
         signature = ModelSignature(
-            inputs=Schema([ColSpec(user, "user_id", required=False), ColSpec(Array(item), "history", required=False)]),
+            inputs=Schema(
+                [ColSpec(user, "user_id", required=False), ColSpec(Array(item), "history", required=False)]
+            ),
             outputs=Schema([ColSpec(Array(item), "item_id"), ColSpec(Array(DataType.double), "score")]),
-            params=ParamSchema([ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, True)]),
+            params=ParamSchema(
+                [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, True)]
+            ),
         )
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="pipeline.serving",
                 data_path=str(folder),
-                code_paths=[str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)],
+                code_paths=[
+                    str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)
+                ],
                 signature=signature,
                 input_example=pd.DataFrame(dict(example)) if example is not None else None,
                 pip_requirements=requirements,
@@ -557,11 +567,22 @@ def log_pyfunc(
 
 def download_model(uri: str, model_uri: str, to: Path) -> Path:
     """Download a logged model's files into a folder."""
-    with reported(uri), _fluent(uri):
+    with reported(uri), fluent(uri):
         import mlflow.artifacts
 
         to.mkdir(parents=True, exist_ok=True)
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(to)))
+
+
+def delete_model(uri: str, model_id: str) -> None:
+    """Delete a logged model and its files."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with reported(uri):
+        client = client_at(uri)
+        files = get_artifact_repository(client.get_logged_model(model_id).artifact_location, uri)
+        files.delete_artifacts()  # type: ignore[no-untyped-call]
+        client.delete_logged_model(model_id)
 
 
 def ui(port: int = 5000, uri: str | None = None) -> None:
@@ -569,7 +590,7 @@ def ui(port: int = 5000, uri: str | None = None) -> None:
 
     Raises LookbackError where the port is in use, or runs are logged to a server that has its own UI.
     """
-    uri = _uri(uri)
+    uri = chosen_uri(uri)
     root = artifact_root(uri)
     if root is None:
         raise LookbackError(f"ui: runs are logged to {uri}, which has its own UI; open it in a browser")
@@ -584,6 +605,19 @@ def ui(port: int = 5000, uri: str | None = None) -> None:
                 f"ui: port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another with --port or tracking.port"
             ) from None
     print(f"MLflow: http://127.0.0.1:{port} ({uri})", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "2",
+    ]
     command += ["--backend-store-uri", uri, "--default-artifact-root", root]
-    os.execve(sys.executable, command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    os.execve(  # noqa: S606  (there is no shell to go through, on purpose)
+        sys.executable, command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    )

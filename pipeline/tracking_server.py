@@ -1,4 +1,4 @@
-"""What can be asked of a tracking server in milliseconds, without importing MLflow: its SQLite file, or its REST interface."""
+"""Where the tracking server is, and what can be asked of it in milliseconds, without importing MLflow."""
 
 import base64
 import contextlib
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from pipeline.errors import LookbackError
 
 BUNDLE_DIGEST = "lookback.bundle_digest"
+DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 TIMEOUT_SECONDS = 2.0
 
 
@@ -40,6 +41,24 @@ class Version:
     def uri(self) -> str:
         """models:/NAME/VERSION."""
         return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run as the server has it; names of metrics as MLflow spells them (`ndcg_at_10`)."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    status: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+    @property
+    def parent_run_id(self) -> str | None:
+        """The run that it is nested under."""
+        return self.tags.get("mlflow.parentRunId")
 
 
 class Server(Protocol):
@@ -67,6 +86,17 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
 
 
+def chosen_uri(chosen: str | None = None) -> str:
+    """Where runs are logged: the URI that was chosen, MLFLOW_TRACKING_URI or mlruns/mlflow.db; a path in it is absolute."""
+    return absolute_uri(chosen or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+
+
+def artifact_root(uri: str) -> str | None:
+    """Where artifacts go: beside an SQLite file; None where the server decides."""
+    path = sqlite_path(uri)
+    return (path.absolute().parent / "artifacts").as_uri() if path is not None else None
+
+
 def open_server(uri: str) -> Server | None:
     """How to ask the server at a URI; None for a kind that only MLflow's own client can ask."""
     path = sqlite_path(uri)
@@ -83,35 +113,51 @@ class SqliteServer:
 
     def run_status(self, run_id: str) -> str | None:
         """See Server."""
-        rows = self._select("SELECT status FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'", run_id)
+        rows = self._select(
+            "SELECT status FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'", run_id
+        )
         return str(rows[0][0]) if rows else None
 
     def alias(self, name: str, alias: str) -> int | None:
         """See Server."""
-        rows = self._select("SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", name, alias)
+        rows = self._select(
+            "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", name, alias
+        )
         return int(rows[0][0]) if rows else None
 
     def version(self, name: str, version: int) -> Version | None:
         """See Server."""
-        where = "WHERE name = ? AND version = ?"
         rows = self._select(
-            f"SELECT run_id, source FROM model_versions {where} AND current_stage <> 'Deleted_Internal'", name, version
+            "SELECT run_id, source FROM model_versions"
+            " WHERE name = ? AND version = ? AND current_stage <> 'Deleted_Internal'",
+            name,
+            version,
         )
-        tags = dict(self._select(f"SELECT key, value FROM model_version_tags {where}", name, version))
-        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), rows[0][0] or "", rows[0][1]) if rows else None
+        tags = dict(
+            self._select(
+                "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?", name, version
+            )
+        )
+        if not rows:
+            return None
+        run_id, source = rows[0]
+        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id or "", source)
 
     def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         if not self._path.exists():
             return []
         try:
-            with contextlib.closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=rw", uri=True, timeout=TIMEOUT_SECONDS)) as file:
-                return file.execute(query, values).fetchall()
+            address = f"{self._path.absolute().as_uri()}?mode=rw"  # never creates it
+            with contextlib.closing(sqlite3.connect(address, uri=True, timeout=TIMEOUT_SECONDS)) as database:
+                return database.execute(query, values).fetchall()
         except sqlite3.OperationalError as error:
             if "no such table" in str(error):  # being created at this moment
                 return []
             raise ServerAway(f"{self._path}: cannot be read ({error})") from None
         except sqlite3.DatabaseError as error:
-            raise ServerAway(f"{self._path}: is not a database that MLflow could have written ({error})") from None
+            raise ServerAway(
+                f"{self._path}: is not a database that MLflow could have written ({error})"
+            ) from None
 
 
 class RestServer:
@@ -141,10 +187,11 @@ class RestServer:
         return Version(name, version, tags.get(BUNDLE_DIGEST, ""), found.get("run_id", ""), found["source"])
 
     def _get(self, what: str, **values: str) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self._root}/{what}?{urllib.parse.urlencode(values)}", headers=_credentials())
+        address = f"{self._root}/{what}?{urllib.parse.urlencode(values)}"
+        request = urllib.request.Request(address, headers=_credentials())  # noqa: S310  (http or https: see open_server)
         with _as_away(self._root):
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
                     content: dict[str, Any] = json.load(answer)
                     return content
             except urllib.error.HTTPError as error:

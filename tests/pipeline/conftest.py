@@ -22,6 +22,7 @@ num_events = 4000
 [events]
 path = "{data_dir}/{name}/raw/events.csv"
 columns = { user_id = "user_id", item_id = "item_id", timestamp = "timestamp", event_type = "event_type" }
+timestamp_unit = "iso"
 types = { view = 1.0, like = 1.5, purchase = 2.0 }
 [items]
 path = "{data_dir}/{name}/raw/items.csv"

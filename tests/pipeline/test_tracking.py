@@ -16,14 +16,27 @@ from typing import Any
 
 import pytest
 
-from pipeline import tracking
+from pipeline import plan, tracking
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.plan import allowed
 from pipeline.tracking import Plan, Tracker
-from pipeline.tracking_server import ServerAway, absolute_uri, open_server
+from pipeline.tracking_server import (
+    BUNDLE_DIGEST,
+    ServerAway,
+    Version,
+    absolute_uri,
+    artifact_root,
+    chosen_uri,
+    open_server,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-IDENTITY: dict[str, Any] = {"stage": "train", "fingerprint": "f" * 16, "run_name": "train small", "tags": {"lookback.git": "abc"}}
+IDENTITY: dict[str, Any] = {
+    "stage": "train",
+    "fingerprint": "f" * 16,
+    "run_name": "train small",
+    "tags": {"lookback.git": "abc"},
+}
 
 
 def free_port() -> int:
@@ -35,7 +48,9 @@ def free_port() -> int:
 def python(code: str, folder: Path, **variables: str) -> str:
     """Run code in a fresh interpreter, in a folder; its standard output."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "INFO" not in done.stderr
     return done.stdout
@@ -58,7 +73,7 @@ def uri(empty_store: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def tracker(uri: str) -> Tracker:
-    return Tracker(uri, "small", tracking.artifact_root(uri))
+    return Tracker(uri, "small", artifact_root(uri))
 
 
 @pytest.fixture
@@ -71,44 +86,64 @@ def a_stage(folder: Path, epochs: int = 3) -> Path:
     (folder / "figures").mkdir(parents=True)
     (folder / "figures" / "loss.svg").write_text("<svg/>")
     (folder / "history.json").write_text("[]")
-    plan = Plan()
-    plan.params({"model": {"dim": 64, "block": "transformer"}, "events.types": None, "evaluate.k": [10, 200]})
+    content = Plan()
+    content.params(
+        {"model": {"dim": 64, "block": "transformer"}, "events.types": None, "evaluate.k": [10, 200]}
+    )
     for epoch in range(1, epochs + 1):
-        plan.metric("validation_ndcg@10", epoch / 10, epoch)
-    plan.metric("seconds", 1.5)
-    plan.parent_metric("ndcg@10", 0.25)
-    plan.tag("lookback.note", "small")
+        content.metric("validation_ndcg@10", epoch / 10, epoch)
+    content.metric("seconds", 1.5)
+    content.parent_metric("ndcg@10", 0.25)
+    content.tag("lookback.note", "small")
     for part, rows in (("training", 90), ("validation", 10)):
-        plan.dataset("small", "0123456789abcdef", part, "data/small/features", rows)
-    plan.artifact("figures")
-    plan.artifact("history.json", "tables")
-    plan.save(folder)
+        content.dataset("small", "0123456789abcdef", part, "data/small/features", rows)
+    content.artifact("figures")
+    content.artifact("history.json", "tables")
+    content.save(folder)
     return folder
 
 
 def steps(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in tracking.client_at(tracker.uri).get_metric_history(run_id, name)]
+    return [
+        (point.step, point.value)
+        for point in tracking.client_at(tracker.uri).get_metric_history(run_id, name)
+    ]
 
 
 def assert_complete(tracker: Tracker, run_id: str, to: Path) -> None:
     run = tracker.find_run(run_id)
     assert run.status == "FINISHED"
-    assert run.params == {"model.dim": "64", "model.block": "transformer", "events.types": "null", "evaluate.k": "[10, 200]"}
+    assert run.params == {
+        "model.dim": "64",
+        "model.block": "transformer",
+        "events.types": "null",
+        "evaluate.k": "[10, 200]",
+    }
     assert run.metrics == {"validation_ndcg_at_10": 0.3, "seconds": 1.5, "ndcg_at_10": 0.25}
     assert run.tags["lookback.note"] == "small"
     assert run.tags["lookback.stage"] == "train"
     assert run.tags["lookback.git"] == "abc"
     assert steps(tracker, run_id, "validation_ndcg_at_10") == [(1, 0.1), (2, 0.2), (3, 0.3)]
-    inputs = tracking.client_at(tracker.uri).get_run(run_id).inputs.dataset_inputs
-    assert {each.tags[0].value: json.loads(each.dataset.profile)["num_rows"] for each in inputs} == {"training": 90, "validation": 10}
-    assert {each.dataset.digest for each in inputs} == {"0123456789abcdef"}
+    inputs = tracking.client_at(tracker.uri).get_run(run_id).inputs
+    assert inputs is not None
+    assert {
+        (each.tags[0].value, each.dataset.digest, each.dataset.profile) for each in inputs.dataset_inputs
+    } == {
+        ("training", "0123456789abcdef", '{"num_rows": 90}'),
+        ("validation", "0123456789abcdef", '{"num_rows": 10}'),
+    }
     assert tracker.run_artifact(run_id, "figures/loss.svg", to).read_text() == "<svg/>"
     assert tracker.run_artifact(run_id, "tables/history.json", to).read_text() == "[]"
 
 
 @pytest.mark.parametrize(
     ("name", "logged"),
-    [("ndcg@10", "ndcg_at_10"), ("refit/loss", "refit/loss"), ("a[b]", "a_b_"), ("hit rate: x-y.z", "hit rate: x-y.z")],
+    [
+        ("ndcg@10", "ndcg_at_10"),
+        ("refit/loss", "refit/loss"),
+        ("a[b]", "a_b_"),
+        ("hit rate: x-y.z", "hit rate: x-y.z"),
+    ],
 )
 def test_names_are_spelled_as_mlflow_takes_them(name: str, logged: str):
     assert allowed(name) == logged
@@ -116,29 +151,31 @@ def test_names_are_spelled_as_mlflow_takes_them(name: str, logged: str):
 
 def test_plan_is_what_it_was_after_saving(tmp_path: Path):
     folder = a_stage(tmp_path / "stage")
-    plan = Plan.load(folder)
-    assert [(point.name, point.value, point.step) for point in plan.parent_points] == [("ndcg_at_10", 0.25, 0)]
-    assert [each.context for each in plan.datasets] == ["training", "validation"]
-    assert plan.artifacts == [("figures", ""), ("history.json", "tables")]
-    assert 0 < plan.started <= plan.points[0].timestamp <= plan.ended
+    loaded = Plan.load(folder)
+    assert [(point.name, point.value, point.step) for point in loaded.parent_points] == [
+        ("ndcg_at_10", 0.25, 0)
+    ]
+    assert [each.context for each in loaded.datasets] == ["training", "validation"]
+    assert loaded.artifacts == [("figures", ""), ("history.json", "tables")]
+    assert 0 < loaded.started <= loaded.points[0].timestamp <= loaded.ended
     (folder / "tracking.json").write_text('{"points": 3}')
     with pytest.raises(DamagedArtifact, match=r"tracking\.json: is damaged"):
         Plan.load(folder)
 
 
 def test_importing_loads_no_mlflow(tmp_path: Path):
-    code = "import sys, pipeline.tracking, pipeline.registry; print([n for n in ('mlflow', 'pandas', 'sqlalchemy') if n in sys.modules])"
-    assert python(code, tmp_path).strip() == "[]"
+    loaded = python("import sys, pipeline.tracking, pipeline.registry; print(*sys.modules)", tmp_path).split()
+    assert not {"mlflow", "pandas", "sqlalchemy", "torch"} & set(loaded)
 
 
 def test_configuration_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert tracking._uri(None) == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
-    assert tracking.artifact_root(tracking._uri(None)) == f"file://{tmp_path}/mlruns/artifacts"
+    assert chosen_uri() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert artifact_root(chosen_uri()) == f"file://{tmp_path}/mlruns/artifacts"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
-    assert tracking._uri(None) == "http://tracking.example:5000"
-    assert tracking.artifact_root(tracking._uri(None)) is None
-    assert tracking._uri("sqlite:///other.db") == f"sqlite:///{tmp_path}/other.db"
+    assert chosen_uri() == "http://tracking.example:5000"
+    assert artifact_root(chosen_uri()) is None
+    assert chosen_uri("sqlite:///other.db") == f"sqlite:///{tmp_path}/other.db"
 
 
 def test_live_then_replay(tracker: Tracker, link: Path, tmp_path: Path):
@@ -163,22 +200,26 @@ def test_is_logged_takes_milliseconds(tracker: Tracker, link: Path, tmp_path: Pa
     tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
     started = time.perf_counter()
     assert all(tracker.is_logged(link) for _ in range(10))
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < 1
 
 
 def test_failed_attempt_ends_as_failed_and_goes_on(tracker: Tracker, link: Path):
-    with pytest.raises(ZeroDivisionError), tracker.start(**IDENTITY, link_file=link) as live:
-        live.metrics({"loss": 3.0}, 1)
-        live.metrics({"loss": 2.0}, 2)
-        _ = 1 / 0
-    assert live.run_id is not None
-    assert tracker.find_run(live.run_id).status == "FAILED"
-    assert steps(tracker, live.run_id, "loss") == [(1, 3.0), (2, 2.0)]
-    with pytest.raises(KeyboardInterrupt), tracker.start(**IDENTITY, link_file=link) as again:
-        assert again.run_id == live.run_id
-        assert tracker.find_run(live.run_id).status == "RUNNING"
-        raise KeyboardInterrupt
-    assert tracker.find_run(live.run_id).status == "KILLED"
+    def attempt(error: type[BaseException]) -> str:
+        with tracker.start(**IDENTITY, link_file=link) as live:
+            assert live.run_id is not None
+            assert tracker.find_run(live.run_id).status == "RUNNING"
+            started.append(live.run_id)
+            live.metrics({"loss": 3.0}, 1)
+            live.metrics({"loss": 2.0}, 2)
+            raise error
+
+    started: list[str] = []
+    for error, status in ((ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "KILLED")):
+        with pytest.raises(error):
+            attempt(error)
+        assert tracker.find_run(started[0]).status == status
+    assert started[0] == started[1], "the second attempt goes on in the same run"
+    assert set(steps(tracker, started[0], "loss")) == {(1, 3.0), (2, 2.0)}
 
 
 def test_killed_process_is_resumed_in_its_run(tracker: Tracker, link: Path, tmp_path: Path):
@@ -203,7 +244,7 @@ os._exit(0)
     assert tracker.start(**IDENTITY, link_file=link).run_id != killed, "built again: another run"
 
 
-def test_deleted_store_is_filled_again(tmp_path: Path):
+def test_deleted_store_is_filled_again(uri: str, tmp_path: Path):
     folder, store = a_stage(tmp_path / "stage"), tmp_path / "mlruns"
     code = f"""
 from pathlib import Path
@@ -219,7 +260,6 @@ print(tracker.linked_run(link))
     shutil.rmtree(store)
     second = python(code, tmp_path).strip()
     assert first != second
-    uri = absolute_uri(f"sqlite:///{store}/mlflow.db")
     assert_complete(Tracker(uri, "small"), second, tmp_path / "downloads")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "link.json", "mlruns", "stage"]
 
@@ -251,11 +291,9 @@ def test_stage_is_nested_under_its_training(tracker: Tracker, link: Path, tmp_pa
     parent = tracker.linked_run(link)
     assert parent is not None
     identity = IDENTITY | {"stage": "evaluate", "run_name": "evaluate small"}
+    folder = a_stage(tmp_path / "evaluate")
     for _ in range(2):
-        tracker.replay(
-            **identity, folder=tmp_path / "evaluate", link_file=tmp_path / "evaluate.json", parent_link_file=link
-        ) if (tmp_path / "evaluate").exists() else a_stage(tmp_path / "evaluate")
-    tracker.replay(**identity, folder=tmp_path / "evaluate", link_file=tmp_path / "evaluate.json", parent_link_file=link)
+        tracker.replay(**identity, folder=folder, link_file=tmp_path / "evaluate.json", parent_link_file=link)
     (child,) = tracker.children(parent)
     assert (child.name, child.parent_run_id) == ("evaluate small", parent)
     assert tracker.find_run(parent).metrics == {"ndcg_at_10": 0.25}
@@ -332,7 +370,10 @@ tracker.start(**{IDENTITY!r}, link_file=Path(sys.argv[1]))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     links = [tmp_path / f"{number}.json" for number in range(2)]
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE) for path in links
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
+        )
+        for path in links
     ]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [(b"", 0), (b"", 0)]
     server = open_server(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
@@ -345,11 +386,18 @@ tracker.start(**{IDENTITY!r}, link_file=Path(sys.argv[1]))
 @contextmanager
 def running(command: list[str], port: int, folder: Path) -> Iterator[None]:
     """A server's process group, from its first answer until it is killed."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
-        for _ in range(300):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
                 break
@@ -366,13 +414,22 @@ def running(command: list[str], port: int, folder: Path) -> Iterator[None]:
 def server(folder: Path, port: int) -> Iterator[str]:
     """MLflow's own server, as somebody else would run it: artifacts go through it."""
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "kept"),
+    ]
     with running(command, port, folder):
         yield f"http://127.0.0.1:{port}"
 
 
 def test_remote_server_and_its_absence(
-    empty_store: Path, tmp_path: Path, link: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    empty_store: Path,
+    tmp_path: Path,
+    link: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     port = free_port()
@@ -383,7 +440,7 @@ def test_remote_server_and_its_absence(
         live.metrics({"validation_ndcg@10": 0.1}, 1)
         assert live.run_id is not None
         assert tracker.find_run(live.run_id).status == "RUNNING"
-    monkeypatch.setattr(tracking, "LIVE_SECONDS", 0.0)
+    monkeypatch.setattr(plan, "LIVE_SECONDS", 0.0)
     for epoch in (2, 3):
         live.metrics({"validation_ndcg@10": epoch / 10}, epoch)
     folder = a_stage(tmp_path / "stage")
@@ -398,7 +455,30 @@ def test_remote_server_and_its_absence(
             assert_complete(tracker, live.run_id, tmp_path / "downloads")
         started = time.perf_counter()
         assert tracker.is_logged(link)
-        assert time.perf_counter() - started < 0.5
+        assert time.perf_counter() - started < 2
+        assert_answers_about_models(uri, live.run_id)
+
+
+def assert_answers_about_models(uri: str, run_id: str) -> None:
+    """Over HTTP, a version is found by number and alias, and what is not there is told from a server that is away."""
+    asked, client = open_server(uri), tracking.client_at(uri)
+    assert asked is not None
+    assert (asked.alias("m", "champion"), asked.version("m", 1), asked.run_status("f" * 32)) == (
+        None,
+        None,
+        None,
+    )
+    client.create_registered_model("m")
+    source = client.get_run(run_id).info.artifact_uri
+    client.create_model_version("m", source, run_id, tags={BUNDLE_DIGEST: "d"})
+    assert (asked.alias("m", "champion"), asked.version("m", 2)) == (None, None)
+    client.set_registered_model_alias("m", "champion", "1")
+    assert asked.alias("m", "champion") == 1
+    assert (
+        asked.version("m", 1)
+        == tracking.ClientServer(uri).version("m", 1)
+        == Version("m", 1, "d", run_id, source)
+    )
 
 
 def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):

@@ -1,0 +1,98 @@
+"""Parts of the log as Parquet files: written in a stream, searched for duplicates, copied without some rows."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features import schema
+from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMESTAMP, USER_ID
+
+ROWS_PER_GROUP = 1_000_000
+"""Rows of a Parquet row group, about."""
+_BUCKET_ROWS = 10_000_000
+
+
+def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:
+    """(source_file, source_row) of every event that repeats user, item, timestamp and type of one earlier in that order.
+
+    Users are taken in buckets, so that memory is bounded.
+    """
+    key = [USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE]
+    log = schema.scan(parts, schema.EVENTS).select(*key, SOURCE_FILE, SOURCE_ROW)
+    num_buckets = -(-num_rows // _BUCKET_ROWS)
+    repeats = []
+    for bucket in range(max(num_buckets, 1)):
+        events = (
+            log.filter(pl.col(USER_ID).hash() % max(num_buckets, 1) == bucket)
+            .sort(SOURCE_FILE, SOURCE_ROW)
+            .collect()
+        )
+        repeats.append(events.filter(~pl.struct(key).is_first_distinct()).select(SOURCE_FILE, SOURCE_ROW))
+    return pl.concat(repeats)
+
+
+def write_without(part: Path, rows: pl.Series, target: Path) -> None:
+    """Copy a part of the log, the events with these source rows left out."""
+    with pq.ParquetFile(part) as file:
+        batches: Iterator[pa.RecordBatch] = file.iter_batches(ROWS_PER_GROUP)
+        frames = (pl.DataFrame(pl.from_arrow(batch)) for batch in batches)
+        with PartWriter(target, schema.scan(part, schema.EVENTS).collect_schema()) as writer:
+            for frame in frames:
+                writer.write(frame.filter(~pl.col(SOURCE_ROW).is_in(rows.implode())))
+
+
+class PartWriter:
+    """A Parquet file written in row groups of about ROWS_PER_GROUP rows, by a thread of its own: one is written, one gathered."""
+
+    def __init__(self, path: Path, columns: pl.Schema) -> None:
+        self._columns = columns
+        self._waiting: list[pl.DataFrame] = []
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._being_written: Future[None] | None = None
+        numbers = [name for name, kind in columns.items() if kind.is_integer() or kind == schema.TIME]
+        self._writer = pq.ParquetWriter(
+            path,
+            _to_arrow(columns.to_frame()).schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[name for name in columns if name not in numbers],
+            column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
+        )
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def write(self, frame: pl.DataFrame) -> None:
+        """Add rows."""
+        self._waiting.append(frame.select(*self._columns))
+        if sum(map(len, self._waiting)) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._wait()
+        frames, self._waiting = self._waiting, []
+        self._being_written = self._thread.submit(self._write, frames)
+
+    def _write(self, frames: list[pl.DataFrame]) -> None:
+        self._writer.write_table(_to_arrow(pl.concat(frames)), row_group_size=4 * ROWS_PER_GROUP)
+
+    def _wait(self) -> None:
+        if self._being_written is not None:
+            self._being_written.result()
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failure is None and any(map(len, self._waiting)):
+                self._flush()
+            self._wait()
+        finally:
+            self._thread.shutdown()
+            self._writer.close()
+
+
+def _to_arrow(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())

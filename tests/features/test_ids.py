@@ -1,0 +1,66 @@
+"""Ids: exact, and int64 only where they are written as one."""
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features import ids
+
+CANONICAL = {
+    "7": 7,
+    "0": 0,
+    "-5": -5,
+    "17850.0": 17850,
+    "-3.00": -3,
+    "9223372036854775807": 2**63 - 1,
+    "-9223372036854775808": -(2**63),
+}
+OTHER = ["007", "+7", " 7", "7 ", "-0", "-05", "9223372036854775808", "1_0", "1e3", "1.", "A", "٣", "7.5"]
+
+
+def test_what_is_a_canonical_int64() -> None:
+    texts = [*CANONICAL, *OTHER]
+    expected = [*CANONICAL.values(), *[None] * len(OTHER)]
+    assert ids.canonical(pl.Series(texts)).to_list() == expected
+
+
+@given(st.lists(st.integers(-(2**70), 2**70)))
+def test_every_integer_of_64_bits_comes_through(numbers: list[int]) -> None:
+    found = ids.canonical(pl.Series([str(number) for number in numbers], dtype=pl.String)).to_list()
+    assert found == [number if -(2**63) <= number < 2**63 else None for number in numbers]
+
+
+@given(st.lists(st.text(max_size=6)))
+def test_an_id_that_is_an_int64_is_written_as_it(texts: list[str]) -> None:
+    for text, number in zip(texts, ids.canonical(pl.Series(texts, dtype=pl.String)), strict=True):
+        if number is not None:
+            head, point, zeros = text.partition(".")
+            assert head == str(number)
+            assert not zeros.strip("0")
+            assert bool(point) == bool(zeros)
+
+
+def test_blanks_are_no_ids() -> None:
+    found = ids.is_missing(pl.Series(["", " ", "\t ", None, "a", " a", "!"])).to_list()
+    assert found == [True, True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pl.Series([1, None], dtype=pl.Int16), [1, None]),
+        (pl.Series([2**63 + 5], dtype=pl.UInt64), [str(2**63 + 5)]),
+        (pl.Series([17850.0, 1.5, None, float("nan")]), ["17850", "1.5", None, None]),
+        (pl.Series(["a", "b"], dtype=pl.Categorical()), ["a", "b"]),
+        (pl.Series(["12345678901234567890"]).cast(pl.Decimal(20, 0)), ["12345678901234567890"]),
+        (pl.Series([b"ab"]), ["ab"]),
+    ],
+)
+def test_ids_of_any_column_type(column: pl.Series, expected: list[object]) -> None:
+    assert ids.plain(column).to_list() == expected
+
+
+def test_lists_are_no_ids() -> None:
+    with pytest.raises(ValueError, match="ids are List"):
+        ids.plain(pl.Series([[1]]))

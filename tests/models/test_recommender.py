@@ -1,0 +1,134 @@
+"""The contract that every recommender answers."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from models.baselines import CoVisitation, Popularity, RecentPopularity
+from models.encoder import AttentionRecommender, Encoder
+from models.index import IndexRecommender, ItemIndex
+from models.recommender import Histories, Recommender, histories_from_lists
+from models.settings import EncoderSettings
+
+NUM_ITEMS, MAX_LENGTH = 113, 7
+
+
+def log() -> Histories:
+    random = np.random.default_rng(0)
+    return histories_from_lists(
+        [random.integers(1, NUM_ITEMS + 1, length).tolist() for length in random.integers(2, 30, 41)]
+    )
+
+
+def attention() -> AttentionRecommender:
+    torch.manual_seed(0)
+    return AttentionRecommender(Encoder(EncoderSettings(dim=10, num_heads=2), NUM_ITEMS, 0, MAX_LENGTH))
+
+
+def indexed() -> IndexRecommender:
+    encoder = attention()
+    vectors = encoder.encoder.item_vectors().detach().numpy()[1:]
+    return IndexRecommender(encoder, ItemIndex.build(vectors, np.arange(1, NUM_ITEMS + 1, dtype=np.int32)))
+
+
+def popularity() -> Popularity:
+    return Popularity.fit(log().item_index, NUM_ITEMS)
+
+
+def recent_popularity() -> RecentPopularity:
+    times = np.arange(len(log().item_index), dtype=np.int64) * 3_600_000_000
+    return RecentPopularity.fit_recent(log().item_index, times, NUM_ITEMS, days=7)
+
+
+def co_visitation() -> CoVisitation:
+    return CoVisitation.fit(log(), NUM_ITEMS)
+
+
+@pytest.fixture(
+    params=[popularity, recent_popularity, co_visitation, attention, indexed], ids=lambda make: make.__name__
+)
+def recommender(request: pytest.FixtureRequest) -> Recommender:
+    make: Callable[[], Recommender] = request.param
+    return make()
+
+
+HISTORIES = histories_from_lists(
+    [
+        [3, 5, 3],
+        [],
+        [1],
+        list(range(1, 40)),
+        [7, 7],
+        list(range(NUM_ITEMS, 0, -1)),
+        list(range(1, NUM_ITEMS - 3)),
+    ]
+)
+
+
+def test_scores_cover_the_catalogue_and_padding_is_no_item(recommender: Recommender):
+    assert recommender.num_items == NUM_ITEMS
+    scores = recommender.score_items(HISTORIES)
+    assert scores.shape == (len(HISTORIES), NUM_ITEMS + 1)
+    assert scores.dtype == np.float32
+    assert np.isneginf(scores[:, 0]).all()
+    assert np.isfinite(scores[:, 1:]).all()
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_best_first_equal_ones_by_item_as_the_scores_say(recommender: Recommender, exclude_seen: bool):
+    items, best = recommender.recommend(HISTORIES, 10, exclude_seen)
+    assert items.dtype == np.int32
+    assert best.dtype == np.float32
+    scores = recommender.score_items(HISTORIES)
+    for row in range(len(HISTORIES)):
+        seen = (
+            set(HISTORIES.item_index[HISTORIES.starts[row] : HISTORIES.ends[row]].tolist())
+            if exclude_seen
+            else set()
+        )
+        rest = [item for item in range(1, NUM_ITEMS + 1) if item not in seen]
+        expected = sorted(rest, key=lambda item: -scores[row, item])[:10]
+        expected += [0] * (10 - len(expected))
+        assert items[row].tolist() == expected
+        assert best[row] == pytest.approx(scores[row, expected], rel=1e-5)
+
+
+def test_nothing_seen_is_recommended_and_the_rest_is_item_zero(recommender: Recommender):
+    items, scores = recommender.recommend(HISTORIES, 10)
+    assert (items[5] == 0).all()  # has seen everything
+    assert (items[6] > 0).sum() == 4  # all but four
+    assert (np.isneginf(scores) == (items == 0)).all()
+    for row in range(len(HISTORIES)):
+        seen = HISTORIES.item_index[HISTORIES.starts[row] : HISTORIES.ends[row]]
+        assert not np.isin(items[row], seen).any()
+
+
+def test_a_list_longer_than_the_catalogue(recommender: Recommender):
+    items, scores = recommender.recommend(HISTORIES.select(slice(0, 2)), NUM_ITEMS + 3)
+    assert (items > 0).sum(axis=1).tolist() == [NUM_ITEMS - 2, NUM_ITEMS]
+    assert np.isneginf(scores[items == 0]).all()
+
+
+def test_a_batch_equals_its_rows_alone_in_any_order(recommender: Recommender):
+    together = recommender.recommend(HISTORIES, 10)
+    order = np.array([4, 0, 6, 2, 5, 1, 3])
+    shuffled = recommender.recommend(HISTORIES.select(order), 10)
+    for row in range(len(HISTORIES)):
+        alone = recommender.recommend(HISTORIES.select(slice(row, row + 1)), 10)
+        for batch, other, single in zip(together, shuffled, alone, strict=True):
+            assert other[order.tolist().index(row)] == pytest.approx(batch[row], rel=1e-5)
+            assert single[0] == pytest.approx(batch[row], rel=1e-5)
+
+
+def test_no_rows(recommender: Recommender):
+    items, scores = recommender.recommend(HISTORIES.select(slice(0, 0)), 3)
+    assert items.shape == scores.shape == (0, 3)
+
+
+def test_the_same_call_gives_the_same_answer(recommender: Recommender):
+    for first, second in zip(
+        recommender.recommend(HISTORIES, 10), recommender.recommend(HISTORIES, 10), strict=True
+    ):
+        assert (first == second).all()

@@ -1,0 +1,219 @@
+"""Stages index and evaluate on a small log, every number checked against a plain computation."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from features import splits
+from features.histories import JaggedHistories
+from models import checkpoint
+from models.encoder import AttentionRecommender, Encoder
+from models.recommender import histories_from_lists
+from models.settings import EncoderSettings
+from models.topk import row_chunks
+from pipeline import evaluate, index
+from pipeline.config import Config, EvaluateConfig, EventsConfig, IndexConfig, SplitConfig
+from pipeline.errors import LookbackError
+from pipeline.histories import known_items, training_rows
+from pipeline.plan import Plan
+from pipeline.stages import Context
+from pipeline.store import read_json
+
+NUM_USERS, NUM_ITEMS = 61, 31
+COLUMNS: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
+
+
+def log() -> JaggedHistories:
+    """Items are visited around a circle, so what follows what can be learned; the last user has two new items."""
+    random = np.random.default_rng(0)
+    rows = [
+        (np.arange(random.integers(5, 12)) + random.integers(0, NUM_ITEMS)) % (NUM_ITEMS - 1) + 1
+        for _ in range(NUM_USERS)
+    ]
+    rows[-1] = np.array([1, 2, NUM_ITEMS])
+    lengths = [len(row) for row in rows]
+    time = np.concatenate([np.arange(length) for length in lengths]).astype(np.int64) * 3_600_000_000
+    return JaggedHistories(
+        np.cumsum([0, *lengths]).astype(np.int64),
+        np.concatenate(rows).astype(np.int32),
+        time,
+        np.zeros(len(time), np.int16),
+        np.zeros(len(time), np.float32),
+    )
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    """Folders of features and of a training that learned nothing."""
+    folders = {stage: tmp_path / stage for stage in ("features", "train", "index", "rank")}
+    for folder in folders.values():
+        folder.mkdir()
+    histories, features = log(), folders["features"]
+    split = splits.leave_one_out(histories, NUM_ITEMS)
+    histories.save(features)
+    split.save(features / "split")
+    users = pl.DataFrame(
+        {
+            "user_index": np.arange(NUM_USERS, dtype=np.int32),
+            "user_id": [f"u{row}" for row in range(NUM_USERS)],
+        }
+    )
+    users.write_parquet(features / "users.parquet")
+    items = pl.DataFrame(
+        {"item_index": np.arange(1, NUM_ITEMS + 1, dtype=np.int32), "item_id": np.arange(NUM_ITEMS) * 10}
+    )
+    items.write_parquet(features / "items.parquet")
+    mapping = known_items(training_rows(histories, split, with_validation=False), NUM_ITEMS)
+    np.save(folders["train"] / "items.npy", mapping)
+    torch.manual_seed(0)
+    checkpoint.save_model(Encoder(EncoderSettings(dim=8), int(mapping.max()), 0, 6), folders["train"])
+    return folders
+
+
+def build(stage: Any, inputs: dict[str, Path], folder: Path, unit: str = "s", **settings: Any) -> Context:
+    """Run one stage's build in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    config = Config(
+        name="tiny",
+        events=EventsConfig(path="log.csv", columns=COLUMNS, timestamp_unit=unit),
+        split=SplitConfig(protocol="leave_one_out"),
+        index=IndexConfig(recall_queries=13),
+        evaluate=EvaluateConfig(**{"k": [3, 10], "resamples": 100} | settings),
+    )
+    nothing = cast("Any", None)
+    context = Context(config, folder, inputs, {}, None, Plan(), nothing, folder.parent, show_progress=False)
+    stage.build(context)
+    return context
+
+
+@pytest.fixture
+def evaluated(inputs: dict[str, Path], tmp_path: Path) -> Context:
+    build(index, inputs, inputs["index"])
+    return build(evaluate, inputs, tmp_path / "evaluate")
+
+
+def test_index_holds_every_item_and_finds_the_exact_best(inputs: dict[str, Path]):
+    context = build(index, inputs, inputs["index"])
+    found = read_json(context.folder / "recall.json")
+    assert found == {"num_items": 30, "queries": 13, "recall@10": 1.0, "recall@100": 1.0, "type": "exact"}
+    vectors = np.load(context.folder / "item_vectors.npy")
+    encoder = checkpoint.load_model(inputs["train"])
+    assert (vectors == encoder.item_vectors().detach().numpy()[1:]).all()
+
+
+def test_metrics_have_the_form_of_the_contract(evaluated: Context):
+    report = read_json(evaluated.folder / "metrics.json")
+    systems = {"lookback", "popularity", "recent_popularity", "co_visitation"}
+    assert report["protocol"] == "leave_one_out"
+    assert (report["users"], report["targets"]) == (NUM_USERS - 1, NUM_USERS - 1)
+    assert report["targets_left_out"] == {
+        "under_core": 0,
+        "unknown_item": 1,
+        "no_history": 0,
+        "already_seen": 0,
+    }
+    assert set(report["metrics"]) == set(report["intervals"]) == systems
+    for name in ("ndcg@3", "hit_rate@10", "mrr@10", "user_ndcg@10"):
+        for system in systems:
+            low, high = report["intervals"][system][name]
+            assert low <= report["metrics"][system][name] <= high
+    assert set(report["paired"]) == systems - {"lookback"}
+    assert report["index"]["recall@100"] == 1.0
+    assert evaluated.manifest == {"rows_in": 61, "rows_out": 60, "rows_left_out": report["targets_left_out"]}
+
+
+def test_what_was_planted_is_found(evaluated: Context):
+    report = read_json(evaluated.folder / "metrics.json")
+    assert report["metrics"]["co_visitation"]["hit_rate@3"] > 0.9  # the next item on the circle
+    assert report["metrics"]["popularity"]["hit_rate@3"] < 0.4
+    worse = report["paired"]["co_visitation"]["ndcg@10"]
+    assert worse["verdict"] == "worse"
+    assert worse["low"] <= worse["difference"] <= worse["high"] < 0
+
+
+def test_ranks_equal_a_plain_computation(evaluated: Context, inputs: dict[str, Path]):
+    table = pl.read_parquet(evaluated.folder / "targets.parquet").filter(pl.col("system") == "lookback")
+    assert table.schema["rank"] == pl.Float64
+    assert table.schema["timestamp"] == pl.Datetime("us", "UTC")
+    histories = log()
+    model = AttentionRecommender(checkpoint.load_model(inputs["train"]))
+    for user, row in enumerate(table.iter_rows(named=True)):
+        whole = histories.item_index[histories.offsets[user] : histories.offsets[user + 1]].tolist()
+        assert (row["user_id"], row["item_id"], row["history_length"]) == (
+            f"u{user}",
+            (whole[-1] - 1) * 10,
+            len(whole) - 1,
+        )
+        scores = model.score_items(histories_from_lists([whole[:-1]]))[0]
+        others = [scores[item] for item in range(1, NUM_ITEMS) if item not in whole]
+        assert row["rank"] == 1 + sum(score > scores[whole[-1]] for score in others)
+
+
+def test_tables_agree_with_the_metrics(evaluated: Context):
+    report = read_json(evaluated.folder / "metrics.json")
+    users = pl.read_parquet(evaluated.folder / "per_user.parquet").filter(pl.col("system") == "popularity")
+    assert users["ndcg@10"].mean() == pytest.approx(report["metrics"]["popularity"]["user_ndcg@10"])
+    segments = pl.read_parquet(evaluated.folder / "segments.parquet").filter(pl.col("system") == "popularity")
+    for segment in ("history_length", "item_popularity"):
+        part = segments.filter(pl.col("segment") == segment)
+        assert part["targets"].sum() == report["targets"]
+        mean = (part["ndcg@10"] * part["targets"]).sum() / report["targets"]
+        assert mean == pytest.approx(report["metrics"]["popularity"]["ndcg@10"])
+        assert (part["ndcg@10_low"] <= part["ndcg@10"]).all()
+
+
+def test_coverage_by_pencil(inputs: dict[str, Path], tmp_path: Path):
+    build(index, inputs, inputs["index"])
+    build(evaluate, inputs, tmp_path / "evaluate", k=[30])
+    report = read_json(tmp_path / "evaluate" / "metrics.json")
+    assert report["metrics"]["popularity"]["coverage@30"] == 1.0
+
+
+def test_chunks_and_another_run_change_no_byte(
+    evaluated: Context, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build(evaluate, inputs, tmp_path / "again")
+    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "metrics.svg"):
+        assert (evaluated.folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    monkeypatch.setattr(evaluate, "row_chunks", lambda rows, items: row_chunks(rows, items, cells=7 * 31))
+    build(evaluate, inputs, tmp_path / "chunks")
+    one, other = (
+        pl.read_parquet(folder / "targets.parquet") for folder in (evaluated.folder, tmp_path / "chunks")
+    )
+    assert one.equals(other)
+
+
+def test_a_log_without_times_has_no_recent_popularity(inputs: dict[str, Path], tmp_path: Path):
+    build(index, inputs, inputs["index"])
+    context = build(evaluate, inputs, tmp_path / "evaluate", unit="position")
+    report = read_json(context.folder / "metrics.json")
+    assert set(report["metrics"]) == {"lookback", "popularity", "co_visitation"}
+    assert report["not_applicable"] == {"recent_popularity": "the log has no times, only each user's order"}
+
+
+def test_only_the_baselines_asked_for(inputs: dict[str, Path], tmp_path: Path):
+    build(index, inputs, inputs["index"])
+    build(evaluate, inputs, tmp_path / "none", baselines=[])
+    report = read_json(tmp_path / "none" / "metrics.json")
+    assert set(report["metrics"]) == {"lookback"}
+    assert report["paired"] == {}
+
+
+def test_no_target_left_is_one_message(inputs: dict[str, Path], tmp_path: Path):
+    build(index, inputs, inputs["index"])
+    np.save(inputs["train"] / "items.npy", np.zeros(NUM_ITEMS + 1, np.int32))
+    with pytest.raises(LookbackError, match=r"no target is left.*'unknown_item': 61"):
+        build(evaluate, inputs, tmp_path / "evaluate")
+
+
+def test_numbers_are_logged_on_the_run_and_on_the_training(evaluated: Context):
+    points = {point.name: point.value for point in evaluated.track.points}
+    report = read_json(evaluated.folder / "metrics.json")
+    assert points["test/ndcg_at_10"] == report["metrics"]["lookback"]["ndcg@10"]
+    assert points["popularity/hit_rate_at_3"] == report["metrics"]["popularity"]["hit_rate@3"]
+    assert "test/ndcg_at_10" in {point.name for point in evaluated.track.parent_points}
+    assert ("targets.parquet", "evaluate") in evaluated.track.artifacts

@@ -1,0 +1,238 @@
+"""The registry and what MLflow serves, with a small bundle of random weights."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import polars as pl
+import pytest
+import torch
+
+from features.histories import JaggedHistories
+from models import checkpoint
+from models.encoder import Encoder
+from models.index import ItemIndex
+from models.settings import EncoderSettings
+from pipeline import registry, tracking
+from pipeline.bundle import Bundle, seal
+from pipeline.errors import LookbackError
+from pipeline.registry import Registry
+from pipeline.serving import Recommender, _load_pyfunc
+from pipeline.tracking import Plan, Tracker
+from pipeline.tracking_server import BUNDLE_DIGEST, absolute_uri, artifact_root
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "lookback-small"
+NUM_ITEMS, NUM_USERS = 7, 3
+HISTORIES = ([1, 2, 3], [4], [5, 6])
+
+
+def a_bundle(folder: Path, seed: int = 0) -> str:
+    """A bundle of seven items "i1".."i7" and the users 10, 20, 30; returns its digest."""
+    for name in ("deployed", "index", "histories"):
+        (folder / name).mkdir(parents=True)
+    torch.manual_seed(seed)
+    encoder = Encoder(EncoderSettings(dim=4, num_blocks=1, num_heads=1), NUM_ITEMS, 0, 5)
+    checkpoint.save_model(encoder, folder / "deployed")
+    numbers = np.arange(1, NUM_ITEMS + 1, dtype=np.int32)
+    ItemIndex.build(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
+    pl.DataFrame(
+        {"item_index": numbers, "item_id": [f"i{n}" for n in numbers], "num_events": [1, 1, 1, 1, 1, 9, 5]},
+    ).write_parquet(folder / "items.parquet")
+    pl.DataFrame({"user_index": [0, 1, 2], "user_id": [10, 20, 30]}).write_parquet(folder / "users.parquet")
+    flat = np.array([item for history in HISTORIES for item in history], np.int32)
+    offsets = np.cumsum([0, *(len(history) for history in HISTORIES)])
+    no_values = np.full(len(flat), np.nan, np.float32)
+    JaggedHistories(offsets, flat, np.arange(len(flat)), np.zeros(len(flat), np.int16), no_values).save(
+        folder / "histories"
+    )
+    return seal(folder, {"name": "small", "event_types": []})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def uri(place: Path) -> str:
+    return absolute_uri(f"sqlite:///{place}/mlruns/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def digest(place: Path) -> str:
+    return a_bundle(place / "bundle")
+
+
+@pytest.fixture(scope="module")
+def run_id(place: Path, uri: str) -> str:
+    """A finished run to publish from."""
+    tracker, link = Tracker(uri, "small", artifact_root(uri)), place / "link.json"
+    Plan().save(place)
+    tracker.replay(
+        stage="publish", fingerprint="f", run_name="publish", tags={}, folder=place, link_file=link
+    )
+    found = tracker.linked_run(link)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def published(place: Path, uri: str, digest: str, run_id: str) -> Registry:
+    """A registry whose version 1 is the bundle, and champion."""
+    own = Registry(uri)
+    assert own.champion(NAME) is None
+    with pytest.raises(LookbackError, match="no such model"):
+        own.resolve(NAME)
+    example = {"user_id": [10, 20]}
+    version = own.register(
+        NAME, place / "bundle", digest, run_id, "# A small model", example, {"lookback.protocol": "temporal"}
+    )
+    assert (version.name, version.version, version.bundle_digest, version.run_id) == (NAME, 1, digest, run_id)
+    own.set_champion(NAME, 1)
+    return own
+
+
+def test_frame_of_histories_or_users(place: Path, digest: str):
+    assert digest
+    model = _load_pyfunc(str(place / "bundle"))
+    bundle = Bundle.open(place / "bundle")
+    by_user = model.predict(pd.DataFrame({"user_id": [20, 99, 10]}), {"k": 3})
+    assert by_user["user_id"].tolist() == [20, 99, 10]
+    assert by_user["item_id"][1] == ["i6", "i7", "i1"], "a stranger gets what is popular"
+    assert "i4" not in by_user["item_id"][0]
+    by_history = model.predict(pd.DataFrame({"history": [["i4"], [], ["i1", "i2", "i3"]]}), {"k": 3})
+    for column in ("item_id", "score"):
+        assert by_history[column].tolist() == by_user[column].tolist(), "the same histories, the same answers"
+    assert list(by_history.columns) == ["item_id", "score"]
+    ids, scores = bundle.recommend_users([20], 3)[0]
+    assert by_user["item_id"][0] == ids
+    assert by_user["score"][0] == pytest.approx(scores, rel=1e-5)
+    everything = model.predict(pd.DataFrame({"user_id": [20]}), {"exclude_seen": False})
+    assert len(everything["item_id"][0]) == NUM_ITEMS, "10 asked for, the catalogue has 7"
+
+
+def test_frame_without_users_or_histories_is_refused(place: Path, digest: str):
+    assert digest
+    model = Recommender(Bundle.open(place / "bundle"))
+    with pytest.raises(ValueError, match=r"received columns \['item'\], expected user_id or history"):
+        model.predict(pd.DataFrame({"item": [1]}))
+    with pytest.raises(ValueError, match="received k = 0, expected 1 or more"):
+        model.predict(pd.DataFrame({"user_id": [1]}), {"k": 0})
+
+
+def test_bundle_is_registered_once(published: Registry, place: Path, digest: str, run_id: str):
+    again = published.register(NAME, place / "bundle", digest, run_id)
+    assert again.version == 1
+    assert [version.version for version in published.versions(NAME)] == [1]
+    assert Tracker(published.uri, "small").find_run(run_id).status == "FINISHED"
+    details = tracking.client_at(published.uri).get_model_version(NAME, "1")
+    assert details.description == "# A small model"
+    assert details.tags == {BUNDLE_DIGEST: digest, "lookback.protocol": "temporal"}
+
+
+def test_versions_are_found_by_name_number_and_alias(published: Registry):
+    champion = published.champion(NAME)
+    assert champion is not None
+    for text in (NAME, f"models:/{NAME}/1", f"models:/{NAME}@champion"):
+        assert published.resolve(text) == champion
+    for missing in (f"models:/{NAME}/2", f"models:/{NAME}@challenger", "models:/other/1"):
+        with pytest.raises(LookbackError, match="no such model"):
+            published.resolve(missing)
+    with pytest.raises(LookbackError, match="expected models:/NAME/VERSION"):
+        published.resolve("models:/a/b/c")
+    client = tracking.client_at(published.uri)
+    client.create_registered_model("foreign")
+    with tracking.fluent(published.uri):
+        client.create_model_version("foreign", champion.source)
+    with pytest.raises(LookbackError, match="was not published by lookback"):
+        published.resolve("models:/foreign/1")
+
+
+def test_bundle_comes_back_as_it_was(published: Registry, digest: str, tmp_path: Path):
+    version = published.resolve(NAME)
+    folder = published.download_bundle(version, tmp_path / "bundles" / digest)
+    assert Bundle.open(folder).digest == digest
+    assert [path.name for path in folder.parent.iterdir()] == [digest]
+    assert published.download_bundle(version, folder) == folder
+
+
+def test_new_version_becomes_champion_when_told_and_old_ones_go(
+    published: Registry, place: Path, run_id: str
+):
+    digest = a_bundle(place / "second", seed=1)
+    second = published.register(NAME, place / "second", digest, run_id)
+    assert second.version == 2
+    assert published.resolve(NAME).version == 1
+    published.set_champion(NAME, 2)
+    assert published.resolve(NAME).bundle_digest == digest
+    published.set_champion(NAME, 1)
+    files = place / "mlruns" / "artifacts" / "models"
+    assert len(list(files.glob("*/artifacts/MLmodel"))) == 2
+    published.delete_version(NAME, 2)
+    assert len(list(files.glob("*/artifacts/MLmodel"))) == 1
+    assert [version.version for version in published.versions(NAME)] == [1]
+    with pytest.raises(LookbackError, match="no such model"):
+        published.resolve(f"models:/{NAME}/2")
+
+
+def test_pyfunc_predicts_in_a_fresh_process_elsewhere(published: Registry, place: Path, tmp_path: Path):
+    code = f"""
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
+print(model.predict(pd.DataFrame({{"user_id": [20, 99]}}), params={{"k": 3}}).to_json(orient="records"))
+print(model.predict(pd.DataFrame({{"history": [["i4"], []]}}), params={{"k": 3}})["item_id"].tolist())
+import pipeline
+print(pipeline.__file__)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"MLFLOW_TRACKING_URI": published.uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    by_user, by_history, where = done.stdout.splitlines()
+    expected = Recommender(Bundle.open(place / "bundle")).predict(
+        pd.DataFrame({"user_id": [20, 99]}), {"k": 3}
+    )
+    assert json.loads(by_user) == json.loads(expected.to_json(orient="records"))
+    assert by_history == str(expected["item_id"].tolist())
+    assert where.startswith(str(place / "mlruns" / "artifacts")), "the code that was logged with the model"
+    pickles = [
+        path
+        for path in (place / "mlruns" / "artifacts").rglob("*")
+        if path.suffix in (".pkl", ".pickle", ".pth")
+    ]
+    assert pickles == []
+
+
+def test_serving_needs_no_more_than_its_requirements(place: Path, digest: str):
+    assert digest
+    listed = {requirement.partition("==")[0] for requirement in registry.requirements()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[=<>]", requirement)[0] for requirement in project["dependencies"]}
+    absent = {name.replace("-", "_").replace("scikit_learn", "sklearn") for name in declared - listed}
+    assert {"click", "pydantic", "sklearn", "jaxtyping"} <= absent
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({sorted(absent)!r})
+from pipeline.serving import _load_pyfunc
+import pandas as pd
+print(_load_pyfunc("bundle").predict(pd.DataFrame({{"user_id": [99]}}), {{"k": 2}})["item_id"][0])
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=place, env=environment
+    )
+    assert (done.stderr, done.stdout) == ("", "['i6', 'i7']\n")
