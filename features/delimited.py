@@ -291,6 +291,11 @@ def _split_quoted(lines: _Lines, layout: _Layout, one_byte: bytes | None, *, las
     texts = lines.text.decode(errors="replace").split("\n")[:-1]
     column = pl.Series(texts, dtype=pl.String)
     is_regular = _is_regular(column, layout, one_byte) & (lines.ends > lines.starts)
+    if one_byte is not None and lines.is_valid and is_regular.all():
+        text = lines.text.replace(layout.separator, one_byte)
+        frame = _fields(text, layout, one_byte, quotes=True).select(*layout.wanted)
+        every = np.arange(len(lines))
+        return Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(every, every)), len(lines.text)
     odd, used = _odd_rows(texts, is_regular, layout, last=last)
     for row in odd:
         is_regular[row.first : row.last + 1] = False
@@ -323,8 +328,10 @@ def _is_regular(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> ND
 def _regular_rows(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> pl.DataFrame:
     if one_byte is None or not len(texts):
         return pl.DataFrame(schema=dict.fromkeys(layout.wanted, pl.String))
-    text = "".join(f"{line}\n" for line in texts).encode().replace(layout.separator, one_byte)
-    return _fields(text, layout, one_byte, quotes=True).select(*layout.wanted)
+    text = "\n".join([*texts.to_list(), ""]).encode()
+    return _fields(text.replace(layout.separator, one_byte), layout, one_byte, quotes=True).select(
+        *layout.wanted
+    )
 
 
 def _odd_frame(odd: Sequence[_Odd], layout: _Layout) -> pl.DataFrame:

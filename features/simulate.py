@@ -39,13 +39,14 @@ STYLE = 6.0
 """How much an item of the user's own style is preferred to one of the opposite style: twice this, in nats."""
 STYLE_DIM = 3
 """A style is a direction in a space of so many dimensions."""
-RETURN = 2.5
+RETURN = 2.0
 """How much a topic that the user was on before is preferred to an equal new one, in nats."""
 REST = 2.0
 """How much the topic that was just left is put off, in nats."""
-OUTSIDE = 6.0
+FAVOUR=1.5
+OUTSIDE = 9.0
 """How much a category that is none of the user's tastes is put off, in nats."""
-INTENT_EVENTS = 3.5
+INTENT_EVENTS = 4.5
 """Mean number of events of an intent."""
 NEW_ITEMS = 0.2
 """Share of the items that come out during the log's days."""
@@ -240,7 +241,7 @@ def _make_users(num_users: int, num_topics: int, rng: np.random.Generator) -> _U
     liking = np.where(is_taste, -0.4 * place, -OUTSIDE)
     topic_appeal = -0.5 * np.log(1.0 + rng.permutation(num_topics))
     return _Users(
-        liking=np.repeat(liking, TOPICS_PER_CATEGORY, axis=1) + topic_appeal,
+        liking=np.repeat(liking, TOPICS_PER_CATEGORY, axis=1) + topic_appeal + FAVOUR * rng.gumbel(size=(num_users,num_topics)),
         is_taste=np.repeat(is_taste, TOPICS_PER_CATEGORY, axis=1),
         style=_directions(num_users, rng),
     )

@@ -37,7 +37,9 @@ def attend(
     if implementation == "auto":
         implementation = _fastest(queries, keys)
     if implementation == "sdpa":
-        return functional.scaled_dot_product_attention(queries, keys, values, visible, is_causal=visible is None)
+        return functional.scaled_dot_product_attention(
+            queries, keys, values, visible, is_causal=visible is None
+        )
     if implementation == "dense":
         return _dense(queries, keys, values, visible)
     assert implementation == "reference", implementation
@@ -45,11 +47,15 @@ def attend(
 
 
 def attention_scores(
-    queries: Float[Tensor, "b h q c"], keys: Float[Tensor, "b h l c"], visible: Bool[Tensor, "b 1 #q l"] | None = None
+    queries: Float[Tensor, "b h q c"],
+    keys: Float[Tensor, "b h l c"],
+    visible: Bool[Tensor, "b 1 #q l"] | None = None,
 ) -> Float[Tensor, "b h q l"]:
     """`queries @ keys.T / sqrt(c)`, -inf at positions that are not visible, `visible` as in `attend`."""
     if visible is None:
-        visible = torch.ones(queries.shape[-2], keys.shape[-2], dtype=torch.bool, device=queries.device).tril()
+        visible = torch.ones(
+            queries.shape[-2], keys.shape[-2], dtype=torch.bool, device=queries.device
+        ).tril()
     return (queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])).masked_fill(~visible, -math.inf)
 
 

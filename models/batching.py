@@ -46,7 +46,9 @@ def rounded_up(number: int) -> int:
     return -(-number // step) * step
 
 
-def pad(histories: Histories, shape: tuple[int, int] | None = None) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
+def pad(
+    histories: Histories, shape: tuple[int, int] | None = None
+) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
     """(item_index, event_type) of the rows, each starting in column 0 and padded with 0 on the right.
 
     `shape` b, l; by default as many rows as there are and as many columns as the longest has (at least 1).
@@ -87,7 +89,12 @@ class BatchPlan:
     """
 
     def __init__(
-        self, histories: Histories, max_length: int, batch_histories: int, type_weights: Float32 | None, seed: int
+        self,
+        histories: Histories,
+        max_length: int,
+        batch_histories: int,
+        type_weights: Float32 | None,
+        seed: int,
     ) -> None:
         events = np.ones(len(histories.item_index), np.float32)
         if type_weights is not None:
@@ -125,7 +132,9 @@ class BatchPlan:
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """Inputs and targets of the given rows."""
         windows = self.windows.select(rows)
-        inputs = Histories(windows.item_index, windows.time, windows.event_type, windows.starts, windows.ends - 1)
+        inputs = Histories(
+            windows.item_index, windows.time, windows.event_type, windows.starts, windows.ends - 1
+        )
         longest = -(-int(inputs.lengths.max()) // LENGTH_STEP) * LENGTH_STEP
         item_index, event_type = pad(inputs, (rounded_up(len(rows)), min(longest, self.max_length)))
         row, flat = inputs.gather()

@@ -88,7 +88,9 @@ class TransformerBlock(nn.Module):
     def last(self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row, computed for that position alone; lengths >= 1."""
         look = self.last_look(states, lengths)
-        return self.finish(look.state, attend(look.queries, look.keys, look.values, look.visible, self.implementation))
+        return self.finish(
+            look.state, attend(look.queries, look.keys, look.values, look.visible, self.implementation)
+        )
 
     def last_look(self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> LastLook:
         """What attention at position `lengths - 1` of each row works on."""
@@ -103,7 +105,9 @@ class TransformerBlock(nn.Module):
         """What the given states look for."""
         return self._heads(self._project(self.attention_norm(states), slice(states.shape[-1])))
 
-    def finish(self, states: Float[Tensor, "b q d"], mixed: Float[Tensor, "b h q c"]) -> Float[Tensor, "b q d"]:
+    def finish(
+        self, states: Float[Tensor, "b q d"], mixed: Float[Tensor, "b h q c"]
+    ) -> Float[Tensor, "b q d"]:
         """The new states, from those before the block and what attention gathered for them."""
         return self._finish(states, self._joined(mixed))
 

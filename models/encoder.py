@@ -46,12 +46,16 @@ class Encoder(nn.Module):
         self.positions = nn.Embedding(max_length, settings.dim)
         self.event_types = nn.Embedding(num_event_types + 1, settings.dim) if num_event_types else None
         self.dropout = Dropout(settings.dropout)
-        self.blocks = nn.ModuleList(TransformerBlock(settings, implementation) for _ in range(settings.num_blocks))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(settings, implementation) for _ in range(settings.num_blocks)
+        )
         self.norm = nn.LayerNorm(settings.dim)
         self.apply(_initialise)
         nn.init.zeros_(self.items.weight[:1].detach())
 
-    def forward(self, item_index: Int[Tensor, "b l"], event_type: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    def forward(
+        self, item_index: Int[Tensor, "b l"], event_type: Int[Tensor, "b l"]
+    ) -> Float[Tensor, "b l d"]:
         """The state at every column, from what stands there and before; l <= max_length."""
         rows, positions = shape = len(item_index), item_index.shape[1]
         states = self.embed(item_index, event_type).flatten(0, 1)
@@ -78,7 +82,10 @@ class Encoder(nn.Module):
         return normed
 
     def before_last_block(
-        self, item_index: Int[Tensor, "b l"], event_type: Int[Tensor, "b l"], position: Int[Tensor, "b l"] | None = None
+        self,
+        item_index: Int[Tensor, "b l"],
+        event_type: Int[Tensor, "b l"],
+        position: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """The states that the last block works on."""
         rows, positions = shape = len(item_index), item_index.shape[1]
@@ -88,7 +95,10 @@ class Encoder(nn.Module):
         return states.view(rows, positions, -1)
 
     def embed(
-        self, item_index: Int[Tensor, "b l"], event_type: Int[Tensor, "b l"], position: Int[Tensor, "b l"] | None = None
+        self,
+        item_index: Int[Tensor, "b l"],
+        event_type: Int[Tensor, "b l"],
+        position: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """The states that the first block works on."""
         at = self.positions.weight[: item_index.shape[1]] if position is None else self.positions(position)

@@ -20,6 +20,7 @@ Method = Literal["fast", "exact"]
 BATCH_TOKENS = 2**15
 """Padded positions explained at a time."""
 
+
 def contributions(encoder: Encoder, histories: Histories, items: Int32, method: Method = "fast") -> Float32:
     """How much lower each item would score if a past interaction had not been seen: [b, k, l].
 

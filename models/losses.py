@@ -53,7 +53,9 @@ class _ChunkedSoftmaxLoss(torch.autograd.Function):
         ctx: Any, states: Tensor, item_vectors: Tensor, target: Tensor, weight: Tensor, precision: torch.dtype
     ) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
-            loss, grad_states, grad_items = _loss_and_gradients(states, item_vectors, target, weight, precision)
+            loss, grad_states, grad_items = _loss_and_gradients(
+                states, item_vectors, target, weight, precision
+            )
         ctx.save_for_backward(grad_states, grad_items)
         return loss
 

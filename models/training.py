@@ -195,7 +195,9 @@ class _Training:
         seed: int,
     ) -> None:
         if not plan.num_targets:
-            raise ValueError("training histories: received none with two events, expected at least one target to learn")
+            raise ValueError(
+                "training histories: received none with two events, expected at least one target to learn"
+            )
         self.model, self.plan, self.settings, self.max_steps = model, plan, settings, max_steps
         self.device = model.items.weight.device
         self.validation = _sample(validation, settings.validation_targets, seed)
@@ -309,7 +311,9 @@ class _Training:
             states = self.forward(batch.item_index, batch.event_type).flatten(0, 1)[batch.position]
             loss = softmax_loss(states, self.model.item_vectors(), batch.target, batch.weight)
         torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.settings.max_grad_norm or math.inf
+        )
         value, grad_norm = loss.item(), norm.item()
         if not (math.isfinite(value) and math.isfinite(grad_norm)):
             raise ValueError(
@@ -368,7 +372,9 @@ class _Training:
         """`auto` compiles long trainings on CUDA; on the CPU the eager step is already near the kernels' own time."""
         if self.settings.compile != "auto":
             return self.settings.compile == "on"
-        return self.device.type == "cuda" and self.plan.num_targets * self.settings.epochs >= COMPILE_MIN_TARGETS
+        return (
+            self.device.type == "cuda" and self.plan.num_targets * self.settings.epochs >= COMPILE_MIN_TARGETS
+        )
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -408,7 +414,9 @@ def _bar(steps: int, progress: _Progress, show_progress: bool) -> Any:
         return _NoBar()
     from tqdm import tqdm
 
-    return tqdm(total=steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}", unit="step", leave=False)
+    return tqdm(
+        total=steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}", unit="step", leave=False
+    )
 
 
 class _NoBar:

@@ -158,7 +158,7 @@ def data(config: Any) -> None:
     """Download the public data set that the configuration names."""
     from pipeline.data import download
 
-    download(config)
+    print(download(config))
 
 
 @cli.command()
@@ -168,7 +168,7 @@ def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
     from pipeline.tracking import ui as serve
 
-    serve(port or config.tracking.port)
+    serve(port or config.tracking.port, config.tracking.uri)
 
 
 def _explain(error: OSError) -> str:

@@ -5,8 +5,6 @@ them, and hard-linked into each artifact: another night reads only the new file.
 """
 
 import datetime
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +20,13 @@ from features.events import Counts, EventFormat
 from features.parts import find_duplicates, write_without
 from features.schema import IdType
 from features.tables import TableFormat
-from pipeline import store
+from pipeline import parts, store
 from pipeline.config import EventsConfig, Table
 from pipeline.errors import LookbackError
 from pipeline.stages import Context
 
 PART_VERSION = 1
 """Raised when the same source and settings would give another part."""
-PARTS = ".parts"
 _NAME_DIGITS = 16
 
 
@@ -70,11 +67,11 @@ def build(ctx: Context) -> None:
     config = ctx.config.events
     sources = _distinct(ctx.sources["events"])
     form = event_format(config, store.now())
-    parts, id_types = _read_log(ctx, sources, form)
-    counts = sum((part.counts for part in parts), Counts())
+    log, id_types = _read_log(ctx, sources, form)
+    counts = sum((part.counts for part in log), Counts())
     event_log.check_refused(counts, form, config.max_refused_fraction)
-    repeats = _repeats(parts, counts.rows_out, drop=config.duplicates == "drop")
-    _place(ctx.folder, parts, repeats)
+    repeats = _repeats(log, counts.rows_out, drop=config.duplicates == "drop")
+    _place(ctx.folder, log, repeats)
     if len(repeats):
         counts.rows_out -= len(repeats)
         counts.left_out["duplicate"] = len(repeats)
@@ -82,7 +79,7 @@ def build(ctx: Context) -> None:
     sizes = _sizes(ctx.folder / "events")
     _check_sizes(sizes, counts)
     tables = _write_tables(ctx, id_types)
-    _report(ctx, parts, counts, id_types, sizes | tables)
+    _report(ctx, log, counts, id_types, sizes | tables)
 
 
 def event_format(config: EventsConfig, now: datetime.datetime) -> EventFormat:
@@ -91,7 +88,7 @@ def event_format(config: EventsConfig, now: datetime.datetime) -> EventFormat:
     earliest = earliest if earliest.tzinfo is not None else earliest.replace(tzinfo=datetime.UTC)
     return EventFormat(
         table_format("events", config),
-        latest=_microseconds(now + datetime.timedelta(days=config.max_days_ahead)),
+        latest=_microseconds(now) + round(min(config.max_days_ahead * 86_400_000_000, 2**62)),
         earliest=_microseconds(earliest),
         timestamp_unit=config.timestamp_unit,
         timezone=config.timezone,
@@ -142,12 +139,16 @@ def _shown(ctx: Context, sources: Sequence[Source]) -> Iterator[Source]:
 
 def _part(ctx: Context, source: Source, form: EventFormat, id_types: dict[str, IdType]) -> Part:
     """The part of a source: the one that is kept, if it is whole, else a new one."""
-    shaping = _shaping(ctx, form, id_types)
-    folder = ctx.stage_folder / PARTS / f"{source.source_file}-{store.fingerprint(shaping)[:8]}"
-    counts = _kept(folder)
-    if counts is None:
-        counts = _make(ctx, source, form, id_types, folder)
-    return Part(source, folder, counts)
+    folder = (
+        ctx.stage_folder
+        / parts.PARTS
+        / f"{source.source_file}-{store.fingerprint(_shaping(ctx, form, id_types))[:8]}"
+    )
+    with parts.locked(folder):
+        said = parts.read(folder) or _make(ctx, source, form, id_types, folder)
+    if "text_ids" in said:
+        raise event_log.TextIds(said["text_ids"])
+    return Part(source, folder, Counts.from_json(said["counts"]))
 
 
 def _shaping(ctx: Context, form: EventFormat, id_types: dict[str, IdType]) -> dict[str, Any]:
@@ -164,53 +165,23 @@ def _shaping(ctx: Context, form: EventFormat, id_types: dict[str, IdType]) -> di
     }
 
 
-def _kept(folder: Path) -> Counts | None:
-    """What the kept part counted; None where there is none, or one that is damaged.
-
-    Raises TextIds where it is known that the source has other ids than these settings want.
-    """
-    try:
-        content = store.read_json(folder / "part.json")
-    except (OSError, LookbackError):
-        return None
-    if "text_ids" in content:
-        raise event_log.TextIds(content["text_ids"])
-    for name, digest in content["files"].items():
-        if not (folder / name).exists() or store.digest_file(folder / name) != digest:
-            return None
-    return Counts.from_json(content["counts"])
-
-
 def _make(
     ctx: Context, source: Source, form: EventFormat, id_types: dict[str, IdType], folder: Path
-) -> Counts:
-    """Read a source into a part, built aside and renamed into place."""
-    workspace = folder.with_name(f".building-{folder.name}-{os.getpid()}")
-    shutil.rmtree(workspace, ignore_errors=True)
-    workspace.mkdir(parents=True)
-    try:
-        content: dict[str, Any] = {}
+) -> dict[str, Any]:
+    """Read a source into a part; what it counted, or which of its ids are text."""
+    with parts.workspace(folder) as place:
         try:
+            path = Path(source.paths[0])
             counts = event_log.ingest_file(
-                Path(source.paths[0]), source.source_file, form, id_types, workspace, excluded=_excluded(ctx)
+                path, source.source_file, form, id_types, place, excluded=_excluded(ctx)
             )
-            content["counts"] = counts.to_json()
+            said: dict[str, Any] = {"counts": counts.to_json()}
         except event_log.TextIds as found:
-            for path in store.files_below(workspace):
+            for path in store.files_below(place):
                 path.unlink()
-            content["text_ids"] = found.column
-            raise
-        finally:
-            if content:
-                content["files"] = {
-                    path.name: store.digest_file(path) for path in store.files_below(workspace)
-                }
-                store.write_json(workspace / "part.json", content)
-                shutil.rmtree(folder, ignore_errors=True)
-                workspace.rename(folder)
-        return counts
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+            said = {"text_ids": found.column}
+        parts.write(place, folder, said)
+    return said
 
 
 def _excluded(ctx: Context) -> pl.Series | None:
@@ -220,33 +191,25 @@ def _excluded(ctx: Context) -> pl.Series | None:
     return pl.concat(found) if found else None
 
 
-def _repeats(parts: Sequence[Part], num_rows: int, *, drop: bool) -> pl.DataFrame:
+def _repeats(log: Sequence[Part], num_rows: int, *, drop: bool) -> pl.DataFrame:
     """(source_file, source_row) of the duplicates to drop."""
     if not drop or not num_rows:
         return pl.DataFrame(schema={schema.SOURCE_FILE: pl.String, schema.SOURCE_ROW: pl.Int64})
-    return find_duplicates([part.folder / "events.parquet" for part in parts], num_rows)
+    return find_duplicates([part.folder / "events.parquet" for part in log], num_rows)
 
 
-def _place(folder: Path, parts: Sequence[Part], repeats: pl.DataFrame) -> None:
+def _place(folder: Path, log: Sequence[Part], repeats: pl.DataFrame) -> None:
     """Link the parts into the artifact; one with duplicates is written again without them."""
     for name in ("events", "quarantine"):
         (folder / name).mkdir(parents=True)
-    for part in parts:
+    for part in log:
         rows = repeats.filter(pl.col(schema.SOURCE_FILE) == part.source.source_file)[schema.SOURCE_ROW]
         target = folder / "events" / part.file_name
         if len(rows):
             write_without(part.folder / "events.parquet", rows, target)
         else:
-            _link(part.folder / "events.parquet", target)
-        _link(part.folder / "quarantine.parquet", folder / "quarantine" / part.file_name)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file; a copy where the file system has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+            parts.link(part.folder / "events.parquet", target)
+        parts.link(part.folder / "quarantine.parquet", folder / "quarantine" / part.file_name)
 
 
 # --- sizes, tables, report ---
@@ -311,7 +274,7 @@ def _write_table(ctx: Context, name: str, table: item_tables.Table, id_name: str
 
 
 def _report(
-    ctx: Context, parts: Sequence[Part], counts: Counts, id_types: dict[str, IdType], facts: dict[str, Any]
+    ctx: Context, log: Sequence[Part], counts: Counts, id_types: dict[str, IdType], facts: dict[str, Any]
 ) -> None:
     ctx.manifest |= {
         "rows_in": counts.rows_in,
@@ -329,17 +292,17 @@ def _report(
                 "rows_out": part.counts.rows_out,
                 "rows_left_out": part.counts.reasons(),
             }
-            for part in parts
+            for part in log
         ],
     }
     for name in ("rows_in", "rows_out", "rows_refused", "num_users", "num_items"):
         ctx.track.metric(name, ctx.manifest[name])
     for reason, number in counts.reasons().items():
         ctx.track.metric(f"left_out.{reason}", number)
-    for part in parts:
+    for part in log:
         path = part.source.paths[0]
         ctx.track.dataset(Path(path).name, part.source.source_file, "training", path, part.counts.rows_in)
     ctx.summary(
-        f"{counts.rows_in:,} rows of {len(parts)} file(s): {counts.rows_out:,} events of {facts['num_users']:,} users and "
+        f"{counts.rows_in:,} rows of {len(log)} file(s): {counts.rows_out:,} events of {facts['num_users']:,} users and "
         f"{facts['num_items']:,} items, {counts.refused.total():,} refused, {counts.left_out.total():,} left out"
     )

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from pipeline import registry
+from pipeline import parts, registry
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.stages import STAGES
@@ -39,6 +39,12 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
         print(f"{'would remove' if dry_run else 'removed'} {artifact.folder} ({size / 1e6:,.1f} MB)")
         if not dry_run:
             _remove(artifact)
+    bundles = [each for each in (config.folder / ".bundles").glob("*") if each.name not in (digest, ".")]
+    for folder in [*bundles, *parts.unused(config.folder / "ingest")]:
+        removed.append(folder)
+        print(f"{'would remove' if dry_run else 'removed'} {folder}, which nothing uses any more")
+        if not dry_run:
+            shutil.rmtree(folder)
     for version in registry.prune_versions(config, keep=keep, dry_run=dry_run):
         print(f"{'would remove' if dry_run else 'removed'} {version.uri} (bundle {version.bundle_digest})")
     print(f"{len(removed)} artifacts {'would go' if dry_run else 'gone'}, {len(kept)} kept")
@@ -88,4 +94,5 @@ def _remove(artifact: Artifact) -> None:
         (artifact.folder / MANIFEST).unlink()
         artifact.folder.rename(aside)
         shutil.rmtree(aside)
-        artifact.run_link.unlink(missing_ok=True)
+        for link in (artifact.run_link, artifact.run_link.with_suffix(".version.json")):
+            link.unlink(missing_ok=True)

@@ -143,7 +143,7 @@ def _report(ctx: Context, features: Path, training: Histories, facts: dict[str, 
         resolved={key: facts[key] for key in ("device", "precision", "compile", "threads", "parameters")},
         **{"validation_ndcg@10": best},
     )
-    ctx.track.params(ctx.manifest["resolved"])
+    ctx.track.params(ctx.config.model_dump(mode="json") | {"resolved": ctx.manifest["resolved"]})
     ctx.track.metric("best_epoch", facts["best_epoch"])
     ctx.track.metric("best_validation_ndcg@10", best)
     for part in ("training", "validation"):

@@ -25,13 +25,16 @@ def output_and_gradients(parts, visible, implementation):
 
 def relative_error(found, expected):
     return max(
-        ((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in zip(found, expected, strict=True)
+        ((a.double() - b.double()).norm() / b.double().norm()).item()
+        for a, b in zip(found, expected, strict=True)
     )
 
 
 def test_two_positions_by_pencil():
     # c = 1: the second query, 1, meets the keys 0 and log 3: weights 1/4 and 3/4 of the values 4 and 8
-    queries, keys, values = (torch.tensor(row).view(1, 1, 2, 1) for row in ([9.0, 1.0], [0.0, math.log(3)], [4.0, 8.0]))
+    queries, keys, values = (
+        torch.tensor(row).view(1, 1, 2, 1) for row in ([9.0, 1.0], [0.0, math.log(3)], [4.0, 8.0])
+    )
     every: list[Implementation] = ["reference", *FAST]
     for implementation in every:
         mixed = attend(queries, keys, values, implementation=implementation).flatten()
@@ -44,7 +47,9 @@ def test_two_positions_by_pencil():
 def test_fast_forms_are_as_exact_as_the_reference_at_their_precision(implementation, dtype, masked):
     parts = heads(dtype, looking=1 if masked else 7)
     visible = (torch.arange(7) < torch.tensor([4, 7]).view(2, 1, 1, 1)) if masked else None
-    exact = output_and_gradients([part.detach().double().requires_grad_() for part in parts], visible, "reference")
+    exact = output_and_gradients(
+        [part.detach().double().requires_grad_() for part in parts], visible, "reference"
+    )
     reference_error = relative_error(output_and_gradients(parts, visible, "reference"), exact)
     assert relative_error(output_and_gradients(parts, visible, implementation), exact) <= 2 * reference_error
 
@@ -53,4 +58,3 @@ def test_hidden_positions_score_minus_infinity():
     queries, keys, _ = heads()
     hidden = torch.isneginf(attention_scores(queries, keys))
     assert torch.equal(hidden[0, 0], torch.ones(7, 7, dtype=torch.bool).triu(1))
-

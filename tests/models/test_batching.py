@@ -15,7 +15,9 @@ def typed(items, types):
 
 def random_histories(rows=300, seed=0):
     random = np.random.default_rng(seed)
-    return histories_from_lists([random.integers(1, 50, length).tolist() for length in random.integers(0, 40, rows)])
+    return histories_from_lists(
+        [random.integers(1, 50, length).tolist() for length in random.integers(0, 40, rows)]
+    )
 
 
 def test_pad_by_pencil():
@@ -25,7 +27,16 @@ def test_pad_by_pencil():
 
 
 def test_rounding_by_pencil():
-    assert [rounded_up(number) for number in (0, 1, 31, 32, 33, 63, 65, 13_800)] == [0, 1, 31, 32, 34, 64, 68, 13_824]
+    assert [rounded_up(number) for number in (0, 1, 31, 32, 33, 63, 65, 13_800)] == [
+        0,
+        1,
+        31,
+        32,
+        34,
+        64,
+        68,
+        13_824,
+    ]
 
 
 @given(st.integers(1, 10**9))

@@ -13,7 +13,9 @@ from models.settings import EncoderSettings
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    return Encoder(EncoderSettings(dim=6, num_heads=2, dropout=0.3), num_items=11, num_event_types=2, max_length=5)
+    return Encoder(
+        EncoderSettings(dim=6, num_heads=2, dropout=0.3), num_items=11, num_event_types=2, max_length=5
+    )
 
 
 def test_save_and_load_change_nothing(encoder, tmp_path):
@@ -65,7 +67,14 @@ def test_training_state_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
 
 
-@pytest.mark.parametrize("damage", [lambda old: b"", lambda old: old[: len(old) // 2], lambda old: b"{}" + old[2:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda old: b"",
+        lambda old: old[: len(old) // 2],
+        lambda old: old.replace(b"\x00\x00\x80?", b"\x00\x00\x81?"),
+    ],
+)
 def test_a_damaged_training_state_is_named(tmp_path, damage):
     path = tmp_path / "training.pt"
     save_training({"weights": torch.arange(500.0)}, path)

@@ -28,7 +28,9 @@ def score(encoder, row, item):
 @pytest.mark.parametrize("method", ["fast", "exact"])
 def test_leaving_out_the_last_interaction(encoder, method):
     # the ones before keep their positions, so scoring the shorter history is leaving it out
-    weights = contributions(encoder, histories_from_lists([[3, 9, 4], [5]]), np.array([[7, 8], [7, 8]], np.int32), method)
+    weights = contributions(
+        encoder, histories_from_lists([[3, 9, 4], [5]]), np.array([[7, 8], [7, 8]], np.int32), method
+    )
     for place, item in enumerate([7, 8]):
         expected = score(encoder, [3, 9, 4], item) - score(encoder, [3, 9], item)
         assert weights[0, place, 2] == pytest.approx(expected, abs=1e-5)
@@ -39,7 +41,12 @@ def test_leaving_out_the_last_interaction(encoder, method):
 def test_exact_leaves_each_interaction_out_in_place(encoder):
     weights = contributions(encoder, histories_from_lists([[3, 9, 4]]), np.array([[7]], np.int32), "exact")
     with torch.no_grad():
-        kept = torch.tensor([[3, 4]]), torch.zeros(1, 2, dtype=torch.long), torch.tensor([2]), torch.tensor([[0, 2]])
+        kept = (
+            torch.tensor([[3, 4]]),
+            torch.zeros(1, 2, dtype=torch.long),
+            torch.tensor([2]),
+            torch.tensor([[0, 2]]),
+        )
         left = encoder.last_states(*kept)[0] @ encoder.item_vectors()[7]
     assert weights[0, 0, 1] == pytest.approx(score(encoder, [3, 9, 4], 7) - left.item(), abs=1e-5)
 

@@ -64,4 +64,3 @@ def test_a_hopeless_target_has_a_finite_loss():
     states, vectors = torch.tensor([[1.0]], requires_grad=True), torch.tensor([[0.0], [0.0], [500.0]])
     loss = softmax_loss(states, vectors, torch.tensor([1]), torch.ones(1))
     assert 87 < loss.item() < 88
-

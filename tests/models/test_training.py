@@ -59,7 +59,9 @@ def with_train(**changes):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_planted_pattern_is_learned(precision):
     result = train(train=with_train(epochs=12, precision=precision), validation=held_out())
-    items, _ = AttentionRecommender(result.model).recommend(histories_from_lists([[2], [3, 15]]), 1, exclude_seen=False)
+    items, _ = AttentionRecommender(result.model).recommend(
+        histories_from_lists([[2], [3, 15]]), 1, exclude_seen=False
+    )
     assert items.tolist() == [[10], [6]]
     best = result.history[result.best_epoch - 1]
     assert best.validation["validation_ndcg@10"] > 0.95
@@ -133,7 +135,10 @@ def test_records():
     row = seen[0].row()
     assert row["targets_per_second"] == pytest.approx(targets / row["seconds"])
     assert row["learning_rate"] == 0.01
-    assert set(train(validation=held_out()).history[0].row()) >= {"validation_ndcg@10", "validation_hit_rate@10"}
+    assert set(train(validation=held_out()).history[0].row()) >= {
+        "validation_ndcg@10",
+        "validation_hit_rate@10",
+    }
 
 
 def test_a_type_of_weight_zero_is_not_learned():
@@ -165,6 +170,8 @@ def test_histories_without_a_target_are_refused():
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(monkeypatch):
-    monkeypatch.setattr("models.training.softmax_loss", lambda *_: torch.tensor(torch.nan, requires_grad=True))
+    monkeypatch.setattr(
+        "models.training.softmax_loss", lambda *_: torch.tensor(torch.nan, requires_grad=True)
+    )
     with pytest.raises(ValueError, match="epoch 1, step 1"):
         train()

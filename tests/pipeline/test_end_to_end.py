@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -215,12 +217,12 @@ def test_an_unwritable_folder_is_one_message(workdir: Workdir) -> None:
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing_half(log_workdir: Callable[..., Workdir]) -> None:
-    """/dev/full cannot be a folder: a file-size limit of the process stands for the full disk."""
-    rows = "\n".join(f"u{number % 50},i{number % 40},{1_600_000_000 + number}" for number in range(200_000))
+    """A limit on the size of the process's files stands for the full disk."""
+    random.seed(0)
+    times = (random.randrange(10**9, 1_700_000_000) for _ in range(100_000))
+    rows = "\n".join(f"u{number % 50},i{number % 40},{time}" for number, time in enumerate(times))
     workdir = log_workdir("user_id,item_id,timestamp\n" + rows + "\n")
     words = " ".join(workdir.command("run", "ingest", "--config", workdir.config))
-    import subprocess
-
     done = subprocess.run(
         ["bash", "-c", f"trap '' XFSZ; ulimit -f 100; exec {words}"],
         cwd=workdir.folder,

@@ -1,6 +1,6 @@
 """The stage: parts by content, shared between artifacts; every row accounted for; bad input is one message."""
 
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from features import events, schema
-from pipeline import ingest
 from pipeline.config import load_config
 from pipeline.errors import LookbackError
+from pipeline.parts import PARTS, unused
 from pipeline.run import bring_up_to_date
 from pipeline.store import read_manifest
 
@@ -43,9 +43,7 @@ class Log:
 
     def parts(self) -> list[str]:
         """The parts that are kept."""
-        return sorted(
-            path.name for path in (self.folder / "data" / "log" / "ingest" / ingest.PARTS).iterdir()
-        )
+        return sorted(path.name for path in (self.folder / "data" / "log" / "ingest" / PARTS).glob("*/"))
 
 
 @pytest.fixture
@@ -69,11 +67,13 @@ def check_sums(manifest: dict[str, Any], artifact: Path) -> None:
 
 
 def test_the_manifest_accounts_for_every_row(log: Log) -> None:
+    log.write("day2.csv", DAY_2)
     artifact = log.ingest("events.types={view=1}")
     manifest = read_manifest(artifact)
     check_sums(manifest, artifact)
-    assert manifest["rows_in"] == 4
-    assert manifest["rows_left_out"] == {"impossible_time": 1, "type_not_listed": 2}
+    assert (manifest["rows_in"], manifest["rows_out"]) == (7, 3)
+    assert manifest["rows_left_out"] == {"impossible_time": 1, "missing_user": 1, "type_not_listed": 2}
+    assert (manifest["num_users"], manifest["num_items"]) == (2, 2)
 
 
 def test_a_second_night_reads_only_the_new_file(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_second_night_reads_only_the_new_file(log: Log, monkeypatch: pytest.Mo
     shared = {path.name for path in (first / "events").iterdir()}
     assert len(shared) == 1
     for name in shared:
-        assert os.path.samefile(first / "events" / name, second / "events" / name)
+        assert (first / "events" / name).samefile(second / "events" / name)
     check_sums(read_manifest(second), second)
     assert read_manifest(second)["rows_in"] == 7
 
@@ -116,6 +116,13 @@ def test_a_file_delivered_twice_counts_once(log: Log) -> None:
     manifest = read_manifest(log.ingest())
     assert manifest["rows_in"] == 7
     assert sorted(len(source["paths"]) for source in manifest["sources"]) == [1, 2]
+
+
+def test_an_empty_file_among_others_adds_nothing(log: Log) -> None:
+    before = read(log.ingest())
+    log.write("day0.csv", "", "")
+    log.write("day2.csv", "")
+    assert read(log.ingest("events.max_days_ahead=1e9")).equals(before)
 
 
 def test_a_file_that_changed_is_a_new_part(log: Log) -> None:
@@ -189,6 +196,17 @@ def test_a_damaged_part_is_read_again(log: Log) -> None:
     part.write_bytes(content[:-1] + b"x")  # the kept part is the same file
     second = log.ingest("events.max_refused_fraction=0.6")
     assert (second / "events" / part.name).read_bytes() == content
+
+
+def test_parts_that_no_artifact_shares_are_unused(log: Log) -> None:
+    first = log.ingest()
+    log.write("day1.csv", DAY_2)
+    second = log.ingest()
+    assert unused(first.parent) == []
+    shutil.rmtree(first)
+    assert [path.name for path in unused(first.parent)] == [
+        name for name in log.parts() if not (second / "events" / f"{name}.parquet").exists()
+    ]
 
 
 @pytest.mark.parametrize(
