@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 
 from models.judgement import Judgement
 
-_COLOURS = ("#1f6f8b", "#e07a3f", "#7a9e4b", "#8c6bb1", "#c2a83e", "#6b6b6b")
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Okabe and Ito (2008): told apart by colour-blind readers too."""
+_MARKERS = "osD^vP"
 
 
 def of_evaluation(judged: Judgement, segments: pl.DataFrame, k: int) -> dict[str, Figure]:
@@ -59,7 +61,12 @@ def along_segments(segments: pl.DataFrame, segment: str, name: str, title: str) 
         below = (own[name] - own[f"{name}_low"]).clip(0)
         above = (own[f"{name}_high"] - own[name]).clip(0)
         axes.errorbar(
-            places, own[name], yerr=[below, above], marker="o", label=_spoken(system), color=_COLOURS[row % 6]
+            places,
+            own[name],
+            yerr=[below, above],
+            marker=_MARKERS[row % 6],
+            label=_spoken(system),
+            color=_COLOURS[row % 6],
         )
     counts = part.group_by("value").agg(pl.col("targets").first())
     targets = dict(counts.iter_rows())

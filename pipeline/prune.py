@@ -7,7 +7,7 @@ from pipeline import parts, registry
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.stages import STAGES
-from pipeline.store import MANIFEST, Artifact, being_made, read_manifest
+from pipeline.store import MANIFEST, Artifact, being_made, files_below, read_manifest
 
 _DIGEST_LENGTH = 16
 
@@ -19,36 +19,47 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
     being made now and what that reads; interrupted workspaces stay with their stage's kept artifacts.
     """
     found = {stage: _artifacts(config.folder / stage) for stage in STAGES}
+    digest = registry.champion_digest(config)
+    kept = _in_use(config, found, keep, digest)
+    old = [each for artifacts in found.values() for each in artifacts if each.folder not in kept]
+    said = "would remove" if dry_run else "removed"
+    removed = []
+    for artifact in old:
+        if artifact.is_locked():
+            continue
+        removed.append(artifact.folder)
+        print(f"{said} {artifact.folder} ({_megabytes(artifact.folder):,.1f} MB)")
+        if not dry_run:
+            _remove(artifact)
+    bundles = [each for each in (config.folder / ".bundles").glob("*") if each.name != digest]
+    for folder in [*bundles, *parts.unused(config.folder / "ingest")]:
+        removed.append(folder)
+        print(f"{said} {folder} ({_megabytes(folder):,.1f} MB), which nothing uses any more")
+        if not dry_run:
+            shutil.rmtree(folder)
+    for version in registry.prune_versions(config, keep=keep, dry_run=dry_run):
+        print(f"{said} {version.uri} (bundle {version.bundle_digest})")
+    print(f"{len(removed)} folders {'would go' if dry_run else 'gone'}, {len(kept)} artifacts kept")
+    return removed
+
+
+def _in_use(config: Config, found: dict[str, list[Artifact]], keep: int, champion: str | None) -> set[Path]:
+    """Artifacts that must stay."""
     kept = {artifact.folder for artifacts in found.values() for artifact in artifacts[:keep]}
     for artifacts in found.values():
         for artifact in artifacts[:1]:
             kept |= _lineage(config, artifact.folder)
-    digest = registry.champion_digest(config)
     for artifact in found["publish"]:
-        if digest is not None and read_manifest(artifact.folder).get("bundle_digest") == digest:
+        if champion is not None and read_manifest(artifact.folder).get("bundle_digest") == champion:
             kept |= _lineage(config, artifact.folder)
     for stage in STAGES:
         for inputs in being_made(config.folder / stage).values():
             kept |= _all_lineages(config, inputs)
-    removed = []
-    for artifact in (artifact for artifacts in found.values() for artifact in artifacts):
-        if artifact.folder in kept or artifact.is_locked():
-            continue
-        removed.append(artifact.folder)
-        size = sum(path.stat().st_size for path in artifact.folder.rglob("*") if path.is_file())
-        print(f"{'would remove' if dry_run else 'removed'} {artifact.folder} ({size / 1e6:,.1f} MB)")
-        if not dry_run:
-            _remove(artifact)
-    bundles = [each for each in (config.folder / ".bundles").glob("*") if each.name not in (digest, ".")]
-    for folder in [*bundles, *parts.unused(config.folder / "ingest")]:
-        removed.append(folder)
-        print(f"{'would remove' if dry_run else 'removed'} {folder}, which nothing uses any more")
-        if not dry_run:
-            shutil.rmtree(folder)
-    for version in registry.prune_versions(config, keep=keep, dry_run=dry_run):
-        print(f"{'would remove' if dry_run else 'removed'} {version.uri} (bundle {version.bundle_digest})")
-    print(f"{len(removed)} artifacts {'would go' if dry_run else 'gone'}, {len(kept)} kept")
-    return removed
+    return kept
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in files_below(folder)) / 1e6
 
 
 def _artifacts(folder: Path) -> list[Artifact]:

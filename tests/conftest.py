@@ -13,7 +13,9 @@ os.environ.setdefault(
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FOLDERS = (ROOT / "data" / "raw", ROOT.parent / "shared" / "data")
 
-SHAPED = [f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if "models.shapes" in path.read_text()]
+SHAPED = [
+    f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if "models.shapes" in path.read_text()
+]
 install_import_hook(SHAPED, "beartype.beartype")  # shapes in signatures are checked at every call
 
 

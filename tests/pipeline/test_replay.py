@@ -1,0 +1,88 @@
+"""MLflow holds what the stages keep: delete it, run again, and the UI is full without any computation."""
+
+import json
+import shutil
+
+import polars as pl
+
+from tests.pipeline.conftest import Workdir
+
+
+def logged(workdir: Workdir) -> dict[str, dict[str, object]]:
+    """What the tracking database holds, by run name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workdir.folder}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        name = run.info.run_name
+        history = {key: len(client.get_metric_history(run.info.run_id, key)) for key in run.data.metrics}
+        inputs = run.inputs.dataset_inputs if run.inputs is not None else []
+        runs[name] = {
+            "status": run.info.status,
+            "params": dict(run.data.params),
+            "metrics": dict(run.data.metrics),
+            "history": history,
+            "artifacts": sorted(each.path for each in client.list_artifacts(run.info.run_id)),
+            "datasets": sorted(each.dataset.digest for each in inputs),
+            "nested": "mlflow.parentRunId" in run.data.tags,
+        }
+    return runs
+
+
+def test_a_deleted_mlruns_is_filled_again_without_computing(copied: Workdir) -> None:
+    before = logged(copied)
+    train = next(run for name, run in before.items() if name.startswith("train"))
+    assert train["history"]["loss"] == 3  # type: ignore[index]  # an entry per epoch
+    assert any(key.startswith("test/ndcg") for key in train["metrics"])  # type: ignore[attr-defined]
+    assert {"train.epochs", "model.dim", "split.protocol", "score.k"} <= set(train["params"])  # type: ignore[call-overload]
+    nested = {name.split()[0] for name, run in before.items() if run["nested"]}
+    assert nested == {"index", "rank", "evaluate", "publish", "report"}
+    created = {stage: copied.manifest(stage)["created_utc"] for stage in ("train", "evaluate", "publish")}
+    shutil.rmtree(copied.folder / "mlruns")
+    summary = copied.run("all")
+    assert all(stage["up_to_date"] for stage in summary["stages"])
+    assert {stage: copied.manifest(stage)["created_utc"] for stage in created} == created
+    assert logged(copied) == before
+    assert all(run["status"] == "FINISHED" for run in before.values())
+
+
+def test_the_first_version_is_champion_and_answers_as_score_does(copied: Workdir) -> None:
+    import mlflow
+    import pandas as pd  # type: ignore[import-untyped]
+
+    mlflow.set_tracking_uri(f"sqlite:///{copied.folder}/mlruns/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/lookback-tiny@champion")
+    scored = pl.read_parquet(copied.artifact("score") / "recommendations" / "*.parquet")
+    users = scored["user_id"].unique(maintain_order=True)[:5].to_list()
+    answer = model.predict(pd.DataFrame({"user_id": [*users, "nobody"]}))
+    assert len(answer) == 6
+    for user, items in zip(users, answer["item_id"], strict=False):
+        assert list(items) == scored.filter(pl.col("user_id") == user)["item_id"].to_list()
+    assert len(answer["item_id"].iloc[-1]) == 10  # a stranger gets what is popular
+    history = scored["item_id"][:3].to_list()
+    answer = model.predict(pd.DataFrame({"history": [history]}), params={"k": 4})
+    assert len(answer["item_id"][0]) == 4
+    assert not set(answer["item_id"][0]) & set(history)
+
+
+def test_without_tracking_nothing_is_written(copied: Workdir) -> None:
+    shutil.rmtree(copied.folder / "mlruns")
+    copied.run("all", "--set", "tracking.enabled=false", "--set", "model.dim=8", "--set", "train.epochs=1")
+    assert not (copied.folder / "mlruns").exists()
+
+
+def test_the_bundle_is_self_contained(finished: Workdir) -> None:
+    from pipeline.bundle import Bundle
+
+    folder = finished.artifact("publish") / "bundle"
+    description = json.loads((folder / "bundle.json").read_text())
+    assert {"evaluated/model.safetensors", "deployed/model.safetensors", "items.parquet"} <= set(
+        description["files"]
+    )
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt")]
+    bundle = Bundle.open(folder)
+    items, scores = bundle.recommend_item_lists([bundle.items.ids[:2].to_list()], 5)[0]
+    assert len(items) == len(scores) == 5
