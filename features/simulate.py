@@ -44,6 +44,8 @@ RETURN = 2.0
 REST = 2.0
 """How much the topic that was just left is put off, in nats."""
 FAVOUR=1.5
+ZIPF=2.0
+ZOFF=.05
 OUTSIDE = 9.0
 """How much a category that is none of the user's tastes is put off, in nats."""
 INTENT_EVENTS = 4.5
@@ -224,7 +226,7 @@ def _make_catalogue(settings: SimulationSettings, rng: np.random.Generator) -> _
     born = np.where(is_new, rng.uniform(0, settings.num_days, count), rng.uniform(-2 * FADE_DAYS, 0, count))
     return _Catalogue(
         first=first,
-        appeal=-0.8 * np.log(0.01 * count + rng.permutation(count)),
+        appeal=-ZIPF * np.log(ZOFF * count + rng.permutation(count)),
         born=born * DAY,
         style=_directions(count, rng),
         item_ids=1_000 + rng.permutation(count),

@@ -16,7 +16,7 @@ from models.shapes import Float, Int
 
 LENGTH_STEP = 8
 """Batches are padded to a multiple of this many positions."""
-POOL_BATCHES = 16
+POOL_BATCHES = 4
 """Batches' worth of histories that are sorted by length together: more pads less, fewer mixes better."""
 
 

@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         """The state at every column, from what stands there and before; l <= max_length."""
         rows, positions = shape = len(item_index), item_index.shape[1]
         states = self.embed(item_index, event_type).flatten(0, 1)
-        if self.training:
+        if self.training and not torch.compiler.is_compiling():
             states = functional.pad(states, (0, 0, 0, rounded_up(len(states)) - len(states)))
         for block in self.layers:
             states = block(states, shape)
@@ -134,7 +134,7 @@ class AttentionRecommender:
         self.device = encoder.items.weight.device
 
     @torch.inference_mode()
-    def encode(self, histories: Histories, batch_tokens: int = 2**15) -> Float32:
+    def encode(self, histories: Histories, batch_tokens: int = 2**13) -> Float32:
         """[rows, d]: the last state of each row's `max_length` most recent events; zeros for an empty row.
 
         `batch_tokens` bounds the padded size of the batches that rows of similar length are put in.

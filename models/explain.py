@@ -17,7 +17,7 @@ from models.recommender import Float32, Histories, Int32
 
 Method = Literal["fast", "exact"]
 
-BATCH_TOKENS = 2**15
+BATCH_TOKENS = 2**13
 """Padded positions explained at a time."""
 
 

@@ -217,6 +217,8 @@ class _Training:
         show_progress: bool,
     ) -> None:
         """Epoch after epoch until done."""
+        if self.compiled and not self._done():
+            self._compile()
         while not self._done():
             with _bar(self.plan.steps_per_epoch, self.progress, show_progress) as bar:
                 self._run_steps(on_checkpoint, bar)
@@ -244,9 +246,6 @@ class _Training:
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on, in tensors and plain values."""
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "version": STATE_VERSION,
             "identity": self._identity(),
@@ -255,7 +254,7 @@ class _Training:
             "best": dict(self.best),
             "progress": asdict(self.progress),
             "history": [asdict(record) for record in self.history],
-            "random": random,
+            "random": self._random_state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -271,9 +270,7 @@ class _Training:
         self.best = dict(state["best"])
         self.progress = _Progress(**state["progress"])
         self.history = [EpochRecord(**record) for record in state["history"]]
-        torch.set_rng_state(state["random"]["cpu"])
-        if "cuda" in state["random"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        self._set_random_state(state["random"])
 
     def _identity(self) -> list[int]:
         """Sizes that tell one training from another."""
@@ -307,9 +304,7 @@ class _Training:
         """One optimiser step."""
         progress = self.progress
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            states = self.forward(batch.item_index, batch.event_type).flatten(0, 1)[batch.position]
-            loss = softmax_loss(states, self.model.item_vectors(), batch.target, batch.weight)
+        loss = self._loss(batch)
         torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.settings.max_grad_norm or math.inf
@@ -329,6 +324,30 @@ class _Training:
         progress.weight_sum += weight
         progress.targets += len(batch.target)
         progress.grad_norm_sum += grad_norm
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with self._autocast():
+            states = self.forward(batch.item_index, batch.event_type).flatten(0, 1)[batch.position]
+            return softmax_loss(states, self.model.item_vectors(), batch.target, batch.weight)
+
+    def _compile(self) -> None:
+        """Compile on the first batch, outside the clock; weights and random numbers stay as they are."""
+        random = self._random_state()
+        self.model.train()
+        torch.autograd.backward(self._loss(next(self.plan.batches(0)).to(self.device)))
+        self.optimizer.zero_grad(set_to_none=True)
+        self._set_random_state(random)
+
+    def _random_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def _set_random_state(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()

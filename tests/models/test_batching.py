@@ -81,7 +81,7 @@ def test_batches_hold_histories_of_similar_length():
     real = plan.num_inputs.sum()
     padded = sum(len(rows) * plan.num_inputs[rows].max() for rows in plan.epoch(0))
     mixed = sum(16 * 39 for _ in range(len(plan.windows) // 16))
-    assert padded / real < 1.15 < mixed / real
+    assert padded / real < 1.4 < mixed / real
 
 
 def test_the_order_follows_from_seed_and_epoch():

@@ -67,7 +67,7 @@ def test_item_order_and_event_types_matter():
     assert not torch.allclose(vector, model.last_states(items, torch.tensor([[2, 1, 1]]), lengths))
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 23, 2**15])
+@pytest.mark.parametrize("batch_tokens", [1, 23, 2**13])
 def test_a_batch_equals_single_rows(recommender, batch_tokens):
     histories = histories_from_lists(random_rows())
     together = recommender.encode(histories, batch_tokens)

@@ -1,4 +1,7 @@
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.training import EpochRecord, Validation, fit, validate
 
+ROOT = Path(__file__).parents[2]
 NUM_ITEMS = 23
 SETTINGS: dict[str, Any] = {
     "encoder": EncoderSettings(dim=16, num_blocks=1, num_heads=2, dropout=0.1),
@@ -54,6 +58,33 @@ def same_bits(one, other):
 
 def with_train(**changes):
     return dataclasses.replace(SETTINGS["train"], **changes)
+
+
+COMPILED = """
+import dataclasses, functools, torch
+from models.settings import EncoderSettings, TrainSettings
+from models.recommender import histories_from_lists
+from models.training import fit
+torch.compile = functools.partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
+rows = histories_from_lists([[row % 9 + 1] * (2 + row % 13) for row in range(120)])
+train = TrainSettings(epochs=2, batch_histories=16, precision="fp32", compile="off")
+losses = []
+for settings in (train, dataclasses.replace(train, compile="on")):
+    encoder = EncoderSettings(dim=8, num_blocks=1, dropout=0.0)
+    result = fit(rows, encoder=encoder, train=settings, num_items=9, num_event_types=0, max_length=16)
+    assert result.resolved["compile"] == settings.compile
+    losses.append([record.loss for record in result.history])
+torch.testing.assert_close(*map(torch.tensor, losses))
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""
+
+
+def test_one_compiled_graph_serves_all_shapes():
+    # in a process of its own: what checks shapes at every call cannot be traced
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
