@@ -4,12 +4,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tests run side by side, and tiny arrays gain nothing from threads
+hypothesis.settings.register_profile("shared-cores", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("shared-cores")
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FOLDERS = (ROOT / "data" / "raw", ROOT.parent / "shared" / "data")
 

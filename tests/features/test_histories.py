@@ -15,7 +15,9 @@ def log(rows: list[tuple[str, int, int, str | None, float | None, str, int]]) ->
     names = ("user_id", "item_id", "second", "event_type", "value", "source_file", "source_row")
     frame = pl.DataFrame(rows, schema=list(names), orient="row")
     moment = (pl.col("second") * 1_000_000).cast(pl.Datetime("us", "UTC")).alias("timestamp")
-    return frame.with_columns(moment, pl.col("event_type").cast(pl.Categorical), pl.col("value").cast(pl.Float32)).lazy()
+    return frame.with_columns(
+        moment, pl.col("event_type").cast(pl.Categorical), pl.col("value").cast(pl.Float32)
+    ).lazy()
 
 
 ROWS = [

@@ -36,7 +36,9 @@ def ingest(folder: Path) -> dict[str, Any]:
     return {
         "events": of_frame(events.with_columns(pl.col("event_type").cast(pl.String))),
         "quarantine": of_frame(refused.drop("source_path")),
-        "items": of_frame(pl.read_parquet(folder / "items.parquet").with_columns(pl.col("categories").list.join("|"))),
+        "items": of_frame(
+            pl.read_parquet(folder / "items.parquet").with_columns(pl.col("categories").list.join("|"))
+        ),
     }
 
 
@@ -47,11 +49,18 @@ def features(folder: Path) -> dict[str, Any]:
 
 def train(folder: Path) -> dict[str, Any]:
     history = pl.read_parquet(folder / "history.parquet")
-    return {"loss": history["loss"].to_list(), "steps": history["steps"].to_list(), "items": digest(np.load(folder / "items.npy"))}
+    return {
+        "loss": history["loss"].to_list(),
+        "steps": history["steps"].to_list(),
+        "items": digest(np.load(folder / "items.npy")),
+    }
 
 
 def index(folder: Path) -> dict[str, Any]:
-    return {"recall": json.loads((folder / "recall.json").read_text())["recall@100"], "shape": list(np.load(folder / "item_vectors.npy").shape)}
+    return {
+        "recall": json.loads((folder / "recall.json").read_text())["recall@100"],
+        "shape": list(np.load(folder / "item_vectors.npy").shape),
+    }
 
 
 def rank(folder: Path) -> dict[str, Any]:
@@ -60,7 +69,11 @@ def rank(folder: Path) -> dict[str, Any]:
 
 def evaluate(folder: Path) -> dict[str, Any]:
     metrics = json.loads((folder / "metrics.json").read_text())
-    exact = {"targets": metrics["targets"], "users": metrics["users"], "left_out": metrics["targets_left_out"]}
+    exact = {
+        "targets": metrics["targets"],
+        "users": metrics["users"],
+        "left_out": metrics["targets_left_out"],
+    }
     return exact | {name: values["ndcg@10"] for name, values in metrics["metrics"].items()}
 
 
@@ -76,12 +89,19 @@ def publish(folder: Path) -> dict[str, Any]:
 
 def score(folder: Path) -> dict[str, Any]:
     scored = pl.read_parquet(folder / "recommendations" / "*.parquet")
-    return {"users": of_frame(scored.select("user_id", "rank")), "files": len(list((folder / "recommendations").iterdir()))}
+    return {
+        "users": of_frame(scored.select("user_id", "rank")),
+        "files": len(list((folder / "recommendations").iterdir())),
+    }
 
 
 def report(folder: Path) -> dict[str, Any]:
     text = (folder / "report.html").read_text()
-    return {"headings": [line.split(">")[1].split("<")[0] for line in text.splitlines() if line.strip().startswith("<h2")]}
+    return {
+        "headings": [
+            line.split(">")[1].split("<")[0] for line in text.splitlines() if line.strip().startswith("<h2")
+        ]
+    }
 
 
 SUMMARIES: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -106,6 +126,8 @@ def test_a_stage_s_result_is_that_of_its_version(finished: Workdir, stage: str) 
         golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
         GOLDEN.write_text(json.dumps(golden | {stage: found}, indent=1, sort_keys=True) + "\n")
     held = json.loads(GOLDEN.read_text())[stage]
-    different = {key: (found.get(key), value) for key, value in held.items() if not alike(found.get(key), value)}
+    different = {
+        key: (found.get(key), value) for key, value in held.items() if not alike(found.get(key), value)
+    }
     assert not different, f"{stage} gives another result: raise its version in pipeline/stages.py"
     assert set(found) == set(held)

@@ -54,7 +54,9 @@ def test_noise_clicks_carry_less_weight_than_real_ones(demo: Workdir) -> None:
     real, noisy = drop[~is_last & ~is_noise], drop[~is_last & is_noise]
     assert len(noisy) > 500
     draws = np.random.default_rng(0)
-    difference = [draws.choice(real, len(real)).mean() - draws.choice(noisy, len(noisy)).mean() for _ in range(1000)]
+    difference = [
+        draws.choice(real, len(real)).mean() - draws.choice(noisy, len(noisy)).mean() for _ in range(1000)
+    ]
     assert np.quantile(difference, 0.025) > 0
 
 
