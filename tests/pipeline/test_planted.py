@@ -1,4 +1,4 @@
-"""What was planted in the demo log is found: the model beats what looks at popularity or the last items, and noise weighs less."""
+"""What was planted in the demo log is found: the model beats popularity and what looks at the last items; noise weighs less."""
 
 import json
 

@@ -191,8 +191,8 @@ def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
         "4 users, 23 items and 35 events, from 1970-01-01 to 1970-02-04",
         "left out by ingest: bad timestamp 4",
         "of type LIKE 18",
-        "NDCG@10 0.2100 (95 % interval 0.2000 to 0.2200) and hit rate@10 0.4200."
-        " On the same targets it is better than popularity.",
+        "NDCG@10 0.2100 (95 % interval 0.2000 to 0.2200) and hit rate@10 0.4200.",
+        "On the same targets it is better than popularity.",
         "The best epoch was 2 of 3; the model judged below was then trained again",
         "+0.0800 +0.0500 to +0.1100 better",
         "recent popularity is not there: the log has no times",
