@@ -180,8 +180,6 @@ def _explain(error: OSError) -> str:
 
 def main() -> None:
     """Run the command line; what a user can cause ends as one message, never a traceback."""
-    os.environ.setdefault(
-    )  # spinning threads are several times slower on busy cores
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:

@@ -14,7 +14,10 @@ os.environ.setdefault(
 hypothesis.settings.register_profile("shared-cores", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("shared-cores")
 ROOT = Path(__file__).resolve().parents[1]
-DATA_FOLDERS = (ROOT / "data" / "raw", ROOT.parent / "shared" / "data")
+DATA_FOLDERS = (
+    ROOT / "data" / "raw",
+    Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT / ".." / "shared" / "data")),
+)
 
 SHAPED = [
     f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if "models.shapes" in path.read_text()
@@ -38,7 +41,7 @@ def public_data() -> Callable[[str], Path]:
             if (folder / name).is_dir():
                 return folder / name
         pytest.skip(
-            f"{name} is not in data/raw: lookback data --config pipeline/configs/{name}.toml downloads it"
+            f"{name} is neither in data/raw nor in LOOKBACK_SHARED_DATA: lookback data --config pipeline/configs/{name}.toml downloads it"
         )
 
     return find
