@@ -41,7 +41,8 @@ def public_data() -> Callable[[str], Path]:
             if (folder / name).is_dir():
                 return folder / name
         pytest.skip(
-            f"{name} is neither in data/raw nor in LOOKBACK_SHARED_DATA: lookback data --config pipeline/configs/{name}.toml downloads it"
+            f"{name} is neither in data/raw nor in LOOKBACK_SHARED_DATA: "
+            f"lookback data --config pipeline/configs/{name}.toml downloads it"
         )
 
     return find
