@@ -7,6 +7,8 @@ from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.store import Digests, read_json, write_json
 
+SIMULATION_VERSION = 1
+"""Raised when the same settings and seed would give another log."""
 _REMOTE = ("s3://", "gs://", "az://")
 
 
@@ -71,13 +73,19 @@ def simulate_if_needed(config: Config) -> None:
     if config.simulate is None:
         return
     folder = config.folder / "raw"
-    wanted = {"settings": config.simulate.model_dump(), "seed": config.seed, "version": 1}
+    wanted = {"settings": config.simulate.model_dump(), "seed": config.seed, "version": SIMULATION_VERSION}
     marker = folder / "simulation.json"
     if marker.exists() and read_json(marker) == wanted:
         return
+    import filelock
+
     from features import simulate
 
-    marker.unlink(missing_ok=True)
-    settings = simulate.SimulationSettings(**config.simulate.model_dump())
-    simulate.write(simulate.simulate(settings, config.seed), folder)
-    write_json(marker, wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock"):
+        if marker.exists() and read_json(marker) == wanted:
+            return  # another process was faster
+        marker.unlink(missing_ok=True)
+        settings = simulate.SimulationSettings(**config.simulate.model_dump())
+        simulate.write(simulate.simulate(settings, config.seed), folder)
+        write_json(marker, wanted)
