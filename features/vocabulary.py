@@ -6,6 +6,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.ids import plain, typed
+from features.schema import IdType
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -57,7 +60,6 @@ class Vocabulary:
 
     def _lookup(self, ids: pl.Series) -> pl.Series:
         own = self.frame("index", "id").lazy()
-        if ids.dtype != self.ids.dtype:
-            ids = ids.cast(self.ids.dtype, strict=False)
-        asked = pl.LazyFrame({"id": ids})
+        kind: IdType = "int64" if self.ids.dtype == pl.Int64 else "string"
+        asked = pl.LazyFrame({"id": typed(plain(ids), kind)})
         return asked.join(own, on="id", how="left", maintain_order="left").select("index").collect()["index"]

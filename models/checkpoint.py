@@ -71,7 +71,7 @@ def load_training(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, reason: object) -> ValueError:
     return ValueError(
-        f"{path}: cannot be read ({reason}); expected the file as it was saved: remove it and run the stage again"
+        f"{path}: cannot be read ({reason}); expected the file as it was saved: run the stage again with --force"
     )
 
 

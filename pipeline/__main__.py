@@ -175,7 +175,7 @@ def _explain(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         where = error.filename or "while writing"
         return f"no space left on the device ({where}); free some and run again: nothing half-written is used"
-    return f"{error.filename or 'a file'}: {error.strerror or error}; check that the folder exists and can be written"
+    return f"{error.filename or 'a file'}: {error.strerror or error}; check that the folder (data_dir?) exists and can be written"
 
 
 def main() -> None:
@@ -193,6 +193,14 @@ def main() -> None:
         _fail(_explain(error), 1)
     except (ValueError, MemoryError) as error:
         _fail(str(error) or "out of memory", 1)
+    except _polars_errors() as error:
+        _fail(f"a table cannot be read or computed: {error}", 1)
+
+
+def _polars_errors() -> tuple[type[Exception], ...]:
+    """What polars raises, where a command has imported it at all."""
+    polars = sys.modules.get("polars")
+    return (polars.exceptions.PolarsError,) if polars is not None else ()
 
 
 def _fail(message: str, code: int) -> None:

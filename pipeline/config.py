@@ -6,6 +6,7 @@ import difflib
 import tomllib
 import types
 import typing
+import zoneinfo
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -93,7 +94,13 @@ class EventsConfig(Table):
             raise ValueError(
                 "events.min_value: received a value, but events.columns names no value; expected a column for it"
             )
-        datetime.date.fromisoformat(self.earliest)
+        _check_iso("events.earliest", self.earliest)
+        try:
+            zoneinfo.ZoneInfo(self.timezone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"events.timezone: received {self.timezone!r}, expected an IANA name such as Europe/Berlin"
+            ) from None
         return self
 
 
@@ -155,7 +162,7 @@ class SplitConfig(Section):
                 "expected less than 1 together, so that something is left to train on"
             )
         if self.test_from is not None:
-            datetime.datetime.fromisoformat(self.test_from)
+            _check_iso("split.test_from", self.test_from)
         return self
 
 
@@ -240,6 +247,13 @@ class ScoreConfig(Section):
     """Users encoded and searched at a time."""
     shard_users: int = Field(50_000, ge=1)
     """Users per Parquet file, the unit in which an interrupted run continues."""
+
+    @pydantic.field_validator("users")
+    @classmethod
+    def _known_users(cls, users: str) -> str:
+        if users != "all" and not users.endswith(".parquet"):
+            _check_iso("score.users", users, "all, a .parquet file with user_id, or ")
+        return users
 
     @pydantic.field_validator("model")
     @classmethod
@@ -385,7 +399,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _dates_as_text(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(
             f"configuration {path}: no such file; expected a TOML file (see pipeline/configs/)"
@@ -394,6 +408,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"configuration {path}: not valid TOML: {error}") from None
+
+
+def _dates_as_text(tree: dict[str, Any]) -> dict[str, Any]:
+    """Bare TOML dates and times as ISO text, which is what the keys hold."""
+    return {
+        key: _dates_as_text(value)
+        if isinstance(value, dict)
+        else value.isoformat()
+        if isinstance(value, datetime.date | datetime.time)
+        else value
+        for key, value in tree.items()
+    }
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -510,6 +536,15 @@ def _explain(error: pydantic.ValidationError, path: str | Path) -> str:
         else:
             lines.append(f"{path}: {key}: received {problem['input']!r}: {message[0].lower()}{message[1:]}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _check_iso(key: str, text: str, otherwise: str = "") -> None:
+    try:
+        datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"{key}: received {text!r}, expected {otherwise}an ISO date such as 2026-01-31"
+        ) from None
 
 
 def _check_columns(

@@ -66,7 +66,9 @@ def build(ctx: Context) -> None:
     folder = ctx.folder / "recommendations"
     folder.mkdir(exist_ok=True)
     total = _Counts()
-    shards = range(0, len(chosen), settings.shard_users)
+    shards = range(
+        0, max(len(chosen), 1), settings.shard_users
+    )  # nobody to score: one empty file with its columns
     with tqdm(total=len(chosen), unit="users", desc="score", disable=not ctx.show_progress) as bar:
         for number, start in enumerate(shards):
             users = chosen[start : start + settings.shard_users]
@@ -111,20 +113,19 @@ def _choose_users(settings: ScoreConfig, log: _Log) -> tuple[NDArray[np.int64], 
 
 
 def _asked_users(path: Path) -> pl.Series:
-    if "user_id" not in (found := pl.read_parquet_schema(path)):
+    try:
+        asked = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise LookbackError(f"score.users: {path}: cannot be read as Parquet: {error}") from None
+    if "user_id" not in asked.columns:
         raise LookbackError(
-            f"score.users: {path} has the columns {', '.join(found)}; expected a column user_id"
+            f"score.users: {path} has the columns {', '.join(asked.columns)}; expected a column user_id"
         )
-    return pl.read_parquet(path, columns=["user_id"])["user_id"].unique()
+    return asked["user_id"].drop_nulls().unique()
 
 
 def _moment(iso: str) -> int:
-    try:
-        moment = datetime.datetime.fromisoformat(iso)
-    except ValueError:
-        raise LookbackError(
-            f"score.users: received {iso!r}, expected all, a .parquet file with user_id, or an ISO date"
-        ) from None
+    moment = datetime.datetime.fromisoformat(iso)
     return round(
         (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1e6
     )

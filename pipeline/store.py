@@ -104,7 +104,7 @@ class Artifact:
             self._old.rename(self.folder)  # killed between the two renames of a forced rebuild
         if not (self.folder / MANIFEST).exists():
             return False
-        for relative, (size, _) in read_manifest(self.folder)["files"].items():
+        for relative, (size, _) in self._files().items():
             path = self.folder / relative
             if not path.exists():
                 raise DamagedArtifact(f"{path}: is missing from a finished artifact; {self._remedy()}")
@@ -116,12 +116,22 @@ class Artifact:
 
     def verify(self) -> None:
         """Raise DamagedArtifact where any file's digest is not the manifest's."""
-        for relative, (_, digest) in read_manifest(self.folder)["files"].items():
+        for relative, (_, digest) in self._files().items():
             path = self.folder / relative
             if not path.exists() or digest_file(path) != digest:
                 raise DamagedArtifact(
                     f"{path}: is damaged: its digest is not the manifest's; {self._remedy()}"
                 )
+
+    def _files(self) -> dict[str, list[Any]]:
+        """Relative path to [size, digest] of every file."""
+        try:
+            files: dict[str, list[Any]] = read_manifest(self.folder)["files"]
+        except (DamagedArtifact, KeyError, TypeError):
+            raise DamagedArtifact(
+                f"{self.folder / MANIFEST}: is damaged, not valid JSON as it was written; {self._remedy()}"
+            ) from None
+        return files
 
     def _remedy(self) -> str:
         return f"build it again with: lookback run {self.stage_folder.name} --force --config …"
@@ -196,6 +206,7 @@ class Artifact:
             )
             yield
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
 
     def is_locked(self) -> bool:

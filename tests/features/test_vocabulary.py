@@ -29,6 +29,13 @@ def test_ids_of_another_type_are_matched_by_value() -> None:
     assert users.encode_known(pl.Series(["5", "x", "-7"]), unknown=-1)[0].tolist() == [1, -1, 0]
 
 
+def test_floats_are_the_whole_number_they_hold_or_strangers() -> None:
+    users = Vocabulary.of(pl.Series("user_id", [1, 2]), first=0)
+    assert users.encode_known(pl.Series([1.5, 2.0]), unknown=-1)[0].tolist() == [-1, 1]
+    texts = Vocabulary.of(pl.Series("user_id", ["17850", "a"]), first=0)
+    assert texts.encode_known(pl.Series([17850.0]), unknown=-1)[0].tolist() == [0]
+
+
 @given(st.lists(st.one_of(st.integers(-(2**63), 2**63 - 1)), min_size=1))
 def test_there_and_back_exactly_for_every_int64(ids: list[int]) -> None:
     vocabulary = Vocabulary.of(pl.Series("id", ids, dtype=pl.Int64), first=1)

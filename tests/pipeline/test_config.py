@@ -62,6 +62,13 @@ def test_overrides(minimal: Path, override: str, expected: tuple[str, object]) -
     assert load_config(minimal, [override]).get(expected[0]) == expected[1]
 
 
+def test_bare_toml_dates_are_text(minimal: Path) -> None:
+    minimal.write_text(MINIMAL + "earliest = 2001-02-03\n[split]\ntest_from = 2024-01-31T10:00:00Z\n")
+    config = load_config(minimal)
+    assert config.events.earliest == "2001-02-03"
+    assert config.split.test_from == "2024-01-31T10:00:00+00:00"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -78,7 +85,10 @@ def test_overrides(minimal: Path, override: str, expected: tuple[str, object]) -
         ("model.dropout=1.0", "model.dropout"),
         ("model.block=hstu", "'transformer'"),
         ("split.test_fraction=0.95", "less than 1 together"),
-        ("split.test_from=soon", "isoformat"),
+        ("split.test_from=soon", "split.test_from: received"),
+        ("events.earliest=foo", "events.earliest: received"),
+        ("events.timezone=Mars/X", "events.timezone: received"),
+        ("score.users=foo", "score.users: received"),
         ("events.types={view=1.0}", "event_type"),
         ("events.min_value=3", "value"),
         ("events.timestamp_unit=position", "leave_one_out"),

@@ -197,7 +197,9 @@ def test_recommend_for_a_user_and_for_a_history(finished: Workdir) -> None:
         (("run", "ingest", "--set", "events.columns.user_id=person"), 1, "person"),
         (("run", "features", "--set", "split.test_from=2036-01-01"), 1, "test part is empty"),
         (("run", "features", "--set", "history.min_item_events=100000"), 1, "history.min_"),
-        (("run", "score", "--set", "score.users=someday"), 1, "someday"),
+        (("run", "score", "--set", "score.users=someday"), 2, "someday"),
+        (("run", "features", "--set", "events.timezone=Mars/X"), 2, "events.timezone"),
+        (("run", "score", "--set", "score.users=tiny.toml.parquet"), 1, "tiny.toml.parquet"),
         (("run", "score", "--set", "score.model=models:/nothing/7"), 1, "models:/nothing/7"),
     ],
 )
@@ -236,6 +238,23 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half(log_workdir: Callabl
     assert "lookback:" in done.stderr
     assert not list((workdir.folder / "data" / "tiny" / "ingest").glob("*/manifest.json"))
     assert workdir("run", "ingest").code == 0
+
+
+def test_scored_users_are_those_asked_for(copied: Workdir) -> None:
+    known = pl.read_parquet(copied.artifact("features") / "users.parquet")["user_id"][:2].to_list()
+    pl.DataFrame({"user_id": [*known, "stranger", None]}).write_parquet(copied.folder / "asked.parquet")
+    summary = copied.run("score", "--set", "score.users=asked.parquet")
+    scored = pl.read_parquet(Path(copied.folder / summary["folder"]) / "recommendations" / "*.parquet")
+    assert scored["user_id"].unique().sort().to_list() == sorted(known)
+    assert summary["rows_left_out"] == {"user_not_in_log": 1}
+    nobody = copied.run("score", "--set", "score.users=2099-01-01")
+    empty = pl.read_parquet(Path(copied.folder / nobody["folder"]) / "recommendations" / "*.parquet")
+    assert empty.schema == scored.schema
+    assert empty.is_empty()
+    (copied.folder / "junk.parquet").write_text("no table")
+    result = copied("run", "score", "--set", "score.users=junk.parquet")
+    assert result.code == 1
+    assert "junk.parquet" in result.err
 
 
 def test_prune_keeps_what_is_in_use(copied: Workdir) -> None:
