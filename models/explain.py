@@ -19,6 +19,8 @@ Method = Literal["fast", "exact"]
 
 BATCH_TOKENS = 2**13
 """Padded positions explained at a time."""
+BATCH_CELLS = 2**20
+"""Rows x items x dim of one pass: each item has a copy of the last position's states with their gradients."""
 
 
 def contributions(encoder: Encoder, histories: Histories, items: Int32, method: Method = "fast") -> Float32:
@@ -35,9 +37,11 @@ def contributions(encoder: Encoder, histories: Histories, items: Int32, method: 
         raise ValueError(f"because_method: received {method!r}, expected 'fast' or 'exact'")
     windows = histories.last(encoder.max_length)
     weights = np.zeros((*items.shape, int(windows.lengths.max(initial=0))), np.float32)
-    for rows in cut_by_tokens(windows.lengths, BATCH_TOKENS):
-        part = _METHODS[method](encoder, windows.select(rows), items[rows])
-        weights[rows, :, : part.shape[-1]] = part
+    step = max(1, BATCH_CELLS // (items.shape[1] * encoder.settings.dim))
+    for batch in cut_by_tokens(windows.lengths, BATCH_TOKENS):
+        for rows in (batch[start : start + step] for start in range(0, len(batch), step)):
+            part = _METHODS[method](encoder, windows.select(rows), items[rows])
+            weights[rows, :, : part.shape[-1]] = part
     weights[items == 0] = 0
     return weights
 

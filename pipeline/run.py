@@ -79,6 +79,7 @@ def _ensure(pipeline: Pipeline, node: Node, tracker: Tracker, *, force: bool, sh
 def _build(node: Node, context: Context) -> None:
     """Run the stage in its workspace and commit what it made."""
     started = time.monotonic()
+    store.give_back_memory()
     memory = store.PeakMemory()
     module = importlib.import_module(f"pipeline.{node.stage.name}")
     module.build(context)
