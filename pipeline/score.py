@@ -75,8 +75,9 @@ def build(ctx: Context) -> None:
             total.add(_score_shard(settings, bundle, log, users, folder / f"part-{number:05d}.parquet"))
             bar.update(len(users))
     (ctx.folder / "_SUCCESS").touch()
-    for progress in folder.glob(".*.json"):
-        progress.unlink()
+    for other in folder.iterdir():  # records of finished shards, and what a killed run was writing
+        if not (other.name.startswith("part-") and other.suffix == ".parquet"):
+            other.unlink()
     _report(ctx, bundle, total, strangers)
 
 

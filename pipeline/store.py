@@ -143,6 +143,9 @@ class Artifact:
         if self.workspace.exists() and not resume:
             shutil.rmtree(self.workspace)
         self.workspace.mkdir(parents=True, exist_ok=True)
+        for path in self.workspace.rglob(".*"):
+            if path.suffix[1:].isdigit():  # what a killed run was writing aside
+                path.unlink()
 
     def commit(self, manifest: dict[str, Any]) -> None:
         """Seal the workspace with its manifest and rename it into place, everything on disk first."""

@@ -87,8 +87,10 @@ def test_a_workspace_is_kept_only_for_a_stage_that_resumes(tmp_path: Path) -> No
     artifact = Artifact(tmp_path / "stage", "f" * 16)
     artifact.prepare(resume=True)
     (artifact.workspace / "checkpoint").write_text("x")
+    (artifact.workspace / ".checkpoint.4711").write_text("half")
     artifact.prepare(resume=True)
     assert (artifact.workspace / "checkpoint").exists()
+    assert not (artifact.workspace / ".checkpoint.4711").exists()
     artifact.prepare(resume=False)
     assert not (artifact.workspace / "checkpoint").exists()
 
