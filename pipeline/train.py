@@ -63,7 +63,7 @@ class Trainer:
         config = self._ctx.config
         path = self._checkpoints / f"{name}.pt"
         resume = checkpoint.load_training(path) if path.exists() else None
-        return fit(
+        result = fit(
             histories,
             encoder=config.model,
             train=config.train,
@@ -76,21 +76,19 @@ class Trainer:
             max_steps=max_steps,
             resume=resume,
             on_checkpoint=lambda state: checkpoint.save_training(state, path),
-            on_epoch=lambda record: self._on_epoch(name, record),
+            on_epoch=lambda record: self._ctx.live.metrics(_metrics(name, record), record.epoch),
             show_progress=self._ctx.show_progress,
         )
+        for record in result.history:
+            for key, value in _metrics(name, record).items():
+                self._ctx.track.metric(key, value, record.epoch)
+        return result
 
     def refit(self, name: str, histories: Histories, mapping: Int32, selection: dict[str, Any]) -> FitResult:
         """Train again from the start on more events: the steps that validation chose, scaled by the number of targets."""
         lengths = np.minimum(histories.lengths - 1, self._ctx.config.history.max_length)
         scale = int(lengths[lengths > 0].sum()) / selection["targets_per_epoch"]
         return self.fit(name, histories, mapping, max_steps=max(1, round(selection["best_step"] * scale)))
-
-    def _on_epoch(self, name: str, record: EpochRecord) -> None:
-        prefix = "" if name == "selection" else f"{name}/"
-        self._ctx.live.metrics(
-            {prefix + key: value for key, value in _metrics(record.row()).items()}, record.epoch
-        )
 
 
 def type_weights(config: Config, names: list[str]) -> Float32:
@@ -123,17 +121,16 @@ def _facts(result: FitResult) -> dict[str, Any]:
     } | result.resolved
 
 
-def _metrics(row: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if key != "epoch"}
+def _metrics(name: str, record: EpochRecord) -> dict[str, float]:
+    """An epoch's numbers as MLflow shows them: those of the selection plainly, those of another training under its name."""
+    prefix = "" if name == "selection" else f"{name}/"
+    return {prefix + key: value for key, value in record.row().items() if key != "epoch"}
 
 
 def _report(ctx: Context, features: Path, training: Histories, facts: dict[str, Any]) -> None:
     history = facts.pop("history")
     pl.DataFrame(history).write_parquet(ctx.folder / "history.parquet")
     (ctx.folder / "training.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    for row in history:
-        for name, value in _metrics(row).items():
-            ctx.track.metric(name, value, int(row["epoch"]))
     best = facts["best"]["validation_ndcg@10"]
     ctx.manifest.update(
         rows_in=int(training.lengths.sum()),

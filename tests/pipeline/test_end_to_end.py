@@ -204,9 +204,9 @@ def test_recommend_for_a_user_and_for_a_history(finished: Workdir) -> None:
     ],
 )
 def test_what_goes_wrong_is_one_message(
-    finished: Workdir, arguments: tuple[str, ...], code: int, message: str
+    copied: Workdir, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    result = finished(*arguments)
+    result = copied(*arguments)
     assert result.code == code, result.err
     assert message in result.err
     assert len(result.err.strip().splitlines()) <= 12
