@@ -5,7 +5,6 @@ stands for one quote. A quote anywhere else is a character like any other. Every
 header (without one: than most of the first lines) is broken. Blank lines are no rows.
 """
 
-import codecs
 import collections
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -68,10 +67,14 @@ def header_names(stream: BinaryIO, form: TableFormat, where: str) -> list[str]:
 
 
 def _first_block(stream: BinaryIO, where: str, section: str) -> bytes:
-    """The beginning of the file: enough to know its columns by."""
+    """The beginning of the file, a whole line at least: enough to know its columns by."""
     start = b""
-    while len(start) < FIRST_BYTES and (more := stream.read(FIRST_BYTES)):
+    while len(start) < FIRST_BYTES or b"\n" not in start.lstrip(b"\r\n"):
+        more = stream.read(FIRST_BYTES)
+        if not more:
+            break
         start += more
+        tables.check_row_length(len(start) - FIRST_BYTES, where)
     return tables.without_mark(start, where, section)
 
 
@@ -158,77 +161,40 @@ def split_row(text: str, separator: str) -> list[str] | None:
 
 def _normal(block: bytes, encoding: str) -> bytes:
     """Whole lines as UTF-8 (as far as they are valid), each ended by one line feed."""
-    if encoding != "utf-8" and not block.isascii():
-        block = block.decode(encoding).encode()
+    block = tables.as_utf8(block, encoding)
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
     return block if not block or block.endswith(b"\n") else block + b"\n"
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """A block cut into lines."""
-
-    text: bytes
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    is_valid: bool
-    """Whether all of it is UTF-8."""
-
-    @classmethod
-    def of(cls, text: bytes) -> "_Lines":
-        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _LINE_FEED)
-        return cls(text, np.concatenate(([0], ends + 1))[:-1], ends, text.isascii() or _is_utf8(text))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def undecodable(self) -> NDArray[np.bool_]:
-        """[lines] whether a line is not UTF-8."""
-        bad = np.zeros(len(self), dtype=bool)
-        if self.is_valid:
-            return bad
-        view, line = memoryview(self.text), 0
-        while line < len(self):
-            try:
-                codecs.utf_8_decode(view[self.starts[line] :], "strict", True)
-            except UnicodeDecodeError as error:
-                line = int(np.searchsorted(self.ends, self.starts[line] + error.start))
-                bad[line] = True
-                line += 1
-            else:
-                break
-        return bad
-
-    def raw(self, first: Rows, last: Rows) -> Callable[[Rows], list[str]]:
-        """The text of rows that go from one line to another."""
-        return lambda rows: [
-            tables.as_text(self.text[self.starts[first[row]] : self.ends[last[row]]], "utf-8") for row in rows
-        ]
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _parse(text: bytes, layout: _Layout, *, last: bool) -> tuple[Chunk, int]:
     """The rows of whole lines, and how many bytes they are: a row that is still open at the end waits for more."""
-    lines = _Lines.of(text)
     one_byte = layout.separator if len(layout.separator) == 1 else _unused(text)
     if _needs_care(text, layout.separator) or one_byte is None:
-        return _split_quoted(lines, layout, one_byte, last=last)
+        return _split_quoted(tables.Lines.of(text), layout, one_byte, last=last)
     plain = text if one_byte == layout.separator else text.replace(layout.separator, one_byte)
-    frame = _fields(plain, layout, one_byte, is_valid=lines.is_valid)
+    is_valid = tables.is_utf8(text)
+    frame = _fields(plain, layout, one_byte, is_valid=is_valid)
+    if is_valid and _is_regular_block(plain, frame, layout, one_byte):
+        return Chunk(frame.select(*layout.wanted), np.zeros(len(frame), dtype=bool), _raw(text)), len(text)
+    lines = tables.Lines.of(text)
     assert len(frame) == len(lines)
-    broken = _wrong_counts(plain, frame, layout, one_byte) | lines.undecodable()
+    broken = _wrong_counts(plain, layout, one_byte) | lines.undecodable()
     kept = np.flatnonzero(lines.ends > lines.starts)
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
     return Chunk(frame.select(*layout.wanted), broken, lines.raw(kept, kept)), len(text)
+
+
+def _raw(text: bytes) -> Callable[[Rows], list[str]]:
+    """The text of lines without blank ones among them; cut only when it is asked for."""
+
+    def raw(rows: Rows) -> list[str]:
+        lines = tables.Lines.of(text if len(rows) else b"")
+        every = np.arange(len(lines))
+        return lines.raw(every, every)(rows)
+
+    return raw
 
 
 def _needs_care(text: bytes, separator: bytes) -> bool:
@@ -261,19 +227,31 @@ def _fields(
     ).select(pl.col(str(position)).alias(ours) for ours, position in positions.items())
 
 
-def _wrong_counts(text: bytes, frame: pl.DataFrame, layout: _Layout, separator: bytes) -> NDArray[np.bool_]:
-    """[lines] whether a line without quotes has another number of fields than it must.
+def _is_regular_block(text: bytes, frame: pl.DataFrame, layout: _Layout, separator: bytes) -> bool:
+    """Whether every line, without quotes, has the right number of fields; blank lines have not.
 
-    Where the total is right and no last field is empty none is short, so none is long: the usual case needs no more.
+    Where the total is right and no last field is empty none is short, so none is long. Else the marks (separators and line
+    feeds) tell: every `num_fields`-th one is a line feed.
     """
-    is_separator = np.frombuffer(text, np.uint8) == separator[0]
-    if (
-        np.count_nonzero(is_separator) == len(frame) * (layout.num_fields - 1)
-        and not (frame["_last"] == "").any()
-    ):
-        return np.zeros(len(frame), dtype=bool)
-    before = np.cumsum(is_separator, dtype=np.int32)[np.frombuffer(text, np.uint8) == _LINE_FEED]
-    is_wrong: NDArray[np.bool_] = np.diff(before, prepend=0) != layout.num_fields - 1
+    codes = np.frombuffer(text, np.uint8)
+    is_separator = codes == separator[0]
+    is_end = codes == _LINE_FEED
+    num_ends, num_separators = int(np.count_nonzero(is_end)), int(np.count_nonzero(is_separator))
+    if num_ends != len(frame) or num_separators != len(frame) * (layout.num_fields - 1):
+        return False
+    if not (frame["_last"] == "").any():
+        return True
+    marks = np.flatnonzero(is_separator | is_end)
+    return layout.num_fields > 1 and bool(is_end[marks[layout.num_fields - 1 :: layout.num_fields]].all())
+
+
+def _wrong_counts(text: bytes, layout: _Layout, separator: bytes) -> NDArray[np.bool_]:
+    """[lines] whether a line without quotes has another number of fields than it must."""
+    codes = np.frombuffer(text, np.uint8)
+    is_separator = codes == separator[0]
+    is_end = codes == _LINE_FEED
+    (ends_at,) = np.nonzero(is_end[is_separator | is_end])  # among separators and line feeds
+    is_wrong: NDArray[np.bool_] = np.diff(ends_at, prepend=-1) != layout.num_fields
     return is_wrong
 
 
@@ -286,17 +264,18 @@ class _Odd:
     fields: list[str] | None
 
 
-def _split_quoted(lines: _Lines, layout: _Layout, one_byte: bytes | None, *, last: bool) -> tuple[Chunk, int]:
+def _split_quoted(
+    lines: tables.Lines, layout: _Layout, one_byte: bytes | None, *, last: bool
+) -> tuple[Chunk, int]:
     """As `_parse`, for text with quotes: lines that are whole rows by themselves go to the fast parser, others one by one."""
-    texts = lines.text.decode(errors="replace").split("\n")[:-1]
-    column = pl.Series(texts, dtype=pl.String)
+    column = lines.texts()
     is_regular = _is_regular(column, layout, one_byte) & (lines.ends > lines.starts)
     if one_byte is not None and lines.is_valid and is_regular.all():
         text = lines.text.replace(layout.separator, one_byte)
         frame = _fields(text, layout, one_byte, quotes=True).select(*layout.wanted)
         every = np.arange(len(lines))
         return Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(every, every)), len(lines.text)
-    odd, used = _odd_rows(texts, is_regular, layout, last=last)
+    odd, used = _odd_rows(lines, is_regular, layout, last=last)
     for row in odd:
         is_regular[row.first : row.last + 1] = False
     regular = np.flatnonzero(is_regular[:used])
@@ -319,8 +298,8 @@ def _is_regular(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> ND
         return np.zeros(len(texts), dtype=bool)
     if one_byte == layout.separator:
         separator = re.escape(one_byte.decode())
-        field = f'(?:"(?:[^"\\r]|"")*"|[^"\\r{separator}]*)'
-        return texts.str.contains(f"^{field}(?:{separator}{field}){{{layout.num_fields - 1}}}$").to_numpy()
+        field = f'(?:"(?:[^"\\r]|"")*"|[^"\\r\\n{separator}]*)'
+        return texts.str.contains(f"^{field}(?:{separator}{field}){{{layout.num_fields - 1}}}\n$").to_numpy()
     count = texts.str.count_matches(layout.separator.decode(), literal=True)
     return ((count == layout.num_fields - 1) & ~texts.str.contains(r'["\r]')).to_numpy()
 
@@ -328,7 +307,7 @@ def _is_regular(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> ND
 def _regular_rows(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> pl.DataFrame:
     if one_byte is None or not len(texts):
         return pl.DataFrame(schema=dict.fromkeys(layout.wanted, pl.String))
-    text = "\n".join([*texts.to_list(), ""]).encode()
+    text = texts.str.join("").item().encode()
     return _fields(text.replace(layout.separator, one_byte), layout, one_byte, quotes=True).select(
         *layout.wanted
     )
@@ -343,29 +322,27 @@ def _odd_frame(odd: Sequence[_Odd], layout: _Layout) -> pl.DataFrame:
 
 
 def _odd_rows(
-    texts: Sequence[str], is_regular: NDArray[np.bool_], layout: _Layout, *, last: bool
+    lines: tables.Lines, is_regular: NDArray[np.bool_], layout: _Layout, *, last: bool
 ) -> tuple[list[_Odd], int]:
     """The rows that begin with a line which is not regular, and how many lines are done with."""
     separator = layout.separator.decode()
     rows: list[_Odd] = []
     for line in np.flatnonzero(~is_regular).tolist():
-        if (rows and line <= rows[-1].last) or not texts[line]:
+        if (rows and line <= rows[-1].last) or not lines.line(line):
             continue
-        row = _odd_row(texts, line, separator, layout.num_fields)
-        if row is None and not last and len(texts) - line < LINES_PER_ROW:
+        row = _odd_row(lines, line, separator, layout.num_fields)
+        if row is None and not last and len(lines) - line < LINES_PER_ROW:
             return rows, line
         rows.append(row or _Odd(line, line, None))
-    return rows, len(texts)
+    return rows, len(lines)
 
 
-def _odd_row(texts: Sequence[str], line: int, separator: str, num_fields: int) -> _Odd | None:
+def _odd_row(lines: tables.Lines, line: int, separator: str, num_fields: int) -> _Odd | None:
     """The row that begins here, over as many lines as its quotes ask for; None where they never close."""
-    text = texts[line]
-    for end in range(line, min(line + LINES_PER_ROW, len(texts))):
-        if end > line:
-            text += "\n" + texts[end]
-            if '"' not in texts[end]:
-                continue
+    for end in range(line, min(line + LINES_PER_ROW, len(lines))):
+        if end > line and b'"' not in lines.line(end):
+            continue
+        text = lines.text[lines.starts[line] : lines.ends[end]].decode(errors="replace")
         try:
             fields = split_row(text, separator)
         except Unclosed:

@@ -33,6 +33,9 @@ _ORDER = ("unparseable", "excluded_user", *REFUSED[1:], *LEFT_OUT[1:3])
 """Of several reasons the first counts."""
 
 NUM_EXAMPLES = 3
+EARLY_ROWS = 1_000_000
+HOPELESS_FRACTION = 0.95
+"""A file of which more than this is refused after EARLY_ROWS rows has another form than the settings say."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Counts:
     left_out: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
     """The first refused rows: source_path, source_row, raw, reason."""
+    first_ahead: int | None = None
+    """Microseconds since the epoch: the earliest time that was refused for lying after the format's latest."""
 
     def check(self) -> None:
         """Every row is in one place."""
@@ -90,6 +95,7 @@ class Counts:
             self.refused + other.refused,
             self.left_out + other.left_out,
             (self.examples + other.examples)[:NUM_EXAMPLES],
+            min((each.first_ahead for each in (self, other) if each.first_ahead is not None), default=None),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -108,11 +114,33 @@ class Counts:
 
 
 class TextIds(Exception):
-    """An accepted id of `column` is not a canonical int64, so `auto` means string."""
+    """An accepted id of `column` is not a canonical int64, so `auto` means string; the first such row is named."""
 
-    def __init__(self, column: str) -> None:
-        super().__init__(column)
+    def __init__(self, column: str, source_row: int, text: str) -> None:
+        super().__init__(column, source_row, text)
         self.column = column
+        self.source_row = source_row
+        self.text = text
+
+
+class Excluded:
+    """Users whose rows are left out, prepared once for ids of one type."""
+
+    def __init__(self, users: pl.Series, kind: IdType) -> None:
+        self._typed = ids.typed(users, kind).drop_nulls().unique().implode()
+        self._text = users.cast(pl.String).implode()
+
+    def holds(self, plain: pl.Series, typed: pl.Series) -> pl.Series:
+        """[n] whether each id of `ids.plain`, given in its final type too, is one of them.
+
+        Where an id is not of that type its text decides, so that not even a refused row of such a user is kept.
+        """
+        flags = typed.is_in(self._typed).fill_null(value=False)
+        other = typed.is_null() & plain.is_not_null()
+        if not other.any():
+            return flags
+        text = plain.filter(other).cast(pl.String).is_in(self._text).fill_null(value=False)
+        return flags.scatter(other.arg_true(), text)
 
 
 def scan(folder: Path) -> pl.LazyFrame:
@@ -142,16 +170,21 @@ def ingest_file(
     *,
     excluded: pl.Series | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
+    source_path: str | None = None,
+    max_refused_fraction: float = 1.0,
 ) -> Counts:
     """Stream one source file into `folder/events.parquet` and `folder/quarantine.parquet`.
 
     source_file: the name that its rows carry, 16 digits of its content digest. id_types: final type of user_id and item_id.
-    excluded: users to leave out (of `read_excluded`). on_rows: told how many rows each chunk had.
+    excluded: users to leave out (of `read_excluded`). on_rows: told how many rows each chunk had. source_path: what refused
+    rows carry as their file; default: `path`. max_refused_fraction: a file that is refused but for a few rows, and more than
+    this, is not read on after its first EARLY_ROWS rows.
 
-    Raises ValueError for a file that is not of the format, and TextIds where `id_types` has int64 because of `auto` and an
-    accepted id is none.
+    Raises ValueError for a file that is not of the format or that is not worth reading on, and TextIds where `id_types` has
+    int64 because of `auto` and an accepted id is none.
     """
     counts = Counts()
+    users = Excluded(excluded, id_types[USER_ID]) if excluded is not None else None
     kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
     places = {name: types[0] for name, types in schema.EVENTS.items()} | kinds
     with (
@@ -162,19 +195,36 @@ def ingest_file(
         ) as refused,
     ):
         for chunk in sources.read(path, form.table):
-            frame, verdict = judge(chunk, form, id_types, excluded)
+            frame, verdict = judge(chunk, form, id_types, users, rows_before=counts.rows_in)
             is_kept = verdict.is_null()
             row = pl.int_range(counts.rows_in + 1, counts.rows_in + 1 + pl.len(), dtype=pl.Int64).alias(
                 SOURCE_ROW
             )
             events = frame.with_columns(row, pl.lit(source_file).alias(SOURCE_FILE))
             accepted.write(events if is_kept.all() else events.filter(is_kept))
-            rows = _quarantine(chunk, verdict, source_file, str(path), counts.rows_in)
+            rows = _quarantine(chunk, verdict, source_file, source_path or str(path), counts.rows_in)
             refused.write(rows)
             _count(counts, verdict, rows)
+            if counts.refused["impossible_time"]:
+                counts.first_ahead = _first_ahead(frame[TIMESTAMP], verdict, form.latest, counts.first_ahead)
             on_rows(len(frame))
+            if _is_hopeless(counts, max_refused_fraction):
+                check_refused(counts, form, max_refused_fraction, read_to_end=False)
     counts.check()
     return counts
+
+
+def _is_hopeless(counts: Counts, max_refused_fraction: float) -> bool:
+    return (
+        counts.rows_in >= EARLY_ROWS
+        and counts.refused.total() > max(HOPELESS_FRACTION, max_refused_fraction) * counts.rows_in
+    )
+
+
+def _first_ahead(times: pl.Series, verdict: pl.Series, latest: int, before: int | None) -> int | None:
+    refused = times.filter(verdict == _ORDER.index("impossible_time")).dt.epoch("us")
+    found = refused.filter(refused > latest).min()
+    return min((int(each) for each in (found, before) if each is not None), default=None)  # type: ignore[arg-type]
 
 
 def _count(counts: Counts, verdict: pl.Series, refused: pl.DataFrame) -> None:
@@ -209,7 +259,11 @@ def _quarantine(
 
 
 def judge(
-    chunk: Chunk, form: EventFormat, id_types: Mapping[str, IdType], excluded: pl.Series | None = None
+    chunk: Chunk,
+    form: EventFormat,
+    id_types: Mapping[str, IdType],
+    excluded: Excluded | None = None,
+    rows_before: int = 0,
 ) -> tuple[pl.DataFrame, pl.Series]:
     """The events of a chunk, typed (user_id, item_id, timestamp, event_type, value), and a verdict on each row.
 
@@ -217,24 +271,22 @@ def judge(
     Raises TextIds as `ingest_file`.
     """
     source = chunk.frame
-    plain = {name: ids.plain(source[name]) for name in (USER_ID, ITEM_ID)}
+    plain = {name: _plain_ids(source, name) for name in (USER_ID, ITEM_ID)}
     typed = {name: ids.typed(column, id_types[name]) for name, column in plain.items()}
     moment = timestamps.microseconds(source[TIMESTAMP], form.timestamp_unit, form.timezone)
     value, is_bad_value = (
         _numbers(source[VALUE]) if VALUE in source else (_nothing(len(source), pl.Float32()), None)
     )
     event_type = _texts(source[EVENT_TYPE]) if EVENT_TYPE in source else _nothing(len(source), pl.String())
-    missing = {name: ids.is_missing(column) for name, column in plain.items()}
-    not_int64 = {name: typed[name].is_null() & ~missing[name] for name in typed}
+    missing = {name: _missing(plain[name], typed[name]) for name in typed}
+    not_int64 = {name: _not_int64(typed[name], missing[name]) for name in typed}
     reasons = {
         "unparseable": pl.Series(chunk.broken),
-        "excluded_user": _is_excluded(typed[USER_ID], excluded, id_types[USER_ID]),
+        "excluded_user": None if excluded is None else excluded.holds(plain[USER_ID], typed[USER_ID]),
         "missing_user": missing[USER_ID],
         "missing_item": missing[ITEM_ID],
-        "missing_time": _is_blank(source[TIMESTAMP]),
-        "impossible_time": moment.is_null()
-        if form.timestamp_unit == "position"
-        else ~_is_within(moment, form.earliest, form.latest),
+        "missing_time": _is_blank(source[TIMESTAMP]) if moment.null_count() else None,
+        "impossible_time": _impossible(moment, form),
         "bad_value": is_bad_value,
         "bad_user": not_int64[USER_ID] if form.id_types == "int64" else None,
         "bad_item": not_int64[ITEM_ID] if form.id_types == "int64" else None,
@@ -248,12 +300,10 @@ def judge(
     verdict = _first_reason(reasons, len(source))
     if form.id_types == "auto":
         for name, flags in not_int64.items():
-            if flags.any() and (flags & verdict.is_null()).any():
-                raise TextIds(name)
-    time = moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return pl.DataFrame(
-        {**typed, TIMESTAMP: time, EVENT_TYPE: event_type.cast(pl.Categorical()), VALUE: value}
-    ), verdict
+            if flags is not None and len(rows := (flags & verdict.is_null()).arg_true()):
+                raise TextIds(name, rows_before + rows[0] + 1, str(plain[name][rows[0]]))
+    events = {**typed, TIMESTAMP: moment.cast(schema.TIME), EVENT_TYPE: event_type.cast(pl.Categorical())}
+    return pl.DataFrame({**events, VALUE: value}), verdict
 
 
 def _first_reason(reasons: Mapping[str, pl.Series | None], num_rows: int) -> pl.Series:
@@ -267,14 +317,29 @@ def _first_reason(reasons: Mapping[str, pl.Series | None], num_rows: int) -> pl.
     return verdict.set(verdict < 0, None)
 
 
-def _is_within(moment: pl.Series, earliest: int, latest: int) -> pl.Series:
-    return moment.is_between(earliest, latest).fill_null(value=False)
+def _plain_ids(source: pl.DataFrame, name: str) -> pl.Series:
+    try:
+        return ids.plain(source[name])
+    except ValueError as error:
+        raise ValueError(f"events.columns.{name}: {error}") from None
 
 
-def _is_excluded(users: pl.Series, excluded: pl.Series | None, kind: IdType) -> pl.Series | None:
-    if excluded is None:
-        return None
-    return users.is_in(ids.typed(excluded, kind).drop_nulls().to_list()).fill_null(value=False)
+# Reasons: [rows] whether each row has it; None where none has, which is cheap to see.
+
+
+def _missing(plain: pl.Series, typed: pl.Series) -> pl.Series | None:
+    return None if typed.dtype == pl.Int64 and not typed.null_count() else ids.is_missing(plain)
+
+
+def _not_int64(typed: pl.Series, missing: pl.Series | None) -> pl.Series | None:
+    return typed.is_null() & ~missing if typed.null_count() and missing is not None else None
+
+
+def _impossible(moment: pl.Series, form: EventFormat) -> pl.Series | None:
+    if form.timestamp_unit == "position":
+        return moment.is_null() if moment.null_count() else None
+    is_within = moment.is_between(form.earliest, form.latest).fill_null(value=False)
+    return None if is_within.all() else ~is_within
 
 
 def _is_blank(column: pl.Series) -> pl.Series:
@@ -285,24 +350,31 @@ def _is_blank(column: pl.Series) -> pl.Series:
 
 def _texts(column: pl.Series) -> pl.Series:
     """A column as text, blanks as null."""
+    if column.dtype.is_nested():
+        raise ValueError(f"events.columns.event_type: the column is {column.dtype}, expected text")
     text = column.cast(pl.String, strict=False)
-    return text.set(ids.is_missing(text), None)
+    missing = ids.is_missing(text)
+    return text.set(missing, None) if missing.any() else text
 
 
-def _numbers(column: pl.Series) -> tuple[pl.Series, pl.Series]:
+def _numbers(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     """A column as float32, and where it holds something that is no finite number."""
     if column.dtype.is_nested() or column.dtype.is_temporal():
         raise ValueError(f"events.columns.value: the column is {column.dtype}, expected numbers")
     number = column.cast(pl.Float32, strict=False)
-    is_bad = ~number.is_finite().fill_null(value=False) & ~_is_blank(column)
-    return number.set(is_bad | number.is_nan().fill_null(value=False), None), is_bad
+    is_finite = number.is_finite().fill_null(value=False)
+    if is_finite.all():
+        return number, None
+    return number.set(~is_finite, None), ~is_finite & ~_is_blank(column)
 
 
 def _nothing(num_rows: int, kind: pl.DataType) -> pl.Series:
     return pl.Series([None], dtype=kind).new_from_index(0, num_rows)
 
 
-def check_refused(counts: Counts, form: EventFormat, max_refused_fraction: float) -> None:
+def check_refused(
+    counts: Counts, form: EventFormat, max_refused_fraction: float, *, read_to_end: bool = True
+) -> None:
     """Raise ValueError where there are no rows, no events, or too many refused rows; with counts, examples and settings."""
     if counts.rows_in == 0:
         raise ValueError(
@@ -318,8 +390,9 @@ def check_refused(counts: Counts, form: EventFormat, max_refused_fraction: float
         f"\n  {each['source_path']} row {each['source_row']} ({each['reason']}): {each['raw'][:200]}"
         for each in counts.examples
     )
+    total = f"{counts.rows_in:,}" if read_to_end else f"the first {counts.rows_in:,}"
     problem = (
-        f"{refused:,} of {counts.rows_in:,} rows were refused, expected at most {max_refused_fraction:.1%} "
+        f"{refused:,} of {total} rows were refused, expected at most {max_refused_fraction:.1%} "
         "(events.max_refused_fraction)"
         if refused > max_refused_fraction * counts.rows_in
         else f"none of {counts.rows_in:,} rows is an event that counts"

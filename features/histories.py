@@ -1,14 +1,27 @@
 """Jagged per-user arrays: every user's whole history, stored once, flat and memory-mapped."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from features import schema
-from features.vocabulary import Vocabulary
+BLOCK_EVENTS = 4_000_000
+"""Events that are looked at together where all of them may be more than memory holds."""
+
+
+def user_ranges(offsets: NDArray[np.int64], max_events: int) -> Iterator[tuple[int, int]]:
+    """Ranges of users [first, last) with at most `max_events` events together; one user's events are never divided.
+
+    offsets: [num_users + 1], where each user's events begin.
+    """
+    num_users, first = len(offsets) - 1, 0
+    while first < num_users:
+        fits = int(np.searchsorted(offsets, offsets[first] + max_events, side="right")) - 1
+        last = max(fits, first + 1)
+        yield first, last
+        first = last
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,25 @@ class JaggedHistories:
         """[events] the user of every event."""
         return np.repeat(np.arange(self.num_users), np.diff(self.offsets))
 
+    def blocks(self, max_events: int = BLOCK_EVENTS) -> Iterator[tuple[int, int]]:
+        """Ranges of users with at most `max_events` events together: see `user_ranges`."""
+        return user_ranges(self.offsets, max_events)
+
+    def item_counts(self, num_items: int, ends: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """[num_items + 1] events of every item; 0 is padding.
+
+        ends: [num_users] flat positions up to which each user's events count; None: all of them.
+        """
+        counts = np.zeros(num_items + 1, np.int64)
+        for first, last in self.blocks():
+            begin, end = self.offsets[first], self.offsets[last]
+            items = self.item_index[begin:end]
+            if ends is not None:
+                lengths = np.diff(self.offsets[first : last + 1])
+                items = items[np.arange(begin, end) < np.repeat(ends[first:last], lengths)]
+            counts += np.bincount(items, minlength=num_items + 1)
+        return counts
+
     def save(self, folder: Path) -> None:
         """One .npy file per array."""
         for each in fields(self):
@@ -47,53 +79,3 @@ class JaggedHistories:
     def load(cls, folder: Path) -> "JaggedHistories":
         """The saved histories, memory-mapped: nothing is read until it is used."""
         return cls(**{each.name: np.load(folder / f"{each.name}.npy", mmap_mode="r") for each in fields(cls)})
-
-
-def build(
-    events: pl.LazyFrame,
-    users: Vocabulary,
-    items: Vocabulary,
-    event_types: list[str],
-    *,
-    drop_consecutive: bool = False,
-) -> tuple[JaggedHistories, dict[str, int]]:
-    """Whole histories of every user, and how many events were left out per reason (`consecutive_repeat`).
-
-    Events have the columns of `schema.EVENTS`; every id must be in its vocabulary.
-    """
-    codes = np.arange(1, len(event_types) + 1, dtype=np.int16)
-    types = pl.LazyFrame({"event_type": pl.Series(event_types, dtype=pl.String), "type_index": codes})
-    frame = (
-        events.with_columns(pl.col(schema.EVENT_TYPE).cast(pl.String))
-        .join(users.frame("user_index", schema.USER_ID).lazy(), on=schema.USER_ID)
-        .join(items.frame("item_index", schema.ITEM_ID).lazy(), on=schema.ITEM_ID)
-        .join(types, on="event_type", how="left")
-        .select(
-            "user_index",
-            "item_index",
-            pl.col(schema.TIMESTAMP).dt.epoch("us").alias("time"),
-            pl.col("type_index").fill_null(0).cast(pl.Int16).alias("event_type"),
-            pl.col(schema.VALUE).fill_null(float("nan")).alias("value"),
-            pl.col(schema.SOURCE_FILE).rank("dense").cast(pl.Int32),
-            schema.SOURCE_ROW,
-        )
-        .sort("user_index", "time", schema.SOURCE_FILE, schema.SOURCE_ROW)
-        .collect()
-    )
-    left_out: dict[str, int] = {}
-    if drop_consecutive:
-        before = len(frame)
-        same = (pl.col("item_index") == pl.col("item_index").shift(1)) & (
-            pl.col("user_index") == pl.col("user_index").shift(1)
-        )
-        frame = frame.filter(~same.fill_null(value=False))
-        left_out["consecutive_repeat"] = before - len(frame)
-    counts = np.bincount(frame["user_index"].to_numpy(), minlength=len(users))
-    histories = JaggedHistories(
-        np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        frame["item_index"].to_numpy().astype(np.int32),
-        frame["time"].to_numpy().astype(np.int64),
-        frame["event_type"].to_numpy().astype(np.int16),
-        frame["value"].to_numpy().astype(np.float32),
-    )
-    return histories, left_out

@@ -46,11 +46,12 @@ def canonical(ids: pl.Series) -> pl.Series:
     if ids.dtype == pl.Int64:
         return ids
     number = ids.cast(pl.Int64, strict=False)
-    if not number.null_count() and (ids >= "1").all():  # nothing begins with a sign or a zero
+    is_odd = (number.is_null() | (ids < "1")) & ids.is_not_null()  # or begins with a sign or a zero
+    if not is_odd.any():
         return number
-    stripped = ids.str.replace(r"^(-?\d+)\.0+$", "$1") if number.null_count() > ids.null_count() else ids
-    number = stripped.cast(pl.Int64, strict=False)
-    return number.set(number.cast(pl.String) != stripped, None)
+    odd = ids.filter(is_odd).str.replace(r"^(-?\d+)\.0+$", "$1")
+    of_odd = odd.cast(pl.Int64, strict=False)
+    return number.scatter(is_odd.arg_true(), of_odd.set(of_odd.cast(pl.String) != odd, None))
 
 
 def typed(ids: pl.Series, kind: IdType) -> pl.Series:

@@ -1,20 +1,24 @@
 """What is known about items and users beside the log: tables in any form, ids typed like the events'."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from features import ids, records, schema, sources, tables
-from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, TEXT, TITLE, USER_ID, IdType
+from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, USER_ID, IdType
 from features.tables import TableFormat
 
+MAX_ODD_WIDTHS = 0.05
+"""Share of embeddings of another width than most above which a table is refused."""
+
 _CONTENT = tuple(schema.ITEM_CONTENT)
+_LIST = (pl.List, pl.Array)
 
 
 @dataclass(frozen=True)
@@ -43,94 +47,152 @@ class Table:
 def read_items(paths: Sequence[Path], form: ItemFormat, id_type: IdType) -> Table:
     """The items of one or more files: item_id and those of title, categories, text, embedding that are mapped.
 
-    Raises ValueError for a file that is not of its format, a mapped column that is not there, embeddings of two widths.
+    Of several rows of one item the first counts, files in the order given. Blank fields are null, and so is an embedding of
+    another width than the rest's or with something in it that is no finite number.
+
+    Raises ValueError for a file that is not of its format, a mapped column that is not there or of a type that cannot be it,
+    no row that can be used, embeddings of several widths.
     """
-    loaded = [_load(path, form) for path in paths]
+    loaded = [_load(path, form.table, ITEM_ID, form.category_separator) for path in paths]
+    frames = [
+        frame.select(
+            ITEM_ID,
+            *(_content(frame[name], form, path) for name in _CONTENT if name in frame),
+        )
+        for (frame, _), path in zip(loaded, paths, strict=True)
+    ]
     rows_in = sum(rows for _, rows in loaded)
-    frame = pl.concat([frame for frame, _ in loaded], how="diagonal")
-    table = _unique(frame, ITEM_ID, "item", id_type, rows_in)
+    table = _unique(pl.concat(frames, how="diagonal"), ITEM_ID, paths, form.table, id_type, rows_in)
     if EMBEDDING not in table.frame:
         return table
-    vectors, num_bad = _checked_vectors(table.frame[EMBEDDING])
-    return Table(table.frame.with_columns(vectors), rows_in, table.left_out, {"bad_embedding": num_bad})
+    vectors, num_bad = _checked_vectors(table.frame, form.table.section)
+    notes = {"bad_embedding": num_bad} if num_bad else {}
+    return replace(table, frame=table.frame.with_columns(vectors), notes=notes)
 
 
 def read_users(paths: Sequence[Path], form: TableFormat, id_type: IdType) -> Table:
-    """The users of one or more files: user_id and every mapped attribute, as text or as the source's type."""
-    frames, rows_in = [], 0
-    for path in paths:
-        for chunk in _chunks(path, form):
-            rows_in += len(chunk.frame)
-            frames.append(_plain_ids(chunk.frame.filter(~chunk.broken), USER_ID))
-    if not frames:
-        raise ValueError(f"{form.section}.path: {', '.join(map(str, paths))}: no row in any file")
-    return _unique(pl.concat(frames, how="vertical_relaxed"), USER_ID, "user", id_type, rows_in)
+    """The users of one or more files: user_id and every mapped attribute, as the source's type; JSON's as text or lists of it.
+
+    Raises ValueError for a file that is not of its format, a mapped column that is not there, no row that can be used, files
+    whose types do not fit together.
+    """
+    loaded = [_load(path, form, USER_ID, None) for path in paths]
+    rows_in = sum(rows for _, rows in loaded)
+    try:
+        frame = pl.concat([frame for frame, _ in loaded], how="vertical_relaxed")
+    except pl.exceptions.PolarsError as error:
+        kinds = "; ".join(
+            f"{path}: {dict(frame.schema)}" for (frame, _), path in zip(loaded, paths, strict=True)
+        )
+        raise ValueError(
+            f"{form.section}.path: columns of several files do not fit together: {str(error).splitlines()[0]} ({kinds})"
+        ) from None
+    return _unique(frame, USER_ID, paths, form, id_type, rows_in)
 
 
-def _plain_ids(frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """Ids as text, so that files of different types fit together."""
-    return frame.with_columns(ids.plain(frame[name]).cast(pl.String))
-
-
-def _unique(frame: pl.DataFrame, name: str, what: str, id_type: IdType, rows_in: int) -> Table:
-    """Rows with an id, the first of each; ids in their final type."""
+def _unique(
+    frame: pl.DataFrame, name: str, paths: Sequence[Path], form: TableFormat, id_type: IdType, rows_in: int
+) -> Table:
+    """Rows with an id, the first of each; ids in their final type. Raises ValueError where nothing is left."""
+    what = name.removesuffix("_id")
     text = frame[name]
     missing = ids.is_missing(text)
     typed = ids.typed(text, id_type)
     bad = typed.is_null() & ~missing
     kept = frame.with_columns(typed).filter(~missing & ~bad)
     table = kept.unique(name, keep="first", maintain_order=True)
-    left_out = {
+    counts = {
         "unparseable": rows_in - len(frame),
         f"missing_{what}": int(missing.sum()),
         f"bad_{what}": int(bad.sum()),
         "duplicate": len(kept) - len(table),
     }
-    return Table(table, rows_in, {reason: number for reason, number in left_out.items() if number}, {})
+    left_out = {reason: number for reason, number in counts.items() if number}
+    if not len(table):
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items()) or "no row"
+        raise ValueError(
+            f"{form.section}.path: {', '.join(map(str, paths))}: none of {rows_in:,} rows can be used ({reasons}), expected ids "
+            f"of type {id_type} like the events'. Settings in force: {form.describe()}"
+        )
+    return Table(table, rows_in, left_out, {})
 
 
 # --- reading ---
 
 
-def _load(path: Path, form: ItemFormat) -> tuple[pl.DataFrame, int]:
-    """A file's good rows, item_id as text and content in its types, and how many rows there were."""
-    kind = sources.format_of(path, form.table)
-    if kind in ("json", "jsonl"):
-        pairs = list(_json_object(path, form.table) if kind == "json" else _json_lines(path, form.table))
-        return _from_objects([each for each in pairs if each is not None], form), len(pairs)
-    chunks = list(_chunks(path, form.table))
-    frames = [_plain_ids(chunk.frame.filter(~chunk.broken), ITEM_ID) for chunk in chunks]
-    if not frames:
-        return pl.DataFrame(schema={ITEM_ID: pl.String()}), 0
-    frame = pl.concat(frames, how="vertical_relaxed")
-    typed = [_content(frame[name], form.category_separator) for name in frame.columns if name in _CONTENT]
-    return frame.select(ITEM_ID).with_columns(typed), sum(len(chunk.frame) for chunk in chunks)
+def _load(path: Path, form: TableFormat, id_name: str, separator: str | None) -> tuple[pl.DataFrame, int]:
+    """A file's rows that are of its format, ids as text, columns in the source's types; and how many rows there were."""
+    kind = sources.format_of(path, form)
+    if kind == "json":
+        return _from_objects(_json_object(path, form, id_name), form, id_name, separator, path)
+    if kind == "jsonl":
+        return _from_objects(_json_lines(path, form), form, id_name, separator, path)
+    chunks = list(_chunks(path, form, id_name))
+    if not chunks:
+        return pl.DataFrame(schema=dict.fromkeys(form.columns or (id_name,), pl.String())), 0
+    frame = pl.concat([chunk.frame.filter(~chunk.broken) for chunk in chunks], how="vertical_relaxed")
+    try:
+        plain = ids.plain(frame[id_name]).cast(pl.String)
+    except ValueError as error:
+        raise ValueError(f"{form.section}.columns.{id_name}: {path}: {error}") from None
+    return frame.with_columns(plain.alias(id_name)), sum(len(chunk.frame) for chunk in chunks)
 
 
-def _chunks(path: Path, form: TableFormat) -> Iterator[tables.Chunk]:
-    if form.columns:
-        yield from sources.read(path, form)
-        return
-    names = sources.column_names(path, form)
-    known = {name: name for name in (ITEM_ID, *_CONTENT) if name in names or name == ITEM_ID}
-    yield from sources.read(
-        path, TableFormat(form.section, known, form.format, form.separator, form.header, form.encoding)
-    )
+def _chunks(path: Path, form: TableFormat, id_name: str) -> Iterator[tables.Chunk]:
+    if not form.columns:
+        found = sources.column_names(path, form)
+        form = replace(
+            form, columns={name: name for name in (id_name, *_CONTENT) if name in (id_name, *found)}
+        )
+    yield from sources.read(path, form)
 
 
-def _json_object(path: Path, form: TableFormat) -> Iterator[dict[str, Any] | None]:
-    """One object for all items: {id: [attribute, …]} or {id: {…}}; each as {item_id, …} under the source's names."""
+def _json_object(path: Path, form: TableFormat, id_name: str) -> Iterator[dict[str, Any] | None]:
+    """One object for all, {id: {…}} or for items {id: [category, …]}: each as an object with the id under the source's name."""
     with sources.open_bytes(path) as stream:
         text = tables.without_mark(stream.read(), str(path), form.section)
-    content = records.parse_object(text, form.encoding)
-    if content is None:
+    first_wins = _FirstWins()
+    try:
+        content = json.loads(
+            text.decode(form.encoding),
+            parse_int=str,
+            parse_float=str,
+            parse_constant=str,
+            object_pairs_hook=first_wins,
+        )
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
         raise ValueError(
-            f"{form.section}.path: {path}: is not one JSON object from item_id to its attributes; "
+            f"{form.section}.path: {path}: is not one JSON object from {id_name} to its attributes; "
             f'for an object per line set {form.section}.format = "jsonl"'
         )
-    id_name, categories_name = (str(form.columns.get(name, name)) for name in (ITEM_ID, CATEGORIES))
-    for item_id, value in content.items():
-        yield {id_name: item_id, **(value if isinstance(value, dict) else {categories_name: value})}
+    for each, value in itertools.chain(content.items(), first_wins.repeats):
+        if isinstance(value, dict):
+            yield {**value, str(form.columns.get(id_name, id_name)): each}
+        elif id_name == ITEM_ID:
+            yield {
+                str(form.columns.get(CATEGORIES, CATEGORIES)): value,
+                str(form.columns.get(id_name, id_name)): each,
+            }
+        else:
+            yield None
+
+
+class _FirstWins:
+    """Makes dictionaries in which the first of equal keys counts; the last one made, the outermost, leaves its repeats here."""
+
+    repeats: list[tuple[str, Any]]
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        self.repeats = []
+        for key, value in pairs:
+            if key in made:
+                self.repeats.append((key, value))
+            else:
+                made[key] = value
+        return made
 
 
 def _json_lines(path: Path, form: TableFormat) -> Iterator[dict[str, Any] | None]:
@@ -139,95 +201,139 @@ def _json_lines(path: Path, form: TableFormat) -> Iterator[dict[str, Any] | None
             yield from (records.parse_object(line, form.encoding) for line in lines)
 
 
-def _from_objects(objects: Sequence[dict[str, Any]], form: ItemFormat) -> pl.DataFrame:
-    """JSON objects as columns: item_id as text, title, categories, text, embedding where mapped (or there, if nothing is)."""
-    keys = {key for each in objects for key in each}
-    columns = form.table.columns or {name: name for name in (ITEM_ID, *_CONTENT) if name in keys}
-    found: dict[str, list[Any]] = {
-        ours: [records.at_path(each, str(theirs)) for each in objects] for ours, theirs in columns.items()
-    }
-    absent = [ours for ours, values in found.items() if objects and all(each is None for each in values)]
-    if absent or (ITEM_ID not in found and objects):
-        name = absent[0] if absent else ITEM_ID
+def _from_objects(
+    objects: Iterable[dict[str, Any] | None],
+    form: TableFormat,
+    id_name: str,
+    separator: str | None,
+    path: Path,
+) -> tuple[pl.DataFrame, int]:
+    """JSON objects as columns: those mapped or, if none is, those of an items table; and how many there were, null ones too."""
+    columns = form.columns or {name: name for name in (id_name, *_CONTENT)}
+    values: dict[str, list[Any]] = {name: [] for name in columns}
+    keys: dict[str, None] = {}
+    rows_in = 0
+    for each in objects:
+        rows_in += 1
+        if each is None:
+            continue
+        keys |= dict.fromkeys(each)
+        for ours, theirs in columns.items():
+            values[ours].append(records.at_path(each, str(theirs)))
+    absent = [name for name, column in values.items() if all(each is None for each in column)]
+    if keys and absent and (form.columns or id_name in absent):
         raise ValueError(
-            f"{form.table.section}.columns.{name}: nothing at {columns.get(name, name)!r} in any object; "
+            f"{form.section}.columns.{absent[0]}: {path}: nothing at {columns[absent[0]]!r} in any object; "
             f"found {', '.join(sorted(keys)[:50])}"
         )
+    found = [name for name in columns if form.columns or name == id_name or name not in absent]
     frame = pl.DataFrame(
-        {ITEM_ID: pl.Series([_as_text(each) for each in found.get(ITEM_ID, [])], dtype=pl.String)}
+        [_json_column(name, values[name], separator, is_id=name == id_name) for name in found]
     )
-    for name in _CONTENT:
-        if name in found:
-            frame = frame.with_columns(_from_json(name, found[name], form.category_separator))
-    return frame
+    return frame, rows_in
 
 
-def _from_json(name: str, values: Sequence[Any], separator: str) -> pl.Series:
-    if name in (TITLE, TEXT):
-        return _content(pl.Series(name, [_as_text(each) for each in values], dtype=pl.String), separator)
-    split = separator if name == CATEGORIES else None
-    lists = [None if each is None else [_as_text(part) for part in _as_list(each, split)] for each in values]
-    return _content(pl.Series(name, lists, dtype=pl.List(pl.String)), separator)
+def _json_column(name: str, values: Sequence[Any], separator: str | None, *, is_id: bool) -> pl.Series:
+    """Values at one path as text, or as lists of text where any is a list (then one text is parted at the separator)."""
+    if is_id or not any(isinstance(each, list) for each in values):
+        return pl.Series(name, [_as_text(each) for each in values], dtype=pl.String)
+    lists = [
+        None if each is None else [_as_text(part) for part in _parts(each, separator)] for each in values
+    ]
+    return pl.Series(name, lists, dtype=pl.List(pl.String))
 
 
-def _as_list(value: Any, separator: str | None) -> Iterable[Any]:
-    if isinstance(value, list):
-        return value
-    if isinstance(value, dict):
-        return list(value)
-    return (
-        str(value).split(separator)
-        if separator is not None
-        else str(value).strip("[] ").replace(",", " ").split()
-    )
+def _parts(value: Any, separator: str | None) -> Iterator[Any]:
+    """What a list holds, lists in lists opened; of one text its parts."""
+    if isinstance(value, str) and separator is not None:
+        yield from value.split(separator)
+        return
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, list):
+            waiting += reversed(each)
+        else:
+            yield each
 
 
 def _as_text(value: Any) -> str | None:
     if value is None:
         return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # nested too deep to mean anything here
+        return None
     return text.encode("utf-8", errors="replace").decode()
 
 
 # --- content ---
 
 
-def _content(column: pl.Series, separator: str) -> pl.Series:
+def _content(column: pl.Series, form: ItemFormat, path: Path) -> pl.Series:
     """A content column in its type of `schema.ITEM_CONTENT`; blanks are null."""
-    name, is_list = column.name, isinstance(column.dtype, pl.List | pl.Array)
-    if name in (TITLE, TEXT):
-        text = column.cast(pl.String, strict=False).str.strip_chars()
-        return text.set(text == "", None)
-    if name == CATEGORIES:
-        return _category_lists(column, separator, is_list=is_list)
-    parts = (
-        column
-        if is_list
-        else column.cast(pl.String).str.strip_chars("[] ").str.replace_all(r"[,;|\s]+", " ").str.split(" ")
-    )
-    return parts.cast(pl.List(pl.Float32), strict=False)
+    received = column.dtype
+    while isinstance(column.dtype, _LIST) and isinstance(column.dtype.inner, _LIST):
+        column = column.cast(pl.List(column.dtype.inner)).list.eval(pl.element().explode())
+    element = column.dtype.inner if isinstance(column.dtype, _LIST) else column.dtype
+    if isinstance(element, pl.Struct | pl.Binary | pl.Object):
+        (expected,) = schema.ITEM_CONTENT[column.name]
+        raise ValueError(
+            f"{form.table.section}.columns.{column.name}: {path}: received {received}, expected {expected} or what can be "
+            "written as that"
+        )
+    if column.name == CATEGORIES:
+        return _category_lists(column, form.category_separator)
+    return _vectors(column) if column.name == EMBEDDING else _plain_text(column)
 
 
-def _category_lists(column: pl.Series, separator: str, *, is_list: bool) -> pl.Series:
+def _plain_text(column: pl.Series) -> pl.Series:
+    """Text; the parts of a list after each other."""
+    if isinstance(column.dtype, _LIST):
+        column = column.cast(pl.List(pl.String), strict=False).list.join(" ", ignore_nulls=True)
+    text = column.cast(pl.String, strict=False).str.strip_chars()
+    return text.set(text == "", None)
+
+
+def _category_lists(column: pl.Series, separator: str) -> pl.Series:
     lists = (
         column.cast(pl.List(pl.String), strict=False)
-        if is_list
+        if isinstance(column.dtype, _LIST)
         else column.cast(pl.String, strict=False).str.split(separator)
     )
     cleaned = lists.list.eval(pl.element().str.strip_chars().filter(pl.element().str.strip_chars() != ""))
     return cleaned.set(cleaned.list.len() == 0, None)
 
 
-def _checked_vectors(vectors: pl.Series) -> tuple[pl.Series, int]:
-    """Embeddings of one width; one of another width or with something that is no finite number becomes null and is counted."""
-    widths = Counter(vectors.drop_nulls().list.len().to_list())
-    if not widths:
+def _vectors(column: pl.Series) -> pl.Series:
+    """Lists of numbers, also from text such as "[0.5, 1]" or "0.5 1"; what is no number is null in them."""
+    parts = (
+        column
+        if isinstance(column.dtype, _LIST)
+        else column.cast(pl.String, strict=False).str.extract_all(r"[^\[\],;|\s]+")
+    )
+    vectors = parts.cast(pl.List(pl.Float32), strict=False)
+    return vectors.set(vectors.list.len() == 0, None)
+
+
+def _checked_vectors(table: pl.DataFrame, section: str) -> tuple[pl.Series, int]:
+    """Embeddings of one width, null where one is of another or has something in it that is no finite number; how many these are.
+
+    Raises ValueError where more than `MAX_ODD_WIDTHS` are of another width.
+    """
+    vectors = table[EMBEDDING]
+    widths = vectors.list.len()
+    counts = Counter(widths.drop_nulls().to_list())
+    if not counts:
         return vectors, 0
-    width = widths.most_common(1)[0][0]
-    finite = vectors.list.eval(pl.element().is_finite().fill_null(value=False)).list.all()
-    bad = (vectors.is_not_null() & ((vectors.list.len() != width) | ~finite)).fill_null(value=False)
-    if bad.sum() > np.ceil(0.5 * len(vectors.drop_nulls())) or width == 0:
+    width = counts.most_common(1)[0][0]
+    odd = widths.is_not_null() & (widths != width).fill_null(value=False)
+    if odd.sum() > MAX_ODD_WIDTHS * counts.total():
+        row = odd.arg_true()[0]
         raise ValueError(
-            f"items.columns.embedding: widths are {dict(widths.most_common(5))}, expected one width and finite numbers"
+            f"{section}.columns.embedding: item {table[ITEM_ID][row]!r} has {widths[row]} numbers, expected one width, and most "
+            f"have {width} (widths and how many items have each: {dict(counts.most_common(5))})"
         )
-    return pl.select(pl.when(~bad).then(vectors)).to_series().alias(vectors.name), int(bad.sum())
+    finite = vectors.list.eval(pl.element().is_finite().fill_null(value=False)).list.all()
+    good = (~odd & finite).fill_null(value=False)
+    return vectors.set(~good, None), int((vectors.is_not_null() & ~good).sum())

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -14,6 +16,53 @@ from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMEST
 ROWS_PER_GROUP = 1_000_000
 """Rows of a Parquet row group, about."""
 _BUCKET_ROWS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is kept of a part so that nobody has to read it again to know."""
+
+    num_users: int
+    num_items: int
+    user_ids: list[Any]
+    """The smallest and the largest, one where they are the same, none where the part is empty."""
+    item_ids: list[Any]
+    earliest: int | None
+    """Microseconds since the epoch."""
+    latest: int | None
+    events_by_type: dict[str, int]
+    """Under "" those without a type."""
+
+
+def describe(part: Path) -> Description:
+    """Read a part once; memory is in proportion to its distinct ids."""
+    log = schema.scan(part, schema.EVENTS)
+    kinds = pl.col(EVENT_TYPE).cast(pl.String).fill_null("")
+    times = pl.col(TIMESTAMP).dt.epoch("us")
+    users, items, types, span = pl.collect_all(
+        [
+            *(
+                log.select(pl.col(name)).unique().select(pl.len(), low=pl.min(name), high=pl.max(name))
+                for name in (USER_ID, ITEM_ID)
+            ),
+            log.group_by(kinds).len(),
+            log.select(earliest=times.min(), latest=times.max()),
+        ],
+        engine="streaming",
+    )
+    return Description(
+        num_users=users["len"][0],
+        num_items=items["len"][0],
+        user_ids=_ends(users),
+        item_ids=_ends(items),
+        earliest=span["earliest"][0],
+        latest=span["latest"][0],
+        events_by_type=dict(sorted(types.rows())),
+    )
+
+
+def _ends(ids: pl.DataFrame) -> list[Any]:
+    return sorted({ids["low"][0], ids["high"][0]} - {None})
 
 
 def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:

@@ -1,22 +1,17 @@
-"""Tables whose rows are records: JSON lines and Parquet."""
+"""Tables whose rows are JSON objects, one per line."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import tables
+from features.json_shapes import Shapes
 from features.schema import ITEM_ID, TIMESTAMP, USER_ID
 from features.tables import Chunk, Rows, TableFormat
-
-BATCH_ROWS = 250_000
-"""Rows of a chunk from Parquet."""
 
 
 class _Invalid(ValueError):
@@ -60,25 +55,58 @@ def json_lines(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[list
 def read_jsonl(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chunk]:
     """The rows of a file with a JSON object per line; names of columns are dotted paths."""
     paths = {ours: _name(form, ours, where) for ours in form.columns}
+    shapes = Shapes(paths)
     seen: set[str] = set()
     keys: set[str] = set()
-    for lines in json_lines(stream, form, where):
-        objects = [parse_object(line, form.encoding) for line in lines]
-        values = {
-            ours: [None if each is None else at_path(each, path) for each in objects]
-            for ours, path in paths.items()
-        }
-        seen |= {ours for ours, column in values.items() if any(each is not None for each in column)}
-        keys |= {key for each in objects[:100] if each is not None for key in each}
-        broken = np.array([each is None for each in objects], dtype=bool)
-        frame = pl.DataFrame({ours: _scalars(column, broken) for ours, column in values.items()})
-        yield Chunk(frame, broken, _raw_lines(lines, form.encoding))
-    absent = [ours for ours in (USER_ID, ITEM_ID, TIMESTAMP) if ours in paths and ours not in seen]
+    start = tables.without_mark(stream.read(4), where, form.section)
+    for block, _ in tables.whole_lines(stream, start, where):
+        lines = tables.Lines.of(tables.as_utf8(block, form.encoding))
+        is_text = ~lines.undecodable()
+        found, rest = shapes.match(lines.texts(), np.flatnonzero(is_text))
+        objects = _parsed(lines, np.union1d(rest, np.flatnonzero(~is_text)))
+        chunk = _chunk(lines, found, objects, paths)
+        seen |= {ours for ours in paths if chunk.frame[ours].null_count() < len(chunk.frame)}
+        keys |= {key for each in list(objects.values())[:100] if each is not None for key in each}
+        if len(chunk.frame):
+            yield chunk
+    keys |= shapes.keys()
+    needed = [ours for ours in (USER_ID, ITEM_ID, TIMESTAMP) if ours in paths]
+    absent = [ours for ours in needed if ours not in seen and paths[ours] not in keys]
     if keys and absent:
         raise tables.missing_column(form, absent[0], sorted(keys), where)
 
 
-def _scalars(values: list[Any], broken: NDArray[np.bool_]) -> pl.Series:
+def _parsed(lines: tables.Lines, rows: Rows) -> dict[int, dict[str, Any] | None]:
+    """Lines as JSON objects, those that are blank left out."""
+    texts = ((row, lines.line(row)) for row in rows.tolist())
+    return {row: parse_object(text, "utf-8") for row, text in texts if text.strip()}
+
+
+def _chunk(
+    lines: tables.Lines,
+    found: Sequence[tuple[Rows, pl.DataFrame]],
+    objects: Mapping[int, dict[str, Any] | None],
+    paths: Mapping[str, str],
+) -> Chunk:
+    """The rows whose values are `found` already and those that were parsed, in order."""
+    is_broken = np.array([each is None for each in objects.values()], dtype=bool)
+    parsed = {
+        ours: _scalars(
+            [None if each is None else at_path(each, path) for each in objects.values()], is_broken
+        )
+        for ours, path in paths.items()
+    }
+    rows = np.concatenate([*(rows for rows, _ in found), np.array(list(objects), dtype=np.int64)])
+    frame = pl.concat([*(frame for _, frame in found), pl.DataFrame(parsed)])
+    broken = np.zeros(len(rows), dtype=bool)
+    broken[len(rows) - len(objects) :] = is_broken
+    if len(found) + bool(objects) > 1:
+        order = np.argsort(rows)
+        rows, frame, broken = rows[order], frame[order], broken[order]
+    return Chunk(frame, broken, lines.raw(rows, rows))
+
+
+def _scalars(values: Sequence[Any], broken: NDArray[np.bool_]) -> pl.Series:
     """Values of one key as text; a row with an object, a list or half a surrogate pair there is marked broken."""
     texts: list[str | None] = []
     for row, value in enumerate(values):
@@ -100,10 +128,6 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _raw_lines(lines: Sequence[bytes], encoding: str) -> Callable[[Rows], list[str]]:
-    return lambda rows: [tables.as_text(lines[row], encoding) for row in rows]
-
-
 def _name(form: TableFormat, ours: str, where: str) -> str:
     theirs = form.columns[ours]
     if isinstance(theirs, int):
@@ -111,60 +135,3 @@ def _name(form: TableFormat, ours: str, where: str) -> str:
             f"{form.section}.columns.{ours}: received position {theirs} for {where}, expected a name: JSON has no positions"
         )
     return theirs
-
-
-def read_parquet(path: Path, form: TableFormat) -> Iterator[Chunk]:
-    """The rows of a Parquet file, columns with the types that they have there."""
-    try:
-        with pq.ParquetFile(path) as file:
-            found = list(file.schema_arrow.names)
-            names = {ours: tables.column_at(form, ours, found, str(path)) for ours in form.columns}
-            for batch in file.iter_batches(BATCH_ROWS, columns=sorted(set(names.values()))):
-                table, broken = _decoded(batch)
-                frame = table.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
-                yield Chunk(frame, broken, _raw_records(table))
-    except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
-
-
-def parquet_names(path: Path) -> list[str]:
-    """The columns of a Parquet file."""
-    try:
-        return list(pq.read_schema(path).names)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
-
-
-def _decoded(batch: pa.RecordBatch) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
-    """A batch as a frame, and the rows with bytes that are no text (nothing on the way here looks at them)."""
-    broken = np.zeros(len(batch), dtype=bool)
-    columns = []
-    for column in batch.columns:
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                raise
-            columns.append(_as_valid_text(column, broken))
-        else:
-            columns.append(column)
-    frame = pl.from_arrow(pa.record_batch(columns, names=batch.schema.names))
-    assert isinstance(frame, pl.DataFrame)
-    return frame, broken
-
-
-def _as_valid_text(column: pa.Array, broken: NDArray[np.bool_]) -> pa.Array:
-    texts: list[str | None] = []
-    for row, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
-        text = None if value is None else value.decode(errors="backslashreplace")
-        broken[row] |= text is not None and text.encode() != value
-        texts.append(text)
-    return pa.array(texts, pa.large_string())
-
-
-def _raw_records(frame: pl.DataFrame) -> Callable[[Rows], list[str]]:
-    return lambda rows: [
-        json.dumps(row, default=str, ensure_ascii=False) for row in frame[rows].rows(named=True)
-    ]

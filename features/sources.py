@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from features import delimited, records
+from features import delimited, parquet, records
 from features.tables import Chunk, FileFormat, TableFormat
 
 _COMPRESSED = (".gz", ".zst", ".bz2")
@@ -43,7 +43,7 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
     """
     kind = format_of(path, form)
     if kind == "parquet":
-        yield from records.read_parquet(path, form)
+        yield from parquet.read(path, form)
         return
     with open_bytes(path) as stream:
         if kind == "csv":
@@ -77,6 +77,6 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 def column_names(path: Path, form: TableFormat) -> list[str]:
     """The columns that a csv file with a header, or a Parquet file, names."""
     if format_of(path, form) == "parquet":
-        return records.parquet_names(path)
+        return parquet.names(path)
     with open_bytes(path) as stream:
         return delimited.header_names(stream, form, str(path))

@@ -7,6 +7,7 @@ training `[offsets[u], train_end[u])`, validation `[train_end[u], validation_end
 import datetime
 import itertools
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.histories import JaggedHistories
+from features.histories import BLOCK_EVENTS, JaggedHistories
 
 PARTS = ("train", "validation", "test")
+_BIN_BITS = 16
 
 
 class LeakError(ValueError):
@@ -69,26 +71,100 @@ class Split:
 
 
 def core(
-    user: NDArray[np.integer],
-    item: NDArray[np.integer],
-    num_users: int,
-    num_items: int,
-    min_user: int,
-    min_item: int,
+    histories: JaggedHistories, ends: NDArray[np.int64], num_items: int, min_user: int, min_item: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Users and items of the largest set of events in which each user has `min_user` and each item `min_item` events.
 
-    Returns [num_users] and [num_items + 1]; the filters are repeated until nothing changes.
+    Counted are the events `[offsets[u], ends[u])` of every user u. Returns [num_users] and [num_items + 1]; the filters are
+    repeated until nothing changes, in one pass over the events each.
     """
-    kept = np.ones(len(user), bool)
+    users = np.ones(histories.num_users, bool)
+    items = np.ones(num_items + 1, bool)
     while True:
-        users = np.bincount(user[kept], minlength=num_users) >= min_user
-        items = np.bincount(item[kept], minlength=num_items + 1) >= min_item
+        of_user = np.zeros(histories.num_users, np.int64)
+        of_item = np.zeros(num_items + 1, np.int64)
+        for block in _blocks(histories):
+            item = block.cut(histories.item_index)
+            kept = block.is_before(ends) & items[item] & np.repeat(users[block.users], block.lengths)
+            of_user[block.users] = block.count(kept)
+            of_item += np.bincount(item[kept], minlength=num_items + 1)
+        users, items = of_user >= min_user, of_item >= min_item
         items[0] = False
-        still = kept & users[user] & items[item]
-        if still.sum() == kept.sum():
+        if not of_user[~users].any() and not of_item[~items].any():
             return users, items
-        kept = still
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The events of a range of users."""
+
+    users: slice
+    events: slice
+    starts: NDArray[np.int64]
+    """[users], where the users' events begin within the block"""
+    lengths: NDArray[np.int64]
+    """[users]"""
+
+    def cut(self, flat: NDArray[Any]) -> NDArray[Any]:
+        """[events] of a flat array."""
+        return np.asarray(flat[self.events])
+
+    def is_before(self, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[events] whether an event stands before its user's flat position in `ends` [num_users]."""
+        position = np.arange(self.events.start, self.events.stop)
+        return np.asarray(position < np.repeat(ends[self.users], self.lengths))
+
+    def count(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """[users] chosen events of each."""
+        before = np.concatenate(([0], np.cumsum(chosen)))
+        counts: NDArray[np.int64] = before[self.starts + self.lengths] - before[self.starts]
+        return counts
+
+
+def _blocks(histories: JaggedHistories) -> Iterator[_Block]:
+    """All users, as many at a time as memory holds."""
+    offsets = histories.offsets
+    for first, last in histories.blocks():
+        edges = offsets[first : last + 1]
+        events = slice(int(edges[0]), int(edges[-1]))
+        yield _Block(slice(first, last), events, edges[:-1] - edges[0], np.diff(edges))
+
+
+def _is_earlier(histories: JaggedHistories, moment: int) -> Callable[[_Block], NDArray[np.bool_]]:
+    return lambda block: block.cut(histories.time) < moment
+
+
+def _count(histories: JaggedHistories, choose: Callable[[_Block], NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """[num_users] chosen events of each user."""
+    counts = [block.count(choose(block)) for block in _blocks(histories)]
+    return np.concatenate(counts) if counts else np.zeros(0, np.int64)
+
+
+def nth_time(histories: JaggedHistories, place: int) -> int:
+    """The time that would stand at a place (from 0) if all times were sorted.
+
+    Found by counting: a histogram tells in which stretch of time it lies, then only the times in there are sorted.
+    """
+    pieces = [histories.time[block.events] for block in _blocks(histories)]
+    low, high = min(int(piece.min()) for piece in pieces), max(int(piece.max()) for piece in pieces)
+    while True:
+        shift = max(0, (high - low).bit_length() - _BIN_BITS)
+        counts = np.zeros(1 << _BIN_BITS, np.int64)
+        for piece in pieces:
+            counts += np.bincount(_between(piece, low, high) - low >> shift, minlength=len(counts))
+        ends = np.cumsum(counts)
+        found = int(np.searchsorted(ends, place, side="right"))
+        place -= int(ends[found] - counts[found])
+        low, high = low + (found << shift), min(high, low + (found + 1 << shift) - 1)
+        if low == high:
+            return low
+        if counts[found] <= BLOCK_EVENTS:
+            return int(np.sort(np.concatenate([_between(piece, low, high) for piece in pieces]))[place])
+
+
+def _between(times: NDArray[np.int64], low: int, high: int) -> NDArray[np.int64]:
+    chosen: NDArray[np.int64] = times[(times >= low) & (times <= high)]
+    return chosen
 
 
 def temporal(
@@ -107,30 +183,17 @@ def temporal(
     The core filter counts training events; a user is evaluated who has `min_user_events` events on kept items.
     Raises ValueError where a part would be empty.
     """
-    times = np.sort(histories.time)
-    total = len(times)
+    total = len(histories.time)
     if test_from is None:
-        test_from = int(times[min(total - 1, int(np.ceil(total * (1 - test_fraction))))])
-    before = int(np.searchsorted(times, test_from))
-    validation_from = int(times[max(0, before - max(1, round(total * validation_fraction)))])
-    user = histories.users()
-    train_end = histories.offsets[:-1] + np.bincount(
-        user[histories.time < validation_from], minlength=histories.num_users
-    )
-    validation_end = histories.offsets[:-1] + np.bincount(
-        user[histories.time < test_from], minlength=histories.num_users
-    )
-    training = np.asarray(histories.time) < validation_from
-    train_user, kept_item = core(
-        user[training],
-        histories.item_index[training],
-        histories.num_users,
-        num_items,
-        min_user_events,
-        min_item_events,
-    )
+        test_from = nth_time(histories, min(total - 1, int(np.ceil(total * (1 - test_fraction)))))
+    starts = histories.offsets[:-1]
+    validation_end = starts + _count(histories, _is_earlier(histories, test_from))
+    before = int((validation_end - starts).sum())
+    validation_from = nth_time(histories, max(0, before - max(1, round(total * validation_fraction))))
+    train_end = starts + _count(histories, _is_earlier(histories, validation_from))
+    train_user, kept_item = core(histories, train_end, num_items, min_user_events, min_item_events)
     kept_item[1:] |= min_item_events == 1
-    on_kept = np.bincount(user[kept_item[histories.item_index]], minlength=histories.num_users)
+    on_kept = _count(histories, lambda block: kept_item[block.cut(histories.item_index)])
     split = Split(
         "temporal",
         train_end,
@@ -153,18 +216,19 @@ def leave_one_out(
     The core filter counts the whole log, as papers do; "last" is the last event on a kept item.
     Raises ValueError where no user has three events.
     """
-    user = histories.users()
-    kept_user, kept_item = core(
-        user, histories.item_index, histories.num_users, num_items, min_user_events, min_item_events
-    )
-    positions = np.flatnonzero(kept_item[histories.item_index] & kept_user[user])
-    counts = np.bincount(user[positions], minlength=histories.num_users)
-    ends = np.cumsum(counts)
-    enough = counts >= 3
+    kept_user, kept_item = core(histories, histories.offsets[1:], num_items, min_user_events, min_item_events)
     train_end = histories.offsets[1:].copy()
     validation_end = histories.offsets[1:].copy()
-    train_end[enough] = positions[ends[enough] - 2]
-    validation_end[enough] = positions[ends[enough] - 1]
+    enough = np.zeros(histories.num_users, bool)
+    for block in _blocks(histories):
+        kept = kept_item[block.cut(histories.item_index)] & np.repeat(kept_user[block.users], block.lengths)
+        positions = block.events.start + np.flatnonzero(kept)
+        counts = block.count(kept)
+        long = counts >= 3
+        last = np.cumsum(counts)[long] - 1
+        enough[block.users] = long
+        train_end[block.users][long] = positions[last - 1]
+        validation_end[block.users][long] = positions[last]
     split = Split(
         "leave_one_out", train_end, validation_end, kept_user, kept_user & enough, kept_item, None, None
     )
@@ -195,8 +259,7 @@ def check_leaks(histories: JaggedHistories, split: Split) -> None:
     (Leave-one-out leaks across users' times by construction: that is part of the protocol.)
     """
     starts, stops = histories.offsets[:-1], histories.offsets[1:]
-    user = histories.users()
-    if (np.diff(histories.time)[user[1:] == user[:-1]] < 0).any():
+    if _num_disordered(histories):
         raise LeakError(
             "leak: a history is not in the order of time; an event stands before one that came earlier"
         )
@@ -206,29 +269,38 @@ def check_leaks(histories: JaggedHistories, split: Split) -> None:
             raise LeakError(
                 f"leak: user index {int(np.flatnonzero(earlier > later)[0])}: parts of the split overlap"
             )
-    position = np.arange(len(histories.time))
     parts = (
         (split.train_end, split.validation_from, "training"),
         (split.validation_end, split.test_from, "validation"),
     )
     for end, boundary, part in parts:
-        if boundary is None:
-            continue
-        late = (position < end[user]) & (histories.time >= boundary)
-        if late.any():
-            raise LeakError(
-                f"leak: {int(late.sum())} {part} events at or after the next part's boundary "
-                f"{datetime.datetime.fromtimestamp(boundary / 1e6, datetime.UTC).isoformat()}"
-            )
-        early = (position >= end[user]) & (histories.time < boundary)
-        if early.any():
-            raise LeakError(
-                f"leak: {int(early.sum())} events before the {part} part's end are held out after it"
-            )
+        if boundary is not None:
+            _check_boundary(histories, end, boundary, part)
 
 
-def tie_share(histories: JaggedHistories) -> float:
-    """Share of adjacent events of one user that have the same time."""
-    user = histories.users()
-    same_user = user[1:] == user[:-1]
-    return float((np.diff(histories.time)[same_user] == 0).mean()) if same_user.any() else 0.0
+def _check_boundary(histories: JaggedHistories, end: NDArray[np.int64], boundary: int, part: str) -> None:
+    """Raise LeakError unless the events before `end` are exactly those before the boundary in time."""
+    late = early = 0
+    for block in _blocks(histories):
+        is_inside = block.is_before(end)
+        is_earlier = block.cut(histories.time) < boundary
+        late += int(np.count_nonzero(is_inside & ~is_earlier))
+        early += int(np.count_nonzero(~is_inside & is_earlier))
+    if late:
+        raise LeakError(
+            f"leak: {late} {part} events at or after the next part's boundary "
+            f"{datetime.datetime.fromtimestamp(boundary / 1e6, datetime.UTC).isoformat()}"
+        )
+    if early:
+        raise LeakError(f"leak: {early} events before the {part} part's end are held out after it")
+
+
+def _num_disordered(histories: JaggedHistories) -> int:
+    """Events that are earlier than the same user's event before them."""
+    number = 0
+    for block in _blocks(histories):
+        time = block.cut(histories.time)
+        is_earlier = time[1:] < time[:-1]
+        is_earlier[block.starts[(block.lengths > 0) & (block.starts > 0)] - 1] = False  # pairs of two users
+        number += int(np.count_nonzero(is_earlier))
+    return number

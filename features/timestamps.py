@@ -10,8 +10,9 @@ DIGITS = {"s": 6, "ms": 3, "us": 0, "ns": -3}
 
 _LIMIT = 2**63 - 1
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_AWARE = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z")
-_NAIVE = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d")
+_ENDS = (":%SZ", ":%S", ":%S UTC", ":%S%.f%#z", ":%S%.f", ":%S%.f UTC", "")
+_ISO = (*(f"%Y-%m-%d{between}%H:%M{end}" for between in "T " for end in _ENDS), "%Y-%m-%d")
+"""The usual forms. No two of them read a text differently; those without fractions are there because polars reads them faster."""
 
 
 def check_unit(unit: str, timezone: str) -> None:
@@ -42,7 +43,9 @@ def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:
         moments = times.cast(pl.Datetime("us", getattr(kind, "time_zone", None)), strict=False)
         return _utc(moments, timezone)
     if kind.is_nested() or kind.is_temporal():
-        raise ValueError(f"timestamps are {kind}, expected numbers, text, dates or dates with time")
+        raise ValueError(
+            f"events.columns.timestamp: the column is {kind}, expected numbers, text, dates or dates with time"
+        )
     if unit in DIGITS or unit == "position":
         return _scaled(times, DIGITS.get(unit, 0), fractions=unit != "position")
     text = times.cast(pl.String, strict=False)
@@ -70,7 +73,7 @@ def _scaled(times: pl.Series, digits: int, *, fractions: bool) -> pl.Series:
     rest = whole.is_null() & text.is_not_null()
     if not rest.any():
         return whole
-    return whole.zip_with(~rest, _from_decimals(text, digits, fractions=fractions))
+    return whole.scatter(rest.arg_true(), _from_decimals(text.filter(rest), digits, fractions=fractions))
 
 
 def _shift(whole: pl.Series, digits: int) -> pl.Series:
@@ -79,7 +82,8 @@ def _shift(whole: pl.Series, digits: int) -> pl.Series:
     if digits <= 0:
         return pl.select(whole // unit).to_series()
     fits = whole.is_between(-(_LIMIT // unit), _LIMIT // unit)
-    return pl.select(pl.when(fits).then(whole * unit)).to_series()
+    scaled: pl.Series = (whole if fits.all() else whole.set(~fits, None)) * unit
+    return scaled
 
 
 def _from_decimals(text: pl.Series, digits: int, *, fractions: bool) -> pl.Series:
@@ -107,16 +111,20 @@ def _from_decimals(text: pl.Series, digits: int, *, fractions: bool) -> pl.Serie
 
 def _iso(text: pl.Series, timezone: str) -> pl.Series:
     """Any mixture of the forms of ISO 8601, with and without offset."""
+    usual = text.drop_nulls().head(1)
+    patterns = sorted(_ISO, key=lambda pattern: _by_pattern(usual, pattern, "UTC").null_count())
     found = pl.Series(text.name, [None], dtype=pl.Int64).new_from_index(0, len(text))
-    for pattern in (*_AWARE, *_NAIVE):
+    for pattern in (*patterns, None):
         rest = found.is_null() & text.is_not_null()
         if not rest.any():
-            return found
-        found = found.zip_with(~rest, _by_pattern(text.set(~rest, None), pattern, timezone))
-    rest = found.is_null() & text.is_not_null()
-    return (
-        found.zip_with(~rest, _by_standard_library(text.set(~rest, None), timezone)) if rest.any() else found
-    )
+            break
+        texts = text if rest.all() else text.filter(rest)
+        if pattern is None:
+            times = _by_standard_library(texts, timezone)
+        else:
+            times = _by_pattern(texts, pattern, "UTC" if pattern.endswith(("Z", "UTC")) else timezone)
+        found = times if rest.all() else found.scatter(rest.arg_true(), times)
+    return found
 
 
 def _by_pattern(text: pl.Series, pattern: str, timezone: str) -> pl.Series:
@@ -142,9 +150,8 @@ def _by_standard_library(text: pl.Series, timezone: str) -> pl.Series:
 
 def _moment(text: str) -> tuple[int | None, bool]:
     """Microseconds since the epoch, and whether the text said relative to which zone."""
-    text = text.strip().removesuffix(" UTC").replace(" +", "+").replace(" -", "-") + (
-        "Z" if text.endswith(" UTC") else ""
-    )
+    text = text.strip().upper()
+    text = text.removesuffix(" UTC").replace(" +", "+").replace(" -", "-") + "Z" * text.endswith(" UTC")
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:

@@ -24,6 +24,12 @@ class Vocabulary:
         """The vocabulary of all distinct ids in a series, nulls left out."""
         return cls(ids.drop_nulls().unique().sort(), first)
 
+    @classmethod
+    def counted(cls, table: pl.LazyFrame, name: str, first: int) -> tuple["Vocabulary", NDArray[np.int64]]:
+        """The vocabulary of a column without nulls, and [ids] the rows of each id; the table is streamed."""
+        counts = table.group_by(name).len().sort(name).collect(engine="streaming")
+        return cls(counts[name], first), counts["len"].to_numpy().astype(np.int64)
+
     def __len__(self) -> int:
         return len(self.ids)
 

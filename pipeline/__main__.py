@@ -143,10 +143,20 @@ def promote(config: Any, version: int) -> None:
     type=click.IntRange(min=1),
     help="Newest artifacts to keep per stage.",
 )
+@click.option(
+    "--excluded",
+    is_flag=True,
+    help="Instead: all that was not made with the present events.exclude_users, however new.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @_configured
-def prune(config: Any, keep: int, dry_run: bool) -> None:
+def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
     """Remove old artifacts; never what the champion, the newest run or a running stage uses."""
+    if excluded:
+        from pipeline.erase import prune_excluded
+
+        prune_excluded(config, dry_run=dry_run)
+        return
     from pipeline.prune import prune as remove
 
     remove(config, keep=keep, dry_run=dry_run)

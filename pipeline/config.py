@@ -34,7 +34,8 @@ class Table(Section):
     """Where a table of the log lies and what form it has."""
 
     path: str | list[str]
-    """A file, folder, glob, or a list of them, relative to the working directory; `{data_dir}` and `{name}` are filled in."""
+    """A file, folder, glob, or a list of them, relative to the working directory or in an object store (`s3://`, `gs://`,
+    `az://`); `{data_dir}` and `{name}` are filled in."""
     format: FileFormat | None = None
     """csv, jsonl, parquet (json for an object from item to attributes); default: by the extension."""
     separator: str = Field(",", min_length=1)
@@ -67,13 +68,20 @@ class EventsConfig(Table):
     min_value: float | None = None
     """Events with a smaller value are left out and counted, in the log's own unit."""
     id_types: Literal["auto", "int64", "string"] = "auto"
-    """Type of user and item ids; auto: int64 if every accepted id of the column is a canonical int64."""
+    """Type of user and item ids; auto: int64 if every accepted id of the column is a canonical int64, else string.
+
+    What auto found for a log holds: a later file with text among int64 ids stops (set string, or int64, which refuses such
+    rows); `--force` decides anew.
+    """
     duplicates: Literal["keep", "drop"] = "keep"
-    """What happens to exact repeats of user, item, timestamp and type."""
+    """What happens to exact repeats of user, item, timestamp and type; drop reads the whole log every time."""
     max_refused_fraction: float = Field(0.05, ge=0, le=1)
-    """Share of rows in quarantine above which ingest stops."""
+    """Share of rows in quarantine above which ingest stops, in a file of which hardly a row is good after a million."""
     exclude_users: str | None = None
-    """A Parquet file with `user_id`: users to leave out of everything from now on."""
+    """A Parquet file with `user_id`: users to leave out of everything from now on; `prune --excluded` removes what holds them.
+
+    Rows that cannot be parsed have no user: those stay in quarantine.
+    """
     earliest: str = "1990-01-01"
     """ISO date; events before it have an impossible time."""
     max_days_ahead: float = Field(1.0, ge=0)
@@ -109,6 +117,12 @@ class ItemsConfig(Table):
 
     category_separator: str = Field("|", min_length=1)
     """What stands between the categories of one item."""
+    text_dim: int = Field(64, ge=0)
+    """Width of the vectors that title and text become, in components; 0: text is not used."""
+    text_max_words: int = Field(50_000, ge=1)
+    """Words of titles and texts that count, the most frequent ones, at most."""
+    text_min_items: int = Field(2, ge=1)
+    """Items that a word must be in to count."""
 
     @pydantic.model_validator(mode="after")
     def _known_columns(self) -> "ItemsConfig":

@@ -4,12 +4,15 @@ Finished parts are kept in `.parts/` beside the artifacts, addressed by the sour
 them, and hard-linked into each artifact: another night reads only the new file. A file delivered twice counts once.
 """
 
+import contextlib
 import datetime
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from tqdm import tqdm
 
@@ -17,30 +20,22 @@ from features import events as event_log
 from features import items as item_tables
 from features import schema
 from features.events import Counts, EventFormat
-from features.parts import find_duplicates, write_without
+from features.parts import Description, describe, find_duplicates, write_without
 from features.schema import IdType
 from features.tables import TableFormat
-from pipeline import parts, store
+from pipeline import deliveries, parts, sources, store
 from pipeline.config import EventsConfig, Table
+from pipeline.deliveries import Changes, Last, Source
 from pipeline.errors import LookbackError
-from pipeline.stages import Context
+from pipeline.stages import STAGES, Context
 
-PART_VERSION = 1
+PART_VERSION = 2
 """Raised when the same source and settings would give another part."""
-_NAME_DIGITS = 16
+_OF_THE_WHOLE_LOG = ("events.duplicates", "events.max_refused_fraction")
+"""Keys that shape no part."""
 
-
-@dataclass(frozen=True)
-class Source:
-    """One content, under all the paths at which it was delivered."""
-
-    digest: str
-    paths: tuple[str, ...]
-
-    @property
-    def source_file(self) -> str:
-        """What its events carry."""
-        return self.digest[:_NAME_DIGITS]
+ExcludedUsers = pl.Series | None
+"""The users that `events.exclude_users` names, as text."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +45,57 @@ class Part:
     source: Source
     folder: Path
     """With events.parquet, quarantine.parquet, part.json."""
-    counts: Counts
+    record: parts.Record
 
     @property
     def file_name(self) -> str:
         """Its name in the artifact."""
         return f"{self.folder.name}.parquet"
 
+    @property
+    def counts(self) -> Counts:
+        """What became of its rows."""
+        return Counts.from_json(self.record.said["counts"])
+
+    @property
+    def description(self) -> Description:
+        """What its events are like."""
+        return Description(**self.record.said["description"])
+
+
+class _TextIds(Exception):
+    """A source has an accepted id that is no int64."""
+
+    def __init__(self, source: Source, column: str, source_row: int, text: str) -> None:
+        super().__init__(source, column, source_row, text)
+        self.source, self.column, self.source_row, self.text = source, column, source_row, text
+
 
 def build(ctx: Context) -> None:
     """Write events/, quarantine/, and items.parquet and users.parquet where the configuration has them.
 
     Raises LookbackError (or ValueError) for a log that is empty, of another form than the settings say, without events, or
-    with fewer than two users or items.
+    with fewer than two users or items; where a file changes while it is read; where a new file has other ids than all before.
     """
     config = ctx.config.events
-    sources = _distinct(ctx.sources["events"])
     form = event_format(config, store.now())
-    log, id_types = _read_log(ctx, sources, form)
+    last = Last.of(ctx.stage_folder)
+    changes = last.changes(ctx.sources["events"])
+    if announced := changes.describe():
+        print(f"ingest: {announced}", file=sys.stderr, flush=True)
+    excluded = _excluded(ctx)
+    log, id_types = _read_log(ctx, form, last, excluded)
     counts = sum((part.counts for part in log), Counts())
     event_log.check_refused(counts, form, config.max_refused_fraction)
     repeats = _repeats(log, counts.rows_out, drop=config.duplicates == "drop")
-    _place(ctx.folder, log, repeats)
+    _place(ctx, log, repeats)
     if len(repeats):
         counts.rows_out -= len(repeats)
         counts.left_out["duplicate"] = len(repeats)
     counts.check()
-    sizes = _sizes(ctx.folder / "events")
-    _check_sizes(sizes, counts)
-    tables = _write_tables(ctx, id_types)
-    _report(ctx, log, counts, id_types, sizes | tables)
+    _check_sizes(log, counts)
+    tables = _write_tables(ctx, id_types, excluded)
+    _report(ctx, log, counts, changes, {"id_types": id_types, **tables})
 
 
 def event_format(config: EventsConfig, now: datetime.datetime) -> EventFormat:
@@ -109,86 +125,152 @@ def _microseconds(moment: datetime.datetime) -> int:
     return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
 
 
-def _distinct(digests: dict[str, str]) -> list[Source]:
-    """The contents among the source files, in order of their digests."""
-    paths: dict[str, list[str]] = {}
-    for path, digest in sorted(digests.items()):
-        paths.setdefault(digest, []).append(path)
-    return [Source(digest, tuple(paths[digest])) for digest in sorted(paths)]
+# --- sources ---
+
+
+@contextlib.contextmanager
+def _opened(ctx: Context, role: str, path: str) -> Iterator[Path]:
+    """Where a source file can be read; messages name the file that the configuration names.
+
+    Raises LookbackError where it is another one by now than when it was digested.
+    """
+    digest = ctx.sources[role][path]
+    place = sources.local_path(ctx.config, path, digest)
+    is_copy = str(place) != path
+    try:
+        yield place
+    except Exception as error:
+        _check_unchanged(ctx, path, digest, is_copy=is_copy)
+        if is_copy and isinstance(error, ValueError):
+            raise ValueError(str(error).replace(str(place), path)) from None
+        raise
+    else:
+        _check_unchanged(ctx, path, digest, is_copy=is_copy)
+
+
+def _check_unchanged(ctx: Context, path: str, digest: str, *, is_copy: bool) -> None:
+    """Ask for the digest again: it comes from memory where size, time and inode are the same."""
+    digests = store.Digests(ctx.config.folder / ".digests.json")
+    if not is_copy and digests(Path(path)) != digest:
+        raise store.changed_meanwhile(path)
+
+
+def _excluded(ctx: Context) -> ExcludedUsers:
+    found = []
+    for path in sorted(ctx.sources.get("exclude_users", {})):
+        with _opened(ctx, "exclude_users", path) as place:
+            found.append(event_log.read_excluded(place).cast(pl.String))
+    return pl.concat(found).unique() if found else None
 
 
 # --- parts ---
 
 
 def _read_log(
-    ctx: Context, sources: Sequence[Source], form: EventFormat
+    ctx: Context, form: EventFormat, last: Last, excluded: ExcludedUsers
 ) -> tuple[list[Part], dict[str, IdType]]:
     """A part of every source, all with the same types of ids: int64 until an accepted id is none, then string."""
     first: IdType = "string" if form.id_types == "string" else "int64"
     id_types: dict[str, IdType] = {schema.USER_ID: first, schema.ITEM_ID: first}
+    settings = {key: ctx.config.get(key) for key in STAGES["ingest"].keys if key.startswith("events.")}
+    same = {key: value for key, value in settings.items() if key not in _OF_THE_WHOLE_LOG}
+    settled = set[str]() if ctx.force else last.int64_columns(ctx.sources["events"], same)
     while True:
         try:
-            return [_part(ctx, source, form, id_types) for source in _shown(ctx, sources)], id_types
-        except event_log.TextIds as found:
+            return _parts(ctx, form, id_types, excluded), id_types
+        except _TextIds as found:
+            if found.column in settled:
+                raise _other_ids(found) from None
             id_types[found.column] = "string"
 
 
-def _shown(ctx: Context, sources: Sequence[Source]) -> Iterator[Source]:
-    yield from tqdm(sources, desc="ingest", unit="file", disable=not ctx.show_progress, leave=False)
-
-
-def _part(ctx: Context, source: Source, form: EventFormat, id_types: dict[str, IdType]) -> Part:
-    """The part of a source: the one that is kept, if it is whole, else a new one."""
-    folder = (
-        ctx.stage_folder
-        / parts.PARTS
-        / f"{source.source_file}-{store.fingerprint(_shaping(ctx, form, id_types))[:8]}"
+def _other_ids(found: _TextIds) -> LookbackError:
+    return LookbackError(
+        f"events.id_types: {found.source.path} row {found.source_row}: {found.column} {found.text[:100]!r} is not an int64, "
+        f'but with "auto" all of this log were until now. Set events.id_types = "string" (every file is read again as '
+        'text) or "int64" (such rows are refused), or correct the file; --force decides anew'
     )
-    with parts.locked(folder):
-        said = parts.read(folder) or _make(ctx, source, form, id_types, folder)
-    if "text_ids" in said:
-        raise event_log.TextIds(said["text_ids"])
-    return Part(source, folder, Counts.from_json(said["counts"]))
+
+
+def _parts(
+    ctx: Context, form: EventFormat, id_types: dict[str, IdType], excluded: ExcludedUsers
+) -> list[Part]:
+    """The part of every source, in order: those that are kept and whole, and new ones."""
+    settings = _shaping(ctx, form, id_types)
+    suffix = store.fingerprint(settings)[:8]
+    log = deliveries.distinct(ctx.sources["events"])
+    folders = {each: ctx.stage_folder / parts.PARTS / f"{each.source_file}-{suffix}" for each in log}
+    records = {source: _kept(ctx, form, folder) for source, folder in folders.items()}
+    for source, record in records.items():
+        if record is not None:
+            _check_ids(source, record)
+    new = [source for source in log if records[source] is None]
+    for source in tqdm(new, desc="ingest", unit="file", disable=not ctx.show_progress, leave=False):
+        with parts.locked(folders[source]):
+            record = _kept(ctx, form, folders[source]) or _make(  # another process may have been faster
+                ctx, source, form, id_types, excluded, folders[source], settings
+            )
+        _check_ids(source, record)
+        records[source] = record
+    return [Part(source, folders[source], record) for source, record in records.items() if record is not None]
+
+
+def _kept(ctx: Context, form: EventFormat, folder: Path) -> parts.Record | None:
+    """The record of a whole part; None too where a row that was ahead of its time then is not any more."""
+    record = parts.read(folder, fully=ctx.force)
+    ahead = record.said["counts"]["first_ahead"] if record is not None and "counts" in record.said else None
+    return None if ahead is not None and ahead <= form.latest else record
+
+
+def _check_ids(source: Source, record: parts.Record) -> None:
+    if "text_ids" in record.said:
+        raise _TextIds(source, **record.said["text_ids"])
 
 
 def _shaping(ctx: Context, form: EventFormat, id_types: dict[str, IdType]) -> dict[str, Any]:
-    """Everything but the source that a part depends on (the present moment apart, which only bounds what is possible)."""
+    """Everything but the source that a part depends on (the present moment apart, see `_kept`)."""
     settings = {name: value for name, value in vars(form).items() if name not in ("table", "latest")}
-    excluded = sorted(ctx.sources.get("exclude_users", {}).values())
     return {
         "version": PART_VERSION,
         "table": {**vars(form.table), "columns": dict(form.table.columns)},
         "max_days_ahead": ctx.config.events.max_days_ahead,
-        "resolved_id_types": id_types,
-        "excluded": excluded,
+        "resolved_id_types": dict(id_types),
+        "excluded": sorted(set(ctx.sources.get("exclude_users", {}).values())),
         **settings,
     }
 
 
 def _make(
-    ctx: Context, source: Source, form: EventFormat, id_types: dict[str, IdType], folder: Path
-) -> dict[str, Any]:
-    """Read a source into a part; what it counted, or which of its ids are text."""
+    ctx: Context,
+    source: Source,
+    form: EventFormat,
+    id_types: dict[str, IdType],
+    excluded: ExcludedUsers,
+    folder: Path,
+    settings: dict[str, Any],
+) -> parts.Record:
+    """Read a source into a part; its record has what it counted and what it is like, or which of its ids is text."""
+    said: dict[str, Any] = {"source": source.digest, "settings": settings}
     with parts.workspace(folder) as place:
         try:
-            path = Path(source.paths[0])
-            counts = event_log.ingest_file(
-                path, source.source_file, form, id_types, place, excluded=_excluded(ctx)
-            )
-            said: dict[str, Any] = {"counts": counts.to_json()}
+            with _opened(ctx, "events", source.path) as path:
+                counts = event_log.ingest_file(
+                    path,
+                    source.source_file,
+                    form,
+                    id_types,
+                    place,
+                    excluded=excluded,
+                    source_path=source.path,
+                    max_refused_fraction=ctx.config.events.max_refused_fraction,
+                )
+            said["counts"] = counts.to_json()
+            said["description"] = asdict(describe(place / "events.parquet"))
         except event_log.TextIds as found:
-            for path in store.files_below(place):
-                path.unlink()
-            said = {"text_ids": found.column}
-        parts.write(place, folder, said)
-    return said
-
-
-def _excluded(ctx: Context) -> pl.Series | None:
-    """The users that `events.exclude_users` names."""
-    paths = ctx.sources.get("exclude_users", {})
-    found = [event_log.read_excluded(Path(path)).cast(pl.String) for path in sorted(paths)]
-    return pl.concat(found) if found else None
+            for file in store.files_below(place):
+                file.unlink()
+            said["text_ids"] = vars(found)
+        return parts.write(place, folder, said)
 
 
 def _repeats(log: Sequence[Part], num_rows: int, *, drop: bool) -> pl.DataFrame:
@@ -198,111 +280,131 @@ def _repeats(log: Sequence[Part], num_rows: int, *, drop: bool) -> pl.DataFrame:
     return find_duplicates([part.folder / "events.parquet" for part in log], num_rows)
 
 
-def _place(folder: Path, log: Sequence[Part], repeats: pl.DataFrame) -> None:
+def _place(ctx: Context, log: Sequence[Part], repeats: pl.DataFrame) -> None:
     """Link the parts into the artifact; one with duplicates is written again without them."""
     for name in ("events", "quarantine"):
-        (folder / name).mkdir(parents=True)
+        (ctx.folder / name).mkdir(parents=True)
+    rows = {source: frame[schema.SOURCE_ROW] for (source,), frame in repeats.group_by(schema.SOURCE_FILE)}
     for part in log:
-        rows = repeats.filter(pl.col(schema.SOURCE_FILE) == part.source.source_file)[schema.SOURCE_ROW]
-        target = folder / "events" / part.file_name
-        if len(rows):
-            write_without(part.folder / "events.parquet", rows, target)
+        if part.source.source_file in rows:
+            target = ctx.folder / "events" / part.file_name
+            write_without(part.folder / "events.parquet", rows[part.source.source_file], target)
         else:
-            parts.link(part.folder / "events.parquet", target)
-        parts.link(part.folder / "quarantine.parquet", folder / "quarantine" / part.file_name)
+            _link(ctx, part, "events")
+        _link(ctx, part, "quarantine")
+
+
+def _link(ctx: Context, part: Part, name: str) -> None:
+    target = f"{name}/{part.file_name}"
+    if parts.link(part.folder / f"{name}.parquet", ctx.folder / target):
+        ctx.digests[target] = part.record.digests[f"{name}.parquet"]
 
 
 # --- sizes, tables, report ---
 
 
-def _sizes(events: Path) -> dict[str, int]:
-    log = event_log.scan(events)
-    sizes = log.select(
-        num_users=pl.col(schema.USER_ID).n_unique(), num_items=pl.col(schema.ITEM_ID).n_unique()
-    ).collect()
-    return dict(sizes.row(0, named=True))
-
-
-def _check_sizes(sizes: dict[str, int], counts: Counts) -> None:
-    for name, number in sizes.items():
-        if number < 2:
-            what = name.removeprefix("num_")
+def _check_sizes(log: Sequence[Part], counts: Counts) -> None:
+    """Two users and two items at least, as far as the ends of every part's ids tell: and they do."""
+    ends = {
+        "user": {each for part in log for each in part.description.user_ids},
+        "item": {each for part in log for each in part.description.item_ids},
+    }
+    for what, found in ends.items():
+        if len(found) < 2:
             raise LookbackError(
-                f"events: {counts.rows_out:,} events of {number} {what.removesuffix('s')}, expected at least 2 {what}: there is "
-                f"nothing to learn to recommend from; check events.path and events.columns.{what.removesuffix('s')}_id"
+                f"events: {counts.rows_out:,} events of {len(found)} {what}, expected at least 2 {what}s: there is "
+                f"nothing to learn to recommend from; check events.path and events.columns.{what}_id"
             )
 
 
-def _write_tables(ctx: Context, id_types: dict[str, IdType]) -> dict[str, Any]:
+def _write_tables(ctx: Context, id_types: dict[str, IdType], excluded: ExcludedUsers) -> dict[str, Any]:
     """items.parquet and users.parquet, where configured; what to say of them."""
     config = ctx.config
     said: dict[str, Any] = {}
     if config.items is not None:
         form = item_tables.ItemFormat(table_format("items", config.items), config.items.category_separator)
-        paths = _paths(ctx, "items")
-        said |= _write_table(
-            ctx, "items", item_tables.read_items(paths, form, id_types[schema.ITEM_ID]), schema.ITEM_ID
-        )
+        with _opened_all(ctx, "items") as paths:
+            items = item_tables.read_items(paths, form, id_types[schema.ITEM_ID])
+        said |= _write_table(ctx, "items", items)
     if config.users is not None:
-        users = item_tables.read_users(
-            _paths(ctx, "users"), table_format("users", config.users), id_types[schema.USER_ID]
-        )
-        said |= _write_table(ctx, "users", users, schema.USER_ID)
+        with _opened_all(ctx, "users") as paths:
+            users = item_tables.read_users(
+                paths, table_format("users", config.users), id_types[schema.USER_ID]
+            )
+        said |= _write_table(ctx, "users", _without(users, excluded, id_types[schema.USER_ID]))
     return said
 
 
-def _paths(ctx: Context, role: str) -> list[Path]:
-    return [Path(path) for path in sorted(ctx.sources[role])]
+@contextlib.contextmanager
+def _opened_all(ctx: Context, role: str) -> Iterator[list[Path]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(_opened(ctx, role, path)) for path in sorted(ctx.sources[role])]
 
 
-def _write_table(ctx: Context, name: str, table: item_tables.Table, id_name: str) -> dict[str, Any]:
+def _without(users: item_tables.Table, excluded: ExcludedUsers, kind: IdType) -> item_tables.Table:
+    """The users' table without the users who are excluded."""
+    if excluded is None:
+        return users
+    ids = users.frame[schema.USER_ID]
+    frame = users.frame.filter(~event_log.Excluded(excluded, kind).holds(ids, ids))
+    number = len(users.frame) - len(frame)
+    left_out = users.left_out | ({"excluded_user": number} if number else {})
+    return replace(users, frame=frame, left_out=left_out)
+
+
+def _write_table(ctx: Context, name: str, table: item_tables.Table) -> dict[str, Any]:
     table.frame.write_parquet(ctx.folder / f"{name}.parquet")
-    seen = event_log.scan(ctx.folder / "events").select(pl.col(id_name).unique())
-    unknown = (
-        seen.join(table.frame.lazy().select(id_name), on=id_name, how="anti")
-        .select(pl.len())
-        .collect()
-        .item()
-    )
     counts = {
         "rows_in": table.rows_in,
         "rows_out": len(table.frame),
         "rows_left_out": table.left_out,
         **table.notes,
     }
-    return {f"{name}_table": {**counts, "in_log_only": unknown}}
+    return {f"{name}_table": counts}
 
 
 def _report(
-    ctx: Context, log: Sequence[Part], counts: Counts, id_types: dict[str, IdType], facts: dict[str, Any]
+    ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes, facts: dict[str, Any]
 ) -> None:
     ctx.manifest |= {
         "rows_in": counts.rows_in,
         "rows_out": counts.rows_out,
         "rows_left_out": counts.reasons(),
         "rows_refused": counts.refused.total(),
-        "id_types": id_types,
         **facts,
-        "sources": [
-            {
-                "paths": list(part.source.paths),
-                "digest": part.source.digest,
-                "part": part.file_name,
-                "rows_in": part.counts.rows_in,
-                "rows_out": part.counts.rows_out,
-                "rows_left_out": part.counts.reasons(),
-            }
-            for part in log
-        ],
+        **changes.to_json(),
+        "sources": [_said_of(part) for part in log],
     }
-    for name in ("rows_in", "rows_out", "rows_refused", "num_users", "num_items"):
+    for name in ("rows_in", "rows_out", "rows_refused", "new_sources"):
         ctx.track.metric(name, ctx.manifest[name])
     for reason, number in counts.reasons().items():
         ctx.track.metric(f"left_out.{reason}", number)
     for part in log:
-        path = part.source.paths[0]
+        path = part.source.path
         ctx.track.dataset(Path(path).name, part.source.source_file, "training", path, part.counts.rows_in)
     ctx.summary(
-        f"{counts.rows_in:,} rows of {len(log)} file(s): {counts.rows_out:,} events of {facts['num_users']:,} users and "
-        f"{facts['num_items']:,} items, {counts.refused.total():,} refused, {counts.left_out.total():,} left out"
+        f"{counts.rows_in:,} rows of {len(log)} file(s), {changes.new} new, {len(changes.changed)} changed: "
+        f"{counts.rows_out:,} events, {counts.refused.total():,} refused, {counts.left_out.total():,} left out"
     )
+
+
+def _said_of(part: Part) -> dict[str, Any]:
+    """A source in the manifest; its numbers are those of its part, before duplicates of other parts are dropped."""
+    counts, events = part.counts, part.description
+    return {
+        "paths": list(part.source.paths),
+        "digest": part.source.digest,
+        "part": part.file_name,
+        "rows_in": counts.rows_in,
+        "rows_out": counts.rows_out,
+        "rows_left_out": counts.reasons(),
+        "num_users": events.num_users,
+        "num_items": events.num_items,
+        "earliest": _iso(events.earliest),
+        "latest": _iso(events.latest),
+        "events_by_type": events.events_by_type,
+    }
+
+
+def _iso(microseconds: int | None) -> str | None:
+    return None if microseconds is None else f"{np.datetime64(microseconds, 'us')}Z"

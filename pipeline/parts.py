@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,42 @@ PARTS = ".parts"
 _RECORD = "part.json"
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """What `write` was given for a part; None where there is none, or where a file of it is damaged."""
+@dataclass(frozen=True)
+class Record:
+    """What is known of a part without opening its files."""
+
+    said: dict[str, Any]
+    """What `write` was given."""
+    digests: dict[str, str]
+    """File name to sha256."""
+
+
+def read(folder: Path, *, fully: bool = False) -> Record | None:
+    """The record of a part; None where there is none, or where a file of it is damaged.
+
+    A file of the size and time that the record has is taken as whole, `fully`: only where its digest is the record's.
+    """
     try:
         content = store.read_json(folder / _RECORD)
-        whole = all(store.digest_file(folder / name) == digest for name, digest in content["files"].items())
-    except (OSError, DamagedArtifact, KeyError):
+        said, files = content["said"], content["files"]
+        whole = all(_is_whole(folder / name, *known, fully=fully) for name, known in files.items())
+    except (OSError, DamagedArtifact, KeyError, TypeError, ValueError):
         return None
-    return content["said"] if whole else None
+    return Record(said, {name: digest for name, (_, _, digest) in files.items()}) if whole else None
+
+
+def _is_whole(path: Path, size: int, modified_ns: int, digest: str, *, fully: bool) -> bool:
+    status = path.stat()
+    if status.st_size != size:
+        return False
+    if status.st_mtime_ns == modified_ns and not fully:
+        return True
+    if store.digest_file(path) != digest:
+        return False
+    if status.st_mtime_ns != modified_ns:  # a copy of the store, say: not to be read every night
+        with contextlib.suppress(OSError):
+            os.utime(path, ns=(status.st_atime_ns, modified_ns))
+    return True
 
 
 @contextlib.contextmanager
@@ -47,26 +76,39 @@ def workspace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def write(place: Path, folder: Path, said: dict[str, Any]) -> None:
-    """Seal a workspace with what is to be known of the part, and rename it into place."""
-    files = {path.name: store.digest_file(path) for path in store.files_below(place)}
+def write(place: Path, folder: Path, said: dict[str, Any]) -> Record:
+    """Seal a workspace with what is to be known of the part, and rename it into place, everything on disk first."""
+    files = {}
+    for path in store.files_below(place):
+        store.fsync(path)
+        status = path.stat()
+        files[path.name] = (status.st_size, status.st_mtime_ns, store.digest_file(path))
     store.write_json(place / _RECORD, {"said": said, "files": files})
+    store.fsync(place)
     shutil.rmtree(folder, ignore_errors=True)
     place.rename(folder)
+    store.fsync(folder.parent)
+    return Record(said, {name: digest for name, (_, _, digest) in files.items()})
 
 
-def link(source: Path, target: Path) -> None:
-    """A second name for a file; a copy where the file system has no links."""
+def link(source: Path, target: Path) -> bool:
+    """A second name for a file; a copy, and False, where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+        return False
+    return True
+
+
+def kept(stage_folder: Path) -> list[Path]:
+    """The folders of all parts."""
+    return sorted(path for path in (stage_folder / PARTS).glob("*/") if not path.name.startswith("."))
 
 
 def unused(stage_folder: Path) -> list[Path]:
     """Parts that no artifact shares a file with (a record that a source has other ids is small, and stays)."""
-    folders = [path for path in (stage_folder / PARTS).glob("*/") if not path.name.startswith(".")]
-    return [folder for folder in folders if _links(folder) == {1}]
+    return [folder for folder in kept(stage_folder) if _links(folder) == {1}]
 
 
 def _links(folder: Path) -> set[int]:

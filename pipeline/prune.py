@@ -28,13 +28,14 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
         if artifact.is_locked():
             continue
         removed.append(artifact.folder)
-        print(f"{said} {artifact.folder} ({_megabytes(artifact.folder):,.1f} MB)")
+        print(f"{said} {artifact.folder} ({megabytes(artifact.folder):,.1f} MB)")
         if not dry_run:
             _remove(artifact)
     bundles = [each for each in (config.folder / ".bundles").glob("*") if each.name != digest]
-    for folder in [*bundles, *parts.unused(config.folder / "ingest")]:
+    ingest = config.folder / "ingest"
+    for folder in [*bundles, *([] if being_made(ingest) else parts.unused(ingest))]:
         removed.append(folder)
-        print(f"{said} {folder} ({_megabytes(folder):,.1f} MB), which nothing uses any more")
+        print(f"{said} {folder} ({megabytes(folder):,.1f} MB), which nothing uses any more")
         if not dry_run:
             shutil.rmtree(folder)
     for version in registry.prune_versions(config, keep=keep, dry_run=dry_run):
@@ -54,11 +55,12 @@ def _in_use(config: Config, found: dict[str, list[Artifact]], keep: int, champio
             kept |= _lineage(config, artifact.folder)
     for stage in STAGES:
         for inputs in being_made(config.folder / stage).values():
-            kept |= _all_lineages(config, inputs)
+            kept |= all_lineages(config, inputs)
     return kept
 
 
-def _megabytes(folder: Path) -> float:
+def megabytes(folder: Path) -> float:
+    """Size of all its files."""
     return sum(path.stat().st_size for path in files_below(folder)) / 1e6
 
 
@@ -88,10 +90,11 @@ def _lineage(config: Config, folder: Path) -> set[Path]:
         inputs = read_manifest(folder)["inputs"]
     except (OSError, DamagedArtifact, KeyError):
         return kept
-    return kept | _all_lineages(config, inputs)
+    return kept | all_lineages(config, inputs)
 
 
-def _all_lineages(config: Config, inputs: dict[str, str]) -> set[Path]:
+def all_lineages(config: Config, inputs: dict[str, str]) -> set[Path]:
+    """The artifacts among a stage's inputs (stage -> fingerprint), and all they were made from."""
     found = (
         _lineage(config, config.folder / stage / name) for stage, name in inputs.items() if stage in STAGES
     )

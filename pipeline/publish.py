@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from features import content
+from features.content import ContentEncoder
 from features.histories import JaggedHistories
 from models import checkpoint
 from models.encoder import Encoder
@@ -15,6 +17,7 @@ from models.index import ItemIndex
 from models.recommender import Histories, Int32
 from pipeline import histories as rows
 from pipeline.bundle import seal
+from pipeline.features import content_settings
 from pipeline.stages import Context
 from pipeline.train import Trainer
 
@@ -35,6 +38,7 @@ def build(ctx: Context) -> None:
     vectors = encoder.item_vectors().detach().float().cpu().numpy()[1:]
     ItemIndex.build(vectors, np.arange(1, encoder.num_items + 1, dtype=np.int32)).save(bundle / "index")
     _write_items(features, mapping, evaluated, bundle)
+    _write_content(ctx, bundle, refit=refit_steps is not None)
     _write_users(features, histories, mapping, bundle)
     metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
     digest = seal(bundle, _description(ctx, features, metrics, refit_steps))
@@ -72,6 +76,16 @@ def _write_items(features: Path, mapping: Int32, evaluated: Int32, bundle: Path)
     table.filter(pl.col("item_index") > 0).sort("item_index").select(columns).write_parquet(
         bundle / "items.parquet"
     )
+
+
+def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
+    """The deployed items' content and what turns other items into the same: learned from all of them where it is refit."""
+    ids = pl.read_parquet(bundle / "items.parquet", columns=["item_id"])["item_id"]
+    table = content.aligned(ids, ctx.inputs["ingest"] / "items.parquet")
+    if refit:
+        content.build(bundle, table, np.ones(len(table), bool), content_settings(ctx.config))
+    else:
+        content.write(bundle, ContentEncoder.load(ctx.inputs["features"] / "content" / "encoder"), table)
 
 
 def _write_users(features: Path, histories: JaggedHistories, mapping: Int32, bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
+from features.drift import Drift
 from features.histories import JaggedHistories
-from features.splits import Split
+from features.profile import Profile
 from pipeline import figures
+from pipeline.profile import DRIFT, PROFILE
 from pipeline.stages import Context
 from pipeline.store import read_json, read_manifest
 
@@ -22,8 +25,8 @@ SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""
 SHOWN_REFUSED = 5
 """Refused rows shown with their raw text."""
-NUM_BINS = 90
-"""Stretches of time in the picture of events."""
+SHOWN_SOURCES = 20
+"""Source files shown."""
 MAX_TEXT = 160
 """Characters of a title or a raw row."""
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -37,11 +40,10 @@ def build(ctx: Context) -> None:
     """Write report.html from the folders of ingest, features, train, evaluate, publish and score."""
     manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
     judged = read_json(ctx.inputs["evaluate"] / "metrics.json")
-    timed = manifests["ingest"]["settings"]["events.timestamp_unit"] != "position"
+    profile = Profile.load(ctx.inputs["features"] / PROFILE)
     _draw_training(ctx.inputs["train"], ctx.folder / "training.svg")
-    if timed:
-        _draw_events(ctx.inputs["features"], ctx.folder / "events.svg")
-    people = _example_users(ctx, timed=timed)
+    _draw_log(profile, ctx.inputs["features"], ctx.folder)
+    people = _example_users(ctx, timed=profile.times is not None)
     page = (
         _environment()
         .get_template(_TEMPLATE.name)
@@ -49,7 +51,10 @@ def build(ctx: Context) -> None:
             name=ctx.config.name,
             made=datetime.datetime.now(datetime.UTC),
             stages=manifests,
-            data=_data(ctx.inputs["features"], timed=timed),
+            profile=profile,
+            headlines=_headlines(profile),
+            drift=_drift(ctx.inputs["features"]),
+            sources=_worst_sources(manifests["ingest"]),
             refused=_refused_rows(ctx.inputs["ingest"]),
             training=_training(ctx.inputs["train"]),
             judged=judged,
@@ -76,7 +81,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["short"] = lambda text: text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
     environment.filters["spoken"] = lambda name: name.replace("_", " ")
-    environment.filters["day"] = lambda moment: f"{moment:%Y-%m-%d}"
+    environment.filters["percent"] = _percent
     return environment
 
 
@@ -89,52 +94,72 @@ def _pictures(*folders: Path) -> dict[str, str]:
     }
 
 
-def _data(features: Path, *, timed: bool) -> Row:
-    """Events per type, and the first and last day."""
-    histories = JaggedHistories.load(features)
-    names = ["none", *read_json(features / "event_types.json")]
-    counts = np.bincount(histories.event_type, minlength=len(names)).tolist()
-    facts: Row = {"types": [(name, count) for name, count in zip(names, counts, strict=True) if count]}
-    if timed:
-        facts |= {"first": _moment(int(histories.time.min())), "last": _moment(int(histories.time.max()))}
-    return facts
+def _headlines(profile: Profile) -> dict[str, str]:
+    """What the log is like: a name and what there is to say."""
+    popularity = profile.popularity
+    top = (f"{name.split('_')[1]} % have {_percent(share)}" for name, share in popularity.top_shares.items())
+    rows = {
+        "density": f"{_percent(profile.density)} of all pairs of user and item have an event",
+        "events per user": _spread_of(profile.history_length.quantiles, "{:,.0f}".format),
+        "events per item": _spread_of(popularity.num_events.quantiles, "{:,.0f}".format),
+        "the most popular items": f"{', '.join(top)} of the events; Gini {popularity.gini:.2f}",
+        "80 % of the events": f"are on {popularity.num_items_for_80_percent:,} items",
+        "repeats": f"{_percent(profile.repeat_share)} of events are on an item that the user had before, "
+        f"{_percent(profile.immediate_repeat_share)} on the one just before",
+    }
+    if (times := profile.times) is not None:
+        rows["at the same time"] = f"{_percent(times.tied_share)} of pairs of adjacent events of a user"
+        if times.gap_seconds is not None:
+            rows["time between them"] = _spread_of(times.gap_seconds.quantiles, _span)
+        rows["sessions"] = (
+            f"{times.num_sessions:,}, each ended by a pause of 30 minutes: {times.events_per_session:.1f} events "
+            f"in each, {times.sessions_per_user:.1f} per user"
+        )
+    return rows
 
 
-def _moment(microseconds: int) -> datetime.datetime:
-    return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=microseconds)
+def _spread_of(quantiles: dict[str, float], say: Callable[[float], str]) -> str:
+    low, middle, high, most = (say(quantiles[name]) for name in ("p25", "p50", "p75", "p100"))
+    return f"median {middle}, half of them {low} to {high}, at most {most}"
 
 
-def _draw_events(features: Path, path: Path) -> None:
-    """Events over time, and where the held-out parts begin."""
-    split = Split.load(features / "split")
-    counts, edges = np.histogram(JaggedHistories.load(features).time, bins=NUM_BINS)
-    figure = Figure(figsize=(8, 2.4), layout="constrained")
-    axes = figure.subplots()
-    axes.stairs(counts, _days(edges.tolist()), fill=True, color=BLUE)
-    axes.xaxis_date()
-    above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
-    for part, begin, side in (
-        ("validation", split.validation_from, "right"),
-        ("test", split.test_from, "left"),
-    ):
-        if begin is not None:
-            (day,) = _days([begin])
-            axes.axvline(day, color=ORANGE, linestyle="--")
-            axes.text(day, 1, f" {part} ", color=ORANGE, ha=side, **above)
-    axes.set_ylabel("events")
-    axes.spines[["top", "right"]].set_visible(False)
-    figures.save(figure, path)
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %" if share == 0 or share >= 1e-5 else "under 0.001 %"
 
 
-def _days(microseconds: list[float]) -> list[float]:
-    return [each / 86_400e6 for each in microseconds]  # matplotlib counts from 1970 too
+def _span(seconds: float) -> str:
+    """A time span in the largest unit that it has two of, to two digits."""
+    units = {"years": 365 * 86_400, "days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
+    name = next((name for name, unit in units.items() if seconds >= 2 * unit), "seconds")
+    number = seconds / units[name]
+    return f"{number:.2g} {name}" if number < 10 else f"{number:.0f} {name}"
+
+
+def _draw_log(profile: Profile, features: Path, folder: Path) -> None:
+    split = read_json(features / "split" / "split.json")
+    begins = {part: split[f"{part}_from"] for part in ("validation", "test")}
+    for name, figure in figures.of_log(profile, begins).items():
+        figures.save(figure, folder / name)
+
+
+def _drift(features: Path) -> Drift | None:
+    """How the log differs from last time's; None where there was no last time."""
+    path = features / DRIFT
+    return Drift.load(path) if path.exists() else None
+
+
+def _worst_sources(ingest: Row) -> list[Row]:
+    """The source files of which most rows were left out."""
+    return sorted(ingest["sources"], key=lambda source: source["rows_out"] - source["rows_in"])[
+        :SHOWN_SOURCES
+    ]
 
 
 def _draw_training(train: Path, path: Path) -> None:
     """Training loss and validation NDCG@10 per epoch, side by side, the best epoch marked."""
     history = pl.read_parquet(train / "history.parquet")
     best = read_json(train / "training.json")["best_epoch"]
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     curves = (("loss", "training loss (nats)", BLUE), ("validation_ndcg@10", "validation NDCG@10", ORANGE))
     for axes, (column, label, color) in zip(figure.subplots(1, 2), curves, strict=True):
         axes.plot(history["epoch"], history[column], color=color, marker="o", markersize=3)
@@ -229,7 +254,7 @@ def _recent_events(
     return [
         {
             "title": title[histories.item_index[at]],
-            "when": _moment(int(histories.time[at])) if timed else None,
+            "when": str(np.datetime64(int(histories.time[at]), "us"))[:10] if timed else None,
             "type": types[histories.event_type[at]],
         }
         for at in reversed(range(max(start, end - SHOWN_EVENTS), end))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import registry, store
+from pipeline import registry, sources, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.plan import Plan
@@ -40,6 +40,8 @@ def bring_up_to_date(
                 pipeline, node, tracker, force=force and name in names, show_progress=show_progress
             )
             _track(pipeline, node, tracker)
+        if name == "ingest":
+            sources.release(config, pipeline.sources)
         summary = _summarise(node, fresh)
         summaries.append(summary)
         say(f"{name:<9} {summary['summary']}")
@@ -71,6 +73,7 @@ def _ensure(pipeline: Pipeline, node: Node, tracker: Tracker, *, force: bool, sh
             live=live,
             stage_folder=artifact.stage_folder,
             show_progress=show_progress,
+            force=force,
         )
         _build(node, context)
     return True
@@ -99,7 +102,7 @@ def _build(node: Node, context: Context) -> None:
     context.track.metric("seconds", manifest["seconds"])
     context.track.metric("peak_bytes", manifest["peak_bytes"])
     context.track.save(context.folder)
-    node.artifact.commit(manifest)
+    node.artifact.commit(manifest, context.digests)
 
 
 def _track(pipeline: Pipeline, node: Node, tracker: Tracker) -> None:

@@ -1,44 +1,50 @@
-"""The files that come in from outside: which they are, and the demo's, which are generated."""
+"""The files that come in from outside: which they are, where they can be read, and the demo's, which are generated."""
 
 import glob
 from pathlib import Path
 
+from pipeline import object_store
 from pipeline.config import Config
 from pipeline.errors import LookbackError
-from pipeline.store import Digests, read_json, write_json
+from pipeline.object_store import RemoteFile
+from pipeline.store import Digests, changed_meanwhile, read_json, write_json
 
 SIMULATION_VERSION = 1
 """Raised when the same settings and seed would give another log."""
-_REMOTE = ("s3://", "gs://", "az://")
 
 
-def list_files(key: str, path: str | list[str]) -> list[Path]:
-    """The files of a path, folder, glob or list of them, sorted; hidden ones and those that begin with `_` are passed over.
+def list_files(key: str, path: str | list[str]) -> list[Path | RemoteFile]:
+    """The files of a path, folder, glob or list of them, local or in an object store, in order of their names.
 
-    Raises LookbackError naming the configuration key where there is none.
+    Hidden ones are passed over, and in a folder those that begin with `_` too. Raises LookbackError naming the configuration
+    key where there is none.
     """
-    files: list[Path] = []
+    files: set[Path | RemoteFile] = set()
     for each in path if isinstance(path, list) else [path]:
-        if each.startswith(_REMOTE):
-            raise LookbackError(
-                f"{key}: {each!r} is in an object store; this version reads local files: copy it here first"
-            )
-        place = Path(each)
-        if place.is_dir():
-            found = [
-                file for file in place.rglob("*") if file.is_file() and not _hidden(file.relative_to(place))
-            ]
-        elif place.is_file():
-            found = [place]
+        if object_store.is_remote(each):
+            files |= set(object_store.list_files(key, each))
         else:
-            found = [Path(name) for name in glob.glob(each, recursive=True) if Path(name).is_file()]  # noqa: PTH207
-        if not found:
-            raise LookbackError(
-                f"{key}: nothing at {each!r} (from {Path.cwd()}); expected a file, a folder with files, or a glob that "
-                "matches some. If the configuration names a public data set, `lookback data` downloads it"
-            )
-        files += found
-    return sorted(set(files))
+            files |= set(_list_local(key, each))
+    return sorted(files, key=str)
+
+
+def _list_local(key: str, path: str) -> list[Path]:
+    place = Path(path)
+    if place.is_dir():
+        files = [file for file in place.rglob("*") if file.is_file() and not _hidden(file.relative_to(place))]
+    elif place.is_file():
+        files = [place]
+    else:
+        files = [Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+    if not files:
+        expected = "a file, a folder with files, or a glob that matches some"
+        if "://" in path:
+            expected = f"a local path, or an address in an object store that begins with {' or '.join(object_store.SCHEMES)}"
+        raise LookbackError(
+            f"{key}: nothing at {path!r} (from {Path.cwd()}); expected {expected}. If the configuration names a public data "
+            "set, `lookback data` downloads it"
+        )
+    return files
 
 
 def _hidden(relative: Path) -> bool:
@@ -46,9 +52,12 @@ def _hidden(relative: Path) -> bool:
 
 
 def source_digests(config: Config) -> dict[str, dict[str, str]]:
-    """Path to content digest of every source file, by role: events, items, users, exclude_users."""
+    """Path or address to content digest of every source file, by role: events, items, users, exclude_users.
+
+    A file is read, or fetched from its store, only where it is not the one seen before.
+    """
     simulate_if_needed(config)
-    digests = Digests(config.folder / ".digests.json")
+    digests = _digests(config)
     wanted = {
         "events": config.events.path,
         "items": config.items.path if config.items else None,
@@ -59,13 +68,55 @@ def source_digests(config: Config) -> dict[str, dict[str, str]]:
     for role, path in wanted.items():
         key = "events.exclude_users" if role == "exclude_users" else f"{role}.path"
         if path is not None:
-            sources[role] = {str(file): digests(file) for file in list_files(key, path)}
+            sources[role] = {str(file): _digest(config, digests, file) for file in list_files(key, path)}
     return sources
 
 
 def digest_of(config: Config, key: str, path: str) -> str:
-    """Content digest of the one file that a configuration key names."""
-    return Digests(config.folder / ".digests.json")(list_files(key, path)[0])
+    """Content digest of the one local file that a configuration key names."""
+    if object_store.is_remote(path):
+        raise LookbackError(
+            f"{key}: received {path!r}, expected a local file: only sources may be in an object store"
+        )
+    return _digests(config)(_list_local(key, path)[0])
+
+
+def _digests(config: Config) -> Digests:
+    return Digests(config.folder / ".digests.json")
+
+
+def _digest(config: Config, digests: Digests, file: Path | RemoteFile) -> str:
+    if isinstance(file, Path):
+        return digests(file)
+    return digests.remembered(
+        file.url, [file.size, file.modified], lambda: object_store.fetch(file.url, _spool(config))
+    )
+
+
+def _spool(config: Config) -> Path:
+    """Where copies of remote files lie until they are ingested."""
+    return config.folder / ".remote"
+
+
+def local_path(config: Config, path: str, digest: str) -> Path:
+    """Where a source file can be read: itself, or a copy of a remote one, fetched again where there is none any more.
+
+    Raises LookbackError where a remote file does not have the content of this digest any more.
+    """
+    if not object_store.is_remote(path):
+        return Path(path)
+    copy = object_store.copy_of(path, digest, _spool(config))
+    if not copy.exists() and object_store.fetch(path, _spool(config)) != digest:
+        raise changed_meanwhile(path)
+    return copy
+
+
+def release(config: Config, found: dict[str, dict[str, str]]) -> None:
+    """Remove the copies of remote files (role to address to digest), which are ingested."""
+    for digests in found.values():
+        for path, digest in digests.items():
+            if object_store.is_remote(path):
+                object_store.discard(path, digest, _spool(config))
 
 
 def simulate_if_needed(config: Config) -> None:

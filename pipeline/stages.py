@@ -74,7 +74,7 @@ STAGES = {
     for stage in (
         Stage(
             "ingest",
-            1,
+            2,
             _keys("events", (*_TABLE_KEYS, *_EVENT_KEYS))
             + _keys("items", (*_TABLE_KEYS, "category_separator"))
             + _keys("users", _TABLE_KEYS),
@@ -82,12 +82,13 @@ STAGES = {
         ),
         Stage(
             "features",
-            1,
+            2,
             (
                 "history.min_user_events",
                 "history.min_item_events",
                 "history.repeats",
                 "split",
+                *_keys("items", ("text_dim", "text_max_words", "text_min_items")),
             ),
             ("ingest",),
         ),
@@ -122,14 +123,14 @@ STAGES = {
         ),
         Stage(
             "publish",
-            1,
+            2,
             ("name", "train.refit", "index"),
-            ("features", "train", "index", "rank", "evaluate"),
+            ("ingest", "features", "train", "index", "rank", "evaluate"),
             resumable=True,
         ),
         Stage("score", 1, _keys("score", _SCORE_KEYS), ("features", "publish"), resumable=True),
         Stage(
-            "report", 1, ("name", "report"), ("ingest", "features", "train", "evaluate", "publish", "score")
+            "report", 2, ("name", "report"), ("ingest", "features", "train", "evaluate", "publish", "score")
         ),
     )
 }
@@ -166,6 +167,10 @@ class Context:
     stage_folder: Path
     """The folder of all artifacts of this stage."""
     show_progress: bool
+    force: bool = False
+    """Whether --force asked for the stage: then nothing that is kept is trusted."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """sha256 by relative path of files in the workspace that are links to files on disk: not read again when it is committed."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """rows_in, rows_out, rows_left_out and what the stage adds."""
     said: str = ""
@@ -250,13 +255,19 @@ def _outside_inputs(
 ) -> dict[str, str]:
     """Content digests of what a stage reads that is no stage's folder."""
     if name == "ingest":
-        return {role: ",".join(sorted(set(digests.values()))) for role, digests in found.items()}
+        return {role: ",".join(_contents(role, digests)) for role, digests in found.items()}
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
     if config.score.users.endswith(".parquet"):
         inputs["users"] = sources.digest_of(config, "score.users", config.score.users)
     return inputs
+
+
+def _contents(role: str, digests: dict[str, str]) -> list[str]:
+    """Content digests of a role's files; of tables by path, as the first row of an item counts, else whatever the paths are."""
+    by_path = [digests[path] for path in sorted(digests)]
+    return by_path if role in ("items", "users") else sorted(set(by_path))
 
 
 def _model_source(config: Config) -> ModelSource | None:

@@ -14,11 +14,11 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DamagedArtifact
+from pipeline.errors import DamagedArtifact, LookbackError
 
 MANIFEST = "manifest.json"
 
@@ -70,17 +70,41 @@ class Digests:
             self._known = {}
 
     def __call__(self, path: Path) -> str:
-        """sha256 of the file, from memory where the file is the one seen before."""
-        key = str(path.absolute())
-        status = path.stat()
-        identity = [status.st_size, status.st_mtime_ns, status.st_ino]
-        known = self._known.get(key)
-        if known is not None and known[:3] == identity:
-            return str(known[3])
-        digest = digest_file(path)
-        self._known[key] = [*identity, digest]
+        """sha256 of the file, from memory where the file is the one seen before.
+
+        Raises LookbackError where the file changes meanwhile.
+        """
+
+        def compute() -> str:
+            digest = digest_file(path)
+            if _identity(path) != identity:
+                raise changed_meanwhile(str(path))
+            return digest
+
+        identity = _identity(path)
+        return self.remembered(str(path.absolute()), identity, compute)
+
+    def remembered(self, name: str, identity: list[int], compute: Callable[[], str]) -> str:
+        """The digest of a file of this name, from memory where its identity is the one seen before."""
+        known = self._known.get(name)
+        if known is not None and known[:-1] == identity:
+            return str(known[-1])
+        digest = compute()
+        self._known[name] = [*identity, digest]
         write_json(self._memory, self._known)
         return digest
+
+
+def _identity(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def changed_meanwhile(path: str) -> LookbackError:
+    """What to raise where a source file is another one than when its reading began."""
+    return LookbackError(
+        f"{path}: changed while it was read, expected a file that is complete; nothing of it is kept: run again when it is whole"
+    )
 
 
 class Artifact:
@@ -147,23 +171,30 @@ class Artifact:
             if path.suffix[1:].isdigit():  # what a killed run was writing aside
                 path.unlink()
 
-    def commit(self, manifest: dict[str, Any]) -> None:
-        """Seal the workspace with its manifest and rename it into place, everything on disk first."""
-        files = [path for path in files_below(self.workspace) if path.name != MANIFEST]
+    def commit(self, manifest: dict[str, Any], known: Mapping[str, str] | None = None) -> None:
+        """Seal the workspace with its manifest and rename it into place, everything on disk first.
+
+        `known` has the digests, by relative path, of files that are on disk already: linked from elsewhere, not written here.
+        """
+        known = known or {}
+        files = {
+            path.relative_to(self.workspace).as_posix(): path
+            for path in files_below(self.workspace)
+            if path.name != MANIFEST
+        }
         manifest["files"] = {
-            path.relative_to(self.workspace).as_posix(): [path.stat().st_size, digest_file(path)]
-            for path in files
+            name: [path.stat().st_size, known.get(name) or digest_file(path)] for name, path in files.items()
         }
         write_json(self.workspace / MANIFEST, manifest)
-        for path in files:
-            _fsync(path)
-        for folder in {path.parent for path in files} | {self.workspace}:
-            _fsync(folder)
+        for name in files.keys() - known.keys():
+            fsync(files[name])
+        for folder in {path.parent for path in files.values()} | {self.workspace}:
+            fsync(folder)
         if self.folder.exists():
             shutil.rmtree(self._old, ignore_errors=True)
             self.folder.rename(self._old)
         self.workspace.rename(self.folder)
-        _fsync(self.stage_folder)
+        fsync(self.stage_folder)
         shutil.rmtree(self._old, ignore_errors=True)
         self.point_latest()
 
@@ -179,7 +210,7 @@ class Artifact:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(self.name)
         temporary.replace(link)
-        _fsync(self.stage_folder)
+        fsync(self.stage_folder)
 
     @contextlib.contextmanager
     def lock(self, inputs: dict[str, str] | None = None) -> Iterator[None]:
@@ -242,7 +273,8 @@ def _holder(path: Path) -> str:
     return f"process {content['process']} on {content['host']} since {content['since'][:19]}Z"
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

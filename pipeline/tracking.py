@@ -585,6 +585,33 @@ def delete_model(uri: str, model_id: str) -> None:
         client.delete_logged_model(model_id)
 
 
+def runs_with_files(uri: str, experiment: str) -> list[LoggedRun]:
+    """The runs of an experiment, deleted ones too, that files were logged to."""
+    from mlflow.entities import ViewType
+
+    with reported(uri):
+        client = client_at(uri)
+        found = client.get_experiment_by_name(experiment)
+        runs: list[LoggedRun] = []
+        token: str | None = None
+        while found is not None:
+            page = client.search_runs([found.experiment_id], run_view_type=ViewType.ALL, page_token=token)
+            runs += [_logged(run) for run in page if client.list_artifacts(run.info.run_id)]
+            token = page.token
+            if not token:
+                break
+    return runs
+
+
+def delete_run_files(uri: str, run_id: str) -> None:
+    """Delete all files of a run; its numbers stay."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with reported(uri):
+        files = get_artifact_repository(client_at(uri).get_run(run_id).info.artifact_uri, uri)
+        files.delete_artifacts()  # type: ignore[no-untyped-call]
+
+
 def ui(port: int = 5000, uri: str | None = None) -> None:
     """Become MLflow's server on 127.0.0.1, with the database and the artifacts that runs are logged to.
 

@@ -166,3 +166,35 @@ def test_a_separator_must_be_one() -> None:
         TableFormat("events", COLUMNS, separator="")
     with pytest.raises(ValueError, match="separator"):
         TableFormat("events", COLUMNS, separator='"')
+
+
+def test_a_first_line_longer_than_the_first_block_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "FIRST_BYTES", 5)
+    form = TableFormat("events", {"user_id": "user", "item_id": "item"})
+    assert read(b"\n\nsomething else,user,item\nx,1,2\n", form) == [(["1", "2"], "x,1,2")]
+
+
+def test_a_line_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "FIRST_BYTES", 10)
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(tables, "LONGEST_ROW_BYTES", 50)
+    form = TableFormat("events", COLUMNS, header=False)
+    for content in (b"1" * 100, b"1,2\n" * 5 + b"1" * 100):
+        with pytest.raises(ValueError, match=r"log\.csv: a line is longer than"):
+            read(content, form)
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_rows_with_an_empty_last_field_among_others(empty: int) -> None:
+    lines = ["1,2,3", "1,2,", "4,,", "4,5", "1,2,3,4", ",,"]
+    text = "\n".join(lines[: 3 + empty] + ["7,8,"] * 3)
+    found = read(text.encode(), TableFormat("events", {"user_id": 1, "item_id": 3}, header=False))
+    expected = [line.split(",") for line in text.split("\n")]
+    assert [fields for fields, _ in found] == [[r[0], r[2]] if len(r) == 3 else None for r in expected]
+    assert [raw for _, raw in found] == text.split("\n")
+
+
+def test_first_rows_in_a_message_are_printable() -> None:
+    with pytest.raises(ValueError, match=r"u;\\x00\\x1bé") as error:
+        read("h\nu;\x00\x1bé\n".encode(), TableFormat("events", {"user_id": "u"}))
+    assert "\x1b" not in str(error.value)

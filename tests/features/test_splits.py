@@ -1,15 +1,18 @@
 """Splits by pencil, the core filter, and leaks that must be found."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from features import splits
-from features.histories import JaggedHistories
+from features.histories import JaggedHistories, user_ranges
 from features.splits import LeakError
 
 Rows = list[list[tuple[int, int]]]
@@ -71,9 +74,8 @@ def test_leave_one_out_takes_the_last_event_over_the_core() -> None:
 
 
 def test_the_core_filter_is_repeated_until_stable() -> None:
-    user = np.array([0, 0, 1, 1, 2, 2, 3])
-    item = np.array([1, 2, 1, 2, 2, 3, 3])
-    users, items = splits.core(user, item, 4, 3, min_user=2, min_item=2)
+    log = jagged([[(1, 1), (2, 2)], [(1, 1), (2, 2)], [(1, 2), (2, 3)], [(1, 3)]])
+    users, items = splits.core(log, log.offsets[1:], 3, min_user=2, min_item=2)
     # user 3 goes (one event), then item 3 (one left), then user 2, and items 1 and 2 stay with users 0 and 1
     assert users.tolist() == [True, True, False, False]
     assert items.tolist() == [False, True, True, False]
@@ -132,14 +134,48 @@ def test_every_split_covers_every_event_once_and_leaks_nothing(rows: Rows, proto
     assert sum(split.num_events(log).values()) == len(log.time)
 
 
+@given(
+    st.lists(st.lists(st.tuples(st.integers(-5, 2**55), st.integers(1, 5)), max_size=9), max_size=9).map(
+        lambda rows: [sorted(row) for row in rows if row]
+    ),
+    st.data(),
+    st.integers(1, 12),
+)
+def test_block_by_block_is_as_all_at_once(rows: Rows, data: st.DataObject, block_events: int) -> None:
+    log = jagged(rows)
+    times = np.sort(log.time)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JaggedHistories, "blocks", lambda self: user_ranges(self.offsets, block_events))
+        patch.setattr(splits, "BLOCK_EVENTS", 2)
+        if len(times):
+            place = data.draw(st.integers(0, len(times) - 1))
+            assert splits.nth_time(log, place) == times[place]
+        assert (log.item_counts(5) == np.bincount(log.item_index, minlength=6)).all()
+        minimum = data.draw(st.integers(1, 3))
+        users, items = splits.core(log, log.offsets[1:], 5, minimum, 2)
+    expected_users, expected_items = core_at_once(log, minimum, 2)
+    assert (users == expected_users).all()
+    assert (items == expected_items).all()
+
+
+def core_at_once(log: JaggedHistories, min_user: int, min_item: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The core filter, event by event, until nothing changes."""
+    events = list(zip(log.users().tolist(), log.item_index.tolist(), strict=True))
+    while True:
+        users, items = Counter(user for user, _ in events), Counter(item for _, item in events)
+        left = [(user, item) for user, item in events if users[user] >= min_user and items[item] >= min_item]
+        if len(left) == len(events):
+            break
+        events = left
+    return (
+        np.array([users[user] >= min_user for user in range(log.num_users)], bool),
+        np.array([item > 0 and items[item] >= min_item for item in range(6)], bool),
+    )
+
+
 def test_saved_and_loaded(tmp_path: Path) -> None:
     split = splits.temporal(LOG, 3, test_fraction=0.2, validation_fraction=0.2)
     split.save(tmp_path)
     again = splits.Split.load(tmp_path)
     assert (again.train_end == split.train_end).all()
     assert (again.protocol, again.test_from) == (split.protocol, split.test_from)
-
-
-def test_the_share_of_ties() -> None:
-    assert splits.tie_share(jagged([[(1, 1), (1, 2), (2, 1)], [(2, 1), (2, 2)]])) == pytest.approx(2 / 3)
-    assert splits.tie_share(jagged([[(1, 1)], [(1, 2)]])) == 0.0

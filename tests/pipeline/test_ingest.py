@@ -1,5 +1,8 @@
 """The stage: parts by content, shared between artifacts; every row accounted for; bad input is one message."""
 
+import datetime
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,12 +10,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features import events, schema
+from features import events, schema, tables
+from pipeline import parts, store
 from pipeline.config import load_config
-from pipeline.errors import LookbackError
+from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.parts import PARTS, unused
 from pipeline.run import bring_up_to_date
-from pipeline.store import read_manifest
+from pipeline.store import Artifact, read_manifest
 
 HEADER = "u,i,t,e\n"
 DAY_1 = "1,10,1600000000,view\n2,11,1600000001,like\n2,11,1600000001,like\n3,x y,bad,view\n"
@@ -31,14 +35,14 @@ class Log:
         path.write_text(header + rows)
         return path
 
-    def ingest(self, *overrides: str, items: str = "") -> Path:
+    def ingest(self, *overrides: str, items: str = "", force: bool = False) -> Path:
         """The folder of the up-to-date artifact."""
         columns = '{ user_id = "u", item_id = "i", timestamp = "t", event_type = "e" }'
         text = f'name = "log"\ndata_dir = "{self.folder}/data"\n[events]\npath = "{self.folder}/log"\ncolumns = {columns}\n'
         text += f"max_refused_fraction = 0.5\n{items}\n[tracking]\nenabled = false\n"
         (self.folder / "log.toml").write_text(text)
         config = load_config(self.folder / "log.toml", overrides)
-        bring_up_to_date(config, ["ingest"], force=False, show_progress=False, say=lambda _: None)
+        bring_up_to_date(config, ["ingest"], force=force, show_progress=False, say=lambda _: None)
         return (self.folder / "data" / "log" / "ingest" / "latest").resolve()
 
     def parts(self) -> list[str]:
@@ -73,7 +77,12 @@ def test_the_manifest_accounts_for_every_row(log: Log) -> None:
     check_sums(manifest, artifact)
     assert (manifest["rows_in"], manifest["rows_out"]) == (7, 3)
     assert manifest["rows_left_out"] == {"impossible_time": 1, "missing_user": 1, "type_not_listed": 2}
-    assert (manifest["num_users"], manifest["num_items"]) == (2, 2)
+    first, second = sorted(manifest["sources"], key=lambda source: -source["rows_in"])
+    assert (first["num_users"], first["num_items"]) == (1, 1)
+    assert (second["num_users"], second["num_items"]) == (2, 2)
+    assert second["earliest"] == "2020-09-13T12:26:40.000000Z"
+    assert second["latest"] == "2020-09-14T13:26:40.000000Z"
+    assert second["events_by_type"] == {"view": 2}
 
 
 def test_a_second_night_reads_only_the_new_file(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +116,20 @@ def test_incremental_equals_from_zero(log: Log, tmp_path: Path) -> None:
     assert read(log.ingest()).equals(read(other.ingest()))
 
 
+def test_a_row_ahead_of_its_time_is_an_event_when_its_time_has_come(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.datetime(2020, 9, 15, tzinfo=datetime.UTC)
+    monkeypatch.setattr(store, "now", lambda: now)
+    log.write("day2.csv", "4,12,1600400000,view\n1,10,9000000000,view\n")  # three days ahead, and much more
+    assert read_manifest(log.ingest())["rows_left_out"] == {"impossible_time": 3}
+    now += datetime.timedelta(days=1)
+    assert read_manifest(log.ingest("events.duplicates=drop"))["rows_left_out"]["impossible_time"] == 3
+    now += datetime.timedelta(days=2)
+    manifest = read_manifest(log.ingest("events.max_refused_fraction=0.6"))
+    assert manifest["rows_left_out"] == {"impossible_time": 2}
+
+
 def test_a_file_delivered_twice_counts_once(log: Log) -> None:
     first = log.ingest()
     log.write("again.csv", DAY_1)
@@ -125,12 +148,95 @@ def test_an_empty_file_among_others_adds_nothing(log: Log) -> None:
     assert read(log.ingest("events.max_days_ahead=1e9")).equals(before)
 
 
-def test_a_file_that_changed_is_a_new_part(log: Log) -> None:
-    log.ingest()
+def test_a_file_that_changed_is_a_new_part_and_announced(
+    log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = log.folder / "log" / "day1.csv"
+    first = read_manifest(log.ingest())
+    assert (first["new_sources"], first["changed_sources"], first["removed_sources"]) == (1, [], [])
+    assert capsys.readouterr().err == ""
     log.write("day1.csv", DAY_1 + "7,10,1600000000,view\n")
+    second = read_manifest(log.ingest())
+    assert second["rows_in"] == 5
+    assert len(log.parts()) == 2  # the one before is kept until it is pruned
+    before, now = (manifest["sources"][0]["digest"] for manifest in (first, second))
+    assert second["new_sources"] == 0
+    assert second["changed_sources"] == [{"path": str(path), "before": before, "now": now}]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "1 file(s) changed" in said
+    assert str(path) in said
+
+
+def test_a_file_that_went_is_announced_and_one_that_moved_is_not(
+    log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.write("day2.csv", DAY_2)
+    log.ingest()
+    (log.folder / "log" / "day1.csv").rename(log.folder / "log" / "moved.csv")
+    (log.folder / "log" / "day2.csv").unlink()
     manifest = read_manifest(log.ingest())
-    assert manifest["rows_in"] == 5
-    assert len(log.parts()) == 2
+    assert [each["path"] for each in manifest["removed_sources"]] == [str(log.folder / "log" / "day2.csv")]
+    assert manifest["new_sources"] == 0
+    assert "1 file(s) are gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [DAY_2, "8,u9,1600090000,view\n", "x" * 100])
+def test_a_file_that_changes_while_it_is_read_is_no_part(
+    log: Log, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is read of it: good rows, ids of another type, no row of the format."""
+    log.ingest()
+    before = log.parts()
+    path = log.write("day2.csv", "5,10,1600000000,view\n")
+    original = events.ingest_file
+
+    def slow(*arguments: Any, **more: Any) -> events.Counts:
+        path.write_text(HEADER + rows)
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(events, "ingest_file", slow)
+    with pytest.raises(LookbackError, match=r"day2\.csv: changed while it was read"):
+        log.ingest()
+    assert log.parts() == before
+
+
+def test_a_file_that_changes_while_it_is_digested(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = log.folder / "log" / "day1.csv"
+    original = store.digest_file
+
+    def slow(each: Path) -> str:
+        digest = original(each)
+        if each == path:
+            path.write_text(HEADER + DAY_2)
+        return digest
+
+    monkeypatch.setattr(store, "digest_file", slow)
+    with pytest.raises(LookbackError, match=r"day1\.csv: changed while it was read"):
+        log.ingest()
+
+
+def test_a_new_night_opens_nothing_that_is_kept(log: Log) -> None:
+    """Adding a file costs what the file costs: the kept parts could be anything meanwhile."""
+    first = log.ingest()
+    kept = list(first.rglob("*.parquet"))
+    contents = [path.read_bytes() for path in kept]
+    for path, content in zip(kept, contents, strict=True):
+        overwrite(path, bytes(len(content)))
+    log.write("day2.csv", DAY_2)
+    second = log.ingest()
+    for path, content in zip(kept, contents, strict=True):
+        overwrite(path, content)
+    assert len(list(second.rglob("*.parquet"))) == 2 * len(kept)
+    check_sums(read_manifest(second), second)
+    Artifact(second.parent, second.name).verify()  # what was taken from the records is true
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Other bytes, of which size and time say nothing."""
+    times = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def test_duplicates_are_dropped_across_files(log: Log) -> None:
@@ -145,11 +251,44 @@ def test_duplicates_are_dropped_across_files(log: Log) -> None:
 
 
 def test_all_files_of_a_log_have_one_type_of_id(log: Log) -> None:
-    assert read_manifest(log.ingest())["id_types"] == {"user_id": "int64", "item_id": "int64"}
     log.write("day2.csv", "u7,12,1600090000,view\n")
     artifact = log.ingest()
     assert read_manifest(artifact)["id_types"] == {"user_id": "string", "item_id": "int64"}
     assert sorted(read(artifact)["user_id"]) == ["1", "2", "2", "u7"]
+    log.write("day3.csv", "9,12,1600090000,view\n")
+    assert read_manifest(log.ingest())["id_types"] == {"user_id": "string", "item_id": "int64"}
+
+
+def test_a_later_file_that_would_change_the_type_stops_with_the_key(log: Log) -> None:
+    first = log.ingest()
+    assert read_manifest(first)["id_types"] == {"user_id": "int64", "item_id": "int64"}
+    path = log.write("day2.csv", "7,12,1600090000,view\n8,x,bad,view\nu7,12,1600090000,view\n")
+    said = rf'id_types: {path} row 3: user_id .u7. is not an int64.*events\.id_types = "string".*or "int64"'
+    for _ in range(2):  # read, and then remembered
+        with pytest.raises(LookbackError, match=said):
+            log.ingest()
+    assert (first.parent / "latest").resolve() == first
+    assert read_manifest(log.ingest("events.id_types=string"))["id_types"]["item_id"] == "string"
+    refused = read_manifest(log.ingest("events.id_types=int64"))
+    assert refused["rows_left_out"] == {"bad_user": 1, "impossible_time": 2}
+    with pytest.raises(LookbackError, match=said):
+        log_of(log, first).ingest("events.max_refused_fraction=0.6")  # this key says nothing about ids
+    decided = read_manifest(log.ingest(force=True))
+    assert decided["id_types"] == {"user_id": "string", "item_id": "int64"}
+
+
+def log_of(log: Log, artifact: Path) -> Log:
+    """The log, with this artifact as its latest."""
+    (artifact.parent / "latest").unlink()
+    (artifact.parent / "latest").symlink_to(artifact.name)
+    return log
+
+
+def test_another_log_under_the_same_name_has_ids_of_its_own(log: Log) -> None:
+    log.ingest()
+    (log.folder / "log" / "day1.csv").unlink()
+    log.write("other.csv", "u7,12,1600090000,view\nu8,13,1600090000,view\n")
+    assert read_manifest(log.ingest())["id_types"] == {"user_id": "string", "item_id": "int64"}
 
 
 def test_string_logs_are_not_tried_as_int64_every_night(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +311,32 @@ def test_excluded_users_leave_no_trace(log: Log, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("types", ["auto", "int64"])
+def test_excluded_users_with_ids_of_another_type_leave_no_trace(log: Log, types: str) -> None:
+    """Neither as a refused row nor by making all ids text."""
+    log.write("day2.csv", "u7,12,1600090000,view\n17850.0,12,1600090000,view\n4,13,1600090000,view\n")
+    pl.DataFrame({"user_id": ["u7", "17850", "1"]}).write_parquet(log.folder / "forget.parquet")
+    artifact = log.ingest(f"events.exclude_users={log.folder}/forget.parquet", f"events.id_types={types}")
+    manifest = read_manifest(artifact)
+    check_sums(manifest, artifact)
+    assert manifest["rows_left_out"] == {"excluded_user": 3, "impossible_time": 1}
+    assert sorted(read(artifact)["user_id"]) == [2, 2, 4]
+
+
+def test_excluded_users_are_not_in_the_users_table(log: Log) -> None:
+    (log.folder / "users.csv").write_text("user_id,age\n1,30\n2,40\n")
+    pl.DataFrame({"user_id": [2]}).write_parquet(log.folder / "forget.parquet")
+    log.write("day2.csv", DAY_2)
+    users = f'[users]\npath = "{log.folder}/users.csv"\ncolumns = {{ user_id = "user_id", age = "age" }}'
+    artifact = log.ingest(f"events.exclude_users={log.folder}/forget.parquet", items=users)
+    assert pl.read_parquet(artifact / "users.parquet").rows() == [(1, "30")]
+    assert read_manifest(artifact)["users_table"] == {
+        "rows_in": 2,
+        "rows_out": 1,
+        "rows_left_out": {"excluded_user": 1},
+    }
+
+
 def test_items_and_users_have_ids_as_the_events(log: Log) -> None:
     (log.folder / "items.jsonl").write_text(
         '{"item_id": "10", "title": "Ten"}\n{"item_id": 99, "title": "New"}\nbad\n'
@@ -185,7 +350,6 @@ def test_items_and_users_have_ids_as_the_events(log: Log) -> None:
         "rows_in": 3,
         "rows_out": 2,
         "rows_left_out": {"unparseable": 1},
-        "in_log_only": 1,
     }
 
 
@@ -196,6 +360,34 @@ def test_a_damaged_part_is_read_again(log: Log) -> None:
     part.write_bytes(content[:-1] + b"x")  # the kept part is the same file
     second = log.ingest("events.max_refused_fraction=0.6")
     assert (second / "events" / part.name).read_bytes() == content
+
+
+def test_force_finds_damage_that_size_and_time_do_not_show(log: Log) -> None:
+    first = log.ingest()
+    part = next((first / "events").iterdir())
+    content = part.read_bytes()
+    overwrite(part, content[:-1] + b"x")
+    log.write("day2.csv", DAY_2)
+    second = log.ingest()
+    with pytest.raises(DamagedArtifact, match=rf"{part.name}.*--force"):
+        Artifact(second.parent, second.name).verify()  # before another stage reads it
+    forced = log.ingest(force=True)
+    assert forced == second
+    Artifact(forced.parent, forced.name).verify()
+    assert (forced / "events" / part.name).read_bytes() == content
+
+
+def test_a_store_that_was_copied_without_its_times_is_read_once(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = log.ingest()
+    for path in (first.parent / PARTS).glob("*/*.parquet"):
+        os.utime(path, ns=(1, 1))
+    monkeypatch.setattr(events, "ingest_file", None)  # reads no source
+    log.ingest("events.max_refused_fraction=0.6")
+    monkeypatch.setattr(store, "digest_file", lambda _: pytest.fail("read again"))
+    for path in (first.parent / PARTS).glob("*/"):
+        assert parts.read(path) is not None
 
 
 def test_parts_that_no_artifact_shares_are_unused(log: Log) -> None:
@@ -231,3 +423,19 @@ def test_a_log_that_does_not_fit_stops_with_one_message(
     with pytest.raises((LookbackError, ValueError), match=message):
         log.ingest(*overrides)
     assert not list((tmp_path / "data" / "log" / "ingest").glob("*/manifest.json"))
+
+
+def test_a_hopeless_file_is_not_read_to_its_end(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(events, "EARLY_ROWS", 500)
+    log.write("wrong.csv", "9,12,1600000000,view\n" + "1;10;1600000000;view\n" * 100_000)
+    with pytest.raises(ValueError, match=r"rows were refused, expected at most 50.0%") as stopped:
+        log.ingest()
+    assert "wrong.csv row 2 (unparseable): 1;10;1600000000;view" in str(stopped.value)
+    said = re.search(r"(\S+) of the first (\S+) rows", str(stopped.value))
+    assert said is not None
+    refused, read_rows = (int(number.replace(",", "")) for number in said.groups())
+    assert 500 <= read_rows == refused + 1 < 90_000
+    assert len(log.parts()) <= 1  # of the other file
+    whole = read_manifest(log.ingest("events.max_refused_fraction=0.999995"))
+    assert (whole["rows_in"], whole["rows_refused"]) == (100_005, 100_001)

@@ -1,6 +1,7 @@
 """The page from small fabricated stage folders: what it says, that it stands alone, that raw text cannot break it."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features import drift, profile
 from features.histories import JaggedHistories
 from features.splits import Split
 from pipeline import report
@@ -71,13 +73,24 @@ def manifest(folder: Path, settings: dict[str, Any] | None = None, **more: Any) 
     return folder
 
 
-def ingest(root: Path, unit: str) -> Path:
+def source(path: str, rows_in: int, rows_out: int, day: str) -> dict[str, Any]:
+    counts = {
+        "rows_in": rows_in,
+        "rows_out": rows_out,
+        "rows_left_out": {"bad_timestamp": rows_in - rows_out},
+    }
+    return counts | {"paths": [path], "earliest": day, "latest": day}
+
+
+def ingest(root: Path) -> Path:
     folder = manifest(
         root / "ingest",
-        {"events.timestamp_unit": unit},
         rows_in=40,
         rows_out=36,
         rows_left_out={"bad_timestamp": 4},
+        sources=[source("log.csv", 40, 36, "1970-01-01T00:00:00Z")],
+        changed_sources=[{"path": "log.csv", "before": "a", "now": "b"}],
+        removed_sources=[],
     )
     (folder / "quarantine").mkdir()
     row = {"source_path": "log.csv", "source_row": 7, "raw": HOSTILE, "reason": "bad_timestamp"}
@@ -87,24 +100,37 @@ def ingest(root: Path, unit: str) -> Path:
     return folder
 
 
-def features(root: Path) -> Path:
+def features(root: Path, form: str) -> Path:
+    """Of a log with two types (timed), one type and no items table (one type), none and no times (position)."""
     parts = {"train": 25, "validation": 5, "test": 5}
     folder = manifest(root / "features", num_users=4, num_items=NUM_ITEMS, rows_out=35, split_events=parts)
     offsets = np.concatenate(([0], np.cumsum(LENGTHS))).astype(np.int64)
     flat = np.arange(sum(LENGTHS))
-    types = (1 + flat % 2).astype(np.int16)
-    item = (1 + flat % NUM_ITEMS).astype(np.int32)
-    JaggedHistories(offsets, item, flat * DAY, types, np.full(len(flat), np.nan, np.float32)).save(folder)
+    event_types = {"timed": ["LIKE", "VIEW"], "one type": ["VIEW"], "position": []}[form]
+    types = (1 + flat % len(event_types) if event_types else 0 * flat).astype(np.int16)
+    item = (1 + flat % (NUM_ITEMS - 1)).astype(np.int32)
+    log = JaggedHistories(offsets, item, flat * DAY, types, np.full(len(flat), np.nan, np.float32))
+    log.save(folder)
+    data = profile.profile(log, event_types, NUM_ITEMS, timed=form != "position")
+    data.save(folder / "profile.json")
     everyone, every_item = np.ones(4, bool), np.ones(NUM_ITEMS + 1, bool)
     ends = offsets[1:]
-    split = Split("temporal", ends - 2, ends - 1, everyone, everyone, every_item, 20 * DAY, 30 * DAY)
-    split.save(folder / "split")
-    (folder / "event_types.json").write_text('["LIKE", "VIEW"]')
+    boundaries = (None, None) if form == "position" else (20 * DAY, 30 * DAY)
+    Split("temporal", ends - 2, ends - 1, everyone, everyone, every_item, *boundaries).save(folder / "split")
+    (folder / "event_types.json").write_text(json.dumps(event_types))
     users = pl.DataFrame({"user_index": range(4), "user_id": ["ann", "bob", "cid", "dee"]})
     users.write_parquet(folder / "users.parquet")
     titles = [HOSTILE, None, *(f"Film {number}" for number in range(3, NUM_ITEMS + 1))]
-    items = {"item_index": range(1, NUM_ITEMS + 1), "item_id": range(101, 101 + NUM_ITEMS), "title": titles}
-    pl.DataFrame(items).write_parquet(folder / "items.parquet")
+    items = pl.DataFrame({"item_index": range(1, NUM_ITEMS + 1), "item_id": range(101, 101 + NUM_ITEMS)})
+    title = pl.Series("title", [None] * NUM_ITEMS if form == "one type" else titles, dtype=pl.String)
+    items.with_columns(title).write_parquet(folder / "items.parquet")
+    if form == "timed":
+        before = replace(data, num_events=1000, num_users=3, events_by_type={"LIKE": 1000})
+        now = replace(data, num_events=1200, events_by_type={"LIKE": 1000, "VIEW": 200})
+        counts = [
+            pl.DataFrame({"item_id": [101, 102], "num_events": each}) for each in ([990, 10], [990, 210])
+        ]
+        drift.compare(counts[0], before, counts[1], now).save(folder / "drift.json")
     return folder
 
 
@@ -163,8 +189,8 @@ def score(root: Path) -> Path:
 
 @pytest.fixture
 def written(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Page, Path, Context]:
-    unit = getattr(request, "param", "s")
-    inputs = {"ingest": ingest(tmp_path, unit), "features": features(tmp_path), "train": train(tmp_path)}
+    form = getattr(request, "param", "timed")
+    inputs = {"ingest": ingest(tmp_path), "features": features(tmp_path, form), "train": train(tmp_path)}
     inputs |= {
         "evaluate": evaluate(tmp_path),
         "publish": manifest(tmp_path / "publish"),
@@ -188,7 +214,11 @@ def written(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Page, Path,
 def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
     page, _, context = written
     for sentence in (
-        "4 users, 23 items and 35 events, from 1970-01-01 to 1970-02-04",
+        "4 users, 23 items (22 with events) and 35 events, from 1970-01-01 to 1970-02-04",
+        "events per user median 6, half of them 5 to 10, at most 20",
+        "time between them median 24 hours, half of them 24 hours to 24 hours, at most 24 hours",
+        "log.csv 40 36 bad timestamp 4 1970-01-01 1970-01-01",
+        "1 file changed since the last ingest: log.csv",
         "left out by ingest: bad timestamp 4",
         "of type LIKE 18",
         "NDCG@10 0.2100 (95 % interval 0.2000 to 0.2200) and hit rate@10 0.4200.",
@@ -212,7 +242,7 @@ def test_example_users(written: tuple[Page, Path, Context]) -> None:
         "ann All 6 events, newest first Film 6 VIEW, 1970-01-06 Film 5 LIKE, 1970-01-05"
     )
     assert "item 999 because of <script>alert('&')</script> (0.75); item 102 (0.25)" in shortest
-    assert longest.startswith("bob The last 15 of 20 events, newest first Film 3 VIEW, 1970-01-26")
+    assert longest.startswith("bob The last 15 of 20 events, newest first Film 4 VIEW, 1970-01-26")
     assert "Film 11 because of" in longest
     assert "dee" not in page.text, "has no recommendations"
 
@@ -221,7 +251,7 @@ def test_stands_alone(written: tuple[Page, Path, Context]) -> None:
     page, path, _ = written
     assert path.stat().st_size < 5_000_000
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 4
+    assert len(images) == 6
     assert all(
         each["alt"] and (each["src"] or "").startswith("data:image/svg+xml;base64,") for each in images
     )
@@ -231,9 +261,37 @@ def test_stands_alone(written: tuple[Page, Path, Context]) -> None:
     assert HOSTILE in page.text, "shown, not obeyed"
 
 
+def test_drift(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    for sentence in (
+        "the 200 new events are spread quite differently from those of last time (large from 0.25)",
+        "1,000 events of 3 users last time, up to 1970-02-04; 200 events are new, and there are 4 users now.",
+        "The population stability index of items is",
+        "LIKE 100 % 0 % VIEW 0 % 100 %",
+    ):
+        assert sentence in page.text
+    assert len([attributes for _, attributes in page.tags if attributes.get("class") == "warning"]) == 2
+
+
 @pytest.mark.parametrize("written", ["position"], indirect=True)
-def test_log_without_times(written: tuple[Page, Path, Context]) -> None:
+def test_log_without_times_and_types(written: tuple[Page, Path, Context]) -> None:
     page, _, _ = written
     assert "only the order of each user's events is known" in page.text
-    assert "1970" not in page.text
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 3
+    for absent in ("1970", "sessions", "at the same time", "of type", "without a type", "last time"):
+        assert absent not in page.text
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 4
+
+
+@pytest.mark.parametrize("written", ["one type"], indirect=True)
+def test_log_of_one_type_without_titles(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    assert "of type VIEW 35" in page.text
+    assert "item 106" in page.text
+    assert "different from last time" not in page.text, "there was none"
+
+
+def test_worst_sources_first() -> None:
+    files = [source(f"day{number}.csv", 100, 100 - number % 30, "1970-01-01") for number in range(60)]
+    shown = report._worst_sources({"sources": files})
+    assert len(shown) == report.SHOWN_SOURCES
+    assert [each["paths"] for each in shown[:3]] == [["day29.csv"], ["day59.csv"], ["day28.csv"]]

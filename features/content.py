@@ -1,0 +1,366 @@
+"""Item content as arrays by item index: categories, text as TF-IDF and truncated SVD, given embeddings.
+
+What is learned (categories, words, their weights, the SVD) is learned from the items that the caller calls known, and is kept:
+another item is turned into the same features later. What no known item has, a word or a category, is left out and counted:
+no model could have learned anything about it.
+
+Words are runs of two or more letters, digits or underscores in title and text, in lower case, without accents; a script that
+writes no blanks between words gives one word per run. The weight of a word in an item is (1 + ln count) * idf, where
+idf = 1 + ln((1 + n) / (1 + n_word)) over the n known items with text; an item's weights are L2-normalised, projected onto the
+leading right singular vectors of the known items' weights (latent semantic analysis), and L2-normalised again.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features import schema
+from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, TEXT, TITLE
+
+FOLDER = "content"
+LONGEST_TEXT = 20_000
+"""Characters of an item's title and text that are looked at."""
+
+_FORMAT_VERSION = 1
+_WORD = r"(?u)\b\w\w+\b"
+_POWER_ITERATIONS = 4
+_SMALLEST_SINGULAR = 1e-4
+"""Share of the largest singular value below which a direction is noise."""
+
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ContentSettings:
+    """How text becomes numbers."""
+
+    text_dim: int = 64
+    """Width of text vectors, in components; 0: text is not used."""
+    text_max_words: int = 50_000
+    """Words that count, the most frequent ones, at most."""
+    text_min_items: int = 2
+    """Known items that a word must be in to count."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("text_dim", 0), ("text_max_words", 1), ("text_min_items", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"items.{name}: received {getattr(self, name)}, expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Content:
+    """Features of items 1..num_items; row 0 is padding: no category, zeros."""
+
+    category_offsets: NDArray[np.int64]
+    """[num_items + 2]; item i's categories are `category_index[category_offsets[i]:category_offsets[i + 1]]`"""
+    category_index: NDArray[np.int32]
+    """[pairs], 1..num_categories, ascending and distinct within an item; 0 stays free for padding"""
+    text: Float32
+    """[num_items + 1, text_dim], of length 1; zeros where there is no known word"""
+    embedding: Float32
+    """[num_items + 1, embedding_dim], as given; zeros where there is none"""
+    has_embedding: Bool
+    """[num_items + 1]"""
+    categories: tuple[str, ...]
+    """Name of category index i at position i - 1."""
+    notes: dict[str, int]
+    """unknown_categories: pairs of an item and a category of no known item; texts_cut; texts_without_known_word."""
+
+    @property
+    def num_items(self) -> int:
+        """Items, padding apart."""
+        return len(self.has_embedding) - 1
+
+    def save(self, folder: Path) -> None:
+        """One .npy per array and content.json."""
+        for name in _ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        _write_json(folder / "content.json", {"categories": self.categories, "notes": self.notes})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Content":
+        """What was saved, arrays memory-mapped."""
+        said = json.loads((folder / "content.json").read_text(encoding="utf-8"))
+        arrays = {name: _load_array(folder / f"{name}.npy") for name in _ARRAYS}
+        return cls(**arrays, categories=tuple(said["categories"]), notes=said["notes"])
+
+
+_ARRAYS = ("category_offsets", "category_index", "text", "embedding", "has_embedding")
+
+
+@dataclass(frozen=True)
+class ContentEncoder:
+    """What was learned from the known items' content."""
+
+    settings: ContentSettings
+    categories: tuple[str, ...]
+    """Of the known items, sorted; index 1 is the first."""
+    words: tuple[str, ...]
+    """Sorted; none where no text is known, or no word is common enough."""
+    idf: NDArray[np.floating]
+    """[words]"""
+    word_vectors: Float32
+    """[words, rank], the leading right singular vectors, rank <= text_dim"""
+    text_explained: float
+    """Share of the known items' squared weights that the singular vectors hold, in [0, 1]."""
+    text_dim: int
+    """`settings.text_dim`, or 0 where no known item has text."""
+    embedding_dim: int
+    """Width of given embeddings; 0: none are given."""
+
+    @classmethod
+    def fit(cls, table: pl.DataFrame, known: Bool, settings: ContentSettings, seed: int) -> "ContentEncoder":
+        """Learn from the rows of `table` where `known` [rows] is true.
+
+        Columns title, categories, text and embedding are of the types of `schema.ITEM_CONTENT`; any may be absent.
+        """
+        assert len(known) == len(table)
+        learned = table.filter(known)
+        texts = _texts(learned).drop_nulls()
+        text_dim = settings.text_dim if len(texts) else 0
+        words, idf, vectors, explained = _fit_text(texts, settings, seed) if text_dim else _NO_WORDS
+        return cls(
+            settings,
+            tuple(_column(learned, CATEGORIES).explode().drop_nulls().unique().sort()),
+            words,
+            idf,
+            vectors,
+            explained,
+            text_dim,
+            int(_column(table, EMBEDDING).list.len().max() or 0),  # type: ignore[arg-type]
+        )
+
+    def transform(self, table: pl.DataFrame) -> Content:
+        """Features of a table's items, the one at position p with index p + 1; each row depends on itself alone.
+
+        Raises ValueError for an embedding of another width, or with something in it that is no finite number.
+        """
+        offsets, index, unknown = self._categories_of(table)
+        text, notes = self._text_of(table)
+        embedding, has_embedding = self._embeddings_of(table)
+        notes = {"unknown_categories": unknown, **notes}
+        return Content(
+            offsets,
+            index,
+            text,
+            embedding,
+            has_embedding,
+            self.categories,
+            {note: number for note, number in notes.items() if number},
+        )
+
+    def save(self, folder: Path) -> None:
+        """encoder.json, idf.npy and word_vectors.npy."""
+        names = ("categories", "words", "text_explained", "text_dim", "embedding_dim")
+        said = {name: getattr(self, name) for name in names}
+        _write_json(
+            folder / "encoder.json",
+            {"format_version": _FORMAT_VERSION, "settings": asdict(self.settings), **said},
+        )
+        np.save(folder / "idf.npy", self.idf, allow_pickle=False)
+        np.save(folder / "word_vectors.npy", self.word_vectors, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ContentEncoder":
+        """What was saved: it transforms to the same bits.
+
+        Raises ValueError for another version's format.
+        """
+        said = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        if said["format_version"] != _FORMAT_VERSION:
+            raise ValueError(
+                f"{folder}: received content format {said['format_version']}, expected {_FORMAT_VERSION}; run features again"
+            )
+        return cls(
+            ContentSettings(**said["settings"]),
+            tuple(said["categories"]),
+            tuple(said["words"]),
+            _load_array(folder / "idf.npy"),
+            _load_array(folder / "word_vectors.npy"),
+            said["text_explained"],
+            said["text_dim"],
+            said["embedding_dim"],
+        )
+
+    def _categories_of(self, table: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
+        index = np.arange(1, len(self.categories) + 1, dtype=np.int32)
+        names = pl.DataFrame({"name": pl.Series(self.categories, dtype=pl.String), "index": index})
+        pairs = (
+            pl.DataFrame({"name": _column(table, CATEGORIES)})
+            .with_row_index("item", offset=1)
+            .explode("name")
+            .drop_nulls()
+            .unique()
+            .join(names, on="name", how="left")
+        )
+        found = pairs.drop_nulls().sort("item", "index")
+        counts = np.bincount(found["item"].to_numpy(), minlength=len(table) + 1)
+        offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        return offsets, found["index"].to_numpy(), len(pairs) - len(found)
+
+    def _text_of(self, table: pl.DataFrame) -> tuple[Float32, dict[str, int]]:
+        vectors = np.zeros((len(table) + 1, self.text_dim), np.float32)
+        texts = _texts(table)
+        given = texts.drop_nulls()
+        if not self.text_dim or not len(given):
+            return vectors, {}
+        rows = np.flatnonzero(texts.is_not_null().to_numpy()) + 1
+        if self.words:
+            vectorizer = _vectorizer(vocabulary=self.words)
+            vectorizer.idf_ = self.idf
+            found = vectorizer.transform(given.str.head(LONGEST_TEXT)) @ self.word_vectors
+            length = np.linalg.norm(found, axis=1, keepdims=True)
+            vectors[rows, : found.shape[1]] = np.divide(found, length, where=length > 0, out=found)
+        return vectors, {
+            "texts_cut": int((given.str.len_chars() > LONGEST_TEXT).sum()),
+            "texts_without_known_word": int((~vectors[rows].any(axis=1)).sum()),
+        }
+
+    def _embeddings_of(self, table: pl.DataFrame) -> tuple[Float32, Bool]:
+        column = _column(table, EMBEDDING)
+        given = column.is_not_null()
+        vectors = np.zeros((len(table) + 1, self.embedding_dim), np.float32)
+        has_embedding = np.concatenate(([False], given.to_numpy()))
+        if not given.any():
+            return vectors, has_embedding
+        is_finite = column.list.eval(pl.element().is_finite().fill_null(value=False)).list.all()
+        bad = (given & ((column.list.len() != self.embedding_dim) | ~is_finite)).arg_true()
+        if len(bad):
+            row = bad[0]
+            item = f"item {table[ITEM_ID][row]!r}" if ITEM_ID in table else f"row {row + 1}"
+            raise ValueError(
+                f"items: embedding of {item}: received {column.list.len()[row]} numbers ({str(column[row].to_list())[:60]} …), "
+                f"expected {self.embedding_dim} finite ones, as when the features were made; run features and training again "
+                "for embeddings of another kind"
+            )
+        vectors[has_embedding] = column.drop_nulls().explode().to_numpy().reshape(-1, self.embedding_dim)
+        return vectors, has_embedding
+
+
+def build(
+    folder: Path, table: pl.DataFrame, known: Bool, settings: ContentSettings, seed: int = 0
+) -> dict[str, Any]:
+    """Fit on the known rows, write `folder`/content/ (arrays) with encoder/ in it, and return what to report.
+
+    The row of `table` at position p is item p + 1. Without content columns the arrays are of width 0, and cost nothing.
+    """
+    return write(folder, ContentEncoder.fit(table, known, settings, seed), table)
+
+
+def write(folder: Path, encoder: ContentEncoder, table: pl.DataFrame) -> dict[str, Any]:
+    """Write `folder`/content/ of a table by an encoder that is there already, and return what to report."""
+    content = encoder.transform(table)
+    place = folder / FOLDER
+    (place / "encoder").mkdir(parents=True)
+    encoder.save(place / "encoder")
+    content.save(place)
+    facts: dict[str, Any] = {
+        "text_dim": encoder.text_dim,
+        "words": len(encoder.words),
+        "text_explained": round(encoder.text_explained, 4),
+        "categories": len(encoder.categories),
+        "embedding_dim": encoder.embedding_dim,
+        "items_with_categories": int(np.count_nonzero(np.diff(content.category_offsets))),
+        "items_with_text": int(_texts(table).is_not_null().sum()),
+        "items_with_embedding": int(content.has_embedding.sum()),
+        **content.notes,
+    }
+    if "in_table" in table:
+        facts["items_not_in_table"] = int((~table["in_table"]).sum())
+    if encoder.text_dim and not encoder.words:
+        facts["warning"] = (
+            f"no word of two or more characters is in {encoder.settings.text_min_items} known items: text vectors are zeros; "
+            "a smaller items.text_min_items lets rarer words count"
+        )
+    return facts
+
+
+def aligned(item_ids: pl.Series, items: Path) -> pl.DataFrame:
+    """item_id, content and `in_table` (whether there is a row) in the order of `item_ids`; item_id alone without a table."""
+    ids = pl.DataFrame({ITEM_ID: item_ids})
+    if not items.exists():
+        return ids
+    found = schema.scan(items, schema.ITEMS)
+    names = [name for name in schema.ITEM_CONTENT if name in found.collect_schema()]
+    table = found.select(pl.col(ITEM_ID).cast(item_ids.dtype), *names, in_table=pl.lit(value=True))
+    joined = ids.lazy().join(table, on=ITEM_ID, how="left", maintain_order="left")
+    return joined.with_columns(pl.col("in_table").fill_null(value=False)).collect()
+
+
+# --- text ---
+
+
+def _column(table: pl.DataFrame, name: str) -> pl.Series:
+    """A content column in its type; nulls where the table has none. An empty list is null."""
+    (kind,) = schema.ITEM_CONTENT[name]
+    if name not in table:
+        return pl.Series(name, [None], dtype=kind).new_from_index(0, len(table))
+    column = table[name].cast(kind)
+    return column if not column.dtype.is_nested() else column.set(column.list.len() == 0, None)
+
+
+def _texts(table: pl.DataFrame) -> pl.Series:
+    """[items] title and text, null where there is neither."""
+    columns = [_column(table, name) for name in (TITLE, TEXT)]
+    text = pl.select(pl.concat_str(columns, separator=" ", ignore_nulls=True)).to_series()
+    return text.set(text == "", None)
+
+
+def _vectorizer(**settings: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(
+        lowercase=True,
+        strip_accents="unicode",
+        token_pattern=_WORD,
+        sublinear_tf=True,
+        dtype=np.float32,
+        **settings,
+    )
+
+
+_Words = tuple[tuple[str, ...], NDArray[np.floating], Float32, float]
+
+
+_NO_WORDS: _Words = ((), np.zeros(0, np.float32), np.zeros((0, 0), np.float32), 0.0)
+
+
+def _fit_text(texts: pl.Series, settings: ContentSettings, seed: int) -> _Words:
+    """Words, their idf, the leading right singular vectors of the items' weights, and how much these hold."""
+    from sklearn.utils.extmath import randomized_svd, svd_flip
+
+    vectorizer = _vectorizer(max_features=settings.text_max_words, min_df=settings.text_min_items)
+    try:
+        weights = vectorizer.fit_transform(texts.str.head(LONGEST_TEXT))
+    except ValueError:  # the one thing that can be wrong with valid settings: no word is left
+        return _NO_WORDS
+    left, singular, right = randomized_svd(
+        weights,
+        min(settings.text_dim, *weights.shape),
+        n_iter=_POWER_ITERATIONS,
+        flip_sign=False,
+        random_state=seed,
+    )
+    _, right = svd_flip(left, right, u_based_decision=False)
+    kept = singular > _SMALLEST_SINGULAR * singular[0]
+    return (
+        tuple(vectorizer.get_feature_names_out().tolist()),
+        vectorizer.idf_,
+        np.ascontiguousarray(right[kept].T, dtype=np.float32),
+        min(float(np.square(singular[kept]).sum() / np.square(weights.data).sum()), 1.0),
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _load_array(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

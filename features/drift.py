@@ -1,0 +1,220 @@
+"""Drift: how the events that came since last time differ from those before, by the population stability index."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.profile import Profile
+from features.schema import ITEM_ID
+
+NUM_BINS = 10
+"""Groups of items of which each had the same share of last time's events, the most popular items first."""
+MIN_SHARE = 0.005
+"""Smaller shares count as this one in the population stability index, or a single event of a new kind could be a large drift;
+so a kind that was not there before is a large drift from about 9 % of the new events on."""
+MODERATE, LARGE = 0.1, 0.25
+MIN_EVENTS = 100
+"""Of fewer new events the index says nothing."""
+MAX_REMOVED = 0.05
+"""With more events removed than this share of the new ones, the difference of counts says nothing of the new ones."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How one population, in groups, compares with another."""
+
+    psi: float
+    """Population stability index: sum over groups of (new - before) * ln(new / before), of shares of at least MIN_SHARE."""
+    by_chance: float
+    """What the index stays under in 99 of 100 cases where nothing but chance differs, were events independent."""
+    groups: list[str]
+    before: list[float]
+    """Share of each group in the events of last time."""
+    new: list[float]
+    """Share of each group in the events that are new."""
+
+    @property
+    def level(self) -> str:
+        """stable, moderate (from 0.1) or large (from 0.25); stable where chance alone explains it."""
+        if self.psi < MODERATE or self.is_chance:
+            return "stable"
+        return "moderate" if self.psi < LARGE else "large"
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether an index that would be moderate or large may be chance."""
+        return MODERATE <= self.psi < self.by_chance
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How the events that are new differ from those of last time."""
+
+    last_before: str | None
+    """Time of last time's last event."""
+    num_events_before: int
+    num_new_events: int
+    num_removed_events: int
+    """At least so many of last time's events are gone: of items (or types) that have fewer now."""
+    num_users_before: int
+    num_users: int
+    items: Stability | None
+    """Of items by last time's popularity, and those without events then; None where it cannot be told."""
+    types: Stability | None
+    new_item_share: float | None
+    """Share of new events that are on items without events last time."""
+    warnings: list[str]
+    """What somebody should look at."""
+    notes: list[str]
+    """Why something cannot be told, or only nearly."""
+
+    def save(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Drift":
+        """What save wrote; ValueError where the file is something else."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            both = {
+                name: None if found[name] is None else Stability(**found[name]) for name in ("items", "types")
+            }
+            return cls(**(found | both))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: is no drift of a log ({error!r}); build the features again") from None
+
+    def metrics(self) -> dict[str, float]:
+        """The headline numbers by name."""
+        found = {
+            "num_new_events": self.num_new_events,
+            "num_removed_events": self.num_removed_events,
+            "num_new_users": self.num_users - self.num_users_before,
+            "item_psi": None if self.items is None else self.items.psi,
+            "type_psi": None if self.types is None else self.types.psi,
+            "new_item_share": self.new_item_share,
+        }
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def compare(before_items: pl.DataFrame, before: Profile, now_items: pl.DataFrame, now: Profile) -> Drift:
+    """How the events that came since last time differ from those of last time.
+
+    What is new is the difference of counts: per item (tables with item_id and num_events, matched by item_id) and per type.
+    Items are grouped by last time's popularity into NUM_BINS groups of the same share of events, and one of items without
+    events then. (Index: Siddiqi 2006; what it is by chance: chi-squared with one degree of freedom less than there are groups,
+    times 1 / before + 1 / new events, after Yurdakul and Naranjo 2020.)
+    """
+    old, difference = _matched(before_items, now_items)
+    old_types, type_difference, type_names = _matched_types(before, now)
+    added = int(difference.clip(0).sum())
+    removed = max(int(-each.clip(max=0).sum()) for each in (difference, type_difference))
+    notes, items, types = [], None, None
+    if added < MIN_EVENTS:
+        notes.append(f"{added} events are new since last time: too few to tell how they differ")
+    elif removed > MAX_REMOVED * added:
+        notes.append(
+            f"{removed:,} events of last time or more are gone (other settings, excluded users, changed or removed files): "
+            "how the new ones differ cannot be told from counts"
+        )
+    else:
+        if removed:
+            notes.append(
+                f"{removed:,} events of last time or more are gone: what follows is right but for those"
+            )
+        bins = _popularity_bins(old)
+        items = _stability(_bin_names(), *(_sums(bins, counts, NUM_BINS + 1) for counts in (old, difference)))
+        types = _stability(type_names, old_types, type_difference)
+    return Drift(
+        last_before=None if before.times is None else before.times.last,
+        num_events_before=before.num_events,
+        num_new_events=added,
+        num_removed_events=removed,
+        num_users_before=before.num_users,
+        num_users=now.num_users,
+        items=items,
+        types=types,
+        new_item_share=None if items is None else items.new[-1],
+        warnings=list(_warnings(items, types, added)),
+        notes=notes,
+    )
+
+
+def _warnings(items: Stability | None, types: Stability | None, added: int) -> Iterator[str]:
+    says = f"are spread quite differently from those of last time (large from {LARGE})"
+    if items is not None and items.level == "large":
+        yield (
+            f"items: population stability index {items.psi:.2f}: the {added:,} new events, {100 * items.new[-1]:.1f} % of "
+            f"them on items without events last time, {says}"
+        )
+    if types is not None and types.level == "large":
+        yield f"event types: population stability index {types.psi:.2f}: the {added:,} new events {says}"
+
+
+def _matched(before: pl.DataFrame, now: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[items] events of every item of either table last time, and how many more there are now; ordered by item_id."""
+    tables = [table.select(pl.col(ITEM_ID).cast(pl.String), "num_events") for table in (before, now)]
+    both = tables[0].join(tables[1], on=ITEM_ID, how="full", coalesce=True, suffix="_now").sort(ITEM_ID)
+    old, new = (both[name].fill_null(0).to_numpy() for name in ("num_events", "num_events_now"))
+    return old, new - old
+
+
+def _matched_types(before: Profile, now: Profile) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
+    """The same of types, and their names; together as "other" are those whose number is not known of both times."""
+    both = (before, now)
+    names = [
+        name
+        for name in dict.fromkeys([*before.events_by_type, *now.events_by_type])
+        if all(name in each.events_by_type or not each.num_events_of_other_types for each in both)
+    ]
+    counts = np.array([[each.events_by_type.get(name, 0) for name in names] for each in both], np.int64)
+    others = np.array([before.num_events, now.num_events]) - counts.sum(axis=1)
+    names = [name or "none" for name in names]
+    if others.any():
+        counts, names = np.column_stack([counts, others]), [*names, "other"]
+    old, new = counts
+    return old, new - old, names
+
+
+def _popularity_bins(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[items] group of each item: 0 the most popular … NUM_BINS - 1, then those without events."""
+    order = np.argsort(-counts, kind="stable")
+    ends = np.cumsum(counts[order])
+    middle = (ends - counts[order] / 2) / ends[-1]
+    bins = np.empty(len(counts), np.int64)
+    bins[order] = np.minimum(middle * NUM_BINS, NUM_BINS - 1)
+    return np.where(counts > 0, bins, NUM_BINS)
+
+
+def _bin_names() -> list[str]:
+    """Of the groups of items."""
+    edges = [100 * number // NUM_BINS for number in range(NUM_BINS + 1)]
+    ranges = [f"{low}–{high} %" for low, high in itertools.pairwise(edges)]
+    return [*ranges, "not seen before"]
+
+
+def _sums(bins: NDArray[np.int64], counts: NDArray[np.int64], num_bins: int) -> NDArray[np.int64]:
+    return np.bincount(bins, counts.clip(0), num_bins).astype(np.int64)
+
+
+def _stability(groups: list[str], before: NDArray[np.int64], new: NDArray[np.int64]) -> Stability:
+    """Of counts per group; in groups that lost events nothing is new."""
+    from scipy.special import chdtri
+
+    totals = int(before.sum()), max(int(new.clip(0).sum()), 1)
+    shares = before / totals[0], new.clip(0) / totals[1]
+    a, b = (share.clip(MIN_SHARE) for share in shares)
+    freedom = max(int(np.count_nonzero((before > 0) | (new > 0))) - 1, 1)
+    return Stability(
+        psi=float((b - a) @ np.log(b / a)),
+        by_chance=float(chdtri(freedom, 0.01)) * (1 / totals[0] + 1 / totals[1]),
+        groups=groups,
+        before=shares[0].tolist(),
+        new=shares[1].tolist(),
+    )

@@ -1,0 +1,189 @@
+"""Parquet files from outside: every column type that can hold an id, a time or a number, as it is and exact."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from features import tables
+from features.tables import Chunk, Rows, TableFormat
+
+BATCH_ROWS = 250_000
+"""Rows of a chunk."""
+
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
+"""0001-01-01 and 9999-12-31, in days since the epoch."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a mapped column lies."""
+
+    name: str
+    """Of the column, with dots before what lies in a struct."""
+    column: int
+    """Position among the columns of the file."""
+    steps: tuple[int, ...]
+    """Positions of the fields within structs."""
+
+    def of(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
+        """The column in a batch that has some of the file's columns, which are called `names`."""
+        name = names[self.column]
+        same = [at for at, each in enumerate(batch.schema.names) if each == name]
+        column = batch.column(same[list(names[: self.column]).count(name)])
+        return pc.struct_field(column, self.steps) if self.steps else column
+
+    def shown(self, names: Sequence[str]) -> str:
+        """What it is called in raw rows."""
+        is_unique = list(names).count(self.name) <= 1
+        return self.name if is_unique else f"{self.name} ({self.column + 1})"
+
+
+def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
+    """The rows of a Parquet file, columns with the types that they have there; names may be dotted paths into structs.
+
+    Raises ValueError for a file that is damaged or none, and for a mapped column that is not there.
+    """
+    with _opened(path) as file:
+        found = list(file.schema_arrow.names)
+        places = {ours: _place(form, ours, file.schema_arrow, str(path)) for ours in form.columns}
+        wanted = sorted({place.name for place in places.values()})
+        shown = [place.shown(found) for place in places.values()]
+        num_rows = 0
+        for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
+            num_rows += len(batch)
+            broken = np.zeros(len(batch), dtype=bool)
+            frame = pl.DataFrame(
+                {ours: _readable(place.of(batch, found), broken) for ours, place in places.items()}
+            )
+            yield Chunk(frame, broken, _raw(frame, shown))
+        if num_rows != file.metadata.num_rows:
+            raise pa.ArrowInvalid(f"{num_rows:,} rows were found of {file.metadata.num_rows:,}")
+
+
+def names(path: Path) -> list[str]:
+    """The columns of a Parquet file.
+
+    Raises ValueError for a file that is damaged or none.
+    """
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: cannot be read as Parquet, the file is damaged or of another format: {reason}"
+        ) from None
+
+
+def _place(form: TableFormat, ours: str, schema: pa.Schema, where: str) -> _Place:
+    """Where a mapped column lies: a column of that name, or fields within one.
+
+    Raises ValueError where nothing does, or more than one column.
+    """
+    theirs = form.columns[ours]
+    if isinstance(theirs, str) and theirs not in schema.names and (place := _within(schema, theirs)):
+        return place
+    name = tables.column_at(form, ours, schema.names, where)
+    return _Place(name, theirs - 1 if isinstance(theirs, int) else schema.names.index(name), ())
+
+
+def _within(schema: pa.Schema, path: str) -> _Place | None:
+    """The place of a dotted path into a struct; None where there is none."""
+    first, *parts = path.split(".")
+    if schema.names.count(first) != 1:
+        return None
+    column = schema.names.index(first)
+    kind, steps = schema.field(column).type, []
+    for part in parts:
+        position = kind.get_field_index(part) if pa.types.is_struct(kind) else -1
+        if position < 0:
+            return None
+        steps.append(position)
+        kind = kind.field(position).type
+    return _Place(path, column, tuple(steps))
+
+
+def _readable(column: pa.Array, broken: NDArray[np.bool_]) -> pl.Series:
+    """A column in a type that everything here can go on with; rows with bytes that are no text are marked broken."""
+    kind = column.type
+    if isinstance(kind, pa.UuidType):
+        column = pa.array([None if each is None else str(each) for each in column.to_pylist()], pa.string())
+    elif isinstance(kind, pa.BaseExtensionType):
+        column = column.storage
+    elif pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        column = column.cast(pa.timestamp(kind.unit, "UTC"))  # the same moments, whatever the zone's name
+    elif pa.types.is_decimal256(kind):
+        column = column.cast(pa.large_string())
+    if _is_text(column.type):
+        column = _as_text(column, broken)
+    else:
+        column.validate(full=True)
+    return _within_calendar(pl.Series(pl.from_arrow(column)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary,
+            types.is_binary_view, types.is_fixed_size_binary,
+        )
+    )  # fmt: skip
+
+
+def _as_text(column: pa.Array, broken: NDArray[np.bool_]) -> pa.Array:
+    """Text or bytes as text, if not of every row."""
+    data = column if column.type == pa.large_binary() else column.cast(pa.large_binary())
+    try:
+        return data.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        texts: list[str | None] = []
+        for row, value in enumerate(data.to_pylist()):
+            text = None if value is None else value.decode(errors="backslashreplace")
+            broken[row] |= text is not None and text.encode() != value
+            texts.append(text)
+        return pa.array(texts, pa.large_string())
+
+
+def _within_calendar(column: pl.Series) -> pl.Series:
+    """Dates and times beyond the years 1 to 9999, which polars cannot show, as the first or last of them."""
+    kind = column.dtype
+    if kind == pl.Date:
+        limits = (_FIRST_DAY, _LAST_DAY)
+    elif isinstance(kind, pl.Datetime) and kind.time_unit != "ns":
+        per_day = 86_400 * (1000 if kind.time_unit == "ms" else 1_000_000)
+        limits = (_FIRST_DAY * per_day, (_LAST_DAY + 1) * per_day - 1)
+    else:
+        return column
+    number = column.to_physical()
+    if number.is_between(*limits).all():
+        return column
+    return number.clip(*limits).cast(kind)
+
+
+def _raw(frame: pl.DataFrame, names: Sequence[str]) -> Callable[[Rows], list[str]]:
+    return lambda rows: [
+        json.dumps(dict(zip(names, row, strict=True)), default=str, ensure_ascii=False)
+        for row in frame[rows].rows()
+    ]

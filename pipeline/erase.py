@@ -1,0 +1,216 @@
+"""`lookback prune --excluded`: remove all that was made without the present `events.exclude_users`, and still holds them.
+
+Kept is only what can be shown to be without them: by its lineage, down to an ingest artifact made with the present
+exclusion, or, of a bundle, by the users it lists. Source files are not ours and stay.
+"""
+
+import functools
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from features import events as event_log
+from features import schema
+from features.ids import plain
+from pipeline import parts, registry, sources, store, tracking
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
+from pipeline.prune import all_lineages, megabytes
+from pipeline.registry import Registry
+from pipeline.stages import STAGES, resolve
+from pipeline.store import Artifact, being_made
+from pipeline.tracking_server import Version, absolute_uri
+
+
+@dataclass
+class _Erasure:
+    """What went (or would go), and what has to stay for now."""
+
+    config: Config
+    dry_run: bool
+    removed: list[Path] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+
+    def remove(self, folder: Path, how: Callable[[Path], None] = shutil.rmtree) -> None:
+        said = "would remove" if self.dry_run else "removed"
+        text = (
+            f"{said} {folder} ({megabytes(folder):,.1f} MB), not made with the present events.exclude_users"
+        )
+        if not self.dry_run:
+            how(folder)
+        self.removed.append(folder)
+        print(text)
+
+
+def prune_excluded(config: Config, *, dry_run: bool) -> list[Path]:
+    """Remove artifacts, parts, bundles, versions and files of runs that still hold excluded users; returns the folders.
+
+    Raises ConfigError where no users are excluded, and LookbackError at the end where something that holds them had to stay:
+    what a running stage uses, and the champion.
+    """
+    if config.events.exclude_users is None:
+        raise ConfigError("prune --excluded: events.exclude_users is not set, expected the users to erase")
+    now = resolve(config, ["publish"])
+    exclusion = now.nodes["ingest"].inputs["exclude_users"]
+    erasure = _Erasure(config, dry_run)
+    kept = _erase_artifacts(erasure, exclusion, {node.artifact.workspace for node in now.nodes.values()})
+    _erase_runs(erasure, kept)
+    _erase_parts(erasure, exclusion)
+    excluded = [
+        event_log.read_excluded(sources.local_path(config, path, digest)).cast(pl.String)
+        for path, digest in now.sources["exclude_users"].items()
+    ]
+    _erase_bundles(erasure, pl.concat(excluded))
+    sources.release(config, now.sources)
+    print(f"{len(erasure.removed)} folders {'would go' if dry_run else 'gone'}")
+    if erasure.waiting and not dry_run:
+        raise LookbackError("prune --excluded: not all is gone: " + "; ".join(erasure.waiting))
+    for each in erasure.waiting:
+        print(f"would stay: {each}")
+    return erasure.removed
+
+
+# --- artifacts and parts ---
+
+
+def _erase_artifacts(erasure: _Erasure, exclusion: str, workspaces: set[Path]) -> set[Path]:
+    """Finished and interrupted artifacts and their rests; returns those made with the exclusion.
+
+    `workspaces` are those of the present configuration.
+    """
+    config = erasure.config
+    used = {
+        folder
+        for stage in STAGES
+        for inputs in being_made(config.folder / stage).values()
+        for folder in all_lineages(config, inputs)
+    }
+    kept = {
+        folder
+        for stage in STAGES
+        for folder in (config.folder / stage).glob("*/")
+        if folder in workspaces or _is_without(config, stage, folder, exclusion)
+    }
+    for stage in STAGES:
+        for folder in sorted((config.folder / stage).glob("*/")):
+            name = re.fullmatch(r"(?:\.old-|\.building-)?([0-9a-f]{16})", folder.name)
+            if name is None or folder.is_symlink() or folder in kept:
+                continue
+            artifact = Artifact(folder.parent, name[1])
+            if folder in used or artifact.is_locked():
+                erasure.waiting.append(f"a running stage uses {folder}: run this again when it has ended")
+                continue
+            erasure.remove(folder, functools.partial(_remove, artifact))
+    return kept
+
+
+def _is_without(config: Config, stage: str, folder: Path, exclusion: str) -> bool:
+    """Whether an artifact was made with this exclusion, as far as its manifests can show."""
+    try:
+        inputs = store.read_manifest(folder)["inputs"]
+    except (OSError, DamagedArtifact, KeyError):
+        return False
+    if stage == "ingest":
+        return bool(inputs.get("exclude_users") == exclusion)
+    return all(
+        _is_without(config, needed, config.folder / needed / name, exclusion)
+        for needed, name in inputs.items()
+        if needed in STAGES
+    )
+
+
+def _remove(artifact: Artifact, folder: Path) -> None:
+    """Never to be taken for whole again, then delete."""
+    with artifact.lock():
+        (folder / store.MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+        if folder == artifact.folder:
+            for link in (artifact.run_link, artifact.run_link.with_suffix(".version.json")):
+                link.unlink(missing_ok=True)
+        latest = artifact.stage_folder / "latest"
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink()
+
+
+def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:
+    """The tracking server's copies (users with their targets, the report), of artifacts long gone too; numbers stay."""
+    config = erasure.config
+    if not config.tracking.enabled:
+        return
+    uri = absolute_uri(tracking.tracking_uri(config))
+    names = {folder.name for folder in kept}
+    for run in tracking.runs_with_files(uri, config.name):
+        made_from = {run.tags.get("lookback.fingerprint"), run.tags.get("lookback.input.features")}
+        if made_from & names:
+            continue
+        if not erasure.dry_run:
+            tracking.delete_run_files(uri, run.run_id)
+        print(
+            f"{'would remove' if erasure.dry_run else 'removed'} the files of run {run.name} ({run.run_id}) on {uri}"
+        )
+
+
+def _erase_parts(erasure: _Erasure, exclusion: str) -> None:
+    stage_folder = erasure.config.folder / "ingest"
+    old = [folder for folder in parts.kept(stage_folder) if not _has_exclusion(folder, exclusion)]
+    old += (stage_folder / parts.PARTS).glob(".building-*")
+    if old and being_made(stage_folder):
+        erasure.waiting.append(
+            f"a running ingest may use parts in {stage_folder / parts.PARTS}: run this again later"
+        )
+        return
+    for folder in old:
+        erasure.remove(folder)
+
+
+def _has_exclusion(part: Path, exclusion: str) -> bool:
+    record = parts.read(part)
+    return record is not None and ",".join(record.said["settings"]["excluded"]) == exclusion
+
+
+# --- bundles ---
+
+
+def _erase_bundles(erasure: _Erasure, excluded: pl.Series) -> None:
+    """Downloaded bundles and registered versions that list an excluded user; the champion is only named."""
+    config = erasure.config
+    for folder in sorted((config.folder / ".bundles").glob("*/")):
+        if _holds(folder, excluded):
+            erasure.remove(folder)
+    if not config.tracking.enabled:
+        return
+    models, name = Registry.from_config(config), registry.model_name(config)
+    champion = models.champion(name)
+    for version in models.versions(name):
+        if not _version_holds(config, models, version, excluded):
+            continue
+        if champion is not None and version.version == champion.version:
+            erasure.waiting.append(
+                f"{version.uri} is the champion and holds excluded users: publish again (lookback run publish), move the "
+                "alias (lookback promote VERSION), and run this again"
+            )
+            continue
+        if not erasure.dry_run:
+            models.delete_version(name, version.version)
+        said = "would remove" if erasure.dry_run else "removed"
+        print(f"{said} {version.uri} (bundle {version.bundle_digest}), which holds excluded users")
+
+
+def _version_holds(config: Config, models: Registry, version: Version, excluded: pl.Series) -> bool:
+    with tempfile.TemporaryDirectory(dir=config.folder, prefix=".downloading-") as folder:
+        return _holds(models.download_bundle(version, Path(folder) / "bundle"), excluded)
+
+
+def _holds(bundle: Path, excluded: pl.Series) -> bool:
+    """Whether a bundle lists an excluded user; True where it does not tell."""
+    try:
+        users = plain(schema.read(bundle / "users.parquet", schema.USERS)[schema.USER_ID])
+    except (OSError, ValueError):
+        return True
+    kind: schema.IdType = "string" if users.dtype == pl.String else "int64"
+    return bool(event_log.Excluded(excluded, kind).holds(users, users).any())

@@ -1,0 +1,216 @@
+"""The same log in every form is the same log."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from features import delimited, events, json_shapes, parquet, schema, sources, tables
+from features.events import EventFormat
+from features.schema import IdType
+from features.tables import TableFormat
+
+NAMES: dict[str, str | int] = {"user_id": "u", "item_id": "i", "timestamp": "t", "value": "v"}
+PACKS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda content: bytes(pa.compress(content, "zstd", asbytes=True)),
+}
+Row = tuple[str | None, ...]
+
+
+def as_csv(rows: list[Row], separator: str = ",") -> bytes:
+    """Values as text; null and empty are the same in csv."""
+    if len(separator) > 1:  # no writer knows those
+        quoted = [
+            ['"' + (each or "").replace('"', '""') + '"' for each in row] for row in [tuple("uitv"), *rows]
+        ]
+        return "".join(separator.join(row) + "\n" for row in quoted).encode()
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator, lineterminator="\n").writerows([tuple("uitv"), *rows])
+    return text.getvalue().encode()
+
+
+def as_jsonl(rows: list[Row], *, ascii_only: bool = False) -> bytes:
+    objects = [dict(zip("uitv", row, strict=True)) for row in rows]
+    return "\n".join(json.dumps(each, ensure_ascii=ascii_only) for each in objects).encode()
+
+
+def as_parquet(rows: list[Row], kind: pa.DataType) -> bytes:
+    buffer = io.BytesIO()
+    columns = {name: pa.array([row[at] for row in rows], kind) for at, name in enumerate("uitv")}
+    pq.write_table(pa.table(columns), buffer, row_group_size=5)
+    return buffer.getvalue()
+
+
+def ingest(content: bytes, name: str, folder: Path, separator: str = ",") -> tuple[Any, ...]:
+    """Events, (row, reason) of refused rows, and the types of the ids, found as the stage does."""
+    path = folder / name
+    path.write_bytes(content)
+    form = EventFormat(TableFormat("events", NAMES, separator=separator), latest=2 * 10**15)
+    id_types: dict[str, IdType] = {"user_id": "int64", "item_id": "int64"}
+    while True:
+        try:
+            events.ingest_file(path, "f" * 16, form, id_types, folder)
+        except events.TextIds as found:
+            id_types[found.column] = "string"
+        else:
+            break
+    log = (
+        schema.read(folder / "events.parquet", schema.EVENTS)
+        .sort("source_row")
+        .drop("source_file", "event_type")
+    )
+    refused = schema.read(folder / "quarantine.parquet", schema.QUARANTINE)
+    return log.rows(), refused.select("source_row", "reason").rows(), id_types
+
+
+texts = st.sampled_from(
+    [
+        "7",
+        "0",
+        "-5",
+        "17850.0",
+        "007",
+        "+7",
+        " 7",
+        "-0",
+        "1e3",
+        str(2**53 + 1),
+        str(2**63 - 1),
+        str(-(2**63)),
+        str(2**63),
+    ]
+) | st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"]), max_size=4)
+numbers = st.integers(-(2**63), 2**63 - 1).map(str)
+some_ids = st.one_of(numbers, numbers, texts, st.none())
+times = st.sampled_from(
+    ["1600000000", "1600000000.25", "0", "", "soon", "1e300", "9" * 30, "1.6e9", " 1600000000"]
+)
+some_values = st.sampled_from(["1.5", "2", "", "much", "nan", "inf", "1e39", "-0.0", None])
+
+
+@settings(max_examples=15)
+@given(st.lists(st.tuples(some_ids, some_ids, times, some_values), min_size=1, max_size=12), st.booleans())
+@example([(str(2**53 + 1), "17850.0", "1600000000", "1"), ("5", "17850", "1600000000", "1")], True)
+@example([("007", str(2**63), "1600000000", "1"), ("7", "9", "1600000000", "1")], True)
+def test_every_form_gives_the_same_events(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], small: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("forms")
+    with pytest.MonkeyPatch.context() as patch:
+        if small:
+            patch.setattr(tables, "BLOCK_BYTES", 50)
+            patch.setattr(parquet, "BATCH_ROWS", 2)
+            patch.setattr(json_shapes, "MIN_ROWS", 1)
+        found = {
+            "csv": ingest(as_csv(rows), "log.csv", folder),
+            "csv ::": ingest(as_csv(rows, "::"), "log.dat", folder, "::"),
+            "csv tab": ingest(as_csv(rows, "\t"), "log.tsv", folder, "\t"),
+            "jsonl": ingest(as_jsonl(rows), "log.jsonl", folder),
+            "jsonl escaped": ingest(as_jsonl(rows, ascii_only=True), "log.ndjson", folder),
+            "parquet": ingest(as_parquet(rows, pa.string()), "log.parquet", folder),
+            "parquet view": ingest(as_parquet(rows, pa.string_view()), "log.pq", folder),
+            "parquet binary": ingest(as_parquet(rows, pa.binary()), "log.pq", folder),
+        }
+    for form, result in found.items():
+        assert result == found["csv"], form
+
+
+@settings(max_examples=15)
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
+def test_numbers_as_numbers_are_the_same_too(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("numbers")
+    rows = [(number, number, 1_600_000_000, 1.5) for number in numbers]
+    expected = ingest(as_csv([tuple(map(str, row)) for row in rows]), "log.csv", folder)
+    objects = "\n".join(json.dumps(dict(zip("uitv", row, strict=True))) for row in rows)
+    assert ingest(objects.encode(), "log.jsonl", folder) == expected
+    decimals = {
+        name: pl.Series([row[at] for row in rows], dtype=pl.Decimal(25, 3)) for at, name in enumerate("uit")
+    }
+    for columns in (
+        dict(zip("uitv", zip(*rows, strict=True), strict=True)),
+        {**decimals, "v": [1.5] * len(rows)},
+    ):
+        buffer = io.BytesIO()
+        pl.DataFrame(columns).write_parquet(buffer)
+        assert ingest(buffer.getvalue(), "log.parquet", folder) == expected
+
+
+@pytest.mark.parametrize("suffix", PACKS)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_compressed_in_one_piece_or_several(tmp_path: Path, suffix: str, form: str) -> None:
+    rows: list[Row] = [(str(n), str(n % 7), "1600000000", "1.5") for n in range(3000)]
+    content = as_csv(rows) if form == "csv" else as_jsonl(rows)
+    expected = ingest(content, f"log.{form}", tmp_path)
+    assert len(expected[0]) == 3000
+    pack, name = PACKS[suffix], f"log.{form}{suffix}"
+    assert ingest(pack(content), name, tmp_path) == expected
+    pieces = pack(content[:1000]) + pack(content[1000:20_000]) + pack(content[20_000:])
+    assert ingest(pieces, name, tmp_path) == expected
+    for damaged in (
+        pack(content)[:-1],
+        pieces[:-40],
+        pack(content)[: len(content) // 50],
+        pack(content) + b"more",
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{name}: cannot be decompressed, the file is damaged or not {suffix}"
+        ):
+            ingest(damaged, name, tmp_path)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "::", ", ", "||", "|", " ", "ab", "§"])
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "mark"])
+def test_every_way_to_write_csv(separator: str, header: bool, line_end: str, encoding: str) -> None:
+    fields = [["1", "café", "10"], ["2", f'a "b"{separator}c', ""], ["", "x\ny", "30"], ["4", "", "5"]]
+    lines = [["u", "i", "t"], *fields] if header else fields
+    text = line_end.join(
+        separator.join(
+            '"' + f.replace('"', '""') + '"' if set(f) & set(f'"\n{separator}') else f for f in line
+        )
+        for line in lines
+    )
+    content = text.encode("utf-8-sig" if encoding == "mark" else encoding)
+    names: dict[str, str | int] = {"user_id": "u", "item_id": "i", "timestamp": "t"}
+    positions: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
+    form = TableFormat(
+        "events",
+        names if header else positions,
+        separator=separator,
+        header=header,
+        encoding="latin-1" if encoding == "latin-1" else "utf-8",
+    )
+    for ending in ("", line_end, line_end * 3):
+        chunks = list(delimited.read(io.BytesIO(content + ending.encode()), form, "log.csv"))
+        assert not any(chunk.broken.any() for chunk in chunks)
+        assert [list(row) for chunk in chunks for row in chunk.frame.rows()] == fields
+
+
+def test_a_format_by_extension() -> None:
+    form = TableFormat("events", NAMES)
+    for name, expected in (
+        ("a.CSV.GZ", "csv"),
+        ("a.b.ndjson.zst", "jsonl"),
+        ("u.data", "csv"),
+        ("x.pq", "parquet"),
+    ):
+        assert sources.format_of(Path(name), form) == expected
+    for name in ("log", "log.gz", "log.xlsx"):
+        with pytest.raises(ValueError, match=r"set events\.format to csv, jsonl or parquet"):
+            sources.format_of(Path(name), form)

@@ -1,0 +1,137 @@
+"""`prune --excluded`: nothing that is left holds an excluded user, and what has to stay is named."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.config import Config, load_config
+from pipeline.erase import prune_excluded
+from pipeline.errors import ConfigError, LookbackError
+from pipeline.parts import PARTS
+from pipeline.run import bring_up_to_date
+from pipeline.store import Artifact, being_made
+from tests.pipeline.conftest import Workdir
+
+LOG = "".join(
+    f"{user},{item},{1_600_000_000 + 1000 * time}\n"
+    for time, (user, item) in enumerate([(1, 10), (2, 11), (3, 12), (1, 11), (2, 10), (3, 10), (4, 12)] * 4)
+)
+
+
+def configuration(folder: Path, *overrides: str) -> Config:
+    columns = '{ user_id = "user", item_id = "item", timestamp = "at" }'
+    (folder / "log.toml").write_text(
+        f'name = "log"\ndata_dir = "{folder}/data"\n[events]\npath = "{folder}/log.csv"\ncolumns = {columns}\n'
+        "[tracking]\nenabled = false\n"
+    )
+    return load_config(folder / "log.toml", overrides)
+
+
+def forget(folder: Path, *users: int | str) -> str:
+    """The setting that excludes users."""
+    pl.DataFrame({"user_id": users}).write_parquet(folder / "forget.parquet")
+    return f"events.exclude_users={folder}/forget.parquet"
+
+
+def run(config: Config, stage: str) -> Artifact:
+    done = bring_up_to_date(config, [stage], force=False, show_progress=False, say=lambda _: None)[-1]
+    folder = Path(done["folder"])
+    return Artifact(folder.parent, folder.name)
+
+
+def holding(folder: Path, user: int | str) -> Iterator[Path]:
+    """Parquet files that have a user."""
+    for path in folder.rglob("*.parquet"):
+        table = pl.read_parquet(path)
+        if path.parent.name != "raw" and "user_id" in table and str(user) in table["user_id"].cast(pl.String):
+            yield path
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A folder with a log, and its ingest and features stages without and with an exclusion."""
+    (tmp_path / "log.csv").write_text("user,item,at\n" + LOG)
+    run(configuration(tmp_path), "features")
+    return tmp_path
+
+
+def test_only_what_was_made_with_the_present_exclusion_stays(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = run(configuration(log, forget(log, 2)), "features")
+    config = configuration(log, forget(log, 2, 3))  # a list that grew
+    new = run(config, "features")
+    for rest in (".building-" + "0" * 16, ".old-" + old.name):
+        (old.stage_folder / rest).mkdir()
+        (old.stage_folder / rest / "users.parquet").write_bytes((old.folder / "users.parquet").read_bytes())
+    new.workspace.mkdir()  # an interrupted run of the present configuration goes on
+    would_go = prune_excluded(config, dry_run=True)
+    assert "would remove" in capsys.readouterr().out
+    assert set(holding(log / "data", 3))
+    assert prune_excluded(config, dry_run=False) == would_go
+    for user in (2, 3):
+        assert not list(holding(log / "data", user))
+    for stage in ("ingest", "features"):
+        left = [path for path in (log / "data" / "log" / stage).glob("[0-9a-f]*") if path.is_dir()]
+        assert len(left) == 1
+    assert len(list((log / "data" / "log" / "ingest" / PARTS).glob("[0-9a-f]*"))) == 1
+    assert new.workspace.exists()
+    new.verify()
+    assert prune_excluded(config, dry_run=False) == []
+
+
+def test_what_a_running_stage_uses_is_named_and_stays(log: Path) -> None:
+    features = run(configuration(log), "features")
+    config = configuration(log, forget(log, 3))
+    (ingest,) = json.loads((features.folder / "manifest.json").read_text())["inputs"].values()
+    train = Artifact(log / "data" / "log" / "train", "f" * 16)
+    with train.lock({"features": features.name}):
+        assert being_made(train.stage_folder)
+        with pytest.raises(
+            LookbackError, match=rf"not all is gone: a running stage uses .*{ingest}.*{features.name}"
+        ):
+            prune_excluded(config, dry_run=False)
+    features.verify()
+    prune_excluded(config, dry_run=False)
+    assert not list(holding(log / "data", 3))
+
+
+def test_somebody_has_to_be_excluded(log: Path) -> None:
+    with pytest.raises(ConfigError, match=r"events\.exclude_users is not set"):
+        prune_excluded(configuration(log), dry_run=False)
+
+
+def test_the_champion_is_named_until_another_one_takes_its_place(workdir: Workdir) -> None:
+    workdir.run("all", "--set", "train.epochs=1")
+    judged = workdir.artifact("evaluate", "--set", "train.epochs=1") / "targets.parquet"
+    user = pl.read_parquet(judged)["user_id"][0]
+    data, runs = workdir.folder / "data", workdir.folder / "mlruns"
+    settings = ("--set", forget(workdir.folder, user), "--set", "train.epochs=1")
+    assert list(holding(data, user))
+    in_runs = list(holding(runs, user))
+    assert any("evaluate" in path.parts for path in in_runs)
+    assert list(runs.rglob("report.html"))
+
+    shutil.rmtree(data / "tiny" / "report")  # its copy on the server is found all the same
+    first = workdir("prune", "--excluded", *settings)
+    assert first.code == 1
+    assert "models:/lookback-tiny/1 is the champion and holds excluded users" in first.err
+    assert not list(holding(data, user))
+    champion = [path for path in in_runs if path.name == "users.parquet"]
+    assert list(holding(runs, user)) == champion
+    assert not list(runs.rglob("report.html"))
+
+    workdir.run("publish", *settings)
+    assert workdir("promote", "2", *settings).code == 0
+    second = workdir("prune", "--excluded", *settings)
+    assert second.code == 0, second.err
+    assert "removed models:/lookback-tiny/1" in second.out
+    assert not list(holding(data, user))
+    assert not list(holding(runs, user))
+    assert "0 folders gone" in second.out
+    assert "files of run" not in second.out
+    assert list(runs.rglob("targets.parquet"))

@@ -1,0 +1,72 @@
+"""What the features stage writes and says of its log, on the first night and on the next."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.drift import Drift
+from features.histories import JaggedHistories
+from features.profile import Profile
+from pipeline import profile
+from pipeline.config import Config, EventsConfig, SplitConfig
+from pipeline.plan import Plan
+from pipeline.stages import Context
+
+
+def context(stage_folder: Path, name: str, unit: str = "s") -> Context:
+    columns: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
+    events = EventsConfig(path="log.csv", columns=columns, timestamp_unit=unit)
+    config = Config(name="tiny", events=events, split=SplitConfig(protocol="leave_one_out"))
+    (stage_folder / name).mkdir()
+    nothing = cast("Any", None)
+    return Context(
+        config, stage_folder / name, {}, {}, None, Plan(), nothing, stage_folder, show_progress=False
+    )
+
+
+def night(ctx: Context, counts: list[int]) -> dict[str, float]:
+    """One user with so many events on each item; the metrics that are tracked."""
+    item = np.repeat(np.arange(1, len(counts) + 1), counts).astype(np.int32)
+    time = np.arange(len(item), dtype=np.int64)
+    offsets, value = np.array([0, len(item)]), np.full(len(item), np.nan, np.float32)
+    histories = JaggedHistories(offsets, item, time, np.zeros(len(item), np.int16), value)
+    items = pl.DataFrame({"item_id": [f"i{number}" for number in range(len(counts))], "num_events": counts})
+    items.write_parquet(ctx.folder / "items.parquet")
+    profile.write(ctx, histories, [], items)
+    return {point.name: point.value for point in ctx.track.points}
+
+
+def test_two_nights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = context(tmp_path, "first")
+    metrics = night(first, [500, 500])
+    assert metrics["data/num_events"] == 1000
+    assert "data/item_psi" not in metrics
+    assert [path.name for path in first.folder.iterdir() if path.suffix == ".json"] == ["profile.json"]
+    assert first.track.tags == {}
+    (tmp_path / "latest").symlink_to("first")
+    second = context(tmp_path, "second")
+    metrics = night(second, [500, 700, 300])
+    assert (metrics["data/num_new_events"], metrics["data/new_item_share"]) == (500, 0.6)
+    assert Drift.load(second.folder / "drift.json").num_events_before == 1000
+    assert second.track.artifacts == [("profile.json", ""), ("drift.json", "")]
+    assert "60.0 % of them on items without events last time" in second.track.tags["drift"]
+    assert capsys.readouterr().err == f"features: {second.track.tags['drift']}\n"
+
+
+@pytest.mark.parametrize("damage", ["{}", None])
+def test_a_last_artifact_that_cannot_be_read_is_none(tmp_path: Path, damage: str | None) -> None:
+    (tmp_path / "latest").mkdir()
+    if damage is not None:
+        (tmp_path / "latest" / "profile.json").write_text(damage)
+    ctx = context(tmp_path, "now")
+    night(ctx, [1, 2])
+    assert not (ctx.folder / "drift.json").exists()
+
+
+def test_positions_are_no_times(tmp_path: Path) -> None:
+    ctx = context(tmp_path, "now", unit="position")
+    assert "data/tied_share" not in night(ctx, [1, 2])
+    assert Profile.load(ctx.folder / "profile.json").times is None
