@@ -6,6 +6,7 @@ header (without one: than most of the first lines) is broken. Blank lines are no
 """
 
 import collections
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import tables
-from features.tables import Chunk, Rows, TableFormat
+from features.tables import Chunk, Reading, Rows, TableFormat
 
 LINES_PER_ROW = 100
 """A quote that is not closed within so many lines is a stray one."""
@@ -42,8 +43,8 @@ class _Layout:
     """Our name to the field's position from 0."""
 
 
-def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chunk]:
-    """The rows of a delimited text, chunk by chunk.
+def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Reading]:
+    """The rows of a delimited text, chunk by chunk; text without quotes is left to be parsed by the caller's threads.
 
     Raises ValueError where a mapped column is not there, naming those that are.
     """
@@ -55,10 +56,14 @@ def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chunk]:
     rest = b""
     for block, last in tables.whole_lines(stream, start, where):
         text = rest + _normal(block, form.encoding)
-        chunk, used = _parse(text, layout, last=last)
-        if len(chunk.frame):
-            yield chunk
-        rest = text[used:]
+        one_byte = layout.separator if len(layout.separator) == 1 else _unused(text)
+        if one_byte is not None and not _needs_care(text, layout.separator):
+            rest = b""
+            yield functools.partial(_parse, text, layout, one_byte)
+        else:
+            chunk, used = _split_quoted(tables.Lines.of(text), layout, one_byte, last=last)
+            rest = text[used:]
+            yield functools.partial(tables.given, chunk)
 
 
 def header_names(stream: BinaryIO, form: TableFormat, where: str) -> list[str]:
@@ -167,23 +172,20 @@ def _normal(block: bytes, encoding: str) -> bytes:
     return block if not block or block.endswith(b"\n") else block + b"\n"
 
 
-def _parse(text: bytes, layout: _Layout, *, last: bool) -> tuple[Chunk, int]:
-    """The rows of whole lines, and how many bytes they are: a row that is still open at the end waits for more."""
-    one_byte = layout.separator if len(layout.separator) == 1 else _unused(text)
-    if _needs_care(text, layout.separator) or one_byte is None:
-        return _split_quoted(tables.Lines.of(text), layout, one_byte, last=last)
+def _parse(text: bytes, layout: _Layout, one_byte: bytes) -> Chunk:
+    """The rows of whole lines without quotes."""
     plain = text if one_byte == layout.separator else text.replace(layout.separator, one_byte)
     is_valid = tables.is_utf8(text)
     frame = _fields(plain, layout, one_byte, is_valid=is_valid)
     if is_valid and _is_regular_block(plain, frame, layout, one_byte):
-        return Chunk(frame.select(*layout.wanted), np.zeros(len(frame), dtype=bool), _raw(text)), len(text)
+        return Chunk(frame.select(*layout.wanted), np.zeros(len(frame), dtype=bool), _raw(text))
     lines = tables.Lines.of(text)
     assert len(frame) == len(lines)
     broken = _wrong_counts(plain, layout, one_byte) | lines.undecodable()
     kept = np.flatnonzero(lines.ends > lines.starts)
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
-    return Chunk(frame.select(*layout.wanted), broken, lines.raw(kept, kept)), len(text)
+    return Chunk(frame.select(*layout.wanted), broken, lines.raw(kept, kept))
 
 
 def _raw(text: bytes) -> Callable[[Rows], list[str]]:
@@ -248,9 +250,8 @@ def _is_regular_block(text: bytes, frame: pl.DataFrame, layout: _Layout, separat
 def _wrong_counts(text: bytes, layout: _Layout, separator: bytes) -> NDArray[np.bool_]:
     """[lines] whether a line without quotes has another number of fields than it must."""
     codes = np.frombuffer(text, np.uint8)
-    is_separator = codes == separator[0]
-    is_end = codes == _LINE_FEED
-    (ends_at,) = np.nonzero(is_end[is_separator | is_end])  # among separators and line feeds
+    marks = np.flatnonzero((codes == separator[0]) | (codes == _LINE_FEED))
+    ends_at = np.flatnonzero(codes[marks] == _LINE_FEED)
     is_wrong: NDArray[np.bool_] = np.diff(ends_at, prepend=-1) != layout.num_fields
     return is_wrong
 
@@ -267,7 +268,10 @@ class _Odd:
 def _split_quoted(
     lines: tables.Lines, layout: _Layout, one_byte: bytes | None, *, last: bool
 ) -> tuple[Chunk, int]:
-    """As `_parse`, for text with quotes: lines that are whole rows by themselves go to the fast parser, others one by one."""
+    """The rows of text with quotes, and how many bytes they are: a row that is still open at the end waits for more.
+
+    Lines that are whole rows by themselves go to the fast parser, others one by one.
+    """
     column = lines.texts()
     is_regular = _is_regular(column, layout, one_byte) & (lines.ends > lines.starts)
     if one_byte is not None and lines.is_valid and is_regular.all():

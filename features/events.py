@@ -4,6 +4,7 @@ Every row of a source ends in exactly one place: in the events, in quarantine wi
 purpose and counted under a reason of LEFT_OUT.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ import numpy as np
 import polars as pl
 
 from features import ids, schema, sources, timestamps
+from features.parallel import in_order
 from features.parts import PartWriter
 from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMESTAMP, USER_ID, VALUE, IdType
-from features.tables import Chunk, TableFormat
+from features.tables import Chunk, Reading, TableFormat
 
 REFUSED = (
     "unparseable",  # not a row of the format: another number of fields, an open quote, no JSON object, bytes that are no text
@@ -187,31 +189,70 @@ def ingest_file(
     users = Excluded(excluded, id_types[USER_ID]) if excluded is not None else None
     kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
     places = {name: types[0] for name, types in schema.EVENTS.items()} | kinds
+
+    def judged(reading: Reading) -> _Judged:
+        return _judge_chunk(reading(), form, id_types, users)
+
     with (
         PartWriter(folder / "events.parquet", pl.Schema(places)) as accepted,
         PartWriter(
             folder / "quarantine.parquet",
             pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()}),
         ) as refused,
+        contextlib.closing(in_order(judged, sources.readings(path, form.table))) as results,
     ):
-        for chunk in sources.read(path, form.table):
-            frame, verdict = judge(chunk, form, id_types, users, rows_before=counts.rows_in)
-            is_kept = verdict.is_null()
-            row = pl.int_range(counts.rows_in + 1, counts.rows_in + 1 + pl.len(), dtype=pl.Int64).alias(
-                SOURCE_ROW
+        for result in results:
+            if result.text_ids is not None:
+                column, row, text = result.text_ids
+                raise TextIds(column, counts.rows_in + row, text)
+            here = pl.col(SOURCE_ROW) + counts.rows_in
+            of_file = pl.lit(source_file).alias(SOURCE_FILE)
+            accepted.write(result.events.with_columns(here, of_file))
+            rows = result.refused.with_columns(
+                here, of_file, pl.lit(source_path or str(path)).alias(schema.SOURCE_PATH)
             )
-            events = frame.with_columns(row, pl.lit(source_file).alias(SOURCE_FILE))
-            accepted.write(events if is_kept.all() else events.filter(is_kept))
-            rows = _quarantine(chunk, verdict, source_file, source_path or str(path), counts.rows_in)
             refused.write(rows)
-            _count(counts, verdict, rows)
-            if counts.refused["impossible_time"]:
-                counts.first_ahead = _first_ahead(frame[TIMESTAMP], verdict, form.latest, counts.first_ahead)
-            on_rows(len(frame))
+            _count(counts, result, rows)
+            on_rows(result.num_rows)
             if _is_hopeless(counts, max_refused_fraction):
                 check_refused(counts, form, max_refused_fraction, read_to_end=False)
     counts.check()
     return counts
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What became of a chunk's rows; source_row counts from 1 within the chunk."""
+
+    num_rows: int
+    events: pl.DataFrame
+    refused: pl.DataFrame
+    """source_row, raw, reason"""
+    reasons: Counter[str]
+    """Rows that are no events."""
+    first_ahead: int | None
+    text_ids: tuple[str, int, str] | None
+    """Column, row and text of an accepted id that is no int64 but must be: then nothing else is told."""
+
+
+def _judge_chunk(
+    chunk: Chunk, form: EventFormat, id_types: Mapping[str, IdType], excluded: Excluded | None
+) -> _Judged:
+    try:
+        frame, verdict = judge(chunk, form, id_types, excluded)
+    except TextIds as found:
+        nothing = pl.DataFrame()
+        return _Judged(0, nothing, nothing, Counter(), None, (found.column, found.source_row, found.text))
+    frame = frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(SOURCE_ROW))
+    numbers = verdict.drop_nulls().value_counts().rows()
+    return _Judged(
+        len(frame),
+        frame if not numbers else frame.filter(verdict.is_null()),
+        _quarantine(chunk, verdict),
+        Counter({_ORDER[code]: number for code, number in numbers}),
+        _first_ahead(frame[TIMESTAMP], verdict, form.latest) if numbers else None,
+        None,
+    )
 
 
 def _is_hopeless(counts: Counts, max_refused_fraction: float) -> bool:
@@ -221,37 +262,34 @@ def _is_hopeless(counts: Counts, max_refused_fraction: float) -> bool:
     )
 
 
-def _first_ahead(times: pl.Series, verdict: pl.Series, latest: int, before: int | None) -> int | None:
+def _first_ahead(times: pl.Series, verdict: pl.Series, latest: int) -> int | None:
     refused = times.filter(verdict == _ORDER.index("impossible_time")).dt.epoch("us")
     found = refused.filter(refused > latest).min()
-    return min((int(each) for each in (found, before) if each is not None), default=None)  # type: ignore[arg-type]
+    return None if found is None else int(found)  # type: ignore[arg-type]
 
 
-def _count(counts: Counts, verdict: pl.Series, refused: pl.DataFrame) -> None:
-    counts.rows_in += len(verdict)
-    counts.rows_out += verdict.null_count()
-    for code, number in verdict.drop_nulls().value_counts().rows():
-        reason = _ORDER[code]
+def _count(counts: Counts, result: _Judged, refused: pl.DataFrame) -> None:
+    counts.rows_in += result.num_rows
+    counts.rows_out += len(result.events)
+    for reason, number in result.reasons.items():
         (counts.left_out if reason in LEFT_OUT else counts.refused)[reason] += number
+    ahead = (each for each in (counts.first_ahead, result.first_ahead) if each is not None)
+    counts.first_ahead = min(ahead, default=None)
     wanted = NUM_EXAMPLES - len(counts.examples)
     counts.examples += refused.head(wanted).drop(SOURCE_FILE).rows(named=True)
 
 
-def _quarantine(
-    chunk: Chunk, verdict: pl.Series, source_file: str, path: str, rows_before: int
-) -> pl.DataFrame:
-    """The refused rows of a chunk, as in `schema.QUARANTINE`."""
+def _quarantine(chunk: Chunk, verdict: pl.Series) -> pl.DataFrame:
+    """The refused rows of a chunk: source_row, raw, reason."""
     codes = [code for code, reason in enumerate(_ORDER) if reason in REFUSED]
     rows = verdict.is_in(codes).fill_null(value=False).arg_true().to_numpy().astype(np.int64)
     return pl.DataFrame(
         {
-            schema.SOURCE_FILE: [source_file] * len(rows),
-            schema.SOURCE_PATH: [path] * len(rows),
-            schema.SOURCE_ROW: rows + rows_before + 1,
+            schema.SOURCE_ROW: rows + 1,
             schema.RAW: chunk.raw(rows),
             schema.REASON: [_ORDER[code] for code in verdict.gather(rows)],
         },
-        schema={name: types[0] for name, types in schema.QUARANTINE.items()},
+        schema={name: schema.QUARANTINE[name][0] for name in (SOURCE_ROW, schema.RAW, schema.REASON)},
     )
 
 
@@ -263,12 +301,11 @@ def judge(
     form: EventFormat,
     id_types: Mapping[str, IdType],
     excluded: Excluded | None = None,
-    rows_before: int = 0,
 ) -> tuple[pl.DataFrame, pl.Series]:
     """The events of a chunk, typed (user_id, item_id, timestamp, event_type, value), and a verdict on each row.
 
     verdict: null where the row is an event, else the place in `_ORDER` of the first reason why not.
-    Raises TextIds as `ingest_file`.
+    Raises TextIds as `ingest_file`, with the row's number within the chunk.
     """
     source = chunk.frame
     plain = {name: _plain_ids(source, name) for name in (USER_ID, ITEM_ID)}
@@ -285,7 +322,7 @@ def judge(
         "excluded_user": None if excluded is None else excluded.holds(plain[USER_ID], typed[USER_ID]),
         "missing_user": missing[USER_ID],
         "missing_item": missing[ITEM_ID],
-        "missing_time": _is_blank(source[TIMESTAMP]) if moment.null_count() else None,
+        "missing_time": _blank_among(source[TIMESTAMP], moment.is_null()) if moment.null_count() else None,
         "impossible_time": _impossible(moment, form),
         "bad_value": is_bad_value,
         "bad_user": not_int64[USER_ID] if form.id_types == "int64" else None,
@@ -301,7 +338,7 @@ def judge(
     if form.id_types == "auto":
         for name, flags in not_int64.items():
             if flags is not None and len(rows := (flags & verdict.is_null()).arg_true()):
-                raise TextIds(name, rows_before + rows[0] + 1, str(plain[name][rows[0]]))
+                raise TextIds(name, rows[0] + 1, str(plain[name][rows[0]]))
     events = {**typed, TIMESTAMP: moment.cast(schema.TIME), EVENT_TYPE: event_type.cast(pl.Categorical())}
     return pl.DataFrame({**events, VALUE: value}), verdict
 
@@ -328,7 +365,14 @@ def _plain_ids(source: pl.DataFrame, name: str) -> pl.Series:
 
 
 def _missing(plain: pl.Series, typed: pl.Series) -> pl.Series | None:
-    return None if typed.dtype == pl.Int64 and not typed.null_count() else ids.is_missing(plain)
+    if typed.dtype != pl.Int64:
+        return ids.is_missing(plain)
+    return _blank_among(plain, typed.is_null()) if typed.null_count() else None
+
+
+def _blank_among(column: pl.Series, rows: pl.Series) -> pl.Series:
+    """[n] whether there is nothing in a row; looked at only where `rows` [n] says so."""
+    return rows.scatter(rows.arg_true(), _is_blank(column.filter(rows)))
 
 
 def _not_int64(typed: pl.Series, missing: pl.Series | None) -> pl.Series | None:
@@ -365,7 +409,7 @@ def _numbers(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     is_finite = number.is_finite().fill_null(value=False)
     if is_finite.all():
         return number, None
-    return number.set(~is_finite, None), ~is_finite & ~_is_blank(column)
+    return number.set(~is_finite, None), ~is_finite & ~_blank_among(column, ~is_finite)
 
 
 def _nothing(num_rows: int, kind: pl.DataType) -> pl.Series:

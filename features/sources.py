@@ -1,14 +1,15 @@
 """Source files as a stream of chunks of rows: csv, jsonl, parquet by extension; .gz .zst .bz2 are read as they are."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
-from features import delimited, parquet, records
-from features.tables import Chunk, FileFormat, TableFormat
+from features import delimited, parquet, records, tables
+from features.tables import Chunk, FileFormat, Reading, TableFormat
 
 _COMPRESSED = (".gz", ".zst", ".bz2")
 _EXTENSIONS: dict[str, FileFormat] = {
@@ -41,15 +42,22 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
 
     Raises ValueError for a file that is damaged or not of its format, and for a mapped column that is not there.
     """
+    chunks = (reading() for reading in readings(path, form))
+    return (chunk for chunk in chunks if len(chunk.frame))
+
+
+def readings(path: Path, form: TableFormat) -> Iterator[Reading]:
+    """As `read`, each chunk still to be parsed where that needs nothing of the chunks before; some may be empty."""
     kind = format_of(path, form)
     if kind == "parquet":
-        yield from parquet.read(path, form)
+        yield from (functools.partial(tables.given, chunk) for chunk in parquet.read(path, form))
         return
     with open_bytes(path) as stream:
         if kind == "csv":
             yield from delimited.read(stream, form, str(path))
         else:
-            yield from records.read_jsonl(stream, form, str(path))
+            chunks = records.read_jsonl(stream, form, str(path))
+            yield from (functools.partial(tables.given, chunk) for chunk in chunks)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,15 @@ class Chunk:
     """The text of rows, by position within the chunk."""
 
 
+Reading = Callable[[], Chunk]
+"""A chunk that is parsed when it is called for, by whichever thread."""
+
+
+def given(chunk: Chunk) -> Chunk:
+    """A chunk that is parsed already."""
+    return chunk
+
+
 @dataclass(frozen=True)
 class Lines:
     """A block of text cut into lines, each ended by a line feed."""

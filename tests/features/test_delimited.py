@@ -62,7 +62,8 @@ def read_slowly(content: bytes, separator: str, num_fields: int, encoding: str) 
 
 def read(content: bytes, form: TableFormat) -> Rows:
     rows: Rows = []
-    for chunk in delimited.read(io.BytesIO(content), form, "log.csv"):
+    for reading in delimited.read(io.BytesIO(content), form, "log.csv"):
+        chunk = reading()
         raw = chunk.raw(np.arange(len(chunk.frame)))
         fields = [
             None if bad else list(row) for row, bad in zip(chunk.frame.rows(), chunk.broken, strict=True)

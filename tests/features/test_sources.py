@@ -197,7 +197,8 @@ def test_every_way_to_write_csv(separator: str, header: bool, line_end: str, enc
         encoding="latin-1" if encoding == "latin-1" else "utf-8",
     )
     for ending in ("", line_end, line_end * 3):
-        chunks = list(delimited.read(io.BytesIO(content + ending.encode()), form, "log.csv"))
+        readings = delimited.read(io.BytesIO(content + ending.encode()), form, "log.csv")
+        chunks = [reading() for reading in readings]
         assert not any(chunk.broken.any() for chunk in chunks)
         assert [list(row) for chunk in chunks for row in chunk.frame.rows()] == fields
 

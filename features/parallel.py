@@ -1,0 +1,32 @@
+"""Several threads on a stream, in order and in bounded memory."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+MAX_THREADS = 8
+"""As many pieces are in memory at a time, and two more."""
+_Piece = TypeVar("_Piece")
+_Result = TypeVar("_Result")
+
+
+def in_order(work: Callable[[_Piece], _Result], pieces: Iterable[_Piece]) -> Generator[_Result, None, None]:
+    """What `work` makes of each piece, in the order of the pieces, by as many threads as there are cores.
+
+    An exception of the work is raised in its turn, one of the pieces themselves at once. Closing it drops what is left.
+    """
+    num_threads = min(os.cpu_count() or 1, MAX_THREADS)
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(work, piece))
+                if len(waiting) > num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for each in waiting:
+                each.cancel()
