@@ -25,6 +25,8 @@ LINES_PER_ROW = 100
 _LINE_FEED = 10
 FIRST_BYTES = 1 << 20
 _FIRST_LINES = 1000
+_MAX_SUSPECTS = 1000
+"""Lines of a chunk that are counted one by one."""
 _UNUSED = [bytes([code]) for code in (*range(0x1F, 0x1B, -1), *range(1, 9))]
 _CLOSING = re.compile(r'[^"]*+(?:""[^"]*+)*+"')
 
@@ -177,11 +179,12 @@ def _parse(text: bytes, layout: _Layout, one_byte: bytes) -> Chunk:
     plain = text if one_byte == layout.separator else text.replace(layout.separator, one_byte)
     is_valid = tables.is_utf8(text)
     frame = _fields(plain, layout, one_byte, is_valid=is_valid)
-    if is_valid and _is_regular_block(plain, frame, layout, one_byte):
+    suspects = ((frame["_last"] == "") | (frame["_beyond"] != "")).arg_true().to_numpy()
+    if is_valid and _is_regular_block(plain, suspects, len(frame), layout, one_byte):
         return Chunk(frame.select(*layout.wanted), np.zeros(len(frame), dtype=bool), _raw(text))
     lines = tables.Lines.of(text)
     assert len(frame) == len(lines)
-    broken = _wrong_counts(plain, layout, one_byte) | lines.undecodable()
+    broken = _wrong_counts(plain, suspects, lines, layout, one_byte) | lines.undecodable()
     kept = np.flatnonzero(lines.ends > lines.starts)
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
@@ -214,11 +217,11 @@ def _unused(text: bytes) -> bytes | None:
 def _fields(
     text: bytes, layout: _Layout, separator: bytes, *, is_valid: bool = True, quotes: bool = False
 ) -> pl.DataFrame:
-    """The wanted fields of every line, and the last one (`_last`), as text; absent ones are empty."""
-    names = [str(position) for position in range(layout.num_fields)] + ["beyond"]
-    positions = layout.wanted | {"_last": layout.num_fields - 1}
+    """The wanted fields of every line, the last one (`_last`) and the one after (`_beyond`), as text; absent ones are empty."""
+    names = [str(position).encode() for position in range(layout.num_fields + 1)]
+    positions = layout.wanted | {"_last": layout.num_fields - 1, "_beyond": layout.num_fields}
     return pl.read_csv(
-        separator.join(name.encode() for name in names) + b"\n" + text,
+        b"".join((separator.join(names), b"\n", text)),
         columns=sorted({str(position) for position in positions.values()}),
         separator=separator.decode(),
         quote_char='"' if quotes else None,
@@ -229,30 +232,45 @@ def _fields(
     ).select(pl.col(str(position)).alias(ours) for ours, position in positions.items())
 
 
-def _is_regular_block(text: bytes, frame: pl.DataFrame, layout: _Layout, separator: bytes) -> bool:
-    """Whether every line, without quotes, has the right number of fields; blank lines have not.
+def _is_regular_block(
+    text: bytes, suspects: NDArray[np.integer], num_lines: int, layout: _Layout, separator: bytes
+) -> bool:
+    """Whether every line, without quotes, is seen to have the right number of fields; blank lines have not.
 
-    Where the total is right and no last field is empty none is short, so none is long. Else the marks (separators and line
-    feeds) tell: every `num_fields`-th one is a line feed.
+    suspects: lines without a last field, or with one beyond it. Where there are none no line is short, and none is long if the
+    total is right. Where there are many the marks (separators and line feeds) tell: every `num_fields`-th one is a line feed.
     """
+    if 0 < len(suspects) <= _MAX_SUSPECTS:
+        return False
     codes = np.frombuffer(text, np.uint8)
     is_separator = codes == separator[0]
-    is_end = codes == _LINE_FEED
-    num_ends, num_separators = int(np.count_nonzero(is_end)), int(np.count_nonzero(is_separator))
-    if num_ends != len(frame) or num_separators != len(frame) * (layout.num_fields - 1):
+    if np.count_nonzero(is_separator) != num_lines * (layout.num_fields - 1):
         return False
-    if not (frame["_last"] == "").any():
+    if not len(suspects):
         return True
+    is_end = codes == _LINE_FEED
     marks = np.flatnonzero(is_separator | is_end)
     return layout.num_fields > 1 and bool(is_end[marks[layout.num_fields - 1 :: layout.num_fields]].all())
 
 
-def _wrong_counts(text: bytes, layout: _Layout, separator: bytes) -> NDArray[np.bool_]:
-    """[lines] whether a line without quotes has another number of fields than it must."""
+def _wrong_counts(
+    text: bytes, suspects: NDArray[np.integer], lines: tables.Lines, layout: _Layout, separator: bytes
+) -> NDArray[np.bool_]:
+    """[lines] whether a line without quotes has another number of fields than it must.
+
+    Where few lines are suspect these are counted alone; the rest are right if the total is.
+    """
     codes = np.frombuffer(text, np.uint8)
+    is_wrong = np.zeros(len(lines), dtype=bool)
+    if len(suspects) <= _MAX_SUSPECTS:
+        counts = np.array([lines.line(line).count(layout.separator) for line in suspects], dtype=np.int64)
+        others = (len(lines) - len(suspects)) * (layout.num_fields - 1)
+        if np.count_nonzero(codes == separator[0]) == others + counts.sum():
+            is_wrong[suspects] = counts != layout.num_fields - 1
+            return is_wrong
     marks = np.flatnonzero((codes == separator[0]) | (codes == _LINE_FEED))
     ends_at = np.flatnonzero(codes[marks] == _LINE_FEED)
-    is_wrong: NDArray[np.bool_] = np.diff(ends_at, prepend=-1) != layout.num_fields
+    is_wrong[:] = np.diff(ends_at, prepend=-1) != layout.num_fields
     return is_wrong
 
 

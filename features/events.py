@@ -35,6 +35,7 @@ _ORDER = ("unparseable", "excluded_user", *REFUSED[1:], *LEFT_OUT[1:3])
 """Of several reasons the first counts."""
 
 NUM_EXAMPLES = 3
+_KIND = pl.Categorical()
 EARLY_ROWS = 1_000_000
 HOPELESS_FRACTION = 0.95
 """A file of which more than this is refused after EARLY_ROWS rows has another form than the settings say."""
@@ -314,7 +315,7 @@ def judge(
     value, is_bad_value = (
         _numbers(source[VALUE]) if VALUE in source else (_nothing(len(source), pl.Float32()), None)
     )
-    event_type = _texts(source[EVENT_TYPE]) if EVENT_TYPE in source else _nothing(len(source), pl.String())
+    event_type = _kinds(source[EVENT_TYPE]) if EVENT_TYPE in source else _nothing(len(source), _KIND)
     missing = {name: _missing(plain[name], typed[name]) for name in typed}
     not_int64 = {name: _not_int64(typed[name], missing[name]) for name in typed}
     reasons = {
@@ -329,7 +330,7 @@ def judge(
         "bad_item": not_int64[ITEM_ID] if form.id_types == "int64" else None,
         "type_not_listed": None
         if form.types is None
-        else ~event_type.is_in(list(form.types)).fill_null(value=False),
+        else ~event_type.is_in(pl.Series(form.types, dtype=_KIND).implode()).fill_null(value=False),
         "value_below_minimum": None
         if form.min_value is None
         else (value < form.min_value).fill_null(value=False),
@@ -339,7 +340,7 @@ def judge(
         for name, flags in not_int64.items():
             if flags is not None and len(rows := (flags & verdict.is_null()).arg_true()):
                 raise TextIds(name, rows[0] + 1, str(plain[name][rows[0]]))
-    events = {**typed, TIMESTAMP: moment.cast(schema.TIME), EVENT_TYPE: event_type.cast(pl.Categorical())}
+    events = {**typed, TIMESTAMP: moment.cast(schema.TIME), EVENT_TYPE: event_type}
     return pl.DataFrame({**events, VALUE: value}), verdict
 
 
@@ -392,13 +393,14 @@ def _is_blank(column: pl.Series) -> pl.Series:
     return ids.is_missing(column)
 
 
-def _texts(column: pl.Series) -> pl.Series:
-    """A column as text, blanks as null."""
+def _kinds(column: pl.Series) -> pl.Series:
+    """Event types as categories, blanks as null."""
     if column.dtype.is_nested():
         raise ValueError(f"events.columns.event_type: the column is {column.dtype}, expected text")
-    text = column.cast(pl.String, strict=False)
-    missing = ids.is_missing(text)
-    return text.set(missing, None) if missing.any() else text
+    kinds = column.cast(pl.String, strict=False).cast(_KIND)
+    names = kinds.unique().drop_nulls().cast(pl.String)
+    blank = names.filter(ids.is_missing(names))
+    return kinds.set(kinds.is_in(blank.cast(_KIND).implode()), None) if len(blank) else kinds
 
 
 def _numbers(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:

@@ -22,8 +22,6 @@ _BUCKET_ROWS = 10_000_000
 class Description:
     """What is kept of a part so that nobody has to read it again to know."""
 
-    num_users: int
-    num_items: int
     user_ids: list[Any]
     """The smallest and the largest, one where they are the same, none where the part is empty."""
     item_ids: list[Any]
@@ -35,24 +33,19 @@ class Description:
 
 
 def describe(part: Path) -> Description:
-    """Read a part once; memory is in proportion to its distinct ids."""
+    """Read a part once, in a stream."""
     log = schema.scan(part, schema.EVENTS)
     kinds = pl.col(EVENT_TYPE).cast(pl.String).fill_null("")
     times = pl.col(TIMESTAMP).dt.epoch("us")
     users, items, types, span = pl.collect_all(
         [
-            *(
-                log.select(pl.col(name)).unique().select(pl.len(), low=pl.min(name), high=pl.max(name))
-                for name in (USER_ID, ITEM_ID)
-            ),
-            log.group_by(kinds).len(),
+            *(log.select(low=pl.col(name).min(), high=pl.col(name).max()) for name in (USER_ID, ITEM_ID)),
+            log.group_by(EVENT_TYPE).len().select(kinds, "len"),
             log.select(earliest=times.min(), latest=times.max()),
         ],
         engine="streaming",
     )
     return Description(
-        num_users=users["len"][0],
-        num_items=items["len"][0],
         user_ids=_ends(users),
         item_ids=_ends(items),
         earliest=span["earliest"][0],
@@ -106,8 +99,8 @@ class PartWriter:
         self._writer = pq.ParquetWriter(
             path,
             _to_arrow(columns.to_frame()).schema,
-            compression="zstd",
-            compression_level=1,
+            compression={name: "none" if name in numbers else "zstd" for name in columns},
+            compression_level={name: 1 for name in columns if name not in numbers},
             use_dictionary=[name for name in columns if name not in numbers],
             column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
         )

@@ -398,8 +398,6 @@ def _said_of(part: Part) -> dict[str, Any]:
         "rows_in": counts.rows_in,
         "rows_out": counts.rows_out,
         "rows_left_out": counts.reasons(),
-        "num_users": events.num_users,
-        "num_items": events.num_items,
         "earliest": _iso(events.earliest),
         "latest": _iso(events.latest),
         "events_by_type": events.events_by_type,
