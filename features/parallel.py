@@ -7,17 +7,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 MAX_THREADS = 8
-"""As many pieces are in memory at a time, and two more."""
+"""As many pieces are in memory at a time, and one more."""
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 
 
-def in_order(work: Callable[[_Piece], _Result], pieces: Iterable[_Piece]) -> Generator[_Result, None, None]:
+def in_order(
+    work: Callable[[_Piece], _Result], pieces: Iterable[_Piece], max_threads: int = MAX_THREADS
+) -> Generator[_Result, None, None]:
     """What `work` makes of each piece, in the order of the pieces, by as many threads as there are cores.
 
     An exception of the work is raised in its turn, one of the pieces themselves at once. Closing it drops what is left.
     """
-    num_threads = min(os.cpu_count() or 1, MAX_THREADS)
+    num_threads = min(os.cpu_count() or 1, max_threads)
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         try:

@@ -20,6 +20,7 @@ from features import events as event_log
 from features import items as item_tables
 from features import schema
 from features.events import Counts, EventFormat
+from features.parallel import in_order
 from features.parts import Description, describe, find_duplicates, write_without
 from features.schema import IdType
 from features.tables import TableFormat
@@ -31,6 +32,8 @@ from pipeline.stages import STAGES, Context
 
 PART_VERSION = 2
 """Raised when the same source and settings would give another part."""
+FILES_AT_A_TIME = 2
+"""So that the cores have work while a file begins or ends; each is read by all of them."""
 _OF_THE_WHOLE_LOG = ("events.duplicates", "events.max_refused_fraction")
 """Keys that shape no part."""
 
@@ -204,12 +207,18 @@ def _parts(
     for source, record in records.items():
         if record is not None:
             _check_ids(source, record)
-    new = [source for source in log if records[source] is None]
-    for source in tqdm(new, desc="ingest", unit="file", disable=not ctx.show_progress, leave=False):
+
+    def part_of(source: Source) -> tuple[Source, parts.Record]:
         with parts.locked(folders[source]):
-            record = _kept(ctx, form, folders[source]) or _make(  # another process may have been faster
+            return source, _kept(ctx, form, folders[source]) or _make(  # another process may have been faster
                 ctx, source, form, id_types, excluded, folders[source], settings
             )
+
+    new = [source for source in log if records[source] is None]
+    made = in_order(part_of, new, FILES_AT_A_TIME)
+    for source, record in tqdm(
+        made, total=len(new), desc="ingest", unit="file", disable=not ctx.show_progress, leave=False
+    ):
         _check_ids(source, record)
         records[source] = record
     return [Part(source, folders[source], record) for source, record in records.items() if record is not None]

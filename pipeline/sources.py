@@ -1,8 +1,10 @@
 """The files that come in from outside: which they are, where they can be read, and the demo's, which are generated."""
 
+import functools
 import glob
 from pathlib import Path
 
+from features.parallel import in_order
 from pipeline import object_store
 from pipeline.config import Config
 from pipeline.errors import LookbackError
@@ -68,7 +70,9 @@ def source_digests(config: Config) -> dict[str, dict[str, str]]:
     for role, path in wanted.items():
         key = "events.exclude_users" if role == "exclude_users" else f"{role}.path"
         if path is not None:
-            sources[role] = {str(file): _digest(config, digests, file) for file in list_files(key, path)}
+            files = list_files(key, path)
+            found = in_order(functools.partial(_digest, config, digests), files)
+            sources[role] = dict(zip(map(str, files), found, strict=True))
     return sources
 
 

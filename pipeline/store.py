@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,11 @@ def read_json(path: Path) -> Any:
 
 
 class Digests:
-    """Digests of source files, remembered by (path, size, mtime, inode), so that each is read once."""
+    """Digests of source files, remembered by (path, size, mtime, inode), so that each is read once; threads may share it."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
+        self._lock = threading.Lock()
         try:
             self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
@@ -90,8 +92,9 @@ class Digests:
         if known is not None and known[:-1] == identity:
             return str(known[-1])
         digest = compute()
-        self._known[name] = [*identity, digest]
-        write_json(self._memory, self._known)
+        with self._lock:
+            self._known[name] = [*identity, digest]
+            write_json(self._memory, self._known)
         return digest
 
 
