@@ -161,7 +161,10 @@ def read_excluded(path: Path) -> pl.Series:
         raise ValueError(
             f"events.exclude_users: {path}: has columns {', '.join(frame.columns)}, expected user_id"
         )
-    return ids.plain(frame[USER_ID]).drop_nulls().unique()
+    try:
+        return ids.plain(frame[USER_ID]).drop_nulls().unique()
+    except ValueError as error:
+        raise ValueError(f"events.exclude_users: {path}: user_id: {error}") from None
 
 
 def ingest_file(
@@ -192,7 +195,11 @@ def ingest_file(
     places = {name: types[0] for name, types in schema.EVENTS.items()} | kinds
 
     def judged(reading: Reading) -> _Judged:
-        return _judge_chunk(reading(), form, id_types, users)
+        chunk = reading()
+        try:
+            return _judge_chunk(chunk, form, id_types, users)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     with (
         PartWriter(folder / "events.parquet", pl.Schema(places)) as accepted,
@@ -407,11 +414,13 @@ def _numbers(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:
     """A column as float32, and where it holds something that is no finite number."""
     if column.dtype.is_nested() or column.dtype.is_temporal():
         raise ValueError(f"events.columns.value: the column is {column.dtype}, expected numbers")
-    number = column.cast(pl.Float32, strict=False)
+    text = column.str.strip_chars() if column.dtype == pl.String else column
+    number = text.cast(pl.Float32, strict=False)
     is_finite = number.is_finite().fill_null(value=False)
     if is_finite.all():
         return number, None
-    return number.set(~is_finite, None), ~is_finite & ~_blank_among(column, ~is_finite)
+    absent = ids.is_missing(column.filter(~is_finite))
+    return number.set(~is_finite, None), (~is_finite).scatter((~is_finite).arg_true(), ~absent)
 
 
 def _nothing(num_rows: int, kind: pl.DataType) -> pl.Series:

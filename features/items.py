@@ -319,7 +319,7 @@ def _vectors(column: pl.Series) -> pl.Series:
 def _checked_vectors(table: pl.DataFrame, section: str) -> tuple[pl.Series, int]:
     """Embeddings of one width, null where one is of another or has something in it that is no finite number; how many these are.
 
-    Raises ValueError where more than `MAX_ODD_WIDTHS` are of another width.
+    Raises ValueError where more than the share `MAX_ODD_WIDTHS` are of another width, or most hold something else than numbers.
     """
     vectors = table[EMBEDDING]
     widths = vectors.list.len()
@@ -335,5 +335,11 @@ def _checked_vectors(table: pl.DataFrame, section: str) -> tuple[pl.Series, int]
             f"have {width} (widths and how many items have each: {dict(counts.most_common(5))})"
         )
     finite = vectors.list.eval(pl.element().is_finite().fill_null(value=False)).list.all()
+    unreadable = (vectors.is_not_null() & ~odd & ~finite).fill_null(value=False)
+    if 2 * unreadable.sum() > counts.total():
+        raise ValueError(
+            f"{section}.columns.embedding: item {table[ITEM_ID][unreadable.arg_true()[0]]!r} and {unreadable.sum() - 1} more of "
+            f"{counts.total()} hold something that is no finite number, expected a list of numbers, or text such as '0.1 0.2'"
+        )
     good = (~odd & finite).fill_null(value=False)
     return vectors.set(~good, None), int((vectors.is_not_null() & ~good).sum())

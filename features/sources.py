@@ -37,6 +37,12 @@ def format_of(path: Path, form: TableFormat) -> FileFormat:
     return found
 
 
+def form_of(path: Path, form: TableFormat) -> list[str]:
+    """Format and compression, by which a file's content is read."""
+    suffix = path.suffix.lower()
+    return [format_of(path, form), suffix if suffix in _COMPRESSED else ""]
+
+
 def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
     """The rows of one file, chunk by chunk, in bounded memory.
 

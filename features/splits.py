@@ -70,6 +70,20 @@ class Split:
         }
 
 
+def num_under_core(histories: JaggedHistories, split: Split) -> dict[str, int]:
+    """Events of each part that neither train nor are evaluated, as their user or item is under the core filter."""
+    edges = (histories.offsets[:-1], split.train_end, split.validation_end, histories.offsets[1:])
+    users = (split.train_user, split.kept_user, split.kept_user)
+    counts = dict.fromkeys(PARTS, 0)
+    for block in _blocks(histories):
+        is_kept_item = split.kept_item[block.cut(histories.item_index)]
+        for part, start, end, kept in zip(PARTS, edges[:-1], edges[1:], users, strict=True):
+            inside = block.is_before(end) & ~block.is_before(start)
+            over = is_kept_item & np.repeat(kept[block.users], block.lengths)
+            counts[part] += int(np.count_nonzero(inside & ~over))
+    return counts
+
+
 def core(
     histories: JaggedHistories, ends: NDArray[np.int64], num_items: int, min_user: int, min_item: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

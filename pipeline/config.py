@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 FileFormat = Literal["csv", "jsonl", "parquet", "json"]
 Column = str | int
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type")
+TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
 ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
 
 
@@ -46,6 +47,20 @@ class Table(Section):
     """csv, jsonl: how bytes become text."""
     columns: dict[str, Column] = {}
     """Our name for a column to the source's name, or its position from 1."""
+
+    @pydantic.field_validator("path")
+    @classmethod
+    def _some_path(cls, path: str | list[str]) -> str | list[str]:
+        if not path or (isinstance(path, list) and "" in path):
+            raise ValueError(f"received {path!r}, expected a file, folder or glob, or a list of them")
+        return path
+
+    @pydantic.field_validator("separator")
+    @classmethod
+    def _no_quotes(cls, separator: str) -> str:
+        if set(separator) & set('"\r\n'):
+            raise ValueError(f"received {separator!r}, expected text without quotes and line ends")
+        return separator
 
     @pydantic.field_validator("columns")
     @classmethod
@@ -101,6 +116,11 @@ class EventsConfig(Table):
         if self.min_value is not None and "value" not in self.columns:
             raise ValueError(
                 "events.min_value: received a value, but events.columns names no value; expected a column for it"
+            )
+        if self.timestamp_unit not in TIMESTAMP_UNITS and "%" not in self.timestamp_unit:
+            raise ValueError(
+                f"events.timestamp_unit: received {self.timestamp_unit!r}, expected {', '.join(TIMESTAMP_UNITS)} or a strftime "
+                "pattern such as '%d/%m/%Y %H:%M'"
             )
         _check_iso("events.earliest", self.earliest)
         try:

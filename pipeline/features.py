@@ -129,6 +129,7 @@ def _report(
         "num_users": histories.num_users,
         "num_items": len(items),
         "split_events": parts,
+        "events_under_core": splits.num_under_core(histories, split),
         "users_evaluated": int(split.kept_user.sum()),
         "items_over_core": int(split.kept_item.sum()),
     }

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from features import events as event_log
 from features import items as item_tables
 from features import schema
+from features import sources as readers
 from features.events import Counts, EventFormat
 from features.parallel import in_order
 from features.parts import Description, describe, find_duplicates, write_without
@@ -28,14 +29,14 @@ from pipeline import deliveries, parts, sources, store
 from pipeline.config import EventsConfig, Table
 from pipeline.deliveries import Changes, Last, Source
 from pipeline.errors import LookbackError
-from pipeline.stages import STAGES, Context
+from pipeline.stages import Context
 
 PART_VERSION = 2
 """Raised when the same source and settings would give another part."""
 FILES_AT_A_TIME = 2
 """So that the cores have work while a file begins or ends; each is read by all of them."""
-_OF_THE_WHOLE_LOG = ("events.duplicates", "events.max_refused_fraction")
-"""Keys that shape no part."""
+_WHAT_AN_ID_IS = ("columns", "format", "separator", "header", "encoding")
+"""Keys of [events] that decide what the text of an id is."""
 
 ExcludedUsers = pl.Series | None
 """The users that `events.exclude_users` names, as text."""
@@ -57,8 +58,10 @@ class Part:
 
     @property
     def counts(self) -> Counts:
-        """What became of its rows."""
-        return Counts.from_json(self.record.said["counts"])
+        """What became of its rows; the examples are named after the file as it is called now."""
+        counts = Counts.from_json(self.record.said["counts"])
+        counts.examples = [each | {schema.SOURCE_PATH: self.source.path} for each in counts.examples]
+        return counts
 
     @property
     def description(self) -> Description:
@@ -175,8 +178,7 @@ def _read_log(
     """A part of every source, all with the same types of ids: int64 until an accepted id is none, then string."""
     first: IdType = "string" if form.id_types == "string" else "int64"
     id_types: dict[str, IdType] = {schema.USER_ID: first, schema.ITEM_ID: first}
-    settings = {key: ctx.config.get(key) for key in STAGES["ingest"].keys if key.startswith("events.")}
-    same = {key: value for key, value in settings.items() if key not in _OF_THE_WHOLE_LOG}
+    same = {f"events.{key}": ctx.config.get(f"events.{key}") for key in _WHAT_AN_ID_IS}
     settled = set[str]() if ctx.force else last.int64_columns(ctx.sources["events"], same)
     while True:
         try:
@@ -199,10 +201,13 @@ def _parts(
     ctx: Context, form: EventFormat, id_types: dict[str, IdType], excluded: ExcludedUsers
 ) -> list[Part]:
     """The part of every source, in order: those that are kept and whole, and new ones."""
-    settings = _shaping(ctx, form, id_types)
-    suffix = store.fingerprint(settings)[:8]
     log = deliveries.distinct(ctx.sources["events"])
-    folders = {each: ctx.stage_folder / parts.PARTS / f"{each.source_file}-{suffix}" for each in log}
+    shaping = _shaping(ctx, form, id_types)
+    settings = {source: shaping | {"form": readers.form_of(Path(source.path), form.table)} for source in log}
+    folders = {
+        source: ctx.stage_folder / parts.PARTS / f"{source.source_file}-{store.fingerprint(each)[:8]}"
+        for source, each in settings.items()
+    }
     records = {source: _kept(ctx, form, folder) for source, folder in folders.items()}
     for source, record in records.items():
         if record is not None:
@@ -211,7 +216,7 @@ def _parts(
     def part_of(source: Source) -> tuple[Source, parts.Record]:
         with parts.locked(folders[source]):
             return source, _kept(ctx, form, folders[source]) or _make(  # another process may have been faster
-                ctx, source, form, id_types, excluded, folders[source], settings
+                ctx, source, form, id_types, excluded, folders[source], settings[source]
             )
 
     new = [source for source in log if records[source] is None]
@@ -225,8 +230,8 @@ def _parts(
 
 
 def _kept(ctx: Context, form: EventFormat, folder: Path) -> parts.Record | None:
-    """The record of a whole part; None too where a row that was ahead of its time then is not any more."""
-    record = parts.read(folder, fully=ctx.force)
+    """The record of a whole part; None too where a row that was ahead of its time then is not any more, and with --force."""
+    record = None if ctx.force else parts.read(folder)
     ahead = record.said["counts"]["first_ahead"] if record is not None and "counts" in record.said else None
     return None if ahead is not None and ahead <= form.latest else record
 
@@ -259,7 +264,7 @@ def _make(
     settings: dict[str, Any],
 ) -> parts.Record:
     """Read a source into a part; its record has what it counted and what it is like, or which of its ids is text."""
-    said: dict[str, Any] = {"source": source.digest, "settings": settings}
+    said: dict[str, Any] = {"source": source.digest, "path": source.path, "settings": settings}
     with parts.workspace(folder) as place:
         try:
             with _opened(ctx, "events", source.path) as path:
@@ -300,7 +305,12 @@ def _place(ctx: Context, log: Sequence[Part], repeats: pl.DataFrame) -> None:
             write_without(part.folder / "events.parquet", rows[part.source.source_file], target)
         else:
             _link(ctx, part, "events")
-        _link(ctx, part, "quarantine")
+        if part.record.said["path"] == part.source.path:
+            _link(ctx, part, "quarantine")
+        else:  # the file has another name by now
+            refused = schema.read(part.folder / "quarantine.parquet", schema.QUARANTINE)
+            named = refused.with_columns(pl.lit(part.source.path).alias(schema.SOURCE_PATH))
+            named.write_parquet(ctx.folder / "quarantine" / part.file_name)
 
 
 def _link(ctx: Context, part: Part, name: str) -> None:

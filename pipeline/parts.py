@@ -26,31 +26,30 @@ class Record:
     """File name to sha256."""
 
 
-def read(folder: Path, *, fully: bool = False) -> Record | None:
+def read(folder: Path) -> Record | None:
     """The record of a part; None where there is none, or where a file of it is damaged.
 
-    A file of the size and time that the record has is taken as whole, `fully`: only where its digest is the record's.
+    A file of the size and time that the record has is taken as whole.
     """
     try:
         content = store.read_json(folder / _RECORD)
         said, files = content["said"], content["files"]
-        whole = all(_is_whole(folder / name, *known, fully=fully) for name, known in files.items())
+        whole = all(_is_whole(folder / name, *known) for name, known in files.items())
     except (OSError, DamagedArtifact, KeyError, TypeError, ValueError):
         return None
     return Record(said, {name: digest for name, (_, _, digest) in files.items()}) if whole else None
 
 
-def _is_whole(path: Path, size: int, modified_ns: int, digest: str, *, fully: bool) -> bool:
+def _is_whole(path: Path, size: int, modified_ns: int, digest: str) -> bool:
     status = path.stat()
     if status.st_size != size:
         return False
-    if status.st_mtime_ns == modified_ns and not fully:
+    if status.st_mtime_ns == modified_ns:
         return True
     if store.digest_file(path) != digest:
         return False
-    if status.st_mtime_ns != modified_ns:  # a copy of the store, say: not to be read every night
-        with contextlib.suppress(OSError):
-            os.utime(path, ns=(status.st_atime_ns, modified_ns))
+    with contextlib.suppress(OSError):  # a copy of the store, say: not to be read every night
+        os.utime(path, ns=(status.st_atime_ns, modified_ns))
     return True
 
 

@@ -76,6 +76,12 @@ def source_digests(config: Config) -> dict[str, dict[str, str]]:
     return sources
 
 
+def extension(path: str) -> str:
+    """What a file's name says of how it is read: its last extension, with the one before a compression's."""
+    *_, before, last = ["", "", *Path(path).suffixes]
+    return (before + last if last.lower() in (".gz", ".zst", ".bz2") else last).lower()
+
+
 def digest_of(config: Config, key: str, path: str) -> str:
     """Content digest of the one local file that a configuration key names."""
     if object_store.is_remote(path):

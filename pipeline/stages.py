@@ -265,8 +265,13 @@ def _outside_inputs(
 
 
 def _contents(role: str, digests: dict[str, str]) -> list[str]:
-    """Content digests of a role's files; of tables by path, as the first row of an item counts, else whatever the paths are."""
-    by_path = [digests[path] for path in sorted(digests)]
+    """What shapes a stage of a role's files: contents, and the extensions that say how they are read.
+
+    Of tables in order of their paths, as the first row of an item counts; else whatever the paths are.
+    """
+    if role == "exclude_users":
+        return sorted(set(digests.values()))
+    by_path = [digests[path] + sources.extension(path) for path in sorted(digests)]
     return by_path if role in ("items", "users") else sorted(set(by_path))
 
 

@@ -381,3 +381,16 @@ def test_bytes_changed_at_random_never_lose_a_row(
                 [0, 10, 13, 34, 44, 0xFF, 45, 48]
             )
         ingest(bytes(changed), REAL["deskdrop"][1], id_types=STRING)
+
+
+def test_a_value_that_is_no_number_is_refused_in_every_format(tmp_path: Path) -> None:
+    columns = {"user_id": [1, 2, 3], "item_id": [4, 5, 6], "timestamp": [1_600_000_000] * 3}
+    frame = pl.DataFrame({**columns, "value": [1.0, float("nan"), None]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    frame.write_csv(tmp_path / "log.csv")
+    for name in ("log.parquet", "log.csv"):
+        form = EventFormat(TableFormat("events", {each: each for each in frame.columns}), latest=2**62)
+        counts = events.ingest_file(
+            tmp_path / name, "0" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path
+        )
+        assert (counts.rows_out, dict(counts.refused)) == (2, {"bad_value": 1})

@@ -71,6 +71,11 @@ def test_leave_one_out_takes_the_last_event_over_the_core() -> None:
     assert split.kept_item.tolist() == [False, True, True, False]
     assert split.validation_end.tolist() == [2, 7]  # user 0's last event, on item 3, is under the core
     assert split.train_end.tolist() == [1, 6]
+    assert splits.num_under_core(log, split) == {
+        "train": 0,
+        "validation": 0,
+        "test": 1,
+    }  # that event of user 0
 
 
 def test_the_core_filter_is_repeated_until_stable() -> None:

@@ -437,3 +437,44 @@ def test_a_hopeless_file_is_not_read_to_its_end(log: Log, monkeypatch: pytest.Mo
     assert len(log.parts()) <= 1  # of the other file
     whole = read_manifest(log.ingest("events.max_refused_fraction=0.999995"))
     assert (whole["rows_in"], whole["rows_refused"]) == (100_005, 100_001)
+
+
+def test_a_file_under_another_extension_is_read_anew(log: Log) -> None:
+    (log.folder / "log" / "day1.csv").rename(log.folder / "log" / "day1.jsonl")
+    with pytest.raises(ValueError, match="5 of 5 rows were refused"):
+        log.ingest()
+    (log.folder / "log" / "day1.jsonl").rename(log.folder / "log" / "day1.csv")
+    assert read_manifest(log.ingest())["rows_out"] == 3
+    (log.folder / "log" / "day1.csv").rename(log.folder / "log" / "day1.csv.gz")
+    with pytest.raises(ValueError, match="cannot be decompressed"):
+        log.ingest()
+
+
+def test_force_reads_every_source_again(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.ingest()
+    seen = []
+    real = events.ingest_file
+
+    def spy(path: Path, *arguments: Any, **more: Any) -> events.Counts:
+        seen.append(path.name)
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(events, "ingest_file", spy)
+    log.ingest(force=True)
+    assert seen == ["day1.csv"]
+
+
+def test_a_moved_file_s_refused_rows_are_found_under_its_name_of_now(log: Log) -> None:
+    log.ingest()
+    (log.folder / "log" / "day1.csv").rename(log.folder / "log" / "first.csv")
+    log.write("day2.csv", DAY_2)
+    refused = pl.read_parquet(log.ingest() / "quarantine" / "*.parquet")
+    assert {Path(path).name for path in refused["source_path"]} == {"first.csv", "day2.csv"}
+
+
+@pytest.mark.parametrize("also", ["events.earliest=1991-01-01", "events.timezone=Europe/Berlin"])
+def test_the_type_of_ids_is_settled_whatever_else_is_changed(log: Log, also: str) -> None:
+    assert read_manifest(log.ingest())["id_types"]["user_id"] == "int64"
+    log.write("day2.csv", "x7,12,1600090000,view\n")
+    with pytest.raises(LookbackError, match=r"events\.id_types"):
+        log.ingest(also)
