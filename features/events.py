@@ -6,7 +6,7 @@ purpose and counted under a reason of LEFT_OUT.
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -175,16 +175,15 @@ def ingest_file(
     folder: Path,
     *,
     excluded: pl.Series | None = None,
-    on_rows: Callable[[int], None] = lambda _: None,
     source_path: str | None = None,
     max_refused_fraction: float = 1.0,
 ) -> Counts:
     """Stream one source file into `folder/events.parquet` and `folder/quarantine.parquet`.
 
     source_file: the name that its rows carry, 16 digits of its content digest. id_types: final type of user_id and item_id.
-    excluded: users to leave out (of `read_excluded`). on_rows: told how many rows each chunk had. source_path: what refused
-    rows carry as their file; default: `path`. max_refused_fraction: a file that is refused but for a few rows, and more than
-    this, is not read on after its first EARLY_ROWS rows.
+    excluded: users to leave out (of `read_excluded`). source_path: what refused rows carry as their file; default: `path`.
+    max_refused_fraction: a file that is refused but for a few rows, and more than this, is not read on after its first
+    EARLY_ROWS rows. Chunks are parsed and judged by several threads, and written in order.
 
     Raises ValueError for a file that is not of the format or that is not worth reading on, and TextIds where `id_types` has
     int64 because of `auto` and an accepted id is none.
@@ -221,7 +220,6 @@ def ingest_file(
             )
             refused.write(rows)
             _count(counts, result, rows)
-            on_rows(result.num_rows)
             if _is_hopeless(counts, max_refused_fraction):
                 check_refused(counts, form, max_refused_fraction, read_to_end=False)
     counts.check()

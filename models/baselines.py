@@ -5,6 +5,7 @@ Each is fitted from flat arrays of events and answers `Recommender`; a new one n
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 _MICROSECONDS_PER_DAY = 86_400_000_000
 
 
-class Baseline:
+class Baseline(abc.ABC):
     """What baselines share: `recommend` is the top of `score_items`."""
 
     def __init__(self, num_items: int) -> None:
         self.num_items = num_items
 
+    @abc.abstractmethod
     def score_items(self, histories: Histories) -> Float32:
         """[r, n + 1], higher is better; column 0 is -inf."""
-        raise NotImplementedError
 
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
         """The k best items of each row and their scores, as every `Recommender` answers."""
