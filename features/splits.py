@@ -1,11 +1,10 @@
-"""Temporal and leave-one-out splits over jagged histories, the core filter, and the leak check.
+"""Temporal (rolling, too) and leave-one-out splits over jagged histories, and the core filter.
 
-A split is two positions per user, since each part is a stretch of an ordered history:
-training `[offsets[u], train_end[u])`, validation `[train_end[u], validation_end[u])`, test `[validation_end[u], offsets[u + 1])`.
+A split is three positions per user, since each part is a stretch of an ordered history: training `[offsets[u], train_end[u])`,
+validation `[train_end[u], validation_end[u])`, test `[validation_end[u], test_end[u])`; what comes after that, `[test_end[u],
+offsets[u + 1])`, is held back: it is in no part, as if the log had ended before it.
 """
 
-import datetime
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from numpy.typing import NDArray
 from features.histories import BLOCK_EVENTS, JaggedHistories
 
 PARTS = ("train", "validation", "test")
+_ARRAYS = ("train_end", "validation_end", "test_end", "train_user", "kept_user", "kept_item")
 _BIN_BITS = 16
-
-
-class LeakError(ValueError):
-    """Something of a later part stands in an earlier one."""
+_DIGITS = 12
+"""Shares of a log are rounded to these, so that 0.1 + 0.2 and 0.3 are one place in it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class Split:
     """[num_users], flat positions"""
     validation_end: NDArray[np.int64]
     """[num_users], flat positions"""
+    test_end: NDArray[np.int64]
+    """[num_users], flat positions; what comes after them is held back"""
     train_user: NDArray[np.bool_]
     """[num_users], users whose training events train"""
     kept_user: NDArray[np.bool_]
@@ -45,39 +45,52 @@ class Split:
     """temporal: microseconds since the epoch at which validation begins"""
     test_from: int | None
     """temporal: microseconds since the epoch at which the test begins"""
+    test_until: int | None = None
+    """temporal: microseconds since the epoch at which the test ends; None: with the log"""
 
     def save(self, folder: Path) -> None:
         """Arrays as .npy, the rest as split.json."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("train_end", "validation_end", "train_user", "kept_user", "kept_item"):
+        for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        rest = {name: getattr(self, name) for name in ("protocol", "validation_from", "test_from")}
+        rest = {
+            name: getattr(self, name) for name in ("protocol", "validation_from", "test_from", "test_until")
+        }
         (folder / "split.json").write_text(json.dumps(rest), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Split":
         """A saved split."""
         rest: dict[str, Any] = json.loads((folder / "split.json").read_text(encoding="utf-8"))
-        names = ("train_end", "validation_end", "train_user", "kept_user", "kept_item")
-        return cls(**rest, **{name: np.load(folder / f"{name}.npy") for name in names})
+        return cls(**rest, **{name: np.load(folder / f"{name}.npy") for name in _ARRAYS})
+
+    def edges(self, histories: JaggedHistories) -> tuple[NDArray[np.int64], ...]:
+        """[num_users] flat positions at which each of the PARTS begins, and at which the last one ends."""
+        return (histories.offsets[:-1], self.train_end, self.validation_end, self.test_end)
+
+    def stretch(self, histories: JaggedHistories, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Two [num_users]: where a part of each user's history begins and ends."""
+        edges, place = self.edges(histories), PARTS.index(part)
+        return edges[place], edges[place + 1]
 
     def num_events(self, histories: JaggedHistories) -> dict[str, int]:
-        """Events of each part, those of users and items under the core filter included."""
-        edges = (histories.offsets[:-1], self.train_end, self.validation_end, histories.offsets[1:])
-        return {
-            part: int((end - start).sum())
-            for part, start, end in zip(PARTS, edges[:-1], edges[1:], strict=True)
-        }
+        """Events of each part, those of users and items under the core filter included; `held_back` where any are."""
+        events = {}
+        for part in PARTS:
+            start, end = self.stretch(histories, part)
+            events[part] = int((end - start).sum())
+        held_back = int((histories.offsets[1:] - self.test_end).sum())
+        return events | ({"held_back": held_back} if held_back else {})
 
 
 def num_under_core(histories: JaggedHistories, split: Split) -> dict[str, int]:
     """Events of each part that neither train nor are evaluated, as their user or item is under the core filter."""
-    edges = (histories.offsets[:-1], split.train_end, split.validation_end, histories.offsets[1:])
     users = (split.train_user, split.kept_user, split.kept_user)
     counts = dict.fromkeys(PARTS, 0)
-    for block in _blocks(histories):
+    for block in blocks(histories):
         is_kept_item = split.kept_item[block.cut(histories.item_index)]
-        for part, start, end, kept in zip(PARTS, edges[:-1], edges[1:], users, strict=True):
+        for part, kept in zip(PARTS, users, strict=True):
+            start, end = split.stretch(histories, part)
             inside = block.is_before(end) & ~block.is_before(start)
             over = is_kept_item & np.repeat(kept[block.users], block.lengths)
             counts[part] += int(np.count_nonzero(inside & ~over))
@@ -97,7 +110,7 @@ def core(
     while True:
         of_user = np.zeros(histories.num_users, np.int64)
         of_item = np.zeros(num_items + 1, np.int64)
-        for block in _blocks(histories):
+        for block in blocks(histories):
             item = block.cut(histories.item_index)
             kept = block.is_before(ends) & items[item] & np.repeat(users[block.users], block.lengths)
             of_user[block.users] = block.count(kept)
@@ -109,7 +122,7 @@ def core(
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """The events of a range of users."""
 
     users: slice
@@ -135,22 +148,22 @@ class _Block:
         return counts
 
 
-def _blocks(histories: JaggedHistories) -> Iterator[_Block]:
+def blocks(histories: JaggedHistories) -> Iterator[Block]:
     """All users, as many at a time as memory holds."""
     offsets = histories.offsets
     for first, last in histories.blocks():
         edges = offsets[first : last + 1]
         events = slice(int(edges[0]), int(edges[-1]))
-        yield _Block(slice(first, last), events, edges[:-1] - edges[0], np.diff(edges))
+        yield Block(slice(first, last), events, edges[:-1] - edges[0], np.diff(edges))
 
 
-def _is_earlier(histories: JaggedHistories, moment: int) -> Callable[[_Block], NDArray[np.bool_]]:
+def _is_earlier(histories: JaggedHistories, moment: int) -> Callable[[Block], NDArray[np.bool_]]:
     return lambda block: block.cut(histories.time) < moment
 
 
-def _count(histories: JaggedHistories, choose: Callable[[_Block], NDArray[np.bool_]]) -> NDArray[np.int64]:
+def _count(histories: JaggedHistories, choose: Callable[[Block], NDArray[np.bool_]]) -> NDArray[np.int64]:
     """[num_users] chosen events of each user."""
-    counts = [block.count(choose(block)) for block in _blocks(histories)]
+    counts = [block.count(choose(block)) for block in blocks(histories)]
     return np.concatenate(counts) if counts else np.zeros(0, np.int64)
 
 
@@ -159,7 +172,7 @@ def nth_time(histories: JaggedHistories, place: int) -> int:
 
     Found by counting: a histogram tells in which stretch of time it lies, then only the times in there are sorted.
     """
-    pieces = [histories.time[block.events] for block in _blocks(histories)]
+    pieces = [histories.time[block.events] for block in blocks(histories) if block.lengths.any()]
     low, high = min(int(piece.min()) for piece in pieces), max(int(piece.max()) for piece in pieces)
     while True:
         shift = max(0, (high - low).bit_length() - _BIN_BITS)
@@ -181,6 +194,23 @@ def _between(times: NDArray[np.int64], low: int, high: int) -> NDArray[np.int64]
     return chosen
 
 
+def cuts(num_cuts: int, test_fraction: float, validation_fraction: float) -> list[float]:
+    """The rolling temporal protocol: `held_back` of each cut, the earliest cut first, the last one at the log's end.
+
+    Cut i of n holds `(n - 1 - i) * test_fraction` of the events back, so the tests of the cuts follow one another without a gap
+    or an overlap, and each cut trains on all that a model would have had by then (an expanding window).
+    Raises ValueError where nothing would be left to train on in the first one.
+    """
+    held_back = [round((num_cuts - 1 - cut) * test_fraction, _DIGITS) for cut in range(num_cuts)]
+    if num_cuts < 1 or round(held_back[0] + test_fraction + validation_fraction, _DIGITS) >= 1:
+        raise ValueError(
+            f"split.cuts: received {num_cuts} with test_fraction {test_fraction} and validation_fraction {validation_fraction}, "
+            "expected at least 1, and something to train on before the first cut: cuts * test_fraction + validation_fraction "
+            "below 1; lower split.cuts or split.test_fraction"
+        )
+    return held_back
+
+
 def temporal(
     histories: JaggedHistories,
     num_items: int,
@@ -188,38 +218,55 @@ def temporal(
     test_fraction: float = 0.1,
     test_from: int | None = None,
     validation_fraction: float = 0.1,
+    held_back: float = 0.0,
     min_user_events: int = 1,
     min_item_events: int = 1,
 ) -> Split:
     """The last `test_fraction` of all events by time are the test, the `validation_fraction` before them validation.
 
     Events at a boundary's own time belong to the later part. `test_from` (microseconds) sets the test's boundary instead.
+    `held_back`: the share of all events, the last by time, that is in no part; the test stands directly before it, and
+    neither the core filter nor who is evaluated depends on it. Test and validation stay shares of all events.
     The core filter counts training events; a user is evaluated who has `min_user_events` events on kept items.
     Raises ValueError where a part would be empty.
     """
-    total = len(histories.time)
+    total, starts = len(histories.time), histories.offsets[:-1]
+    test_until = _boundary(histories, held_back) if held_back else None
+    test_end = np.asarray(histories.offsets[1:])
+    if test_until is not None:
+        test_end = starts + _count(histories, _is_earlier(histories, test_until))
     if test_from is None:
-        test_from = nth_time(histories, min(total - 1, int(np.ceil(total * (1 - test_fraction)))))
-    starts = histories.offsets[:-1]
+        test_from = _boundary(histories, held_back + test_fraction)
     validation_end = starts + _count(histories, _is_earlier(histories, test_from))
     before = int((validation_end - starts).sum())
     validation_from = nth_time(histories, max(0, before - max(1, round(total * validation_fraction))))
     train_end = starts + _count(histories, _is_earlier(histories, validation_from))
     train_user, kept_item = core(histories, train_end, num_items, min_user_events, min_item_events)
     kept_item[1:] |= min_item_events == 1
-    on_kept = _count(histories, lambda block: kept_item[block.cut(histories.item_index)])
+    on_kept = _count(
+        histories, lambda block: kept_item[block.cut(histories.item_index)] & block.is_before(test_end)
+    )
     split = Split(
         "temporal",
         train_end,
         validation_end,
+        test_end,
         train_user,
         on_kept >= min_user_events,
         kept_item,
         validation_from,
         test_from,
+        test_until,
     )
     _refuse_empty(split, histories)
     return split
+
+
+def _boundary(histories: JaggedHistories, share: float) -> int:
+    """The time from which on the last `share` of all events lies: more of them where several have that time."""
+    total = len(histories.time)
+    place = int(np.ceil(total * (1 - round(share, _DIGITS))))
+    return nth_time(histories, max(0, min(total - 1, place)))
 
 
 def leave_one_out(
@@ -234,7 +281,7 @@ def leave_one_out(
     train_end = histories.offsets[1:].copy()
     validation_end = histories.offsets[1:].copy()
     enough = np.zeros(histories.num_users, bool)
-    for block in _blocks(histories):
+    for block in blocks(histories):
         kept = kept_item[block.cut(histories.item_index)] & np.repeat(kept_user[block.users], block.lengths)
         positions = block.events.start + np.flatnonzero(kept)
         counts = block.count(kept)
@@ -244,7 +291,15 @@ def leave_one_out(
         train_end[block.users][long] = positions[last - 1]
         validation_end[block.users][long] = positions[last]
     split = Split(
-        "leave_one_out", train_end, validation_end, kept_user, kept_user & enough, kept_item, None, None
+        "leave_one_out",
+        train_end,
+        validation_end,
+        np.asarray(histories.offsets[1:]),
+        kept_user,
+        kept_user & enough,
+        kept_item,
+        validation_from=None,
+        test_from=None,
     )
     _refuse_empty(split, histories)
     return split
@@ -252,69 +307,14 @@ def leave_one_out(
 
 def _refuse_empty(split: Split, histories: JaggedHistories) -> None:
     events = split.num_events(histories)
-    for part, num_events in events.items():
-        if num_events == 0:
+    for part in PARTS:
+        if events[part] < 1:
             raise ValueError(
                 f"split: the {part} part is empty ({events} with protocol {split.protocol!r} over {len(histories.time)} events); "
-                "expected events in every part: check split.test_from and the fractions (temporal), "
+                "expected events in every part: check split.test_from, split.held_back and the fractions (temporal), "
                 "or that some users have three events (leave_one_out), and history.min_*_events"
             )
     if not split.kept_user.any() or not split.kept_item.any():
         raise ValueError(
             "history.min_user_events, history.min_item_events: no user or no item is left over the core filter; lower them"
         )
-
-
-def check_leaks(histories: JaggedHistories, split: Split) -> None:
-    """Raise LeakError where a later part's event stands in an earlier one.
-
-    Checked: each history is in order of time; the parts of each user follow one another; in the temporal protocol every
-    training event is before the validation boundary, and every validation event before the test boundary.
-    (Leave-one-out leaks across users' times by construction: that is part of the protocol.)
-    """
-    starts, stops = histories.offsets[:-1], histories.offsets[1:]
-    if _num_disordered(histories):
-        raise LeakError(
-            "leak: a history is not in the order of time; an event stands before one that came earlier"
-        )
-    edges = (starts, split.train_end, split.validation_end, stops)
-    for earlier, later in itertools.pairwise(edges):
-        if (earlier > later).any():
-            raise LeakError(
-                f"leak: user index {int(np.flatnonzero(earlier > later)[0])}: parts of the split overlap"
-            )
-    parts = (
-        (split.train_end, split.validation_from, "training"),
-        (split.validation_end, split.test_from, "validation"),
-    )
-    for end, boundary, part in parts:
-        if boundary is not None:
-            _check_boundary(histories, end, boundary, part)
-
-
-def _check_boundary(histories: JaggedHistories, end: NDArray[np.int64], boundary: int, part: str) -> None:
-    """Raise LeakError unless the events before `end` are exactly those before the boundary in time."""
-    late = early = 0
-    for block in _blocks(histories):
-        is_inside = block.is_before(end)
-        is_earlier = block.cut(histories.time) < boundary
-        late += int(np.count_nonzero(is_inside & ~is_earlier))
-        early += int(np.count_nonzero(~is_inside & is_earlier))
-    if late:
-        raise LeakError(
-            f"leak: {late} {part} events at or after the next part's boundary "
-            f"{datetime.datetime.fromtimestamp(boundary / 1e6, datetime.UTC).isoformat()}"
-        )
-    if early:
-        raise LeakError(f"leak: {early} events before the {part} part's end are held out after it")
-
-
-def _num_disordered(histories: JaggedHistories) -> int:
-    """Events that are earlier than the same user's event before them."""
-    number = 0
-    for block in _blocks(histories):
-        time = block.cut(histories.time)
-        is_earlier = time[1:] < time[:-1]
-        is_earlier[block.starts[(block.lengths > 0) & (block.starts > 0)] - 1] = False  # pairs of two users
-        number += int(np.count_nonzero(is_earlier))
-    return number

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from features import buckets, content, schema, splits
+from features import buckets, content, leaks, schema, splits
 from features import events as event_log
 from features.content import ContentSettings
 from features.histories import JaggedHistories
@@ -37,7 +37,7 @@ def build(ctx: Context) -> None:
         drop_consecutive=ctx.config.history.repeats == "drop_consecutive",
     )
     split = _split(ctx, histories, len(items))
-    splits.check_leaks(histories, split)
+    leaks.check_leaks(histories, split)
     split.save(ctx.folder / "split")
     (ctx.folder / "event_types.json").write_text(json.dumps(event_types), encoding="utf-8")
     users.frame("user_index", schema.USER_ID).write_parquet(ctx.folder / "users.parquet")
@@ -89,6 +89,7 @@ def _split(ctx: Context, histories: JaggedHistories, num_items: int) -> splits.S
         test_fraction=settings.test_fraction,
         test_from=_microseconds(settings.test_from),
         validation_fraction=settings.validation_fraction,
+        held_back=settings.held_back,
         **core,
     )
 
@@ -138,7 +139,8 @@ def _report(
         ctx.track.metric(name, facts[name])
     for part, count in parts.items():
         ctx.track.metric(f"{part}_events", count)
+    held_back = f", {parts['held_back']:,} held back" if "held_back" in parts else ""
     ctx.summary(
         f"{histories.num_users:,} users, {len(items):,} items, {num_events:,} events: {parts['train']:,} train, "
-        f"{parts['validation']:,} validation, {parts['test']:,} test ({split.protocol})"
+        f"{parts['validation']:,} validation, {parts['test']:,} test{held_back} ({split.protocol})"
     )

@@ -80,22 +80,21 @@ def held_out(histories: JaggedHistories, split: Split, part: str, ties: str) -> 
 
     Each history is all that came before: by order, or (ties = `strict`) by time alone.
     """
-    starts, ends = {
-        "validation": (split.train_end, split.validation_end),
-        "test": (split.validation_end, histories.offsets[1:]),
-    }[part]
+    starts, ends = split.stretch(histories, part)
     lengths = np.where(split.kept_user, np.asarray(ends) - np.asarray(starts), 0)
     user = np.repeat(np.arange(histories.num_users), lengths)
     position = np.arange(len(user)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-    history_end = position
-    if ties == "strict":
-        history_end = np.maximum(_first_of_tie(histories)[position], histories.offsets[user])
-    before = rows(histories, histories.offsets[user], history_end)
+    history_start = histories.offsets[user]
+    history_end = _first_of_tie(histories, history_start, position) if ties == "strict" else position
+    before = rows(histories, history_start, history_end)
     return Targets(user, position, histories.item_index[position], histories.time[position], before)
 
 
-def _first_of_tie(histories: JaggedHistories) -> Int64:
-    """[events] position of the first of the adjacent events that have the same time."""
-    time = np.asarray(histories.time)
-    first = np.concatenate(([True], np.diff(time) != 0))
-    return np.maximum.accumulate(np.where(first, np.arange(len(time)), 0))
+def _first_of_tie(histories: JaggedHistories, start: Int64, position: Int64) -> Int64:
+    """[targets] first position from `start` on whose event has the time of the one at `position`: times ascend in between."""
+    low, high = start.copy(), position.copy()
+    while (is_open := low < high).any():
+        middle = (low + high) // 2
+        is_earlier = is_open & (histories.time[middle] < histories.time[position])
+        low, high = np.where(is_earlier, middle + 1, low), np.where(is_open & ~is_earlier, middle, high)
+    return low

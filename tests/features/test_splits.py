@@ -1,7 +1,7 @@
-"""Splits by pencil, the core filter, and leaks that must be found."""
+"""Splits by pencil and against plain loops, rolling cuts, the core filter."""
 
 from collections import Counter
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features import splits
 from features.histories import JaggedHistories, user_ranges
-from features.splits import LeakError
+from features.leaks import check_leaks
 
 Rows = list[list[tuple[int, int]]]
 
@@ -31,6 +31,12 @@ def jagged(rows: Rows) -> JaggedHistories:
     )
 
 
+def refused(error: ValueError) -> None:
+    """Let through only that a random log leaves a part, or the core, empty."""
+    if "part is empty" not in str(error) and "no user or no item is left" not in str(error):
+        raise error
+
+
 # ten events at times 1..10; user 0 has 1 2 5 9, user 1 has 3 4 7 8 10, user 2 has 6
 LOG = jagged([[(1, 1), (2, 2), (5, 3), (9, 1)], [(3, 1), (4, 2), (7, 3), (8, 1), (10, 2)], [(6, 3)]])
 
@@ -41,7 +47,7 @@ def test_temporal_by_pencil() -> None:
     assert split.train_end.tolist() == [3, 6, 10]  # 1 2 5 | 3 4 | 6
     assert split.validation_end.tolist() == [3, 8, 10]  # - | 7 8 | -
     assert split.num_events(LOG) == {"train": 6, "validation": 2, "test": 2}
-    splits.check_leaks(LOG, split)
+    check_leaks(LOG, split)
 
 
 def test_temporal_from_a_date() -> None:
@@ -62,7 +68,7 @@ def test_leave_one_out_by_pencil() -> None:
     assert split.validation_end.tolist() == [3, 8, 10]  # user 2 has one event: it only trains
     assert split.kept_user.tolist() == [True, True, False]
     assert split.num_events(LOG) == {"train": 6, "validation": 2, "test": 2}
-    splits.check_leaks(LOG, split)
+    check_leaks(LOG, split)
 
 
 def test_leave_one_out_takes_the_last_event_over_the_core() -> None:
@@ -99,24 +105,50 @@ def test_leave_one_out_without_long_enough_histories_is_refused() -> None:
         splits.leave_one_out(jagged([[(1, 1), (2, 2)], [(1, 1)]]), 2)
 
 
-def test_planted_leaks_are_found() -> None:
-    split = splits.temporal(LOG, 3, test_fraction=0.2, validation_fraction=0.2)
-    late = split.train_end.copy()
-    late[1] += 1  # an event of the validation period trains
-    with pytest.raises(LeakError, match="1 training events at or after"):
-        splits.check_leaks(LOG, replace(split, train_end=late))
-    late = split.validation_end.copy()
-    late[0] += 1  # an event of the test period validates
-    with pytest.raises(LeakError, match="1 validation events at or after"):
-        splits.check_leaks(LOG, replace(split, validation_end=late))
-    swapped = split.validation_end.copy()
-    swapped[1] = split.train_end[1] - 1
-    with pytest.raises(LeakError, match="overlap"):
-        splits.check_leaks(LOG, replace(split, validation_end=swapped))
-    shuffled = LOG.time.copy()
-    shuffled[:2] = shuffled[:2][::-1]
-    with pytest.raises(LeakError, match="order of time"):
-        splits.check_leaks(replace(LOG, time=shuffled), split)
+def test_held_back_by_pencil() -> None:
+    split = splits.temporal(LOG, 3, test_fraction=0.2, validation_fraction=0.2, held_back=0.2)
+    assert (split.validation_from, split.test_from, split.test_until) == (5, 7, 9)
+    assert split.train_end.tolist() == [2, 6, 9]  # 1 2 | 3 4 | -
+    assert split.validation_end.tolist() == [3, 6, 10]  # 5 | - | 6
+    assert split.test_end.tolist() == [3, 8, 10]  # - | 7 8 | -; 9 and 10 are held back
+    assert split.num_events(LOG) == {"train": 4, "validation": 2, "test": 2, "held_back": 2}
+    check_leaks(LOG, split)
+
+
+def test_who_is_evaluated_does_not_depend_on_what_is_held_back() -> None:
+    settings: dict[str, Any] = {"test_fraction": 0.2, "validation_fraction": 0.2, "min_user_events": 4}
+    assert splits.temporal(LOG, 3, **settings).kept_user.tolist() == [True, True, False]
+    held_back = splits.temporal(LOG, 3, held_back=0.2, **settings)
+    assert held_back.kept_user.tolist() == [False, True, False]  # user 0's fourth event is held back
+
+
+def test_cuts_by_pencil() -> None:
+    assert splits.cuts(3, 0.1, 0.1) == [0.2, 0.1, 0.0]
+    assert splits.cuts(1, 0.3, 0.3) == [0.0]
+    assert splits.cuts(8, 0.1, 0.1)[0] == 0.7
+    for num_cuts in (0, 9, 20):
+        with pytest.raises(ValueError, match=rf"split\.cuts: received {num_cuts} .*expected at least 1"):
+            splits.cuts(num_cuts, 0.1, 0.1)
+
+
+@given(st.lists(st.integers(0, 300), min_size=40, max_size=90), st.integers(2, 4))
+def test_cuts_nest_and_their_tests_follow_one_another(times: list[int], num_cuts: int) -> None:
+    log = jagged([[(time, 1) for time in sorted(times[user::3])] for user in range(3)])
+    try:
+        found = [
+            splits.temporal(log, 1, held_back=held_back) for held_back in splits.cuts(num_cuts, 0.1, 0.1)
+        ]
+    except ValueError as error:
+        refused(error)
+        return
+    for split in found:
+        check_leaks(log, split)
+    for earlier, later in pairwise(found):
+        assert earlier.test_until == later.test_from
+        assert (earlier.test_end == later.validation_end).all()
+        assert (earlier.train_end <= later.train_end).all()
+    assert found[-1].test_until is None
+    assert (found[-1].test_end == log.offsets[1:]).all()
 
 
 @given(
@@ -125,18 +157,80 @@ def test_planted_leaks_are_found() -> None:
         min_size=2,
         max_size=8,
     ),
-    st.sampled_from(["temporal", "leave_one_out"]),
+    st.sampled_from([0.0, 0.1, 0.25, None]),
 )
-def test_every_split_covers_every_event_once_and_leaks_nothing(rows: Rows, protocol: str) -> None:
+def test_every_split_covers_every_event_once_and_leaks_nothing(rows: Rows, held_back: float | None) -> None:
     log = jagged(rows)
-    try:
-        split = getattr(splits, protocol)(log, 5) if len(log.time) else None
-    except ValueError:
-        return  # refused: a part would be empty
-    if split is None:
+    if not len(log.time):
         return
-    splits.check_leaks(log, split)
+    try:
+        split = (
+            splits.leave_one_out(log, 5)
+            if held_back is None
+            else splits.temporal(log, 5, held_back=held_back)
+        )
+    except ValueError as error:
+        refused(error)
+        return
+    check_leaks(log, split)
     assert sum(split.num_events(log).values()) == len(log.time)
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 40), st.integers(1, 4)), max_size=12).map(sorted),
+        min_size=2,
+        max_size=6,
+    ),
+    st.sampled_from([0.0, 0.1, 0.3]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 12),
+)
+def test_temporal_is_as_a_plain_loop_says(
+    rows: Rows, held_back: float, min_user: int, min_item: int, block_events: int
+) -> None:
+    log = jagged(rows)
+    total, times = len(log.time), np.sort(log.time).tolist()
+    if not total:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JaggedHistories, "blocks", lambda self: user_ranges(self.offsets, block_events))
+        try:
+            split = splits.temporal(
+                log,
+                4,
+                test_fraction=0.2,
+                validation_fraction=0.2,
+                held_back=held_back,
+                min_user_events=min_user,
+                min_item_events=min_item,
+            )
+        except ValueError as error:
+            refused(error)
+            return
+        check_leaks(log, split)
+        counts = splits.num_under_core(log, split)
+    until = times[min(total - 1, int(np.ceil(total * (1 - held_back))))] if held_back else np.inf
+    test_from = times[min(total - 1, int(np.ceil(total * (1 - round(held_back + 0.2, 12)))))]
+    before = sum(time < test_from for time in times)
+    validation_from = times[max(0, before - max(1, round(0.2 * total)))]
+    edges = (0, validation_from, test_from, until)
+    expected = {"train": 0, "validation": 0, "test": 0}
+    for user, row in enumerate(rows):
+        positions = [
+            int(log.offsets[user]) + sum(time < edge for time, _ in row)
+            for edge in (validation_from, test_from, until)
+        ]
+        assert positions == [each[user] for each in (split.train_end, split.validation_end, split.test_end)]
+        on_kept = sum(split.kept_item[item] for time, item in row if time < until)
+        assert split.kept_user[user] == (on_kept >= min_user)
+        for part, (start, end) in zip(expected, pairwise(edges), strict=True):
+            users = split.train_user if part == "train" else split.kept_user
+            expected[part] += sum(
+                not (users[user] and split.kept_item[item]) for time, item in row if start <= time < end
+            )
+    assert counts == expected
 
 
 @given(
@@ -178,9 +272,11 @@ def core_at_once(log: JaggedHistories, min_user: int, min_item: int) -> tuple[ND
     )
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
-    split = splits.temporal(LOG, 3, test_fraction=0.2, validation_fraction=0.2)
+@pytest.mark.parametrize("held_back", [0.0, 0.2])
+def test_saved_and_loaded(tmp_path: Path, held_back: float) -> None:
+    split = splits.temporal(LOG, 3, test_fraction=0.2, validation_fraction=0.2, held_back=held_back)
     split.save(tmp_path)
     again = splits.Split.load(tmp_path)
-    assert (again.train_end == split.train_end).all()
-    assert (again.protocol, again.test_from) == (split.protocol, split.test_from)
+    for name, value in vars(split).items():
+        assert np.array_equal(getattr(again, name), value), name
+    assert again.test_until == (9 if held_back else None)
