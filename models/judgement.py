@@ -1,69 +1,87 @@
 """Several systems judged on the same targets: metrics, intervals, and differences that are paired by user."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import (
-    Float64,
-    UserSums,
+from models.metrics import LOWER_IS_BETTER, Float64
+from models.significance import (
+    Difference,
+    UserMeans,
     bootstrap,
+    bootstrap_p,
+    holm,
     interval,
-    metrics_of_ranks,
     paired_difference,
-    sum_by_user,
+    wilcoxon_p,
 )
 
 # Letters in shapes: t targets, u users, s systems, m metrics over targets, b resamples.
 
+_P_VALUES = ("p_value", "p_holm", "p_bootstrap", "p_bootstrap_holm")
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """Metrics of several systems on the same targets, resampled together so that differences are paired."""
+    """Metrics of several systems on the same targets, resampled by the same draws so that differences are paired."""
 
     systems: tuple[str, ...]
     names: tuple[str, ...]
     """Metric names: over targets (`ndcg@10`), then over users (`user_ndcg@10`)."""
-    users: NDArray[np.integer]
+    users: NDArray[Any]
     """[u], the users that have targets."""
-    sums: UserSums
-    """[u, s * m], the columns of one system side by side."""
+    targets: NDArray[np.int64]
+    """[u], targets of each user."""
     means: Float64
     """[s, 2 m]"""
     resampled: Float64
     """[b, s, 2 m]"""
+    by_user: tuple[NDArray[np.floating], ...]
+    """For each system [m, u]: the mean over each user's targets, NaN where the metric is undefined for all of them."""
 
     @classmethod
     def of(
         cls,
-        ranks: dict[str, Float64],
-        user: NDArray[np.integer],
-        ks: tuple[int, ...],
+        values: Iterable[tuple[str, Mapping[str, Float64]]],
+        user: NDArray[Any],
         resamples: int,
         seed: int,
+        weights: Mapping[str, Float64] | None = None,
     ) -> "Judgement":
-        """Judge `ranks` (system -> [t]) of targets that belong to `user` [t], at each list length of `ks`."""
-        users, row = np.unique(user, return_inverse=True)
-        parts = []
-        for rank in ranks.values():
-            values = metrics_of_ranks(rank, ks)
-            parts.append(sum_by_user(row, len(users), np.stack(list(values.values()), axis=1)))
-        names = tuple(values)
-        sums = UserSums(np.hstack([part.sums for part in parts]), np.hstack([part.counts for part in parts]))
-        of_users = sums.of_users()
-        shape = (len(ranks), len(names))
-        means = [each.over_targets().reshape(shape) for each in (sums, of_users)]
-        both = UserSums(np.hstack([sums.sums, of_users.sums]), np.hstack([sums.counts, of_users.counts]))
-        resampled = bootstrap(both, resamples, seed).reshape(resamples, 2, *shape)
+        """Judge systems given as (name, metric -> [t]) on targets that belong to `user` [t].
+
+        `values` is read one system at a time, so that only one system's per-target values need to be held: pass a
+        generator. NaN: the metric is undefined for that target, which is then none of its targets. `weights` of a
+        metric ([t], see `metrics.debias_weights`) make its mean sum(w v) / sum(w). Every system is resampled by the
+        same draws of users, made again from `seed`. Raises ValueError for systems that differ in their metrics.
+        """
+        users, row, targets = np.unique(user, return_inverse=True, return_counts=True)
+        systems: list[str] = []
+        names: tuple[str, ...] = ()
+        found, resampled = [], []
+        for system, of_targets in values:
+            if systems and tuple(of_targets) != names:
+                raise ValueError(
+                    f"Judgement: received metrics {', '.join(of_targets)} of {system!r},"
+                    f" expected those of {systems[0]!r}: {', '.join(names)}"
+                )
+            systems.append(system)
+            names = tuple(of_targets)
+            found.append(UserMeans.of(of_targets, row, len(users), weights))
+            resampled.append(bootstrap(found[-1], resamples, seed))
+        if not systems:
+            raise ValueError("Judgement: received no system, expected at least one")
         return cls(
-            tuple(ranks),
+            tuple(systems),
             names + tuple(f"user_{name}" for name in names),
             users,
-            sums,
-            np.hstack(means),
-            np.concatenate([resampled[:, 0], resampled[:, 1]], axis=2),
+            targets.astype(np.int64),
+            np.array([np.concatenate([each.over_targets, each.over_users]) for each in found]),
+            np.stack(resampled, axis=1),
+            tuple(each.means for each in found),
         )
 
     @property
@@ -74,34 +92,77 @@ class Judgement:
     @property
     def num_targets(self) -> int:
         """Targets of all users."""
-        return int(self.sums.counts[:, 0].sum())
+        return int(self.targets.sum())
 
     def values(self, system: str) -> dict[str, float]:
         """Metric -> value of one system."""
-        return dict(zip(self.names, self.means[self.systems.index(system)].tolist(), strict=True))
+        return dict(zip(self.names, self.means[self._place(system)].tolist(), strict=True))
 
     def intervals(self, system: str) -> dict[str, list[float]]:
         """Metric -> [low, high] of one system: 95 % bootstrap interval over users."""
-        low, high = interval(self.resampled[:, self.systems.index(system)])
+        low, high = interval(self.resampled[:, self._place(system)])
         return {name: [float(low[column]), float(high[column])] for column, name in enumerate(self.names)}
-
-    def paired(self, first: str, second: str) -> dict[str, dict[str, Any]]:
-        """Metric -> how much better `first` is than `second`, from the same draws of users."""
-        one, other = self.systems.index(first), self.systems.index(second)
-        differences = self.resampled[:, one] - self.resampled[:, other]
-        return {
-            name: asdict(
-                paired_difference(
-                    float(self.means[one, column] - self.means[other, column]), differences[:, column]
-                )
-            )
-            for column, name in enumerate(self.names)
-        }
 
     def of_users(self, system: str) -> dict[str, NDArray[Any]]:
         """`targets` [u] and the mean of each metric over the targets of each user, [u]."""
-        own = self.sums.of_users().sums.reshape(self.num_users, len(self.systems), -1)[
-            :, self.systems.index(system)
-        ]
-        columns = {name: own[:, column] for column, name in enumerate(self.names[: own.shape[1]])}
-        return {"targets": self.sums.counts[:, 0].astype(np.int64), **columns}
+        own = self.by_user[self._place(system)]
+        return {"targets": self.targets, **dict(zip(self.names, own, strict=False))}
+
+    def paired(self, first: str, second: str) -> dict[str, dict[str, Any]]:
+        """Metric -> how much better `first` is than `second`, from the same draws of users."""
+        return {name: asdict(self._difference(first, second, name)) for name in self.names}
+
+    def compared(
+        self, first: str, others: Sequence[str] | None = None
+    ) -> dict[str, dict[str, dict[str, Any]]]:
+        """Other system -> metric -> how much better `first` is: `paired`, and how likely by chance.
+
+        Adds to `difference` (first minus other), `low`, `high` and `share`:
+        `p_value`, of a Wilcoxon signed-rank test on users' means, and `p_holm`, adjusted for there being several
+        others (Holm 1979, metric by metric); `p_bootstrap`, of the paired bootstrap of the metric itself, and
+        `p_bootstrap_holm`. The verdict is better or worse where the 95 % bootstrap interval of the difference leaves 0
+        out and, with several others, `p_bootstrap_holm` is below .05 too: then one chance in twenty that any of the
+        verdicts on a metric is wrong if no system differs. Wilcoxon's test is of another question (whether users tend
+        to be served better, each as one) and decides nothing. `others`: all other systems.
+        """
+        chosen = [name for name in self.systems if name != first] if others is None else list(others)
+        table: dict[str, dict[str, dict[str, Any]]] = {other: {} for other in chosen}
+        signed_ranks: dict[str, list[float]] = {}
+        for name in self.names:
+            own = name.removeprefix("user_")
+            if own not in signed_ranks:
+                signed_ranks[own] = [self._wilcoxon(first, other, own) for other in chosen]
+            found = [self._difference(first, other, name) for other in chosen]
+            resampled = [self._bootstrap_p(first, other, name) for other in chosen]
+            p_values = (signed_ranks[own], holm(signed_ranks[own]), resampled, holm(resampled))
+            for other, difference, *four in zip(chosen, found, *p_values, strict=True):
+                row = asdict(difference) | dict(zip(_P_VALUES, four, strict=True))
+                if len(chosen) > 1 and not four[3] < 0.05:
+                    row["verdict"] = "can't tell"
+                table[other][name] = row
+        return table
+
+    def _place(self, system: str) -> int:
+        if system not in self.systems:
+            raise ValueError(f"received system {system!r}, expected one of {', '.join(self.systems)}")
+        return self.systems.index(system)
+
+    def _resampled_difference(self, first: str, second: str, name: str) -> tuple[float, Float64]:
+        one, other, column = self._place(first), self._place(second), self.names.index(name)
+        difference = float(self.means[one, column] - self.means[other, column])
+        return difference, self.resampled[:, one, column] - self.resampled[:, other, column]
+
+    def _difference(self, first: str, second: str, name: str) -> Difference:
+        """Of a single user nothing can be told: every resample is that user."""
+        kind = name.removeprefix("user_").partition("@")[0]
+        found = paired_difference(
+            *self._resampled_difference(first, second, name), lower_is_better=kind in LOWER_IS_BETTER
+        )
+        return found if self.num_users > 1 else replace(found, verdict="can't tell")
+
+    def _bootstrap_p(self, first: str, second: str, name: str) -> float:
+        return bootstrap_p(*self._resampled_difference(first, second, name))
+
+    def _wilcoxon(self, first: str, second: str, name: str) -> float:
+        row = self.names.index(name)
+        return wilcoxon_p(self.by_user[self._place(first)][row], self.by_user[self._place(second)][row])

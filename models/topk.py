@@ -1,5 +1,6 @@
 """The best items of every row: masking what was seen, and an exact top-k with a fixed order of ties."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,8 @@ from models.recommender import Float32, Histories, Int32, Int64
 
 _CHUNK_CELLS = 2**24
 """Scores held at once when a catalogue is ranked for many rows (64 MiB of float32)."""
+_HEAP_COLUMNS = 64
+"""Columns for each of the k from which torch's top-k, a heap, is faster than a partition of the row."""
 _CHUNK_EVENTS = 2**21
 """Interactions gathered at once, about."""
 
@@ -57,10 +60,20 @@ def top_k(scores: Float32, k: int) -> tuple[Int32, Float32]:
 
 def _top_columns(scores: Float32, k: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     """Columns of the k highest scores of each row, ascending; the lower ones of those equal to the k-th score."""
-    values, columns = torch.topk(torch.from_numpy(scores), k, dim=1, sorted=False)
-    chosen = np.sort(columns.numpy(), axis=1)
-    last = values.amin(dim=1, keepdim=True).numpy()
-    tied = np.count_nonzero(scores >= last, axis=1) > k
+    num_columns = scores.shape[1]
+    if k == num_columns:
+        return np.broadcast_to(np.arange(k), scores.shape)
+    if k * _HEAP_COLUMNS <= num_columns:
+        values, columns = torch.topk(torch.from_numpy(scores), k + 1, dim=1)
+        chosen = np.sort(columns[:, :k].numpy(), axis=1)
+        last, next_one = values[:, k - 1 : k].numpy(), values[:, k:].numpy()
+        tied = (last == next_one)[:, 0]
+    else:
+        last = np.partition(scores, num_columns - k, axis=1)[:, num_columns - k, None]
+        reached = scores >= last
+        tied = reached.sum(axis=1, dtype=np.uint32) > k
+        chosen = np.empty((len(scores), k), np.int64)
+        chosen[~tied] = np.nonzero(reached if not tied.any() else reached[~tied])[1].reshape(-1, k)
     if tied.any():
         chosen[tied] = _lower_columns_first(scores[tied], last[tied], k)
     return chosen
@@ -110,4 +123,4 @@ def event_chunks(lengths: Int64) -> list[slice]:
     """Slices of rows of the given lengths with about `_CHUNK_EVENTS` interactions each."""
     chunk_of_row = (np.cumsum(lengths) - lengths) // _CHUNK_EVENTS
     starts = np.flatnonzero(np.diff(chunk_of_row, prepend=-1)).tolist()
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+    return [slice(start, end) for start, end in itertools.pairwise([*starts, len(lengths)])]

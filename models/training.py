@@ -174,7 +174,7 @@ def validate(encoder: Encoder, validation: Validation) -> dict[str, float]:
             own = scores[at_target]
             mask_seen(scores, part)
             scores[at_target] = own
-        found.append(ranks(scores, target))
+        found.append(ranks(scores, target)[0])
     rank = np.concatenate(found)
     return {
         f"validation_ndcg@{VALIDATION_K}": float(ndcg(rank, VALIDATION_K).mean()),

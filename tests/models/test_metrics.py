@@ -1,150 +1,207 @@
-import time
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.metrics import (
-    UserSums,
-    bootstrap,
-    coverage,
+    average_precision,
+    debias_weights,
     hit_rate,
-    interval,
     metrics_of_ranks,
     mrr,
     ndcg,
-    paired_difference,
+    precision,
     ranks,
-    sum_by_user,
+    recall,
 )
 
 INF = np.inf
+SHORT_ROWS = st.lists(st.lists(st.integers(-2, 2), min_size=7, max_size=7), min_size=1, max_size=5)
+RANKS = st.lists(st.integers(2, 60).map(lambda half: half / 2), min_size=1, max_size=20)
 
 
 def scores(*rows: Sequence[float]) -> np.ndarray:
     return np.array([[-INF, *row] for row in rows], np.float32)
 
 
+def random_scores(rows: int, num_items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores without ties of rows x items, and a target of each row."""
+    random = np.random.default_rng(seed)
+    table = random.permuted(np.tile(np.arange(num_items + 1, dtype=np.float32), (rows, 1)), axis=1)
+    table[:, 0] = -INF
+    return table, random.integers(1, num_items + 1, rows, dtype=np.int32)
+
+
 def test_ranks_by_pencil():
     table = scores([9, 7, 5, 3], [9, 7, 5, 3], [4, 4, 4, 1], [4, 4, 4, 4], [2, 8, 8, 1])
+    rank, pessimistic = ranks(table, np.array([1, 3, 2, 4, 1], np.int32))
     # best; third; one of three best: 1 + 2/2; constant: (4 + 1) / 2; behind two, alone
-    assert ranks(table, np.array([1, 3, 2, 4, 1], np.int32)).tolist() == [1.0, 3.0, 2.0, 2.5, 3.0]
+    assert rank.tolist() == [1.0, 3.0, 2.0, 2.5, 3.0]
+    assert pessimistic.tolist() == [1.0, 3.0, 3.0, 4.0, 3.0]
 
 
 def test_a_target_at_minus_infinity_is_behind_every_finite_score():
-    table = scores([1, -INF, 3, -INF, 2])
-    assert ranks(table, np.array([2], np.int32)).tolist() == [4.5]  # three finite, one other at -inf
+    rank, pessimistic = ranks(scores([1, -INF, 3, -INF, 2]), np.array([2], np.int32))
+    assert (rank[0], pessimistic[0]) == (4.5, 5.0)  # three finite, one other at -inf
 
 
 def test_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         ranks(scores([1, float("nan")]), np.array([1], np.int32))
+    with pytest.raises(ValueError, match="NaN"):
+        ranks(scores([1, 2], [INF, 3], [float("nan"), -INF]), np.array([1, 1, 2], np.int32))
 
 
-@given(
-    st.lists(st.lists(st.integers(-2, 2), min_size=7, max_size=7), min_size=1, max_size=5), st.integers(1, 7)
-)
+def test_no_rows_have_no_ranks():
+    assert [each.shape for each in ranks(np.zeros((0, 4), np.float32), np.zeros(0, np.int32))] == [(0,), (0,)]
+
+
+@given(SHORT_ROWS, st.integers(1, 7))
 def test_ranks_equal_their_definition(rows: list[list[int]], target: int):
     got = ranks(scores(*rows), np.full(len(rows), target, np.int32))
-    for row, rank in zip(rows, got, strict=True):
+    for row, rank, pessimistic in zip(rows, *got, strict=True):
         own, others = row[target - 1], row[: target - 1] + row[target:]
-        assert rank == 1 + sum(other > own for other in others) + sum(other == own for other in others) / 2
+        greater, equal = sum(other > own for other in others), sum(other == own for other in others)
+        assert rank == 1 + greater + equal / 2
+        assert pessimistic == 1 + greater + equal
+        assert 7 >= pessimistic >= rank >= 1
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    random = np.random.default_rng(0)
+    table = random.integers(0, 9, (53, 14)).astype(np.float32)
+    target = random.integers(1, 14, 53, dtype=np.int32)
+    whole = ranks(table, target)
+    monkeypatch.setattr("models.metrics._BLOCK_CELLS", 3 * 14)
+    assert all((one == other).all() for one, other in zip(whole, ranks(table, target), strict=True))
 
 
 def test_metrics_by_pencil():
     rank = np.array([1.0, 3.0, 2.5, 10.0, 10.5, 11.0])
     assert hit_rate(rank, 10).tolist() == [1, 1, 1, 1, 0, 0]
+    assert recall(rank, 10).tolist() == [1, 1, 1, 1, 0, 0]
+    assert precision(rank, 10) == pytest.approx([0.1, 0.1, 0.1, 0.1, 0, 0])
     assert mrr(rank, 10) == pytest.approx([1, 1 / 3, 0.4, 0.1, 0, 0])
+    assert average_precision(rank, 10) == pytest.approx([1, 1 / 3, 0.4, 0.1, 0, 0])
     assert ndcg(rank, 10) == pytest.approx([1, 0.5, 1 / np.log2(3.5), 1 / np.log2(11), 0, 0])
-    assert list(metrics_of_ranks(rank, (1, 10))) == [
-        *("ndcg@1", "hit_rate@1", "mrr@1"),
-        *("ndcg@10", "hit_rate@10", "mrr@10"),
-    ]
+    names = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
+    assert list(metrics_of_ranks(rank, (1, 10))) == [f"{name}@{k}" for k in (1, 10) for name in names]
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_metrics_equal_torchmetrics(k: int):
+    from torchmetrics.functional import retrieval
+
+    references = {
+        "ndcg": retrieval.retrieval_normalized_dcg,
+        "hit_rate": retrieval.retrieval_hit_rate,
+        "recall": retrieval.retrieval_recall,
+        "precision": retrieval.retrieval_precision,
+        "mrr": retrieval.retrieval_reciprocal_rank,
+        "map": retrieval.retrieval_average_precision,
+    }
+    table, target = random_scores(40, 23, seed=k)
+    got = metrics_of_ranks(ranks(table, target)[0], (k,))
+    relevant = np.arange(1, 24) == target[:, None]
+    for name, reference in references.items():
+        expected = [
+            float(reference(torch.from_numpy(row[1:]), torch.from_numpy(own), top_k=k))
+            for row, own in zip(table, relevant, strict=True)
+        ]
+        assert got[f"{name}@{k}"] == pytest.approx(expected, abs=1e-6), name
+
+
+@pytest.mark.parametrize("k", [1, 5, 23])
+def test_ndcg_equals_scikit_learn(k: int):
+    from sklearn.metrics import ndcg_score
+
+    table, target = random_scores(60, 23, seed=9)
+    relevant = (np.arange(1, 24) == target[:, None]).astype(int)
+    assert ndcg(ranks(table, target)[0], k).mean() == pytest.approx(ndcg_score(relevant, table[:, 1:], k=k))
+
+
+def test_with_ties_ndcg_is_between_the_worst_order_and_the_mean_over_orders():
+    from sklearn.metrics import ndcg_score
+
+    random = np.random.default_rng(3)
+    table = random.integers(0, 9, (200, 12)).astype(np.float32)
+    target = random.integers(1, 12, 200, dtype=np.int32)
+    rank, pessimistic = ranks(table, target)
+    own, worst = ndcg(rank, 11), ndcg(pessimistic, 11)
+    relevant = (np.arange(1, 12) == target[:, None]).astype(int)
+    mean = np.array([ndcg_score(relevant[[row]], table[[row], 1:]) for row in range(200)])
+    assert (worst <= own).all()
+    assert (own <= mean + 1e-9).all()  # the discount is convex: at the mean rank it is below its mean
+    alone = rank == pessimistic
+    assert 20 < alone.sum() < 180
+    assert own[alone] == pytest.approx(mean[alone])
+    assert (own[~alone] < mean[~alone]).all()
+
+
+@given(RANKS, RANKS, st.integers(1, 30))
+def test_no_metric_rises_with_the_rank(one: list[float], other: list[float], k: int):
+    low, high = (np.array([each(pair) for pair in zip(one, other, strict=False)]) for each in (min, max))
+    better, worse = metrics_of_ranks(low, (k,)), metrics_of_ranks(high, (k,))
+    assert all((better[name] >= worse[name]).all() for name in better)
+    assert all(((values >= 0) & (values <= 1)).all() for values in better.values())
 
 
 def test_the_oracle_has_one_everywhere():
     targets = np.array([3, 1, 5], np.int32)
     table = np.zeros((3, 6), np.float32)
     table[np.arange(3), targets] = 1
-    assert all((values == 1).all() for values in metrics_of_ranks(ranks(table, targets), (1, 5)).values())
+    for rank in ranks(table, targets):
+        found = metrics_of_ranks(rank, (1, 5))
+        assert (found.pop("precision@5") == 1 / 5).all()  # one of five places is all that one target can fill
+        assert all((values == 1).all() for values in found.values())
+
+
+def test_a_constant_scorer_gets_the_middle_and_at_worst_the_end():
+    rank, pessimistic = ranks(np.zeros((2, 12), np.float32), np.array([1, 11], np.int32))
+    assert rank.tolist() == [6.0, 6.0]
+    assert pessimistic.tolist() == [11.0, 11.0]
 
 
 def test_random_scores_give_what_theory_says():
-    n, rows = 50, 20_000
+    n, rows, k = 50, 20_000, 10
     random = np.random.default_rng(1)
-    rank = ranks(random.random((rows, n + 1), np.float32), random.integers(1, n + 1, rows, dtype=np.int32))
-    places = np.arange(1, 11)
+    table = random.random((rows, n + 1), np.float32)
+    rank, pessimistic = ranks(table, random.integers(1, n + 1, rows, dtype=np.int32))
+    assert (rank == pessimistic).mean() > 0.999
+    places = np.arange(1, k + 1)
     expected = {
-        "hit_rate@10": 10 / n,
+        "hit_rate@10": k / n,
+        "recall@10": k / n,
+        "precision@10": 1 / n,
         "ndcg@10": (1 / np.log2(places + 1)).sum() / n,
-        "mrr@10": (1 / places).sum() / n,
+        "mrr@10": (1 / places).sum() / n,  # the harmonic number of k, over n
+        "map@10": (1 / places).sum() / n,
     }
-    for name, values in metrics_of_ranks(rank, (10,)).items():
-        assert abs(values.mean() - expected[name]) < 5 * values.std() / np.sqrt(rows)
+    found = metrics_of_ranks(rank, (k,))
+    assert set(found) == set(expected)
+    for name, values in found.items():
+        assert abs(values.mean() - expected[name]) < 4 * values.std() / np.sqrt(rows), name
 
 
-def test_coverage_counts_distinct_items_only():
-    assert coverage(np.array([[1, 2, 0], [2, 5, 0]], np.int32), 10) == 0.3
+def test_debiasing_weighs_by_the_inverse_power_of_popularity():
+    counts = np.array([99, 100, 4, 0, 1])
+    target = np.array([1, 2, 3, 4, 0], np.int32)
+    assert debias_weights(counts, target) == pytest.approx(
+        [0.1, 0.5, 1, 1, 1]
+    )  # never seen, or unknown: as one
+    assert debias_weights(counts, target, power=1) == pytest.approx([0.01, 0.25, 1, 1, 1])
+    assert debias_weights(counts, target, power=0).tolist() == [1] * 5
 
 
-def test_means_over_targets_and_over_users_by_pencil():
-    # user 0 has targets 1, 0, 0; user 2 has one target 1; user 1 has none
-    users = sum_by_user(np.array([0, 2, 0, 0]), 3, np.array([[1.0], [1.0], [0.0], [0.0]]))
-    assert users.over_targets().tolist() == [0.5]
-    assert users.of_users().over_targets() == pytest.approx([(1 / 3 + 1) / 2])
-
-
-def test_nan_is_no_target_of_its_measure():
-    users = sum_by_user(np.array([0, 1, 1]), 2, np.array([[1.0, np.nan], [0.0, 1.0], [1.0, 0.0]]))
-    assert users.over_targets() == pytest.approx([2 / 3, 1 / 2])
-
-
-def test_bootstrap_draws_whole_users():
-    # ten users: user 0 owns 91 of 100 targets, all hits. Resamples without it have mean 0: (9/10)**10 of them.
-    sums, counts = np.zeros((10, 1)), np.ones((10, 1))
-    sums[0], counts[0] = 91, 91
-    resampled = bootstrap(UserSums(sums, counts), 4000, seed=3)[:, 0]
-    assert abs((resampled == 0).mean() - 0.9**10) < 0.04
-    assert resampled.max() > 0.97
-
-
-def test_the_bootstrap_of_a_mean_has_its_standard_error():
-    values = np.random.default_rng(0).random((997, 1))
-    resampled = bootstrap(UserSums(values, np.ones_like(values)), 3000, seed=0)
-    assert resampled.std() == pytest.approx(values.std() / np.sqrt(997), rel=0.06)
-    low, high = interval(resampled)
-    assert low[0] < values.mean() < high[0]
-    assert high[0] - low[0] == pytest.approx(2 * 1.96 * values.std() / np.sqrt(997), rel=0.1)
-
-
-def test_the_same_seed_gives_the_same_bits_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
-    users = UserSums(np.random.default_rng(0).random((53, 3)), np.ones((53, 3)))
-    whole = bootstrap(users, 200, seed=5)
-    assert (whole == bootstrap(users, 200, seed=5)).all()
-    monkeypatch.setattr("models.metrics._CHUNK_CELLS", 7 * 53)
-    assert bootstrap(users, 200, seed=5) == pytest.approx(whole)
-
-
-def test_paired_difference_says_better_worse_or_cannot_tell():
-    random = np.random.default_rng(2)
-    base = random.random(499)
-    both = np.stack(
-        [base + 0.01, base, base + random.normal(0, 0.2, 499)], axis=1
-    )  # a constant lead; noise around it
-    resampled = bootstrap(UserSums(both, np.ones_like(both)), 1000)
-    lead = paired_difference(0.01, resampled[:, 0] - resampled[:, 1])
-    assert (lead.verdict, lead.share) == ("better", 1.0)
-    assert lead.low == pytest.approx(0.01)
-    assert paired_difference(-0.01, resampled[:, 1] - resampled[:, 0]).verdict == "worse"
-    assert paired_difference(0.0, resampled[:, 2] - resampled[:, 1]).verdict == "can't tell"
-    nothing = paired_difference(0.0, resampled[:, 1] - resampled[:, 1])
-    assert (nothing.verdict, nothing.share) == ("can't tell", 0.5)
-
-
-def test_a_thousand_resamples_of_all_movielens_users_take_seconds():
-    values = np.random.default_rng(0).random((6040, 24))
-    began = time.perf_counter()
-    bootstrap(UserSums(values, np.ones_like(values)), 1000)
-    assert time.perf_counter() - began < 5
+def test_debiasing_takes_back_what_popularity_added():
+    # items are liked alike but seen in proportion to their count; the metric is 1 on the popular half only
+    random = np.random.default_rng(0)
+    counts = np.concatenate(([0], np.full(50, 90), np.full(50, 10)))
+    target = random.choice(101, 40_000, p=counts / counts.sum()).astype(np.int32)
+    value = (target <= 50).astype(float)
+    weight = debias_weights(counts, target, power=1)
+    assert value.mean() == pytest.approx(0.9, abs=0.01)
+    assert (weight * value).sum() / weight.sum() == pytest.approx(0.5, abs=0.02)

@@ -1,0 +1,75 @@
+"""How a recommender ranks held-out targets: ranks among the whole catalogue and the lists it would have shown.
+
+Letters: t targets, n items, k length of a list.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import metrics
+from models.metrics import Float64
+from models.recommender import Float32, Histories, Int32, Recommender
+from models.topk import mask_seen, recommend_in_chunks, row_chunks, top_k
+
+
+@dataclass(frozen=True)
+class SystemRanks:
+    """What one system makes of t targets."""
+
+    rank: Float64
+    """[t], 1 + number of greater + half the number of equal scores; num_items + 1 for an item it does not know"""
+    pessimistic: Float64
+    """[t], 1 + number of greater + number of equal scores: the worst place that ties allow"""
+    lists: Int32
+    """[t, k], what it would recommend, best first, 0 where there are fewer"""
+
+    def select(self, chosen: NDArray[np.bool_]) -> "SystemRanks":
+        """The chosen targets."""
+        return SystemRanks(self.rank[chosen], self.pessimistic[chosen], self.lists[chosen])
+
+
+def rank_targets(
+    system: Recommender, histories: Histories, target: Int32, list_length: int, *, exclude_seen: bool
+) -> SystemRanks:
+    """Rank every target by `system` from the history before it, never holding targets x items.
+
+    histories: t rows; target: [t], 1..num_items, 0 for an item that the system does not know. `exclude_seen` masks the
+    items of each history (a masked target is behind every other item).
+    """
+    rank, pessimistic = (np.full(len(target), system.num_items + 1.0) for _ in range(2))
+    lists = np.zeros((len(target), list_length), np.int32)
+    for rows in row_chunks(len(target), system.num_items):
+        part, wanted = histories.select(rows), target[rows]
+        scores = system.score_items(part)
+        if exclude_seen:
+            mask_seen(scores, part)
+        known = wanted > 0
+        if known.all():
+            rank[rows], pessimistic[rows] = metrics.ranks(scores, wanted)
+        else:
+            rank[rows][known], pessimistic[rows][known] = metrics.ranks(scores[known], wanted[known])
+        lists[rows], _ = top_k(scores, list_length)
+    return SystemRanks(rank, pessimistic, lists)
+
+
+class ColdStart:
+    """A recommender that answers rows without any interaction by another one, as scoring does by popularity."""
+
+    def __init__(self, warm: Recommender, cold: Recommender) -> None:
+        assert warm.num_items == cold.num_items
+        self._warm, self._cold = warm, cold
+        self.num_items = warm.num_items
+
+    def score_items(self, histories: Histories) -> Float32:
+        """[rows, num_items + 1]: `cold`'s scores for empty rows, `warm`'s for the others."""
+        scores = self._warm.score_items(histories)
+        is_cold = histories.lengths == 0
+        if is_cold.any():
+            scores[is_cold] = self._cold.score_items(histories.select(is_cold))
+        return scores
+
+    def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
+        """The k best items of each row and their scores, as every `Recommender` answers."""
+        return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)

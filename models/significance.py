@@ -1,0 +1,269 @@
+"""How sure one can be of a mean: bootstrap over users, paired tests, correction for many of them, spread over seeds.
+
+Users, not targets, are what a log is a sample of: targets of one user are alike, so whole users are drawn.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.metrics import Float64
+
+# Letters in shapes: t targets, u users, m metrics, d distinct weightings, b resamples, s systems.
+
+Verdict = Literal["better", "worse", "can't tell"]
+
+_CHUNK_RESAMPLES = 256
+_CHUNK_DRAWS = 2**26
+"""Counts of drawn users held at once (128 MiB of uint16)."""
+_DRAW_CELLS = 2**18
+"""Users drawn at once: their counts stay in the cache."""
+_BLOCK_CELLS = 2**22
+"""Counts multiplied at once (32 MiB of float64)."""
+_EXACT_CELLS = 2**24
+"""Means per user up to which they are kept as float64 (128 MiB a system), float32 beyond."""
+
+
+@dataclass(frozen=True)
+class UserMeans:
+    """Per-target values brought down to one mean and one weight per user: what a bootstrap over users draws from."""
+
+    means: NDArray[np.floating]
+    """[m, u], the weighted mean over the user's targets; NaN where the user has none for the metric."""
+    weights: Float64
+    """[d, u], sum of the weights of the user's targets; metrics mostly share one row: the number of targets."""
+    weighting: tuple[int, ...]
+    """[m], row of `weights` that belongs to each metric."""
+    over_targets: Float64
+    """[m], sum(w v) / sum(w) over all targets."""
+    over_users: Float64
+    """[m], mean over users of their means."""
+
+    @classmethod
+    def of(
+        cls,
+        values: Mapping[str, Float64],
+        user: NDArray[np.integer],
+        num_users: int,
+        weights: Mapping[str, Float64] | None = None,
+    ) -> "UserMeans":
+        """Bring down `values` (metric -> [t]) of targets that belong to `user` [t] in 0..num_users-1.
+
+        A NaN is not a target of its metric. `weights` (metric -> [t]) of some metrics; all others weigh targets alike.
+        Values are read one metric at a time, once. Beyond 16 M means (users x metrics) they are kept as float32.
+        """
+        kind = np.float64 if len(values) * num_users <= _EXACT_CELLS else np.float32
+        means = np.empty((len(values), num_users), kind)
+        distinct: list[Float64] = []
+        weighting, over_targets, over_users = [], [], []
+        for row, (name, value) in enumerate(values.items()):
+            sums, totals = _sums(value, user, num_users, weights.get(name) if weights else None)
+            own = _ratio(sums, totals)
+            means[row] = own
+            over_targets.append(_ratio(sums.sum(), totals.sum()))
+            over_users.append(_ratio(np.nansum(own), np.count_nonzero(totals)))
+            weighting.append(_place(totals, distinct))
+        return cls(means, np.array(distinct), tuple(weighting), np.array(over_targets), np.array(over_users))
+
+    @property
+    def num_users(self) -> int:
+        """Users that may be drawn."""
+        return int(self.means.shape[1])
+
+
+def _sums(
+    value: Float64, user: NDArray[np.integer], num_users: int, weight: Float64 | None
+) -> tuple[Float64, Float64]:
+    """([u], [u]): each user's sum of weighted values and of weights, over the targets whose value is not NaN."""
+    counted = ~np.isnan(value)
+    if not counted.all():
+        user, value, weight = user[counted], value[counted], weight[counted] if weight is not None else None
+    totals = np.bincount(user, weights=weight, minlength=num_users)
+    sums = np.bincount(user, weights=value if weight is None else value * weight, minlength=num_users)
+    return sums.astype(np.float64), totals.astype(np.float64)
+
+
+def _place(totals: Float64, distinct: list[Float64]) -> int:
+    """Row of `distinct` that equals `totals`, added where there is none."""
+    for row, known in enumerate(distinct):
+        if np.array_equal(known, totals):
+            return row
+    distinct.append(totals)
+    return len(distinct) - 1
+
+
+def draws(num_users: int, num_resamples: int, seed: int) -> Iterator[tuple[slice, NDArray[np.uint16]]]:
+    """How often each user is drawn when `num_users` are drawn with replacement: (resamples, [len, u]) chunk by chunk.
+
+    Exact multinomial counts, the same for the same seed however they are chunked.
+    """
+    random = np.random.default_rng(seed)
+    step = max(1, min(_CHUNK_RESAMPLES, _CHUNK_DRAWS // max(num_users, 1)))
+    inner = max(1, _DRAW_CELLS // max(num_users, 1))
+    for start in range(0, num_resamples, step):
+        chunk = slice(start, min(start + step, num_resamples))
+        times = np.empty((chunk.stop - chunk.start, num_users), np.uint16)
+        for row in range(0, len(times), inner):
+            size = min(inner, len(times) - row)
+            drawn = random.integers(0, num_users, size=(size, num_users), dtype=np.int32).astype(np.int64)
+            drawn += np.arange(size)[:, None] * num_users
+            counts = np.bincount(drawn.ravel(), minlength=size * num_users)
+            times[row : row + size] = counts.reshape(size, num_users)
+        yield chunk, times
+
+
+def bootstrap(users: UserMeans, num_resamples: int = 1000, seed: int = 0) -> Float64:
+    """Means when users are drawn with replacement: float64 [b, 2 m], over targets, then over users.
+
+    Row i draws u users; its mean of a metric over targets is sum of the drawn users' sums / sum of their weights (a
+    ratio, because users differ in their number of targets). All metrics, and every system with the same users and
+    seed, share the draw, so differences are paired. Efron & Tibshirani 1993, chapters 6 and 13. NaN where no drawn
+    user has a target of the metric.
+    """
+    num_metrics, num_weights = len(users.means), len(users.weights)
+    weighting = np.array(users.weighting, np.int64)
+    weighting = np.concatenate([weighting, weighting + num_weights])
+    resampled = np.empty((num_resamples, 2 * num_metrics))
+    blocks = _blocks(users.num_users)
+    kept = [_columns(users, block) for block in blocks] if len(blocks) == 1 else []
+    for chunk, times in draws(users.num_users, num_resamples, seed):
+        totals = np.zeros((len(times), 2 * (num_metrics + num_weights)))
+        for block in blocks:
+            columns = kept[0] if kept else _columns(users, block)
+            totals += times[:, block].astype(np.float64) @ columns.T
+        values, weights = np.split(totals, [2 * num_metrics], axis=1)
+        resampled[chunk] = _ratio(values, weights[:, weighting])
+    return resampled
+
+
+def _blocks(num_users: int) -> list[slice]:
+    """Slices of users whose counts, in a chunk of resamples, are multiplied at once."""
+    step = _BLOCK_CELLS // _CHUNK_RESAMPLES
+    return [slice(start, start + step) for start in range(0, num_users, step)]
+
+
+def _columns(users: UserMeans, block: slice) -> Float64:
+    """[2 m + 2 d, users of the block]: sums and means of every metric, then weights and whether there are any."""
+    means = np.nan_to_num(users.means[:, block].astype(np.float64))
+    weights = users.weights[:, block]
+    return np.concatenate([means * weights[list(users.weighting)], means, weights, weights > 0])
+
+
+def interval(resampled: Float64, level: float = 0.95) -> tuple[Float64, Float64]:
+    """The (1 - level) / 2 and (1 + level) / 2 percentiles of `resampled` [b, m]: (low [m], high [m]).
+
+    NaN (a resample without a target of the metric) is left out; a column of nothing else has NaN for ends.
+    """
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    missing = np.isnan(resampled)
+    if not missing.any():
+        low, high = np.quantile(resampled, ends, axis=0)
+        return low, high
+    low, high = np.full((2, resampled.shape[1]), np.nan)
+    for column in np.flatnonzero(~missing.all(axis=0)):
+        low[column], high[column] = np.quantile(resampled[~missing[:, column], column], ends)
+    return low, high
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one system is than another on the same targets."""
+
+    difference: float
+    """Metric of the first minus metric of the second."""
+    low: float
+    high: float
+    """Ends of the bootstrap interval of the difference."""
+    share: float
+    """Share of resamples in which the first is ahead, equal ones half."""
+    verdict: Verdict
+    """better or worse where the interval leaves 0 out."""
+
+
+def paired_difference(
+    difference: float,
+    resampled: NDArray[np.float64],
+    level: float = 0.95,
+    *,
+    lower_is_better: bool = False,
+) -> Difference:
+    """The verdict on `difference`, from differences [b] of two systems over the same draws of users."""
+    low, high = (float(end[0]) for end in interval(resampled[:, None], level))
+    known = resampled[~np.isnan(resampled)]
+    ahead = -known if lower_is_better else known
+    share = float(np.mean((ahead > 0) + (ahead == 0) / 2)) if len(ahead) else math.nan
+    leads, trails = (high < 0, low > 0) if lower_is_better else (low > 0, high < 0)
+    verdict: Verdict = "better" if leads else "worse" if trails else "can't tell"
+    return Difference(difference, low, high, share, verdict)
+
+
+def bootstrap_p(difference: float, resampled: NDArray[np.float64]) -> float:
+    """Two-sided p of "no difference": (1 + number of |d* - d| >= |d|) / (b + 1), over resampled differences d* [b].
+
+    The resamples, moved by the observed difference d, stand for what would be seen if there were none (Davison &
+    Hinkley 1997, section 4.4). Where none is that far off, b alone would set p: there it is the tail of a normal
+    distribution with the resamples' standard deviation, if that is less. NaN where d is.
+    """
+    if math.isnan(difference):
+        return math.nan
+    known = resampled[~np.isnan(resampled)]
+    as_far = int(np.count_nonzero(np.abs(known - difference) >= abs(difference)))
+    p_value = (1 + as_far) / (len(known) + 1)
+    spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    return (
+        min(p_value, math.erfc(abs(difference) / spread / math.sqrt(2))) if not as_far and spread else p_value
+    )
+
+
+def wilcoxon_p(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Two-sided p of the signed-rank test on the users' means of two systems, [u] each (Wilcoxon 1945).
+
+    Users without a mean (NaN) in either are left out, and so are those whose difference is 0 to six decimals; without
+    any other p is 1. Equal differences share their mean rank. Exact up to 50 users where none are equal, else normal.
+    """
+    from scipy.stats import wilcoxon
+
+    difference = np.round(first.astype(np.float64) - second.astype(np.float64), 6)
+    difference = difference[~np.isnan(difference) & (difference != 0)]
+    if not len(difference):
+        return 1.0
+    return float(wilcoxon(difference).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p adjusted for there being several tests (Holm 1979): in order of p, max so far of (tests left) * p, at most 1.
+
+    Rejecting where the adjusted p is below .05 has at most a 5 % chance of any false rejection. NaN is no test.
+    """
+    adjusted = [math.nan] * len(p_values)
+    order = sorted((place for place, p in enumerate(p_values) if not math.isnan(p)), key=p_values.__getitem__)
+    largest = 0.0
+    for done, place in enumerate(order):
+        largest = max(largest, (len(order) - done) * p_values[place])
+        adjusted[place] = min(1.0, largest)
+    return adjusted
+
+
+def over_seeds(values: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Metric -> (mean, sample standard deviation) over runs that differ in their seed, for metrics that all runs have.
+
+    Standard deviation with n - 1 below the sum of squares; NaN of a single run.
+    """
+    runs = list(values)
+    found = {}
+    for name in runs[0] if runs else ():
+        if all(name in run for run in runs):
+            column = np.array([run[name] for run in runs])
+            spread = float(column.std(ddof=1)) if len(column) > 1 else math.nan
+            found[name] = (float(column.mean()), spread)
+    return found
+
+
+def _ratio(numerator: Any, denominator: Any) -> Any:
+    """The quotient, NaN where the denominator is 0."""
+    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator != 0)
