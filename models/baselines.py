@@ -1,12 +1,14 @@
-"""Recommenders to beat: popularity, recent popularity, item-to-item co-visitation.
+"""Recommenders to beat: what they share, and popularity as a whole and of late.
 
-Each is fitted from flat arrays of events and answers `Recommender`; a new one needs `num_items` and `score_items`.
+Each is fitted by `X.fit(histories, num_items, **settings)` and answers `Recommender`; the settings in its `GRID` are tried on
+validation, the first of them where nothing is tuned. Others: `models/neighbours.py`, `models/ease.py`, `models/als.py`.
 """
 
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -18,14 +20,46 @@ if TYPE_CHECKING:
 
 # Letters in shapes: r rows (histories), n items, e events.
 
+Settings = dict[str, float | int]
+"""Keyword arguments of one `fit`, as a `GRID` lists them."""
+
+PRIOR_WEIGHT = 1e-4
+"""Score of an item with all of the events, in the order that stands behind what a baseline knows."""
 _MICROSECONDS_PER_DAY = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class FittedOn:
+    """Which events a system learned from, measured from the arrays that it was given."""
+
+    num_events: int
+    """Interactions with a known item (> 0)."""
+    latest: int | None
+    """Their latest time, microseconds since the epoch; None where there are none, or times were not given."""
+
+    @classmethod
+    def of(cls, histories: Histories) -> FittedOn:
+        """Count the interactions of all rows and find the latest; rows that overlap count theirs once each."""
+        num_events, latest = 0, None
+        for rows in event_chunks(histories.lengths):
+            _, positions = histories.select(rows).gather()
+            times = histories.time[positions][histories.item_index[positions] > 0]
+            num_events += len(times)
+            if len(times):
+                newest = int(times.max())
+                latest = newest if latest is None else max(latest, newest)
+        return cls(num_events, latest)
 
 
 class Baseline(abc.ABC):
     """What baselines share: `recommend` is the top of `score_items`."""
 
-    def __init__(self, num_items: int) -> None:
+    GRID: ClassVar[tuple[Settings, ...]] = ({},)
+    """Settings of `fit` that are tried on validation, the default first; at most six."""
+
+    def __init__(self, num_items: int, fitted_on: FittedOn) -> None:
         self.num_items = num_items
+        self.fitted_on = fitted_on
 
     @abc.abstractmethod
     def score_items(self, histories: Histories) -> Float32:
@@ -39,15 +73,15 @@ class Baseline(abc.ABC):
 class Popularity(Baseline):
     """score(item) = number of its events, the same for every history."""
 
-    def __init__(self, counts: Float32) -> None:
-        super().__init__(len(counts) - 1)
+    def __init__(self, counts: Float32, fitted_on: FittedOn | None = None) -> None:
+        super().__init__(len(counts) - 1, fitted_on or FittedOn(int(counts[1:].sum(dtype=np.float64)), None))
         self.scores = counts.astype(np.float32)
         self.scores[0] = -np.inf
 
     @classmethod
-    def fit(cls, item_index: Int32, num_items: int) -> Self:
-        """Count the events `item_index` [e] (0: unknown, not counted) of a catalogue of `num_items`."""
-        return cls(np.bincount(item_index, minlength=num_items + 1).astype(np.float32))
+    def fit(cls, histories: Histories, num_items: int) -> Self:
+        """Count the events of every item (0: unknown, not counted) of a catalogue of `num_items`."""
+        return cls(item_counts(histories, num_items).astype(np.float32), FittedOn.of(histories))
 
     def score_items(self, histories: Histories) -> Float32:
         """The counts, once per row: [r, n + 1]."""
@@ -57,97 +91,56 @@ class Popularity(Baseline):
 class RecentPopularity(Popularity):
     """score(item) = number of its events in the last `days` days before the end of the events it is fitted on."""
 
+    GRID = ({"days": 7.0}, {"days": 1.0}, {"days": 3.0}, {"days": 30.0})
+
     @classmethod
-    def fit_recent(cls, item_index: Int32, time: Int64, num_items: int, days: float) -> Self:
-        """Count `item_index` [e] where `time` [e] (microseconds) > latest - `days`. Raises ValueError for no events."""
-        if not len(time):
+    def fit(cls, histories: Histories, num_items: int, days: float = 7.0) -> Self:
+        """Count the events whose time (microseconds) > latest - `days`. Raises ValueError for no events, or days <= 0."""
+        if not days > 0:
+            raise ValueError(f"RecentPopularity: received days={days}, expected more than 0")
+        fitted_on = FittedOn.of(histories)
+        if fitted_on.latest is None:
             raise ValueError(
                 "RecentPopularity: received no events, expected at least one to date the last days by"
             )
-        recent = time > int(time.max()) - round(days * _MICROSECONDS_PER_DAY)
-        return cls.fit(item_index[recent], num_items)
+        since = fitted_on.latest - round(days * _MICROSECONDS_PER_DAY)
+        return cls(item_counts(histories, num_items, since).astype(np.float32), fitted_on)
 
 
-class CoVisitation(Baseline):
-    """What follows what: items seen shortly after the ones at the end of the history.
+def item_counts(histories: Histories, num_items: int, since: int | None = None) -> Int64:
+    """[n + 1] events of each item over all rows, those later than `since` (microseconds) only if given; 0 at item 0."""
+    counts = np.zeros(num_items + 1, np.int64)
+    for rows in event_chunks(histories.lengths):
+        _, positions = histories.select(rows).gather()
+        if since is not None:
+            positions = positions[histories.time[positions] > since]
+        counts += np.bincount(histories.item_index[positions], minlength=num_items + 1)
+    counts[0] = 0
+    return counts
 
-    follows[i, j] = sum over events of i of decay**(d - 1) for every j that comes d = 1..window events later in the same
-    history, divided by the number of events of i. score(j) = sum over the last `window` interactions, at age
-    a = 0, 1, …, of decay**a * follows[item, j], plus a ten-thousandth of j's share of all events, which orders
-    the items that never followed and answers empty histories. Each row of `follows` keeps its `max_neighbours` largest.
+
+def popularity_prior(counts: Int64) -> Float32:
+    """[n + 1]: `PRIOR_WEIGHT` times each item's share of all events.
+
+    Added to scores, it orders the items that a baseline knows nothing of and answers empty histories.
     """
-
-    def __init__(self, follows: csr_array, popularity: Float32, window: int, decay: float) -> None:
-        super().__init__(len(popularity) - 1)
-        self.follows = follows
-        self.prior = (popularity / max(float(popularity.sum()), 1.0) * 1e-4).astype(np.float32)
-        self.decay, self.window = decay, window
-
-    @classmethod
-    def fit(
-        cls,
-        histories: Histories,
-        num_items: int,
-        window: int = 10,
-        decay: float = 0.8,
-        max_neighbours: int = 500,
-    ) -> Self:
-        """Count the pairs of `histories`; memory grows with the distinct pairs, never with num_items squared."""
-        assert window >= 1
-        assert 0 < decay <= 1
-        from scipy.sparse import csr_array
-
-        size = num_items + 1
-        follows, counts = csr_array((size, size), dtype=np.float32), np.zeros(size, np.float32)
-        for rows in event_chunks(histories.lengths):
-            row, position = histories.select(rows).gather()
-            item = histories.item_index[position]
-            counts += np.bincount(item, minlength=size).astype(np.float32)
-            follows = follows + _pairs(row, item, size, window, decay)
-        counts[0] = 0
-        _scale_rows(follows, counts)
-        return cls(_largest_per_row(follows, max_neighbours), counts, window, decay)
-
-    def score_items(self, histories: Histories) -> Float32:
-        """Decayed sum of the last interactions' rows of `follows`: [r, n + 1]."""
-        from scipy.sparse import csr_array
-
-        last = histories.last(self.window)
-        row, position = last.gather()
-        weight = np.power(self.decay, last.ends[row] - 1 - position, dtype=np.float32)
-        shape = (len(histories), self.num_items + 1)
-        recent = csr_array((weight, (row, histories.item_index[position])), shape=shape)
-        scores: Float32 = (recent @ self.follows).toarray() + self.prior
-        scores[:, 0] = -np.inf
-        return scores
+    prior: Float32 = (counts / max(int(counts.sum()), 1) * PRIOR_WEIGHT).astype(np.float32)
+    return prior
 
 
-def _pairs(row: Int64, item: Int32, size: int, window: int, decay: float) -> csr_array:
-    """decay**(d - 1) summed over pairs of one row's items d = 1..window apart: earlier x later, [size, size]."""
-    from scipy.sparse import csr_array
+def interactions(histories: Histories, num_items: int) -> csr_array:
+    """X [r, n + 1], float32: X[i, j] = 1 where row i holds item j however often, else 0; column 0 is empty."""
+    from scipy.sparse import csr_array, vstack
 
-    pairs = csr_array((size, size), dtype=np.float32)
-    for distance in range(1, window + 1):
-        first, second = item[:-distance], item[distance:]
-        counted = (row[:-distance] == row[distance:]) & (first > 0) & (second > 0) & (first != second)
-        weight = np.full(np.count_nonzero(counted), decay ** (distance - 1), np.float32)
-        pairs = pairs + csr_array((weight, (first[counted], second[counted])), shape=(size, size))
-    return pairs
-
-
-def _scale_rows(matrix: csr_array, divisors: Float32) -> None:
-    """Divide row i by divisors[i], in place."""
-    matrix.data /= np.repeat(divisors, np.diff(matrix.indptr))
-
-
-def _largest_per_row(matrix: csr_array, keep: int) -> csr_array:
-    """`matrix` with only the `keep` largest entries of each row; the lower column of equal ones."""
-    from scipy.sparse import csr_array
-
-    matrix.sort_indices()
-    lengths = np.diff(matrix.indptr)
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((-matrix.data, row))
-    place = np.arange(len(row)) - np.repeat(matrix.indptr[:-1], lengths)
-    kept = np.sort(order[place < keep])
-    return csr_array((matrix.data[kept], (row[kept], matrix.indices[kept])), shape=matrix.shape)
+    parts = [csr_array((0, num_items + 1), dtype=np.float32)]
+    for chunk in event_chunks(histories.lengths):
+        row, position = histories.select(chunk).gather()
+        item = histories.item_index[position]
+        known = item > 0
+        starts = np.searchsorted(row[known], np.arange(chunk.stop - chunk.start + 1)).astype(np.int32)
+        ones = np.ones(int(starts[-1]), np.float32)
+        part = csr_array((ones, item[known], starts), shape=(len(starts) - 1, num_items + 1))
+        part.sum_duplicates()
+        part.data[:] = 1
+        parts.append(part)
+    return vstack(parts, format="csr")

@@ -1,68 +1,124 @@
 import numpy as np
 import pytest
 
-from models.baselines import CoVisitation, Popularity, RecentPopularity
-from models.recommender import histories_from_lists
+from models.als import ALS
+from models.baselines import (
+    Baseline,
+    FittedOn,
+    Popularity,
+    RecentPopularity,
+    interactions,
+    item_counts,
+    popularity_prior,
+)
+from models.ease import EASE
+from models.neighbours import CoVisitation, ItemKNN
+from models.recommender import Histories, histories_from_lists
 
 DAY = 86_400_000_000
 NOBODY = histories_from_lists([[]])
+ALL: tuple[type[Baseline], ...] = (Popularity, RecentPopularity, CoVisitation, ItemKNN, EASE, ALS)
+
+
+def rows_of_one(items: list[int], days: list[int]) -> Histories:
+    """An event per row."""
+    return histories_from_lists([[item] for item in items], [[day * DAY] for day in days])
 
 
 def test_popularity_counts_events():
-    model = Popularity.fit(np.array([2, 2, 3, 2, 0, 5, 5], np.int32), 5)
+    model = Popularity.fit(histories_from_lists([[2, 2, 3], [2, 0], [5, 5]]), 5)
     assert model.score_items(NOBODY).tolist() == [[-np.inf, 0, 3, 1, 0, 2]]
     assert model.recommend(NOBODY, 4)[0].tolist() == [[2, 5, 3, 1]]
 
 
+def test_popularity_of_given_counts():
+    model = Popularity(np.array([9, 2, 0, 3], np.float32))
+    assert model.score_items(NOBODY).tolist() == [[-np.inf, 2, 0, 3]]
+    assert model.fitted_on == FittedOn(5, None)
+
+
 def test_recent_popularity_counts_the_last_days_only():
-    item, time = np.array([1, 1, 1, 2, 3], np.int32), np.array([0, 1, 2, 4, 9]) * DAY
-    model = RecentPopularity.fit_recent(item, time, 3, days=7)
-    assert model.score_items(NOBODY).tolist() == [
-        [-np.inf, 0, 1, 1]
-    ]  # day 2 is seven days back: no longer recent
+    model = RecentPopularity.fit(rows_of_one([1, 1, 1, 2, 3], [0, 1, 2, 4, 9]), 3, days=7)
+    # day 2 is seven days back: no longer recent
+    assert model.score_items(NOBODY).tolist() == [[-np.inf, 0, 1, 1]]
+
+
+def test_recent_popularity_looks_at_the_rows_it_is_given_alone():
+    everything = rows_of_one([1, 1, 1, 2, 3], [0, 1, 2, 4, 9])
+    model = RecentPopularity.fit(everything.select(slice(0, 4)), 3, days=3)
+    assert model.score_items(NOBODY).tolist() == [[-np.inf, 1, 1, 0]]
+    assert model.fitted_on == FittedOn(4, 4 * DAY)
 
 
 def test_recent_popularity_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no events"):
-        RecentPopularity.fit_recent(np.zeros(0, np.int32), np.zeros(0, np.int64), 3, days=7)
+        RecentPopularity.fit(NOBODY, 3, days=7)
+    with pytest.raises(ValueError, match="days=0, expected more than 0"):
+        RecentPopularity.fit(rows_of_one([1], [0]), 3, days=0)
 
 
-def test_co_visitation_by_pencil():
-    # 1 -> 2 twice at distance 1; 1 -> 3 and 2 -> 3 at distances 2 and 1; pairs never cross users; 0 is no item
-    model = CoVisitation.fit(histories_from_lists([[1, 2, 3], [1, 2], [0, 3]]), 3, window=2, decay=0.5)
-    expected = [[0, 0, 0, 0], [0, 0, 1, 0.25], [0, 0, 0, 0.5], [0, 0, 0, 0]]
-    assert model.follows.toarray() == pytest.approx(np.array(expected))
-    prior = np.array([2, 2, 2]) / 6 * 1e-4
-    scored = model.score_items(histories_from_lists([[2, 1], []]))
-    assert scored[0, 1:] == pytest.approx(
-        np.array([0, 1, 0.25 + 0.5 * 0.5]) + prior
-    )  # age 0: item 1; age 1: item 2
-    assert scored[1, 1:] == pytest.approx(prior)
+def test_fitted_on_counts_known_events_of_the_rows_given():
+    histories = histories_from_lists([[1, 2, 0], [], [3, 1], [2]], [[5, 7, 99], [], [1, 30], [40]])
+    assert FittedOn.of(histories) == FittedOn(5, 40)
+    assert FittedOn.of(histories.select(slice(0, 3))) == FittedOn(4, 30)
+    assert FittedOn.of(histories.select(slice(1, 2))) == FittedOn(0, None)
 
 
-def test_co_visitation_looks_at_the_window_only():
-    model = CoVisitation.fit(histories_from_lists([[1, 2], [3, 4], [3, 4], [4, 4]]), 4, window=1)
-    assert model.recommend(histories_from_lists([[1, 3]]), 1)[0].tolist() == [[4]]
-    assert model.recommend(histories_from_lists([[3, 1]]), 1)[0].tolist() == [[2]]
+@pytest.mark.parametrize("baseline", ALL)
+def test_every_baseline_says_what_it_was_fitted_on(baseline: type[Baseline]):
+    histories = histories_from_lists([[1, 2], [2, 3, 1], [3, 4]], [[5, 7], [1, 30, 31], [40, 41]])
+    for rows, expected in ((slice(0, 3), FittedOn(7, 41)), (slice(0, 2), FittedOn(5, 31))):
+        assert baseline.fit(histories.select(rows), 4).fitted_on == expected  # type: ignore[attr-defined]
 
 
-def test_co_visitation_keeps_the_strongest_neighbours():
-    model = CoVisitation.fit(
-        histories_from_lists([[1, 2], [1, 3], [1, 3], [1, 4]]), 4, window=1, max_neighbours=2
-    )
-    assert model.follows.toarray()[1] == pytest.approx([0, 0, 0.25, 0.5, 0])
+@pytest.mark.parametrize("baseline", ALL)
+def test_every_point_of_a_grid_can_be_fitted(baseline: type[Baseline]):
+    assert 1 <= len(baseline.GRID) <= 6
+    assert len({tuple(sorted(point.items())) for point in baseline.GRID}) == len(baseline.GRID)
+    histories = histories_from_lists([[1, 2], [2, 3, 1], [3, 4]])
+    for point in baseline.GRID:
+        model = baseline.fit(histories, 4, **point)  # type: ignore[attr-defined]
+        assert np.isfinite(model.score_items(histories)[:, 1:]).all()
 
 
-def test_chunks_of_events_change_nothing(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("baseline", [Popularity, CoVisitation, ItemKNN, EASE, ALS])
+def test_an_empty_history_is_answered_by_popularity(baseline: type[Baseline]):
+    model = baseline.fit(histories_from_lists([[1, 2], [2, 3], [3, 2, 5]]), 5)  # type: ignore[attr-defined]
+    assert model.recommend(NOBODY, 5)[0].tolist() == [[2, 3, 1, 5, 4]]
+
+
+@pytest.mark.parametrize("baseline", [Popularity, CoVisitation, ItemKNN, EASE, ALS])
+def test_nothing_to_fit_on_still_answers(baseline: type[Baseline]):
+    for nothing in (histories_from_lists([[], []]), histories_from_lists([])):
+        model = baseline.fit(nothing, 3)  # type: ignore[attr-defined]
+        assert model.recommend(histories_from_lists([[1]]), 2)[0].tolist() == [[2, 3]]
+        assert model.fitted_on == FittedOn(0, None)
+
+
+@pytest.mark.parametrize("baseline", ALL)
+def test_chunks_of_events_change_nothing(baseline: type[Baseline], monkeypatch: pytest.MonkeyPatch):
     random = np.random.default_rng(0)
     histories = histories_from_lists(
         [random.integers(1, 8, random.integers(0, 6)).tolist() for _ in range(31)]
     )
-    whole = CoVisitation.fit(histories, 7).follows.toarray()
+    whole = baseline.fit(histories, 7).score_items(histories)  # type: ignore[attr-defined]
     monkeypatch.setattr("models.topk._CHUNK_EVENTS", 10)
-    assert CoVisitation.fit(histories, 7).follows.toarray() == pytest.approx(whole)
+    monkeypatch.setattr("models.neighbours._BLOCK_CELLS", 17)
+    monkeypatch.setattr("models.ease._BLOCK_CELLS", 15)
+    cut = baseline.fit(histories, 7).score_items(histories)  # type: ignore[attr-defined]
+    assert cut == pytest.approx(whole, rel=1e-5)
 
 
-def test_nothing_to_fit_on_still_answers():
-    model = CoVisitation.fit(histories_from_lists([[], []]), 3)
-    assert model.recommend(histories_from_lists([[1]]), 2)[0].tolist() == [[2, 3]]
+def test_interactions_are_distinct_known_items():
+    histories = histories_from_lists([[3, 1, 3], [], [0, 2], [0]])
+    expected = [[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert interactions(histories, 3).toarray().tolist() == expected
+    assert interactions(histories.select(slice(2, 1, -1)), 3).toarray().tolist() == [expected[2]]
+    assert interactions(histories.select(slice(0, 0)), 3).shape == (0, 4)
+
+
+def test_counts_and_prior_by_pencil():
+    counts = item_counts(histories_from_lists([[3, 1, 3], [0, 2]]), 4)
+    assert counts.tolist() == [0, 1, 1, 2, 0]
+    assert popularity_prior(counts) == pytest.approx(np.array([0, 0.25, 0.25, 0.5, 0]) * 1e-4)
+    assert popularity_prior(np.zeros(3, np.int64)).tolist() == [0, 0, 0]
