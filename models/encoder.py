@@ -14,6 +14,7 @@ from models.attention import Implementation
 from models.batching import cut_by_tokens, pad, rounded_up
 from models.blocks import Dropout, TransformerBlock
 from models.recommender import Float32, Histories, Int32
+from models.recurrent import GRUBlock
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 from models.topk import recommend_in_chunks
@@ -26,7 +27,8 @@ class Encoder(nn.Module):
     """`norm(blocks(dropout(item + position + event type)))`: a state per position, scored against tied item vectors.
 
     Rows start in column 0 and are padded with item 0 on the right; the state at column i depends on columns 0..i,
-    so neither future nor padding changes it. `num_event_types` 0: events carry no type.
+    so neither future nor padding changes it. `num_event_types` 0: events carry no type. Positions are for attention:
+    a `gru` reads in order and has none.
     """
 
     def __init__(
@@ -43,12 +45,10 @@ class Encoder(nn.Module):
         self.num_event_types = num_event_types
         self.max_length = max_length
         self.items = nn.Embedding(num_items + 1, settings.dim)
-        self.positions = nn.Embedding(max_length, settings.dim)
+        self.positions = nn.Embedding(max_length, settings.dim) if settings.attends else None
         self.event_types = nn.Embedding(num_event_types + 1, settings.dim) if num_event_types else None
         self.dropout = Dropout(settings.dropout)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(settings, implementation) for _ in range(settings.num_blocks)
-        )
+        self.blocks = nn.ModuleList(_block(settings, implementation) for _ in range(settings.num_blocks))
         self.norm = nn.LayerNorm(settings.dim)
         self.apply(_initialise)
         nn.init.zeros_(self.items.weight[:1].detach())
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """The state at column `lengths - 1` of each row, the last block computing that column alone; lengths >= 1.
 
-        `position` says where in the window each column stands; default: where it is.
+        `position` says where in the window each column stands; default: where it is; without positions: no matter.
         """
         states = self.before_last_block(item_index, event_type, position)
         normed: Tensor = self.norm(self.layers[-1].last(states, lengths).squeeze(1))
@@ -101,21 +101,38 @@ class Encoder(nn.Module):
         position: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """The states that the first block works on."""
-        at = self.positions.weight[: item_index.shape[1]] if position is None else self.positions(position)
-        states = self.items(item_index) + at
+        states: Tensor = self.items(item_index)
+        if self.positions is not None and position is not None:
+            states = states + self.positions(position)
+        elif self.positions is not None:
+            states = states + self.positions.weight[: item_index.shape[1]]
         if self.event_types is not None:
             states = states + self.event_types(event_type)
         dropped: Tensor = self.dropout(states)
         return dropped
 
     @property
-    def layers(self) -> list[TransformerBlock]:
+    def layers(self) -> list[TransformerBlock | GRUBlock]:
         """The blocks, first to last."""
-        return cast(list[TransformerBlock], list(self.blocks))
+        return cast(list[TransformerBlock | GRUBlock], list(self.blocks))
+
+    @property
+    def attention_layers(self) -> list[TransformerBlock]:
+        """The blocks that attend, first to last: all of them, or none."""
+        return [block for block in self.layers if isinstance(block, TransformerBlock)]
+
+    @property
+    def recurrent_layers(self) -> list[GRUBlock]:
+        """The blocks that read in order, first to last: all of them, or none."""
+        return [block for block in self.layers if isinstance(block, GRUBlock)]
 
     def item_vectors(self) -> Float[Tensor, "items d"]:
         """What states are scored against: `states @ item_vectors.T`; row 0 is padding."""
         return self.items.weight
+
+
+def _block(settings: EncoderSettings, implementation: Implementation) -> TransformerBlock | GRUBlock:
+    return TransformerBlock(settings, implementation) if settings.attends else GRUBlock(settings)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -4,7 +4,6 @@ Letters: b rows, k items explained per row, l positions of the longest window.
 """
 
 import itertools
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -28,19 +27,23 @@ def contributions(encoder: Encoder, histories: Histories, items: Int32, method: 
 
     `items` [b, k], 0 for none. Column i is the row's i-th interaction among its `max_length` most recent ones; the
     columns behind the last are 0, and so is the row of item 0. "exact" leaves each interaction out, the others keeping
-    their positions, and scores again (an empty history scores 0).
-    "fast" costs about one more pass: the last interaction as in "exact", each other one to first order, as the sum over
-    blocks and heads of `d score / d log-attention` that the last position pays to it.
+    their positions where there are positions, and scores again (an empty history scores 0).
+    "fast": the last interaction as in "exact", each other one to first order. With attention that is the sum over blocks
+    and heads of `d score / d log-attention` that the last position pays to it, at about the cost of one more pass; with a
+    `gru` the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state, at a backward pass per item.
     Raises ValueError for an unknown method.
     """
-    if method not in _METHODS:
+    if method not in ("fast", "exact"):
         raise ValueError(f"because_method: received {method!r}, expected 'fast' or 'exact'")
+    explain = _leave_one_out
+    if method == "fast":
+        explain = _first_order if encoder.attention_layers else _first_order_in_time
     windows = histories.last(encoder.max_length)
     weights = np.zeros((*items.shape, int(windows.lengths.max(initial=0))), np.float32)
     step = max(1, BATCH_CELLS // (items.shape[1] * encoder.settings.dim))
     for batch in cut_by_tokens(windows.lengths, BATCH_TOKENS):
         for rows in (batch[start : start + step] for start in range(0, len(batch), step)):
-            part = _METHODS[method](encoder, windows.select(rows), items[rows])
+            part = explain(encoder, windows.select(rows), items[rows])
             weights[rows, :, : part.shape[-1]] = part
     weights[items == 0] = 0
     return weights
@@ -96,7 +99,7 @@ def _leave_one_out(encoder: Encoder, windows: Histories, items: Int32) -> Float3
 
 def _first_order(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
     """`contributions` along the last position's own way through the blocks, one copy of it per item."""
-    device, layers = encoder.items.weight.device, encoder.layers
+    device, layers = encoder.items.weight.device, encoder.attention_layers
     item_index, event_type = (part.to(device) for part in pad(windows))
     lengths = torch.from_numpy(windows.lengths).to(device)
     candidates = encoder.item_vectors()[torch.from_numpy(items).to(device)].detach()
@@ -124,7 +127,27 @@ def _first_order(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
     return found
 
 
-_METHODS: dict[Method, Callable[[Encoder, Histories, Int32], Float32]] = {
-    "fast": _first_order,
-    "exact": _leave_one_out,
-}
+def _first_order_in_time(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
+    """`contributions` through recurrences: what letting each hidden state pass unchanged would do to first order."""
+    device, layers = encoder.items.weight.device, encoder.recurrent_layers
+    item_index, event_type = (part.to(device) for part in pad(windows))
+    lengths = torch.from_numpy(windows.lengths).to(device)
+    rows = torch.arange(len(windows), device=device)
+    candidates = encoder.item_vectors()[torch.from_numpy(items).to(device)].detach()
+    with torch.enable_grad():
+        states, skips = encoder.embed(item_index, event_type).detach(), []
+        for block in layers:
+            states, *skip = block.skippable(states)
+            skips.append(skip)
+        normed = encoder.norm(states)
+        scores = (candidates * normed[rows, lengths - 1].unsqueeze(1)).sum(-1)
+    pushed, gates = zip(*skips, strict=True)
+    weights = candidates.new_zeros(*items.shape, item_index.shape[1])
+    for place in range(items.shape[1]):
+        gradients = torch.autograd.grad(scores[:, place].sum(), pushed, retain_graph=True)
+        for gradient, gate in zip(gradients, gates, strict=True):
+            weights[:, place] -= (gradient / gate).sum(-1)
+    shorter = normed.detach()[rows, (lengths - 2).clamp_min(0)] * (lengths > 1).unsqueeze(1)
+    weights[rows, :, lengths - 1] = scores.detach() - (candidates * shorter.unsqueeze(1)).sum(-1)
+    found: Float32 = weights.cpu().numpy()
+    return found

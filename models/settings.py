@@ -9,6 +9,9 @@ from typing import Literal
 
 Block = Literal["transformer", "hstu", "ligr", "gru", "lstm", "conv", "pooling"]
 Loss = Literal["softmax", "sampled_softmax", "gbce", "bce", "bpr"]
+ATTENTION_BLOCKS: tuple[Block, ...] = ("transformer",)
+"""Blocks whose positions look at each other, with `num_heads` heads; the others read a history in order."""
+AVAILABLE_BLOCKS: tuple[Block, ...] = (*ATTENTION_BLOCKS, "gru")
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 
@@ -23,13 +26,13 @@ class EncoderSettings:
     """Shape of the history encoder: the `[model]` section."""
 
     block: Block = "transformer"
-    """What mixes the positions of a history; this version has `transformer`."""
+    """What mixes the positions of a history; this version has `transformer` and `gru`."""
     dim: int = 64
-    """Width of item vectors and states, in components; a multiple of `num_heads`."""
+    """Width of item vectors and states, in components; with attention a multiple of `num_heads`."""
     num_blocks: int = 2
     """Number of blocks, one after the other."""
     num_heads: int = 2
-    """Attention heads per block."""
+    """Attention heads per block; `gru` has none and ignores it."""
     dropout: float = 0.2
     """Share of components set to zero during training, in [0, 1)."""
     request_time: bool = False
@@ -37,10 +40,10 @@ class EncoderSettings:
 
     def __post_init__(self) -> None:
         _refuse(
-            self.block != "transformer",
+            self.block not in AVAILABLE_BLOCKS,
             "model.block",
             self.block,
-            "'transformer': the other blocks are not in this version",
+            f"{' or '.join(map(repr, AVAILABLE_BLOCKS))}: the other blocks are not in this version",
         )
         _refuse(
             self.request_time,
@@ -52,12 +55,17 @@ class EncoderSettings:
         _refuse(self.num_blocks < 1, "model.num_blocks", self.num_blocks, "at least 1")
         _refuse(self.num_heads < 1, "model.num_heads", self.num_heads, "at least 1")
         _refuse(
-            self.dim % max(self.num_heads, 1) != 0,
+            self.attends and self.dim % max(self.num_heads, 1) != 0,
             "model.dim",
             self.dim,
             f"a multiple of num_heads ({self.num_heads})",
         )
         _refuse(not 0 <= self.dropout < 1, "model.dropout", self.dropout, "a share in [0, 1)")
+
+    @property
+    def attends(self) -> bool:
+        """Whether the blocks are attention blocks."""
+        return self.block in ATTENTION_BLOCKS
 
 
 @dataclass(frozen=True)

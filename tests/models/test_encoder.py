@@ -9,18 +9,23 @@ from models.settings import EncoderSettings
 NUM_ITEMS, LENGTH = 29, 7
 
 
-def encoder(num_event_types=0, implementation="auto"):
+def encoder(num_event_types=0, implementation="auto", block="transformer"):
     torch.manual_seed(0)
-    settings = EncoderSettings(dim=6, num_blocks=2, num_heads=3)
+    settings = EncoderSettings(block=block, dim=6, num_blocks=2, num_heads=3)
     model = Encoder(settings, NUM_ITEMS, num_event_types, LENGTH, implementation)
     for parameter in model.parameters():  # larger than at the start, so that positions tell on each other
         torch.nn.init.normal_(parameter, std=0.5)
     return model.eval()
 
 
+@pytest.fixture(params=["transformer", "gru"])
+def block(request):
+    return request.param
+
+
 @pytest.fixture
-def recommender():
-    return AttentionRecommender(encoder())
+def recommender(block):
+    return AttentionRecommender(encoder(block=block))
 
 
 def random_rows(rows=13, seed=0):
@@ -28,8 +33,8 @@ def random_rows(rows=13, seed=0):
     return [random.integers(1, NUM_ITEMS + 1, length).tolist() for length in random.integers(0, 12, rows)]
 
 
-def test_the_future_changes_nothing():
-    model, items = encoder(), torch.randint(1, NUM_ITEMS + 1, (3, LENGTH))
+def test_the_future_changes_nothing(block):
+    model, items = encoder(block=block), torch.randint(1, NUM_ITEMS + 1, (3, LENGTH))
     changed = items.clone()
     changed[:, 4:] = torch.randint(1, NUM_ITEMS + 1, (3, 3))
     before, after = (model(rows, torch.zeros_like(rows)) for rows in (items, changed))
@@ -37,15 +42,15 @@ def test_the_future_changes_nothing():
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
-def test_padding_changes_nothing():
-    model, items = encoder(), torch.randint(1, NUM_ITEMS + 1, (3, 4))
+def test_padding_changes_nothing(block):
+    model, items = encoder(block=block), torch.randint(1, NUM_ITEMS + 1, (3, 4))
     padded = torch.nn.functional.pad(items, (0, 3))
     whole, short = (model(rows, torch.zeros_like(rows)) for rows in (padded, items))
     torch.testing.assert_close(whole[:, :4], short)
 
 
-def test_last_states_are_those_of_the_whole_pass():
-    model, items = encoder(3), torch.randint(1, NUM_ITEMS + 1, (5, LENGTH))
+def test_last_states_are_those_of_the_whole_pass(block):
+    model, items = encoder(3, block=block), torch.randint(1, NUM_ITEMS + 1, (5, LENGTH))
     types, lengths = torch.randint(0, 4, (5, LENGTH)), torch.tensor([1, 7, 4, 3, 6])
     expected = model(items, types)[torch.arange(5), lengths - 1]
     torch.testing.assert_close(model.last_states(items, types, lengths), expected)
@@ -58,8 +63,8 @@ def test_fast_attention_gives_the_reference_s_states():
     torch.testing.assert_close(states[2], states[1])
 
 
-def test_item_order_and_event_types_matter():
-    model = encoder(2)
+def test_item_order_and_event_types_matter(block):
+    model = encoder(2, block=block)
     items, types = torch.tensor([[3, 5, 7]]), torch.tensor([[1, 1, 1]])
     lengths = torch.tensor([3])
     vector = model.last_states(items, types, lengths)
@@ -108,8 +113,8 @@ def test_recommendations_are_the_best_scores(recommender):
     assert items.dtype == np.int32
 
 
-def test_types_reach_the_recommender():
-    recommender = AttentionRecommender(encoder(2))
+def test_types_reach_the_recommender(block):
+    recommender = AttentionRecommender(encoder(2, block=block))
     rows = histories_from_lists([[1, 2, 3]])
     typed = Histories(rows.item_index, rows.time, np.array([1, 2, 1], np.int16), rows.starts, rows.ends)
     assert not np.allclose(recommender.encode(rows), recommender.encode(typed))

@@ -1,14 +1,18 @@
 """The contract that every recommender answers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from models.baselines import CoVisitation, Popularity, RecentPopularity
+from models.als import ALS
+from models.baselines import Popularity, RecentPopularity
+from models.ease import EASE
 from models.encoder import AttentionRecommender, Encoder
 from models.index import IndexRecommender, ItemIndex
+from models.neighbours import CoVisitation, ItemKNN
 from models.recommender import Histories, Recommender, histories_from_lists
 from models.settings import EncoderSettings
 
@@ -27,6 +31,12 @@ def attention() -> AttentionRecommender:
     return AttentionRecommender(Encoder(EncoderSettings(dim=10, num_heads=2), NUM_ITEMS, 0, MAX_LENGTH))
 
 
+def recurrent() -> AttentionRecommender:
+    torch.manual_seed(0)
+    settings = EncoderSettings(block="gru", dim=10, num_heads=2)
+    return AttentionRecommender(Encoder(settings, NUM_ITEMS, 0, MAX_LENGTH))
+
+
 def indexed() -> IndexRecommender:
     encoder = attention()
     vectors = encoder.encoder.item_vectors().detach().numpy()[1:]
@@ -34,20 +44,34 @@ def indexed() -> IndexRecommender:
 
 
 def popularity() -> Popularity:
-    return Popularity.fit(log().item_index, NUM_ITEMS)
+    return Popularity.fit(log(), NUM_ITEMS)
 
 
 def recent_popularity() -> RecentPopularity:
-    times = np.arange(len(log().item_index), dtype=np.int64) * 3_600_000_000
-    return RecentPopularity.fit_recent(log().item_index, times, NUM_ITEMS, days=7)
+    flat = log()
+    times = np.arange(len(flat.item_index), dtype=np.int64) * 3_600_000_000
+    return RecentPopularity.fit(replace(flat, time=times), NUM_ITEMS, days=7)
 
 
 def co_visitation() -> CoVisitation:
     return CoVisitation.fit(log(), NUM_ITEMS)
 
 
+def item_knn() -> ItemKNN:
+    return ItemKNN.fit(log(), NUM_ITEMS, shrinkage=1.0, max_neighbours=7)
+
+
+def ease() -> EASE:
+    return EASE.fit(log(), NUM_ITEMS, l2=10.0)
+
+
+def als() -> ALS:
+    return ALS.fit(log(), NUM_ITEMS, factors=5, regularization=0.1, alpha=5.0)
+
+
 @pytest.fixture(
-    params=[popularity, recent_popularity, co_visitation, attention, indexed], ids=lambda make: make.__name__
+    params=[popularity, recent_popularity, co_visitation, item_knn, ease, als, attention, recurrent, indexed],
+    ids=lambda make: make.__name__,
 )
 def recommender(request: pytest.FixtureRequest) -> Recommender:
     make: Callable[[], Recommender] = request.param
