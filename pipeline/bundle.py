@@ -2,7 +2,8 @@
 
 bundle.json                  what it is, its settings, the digest of every file
 items.parquet                item_index (the deployed numbering), item_id, title, num_events, evaluated_index (0: unknown then)
-users.parquet, histories/    the users it was made with and their histories, in the deployed numbering
+users.parquet                user_id, trained_until (the user's last event that trained or chose the evaluated weights)
+histories/                   the users' histories, in the deployed numbering
 evaluated/, deployed/        model.safetensors, config.json: the weights that were judged, and those that recommend
 index/                       FAISS over the deployed item vectors
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from features.histories import JaggedHistories
@@ -23,12 +25,16 @@ from models import checkpoint, explain
 from models.baselines import Popularity
 from models.encoder import AttentionRecommender
 from models.index import ItemIndex
-from models.recommender import Float32, Histories, Int32, histories_from_lists
+from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
 from pipeline.errors import DamagedArtifact
 from pipeline.store import digest_file, files_below, fingerprint, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_FORMATS = (1, 2)
+"""Format 1 does not say what the evaluated weights learned from: it recommends, but cannot be compared."""
 DESCRIPTION = "bundle.json"
+NEVER = int(np.iinfo(np.int64).min)
+"""The time of no event: before all others."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +78,7 @@ class Bundle:
 
         Raises DamagedArtifact where a file is missing or another than it was, or the parts don't fit together.
         """
-        description = read_json(folder / DESCRIPTION)
-        if description.get("format_version") != FORMAT_VERSION:
-            raise DamagedArtifact(
-                f"{folder}: received bundle format {description.get('format_version')}, expected {FORMAT_VERSION}; publish again"
-            )
-        for name, digest in description["files"].items() if verify else ():
-            if not (folder / name).is_file() or digest_file(folder / name) != digest:
-                raise DamagedArtifact(
-                    f"{folder / name}: is missing or damaged (its digest is not the bundle's); publish again with --force"
-                )
+        description = read_description(folder, READABLE_FORMATS, verify=verify)
         table = pl.read_parquet(folder / "items.parquet")
         recommender = AttentionRecommender(checkpoint.load_model(folder / "deployed"))
         index = ItemIndex.load(folder / "index")
@@ -148,13 +145,11 @@ class Bundle:
 
     def item_mapping(self, item_ids: pl.Series) -> tuple[Int32, int]:
         """[len + 1] from another numbering (ids at 1..) to this one's, 0 for strangers; and how many strangers there are."""
-        known, strangers = self.items.encode_known(item_ids)
-        return np.concatenate((np.zeros(1, np.int32), known)), strangers
+        return translation(self.items, item_ids)
 
     def type_mapping(self, names: Sequence[str]) -> NDArray[np.int16]:
         """[len + 1] from another log's event types (names at 1..) to this one's, 0 for those it does not know."""
-        own = {name: code for code, name in enumerate(self.description["event_types"], 1)}
-        return np.array([0, *(own.get(name, 0) for name in names)], np.int16)
+        return type_translation(self.description["event_types"], names)
 
     def recommend_users(
         self, user_ids: Sequence[Any], k: int, exclude_seen: bool = True
@@ -191,6 +186,94 @@ class Bundle:
             length = int((answer.item_index[row] > 0).sum())
             lists.append((ids[row * k : row * k + length], answer.score[row, :length].tolist()))
         return lists
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The weights of a bundle that were judged, and what they have seen; item indices are their own numbering."""
+
+    recommender: AttentionRecommender
+    items: Vocabulary
+    event_types: list[str]
+    features: str
+    """Fingerprint of the features artifact that they were trained and judged on."""
+    trained_until: int | None
+    """temporal: microseconds since the epoch at which the test began; every event before it trained or chose them"""
+    users: Vocabulary
+    """The users of that artifact."""
+    users_trained_until: Int64
+    """[users], microseconds: the last event of each that trained or chose them; `NEVER` where there is none"""
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True, device: str | torch.device = "cpu") -> "Evaluated":
+        """Open the evaluated weights of a bundle's folder.
+
+        Raises DamagedArtifact where files are missing or damaged, or the bundle's format does not say what it learned from.
+        """
+        description = read_description(folder, (FORMAT_VERSION,), verify=verify)
+        known = pl.read_parquet(folder / "items.parquet", columns=["item_id", "evaluated_index"])
+        known = known.filter(pl.col("evaluated_index") > 0).sort("evaluated_index")
+        recommender = AttentionRecommender(checkpoint.load_model(folder / "evaluated", device))
+        if known["evaluated_index"].to_list() != list(range(1, recommender.num_items + 1)):
+            raise DamagedArtifact(
+                f"{folder}: the parts don't fit together: {len(known)} items in the evaluated vocabulary, "
+                f"{recommender.num_items} in the evaluated model; publish again with --force"
+            )
+        users = pl.read_parquet(folder / "users.parquet", columns=["user_id", "trained_until"])
+        until = users["trained_until"].dt.timestamp("us").fill_null(NEVER)
+        return cls(
+            recommender,
+            Vocabulary(known["item_id"], 1),
+            description["event_types"],
+            description["features"],
+            description["trained_until"],
+            Vocabulary(users["user_id"], 0),
+            until.to_numpy(),
+        )
+
+    def translated(self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str]) -> Histories:
+        """Rows in another log's numbering (ids at 1.., type names at 1..) in this one's; what it does not know is left out."""
+        items, _ = translation(self.items, item_ids)
+        types = type_translation(self.event_types, type_names)
+        return replace(histories, event_type=types[histories.event_type]).translate(items)
+
+    def trained_until_of(self, user_ids: pl.Series) -> Int64:
+        """[len] microseconds: the last event of each user that trained or chose the weights; `NEVER` for strangers."""
+        index, _ = self.users.encode_known(user_ids, unknown=-1)
+        return np.append(self.users_trained_until, NEVER)[index]
+
+
+def translation(items: Vocabulary, item_ids: pl.Series) -> tuple[Int32, int]:
+    """[len + 1] from another numbering (ids at 1..) to that of `items`, 0 for strangers; and how many strangers there are."""
+    known, strangers = items.encode_known(item_ids)
+    return np.concatenate((np.zeros(1, np.int32), known)), strangers
+
+
+def type_translation(own_names: Sequence[str], names: Sequence[str]) -> NDArray[np.int16]:
+    """[len + 1] from another log's event types (names at 1..) to one's own, 0 for those that are not among them."""
+    own = {name: code for code, name in enumerate(own_names, 1)}
+    return np.array([0, *(own.get(name, 0) for name in names)], np.int16)
+
+
+def read_description(
+    folder: Path, formats: Sequence[int] = READABLE_FORMATS, *, verify: bool
+) -> dict[str, Any]:
+    """bundle.json of a folder, with `verify` every file checked against its digest.
+
+    Raises DamagedArtifact where the format is another one, or a file is missing or not what it was.
+    """
+    description: dict[str, Any] = read_json(folder / DESCRIPTION)
+    if description.get("format_version") not in formats:
+        raise DamagedArtifact(
+            f"{folder}: received bundle format {description.get('format_version')}, "
+            f"expected {' or '.join(map(str, formats))}; publish again"
+        )
+    for name, digest in description["files"].items() if verify else ():
+        if not (folder / name).is_file() or digest_file(folder / name) != digest:
+            raise DamagedArtifact(
+                f"{folder / name}: is missing or damaged (its digest is not the bundle's); publish again with --force"
+            )
+    return description
 
 
 def seal(folder: Path, description: dict[str, Any]) -> str:

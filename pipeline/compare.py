@@ -3,49 +3,91 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from models.judgement import Judgement
-from pipeline.config import Config, EvaluateConfig
+from models.metrics import metrics_of_ranks
+from models.significance import over_seeds
+from pipeline.config import MODEL, Config, EvaluateConfig
 from pipeline.errors import LookbackError
+from pipeline.plan import Plan
+from pipeline.standings import aligned
+from pipeline.store import write_json
 from pipeline.tracking import LoggedRun, Tracker
 from pipeline.tracking_server import chosen_uri
 
 STAGE = "lookback.stage"
 TARGETS = "evaluate/targets.parquet"
+TABLE = "table.json"
 KEY = ("user_id", "item_id", "timestamp")
-MODEL = "lookback"
+SHOWN = ("ndcg", "hit_rate", "mrr", "user_ndcg")
+"""Metrics of the table that is printed; --json and the logged table have all of them."""
+SHAPING = tuple(
+    f"{section}." for section in ("events", "items", "users", "history", "split", "model", "train")
+)
+"""Parameters of a training that make another model of it; `seed` is looked at apart."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One of the runs that are compared."""
+
+    label: str
+    run: LoggedRun
+    """The evaluation."""
+    training: LoggedRun | None
+    """The training that it judged, where the server knows it."""
+    targets: pl.DataFrame
+    """Its targets.parquet."""
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Runs with the same settings that differ in their seed alone."""
+
+    labels: tuple[str, ...]
+    seeds: tuple[str, ...]
 
 
 def compare_runs(config: Config | None, runs: Sequence[str], *, as_json: bool) -> None:
-    """Print metrics with intervals of each run, and its paired differences from the first one."""
+    """Print metrics with intervals of each run, and its paired differences from the first one; log them as a run."""
     settings = config.evaluate if config is not None else EvaluateConfig()
     seed = config.seed if config is not None else 0
-    judged = judge(tables(config, runs), tuple(settings.k), settings.resamples, seed)
-    print(json.dumps(as_tree(judged)) if as_json else as_text(judged))
-
-
-def tables(config: Config | None, runs: Sequence[str]) -> dict[str, pl.DataFrame]:
-    """Label -> targets.parquet of each run, from the tracking server."""
     tracker = Tracker.from_config(config) if config is not None else Tracker(chosen_uri(), "")
-    found: dict[str, pl.DataFrame] = {}
-    seen: set[str] = set()
+    found = evaluations(tracker, config.name if config is not None else None, runs)
+    targets = {each.label: each.targets for each in found}
+    judged = judge(targets, tuple(settings.k), settings.resamples, seed)
+    comparison = Comparison.of(judged, seed_groups(found))
+    text = as_text(comparison)
+    run_id = log(tracker, found, comparison, text) if len(found) > 1 else None
+    print(json.dumps(as_tree(comparison) | {"run_id": run_id}) if as_json else text)
+
+
+def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -> list[Evaluation]:
+    """What was named, each with its targets from the tracking server."""
+    found: dict[str, Evaluation] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, each in enumerate(runs):
-            run = tracker.find_run(each, config.name if config is not None else None)
+            run = tracker.find_run(each, experiment)
             evaluated = _evaluation_of(tracker, run, each)
-            if evaluated.run_id in seen:
+            if evaluated.run_id in {other.run.run_id for other in found.values()}:
                 raise LookbackError(
                     f"compare: {each!r} is an evaluation that was named before; expected different ones"
                 )
-            seen.add(evaluated.run_id)
             path = tracker.run_artifact(evaluated.run_id, TARGETS, Path(folder, str(number)))
             label = f"{run.name} {run.run_id[:8]}" if run.name in found else run.name
-            found[label] = pl.read_parquet(path)
-    return found
+            training = evaluated.parent_run_id
+            found[label] = Evaluation(
+                label,
+                evaluated,
+                tracker.find_run(training) if training is not None else None,
+                pl.read_parquet(path, columns=["system", *KEY, "history_length", "rank"]),
+            )
+    return list(found.values())
 
 
 def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
@@ -74,8 +116,8 @@ def judge(targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int,
     for label, other in ranked.items():
         if not one.select(KEY).equals(other.select(KEY)):
             raise LookbackError(_difference_of(first, one, label, other))
-    ranks = {label: table["rank"].to_numpy() for label, table in ranked.items()}
-    return Judgement.of(ranks, one["user_id"].to_numpy(), ks, resamples, seed)
+    values = ((label, metrics_of_ranks(table["rank"].to_numpy(), ks)) for label, table in ranked.items())
+    return Judgement.of(values, one["user_id"].to_numpy(), resamples, seed)
 
 
 def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFrame) -> str:
@@ -91,38 +133,145 @@ def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFram
     )
 
 
-def as_tree(judged: Judgement) -> dict[str, Any]:
+def seed_groups(found: Sequence[Evaluation]) -> list[SeedGroup]:
+    """Runs whose trainings have the same settings and different seeds, two or more together."""
+    groups: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
+    for each in found:
+        params = each.training.params if each.training is not None else {}
+        if "seed" in params:
+            settings = frozenset(item for item in params.items() if item[0].startswith(SHAPING))
+            groups.setdefault(settings, {})[each.label] = params["seed"]
+    return [
+        SeedGroup(tuple(seeds), tuple(seeds.values()))
+        for seeds in groups.values()
+        if len(set(seeds.values())) > 1
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is told of the runs."""
+
+    judged: Judgement
+    differences: dict[str, dict[str, dict[str, Any]]]
+    """Each run but the first -> metric -> how much better it is than the first: see `Judgement.compared`."""
+    over_seeds: list[tuple[SeedGroup, dict[str, tuple[float, float]]]]
+    """Of each group, metric -> (mean, sample standard deviation) over its runs."""
+
+    @classmethod
+    def of(cls, judged: Judgement, groups: Sequence[SeedGroup] = ()) -> "Comparison":
+        """Compare all systems with the first."""
+        differences = {
+            label: {name: _turned(each) for name, each in found.items()}
+            for label, found in judged.compared(judged.systems[0]).items()
+        }
+        return cls(
+            judged,
+            differences,
+            [(group, over_seeds(judged.values(label) for label in group.labels)) for group in groups],
+        )
+
+
+def _turned(found: dict[str, Any]) -> dict[str, Any]:
+    """How much better the second is, from how much better the first is."""
+    opposite = {"better": "worse", "worse": "better"}
+    return found | {
+        "difference": -found["difference"],
+        "low": -found["high"],
+        "high": -found["low"],
+        "share": 1 - found["share"],
+        "verdict": opposite.get(found["verdict"], found["verdict"]),
+    }
+
+
+# --- what is printed and logged ---
+
+
+def as_tree(comparison: Comparison) -> dict[str, Any]:
     """What --json prints: users, targets, then metrics, intervals and differences from the first run, by run."""
-    first, *others = judged.systems
+    judged = comparison.judged
+    first = judged.systems[0]
     return {
         "users": judged.num_users,
         "targets": judged.num_targets,
         "metrics": {label: judged.values(label) for label in judged.systems},
         "intervals": {label: judged.intervals(label) for label in judged.systems},
-        "differences": {label: {"from": first, **judged.paired(label, first)} for label in others},
+        "differences": {label: {"from": first, **found} for label, found in comparison.differences.items()},
+        "seeds": [
+            {
+                "runs": list(group.labels),
+                "seeds": list(group.seeds),
+                "metrics": {name: {"mean": mean, "sd": spread} for name, (mean, spread) in found.items()},
+            }
+            for group, found in comparison.over_seeds
+        ],
     }
 
 
-def as_text(judged: Judgement) -> str:
-    """A row per metric: each run's value, then each later run's difference from the first."""
-    first, *others = judged.systems
-    values = {label: (judged.values(label), judged.intervals(label)) for label in judged.systems}
-    paired = {label: judged.paired(label, first) for label in others}
-    rows = [["", *judged.systems, *(f"{label} minus {first}" for label in others)]]
-    for name in judged.names:
-        cells = [
-            f"{own[name]:.4f} [{ends[name][0]:.4f}, {ends[name][1]:.4f}]" for own, ends in values.values()
-        ]
-        rows.append([name, *cells, *(_shown(found[name]) for found in paired.values())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+def as_text(comparison: Comparison) -> str:
+    """A row per metric that is shown: each run's value, each later run's difference from the first, means over seeds."""
+    judged, differences = comparison.judged, comparison.differences
+    first = judged.systems[0]
+    values = [(judged.values(label), judged.intervals(label)) for label in judged.systems]
+    means = [
+        f"mean ± sd of {', '.join(group.labels)} (seeds {', '.join(group.seeds)})"
+        for group, _ in comparison.over_seeds
     ]
-    counts = (
+    rows = [["", *judged.systems, *(f"{label} minus {first}" for label in differences), *means]]
+    for name in (name for name in judged.names if name.partition("@")[0] in SHOWN):
+        cells = [f"{own[name]:.4f} [{ends[name][0]:.4f}, {ends[name][1]:.4f}]" for own, ends in values]
+        cells += [_shown(found[name]) for found in differences.values()]
+        cells += [f"{found[name][0]:.4f} ± {found[name][1]:.4f}" for _, found in comparison.over_seeds]
+        rows.append([name, *cells])
+    about = [
         f"{judged.num_targets:,} targets of {judged.num_users:,} users; 95 % intervals, bootstrap over users"
-    )
-    return "\n".join([counts, "", *lines])
+    ]
+    if differences:
+        about.append("p: Wilcoxon signed-rank test on users' means")
+    if len(differences) > 1:
+        about[1] += f"; p and verdicts corrected for {len(differences)} comparisons (Holm)"
+    return "\n".join([*about, "", aligned(rows)])
 
 
 def _shown(found: dict[str, Any]) -> str:
-    return f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}] {found['verdict']}"
+    difference = f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+    return f"{difference} p {found['p_holm']:.3f} {found['verdict']}"
+
+
+def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, text: str) -> str | None:
+    """Log the comparison as a run of its own, with the whole table, in the first run's experiment; the run's id.
+
+    None where the server does not take it, which costs one warning.
+    """
+    plan = Plan()
+    plan.tag(STAGE, "compare")
+    plan.tag("lookback.compared", ",".join(each.run.run_id for each in found))
+    links = [
+        f"- [{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
+    ]
+    plan.tag("mlflow.note.content", "\n".join([*links, "", "```text", text, "```"]))
+    for label, differences in comparison.differences.items():
+        for name, each in differences.items():
+            for part in ("difference", "low", "high"):
+                plan.metric(f"{label}/{name}_{part}", each[part])
+    name = f"compare {' '.join(each.label for each in found)}"[:250]
+    plan.table(TABLE)
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder, TABLE), _table(found, comparison))
+        plan.save(Path(folder))
+        return tracker.log_beside(found[0].run, name, plan, Path(folder))
+
+
+def _table(found: Sequence[Evaluation], comparison: Comparison) -> dict[str, list[Any]]:
+    """{"columns": names, "data": rows}, a row per run and metric; the first run has no difference."""
+    parts = ("difference", "low", "high", "p_value", "p_holm", "p_bootstrap_holm", "verdict")
+    judged = comparison.judged
+    rows = []
+    for each in found:
+        values, ends = judged.values(each.label), judged.intervals(each.label)
+        differences = comparison.differences.get(each.label, {})
+        for name in judged.names:
+            row = {"metric": name, "run": each.label, "run_id": each.run.run_id, "value": values[name]}
+            row |= dict(zip(("value_low", "value_high"), ends[name], strict=True))
+            rows.append(row | {part: differences.get(name, {}).get(part) for part in parts})
+    return {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}

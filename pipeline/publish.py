@@ -11,6 +11,7 @@ import polars as pl
 from features import content
 from features.content import ContentEncoder
 from features.histories import JaggedHistories
+from features.splits import Split
 from models import checkpoint
 from models.encoder import Encoder
 from models.index import ItemIndex
@@ -25,7 +26,8 @@ from pipeline.train import Trainer
 def build(ctx: Context) -> None:
     """Write bundle/ : deployed weights (refit on everything unless train.refit is false) beside the evaluated ones."""
     features, train = ctx.inputs["features"], ctx.inputs["train"]
-    histories = JaggedHistories.load(features)
+    whole, split = JaggedHistories.load(features), Split.load(features / "split")
+    histories = without_held_back(whole, split)
     evaluated = np.load(train / "items.npy")
     bundle = ctx.folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
@@ -37,13 +39,30 @@ def build(ctx: Context) -> None:
     checkpoint.save_model(encoder, bundle / "deployed")
     vectors = encoder.item_vectors().detach().float().cpu().numpy()[1:]
     ItemIndex.build(vectors, np.arange(1, encoder.num_items + 1, dtype=np.int32)).save(bundle / "index")
-    _write_items(features, mapping, evaluated, bundle)
+    _write_items(features, histories, mapping, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
-    _write_users(features, histories, mapping, bundle)
+    _write_users(features, histories, mapping, trained_until(whole, split), bundle)
     metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
-    digest = seal(bundle, _description(ctx, features, metrics, refit_steps))
+    digest = seal(bundle, _description(ctx, features, split, metrics, refit_steps))
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _report(ctx, bundle, digest, metrics, encoder, refit_steps)
+
+
+def without_held_back(histories: JaggedHistories, split: Split) -> JaggedHistories:
+    """The histories without what is in no part of the split: the log as it was then."""
+    ends = np.asarray(split.test_end)
+    if (ends == histories.offsets[1:]).all():
+        return histories
+    kept = rows.rows(histories, histories.offsets[:-1], ends)
+    _, positions = kept.gather()
+    offsets = np.concatenate(([0], np.cumsum(kept.lengths, dtype=np.int64)))
+    return JaggedHistories(
+        offsets,
+        histories.item_index[positions],
+        histories.time[positions],
+        histories.event_type[positions],
+        histories.value[positions],
+    )
 
 
 def _deployed(
@@ -65,10 +84,17 @@ def _deployed(
     return result.model, mapping, result.best_step
 
 
-def _write_items(features: Path, mapping: Int32, evaluated: Int32, bundle: Path) -> None:
-    """The deployed vocabulary: its numbering keeps the order of ids, so positions are indices."""
+def _write_items(
+    features: Path, histories: JaggedHistories, mapping: Int32, evaluated: Int32, bundle: Path
+) -> None:
+    """The deployed vocabulary: its numbering keeps the order of ids, so positions are indices.
+
+    All that the evaluated weights know is in it: what was there to train on before is there in all of the events.
+    """
+    assert not evaluated[mapping == 0].any(), "the deployed vocabulary lacks items of the evaluated one"
     table = pl.read_parquet(features / "items.parquet")
     table = table.with_columns(
+        pl.Series("num_events", histories.item_counts(len(table))[1:], dtype=pl.Int64),
         pl.Series("item_index", mapping[1:], dtype=pl.Int32),
         pl.Series("evaluated_index", evaluated[1:], dtype=pl.Int32),
     )
@@ -88,8 +114,10 @@ def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
         content.write(bundle, ContentEncoder.load(ctx.inputs["features"] / "content" / "encoder"), table)
 
 
-def _write_users(features: Path, histories: JaggedHistories, mapping: Int32, bundle: Path) -> None:
-    whole = Histories(
+def _write_users(
+    features: Path, histories: JaggedHistories, mapping: Int32, until: pl.Series, bundle: Path
+) -> None:
+    known = Histories(
         histories.item_index,
         histories.time,
         histories.event_type,
@@ -97,15 +125,28 @@ def _write_users(features: Path, histories: JaggedHistories, mapping: Int32, bun
         histories.offsets[1:],
     ).translate(mapping)
     kept = mapping[histories.item_index] > 0
-    offsets = np.concatenate((whole.starts[:1], whole.ends)).astype(np.int64)
-    JaggedHistories(offsets, whole.item_index, whole.time, whole.event_type, histories.value[kept]).save(
+    offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
+    JaggedHistories(offsets, known.item_index, known.time, known.event_type, histories.value[kept]).save(
         bundle / "histories"
     )
-    shutil.copyfile(features / "users.parquet", bundle / "users.parquet")
+    users = pl.read_parquet(features / "users.parquet")
+    users.with_columns(until).write_parquet(bundle / "users.parquet")
+
+
+def trained_until(histories: JaggedHistories, split: Split) -> pl.Series:
+    """[num_users] the time of each user's last event before the test, null where there is none.
+
+    Validation counts even where the weights did not learn from it, because it chose them.
+    """
+    last = np.asarray(split.validation_end) - 1
+    time = pl.Series("trained_until", np.asarray(histories.time)[np.maximum(last, 0)])
+    moment = pl.col("trained_until").cast(pl.Datetime("us", "UTC"))
+    is_there = pl.Series(last >= histories.offsets[:-1])
+    return time.to_frame().select(pl.when(is_there).then(moment)).to_series()
 
 
 def _description(
-    ctx: Context, features: Path, metrics: dict[str, Any], refit_steps: int | None
+    ctx: Context, features: Path, split: Split, metrics: dict[str, Any], refit_steps: int | None
 ) -> dict[str, Any]:
     config = ctx.config
     return {
@@ -114,7 +155,8 @@ def _description(
         "max_length": config.history.max_length,
         "deployed": "evaluated" if refit_steps is None else "refit",
         "refit_steps": refit_steps,
-        "protocol": config.split.protocol,
+        "protocol": split.protocol,
+        "trained_until": split.test_from,
         "features": features.name,
         "train": ctx.inputs["train"].name,
         "metrics": metrics["metrics"]["lookback"],

@@ -1,22 +1,31 @@
-"""The model registry: published bundles as versions of `lookback-<name>`, found again by their digest; the alias `champion`."""
+"""The model registry: published bundles as versions of `lookback-<name>`, found again by their digest; the alias `champion`.
+
+What the gate or a hand decided about a version is written to it: tags `lookback.gate…`, its description, metrics of its run.
+"""
 
 import contextlib
 import importlib.metadata
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import tracking
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.stages import ModelSource
-from pipeline.store import Artifact, read_json, read_manifest, write_json
-from pipeline.tracking_server import BUNDLE_DIGEST, ServerAway, Version
+from pipeline.store import Artifact, now, read_json, read_manifest, write_json
+from pipeline.tracking_server import BUNDLE_DIGEST, GATE, ServerAway, Version
 
 CHAMPION = "champion"
+Outcome = Literal["passed", "first", "off", "refused", "by hand"]
+REFUSED: Outcome = "refused"
+_HEADING = "\n\n**Gate.** "
+_ATTEMPTS = 3
 SERVING_NEEDS = ("faiss-cpu", "mlflow", "numpy", "pandas", "polars", "pyarrow", "safetensors", "torch")
 """What pipeline/serving.py imports, directly or through the bundle."""
 
@@ -24,6 +33,28 @@ SERVING_NEEDS = ("faiss-cpu", "mlflow", "numpy", "pandas", "polars", "pyarrow", 
 def model_name(config: Config) -> str:
     """The registered model of a configuration."""
     return f"lookback-{config.name}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about a version, why, and the figures that it was decided by."""
+
+    outcome: Outcome
+    """passed: against the champion; first: there was none; off: without a test; refused; by hand"""
+    reason: str
+    figures: Mapping[str, float | str] = field(default_factory=dict)
+    """Name to figure: differences in the gate's metric, targets and users behind them, and what they were measured against."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether the version becomes champion."""
+        return self.outcome != REFUSED
+
+    def text(self, before: Version | None) -> str:
+        """The decision in a sentence; `before` was champion until then."""
+        stands = f"version {before.version} stays" if before is not None else "there is none"
+        became = "champion" if self.moves else f"not champion ({stands})"
+        return f"{became}; {self.outcome}: {self.reason}"
 
 
 class Registry:
@@ -114,6 +145,39 @@ class Registry:
         with tracking.reported(self.uri):
             tracking.client_at(self.uri).set_registered_model_alias(name, CHAMPION, str(version))
 
+    def tags(self, version: Version) -> dict[str, str]:
+        """All that a version is labelled with."""
+        with tracking.reported(self.uri):
+            found = tracking.client_at(self.uri).get_model_version(version.name, str(version.version))
+        return dict(found.tags)
+
+    def record(self, version: Version, decision: Decision, before: Version | None) -> None:
+        """Write a decision to its version, and move the alias where it says so; `before` is the champion until now.
+
+        The tag `lookback.gate` itself comes after the alias: where it is missing, nothing was decided yet.
+        """
+        figures = dict(decision.figures) | ({"champion_before": before.version} if before is not None else {})
+        labels = {"reason": decision.reason, "at": now().isoformat(timespec="seconds")}
+        labels |= {
+            name: f"{each:.6g}" if isinstance(each, float) else str(each) for name, each in figures.items()
+        }
+        with tracking.reported(self.uri):
+            client = tracking.client_at(self.uri)
+            name, number = version.name, str(version.version)
+            for label, text in labels.items():
+                client.set_model_version_tag(name, number, f"{GATE}.{label}", text[:1000])
+            card = (client.get_model_version(name, number).description or "").partition(_HEADING)[0]
+            said = f"{card[:4000]}{_HEADING}{decision.text(before)}"
+            client.update_model_version(name, number, said[:5000])
+            if decision.moves:
+                client.set_registered_model_alias(name, CHAMPION, number)
+            client.set_model_version_tag(name, number, GATE, decision.outcome)
+        numbers = {
+            f"gate/{label}": each for label, each in decision.figures.items() if not isinstance(each, str)
+        }
+        with contextlib.suppress(ServerAway):  # the run may have been deleted; the version has it all
+            tracking.log_to_run(self.uri, version.run_id, numbers, {GATE: decision.outcome})
+
     def delete_version(self, name: str, version: int) -> None:
         """Remove a version from the registry, and its files."""
         with tracking.reported(self.uri):
@@ -168,39 +232,96 @@ def champion_digest(config: Config) -> str | None:
 
 def version_of_bundle(config: Config, publish: Artifact) -> int | None:
     """The version under which a publish artifact was registered on the present server; milliseconds."""
+    found = _linked_version(config, publish)
+    return found.version if found is not None else None
+
+
+def _linked_version(config: Config, publish: Artifact) -> Version | None:
     registry = Registry.from_config(config)
     with contextlib.suppress(OSError, DamagedArtifact, ServerAway):
         number = read_json(_version_link(publish)).get(registry.uri)
         found = registry.version(model_name(config), int(number)) if number is not None else None
         if found is not None and found.bundle_digest == read_manifest(publish.folder)["bundle_digest"]:
-            return found.version
+            return found
     return None
 
 
 def ensure_registered(config: Config, tracker: tracking.Tracker, publish: Artifact) -> None:
-    """Register a published bundle where the server lacks it.
+    """Register a published bundle where the server lacks it, and decide once whether it becomes champion: see gate.py.
 
-    The first version, or any where `evaluate.gate` is off, becomes champion. A server that is away costs one warning,
-    and the next run registers.
+    A version that was refused becomes champion when this is asked again with `evaluate.gate` off; nothing else is decided
+    twice. A server that is away costs one warning, and the next run registers or decides.
     """
-    if not config.tracking.enabled or version_of_bundle(config, publish) is not None:
+    if not config.tracking.enabled:
         return
+    version = _linked_version(config, publish) or _register(config, tracker, publish)
+    if version is None or _is_settled(config, version):
+        return
+    with tracker.tolerated():
+        _settle(config, version, publish)
+
+
+def _register(config: Config, tracker: tracking.Tracker, publish: Artifact) -> Version | None:
     run_id = tracker.linked_run(publish.run_link)
     if run_id is None:
-        return
+        return None
     registry, name = Registry.from_config(config), model_name(config)
     bundle = publish.folder / "bundle"
     description = read_json(bundle / "bundle.json")
 
-    def register(_: object) -> None:
+    def register(_: object) -> Version:
         version = registry.register(name, bundle, description["digest"], run_id, _card(description))
-        if registry.champion(name) is None or not config.evaluate.gate:
-            registry.set_champion(name, version.version)
         link = _version_link(publish)
         known = read_json(link) if link.exists() else {}
         write_json(link, known | {registry.uri: version.version})
+        return version
 
-    tracker.attempt(register)
+    return tracker.attempt(register)
+
+
+def _is_settled(config: Config, version: Version) -> bool:
+    return bool(version.gate) and (version.gate != REFUSED or config.evaluate.gate)
+
+
+def _settle(config: Config, version: Version, publish: Artifact) -> None:
+    """Decide about a version and record it, against the champion that stands at that moment; say so in one line."""
+    registry = Registry.from_config(config)
+    before = registry.champion(version.name)
+    for _ in range(_ATTEMPTS):
+        champion = before
+        try:
+            decision = _decide(config, version, publish, champion)
+        except ServerAway:
+            raise
+        except LookbackError as error:
+            decision = Decision(REFUSED, f"cannot be compared with the champion: {error}")
+        before = registry.champion(version.name)
+        if before == champion:
+            break
+    else:
+        decision = Decision(REFUSED, f"the champion moved {_ATTEMPTS} times while it was compared")
+    registry.record(version, decision, before)
+    remedy = f"; to move it all the same: lookback promote {version.version}, or --set evaluate.gate=false"
+    said = f"gate: {version.name} version {version.version} is {decision.text(before)}"
+    print(said + ("" if decision.moves else remedy), file=sys.stderr, flush=True)
+
+
+def _decide(config: Config, version: Version, publish: Artifact, champion: Version | None) -> Decision:
+    """What the gate says of a version; a server that is away or a bundle that is gone is not the version's fault."""
+    if champion is not None and champion.version == version.version:
+        return Decision("by hand", "was champion before anything was decided about it")
+    if not config.evaluate.gate:
+        return Decision("off", "evaluate.gate is false: moved without a test")
+    from pipeline import gate
+
+    inputs = read_manifest(publish.folder)["inputs"]
+    standing = None
+    if champion is not None:
+        digest = Registry.from_config(config).resolve(champion.uri).bundle_digest
+        folder = bundle_folder(config, ModelSource(champion.version, digest, champion.uri))
+        standing = gate.Champion(champion.version, folder)
+    features, evaluate = (config.folder / stage / inputs[stage] for stage in ("features", "evaluate"))
+    return gate.decide(config, features, evaluate, publish.folder / "bundle", standing)
 
 
 def prune_versions(config: Config, *, keep: int, dry_run: bool) -> list[Version]:
@@ -225,7 +346,11 @@ def _version_link(publish: Artifact) -> Path:
 
 def _card(description: Mapping[str, Any]) -> str:
     """The version's description: what it was trained on and how it was judged, in Markdown."""
-    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(description["metrics"].items()))
+    metrics = "\n".join(
+        f"| {name} | {value:.4f} |"
+        for name, value in sorted(description["metrics"].items())
+        if isinstance(value, int | float)
+    )
     return (
         f"`{description['name']}`, {description['protocol']} protocol; deployed weights: {description['deployed']}.\n\n"
         f"Metrics of the evaluated weights on the test:\n\n| metric | value |\n| --- | --- |\n{metrics}\n"
@@ -233,11 +358,14 @@ def _card(description: Mapping[str, Any]) -> str:
 
 
 def promote(config: Config, version: int) -> str:
-    """Move `champion` to a version by hand; returns what to say."""
+    """Move `champion` to a version by hand, which its tags record; returns what to say."""
     registry, name = Registry.from_config(config), model_name(config)
     found, before = registry.resolve(f"models:/{name}/{version}"), registry.champion(name)
-    registry.set_champion(name, version)
     was = f", was version {before.version}" if before is not None else ""
+    if before is None or before.version != version:
+        said = registry.tags(found).get(f"{GATE}.reason", "")
+        earlier = f"; before that it was {found.gate}: {said}" if found.gate else ""
+        registry.record(found, Decision("by hand", f"lookback promote{was}{earlier}"), before)
     return f"{name}: champion is version {version} (bundle {found.bundle_digest}){was}"
 
 

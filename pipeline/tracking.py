@@ -22,12 +22,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.plan import DatasetInput, Live, Plan, Point, now_ms
+from pipeline.plan import DatasetInput, Live, Plan, Point, allowed, now_ms
 from pipeline.store import fingerprint as digest_of
 from pipeline.store import read_json, write_json
 from pipeline.tracking_server import (
     BUNDLE_DIGEST,
     DEFAULT_URI,
+    GATE,
     LoggedRun,
     Server,
     ServerAway,
@@ -227,6 +228,29 @@ class Tracker:
             self._say_away(error)
             return None
 
+    @contextlib.contextmanager
+    def tolerated(self) -> Iterator[None]:
+        """What is asked of the server within ends with one warning where the server is away."""
+        try:
+            yield
+        except ServerAway as error:
+            self._say_away(error)
+
+    def log_beside(self, other: LoggedRun, run_name: str, plan: Plan, folder: Path) -> str | None:
+        """A finished run of its own with all of a plan, whose files lie in a folder, in the experiment of another run; its id.
+
+        None, and one warning, where the server is away.
+        """
+
+        def send(client: "MlflowClient") -> str:
+            labels = _tags(plan.tags.get("lookback.stage", ""), "", plan.tags)
+            run_id: str = client.create_run(other.experiment_id, plan.started, labels, run_name).info.run_id
+            _log_plan(client, run_id, plan, labels, folder)
+            client.set_terminated(run_id, "FINISHED", plan.ended)
+            return run_id
+
+        return self.attempt(send)
+
     def _say_away(self, error: ServerAway) -> None:
         self._away_until = time.monotonic() + AWAY_SECONDS
         if not self._warned:
@@ -342,6 +366,7 @@ def version_of(found: "ModelVersion") -> Version:
         found.tags.get(BUNDLE_DIGEST, ""),
         found.run_id or "",
         found.source or "",
+        found.tags.get(GATE, ""),
     )
 
 
@@ -572,6 +597,18 @@ def download_model(uri: str, model_uri: str, to: Path) -> Path:
 
         to.mkdir(parents=True, exist_ok=True)
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(to)))
+
+
+def log_to_run(uri: str, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    """Add numbers and labels to a run, finished or not."""
+    from mlflow.entities import RunTag
+
+    moment = now_ms()
+    points = [Point(allowed(name), value, 0, moment) for name, value in metrics.items()]
+    with reported(uri):
+        client = client_at(uri)
+        _send_points(client, run_id, points)
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
 def delete_model(uri: str, model_id: str) -> None:

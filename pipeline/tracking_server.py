@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from pipeline.errors import LookbackError
 
 BUNDLE_DIGEST = "lookback.bundle_digest"
+GATE = "lookback.gate"
+"""Tag of a version: what was decided about it; figures and reason are tags that begin with it."""
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 TIMEOUT_SECONDS = 2.0
 
@@ -36,6 +38,8 @@ class Version:
     """The run that published it."""
     source: str
     """Where its files are."""
+    gate: str = ""
+    """What was decided about it: passed, first, off, refused, by hand; empty where nothing was yet."""
 
     @property
     def uri(self) -> str:
@@ -141,7 +145,7 @@ class SqliteServer:
         if not rows:
             return None
         run_id, source = rows[0]
-        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id or "", source)
+        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id or "", source, tags.get(GATE, ""))
 
     def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         if not self._path.exists():
@@ -184,7 +188,8 @@ class RestServer:
             return None
         found = answer["model_version"]
         tags = {tag["key"]: tag["value"] for tag in found.get("tags", [])}
-        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), found.get("run_id", ""), found["source"])
+        run_id, source = found.get("run_id", ""), found["source"]
+        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id, source, tags.get(GATE, ""))
 
     def _get(self, what: str, **values: str) -> dict[str, Any]:
         address = f"{self._root}/{what}?{urllib.parse.urlencode(values)}"

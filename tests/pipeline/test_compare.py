@@ -2,13 +2,16 @@
 
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.compare import as_text, as_tree, compare_runs, judge
+from pipeline import tracking
+from pipeline.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
 from pipeline.errors import LookbackError
 from pipeline.plan import Plan
 from pipeline.tracking import Tracker
@@ -16,7 +19,7 @@ from pipeline.tracking import Tracker
 NOON = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
 
 
-def targets(ranks: list[float], users: str = "abcdef", item: int = 1) -> pl.DataFrame:
+def targets(ranks: list[float], users: Sequence[str] = "abcdef", item: int = 1) -> pl.DataFrame:
     """targets.parquet of a model with the given ranks, and of a baseline that is always right."""
     table = {
         "user_id": list(users),
@@ -28,29 +31,87 @@ def targets(ranks: list[float], users: str = "abcdef", item: int = 1) -> pl.Data
     return pl.concat([model, pl.DataFrame(table | {"system": "popularity", "rank": [1.0] * len(users)})])
 
 
+def compared(tables: dict[str, pl.DataFrame], groups: Sequence[SeedGroup] = ()) -> Comparison:
+    return Comparison.of(judge(tables, (10,), 400, 0), groups)
+
+
 def test_differences_by_pencil():
     one, other = (
         targets([1, 1, 1, 1, 1, 3]),
         targets([3, 3, 3, 3, 3, 3]).sample(fraction=1, shuffle=True, seed=0),
     )
-    tree = as_tree(judge({"one": one, "other": other}, (10,), 200, 0))
+    tree = as_tree(compared({"one": one, "other": other}))
     assert (tree["users"], tree["targets"]) == (6, 6)
     assert tree["metrics"]["one"]["ndcg@10"] == pytest.approx(5.5 / 6)
     assert tree["metrics"]["other"]["ndcg@10"] == pytest.approx(0.5)
     found = tree["differences"]["other"]["ndcg@10"]
     assert tree["differences"]["other"]["from"] == "one"
     assert found["difference"] == pytest.approx(-2.5 / 6)
+    assert found["low"] <= found["difference"] <= found["high"] < 0
+    assert found["share"] == pytest.approx(0.0)
     assert found["verdict"] == "worse"
+    assert found["p_value"] == pytest.approx(2 / 2**5), (
+        "five differences of one sign: two of 32 orders of signs"
+    )
+
+
+def test_all_metrics_of_ranks_are_compared():
+    tree = as_tree(compared({"one": targets([1] * 6), "other": targets([4] * 6)}))
+    kinds = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
+    names = {f"{user}{kind}@10" for kind in kinds for user in ("", "user_")}
+    assert set(tree["differences"]["other"]) == names | {"from"}
+    found = {name: tree["differences"]["other"][f"{name}@10"]["difference"] for name in kinds}
+    assert found == pytest.approx(
+        {
+            "ndcg": 1 / np.log2(5) - 1,
+            "hit_rate": 0,
+            "recall": 0,
+            "precision": 0,
+            "mrr": -3 / 4,
+            "map": -3 / 4,
+        }
+    )
+
+
+def test_a_verdict_has_to_stand_among_several_comparisons():
+    """By chance alone one of twenty equal systems looks different; corrected for twenty, none does."""
+    users = [f"u{number}" for number in range(60)]
+    random = np.random.default_rng(11)
+    tables = {f"run {number}": targets(random.integers(1, 30, 60).tolist(), users) for number in range(21)}
+    one = as_tree(compared({name: tables[name] for name in ("run 0", "run 1")}))["differences"]["run 1"][
+        "ndcg@10"
+    ]
+    assert one["p_holm"] == one["p_value"]
+    found = as_tree(compared(tables))["differences"]
+    of_ndcg = [each["ndcg@10"] for each in found.values()]
+    assert any(each["low"] > 0 or each["high"] < 0 for each in of_ndcg), "some interval leaves 0 out"
+    assert {each["verdict"] for each in of_ndcg} == {"can't tell"}
+    assert all(each["p_holm"] >= each["p_value"] for each in of_ndcg)
 
 
 def test_the_table_has_a_column_per_run_and_difference():
-    text = as_text(judge({"one": targets([1] * 6), "other": targets([2] * 6)}, (10,), 100, 0))
+    text = as_text(compared({"one": targets([1] * 6), "other": targets([2] * 6)}))
     lines = text.splitlines()
     assert lines[0] == "6 targets of 6 users; 95 % intervals, bootstrap over users"
-    assert lines[2].split() == ["one", "other", "other", "minus", "one"]
-    assert " ".join(lines[3].split()) == (
-        "ndcg@10 1.0000 [1.0000, 1.0000] 0.6309 [0.6309, 0.6309] -0.3691 [-0.3691, -0.3691] worse"
+    assert lines[1] == "p: Wilcoxon signed-rank test on users' means"
+    assert lines[3].split() == ["one", "other", "other", "minus", "one"]
+    assert " ".join(lines[4].split()) == (
+        "ndcg@10 1.0000 [1.0000, 1.0000] 0.6309 [0.6309, 0.6309] -0.3691 [-0.3691, -0.3691] p 0.031 worse"
     )
+    assert [line.split()[0] for line in lines[4:]] == ["ndcg@10", "hit_rate@10", "mrr@10", "user_ndcg@10"]
+    three = as_text(compared({name: targets([1] * 6) for name in ("a", "b", "c")}))
+    assert "corrected for 2 comparisons (Holm)" in three.splitlines()[1]
+
+
+def test_runs_that_differ_in_their_seed_have_a_mean_and_a_spread():
+    groups = [SeedGroup(("a", "b"), ("0", "1"))]
+    comparison = compared({"a": targets([1] * 6), "b": targets([2] * 6), "c": targets([3] * 6)}, groups)
+    (found,) = as_tree(comparison)["seeds"]
+    assert (found["runs"], found["seeds"]) == (["a", "b"], ["0", "1"])
+    assert found["metrics"]["mrr@10"] == pytest.approx({"mean": 0.75, "sd": 0.25 * 2**0.5})
+    text = as_text(comparison)
+    assert "mean ± sd of a, b (seeds 0, 1)" in text
+    assert "0.7500 ± 0.3536" in text
 
 
 @pytest.mark.parametrize(
@@ -66,13 +127,17 @@ def test_other_targets_are_refused(other: pl.DataFrame, said: str):
         judge({"one": targets([1] * 6), "other": other}, (10,), 100, 0)
 
 
-def log_run(folder: Path, tracker: Tracker, name: str, ranks: list[float]) -> None:
+def log_run(folder: Path, tracker: Tracker, name: str, ranks: list[float], seed: int, dim: int = 8) -> None:
     """A training with an evaluation under it, as the stages log them."""
     for stage in ("train", "evaluate"):
         artifact = folder / name / stage
         artifact.mkdir(parents=True)
         plan = Plan()
-        if stage == "evaluate":
+        if stage == "train":
+            plan.params(
+                {"seed": seed, "model": {"dim": dim}, "score": {"k": seed}, "resolved": {"threads": seed}}
+            )
+        else:
             targets(ranks).write_parquet(artifact / "targets.parquet")
             plan.artifact("targets.parquet", "evaluate")
         plan.save(artifact)
@@ -89,12 +154,13 @@ def log_run(folder: Path, tracker: Tracker, name: str, ranks: list[float]) -> No
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database with two trainings that were evaluated and one that was not."""
+    """A database with three trainings that were evaluated, two of them alike but for the seed, and one that was not."""
     folder = tmp_path_factory.mktemp("compare")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     tracker = Tracker(uri, "tiny", (folder / "artifacts").as_uri())
-    log_run(folder, tracker, "first", [1, 1, 1, 1, 1, 3])
-    log_run(folder, tracker, "second", [3, 3, 3, 3, 3, 3])
+    log_run(folder, tracker, "first", [1, 1, 1, 1, 1, 3], 0)
+    log_run(folder, tracker, "second", [3, 3, 3, 3, 3, 3], 1)
+    log_run(folder, tracker, "wider", [1, 1, 1, 1, 3, 3], 1, dim=16)
     Plan().save(folder)
     link = folder / "lonely.json"
     tracker.replay(folder=folder, stage="train", fingerprint="f", run_name="lonely", tags={}, link_file=link)
@@ -114,6 +180,53 @@ def test_runs_are_found_by_the_name_of_the_training_or_the_evaluation(capsys: py
     assert tree["differences"]["evaluate second"]["ndcg@10"]["difference"] == pytest.approx(-2.5 / 6)
     compare_runs(None, ["evaluate second", "train first"], as_json=False)
     assert "train first minus evaluate second" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_at_server")
+def test_the_comparison_is_a_run_of_its_own(server: str, capsys: pytest.CaptureFixture[str]):
+    names = ["train first", "train second", "train wider"]
+    compare_runs(None, names, as_json=True)
+    tree: Any = json.loads(capsys.readouterr().out)
+    assert [(group["runs"], group["seeds"]) for group in tree["seeds"]] == [
+        (["train first", "train second"], ["0", "1"])
+    ], "the wider one is another model"
+    tracker = Tracker(server, "tiny")
+    logged = tracker.find_run(tree["run_id"])
+    evaluated = [tracker.find_run(f"evaluate {name}").run_id for name in ("first", "second", "wider")]
+    assert (logged.name, logged.status) == ("compare train first train second train wider", "FINISHED")
+    assert logged.experiment_id == tracker.find_run("train first").experiment_id
+    assert logged.tags["lookback.compared"].split(",") == evaluated
+    assert all(run_id in logged.tags["mlflow.note.content"] for run_id in evaluated)
+    found = tree["differences"]["train second"]["ndcg@10"]
+    assert logged.metrics["train second/ndcg_at_10_difference"] == pytest.approx(found["difference"])
+    with tracking.fluent(server):
+        client = tracking.client_at(server)
+        table = pl.from_pandas(client.load_table(logged.experiment_id, "table.json", run_ids=[logged.run_id]))
+    assert len(table) == 3 * len(tree["metrics"]["train first"])
+    row = table.row(
+        by_predicate=(pl.col("run") == "train second") & (pl.col("metric") == "ndcg@10"), named=True
+    )
+    for part in ("difference", "low", "high", "p_value", "p_holm", "verdict"):
+        assert row[part] == (pytest.approx(found[part]) if part != "verdict" else found[part])
+    assert row["value"] == pytest.approx(0.5)
+    assert row["run_id"] == evaluated[1]
+    first = table.filter(pl.col("run") == "train first")
+    assert first["difference"].is_null().all() or first["difference"].is_nan().all()
+
+
+@pytest.mark.usefixtures("_at_server")
+def test_a_comparison_that_cannot_be_logged_is_printed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuse(*_: object) -> None:
+        raise OSError("no more space")
+
+    monkeypatch.setattr(tracking, "_send_points", refuse)
+    compare_runs(None, ["train first", "train second"], as_json=False)
+    said = capsys.readouterr()
+    assert "train second minus train first" in said.out
+    assert said.err.count("\n") == 1
+    assert "no more space" in said.err
 
 
 @pytest.mark.usefixtures("_at_server")

@@ -20,10 +20,11 @@ from models.encoder import Encoder
 from models.index import ItemIndex
 from models.settings import EncoderSettings
 from pipeline import registry, tracking
-from pipeline.bundle import Bundle, seal
-from pipeline.errors import LookbackError
+from pipeline.bundle import Bundle, Evaluated, seal
+from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.registry import Registry
 from pipeline.serving import Recommender, _load_pyfunc
+from pipeline.store import write_json
 from pipeline.tracking import Plan, Tracker
 from pipeline.tracking_server import BUNDLE_DIGEST, absolute_uri, artifact_root
 
@@ -125,6 +126,21 @@ def test_frame_without_users_or_histories_is_refused(place: Path, digest: str):
         model.predict(pd.DataFrame({"item": [1]}))
     with pytest.raises(ValueError, match="received k = 0, expected 1 or more"):
         model.predict(pd.DataFrame({"user_id": [1]}), {"k": 0})
+
+
+def test_a_bundle_of_the_format_before_still_recommends_but_cannot_be_compared(tmp_path: Path):
+    a_bundle(tmp_path / "old")
+    description = json.loads((tmp_path / "old" / "bundle.json").read_text())
+    for version, opens in ((1, True), (2, True), (3, False)):
+        write_json(tmp_path / "old" / "bundle.json", description | {"format_version": version})
+        if opens:
+            assert len(Bundle.open(tmp_path / "old").recommend_users([20], 3)[0][0]) == 3
+        else:
+            with pytest.raises(DamagedArtifact, match="received bundle format 3, expected 1 or 2"):
+                Bundle.open(tmp_path / "old")
+    write_json(tmp_path / "old" / "bundle.json", description | {"format_version": 1})
+    with pytest.raises(DamagedArtifact, match="received bundle format 1, expected 2; publish again"):
+        Evaluated.open(tmp_path / "old")
 
 
 def test_bundle_is_registered_once(published: Registry, place: Path, digest: str, run_id: str):

@@ -1,0 +1,222 @@
+"""The gate: whether a published version becomes `champion`, by paired tests of the evaluated weights.
+
+A challenger has to beat the best baseline of its own evaluation and, where there is a champion, must not be worse than it
+by more than a margin, on targets that neither model could learn from. Both tests look at the 95 % bootstrap interval over
+users of a paired difference: at its lower end.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.histories import JaggedHistories
+from features.splits import Split
+from models.judgement import Judgement
+from models.metrics import Float64, metrics_of_ranks
+from models.ranking import rank_targets
+from models.recommender import Int32
+from models.training import pick_device
+from pipeline import histories as rows
+from pipeline.bundle import Evaluated, translation
+from pipeline.config import MODEL, Config
+from pipeline.errors import DamagedArtifact
+from pipeline.registry import Decision
+from pipeline.store import read_json
+from pipeline.targets import RankedTargets, ranked_targets
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+MIN_USERS = 30
+"""Users with common targets below which no difference is computed: an interval over so few draws of users means nothing."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that stands, and the folder of its bundle."""
+
+    version: int
+    folder: Path
+
+
+def decide(
+    config: Config, features: Path, evaluate: Path, challenger: Path, champion: Champion | None
+) -> Decision:
+    """Whether a challenger becomes champion.
+
+    features, evaluate: the artifacts that the challenger was made from; challenger: its bundle's folder.
+    """
+    settings = config.evaluate
+    figures: dict[str, float | str] = {"metric": settings.gate_metric, "margin": settings.gate_margin}
+    tests = [against_best_baseline(read_json(evaluate / "metrics.json"), settings.gate_metric)]
+    if champion is not None:
+        tests.append(_against(config, features, challenger, champion))
+    for test in tests:
+        figures |= test.figures
+    failed = [test.said for test in tests if not test.passed]
+    reason = "; ".join(failed or [test.said for test in tests])
+    return Decision("refused" if failed else "passed" if champion is not None else "first", reason, figures)
+
+
+@dataclass(frozen=True)
+class _Test:
+    passed: bool
+    said: str
+    figures: Mapping[str, float | str] = field(default_factory=dict)
+
+
+# --- the best baseline ---
+
+
+def against_best_baseline(report: Mapping[str, Any], metric: str) -> _Test:
+    """Whether the model is better than the baseline with the highest value: its paired interval lies above 0.
+
+    report: metrics.json of an evaluate artifact. Where no baseline was evaluated there is none to beat, which is said.
+    """
+    values = {name: each.get(metric) for name, each in report["metrics"].items() if name != MODEL}
+    measured = {name: float(value) for name, value in values.items() if value is not None}
+    if not measured:
+        return _Test(True, "no baseline was evaluated", {"best_baseline": "none"})
+    best = max(measured, key=lambda name: measured[name])
+    found = report["paired"][best][metric]
+    figures: dict[str, float | str] = {
+        "best_baseline": best,
+        "baseline_difference": found["difference"],
+        "baseline_low": found["low"],
+        "baseline_high": found["high"],
+    }
+    passed = found["low"] > 0
+    said = f"{'better' if passed else 'not shown to be better'} than {best}, the best baseline: {metric} {_interval(found)}"
+    return _Test(passed, said, figures)
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+
+
+# --- the champion ---
+
+
+def _against(config: Config, features: Path, challenger: Path, champion: Champion) -> _Test:
+    """Whether the challenger is not worse than the champion by more than the margin."""
+    about: dict[str, float | str] = {}
+    name = f"version {champion.version}, the champion"
+    device = pick_device()
+    try:
+        standing = Evaluated.open(champion.folder, device=device)
+    except (DamagedArtifact, ValueError, OSError) as error:
+        return _Test(False, f"cannot be compared with {name}: {error}", about)
+    own = Evaluated.open(challenger, verify=False, device=device)
+    common = common_targets(config, features, own, standing)
+    about |= {
+        "targets": len(common.targets),
+        "users": common.num_users,
+        "earlier_targets": common.num_earlier,
+        "unknown_to_both": common.num_unknown,
+    }
+    if common.num_users < MIN_USERS:
+        return _Test(
+            False,
+            f"cannot be compared with {name}: {len(common.targets):,} targets of {common.num_users:,} users are later than the "
+            f"training of both, expected at least {MIN_USERS} users",
+            about,
+        )
+    values = {CHALLENGER: own, CHAMPION: standing}
+    ranked = {label: ranks(config, features, model, common.targets) for label, model in values.items()}
+    found, levels = _paired(config, ranked, common.targets)
+    about |= {name: found[name] for name in ("difference", "low", "high")} | levels
+    passed = found["low"] >= -config.evaluate.gate_margin
+    said = (
+        f"{'not worse' if passed else 'not shown to be no worse'} than {name}, by more than {config.evaluate.gate_margin:g}: "
+        f"{config.evaluate.gate_metric} {_interval(found)} on {len(common.targets):,} targets of {common.num_users:,} users"
+    )
+    return _Test(passed, said, about)
+
+
+def _paired(
+    config: Config, ranked: Mapping[str, Float64], targets: RankedTargets
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The challenger's difference from the champion in the gate's metric, and the value of each."""
+    settings, metric = config.evaluate, config.evaluate.gate_metric
+    length = int(metric.partition("@")[2])
+    values = ((label, {metric: metrics_of_ranks(rank, (length,))[metric]}) for label, rank in ranked.items())
+    judged = Judgement.of(values, targets.user, settings.resamples, config.seed)
+    return judged.paired(CHALLENGER, CHAMPION)[metric], {
+        f"{label}_value": judged.values(label)[metric] for label in ranked
+    }
+
+
+@dataclass(frozen=True)
+class CommonTargets:
+    """Test targets on which two models can be compared."""
+
+    targets: RankedTargets
+    """In the numbering of the features folder; each item is known to one of the models at least, and so is its history."""
+    num_earlier: int
+    """Left out: not later than what the champion was trained on."""
+    num_unknown: int
+    """Left out: the item, or all of the history, is known to neither."""
+
+    @property
+    def num_users(self) -> int:
+        """Users with a target."""
+        return len(np.unique(self.targets.user))
+
+
+def common_targets(
+    config: Config, features: Path, challenger: Evaluated, champion: Evaluated
+) -> CommonTargets:
+    """The challenger's test targets that the champion could not learn from either.
+
+    Where both were made from the same features all targets are; else those later than the user's last event before the
+    champion's own test, and at or after the time at which that began (temporal): its users' and all other users' events.
+    """
+    histories, split = JaggedHistories.load(features), Split.load(features / "split")
+    item_ids = _ids(features, "items", "item_id")
+    is_known = sum(translation(model.items, item_ids)[0] > 0 for model in (challenger, champion))
+    either = np.where(is_known, np.arange(len(item_ids) + 1), 0).astype(np.int32)
+    targets = ranked_targets(
+        histories,
+        split,
+        "test",
+        either,
+        ties=config.split.ties,
+        exclude_seen=config.exclude_seen,
+        first_only=config.evaluate.targets == "first",
+    )
+    later = np.ones(len(targets), bool)
+    if challenger.features != champion.features:
+        until = champion.trained_until_of(_ids(features, "users", "user_id"))
+        time = np.asarray(histories.time[targets.position])
+        later = _is_later(time, until[targets.user], champion.trained_until)
+    chosen = targets.select(later & targets.ordinary)
+    return CommonTargets(chosen, int((~later).sum()), int((later & ~targets.ordinary).sum()))
+
+
+def _is_later(
+    time: NDArray[np.int64], user_until: NDArray[np.int64], boundary: int | None
+) -> NDArray[np.bool_]:
+    """[targets] after the user's own last event that counted, and not before the boundary of all users."""
+    return (time > user_until) & (time >= (-math.inf if boundary is None else boundary))
+
+
+def ranks(config: Config, features: Path, model: Evaluated, targets: RankedTargets) -> Float64:
+    """[targets] rank among the items that the model knows; infinity, a miss, where it does not know the item or any history."""
+    item_ids = _ids(features, "items", "item_id")
+    histories = model.translated(targets.histories, item_ids, rows.event_types(features))
+    item: Int32 = translation(model.items, item_ids)[0][targets.item]
+    known = (item > 0) & (histories.lengths > 0)
+    rank = np.full(len(targets), np.inf)
+    found = rank_targets(
+        model.recommender, histories.select(known), item[known], 1, exclude_seen=config.exclude_seen
+    )
+    rank[known] = found.rank
+    return rank
+
+
+def _ids(features: Path, table: str, column: str) -> pl.Series:
+    return pl.read_parquet(features / f"{table}.parquet", columns=[column])[column]
