@@ -16,7 +16,7 @@ VENV := .venv
 INSTALLED := $(VENV)/installed
 LOOKBACK := $(VENV)/bin/lookback
 SETTINGS = --config '$(CONFIG)' $(foreach pair,$(SET),--set '$(pair)')
-STAGES := ingest features train index rank evaluate publish score report
+STAGES := ingest features train index rank baselines evaluate publish score report
 
 .PHONY: help install demo test data $(STAGES) all nightly tune ui compare prune check lint type bench clean
 
@@ -37,6 +37,7 @@ features:  ## vocabularies, per-user histories, the split
 train:     ## the model, with early stopping on validation NDCG@10
 index:     ## item vectors and their FAISS index
 rank:      ## the second-stage ranker
+baselines: ## what to beat: tuned on validation, fitted, ranking the same targets
 evaluate:  ## metrics over the whole catalogue, against the baselines
 publish:   ## refit on everything, the bundle, the model registry
 score:     ## recommendations for every user

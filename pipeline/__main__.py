@@ -6,13 +6,25 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import ConfigError, LookbackError
 
-STAGE_NAMES = ("ingest", "features", "train", "index", "rank", "evaluate", "publish", "score", "report")
+STAGE_NAMES = (
+    "ingest",
+    "features",
+    "train",
+    "index",
+    "rank",
+    "baselines",
+    "evaluate",
+    "publish",
+    "score",
+    "report",
+)
 
 
 def _configured(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +70,17 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
     if as_json:
         named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
         print(json.dumps({**named, "stages": summaries}))
+    elif "evaluate" in names:
+        _print_standings(summaries)
+
+
+def _print_standings(summaries: list[dict[str, Any]]) -> None:
+    """The evaluation's table: every system beside the model."""
+    from pipeline.standings import as_text
+    from pipeline.store import read_json
+
+    folder = next(summary["folder"] for summary in summaries if summary["stage"] == "evaluate")
+    print(f"\n{as_text(read_json(Path(folder) / 'metrics.json'))}")
 
 
 @cli.command()
@@ -105,7 +128,7 @@ def recommend(config: Any, user: str | None, history: str | None, k: int, as_jso
 def compare(
     runs: tuple[str, ...], config_path: str | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """RUNS (MLflow run ids or names) side by side, with paired differences and intervals."""
+    """RUNS (MLflow run ids or names) side by side, with paired differences and intervals; logged as a run of its own."""
     from pipeline.compare import compare_runs
     from pipeline.config import load_config
 
@@ -129,7 +152,7 @@ def tune(config: Any, trials: int) -> None:
 @click.argument("version", type=click.IntRange(min=1))
 @_configured
 def promote(config: Any, version: int) -> None:
-    """Move the alias `champion` to VERSION by hand."""
+    """Move the alias `champion` to VERSION by hand; the version's tags say so."""
     from pipeline.registry import promote as move
 
     print(move(config, version))

@@ -20,6 +20,10 @@ FileFormat = Literal["csv", "jsonl", "parquet", "json"]
 Column = str | int
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type")
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
+MODEL = "lookback"
+"""What the model is called beside the baselines, in metrics.json and targets.parquet."""
+BASELINES = ("popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru")
+GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
 
 
@@ -187,16 +191,27 @@ class SplitConfig(Section):
     """temporal: share of events before the test that are validation."""
     ties: Literal["order", "strict"] = "order"
     """order: (timestamp, source file, source row) decides; strict: events at the target's own time are not in its history."""
+    cuts: int = Field(1, ge=1)
+    """temporal: how many times the log is cut, each time `test_fraction` earlier: the rolling protocol; 1: once, at its end."""
+    held_back: float = Field(0.0, ge=0, lt=1)
+    """temporal: share of events, the last by time, that are in no part: the log as it was some time ago."""
 
     @pydantic.model_validator(mode="after")
     def _something_to_train_on(self) -> "SplitConfig":
-        if self.test_from is None and self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError(
-                f"split: received test_fraction {self.test_fraction} + validation_fraction {self.validation_fraction}, "
-                "expected less than 1 together, so that something is left to train on"
-            )
         if self.test_from is not None:
             _check_iso("split.test_from", self.test_from)
+        if (self.cuts > 1 or self.held_back) and (self.test_from is not None or self.protocol != "temporal"):
+            raise ValueError(
+                f"split: received cuts {self.cuts} and held_back {self.held_back} with protocol {self.protocol!r} and test_from "
+                f"{self.test_from!r}, expected protocol 'temporal' with test_fraction: cuts are shares of the log by time"
+            )
+        taken = self.cuts * self.test_fraction + self.validation_fraction + self.held_back
+        if self.test_from is None and taken >= 1:
+            raise ValueError(
+                f"split: received test_fraction {self.test_fraction} x cuts {self.cuts} + validation_fraction "
+                f"{self.validation_fraction} + held_back {self.held_back}, expected less than 1 together, so that something is "
+                "left to train on"
+            )
         return self
 
 
@@ -232,14 +247,32 @@ class EvaluateConfig(Section):
     """Lengths of the lists that metrics look at."""
     exclude_seen: bool | None = None
     """Whether items already in the history are masked; default: as `score.exclude_seen`."""
+    targets: Literal["successive", "first"] = "successive"
+    """successive: each of a user's held-out events, one after the other; first: the first of them alone."""
+    cold_users: bool = False
+    """Whether targets without any history count in the metrics; they are reported apart all the same."""
+    cold_items: bool = False
+    """Whether targets on items unseen in training count in the metrics, as misses; they are reported apart all the same."""
     baselines: Literal["all"] | list[str] = "all"
     """Which baselines stand beside the model: all, or a list of names."""
-    recent_days: float = Field(7.0, gt=0)
-    """Days before the end of the training data that count as recent popularity."""
+    recent_days: float | list[float] = [1.0, 3.0, 7.0, 30.0]
+    """Days before the end of the training data that count as recent popularity; of several, validation chooses."""
+    gru_dim: int = Field(64, ge=1)
+    """Width of the baseline `gru`, in components."""
+    gru_epochs: int = Field(30, ge=1)
+    """Passes over the training histories of the baseline `gru`, at most; validation chooses the epoch."""
+    gru_patience: int = Field(3, ge=1)
+    """Epochs without a better validation NDCG@10 before the baseline `gru` stops."""
     resamples: int = Field(1000, ge=100)
     """Bootstrap resamples of users behind each interval."""
+    training_fractions: list[float] = []
+    """Shares of the training users on which the model is trained once more, such as [0.1, 0.3], to see what more data brings."""
     gate: bool = True
-    """Whether a later version needs a paired test, or a hand, to become champion."""
+    """Whether the alias champion moves only on a paired test."""
+    gate_metric: str = "ndcg@10"
+    """Metric over targets that the gate compares; its list length must be among `k`."""
+    gate_margin: float = Field(0.005, ge=0)
+    """How much worse than the champion a challenger may turn out at the interval's lower end, in the metric's unit."""
 
     @pydantic.field_validator("k")
     @classmethod
@@ -251,13 +284,39 @@ class EvaluateConfig(Section):
     @pydantic.field_validator("baselines")
     @classmethod
     def _known_baselines(cls, names: str | list[str]) -> str | list[str]:
-        known = ("popularity", "recent_popularity", "co_visitation")
         for name in names if isinstance(names, list) else []:
-            if name not in known:
+            if name not in BASELINES:
                 raise ValueError(
-                    f"evaluate.baselines: received {name!r}, expected names among {', '.join(known)}"
+                    f"evaluate.baselines: received {name!r}, expected names among {', '.join(BASELINES)}"
                 )
         return names
+
+    @pydantic.field_validator("recent_days", "training_fractions")
+    @classmethod
+    def _positive_numbers(
+        cls, value: float | list[float], about: pydantic.ValidationInfo
+    ) -> float | list[float]:
+        numbers = value if isinstance(value, list) else [value]
+        most = 1.0 if about.field_name == "training_fractions" else float("inf")
+        if not all(0 < number < most for number in numbers) or (
+            about.field_name == "recent_days" and not numbers
+        ):
+            raise ValueError(
+                f"evaluate.{about.field_name}: received {value}, expected numbers above 0"
+                + (" and below 1" if most == 1 else "")
+            )
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _gate_can_be_measured(self) -> "EvaluateConfig":
+        measured = [f"{metric}@{k}" for k in self.k for metric in GATE_METRICS]
+        if self.gate and self.gate_metric not in measured:
+            if "gate_metric" in self.model_fields_set:
+                raise ValueError(
+                    f"evaluate.gate_metric: received {self.gate_metric!r}, expected one of {', '.join(measured)}"
+                )
+            object.__setattr__(self, "gate_metric", f"ndcg@{self.k[0]}")
+        return self
 
 
 class ScoreConfig(Section):

@@ -1,144 +1,371 @@
-"""Stage evaluate: every held-out event ranked against the whole catalogue, by the model and by each baseline.
+"""Stage evaluate: every held-out event ranked against the whole catalogue by the model, beside the baselines.
 
 Metrics are written with bootstrap intervals over users and paired differences between the model and each baseline.
 """
 
-from collections.abc import Iterator
+import datetime
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from features.content import Content
 from features.histories import JaggedHistories
+from features.leaks import check_fitted, check_leaks, leaks_by_construction
 from features.splits import Split
 from models import metrics
-from models.baselines import CoVisitation, Popularity, RecentPopularity
 from models.checkpoint import load_model
 from models.encoder import AttentionRecommender
 from models.judgement import Judgement
-from models.metrics import Float64
-from models.recommender import Histories, Recommender
-from models.topk import mask_seen, row_chunks, top_k
+from models.lists import Catalogue
+from models.ranking import SystemRanks, rank_targets
+from models.recommender import Histories, Int32
 from models.training import pick_device
-from pipeline import figures
+from pipeline import baselines, diagnostics, figures, judging
+from pipeline import histories as rows
+from pipeline.config import MODEL
 from pipeline.errors import LookbackError
-from pipeline.histories import training_rows
+from pipeline.judging import Judging
+from pipeline.segments import segments_of
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
-from pipeline.targets import RankedTargets, ranked_targets
+from pipeline.targets import RankedTargets, check_targets, ranked_targets
+from pipeline.train import Trainer
 
-MODEL = "lookback"
-BASELINES = ("popularity", "recent_popularity", "co_visitation")
-HISTORY_LENGTHS = (1, 5, 20, 50, 200)
-"""First length of each segment by history length."""
+TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
+CUT = "evaluate cut "
+"""What the evaluations of earlier cuts are called among a stage's inputs."""
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """How one set of systems ranks the same targets."""
+class Evaluation:
+    """What the model and the baselines make of the test targets."""
 
-    ranks: dict[str, Float64]
-    """System -> [targets], the rank of each target among all items."""
-    coverage: dict[str, dict[str, float]]
-    """System -> `coverage@k` -> share of the catalogue in any list of k."""
-    num_items: int
-    """Items that every system ranks."""
+    histories: JaggedHistories
+    split: Split
+    mapping: Int32
+    """[num_items + 1], item of the features folder -> the systems'"""
+    training: Histories
+    """What every system learned from, in the systems' numbering"""
+    every_target: RankedTargets
+    """Those that stand apart too."""
+    every_rank: Mapping[str, SystemRanks]
+    targets: RankedTargets
+    """Those that the metrics are means over."""
+    ranked: Mapping[str, SystemRanks]
+    catalogue: Catalogue
+    recommender: AttentionRecommender
 
 
 def build(ctx: Context) -> None:
-    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet and figures."""
-    config, settings = ctx.config, ctx.config.evaluate
-    histories = JaggedHistories.load(ctx.inputs["features"])
-    split = Split.load(ctx.inputs["features"] / "split")
-    mapping = np.load(ctx.inputs["train"] / "items.npy")
-    targets = ranked_targets(
-        histories, split, "test", mapping, ties=config.split.ties, exclude_seen=config.exclude_seen
-    )
-    if not len(targets):
-        raise LookbackError(
-            f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {targets.left_out});"
-            " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
-        )
-    fitted_on = training_rows(histories, split, with_validation=config.train.refit_validation).translate(
-        mapping
-    )
-    systems, not_applicable = _systems(ctx, fitted_on, int(mapping.max()))
-    ranked = rank_all(systems, targets, tuple(settings.k), exclude_seen=config.exclude_seen)
-    judged = Judgement.of(ranked.ranks, targets.user, tuple(settings.k), settings.resamples, config.seed)
-    report = _report(ctx, targets, ranked, judged) | {
-        "protocol": split.protocol,
-        "not_applicable": not_applicable,
-    }
+    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and figures."""
+    judged_by = Judging(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
+    found = _rank(ctx)
+    judged = judging.judge(found.ranked, found.targets, found.catalogue, judged_by)
+    report = _report(ctx, found, judged, judged_by)
     write_json(ctx.folder / "metrics.json", report)
-    _write_tables(ctx, targets, ranked, judged, histories, fitted_on)
+    _write_table(ctx, "systems.json", _as_table(report))
+    _write_targets(ctx, found)
+    _write_users(ctx, judged)
+    segments = _write_segments(ctx, found, judged_by)
+    write_json(ctx.folder / "diagnostics.json", _diagnostics(ctx, found))
+    for name, figure in figures.of_evaluation(judged, segments, report, ctx.folder).items():
+        figures.save(figure, ctx.folder / name)
+        ctx.track.artifact(name, "evaluate")
+    for name in TABLES:
+        ctx.track.artifact(name, "evaluate")
+    shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _say(ctx, report)
 
 
-def _report(ctx: Context, targets: RankedTargets, ranked: Ranked, judged: Judgement) -> dict[str, Any]:
+def _rank(ctx: Context) -> Evaluation:
+    """Check for leaks, find the targets, rank them by the model, and take up how the baselines ranked them."""
+    config, settings = ctx.config, ctx.config.evaluate
+    features = ctx.inputs["features"]
+    histories, split = JaggedHistories.load(features), Split.load(features / "split")
+    mapping = np.load(ctx.inputs["train"] / "items.npy")
+    assert np.array_equal(mapping, np.load(ctx.inputs["baselines"] / "items.npy"))
+    _check_leaks(ctx, histories, split)
+    targets = ranked_targets(
+        histories,
+        split,
+        "test",
+        mapping,
+        ties=config.split.ties,
+        exclude_seen=config.exclude_seen,
+        first_only=settings.targets == "first",
+    )
+    check_targets(targets, histories, split, mapping, ties=config.split.ties)
+    chosen = judging.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
+    if not chosen.any():
+        raise LookbackError(
+            f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {_left_out(ctx, targets)});"
+            " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
+        )
+    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
+    training = training.translate(mapping)
+    recommender = AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
+    part = baselines.Part(training, targets, recommender.num_items)
+    ranked = {MODEL: baselines.rank_all(recommender, part, config)} | {
+        name: baselines.load(ctx.inputs["baselines"], name)
+        for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
+    }
+    counts = np.bincount(training.item_index[training.gather()[1]], minlength=recommender.num_items + 1)
+    content = Content.load(features / "content") if (features / "content").exists() else None
+    return Evaluation(
+        histories,
+        split,
+        mapping,
+        training,
+        targets,
+        ranked,
+        targets.select(chosen),
+        {name: each.select(chosen) for name, each in ranked.items()},
+        judging.catalogue_of(counts, content, mapping),
+        recommender,
+    )
+
+
+def _check_leaks(ctx: Context, histories: JaggedHistories, split: Split) -> None:
+    """Raise LeakError where a history is out of order, the parts overlap, or a system was fitted on other events."""
+    check_leaks(histories, split)
+    fitted = {MODEL: read_json(ctx.inputs["train"] / "training.json")["fitted_on"]} | {
+        name: facts["fitted_on"]
+        for name, facts in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"].items()
+    }
+    for name, on in fitted.items():
+        with_validation = ctx.config.train.refit_validation
+        check_fitted(name, on["num_events"], on["latest"], histories, split, with_validation=with_validation)
+
+
+def _left_out(ctx: Context, targets: RankedTargets) -> dict[str, int]:
+    """Test events that the metrics do not look at, by reason."""
+    settings = ctx.config.evaluate
+    included = {"no_history": settings.cold_users, "unknown_item": settings.cold_items}
+    return targets.left_out | {
+        name: 0 if included[name] else count for name, count in targets.num_apart.items()
+    }
+
+
+def _report(ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judging) -> dict[str, Any]:
     """What metrics.json holds: counts, then a tree of system, metric and value for each kind of number."""
-    return {
+    config, settings = ctx.config, ctx.config.evaluate
+    num_items = found.recommender.num_items
+    of_lists = judging.catalogue_metrics(found.ranked, found.targets, num_items, judged_by)
+    others = [name for name in judged.systems if name != MODEL]
+    tuned = read_json(ctx.inputs["baselines"] / "baselines.json")
+    report: dict[str, Any] = {
+        "protocol": found.split.protocol,
+        "test_from": _iso(found.split.test_from),
+        "targets_of_a_user": settings.targets,
+        "ties": config.split.ties,
         "users": judged.num_users,
-        "targets": len(targets),
-        "targets_left_out": targets.left_out,
-        "num_items": ranked.num_items,
-        "exclude_seen": ctx.config.exclude_seen,
-        "refit_validation": ctx.config.train.refit_validation,
-        "metrics": {name: judged.values(name) | ranked.coverage[name] for name in judged.systems},
-        "intervals": {name: judged.intervals(name) for name in judged.systems},
-        "paired": {name: judged.paired(MODEL, name) for name in judged.systems if name != MODEL},
+        "targets": len(found.targets),
+        "targets_left_out": _left_out(ctx, found.every_target),
+        "num_items": num_items,
+        "exclude_seen": config.exclude_seen,
+        "refit_validation": config.train.refit_validation,
+        "resamples": settings.resamples,
+        "metrics": {name: _known(judged.values(name) | of_lists[name][0]) for name in judged.systems},
+        "intervals": {name: _known(judged.intervals(name) | of_lists[name][1]) for name in judged.systems},
+        "paired": judged.compared(MODEL, others) if others else {},
+        "apart": judging.apart(
+            found.every_rank,
+            found.every_target,
+            judged,
+            judged_by,
+            cold_users=settings.cold_users,
+            cold_items=settings.cold_items,
+        ),
+        "leaks": {
+            "checked": [
+                "order of every history",
+                "boundaries of the parts",
+                "events that each system was fitted on",
+                "history of every target",
+            ],
+            "by_construction": _leaks_by_construction(ctx, found),
+        },
+        "baselines": {
+            name: {key: facts[key] for key in ("settings", "grid")}
+            for name, facts in tuned["systems"].items()
+        },
+        "not_applicable": tuned["not_applicable"],
         "index": read_json(ctx.inputs["index"] / "recall.json"),
     }
+    if settings.training_fractions:
+        report["learning_curve"] = _learning_curve(ctx, found, judged, judged_by)
+    earlier = [
+        read_json(folder / "metrics.json") for name, folder in ctx.inputs.items() if name.startswith(CUT)
+    ]
+    if earlier:
+        report["rolling"] = judging.rolling([*earlier, report])
+    return report
 
 
-def _systems(
-    ctx: Context, fitted_on: Histories, num_items: int
-) -> tuple[dict[str, Recommender], dict[str, str]]:
-    """The model and the baselines asked for, fitted on the same events; why others are not there."""
-    settings = ctx.config.evaluate
-    wanted = BASELINES if settings.baselines == "all" else settings.baselines
-    _, positions = fitted_on.gather()
-    item, time = fitted_on.item_index[positions], fitted_on.time[positions]
-    systems: dict[str, Recommender] = {
-        MODEL: AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
-    }
-    not_applicable = {}
-    if "popularity" in wanted:
-        systems["popularity"] = Popularity.fit(item, num_items)
-    if "recent_popularity" in wanted and ctx.config.events.timestamp_unit == "position":
-        not_applicable["recent_popularity"] = "the log has no times, only each user's order"
-    elif "recent_popularity" in wanted:
-        systems["recent_popularity"] = RecentPopularity.fit_recent(
-            item, time, num_items, settings.recent_days
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are defined for any target: JSON has no NaN."""
+    return {name: value for name, value in values.items() if not np.isnan(value).any()}
+
+
+def _leaks_by_construction(ctx: Context, found: Evaluation) -> dict[str, float]:
+    """What leave-one-out lets every system learn from the future of its own test; nothing where there is no common time."""
+    if found.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
+        return {}
+    with_validation = ctx.config.train.refit_validation
+    return leaks_by_construction(found.histories, found.split, with_validation=with_validation)
+
+
+def _as_table(report: dict[str, Any]) -> pl.DataFrame:
+    """A row per system and metric: value, interval, and how the model differs from it."""
+    found = []
+    for system, values in report["metrics"].items():
+        for metric, value in values.items():
+            low, high = report["intervals"][system].get(metric, (None, None))
+            against = report["paired"].get(system, {}).get(metric, {})
+            difference = {f"model_minus_it_{key}": against.get(key) for key in ("difference", "low", "high")}
+            rest = {key: against.get(key) for key in ("p_holm", "verdict")}
+            row = {"system": system, "metric": metric, "value": value, "low": low, "high": high}
+            found.append(row | difference | rest)
+    return pl.DataFrame(found, infer_schema_length=None)
+
+
+def _iso(moment: int | None) -> str | None:
+    return None if moment is None else datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
+
+
+def _learning_curve(
+    ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judging
+) -> list[dict[str, Any]]:
+    """The model trained on shares of the training users, judged on the same targets; items it never saw are misses."""
+    curve = []
+    order = np.random.default_rng(ctx.config.seed).permutation(np.flatnonzero(found.split.train_user))
+    for fraction in sorted(set(ctx.config.evaluate.training_fractions)):
+        users = np.zeros(found.histories.num_users, bool)
+        users[order[: max(1, round(fraction * len(order)))]] = True
+        trained = Trainer(ctx, ctx.inputs["features"]).fit_split(
+            found.histories, found.split, f"fraction_{fraction:g}", users
         )
-    if "co_visitation" in wanted:
-        systems["co_visitation"] = CoVisitation.fit(fitted_on, num_items)
-    return systems, not_applicable
+        translation = np.zeros(found.recommender.num_items + 1, np.int32)
+        translation[found.mapping[found.mapping > 0]] = trained.mapping[found.mapping > 0]
+        ranked = rank_targets(
+            AttentionRecommender(trained.result.model),
+            found.targets.histories.translate(translation),
+            translation[found.targets.item],
+            judged_by.list_length,
+            exclude_seen=ctx.config.exclude_seen,
+        )
+        values = metrics.metrics_of_ranks(ranked.rank, judged_by.ks)
+        own = Judgement.of([(MODEL, values)], found.targets.user, judged_by.resamples, judged_by.seed)
+        curve.append(_point(fraction, int(users.sum()), own))
+    return [*curve, _point(1.0, len(order), judged)]
 
 
-def rank_all(
-    systems: dict[str, Recommender], targets: RankedTargets, ks: tuple[int, ...], *, exclude_seen: bool
-) -> Ranked:
-    """Rank every target with every system over the whole catalogue, never holding targets x items."""
-    ranks: dict[str, Float64] = {}
-    coverage: dict[str, dict[str, float]] = {}
-    for name, system in systems.items():
-        ranks[name] = np.empty(len(targets))
-        recommended = np.zeros((len(ks), system.num_items + 1), bool)
-        for rows in row_chunks(len(targets), system.num_items):
-            part = targets.histories.select(rows)
-            scores = system.score_items(part)
-            if exclude_seen:
-                mask_seen(scores, part)
-            ranks[name][rows] = metrics.ranks(scores, targets.item[rows])
-            lists, _ = top_k(scores, max(ks))
-            for row, k in enumerate(ks):
-                recommended[row, lists[:, :k]] = True
-        shares = recommended[:, 1:].mean(axis=1)
-        coverage[name] = {f"coverage@{k}": float(share) for k, share in zip(ks, shares, strict=True)}
-    return Ranked(ranks, coverage, system.num_items)
+def _point(fraction: float, num_users: int, judged: Judgement) -> dict[str, Any]:
+    return {
+        "fraction": fraction,
+        "users": num_users,
+        "metrics": judged.values(MODEL),
+        "intervals": judged.intervals(MODEL),
+    }
+
+
+def _diagnostics(ctx: Context, found: Evaluation) -> dict[str, Any]:
+    """What can be seen of how the model decides, beside how well."""
+    features = ctx.inputs["features"]
+    return diagnostics.build(
+        found.recommender,
+        found.targets,
+        found.ranked[MODEL],
+        found.histories,
+        features=features,
+        mapping=found.mapping,
+        exclude_seen=ctx.config.exclude_seen,
+        event_types=rows.event_types(features),
+        timed=ctx.config.events.timestamp_unit != "position",
+        seed=ctx.config.seed,
+    )
+
+
+def _write_targets(ctx: Context, found: Evaluation) -> None:
+    """targets.parquet: a row per system and target, with its rank, the worst that ties allow, and what was recommended."""
+    targets, features = found.targets, ctx.inputs["features"]
+    users, items = (_ids(features, kind) for kind in ("user", "item"))
+    ours = items.gather(np.flatnonzero(found.mapping) - 1)
+    about = pl.DataFrame(
+        {
+            "user_id": users.gather(targets.user),
+            "item_id": items.gather(found.histories.item_index[targets.position].astype(np.int64) - 1),
+            "timestamp": pl.Series(found.histories.time[targets.position]).cast(pl.Datetime("us", "UTC")),
+        }
+    )
+    length = pl.Series("history_length", targets.histories.lengths)
+    pl.concat(
+        about.select(
+            pl.lit(name).alias("system"),
+            pl.all(),
+            pl.Series("rank", each.rank),
+            length,
+            pl.Series("pessimistic_rank", each.pessimistic),
+            _id_lists(each.lists, ours).alias("recommended"),
+        )
+        for name, each in found.ranked.items()
+    ).write_parquet(ctx.folder / "targets.parquet")
+
+
+def _ids(features: Path, kind: str) -> pl.Series:
+    """The ids of users or items in the order of their index."""
+    return pl.read_parquet(features / f"{kind}s.parquet", columns=[f"{kind}_id"])[f"{kind}_id"]
+
+
+def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
+    """[targets] lists of ids, as long as they are; `ids` at position p is item p + 1."""
+    import pyarrow as pa
+
+    filled = lists > 0
+    offsets = np.concatenate(([0], np.cumsum(filled.sum(axis=1)))).astype(np.int32)
+    values = ids.gather(lists[filled].astype(np.int64) - 1).to_arrow(compat_level=pl.CompatLevel.oldest())
+    found = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values))
+    assert isinstance(found, pl.Series)
+    return found
+
+
+def _write_users(ctx: Context, judged: Judgement) -> None:
+    """per_user.parquet: a row per system and user, the mean of each metric over the user's targets."""
+    users = _ids(ctx.inputs["features"], "user").gather(judged.users)
+    pl.concat(
+        pl.DataFrame({"user_id": users} | judged.of_users(name)).select(
+            pl.lit(name).alias("system"), pl.all()
+        )
+        for name in judged.systems
+    ).write_parquet(ctx.folder / "per_user.parquet")
+
+
+def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.DataFrame:
+    """segments.parquet: a row per segment, value and system."""
+    segments = segments_of(
+        found.targets,
+        found.histories,
+        found.catalogue.counts,
+        ctx.inputs["features"],
+        ctx.inputs["ingest"],
+        rows.event_types(ctx.inputs["features"]),
+        timed=ctx.config.events.timestamp_unit != "position",
+    )
+    table = pl.DataFrame(list(judging.judge_segments(found.ranked, found.targets.user, segments, judged_by)))
+    table.write_parquet(ctx.folder / "segments.parquet")
+    _write_table(ctx, "segments.json", table)
+    return table
+
+
+def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
+    """Write a table as MLflow's UI shows it, and log it there."""
+    write_json(ctx.folder / name, {"columns": table.columns, "data": [list(row) for row in table.rows()]})
+    ctx.track.table(name, "evaluate")
 
 
 def _say(ctx: Context, report: dict[str, Any]) -> None:
@@ -148,8 +375,10 @@ def _say(ctx: Context, report: dict[str, Any]) -> None:
     ctx.manifest["rows_left_out"] = left_out
     for system, values in report["metrics"].items():
         for name, value in values.items():
-            log = ctx.track.parent_metric if system == MODEL else ctx.track.metric
-            log(f"{'test' if system == MODEL else system}/{name}", value)
+            if system == MODEL:
+                ctx.track.parent_metric(f"test/{name}", value)
+            elif not name.startswith(("pessimistic_", "user_pessimistic_")):
+                ctx.track.metric(f"{system}/{name}", value)
     for name in ("targets", "users"):
         ctx.track.metric(f"test/{name}", report[name])
     features = ctx.inputs["features"]
@@ -160,94 +389,3 @@ def _say(ctx: Context, report: dict[str, Any]) -> None:
         f"{report['targets']:,} targets of {report['users']:,} users ({sum(left_out.values()):,} left out)"
     )
     ctx.summary(f"{shown} {values} on {counts}")
-
-
-def _write_tables(
-    ctx: Context,
-    targets: RankedTargets,
-    ranked: Ranked,
-    judged: Judgement,
-    histories: JaggedHistories,
-    fitted_on: Histories,
-) -> None:
-    """targets.parquet, per_user.parquet, segments.parquet and the figures."""
-    features = ctx.inputs["features"]
-    user_id = pl.read_parquet(features / "users.parquet", columns=["user_id"])["user_id"]
-    item_id = pl.read_parquet(features / "items.parquet", columns=["item_id"])["item_id"]
-    about = pl.DataFrame(
-        {
-            "user_id": user_id.gather(targets.user),
-            "item_id": item_id.gather(histories.item_index[targets.position].astype(np.int64) - 1),
-            "timestamp": pl.Series(histories.time[targets.position]).cast(pl.Datetime("us", "UTC")),
-        }
-    )
-    length = pl.Series("history_length", targets.histories.lengths)
-    pl.concat(
-        about.select(pl.lit(name).alias("system"), pl.all(), pl.Series("rank", rank), length)
-        for name, rank in ranked.ranks.items()
-    ).write_parquet(ctx.folder / "targets.parquet")
-    pl.concat(
-        pl.DataFrame({"user_id": user_id.gather(judged.users)} | judged.of_users(name)).select(
-            pl.lit(name).alias("system"), pl.all()
-        )
-        for name in judged.systems
-    ).write_parquet(ctx.folder / "per_user.parquet")
-    segments = pl.DataFrame(_segments(ctx, targets, ranked, fitted_on))
-    segments.write_parquet(ctx.folder / "segments.parquet")
-    for name, figure in figures.of_evaluation(judged, segments, ctx.config.evaluate.k[0]).items():
-        figures.save(figure, ctx.folder / name)
-        ctx.track.artifact(name, "evaluate")
-    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet"):
-        ctx.track.artifact(name, "evaluate")
-
-
-def _segments(
-    ctx: Context, targets: RankedTargets, ranked: Ranked, fitted_on: Histories
-) -> list[dict[str, Any]]:
-    """A row per segment, value and system: targets, users, each metric over targets with its interval."""
-    settings, rows = ctx.config.evaluate, []
-    for segment, value, chosen in segments_of(targets, fitted_on, ranked.num_items):
-        if not chosen.any():
-            continue
-        judged = Judgement.of(
-            {name: rank[chosen] for name, rank in ranked.ranks.items()},
-            targets.user[chosen],
-            tuple(settings.k),
-            settings.resamples,
-            ctx.config.seed,
-        )
-        for name in judged.systems:
-            row = {"system": name, "segment": segment, "value": value, "targets": int(chosen.sum())}
-            rows.append(
-                row | {"users": judged.num_users} | _with_ends(judged.values(name), judged.intervals(name))
-            )
-    return rows
-
-
-def _with_ends(values: dict[str, float], intervals: dict[str, list[float]]) -> dict[str, float]:
-    """`ndcg@10`, `ndcg@10_low`, `ndcg@10_high` … of every metric."""
-    named = [
-        ((name, value), *zip((f"{name}_low", f"{name}_high"), intervals[name], strict=True))
-        for name, value in values.items()
-    ]
-    return {key: number for each in named for key, number in each}
-
-
-def segments_of(
-    targets: RankedTargets, fitted_on: Histories, num_items: int
-) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
-    """(segment, value, [targets] which belong to it) of every value.
-
-    `history_length`: events the model may look at. `item_popularity`: the third of the catalogue, ordered by events in
-    what the systems were fitted on, that the target's item is in: tail, middle, head.
-    """
-    length, edges = targets.histories.lengths, (*HISTORY_LENGTHS, np.iinfo(np.int64).max)
-    for first, after in pairwise(edges):
-        name = f"{first}+" if after == edges[-1] else f"{first}-{after - 1}"
-        yield "history_length", name, (length >= first) & (length < after)
-    counts = np.bincount(fitted_on.item_index[fitted_on.gather()[1]], minlength=num_items + 1)[1:]
-    place = np.empty(num_items, np.int64)
-    place[np.argsort(counts, kind="stable")] = np.arange(num_items)
-    third = place[targets.item - 1] * 3 // num_items
-    for number, name in enumerate(("tail", "middle", "head")):
-        yield "item_popularity", name, third == number

@@ -14,6 +14,8 @@ from pipeline.errors import DamagedArtifact
 from pipeline.store import read_json, write_json
 
 TRACKING = "tracking.json"
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""The tag by which MLflow's UI and `load_table` know tables."""
 LIVE_SECONDS = 5.0
 """Metrics of a running stage are sent at most this often."""
 
@@ -92,6 +94,13 @@ class Plan:
     def artifact(self, path: str, to: str = "") -> None:
         """A file or folder of the stage's folder, by its relative path, shown in the folder `to` of the run."""
         self.artifacts.append((path, to))
+
+    def table(self, path: str, to: str = "") -> None:
+        """A file {"columns": [...], "data": [[...], ...]} of the stage's folder that the UI shows as a table."""
+        self.artifact(path, to)
+        known = json.loads(self.tags.get(TABLES_TAG, "[]"))
+        shown = f"{to}/{path}" if to else path
+        self.tag(TABLES_TAG, json.dumps([*known, {"path": shown, "type": "table"}]))
 
     def dataset(self, name: str, digest: str, context: str, source: str, rows: int) -> None:
         """Data that the stage was given; context is training, validation or test."""

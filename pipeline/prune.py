@@ -94,9 +94,14 @@ def _lineage(config: Config, folder: Path) -> set[Path]:
 
 
 def all_lineages(config: Config, inputs: dict[str, str]) -> set[Path]:
-    """The artifacts among a stage's inputs (stage -> fingerprint), and all they were made from."""
+    """The artifacts among a stage's inputs (stage -> fingerprint), and all they were made from.
+
+    `evaluate cut 1` is an artifact of the stage evaluate too.
+    """
     found = (
-        _lineage(config, config.folder / stage / name) for stage, name in inputs.items() if stage in STAGES
+        _lineage(config, config.folder / stage / name)
+        for called, name in inputs.items()
+        if (stage := called.partition(" ")[0]) in STAGES
     )
     return {folder for lineage in found for folder in lineage}
 

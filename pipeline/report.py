@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,15 @@ from typing import Any
 import jinja2
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 
 from features.drift import Drift
 from features.histories import JaggedHistories
 from features.profile import Profile
-from pipeline import figures
+from pipeline import drawing, figures, log_figures, report_evaluation
 from pipeline.profile import DRIFT, PROFILE
 from pipeline.stages import Context
 from pipeline.store import read_json, read_manifest
 
-MODEL = "lookback"
-"""The model's name in metrics.json."""
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""
 SHOWN_REFUSED = 5
@@ -29,8 +27,6 @@ SHOWN_SOURCES = 20
 """Source files shown."""
 MAX_TEXT = 160
 """Characters of a title or a raw row."""
-BLUE, ORANGE = "#0072B2", "#D55E00"
-"""Of the palette of Okabe and Ito, which colour-blind eyes tell apart."""
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 Row = dict[str, Any]
@@ -57,10 +53,8 @@ def build(ctx: Context) -> None:
             sources=_worst_sources(manifests["ingest"]),
             refused=_refused_rows(ctx.inputs["ingest"]),
             training=_training(ctx.inputs["train"]),
-            judged=judged,
-            model=MODEL,
-            baselines=_best_first(judged),
-            headline=_metrics_shown(judged),
+            **report_evaluation.of_evaluation(judged, ctx.inputs["evaluate"]),
+            gate=report_evaluation.of_gate(ctx.config.evaluate, judged),
             pictures=_pictures(ctx.folder, ctx.inputs["evaluate"]),
             people=people,
         )
@@ -81,8 +75,15 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["short"] = lambda text: text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
     environment.filters["spoken"] = lambda name: name.replace("_", " ")
+    environment.filters["named"] = drawing.spoken
     environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
     return environment
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else format(value, form)
 
 
 def _pictures(*folders: Path) -> dict[str, str]:
@@ -138,8 +139,8 @@ def _span(seconds: float) -> str:
 def _draw_log(profile: Profile, features: Path, folder: Path) -> None:
     split = read_json(features / "split" / "split.json")
     begins = {part: split[f"{part}_from"] for part in ("validation", "test")}
-    for name, figure in figures.of_log(profile, begins).items():
-        figures.save(figure, folder / name)
+    for name, figure in log_figures.of_log(profile, begins).items():
+        drawing.save(figure, folder / name)
 
 
 def _drift(features: Path) -> Drift | None:
@@ -156,20 +157,9 @@ def _worst_sources(ingest: Row) -> list[Row]:
 
 
 def _draw_training(train: Path, path: Path) -> None:
-    """Training loss and validation NDCG@10 per epoch, side by side, the best epoch marked."""
-    history = pl.read_parquet(train / "history.parquet")
+    """Training loss and validation metrics per epoch, side by side, the best epoch marked."""
     best = read_json(train / "training.json")["best_epoch"]
-    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
-    curves = (("loss", "training loss (nats)", BLUE), ("validation_ndcg@10", "validation NDCG@10", ORANGE))
-    for axes, (column, label, color) in zip(figure.subplots(1, 2), curves, strict=True):
-        axes.plot(history["epoch"], history[column], color=color, marker="o", markersize=3)
-        axes.axvline(best, color="#7F7F7F", linestyle=":")
-        axes.set_xlabel(f"epoch (dotted: the best, {best})")
-        axes.set_ylabel(label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#DDDDDD")
-    figures.save(figure, path)
+    drawing.save(figures.training(pl.read_parquet(train / "history.parquet"), best), path)
 
 
 def _refused_rows(ingest: Path) -> list[Row]:
@@ -190,28 +180,6 @@ def _training(train: Path) -> Row:
         "seconds_per_epoch": history["seconds"].mean(),
         "targets_per_second": history["targets_per_second"].median(),
     }
-
-
-def _best_first(judged: Row) -> list[str]:
-    """The systems that the model is compared with, the best on the first metric first."""
-    metric = _metrics_shown(judged)[0]
-    return sorted(judged["paired"], key=lambda system: -float(judged["metrics"][system][metric]))
-
-
-def _metrics_shown(judged: Row) -> list[str]:
-    """The metrics of the table: at the shortest list length, NDCG also at the longest."""
-    names = judged["metrics"][MODEL]
-    lengths = sorted({int(name.rpartition("@")[2]) for name in names})
-    short, long = lengths[0], lengths[-1]
-    wanted = [
-        f"ndcg@{short}",
-        f"hit_rate@{short}",
-        f"mrr@{short}",
-        f"ndcg@{long}",
-        f"coverage@{short}",
-        f"user_ndcg@{short}",
-    ]
-    return [name for name in dict.fromkeys(wanted) if name in names]
 
 
 def _example_users(ctx: Context, *, timed: bool) -> list[Row]:

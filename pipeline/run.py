@@ -35,6 +35,8 @@ def bring_up_to_date(
     tracker = Tracker.from_config(config)
     summaries = []
     for name, node in pipeline.nodes.items():
+        if name == "evaluate":
+            _evaluate_earlier_cuts(pipeline, tracker, show_progress=show_progress, say=say)
         with node.artifact.lock(node.inputs):
             fresh = _ensure(
                 pipeline, node, tracker, force=force and name in names, show_progress=show_progress
@@ -48,6 +50,18 @@ def bring_up_to_date(
     return summaries
 
 
+def _evaluate_earlier_cuts(
+    pipeline: Pipeline, tracker: Tracker, *, show_progress: bool, say: Callable[[str], None]
+) -> None:
+    """Bring the evaluations up to date that a rolling one takes its mean over."""
+    for called, cut in pipeline.earlier_cuts.items():
+        for node in cut.nodes.values():
+            with node.artifact.lock(node.inputs):
+                fresh = _ensure(cut, node, tracker, force=False, show_progress=show_progress)
+                _track(cut, node, tracker)
+        say(f"{called}: {_summarise(cut.nodes['evaluate'], fresh)['summary']}")
+
+
 def _ensure(pipeline: Pipeline, node: Node, tracker: Tracker, *, force: bool, show_progress: bool) -> bool:
     """Build one stage unless it is complete; True where it was built."""
     artifact = node.artifact
@@ -59,6 +73,11 @@ def _ensure(pipeline: Pipeline, node: Node, tracker: Tracker, *, force: bool, sh
         if not force:
             raise
     inputs = {name: pipeline.nodes[name].artifact for name in node.inputs if name in pipeline.nodes}
+    inputs |= {
+        name: cut.nodes["evaluate"].artifact
+        for name, cut in pipeline.earlier_cuts.items()
+        if name in node.inputs
+    }
     for each in inputs.values():
         each.verify()
     artifact.prepare(resume=node.stage.resumable and not force)

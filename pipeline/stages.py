@@ -53,6 +53,15 @@ _TRAIN_KEYS = [
     "refit_validation",
     "validation_targets",
 ]
+_SPLIT_KEYS = [
+    "protocol",
+    "test_fraction",
+    "test_from",
+    "validation_fraction",
+    "ties",
+    "held_back",
+]
+_TARGET_KEYS = ("exclude_seen", *(f"evaluate.{name}" for name in ("targets", "cold_users", "cold_items")))
 _SCORE_KEYS = [
     "k",
     "users",
@@ -82,19 +91,19 @@ STAGES = {
         ),
         Stage(
             "features",
-            2,
+            3,
             (
                 "history.min_user_events",
                 "history.min_item_events",
                 "history.repeats",
-                "split",
+                *_keys("split", _SPLIT_KEYS),
                 *_keys("items", ("text_dim", "text_max_words", "text_min_items")),
             ),
             ("ingest",),
         ),
         Stage(
             "train",
-            1,
+            2,
             (
                 "seed",
                 "model",
@@ -109,28 +118,46 @@ STAGES = {
         Stage("index", 1, ("index",), ("features", "train")),
         Stage("rank", 1, ("ranker.use",), ("features", "train", "index")),
         Stage(
-            "evaluate",
+            "baselines",
             1,
             (
                 "seed",
-                "evaluate.k",
-                "exclude_seen",
-                "evaluate.baselines",
-                "evaluate.recent_days",
-                "evaluate.resamples",
+                "events.types",
+                "history.max_length",
+                *_TARGET_KEYS,
+                *_keys(
+                    "evaluate", ("k", "baselines", "recent_days", "gru_dim", "gru_epochs", "gru_patience")
+                ),
+                *_keys("train", ("batch_histories", "refit_validation", "validation_targets")),
             ),
-            ("features", "train", "index", "rank"),
+            ("features",),
+            resumable=True,
+        ),
+        Stage(
+            "evaluate",
+            2,
+            (
+                "seed",
+                *_TARGET_KEYS,
+                *_keys("evaluate", ("k", "resamples", "training_fractions")),
+                "split.cuts",
+            ),
+            ("ingest", "features", "train", "index", "rank", "baselines"),
+            resumable=True,
         ),
         Stage(
             "publish",
-            2,
+            3,
             ("name", "train.refit", "index"),
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             resumable=True,
         ),
         Stage("score", 1, _keys("score", _SCORE_KEYS), ("features", "publish"), resumable=True),
         Stage(
-            "report", 2, ("name", "report"), ("ingest", "features", "train", "evaluate", "publish", "score")
+            "report",
+            3,
+            ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
+            ("ingest", "features", "train", "evaluate", "publish", "score"),
         ),
     )
 }
@@ -226,23 +253,48 @@ class Pipeline:
     """Role to {path: content digest} of every source file."""
     model: ModelSource | None
     """The registered model to score with, where the configuration names one."""
+    earlier_cuts: "dict[str, Pipeline]"
+    """What the evaluation of each earlier cut is called among the inputs of this one's, to its stages (`split.cuts`)."""
 
 
 def resolve(config: Config, names: Iterable[str]) -> Pipeline:
     """The named stages and all they need, with fingerprints; nothing is built, and a source file is read only if it is new."""
     found = sources.source_digests(config)
     model = _model_source(config) if "score" in (wanted := order(config, names)) else None
+    cuts = (
+        {
+            f"evaluate cut {number}": resolve(cut, ["evaluate"])
+            for number, cut in enumerate(earlier_cuts(config), 1)
+        }
+        if "evaluate" in wanted
+        else {}
+    )
     nodes: dict[str, Node] = {}
     for name in wanted:
         stage = STAGES[name]
         inputs = {each: nodes[each].artifact.name for each in _needs(config, name)}
         inputs |= _outside_inputs(config, name, found, model)
+        if name == "evaluate":
+            inputs |= {each: cut.nodes["evaluate"].artifact.name for each, cut in cuts.items()}
         settings = _settings(config, stage)
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
         nodes[name] = Node(
             stage, store.Artifact(config.folder / name, store.fingerprint(content)), settings, inputs
         )
-    return Pipeline(config, nodes, found, model)
+    return Pipeline(config, nodes, found, model, cuts)
+
+
+def earlier_cuts(config: Config) -> list[Config]:
+    """The configuration at each cut point before the last one, earliest first: the log as it was then."""
+    from features.splits import cuts
+
+    split = config.split
+    return [
+        config.model_copy(
+            update={"split": split.model_copy(update={"cuts": 1, "held_back": split.held_back + back})}
+        )
+        for back in cuts(split.cuts, split.test_fraction, split.validation_fraction)[:-1]
+    ]
 
 
 def _settings(config: Config, stage: Stage) -> dict[str, Any]:

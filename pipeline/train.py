@@ -1,16 +1,20 @@
 """Stage train: histories -> the encoder's weights, chosen on validation; resumable at any moment."""
 
 import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from features.histories import JaggedHistories
 from features.splits import Split
 from models import checkpoint
+from models.baselines import FittedOn
 from models.recommender import Float32, Histories, Int32
+from models.settings import EncoderSettings, TrainSettings
 from models.training import EpochRecord, FitResult, Validation, fit
 from pipeline import histories as rows
 from pipeline.config import Config
@@ -23,32 +27,75 @@ def build(ctx: Context) -> None:
     """Write model.safetensors, config.json, items.npy (the model's own numbering), history.parquet, training.json."""
     folder = ctx.inputs["features"]
     histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
-    num_items = rows.num_items(folder)
-    training = rows.training_rows(histories, split, with_validation=False)
-    mapping = rows.known_items(training, num_items)
-    validation = _validation(ctx.config, histories, split, mapping)
-    trainer = Trainer(ctx, folder)
-    result = trainer.fit("selection", training.translate(mapping), mapping, validation=validation)
-    facts = _facts(result)
+    trained = Trainer(ctx, folder).fit_split(histories, split)
+    facts = _facts(trained.selection)
     if ctx.config.train.refit_validation:
-        training = rows.training_rows(histories, split, with_validation=True)
-        mapping = rows.known_items(training, num_items)
-        result = trainer.refit("refit_validation", training.translate(mapping), mapping, facts)
-        facts["refit_validation_steps"] = result.best_step
-    checkpoint.save_model(result.model, ctx.folder)
-    np.save(ctx.folder / "items.npy", mapping, allow_pickle=False)
-    (ctx.folder / "training.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    _report(ctx, folder, training, facts)
+        facts["refit_validation_steps"] = trained.result.best_step
+    checkpoint.save_model(trained.result.model, ctx.folder)
+    np.save(ctx.folder / "items.npy", trained.mapping, allow_pickle=False)
+    facts["fitted_on"] = asdict(FittedOn.of(trained.histories))
+    _report(ctx, folder, trained.histories, facts)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An encoder trained on one part of a split and chosen on the next."""
+
+    result: FitResult
+    """The encoder to judge: of the selection, or of the refit with validation where the configuration asks for it."""
+    selection: FitResult
+    """The training whose epoch validation chose."""
+    histories: Histories
+    """What `result` learned from, in the numbering of the features folder"""
+    mapping: Int32
+    """[num_items + 1], item of the features folder -> the encoder's, 0 where it knows none"""
 
 
 class Trainer:
-    """Trains encoders for a configuration, each under a name with its own checkpoint in the stage's workspace."""
+    """Trains encoders for a configuration, each under a name with its own checkpoint in the stage's workspace.
 
-    def __init__(self, ctx: Context, features: Path) -> None:
+    `encoder` and `train` stand in for the configuration's own sections (baselines that are trained); metrics of such
+    trainings, like those of all but the selection, are logged under their name.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        features: Path,
+        *,
+        encoder: EncoderSettings | None = None,
+        train: TrainSettings | None = None,
+    ) -> None:
         self._ctx = ctx
+        self._encoder, self._train = encoder or ctx.config.model, train or ctx.config.train
+        self._num_items = rows.num_items(features)
         self._types = rows.event_types(features)
         self._checkpoints = ctx.folder / "checkpoints"
         self._checkpoints.mkdir(exist_ok=True)
+
+    def fit_split(
+        self,
+        histories: JaggedHistories,
+        split: Split,
+        name: str = "selection",
+        users: NDArray[np.bool_] | None = None,
+    ) -> Trained:
+        """Train on the training part, choose on validation, train again on both where the configuration asks for it.
+
+        `users` [num_users]: only those train (they are validated on all).
+        """
+        if users is not None:
+            split = replace(split, train_user=split.train_user & users)
+        training = rows.training_rows(histories, split, with_validation=False)
+        mapping = rows.known_items(training, self._num_items)
+        validation = _validation(self._ctx.config, histories, split, mapping)
+        selection = result = self.fit(name, training.translate(mapping), mapping, validation=validation)
+        if self._train.refit_validation:
+            training = rows.training_rows(histories, split, with_validation=True)
+            mapping = rows.known_items(training, self._num_items)
+            again = "refit_validation" if name == "selection" else f"{name}_refit_validation"
+            result = self.refit(again, training.translate(mapping), mapping, _facts(selection))
+        return Trained(result, selection, training, mapping)
 
     def fit(
         self,
@@ -65,8 +112,8 @@ class Trainer:
         resume = checkpoint.load_training(path) if path.exists() else None
         result = fit(
             histories,
-            encoder=config.model,
-            train=config.train,
+            encoder=self._encoder,
+            train=self._train,
             num_items=int(mapping.max()),
             num_event_types=len(self._types),
             max_length=config.history.max_length,
@@ -102,9 +149,10 @@ def _validation(config: Config, histories: JaggedHistories, split: Split, mappin
     targets = ranked_targets(
         histories, split, "validation", mapping, ties=config.split.ties, exclude_seen=config.exclude_seen
     )
+    apart, targets = targets.num_apart, targets.select(targets.ordinary)
     if not len(targets):
         raise LookbackError(
-            f"train: none of the validation targets can be ranked (left out: {targets.left_out}); expected some: "
+            f"train: none of the validation targets can be ranked (left out: {targets.left_out | apart}); expected some: "
             "use split.protocol = 'leave_one_out' or a longer log"
         )
     return Validation(targets.histories, targets.item, config.exclude_seen)

@@ -20,7 +20,7 @@ NOT_IN = {
 OWNER = {"mlflow": "pipeline/tracking.py", "faiss": "models/index.py"}
 HEAVY = {
     *("torch", "polars", "mlflow", "numpy", "pyarrow", "pandas", "faiss", "sklearn", "scipy", "matplotlib"),
-    *("optuna", "pooch", "requests"),
+    *("optuna", "pooch", "requests", "implicit"),
 }
 TOP_LEVEL = {
     *(
@@ -90,7 +90,19 @@ def test_nothing_is_unpickled(path: Path) -> None:
 
 
 def test_models_need_no_more_than_torch_numpy_and_safetensors() -> None:
-    absent = ("faiss", "sklearn", "scipy", "jaxtyping", "beartype", "polars", "pandas", "pyarrow", "pydantic")
+    absent = (
+        "faiss",
+        "sklearn",
+        "scipy",
+        "implicit",
+        "threadpoolctl",
+        "jaxtyping",
+        "beartype",
+        "polars",
+        "pandas",
+        "pyarrow",
+        "pydantic",
+    )
     files = sorted((ROOT / "models").glob("*.py"))
     modules = [f"models.{path.stem}" for path in files if path.stem not in ("__init__", "index")]
     block = f"import sys\nfor name in {absent}:\n    sys.modules[name] = None\n"

@@ -38,6 +38,9 @@ precision = "fp32"
 compile = "off"
 [evaluate]
 resamples = 100
+gru_dim = 8
+gru_epochs = 2
+gate = false
 [score]
 shard_users = 40
 batch_users = 16

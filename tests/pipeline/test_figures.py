@@ -1,64 +1,173 @@
-"""Figures of logs of every shape; the same numbers give the same bytes."""
+"""Figures of trainings and evaluations of every shape; the same numbers give the same bytes."""
 
+import json
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import polars as pl
 import pytest
 
-from features import profile
-from features.histories import JaggedHistories
-from features.profile import Days, Profile
-from pipeline import figures
+from models.judgement import Judgement
+from models.metrics import metrics_of_ranks
+from pipeline import drawing, figures
 
-DAY = 86_400_000_000
-FAR = 9_000 * 365 * DAY
+SYSTEMS = (
+    *("lookback", "popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru"),
+)
+HOSTILE = "a $ in_a <b> & 電影\n\x07"
 
 
-def log(*times: int, num_users: int = 1) -> Profile:
-    """Of users who all have events of type "a" on item 1 at these times."""
-    flat = np.tile(np.array(times, np.int64), num_users)
-    offsets = np.arange(num_users + 1, dtype=np.int64) * len(times)
-    one, nothing = np.ones(len(flat)), np.full(len(flat), np.nan, np.float32)
-    histories = JaggedHistories(offsets, one.astype(np.int32), flat, one.astype(np.int16), nothing)
-    return profile.profile(histories, ["a"], 1, timed=True)
+def judgement(systems: tuple[str, ...] = SYSTEMS) -> Judgement:
+    """The later system ranks every target one place lower."""
+    user = np.repeat(np.arange(5), 3)
+    rank = np.arange(1.0, 16.0)
+    each = ((name, metrics_of_ranks(rank + place, (3, 10))) for place, name in enumerate(systems))
+    return Judgement.of(each, user, 20, 0)
+
+
+def segments(kinds: dict[str, list[str]], systems: tuple[str, ...] = SYSTEMS) -> pl.DataFrame:
+    rows = [
+        {"system": system, "segment": kind, "value": value, "targets": 10 + place, "users": 3}
+        | {"ndcg@3": 0.2 - 0.01 * row, "ndcg@3_low": 0.1, "ndcg@3_high": 0.3}
+        for kind, values in kinds.items()
+        for row, system in enumerate(systems)
+        for place, value in enumerate(values)
+    ]
+    return pl.DataFrame(rows)
+
+
+def diagnosed(bins: int = 10) -> dict[str, Any]:
+    part = {
+        "error": 0.1,
+        "bins": [
+            {"mean_predicted": row / 20, "observed": row / 25, "targets": 30 + row} for row in range(bins)
+        ],
+    }
+    rows = [
+        {
+            "kind": kind,
+            "value": value,
+            "attention": 0.6,
+            "interactions": 0.3,
+            "lift": 2.0,
+            "num_interactions": 7,
+        }
+        for kind, values in {"position": ["1", "2"], "event_type": ["view", HOSTILE]}.items()
+        for value in values
+    ]
+    return {"calibration": {"top_1": part, "list": part}, "attention": {"rows": rows}}
+
+
+def point(number: float, system: str = "lookback") -> dict[str, Any]:
+    values = {"ndcg@3": number / 10, "hit_rate@3": number / 5}
+    ends = {name: [value * 0.9, value * 1.1] for name, value in values.items()}
+    return {"fraction": number, "metrics": values, "intervals": ends}
+
+
+REPORT: dict[str, Any] = {
+    "rolling": {
+        "cuts": [
+            {
+                "test_from": f"2026-0{month}-01T00:00:00+00:00",
+                "metrics": {"lookback": {"ndcg@3": 0.1 * month}},
+            }
+            for month in (1, 2, 3)
+        ]
+    },
+    "learning_curve": [point(1.0), point(0.1), {"fraction": 0.3, "metrics": point(0.3)["metrics"]}],
+}
+KINDS = {
+    "history_length": ["1-4", "5-19"],
+    "item_category": [f"kind {number}" for number in range(15)] + [HOSTILE],
+    "user:sex & age": ["F"],
+}
+
+
+def words(path: Path) -> list[str]:
+    """The texts of an SVG, which must be well-formed XML."""
+    root = ElementTree.parse(path).getroot()
+    return ["".join(each.itertext()).strip() for each in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_an_evaluation_with_everything(tmp_path: Path):
+    (tmp_path / "diagnostics.json").write_text(json.dumps(diagnosed()))
+    for file, figure in figures.of_evaluation(judgement(), segments(KINDS), REPORT, tmp_path).items():
+        figures.save(figure, tmp_path / file)
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert [path.stem for path in drawn] == [
+        *("attention", "by_history_length", "by_item_category", "by_user_sex_age", "calibration"),
+        *("learning_curve", "metrics", "rolling"),
+    ]
+    for path in drawn:
+        assert path.stat().st_size < 150_000
+        assert words(path)
+    told = words(tmp_path / "by_item_category.svg")
+    assert {"co-visitation", "ItemKNN", "EASE", "GRU", "recent popularity"} <= set(told), "a legend"
+    assert "a $ in_a <b> & 電影   (25)" in told, "names from the log as they are"
+    assert "kind 14 (24)" in told
+    assert "kind 3 (13)" not in told, "no more than twelve values, those with most targets"
+    assert "100 %" in words(tmp_path / "learning_curve.svg")
+    assert "2026-02-01" in words(tmp_path / "rolling.svg")
+    assert words(tmp_path / "attention.svg").count("× 2.00") == 4
+
+
+def test_the_same_numbers_give_the_same_bytes(tmp_path: Path):
+    for name in ("one.svg", "two.svg"):
+        figures.save(figures.systems_side_by_side(judgement(), ("ndcg@3",)), tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_an_evaluation_with_nothing_but_metrics(tmp_path: Path):
+    found = figures.of_evaluation(judgement(("lookback",)), pl.DataFrame(), {}, tmp_path)
+    assert list(found) == ["metrics.svg"]
+
+
+def test_no_more_figures_of_segments_than_one_can_look_at(tmp_path: Path):
+    kinds = {f"user:attribute {number}": ["a"] for number in range(20)}
+    found = figures.of_evaluation(judgement(("lookback",)), segments(kinds, ("lookback",)), {}, tmp_path)
+    assert len(found) == 1 + figures.MAX_SEGMENTS
+
+
+def test_the_best_system_is_on_top():
+    (axes, *_) = figures.systems_side_by_side(judgement(), ("ndcg@3", "mrr@3")).axes
+    assert [label.get_text() for label in axes.get_yticklabels()][::-1][:3] == [
+        *("lookback", "popularity", "recent popularity"),
+    ]
+
+
+def test_no_two_systems_look_alike():
+    styles = [drawing.line_style(row) for row in range(len(SYSTEMS))]
+    for trait in ("color", "marker"):
+        assert len({style[trait] for style in styles}) == len(SYSTEMS)
+
+
+def test_intervals_by_wilson():
+    # Wilson's interval of 0 of 10 is 0 to z^2 / (n + z^2)
+    low, high = figures._wilson(np.array([0.0, 1.0]), np.array([10, 10]))
+    np.testing.assert_allclose(low, [0, 10 / (10 + 1.96**2)], atol=1e-12)
+    np.testing.assert_allclose(high, [1.96**2 / (10 + 1.96**2), 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("num_metrics", [0, 1, 2, 3, 5, 9])
+def test_a_training_of_any_number_of_metrics(num_metrics: int):
+    validated = {f"validation_metric{number}@10": [0.1, 0.2] for number in range(num_metrics)}
+    table = pl.DataFrame({"epoch": [1, 2], "loss": [3.0, None], "validation_seconds": [1.0, 1.0]} | validated)
+    figure = figures.training(table, 2)
+    assert len(figure.axes) == 1 + min(num_metrics, 5)
+    assert figure.axes[0].get_ylabel() == "training loss (nats)"
 
 
 @pytest.mark.parametrize(
-    ("times", "names"),
+    ("name", "said"),
     [
-        ((0,), {"distributions", "events"}),
-        ((0, 0), {"distributions", "events"}),
-        ((0, 1), {"distributions", "events", "gaps"}),
-        ((-1900 * 365 * DAY, FAR - 1000 * 365 * DAY), {"distributions", "events", "gaps"}),
-        ((0, FAR), {"distributions", "gaps"}),
-        ((-FAR, 0), {"distributions", "gaps"}),
-        (tuple(DAY * day * day for day in range(100)), {"distributions", "events", "gaps"}),
+        ("user_ndcg@10", "user NDCG@10"),
+        ("pessimistic_user_hit_rate@10", "pessimistic user hit rate@10"),
+        ("map@5", "MAP@5"),
+        ("mapped", "mapped"),
+        ("item_knn", "ItemKNN"),
     ],
 )
-def test_a_log_of_any_shape_can_be_drawn(tmp_path: Path, times: tuple[int, ...], names: set[str]):
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        folder.mkdir()
-        found = figures.of_log(log(*times, num_users=3), {"validation": times[-1], "test": None})
-        for name, figure in found.items():
-            figures.save(figure, folder / name)
-    drawn = sorted((tmp_path / "one").iterdir())
-    assert {path.stem for path in drawn} == names
-    for path in drawn:
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-        assert path.stat().st_size < 100_000
-
-
-def test_rare_types_are_drawn_together():
-    by_type = {f"type {number}": [10 - number, 1] for number in range(9)}
-    days = Days(1, ["2026-01-01", "2026-01-02"], [100, 9], by_type, [1, 0], [1, 0])
-    shown = figures._most_frequent(days)
-    assert list(shown) == ["type 0", "type 1", "type 2", "type 3", "type 4", "other types"]
-    assert np.sum([*shown.values()], axis=0).tolist() == days.events
-
-
-def test_days_are_averaged_where_there_are_many():
-    figure = figures.events_over_time(log(*(DAY * day for day in range(240))).times.days, {})  # type: ignore[union-attr]
-    (steps,) = figure.axes[0].patches
-    values, edges, _ = steps.get_data()  # type: ignore[attr-defined]
-    assert values.tolist() == [1] * 120
-    assert (edges[0], edges[-1]) == (0, 240)
+def test_names_as_one_writes_them(name: str, said: str):
+    assert drawing.spoken(name) == said

@@ -70,6 +70,14 @@ def rank(folder: Path) -> dict[str, Any]:
     return {"used": json.loads((folder / "ranker.json").read_text())["used"]}
 
 
+def baselines(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "baselines.json").read_text())
+    tables = {path.stem: pl.read_parquet(path) for path in sorted((folder / "systems").glob("*.parquet"))}
+    hits = {name: float(np.mean(table["rank"].to_numpy() <= 10)) for name, table in tables.items()}
+    fitted = {name: facts["fitted_on"]["num_events"] for name, facts in found["systems"].items()}
+    return {"hit_rate": hits, "fitted_on": fitted, "items": digest(np.load(folder / "items.npy"))}
+
+
 def evaluate(folder: Path) -> dict[str, Any]:
     metrics = json.loads((folder / "metrics.json").read_text())
     exact = {
@@ -109,7 +117,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 SUMMARIES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ingest": ingest, "features": features, "train": train, "index": index, "rank": rank,
-    "evaluate": evaluate, "publish": publish, "score": score, "report": report,
+    "baselines": baselines, "evaluate": evaluate, "publish": publish, "score": score, "report": report,
 }  # fmt: skip
 
 
@@ -117,6 +125,8 @@ def alike(found: Any, held: Any) -> bool:
     """Equal, but for numbers with a fraction, which may differ by the tolerance."""
     if isinstance(held, float):
         return bool(found == pytest.approx(held, abs=TOLERANCE))
+    if isinstance(held, dict):
+        return set(found) == set(held) and all(alike(found[key], held[key]) for key in held)
     if isinstance(held, list):
         return len(found) == len(held) and all(alike(*pair) for pair in zip(found, held, strict=True))
     return bool(found == held)

@@ -40,6 +40,7 @@ def test_noise_clicks_carry_less_weight_than_real_ones(demo: Workdir) -> None:
     encoder, mapping = checkpoint.load_model(train), np.load(train / "items.npy")
     is_noise = _is_noise(demo)
     targets = ranked_targets(histories, split, "test", mapping, ties="order", exclude_seen=True)
+    targets = targets.select(targets.ordinary)
     real_targets = np.flatnonzero(~is_noise[targets.position])
     chosen = np.random.default_rng(0).choice(real_targets, 1500, replace=False)
     looked_at = targets.histories.select(chosen).last(30)

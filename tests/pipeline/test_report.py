@@ -116,7 +116,9 @@ def features(root: Path, form: str) -> Path:
     everyone, every_item = np.ones(4, bool), np.ones(NUM_ITEMS + 1, bool)
     ends = offsets[1:]
     boundaries = (None, None) if form == "position" else (20 * DAY, 30 * DAY)
-    Split("temporal", ends - 2, ends - 1, everyone, everyone, every_item, *boundaries).save(folder / "split")
+    Split("temporal", ends - 2, ends - 1, ends, everyone, everyone, every_item, *boundaries).save(
+        folder / "split"
+    )
     (folder / "event_types.json").write_text(json.dumps(event_types))
     users = pl.DataFrame({"user_index": range(4), "user_id": ["ann", "bob", "cid", "dee"]})
     users.write_parquet(folder / "users.parquet")
@@ -144,16 +146,20 @@ def train(root: Path) -> Path:
     return folder
 
 
-def evaluate(root: Path) -> Path:
+SYSTEMS = {"lookback": 0.21, "ease": 0.2, "popularity": 0.13}
+
+
+def evaluate(root: Path, form: str) -> Path:
+    """What evaluate writes; "one type": a metrics.json of an earlier version, without what came later."""
     folder = manifest(root / "evaluate")
-    values = {"lookback": 0.21, "popularity": 0.13}
-    metrics = {name: {"ndcg@10": value, "hit_rate@10": 2 * value} for name, value in values.items()}
+    systems = {"lookback": 0.21, "popularity": 0.13} if form == "one type" else SYSTEMS
+    metrics = {name: {"ndcg@10": value, "hit_rate@10": 2 * value} for name, value in systems.items()}
     intervals = {
         name: {key: [value - 0.01, value + 0.01] for key, value in each.items()}
         for name, each in metrics.items()
     }
     difference = {"difference": 0.08, "low": 0.05, "high": 0.11, "share": 1.0, "verdict": "better"}
-    content = {
+    content: dict[str, Any] = {
         "protocol": "temporal",
         "users": 3,
         "targets": 5,
@@ -165,10 +171,102 @@ def evaluate(root: Path) -> Path:
         "paired": {"popularity": {"ndcg@10": difference, "hit_rate@10": difference}},
         "not_applicable": {"recent_popularity": "the log has no times"},
     }
+    if form != "one type":
+        content = with_everything(content)
+        write_diagnostics(folder)
+    write_segments(folder, list(systems))
     (folder / "metrics.json").write_text(json.dumps(content))
-    (folder / "metrics.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-    (folder / "by_history_length.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    for name in ("metrics", "by_history_length", *(("attention", "rolling") if form != "one type" else ())):
+        (folder / f"{name}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     return folder
+
+
+def with_everything(content: dict[str, Any]) -> dict[str, Any]:
+    """A metrics.json with all that an evaluation can have."""
+    lists = {
+        "coverage@10": 0.5,
+        "novelty@10": 9.25,
+        "calibration@10": None,
+        "repeats@10": 0.0,
+        "full_lists@10": 1.0,
+    }
+    for name, values in content["metrics"].items():
+        values.update(lists | {"ndcg@200": 2 * values["ndcg@10"], "recall@10": values["hit_rate@10"]})
+        content["intervals"][name]["coverage@10"] = [0.4, 0.6]
+    unsure = {"difference": 0.01, "low": -0.02, "high": 0.04, "share": 0.8, "verdict": "can't tell"}
+    unsure |= {"p_value": 0.2, "p_holm": 0.4, "p_bootstrap": 0.3, "p_bootstrap_holm": 0.6}
+    better = content["paired"]["popularity"]["ndcg@10"] | {"p_value": 0.001, "p_holm": 0.002}
+    some = {name: {"ndcg@10": value / 10, "hit_rate@10": value / 5} for name, value in SYSTEMS.items()}
+    return content | {
+        "targets_of_a_user": "successive",
+        "refit_validation": True,
+        "paired": {
+            "popularity": {"ndcg@10": better, "hit_rate@10": better},
+            "ease": {"ndcg@10": unsure, "hit_rate@10": unsure},
+        },
+        "apart": {
+            "no_history": {"targets": 0, "included": False, "metrics": {}},
+            "unknown_item": {"targets": 2, "included": False, "metrics_with_them": some},
+        },
+        "leaks": {
+            "checked": ["order of every history"],
+            "by_construction": {"training_after_first_target": 0.75},
+        },
+        "baselines": {
+            "popularity": {"settings": {}, "grid": [{}], "seconds": 0.1},
+            "ease": {
+                "settings": {"l2": 500.0},
+                "grid": [{"l2": 100.0, "ndcg@10": 0.15}, {"l2": 500.0, "ndcg@10": 0.17}],
+                "seconds": 12.25,
+            },
+        },
+        "rolling": {
+            "cuts": [
+                {"test_from": "2026-01-02T00:00:00+00:00", "metrics": some},
+                {"test_from": "2026-02-03T00:00:00+00:00", "metrics": some},
+            ],
+            "mean": some,
+            "spread": some,
+        },
+    }
+
+
+def write_segments(folder: Path, systems: list[str]) -> None:
+    rows = [
+        {"system": system, "segment": segment, "value": value, "targets": 1234, "users": 7}
+        | {"ndcg@10": 0.25 - place / 10, "ndcg@10_low": 0.125, "ndcg@10_high": 0.375}
+        for segment, value in (("history_length", "1-4"), ("history_length", "5-19"), ("user:age", HOSTILE))
+        for place, system in enumerate(systems)
+    ]
+    pl.DataFrame(rows).write_parquet(folder / "segments.parquet")
+
+
+def write_diagnostics(folder: Path) -> None:
+    part = {"error": 0.0125, "bins": [{"mean_predicted": 0.1, "observed": 0.2, "targets": 5}]}
+    person: dict[str, Any] = {
+        "user_id": "ann",
+        "targets": 3,
+        "ndcg": 0.5,
+        "history_length": 1234,
+        "history": [HOSTILE, "Film 4"],
+    }
+    person |= {"target": "Film 5", "rank": 1.0, "recommended": None}
+    row = {"kind": "position", "value": "1", "attention": 0.5, "interactions": 0.25, "lift": 2.0}
+    content = {
+        "k": 10,
+        "targets": 5,
+        "calibration": {
+            "targets": 5,
+            "log_loss": 1.5,
+            "log_loss_of_chance": 3.0,
+            "top_1": part,
+            "list": part,
+        },
+        "attention": {"targets": 4, "rows": [row]},
+        "repeats": {"targets": 5, "recommended": 0.25, "wanted": 0.125, "exclude_seen": False, "left_out": 0},
+        "users": {"min_targets": 3, "best": [person], "worst": [person | {"user_id": "bob", "ndcg": 0.0}]},
+    }
+    (folder / "diagnostics.json").write_text(json.dumps(content))
 
 
 def score(root: Path) -> Path:
@@ -187,12 +285,15 @@ def score(root: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def written(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Page, Path, Context]:
+@pytest.fixture(scope="module")
+def written(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Page, Path, Context]:
     form = getattr(request, "param", "timed")
+    tmp_path = tmp_path_factory.mktemp("report")
     inputs = {"ingest": ingest(tmp_path), "features": features(tmp_path, form), "train": train(tmp_path)}
     inputs |= {
-        "evaluate": evaluate(tmp_path),
+        "evaluate": evaluate(tmp_path, form),
         "publish": manifest(tmp_path / "publish"),
         "score": score(tmp_path),
     }
@@ -222,9 +323,9 @@ def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
         "left out by ingest: bad timestamp 4",
         "of type LIKE 18",
         "NDCG@10 0.2100 (95 % interval 0.2000 to 0.2200) and hit rate@10 0.4200.",
-        "On the same targets it is better than popularity.",
+        "On the same targets it is better than popularity; not told apart from EASE.",
         "The best epoch was 2 of 3; the model judged below was then trained again",
-        "+0.0800 +0.0500 to +0.1100 better",
+        "popularity NDCG@10 +0.0800 +0.0500 to +0.1100 – 0.002 better",
         "recent popularity is not there: the log has no times",
         "Not among the targets: 2 (unknown item)",
         "By history length",
@@ -233,6 +334,73 @@ def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
         assert sentence in page.text
     assert context.manifest["rows_out"] == 2
     assert cast("Any", context.track).artifacts == ["report.html"]
+
+
+def test_says_how_good_it_is(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    for sentence in (
+        "Every system learned from training and validation events.",
+        "system NDCG@10 hit rate@10 NDCG@200 lookback 0.2100 [0.2000, 0.2200] 0.4200 [0.4100, 0.4300] 0.4200 EASE 0.2000",
+        "EASE NDCG@10 +0.0100 -0.0200 to +0.0400 0.6 0.4 can't tell",
+        "both corrected after Holm for 2 comparisons",
+        "only if it beats EASE, the best baseline (here by +0.0100, interval -0.0200 to +0.0400: not shown ), and",
+        "is not worse than the present champion by more than 0.005",
+        "system coverage@10 novelty@10 lookback 0.500 [0.400, 0.600] 9.250 EASE",
+        "calibration@10 – – –",
+        "2 targets on items that nobody had in training They do not count in the numbers above.",
+        "lookback 0.0210 0.0420 EASE 0.0200 0.0400",
+        "Checked for leaks before anything was measured: order of every history. None was found.",
+        "training events later than the earliest target 75 %",
+        "2 cuts, the test parts beginning 2026-01-02, 2026-02-03.",
+        "EASE l2 500 2 NDCG@10 0.1700 12.2",
+        "popularity none 1 0.1",
+    ):
+        assert sentence in page.text
+    assert "without any history" not in page.text, "there were none"
+
+
+def test_segments(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    by_length, by_age = (
+        page.text.split("By history length")[1].split("How it decides")[0].split("By age of the user")
+    )
+    assert (
+        "history length targets users lookback EASE popularity 1-4 1,234 7 0.2500 [0.1250, 0.3750] 0.1500 0.0500"
+        in by_length
+    )
+    assert "<script>alert('&')</script> 1,234 7" in by_age
+
+
+def test_diagnostics(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    for sentence in (
+        "off by 0.013 for the first recommendation and 0.013 for the first 10",
+        "the log loss of the target is 1.50 nats, where equal chances for all items would give 3.00 (5 targets)",
+        "25 % of the recommended items are in the user's history already; 12.5 % of the targets are.",
+        "ann best 0.500 3 1,234 <script>alert('&')</script>; Film 4 Film 5 1 –",
+        "bob worst 0.000",
+    ):
+        assert sentence in page.text
+
+
+@pytest.mark.parametrize("written", ["one type"], indirect=True)
+def test_an_evaluation_of_an_earlier_version(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    assert "On the same targets it is better than popularity." in page.text
+    for absent in (
+        "The lists",
+        "Checked for leaks",
+        "At several cuts",
+        "How the baselines",
+        "How it decides",
+        "p, Wilcoxon",
+        "targets on items",
+    ):
+        assert absent not in page.text
+
+
+def test_a_metric_that_is_not_there_is_a_dash() -> None:
+    assert [report._number(value) for value in (0.5, None, float("nan"))] == ["0.5000", "–", "–"]
 
 
 def test_example_users(written: tuple[Page, Path, Context]) -> None:
@@ -251,7 +419,7 @@ def test_stands_alone(written: tuple[Page, Path, Context]) -> None:
     page, path, _ = written
     assert path.stat().st_size < 5_000_000
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 6
+    assert len(images) == 8
     assert all(
         each["alt"] and (each["src"] or "").startswith("data:image/svg+xml;base64,") for each in images
     )
@@ -279,7 +447,7 @@ def test_log_without_times_and_types(written: tuple[Page, Path, Context]) -> Non
     assert "only the order of each user's events is known" in page.text
     for absent in ("1970", "sessions", "at the same time", "of type", "without a type", "last time"):
         assert absent not in page.text
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 4
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 6
 
 
 @pytest.mark.parametrize("written", ["one type"], indirect=True)

@@ -1,0 +1,292 @@
+"""Stage baselines: every recommender to beat, tuned on validation, fitted as the model is, ranking the same test targets.
+
+They depend on the log and the split alone, so every model of the same split is held against the same ones.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.histories import JaggedHistories
+from features.leaks import check_fitted
+from features.splits import Split
+from models import metrics
+from models.als import ALS
+from models.baselines import Baseline, FittedOn, Popularity, RecentPopularity
+from models.ease import EASE
+from models.encoder import AttentionRecommender
+from models.neighbours import CoVisitation, ItemKNN
+from models.ranking import ColdStart, SystemRanks, rank_targets
+from models.recommender import Histories, Int32, Recommender
+from models.settings import EncoderSettings
+from pipeline import histories as rows
+from pipeline.config import BASELINES, Config
+from pipeline.errors import LookbackError
+from pipeline.stages import Context
+from pipeline.store import read_json, write_json
+from pipeline.targets import UNKNOWN_ITEM, RankedTargets, ranked_targets
+from pipeline.train import Trainer
+
+VALIDATION_K = 10
+GRU = "gru"
+Settings = Mapping[str, float | int]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What validation chose for one baseline."""
+
+    settings: Settings
+    """Of the best point of the grid."""
+    grid: list[dict[str, Any]]
+    """Every point: its settings and `ndcg@10` on the validation targets."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a baseline is fitted on, and the targets that it then ranks, in the numbering of what it is fitted on."""
+
+    training: Histories
+    targets: RankedTargets
+    num_items: int
+
+
+def build(ctx: Context) -> None:
+    """Write items.npy (the common numbering), systems/NAME.parquet (how each ranks the test targets), baselines.json."""
+    folder = ctx.inputs["features"]
+    histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
+    (ctx.folder / "systems").mkdir(exist_ok=True)
+    selection, mapping = _part(ctx, histories, split, "validation", with_validation=False)
+    with_validation = ctx.config.train.refit_validation
+    test, mapping = _part(ctx, histories, split, "test", with_validation=with_validation)
+    np.save(ctx.folder / "items.npy", mapping, allow_pickle=False)
+    found: dict[str, Any] = {"systems": {}, "not_applicable": {}}
+    for name in wanted(ctx.config):
+        why_not = _not_applicable(ctx.config, name, test.num_items)
+        if why_not is not None:
+            found["not_applicable"][name] = why_not
+            continue
+        facts = _ranked_before(ctx.folder, name)
+        if facts is None:
+            started = time.monotonic()
+            system, fitted_on, tuned = _fitted(ctx, name, histories, split, selection, test)
+            check_fitted(
+                name,
+                fitted_on.num_events,
+                fitted_on.latest,
+                histories,
+                split,
+                with_validation=with_validation,
+            )
+            ranked = rank_all(system, test, ctx.config)
+            facts = asdict(tuned) | {
+                "fitted_on": asdict(fitted_on),
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            _write(ctx.folder, name, ranked, facts)
+        found["systems"][name] = facts
+    write_json(ctx.folder / "baselines.json", found)
+    _report(ctx, found, len(test.targets))
+
+
+def wanted(config: Config) -> tuple[str, ...]:
+    """The names of the baselines that the configuration asks for, in the order of the table."""
+    asked = config.evaluate.baselines
+    return BASELINES if asked == "all" else tuple(name for name in BASELINES if name in asked)
+
+
+def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
+    """How a system ranks the targets; where there is no history it answers by popularity, as scoring does.
+
+    Targets on items that no system knows are ranked only where they count (`evaluate.cold_items`).
+    """
+    complete = ColdStart(system, Popularity.fit(part.training, part.num_items))
+    targets = part.targets
+    ranked = (targets.apart != UNKNOWN_ITEM) | config.evaluate.cold_items
+    length = list_length(config)
+    some = rank_targets(
+        complete,
+        targets.histories.select(ranked),
+        targets.item[ranked],
+        length,
+        exclude_seen=config.exclude_seen,
+    )
+    rank = np.full(len(targets), system.num_items + 1.0)
+    pessimistic, lists = rank.copy(), np.zeros((len(targets), length), np.int32)
+    rank[ranked], pessimistic[ranked], lists[ranked] = some.rank, some.pessimistic, some.lists
+    return SystemRanks(rank, pessimistic, lists)
+
+
+def list_length(config: Config) -> int:
+    """Items of the lists that metrics of whole lists look at: the shortest of `evaluate.k`."""
+    return min(config.evaluate.k)
+
+
+def load(folder: Path, name: str) -> SystemRanks:
+    """How a baseline ranked the test targets."""
+    table = pl.read_parquet(folder / "systems" / f"{name}.parquet")
+    return SystemRanks(
+        table["rank"].to_numpy(), table["pessimistic_rank"].to_numpy(), table["recommended"].to_numpy()
+    )
+
+
+def _part(
+    ctx: Context, histories: JaggedHistories, split: Split, name: str, *, with_validation: bool
+) -> tuple[Part, Int32]:
+    """What to fit on and the targets of a part, and the numbering of both."""
+    config = ctx.config
+    training = rows.training_rows(histories, split, with_validation=with_validation)
+    mapping = rows.known_items(training, rows.num_items(ctx.inputs["features"]))
+    targets = ranked_targets(
+        histories,
+        split,
+        name,
+        mapping,
+        ties=config.split.ties,
+        exclude_seen=config.exclude_seen,
+        first_only=name == "test" and config.evaluate.targets == "first",
+    )
+    if name == "validation":
+        targets = _sample(targets.select(targets.ordinary), config)
+    return Part(training.translate(mapping), targets, int(mapping.max())), mapping
+
+
+def _sample(targets: RankedTargets, config: Config) -> RankedTargets:
+    """At most `train.validation_targets` of them, always the same for a seed."""
+    most = config.train.validation_targets
+    if len(targets) <= most:
+        return targets
+    chosen = np.zeros(len(targets), bool)
+    chosen[np.random.default_rng(config.seed).choice(len(targets), most, replace=False)] = True
+    return targets.select(chosen)
+
+
+def _not_applicable(config: Config, name: str, num_items: int) -> str | None:
+    """Why a baseline cannot be had for this log; LookbackError where it was asked for by name."""
+    reason = None
+    if name == "recent_popularity" and config.events.timestamp_unit == "position":
+        reason = "the log has no times, only each user's order"
+    if name == "ease":
+        reason = EASE.refusal(num_items)
+    if reason is not None and name == "ease" and config.evaluate.baselines != "all":
+        raise LookbackError(f"evaluate.baselines: {reason}")
+    return reason
+
+
+def _fitted(
+    ctx: Context, name: str, histories: JaggedHistories, split: Split, selection: Part, test: Part
+) -> tuple[Recommender, FittedOn, Tuned]:
+    """The tuned baseline, fitted on what the model that is judged may learn from."""
+    if name == GRU:
+        return _gru(ctx, histories, split)
+    fit, grid = _candidates(ctx.config, name)
+    tuned = _tune(fit, grid, selection, ctx.config)
+    system = fit(test.training, test.num_items, tuned.settings)
+    return system, system.fitted_on, tuned
+
+
+Fit = Callable[[Histories, int, Settings], Baseline]
+
+
+def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
+    """How a baseline is fitted with settings, and the grid of settings to choose from."""
+    if name == "recent_popularity":
+        days = config.evaluate.recent_days
+        grid = tuple({"days": each} for each in (days if isinstance(days, list) else [days]))
+        return lambda histories, num_items, point: RecentPopularity.fit(histories, num_items, **point), grid
+    kinds: Mapping[str, Any] = {
+        "popularity": Popularity,
+        "co_visitation": CoVisitation,
+        "item_knn": ItemKNN,
+        "ease": EASE,
+        "als": ALS,
+    }
+    kind = kinds[name]
+    fixed = {"seed": config.seed} if name == "als" else {}
+    return lambda histories, num_items, point: kind.fit(histories, num_items, **point, **fixed), kind.GRID
+
+
+def _tune(fit: Fit, grid: tuple[Settings, ...], selection: Part, config: Config) -> Tuned:
+    """The point of the grid with the highest NDCG@10 on the validation targets, the first of equal ones."""
+    if len(grid) == 1 or not len(selection.targets):
+        return Tuned(dict(grid[0]), [dict(grid[0])])
+    points = []
+    for point in grid:
+        system = fit(selection.training, selection.num_items, point)
+        ranked = rank_targets(
+            system, selection.targets.histories, selection.targets.item, 1, exclude_seen=config.exclude_seen
+        )
+        points.append(dict(point) | {"ndcg@10": float(metrics.ndcg(ranked.rank, VALIDATION_K).mean())})
+    best = max(range(len(grid)), key=lambda place: (points[place]["ndcg@10"], -place))
+    return Tuned(dict(grid[best]), points)
+
+
+def _gru(ctx: Context, histories: JaggedHistories, split: Split) -> tuple[Recommender, FittedOn, Tuned]:
+    """GRU4Rec with the full softmax: one GRU layer, the epoch chosen on validation (its grid)."""
+    settings = ctx.config.evaluate
+    encoder = EncoderSettings(block="gru", dim=settings.gru_dim, num_blocks=1)
+    train = replace(
+        type(ctx.config.train)(),
+        epochs=settings.gru_epochs,
+        patience=settings.gru_patience,
+        batch_histories=ctx.config.train.batch_histories,
+        validation_targets=ctx.config.train.validation_targets,
+        refit_validation=ctx.config.train.refit_validation,
+    )
+    trained = Trainer(ctx, ctx.inputs["features"], encoder=encoder, train=train).fit_split(
+        histories, split, GRU
+    )
+    grid = [
+        {"epoch": record.epoch, "ndcg@10": record.validation["validation_ndcg@10"]}
+        for record in trained.selection.history
+    ]
+    chosen = {
+        "dim": settings.gru_dim,
+        "epoch": trained.selection.best_epoch,
+        "steps": trained.result.best_step,
+    }
+    return AttentionRecommender(trained.result.model), FittedOn.of(trained.histories), Tuned(chosen, grid)
+
+
+def _ranked_before(folder: Path, name: str) -> dict[str, Any] | None:
+    """What an interrupted run found out about a baseline, where it got through with it."""
+    path = folder / "systems" / f"{name}.json"
+    return read_json(path) if path.exists() else None
+
+
+def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) -> None:
+    """NAME.parquet, then NAME.json: where the second is there, the first is whole."""
+    table = pl.DataFrame(
+        {
+            "rank": ranked.rank,
+            "pessimistic_rank": ranked.pessimistic,
+            "recommended": pl.Series(ranked.lists, dtype=pl.Array(pl.Int32, ranked.lists.shape[1])),
+        }
+    )
+    path = folder / "systems" / f"{name}.parquet"
+    aside = path.with_suffix(".part")
+    table.write_parquet(aside)
+    aside.replace(path)
+    write_json(path.with_suffix(".json"), facts)
+
+
+def _report(ctx: Context, found: dict[str, Any], num_targets: int) -> None:
+    """Counts in the manifest, settings and validation scores to track, one line."""
+    ctx.manifest.update(rows_in=num_targets, rows_out=num_targets * len(found["systems"]))
+    for name, facts in found["systems"].items():
+        ctx.track.param(f"baseline.{name}", json.dumps(facts["settings"]))
+        ctx.track.metric(f"{name}/seconds", facts["seconds"])
+        for place, point in enumerate(facts["grid"] if name != GRU else []):
+            if "ndcg@10" in point:
+                ctx.track.metric(f"{name}/validation_ndcg@10", point["ndcg@10"], place)
+    ctx.track.artifact("baselines.json")
+    shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
+    not_there = "".join(f"; no {name}: {why}" for name, why in found["not_applicable"].items())
+    ctx.summary(f"{', '.join(found['systems']) or 'none'} on {num_targets:,} targets{not_there}")

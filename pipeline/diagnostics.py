@@ -1,0 +1,360 @@
+"""Diagnostics of an evaluated model: is it as sure as it should be, what does it look at, does it repeat, whom does it serve.
+
+Everything is found on the ordinary targets (a known item after a history that is not empty), most of it on a sample of them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features import schema
+from features.histories import JaggedHistories
+from models import attended, metrics
+from models.encoder import AttentionRecommender, Encoder
+from models.metrics import Float64
+from models.ranking import SystemRanks
+from models.recommender import Float32, Histories, Int32, Int64, Recommender
+from models.topk import contains, mask_seen, row_chunks, top_k
+from pipeline.targets import RankedTargets
+
+CALIBRATION_TARGETS = 3_000
+"""Targets that calibration looks at: their histories are encoded once more, which is what diagnostics take time for."""
+CALIBRATION_CELLS = 2**30
+"""Targets x items that it looks at, at most (but at least 200 targets)."""
+ATTENTION_TARGETS = 1_000
+"""Targets whose attention is looked at."""
+MIN_USER_TARGETS = 3
+"""Targets of a user among the best or worst served, where any user has as many."""
+SHOWN_USERS = 5
+SHOWN_EVENTS = 5
+"""Most recent events shown of such a user."""
+POSITIONS = {"1": 1, "2": 2, "3-5": 3, "6-10": 6, "11-20": 11, "21-50": 21, "51+": 51}
+"""Classes of places from the end of the history, 1 being the last event, each with its first place."""
+AGES = {
+    "under a minute": 0,
+    "under an hour": 60,
+    "under a day": 3_600,
+    "under a week": 86_400,
+    "under a month": 604_800,
+    "under a year": 2_592_000,
+    "a year or more": 31_536_000,
+}
+"""Classes of ages, each with its first second (a month: 30 days)."""
+
+Row = dict[str, Any]
+
+
+def build(
+    recommender: AttentionRecommender,
+    targets: RankedTargets,
+    ranked: SystemRanks,
+    histories: JaggedHistories,
+    *,
+    features: Path,
+    mapping: Int32,
+    exclude_seen: bool,
+    event_types: Sequence[str],
+    timed: bool,
+    seed: int,
+) -> Row:
+    """All diagnostics of a model as what JSON can hold.
+
+    `ranked`: how it ranks the `targets`; the length of its lists is the `k` of everything. `features`: the folder with
+    users.parquet and items.parquet. `mapping` [num_items + 1]: item of that folder -> the model's. `calibration`, `attention`,
+    `repeats`, `users`: see the functions below.
+    """
+    ordinary, k = np.flatnonzero(targets.ordinary), ranked.lists.shape[1]
+    if not len(ordinary):
+        return {"k": k, "targets": 0}
+    random = np.random.default_rng(seed)
+    most = min(CALIBRATION_TARGETS, max(200, CALIBRATION_CELLS // recommender.num_items))
+    sample, fewer = (_sampled(ordinary, size, random) for size in (most, ATTENTION_TARGETS))
+    looked_at, item = targets.histories.select(sample), targets.item[sample]
+    moments = np.asarray(histories.time[targets.position[fewer]])
+    return {
+        "k": k,
+        "targets": len(ordinary),
+        "calibration": calibration(recommender, looked_at, item, k, exclude_seen=exclude_seen),
+        "attention": attention(
+            recommender.encoder, targets.histories.select(fewer), moments if timed else None, event_types
+        ),
+        "repeats": repeats(looked_at, ranked.lists[sample], item)
+        | {"exclude_seen": exclude_seen, "left_out": targets.left_out.get("already_seen", 0)},
+        "users": best_and_worst(targets, ranked, ordinary, k, _Names.of(features, mapping)),
+    }
+
+
+def _sampled(rows: Int64, most: int, random: np.random.Generator) -> Int64:
+    """`most` of the rows drawn without replacement, in their order; all where there are no more."""
+    return rows if len(rows) <= most else np.sort(random.choice(rows, most, replace=False))
+
+
+# --- calibration ---
+
+
+def calibration(
+    recommender: Recommender,
+    histories: Histories,
+    target: Int32,
+    k: int,
+    *,
+    exclude_seen: bool,
+    bins: int = 10,
+) -> Row:
+    """How well the softmax of the scores tells how often the recommendations are hit.
+
+    `top_1` and `list` (the k best items) each: `error`, and `bins` with the mean predicted probability, the share observed
+    and the targets of each; see `reliability`. `log_loss`: mean of `-ln p(target)` in nats, and `log_loss_of_chance`, mean
+    of `ln(items that can be recommended)`, what a recommender has that holds all of them for equally likely.
+    histories: t rows; target [t], items of the recommender.
+    """
+    told = predicted(recommender, histories, target, k, exclude_seen=exclude_seen)
+    found: Row = {
+        "targets": len(target),
+        "log_loss": _number(-float(np.mean(told["log_probability"]))),
+        "log_loss_of_chance": _number(float(np.mean(np.log(told["candidates"])))),
+    }
+    for name in ("top_1", "list"):
+        table = reliability(told[name], told[f"{name}_hit"], bins)
+        found[name] = {"error": calibration_error(table), "bins": table.to_dicts()}
+    return found
+
+
+def predicted(
+    recommender: Recommender, histories: Histories, target: Int32, k: int, *, exclude_seen: bool
+) -> Mapping[str, Float64]:
+    """Per target, [t] each: probabilities by the softmax of the scores over every item that can be recommended.
+
+    `top_1` and `list`: of the best item and of the k best together; `top_1_hit`, `list_hit`: whether the target is among
+    them; `log_probability`: of the target; `candidates`: number of items that can be recommended.
+    """
+    names = ("top_1", "top_1_hit", "list", "list_hit", "log_probability", "candidates")
+    told = {name: np.empty(len(target)) for name in names}
+    for rows in row_chunks(len(target), recommender.num_items):
+        part, wanted = histories.select(rows), target[rows]
+        scores = recommender.score_items(part)
+        if exclude_seen:
+            mask_seen(scores, part)
+        items, best = top_k(scores, k)
+        told["candidates"][rows] = np.isfinite(scores).sum(1)
+        own = scores[np.arange(len(wanted)), wanted].astype(np.float64)
+        highest = best[:, 0].astype(np.float64)
+        with np.errstate(under="ignore"):
+            sums = highest + np.log(np.exp(scores - best[:, :1]).sum(1, dtype=np.float64))
+            share = np.exp(best.astype(np.float64) - sums[:, None])
+        told["top_1"][rows], told["list"][rows] = share[:, 0], share.sum(1)
+        hit = items == wanted[:, None]
+        told["top_1_hit"][rows], told["list_hit"][rows] = hit[:, 0], hit.any(1)
+        told["log_probability"][rows] = own - sums
+    return told
+
+
+def reliability(probability: Float64, hit: Float64, bins: int = 10) -> pl.DataFrame:
+    """The reliability diagram of predictions [t]: a row per bin, `mean_predicted`, `observed` (share of hits), `targets`.
+
+    Bins hold equally many targets, ordered by probability: over a catalogue nearly all probabilities are small, and bins of
+    equal width (Guo et al. 2017) would put them into one. Source: Nixon et al. 2019, section 4, adaptive bins.
+    """
+    order = np.argsort(probability, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return pl.DataFrame(
+        {
+            "mean_predicted": [float(probability[part].mean()) for part in parts],
+            "observed": [float(hit[part].mean()) for part in parts],
+            "targets": [len(part) for part in parts],
+        },
+        schema={"mean_predicted": pl.Float64, "observed": pl.Float64, "targets": pl.Int64},
+    )
+
+
+def calibration_error(table: pl.DataFrame) -> float:
+    """Expected calibration error of a `reliability` table: sum over bins of |observed - mean_predicted| targets / all targets.
+
+    Source: Guo et al. 2017, equation 3, over bins of equally many targets.
+    """
+    observed, told, targets = table.to_numpy().T[[1, 0, 2]]
+    return float(np.average(np.abs(observed - told), weights=targets))
+
+
+# --- attention ---
+
+
+def attention(
+    encoder: Encoder, histories: Histories, moments: Int64 | None, event_types: Sequence[str]
+) -> Row:
+    """Where the model looks when it recommends: `rows` of `attention_by` over several ways to class the interactions.
+
+    `position` (from the end), `age` (at the target's moment, where there are `moments` [t], microseconds), `event_type` (where
+    there are types). Rows of one interaction are left out: they can look nowhere else. `not_applicable` says why where the
+    model pays no attention.
+    """
+    if not attended.has_attention(encoder):
+        return {
+            "not_applicable": f"blocks of type {encoder.settings.block} pay no attention to single interactions"
+        }
+    long = np.flatnonzero(histories.lengths > 1)
+    windows = histories.select(long).last(encoder.max_length)
+    weights = attended.attention_weights(encoder, windows)
+    rows, positions = windows.gather()
+    from_end = windows.ends[rows] - positions
+    classes = {"position": (_class_of(from_end, POSITIONS), list(POSITIONS))}
+    if moments is not None:
+        age = (moments[long][rows] - windows.time[positions]) / 1e6
+        classes["age"] = (_class_of(age, AGES), list(AGES))
+    if event_types:
+        classes["event_type"] = (
+            windows.event_type[positions].astype(np.int64),
+            ["without a type", *event_types],
+        )
+    tables = [
+        attention_by(weights, windows, code, names).select(pl.lit(kind).alias("kind"), pl.all())
+        for kind, (code, names) in classes.items()
+    ]
+    return {"targets": len(long), "rows": pl.concat(tables).to_dicts()}
+
+
+def _class_of(values: NDArray[np.number], firsts: Mapping[str, float]) -> Int64:
+    """The number of the class that each value falls in, by the first value of each."""
+    found: Int64 = np.searchsorted(np.array(list(firsts.values())), values, side="right") - 1
+    return found
+
+
+def attention_by(weights: Float32, windows: Histories, code: Int64, names: Sequence[str]) -> pl.DataFrame:
+    """How attention is shared out between classes of interactions, beside how the interactions are.
+
+    weights [t, l] as `attention_weights` returns them for the t rows of `windows`; code: the class of every interaction, as
+    `windows.gather()` orders them. A row per class that occurs: `value` (its name), `attention` (mean over rows of the weight
+    that its interactions have), `interactions` (mean over rows of their share of the row, which is what even attention would
+    give them), `lift` (the one over the other) and `num_interactions`.
+    """
+    rows, positions = windows.gather()
+    own = weights[rows, positions - windows.starts[rows]].astype(np.float64)
+    num_rows = max(1, len(windows))
+    totals: dict[str, NDArray[Any]] = {
+        "attention": np.bincount(code, own, len(names)) / num_rows,
+        "interactions": np.bincount(code, 1 / windows.lengths[rows], len(names)) / num_rows,
+        "num_interactions": np.bincount(code, minlength=len(names)),
+    }
+    table = pl.DataFrame({"value": list(names)} | totals).filter(pl.col("num_interactions") > 0)
+    lift = (pl.col("attention") / pl.col("interactions")).alias("lift")
+    return table.select("value", "attention", "interactions", lift, "num_interactions")
+
+
+# --- repeats ---
+
+
+def repeats(histories: Histories, lists: Int32, target: Int32) -> Row:
+    """`recommended`: share of recommended items that are in the history; `wanted`: share of targets that are.
+
+    histories: t rows; lists [t, k], 0 where there are fewer; target [t]. Where items of the history are excluded both are 0
+    by construction: `build` adds whether they are, and how many repeats are no targets for that reason.
+    """
+    num_items = int(np.count_nonzero(lists))
+    num_repeats = sum(int(contains(histories, column)[column > 0].sum()) for column in lists.T.copy())
+    return {
+        "targets": len(target),
+        "recommended": num_repeats / max(1, num_items),
+        "wanted": float(contains(histories, target).mean()) if len(target) else 0.0,
+    }
+
+
+# --- users ---
+
+
+class _Names:
+    """How users and the model's items are called."""
+
+    def __init__(self, user_id: pl.Series, title: pl.Series) -> None:
+        self._user_id, self._title = user_id, title
+
+    @classmethod
+    def of(cls, features: Path, mapping: Int32) -> "_Names":
+        """As a features folder names them; an item without a title by its id."""
+        users = pl.read_parquet(features / "users.parquet", columns=["user_index", schema.USER_ID])
+        items = pl.read_parquet(features / "items.parquet").sort("item_index")
+        by_id = pl.format("item {}", schema.ITEM_ID)
+        title = pl.coalesce(pl.col(schema.TITLE), by_id) if schema.TITLE in items else by_id
+        known = np.flatnonzero(mapping > 0)
+        order = known[np.argsort(mapping[known], kind="stable")]
+        return cls(
+            users.sort("user_index")[schema.USER_ID], items.select(title).to_series().gather(order - 1)
+        )
+
+    def user(self, index: int) -> Any:
+        """The id of a user."""
+        return self._user_id[index]
+
+    def item(self, index: int) -> str | None:
+        """The title of one of the model's items; None for item 0."""
+        return str(self._title[index - 1]) if index > 0 else None
+
+
+def best_and_worst(
+    targets: RankedTargets, ranked: SystemRanks, ordinary: Int64, k: int, names: _Names
+) -> Row:
+    """`best` and `worst`: the `SHOWN_USERS` users with the highest and the lowest mean NDCG@k over their ordinary targets.
+
+    Users with at least `min_targets` = `MIN_USER_TARGETS` of them, or as many as any user has. Equal means: by the mean
+    reciprocal rank, then by the user. Each with the target that it had ranked best (of the worst: worst), its rank, what was
+    recommended first in its place, and the most recent events before it.
+    """
+    user, rank = targets.user[ordinary], ranked.rank[ordinary]
+    table = (
+        pl.DataFrame(
+            {
+                "user": user,
+                "row": ordinary,
+                "rank": rank,
+                "ndcg": metrics.ndcg(rank, k),
+                "reciprocal": 1 / rank,
+            }
+        )
+        .group_by("user")
+        .agg(
+            pl.col("ndcg", "reciprocal").mean(),
+            pl.len().alias("targets"),
+            pl.col("row").sort_by("rank", "row").first().alias("best"),
+            pl.col("row").sort_by("rank", "row", descending=[True, False]).first().alias("worst"),
+        )
+    )
+    least = min(MIN_USER_TARGETS, int(table["targets"].to_numpy().max()))
+    order = table.filter(pl.col("targets") >= least).sort(
+        "ndcg", "reciprocal", "user", descending=[True, True, False]
+    )
+    num_shown = min(SHOWN_USERS, math.ceil(len(order) / 2))
+    return {
+        "min_targets": least,
+        "best": [
+            _told(row, int(row["best"]), targets, ranked, names) for row in order.head(num_shown).to_dicts()
+        ],
+        "worst": [
+            _told(row, int(row["worst"]), targets, ranked, names)
+            for row in order.reverse().head(min(num_shown, len(order) // 2)).to_dicts()
+        ],
+    }
+
+
+def _told(row: Row, at: int, targets: RankedTargets, ranked: SystemRanks, names: _Names) -> Row:
+    """What is told of one user, by the target at `at`."""
+    history = targets.histories.select(slice(at, at + 1))
+    last = history.item_index[history.ends[0] - min(SHOWN_EVENTS, int(history.lengths[0])) : history.ends[0]]
+    return {
+        "user_id": names.user(row["user"]),
+        "targets": row["targets"],
+        "ndcg": row["ndcg"],
+        "history_length": int(history.lengths[0]),
+        "history": [names.item(item) for item in reversed(last.tolist())],
+        "target": names.item(int(targets.item[at])),
+        "rank": float(ranked.rank[at]),
+        "recommended": names.item(int(ranked.lists[at, 0])),
+    }
+
+
+def _number(value: float) -> float | None:
+    """None for what JSON has no number for."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,231 @@
+"""From ranks and lists to numbers: every metric of every system, with intervals, paired differences and what stands apart.
+
+Nothing here reads or writes files; evaluate.py does.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.content import Content
+from models import lists, metrics
+from models.judgement import Judgement
+from models.lists import Catalogue
+from models.metrics import Float64
+from models.ranking import SystemRanks
+from models.recommender import Int32, Int64
+from pipeline.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
+
+MISSES_COUNT_ZERO = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
+"""Metrics that a miss adds 0 to, so that their mean over more targets follows from the mean over fewer."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How targets are turned into numbers."""
+
+    ks: tuple[int, ...]
+    """List lengths of metrics of ranks; the shortest is that of metrics of lists."""
+    resamples: int
+    seed: int
+
+    @property
+    def list_length(self) -> int:
+        """Items of the lists that novelty, diversity, coverage … look at."""
+        return self.ks[0]
+
+
+def catalogue_of(counts: Int64, content: Content | None, mapping: Int32) -> Catalogue:
+    """What metrics of lists know of the items, in the model's numbering.
+
+    counts: [n + 1] training events of each; content in the numbering of the features folder, mapping from that to ours.
+    """
+    from scipy.sparse import csr_array
+
+    if content is None:
+        return Catalogue(len(counts) - 1, counts, None, None)
+    ours = np.concatenate(([0], np.flatnonzero(mapping)))
+    shape = (content.num_items + 1, len(content.categories) + 1)
+    ones = np.ones(len(content.category_index), np.float32)
+    categories = csr_array((ones, content.category_index, content.category_offsets), shape=shape)[ours][:, 1:]
+    dense = np.hstack([content.text[ours], content.embedding[ours]])
+    return Catalogue(
+        len(counts) - 1,
+        counts,
+        categories if categories.nnz else None,
+        dense if dense.any() else None,
+    )
+
+
+def judge(
+    ranked: Mapping[str, SystemRanks], targets: RankedTargets, catalogue: Catalogue, judging: Judging
+) -> Judgement:
+    """Every metric of a target, of every system, resampled together."""
+    weight = metrics.debias_weights(catalogue.counts, targets.item)
+    weights = {f"debiased_ndcg@{k}": weight for k in judging.ks}
+    values = ((name, values_of(each, targets, catalogue, judging)) for name, each in ranked.items())
+    return Judgement.of(values, targets.user, judging.resamples, judging.seed, weights)
+
+
+def values_of(
+    ranked: SystemRanks, targets: RankedTargets, catalogue: Catalogue, judging: Judging
+) -> dict[str, Float64]:
+    """Metric -> [targets] of one system."""
+    worst = metrics.metrics_of_ranks(ranked.pessimistic, judging.ks)
+    return (
+        metrics.metrics_of_ranks(ranked.rank, judging.ks)
+        | {f"debiased_ndcg@{k}": metrics.ndcg(ranked.rank, k) for k in judging.ks}
+        | {
+            f"pessimistic_{name}": values
+            for name, values in worst.items()
+            if name.startswith(("ndcg", "hit"))
+        }
+        | lists.list_metrics(ranked.lists, targets.histories, targets.item, catalogue, judging.list_length)
+    )
+
+
+def catalogue_metrics(
+    ranked: Mapping[str, SystemRanks], targets: RankedTargets, num_items: int, judging: Judging
+) -> dict[str, tuple[dict[str, float], dict[str, list[float]]]]:
+    """System -> values and intervals of what only all lists together tell: coverage and Gini."""
+    users, row = np.unique(targets.user, return_inverse=True)
+    return {
+        name: lists.catalogue_metrics(
+            each.lists, row, len(users), num_items, judging.list_length, judging.resamples, judging.seed
+        )
+        for name, each in ranked.items()
+    }
+
+
+def counted(targets: RankedTargets, *, cold_users: bool, cold_items: bool) -> NDArray[np.bool_]:
+    """[targets] that the metrics are means over."""
+    found: NDArray[np.bool_] = targets.apart == ORDINARY
+    if cold_users:
+        found = found | (targets.apart == NO_HISTORY)
+    if cold_items:
+        found = found | (targets.apart == UNKNOWN_ITEM)
+    return found
+
+
+def apart(
+    ranked: Mapping[str, SystemRanks],
+    targets: RankedTargets,
+    judged: Judgement,
+    judging: Judging,
+    *,
+    cold_users: bool,
+    cold_items: bool,
+) -> dict[str, Any]:
+    """What is reported beside the headline: targets without a history, and those on items unseen in training.
+
+    The latter are misses for every system, so that the metrics with them follow: value x ranked / (ranked + unseen).
+    """
+    no_history = targets.apart == NO_HISTORY
+    of_cold = {
+        name: {
+            metric: float(values.mean())
+            for metric, values in metrics.metrics_of_ranks(each.rank[no_history], judging.ks).items()
+        }
+        for name, each in ranked.items()
+        if no_history.any()
+    }
+    unseen = int((targets.apart == UNKNOWN_ITEM).sum())
+    share = judged.num_targets / (judged.num_targets + (0 if cold_items else unseen))
+    with_unseen = {
+        name: {
+            metric: value * share
+            for metric, value in judged.values(name).items()
+            if metric.partition("@")[0] in MISSES_COUNT_ZERO
+        }
+        for name in judged.systems
+    }
+    return {
+        "no_history": {"targets": int(no_history.sum()), "included": cold_users, "metrics": of_cold},
+        "unknown_item": {"targets": unseen, "included": cold_items, "metrics_with_them": with_unseen},
+    }
+
+
+Segment = tuple[str, str, NDArray[np.bool_]]
+
+
+def judge_segments(
+    ranked: Mapping[str, SystemRanks], user: Int64, segments: Iterator[Segment], judging: Judging
+) -> Iterator[dict[str, Any]]:
+    """A row per segment, value and system: targets, users, NDCG, hit rate and MRR at the shortest list, with intervals.
+
+    All values of one kind of segment are resampled together: each is a measure whose targets are those that belong to it.
+    """
+    kinds: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
+    for kind, value, chosen in segments:
+        if chosen.any():
+            kinds.setdefault(kind, []).append((value, chosen))
+    for kind, values in kinds.items():
+        judged = Judgement.of(
+            ((name, _within(each, values, judging.list_length)) for name, each in ranked.items()),
+            user,
+            judging.resamples,
+            judging.seed,
+        )
+        for name in judged.systems:
+            means, ends = judged.values(name), judged.intervals(name)
+            for place, (value, chosen) in enumerate(values):
+                yield {
+                    "system": name,
+                    "segment": kind,
+                    "value": value,
+                    "targets": int(chosen.sum()),
+                    "users": len(np.unique(user[chosen])),
+                } | _columns(means, ends, place)
+
+
+def _within(
+    ranked: SystemRanks, values: Sequence[tuple[str, NDArray[np.bool_]]], k: int
+) -> dict[str, Float64]:
+    """`place metric` -> [targets], NaN outside the segment."""
+    measured = {
+        f"ndcg@{k}": metrics.ndcg(ranked.rank, k),
+        f"hit_rate@{k}": metrics.hit_rate(ranked.rank, k),
+        f"mrr@{k}": metrics.mrr(ranked.rank, k),
+    }
+    return {
+        f"{place} {name}": np.where(chosen, each, np.nan)
+        for place, (_, chosen) in enumerate(values)
+        for name, each in measured.items()
+    }
+
+
+def _columns(means: dict[str, float], ends: dict[str, list[float]], place: int) -> dict[str, float]:
+    """`ndcg@10`, `ndcg@10_low`, `ndcg@10_high`, … of one value of a segment."""
+    row: dict[str, float] = {}
+    for name, value in means.items():
+        number, _, metric = name.partition(" ")
+        if number == str(place):
+            low, high = ends[name]
+            row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
+    return row
+
+
+def rolling(cuts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread (sample standard deviation) over cut points of every metric that all of them have.
+
+    cuts: the metrics.json of each cut, earliest first.
+    """
+    systems = [name for name in cuts[-1]["metrics"] if all(name in cut["metrics"] for cut in cuts)]
+    means: dict[str, dict[str, float]] = {}
+    spreads: dict[str, dict[str, float]] = {}
+    for name in systems:
+        shared = [
+            metric
+            for metric in cuts[-1]["metrics"][name]
+            if all(metric in cut["metrics"][name] for cut in cuts)
+        ]
+        values = np.array([[cut["metrics"][name][metric] for metric in shared] for cut in cuts])
+        means[name] = dict(zip(shared, values.mean(axis=0).tolist(), strict=True))
+        spreads[name] = dict(zip(shared, values.std(axis=0, ddof=1).tolist(), strict=True))
+    shown = [
+        {key: cut[key] for key in ("test_from", "users", "targets", "metrics", "intervals")} for cut in cuts
+    ]
+    return {"cuts": shown, "mean": means, "spread": spreads}

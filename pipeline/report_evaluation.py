@@ -1,0 +1,167 @@
+"""What the report says of an evaluation: which numbers in which tables, from metrics.json and the files beside it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline import figures
+from pipeline.config import MODEL, EvaluateConfig
+from pipeline.store import read_json
+
+ACCURACY = ("ndcg", "hit_rate", "mrr", "user_ndcg")
+"""Metrics of the targets' ranks in the report's first table, at the shortest list length; NDCG also at the longest."""
+LISTS = {
+    "coverage": "share of the catalogue that is in any list",
+    "gini": "how unevenly items are recommended: 0 all alike, 1 one alone",
+    "novelty": "mean -log2 of an item's share of the training events, in bits",
+    "popularity_share": "share of recommended items among the most popular tenth",
+    "diversity": "mean distance of two items of a list by their content",
+    "calibration": "distance of a list's categories from the history's, in nats: 0 is as varied as the user",
+    "serendipity": "share of targets hit that the most popular items would have missed",
+    "repeats": "share of recommended items that the history has already",
+    "full_lists": "share of lists with all their places filled",
+}
+"""Metrics of the lists and what each is, for the report's second table."""
+LEAKS = {
+    "training_after_first_target": "training events later than the earliest target",
+    "training_after_median_target": "training events later than the median target",
+    "targets_before_training_end": "targets earlier than some training event",
+    "mean_training_after_target": "training events later than a target, mean over the targets",
+}
+"""What leave-one-out leaks, as `features.leaks` names it."""
+
+Row = dict[str, Any]
+
+
+def of_evaluation(judged: Row, evaluate: Path) -> Row:
+    """What the template says of an evaluation, from metrics.json and the files beside it."""
+    accuracy = _metrics_shown(judged)
+    systems = [MODEL, *_best_first(judged, accuracy[0])]
+    diagnosed = evaluate / figures.DIAGNOSTICS
+    return {
+        "judged": judged,
+        "model": MODEL,
+        "baselines": systems[1:],
+        "headline": accuracy,
+        "of_lists": _list_metrics(judged),
+        "with_p": any("p_holm" in each for paired in judged["paired"].values() for each in paired.values()),
+        "leaks_say": LEAKS,
+        "verdicts": _verdicts(judged, systems[1:], accuracy[0]),
+        "tuned": [
+            _tuned(name, judged["baselines"][name]) for name in systems if name in judged.get("baselines", {})
+        ],
+        "segments": _segments(evaluate / "segments.parquet", accuracy[0], systems),
+        "diagnosed": read_json(diagnosed) if diagnosed.exists() else {},
+    }
+
+
+def _best_first(judged: Row, metric: str) -> list[str]:
+    """The systems that the model is compared with, the best on the metric first."""
+    return sorted(judged["paired"], key=lambda system: -float(judged["metrics"][system][metric]))
+
+
+def _metrics_shown(judged: Row) -> list[str]:
+    """The metrics of the first table: at the shortest list length, NDCG also at the longest."""
+    names = judged["metrics"][MODEL]
+    lengths = sorted({int(name.rpartition("@")[2]) for name in names})
+    wanted = [f"{metric}@{lengths[0]}" for metric in ACCURACY]
+    wanted.insert(3, f"ndcg@{lengths[-1]}")
+    return [name for name in dict.fromkeys(wanted) if name in names]
+
+
+def _list_metrics(judged: Row) -> dict[str, str]:
+    """The metrics of the second table and what each is: those that are defined, and not the same by construction."""
+    names = judged["metrics"][MODEL]
+    by_metric = {name.partition("@")[0]: name for name in names}
+    found = {by_metric[metric]: says for metric, says in LISTS.items() if metric in by_metric}
+    values = {name: {each.get(name) for each in judged["metrics"].values()} for name in found}
+    trivial = {"repeats": {0.0}, "full_lists": {1.0}}
+    return {
+        name: says
+        for name, says in found.items()
+        if _is_number(names[name]) and values[name] != trivial.get(name.partition("@")[0])
+    }
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _verdicts(judged: Row, baselines: list[str], metric: str) -> dict[str, list[str]]:
+    """Better than, not told apart from, worse than: the baselines of each."""
+    says = {"better": "better than", "can't tell": "not told apart from", "worse": "worse than"}
+    found = {
+        words: [name for name in baselines if judged["paired"][name][metric]["verdict"] == verdict]
+        for verdict, words in says.items()
+    }
+    return {words: names for words, names in found.items() if names}
+
+
+def _tuned(name: str, facts: Row) -> Row:
+    """How a baseline was tuned: the settings chosen and, of several tried, what they had on validation."""
+    grid = facts.get("grid", [])
+    measured = {key for point in grid for key in point if "@" in key}
+    best = {key: max(point[key] for point in grid if key in point) for key in measured}
+    best |= facts.get("validation", {})
+    return {
+        "name": name,
+        "settings": ", ".join(
+            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in facts["settings"].items()
+        ),
+        "num_tried": len(grid),
+        "validation": {key: best[key] for key in sorted(best)},
+        "seconds": facts.get("seconds"),
+    }
+
+
+def of_gate(settings: EvaluateConfig, judged: Row) -> Row | None:
+    """What the gate asks of the model against the baselines, and the best of these on its metric; None where it is off."""
+    metric = settings.gate_metric
+    if not settings.gate or metric not in judged["metrics"][MODEL]:
+        return None
+    best = _best_first(judged, metric)[:1]
+    return {
+        "metric": metric,
+        "margin": settings.gate_margin,
+        "best": best[0] if best else None,
+        "paired": judged["paired"][best[0]].get(metric) if best else None,
+    }
+
+
+def _segments(path: Path, metric: str, systems: list[str]) -> list[Row]:
+    """Every kind of segment: its name, its picture, and a row per value with the metric of each system, the best marked."""
+    if not path.exists():
+        return []
+    table = pl.read_parquet(path)
+    return [
+        {
+            "name": segment.removeprefix("user:"),
+            "of": "of the user" if segment.startswith("user:") else "",
+            "picture": figures.segment_stem(segment),
+            "metric": metric,
+            "rows": [
+                _segment_row(part.filter(pl.col("value") == value), metric, systems)
+                for value in part["value"].unique(maintain_order=True)
+            ],
+        }
+        for (segment,), part in table.group_by("segment", maintain_order=True)
+        if isinstance(segment, str)
+    ]
+
+
+def _segment_row(part: pl.DataFrame, metric: str, systems: list[str]) -> Row:
+    """One value of a segment."""
+    of_system = {row["system"]: row for row in part.to_dicts()}
+    values = [of_system.get(name, {}).get(metric) for name in systems]
+    measured = [value for value in values if value is not None and not math.isnan(value)]
+    first = part.row(0, named=True)
+    return {
+        "value": first["value"],
+        "targets": first["targets"],
+        "users": first["users"],
+        "cells": [{"value": value, "best": bool(measured) and value == max(measured)} for value in values],
+        "ends": [of_system.get(MODEL, {}).get(f"{metric}_{end}") for end in ("low", "high")],
+    }
