@@ -52,9 +52,7 @@ def two_nights(workdir: Workdir, first: pl.DataFrame, second: pl.DataFrame) -> N
     again = workdir.run(*nightly)
     assert all(stage["up_to_date"] for stage in again["stages"])
 
-    workdir.run(
-        "all"
-    )  # retraining makes a new version, and the champion stays until the gate or a hand moves it
+    workdir.run("all")  # retraining makes a new version
     assert set((workdir.folder / "data" / "tiny" / "train").glob("*/manifest.json")) > trained
     assert workdir.manifest("score")["model_version"] == 2
     assert "champion is version 2" in workdir("promote", "2").out
