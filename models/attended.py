@@ -52,7 +52,7 @@ def _of_batch(encoder: Encoder, windows: Histories) -> Float32:
     total = torch.zeros(item_index.shape, device=device)
     for number, block in enumerate(layers, start=1):
         look = block.last_look(states, lengths)
-        scores = attention_scores(look.queries, look.keys, look.visible)
+        scores = attention_scores(look.queries, look.keys, look.visible, look.bias)
         total += scores.float().softmax(-1).mean(1).squeeze(1)
         if number < len(layers):
             states = block(states.flatten(0, 1), tuple(item_index.shape)).view_as(states)

@@ -24,8 +24,9 @@ def attend(
     values: Float[Tensor, "b h l c"],
     visible: Bool[Tensor, "b 1 #q l"] | None = None,
     implementation: Implementation = "auto",
+    bias: Float[Tensor, "#b h #q l"] | None = None,
 ) -> Float[Tensor, "b h q c"]:
-    """Mean of the values weighted by `softmax(queries @ keys.T / sqrt(c))` over the visible positions.
+    """Mean of the values weighted by `softmax(queries @ keys.T / sqrt(c) + bias)` over the visible positions.
 
     Without `visible` position i sees positions 0..i (then q = l); rows padded on the right therefore need no mask:
     what real positions see is real. With it, every query must see at least one position.
@@ -37,26 +38,30 @@ def attend(
     if implementation == "auto":
         implementation = _fastest(queries, keys)
     if implementation == "sdpa":
-        return functional.scaled_dot_product_attention(
-            queries, keys, values, visible, is_causal=visible is None
-        )
+        mask = visible if bias is None else _masked(bias.to(queries.dtype), visible)
+        return functional.scaled_dot_product_attention(queries, keys, values, mask, is_causal=mask is None)
     if implementation == "dense":
-        return _dense(queries, keys, values, visible)
+        return _dense(queries, keys, values, visible, bias)
     assert implementation == "reference", implementation
-    return attention_scores(queries, keys, visible).softmax(-1) @ values
+    return attention_scores(queries, keys, visible, bias).softmax(-1) @ values
 
 
 def attention_scores(
     queries: Float[Tensor, "b h q c"],
     keys: Float[Tensor, "b h l c"],
     visible: Bool[Tensor, "b 1 #q l"] | None = None,
+    bias: Float[Tensor, "#b h #q l"] | None = None,
 ) -> Float[Tensor, "b h q l"]:
-    """`queries @ keys.T / sqrt(c)`, -inf at positions that are not visible, `visible` as in `attend`."""
+    """`queries @ keys.T / sqrt(c) + bias`, -inf at positions that are not visible, `visible` as in `attend`."""
+    scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+    return _masked(scores if bias is None else scores + bias, visible)
+
+
+def _masked(scores: Float[Tensor, "b h q l"], visible: Tensor | None) -> Float[Tensor, "b h q l"]:
+    """The scores, -inf at positions that are not visible; None: position i sees positions 0..i."""
     if visible is None:
-        visible = torch.ones(
-            queries.shape[-2], keys.shape[-2], dtype=torch.bool, device=queries.device
-        ).tril()
-    return (queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])).masked_fill(~visible, -math.inf)
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    return scores.masked_fill(~visible, -math.inf)
 
 
 def _fastest(queries: Tensor, keys: Tensor) -> Literal["sdpa", "dense"]:
@@ -64,12 +69,17 @@ def _fastest(queries: Tensor, keys: Tensor) -> Literal["sdpa", "dense"]:
     return "dense" if slow_gradient and keys.shape[-2] <= DENSE_POSITIONS else "sdpa"
 
 
-def _dense(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-    """Attention as batched matrix products, the mask added within the first."""
+def _dense(
+    queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Attention as batched matrix products, bias and mask added within the first."""
     rows, heads, looking, components = queries.shape
     batch, positions = rows * heads, keys.shape[-2]
     hidden = queries.new_full((looking, positions), -math.inf).triu(1).expand(batch, -1, -1)
-    if visible is not None:
+    if bias is not None:
+        hidden = _masked(bias.to(queries.dtype), visible).expand(rows, heads, looking, positions)
+        hidden = hidden.reshape(batch, looking, positions)
+    elif visible is not None:
         hidden = queries.new_zeros(visible.shape).masked_fill(~visible, -math.inf)
         hidden = hidden.expand(rows, heads, looking, positions).reshape(batch, looking, positions)
     transposed = keys.reshape(batch, positions, components).transpose(1, 2)

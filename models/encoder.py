@@ -27,8 +27,8 @@ class Encoder(nn.Module):
     """`norm(blocks(dropout(item + position + event type)))`: a state per position, scored against tied item vectors.
 
     Rows start in column 0 and are padded with item 0 on the right; the state at column i depends on columns 0..i,
-    so neither future nor padding changes it. `num_event_types` 0: events carry no type. Positions are for attention:
-    a `gru` reads in order and has none.
+    so neither future nor padding changes it. `num_event_types` 0: events carry no type. Positions are for attention,
+    added here or (`settings.positions` = "relative") a bias in its blocks; a `gru` reads in order and has none.
     """
 
     def __init__(
@@ -45,7 +45,8 @@ class Encoder(nn.Module):
         self.num_event_types = num_event_types
         self.max_length = max_length
         self.items = nn.Embedding(num_items + 1, settings.dim)
-        self.positions = nn.Embedding(max_length, settings.dim) if settings.attends else None
+        placed = settings.attends and settings.positions == "absolute"
+        self.positions = nn.Embedding(max_length, settings.dim) if placed else None
         self.event_types = nn.Embedding(num_event_types + 1, settings.dim) if num_event_types else None
         self.dropout = Dropout(settings.dropout)
         self.blocks = nn.ModuleList(_block(settings, implementation) for _ in range(settings.num_blocks))
@@ -78,7 +79,7 @@ class Encoder(nn.Module):
         `position` says where in the window each column stands; default: where it is; without positions: no matter.
         """
         states = self.before_last_block(item_index, event_type, position)
-        normed: Tensor = self.norm(self.layers[-1].last(states, lengths).squeeze(1))
+        normed: Tensor = self.norm(self.layers[-1].last(states, lengths, position).squeeze(1))
         return normed
 
     def before_last_block(
@@ -91,7 +92,7 @@ class Encoder(nn.Module):
         rows, positions = shape = len(item_index), item_index.shape[1]
         states = self.embed(item_index, event_type, position).flatten(0, 1)
         for block in self.layers[:-1]:
-            states = block(states, shape)
+            states = block(states, shape, position)
         return states.view(rows, positions, -1)
 
     def embed(

@@ -115,7 +115,7 @@ def _first_order(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
         state = looks[0].state.expand(-1, items.shape[1], -1).clone().requires_grad_()
         logits = []
         for block, look in zip(layers, looks, strict=True):
-            scores = attention_scores(block.queries(state), look.keys, look.visible)
+            scores = attention_scores(block.queries(state), look.keys, look.visible, look.bias)
             logits.append(scores)
             state = block.finish(state, scores.softmax(-1) @ look.values)
         score = (encoder.norm(state) * candidates).sum(-1)

@@ -28,13 +28,23 @@ class GRUBlock(nn.Module):
         self.gru = nn.GRU(settings.dim, settings.dim, batch_first=True)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, states: Float[Tensor, "n d"], shape: tuple[int, int]) -> Float[Tensor, "n d"]:
+    def forward(
+        self,
+        states: Float[Tensor, "n d"],
+        shape: tuple[int, int],
+        _position: Int[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "n d"]:
         """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them become 0."""
         real = shape[0] * shape[1]
         mixed = self._mixed(states[:real].view(*shape, -1)).flatten(0, 1)
         return functional.pad(mixed, (0, 0, 0, len(states) - real))
 
-    def last(self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b 1 d"]:
+    def last(
+        self,
+        states: Float[Tensor, "b l d"],
+        lengths: Int[Tensor, " b"],
+        _position: Int[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row, from the positions up to it; lengths >= 1."""
         at_last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]).long()
         return self._mixed(states).gather(1, at_last)

@@ -12,6 +12,7 @@ Loss = Literal["softmax", "sampled_softmax", "gbce", "bce", "bpr"]
 ATTENTION_BLOCKS: tuple[Block, ...] = ("transformer",)
 """Blocks whose positions look at each other, with `num_heads` heads; the others read a history in order."""
 AVAILABLE_BLOCKS: tuple[Block, ...] = (*ATTENTION_BLOCKS, "gru")
+Positions = Literal["absolute", "relative"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 
@@ -35,6 +36,9 @@ class EncoderSettings:
     """Attention heads per block; `gru` has none and ignores it."""
     dropout: float = 0.2
     """Share of components set to zero during training, in [0, 1)."""
+    positions: Positions = "absolute"
+    """What attention knows of order. absolute: a learned vector per place in the window; relative: a learned bias per head
+    and distance, which tells near from far the same in short and in long histories."""
     request_time: bool = False
     """Whether the model may see the time of the request; this version's blocks cannot."""
 
@@ -44,6 +48,12 @@ class EncoderSettings:
             "model.block",
             self.block,
             f"{' or '.join(map(repr, AVAILABLE_BLOCKS))}: the other blocks are not in this version",
+        )
+        _refuse(
+            self.positions not in ("absolute", "relative"),
+            "model.positions",
+            self.positions,
+            "'absolute' or 'relative'",
         )
         _refuse(
             self.request_time,

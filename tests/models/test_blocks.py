@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.blocks import Dropout, TransformerBlock, random_mask
+from models.blocks import DistanceBias, Dropout, TransformerBlock, random_mask
 from models.settings import EncoderSettings
 
 
@@ -55,3 +55,12 @@ def test_masks_at_the_ends(share):
     torch.manual_seed(0)
     kept = random_mask(torch.Size([13, 101]), share).double().mean().item()
     assert kept == pytest.approx(1 - share, abs=0.01)
+
+
+def test_distances_have_a_number_each_up_to_15_and_then_share_one():
+    bias = DistanceBias(2)
+    torch.nn.init.normal_(bias.weight)
+    distance = torch.tensor([-3, 0, 1, 15, 16, 18, 19, 32, 255, 10_000]).view(1, 1, -1)
+    # floor(4 log2(d / 16)): 0 for 16 and 18, 0.99 for 19 still 0, 4 for 32, 15 for 255 and beyond
+    column = [0, 0, 1, 15, 16, 16, 16, 20, 31, 31]
+    assert torch.equal(bias(distance)[0, :, 0], bias.weight[:, column])

@@ -4,21 +4,23 @@ import torch
 
 from models.encoder import AttentionRecommender, Encoder
 from models.recommender import Histories, histories_from_lists
-from models.settings import EncoderSettings
+from models.settings import EncoderSettings, Positions
 
 NUM_ITEMS, LENGTH = 29, 7
 
 
 def encoder(num_event_types=0, implementation="auto", block="transformer"):
     torch.manual_seed(0)
-    settings = EncoderSettings(block=block, dim=6, num_blocks=2, num_heads=3)
+    positions: Positions = "relative" if block == "relative" else "absolute"
+    block = "transformer" if block == "relative" else block
+    settings = EncoderSettings(block=block, dim=6, num_blocks=2, num_heads=3, positions=positions)
     model = Encoder(settings, NUM_ITEMS, num_event_types, LENGTH, implementation)
     for parameter in model.parameters():  # larger than at the start, so that positions tell on each other
         torch.nn.init.normal_(parameter, std=0.5)
     return model.eval()
 
 
-@pytest.fixture(params=["transformer", "gru"])
+@pytest.fixture(params=["transformer", "relative", "gru"])
 def block(request):
     return request.param
 

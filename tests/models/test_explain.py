@@ -7,21 +7,23 @@ import torch
 from models.encoder import AttentionRecommender, Encoder
 from models.explain import contributions, strongest
 from models.recommender import histories_from_lists
-from models.settings import EncoderSettings
+from models.settings import EncoderSettings, Positions
 
 NUM_ITEMS = 29
 
 
 def random_encoder(block="transformer"):
     torch.manual_seed(0)
-    settings = EncoderSettings(block=block, dim=6, num_blocks=2, num_heads=3)
+    positions: Positions = "relative" if block == "relative" else "absolute"
+    block = "transformer" if block == "relative" else block
+    settings = EncoderSettings(block=block, dim=6, num_blocks=2, num_heads=3, positions=positions)
     model = Encoder(settings, NUM_ITEMS, 0, max_length=7).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 
-@pytest.fixture(params=["transformer", "gru"])
+@pytest.fixture(params=["transformer", "relative", "gru"])
 def block(request):
     return request.param
 

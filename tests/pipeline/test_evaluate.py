@@ -53,7 +53,11 @@ def log() -> JaggedHistories:
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Path]:
     """Folders of features and of a training that learned nothing."""
-    folders = {stage: tmp_path / stage for stage in ("ingest", "features", "train", "index", "rank")}
+    return made_below(tmp_path)
+
+
+def made_below(folder: Path) -> dict[str, Path]:
+    folders = {stage: folder / stage for stage in ("ingest", "features", "train", "index", "rank")}
     for folder in folders.values():
         folder.mkdir()
     histories, features = log(), folders["features"]
@@ -106,9 +110,11 @@ def judge(inputs: dict[str, Path], folder: Path, unit: str = "s", **settings: An
     return build(evaluate, with_them, folder, unit, **settings)
 
 
-@pytest.fixture
-def evaluated(inputs: dict[str, Path], tmp_path: Path) -> Context:
-    return judge(inputs, tmp_path / "evaluate")
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """Three baselines beside the model; tests only read it."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    return judge(made_below(folder), folder / "evaluate")
 
 
 def test_index_holds_every_item_and_finds_the_exact_best(inputs: dict[str, Path]):
