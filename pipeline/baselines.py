@@ -25,7 +25,7 @@ from models.encoder import AttentionRecommender
 from models.neighbours import CoVisitation, ItemKNN
 from models.ranking import ColdStart, SystemRanks, rank_targets
 from models.recommender import Histories, Int32, Recommender
-from models.settings import EncoderSettings
+from models.settings import EncoderSettings, TrainSettings
 from pipeline import histories as rows
 from pipeline.config import BASELINES, Config
 from pipeline.errors import LookbackError
@@ -36,6 +36,7 @@ from pipeline.train import Trainer
 
 VALIDATION_K = 10
 GRU = "gru"
+GRU_LEARNING_RATE = 0.002
 Settings = Mapping[str, float | int]
 
 
@@ -233,7 +234,8 @@ def _gru(ctx: Context, histories: JaggedHistories, split: Split) -> tuple[Recomm
     settings = ctx.config.evaluate
     encoder = EncoderSettings(block="gru", dim=settings.gru_dim, num_blocks=1)
     train = replace(
-        type(ctx.config.train)(),
+        TrainSettings(),
+        learning_rate=GRU_LEARNING_RATE,
         epochs=settings.gru_epochs,
         patience=settings.gru_patience,
         batch_histories=ctx.config.train.batch_histories,

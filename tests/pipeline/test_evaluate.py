@@ -1,8 +1,8 @@
 """Stages index and evaluate on a small log, every number checked against a plain computation."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,19 +11,21 @@ import torch
 
 from features import splits
 from features.histories import JaggedHistories
+from features.leaks import LeakError
 from models import checkpoint, ranking
 from models.baselines import FittedOn
 from models.encoder import AttentionRecommender, Encoder
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings
+from models.recommender import Histories, histories_from_lists
+from models.settings import EncoderSettings, TrainSettings
 from models.topk import row_chunks
 from pipeline import baselines, evaluate, index
-from pipeline.config import Config, EvaluateConfig, EventsConfig, IndexConfig, SplitConfig
+from pipeline.config import BASELINES, MODEL, Config, EvaluateConfig, EventsConfig, IndexConfig, SplitConfig
 from pipeline.errors import LookbackError
 from pipeline.histories import known_items, training_rows
-from pipeline.plan import Plan
+from pipeline.plan import Live, Plan
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
+from pipeline.targets import RankedTargets, ranked_targets
 
 NUM_USERS, NUM_ITEMS = 61, 31
 QUICK: dict[str, Any] = {"k": [3, 10], "resamples": 100, "gru_dim": 8, "gru_epochs": 2}
@@ -56,8 +58,8 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     return made_below(tmp_path)
 
 
-def made_below(folder: Path) -> dict[str, Path]:
-    folders = {stage: folder / stage for stage in ("ingest", "features", "train", "index", "rank")}
+def made_below(parent: Path) -> dict[str, Path]:
+    folders = {stage: parent / stage for stage in ("ingest", "features", "train", "index", "rank")}
     for folder in folders.values():
         folder.mkdir()
     histories, features = log(), folders["features"]
@@ -94,9 +96,10 @@ def build(stage: Any, inputs: dict[str, Path], folder: Path, unit: str = "s", **
         split=SplitConfig(protocol="leave_one_out"),
         index=IndexConfig(recall_queries=13),
         evaluate=EvaluateConfig(**QUICK | settings),
+        train=TrainSettings(epochs=2, precision="fp32", compile="off"),
     )
-    nothing = cast("Any", None)
-    context = Context(config, folder, inputs, {}, None, Plan(), nothing, folder.parent, show_progress=False)
+    unseen = Live(None, lambda _: None, lambda _: None)
+    context = Context(config, folder, inputs, {}, None, Plan(), unseen, folder.parent, show_progress=False)
     stage.build(context)
     return context
 
@@ -238,3 +241,121 @@ def test_numbers_are_logged_on_the_run_and_on_the_training(evaluated: Context):
     assert points["popularity/hit_rate_at_3"] == report["metrics"]["popularity"]["hit_rate@3"]
     assert "test/ndcg_at_10" in {point.name for point in evaluated.track.parent_points}
     assert ("targets.parquet", "evaluate") in evaluated.track.artifacts
+
+
+def test_every_metric_and_every_baseline_stands_in_the_table(inputs: dict[str, Path], tmp_path: Path):
+    context = judge(inputs, tmp_path / "all", baselines="all")
+    report = read_json(context.folder / "metrics.json")
+    assert set(report["metrics"]) == {MODEL, *BASELINES}
+    of_ranks = [
+        f"{name}@{k}" for name in ("ndcg", "hit_rate", "recall", "precision", "mrr", "map") for k in (3, 10)
+    ]
+    of_ranks += [
+        f"{name}@{k}"
+        for name in ("debiased_ndcg", "pessimistic_ndcg", "pessimistic_hit_rate")
+        for k in (3, 10)
+    ]
+    of_lists = [
+        f"{name}@3" for name in ("novelty", "popularity_share", "serendipity", "full_lists", "repeats")
+    ]
+    wanted = {
+        *of_ranks,
+        *of_lists,
+        "coverage@3",
+        "gini@3",
+        *(f"user_{name}" for name in (*of_ranks, *of_lists)),
+    }
+    for system, values in report["metrics"].items():
+        assert set(values) == wanted == set(report["intervals"][system])
+        assert all(low <= high for low, high in report["intervals"][system].values())
+    for other in BASELINES:
+        assert set(report["paired"][other]["ndcg@3"]) >= {
+            "difference",
+            "low",
+            "high",
+            "p_value",
+            "p_holm",
+            "verdict",
+        }
+    tuned = report["baselines"]
+    assert set(tuned) == set(BASELINES)
+    assert tuned["item_knn"]["settings"] in [
+        {key: value for key, value in point.items() if key != "ndcg@10"}
+        for point in tuned["item_knn"]["grid"]
+    ]
+
+
+def test_metrics_follow_from_the_table_of_targets(evaluated: Context):
+    report = read_json(evaluated.folder / "metrics.json")
+    table = pl.read_parquet(evaluated.folder / "targets.parquet")
+    for system, values in report["metrics"].items():
+        own = table.filter(pl.col("system") == system)
+        hits = (own["rank"] <= 10).mean()
+        gains = own.select(pl.when(pl.col("rank") <= 10).then(1 / (pl.col("rank") + 1).log(2)).otherwise(0))
+        worst = own.select(pl.when(pl.col("pessimistic_rank") <= 3).then(1).otherwise(0))
+        assert hits == pytest.approx(values["hit_rate@10"])
+        assert gains.to_series().mean() == pytest.approx(values["ndcg@10"])
+        assert worst.to_series().mean() == pytest.approx(values["pessimistic_hit_rate@3"])
+        shown = own["recommended"].explode()
+        assert shown.n_unique() / report["num_items"] == pytest.approx(values["coverage@3"])
+        assert (own["recommended"].list.len() == 3).mean() == pytest.approx(values["full_lists@3"])
+
+
+def test_a_popularity_that_counted_the_test_stops_the_run(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def everything(histories: JaggedHistories, _: Any, *, with_validation: bool) -> Histories:
+        return Histories(
+            histories.item_index,
+            histories.time,
+            histories.event_type,
+            histories.offsets[:-1],
+            histories.offsets[1:],
+        )
+
+    monkeypatch.setattr(baselines.rows, "training_rows", everything)
+    with pytest.raises(LeakError, match=r"popularity was fitted on .* events up to"):
+        judge(inputs, tmp_path / "leaking", baselines=["popularity"])
+
+
+def test_a_model_that_learned_from_the_test_stops_the_run(inputs: dict[str, Path], tmp_path: Path):
+    facts = read_json(inputs["train"] / "training.json")
+    facts["fitted_on"]["num_events"] += 1
+    write_json(inputs["train"] / "training.json", facts)
+    with pytest.raises(LeakError, match="lookback was fitted on"):
+        judge(inputs, tmp_path / "leaking", baselines=[])
+
+
+def test_a_future_event_in_a_history_stops_the_run(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def with_the_future(*arguments: Any, **settings: Any) -> RankedTargets:
+        targets = ranked_targets(*arguments, **settings)
+        longer = replace(targets.histories, ends=targets.histories.ends + (np.arange(len(targets)) == 5))
+        return replace(targets, histories=longer)
+
+    monkeypatch.setattr(evaluate, "ranked_targets", with_the_future)
+    with pytest.raises(LeakError, match="at or after the target"):
+        judge(inputs, tmp_path / "leaking", baselines=[])
+
+
+def test_targets_on_unseen_items_count_as_misses_where_asked_for(inputs: dict[str, Path], tmp_path: Path):
+    one = read_json(judge(inputs, tmp_path / "apart").folder / "metrics.json")
+    other = read_json(judge(inputs, tmp_path / "counted", cold_items=True).folder / "metrics.json")
+    assert (one["targets"], other["targets"]) == (NUM_USERS - 1, NUM_USERS)
+    assert one["apart"]["unknown_item"]["targets"] == 1
+    for system, values in one["metrics"].items():
+        expected = values["ndcg@10"] * (NUM_USERS - 1) / NUM_USERS
+        assert other["metrics"][system]["ndcg@10"] == pytest.approx(expected)
+        assert one["apart"]["unknown_item"]["metrics_with_them"][system]["ndcg@10"] == pytest.approx(expected)
+
+
+def test_the_learning_curve_ends_with_the_model_itself(inputs: dict[str, Path], tmp_path: Path):
+    context = judge(inputs, tmp_path / "curve", baselines=[], training_fractions=[0.5])
+    report = read_json(context.folder / "metrics.json")
+    half, whole = report["learning_curve"]
+    assert (half["fraction"], whole["fraction"]) == (0.5, 1.0)
+    assert half["users"] == round(0.5 * whole["users"])
+    assert whole["metrics"] == {name: report["metrics"][MODEL][name] for name in whole["metrics"]}
+    assert set(half["metrics"]) <= set(whole["metrics"])
+    assert not (context.folder / "checkpoints").exists()
