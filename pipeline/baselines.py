@@ -69,6 +69,7 @@ def build(ctx: Context) -> None:
     test, mapping = _part(ctx, histories, split, "test", with_validation=with_validation)
     np.save(ctx.folder / "items.npy", mapping, allow_pickle=False)
     found: dict[str, Any] = {"systems": {}, "not_applicable": {}}
+    seconds: dict[str, float] = {}
     for name in wanted(ctx.config):
         why_not = _not_applicable(ctx.config, name, test.num_items)
         if why_not is not None:
@@ -87,14 +88,12 @@ def build(ctx: Context) -> None:
                 with_validation=with_validation,
             )
             ranked = rank_all(system, test, ctx.config)
-            facts = asdict(tuned) | {
-                "fitted_on": asdict(fitted_on),
-                "seconds": round(time.monotonic() - started, 3),
-            }
+            facts = asdict(tuned) | {"fitted_on": asdict(fitted_on)}
+            seconds[name] = round(time.monotonic() - started, 3)
             _write(ctx.folder, name, ranked, facts)
         found["systems"][name] = facts
     write_json(ctx.folder / "baselines.json", found)
-    _report(ctx, found, len(test.targets))
+    _report(ctx, found, len(test.targets), seconds)
 
 
 def wanted(config: Config) -> tuple[str, ...]:
@@ -279,12 +278,14 @@ def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) 
     write_json(path.with_suffix(".json"), facts)
 
 
-def _report(ctx: Context, found: dict[str, Any], num_targets: int) -> None:
+def _report(ctx: Context, found: dict[str, Any], num_targets: int, seconds: dict[str, float]) -> None:
     """Counts in the manifest, settings and validation scores to track, one line."""
     ctx.manifest.update(rows_in=num_targets, rows_out=num_targets * len(found["systems"]))
+    ctx.manifest["seconds_of_systems"] = seconds
+    for name, each in seconds.items():
+        ctx.track.metric(f"{name}/seconds", each)
     for name, facts in found["systems"].items():
         ctx.track.param(f"baseline.{name}", json.dumps(facts["settings"]))
-        ctx.track.metric(f"{name}/seconds", facts["seconds"])
         for place, point in enumerate(facts["grid"] if name != GRU else []):
             if "ndcg@10" in point:
                 ctx.track.metric(f"{name}/validation_ndcg@10", point["ndcg@10"], place)

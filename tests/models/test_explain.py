@@ -69,7 +69,10 @@ def test_fast_follows_exact(encoder, block):
     histories = histories_from_lists([random.integers(1, NUM_ITEMS, 7).tolist() for _ in range(40)])
     items = random.integers(1, NUM_ITEMS, (40, 5)).astype(np.int32)
     fast, exact = (contributions(encoder, histories, items, method)[..., :-1] for method in ("fast", "exact"))
-    assert np.corrcoef(fast.ravel(), exact.ravel())[0, 1] > {"transformer": 0.7, "relative": 0.7, "gru": 0.9}[block]
+    assert (
+        np.corrcoef(fast.ravel(), exact.ravel())[0, 1]
+        > {"transformer": 0.7, "relative": 0.7, "gru": 0.9}[block]
+    )
 
 
 def test_a_gru_forgets_an_interaction_as_if_it_had_never_been():

@@ -1,8 +1,10 @@
 """A small pipeline that the tests of this folder share: simulated log, real command line, real tracking database."""
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,8 +40,7 @@ precision = "fp32"
 compile = "off"
 [evaluate]
 resamples = 100
-gru_dim = 8
-gru_epochs = 2
+baselines = ["popularity", "item_knn"]
 gate = false
 [score]
 shard_users = 40
@@ -103,10 +104,28 @@ class Workdir:
         return json.loads((self.artifact(stage) / "manifest.json").read_text())
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database without any run, to copy: MLflow takes seconds to create one."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    create = f"from pipeline import tracking; tracking.client_at('sqlite:///{path}')"
+    subprocess.run([sys.executable, "-c", create], cwd=ROOT, check=True)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that the one file is all of it
+    return path
+
+
+def with_database(folder: Path, database: Path) -> None:
+    """Put a copy of the empty database where a working directory has its own."""
+    (folder / "mlruns").mkdir()
+    shutil.copyfile(database, folder / "mlruns" / "mlflow.db")
+
+
 @pytest.fixture
-def workdir(tmp_path: Path) -> Workdir:
+def workdir(tmp_path: Path, empty_database: Path) -> Workdir:
     """An empty working directory with the tiny configuration."""
     (tmp_path / "tiny.toml").write_text(TINY)
+    with_database(tmp_path, empty_database)
     return Workdir(tmp_path)
 
 
@@ -128,8 +147,9 @@ def copied(finished: Workdir, tmp_path: Path) -> Workdir:
 
 
 @pytest.fixture
-def log_workdir(tmp_path: Path) -> Callable[[str, str], Workdir]:
+def log_workdir(tmp_path: Path, empty_database: Path) -> Callable[[str, str], Workdir]:
     """A working directory around a given csv text and further TOML; the log has user_id, item_id, timestamp."""
+    with_database(tmp_path, empty_database)
 
     def make(text: str, settings: str = "") -> Workdir:
         (tmp_path / "log.csv").write_text(text)
