@@ -19,7 +19,7 @@ class SystemRanks:
     """What one system makes of t targets."""
 
     rank: Float64
-    """[t], 1 + number of greater + half the number of equal scores; num_items + 1 for an item it does not know"""
+    """[t], 1 + number of greater + half the number of equal scores; infinity, a miss, for an item it does not know"""
     pessimistic: Float64
     """[t], 1 + number of greater + number of equal scores: the worst place that ties allow"""
     lists: Int32
@@ -38,7 +38,7 @@ def rank_targets(
     histories: t rows; target: [t], 1..num_items, 0 for an item that the system does not know. `exclude_seen` masks the
     items of each history (a masked target is behind every other item).
     """
-    rank, pessimistic = (np.full(len(target), system.num_items + 1.0) for _ in range(2))
+    rank, pessimistic = (np.full(len(target), np.inf) for _ in range(2))
     lists = np.zeros((len(target), list_length), np.int32)
     for rows in row_chunks(len(target), system.num_items):
         part, wanted = histories.select(rows), target[rows]

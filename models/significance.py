@@ -17,6 +17,8 @@ from models.metrics import Float64
 
 Verdict = Literal["better", "worse", "can't tell"]
 
+LEAST_P = 1e-4
+"""Least p of the bootstrap: a tail beyond what 10,000 resamples show is not claimed."""
 _CHUNK_RESAMPLES = 256
 _CHUNK_DRAWS = 2**26
 """Counts of drawn users held at once (128 MiB of uint16)."""
@@ -206,7 +208,7 @@ def bootstrap_p(difference: float, resampled: NDArray[np.float64]) -> float:
 
     The resamples, moved by the observed difference d, stand for what would be seen if there were none (Davison &
     Hinkley 1997, section 4.4). Where none is that far off, b alone would set p: there it is the tail of a normal
-    distribution with the resamples' standard deviation, if that is less. NaN where d is.
+    distribution with the resamples' standard deviation, if that is less, and at least `LEAST_P`. NaN where d is.
     """
     if math.isnan(difference):
         return math.nan
@@ -214,9 +216,9 @@ def bootstrap_p(difference: float, resampled: NDArray[np.float64]) -> float:
     as_far = int(np.count_nonzero(np.abs(known - difference) >= abs(difference)))
     p_value = (1 + as_far) / (len(known) + 1)
     spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
-    return (
-        min(p_value, math.erfc(abs(difference) / spread / math.sqrt(2))) if not as_far and spread else p_value
-    )
+    if as_far or not spread:
+        return p_value
+    return min(p_value, max(math.erfc(abs(difference) / spread / math.sqrt(2)), LEAST_P))
 
 
 def wilcoxon_p(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:

@@ -70,11 +70,9 @@ def build(ctx: Context) -> None:
     np.save(ctx.folder / "items.npy", mapping, allow_pickle=False)
     found: dict[str, Any] = {"systems": {}, "not_applicable": {}}
     seconds: dict[str, float] = {}
-    for name in wanted(ctx.config):
-        why_not = _not_applicable(ctx.config, name, test.num_items)
-        if why_not is not None:
-            found["not_applicable"][name] = why_not
-            continue
+    why_not = {name: _not_applicable(ctx.config, name, test.num_items) for name in wanted(ctx.config)}
+    found["not_applicable"] = {name: reason for name, reason in why_not.items() if reason is not None}
+    for name in (name for name, reason in why_not.items() if reason is None):
         facts = _ranked_before(ctx.folder, name)
         if facts is None:
             started = time.monotonic()
@@ -103,22 +101,23 @@ def wanted(config: Config) -> tuple[str, ...]:
 
 
 def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
-    """How a system ranks the targets; where there is no history it answers by popularity, as scoring does.
+    """How a system ranks the targets; where there is no history an encoder answers by popularity, as scoring does.
 
     Targets on items that no system knows are ranked only where they count (`evaluate.cold_items`).
     """
-    complete = ColdStart(system, Popularity.fit(part.training, part.num_items))
+    if isinstance(system, AttentionRecommender):
+        system = ColdStart(system, Popularity.fit(part.training, part.num_items))
     targets = part.targets
     ranked = (targets.apart != UNKNOWN_ITEM) | config.evaluate.cold_items
     length = list_length(config)
     some = rank_targets(
-        complete,
+        system,
         targets.histories.select(ranked),
         targets.item[ranked],
         length,
         exclude_seen=config.exclude_seen,
     )
-    rank = np.full(len(targets), system.num_items + 1.0)
+    rank = np.full(len(targets), np.inf)
     pessimistic, lists = rank.copy(), np.zeros((len(targets), length), np.int32)
     rank[ranked], pessimistic[ranked], lists[ranked] = some.rank, some.pessimistic, some.lists
     return SystemRanks(rank, pessimistic, lists)
@@ -169,7 +168,7 @@ def _sample(targets: RankedTargets, config: Config) -> RankedTargets:
 
 
 def _not_applicable(config: Config, name: str, num_items: int) -> str | None:
-    """Why a baseline cannot be had for this log; LookbackError where it was asked for by name."""
+    """Why a baseline cannot be had for this log; LookbackError for EASE asked for by name on too large a catalogue."""
     reason = None
     if name == "recent_popularity" and config.events.timestamp_unit == "position":
         reason = "the log has no times, only each user's order"

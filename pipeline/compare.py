@@ -227,7 +227,7 @@ def as_text(comparison: Comparison) -> str:
         f"{judged.num_targets:,} targets of {judged.num_users:,} users; 95 % intervals, bootstrap over users"
     ]
     if differences:
-        about.append("p: Wilcoxon signed-rank test on users' means")
+        about.append("p: paired bootstrap")
     if len(differences) > 1:
         about[1] += f"; p and verdicts corrected for {len(differences)} comparisons (Holm)"
     return "\n".join([*about, "", aligned(rows)])
@@ -235,7 +235,7 @@ def as_text(comparison: Comparison) -> str:
 
 def _shown(found: dict[str, Any]) -> str:
     difference = f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-    return f"{difference} p {found['p_holm']:.3f} {found['verdict']}"
+    return f"{difference} p {found['p_bootstrap_holm']:.3f} {found['verdict']}"
 
 
 def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, text: str) -> str | None:

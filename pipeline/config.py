@@ -298,12 +298,12 @@ class EvaluateConfig(Section):
     ) -> float | list[float]:
         numbers = value if isinstance(value, list) else [value]
         most = 1.0 if about.field_name == "training_fractions" else float("inf")
-        if not all(0 < number < most for number in numbers) or (
+        if not all(0 < number <= most for number in numbers) or (
             about.field_name == "recent_days" and not numbers
         ):
             raise ValueError(
                 f"evaluate.{about.field_name}: received {value}, expected numbers above 0"
-                + (" and below 1" if most == 1 else "")
+                + (", 1 at most" if most == 1 else "")
             )
         return value
 

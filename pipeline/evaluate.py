@@ -172,7 +172,10 @@ def _report(ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judgi
         "resamples": settings.resamples,
         "metrics": {name: _known(judged.values(name) | of_lists[name][0]) for name in judged.systems},
         "intervals": {name: _known(judged.intervals(name) | of_lists[name][1]) for name in judged.systems},
-        "paired": judged.compared(MODEL, others) if others else {},
+        "paired": {
+            other: {name: row for name, row in compared.items() if not np.isnan(row["difference"])}
+            for other, compared in (judged.compared(MODEL, others) if others else {}).items()
+        },
         "apart": judging.apart(
             found.every_rank,
             found.every_target,
@@ -228,7 +231,7 @@ def _as_table(report: dict[str, Any]) -> pl.DataFrame:
             low, high = report["intervals"][system].get(metric, (None, None))
             against = report["paired"].get(system, {}).get(metric, {})
             difference = {f"model_minus_it_{key}": against.get(key) for key in ("difference", "low", "high")}
-            rest = {key: against.get(key) for key in ("p_holm", "verdict")}
+            rest = {key: against.get(key) for key in ("p_bootstrap_holm", "p_holm", "verdict")}
             row = {"system": system, "metric": metric, "value": value, "low": low, "high": high}
             found.append(row | difference | rest)
     return pl.DataFrame(found, infer_schema_length=None)
@@ -242,9 +245,9 @@ def _learning_curve(
     ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judging
 ) -> list[dict[str, Any]]:
     """The model trained on shares of the training users, judged on the same targets; items it never saw are misses."""
-    curve = []
+    curve: list[dict[str, Any]] = []
     order = np.random.default_rng(ctx.config.seed).permutation(np.flatnonzero(found.split.train_user))
-    for fraction in sorted(set(ctx.config.evaluate.training_fractions)):
+    for fraction in sorted({each for each in ctx.config.evaluate.training_fractions if each < 1}):
         users = np.zeros(found.histories.num_users, bool)
         users[order[: max(1, round(fraction * len(order)))]] = True
         trained = Trainer(ctx, ctx.inputs["features"]).fit_split(
@@ -269,8 +272,8 @@ def _point(fraction: float, num_users: int, judged: Judgement) -> dict[str, Any]
     return {
         "fraction": fraction,
         "users": num_users,
-        "metrics": judged.values(MODEL),
-        "intervals": judged.intervals(MODEL),
+        "metrics": _known(judged.values(MODEL)),
+        "intervals": _known(judged.intervals(MODEL)),
     }
 
 
@@ -379,6 +382,9 @@ def _say(ctx: Context, report: dict[str, Any]) -> None:
                 ctx.track.parent_metric(f"test/{name}", value)
             elif not name.startswith(("pessimistic_", "user_pessimistic_")):
                 ctx.track.metric(f"{system}/{name}", value)
+    for kind in ("mean", "spread"):
+        for name, value in report.get("rolling", {}).get(kind, {}).get(MODEL, {}).items():
+            ctx.track.metric(f"rolling_{kind}/{name}", value)
     for name in ("targets", "users"):
         ctx.track.metric(f"test/{name}", report[name])
     features = ctx.inputs["features"]

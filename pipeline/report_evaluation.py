@@ -113,7 +113,6 @@ def _tuned(name: str, facts: Row) -> Row:
         ),
         "num_tried": len(grid),
         "validation": {key: best[key] for key in sorted(best)},
-        "seconds": facts.get("seconds"),
     }
 
 

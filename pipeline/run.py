@@ -37,6 +37,9 @@ def bring_up_to_date(
     for name, node in pipeline.nodes.items():
         if name == "evaluate":
             _evaluate_earlier_cuts(pipeline, tracker, show_progress=show_progress, say=say)
+            for each in pipeline.nodes.values() if pipeline.earlier_cuts else ():
+                if each.artifact.is_complete():
+                    each.artifact.point_latest()  # not to what an earlier cut made
         with node.artifact.lock(node.inputs):
             fresh = _ensure(
                 pipeline, node, tracker, force=force and name in names, show_progress=show_progress

@@ -124,7 +124,8 @@ STAGES = {
                 "seed",
                 "events.types",
                 "history.max_length",
-                *_TARGET_KEYS,
+                "exclude_seen",
+                *_keys("evaluate", ("targets", "cold_items")),
                 *_keys(
                     "evaluate", ("k", "baselines", "recent_days", "gru_dim", "gru_epochs", "gru_patience")
                 ),

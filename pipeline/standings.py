@@ -61,7 +61,7 @@ def _verdict(paired: dict[str, Any] | None) -> str:
         return ""
     return (
         f"{paired['verdict']} ({paired['difference']:+.4f} [{paired['low']:+.4f}, {paired['high']:+.4f}],"
-        f" Holm p {paired['p_holm']:.2g})"
+        f" p {paired['p_bootstrap_holm']:.2g})"
     )
 
 

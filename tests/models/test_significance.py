@@ -161,9 +161,10 @@ def test_bootstrap_p_by_pencil():
     assert bootstrap_p(0.2, np.array([-0.1, 0.1, 0.2, 0.3, 0.5])) == pytest.approx(3 / 6)
     assert bootstrap_p(0.0, np.zeros(9)) == 1.0
     assert bootstrap_p(0.5, np.full(99, 0.5)) == pytest.approx(0.01)
-    # none of the four is as far off as .9, 9 / sqrt(2 / 3) of their standard deviations away: the normal tail
-    tail = bootstrap_p(0.9, np.array([0.8, 0.9, 0.9, 1.0]))
-    assert tail == pytest.approx(math.erfc(0.9 / math.sqrt(0.02 / 3) / math.sqrt(2)))
+    # none of the four is as far off as .2, 2 / sqrt(2 / 3) of their standard deviations away: the normal tail
+    tail = bootstrap_p(0.2, np.array([0.1, 0.2, 0.2, 0.3]))
+    assert tail == pytest.approx(math.erfc(0.2 / math.sqrt(0.02 / 3) / math.sqrt(2)))
+    assert bootstrap_p(0.9, np.array([0.8, 0.9, 0.9, 1.0])) == 1e-4
     assert math.isnan(bootstrap_p(NAN, np.full(3, NAN)))
 
 

@@ -40,7 +40,7 @@ precision = "fp32"
 compile = "off"
 [evaluate]
 resamples = 100
-baselines = ["popularity", "item_knn"]
+baselines = ["popularity", "recent_popularity", "co_visitation", "item_knn"]
 gate = false
 [score]
 shard_users = 40

@@ -19,6 +19,7 @@ from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import row_chunks
 from pipeline import baselines, evaluate, index
+from pipeline import histories as rows
 from pipeline.config import BASELINES, MODEL, Config, EvaluateConfig, EventsConfig, IndexConfig, SplitConfig
 from pipeline.errors import LookbackError
 from pipeline.histories import known_items, training_rows
@@ -313,7 +314,7 @@ def test_a_popularity_that_counted_the_test_stops_the_run(
             histories.offsets[1:],
         )
 
-    monkeypatch.setattr(baselines.rows, "training_rows", everything)
+    monkeypatch.setattr(rows, "training_rows", everything)
     with pytest.raises(LeakError, match=r"popularity was fitted on .* events up to"):
         judge(inputs, tmp_path / "leaking", baselines=["popularity"])
 

@@ -21,6 +21,8 @@ precision = "fp32"
 compile = "off"
 [evaluate]
 resamples = 100
+baselines = ["popularity"]
+gate = false
 """
 SIMULATED = 'types = { view = 1.0, like = 1.5, purchase = 2.0 }\ntimestamp_unit = "iso"'
 DESKDROP = """

@@ -9,6 +9,7 @@ import pytest
 from features.histories import JaggedHistories
 from features.splits import Split
 from models import checkpoint, explain
+from pipeline.config import BASELINES
 from pipeline.targets import ranked_targets
 from tests.pipeline.conftest import ROOT, Workdir
 
@@ -27,7 +28,7 @@ SETTINGS = ("--set", "tracking.enabled=false")
 def test_the_model_beats_every_baseline_by_a_paired_bootstrap(demo: Workdir) -> None:
     metrics = json.loads((demo.artifact("evaluate", *SETTINGS) / "metrics.json").read_text())
     assert metrics["protocol"] == "temporal"
-    for baseline in ("popularity", "recent_popularity", "co_visitation"):
+    for baseline in BASELINES:
         paired = metrics["paired"][baseline]["ndcg@10"]
         assert paired["low"] > 0, (baseline, paired)
         assert paired["verdict"] == "better"
