@@ -367,7 +367,10 @@ def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.D
 
 def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
     """Write a table as MLflow's UI shows it, and log it there."""
-    write_json(ctx.folder / name, {"columns": table.columns, "data": [list(row) for row in table.rows()]})
+    write_json(
+        ctx.folder / name,
+        {"columns": table.columns, "data": [list(row) for row in table.fill_nan(None).rows()]},
+    )
     ctx.track.table(name, "evaluate")
 
 
