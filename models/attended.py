@@ -6,9 +6,10 @@ Letters: b rows, l positions of the longest window.
 import numpy as np
 import torch
 
-from models.attention import attention_scores
-from models.batching import cut_by_tokens, pad
+from models.batching import cut_by_tokens
+from models.blocks import AttentionBlock
 from models.encoder import Encoder
+from models.places import all_places, last_places
 from models.recommender import Float32, Histories
 
 BATCH_TOKENS = 2**13
@@ -16,7 +17,7 @@ BATCH_TOKENS = 2**13
 
 
 def has_attention(encoder: Encoder) -> bool:
-    """Whether every block pays attention as a softmax over positions; recurrent ones pay none."""
+    """Whether some layer pays attention to positions; recurrent ones, convolution and pooling pay none."""
     return bool(encoder.attention_layers)
 
 
@@ -24,7 +25,8 @@ def has_attention(encoder: Encoder) -> bool:
 def attention_weights(encoder: Encoder, histories: Histories) -> Float32:
     """Share of the last position's attention that each past interaction gets: Float32 [b, l].
 
-    `mean over blocks and heads of softmax(q_last K^T / sqrt(c))`. Column i is the row's i-th interaction among its
+    `mean over layers that attend and over heads of the weights of models.attention`; those of SiLU are taken at their size and
+    made to add up to 1. Column i is the row's i-th interaction among its
     `max_length` most recent ones, the last position's own included; a row adds up to 1, columns behind the last are 0, and so
     is an empty row. These are the weights of Vaswani et al. 2017, section 3.2.1, averaged as they stand. They say where a
     block looks, not what a score is made of (Jain and Wallace 2019): for that see `models.explain.contributions`.
@@ -45,16 +47,17 @@ def attention_weights(encoder: Encoder, histories: Histories) -> Float32:
 
 def _of_batch(encoder: Encoder, windows: Histories) -> Float32:
     """`attention_weights` of rows of similar length, none of them empty."""
-    device, layers = encoder.items.weight.device, encoder.attention_layers
-    item_index, event_type = (part.to(device) for part in pad(windows))
-    lengths = torch.from_numpy(windows.lengths).to(device)
-    states = encoder.embed(item_index, event_type)
-    total = torch.zeros(item_index.shape, device=device)
-    for number, block in enumerate(layers, start=1):
-        look = block.last_look(states, lengths)
-        scores = attention_scores(look.queries, look.keys, look.visible, look.bias)
-        total += scores.float().softmax(-1).mean(1).squeeze(1)
-        if number < len(layers):
-            states = block(states.flatten(0, 1), tuple(item_index.shape)).view_as(states)
-    shares: Float32 = (total / len(layers)).cpu().numpy()
-    return shares
+    window = encoder.pad(windows)
+    shape = tuple(window.item_index.shape)
+    everywhere, at_last = all_places(window, encoder.settings), last_places(window, encoder.settings)
+    states = encoder.embed(window)
+    total = torch.zeros(shape, device=encoder.device)
+    for layer in encoder.layer_list:
+        if isinstance(layer, AttentionBlock):
+            look = layer.last_look(states, window.lengths, at_last)
+            weights = layer.attention.weights(layer.queries(look.state), look.keys, look.places).float().abs()
+            shares = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+            total += shares.mean(1).squeeze(1)
+        states = layer(states.flatten(0, 1), shape, everywhere).view_as(states)
+    found: Float32 = (total / len(encoder.attention_layers)).cpu().numpy()
+    return found

@@ -3,8 +3,8 @@
 Letters: b rows, l positions of the longest row, n targets.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.recommender import Float32, Histories, Int64
+from models.settings import TrainTargets
 from models.shapes import Float, Int
 
 LENGTH_STEP = 8
@@ -21,11 +22,33 @@ POOL_BATCHES = 4
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Inputs padded on the right with 0, and the next item after each position that bears loss."""
+class Window:
+    """Rows of past interactions, each starting in column 0 and padded with zeros on the right."""
 
     item_index: Int[Tensor, "b l"]
     event_type: Int[Tensor, "b l"]
+    lengths: Int[Tensor, " b"]
+    value: Float[Tensor, "b l"] | None = None
+    """NaN where an event has none; None where no event has one."""
+    time: Int[Tensor, "b l"] | None = None
+    """Microseconds since the epoch; None where nothing looks at it."""
+    asked: Int[Tensor, "b l"] | None = None
+    """When what follows each column is asked for, microseconds: the next event's time, in the last column the request's; None
+    where that is not known."""
+    position: Int[Tensor, "b l"] | None = None
+    """Place of each column in its window; None: where it stands."""
+
+    def to(self, device: torch.device) -> "Window":
+        """The same rows on a device."""
+        there = {name: part for name, part in vars(self).items() if part is not None}
+        return Window(**{name: _moved(part, device) for name, part in there.items()})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs, and the next item after each position that bears loss."""
+
+    window: Window
     position: Int[Tensor, " n"]
     """Row * l + column of the state that each target is predicted from."""
     target: Int[Tensor, " n"]
@@ -33,8 +56,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        moved = (part.to(device, non_blocking=True) for part in vars(self).values())
-        return Batch(*moved)
+        position, target, weight = (
+            _moved(part, device) for part in (self.position, self.target, self.weight)
+        )
+        return Batch(self.window.to(device), position, target, weight)
+
+
+def _moved(part: Tensor, device: torch.device) -> Tensor:
+    return part.to(device, non_blocking=True)
 
 
 def rounded_up(number: int) -> int:
@@ -47,19 +76,41 @@ def rounded_up(number: int) -> int:
 
 
 def pad(
-    histories: Histories, shape: tuple[int, int] | None = None
-) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
-    """(item_index, event_type) of the rows, each starting in column 0 and padded with 0 on the right.
+    histories: Histories,
+    shape: tuple[int, int] | None = None,
+    *,
+    with_time: bool = False,
+    with_value: bool = False,
+) -> Window:
+    """The rows as a window, `asked` filled in where the histories know when the next item is asked for.
 
-    `shape` b, l; by default as many rows as there are and as many columns as the longest has (at least 1).
+    `shape` b, l; by default as many rows as there are and as many columns as the longest has (at least 1). Times and values
+    are left out unless they are wanted.
     """
     rows, flat = histories.gather()
     shape = shape or (len(histories), max(1, int(histories.lengths.max(initial=0))))
     cells = rows, flat - histories.starts[rows]
-    item_index, event_type = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    item_index[cells] = histories.item_index[flat]
-    event_type[cells] = histories.event_type[flat]
-    return torch.from_numpy(item_index), torch.from_numpy(event_type)
+    lengths = np.zeros(shape[0], np.int64)
+    lengths[: len(histories)] = histories.lengths
+
+    def filled(values: NDArray[Any], dtype: Any) -> Tensor:
+        cell = np.zeros(shape, dtype)
+        cell[cells] = values
+        return torch.from_numpy(cell)
+
+    asked = None
+    if with_time and histories.request_time is not None:
+        is_last = flat == histories.ends[rows] - 1
+        following = histories.time[np.where(is_last, flat, flat + 1)]
+        asked = filled(np.where(is_last, histories.request_time[rows], following), np.int64)
+    return Window(
+        filled(histories.item_index[flat], np.int32),
+        filled(histories.event_type[flat], np.int32),
+        torch.from_numpy(lengths),
+        filled(histories.value[flat], np.float32) if with_value and histories.value is not None else None,
+        filled(histories.time[flat], np.int64) if with_time else None,
+        asked,
+    )
 
 
 def cut_by_tokens(lengths: Int64, batch_tokens: int) -> list[NDArray[np.int64]]:
@@ -84,8 +135,9 @@ class BatchPlan:
 
     A history is its `max_length + 1` most recent events: inputs are all but the last, targets all but the first, each
     weighted by `type_weights` of its event type (default 1). A target of weight 0 or of item 0 bears no loss; a history
-    without any target is left out. The budget of a step is `batch_histories` times the mean number of inputs.
-    Each epoch's order follows from (seed, epoch) alone.
+    without any target is left out. `targets` "last": each history's last target alone, from what precedes it; "random": one of
+    each history, another every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
+    Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
     """
 
     def __init__(
@@ -95,19 +147,25 @@ class BatchPlan:
         batch_histories: int,
         type_weights: Float32 | None,
         seed: int,
+        *,
+        targets: TrainTargets = "all",
+        with_time: bool = False,
+        with_value: bool = False,
     ) -> None:
         events = np.ones(len(histories.item_index), np.float32)
         if type_weights is not None:
             events = type_weights[histories.event_type].astype(np.float32, copy=False)
         self.event_weight = np.where(histories.item_index > 0, events, np.float32(0))
-        windows = histories.last(max_length + 1)
-        bearing = np.concatenate(([0], np.cumsum(self.event_weight > 0)))
-        targets = bearing[windows.ends] - bearing[np.minimum(windows.starts + 1, windows.ends)]
-        self.windows = windows.select(targets > 0)
-        self.num_targets = int(targets.sum())
+        self.targets = targets
         self.max_length = max_length
         self.seed = seed
-        self.num_inputs = np.maximum(self.windows.lengths - 1, 0)
+        self.with_time, self.with_value = with_time, with_value
+        self._bearing = np.concatenate(([0], np.cumsum(self.event_weight > 0)))
+        windows = replace(histories, request_time=None)
+        windows = windows.last(max_length + 1) if targets == "all" else windows
+        num_targets = self._num_targets(windows)
+        self.windows = windows.select(num_targets > 0)
+        self.num_targets = int(num_targets.sum()) if targets == "all" else len(self.windows)
         self.steps_per_epoch = max(1, round(len(self.windows) / batch_histories))
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -121,36 +179,59 @@ class BatchPlan:
         random = np.random.default_rng((self.seed, epoch))
         order = random.permutation(len(self.windows))
         pool = np.arange(len(order)) * self.steps_per_epoch // (len(order) * POOL_BATCHES)
-        lengths = self.num_inputs[order]
+        lengths = self.in_epoch(epoch).lengths[order] - 1
         order = order[np.lexsort((np.where(pool % 2, -lengths, lengths), pool))]
-        lengths = self.num_inputs[order]
+        lengths = self.in_epoch(epoch).lengths[order] - 1
         middle = np.cumsum(lengths) - lengths / 2
         step = (middle * (self.steps_per_epoch / lengths.sum())).astype(np.int64)
         cuts = np.split(order, np.flatnonzero(np.diff(step)) + 1)
         return [cuts[place] for place in random.permutation(len(cuts))]
 
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
+    def in_epoch(self, epoch: int) -> Histories:
+        """[rows] what an epoch learns from: inputs and, behind them, the last target."""
+        if self.targets == "all":
+            return self.windows
+        if epoch != self._drawn_for:
+            self._drawn, self._drawn_for = self._one_target_each(epoch), epoch
+        return self._drawn
+
+    def batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
         """Inputs and targets of the given rows."""
-        windows = self.windows.select(rows)
-        inputs = Histories(
-            windows.item_index, windows.time, windows.event_type, windows.starts, windows.ends - 1
-        )
+        windows = self.in_epoch(epoch).select(rows)
+        asked = windows.time[windows.ends - 1] if self.with_time else None
+        inputs = replace(windows, ends=windows.ends - 1, request_time=asked)
         longest = -(-int(inputs.lengths.max()) // LENGTH_STEP) * LENGTH_STEP
-        item_index, event_type = pad(inputs, (rounded_up(len(rows)), min(longest, self.max_length)))
+        shape = rounded_up(len(rows)), min(longest, self.max_length)
+        window = pad(inputs, shape, with_time=self.with_time, with_value=self.with_value)
         row, flat = inputs.gather()
         weight = self.event_weight[flat + 1]
-        bears = weight > 0
-        position = row * item_index.shape[1] + flat - inputs.starts[row]
+        bears = weight > 0 if self.targets == "all" else flat == inputs.ends[row] - 1
+        position = row * shape[1] + flat - inputs.starts[row]
         target = windows.item_index[flat[bears] + 1].astype(np.int64)
         return Batch(
-            item_index,
-            event_type,
+            window,
             torch.from_numpy(position[bears]),
             torch.from_numpy(target),
             torch.from_numpy(weight[bears]),
         )
 
-    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from step `first` on."""
-        for rows in self.epoch(epoch)[first:]:
-            yield self.batch(rows)
+    def _num_targets(self, windows: Histories) -> Int64:
+        """[rows] events behind the first that bear loss."""
+        counts: Int64 = self._bearing[windows.ends] - self._bearing[self._second(windows)]
+        return counts
+
+    def _one_target_each(self, epoch: int) -> Histories:
+        """Each row up to one of its targets: the last, or one drawn for the epoch."""
+        counts, first = self._num_targets(self.windows), self._bearing[self._second(self.windows)]
+        chosen = counts - 1
+        if self.targets == "random":
+            chosen = np.random.default_rng((self.seed, epoch, 1)).integers(0, counts)
+        ends = np.searchsorted(self._bearing, first + chosen + 1)
+        return replace(self.windows, ends=ends).last(self.max_length + 1)
+
+    @staticmethod
+    def _second(windows: Histories) -> Int64:
+        return np.minimum(windows.starts + 1, windows.ends)
+
+    _drawn: Histories
+    _drawn_for = -1

@@ -1,4 +1,4 @@
-"""What mixes the positions of a history: blocks from states to states, one after the other.
+"""What mixes the positions of a history by attention: blocks from states to states, one after the other.
 
 Letters: b rows, l positions, d components of a state, h heads, c = d / h components of a head, n >= b * l states.
 A block answers two calls: `forward` for every position, `last` for the final position of each row alone.
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.attention import Implementation, attend
+from models.attention import HistoryAttention, Implementation
+from models.places import Places
 from models.settings import EncoderSettings
-from models.shapes import Bool, Float, Int
+from models.shapes import Float, Int
 
 FEED_FORWARD_WIDTH = 4
-"""Width of the feed-forward layer, in multiples of d."""
-
-
-EXACT_DISTANCES, NUM_DISTANCES = 16, 32
-"""Distances with a number of their own in `DistanceBias`, and numbers in all."""
+"""Width of the feed-forward layer with GELU, in multiples of d."""
+SWIGLU_WIDTH = 8 / 3
+"""Width of the gated one, in multiples of d: as many weights (Shazeer 2020)."""
 
 
 class Dropout(nn.Module):
@@ -55,138 +54,185 @@ class LastLook:
 
     state: Float[Tensor, "b 1 d"]
     """Its state before the block."""
-    queries: Float[Tensor, "b h 1 c"]
     keys: Float[Tensor, "b h l c"]
     values: Float[Tensor, "b h l c"]
-    visible: Bool[Tensor, "b 1 1 l"]
-    """False at padding."""
-    bias: Float[Tensor, "b h 1 l"] | None
-    """By distance, where there is one."""
+    places: Places
 
 
-class DistanceBias(nn.Module):
-    """A learned number per head and distance, added to attention's scores: near and far mean the same anywhere.
+class AttentionBlock(nn.Module):
+    """`x + what attention finds`, and what follows: the part that transformer, HSTU and LiGR share.
 
-    Distances 0..15 have a number each, those from 16 on share one with the others of
-    `floor(4 log2(distance / 16))`, and from 256 on there is one for all. Zero at the start.
-    Source: Raffel et al. 2020 (T5), section 2.1, whose buckets are as fine near and as coarse far.
+    A subclass says in `_finish` how states and what attention gathered become new states. `project` makes queries, keys and
+    values, its last three parts, and before them whatever a subclass wants as well (`num_more` parts).
     """
 
-    def __init__(self, num_heads: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_heads, NUM_DISTANCES))
-
-    def forward(self, distance: Int[Tensor, "b q l"]) -> Float[Tensor, "b h q l"]:
-        """The number of each distance; negative ones, which nothing sees, count as 0."""
-        near = distance.clamp_min(0)
-        far = EXACT_DISTANCES + (4 * torch.log2(near.clamp_min(1) / EXACT_DISTANCES)).floor().long()
-        row = torch.where(near < EXACT_DISTANCES, near, far.clamp(EXACT_DISTANCES, NUM_DISTANCES - 1))
-        return self.weight[:, row].transpose(0, 1)
-
-
-class TransformerBlock(nn.Module):
-    """Pre-norm transformer: `x + attention(norm(x))`, then `x + narrow(gelu(widen(norm(x))))`, with dropout.
-
-    Position i sees positions 0..i only. Source: Kang and McAuley 2018 (SASRec), the norm first as in Xiong et al. 2020.
-    """
+    num_more = 0
 
     def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()
-        dim = settings.dim
         self.num_heads = settings.num_heads
-        self.implementation: Implementation = implementation
-        self.attention_norm = nn.LayerNorm(dim)
-        self.project = nn.Linear(dim, 3 * dim)
-        self.merge = nn.Linear(dim, dim)
-        self.feed_forward_norm = nn.LayerNorm(dim)
-        self.widen = nn.Linear(dim, FEED_FORWARD_WIDTH * dim)
-        self.narrow = nn.Linear(FEED_FORWARD_WIDTH * dim, dim)
+        self.attention_norm = nn.LayerNorm(settings.dim)
+        self.project = nn.Linear(settings.dim, (self.num_more + 3) * settings.dim)
+        self.attention = HistoryAttention(settings, implementation)
         self.dropout = Dropout(settings.dropout)
-        self.distances = DistanceBias(settings.num_heads) if settings.positions == "relative" else None
 
     def forward(
-        self,
-        states: Float[Tensor, "n d"],
-        shape: tuple[int, int],
-        position: Int[Tensor, "b l"] | None = None,
+        self, states: Float[Tensor, "n d"], shape: tuple[int, int], places: Places
     ) -> Float[Tensor, "n d"]:
-        """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them see none.
-
-        `position` says where in the window each column stands; default: where it is.
-        """
+        """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them see none."""
         real = shape[0] * shape[1]
-        parts = self.project(self.attention_norm(states))[:real].unflatten(0, shape).chunk(3, -1)
+        normed = self.attention_norm(states)
+        parts = (
+            self._projected(normed, self.num_more, self.num_more + 3)[:real].view(*shape, -1).chunk(3, -1)
+        )
         queries, keys, values = (self._heads(part) for part in parts)
-        bias = None
-        if self.distances is not None:
-            place = (
-                position
-                if position is not None
-                else torch.arange(shape[1], device=states.device).unsqueeze(0)
-            )
-            bias = self.distances(place.unsqueeze(2) - place.unsqueeze(1))
-        mixed = attend(queries, keys, values, implementation=self.implementation, bias=bias)
-        mixed = self._joined(mixed).flatten(0, 1)
-        return self._finish(states, functional.pad(mixed, (0, 0, 0, len(states) - real)))
+        mixed = _joined(self.attention(queries, keys, values, places)).flatten(0, 1)
+        return self._finish(states, normed, functional.pad(mixed, (0, 0, 0, len(states) - real)))
 
     def last(
-        self,
-        states: Float[Tensor, "b l d"],
-        lengths: Int[Tensor, " b"],
-        position: Int[Tensor, "b l"] | None = None,
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
     ) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row, computed for that position alone; lengths >= 1."""
-        look = self.last_look(states, lengths, position)
-        mixed = attend(look.queries, look.keys, look.values, look.visible, self.implementation, look.bias)
-        return self.finish(look.state, mixed)
+        look = self.last_look(states, lengths, places)
+        return self.finish(
+            look.state, self.attention(self.queries(look.state), look.keys, look.values, places)
+        )
 
     def last_look(
-        self,
-        states: Float[Tensor, "b l d"],
-        lengths: Int[Tensor, " b"],
-        position: Int[Tensor, "b l"] | None = None,
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
     ) -> LastLook:
-        """What attention at position `lengths - 1` of each row works on, `position` as in `forward`."""
-        dim = states.shape[-1]
-        keys, values = self._project(self.attention_norm(states), slice(dim, None)).chunk(2, -1)
-        at_last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, dim).long()
-        state = states.gather(1, at_last)
-        visible = torch.arange(states.shape[1], device=states.device) < lengths.view(-1, 1, 1, 1)
-        bias = None
-        if self.distances is not None:
-            place = position
-            if place is None:
-                place = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
-            own = place.gather(1, (lengths - 1).view(-1, 1).long())
-            bias = self.distances((own - place).unsqueeze(1))
-        return LastLook(state, self.queries(state), self._heads(keys), self._heads(values), visible, bias)
+        """What attention at position `lengths - 1` of each row works on."""
+        state = states.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
+        keys, values = self._projected(
+            self.attention_norm(states), self.num_more + 1, self.num_more + 3
+        ).chunk(2, -1)
+        return LastLook(state, self._heads(keys), self._heads(values), places)
 
     def queries(self, states: Float[Tensor, "b q d"]) -> Float[Tensor, "b h q c"]:
         """What the given states look for."""
-        return self._heads(self._project(self.attention_norm(states), slice(states.shape[-1])))
+        return self._heads(self._projected(self.attention_norm(states), self.num_more, self.num_more + 1))
 
     def finish(
         self, states: Float[Tensor, "b q d"], mixed: Float[Tensor, "b h q c"]
     ) -> Float[Tensor, "b q d"]:
         """The new states, from those before the block and what attention gathered for them."""
-        return self._finish(states, self._joined(mixed))
+        return self._finish(states, self.attention_norm(states), _joined(mixed))
 
-    def _finish(self, states: Tensor, mixed: Tensor) -> Tensor:
-        """Attention's residual sum, then the feed-forward layer and its own."""
-        states = states + self.dropout(self.merge(mixed))
-        wide = self.dropout(functional.gelu(self.widen(self.feed_forward_norm(states))))
-        thinned: Tensor = self.dropout(self.narrow(wide))
-        return states + thinned
-
-    def _project(self, normed: Tensor, outputs: slice) -> Tensor:
-        """Part of the outputs of `project`, whose order is queries, keys, values."""
+    def _projected(self, normed: Tensor, first: int, last: int) -> Tensor:
+        """Some parts of what `project` makes of normed states, side by side."""
+        outputs = slice(first * normed.shape[-1], last * normed.shape[-1])
         return functional.linear(normed, self.project.weight[outputs], self.project.bias[outputs])
+
+    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        """New states from the old ones, their norm, and what attention gathered."""
+        raise NotImplementedError
 
     def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
         rows, positions, dim = states.shape
         return states.view(rows, positions, self.num_heads, dim // self.num_heads).transpose(1, 2)
 
-    @staticmethod
-    def _joined(mixed: Tensor) -> Tensor:
-        """[b, h, q, c] to [b, q, d]."""
-        return mixed.transpose(1, 2).flatten(-2)
+
+class TransformerBlock(AttentionBlock):
+    """Pre-norm transformer: `x + merge(attention(norm(x)))`, then `x + feed_forward(norm(x))`, with dropout.
+
+    Source: Kang and McAuley 2018 (SASRec), the norm first as in Xiong et al. 2020.
+    """
+
+    def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
+        super().__init__(settings, implementation)
+        self.merge = nn.Linear(settings.dim, settings.dim)
+        self.feed_forward_norm = nn.LayerNorm(settings.dim)
+        self.feed_forward = feed_forward(settings)
+
+    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor) -> Tensor:
+        states = states + self.dropout(self.merge(mixed))
+        added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        return states + added
+
+
+class LiGRBlock(TransformerBlock):
+    """Gated residuals: `x + sigmoid(G x) * merge(attention(norm(x)))`, then `x + sigmoid(H x) * feed_forward(norm(x))`.
+
+    Source: Borisyuk et al. 2024 (LiGR), section 3; as a next-item model Tikhonovich et al. 2025 (eSASRec).
+    """
+
+    def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
+        super().__init__(settings, implementation)
+        self.attention_gate = nn.Linear(settings.dim, settings.dim)
+        self.feed_forward_gate = nn.Linear(settings.dim, settings.dim)
+
+    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor) -> Tensor:
+        states = states + self.dropout(self.merge(mixed)) * self.attention_gate(states).sigmoid()
+        added = self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        gated: Tensor = added * self.feed_forward_gate(states).sigmoid()
+        return states + gated
+
+
+class HSTUBlock(AttentionBlock):
+    """`u, v, q, k = silu(W norm(x) + b)`, then `x + merge(dropout(norm(attention(q, k, v)) * u))`; no feed-forward layer.
+
+    Source: Zhai et al. 2024 (HSTU), section 3, equations 1 to 3.
+    """
+
+    num_more = 1
+
+    def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
+        super().__init__(settings, implementation)
+        self.mixed_norm = nn.LayerNorm(settings.dim)
+        self.merge = nn.Linear(settings.dim, settings.dim)
+
+    def _projected(self, normed: Tensor, first: int, last: int) -> Tensor:
+        return functional.silu(super()._projected(normed, first, last))
+
+    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        gate = self._projected(normed, 0, 1)
+        added: Tensor = self.merge(self.dropout(self.mixed_norm(mixed) * gate))
+        return states + added
+
+
+BLOCKS: dict[str, type[AttentionBlock]] = {
+    "transformer": TransformerBlock,
+    "hstu": HSTUBlock,
+    "ligr": LiGRBlock,
+}
+
+
+def feed_forward(settings: EncoderSettings) -> nn.Module:
+    """The layer that follows attention, with the kind of gate that the settings ask for."""
+    return SwiGLU(settings) if settings.resolved.feed_forward == "swiglu" else GELU(settings)
+
+
+class GELU(nn.Module):
+    """`narrow(dropout(gelu(widen(x))))`, four times as wide in between."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.widen = nn.Linear(settings.dim, FEED_FORWARD_WIDTH * settings.dim)
+        self.narrow = nn.Linear(FEED_FORWARD_WIDTH * settings.dim, settings.dim)
+        self.dropout = Dropout(settings.dropout)
+
+    def forward(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "*any d"]:
+        """Each state by itself."""
+        narrowed: Tensor = self.narrow(self.dropout(functional.gelu(self.widen(states))))
+        return narrowed
+
+
+class SwiGLU(nn.Module):
+    """`narrow(dropout(silu(gate(x)) * widen(x)))`. Source: Shazeer 2020 (GLU variants), equation 6."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        width = 8 * max(1, round(SWIGLU_WIDTH * settings.dim / 8))
+        self.widen = nn.Linear(settings.dim, 2 * width)
+        self.narrow = nn.Linear(width, settings.dim)
+        self.dropout = Dropout(settings.dropout)
+
+    def forward(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "*any d"]:
+        """Each state by itself."""
+        gate, wide = self.widen(states).chunk(2, -1)
+        narrowed: Tensor = self.narrow(self.dropout(functional.silu(gate) * wide))
+        return narrowed
+
+
+def _joined(mixed: Float[Tensor, "b h q c"]) -> Float[Tensor, "b q d"]:
+    return mixed.transpose(1, 2).flatten(-2)

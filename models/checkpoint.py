@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,10 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models.encoder import Encoder
+from models.inputs import blank_content
 from models.settings import EncoderSettings
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+FORMER_NAMES = {
+    r"^items\.weight$": "items.ids.weight",
+    r"^event_types\.": "events.types.",
+    r"^blocks\.": "layers.",
+    r"\.(widen|narrow)\.(weight|bias)$": r".feed_forward.\1.\2",
+    r"\.feed_forward\.feed_forward\.": ".feed_forward.",
+    r"^(layers\.\d+)\.distances\.": r"\1.attention.distances.",
+    r"\.gru\.": ".onward.",
+}
+"""Names of weights before 0.4, as patterns, and what they became."""
 
 
 def save_model(encoder: Encoder, folder: Path) -> None:
@@ -26,6 +38,7 @@ def save_model(encoder: Encoder, folder: Path) -> None:
         "num_items": encoder.num_items,
         "num_event_types": encoder.num_event_types,
         "max_length": encoder.max_length,
+        "content": encoder.items.content_shape,
     }
     weights = {name: weight.detach().cpu().contiguous() for name, weight in encoder.state_dict().items()}
     _write(folder / WEIGHTS, lambda path: save_file(weights, path))
@@ -39,14 +52,24 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         settings = EncoderSettings(**config["encoder"])
-        encoder = Encoder(settings, config["num_items"], config["num_event_types"], config["max_length"])
+        sizes = config["num_items"], config["num_event_types"], config["max_length"]
+        content = config.get("content")
+        encoder = Encoder(settings, *sizes, content=None if content is None else blank_content(*content))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder / CONFIG, error) from error
     try:
-        encoder.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
+        encoder.load_state_dict({_present_name(name): weight for name, weight in weights.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _damaged(folder / WEIGHTS, error) from error
     return encoder.to(device).eval()
+
+
+def _present_name(name: str) -> str:
+    """What a weight is called that was saved under a name of version 0.3 or before."""
+    for pattern, present in FORMER_NAMES.items():
+        name = re.sub(pattern, present, name)
+    return name
 
 
 def save_training(state: dict[str, Any], path: Path) -> None:

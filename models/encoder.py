@@ -1,8 +1,10 @@
-"""From a history to one vector: embeddings, blocks, and the recommender that scores the catalogue by inner product.
+"""From a history to one vector: inputs, blocks, readout, and the recommender that scores the catalogue.
 
-Letters: b rows, l positions, d components, items = num_items + 1.
+Letters: b rows, l positions, d components, items = num_items + 1, n targets, m candidates.
 """
 
+import math
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -10,25 +12,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.attention import Implementation
-from models.batching import cut_by_tokens, pad, rounded_up
-from models.blocks import Dropout, TransformerBlock
+from models.attention import HistoryAttention, Implementation
+from models.batching import Window, cut_by_tokens, pad, rounded_up
+from models.blocks import BLOCKS, AttentionBlock, Dropout
+from models.convolution import ConvBlock, PoolingBlock
+from models.inputs import EventVectors, ItemContent, ItemVectors, normalised
+from models.places import all_places, last_places
+from models.readout import AttentionReadout, MeanReadout, TargetReadout
 from models.recommender import Float32, Histories, Int32
-from models.recurrent import GRUBlock
+from models.recurrent import GRUBlock, LSTMBlock
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 from models.topk import recommend_in_chunks
 
 INITIAL_SCALE = 0.02
 """Standard deviation of fresh embeddings and linear weights."""
+TARGET_CELLS = 2**24
+"""Positions x candidates that target attention looks at a time when it scores a catalogue."""
+
+Layer = AttentionBlock | GRUBlock | LSTMBlock | ConvBlock | PoolingBlock | MeanReadout
 
 
 class Encoder(nn.Module):
-    """`norm(blocks(dropout(item + position + event type)))`: a state per position, scored against tied item vectors.
+    """`norm(layers(dropout(item + position + what else the event says)))`: a state per position, scored against item vectors.
 
-    Rows start in column 0 and are padded with item 0 on the right; the state at column i depends on columns 0..i,
-    so neither future nor padding changes it. `num_event_types` 0: events carry no type. Positions are for attention,
-    added here or (`settings.positions` = "relative") a bias in its blocks; a `gru` reads in order and has none.
+    Rows start in column 0 and are padded with item 0 on the right; in a causal encoder the state at column i depends on columns
+    0..i, so neither future nor padding changes it; a bidirectional one looks at its whole row, which must then be closed.
+    `layers` are the blocks and, for readout mean and attention, one more. Item vectors are tied: those that go in are those that
+    states are scored against. With similarity cosine states have length 1 / temperature and item vectors length 1.
+    `num_event_types` 0: events carry no type. `content`: needed where the settings ask for it.
     """
 
     def __init__(
@@ -38,137 +50,204 @@ class Encoder(nn.Module):
         num_event_types: int,
         max_length: int,
         implementation: Implementation = "auto",
+        content: ItemContent | None = None,
     ) -> None:
         super().__init__()
+        if settings.item_content != (content is not None):
+            raise ValueError(
+                f"model.item_content: received {settings.item_content} and {'some' if content is not None else 'no'} content of "
+                "items, expected both or neither: the configuration's [items] says where it is"
+            )
+        settings = settings.resolved
         self.settings = settings
         self.num_items = num_items
         self.num_event_types = num_event_types
         self.max_length = max_length
-        self.items = nn.Embedding(num_items + 1, settings.dim)
-        placed = settings.attends and settings.positions == "absolute"
+        self.items = ItemVectors(settings, num_items, content)
+        self.events = EventVectors(settings, num_event_types)
+        placed = settings.positions == "absolute"
         self.positions = nn.Embedding(max_length, settings.dim) if placed else None
-        self.event_types = nn.Embedding(num_event_types + 1, settings.dim) if num_event_types else None
         self.dropout = Dropout(settings.dropout)
-        self.blocks = nn.ModuleList(_block(settings, implementation) for _ in range(settings.num_blocks))
+        self.layers = nn.ModuleList(_layers(settings, implementation))
+        self.target = TargetReadout(settings) if settings.readout == "target" else None
         self.norm = nn.LayerNorm(settings.dim)
+        if settings.learned_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
         self.apply(_initialise)
-        nn.init.zeros_(self.items.weight[:1].detach())
+        self.items.forget_untrained()
 
-    def forward(
-        self, item_index: Int[Tensor, "b l"], event_type: Int[Tensor, "b l"]
-    ) -> Float[Tensor, "b l d"]:
-        """The state at every column, from what stands there and before; l <= max_length."""
-        rows, positions = shape = len(item_index), item_index.shape[1]
-        states = self.embed(item_index, event_type).flatten(0, 1)
+    def forward(self, window: Window) -> Float[Tensor, "b l d"]:
+        """The state at every column; l <= max_length."""
+        rows, columns = shape = tuple(window.item_index.shape)
+        places = all_places(window, self.settings)
+        states = self.embed(window).flatten(0, 1)
         if self.training and not torch.compiler.is_compiling():
             states = functional.pad(states, (0, 0, 0, rounded_up(len(states)) - len(states)))
-        for block in self.layers:
-            states = block(states, shape)
-        normed: Tensor = self.norm(states)[: rows * positions]
-        return normed.view(rows, positions, -1)
+        for layer in self.layers:
+            states = layer(states, shape, places)
+        return self.finished(states[: rows * columns].view(rows, columns, -1))
 
-    def last_states(
-        self,
-        item_index: Int[Tensor, "b l"],
-        event_type: Int[Tensor, "b l"],
-        lengths: Int[Tensor, " b"],
-        position: Int[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "b d"]:
-        """The state at column `lengths - 1` of each row, the last block computing that column alone; lengths >= 1.
+    def last_states(self, window: Window) -> Float[Tensor, "b d"]:
+        """The state at the last column of each row, the last layer computing that column alone; lengths >= 1."""
+        if not self.layers:
+            return self.finished(self._last_of(self.embed(window), window.lengths)).squeeze(1)
+        states = self.before_last_layer(window)
+        last = self.layer_list[-1].last(states, window.lengths, last_places(window, self.settings))
+        return self.finished(last).squeeze(1)
 
-        `position` says where in the window each column stands; default: where it is; without positions: no matter.
-        """
-        states = self.before_last_block(item_index, event_type, position)
-        normed: Tensor = self.norm(self.layers[-1].last(states, lengths, position).squeeze(1))
-        return normed
+    def before_last_layer(self, window: Window) -> Float[Tensor, "b l d"]:
+        """The states that the last layer works on."""
+        rows, columns = shape = tuple(window.item_index.shape)
+        places = all_places(window, self.settings)
+        states = self.embed(window).flatten(0, 1)
+        for layer in self.layer_list[:-1]:
+            states = layer(states, shape, places)
+        return states.view(rows, columns, -1)
 
-    def before_last_block(
-        self,
-        item_index: Int[Tensor, "b l"],
-        event_type: Int[Tensor, "b l"],
-        position: Int[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "b l d"]:
-        """The states that the last block works on."""
-        rows, positions = shape = len(item_index), item_index.shape[1]
-        states = self.embed(item_index, event_type, position).flatten(0, 1)
-        for block in self.layers[:-1]:
-            states = block(states, shape, position)
-        return states.view(rows, positions, -1)
-
-    def embed(
-        self,
-        item_index: Int[Tensor, "b l"],
-        event_type: Int[Tensor, "b l"],
-        position: Int[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "b l d"]:
-        """The states that the first block works on."""
-        states: Tensor = self.items(item_index)
-        if self.positions is not None and position is not None:
-            states = states + self.positions(position)
+    def embed(self, window: Window) -> Float[Tensor, "b l d"]:
+        """The states that the first layer works on."""
+        states = self.items(window.item_index)
+        if self.positions is not None and window.position is not None:
+            states = states + self.positions(window.position)
         elif self.positions is not None:
-            states = states + self.positions.weight[: item_index.shape[1]]
-        if self.event_types is not None:
-            states = states + self.event_types(event_type)
-        dropped: Tensor = self.dropout(states)
+            states = states + self.positions.weight[: window.item_index.shape[1]]
+        said = self.events(window)
+        dropped: Tensor = self.dropout(states if said is None else states + said)
         return dropped
-
-    @property
-    def layers(self) -> list[TransformerBlock | GRUBlock]:
-        """The blocks, first to last."""
-        return cast(list[TransformerBlock | GRUBlock], list(self.blocks))
-
-    @property
-    def attention_layers(self) -> list[TransformerBlock]:
-        """The blocks that attend, first to last: all of them, or none."""
-        return [block for block in self.layers if isinstance(block, TransformerBlock)]
-
-    @property
-    def recurrent_layers(self) -> list[GRUBlock]:
-        """The blocks that read in order, first to last: all of them, or none."""
-        return [block for block in self.layers if isinstance(block, GRUBlock)]
 
     def item_vectors(self) -> Float[Tensor, "items d"]:
         """What states are scored against: `states @ item_vectors.T`; row 0 is padding."""
-        return self.items.weight
+        vectors = self.items.all()
+        return normalised(vectors) if self.settings.similarity == "cosine" else vectors
+
+    def vectors_of(self, item_index: Int[Tensor, "*any"]) -> Float[Tensor, "*any d"]:
+        """Some of them."""
+        vectors: Tensor = self.items(item_index)
+        return normalised(vectors) if self.settings.similarity == "cosine" else vectors
+
+    def candidates(self) -> Int[Tensor, " n"] | None:
+        """The items that a loss may choose from, ascending: those that training knows; None: all of 1..num_items."""
+        return self.items.trained
+
+    def target_scores(
+        self,
+        states: Float[Tensor, "b l d"],
+        position: Int[Tensor, " n"],
+        target: Int[Tensor, " n"],
+        negatives: Int[Tensor, " m"],
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n m"]]:
+        """Readout target: scores of each position's own item and of the negatives that all share, from the encoder's states."""
+        assert self.target is not None, "only readout 'target' scores candidate by candidate"
+        own = self.target.own_scores(states, position, self.vectors_of(target))
+        return own, self.target.scores(states, position, self.vectors_of(negatives))
+
+    def anneal(self, progress: float) -> None:
+        """Set the temperature of Gumbel-softmax for a share of the training, in [0, 1]; others have none."""
+        settings = self.settings
+        temperature = settings.gumbel_start * (settings.gumbel_end / settings.gumbel_start) ** progress
+        for module in self.modules():
+            if isinstance(module, HistoryAttention) and module.temperature is not None:
+                module.temperature.fill_(temperature)
+
+    @property
+    def layer_list(self) -> list[Layer]:
+        """Blocks and readout, first to last."""
+        return cast(list[Layer], list(self.layers))
+
+    @property
+    def attention_layers(self) -> list[AttentionBlock]:
+        """The layers that attend, first to last."""
+        return [layer for layer in self.layer_list if isinstance(layer, AttentionBlock)]
+
+    @property
+    def scores_by_vector(self) -> bool:
+        """Whether a score is the inner product of a state and an item vector."""
+        return self.target is None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.items.device
+
+    def pad(self, histories: Histories) -> Window:
+        """The rows as the encoder reads them, on its device, each cut to `max_length` before.
+
+        Raises ValueError where the model sees the time of the request and the histories don't say it.
+        """
+        if self.settings.request_time and histories.request_time is None:
+            raise ValueError(
+                "histories: received no request_time, expected the time at which each row's next item is asked for: "
+                "the model was trained with model.request_time"
+            )
+        window = pad(histories, with_time=self.settings.looks_at_time, with_value=self.settings.value)
+        return window.to(self.device)
+
+    def finished(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Normed, and for cosine at length 1 / temperature."""
+        normed: Tensor = self.norm(states)
+        if self.settings.similarity == "dot":
+            return normed
+        if self.settings.learned_temperature:
+            return normalised(normed) * (-self.log_temperature).exp()
+        return normalised(normed) / self.settings.temperature
+
+    @staticmethod
+    def _last_of(states: Tensor, lengths: Tensor) -> Tensor:
+        return states.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
 
 
-def _block(settings: EncoderSettings, implementation: Implementation) -> TransformerBlock | GRUBlock:
-    return TransformerBlock(settings, implementation) if settings.attends else GRUBlock(settings)
+def _layers(settings: EncoderSettings, implementation: Implementation) -> list[nn.Module]:
+    """The blocks, and the readout where it is a layer."""
+    layers: list[nn.Module] = []
+    for number in range(settings.num_blocks):
+        if settings.attends:
+            layers.append(BLOCKS[settings.block](settings, implementation))
+        elif settings.block == "conv":
+            layers.append(ConvBlock(settings, number))
+        else:
+            kinds = {"gru": GRUBlock, "lstm": LSTMBlock, "pooling": PoolingBlock}
+            layers.append(kinds[settings.block](settings))
+    if settings.readout == "mean":
+        layers.append(MeanReadout())
+    elif settings.readout == "attention":
+        layers.append(AttentionReadout(settings, implementation))
+    return layers
 
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=INITIAL_SCALE)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
 class AttentionRecommender:
-    """Ranks the catalogue by the inner product of a history's last state and the item vectors."""
+    """Ranks the catalogue by the inner product of a history's last state and the item vectors (or by target attention)."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder.eval()
         self.num_items = encoder.num_items
-        self.device = encoder.items.weight.device
+        self.device = encoder.device
 
     @torch.inference_mode()
     def encode(self, histories: Histories, batch_tokens: int = 2**13) -> Float32:
         """[rows, d]: the last state of each row's `max_length` most recent events; zeros for an empty row.
 
         `batch_tokens` bounds the padded size of the batches that rows of similar length are put in.
+        Raises ValueError where the model sees the time of the request and the histories don't say it.
         """
         windows = histories.last(self.encoder.max_length)
         vectors = np.zeros((len(windows), self.encoder.settings.dim), np.float32)
         for rows in cut_by_tokens(windows.lengths, batch_tokens):
-            batch = windows.select(rows)
-            item_index, event_type = (part.to(self.device) for part in pad(batch))
-            lengths = torch.from_numpy(batch.lengths).to(self.device)
-            vectors[rows] = self.encoder.last_states(item_index, event_type, lengths).float().cpu().numpy()
+            window = self.encoder.pad(windows.select(rows))
+            vectors[rows] = self.encoder.last_states(window).float().cpu().numpy()
         return vectors
 
     @torch.inference_mode()
     def score_items(self, histories: Histories) -> Float32:
-        """[rows, num_items + 1]: `encode(histories) @ item_vectors.T`, column 0 -inf."""
+        """[rows, num_items + 1]: `encode(histories) @ item_vectors.T`, or what target attention gives; column 0 -inf."""
+        if not self.encoder.scores_by_vector:
+            return self._score_by_target(histories)
         vectors = torch.from_numpy(self.encode(histories)).to(self.device)
         scores = vectors @ self.encoder.item_vectors().T
         scores[:, 0] = -torch.inf
@@ -181,3 +260,25 @@ class AttentionRecommender:
         Equal scores: the lower item first. Where fewer than k can be given the rest is item 0 with score -inf.
         """
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
+
+    def _score_by_target(self, histories: Histories) -> Float32:
+        """`score_items`, a few candidates at a time; empty rows score 0."""
+        encoder, windows = self.encoder, histories.last(self.encoder.max_length)
+        assert encoder.target is not None
+        vectors = encoder.item_vectors()
+        scores = np.zeros((len(windows), self.num_items + 1), np.float32)
+        for rows in cut_by_tokens(windows.lengths, 2**13):
+            window = encoder.pad(windows.select(rows))
+            states = encoder(window)
+            step = max(1, TARGET_CELLS // (window.item_index.numel() * encoder.settings.num_heads))
+            for start in range(0, len(vectors), step):
+                part = vectors[start : start + step]
+                found = encoder.target.last_scores(states, window.lengths, part)
+                scores[rows, start : start + step] = found.cpu().numpy()
+        scores[:, 0] = -np.inf
+        return scores
+
+
+def as_asked(histories: Histories, request_time: int) -> Histories:
+    """The same rows, their next items asked for at one time, microseconds since the epoch."""
+    return replace(histories, request_time=np.full(len(histories), request_time, np.int64))

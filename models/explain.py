@@ -4,15 +4,20 @@ Letters: b rows, k items explained per row, l positions of the longest window.
 """
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from models.attention import attention_scores
-from models.batching import cut_by_tokens, pad
+from models.batching import Window, cut_by_tokens
+from models.blocks import AttentionBlock
 from models.encoder import Encoder
+from models.places import all_places, last_places
 from models.recommender import Float32, Histories, Int32
+from models.recurrent import GRUBlock
 
 Method = Literal["fast", "exact"]
 
@@ -28,19 +33,21 @@ def contributions(encoder: Encoder, histories: Histories, items: Int32, method: 
     `items` [b, k], 0 for none. Column i is the row's i-th interaction among its `max_length` most recent ones; the
     columns behind the last are 0, and so is the row of item 0. "exact" leaves each interaction out, the others keeping
     their positions where there are positions, and scores again (an empty history scores 0).
-    "fast": the last interaction as in "exact", each other one to first order. With attention that is the sum over blocks
-    and heads of `d score / d log-attention` that the last position pays to it, at about the cost of one more pass; with a
-    `gru` the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state, at a backward pass per item.
+    "fast": the last interaction as in "exact", each other one to first order. Where every layer attends that is the sum over
+    layers of `d score / d presence` of the interaction in the attention that the last position pays, at about the cost of one
+    more pass; with `gru` blocks the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state; elsewhere
+    `d score / d x_i . x_i`, x the vector that goes in; these two at a backward pass per item. A bidirectional encoder's last
+    interaction is to first order too.
     Raises ValueError for an unknown method.
     """
     if method not in ("fast", "exact"):
         raise ValueError(f"because_method: received {method!r}, expected 'fast' or 'exact'")
-    explain = _leave_one_out
-    if method == "fast":
-        explain = _first_order if encoder.attention_layers else _first_order_in_time
+    explain = _leave_one_out if method == "exact" else _first_order_of(encoder)
     windows = histories.last(encoder.max_length)
     weights = np.zeros((*items.shape, int(windows.lengths.max(initial=0))), np.float32)
     step = max(1, BATCH_CELLS // (items.shape[1] * encoder.settings.dim))
+    if not encoder.scores_by_vector:
+        step = 1  # each row's candidates look at its own history
     for batch in cut_by_tokens(windows.lengths, BATCH_TOKENS):
         for rows in (batch[start : start + step] for start in range(0, len(batch), step)):
             part = explain(encoder, windows.select(rows), items[rows])
@@ -78,76 +85,164 @@ def _past_items(windows: Histories, positions: int) -> Int32:
     return past
 
 
+Explain = Callable[[Encoder, Histories, Int32], Float32]
+
+
+def _first_order_of(encoder: Encoder) -> Explain:
+    """The first-order method for an encoder's layers."""
+    layers, causal = encoder.layer_list, encoder.settings.direction == "causal"
+    if causal and encoder.scores_by_vector and layers:
+        if all(isinstance(layer, AttentionBlock) for layer in layers):
+            return _first_order
+        if all(isinstance(layer, GRUBlock) for layer in layers):
+            return _first_order_in_time
+    return _first_order_of_inputs
+
+
 @torch.no_grad()
 def _leave_one_out(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
     """`contributions` of rows of any lengths, one row after the other."""
     weights = np.zeros((*items.shape, int(windows.lengths.max())), np.float32)
-    device = encoder.items.weight.device
     for row, length in enumerate(windows.lengths.tolist()):
-        item_index, event_type = (part.to(device) for part in pad(windows.select(slice(row, row + 1))))
-        candidates = encoder.item_vectors()[torch.from_numpy(items[row]).to(device)]
-        whole = encoder.last_states(item_index, event_type, torch.tensor([length], device=device))
-        left = torch.zeros(length, encoder.settings.dim, device=device)
+        window = encoder.pad(windows.select(slice(row, row + 1)))
+        candidates = encoder.vectors_of(torch.from_numpy(items[row]).to(encoder.device))
+        whole = _last_scores(encoder, window, candidates)
+        left = torch.zeros(length, len(candidates), device=encoder.device)
         if length > 1:
-            kept = torch.arange(length - 1, device=device).expand(length, -1)
-            kept = kept + (kept >= torch.arange(length, device=device)[:, None])
-            lengths = torch.full((length,), length - 1, device=device)
-            left = encoder.last_states(item_index[0][kept], event_type[0][kept], lengths, kept)
-        weights[row, :, :length] = (candidates @ (whole - left).T).float().cpu().numpy()
+            left = _last_scores(encoder, _each_left_out(window, length), candidates)
+        weights[row, :, :length] = (whole - left).T.float().cpu().numpy()
     return weights
 
 
+def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
+    """[b, k] scores of k candidates that all rows share."""
+    if encoder.target is None:
+        return encoder.last_states(window) @ candidates.T
+    return encoder.target.last_scores(encoder(window), window.lengths, candidates)
+
+
+def _each_left_out(window: Window, length: int) -> Window:
+    """[length, length - 1]: a row without each of its interactions in turn, the others at their places."""
+    column = torch.arange(length - 1, device=window.lengths.device).expand(length, -1)
+    kept = column + (column >= torch.arange(length, device=column.device)[:, None])
+    parts = (window.item_index, window.event_type, window.value, window.time)
+    item_index, event_type, value, time = (None if part is None else part[0][kept] for part in parts)
+    assert item_index is not None
+    assert event_type is not None
+    asked = None
+    if window.asked is not None and time is not None:
+        asked = torch.cat([time[:, 1:], window.asked[0, length - 1].expand(length, 1)], 1)
+    lengths = torch.full((length,), length - 1, device=column.device)
+    return Window(item_index, event_type, lengths, value, time, asked, kept)
+
+
+def _without_last(window: Window) -> Window:
+    """The rows without their last interaction (those of one keep it), asked for at the same time."""
+    lengths = (window.lengths - 1).clamp_min(1)
+    asked = window.asked
+    if asked is not None:
+        request = asked.gather(1, (window.lengths - 1).unsqueeze(1))
+        asked = asked.scatter(1, (lengths - 1).unsqueeze(1), request)
+    return replace(window, lengths=lengths, asked=asked)
+
+
 def _first_order(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
-    """`contributions` along the last position's own way through the blocks, one copy of it per item."""
-    device, layers = encoder.items.weight.device, encoder.attention_layers
-    item_index, event_type = (part.to(device) for part in pad(windows))
-    lengths = torch.from_numpy(windows.lengths).to(device)
-    candidates = encoder.item_vectors()[torch.from_numpy(items).to(device)].detach()
+    """`contributions` along the last position's own way through the layers, one copy of it per item."""
+    layers, window = encoder.attention_layers, encoder.pad(windows)
+    shape, lengths = tuple(window.item_index.shape), window.lengths
+    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
+    everywhere, at_last = all_places(window, encoder.settings), last_places(window, encoder.settings)
     with torch.no_grad():
-        states = encoder.embed(item_index, event_type)
-        looks = [layers[0].last_look(states, lengths)]
+        states = encoder.embed(window)
+        looks = [layers[0].last_look(states, lengths, at_last)]
         for before, block in itertools.pairwise(layers):
-            states = before(states.flatten(0, 1), tuple(item_index.shape)).view_as(states)
-            looks.append(block.last_look(states, lengths))
-        shorter = encoder.norm(layers[-1].last(states, (lengths - 1).clamp_min(1)))
+            states = before(states.flatten(0, 1), shape, everywhere).view_as(states)
+            looks.append(block.last_look(states, lengths, at_last))
+        without = _without_last(window)
+        if encoder.settings.request_time:
+            shorter = encoder.last_states(without).unsqueeze(1)
+        else:  # what the earlier layers made of the other interactions is as it was
+            last = layers[-1].last(states, without.lengths, last_places(without, encoder.settings))
+            shorter = encoder.finished(last)
         shorter = shorter * (lengths > 1)[:, None, None]
     with torch.enable_grad():
         state = looks[0].state.expand(-1, items.shape[1], -1).clone().requires_grad_()
-        logits = []
+        presences = []
         for block, look in zip(layers, looks, strict=True):
-            scores = attention_scores(block.queries(state), look.keys, look.visible, look.bias)
-            logits.append(scores)
-            state = block.finish(state, scores.softmax(-1) @ look.values)
-        score = (encoder.norm(state) * candidates).sum(-1)
-        gradients = torch.autograd.grad(score.sum(), logits)
-    weights = torch.stack([gradient.sum(1) for gradient in gradients]).sum(0)
+            presence = state.new_ones(len(items), 1, items.shape[1], shape[1], requires_grad=True)
+            presences.append(presence)
+            weights = block.attention.weights(block.queries(state), look.keys, look.places, presence)
+            state = block.finish(state, weights @ look.values)
+        score = (encoder.finished(state) * candidates).sum(-1)
+        gradients = torch.autograd.grad(score.sum(), presences)
+    total = torch.stack(gradients).sum(0).squeeze(1)
     last = (lengths - 1).view(-1, 1, 1).expand(-1, items.shape[1], 1)
-    weights.scatter_(2, last, (score.detach() - (shorter * candidates).sum(-1)).unsqueeze(-1))
-    found: Float32 = weights.float().cpu().numpy()
+    total.scatter_(2, last, (score.detach() - (shorter * candidates).sum(-1)).unsqueeze(-1))
+    found: Float32 = total.float().cpu().numpy()
     return found
 
 
 def _first_order_in_time(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
     """`contributions` through recurrences: what letting each hidden state pass unchanged would do to first order."""
-    device, layers = encoder.items.weight.device, encoder.recurrent_layers
-    item_index, event_type = (part.to(device) for part in pad(windows))
-    lengths = torch.from_numpy(windows.lengths).to(device)
-    rows = torch.arange(len(windows), device=device)
-    candidates = encoder.item_vectors()[torch.from_numpy(items).to(device)].detach()
+    window = encoder.pad(windows)
+    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
     with torch.enable_grad():
-        states, skips = encoder.embed(item_index, event_type).detach(), []
-        for block in layers:
+        states, skips = encoder.embed(window).detach(), []
+        for block in encoder.layer_list:
+            assert isinstance(block, GRUBlock)
             states, *skip = block.skippable(states)
             skips.append(skip)
-        normed = encoder.norm(states)
-        scores = (candidates * normed[rows, lengths - 1].unsqueeze(1)).sum(-1)
+        states = encoder.finished(states)
+        at_last = states[torch.arange(len(windows), device=encoder.device), window.lengths - 1]
+        scores = (candidates * at_last.unsqueeze(1)).sum(-1)
     pushed, gates = zip(*skips, strict=True)
-    weights = candidates.new_zeros(*items.shape, item_index.shape[1])
+    weights = candidates.new_zeros(*items.shape, window.item_index.shape[1])
     for place in range(items.shape[1]):
         gradients = torch.autograd.grad(scores[:, place].sum(), pushed, retain_graph=True)
         for gradient, gate in zip(gradients, gates, strict=True):
             weights[:, place] -= (gradient / gate).sum(-1)
-    shorter = normed.detach()[rows, (lengths - 2).clamp_min(0)] * (lengths > 1).unsqueeze(1)
+    return _with_exact_last(encoder, weights, states, window, candidates, scores)
+
+
+def _first_order_of_inputs(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
+    """`contributions` of any encoder: how the score answers to less of the vector that goes in."""
+    window = encoder.pad(windows)
+    shape, places = tuple(window.item_index.shape), all_places(window, encoder.settings)
+    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
+    with torch.enable_grad():
+        presence = torch.ones(*shape, 1, device=encoder.device, requires_grad=True)
+        states = (encoder.embed(window).detach() * presence).flatten(0, 1)
+        for layer in encoder.layer_list:
+            states = layer(states, shape, places)
+        states = encoder.finished(states.view(*shape, -1))
+        if encoder.target is not None:
+            scores = encoder.target.last_scores(states, window.lengths, candidates[0])
+        else:
+            at_last = states[torch.arange(len(windows), device=encoder.device), window.lengths - 1]
+            scores = (candidates * at_last.unsqueeze(1)).sum(-1)
+    weights = candidates.new_zeros(*items.shape, shape[1])
+    for place in range(items.shape[1]):
+        (gradient,) = torch.autograd.grad(scores[:, place].sum(), presence, retain_graph=True)
+        weights[:, place] = gradient.squeeze(-1)
+    if encoder.settings.direction == "bidirectional" or encoder.target is not None:
+        found: Float32 = weights.cpu().numpy()
+        return found
+    return _with_exact_last(encoder, weights, states, window, candidates, scores)
+
+
+def _with_exact_last(
+    encoder: Encoder, weights: Tensor, states: Tensor, window: Window, candidates: Tensor, scores: Tensor
+) -> Float32:
+    """The weights with those of the last interactions measured: in a causal encoder the state before is there already, unless
+    it looks from the time of the request.
+    """
+    rows, lengths = torch.arange(len(weights), device=weights.device), window.lengths
+    if encoder.settings.request_time:
+        with torch.no_grad():
+            shorter = encoder.last_states(_without_last(window))
+    else:
+        shorter = states.detach()[rows, (lengths - 2).clamp_min(0)]
+    shorter = shorter * (lengths > 1).unsqueeze(1)
     weights[rows, :, lengths - 1] = scores.detach() - (candidates * shorter.unsqueeze(1)).sum(-1)
     found: Float32 = weights.cpu().numpy()
     return found

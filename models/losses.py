@@ -1,6 +1,7 @@
-"""What training minimises: cross-entropy of the next item over the whole catalogue.
+"""What training minimises: cross-entropy of the next item over the whole catalogue, or losses over drawn negatives.
 
-Letters: n targets, d components of a state, items = num_items + 1 (row 0 is padding and never a candidate).
+Letters: n targets, d components of a state, m negatives, items = num_items + 1 (row 0 is padding and never a candidate);
+s+ and s- are the scores of a target and of a negative.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from models.batching import rounded_up
+from models.sampling import Negatives
 from models.shapes import Float, Int
 
 Implementation = Literal["chunked", "reference"]
+SampledLoss = Literal["sampled_softmax", "gbce", "bce", "bpr"]
 
 CHUNK_SCORES = 2**22
-"""Scores held at a time by the chunked softmax: 8 MB in bf16, near the caches of a few cores."""
+"""Scores held at a time by the chunked losses: 8 MB in bf16, near the caches of a few cores."""
 
 
 def softmax_loss(
@@ -29,20 +32,117 @@ def softmax_loss(
 ) -> Float[Tensor, ""]:
     """Weighted mean over targets of `-log softmax(states @ item_vectors[1:].T)[target]`.
 
-    target in 1..num_items; weight >= 0 with a positive sum. "chunked" never holds the n x items scores: it computes the
-    gradients chunk by chunk in the forward pass, matrix products and probabilities at autocast's precision. A target
-    less likely than e^-87 counts as e^-87 there, in the value of the loss only. "reference" is the plain torch line.
+    target in 1..num_items; weight >= 0 with a positive sum. "chunked" never holds the n x items scores (but for at least
+    d targets at a time: these weigh what the item vectors do): it computes the gradients chunk by chunk in the forward
+    pass, matrix products and probabilities at autocast's precision. A target less likely than e^-87 counts as e^-87
+    there, in the value of the loss only. "reference" is the plain torch line.
     Source: Hsu et al. 2024 (Liger, fused linear cross-entropy).
     """
     if implementation == "reference":
         losses = functional.cross_entropy(states @ item_vectors[1:].T, target.long() - 1, reduction="none")
         return (losses * weight).sum() / weight.sum()
     assert implementation == "chunked", implementation
-    device = states.device.type
-    lowered = torch.is_autocast_enabled(device)
-    precision = torch.get_autocast_dtype(device) if lowered else item_vectors.dtype
     apply: Callable[..., Tensor] = _ChunkedSoftmaxLoss.apply
-    return apply(states, item_vectors, target.long() - 1, weight / weight.sum(), precision)
+    return apply(states, item_vectors, target.long() - 1, weight / weight.sum(), _precision(item_vectors))
+
+
+def sampled_loss(
+    loss: SampledLoss,
+    states: Float[Tensor, "n d"],
+    positive: Float[Tensor, "n d"],
+    negative: Float[Tensor, "m d"],
+    target: Int[Tensor, " n"],
+    negatives: Negatives,
+    weight: Float[Tensor, " n"],
+    *,
+    num_candidates: int,
+    logq_correction: bool,
+    gbce_calibration: float,
+    implementation: Implementation = "chunked",
+) -> Float[Tensor, ""]:
+    """`sampled_loss_of_scores` of inner products: s+ = states · positive, s- = states @ negative.T.
+
+    positive, negative: vectors of the targets and of `negatives.item_index`. "chunked" holds at most CHUNK_SCORES of the
+    n x m scores: it computes the gradients chunk by chunk in the forward pass, matrix products at autocast's precision,
+    losses at that of `weight`. "reference" is the plain torch line.
+    """
+    if implementation == "reference":
+        return sampled_loss_of_scores(
+            loss,
+            (states * positive).sum(-1),
+            states @ negative.T,
+            target,
+            negatives,
+            weight,
+            num_candidates=num_candidates,
+            logq_correction=logq_correction,
+            gbce_calibration=gbce_calibration,
+        )
+    assert implementation == "chunked", implementation
+    beta = _positive_weight(loss, len(negative), num_candidates, gbce_calibration)
+    log_expected = negatives.log_expected if loss == "sampled_softmax" and logq_correction else None
+    drawn = negatives.item_index, log_expected
+    apply: Callable[..., Tensor] = _ChunkedSampledLoss.apply
+    share = weight / weight.sum()
+    return apply(states, positive, negative, target, drawn, share, loss, beta, _precision(negative))
+
+
+def sampled_loss_of_scores(
+    loss: SampledLoss,
+    positive_scores: Float[Tensor, " n"],
+    negative_scores: Float[Tensor, "n m"],
+    target: Int[Tensor, " n"],
+    negatives: Negatives,
+    weight: Float[Tensor, " n"],
+    *,
+    num_candidates: int,
+    logq_correction: bool,
+    gbce_calibration: float,
+) -> Float[Tensor, ""]:
+    """Weighted mean over targets of a loss of their scores s+ and those s- of the negatives.
+
+    sampled_softmax: `-log(exp(s+) / (exp(s+) + sum exp(s- - log_expected)))`, with `logq_correction`. The divisor is in
+        expectation that of the softmax over the whole catalogue: a negative stands for as many as it is rarer than
+        certain, the target is certain to be there and stands for itself (Yi et al. correct its score too, and then
+        leave its other copies in). Without correction the plain `exp(s-)`.
+        Source: Bengio & Senécal 2008; Jean et al. 2015; Yi et al. 2019.
+    bce: `-(log σ(s+) + sum log(1 - σ(s-))) / (m + 1)`: the sum, since each negative is a decision of its own, over the
+        number of decisions, so that the step does not grow with m. Source: Kang & McAuley 2018 (SASRec; there m = 1).
+    gbce: the same with β log σ(s+), β = α (t (1 - 1/α) + 1/α) = 1 - t (1 - α), where α = m / (num_candidates - 1), at
+        most 1, is the share of the negatives that is drawn and t `gbce_calibration`: 0 is bce, 1 undoes the
+        overconfidence that drawing few negatives brings. Source: Petrov & Macdonald 2023 (gSASRec).
+    bpr: `mean over negatives of -log σ(s+ - s-)`. Source: Rendle et al. 2009.
+
+    A negative that is the target itself counts as one told apart for certain: it adds nothing and has no gradient.
+    num_candidates: items that negatives are drawn from; weight >= 0 with a positive sum, whose precision the losses have.
+    """
+    hit = target.unsqueeze(1) == negatives.item_index
+    negative = negative_scores.to(weight.dtype)
+    if loss == "sampled_softmax" and logq_correction:
+        negative = negative - negatives.log_expected
+    negative = negative.masked_fill(hit, torch.finfo(negative.dtype).min)
+    positive = positive_scores.to(weight.dtype)
+    if loss == "sampled_softmax":
+        losses = functional.softplus(negative.logsumexp(-1) - positive)
+    elif loss == "bpr":
+        losses = functional.softplus(negative - positive.unsqueeze(1)).mean(-1)
+    else:
+        beta = _positive_weight(loss, negative.shape[1], num_candidates, gbce_calibration)
+        decisions = beta * functional.softplus(-positive) + functional.softplus(negative).sum(-1)
+        losses = decisions / (negative.shape[1] + 1)
+    return losses.dot(weight) / weight.sum()
+
+
+def _positive_weight(loss: SampledLoss, num_negatives: int, num_candidates: int, calibration: float) -> float:
+    """β of gBCE, 1 for other losses."""
+    drawn = min(1.0, num_negatives / max(1, num_candidates - 1))
+    return 1 - calibration * (1 - drawn) if loss == "gbce" else 1.0
+
+
+def _precision(vectors: Tensor) -> torch.dtype:
+    """What matrix products with the vectors are computed in."""
+    device = vectors.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else vectors.dtype
 
 
 class _ChunkedSoftmaxLoss(torch.autograd.Function):
@@ -53,23 +153,24 @@ class _ChunkedSoftmaxLoss(torch.autograd.Function):
         ctx: Any, states: Tensor, item_vectors: Tensor, target: Tensor, weight: Tensor, precision: torch.dtype
     ) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
-            loss, grad_states, grad_items = _loss_and_gradients(
-                states, item_vectors, target, weight, precision
-            )
-        ctx.save_for_backward(grad_states, grad_items)
+            loss, *gradients = _softmax_gradients(states, item_vectors, target, weight, precision)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_states, grad_items = ctx.saved_tensors
-        return (grad_states * grad_loss).to(grad_states.dtype), grad_items * grad_loss, None, None, None
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return *((part * grad_loss).to(part.dtype) for part in ctx.saved_tensors), None, None, None
 
 
-def _loss_and_gradients(
+def _softmax_gradients(
     states: Tensor, item_vectors: Tensor, target: Tensor, weight: Tensor, precision: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and its gradients with respect to states and item vectors, a slice of the targets at a time."""
+    """The loss and its gradients with respect to states and item vectors, a slice of the targets at a time.
+
+    With p the likelihood of a target and r the sum of the other probabilities, the loss is log(1 + r / p) and its
+    derivative by the target's score -r: near certainty 1 - p has few digits in bf16, r has all.
+    """
     candidates = item_vectors[1:].to(precision)
     candidates_t = candidates.T.contiguous()
     behind = rounded_up(len(states)) - len(states)
@@ -78,15 +179,117 @@ def _loss_and_gradients(
     loss = weight.new_zeros(())
     grad_states = torch.empty_like(lowered, dtype=states.dtype)
     grad_items = torch.zeros_like(item_vectors)
-    rows = max(1, CHUNK_SCORES // len(candidates))
+    rows = max(states.shape[1], CHUNK_SCORES // len(candidates))
+    scores = lowered.new_empty(min(rows, len(lowered)), len(candidates))
     for start in range(0, len(lowered), rows):
         chunk = slice(start, start + rows)
-        probabilities = (lowered[chunk] @ candidates_t).softmax(-1)
-        at_target = torch.arange(len(probabilities), device=states.device), target[chunk]
-        likelihood = probabilities[at_target].to(weight.dtype)
-        loss -= likelihood.clamp_min(torch.finfo(torch.float32).tiny).log().dot(weight[chunk])
-        probabilities[at_target] -= 1
-        share = weight[chunk].unsqueeze(1)
+        part, share = lowered[chunk], weight[chunk].unsqueeze(1)
+        probabilities = torch.mm(part, candidates_t, out=scores[: len(part)])
+        torch.softmax(probabilities, -1, out=probabilities)
+        at_target = torch.arange(len(part), device=states.device), target[chunk]
+        likelihood = probabilities[at_target].to(weight.dtype).clamp_min(torch.finfo(torch.float32).tiny)
+        probabilities[at_target] = 0
+        rest = probabilities.sum(-1)
+        probabilities[at_target] = -rest
+        loss += (rest / likelihood).log1p().dot(weight[chunk])
         grad_states[chunk] = (probabilities @ candidates) * share
-        grad_items[1:] += probabilities.T @ (lowered[chunk] * share).to(precision)
+        grad_items[1:] += probabilities.T @ (part * share).to(precision)
     return loss, grad_states[: len(states)], grad_items
+
+
+class _ChunkedSampledLoss(torch.autograd.Function):
+    """`sampled_loss` with weights that sum to one; drawn: (item_index, log_expected to take off the scores or None)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        target: Tensor,
+        drawn: tuple[Tensor, Tensor | None],
+        weight: Tensor,
+        loss: SampledLoss,
+        beta: float,
+        precision: torch.dtype,
+    ) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            value, *gradients = _sampled_gradients(
+                states, positive, negative, target, drawn, weight, loss, beta, precision
+            )
+        ctx.save_for_backward(*gradients)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return *((part * grad_loss).to(part.dtype) for part in ctx.saved_tensors), *(None,) * 6
+
+
+def _sampled_gradients(
+    states: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    target: Tensor,
+    drawn: tuple[Tensor, Tensor | None],
+    weight: Tensor,
+    loss: SampledLoss,
+    beta: float,
+    precision: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss and its gradients by states, positive and negative vectors, a slice of the targets at a time."""
+    vectors = negative.to(precision)
+    vectors_t = vectors.T.contiguous()
+    (item_index, log_expected), num_targets = drawn, len(states)
+    behind = rounded_up(num_targets) - num_targets
+    states, positive = (functional.pad(part, (0, 0, 0, behind)) for part in (states, positive))
+    target, weight = functional.pad(target, (0, behind)), functional.pad(weight, (0, behind))
+    value = weight.new_zeros(())
+    grad_states, grad_positive = torch.empty_like(states), torch.empty_like(positive)
+    grad_negative = torch.zeros_like(negative)
+    rows = max(1, CHUNK_SCORES // 4 // len(negative))  # several arrays of scores at a time, and not in bf16
+    for start in range(0, len(states), rows):
+        chunk = slice(start, start + rows)
+        part = states[chunk]
+        lowered = part.to(precision)
+        scores = (lowered @ vectors_t).to(weight.dtype)
+        if log_expected is not None:
+            scores -= log_expected
+        scores.masked_fill_(target[chunk].unsqueeze(1) == item_index, torch.finfo(scores.dtype).min)
+        positive_scores = (part * positive[chunk]).sum(-1).to(weight.dtype)
+        losses, by_positive, by_negative = _losses_and_derivatives(
+            loss, positive_scores, scores, weight[chunk], beta
+        )
+        value += losses.dot(weight[chunk])
+        by_positive, by_negative = by_positive.unsqueeze(1), by_negative.to(precision)
+        grad_states[chunk] = by_negative @ vectors + by_positive * positive[chunk]
+        grad_positive[chunk] = by_positive * part
+        grad_negative += by_negative.T @ lowered
+    return value, grad_states[:num_targets], grad_positive[:num_targets], grad_negative
+
+
+def _losses_and_derivatives(
+    loss: SampledLoss, positive: Tensor, negative: Tensor, weight: Tensor, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses [n] of `sampled_loss_of_scores` and, times weight, their derivatives by s+ [n] and s- [n, m].
+
+    The last is written over s-.
+    """
+    num_negatives = negative.shape[1]
+    if loss == "sampled_softmax":
+        highest = negative.amax(-1, keepdim=True)
+        odds = negative.sub_(highest).exp_()
+        total = odds.sum(-1, keepdim=True)
+        margin = (total.log() + highest).squeeze(1) - positive
+        wrong = margin.sigmoid() * weight
+        return functional.softplus(margin), -wrong, odds.mul_(wrong.unsqueeze(1) / total)
+    if loss == "bpr":
+        margins = negative.sub_(positive.unsqueeze(1))
+        losses = functional.softplus(margins).mean(-1)
+        slopes = margins.sigmoid_().mul_(weight.unsqueeze(1) / num_negatives)
+        return losses, -slopes.sum(-1), slopes
+    losses = (beta * functional.softplus(-positive) + functional.softplus(negative).sum(-1)) / (
+        num_negatives + 1
+    )
+    share = weight / (num_negatives + 1)
+    return losses, -beta * (-positive).sigmoid() * share, negative.sigmoid_().mul_(share.unsqueeze(1))

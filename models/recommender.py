@@ -3,7 +3,7 @@
 Item 0 is padding or unknown; items are numbered from 1. Times are microseconds since the epoch, UTC.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,10 @@ class Histories:
     """[rows], first position of each row."""
     ends: Int64
     """[rows], one past the last position of each row."""
+    value: Float32 | None = None
+    """[events], the value that each event carries, NaN where it has none; None: no event has one."""
+    request_time: Int64 | None = None
+    """[rows], when the next item is asked for, microseconds; None: that is not said."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -43,12 +47,12 @@ class Histories:
 
     def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> "Histories":
         """The given rows, over the same flat arrays."""
-        return Histories(self.item_index, self.time, self.event_type, self.starts[rows], self.ends[rows])
+        asked = None if self.request_time is None else self.request_time[rows]
+        return replace(self, starts=self.starts[rows], ends=self.ends[rows], request_time=asked)
 
     def last(self, max_length: int) -> "Histories":
         """Each row cut to its `max_length` most recent interactions."""
-        starts = np.maximum(self.starts, self.ends - max_length)
-        return Histories(self.item_index, self.time, self.event_type, starts, self.ends)
+        return replace(self, starts=np.maximum(self.starts, self.ends - max_length))
 
     def gather(self) -> tuple[Int64, Int64]:
         """(row, position) of every interaction of every row: two arrays of [sum of lengths]."""
@@ -62,13 +66,7 @@ class Histories:
         """The same rows over flat arrays of their own, copied from wherever the old ones lie (a memory map, say)."""
         _, positions = self.gather()
         ends = np.cumsum(self.lengths, dtype=np.int64)
-        return Histories(
-            self.item_index[positions],
-            self.time[positions],
-            self.event_type[positions],
-            ends - self.lengths,
-            ends,
-        )
+        return replace(self._events(positions), starts=ends - self.lengths, ends=ends)
 
     def translate(self, mapping: Int32) -> "Histories":
         """Items renamed by `mapping` [old_num_items + 1]; interactions whose item maps to 0 are left out of every row.
@@ -78,12 +76,21 @@ class Histories:
         renamed = mapping[self.item_index]
         kept = renamed > 0
         position = np.concatenate((np.zeros(1, np.int64), np.cumsum(kept, dtype=np.int64)))
-        return Histories(
-            renamed[kept].astype(np.int32, copy=False),
-            self.time[kept],
-            self.event_type[kept],
-            position[self.starts],
-            position[self.ends],
+        return replace(
+            self._events(kept),
+            item_index=renamed[kept].astype(np.int32, copy=False),
+            starts=position[self.starts],
+            ends=position[self.ends],
+        )
+
+    def _events(self, chosen: Int64 | NDArray[np.bool_]) -> "Histories":
+        """The flat arrays at the chosen positions, rows as they were."""
+        return replace(
+            self,
+            item_index=self.item_index[chosen],
+            time=self.time[chosen],
+            event_type=self.event_type[chosen],
+            value=None if self.value is None else self.value[chosen],
         )
 
 

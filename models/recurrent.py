@@ -8,57 +8,93 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import Dropout
+from models.places import Places
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 
 
-class GRUBlock(nn.Module):
-    """`x + dropout(gru(norm(x)))` with `d` gated recurrent units, from a zero hidden state at column 0.
+class RecurrentBlock(nn.Module):
+    """`x + dropout(cell(norm(x)))` from a zero hidden state at column 0.
 
-    With u = norm(x_i), sigma the logistic function and * by component:
-    r = sigma(W_r u + U_r h + b_r), z = sigma(W_z u + U_z h + b_z), c = tanh(W_c u + a_c + r * (U_c h + b_c)),
-    h_i = (1 - z) * c + z * h_{i-1}.
-    Under bf16 autocast the matrix products are bf16, the hidden state stays fp32. Source: Cho et al. 2014; for
-    recommendation Hidasi et al. 2016 (GRU4Rec). The residual sum and the norm are this project's, as in its transformer.
+    A bidirectional one reads each row a second time from its last event back: half of the components know what came before,
+    half what comes after. The residual sum and the norm are this project's, as in its transformer.
     """
+
+    cell: type[nn.GRU] | type[nn.LSTM]
 
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
+        both = settings.direction == "bidirectional"
+        width = settings.dim // 2 if both else settings.dim
         self.norm = nn.LayerNorm(settings.dim)
-        self.gru = nn.GRU(settings.dim, settings.dim, batch_first=True)
+        self.onward = self.cell(settings.dim, settings.dim - width if both else width, batch_first=True)
+        self.back = self.cell(settings.dim, width, batch_first=True) if both else None
         self.dropout = Dropout(settings.dropout)
 
     def forward(
-        self,
-        states: Float[Tensor, "n d"],
-        shape: tuple[int, int],
-        _position: Int[Tensor, "b l"] | None = None,
+        self, states: Float[Tensor, "n d"], shape: tuple[int, int], places: Places
     ) -> Float[Tensor, "n d"]:
         """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them become 0."""
         real = shape[0] * shape[1]
-        mixed = self._mixed(states[:real].view(*shape, -1)).flatten(0, 1)
+        mixed = self._mixed(states[:real].view(*shape, -1), places.lengths).flatten(0, 1)
         return functional.pad(mixed, (0, 0, 0, len(states) - real))
 
     def last(
-        self,
-        states: Float[Tensor, "b l d"],
-        lengths: Int[Tensor, " b"],
-        _position: Int[Tensor, "b l"] | None = None,
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _places: Places
     ) -> Float[Tensor, "b 1 d"]:
-        """The new state at position `lengths - 1` of each row, from the positions up to it; lengths >= 1."""
-        at_last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]).long()
-        return self._mixed(states).gather(1, at_last)
+        """The new state at position `lengths - 1` of each row; lengths >= 1."""
+        at_last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
+        return self._mixed(states, lengths).gather(1, at_last)
+
+    def _mixed(self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b l d"]:
+        normed = self.norm(states)
+        read: Tensor = self.onward(normed)[0]
+        if self.back is not None:
+            order = _from_the_end(lengths, states.shape[1])
+            read_back = self.back(normed.gather(1, order.expand_as(normed)))[0]
+            read = torch.cat([read, read_back.gather(1, order.expand_as(read_back))], -1)
+        thinned: Tensor = self.dropout(read)
+        return states + thinned
+
+
+def _from_the_end(lengths: Int[Tensor, " b"], columns: int) -> Int[Tensor, "b l 1"]:
+    """For each column the one as far from its row's end as it is from the start; padding stays where it is."""
+    column = torch.arange(columns, device=lengths.device)
+    mirrored = lengths.unsqueeze(1) - 1 - column
+    return torch.where(mirrored >= 0, mirrored, column).unsqueeze(2)
+
+
+class LSTMBlock(RecurrentBlock):
+    """Long short-term memory. With u = norm(x_i), sigma the logistic function and * by component:
+
+    i, f, o = sigma(W u + U h + b) each with its own, g = tanh(W_g u + U_g h + b_g), c_i = f * c_{i-1} + i * g,
+    h_i = o * tanh(c_i). Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
+    """
+
+    cell = nn.LSTM
+
+
+class GRUBlock(RecurrentBlock):
+    """Gated recurrent units. With u = norm(x_i), sigma the logistic function and * by component:
+
+    r = sigma(W_r u + U_r h + b_r), z = sigma(W_z u + U_z h + b_z), c = tanh(W_c u + a_c + r * (U_c h + b_c)),
+    h_i = (1 - z) * c + z * h_{i-1}.
+    Under bf16 autocast the matrix products are bf16, the hidden state stays fp32. Source: Cho et al. 2014; for
+    recommendation Hidasi et al. 2016 (GRU4Rec).
+    """
+
+    cell = nn.GRU
 
     def skippable(self, states: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor, Float[Tensor, "b l d"]]:
         """(new states, zeros e, update gates z), all [b, l, d]: what it takes to leave an interaction out to first order.
 
         e is added to what z is the logistic function of. Leaving out position i makes its z equal 1, so that
         h_i = h_{i-1}; since dh_i / de_i = z (1 - z) (h_{i-1} - c), that changes a score by d score / d e_i / z_i, summed over
-        components, to first order in h_i. Without dropout.
+        components, to first order in h_i. Without dropout; for a causal block.
         """
         dim = states.shape[-1]
         normed = self.norm(states)
-        from_input, from_hidden, *biases = (weight.detach() for weight in self.gru.parameters())
+        from_input, from_hidden, *biases = (weight.detach() for weight in self.onward.parameters())
         pushes = torch.zeros_like(states, requires_grad=True)
         onto_z = functional.pad(torch.eye(dim, device=states.device), (0, 0, dim, dim))
         weights = [torch.cat([from_input, onto_z], 1), from_hidden, *biases]
@@ -72,7 +108,3 @@ class GRUBlock(nn.Module):
         z = functional.linear(normed.detach(), from_input[middle], biases[0][middle])
         z = (z + functional.linear(before, from_hidden[middle], biases[1][middle])).sigmoid()
         return states + hidden, pushes, z.clamp_min(torch.finfo(z.dtype).tiny)
-
-    def _mixed(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        thinned: Tensor = self.dropout(self.gru(self.norm(states))[0])
-        return states + thinned

@@ -7,8 +7,8 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,71 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.batching import Batch, BatchPlan
-from models.encoder import AttentionRecommender, Encoder
-from models.losses import softmax_loss
-from models.metrics import hit_rate, ndcg, ranks
-from models.recommender import Float32, Histories, Int32
-from models.settings import EncoderSettings, TrainSettings
-from models.topk import mask_seen, row_chunks
+from models import distributed
+from models.batching import BatchPlan
+from models.encoder import Encoder
+from models.inputs import ItemContent
+from models.machine import matmul_flops, peak_bytes, pick_device, resolved_compile, resolved_precision
+from models.objective import Objective
+from models.optimizers import WeightAverage, build, clip_gradients, is_rowwise, learning_rate
+from models.outcome import EpochRecord, FitResult, Initial
+from models.recommender import Float32, Histories, Int64
+from models.sampling import NegativeSampler
+from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
+from models.steps import Step, prefetched, steps
+from models.throughput import matrix_entries, step_flops
+from models.validation import VALIDATION_K, Validation, validate
 
-VALIDATION_K = 10
-STATE_VERSION = 1
-COMPILE_MIN_TARGETS = 2e8
-"""Targets over all epochs from which `compile = "auto"` compiles on a GPU."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Held-out next items, each ranked among the whole catalogue after every epoch."""
-
-    histories: Histories
-    target: Int32
-    """[rows], the item that came next."""
-    exclude_seen: bool = True
-    """Whether items of the history are out of the ranking (the target itself never is)."""
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One pass over the training histories, or the part of it that `max_steps` left."""
-
-    epoch: int
-    """From 1."""
-    steps: int
-    """Optimiser steps so far, over all epochs."""
-    loss: float
-    """Weighted mean over the epoch's targets, in nats."""
-    seconds: float
-    """Wall time of the optimiser steps, without validation and compilation."""
-    targets: int
-    """Targets that bear loss."""
-    targets_per_second: float
-    grad_norm: float
-    """Mean over steps of the gradient's Euclidean norm before it is clipped."""
-    learning_rate: float
-    validation: dict[str, float]
-    """`validation_ndcg@10`, `validation_hit_rate@10`, `validation_seconds`; empty without validation."""
-
-    def row(self) -> dict[str, float]:
-        """The record as one flat row."""
-        flat = asdict(self)
-        return {**{key: value for key, value in flat.items() if key != "validation"}, **self.validation}
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """A trained encoder and how it came about."""
-
-    model: Encoder
-    """In evaluation mode, with the weights of `best_epoch`."""
-    best_epoch: int
-    """The epoch whose validation NDCG@10 was highest; the last one without validation."""
-    best_step: int
-    """Optimiser steps up to the end of that epoch."""
-    history: list[EpochRecord]
-    resolved: dict[str, Any]
-    """What `auto` came to, and the sizes that follow from the data."""
+STATE_VERSION = 2
+NAMED_ROWS = 20
+"""Histories that the message about a step names, at most."""
 
 
 @dataclass
@@ -95,6 +48,7 @@ class _Progress:
     loss_sum: float = 0.0
     weight_sum: float = 0.0
     targets: int = 0
+    flops: int = 0
     grad_norm_sum: float = 0.0
     seconds: float = 0.0
     best_epoch: int = 0
@@ -104,7 +58,7 @@ class _Progress:
     def next_epoch(self) -> None:
         self.epoch, self.step = self.epoch + 1, 0
         self.loss_sum = self.weight_sum = self.grad_norm_sum = self.seconds = 0.0
-        self.targets = 0
+        self.targets = self.flops = 0
 
 
 def fit(
@@ -116,74 +70,56 @@ def fit(
     num_event_types: int,
     max_length: int,
     type_weights: Float32 | None = None,
+    content: ItemContent | None = None,
     seed: int = 0,
     validation: Validation | None = None,
     max_steps: int | None = None,
+    initial: Initial | None = None,
     resume: dict[str, Any] | None = None,
     on_checkpoint: Callable[[dict[str, Any]], None] | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     show_progress: bool = False,
 ) -> FitResult:
-    """Minimise the weighted cross-entropy of the next item with AdamW until validation NDCG@10 stops rising.
+    """Minimise `train.loss` of the next item until validation NDCG@10 stops rising.
 
     `type_weights` [num_event_types + 1] weighs each target by its event type. With `validation` the best weights
     are returned and `train.patience` epochs without a better one end the training; without, all of `train.epochs` run.
-    `max_steps` runs exactly that many optimiser steps, whatever `train.epochs` says, without validation.
+    `max_steps` runs exactly that many optimiser steps, whatever `train.epochs` says, without validation; the learning rate
+    goes the way it would over `train.epochs`. `initial`: go on from these weights instead of fresh ones.
     `on_checkpoint` receives the whole state every `train.checkpoint_seconds` and after each epoch; passed back as
     `resume`, the training goes on from there and on the CPU ends in the same bits as one never interrupted.
-    Raises ValueError where no history bears a target, `resume` is of another training, or the loss is not finite.
+    In a group of processes (`models.distributed`) all call this alike; `validation`, `resume` and what is called back are
+    those of process 0. Raises ValueError where the settings contradict each other, no history bears a target, `resume` is of
+    another training, or loss, gradient or weights are not finite.
     """
+    check_together(encoder, train)
     if max_steps is not None:
         validation = None
     device = pick_device()
-    plan = BatchPlan(histories, max_length, train.batch_histories, type_weights, seed)
+    plan = BatchPlan(
+        histories,
+        max_length,
+        train.batch_histories,
+        type_weights,
+        seed,
+        targets=train.targets,
+        with_time=encoder.looks_at_time,
+        with_value=encoder.value,
+    )
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = Encoder(encoder, num_items, num_event_types, max_length).to(device)
-        training = _Training(model, plan, train, validation, max_steps, seed)
-        if resume is not None:
-            training.load_state(resume)
-        training.run(on_checkpoint, on_epoch, show_progress)
+        model = Encoder(encoder, num_items, num_event_types, max_length, content=content)
+        if initial is not None:
+            initial.copy_into(model)
+        if distributed.rank():
+            torch.manual_seed(seed + distributed.rank())  # dropout of its own
+        training = _Training(model.to(device), plan, train, validation, max_steps, on_checkpoint, on_epoch)
+        training.run(distributed.told(resume), show_progress)
     return training.result()
 
 
-def pick_device() -> torch.device:
-    """CUDA where there is one, else Apple's MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run natively: AMX or AVX-512 BF16 on the CPU, compute capability 8 on CUDA."""
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def validate(encoder: Encoder, validation: Validation) -> dict[str, float]:
-    """Mean NDCG@10 and hit rate@10 of the targets, each ranked among the whole catalogue; ties count half."""
-    recommender = AttentionRecommender(encoder)
-    found = []
-    for rows in row_chunks(len(validation.target), encoder.num_items):
-        part, target = validation.histories.select(rows), validation.target[rows]
-        scores = recommender.score_items(part)
-        if validation.exclude_seen:
-            at_target = np.arange(len(target)), target
-            own = scores[at_target]
-            mask_seen(scores, part)
-            scores[at_target] = own
-        found.append(ranks(scores, target)[0])
-    rank = np.concatenate(found)
-    return {
-        f"validation_ndcg@{VALIDATION_K}": float(ndcg(rank, VALIDATION_K).mean()),
-        f"validation_hit_rate@{VALIDATION_K}": float(hit_rate(rank, VALIDATION_K).mean()),
-    }
-
-
 class _Training:
-    """One training: model, optimiser, where it stands, and the best weights so far."""
+    """One training: model, optimisers, where it stands, and the best weights so far."""
 
     def __init__(
         self,
@@ -192,69 +128,78 @@ class _Training:
         settings: TrainSettings,
         validation: Validation | None,
         max_steps: int | None,
-        seed: int,
+        on_checkpoint: Callable[[dict[str, Any]], None] | None,
+        on_epoch: Callable[[EpochRecord], None] | None,
     ) -> None:
         if not plan.num_targets:
             raise ValueError(
                 "training histories: received none with two events, expected at least one target to learn"
             )
         self.model, self.plan, self.settings, self.max_steps = model, plan, settings, max_steps
-        self.device = model.items.weight.device
-        self.validation = _sample(validation, settings.validation_targets, seed)
-        self.optimizer = _optimizer(model, settings)
-        self.precision = _resolve_precision(settings, self.device)
-        self.compiled = self._resolve_compile()
-        self.forward: Callable[..., Tensor] = torch.compile(model, dynamic=True) if self.compiled else model
+        self.on_checkpoint, self.on_epoch = on_checkpoint, on_epoch
+        self.size, self.rank = distributed.size(), distributed.rank()
+        self.device = next(model.parameters()).device
+        self.validation = None
+        if validation is not None and len(validation.target) and not self.rank:
+            self.validation = validation.sample(settings.validation_targets, plan.seed)
+        asked = [self.validation is not None, on_checkpoint is not None]
+        self.validates, self.saves = (bool(flag) for flag in distributed.of_first(asked))
+        self.precision = resolved_precision(settings.precision, self.device)
+        self.compiled = resolved_compile(settings.compile, self.device, plan.num_targets * settings.epochs)
+        self.known_items = self._known_items()
+        self.sampler = self._sampler()
+        self.num_candidates = settings.negatives + 1 if self.sampler is not None else len(self.known_items)
+        self.entries = matrix_entries(model)
+        sparse = self._sparse_table()
+        self.optimizers = build(model, settings, sparse)
+        objective = Objective(model, settings, compile=self.compiled == "on")
+        self.objective = distributed.data_parallel(objective) if self.size > 1 else objective
+        self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
+        self.planned_steps = settings.epochs * plan.steps_per_epoch
+        self.resolved = self._resolved(sparse is not None)
         self.progress = _Progress()
         self.history: list[EpochRecord] = []
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
+        self.save_is_due = False
 
-    def run(
-        self,
-        on_checkpoint: Callable[[dict[str, Any]], None] | None,
-        on_epoch: Callable[[EpochRecord], None] | None,
-        show_progress: bool,
-    ) -> None:
-        """Epoch after epoch until done."""
-        if self.compiled and not self._done():
+    def run(self, resume: dict[str, Any] | None, show_progress: bool) -> None:
+        """Epoch after epoch until done, from where `resume` stands."""
+        if resume is not None:
+            self.load_state(resume)
+        if self.compiled == "on" and not self._done():
             self._compile()
         while not self._done():
             with _bar(self.plan.steps_per_epoch, self.progress, show_progress) as bar:
-                self._run_steps(on_checkpoint, bar)
+                self._run_steps(bar)
             record = self._end_epoch()
-            if on_epoch is not None:
-                on_epoch(record)
-            self._checkpoint(on_checkpoint)
+            if self.on_epoch is not None and not self.rank:
+                self.on_epoch(record)
+            self._checkpoint()
 
     def result(self) -> FitResult:
         """The outcome, with the best weights in the model."""
         if self.best:
             self.model.load_state_dict(self.best)
+        elif self.average is not None:
+            self.average.swap()
         progress = self.progress
-        resolved = {
-            "device": self.device.type,
-            "precision": self.precision,
-            "compile": "on" if self.compiled else "off",
-            "threads": torch.get_num_threads(),
-            "steps_per_epoch": self.plan.steps_per_epoch,
-            "targets_per_epoch": self.plan.num_targets,
-            "histories": len(self.plan.windows),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-        }
-        return FitResult(self.model.eval(), progress.best_epoch, progress.best_step, self.history, resolved)
+        return FitResult(
+            self.model.eval(), progress.best_epoch, progress.best_step, self.history, self.resolved
+        )
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the rest of the training depends on, in tensors and plain values."""
+    def state(self, random: list[dict[str, Tensor]]) -> dict[str, Any]:
+        """Everything that the rest of the training depends on, in tensors and plain values; `random` of each process."""
         return {
             "version": STATE_VERSION,
             "identity": self._identity(),
             "model": _copy(self.model.state_dict()),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers],
+            "average": _copy(self.average.average) if self.average is not None else {},
             "best": dict(self.best),
             "progress": asdict(self.progress),
             "history": [asdict(record) for record in self.history],
-            "random": self._random_state(),
+            "random": random,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -266,11 +211,15 @@ class _Training:
                 f"checkpoint: received one of another training, {received}, expected {expected}; remove it to start afresh"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.average is not None:
+            self.average.load(state["average"])
         self.best = dict(state["best"])
         self.progress = _Progress(**state["progress"])
         self.history = [EpochRecord(**record) for record in state["history"]]
-        self._set_random_state(state["random"])
+        if self.rank < len(state["random"]):  # else a process that was not there: its dropout starts afresh
+            self._set_random_state(state["random"][self.rank])
 
     def _identity(self) -> list[int]:
         """Sizes that tell one training from another."""
@@ -281,61 +230,93 @@ class _Training:
         progress = self.progress
         if self.max_steps is not None:
             return progress.total_steps >= self.max_steps
-        if self.validation is not None and progress.epoch - progress.best_epoch >= self.settings.patience:
+        if self.validates and progress.epoch - progress.best_epoch >= self.settings.patience:
             return True
         return progress.epoch >= self.settings.epochs
 
-    def _run_steps(self, on_checkpoint: Callable[[dict[str, Any]], None] | None, bar: Any) -> None:
+    def _run_steps(self, bar: Any) -> None:
         """The rest of the present epoch, up to `max_steps`."""
         self.model.train()
         started = time.monotonic()
-        for batch in self.plan.batches(self.progress.epoch, self.progress.step):
-            if self.max_steps is not None and self.progress.total_steps >= self.max_steps:
-                break
-            self._step(batch.to(self.device))
-            now = time.monotonic()
-            self.progress.seconds += now - started
-            bar.update()
-            if now - self.saved_at >= self.settings.checkpoint_seconds:
-                self._checkpoint(on_checkpoint)
-            started = time.monotonic()
+        with closing(prefetched(self._steps())) as coming:
+            for step in coming:
+                if self.max_steps is not None and self.progress.total_steps >= self.max_steps:
+                    break
+                self._step(step)
+                now = time.monotonic()
+                self.progress.seconds += now - started
+                self._show(bar)
+                if self.save_is_due:
+                    self._check_weights()
+                    self._checkpoint()
+                started = time.monotonic()
 
-    def _step(self, batch: Batch) -> None:
+    def _steps(self) -> Iterator[Step]:
+        """The rest of the present epoch's steps."""
+        return steps(
+            self.plan,
+            self.progress.epoch,
+            self.progress.step,
+            sampler=self.sampler,
+            accumulate=self.settings.accumulate,
+            rank=self.rank,
+            size=self.size,
+            device=self.device,
+        )
+
+    def _step(self, step: Step) -> None:
         """One optimiser step."""
         progress = self.progress
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch)
-        torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.settings.max_grad_norm or math.inf
-        )
-        value, grad_norm = loss.item(), norm.item()
+        rate = learning_rate(self.settings, progress.total_steps, self.planned_steps)
+        loss = self._backward(step)
+        norm = clip_gradients(self.model.parameters(), self.settings.max_grad_norm or math.inf)
+        is_due = self.saves and time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
+        value, due = distributed.total([loss.item(), float(is_due and not self.rank)])
+        grad_norm, self.save_is_due = norm.item(), due > 0
         if not (math.isfinite(value) and math.isfinite(grad_norm)):
-            raise ValueError(
-                f"training: received loss {value} and gradient norm {grad_norm} at epoch {progress.epoch + 1}, "
-                f"step {progress.step + 1}, expected finite numbers; lower train.learning_rate or set "
-                "train.precision = 'fp32'"
-            )
-        self.optimizer.step()
-        weight = float(batch.weight.sum())
+            raise ValueError(_not_finite(progress, f"loss {value} and gradient norm {grad_norm}", step))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        if self.average is not None:
+            self.average.update(progress.total_steps)
         progress.step += 1
         progress.total_steps += 1
-        progress.loss_sum += value * weight
-        progress.weight_sum += weight
-        progress.targets += len(batch.target)
+        progress.loss_sum += value * step.weight
+        progress.weight_sum += step.weight
+        progress.targets += step.num_targets
+        progress.flops += step_flops(
+            self.model.settings,
+            entries=self.entries,
+            lengths=step.lengths,
+            num_targets=step.num_targets,
+            num_candidates=self.num_candidates,
+        )
         progress.grad_norm_sum += grad_norm
 
-    def _loss(self, batch: Batch) -> Tensor:
-        with self._autocast():
-            states = self.forward(batch.item_index, batch.event_type).flatten(0, 1)[batch.position]
-            return softmax_loss(states, self.model.item_vectors(), batch.target, batch.weight)
+    def _backward(self, step: Step) -> Tensor:
+        """The own part of the step's loss; gradients are those of the whole step, over all processes."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.model.anneal(min(1.0, self.progress.total_steps / self.planned_steps))
+        total = torch.zeros((), device=self.device)
+        for number, (batch, share) in enumerate(step.parts, 1):
+            waits = self.size > 1 and number < len(step.parts)
+            with self.objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with self._autocast():
+                    loss = self.objective(batch, step.negatives) * share
+                torch.autograd.backward(loss * self.size)  # their mean is taken
+            total += loss.detach()
+        return total
 
     def _compile(self) -> None:
         """Compile on the first batch, outside the clock; weights and random numbers stay as they are."""
         random = self._random_state()
         self.model.train()
-        torch.autograd.backward(self._loss(next(self.plan.batches(0)).to(self.device)))
-        self.optimizer.zero_grad(set_to_none=True)
+        self._backward(next(self._steps()))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         self._set_random_state(random)
 
     def _random_state(self) -> dict[str, Tensor]:
@@ -355,7 +336,13 @@ class _Training:
     def _end_epoch(self) -> EpochRecord:
         """Validate, keep the weights if they are the best, and record the epoch."""
         progress = self.progress
-        measured = self._validate()
+        self._check_weights()
+        with self.average.in_place() if self.average is not None else nullcontext():
+            measured = self._validate()
+            score = measured.get(f"validation_ndcg@{VALIDATION_K}", math.inf)
+            is_best = score > progress.best_ndcg or not measured
+            if is_best:
+                self.best = _copy(self.model.state_dict()) if measured else {}
         record = EpochRecord(
             epoch=progress.epoch + 1,
             steps=progress.total_steps,
@@ -364,67 +351,130 @@ class _Training:
             targets=progress.targets,
             targets_per_second=progress.targets / progress.seconds,
             grad_norm=progress.grad_norm_sum / progress.step,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.optimizers[0].param_groups[0]["lr"],
+            peak_bytes=peak_bytes(self.device),
+            matmul_share=progress.flops / self.size / progress.seconds / self.resolved["matmul_flops"],
             validation=measured,
         )
         self.history.append(record)
-        score = measured.get(f"validation_ndcg@{VALIDATION_K}", math.inf)
-        if score > progress.best_ndcg or not measured:
+        if is_best:
             progress.best_epoch, progress.best_step, progress.best_ndcg = record.epoch, record.steps, score
-            self.best = _copy(self.model.state_dict()) if measured else {}
         progress.next_epoch()
         return record
 
     def _validate(self) -> dict[str, float]:
-        if self.validation is None:
+        """Process 0's measurements, everywhere."""
+        if not self.validates:
             return {}
         started = time.monotonic()
-        measured = validate(self.model, self.validation)
-        return {**measured, "validation_seconds": time.monotonic() - started}
+        measured = validate(self.model, self.validation) if self.validation is not None else {}
+        names = [
+            f"validation_{name}" for name in (f"ndcg@{VALIDATION_K}", f"hit_rate@{VALIDATION_K}", "seconds")
+        ]
+        measured[names[-1]] = time.monotonic() - started
+        return dict(
+            zip(names, distributed.of_first([measured.get(name, 0.0) for name in names]), strict=True)
+        )
 
-    def _checkpoint(self, on_checkpoint: Callable[[dict[str, Any]], None] | None) -> None:
-        if on_checkpoint is not None:
-            on_checkpoint(self.state())
+    def _check_weights(self) -> None:
+        """Refuse to keep weights that the last step has carried beyond all numbers."""
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise ValueError(_not_finite(self.progress, "weights beyond all numbers after"))
+
+    def _checkpoint(self) -> None:
+        if not self.saves:
+            return
+        own = self._random_state()
+        everyone = {name: distributed.gathered(state) for name, state in own.items()}
+        if self.on_checkpoint is not None and not self.rank:
+            random = [
+                dict(zip(everyone, states, strict=True)) for states in zip(*everyone.values(), strict=True)
+            ]
+            self.on_checkpoint(self.state(random))
         self.saved_at = time.monotonic()
 
-    def _resolve_compile(self) -> bool:
-        """`auto` compiles long trainings on CUDA; on the CPU the eager step is already near the kernels' own time."""
-        if self.settings.compile != "auto":
-            return self.settings.compile == "on"
-        return (
-            self.device.type == "cuda" and self.plan.num_targets * self.settings.epochs >= COMPILE_MIN_TARGETS
+    def _known_items(self) -> Int64:
+        """The items that the loss may choose from."""
+        known = self.model.candidates()
+        return np.arange(1, self.model.num_items + 1) if known is None else known.cpu().numpy()
+
+    def _sampler(self) -> NegativeSampler | None:
+        """Where negatives come from, if the loss wants any."""
+        if self.settings.loss not in SAMPLED_LOSSES:
+            return None
+        windows = self.plan.windows
+        row, event = windows.gather()
+        bears = (event > windows.starts[row]) & (self.plan.event_weight[event] > 0)
+        counts = np.bincount(windows.item_index[event[bears]], minlength=self.model.num_items + 1)
+        return NegativeSampler(self.settings, counts, self.known_items, self.plan.seed)
+
+    def _sparse_table(self) -> Tensor | None:
+        """The item vectors, with sparse gradients from now on, where they get an optimiser of their own."""
+        table = self.model.items.ids
+        if table is None or not is_rowwise(self.settings, self.model.num_items):
+            return None
+        if self.size > 1 and self.device.type == "cuda":
+            if self.settings.item_optimizer == "auto":
+                return None
+            raise ValueError(
+                f"train.item_optimizer: received 'rowwise_adagrad' with {self.size} processes on CUDA, expected 'adamw' "
+                "there: nccl adds up no sparse gradients"
+            )
+        table.sparse = True
+        return table.weight
+
+    def _resolved(self, is_rowwise: bool) -> dict[str, Any]:
+        """What `auto` came to, and the sizes that follow from the data."""
+        plan = self.plan
+        rows = plan.num_targets // (plan.steps_per_epoch * self.size * self.settings.accumulate)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        sizes = max(1, min(8192, rows)), self.model.settings.dim, min(4096, self.num_candidates)
+        return {
+            "device": self.device.type,
+            "precision": self.precision,
+            "compile": self.compiled,
+            "item_optimizer": "rowwise_adagrad" if is_rowwise else "adamw",
+            "processes": self.size,
+            "threads": torch.get_num_threads(),
+            "steps_per_epoch": plan.steps_per_epoch,
+            "targets_per_epoch": plan.num_targets,
+            "histories": len(plan.windows),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "matmul_flops": matmul_flops(self.device, dtype, *sizes),
+        }
+
+    def _show(self, bar: Any) -> None:
+        """What the progress line says."""
+        progress = self.progress
+        bar.set_postfix(
+            {
+                "loss": f"{progress.loss_sum / progress.weight_sum:.4f}",
+                "targets/s": f"{progress.targets / progress.seconds:,.0f}",
+                "lr": f"{self.optimizers[0].param_groups[0]['lr']:.2g}",
+                "grad": f"{progress.grad_norm_sum / progress.step:.3f}",
+            },
+            refresh=False,
         )
+        bar.update()
+
+
+def _not_finite(progress: _Progress, what: str, step: Step | None = None) -> str:
+    """What to say of a step whose numbers are not."""
+    rows = step.rows[:NAMED_ROWS].tolist() if step is not None else []
+    more = (
+        f" and {len(step.rows) - len(rows)} more" if step is not None and len(step.rows) > len(rows) else ""
+    )
+    number = progress.step + (step is not None)
+    return (
+        f"training: received {what} at epoch {progress.epoch + 1}, step {number}"
+        + (f" (training histories {rows}{more})" if rows else "")
+        + ", expected finite numbers; the last checkpoint is kept as it was: lower train.learning_rate or "
+        "train.max_grad_norm, add train.warmup_steps, or set train.precision = 'fp32'"
+    )
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-
-
-def _sample(validation: Validation | None, targets: int, seed: int) -> Validation | None:
-    """At most `targets` of the validation targets, always the same for a seed."""
-    if validation is None or len(validation.target) <= targets:
-        return validation if validation is not None and len(validation.target) else None
-    rows = np.sort(np.random.default_rng(seed).choice(len(validation.target), targets, replace=False))
-    return Validation(validation.histories.select(rows), validation.target[rows], validation.exclude_seen)
-
-
-def _resolve_precision(settings: TrainSettings, device: torch.device) -> str:
-    if settings.precision != "auto":
-        return settings.precision
-    return "bf16" if computes_bf16(device) else "fp32"
-
-
-def _optimizer(model: Encoder, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW; only the matrices of linear layers decay."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    parameters = list(model.parameters())
-    decayed = [weight for weight in parameters if weight.ndim >= 2 and id(weight) not in embeddings]
-    others = [weight for weight in parameters if weight.ndim < 2 or id(weight) in embeddings]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay, fused=True
-    )
 
 
 def _bar(steps: int, progress: _Progress, show_progress: bool) -> Any:
@@ -446,6 +496,9 @@ class _NoBar:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def set_postfix(self, numbers: dict[str, str], *, refresh: bool) -> None:
+        """Nothing to draw."""
 
     def update(self) -> None:
         """Nothing to draw."""

@@ -62,11 +62,14 @@ def cli() -> None:
 @_configured
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and those they need (all: every one)."""
-    from pipeline.run import bring_up_to_date
+    from pipeline.run import bring_up_to_date, led
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
     say = (lambda _: None) if as_json else functools.partial(print, flush=True)
-    summaries = bring_up_to_date(config, names, force=force, show_progress=sys.stderr.isatty(), say=say)
+    with led() as leads:
+        if not leads:
+            return
+        summaries = bring_up_to_date(config, names, force=force, show_progress=sys.stderr.isatty(), say=say)
     if as_json:
         named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
         print(json.dumps({**named, "stages": summaries}))

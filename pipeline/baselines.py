@@ -29,9 +29,10 @@ from models.settings import EncoderSettings, TrainSettings
 from pipeline import histories as rows
 from pipeline.config import BASELINES, Config
 from pipeline.errors import LookbackError
+from pipeline.item_content import known_by_content
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
-from pipeline.targets import UNKNOWN_ITEM, RankedTargets, ranked_targets
+from pipeline.targets import UNKNOWN_ITEM, RankedTargets, ranked_targets, target_types
 from pipeline.train import Trainer
 
 VALIDATION_K = 10
@@ -143,7 +144,9 @@ def _part(
     """What to fit on and the targets of a part, and the numbering of both."""
     config = ctx.config
     training = rows.training_rows(histories, split, with_validation=with_validation)
-    mapping = rows.known_items(training, rows.num_items(ctx.inputs["features"]))
+    features = ctx.inputs["features"]
+    num_items = rows.num_items(features)
+    mapping = rows.known_items(training, num_items, known_by_content(config, features, histories, split))
     targets = ranked_targets(
         histories,
         split,
@@ -152,6 +155,8 @@ def _part(
         ties=config.split.ties,
         exclude_seen=config.exclude_seen,
         first_only=name == "test" and config.evaluate.targets == "first",
+        trained=rows.known_items(training, num_items) > 0,
+        types=target_types(config, features),
     )
     if name == "validation":
         targets = _sample(targets.select(targets.ordinary), config)

@@ -23,9 +23,10 @@ from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
 from models import checkpoint, explain
 from models.baselines import Popularity
-from models.encoder import AttentionRecommender
+from models.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
+from pipeline import histories as rows
 from pipeline.errors import DamagedArtifact
 from pipeline.store import digest_file, files_below, fingerprint, read_json, write_json
 
@@ -102,11 +103,10 @@ class Bundle:
 
     @cached_property
     def known_histories(self) -> Histories:
-        """Their histories, in the deployed numbering."""
+        """Their histories, in the deployed numbering, asked for at the time of the newest event."""
         saved = JaggedHistories.load(self.folder / "histories")
-        return Histories(
-            saved.item_index, saved.time, saved.event_type, saved.offsets[:-1], saved.offsets[1:]
-        )
+        known = rows.rows(saved, saved.offsets[:-1], saved.offsets[1:])
+        return as_asked(known, int(saved.time.max(initial=0)))
 
     def recommend(
         self,
@@ -119,9 +119,11 @@ class Bundle:
     ) -> Answer:
         """The k best items of each row (deployed numbering); rows without interactions get the most popular ones.
 
-        `because` is None, "fast" or "exact". Lists are shorter than k only where the catalogue has no more to give.
+        `because` is None, "fast" or "exact". A model that looks at the time of the request takes `histories.request_time`, or the
+        time of the rows' newest event. Lists are shorter than k only where the catalogue has no more to give.
         """
         cold = histories.lengths == 0
+        histories = self._asked(histories)
         items = np.zeros((len(histories), k), np.int32)
         score = np.full((len(histories), k), -np.inf, np.float32)
         popular = Popularity(self.num_events)
@@ -129,8 +131,7 @@ class Bundle:
             items[cold], score[cold] = popular.recommend(histories.select(cold), k, exclude_seen)
         warm = histories.select(~cold)
         if len(warm):
-            vectors = self.recommender.encode(warm)
-            items[~cold], score[~cold] = self.index.search(vectors, k, warm if exclude_seen else None)
+            items[~cold], score[~cold] = self._best(warm, k, exclude_seen=exclude_seen)
         reasons = None
         if because is not None:
             reasons = Because(
@@ -142,6 +143,18 @@ class Bundle:
                 found = explain.strongest(weights, warm, because_items)
                 reasons.item_index[~cold], reasons.weight[~cold] = found
         return Answer(items, score, cold, reasons)
+
+    def _asked(self, histories: Histories) -> Histories:
+        """The rows with a request time, where the model looks at one and none is said: that of their newest event."""
+        if not self.recommender.encoder.settings.request_time or histories.request_time is not None:
+            return histories
+        return as_asked(histories, int(histories.time[histories.gather()[1]].max(initial=0)))
+
+    def _best(self, warm: Histories, k: int, *, exclude_seen: bool) -> tuple[Int32, Float32]:
+        """The k best items of rows that are not empty: from the index, or scored one by one where no vector says it all."""
+        if not self.recommender.encoder.scores_by_vector:
+            return self.recommender.recommend(warm, k, exclude_seen)
+        return self.index.search(self.recommender.encode(warm), k, warm if exclude_seen else None)
 
     def item_mapping(self, item_ids: pl.Series) -> tuple[Int32, int]:
         """[len + 1] from another numbering (ids at 1..) to this one's, 0 for strangers; and how many strangers there are."""
@@ -156,11 +169,9 @@ class Bundle:
     ) -> list[tuple[list[Any], list[float]]]:
         """(item ids, scores) for each user by the histories in the bundle; strangers get the most popular items."""
         index, _ = self.users.encode_known(pl.Series(values=list(user_ids), strict=False), unknown=-1)
-        known = self.known_histories
-        empty = np.zeros(len(index), np.int64)
-        starts = np.where(index >= 0, known.starts[index], empty)
-        ends = np.where(index >= 0, known.ends[index], empty)
-        return self._lists(replace(known, starts=starts, ends=ends), k, exclude_seen)
+        known = self.known_histories.select(np.maximum(index, 0))
+        ends = np.where(index >= 0, known.ends, known.starts)
+        return self._lists(replace(known, ends=ends), k, exclude_seen)
 
     def recommend_item_lists(
         self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool = True

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.settings import EncoderSettings, TrainSettings
+from models.settings import EncoderSettings, TrainSettings, check_together
 from pipeline.errors import ConfigError
 
 FileFormat = Literal["csv", "jsonl", "parquet", "json"]
@@ -249,6 +249,8 @@ class EvaluateConfig(Section):
     """Whether items already in the history are masked; default: as `score.exclude_seen`."""
     targets: Literal["successive", "first"] = "successive"
     """successive: each of a user's held-out events, one after the other; first: the first of them alone."""
+    target_types: list[str] | None = None
+    """Event types whose held-out events are targets of validation and test; default: all. `events.types` is about training."""
     cold_users: bool = False
     """Whether targets without any history count in the metrics; they are reported apart all the same."""
     cold_items: bool = False
@@ -418,6 +420,27 @@ class TuneConfig(Section):
         "model.num_blocks": [1, 2, 3],
     }
     """A key to {low, high, log} or to a list of choices."""
+    pruner: Literal["median", "halving", "none"] = "median"
+    """What ends a trial early, by validation NDCG@10. median: its best epoch so far is below the median of finished trials at the
+    same epoch; halving: after `warmup_epochs`, 3, 9, … times as many, it is not among the best third that came so far."""
+    warmup_epochs: int = Field(5, ge=1)
+    """Epochs that every trial gets."""
+    warmup_trials: int = Field(5, ge=1)
+    """median: trials that must have ended by themselves before one is pruned."""
+    max_seconds: float = Field(0, ge=0)
+    """No further trial begins after so long; 0: no limit."""
+
+    @pydantic.field_validator("space", mode="before")
+    @classmethod
+    def _keys_without_quotes(cls, space: Any) -> Any:
+        """In TOML `train.dropout = …` without quotes is a table in a table."""
+        if not isinstance(space, dict):
+            return space
+        flat: dict[str, Any] = {}
+        for key, what in space.items():
+            is_section = isinstance(what, dict) and "." not in key and not {"low", "high"} & set(what)
+            flat |= {f"{key}.{name}": each for name, each in what.items()} if is_section else {key: what}
+        return flat
 
 
 class Config(Section):
@@ -453,6 +476,26 @@ class Config(Section):
                 "split.protocol: received 'temporal' with events.timestamp_unit 'position', expected 'leave_one_out': "
                 "where only each user's order is known there is no common time to split at"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _model_fits_the_log(self) -> "Config":
+        check_together(self.model, self.train)
+        needed = {
+            "time_bias": (
+                self.events.timestamp_unit != "position",
+                "a log with times (events.timestamp_unit)",
+            ),
+            "calendar": (
+                self.events.timestamp_unit != "position",
+                "a log with times (events.timestamp_unit)",
+            ),
+            "value": ("value" in self.events.columns, "a column for value in events.columns"),
+            "item_content": (self.items is not None, "a section [items] that says where the content is"),
+        }
+        for key, (is_there, what) in needed.items():
+            if getattr(self.model, key) and not is_there:
+                raise ValueError(f"model.{key}: received true, expected {what}; without it, false")
         return self
 
     @property

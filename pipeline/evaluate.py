@@ -33,7 +33,7 @@ from pipeline.judging import Judging
 from pipeline.segments import segments_of
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
-from pipeline.targets import RankedTargets, check_targets, ranked_targets
+from pipeline.targets import RankedTargets, check_targets, ranked_targets, target_types
 from pipeline.train import Trainer
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
@@ -90,6 +90,7 @@ def _rank(ctx: Context) -> Evaluation:
     mapping = np.load(ctx.inputs["train"] / "items.npy")
     assert np.array_equal(mapping, np.load(ctx.inputs["baselines"] / "items.npy"))
     _check_leaks(ctx, histories, split)
+    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
     targets = ranked_targets(
         histories,
         split,
@@ -98,6 +99,8 @@ def _rank(ctx: Context) -> Evaluation:
         ties=config.split.ties,
         exclude_seen=config.exclude_seen,
         first_only=settings.targets == "first",
+        trained=rows.known_items(training, len(mapping) - 1) > 0,
+        types=target_types(config, features),
     )
     check_targets(targets, histories, split, mapping, ties=config.split.ties)
     chosen = judging.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
@@ -106,7 +109,6 @@ def _rank(ctx: Context) -> Evaluation:
             f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {_left_out(ctx, targets)});"
             " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
         )
-    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
     training = training.translate(mapping)
     recommender = AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
     part = baselines.Part(training, targets, recommender.num_items)

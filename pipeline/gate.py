@@ -28,7 +28,7 @@ from pipeline.config import MODEL, Config
 from pipeline.errors import DamagedArtifact
 from pipeline.registry import Decision
 from pipeline.store import read_json
-from pipeline.targets import RankedTargets, ranked_targets
+from pipeline.targets import RankedTargets, ranked_targets, target_types
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 MIN_USERS = 30
@@ -187,6 +187,7 @@ def common_targets(
         ties=config.split.ties,
         exclude_seen=config.exclude_seen,
         first_only=config.evaluate.targets == "first",
+        types=target_types(config, features),
     )
     later = np.ones(len(targets), bool)
     if challenger.features != champion.features:

@@ -1,7 +1,7 @@
 """From a features folder to the arrays that models read: rows to train on and held-out targets with their histories."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from models.recommender import Histories, Int32, Int64
 
 def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
     """Rows `[starts[i], ends[i])` of the flat arrays, nothing copied."""
-    return Histories(histories.item_index, histories.time, histories.event_type, starts, ends)
+    return Histories(
+        histories.item_index, histories.time, histories.event_type, starts, ends, histories.value
+    )
 
 
 def training_rows(histories: JaggedHistories, split: Split, *, with_validation: bool) -> Histories:
@@ -37,11 +39,13 @@ def num_items(folder: Path) -> int:
     return int(pl.scan_parquet(folder / "items.parquet").select(pl.len()).collect().item())
 
 
-def known_items(histories: Histories, num_items: int) -> Int32:
-    """[num_items + 1] item -> its number among the items that occur in the rows, 0 for the others."""
+def known_items(histories: Histories, num_items: int, also: NDArray[np.bool_] | None = None) -> Int32:
+    """[num_items + 1] item -> its number among the items that occur in the rows (`also`: or are known otherwise), else 0."""
     _, positions = histories.gather()
     seen = np.zeros(num_items + 1, bool)
     seen[histories.item_index[positions]] = True
+    if also is not None:
+        seen |= also
     seen[0] = False
     return np.where(seen, np.cumsum(seen), 0).astype(np.int32)
 
@@ -86,7 +90,7 @@ def held_out(histories: JaggedHistories, split: Split, part: str, ties: str) -> 
     position = np.arange(len(user)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
     history_start = histories.offsets[user]
     history_end = _first_of_tie(histories, history_start, position) if ties == "strict" else position
-    before = rows(histories, history_start, history_end)
+    before = replace(rows(histories, history_start, history_end), request_time=histories.time[position])
     return Targets(user, position, histories.item_index[position], histories.time[position], before)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from features.histories import JaggedHistories
 from features.splits import Split
 from models.checkpoint import load_model
-from models.encoder import AttentionRecommender
+from models.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
 from models.recommender import Float32
 from models.training import pick_device
@@ -47,4 +47,4 @@ def _queries(ctx: Context, recommender: AttentionRecommender) -> Float32:
     chosen = np.unique(
         np.linspace(0, len(users) - 1, min(len(users), ctx.config.index.recall_queries)).astype(np.int64)
     )
-    return recommender.encode(users.select(chosen))
+    return recommender.encode(as_asked(users.select(chosen), int(histories.time.max())))

@@ -1,10 +1,12 @@
 """What a stage says of itself: a Plan, kept in its folder for any tracking server, and Live numbers in the meantime."""
 
+import contextlib
 import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -126,6 +128,25 @@ class Plan:
             ) from None
 
 
+Observer = Callable[[Mapping[str, float], int], object]
+"""Sees the numbers of a running stage and their step; may raise Enough."""
+_observer: ContextVar[Observer] = ContextVar("observer", default=lambda *_: None)
+
+
+class Enough(Exception):
+    """Raised by an observer to end the stage: nothing is committed, and its workspace stays to go on from."""
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Show an observer the numbers of every stage that begins within."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
 class Live:
     """A stage's run while it runs; as a context manager it ends a failed stage's run, and leaves a good one to replay."""
 
@@ -135,6 +156,7 @@ class Live:
         self.run_id = run_id
         self._send = send
         self._end = end
+        self._observe = _observer.get()
         self._waiting: list[Point] = []
         self._sent = -math.inf
 
@@ -144,6 +166,7 @@ class Live:
         self._waiting += [Point(allowed(name), float(value), step, now) for name, value in values.items()]
         if time.monotonic() - self._sent > LIVE_SECONDS:
             self._flush()
+        self._observe(values, step)
 
     def failed(self, status: str = "FAILED") -> None:
         """End the run as FAILED or KILLED."""
@@ -162,4 +185,4 @@ class Live:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self.failed("KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit) else "FAILED")
+            self.failed("KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit | Enough) else "FAILED")

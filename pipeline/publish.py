@@ -15,7 +15,7 @@ from features.splits import Split
 from models import checkpoint
 from models.encoder import Encoder
 from models.index import ItemIndex
-from models.recommender import Histories, Int32
+from models.recommender import Int32
 from pipeline import histories as rows
 from pipeline.bundle import seal
 from pipeline.features import content_settings
@@ -33,7 +33,7 @@ def build(ctx: Context) -> None:
     shutil.rmtree(bundle, ignore_errors=True)
     for name in ("evaluated", "deployed", "index", "histories"):
         (bundle / name).mkdir(parents=True)
-    encoder, mapping, refit_steps = _deployed(ctx, histories, evaluated)
+    encoder, mapping, refit_steps = _deployed(ctx, histories, split, evaluated)
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")
@@ -66,7 +66,7 @@ def without_held_back(histories: JaggedHistories, split: Split) -> JaggedHistori
 
 
 def _deployed(
-    ctx: Context, histories: JaggedHistories, evaluated: Int32
+    ctx: Context, histories: JaggedHistories, split: Split, evaluated: Int32
 ) -> tuple[Encoder, Int32, int | None]:
     """The encoder that recommends, its numbering, and the steps of its refit (None: the evaluated one is deployed)."""
     train = ctx.inputs["train"]
@@ -77,10 +77,9 @@ def _deployed(
     counts = np.bincount(histories.item_index, minlength=len(evaluated))
     kept = np.where(counts >= ctx.config.history.min_item_events, np.arange(len(counts)), 0).astype(np.int32)
     everything = everything.translate(kept)
-    mapping = rows.known_items(everything, len(evaluated) - 1)
-    result = Trainer(ctx, ctx.inputs["features"]).refit(
-        "refit", everything.translate(mapping), mapping, facts
-    )
+    trainer = Trainer(ctx, ctx.inputs["features"])
+    mapping = trainer.numbering(everything, histories, split)
+    result = trainer.refit("refit", everything, mapping, facts)
     return result.model, mapping, result.best_step
 
 
@@ -117,13 +116,7 @@ def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
 def _write_users(
     features: Path, histories: JaggedHistories, mapping: Int32, until: pl.Series, bundle: Path
 ) -> None:
-    known = Histories(
-        histories.item_index,
-        histories.time,
-        histories.event_type,
-        histories.offsets[:-1],
-        histories.offsets[1:],
-    ).translate(mapping)
+    known = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:]).translate(mapping)
     kept = mapping[histories.item_index] > 0
     offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
     JaggedHistories(offsets, known.item_index, known.time, known.event_type, histories.value[kept]).save(

@@ -1,6 +1,7 @@
 """`lookback recommend`: one user's or one history's recommendations, with what each is based on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import polars as pl
 
 from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
+from models.encoder import as_asked
 from models.recommender import Histories
 from pipeline import histories as rows
 from pipeline.bundle import Answer, Bundle
@@ -83,9 +85,8 @@ def _of_user(pipeline: Pipeline, bundle: Bundle, user: str) -> tuple[Histories, 
     items, _ = bundle.item_mapping(_ids(features.folder, "items", "item_id"))
     types = bundle.type_mapping(rows.event_types(features.folder))
     whole = rows.rows(histories, histories.offsets[index], histories.offsets[index + 1]).compact()
-    known = Histories(
-        whole.item_index, whole.time, types[whole.event_type], whole.starts, whole.ends
-    ).translate(items)
+    known = replace(whole, event_type=types[whole.event_type]).translate(items)
+    known = as_asked(known, int(histories.time.max()))
     return known, int(whole.lengths[0] - known.lengths[0])
 
 

@@ -1,5 +1,6 @@
 """Bringing stages up to date: lock, build aside, commit, track."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -7,8 +8,9 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,34 @@ from pipeline.tracking import Tracker
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
 
 Summary = dict[str, Any]
+
+
+@contextlib.contextmanager
+def led() -> Iterator[bool]:
+    """Whether this process is to run the stages: of those that torchrun started the first does, and leads the others.
+
+    The others take part in what it trains until it is done, and have nothing left to do then. Where one fails, the first
+    says why.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from models import distributed, following
+
+    with distributed.group():
+        if distributed.rank() == 0:
+            yield True
+            following.release()
+            return
+        try:
+            following.follow()
+        except ConnectionError:
+            sys.exit(1)
+        except ValueError:  # as in process 0, which is left to say so and to end
+            with contextlib.suppress(ConnectionError):
+                following.follow()
+            sys.exit(1)
+        yield False
 
 
 def bring_up_to_date(

@@ -3,7 +3,7 @@
 import datetime
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
-from models.recommender import Histories
+from models.encoder import as_asked
 from pipeline import histories as rows
 from pipeline.bundle import Answer, Bundle
 from pipeline.config import ScoreConfig
@@ -37,6 +37,11 @@ class _Log:
     """[num_items + 1] -> the bundle's item, 0: unknown to it"""
     types: NDArray[np.int16]
     """[num_event_types + 1] -> the bundle's event type"""
+
+    @property
+    def newest(self) -> int:
+        """Time of the newest event, microseconds since the epoch: when recommendations are asked for."""
+        return int(self.histories.time.max(initial=0))
 
 
 @dataclass
@@ -164,9 +169,8 @@ def _batches(
     for start in range(0, len(users), settings.batch_users):
         batch = users[start : start + settings.batch_users]
         whole = rows.rows(log.histories, np.asarray(offsets[batch]), np.asarray(offsets[batch + 1])).compact()
-        known = Histories(
-            whole.item_index, whole.time, log.types[whole.event_type], whole.starts, whole.ends
-        ).translate(log.items)
+        whole = replace(whole, event_type=log.types[whole.event_type])
+        known = as_asked(whole.translate(log.items), log.newest)
         answer = bundle.recommend(
             known,
             settings.k,

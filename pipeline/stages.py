@@ -1,10 +1,11 @@
 """The stages: what each reads, in what order they run, and the fingerprints that follow."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.settings import TrainSettings
 from pipeline import sources, store
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -39,19 +40,7 @@ _EVENT_KEYS = [
     "max_days_ahead",
 ]
 _TRAIN_KEYS = [
-    "loss",
-    "epochs",
-    "patience",
-    "batch_histories",
-    "learning_rate",
-    "weight_decay",
-    "beta1",
-    "beta2",
-    "max_grad_norm",
-    "precision",
-    "compile",
-    "refit_validation",
-    "validation_targets",
+    field.name for field in fields(TrainSettings) if field.name not in ("refit", "checkpoint_seconds")
 ]
 _SPLIT_KEYS = [
     "protocol",
@@ -61,7 +50,10 @@ _SPLIT_KEYS = [
     "ties",
     "held_back",
 ]
-_TARGET_KEYS = ("exclude_seen", *(f"evaluate.{name}" for name in ("targets", "cold_users", "cold_items")))
+_TARGET_KEYS = (
+    "exclude_seen",
+    *(f"evaluate.{name}" for name in ("targets", "target_types", "cold_users", "cold_items")),
+)
 _SCORE_KEYS = [
     "k",
     "users",
@@ -103,40 +95,42 @@ STAGES = {
         ),
         Stage(
             "train",
-            2,
+            3,
             (
                 "seed",
                 "model",
                 "history.max_length",
                 "events.types",
                 "exclude_seen",
+                "evaluate.target_types",
                 *_keys("train", _TRAIN_KEYS),
             ),
             ("features",),
             resumable=True,
         ),
-        Stage("index", 1, ("index",), ("features", "train")),
+        Stage("index", 2, ("index",), ("features", "train")),
         Stage("rank", 1, ("ranker.use",), ("features", "train", "index")),
         Stage(
             "baselines",
-            1,
+            2,
             (
                 "seed",
                 "events.types",
                 "history.max_length",
                 "exclude_seen",
-                *_keys("evaluate", ("targets", "cold_items")),
+                *_keys("evaluate", ("targets", "target_types", "cold_items")),
                 *_keys(
                     "evaluate", ("k", "baselines", "recent_days", "gru_dim", "gru_epochs", "gru_patience")
                 ),
                 *_keys("train", ("batch_histories", "refit_validation", "validation_targets")),
+                "model.item_content",
             ),
             ("features",),
             resumable=True,
         ),
         Stage(
             "evaluate",
-            2,
+            3,
             (
                 "seed",
                 *_TARGET_KEYS,
@@ -148,12 +142,12 @@ STAGES = {
         ),
         Stage(
             "publish",
-            3,
+            4,
             ("name", "train.refit", "index"),
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             resumable=True,
         ),
-        Stage("score", 1, _keys("score", _SCORE_KEYS), ("features", "publish"), resumable=True),
+        Stage("score", 2, _keys("score", _SCORE_KEYS), ("features", "publish"), resumable=True),
         Stage(
             "report",
             3,

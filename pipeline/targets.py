@@ -1,6 +1,7 @@
 """The targets a model is judged on: the held-out events, which of them stand apart, and why the others are none."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from features.leaks import LeakError, num_disordered
 from features.splits import Block, Split, blocks
 from models.recommender import Histories, Int32, Int64
 from pipeline import histories as rows
+from pipeline.config import Config
+from pipeline.errors import LookbackError
 
 ORDINARY, NO_HISTORY, UNKNOWN_ITEM = range(3)
 """Codes of `RankedTargets.apart`."""
@@ -23,13 +26,13 @@ class RankedTargets:
     histories: Histories
     """What the model may look at; empty rows are apart."""
     item: Int32
-    """[targets], 1..num_items of the model, 0 for an item that it does not know (apart)"""
+    """[targets], 1..num_items of the model, 0 for an item that it does not know"""
     user: Int64
     """[targets], user index"""
     position: Int64
     """[targets], flat position of the event in the features folder"""
     apart: NDArray[np.int8]
-    """[targets], ORDINARY, NO_HISTORY (nothing that the model knows comes before) or UNKNOWN_ITEM (with a history or without)"""
+    """[targets], ORDINARY, NO_HISTORY (nothing that the model knows comes before) or UNKNOWN_ITEM: unseen in training"""
     left_out: dict[str, int]
     """Held-out events that are no targets, by reason."""
 
@@ -68,22 +71,28 @@ def ranked_targets(
     ties: str,
     exclude_seen: bool,
     first_only: bool = False,
+    trained: NDArray[np.bool_] | None = None,
+    types: NDArray[np.bool_] | None = None,
 ) -> RankedTargets:
     """The events of the `validation` or `test` part that a model is judged on.
 
     Every other one is counted in `left_out` under the first reason that applies: `under_core` (the user, or an item that was
     there to train on, is under the core filter; in leave-one-out, whose filter counts the whole log, any item under it),
     `not_first` (with `first_only`: not the user's first event in the part, whatever becomes of that one: a user whose first
-    event is no target has none), `already_seen` (in the history, known to the model or not, with `exclude_seen`).
-    `mapping` [num_items + 1]: item of the features folder -> the model's, 0 where it knows none.
+    event is no target has none), `already_seen` (in the history, known to the model or not, with `exclude_seen`), `other_type`
+    (with `types` [num_event_types + 1]: not of those that count).
+    `mapping` [num_items + 1]: item of the features folder -> the model's, 0 where it knows none. Targets on others than the
+    `trained` items [num_items + 1] stand apart even where the model knows them, by their content.
     """
     candidates = rows.held_out(histories, split, part, ties)
     none, first = np.zeros(len(candidates), bool), split.stretch(histories, part)[0][candidates.user]
     reasons = {
-        "under_core": _under_core(histories, split)[candidates.item],
+        "under_core": under_core(histories, split)[candidates.item],
         "not_first": candidates.position != first if first_only else none,
         "already_seen": _already_seen(histories, candidates) if exclude_seen else none,
     }
+    if types is not None:
+        reasons["other_type"] = ~types[histories.event_type[candidates.position]]
     left_out = {"under_core": split.num_events(histories)[part] - len(candidates)}
     kept = np.ones(len(candidates), bool)
     for reason, applies in reasons.items():
@@ -93,11 +102,28 @@ def ranked_targets(
     item, looked_at = mapping[chosen.item], chosen.histories.translate(mapping)
     apart = np.full(len(chosen), ORDINARY, np.int8)
     apart[looked_at.lengths == 0] = NO_HISTORY
-    apart[item == 0] = UNKNOWN_ITEM
+    apart[item == 0 if trained is None else ~trained[chosen.item]] = UNKNOWN_ITEM
     return RankedTargets(looked_at, item, chosen.user, chosen.position, apart, left_out)
 
 
-def _under_core(histories: JaggedHistories, split: Split) -> NDArray[np.bool_]:
+def target_types(config: Config, features: Path) -> NDArray[np.bool_] | None:
+    """[num_event_types + 1] whether an event of a type can be a target of validation and test; None: any can.
+
+    Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
+    """
+    wanted = config.evaluate.target_types
+    if wanted is None:
+        return None
+    names = rows.event_types(features)
+    if strangers := [name for name in wanted if name not in names]:
+        raise LookbackError(
+            f"evaluate.target_types: received {', '.join(strangers)}, "
+            f"expected types of the log: {', '.join(names) or 'it has none'}"
+        )
+    return np.array([False, *(name in wanted for name in names)])
+
+
+def under_core(histories: JaggedHistories, split: Split) -> NDArray[np.bool_]:
     """[num_items + 1]: items that the core filter took away; of others under it nothing was there to train on."""
     if split.protocol == "leave_one_out":
         return ~split.kept_item

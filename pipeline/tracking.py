@@ -106,12 +106,16 @@ class Tracker:
         tags: dict[str, str],
         link_file: Path,
         parent_link_file: Path | None = None,
+        reopen: bool = False,
     ) -> "Live":
-        """A running run, so that metrics are seen before the stage ends; the one of an interrupted attempt goes on."""
+        """A running run, so that metrics are seen before the stage ends; the one of an interrupted attempt goes on.
+
+        `reopen`: a finished one goes on too.
+        """
 
         def begin(client: "MlflowClient") -> str:
             known = self._linked(link_file)
-            if self._status(known) not in (None, "FINISHED"):
+            if self._status(known) not in ((None,) if reopen else (None, "FINISHED")):
                 client.update_run(known, status="RUNNING")
                 return known
             return self._create(

@@ -13,14 +13,21 @@ from features.histories import JaggedHistories
 from features.splits import Split
 from models import checkpoint
 from models.baselines import FittedOn
+from models.following import announce
+from models.outcome import EpochRecord, FitResult, Initial
 from models.recommender import Float32, Histories, Int32
 from models.settings import EncoderSettings, TrainSettings
-from models.training import EpochRecord, FitResult, Validation, fit
+from models.training import fit
+from models.validation import Validation
 from pipeline import histories as rows
 from pipeline.config import Config
 from pipeline.errors import LookbackError
+from pipeline.item_content import known_by_content, of_model
 from pipeline.stages import Context
 from pipeline.targets import ranked_targets
+
+_RESOLVED = ("device", "precision", "compile", "item_optimizer", "processes", "threads", "parameters")
+"""What of `FitResult.resolved` the manifest shows."""
 
 
 def build(ctx: Context) -> None:
@@ -68,6 +75,7 @@ class Trainer:
     ) -> None:
         self._ctx = ctx
         self._encoder, self._train = encoder or ctx.config.model, train or ctx.config.train
+        self._features = features
         self._num_items = rows.num_items(features)
         self._types = rows.event_types(features)
         self._checkpoints = ctx.folder / "checkpoints"
@@ -87,15 +95,25 @@ class Trainer:
         if users is not None:
             split = replace(split, train_user=split.train_user & users)
         training = rows.training_rows(histories, split, with_validation=False)
-        mapping = rows.known_items(training, self._num_items)
-        validation = _validation(self._ctx.config, histories, split, mapping)
-        selection = result = self.fit(name, training.translate(mapping), mapping, validation=validation)
+        mapping = self.numbering(training, histories, split)
+        trained = self._occurring(training)
+        validation = _validation(self._ctx.config, histories, split, mapping, trained)
+        selection = result = self.fit(name, training, mapping, validation=validation)
         if self._train.refit_validation:
             training = rows.training_rows(histories, split, with_validation=True)
-            mapping = rows.known_items(training, self._num_items)
+            before, mapping = mapping, self.numbering(training, histories, split)
             again = "refit_validation" if name == "selection" else f"{name}_refit_validation"
-            result = self.refit(again, training.translate(mapping), mapping, _facts(selection))
+            if self._train.refit_from == "continue":
+                initial = Initial(selection.model, _former(before, mapping))
+                result = self.fit(again, training, mapping, initial=initial)
+            else:
+                result = self.refit(again, training, mapping, _facts(selection))
         return Trained(result, selection, training, mapping)
+
+    def numbering(self, training: Histories, histories: JaggedHistories, split: Split) -> Int32:
+        """[num_items + 1] item of the features folder -> the encoder's: those to train on, and those known by content."""
+        also = known_by_content(self._ctx.config, self._features, histories, split)
+        return rows.known_items(training, self._num_items, also)
 
     def fit(
         self,
@@ -105,23 +123,35 @@ class Trainer:
         *,
         validation: Validation | None = None,
         max_steps: int | None = None,
+        initial: Initial | None = None,
     ) -> FitResult:
-        """Train on histories in the model's numbering, going on from the checkpoint of that name where there is one."""
+        """Train on histories of the features folder, going on from the checkpoint of that name where there is one.
+
+        `initial`: from these weights, for one epoch. Other processes that torchrun started take part.
+        """
         config = self._ctx.config
         path = self._checkpoints / f"{name}.pt"
-        resume = checkpoint.load_training(path) if path.exists() else None
+        content = None
+        if self._encoder.item_content:
+            content = of_model(self._features, mapping, self._occurring(histories))
+        arguments: dict[str, Any] = {
+            "histories": histories.translate(mapping),
+            "encoder": self._encoder,
+            "train": self._train if initial is None else replace(self._train, epochs=1),
+            "num_items": int(mapping.max()),
+            "num_event_types": len(self._types),
+            "max_length": config.history.max_length,
+            "type_weights": type_weights(config, self._types),
+            "content": content,
+            "seed": config.seed,
+            "max_steps": max_steps,
+        }
+        announce(arguments)
         result = fit(
-            histories,
-            encoder=self._encoder,
-            train=self._train,
-            num_items=int(mapping.max()),
-            num_event_types=len(self._types),
-            max_length=config.history.max_length,
-            type_weights=type_weights(config, self._types),
-            seed=config.seed,
+            **arguments,
             validation=validation,
-            max_steps=max_steps,
-            resume=resume,
+            initial=initial,
+            resume=checkpoint.load_training(path) if path.exists() else None,
             on_checkpoint=lambda state: checkpoint.save_training(state, path),
             on_epoch=lambda record: self._ctx.live.metrics(_metrics(name, record), record.epoch),
             show_progress=self._ctx.show_progress,
@@ -133,9 +163,14 @@ class Trainer:
 
     def refit(self, name: str, histories: Histories, mapping: Int32, selection: dict[str, Any]) -> FitResult:
         """Train again from the start on more events: the steps that validation chose, scaled by the number of targets."""
-        lengths = np.minimum(histories.lengths - 1, self._ctx.config.history.max_length)
+        most = self._ctx.config.history.max_length if self._train.targets == "all" else 1
+        lengths = np.minimum(histories.translate(mapping).lengths - 1, most)
         scale = int(lengths[lengths > 0].sum()) / selection["targets_per_epoch"]
         return self.fit(name, histories, mapping, max_steps=max(1, round(selection["best_step"] * scale)))
+
+    def _occurring(self, histories: Histories) -> NDArray[np.bool_]:
+        """[num_items + 1] of the features folder: whether an item occurs in the rows."""
+        return rows.known_items(histories, self._num_items) > 0
 
 
 def type_weights(config: Config, names: list[str]) -> Float32:
@@ -144,10 +179,25 @@ def type_weights(config: Config, names: list[str]) -> Float32:
     return np.array([1.0, *(wanted.get(name, 1.0) for name in names)], np.float32)
 
 
-def _validation(config: Config, histories: JaggedHistories, split: Split, mapping: Int32) -> Validation:
-    """The validation targets that the model could rank: known, with a history, and not in it where seen items are masked."""
+def _former(before: Int32, after: Int32) -> Int32:
+    """[new num_items + 1] what an item was numbered before, from two numberings of the same folder; 0: it was not known."""
+    former = np.zeros(int(after.max()) + 1, np.int32)
+    former[after[after > 0]] = before[after > 0]
+    return former
+
+
+def _validation(
+    config: Config, histories: JaggedHistories, split: Split, mapping: Int32, trained: NDArray[np.bool_]
+) -> Validation:
+    """The validation targets that the model could rank: trained, with a history, and not in it where seen items are masked."""
     targets = ranked_targets(
-        histories, split, "validation", mapping, ties=config.split.ties, exclude_seen=config.exclude_seen
+        histories,
+        split,
+        "validation",
+        mapping,
+        ties=config.split.ties,
+        exclude_seen=config.exclude_seen,
+        trained=trained,
     )
     apart, targets = targets.num_apart, targets.select(targets.ordinary)
     if not len(targets):
@@ -185,7 +235,7 @@ def _report(ctx: Context, features: Path, training: Histories, facts: dict[str, 
         rows_out=facts["targets_per_epoch"],
         best_epoch=facts["best_epoch"],
         best_step=facts["best_step"],
-        resolved={key: facts[key] for key in ("device", "precision", "compile", "threads", "parameters")},
+        resolved={key: facts[key] for key in _RESOLVED},
         **{"validation_ndcg@10": best},
     )
     ctx.track.params(ctx.config.model_dump(mode="json") | {"resolved": ctx.manifest["resolved"]})

@@ -1,7 +1,16 @@
-"""`lookback tune`: hyper-parameter search on validation NDCG@10, one up-to-date `train` artifact per trial."""
+"""`lookback tune`: hyper-parameter search on validation NDCG@10, an Optuna study whose trials bring `train` up to date.
 
+`<data_dir>/<name>/tune/` holds `studies.db` and a folder per study: `best.toml`, `trials.json` and what MLflow is told,
+one run with a nested run per trial. A study is of one search space, one train stage and one features folder.
+"""
+
+import contextlib
+import math
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +24,36 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.config import Config, all_keys
+from pipeline.config import Config, TuneConfig, all_keys
 from pipeline.errors import ConfigError
+from pipeline.plan import TRACKING, Enough, Live, Plan, Point, allowed, observed
 from pipeline.run import bring_up_to_date
-from pipeline.store import fingerprint
+from pipeline.stages import STAGES, resolve
+from pipeline.store import Artifact, fingerprint, write_json
+from pipeline.tracking import Tracker
 
 OBJECTIVE = "validation_ndcg@10"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_STATE, _REASON, _TRAIN = "state", "reason", "train"
+"""What is remembered of a trial: COMPLETE, PRUNED, REFUSED or FAILED; why; the fingerprint of its training."""
 
 Settings = dict[str, Any]
 
 
 def tune(config: Config, trials: int, say: Callable[[str], object] = print) -> Path:
-    """Search `[tune] space` with a seeded TPE until `trials` are finished; returns the best configuration's file.
+    """Search `[tune] space` with a seeded TPE until `trials` have ended; returns the best configuration's file.
 
-    Each trial brings `train` up to date, so that settings seen before cost nothing; combinations that the
-    configuration refuses are counted as pruned. The study is kept under `<data_dir>/<name>/tune/` and goes on from
-    there. Raises ConfigError for a space that cannot be searched.
+    A trial trains (without `train.refit_validation`, which does not change what is searched for) until it is done or
+    the pruner has seen enough epochs of it; settings trained before cost nothing. What the configuration refuses and
+    what cannot be trained (a loss that is not finite) counts as a trial, with the reason. A search that was killed goes
+    on where it was: the trial under way from its checkpoint, then the trials that would have come anyway.
+    Raises ConfigError for a space that cannot be searched, or of which nothing could be trained.
     """
-    space = {key: _distribution(config, key, what) for key, what in config.tune.space.items()}
-    study = _open(config)
-    while len(done := study.get_trials(deepcopy=False, states=_FINISHED)) < trials:
-        study.sampler = optuna.samplers.TPESampler(
-            seed=config.seed + len(done)
-        )  # resumed or not: the same trials
-        trial = study.ask(space)
-        try:
-            tried = with_settings(config, trial.params)
-        except pydantic.ValidationError as error:
-            study.tell(trial, state=TrialState.PRUNED)
-            say(f"trial {len(done) + 1}: {_show(trial.params)}: refused: {error.errors()[0]['msg']}")
-            continue
-        score = _score(tried)
-        study.tell(trial, score)
-        say(f"trial {len(done) + 1}: {_show(trial.params)}: {OBJECTIVE} {score:.4f}")
-    return _write_best(config, study, say)
+    search = _Search(config, say)
+    with search.place.lock(search.inputs), _ended_by_sigterm():
+        return search.run(trials)
 
 
 def with_settings(config: Config, settings: Settings) -> Config:
@@ -63,17 +65,241 @@ def with_settings(config: Config, settings: Settings) -> Config:
     return Config.model_validate(tree)
 
 
+class _Search:
+    """One study: its trials, its files, its runs."""
+
+    def __init__(self, config: Config, say: Callable[[str], object]) -> None:
+        self.config, self.say = config, say
+        self.space = {key: _distribution(config, key, what) for key, what in config.tune.space.items()}
+        train = resolve(config, ["train"]).nodes["train"]
+        self.inputs = train.inputs
+        self.settings = config.tune.model_dump(mode="json", exclude={"max_seconds"})
+        study = fingerprint([self.settings, train.settings, train.inputs])
+        self.place = Artifact(config.folder / "tune", study)
+        self.tracker = Tracker.from_config(config)
+
+    def run(self, trials: int) -> Path:
+        """All trials that are not there yet, the best configuration, and the runs that the server lacks."""
+        self.study = _open(self.place, self.config.tune)
+        ended = self.place.folder / TRACKING
+        if len(self._done()) < trials or not ended.exists():
+            ended.unlink(missing_ok=True)
+            self._bring_up_to_date(self.config, "features")  # bad data is not the failure of a trial
+            with self.tracker.start(**self._identity(), reopen=True) as live:
+                self._search(trials, live)
+                self._save()
+        best = self._write_best()
+        self._log()
+        return best
+
+    def _done(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=_FINISHED)
+
+    def _search(self, trials: int, live: Live) -> None:
+        seconds = self.config.tune.max_seconds or math.inf
+        began = time.monotonic()
+        for num_done in range(len(self._done()), trials):
+            trial = self._next(num_done)
+            with self.tracker.start(**self._identity(trial.number)) as trial_live:
+                self._try(trial, trial_live)
+            done = self._done()
+            self._log_trial(done[-1])
+            live.metrics(_standings(done)[-1], len(done))
+            self.say(f"trial {len(done)} of {trials}: {_show(done[-1].params)}: {_outcome(done[-1])}")
+            if time.monotonic() - began > seconds:
+                break
+
+    def _next(self, num_done: int) -> optuna.Trial:
+        """The trial that a killed search was at, or a new one: the same ones whether resumed or not."""
+        self.study.sampler = optuna.samplers.TPESampler(seed=self.config.seed + num_done)
+        for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if left.params.keys() == self.space.keys():
+                return optuna.Trial(self.study, left._trial_id)  # noqa: SLF001  (there is no public way to go on)
+            self.study.tell(left.number, state=TrialState.FAIL)  # killed while it was drawn: drawn again
+        return self.study.ask(self.space)
+
+    def _try(self, trial: optuna.Trial, live: Live) -> None:
+        """Train with a trial's settings, and tell the study how that ended."""
+        score: float | None = None
+        state, reason = "COMPLETE", ""
+        try:
+            score = self._train(trial, live)
+        except pydantic.ValidationError as error:
+            state, reason = "REFUSED", _problem(error)
+        except Enough as error:
+            state, reason = "PRUNED", str(error)
+        except ValueError as error:  # a loss that is not finite; what else the user can cause ends the search
+            state, reason = "FAILED", str(error)
+        trial.set_user_attr(_STATE, state)
+        trial.set_user_attr(_REASON, reason)
+        self.study.tell(trial, score, TrialState.COMPLETE if score is not None else TrialState.PRUNED)
+
+    def _train(self, trial: optuna.Trial, live: Live) -> float:
+        """The best validation NDCG@10 of a trial's epochs; raises Enough where the pruner ends it before its last one."""
+        tried = with_settings(self.config, {"train.refit_validation": False} | trial.params)
+        trial.set_user_attr(_TRAIN, resolve(tried, ["train"]).nodes["train"].artifact.name)
+        told = set(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+
+        def report(epoch: int, value: float) -> None:
+            if epoch not in told:
+                live.metrics({OBJECTIVE: value}, epoch)
+                trial.report(value, epoch)
+                told.add(epoch)
+
+        def observe(values: Any, epoch: int) -> None:
+            if OBJECTIVE in values:
+                report(epoch, values[OBJECTIVE])
+                if trial.should_prune():
+                    raise Enough(f"after epoch {epoch}, by pruner {self.config.tune.pruner!r}")
+
+        with observed(observe):
+            folder = self._bring_up_to_date(tried, "train")
+        path = folder / "history.parquet"
+        history = pl.read_parquet(path, columns=["epoch", OBJECTIVE]).drop_nulls()
+        for epoch, value in history.filter(~pl.col("epoch").is_in(list(told))).iter_rows():
+            report(epoch, value)  # trained earlier
+        return float(history[OBJECTIVE].to_numpy().max())
+
+    def _bring_up_to_date(self, config: Config, stage: str) -> Path:
+        show_progress = sys.stderr.isatty()
+        done = bring_up_to_date(config, [stage], force=False, show_progress=show_progress, say=lambda _: None)
+        return Path(done[-1]["folder"])
+
+    def _best(self) -> FrozenTrial:
+        if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            raise ConfigError(
+                f"tune.space: received {self.config.tune.space}, expected some combination that can be trained: "
+                + "; ".join(dict.fromkeys(trial.user_attrs[_REASON] for trial in self._done()))
+            )
+        return self.study.best_trial
+
+    def _write_best(self) -> Path:
+        best = self._best()
+        path = self._write_configuration(best)
+        self.say(f"best of {len(self._done())}: {OBJECTIVE} {best.value:.4f}")
+        for key, value in best.params.items():
+            self.say(f"  {key} = {value}")
+        self.say(f"written to {path}; use it with: lookback run … --config {path}")
+        return path
+
+    def _write_configuration(self, trial: FrozenTrial) -> Path:
+        tree = self.config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        for key, value in trial.params.items():
+            section, _, name = key.rpartition(".")
+            tree.setdefault(section, {})[name] = value
+        path = self.place.folder / "best.toml"
+        path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+        return path
+
+    # --- what MLflow is told ---
+
+    def _identity(self, number: int | None = None) -> dict[str, Any]:
+        """What names the run of the search, or that of one of its trials."""
+        run_link = self.place.run_link
+        tags = {f"lookback.input.{name}": value for name, value in self.inputs.items()}
+        if number is None:
+            name = f"tune {' '.join(key.rpartition('.')[2] for key in self.space)}"
+            identity: dict[str, Any] = {"stage": "tune", "run_name": name[:200], "link_file": run_link}
+        else:
+            link = run_link.with_name(f"{run_link.stem}-{number:04}.json")
+            identity = {"stage": "trial", "run_name": f"trial {number + 1}", "link_file": link}
+            identity |= {"parent_link_file": run_link}
+            tags |= self._link_to_training(number)
+        return identity | {"fingerprint": identity["link_file"].stem, "tags": tags}
+
+    def _link_to_training(self, number: int) -> dict[str, str]:
+        name = self.study.get_trials(deepcopy=False)[number].user_attrs.get(_TRAIN)
+        if name is None:
+            return {}
+        run = self.tracker.linked_run(Artifact(self.config.folder / "train", name).run_link)
+        return {"lookback.input.train": name} | ({"lookback.train_run": run} if run else {})
+
+    def _save(self) -> None:
+        """Write what the search's run holds: the best so far and the table of trials, counted by trials that have ended."""
+        done, best = self._done(), self._best()
+        plan = Plan(started=_milliseconds(done[0].datetime_start))
+        plan.params({"tune": self.settings, "seed": self.config.seed})
+        for number, (trial, values) in enumerate(zip(done, _standings(done), strict=True), 1):
+            moment = _milliseconds(trial.datetime_complete)
+            plan.points += [Point(allowed(key), value, number, moment) for key, value in values.items()]
+        for key, value in _importances(self.study, self.config.seed).items():
+            plan.metric(f"importance/{key}", value, len(done))
+        plan.tag("lookback.best", _show(best.params))
+        plan.tag("lookback.best_trial", str(best.number + 1))
+        self._write_configuration(best)
+        plan.artifact("best.toml", f"best/trial {best.number + 1}")  # a path of its own: a file is sent once
+        columns = ["trial", "state", OBJECTIVE, "epochs", *self.space, "reason"]
+        write_json(
+            self.place.folder / "trials.json",
+            {"columns": columns, "data": [_row(trial, list(self.space)) for trial in done]},
+        )
+        plan.table("trials.json")
+        plan.save(self.place.folder)
+
+    def _log_trial(self, trial: FrozenTrial) -> None:
+        """See to it that the present server has a trial's run."""
+        folder = self.place.folder / "trials" / f"{trial.number:04}"
+        if not (folder / TRACKING).exists():
+            plan = Plan(started=_milliseconds(trial.datetime_start))
+            plan.params(trial.params)
+            for epoch, value in sorted(trial.intermediate_values.items()):
+                plan.metric(OBJECTIVE, value, epoch)
+            if trial.state == TrialState.COMPLETE:
+                plan.metric(f"best_{OBJECTIVE}", trial.value or 0.0)
+            plan.tag("lookback.state", trial.user_attrs[_STATE])
+            plan.tag("lookback.reason", trial.user_attrs[_REASON])
+            folder.mkdir(parents=True, exist_ok=True)
+            plan.save(folder)
+        identity = self._identity(trial.number)
+        if not self.tracker.is_logged(identity["link_file"]):
+            self.tracker.replay(folder=folder, **identity)
+
+    def _log(self) -> None:
+        """See to it that the present server has the runs of the search and of all its trials."""
+        if not self.tracker.is_logged(self.place.run_link):
+            self.tracker.replay(folder=self.place.folder, **self._identity())
+        for trial in self._done():
+            self._log_trial(trial)
+
+
+def _open(place: Artifact, settings: TuneConfig) -> optuna.Study:
+    """The study of a place, made where there is none."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    pruners: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+        "median": lambda: optuna.pruners.MedianPruner(settings.warmup_trials, settings.warmup_epochs),
+        "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(settings.warmup_epochs, 3),
+        "none": optuna.pruners.NopPruner,
+    }
+    return optuna.create_study(
+        storage=f"sqlite:///{place.stage_folder.resolve() / 'studies.db'}",
+        study_name=place.name,
+        direction="maximize",
+        pruner=pruners[settings.pruner](),
+        load_if_exists=True,
+    )
+
+
 def _distribution(config: Config, key: str, what: dict[str, Any] | list[Any]) -> BaseDistribution:
     """The values of one key that are tried."""
-    searched = [name for name in all_keys() if name.startswith(("model.", "train."))] + ["history.max_length"]
+    read = STAGES["train"].keys
+    sections = ("model", "train", "history")
+    searched = [
+        name
+        for name in all_keys()
+        if (section := name.partition(".")[0]) in sections and (name in read or section in read)
+    ]
     if key not in searched:
         raise ConfigError(f"tune.space: received key {key!r}, expected one of {', '.join(searched)}")
     try:
         if isinstance(what, list):
-            return CategoricalDistribution(what)
+            return _choices(config, key, what)
         if not {"low", "high"} <= set(what) <= {"low", "high", "log"} or what["low"] > what["high"]:
             raise ValueError("low and high are needed, low not above high; log is true or false")
-        if isinstance(config.get(key), int):
+        value = config.get(key)
+        if isinstance(value, bool | str):
+            raise ValueError(f"{value!r} is no number")
+        if isinstance(value, int):
             return IntDistribution(int(what["low"]), int(what["high"]), log=bool(what.get("log", False)))
         return FloatDistribution(float(what["low"]), float(what["high"]), log=bool(what.get("log", False)))
     except ValueError as error:
@@ -82,50 +308,77 @@ def _distribution(config: Config, key: str, what: dict[str, Any] | list[Any]) ->
         ) from None
 
 
-def _open(config: Config) -> optuna.Study:
-    """The study of this configuration and space, with trials that a killed search left behind marked as failed."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder = config.folder / "tune"
-    folder.mkdir(parents=True, exist_ok=True)
-    content = config.model_dump(
-        mode="json", exclude={"data_dir", "name", "score", "report", "tracking", "data"}
-    )
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder.resolve() / 'studies.db'}",
-        study_name=fingerprint(content),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-    return study
+def _choices(config: Config, key: str, choices: list[Any]) -> CategoricalDistribution:
+    """Some values of a key; one of the wrong type is refused here, one that does not fit the others when it is tried."""
+    for value in choices:
+        try:
+            with_settings(config, {key: value})
+        except pydantic.ValidationError as error:
+            wrong = [each["msg"] for each in error.errors() if each["type"] != "value_error"]
+            if wrong:
+                raise ValueError(f"{value!r}: {wrong[0]}") from None
+    return CategoricalDistribution(choices)
 
 
-def _score(config: Config) -> float:
-    summaries = bring_up_to_date(
-        config, ["train"], force=False, show_progress=sys.stderr.isatty(), say=lambda _: None
-    )
-    history = pl.read_parquet(Path(summaries[-1]["folder"]) / "history.parquet", columns=[OBJECTIVE])
-    return float(history[OBJECTIVE].drop_nulls().to_numpy().max())
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that runs under way end as KILLED."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _write_best(config: Config, study: optuna.Study, say: Callable[[str], object]) -> Path:
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise ConfigError(
-            f"tune.space: received {config.tune.space}, expected some combination that is not refused"
-        )
-    best = study.best_trial
-    tree = config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    for key, value in best.params.items():
-        section, _, name = key.rpartition(".")
-        tree.setdefault(section, {})[name] = value
-    path = config.folder / "tune" / f"{study.study_name}.toml"
-    path.write_text(tomli_w.dumps(tree), encoding="utf-8")
-    say(f"best of {len(study.get_trials(deepcopy=False, states=_FINISHED))}: {OBJECTIVE} {best.value:.4f}")
-    for key, value in best.params.items():
-        say(f"  {key} = {value}")
-    say(f"written to {path}; use it with: lookback run … --config {path}")
-    return path
+def _standings(done: list[FrozenTrial]) -> list[dict[str, float]]:
+    """After each trial: the best value so far (none before there is one), and how many have ended each way."""
+    rows: list[dict[str, float]] = []
+    for number in range(1, len(done) + 1):
+        values = [trial.value or 0.0 for trial in done[:number] if trial.state == TrialState.COMPLETE]
+        rows.append({"trials": number, "trials_complete": len(values)})
+        if values:
+            rows[-1][f"best_{OBJECTIVE}"] = max(values)
+    return rows
+
+
+def _importances(study: optuna.Study, seed: int) -> dict[str, float]:
+    """The share of the objective's variance that is due to each key (fANOVA); empty where that cannot be told."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len({trial.value for trial in done}) < 4:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _row(trial: FrozenTrial, keys: list[str]) -> list[Any]:
+    told = trial.user_attrs
+    settings = [trial.params[key] for key in keys]
+    return [
+        trial.number + 1,
+        told[_STATE],
+        trial.value,
+        len(trial.intermediate_values),
+        *settings,
+        told[_REASON],
+    ]
+
+
+def _problem(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    text = first["msg"].removeprefix("Value error, ")
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}: {text}" if "." in key else text
+
+
+def _outcome(trial: FrozenTrial) -> str:
+    if trial.state == TrialState.COMPLETE:
+        return f"{OBJECTIVE} {trial.value:.4f}"
+    return f"{trial.user_attrs[_STATE].lower()}: {trial.user_attrs[_REASON]}"
+
+
+def _milliseconds(moment: datetime | None) -> int:
+    assert moment is not None
+    return int(moment.timestamp() * 1000)
 
 
 def _show(settings: Settings) -> str:

@@ -1,6 +1,7 @@
 import dataclasses
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from models.batching import BatchPlan
 from models.checkpoint import load_training, save_training
 from models.encoder import AttentionRecommender
+from models.outcome import EpochRecord, Initial
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
-from models.training import EpochRecord, Validation, fit, validate
+from models.training import fit
+from models.validation import Validation, validate
 
 ROOT = Path(__file__).parents[2]
 NUM_ITEMS = 23
@@ -61,11 +65,12 @@ def with_train(**changes):
 
 
 COMPILED = """
-import dataclasses, functools, torch
+import dataclasses, functools, os, torch
 from models.settings import EncoderSettings, TrainSettings
 from models.recommender import histories_from_lists
 from models.training import fit
 torch.compile = functools.partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
+os.environ["CXX"] = "true"  # so none has to be there
 rows = histories_from_lists([[row % 9 + 1] * (2 + row % 13) for row in range(120)])
 train = TrainSettings(epochs=2, batch_histories=16, precision="fp32", compile="off")
 losses = []
@@ -114,9 +119,27 @@ def test_training_leaves_torch_s_generator_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("at", [0, 1, 4, 12, 20])
-def test_resumed_at_any_step_equals_undisturbed(tmp_path, at):
-    settings = {"train": with_train(checkpoint_seconds=0), "validation": held_out()}
+KINDS: dict[str, Any] = {
+    "plain": {},
+    "average and schedule": {
+        "train": {"ema_decay": 0.9, "warmup_steps": 5, "schedule": "cosine", "accumulate": 2}
+    },
+    "sampled": {"train": {"loss": "bce", "negatives": 5, "item_optimizer": "rowwise_adagrad"}},
+    "in the batch": {"train": {"loss": "sampled_softmax", "negatives": 7, "negative_sampling": "in_batch"}},
+    "gumbel": {"encoder": {"weighting": "gumbel_softmax"}, "train": {"targets": "random"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [("plain", at) for at in (0, 1, 4, 12, 20)] + [(kind, 13) for kind in KINDS if kind != "plain"],
+)
+def test_resumed_at_any_step_equals_undisturbed(tmp_path, kind, at):
+    settings = {
+        "encoder": dataclasses.replace(SETTINGS["encoder"], **KINDS[kind].get("encoder", {})),
+        "train": with_train(checkpoint_seconds=0, **KINDS[kind].get("train", {})),
+        "validation": held_out(),
+    }
     states: list[dict[str, Any]] = []
     undisturbed = train(**settings, on_checkpoint=states.append)
     save_training(states[at], tmp_path / "state")
@@ -129,7 +152,7 @@ def test_resumed_at_any_step_equals_undisturbed(tmp_path, at):
 def test_a_checkpoint_is_a_snapshot():
     states: list[dict[str, Any]] = []
     train(train=with_train(checkpoint_seconds=0), max_steps=2, on_checkpoint=states.append)
-    assert not torch.equal(states[0]["model"]["items.weight"], states[1]["model"]["items.weight"])
+    assert not torch.equal(states[0]["model"]["items.ids.weight"], states[1]["model"]["items.ids.weight"])
 
 
 def test_the_state_of_another_training_is_refused():
@@ -166,6 +189,8 @@ def test_records():
     row = seen[0].row()
     assert row["targets_per_second"] == pytest.approx(targets / row["seconds"])
     assert row["learning_rate"] == 0.01
+    assert 0 < row["matmul_share"] < 1
+    assert 2**24 < row["peak_bytes"] < 2**36
     assert set(train(validation=held_out()).history[0].row()) >= {
         "validation_ndcg@10",
         "validation_hit_rate@10",
@@ -200,9 +225,103 @@ def test_histories_without_a_target_are_refused():
         fit(histories_from_lists([[1], [2]]), **SETTINGS)
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(monkeypatch):
-    monkeypatch.setattr(
-        "models.training.softmax_loss", lambda *_: torch.tensor(torch.nan, requires_grad=True)
+def test_weights_that_are_not_finite_stop_the_training():
+    states: list[dict[str, Any]] = []
+    # one step of 1e30 leaves weights whose products are beyond fp32: the second step's loss is no number
+    absurd = with_train(learning_rate=1e30, max_grad_norm=0, checkpoint_seconds=0)
+    rows = BatchPlan(planted(), 8, 16, None, 0).epoch(0)[1]
+    named = f"epoch 1, step 2 \\(training histories \\[{rows[0]}, .* lower train.learning_rate"
+    with pytest.raises(ValueError, match=named):
+        train(train=absurd, on_checkpoint=states.append)
+    (kept,) = states
+    assert all(weight.isfinite().all() for weight in kept["model"].values())
+    assert kept["progress"]["total_steps"] == 1
+
+
+def test_weights_beyond_all_numbers_are_not_kept():
+    states: list[dict[str, Any]] = []
+    with pytest.raises(ValueError, match=r"weights beyond all numbers after at epoch 1, step 1,"):
+        train(train=with_train(learning_rate=1e300), max_steps=1, on_checkpoint=states.append)
+    assert not states
+
+
+def test_a_weight_that_is_infinite_names_the_batch():
+    trained = train(max_steps=1).model
+    with torch.no_grad():
+        trained.norm.weight[3] = torch.inf
+    initial = Initial(trained, np.arange(NUM_ITEMS + 1, dtype=np.int32))
+    with pytest.raises(ValueError, match=r"received loss nan .* step 1 .*training histories"):
+        train(initial=initial)
+
+
+def test_accumulated_parts_make_the_same_step():
+    undropped = dataclasses.replace(SETTINGS["encoder"], dropout=0.0)
+    whole, parts = (train(encoder=undropped, train=with_train(accumulate=number)) for number in (1, 5))
+    # a sum of parts differs from the sum by an eps of fp32 or so a step
+    for one, other in zip(whole.history, parts.history, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=2e-6)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=2e-6)
+        assert (one.targets, one.steps) == (other.targets, other.steps)
+
+
+def test_the_average_of_the_weights_is_validated_and_kept():
+    states: list[dict[str, Any]] = []
+    result = train(train=with_train(ema_decay=0.9), validation=held_out(), on_checkpoint=states.append)
+    kept = states[result.best_epoch - 1]
+    for name, weight in result.model.named_parameters():
+        assert torch.equal(weight, kept["average"][name])
+        assert not torch.equal(weight, kept["model"][name])
+    assert validate(result.model, held_out())["validation_ndcg@10"] == max(
+        record.validation["validation_ndcg@10"] for record in result.history
     )
-    with pytest.raises(ValueError, match="epoch 1, step 1"):
-        train()
+    unvalidated = train(train=with_train(ema_decay=0.9), on_checkpoint=states.append)
+    average = states[-1]["average"]
+    assert all(torch.equal(weight, average[name]) for name, weight in unvalidated.model.named_parameters())
+
+
+def test_the_learning_rate_follows_the_schedule_whatever_steps_are_run():
+    settings = with_train(schedule="cosine", warmup_steps=2, epochs=4)
+    result = train(train=settings, max_steps=13)
+    # of 4 epochs of 9 steps the thirteenth, counted from 0 behind 2 of warm-up: (12 - 2) / (36 - 2) of the way
+    expected = 0.01 * (0.01 + 0.99 * (1 + np.cos(np.pi * 10 / 34)) / 2)
+    assert result.history[-1].learning_rate == pytest.approx(expected)
+
+
+def test_going_on_from_a_trained_encoder():
+    trained = train().model
+    item = np.zeros(NUM_ITEMS + 1, np.int32)
+    item[1:NUM_ITEMS] = np.arange(2, NUM_ITEMS + 1)  # item 1 here was 2 there; the last one is new
+    frozen = {**SETTINGS, "train": with_train(learning_rate=1e-30)}
+    started = fit(planted(), **frozen, initial=Initial(trained, item), max_steps=1).model
+    fresh = fit(planted(), **frozen, max_steps=1).model
+    for name, weight in started.named_parameters():
+        if name == "items.ids.weight":
+            assert torch.equal(weight[1:-1], trained.get_parameter(name)[2:])
+            assert torch.equal(weight[[0, -1]], fresh.get_parameter(name)[[0, -1]])
+        else:
+            assert torch.equal(weight, trained.get_parameter(name))
+    assert not same_bits(fit(planted(), **SETTINGS, initial=Initial(trained, item)), train())
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "gbce", "bce", "bpr"])
+def test_every_loss_learns_the_pattern(loss):
+    optimizer = "adamw" if loss == "softmax" else "rowwise_adagrad"
+    settings = with_train(epochs=25, loss=loss, negatives=8, item_optimizer=optimizer, learning_rate=0.03)
+    result = train(train=settings, validation=held_out())
+    assert result.history[result.best_epoch - 1].validation["validation_ndcg@10"] > 0.7  # by chance 0.2
+    assert result.resolved["item_optimizer"] == optimizer
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"train\.targets"):
+        train(encoder=dataclasses.replace(SETTINGS["encoder"], direction="bidirectional"))
+
+
+def test_the_progress_line_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
+    train(max_steps=2, show_progress=True)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    slow = {"train": with_train(checkpoint_seconds=0), "on_checkpoint": lambda _: time.sleep(0.15)}
+    train(**slow, max_steps=4, show_progress=True)
+    shown = capsys.readouterr().err
+    assert all(each in shown for each in ("epoch 1", "loss=", "targets/s=", "lr=0.01", "grad="))

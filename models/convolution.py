@@ -1,0 +1,84 @@
+"""Blocks that mix neighbours or everything before alike: causal convolution and plain pooling.
+
+Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `models.blocks`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.blocks import Dropout
+from models.places import Places
+from models.settings import EncoderSettings
+from models.shapes import Float, Int
+
+DILATIONS = 4
+"""Dilations 1, 2, 4, 8 take turns from block to block."""
+
+
+class MixingBlock(nn.Module):
+    """`x + dropout(merge(mixed(norm(x))))`, mixed by a subclass from column 0 on."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(settings.dim)
+        self.merge = nn.Linear(settings.dim, settings.dim)
+        self.dropout = Dropout(settings.dropout)
+
+    def forward(
+        self, states: Float[Tensor, "n d"], shape: tuple[int, int], _places: Places
+    ) -> Float[Tensor, "n d"]:
+        """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them stay."""
+        real = shape[0] * shape[1]
+        mixed = self.mixed(self.norm(states[:real]).view(*shape, -1)).flatten(0, 1)
+        added: Tensor = self.dropout(self.merge(mixed))
+        return states + functional.pad(added, (0, 0, 0, len(states) - real))
+
+    def last(
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
+    ) -> Float[Tensor, "b 1 d"]:
+        """The new state at position `lengths - 1` of each row; lengths >= 1."""
+        whole: Tensor = self(states.flatten(0, 1), (len(states), states.shape[1]), places).view_as(states)
+        return whole.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
+
+    def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """What each column gathers from itself and the ones before it."""
+        raise NotImplementedError
+
+
+class ConvBlock(MixingBlock):
+    """Mixed: `gelu(sum over k of W_k x_{i - k * dilation} + b)`, k = 0 .. kernel - 1, zeros before column 0.
+
+    Source: Yuan et al. 2019 (NextItNet), section 3.2, with one convolution in a residual block.
+    """
+
+    def __init__(self, settings: EncoderSettings, number: int) -> None:
+        super().__init__(settings)
+        self.dilation = 2 ** (number % DILATIONS)
+        self.convolution = nn.Conv1d(settings.dim, settings.dim, settings.kernel, dilation=self.dilation)
+
+    def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """What each column gathers from itself and the ones before it."""
+        behind = (self.convolution.kernel_size[0] - 1) * self.dilation
+        padded = functional.pad(normed.transpose(1, 2), (behind, 0))
+        convolved: Tensor = self.convolution(padded)
+        return functional.gelu(convolved).transpose(1, 2)
+
+
+class PoolingBlock(MixingBlock):
+    """Mixed: the mean of columns 0..i."""
+
+    def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """What each column gathers from itself and the ones before it."""
+        return causal_mean(normed)
+
+
+def causal_mean(states: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    """The mean of columns 0..i at column i, summed in fp32 at least."""
+    count = torch.arange(1, states.shape[1] + 1, device=states.device).unsqueeze(1)
+    return (precise(states).cumsum(1) / count).to(states.dtype)
+
+
+def precise(numbers: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """The numbers in fp32, or as they are in float64: what long sums are taken in."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()

@@ -1,0 +1,113 @@
+"""Several processes that train one model together: who is there, what they tell each other. Torch is imported where it is used.
+
+Process 0 leads: it alone validates, writes and decides, and tells the others. Without a group all of this is about one process.
+"""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for the others: process 0 may be busy with other stages."""
+MESSAGE_BYTES = 2**28
+"""Largest piece that a message is sent in."""
+
+
+def launched() -> int:
+    """Processes that torchrun started beside this one, itself included; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Join the processes that torchrun started: gloo between CPUs, nccl between GPUs (one for each process of a machine).
+
+    After an error the group stays as it is, and the others learn of it when this process ends, having said what happened.
+    """
+    import torch
+
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def size() -> int:
+    """Number of processes in the group; 1 without one."""
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0; 0 leads."""
+    from torch import distributed
+
+    return distributed.get_rank() if size() > 1 else 0
+
+
+def data_parallel(module: "nn.Module") -> "nn.Module":
+    """The module with process 0's weights everywhere; its backward pass leaves every process the mean of all gradients."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # torch 2.13 has another name for it, torch 2.11 does not
+        return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """The sums over all processes."""
+    import torch
+
+    if size() == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(sums)
+    return [float(each) for each in sums]
+
+
+def of_first(values: Sequence[float]) -> list[float]:
+    """Process 0's values, as many as everyone has."""
+    return total(values if rank() == 0 else [0.0] * len(values))
+
+
+def gathered(tensor: "Tensor") -> "list[Tensor]":
+    """The tensor of every process, all of one shape, on the CPU."""
+    import torch
+
+    if size() == 1:
+        return [tensor]
+    everyone = [torch.empty_like(tensor, device="cpu") for _ in range(size())]
+    torch.distributed.all_gather(everyone, tensor.cpu())
+    return everyone
+
+
+def told(message: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Process 0's message: dictionaries and lists of tensors and plain values, in torch's weights-only format."""
+    import torch
+
+    if size() == 1:
+        return message
+    content = io.BytesIO()
+    if rank() == 0:
+        torch.save(message, content)
+    (length,) = of_first([content.tell()])
+    sent = torch.frombuffer(bytearray(content.getvalue()), dtype=torch.uint8) if rank() == 0 else None
+    received = torch.empty(int(length), dtype=torch.uint8) if sent is None else sent
+    for start in range(0, len(received), MESSAGE_BYTES):
+        torch.distributed.broadcast(received[start : start + MESSAGE_BYTES], 0)
+    if rank() == 0:
+        return message
+    heard: dict[str, Any] | None = torch.load(io.BytesIO(received.numpy().tobytes()), weights_only=True)
+    return heard

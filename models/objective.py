@@ -1,0 +1,59 @@
+"""What is minimised, as one module that several processes can share.
+
+Letters: n targets, m negatives, items = num_items + 1.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.batching import Batch
+from models.encoder import Encoder
+from models.losses import sampled_loss, sampled_loss_of_scores, softmax_loss
+from models.sampling import Negatives
+from models.settings import TrainSettings
+from models.shapes import Float
+
+
+class Objective(nn.Module):
+    """The weighted mean loss of a batch's targets: `settings.loss` of the encoder's states and item vectors.
+
+    Softmax is over the items that training knows, sampled losses over the step's negatives. `compile`: the encoder goes through
+    torch.compile; losses loop over chunks by themselves.
+    """
+
+    def __init__(self, encoder: Encoder, settings: TrainSettings, *, compile: bool = False) -> None:  # noqa: A002
+        super().__init__()
+        self.encoder = encoder
+        self.states = torch.compile(encoder, dynamic=True) if compile else encoder
+        self.settings = settings
+        known = encoder.candidates()
+        self.num_candidates = encoder.num_items if known is None else len(known)
+
+    def forward(self, batch: Batch, negatives: Negatives | None) -> Float[Tensor, ""]:
+        """Of one batch; `negatives` where the loss is sampled."""
+        states = self.states(batch.window)
+        if negatives is None:
+            return self._softmax(states.flatten(0, 1)[batch.position], batch)
+        settings, encoder = self.settings, self.encoder
+        assert settings.loss != "softmax"
+        options = {
+            "num_candidates": self.num_candidates,
+            "logq_correction": settings.logq_correction,
+            "gbce_calibration": settings.gbce_calibration,
+        }
+        drawn = negatives.item_index
+        if not encoder.scores_by_vector:
+            own, others = encoder.target_scores(states, batch.position, batch.target, drawn)
+            return sampled_loss_of_scores(
+                settings.loss, own, others, batch.target, negatives, batch.weight, **options
+            )
+        vectors = encoder.vectors_of(batch.target), encoder.vectors_of(drawn)
+        chosen = states.flatten(0, 1)[batch.position]
+        return sampled_loss(settings.loss, chosen, *vectors, batch.target, negatives, batch.weight, **options)
+
+    def _softmax(self, states: Float[Tensor, "n d"], batch: Batch) -> Tensor:
+        known = self.encoder.candidates()
+        if known is None:
+            return softmax_loss(states, self.encoder.item_vectors(), batch.target, batch.weight)
+        vectors = self.encoder.vectors_of(torch.cat([known.new_zeros(1), known]))
+        return softmax_loss(states, vectors, torch.searchsorted(known, batch.target) + 1, batch.weight)

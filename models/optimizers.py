@@ -1,0 +1,162 @@
+"""What turns gradients into steps: optimisers, the learning rate of each step, clipping, the moving average of weights.
+
+Letters: rows of an embedding and d components of each; n rows that bear a gradient in a step.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.settings import SAMPLED_LOSSES, TrainSettings
+from models.shapes import Float
+
+LAST_FACTOR = 0.01
+"""What the cosine schedule leaves of the learning rate."""
+ROWWISE_MIN_ITEMS = 1_000_000
+"""Items from which `item_optimizer = "auto"` is rowwise_adagrad where the loss is sampled."""
+DECAYED = (nn.Linear, nn.RNNBase, nn.Conv1d)
+"""Modules whose matrices decay."""
+
+
+class RowwiseAdagrad(torch.optim.Optimizer):
+    """Adagrad with one accumulator per row, for embeddings with sparse gradients: only rows that bear one are touched.
+
+    For each such row i with gradient g_i of d components: `a_i += mean(g_i ** 2)`, `w_i -= lr * g_i / (sqrt(a_i) + eps)`.
+    ValueError where a gradient is dense. Source: Duchi et al. 2011; by rows: Mudigere et al. 2022 (DLRM), FBGEMM.
+    """
+
+    def __init__(self, parameters: list[Tensor], lr: float, eps: float = 1e-8) -> None:
+        super().__init__(parameters, {"lr": lr, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of every parameter that has a gradient."""
+        assert closure is None, "gradients are computed before the step"
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._step(weight, group["lr"], group["eps"])
+
+    def _step(self, weight: Float[Tensor, "rows d"], lr: float, eps: float) -> None:
+        if not weight.grad.is_sparse:  # type: ignore[union-attr]
+            raise ValueError("RowwiseAdagrad: received a dense gradient, expected nn.Embedding(sparse=True)")
+        state = self.state[weight]
+        if not state:
+            state["accumulated"] = torch.zeros(len(weight), dtype=torch.float32, device=weight.device)
+        grad = weight.grad.coalesce()  # type: ignore[union-attr]
+        rows, values = grad.indices()[0], grad.values().float()
+        accumulated = state["accumulated"].index_add_(0, rows, values.square().mean(1))
+        step = values / (accumulated[rows].sqrt() + eps).unsqueeze(1)
+        weight.index_add_(0, rows, step.to(weight.dtype), alpha=-lr)
+
+
+def is_rowwise(settings: TrainSettings, num_items: int) -> bool:
+    """Whether item vectors get `RowwiseAdagrad`: where asked for, or (auto) with a sampled loss over a million items."""
+    if settings.item_optimizer == "auto":
+        return settings.loss in SAMPLED_LOSSES and num_items >= ROWWISE_MIN_ITEMS
+    return settings.item_optimizer == "rowwise_adagrad"
+
+
+def build(
+    model: nn.Module, settings: TrainSettings, sparse: Tensor | None = None
+) -> list[torch.optim.Optimizer]:
+    """AdamW, where only matrices of linear, recurrent and convolutional layers decay; `sparse` gets RowwiseAdagrad instead."""
+    matrices = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, DECAYED)
+        for weight in module.parameters(recurse=False)
+        if weight.ndim >= 2
+    }
+    parameters = [weight for weight in model.parameters() if weight is not sparse]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in parameters if id(weight) in matrices]},
+        {"params": [weight for weight in parameters if id(weight) not in matrices], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    return [adamw] if sparse is None else [adamw, RowwiseAdagrad([sparse], settings.learning_rate)]
+
+
+def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:
+    """The learning rate of a step, counted from 0, of a training planned for `total_steps`.
+
+    Over the first w = `warmup_steps` it is `(step + 1) / w` of `settings.learning_rate`; then, with the cosine schedule,
+    `f + (1 - f) (1 + cos(pi p)) / 2` of it with p = (step - w) / (total_steps - w), at most 1, and f = 1/100.
+    Source: Loshchilov and Hutter 2017, without restarts.
+    """
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    passed = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    return settings.learning_rate * (LAST_FACTOR + (1 - LAST_FACTOR) * (1 + math.cos(math.pi * passed)) / 2)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
+    """The Euclidean norm of all gradients together, which are scaled down to `max_norm` (infinite: left as they are).
+
+    As `torch.nn.utils.clip_grad_norm_`, but for sparse gradients too: those are coalesced.
+    """
+    gradients = []
+    for weight in parameters:
+        if weight.grad is None:
+            continue
+        if weight.grad.is_sparse:
+            weight.grad = weight.grad.coalesce()
+            gradients.append(weight.grad.values())
+        else:
+            gradients.append(weight.grad)
+    norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+class WeightAverage:
+    """Exponential moving average of weights: after step t (from 0) `average = k average + (1 - k) weight`.
+
+    k = min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten. Source: Polyak and Juditsky 1992; the
+    rising decay is TensorFlow's ExponentialMovingAverage with num_updates.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._weights = dict(model.named_parameters())
+        self.average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, counted from 0."""
+        kept = min(self.decay, (1 + step) / (10 + step))
+        weights = [weight.detach() for weight in self._weights.values()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - kept)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the average for weights in here."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def load(self, average: dict[str, Tensor]) -> None:
+        """Go on from an average that was saved."""
+        for name, weight in self.average.items():
+            weight.copy_(average[name])
+
+    def swap(self) -> None:
+        """Exchange the model's weights and the average."""
+        for name, weight in self._weights.items():
+            weight.data, self.average[name] = self.average[name], weight.data

@@ -1,0 +1,131 @@
+"""What the states of a history become: the last layers of an encoder, which answer the calls of a block.
+
+Letters: b rows, l positions, d components of a state, n >= b * l states, h heads, c = d / h, m candidates.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.attention import Implementation
+from models.blocks import AttentionBlock
+from models.convolution import causal_mean, precise
+from models.places import Places
+from models.settings import EncoderSettings
+from models.shapes import Float, Int
+
+
+class MeanReadout(nn.Module):
+    """The mean of the states of columns 0..i, at column i; in a bidirectional encoder too."""
+
+    def forward(
+        self, states: Float[Tensor, "n d"], shape: tuple[int, int], _places: Places
+    ) -> Float[Tensor, "n d"]:
+        """Of b rows of l positions, one row after the other (`shape` is b, l); states behind them become 0."""
+        real = shape[0] * shape[1]
+        mean = causal_mean(states[:real].view(*shape, -1)).flatten(0, 1)
+        return functional.pad(mean, (0, 0, 0, len(states) - real))
+
+    def last(
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _places: Places
+    ) -> Float[Tensor, "b 1 d"]:
+        """The mean of the first `lengths` columns of each row; lengths >= 1."""
+        real = torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1)
+        return (states * real.unsqueeze(2)).sum(1, keepdim=True) / lengths.view(-1, 1, 1)
+
+
+class AttentionReadout(AttentionBlock):
+    """`x + merge(attention(norm(x)))`: each state and what it finds among those up to it.
+
+    Source: Li et al. 2017 (NARM), section 3.2, whose query is the last state too.
+    """
+
+    def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
+        super().__init__(settings, implementation)
+        self.merge = nn.Linear(settings.dim, settings.dim)
+
+    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor) -> Tensor:
+        added: Tensor = self.dropout(self.merge(mixed))
+        return states + added
+
+
+class TargetReadout(nn.Module):
+    """Target attention: every candidate looks at the history by itself, and is scored by what it finds there.
+
+    With candidate vector u, states s_0..s_i and heads h: `score = u . s_i + sum over h and j <= i of w_hj (u_h . (V s_j)_h)`,
+    `w_h` the weights over j of `(Q u)_h . (K s_j)_h / sqrt(c)`, kept within +-30: softmax, or silu divided by i + 1.
+    A candidate's query does not depend on i, so that running sums over j serve all i at once.
+    Source: Zhou et al. 2018 (DIN), section 4.3, with an inner product in place of its activation unit.
+    """
+
+    LARGEST = 30.0
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings.resolved
+        self.norm = nn.LayerNorm(settings.dim)
+        self.looking = nn.Linear(settings.dim, settings.dim)
+        self.seen = nn.Linear(settings.dim, 2 * settings.dim)
+
+    def scores(
+        self,
+        states: Float[Tensor, "b l d"],
+        position: Int[Tensor, " n"],
+        candidates: Float[Tensor, "m d"],
+    ) -> Float[Tensor, "n m"]:
+        """Score of each candidate at flat position row * l + column, from the states up to there."""
+        weight, worth = self._each(states, candidates)
+        gathered = (weight * worth).cumsum(2) / self._whole(weight.cumsum(2))
+        at_position = states.flatten(0, 1)[position]
+        return gathered.sum(1).flatten(0, 1)[position] + precise(at_position @ candidates.T)
+
+    def last_scores(
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], candidates: Float[Tensor, "m d"]
+    ) -> Float[Tensor, "b m"]:
+        """Score of each candidate at column `lengths - 1` of each row; lengths >= 1."""
+        weight, worth = self._each(states, candidates)
+        real = torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1)
+        weight = weight * real[:, None, :, None]
+        whole = weight.sum(2) if self.settings.weighting == "softmax" else lengths.view(-1, 1, 1)
+        last = states[torch.arange(len(states), device=states.device), lengths - 1]
+        return ((weight * worth).sum(2) / whole).sum(1) + precise(last @ candidates.T)
+
+    def own_scores(
+        self, states: Float[Tensor, "b l d"], position: Int[Tensor, " n"], candidates: Float[Tensor, "n d"]
+    ) -> Float[Tensor, " n"]:
+        """Score of a candidate of its own at each of the flat positions, each position at most once."""
+        queries = torch.zeros_like(states).flatten(0, 1).index_copy(0, position, candidates.to(states.dtype))
+        keys, values = self._keys_and_values(states)
+        looking = self._heads(self.looking(queries.view_as(states)))
+        weight = self._weight(looking @ keys.transpose(-2, -1)).tril()
+        worth = precise(self._heads(queries.view_as(states)) @ values.transpose(-2, -1))
+        whole = self._whole(weight.sum(-1, keepdim=True))
+        gathered = ((weight * worth).sum(-1, keepdim=True) / whole).sum(1).flatten()[position]
+        return gathered + precise((states.flatten(0, 1)[position] * candidates).sum(-1))
+
+    def _each(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """(weight that is not divided yet, worth) of each column for each candidate: two [b, h, l, m]."""
+        keys, values = self._keys_and_values(states)
+        looking = self._heads(self.looking(candidates).unsqueeze(0))
+        worth = values @ self._heads(candidates.unsqueeze(0)).transpose(-2, -1)
+        return self._weight(keys @ looking.transpose(-2, -1)), precise(worth)
+
+    def _weight(self, found: Tensor) -> Tensor:
+        scale = (self.settings.dim // self.settings.num_heads) ** -0.5
+        found = (precise(found) * scale).clamp(-self.LARGEST, self.LARGEST)
+        return found.exp() if self.settings.weighting == "softmax" else functional.silu(found)
+
+    def _whole(self, total: Float[Tensor, "b h l m"]) -> Tensor:
+        """What the weights up to each column are divided by."""
+        if self.settings.weighting == "softmax":
+            return total
+        return torch.arange(1, total.shape[2] + 1, device=total.device).view(1, 1, -1, 1)
+
+    def _keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.seen(self.norm(states)).chunk(2, -1)
+        return self._heads(keys), self._heads(values)
+
+    def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
+        rows, columns, dim = states.shape
+        heads = self.settings.num_heads
+        return states.view(rows, columns, heads, dim // heads).transpose(1, 2)

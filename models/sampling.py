@@ -1,0 +1,74 @@
+"""Negatives drawn for an optimiser step, shared by all its targets.
+
+Letters: n targets of a step, m negatives, c candidates. Item 0 is padding and never drawn.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.recommender import Int64
+from models.settings import TrainSettings
+from models.shapes import Float, Int
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Items drawn for a step; one drawn twice is there twice."""
+
+    item_index: Int[Tensor, " m"]
+    log_expected: Float[Tensor, " m"]
+    """Logarithm of the number of times that each is drawn in a step, in expectation."""
+
+    def to(self, device: torch.device) -> "Negatives":
+        """The same negatives on a device."""
+        return Negatives(self.item_index.to(device), self.log_expected.to(device))
+
+
+class NegativeSampler:
+    """`settings.negatives` = m items a step, drawn with replacement by `settings.negative_sampling`.
+
+    uniform: P(item) = 1 / c, in O(m), whatever the size of the catalogue.
+    popularity: P(item) ~ item_counts + 1, in O(m log c) by inversion of the cumulative counts. The 1 lets an item that
+    is no target in training (new, or known by its content alone) be drawn at all: one that never is would never be told
+    apart from what comes next, and its correction would be infinite.
+    in_batch: m of the step's own targets (without replacement; all where there are fewer), so P(item) ~ item_counts.
+
+    What is drawn follows from (seed, epoch, step) alone, and in_batch from the targets: a training that is resumed, or
+    spread over processes, draws the same.
+    """
+
+    def __init__(self, settings: TrainSettings, item_counts: Int64, candidates: Int64, seed: int) -> None:
+        """item_counts: [num_items + 1] targets in training of each item; candidates: [c] items that may be drawn, at
+        least one; in_batch draws targets, whatever the candidates. seed >= 0.
+        """
+        assert len(candidates), "there is no item to draw"
+        self.settings, self.item_counts, self.candidates, self.seed = settings, item_counts, candidates, seed
+        popularity = settings.negative_sampling == "popularity"
+        self.cumulative = np.cumsum(item_counts[candidates] + 1) if popularity else None
+        self.num_targets = int(item_counts.sum())
+
+    def draw(self, epoch: int, step: int, target: Int[Tensor, " n"]) -> Negatives:
+        """The negatives of a step, counted from 0 in its epoch, on the device of its targets."""
+        random = np.random.default_rng((self.seed, epoch, step, 1))  # (seed, epoch) alone orders the batches
+        number = self.settings.negatives
+        if self.settings.negative_sampling == "in_batch":
+            number = min(number, len(target))
+            chosen = random.choice(len(target), number, replace=False)
+            item_index = target.cpu().numpy()[chosen]
+            share = self.item_counts[item_index] / self.num_targets
+            assert share.all(), "item_counts lacks a target"
+        elif self.cumulative is not None:
+            total = self.cumulative[-1]
+            chosen = np.searchsorted(self.cumulative, random.integers(total, size=number), side="right")
+            item_index = self.candidates[chosen]
+            share = (self.item_counts[item_index] + 1) / total
+        else:
+            item_index = self.candidates[random.integers(len(self.candidates), size=number)]
+            share = np.full(number, 1 / len(self.candidates))
+        return Negatives(
+            torch.from_numpy(item_index).to(target.device),
+            torch.from_numpy(np.log(number * share).astype(np.float32)).to(target.device),
+        )

@@ -1,0 +1,123 @@
+"""Settings that make no sense are refused by name, with what was received and what would do."""
+
+import math
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+
+from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
+
+REFUSED_MODELS: list[tuple[dict[str, Any], str]] = [
+    *(({key: "nonsense"}, f"model.{key}: received 'nonsense', expected '") for key in (
+        "block", "score", "weighting", "positions", "feed_forward", "direction", "readout", "similarity",
+    )),
+    ({"dim": 0, "num_heads": 1}, "model.dim: received 0, expected at least 1"),
+    ({"num_blocks": -1}, "model.num_blocks: received -1, expected 0 or more"),
+    ({"num_heads": 0}, "model.num_heads: received 0, expected at least 1"),
+    ({"dropout": 1.0}, r"model.dropout: received 1.0, expected a share in \[0, 1\)"),
+    ({"window": -1}, "model.window: received -1, expected 0 or more"),
+    ({"kernel": 0}, "model.kernel: received 0, expected at least 1"),
+    ({"temperature": 0.0}, "model.temperature: received 0.0, expected a number above 0"),
+    ({"gumbel_start": math.inf}, "model.gumbel_start: received inf, expected a number above 0"),
+    ({"gumbel_end": math.nan}, "model.gumbel_end: received nan, expected a number above 0"),
+    ({"dim": 7}, r"model.dim: received 7, expected a multiple of num_heads \(2\)"),
+    ({"block": "gru", "dim": 7, "readout": "attention"}, "model.dim: received 7, expected a multiple"),
+    ({"block": "gru", "score": "dot"}, "model.score: received 'dot', expected 'auto' with block 'gru' and readout 'last'"),
+    ({"block": "conv", "weighting": "silu"}, "model.weighting: received 'silu', expected 'auto' with block 'conv'"),
+    ({"block": "lstm", "time_bias": True}, "model.time_bias: received True, expected False with block 'lstm': only transformer"),
+    ({"block": "pooling", "window": 3}, "model.window: received 3, expected 0 with block 'pooling'"),
+    ({"block": "gru", "positions": "absolute"}, "model.positions: received 'absolute', expected 'auto' or 'none' with block 'gru'"),
+    ({"positions": "rotary", "score": "additive"}, "model.positions: received 'rotary', expected another with score 'additive'"),
+    ({"positions": "rotary", "dim": 6}, "model.positions: received 'rotary', expected another .* dim 6 and 2 heads: it turns pairs"),
+    ({"block": "hstu", "feed_forward": "gelu"}, "model.feed_forward: received 'gelu', expected 'auto' with block 'hstu'"),
+    ({"block": "gru", "feed_forward": "swiglu"}, "model.feed_forward: received 'swiglu', expected 'auto' with block 'gru'"),
+    ({"block": "conv", "direction": "bidirectional"}, "model.direction: received 'bidirectional', expected 'causal' with block 'conv'"),
+    ({"block": "pooling", "direction": "bidirectional"}, "model.direction: received 'bidirectional', expected 'causal'"),
+    ({"request_time": True}, "model.request_time: received True, expected false, or model.time_bias or model.calendar"),
+    ({"item_id": False}, "model.item_id: received False, expected true, or model.item_content"),
+    ({"learned_temperature": True}, "model.learned_temperature: received True, expected false with similarity 'dot'"),
+    ({"block": "gru", "readout": "target", "score": "additive"}, "model.readout: received 'target', expected score scaled_dot"),
+    ({"block": "gru", "readout": "target", "weighting": "entmax"}, "model.readout: .* not 'scaled_dot' with 'entmax'"),
+]  # fmt: skip
+
+REFUSED_TRAININGS: list[tuple[dict[str, Any], str]] = [
+    *(({key: "nonsense"}, f"train.{key}: received 'nonsense', expected '") for key in (
+        "loss", "negative_sampling", "targets", "schedule", "item_optimizer", "refit_from",
+    )),
+    *(({key: 0}, f"train.{key}: received 0, expected at least 1") for key in (
+        "epochs", "patience", "batch_histories", "accumulate", "negatives", "validation_targets",
+    )),
+    *(({key: -1}, f"train.{key}: received -1, expected 0 or more") for key in (
+        "weight_decay", "max_grad_norm", "checkpoint_seconds", "warmup_steps",
+    )),
+    *(({key: 1.0}, rf"train.{key}: received 1.0, expected in \[0, 1\)") for key in ("beta1", "beta2", "ema_decay")),
+    ({"learning_rate": math.nan}, "train.learning_rate: received nan, expected a number above 0"),
+    ({"gbce_calibration": 1.5}, r"train.gbce_calibration: received 1.5, expected in \[0, 1\]"),
+    ({"loss": "gbce", "negative_sampling": "popularity"}, "train.negative_sampling: received 'popularity', expected 'uniform'"),
+    ({"item_optimizer": "rowwise_adagrad"}, "train.item_optimizer: received 'rowwise_adagrad', expected 'adamw' with loss 'softmax'"),
+]  # fmt: skip
+
+REFUSED_TOGETHER: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"direction": "bidirectional"}, {}, "train.targets: received 'all', expected 'last' or 'random'"),
+    ({"readout": "target"}, {}, f"train.loss: received 'softmax', expected one of {', '.join(SAMPLED_LOSSES)}"),
+    ({"readout": "target", "similarity": "cosine"}, {"loss": "bce"}, "model.similarity: received 'cosine', expected 'dot'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED_MODELS, ids=str)
+def test_a_model_that_makes_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderSettings(**settings)
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED_TRAININGS, ids=str)
+def test_a_training_that_makes_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**settings)
+
+
+@pytest.mark.parametrize(("model", "train", "message"), REFUSED_TOGETHER)
+def test_a_model_that_cannot_be_trained_that_way(model, train, message):
+    with pytest.raises(ValueError, match=message):
+        check_together(EncoderSettings(**model), TrainSettings(**train))
+
+
+@pytest.mark.parametrize("targets", ["last", "random"])
+def test_a_closed_history_may_be_read_from_both_ends(targets):
+    check_together(EncoderSettings(direction="bidirectional"), TrainSettings(targets=targets))
+
+
+@pytest.mark.parametrize("loss", SAMPLED_LOSSES)
+def test_target_attention_goes_with_sampled_losses(loss):
+    check_together(EncoderSettings(readout="target"), TrainSettings(loss=loss))
+
+
+@pytest.mark.parametrize(
+    ("settings", "score", "weighting", "positions", "feed_forward"),
+    [
+        ({}, "scaled_dot", "softmax", "relative", "gelu"),
+        ({"block": "hstu"}, "dot", "silu", "relative", "auto"),
+        ({"block": "ligr"}, "scaled_dot", "softmax", "relative", "swiglu"),
+        ({"block": "gru"}, "auto", "auto", "none", "auto"),
+        ({"block": "conv", "readout": "attention"}, "scaled_dot", "softmax", "none", "auto"),
+        ({"block": "hstu", "score": "cosine", "positions": "none"}, "cosine", "silu", "none", "auto"),
+    ],
+)
+def test_what_auto_stands_for(settings, score, weighting, positions, feed_forward):
+    resolved = EncoderSettings(**settings).resolved
+    found = (resolved.score, resolved.weighting, resolved.positions, resolved.feed_forward)
+    assert found == (score, weighting, positions, feed_forward)
+    assert resolved.resolved == resolved
+    assert EncoderSettings(**asdict(resolved)) == resolved  # as a checkpoint keeps it
+    assert {field.name for field in fields(resolved)} == set(asdict(resolved))
+
+
+def test_heads_are_of_no_concern_where_nothing_attends():
+    assert EncoderSettings(block="gru", dim=7, num_heads=2).dim == 7
+
+
+def test_only_bias_by_time_and_calendar_look_at_time():
+    assert not EncoderSettings().looks_at_time
+    assert EncoderSettings(time_bias=True).looks_at_time
+    assert EncoderSettings(calendar=True, block="gru").looks_at_time

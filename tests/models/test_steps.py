@@ -1,0 +1,127 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from models.batching import BatchPlan
+from models.recommender import histories_from_lists
+from models.settings import TrainSettings
+from models.steps import cut, prefetched, steps
+
+
+def plan(lengths=(3, 5, 4, 2, 6, 3, 7)):
+    rows = [list(range(10 * number, 10 * number + length)) for number, length in enumerate(lengths, 1)]
+    return BatchPlan(histories_from_lists(rows), 8, len(lengths), None, 0)
+
+
+def predicted_from(batch):
+    """(the item at each target's position, the target)."""
+    items = batch.window.item_index.flatten()[batch.position]
+    return list(zip(items.tolist(), batch.target.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 11])
+def test_parts_of_a_batch_are_the_batch(parts):
+    whole = plan()
+    batch = whole.batch(whole.epoch(0)[0], 0)
+    pieces = [piece for piece in cut(batch, parts) if piece is not None]
+    assert len(pieces) <= parts
+    assert [pair for piece in pieces for pair in predicted_from(piece)] == predicted_from(batch)
+    assert torch.equal(torch.cat([piece.weight for piece in pieces]), batch.weight)
+    lengths = torch.cat([piece.window.lengths for piece in pieces])
+    assert torch.equal(lengths[lengths > 0], batch.window.lengths[batch.window.lengths > 0])
+
+
+def test_parts_are_cut_by_tokens():
+    whole = plan((9, 3, 3, 3, 3))  # 8 and 2 2 2 2 inputs
+    batch = whole.batch(np.arange(5), 0)
+    assert [len(piece.window.lengths) for piece in cut(batch, 2) if piece is not None] == [1, 4]
+
+
+def taken(rank, size, accumulate, loss="softmax"):
+    settings = TrainSettings(loss=loss, negatives=3)
+    from models.sampling import NegativeSampler
+
+    whole = plan()
+    sampler = None
+    if loss != "softmax":
+        counts = np.ones(80, np.int64)
+        sampler = NegativeSampler(settings, counts, np.arange(1, 80), 0)
+    place = {"rank": rank, "size": size, "accumulate": accumulate}
+    return list(steps(whole, 0, 0, sampler=sampler, device=torch.device("cpu"), **place))
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 3), (2, 2), (3, 1), (5, 4)])
+def test_processes_share_a_step_between_them(size, accumulate):
+    (alone,) = taken(0, 1, 1)
+    everyone = [taken(rank, size, accumulate)[0] for rank in range(size)]
+    assert sum(share for step in everyone for _, share in step.parts) == pytest.approx(1)
+    pairs = [
+        pair for step in everyone for part, share in step.parts if share for pair in predicted_from(part)
+    ]
+    assert pairs == predicted_from(alone.parts[0][0])
+    for step in everyone:
+        assert 1 <= len(step.parts) <= accumulate
+        assert (step.weight, step.num_targets) == (alone.weight, alone.num_targets)
+        assert step.lengths.tolist() == alone.lengths.tolist()
+
+
+def test_a_process_without_rows_takes_one_that_counts_nothing():
+    shares = [[share for _, share in taken(rank, 9, 1)[0].parts] for rank in range(9)]
+    assert [0.0] in shares
+    assert sum(sum(each) for each in shares) == pytest.approx(1)
+
+
+def test_processes_draw_the_same_negatives():
+    drawn = [taken(rank, 2, 1, "bce")[0].negatives for rank in range(2)]
+    assert drawn[0] is not None
+    assert drawn[1] is not None
+    assert torch.equal(drawn[0].item_index, drawn[1].item_index)
+
+
+def test_prefetching_keeps_the_order():
+    assert list(prefetched(iter(range(50)))) == list(range(50))
+    assert list(prefetched(iter([]))) == []
+
+
+def test_what_is_made_ahead_is_made_meanwhile():
+    made: list[int] = []
+    ready = threading.Event()
+
+    def numbers():
+        for number in range(3):
+            made.append(number)
+            if number == 1:
+                ready.set()
+            yield number
+
+    coming = prefetched(numbers())
+    assert next(coming) == 0
+    assert ready.wait(5)  # without anyone asking for it
+    coming.close()
+    assert made == [0, 1]
+
+
+def test_an_error_in_the_making_comes_through_in_its_place():
+    def numbers():
+        yield 1
+        raise ValueError("made badly")
+
+    coming = prefetched(numbers())
+    assert next(coming) == 1
+    with pytest.raises(ValueError, match="made badly"):
+        next(coming)
+
+
+def test_the_thread_ends_with_its_user():
+    def running():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+    before = len(running())
+    coming = prefetched(iter(range(100)))
+    assert next(coming) == 0
+    coming.close()
+    time.sleep(0.05)
+    assert len(running()) == before
