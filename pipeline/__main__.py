@@ -146,8 +146,11 @@ def compare(
 @_configured
 def tune(config: Any, trials: int) -> None:
     """Search hyper-parameters on validation NDCG@10."""
+    from models.distributed import launched
     from pipeline.tune import tune as search
 
+    if launched() > 1:
+        raise ConfigError(f"tune: received {launched()} processes, expected one: start it without torchrun")
     search(config, trials)
 
 

@@ -22,9 +22,9 @@ from models.checkpoint import load_model
 from models.encoder import AttentionRecommender
 from models.judgement import Judgement
 from models.lists import Catalogue
+from models.machine import pick_device
 from models.ranking import SystemRanks, rank_targets
 from models.recommender import Histories, Int32
-from models.training import pick_device
 from pipeline import baselines, diagnostics, figures, judging
 from pipeline import histories as rows
 from pipeline.config import MODEL

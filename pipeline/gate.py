@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from features.histories import JaggedHistories
 from features.splits import Split
 from models.judgement import Judgement
+from models.machine import pick_device
 from models.metrics import Float64, metrics_of_ranks
 from models.ranking import rank_targets
 from models.recommender import Int32
-from models.training import pick_device
 from pipeline import histories as rows
 from pipeline.bundle import Evaluated, translation
 from pipeline.config import MODEL, Config

@@ -7,8 +7,8 @@ from features.splits import Split
 from models.checkpoint import load_model
 from models.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
+from models.machine import pick_device
 from models.recommender import Float32
-from models.training import pick_device
 from pipeline.histories import training_rows
 from pipeline.stages import Context
 from pipeline.store import write_json

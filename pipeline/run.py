@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from models import distributed
 from pipeline import registry, sources, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
@@ -33,10 +34,10 @@ def led() -> Iterator[bool]:
     The others take part in what it trains until it is done, and have nothing left to do then. Where one fails, the first
     says why.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if distributed.launched() == 1:
         yield True
         return
-    from models import distributed, following
+    from models import following
 
     with distributed.group():
         if distributed.rank() == 0:

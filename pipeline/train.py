@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.item_content import known_by_content, of_model
 from pipeline.stages import Context
-from pipeline.targets import ranked_targets
+from pipeline.targets import ranked_targets, target_types
 
 _RESOLVED = ("device", "precision", "compile", "item_optimizer", "processes", "threads", "parameters")
 """What of `FitResult.resolved` the manifest shows."""
@@ -97,7 +97,7 @@ class Trainer:
         training = rows.training_rows(histories, split, with_validation=False)
         mapping = self.numbering(training, histories, split)
         trained = self._occurring(training)
-        validation = _validation(self._ctx.config, histories, split, mapping, trained)
+        validation = self._validation(histories, split, mapping, trained)
         selection = result = self.fit(name, training, mapping, validation=validation)
         if self._train.refit_validation:
             training = rows.training_rows(histories, split, with_validation=True)
@@ -168,6 +168,29 @@ class Trainer:
         scale = int(lengths[lengths > 0].sum()) / selection["targets_per_epoch"]
         return self.fit(name, histories, mapping, max_steps=max(1, round(selection["best_step"] * scale)))
 
+    def _validation(
+        self, histories: JaggedHistories, split: Split, mapping: Int32, trained: NDArray[np.bool_]
+    ) -> Validation:
+        """The validation targets that count: trained, with a history, and not in it where seen items are masked."""
+        config = self._ctx.config
+        targets = ranked_targets(
+            histories,
+            split,
+            "validation",
+            mapping,
+            ties=config.split.ties,
+            exclude_seen=config.exclude_seen,
+            trained=trained,
+            types=target_types(config, self._features),
+        )
+        apart, targets = targets.num_apart, targets.select(targets.ordinary)
+        if not len(targets):
+            raise LookbackError(
+                f"train: none of the validation targets can be ranked (left out: {targets.left_out | apart}); expected some: "
+                "use split.protocol = 'leave_one_out' or a longer log"
+            )
+        return Validation(targets.histories, targets.item, config.exclude_seen)
+
     def _occurring(self, histories: Histories) -> NDArray[np.bool_]:
         """[num_items + 1] of the features folder: whether an item occurs in the rows."""
         return rows.known_items(histories, self._num_items) > 0
@@ -184,28 +207,6 @@ def _former(before: Int32, after: Int32) -> Int32:
     former = np.zeros(int(after.max()) + 1, np.int32)
     former[after[after > 0]] = before[after > 0]
     return former
-
-
-def _validation(
-    config: Config, histories: JaggedHistories, split: Split, mapping: Int32, trained: NDArray[np.bool_]
-) -> Validation:
-    """The validation targets that the model could rank: trained, with a history, and not in it where seen items are masked."""
-    targets = ranked_targets(
-        histories,
-        split,
-        "validation",
-        mapping,
-        ties=config.split.ties,
-        exclude_seen=config.exclude_seen,
-        trained=trained,
-    )
-    apart, targets = targets.num_apart, targets.select(targets.ordinary)
-    if not len(targets):
-        raise LookbackError(
-            f"train: none of the validation targets can be ranked (left out: {targets.left_out | apart}); expected some: "
-            "use split.protocol = 'leave_one_out' or a longer log"
-        )
-    return Validation(targets.histories, targets.item, config.exclude_seen)
 
 
 def _facts(result: FitResult) -> dict[str, Any]:
