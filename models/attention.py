@@ -185,7 +185,7 @@ class HiddenLayerScore(nn.Module):
 def weigh(
     scores: Float[Tensor, "b h q l"],
     settings: EncoderSettings,
-    num_visible: Int[Tensor, "#b q"],
+    num_visible: Int[Tensor, "#b #q"],
     temperature: Float[Tensor, ""] | None = None,
     *,
     noisy: bool = False,
@@ -322,7 +322,7 @@ def pointwise(
     keys: Float[Tensor, "b h l c"],
     values: Float[Tensor, "b h l c"],
     visible: Bool[Tensor, "#b 1 #q l"] | None,
-    num_visible: Int[Tensor, "#b q"],
+    num_visible: Int[Tensor, "#b #q"],
     bias: Float[Tensor, "#b h #q l"] | None = None,
 ) -> Float[Tensor, "b h q c"]:
     """Sum of the values weighted by `silu(queries @ keys.T + bias) / num_visible` over the visible columns, as in `weigh`.

@@ -51,7 +51,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
     """What `save_model` wrote, in evaluation mode; ValueError naming the file that is missing or damaged."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        settings = EncoderSettings(**config["encoder"])
+        settings = EncoderSettings(**_present_settings(config["encoder"]))
         sizes = config["num_items"], config["num_event_types"], config["max_length"]
         content = config.get("content")
         encoder = Encoder(settings, *sizes, content=None if content is None else blank_content(*content))
@@ -63,6 +63,11 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _damaged(folder / WEIGHTS, error) from error
     return encoder.to(device).eval()
+
+
+def _present_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What settings saved by version 0.3 or before mean: a gru was said to have positions, and took no notice."""
+    return {**settings, "positions": "none"} if settings.get("block") == "gru" else settings
 
 
 def _present_name(name: str) -> str:

@@ -35,9 +35,9 @@ def contributions(encoder: Encoder, histories: Histories, items: Int32, method: 
     their positions where there are positions, and scores again (an empty history scores 0).
     "fast": the last interaction as in "exact", each other one to first order. Where every layer attends that is the sum over
     layers of `d score / d presence` of the interaction in the attention that the last position pays, at about the cost of one
-    more pass; with `gru` blocks the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state; elsewhere
-    `d score / d x_i . x_i`, x the vector that goes in; these two at a backward pass per item. A bidirectional encoder's last
-    interaction is to first order too.
+    more pass; with `gru` blocks the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state, at a backward
+    pass per item. Elsewhere, in bidirectional encoders and with hard Gumbel weights as in "exact": what a slope says of a layer that norms its input
+    has nothing to do with leaving it out (correlations of -.15 to .26 on ML-100K, where attention has .83 to .91, gru .71).
     Raises ValueError for an unknown method.
     """
     if method not in ("fast", "exact"):
@@ -89,14 +89,14 @@ Explain = Callable[[Encoder, Histories, Int32], Float32]
 
 
 def _first_order_of(encoder: Encoder) -> Explain:
-    """The first-order method for an encoder's layers."""
+    """The first-order method for an encoder's layers; leaving out itself where they have none."""
     layers, causal = encoder.layer_list, encoder.settings.direction == "causal"
     if causal and encoder.scores_by_vector and layers:
-        if all(isinstance(layer, AttentionBlock) for layer in layers):
+        if all(isinstance(layer, AttentionBlock) for layer in layers) and not encoder.settings.gumbel_hard:
             return _first_order
         if all(isinstance(layer, GRUBlock) for layer in layers):
             return _first_order_in_time
-    return _first_order_of_inputs
+    return _leave_one_out
 
 
 @torch.no_grad()
@@ -201,32 +201,6 @@ def _first_order_in_time(encoder: Encoder, windows: Histories, items: Int32) -> 
         gradients = torch.autograd.grad(scores[:, place].sum(), pushed, retain_graph=True)
         for gradient, gate in zip(gradients, gates, strict=True):
             weights[:, place] -= (gradient / gate).sum(-1)
-    return _with_exact_last(encoder, weights, states, window, candidates, scores)
-
-
-def _first_order_of_inputs(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
-    """`contributions` of any encoder: how the score answers to less of the vector that goes in."""
-    window = encoder.pad(windows)
-    shape, places = tuple(window.item_index.shape), all_places(window, encoder.settings)
-    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
-    with torch.enable_grad():
-        presence = torch.ones(*shape, 1, device=encoder.device, requires_grad=True)
-        states = (encoder.embed(window).detach() * presence).flatten(0, 1)
-        for layer in encoder.layer_list:
-            states = layer(states, shape, places)
-        states = encoder.finished(states.view(*shape, -1))
-        if encoder.target is not None:
-            scores = encoder.target.last_scores(states, window.lengths, candidates[0])
-        else:
-            at_last = states[torch.arange(len(windows), device=encoder.device), window.lengths - 1]
-            scores = (candidates * at_last.unsqueeze(1)).sum(-1)
-    weights = candidates.new_zeros(*items.shape, shape[1])
-    for place in range(items.shape[1]):
-        (gradient,) = torch.autograd.grad(scores[:, place].sum(), presence, retain_graph=True)
-        weights[:, place] = gradient.squeeze(-1)
-    if encoder.settings.direction == "bidirectional" or encoder.target is not None:
-        found: Float32 = weights.cpu().numpy()
-        return found
     return _with_exact_last(encoder, weights, states, window, candidates, scores)
 
 

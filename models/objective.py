@@ -3,6 +3,8 @@
 Letters: n targets, m negatives, items = num_items + 1.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class Objective(nn.Module):
             return self._softmax(states.flatten(0, 1)[batch.position], batch)
         settings, encoder = self.settings, self.encoder
         assert settings.loss != "softmax"
-        options = {
+        options: dict[str, Any] = {
             "num_candidates": self.num_candidates,
             "logq_correction": settings.logq_correction,
             "gbce_calibration": settings.gbce_calibration,

@@ -180,7 +180,7 @@ class _LookUp(torch.autograd.Function):
         return torch.stack(sums).to(grad.dtype), None
 
 
-def turn(heads: Float[Tensor, "b h l c"], place: Int[Tensor, "#b l"]) -> Float[Tensor, "b h l c"]:
+def turn(heads: Float[Tensor, "b h l c"], place: Int[Tensor, "#b #l"]) -> Float[Tensor, "b h l c"]:
     """Rotary positions: components (i, i + c / 2) turned by `place * 10000^(-2 i / c)`; c is even.
 
     Inner products of turned queries and keys depend on the difference of their places alone.

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -51,9 +51,9 @@ def steps(
     """The steps of an epoch from step `first` on, as process `rank` of `size` takes them, its parts on the device."""
     for number, rows in enumerate(plan.epoch(epoch)[first:], first):
         batch = plan.batch(rows, epoch)
-        weight = float(batch.weight.sum())
+        weight = _total(batch)
         mine = cut(batch, size * accumulate)[rank * accumulate : (rank + 1) * accumulate]
-        parts = [(part, float(part.weight.sum()) / weight) for part in mine if part is not None]
+        parts = [(part, _total(part) / weight) for part in mine if part is not None]
         negatives = sampler.draw(epoch, number, batch.target.to(device)) if sampler is not None else None
         yield Step(
             rows,
@@ -76,16 +76,21 @@ def cut(batch: Batch, parts: int) -> list[Batch | None]:
     return [_rows(batch, first, last) if first < last else None for first, last in pairwise(edges)]
 
 
+def _total(batch: Batch) -> float:
+    return float(batch.weight.numpy().sum(dtype=np.float64))
+
+
 def _rows(batch: Batch, first: int, last: int) -> Batch:
     """Rows first to last - 1 of a batch with the targets that are theirs."""
     columns = batch.window.item_index.shape[1]
-    window = Window(*(None if part is None else part[first:last] for part in vars(batch.window).values()))
+    fields: list[Any] = [None if part is None else part[first:last] for part in vars(batch.window).values()]
+    window = Window(*fields)
     theirs = (batch.position >= first * columns) & (batch.position < last * columns)
     position = batch.position[theirs] - first * columns
     return Batch(window, position, batch.target[theirs], batch.weight[theirs])
 
 
-def prefetched(items: Iterator[T]) -> Generator[T]:
+def prefetched(items: Iterator[T]) -> Generator[T, None, None]:
     """The same items in the same order, each made in a thread while the one before it is used; exceptions come through."""
     end = object()
     with ThreadPoolExecutor(1, "prefetch") as thread:

@@ -378,8 +378,9 @@ class _Training:
 
     def _check_weights(self) -> None:
         """Refuse to keep weights that the last step has carried beyond all numbers."""
-        if not all(weight.isfinite().all() for weight in self.model.parameters()):
-            raise ValueError(_not_finite(self.progress, "weights beyond all numbers after"))
+        extremes = [torch.stack(weight.detach().aminmax()).float() for weight in self.model.parameters()]
+        if not torch.stack(extremes).isfinite().all():
+            raise ValueError(_not_finite(self.progress, "weights that are not finite"))
 
     def _checkpoint(self) -> None:
         if not self.saves:
@@ -477,14 +478,14 @@ def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
 
-def _bar(steps: int, progress: _Progress, show_progress: bool) -> Any:
+def _bar(num_steps: int, progress: _Progress, show_progress: bool) -> Any:
     """A progress bar on stderr where it is a terminal."""
     if not (show_progress and sys.stderr.isatty()):
         return _NoBar()
     from tqdm import tqdm
 
     return tqdm(
-        total=steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}", unit="step", leave=False
+        total=num_steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}", unit="step", leave=False
     )
 
 

@@ -54,17 +54,17 @@ def with_gradients(found: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    return max(
-        ((a.double() - b.double()).norm() / b.double().norm()).item()
-        for a, b in zip(found, expected, strict=True)
-    )
+    pairs = [(a.detach().double(), b.detach()) for a, b in zip(found, expected, strict=True)]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
 def some_settings(**settings: Any) -> EncoderSettings:
     return EncoderSettings(**{"dim": 8, "num_heads": 2, "positions": "none", **settings})
 
 
-def module(dtype: torch.dtype = torch.float64, implementation: Any = "auto", **settings: Any) -> HistoryAttention:
+def module(
+    dtype: torch.dtype = torch.float64, implementation: Any = "auto", **settings: Any
+) -> HistoryAttention:
     """Two heads of 4 components whose every weight tells, in evaluation mode."""
     torch.manual_seed(3)
     found = HistoryAttention(some_settings(**settings), implementation)
@@ -124,8 +124,10 @@ def test_fast_forms_are_as_exact_as_the_reference_at_their_precision(implementat
     if biased:
         parts.append(some_bias((2, 3, 1, 7) if masked else (1, 3, 7, 7), dtype))
 
-    def mixed(inputs, how):
-        return with_gradients(attend(*inputs[:3], mask(masked), how, *inputs[3:]), inputs)
+    def mixed(inputs: list[Tensor], how: Implementation) -> list[Tensor]:
+        queries, keys, values, *bias = inputs
+        found = attend(queries, keys, values, mask(masked), how, bias[0] if bias else None)
+        return with_gradients(found, inputs)
 
     exact = mixed(exactly(parts), "reference")
     reference_error = relative_error(mixed(parts, "reference"), exact)
@@ -151,7 +153,8 @@ def test_pointwise_is_as_exact_as_its_formula_at_its_precision(dtype, masked, bi
         return with_gradients(weights.to(values.dtype) @ values, inputs)
 
     exact = plain(exactly(parts))
-    found = pointwise(*parts[:3], mask(masked), num_visible, *parts[3:])
+    queries, keys, values, *bias = parts
+    found = pointwise(queries, keys, values, mask(masked), num_visible, bias[0] if bias else None)
     assert relative_error(with_gradients(found, parts), exact) <= 2 * relative_error(plain(parts), exact)
 
 
@@ -168,26 +171,33 @@ def test_pointwise_s_gradient_check(masked):
 # scores
 
 
+def score_by_pencil(
+    score: str, q: np.ndarray, k: np.ndarray, weights: dict[str, np.ndarray], head: int
+) -> float:
+    """Of one query and one key, 4 components each; `weights` of all heads by name."""
+    own = {name: weight[head] for name, weight in weights.items()}
+    if score == "dot":
+        return float(q @ k)
+    if score == "scaled_dot":
+        return float(q @ k) / 2
+    if score == "cosine":
+        return float(own["scale"][0, 0] * (q @ k) / np.linalg.norm(q) / np.linalg.norm(k))
+    if score == "general":
+        return float(q @ own["general"] @ k)
+    if score == "additive":
+        return float(own["hidden.weight"] @ np.tanh(q @ own["hidden.of_query"] + k @ own["hidden.of_key"]))
+    w = np.vstack([own["hidden.of_query"], own["hidden.of_key"]])
+    return float(own["hidden.weight"] @ np.tanh(np.concatenate([q, k]) @ w + own["hidden.bias"][0]))
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_is_its_formula(score):
     attending, (queries, keys, _) = module(score=score), looks()
     found = attending.scores(queries, keys, places(score=score))
-    state = {name: weight.detach().numpy() for name, weight in attending.state_dict().items()}
+    weights = {name: weight.detach().numpy() for name, weight in attending.state_dict().items()}
     for row, head, i, j in ((0, 0, 0, 0), (1, 1, 4, 2), (2, 0, 3, 4)):
-        q, k = (part.detach().numpy()[row, head, at] for part, at in ((queries, i), (keys, j)))
-        expected = {
-            "dot": lambda q=q, k=k: q @ k,
-            "scaled_dot": lambda q=q, k=k: q @ k / 2,
-            "cosine": lambda q=q, k=k, h=head: state["scale"][h, 0, 0] * q @ k / np.linalg.norm(q) / np.linalg.norm(k),
-            "general": lambda q=q, k=k, h=head: q @ state["general"][h] @ k,
-            "additive": lambda q=q, k=k, h=head: state["hidden.weight"][h]
-            @ np.tanh(q @ state["hidden.of_query"][h] + k @ state["hidden.of_key"][h]),
-            "concat": lambda q=q, k=k, h=head: state["hidden.weight"][h]
-            @ np.tanh(
-                np.concatenate([q, k]) @ np.vstack([state["hidden.of_query"][h], state["hidden.of_key"][h]])
-                + state["hidden.bias"][h, 0]
-            ),
-        }[score]()
+        q, k = queries[row, head, i].detach().numpy(), keys[row, head, j].detach().numpy()
+        expected = score_by_pencil(score, q, k, weights, head)
         assert found[row, head, i, j].item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -225,7 +235,7 @@ def test_scores_a_few_columns_at_a_time_are_the_same(dtype, with_bias, monkeypat
 # weightings
 
 
-def simplex_point(scores: np.ndarray, power: float) -> np.ndarray:
+def simplex_point(scores: Any, power: float) -> Any:
     """`max(0, z - t)^power` with t found by bisection: sparsemax at power 1 of z, entmax at power 2 of z / 2."""
     low, high = scores.max() - 1, scores.max()
     for _ in range(200):
@@ -273,7 +283,9 @@ def test_sparse_weights_add_up_to_one_at_low_precision(kind, dtype):
     scores = (torch.randn(13, 200) * 3).to(dtype)
     found = kind(scores)
     assert (found >= 0).all()
-    torch.testing.assert_close(found.float().sum(-1), torch.ones(13), rtol=0, atol=200 * torch.finfo(dtype).eps / 8)
+    torch.testing.assert_close(
+        found.float().sum(-1), torch.ones(13), rtol=0, atol=200 * torch.finfo(dtype).eps / 8
+    )
 
 
 def test_silu_is_divided_by_what_is_seen():
@@ -320,7 +332,9 @@ def test_gumbel_s_gradient_check_with_its_noise_held():
         settings = EncoderSettings(weighting="gumbel_softmax")
         return weigh(scores, settings, torch.ones(1, 3, dtype=torch.long), torch.tensor(0.7), noisy=True)
 
-    assert torch.autograd.gradcheck(noisy, (torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True),))
+    assert torch.autograd.gradcheck(
+        noisy, (torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True),)
+    )
 
 
 # the whole

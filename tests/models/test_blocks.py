@@ -167,7 +167,8 @@ def test_bf16_autocast_stays_near_fp32(kind):
 def test_a_gated_layer_has_about_as_many_weights():
     for dim in (48, 64, 256):
         sizes = [
-            sum(weight.numel() for weight in kind(EncoderSettings(dim=dim)).parameters()) for kind in (GELU, SwiGLU)
+            sum(weight.numel() for weight in kind(EncoderSettings(dim=dim)).parameters())
+            for kind in (GELU, SwiGLU)
         ]
         assert sizes[1] / sizes[0] == pytest.approx(1, abs=0.03)
 
@@ -197,5 +198,7 @@ def test_the_feed_forward_layers_thin_out_what_is_wide():
     states = torch.ones(3000, 6)
     wide = functional.gelu(layer.widen(states[:1]))
     mean = layer.narrow(wide)
-    spread = (layer.narrow.weight.square() @ wide.square().T).T.sqrt()  # of one thinned row: variance 1 per component
+    spread = (
+        layer.narrow.weight.square() @ wide.square().T
+    ).T.sqrt()  # of one thinned row: variance 1 per component
     assert ((layer(states).mean(0) - mean).abs() < 6 * spread / math.sqrt(3000)).all()

@@ -1,8 +1,11 @@
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.checkpoint import load_model, load_training, save_model, save_training
 from models.encoder import AttentionRecommender, Encoder
@@ -27,6 +30,73 @@ def test_save_and_load_change_nothing(encoder, tmp_path):
     before, after = (AttentionRecommender(model).score_items(histories) for model in (encoder, loaded))
     assert np.array_equal(before, after)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_every_variant_is_the_same_after_loading(variant, random_encoder, random_histories, tmp_path):
+    saved, histories = random_encoder(**variant), random_histories([3, 9, 1, 0])
+    saved.anneal(0.3)
+    save_model(saved, tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.settings == saved.settings
+    before, after = (AttentionRecommender(model).score_items(histories) for model in (saved, loaded))
+    assert np.array_equal(before, after)
+    known = [None if found is None else found.tolist() for found in (saved.candidates(), loaded.candidates())]
+    assert known[0] == known[1]
+
+
+TRANSFORMER_03 = {
+    "attention_norm.bias": (4,), "attention_norm.weight": (4,),
+    "feed_forward_norm.bias": (4,), "feed_forward_norm.weight": (4,),
+    "merge.bias": (4,), "merge.weight": (4, 4),
+    "narrow.bias": (4,), "narrow.weight": (4, 16),
+    "project.bias": (12,), "project.weight": (12, 4),
+    "widen.bias": (16,), "widen.weight": (16, 4),
+}  # fmt: skip
+GRU_03 = {
+    "gru.bias_hh_l0": (12,), "gru.bias_ih_l0": (12,), "gru.weight_hh_l0": (12, 4), "gru.weight_ih_l0": (12, 4),
+    "norm.bias": (4,), "norm.weight": (4,),
+}  # fmt: skip
+AROUND_03 = {"event_types.weight": (3, 4), "items.weight": (6, 4), "norm.bias": (4,), "norm.weight": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "block", "around", "expected"),
+    [
+        (
+            {"block": "transformer", "positions": "absolute"},
+            TRANSFORMER_03,
+            {**AROUND_03, "positions.weight": (3, 4)},
+            [[-0.11695, 0.03915, 0.04316, -0.12049, 0.1839], [-0.10591, 0.02853, 0.05215, -0.12681, 0.18681]],
+        ),
+        (
+            {"block": "transformer", "positions": "relative"},
+            {**TRANSFORMER_03, "distances.weight": (2, 32)},
+            AROUND_03,
+            [[-0.31716, 0.07402, 0.17767, -0.40882, 0.59274], [-0.31731, 0.07748, 0.17131, -0.4003, 0.58303]],
+        ),
+        (
+            {"block": "gru", "positions": "absolute"},
+            GRU_03,
+            AROUND_03,
+            [[0.04682, -0.13963, 0.21631, -0.268, 0.28871], [-0.02249, -0.06215, 0.13961, -0.20094, 0.23904]],
+        ),
+    ],
+    ids=["absolute", "relative", "gru"],
+)
+def test_a_model_of_version_03_scores_as_it_did(settings, block, around, expected, tmp_path):
+    """Names of weights and settings of then; weights `sin(.7 i + n) / 2` of the n-th name, scores as commit 025447c gave."""
+    shapes = {**around, **{f"blocks.{n}.{name}": shape for n in range(2) for name, shape in block.items()}}
+    weights = {
+        name: torch.sin(0.7 * torch.arange(math.prod(shapes[name])) + n).mul(0.5).view(shapes[name])
+        for n, name in enumerate(sorted(shapes))
+    }
+    save_file(weights, tmp_path / "model.safetensors")
+    then = {**settings, "dim": 4, "num_blocks": 2, "num_heads": 2, "dropout": 0.2, "request_time": False}
+    sizes = {"num_items": 5, "num_event_types": 2, "max_length": 3}
+    (tmp_path / "config.json").write_text(json.dumps({"encoder": then, **sizes}))
+    histories = replace(histories_from_lists([[3, 1, 5], [2]]), event_type=np.array([1, 2, 0, 1], np.int16))
+    scores = AttentionRecommender(load_model(tmp_path)).score_items(histories)
+    np.testing.assert_allclose(scores[:, 1:], expected, atol=2e-5)
 
 
 def test_a_damaged_model_is_named(encoder, tmp_path):

@@ -152,7 +152,11 @@ def test_a_window_as_wide_as_the_row_is_none():
 def test_a_bidirectional_row_is_seen_whole_and_no_further():
     places = all_places(window([2, 3, 0]), EncoderSettings(direction="bidirectional"))
     assert places.visible is not None
-    assert places.visible[:, 0].tolist() == [[[True, True, False]] * 3, [[True] * 3] * 3, [[True, False, False]] * 3]
+    assert places.visible[:, 0].tolist() == [
+        [[True, True, False]] * 3,
+        [[True] * 3] * 3,
+        [[True, False, False]] * 3,
+    ]
     assert places.num_visible.tolist() == [[2] * 3, [3] * 3, [1] * 3]
 
 

@@ -37,6 +37,12 @@ def recurrent() -> AttentionRecommender:
     return AttentionRecommender(Encoder(settings, NUM_ITEMS, 0, MAX_LENGTH))
 
 
+def target_attention() -> AttentionRecommender:
+    torch.manual_seed(0)
+    settings = EncoderSettings(readout="target", dim=10, num_heads=2)
+    return AttentionRecommender(Encoder(settings, NUM_ITEMS, 0, MAX_LENGTH))
+
+
 def indexed() -> IndexRecommender:
     encoder = attention()
     vectors = encoder.encoder.item_vectors().detach().numpy()[1:]
@@ -70,7 +76,18 @@ def als() -> ALS:
 
 
 @pytest.fixture(
-    params=[popularity, recent_popularity, co_visitation, item_knn, ease, als, attention, recurrent, indexed],
+    params=[
+        popularity,
+        recent_popularity,
+        co_visitation,
+        item_knn,
+        ease,
+        als,
+        attention,
+        recurrent,
+        target_attention,
+        indexed,
+    ],
     ids=lambda make: make.__name__,
 )
 def recommender(request: pytest.FixtureRequest) -> Recommender:

@@ -238,9 +238,9 @@ def test_weights_that_are_not_finite_stop_the_training():
     assert kept["progress"]["total_steps"] == 1
 
 
-def test_weights_beyond_all_numbers_are_not_kept():
+def test_weights_that_the_last_step_ruined_are_not_kept():
     states: list[dict[str, Any]] = []
-    with pytest.raises(ValueError, match=r"weights beyond all numbers after at epoch 1, step 1,"):
+    with pytest.raises(ValueError, match=r"weights that are not finite at epoch 1, step 1,"):
         train(train=with_train(learning_rate=1e300), max_steps=1, on_checkpoint=states.append)
     assert not states
 

@@ -1,0 +1,63 @@
+"""Every variant learns from MovieLens-100K, by the training engine, what popularity alone cannot tell."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.inputs import ItemContent
+from models.recommender import Histories
+from models.settings import EncoderSettings, TrainSettings
+from models.training import fit
+
+USERS, MAX_LENGTH, EPOCHS = 16, 12, 10
+
+
+@cache
+def ratings(folder: Path) -> tuple[Histories, ItemContent]:
+    """The last events of the first users, stars as types and values, genres as categories; items numbered anew."""
+    user, item, stars, seconds = np.loadtxt(folder / "u.data", np.int64).T
+    order = np.lexsort((seconds, user))
+    order = np.concatenate(
+        [order[user[order] == number][-MAX_LENGTH - 1 :] for number in range(1, USERS + 1)]
+    )
+    names, item_index = np.unique(item[order], return_inverse=True)
+    ends = np.searchsorted(user[order], np.arange(1, USERS + 1), side="right")
+    starts = np.concatenate(([0], ends[:-1]))
+    histories = Histories(
+        (item_index + 1).astype(np.int32), seconds[order] * 1_000_000, stars[order].astype(np.int16),
+        starts, ends, stars[order].astype(np.float32), seconds[order][ends - 1] * 1_000_000,
+    )  # fmt: skip
+    lines = (folder / "u.item").read_text("latin-1").splitlines()
+    genres = np.array([line.split("|")[5:] for line in lines], np.int32)[names - 1]
+    categories = np.zeros((len(names) + 1, 19), np.int32)
+    categories[1:] = genres * np.arange(1, 20)
+    dense = np.random.default_rng(0).normal(size=(len(names) + 1, 8)).astype(np.float32)  # as an embedding
+    return histories, ItemContent(dense, categories, 19, np.arange(len(names) + 1) > 0)
+
+
+def entropy(targets: np.ndarray) -> float:
+    """Nats: the least loss that a model blind to the history can have on these targets."""
+    share = np.bincount(targets) / len(targets)
+    share = share[share > 0]
+    return float(-(share * np.log(share)).sum())
+
+
+def test_it_learns_from_histories(variant: dict[str, Any], public_data):
+    histories, content = ratings(public_data("ml-100k"))
+    settings = EncoderSettings(dim=16, num_heads=2, dropout=0.0, **variant)
+    closed = settings.direction == "bidirectional"
+    train = TrainSettings(
+        loss="sampled_softmax" if settings.readout == "target" else "softmax",
+        targets="last" if closed else "all",
+        epochs=EPOCHS, batch_histories=8, learning_rate=0.04, precision="fp32", compile="off",
+    )  # fmt: skip
+    result = fit(
+        histories, encoder=settings, train=train, num_items=int(histories.item_index.max()), num_event_types=5,
+        max_length=MAX_LENGTH, content=content if settings.item_content else None,
+    )  # fmt: skip
+    behind_first = np.setdiff1d(np.arange(len(histories.item_index)), histories.starts)
+    blind = entropy(histories.item_index[histories.ends - 1 if closed else behind_first])
+    losses = [record.loss for record in result.history]
+    assert losses[-1] < blind < losses[0]
