@@ -58,6 +58,6 @@ def _of_batch(encoder: Encoder, windows: Histories) -> Float32:
             weights = layer.attention.weights(layer.queries(look.state), look.keys, look.places).float().abs()
             shares = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
             total += shares.mean(1).squeeze(1)
-        states = layer(states.flatten(0, 1), shape, everywhere).view_as(states)
+        states = layer(states.flatten(0, 1), (everywhere,)).view_as(states)
     found: Float32 = (total / len(encoder.attention_layers)).cpu().numpy()
     return found

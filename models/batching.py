@@ -15,10 +15,10 @@ from models.recommender import Float32, Histories, Int64
 from models.settings import TrainTargets
 from models.shapes import Float, Int
 
-LENGTH_STEP = 8
-"""Batches are padded to a multiple of this many positions."""
+WINDOWS = 8
+"""Windows of similar tokens that a batch comes in: more of them pad less, fewer are quicker to go through."""
 POOL_BATCHES = 4
-"""Batches' worth of histories that are sorted by length together: more pads less, fewer mixes better."""
+"""Where a batch is one window: batches' worth of histories that are sorted by length together."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class Window:
 class Batch:
     """Inputs, and the next item after each position that bears loss."""
 
-    window: Window
+    windows: tuple[Window, ...]
+    """Rows of similar length together, so that little is padding."""
     position: Int[Tensor, " n"]
-    """Row * l + column of the state that each target is predicted from."""
+    """Of the state that each target is predicted from, among those of all windows' cells, one window and row after the other."""
     target: Int[Tensor, " n"]
     weight: Float[Tensor, " n"]
 
@@ -59,19 +60,19 @@ class Batch:
         position, target, weight = (
             _moved(part, device) for part in (self.position, self.target, self.weight)
         )
-        return Batch(self.window.to(device), position, target, weight)
+        return Batch(tuple(window.to(device) for window in self.windows), position, target, weight)
 
 
 def _moved(part: Tensor, device: torch.device) -> Tensor:
     return part.to(device, non_blocking=True)
 
 
-def rounded_up(number: int) -> int:
-    """The next number with at most five significant binary digits: at most 1/16 more.
+def rounded_up(number: int, digits: int = 5) -> int:
+    """The next number with at most so many significant binary digits: with five at most 1/16 more, with four 1/8.
 
     Kernels for bf16 products on the CPU are compiled for each new shape and kept: batches must come in few shapes.
     """
-    step = 1 << max(0, number.bit_length() - 5)
+    step = 1 << max(0, number.bit_length() - digits)
     return -(-number // step) * step
 
 
@@ -138,6 +139,8 @@ class BatchPlan:
     without any target is left out. `targets` "last": each history's last target alone, from what precedes it; "random": one of
     each history, another every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
     Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
+    A batch's histories are drawn at random and packed by length into several windows; `one_window` is for what takes time by
+    column, however many rows there are: then a batch's histories are of similar length.
     """
 
     def __init__(
@@ -151,6 +154,7 @@ class BatchPlan:
         targets: TrainTargets = "all",
         with_time: bool = False,
         with_value: bool = False,
+        one_window: bool = False,
     ) -> None:
         events = np.ones(len(histories.item_index), np.float32)
         if type_weights is not None:
@@ -160,6 +164,7 @@ class BatchPlan:
         self.max_length = max_length
         self.seed = seed
         self.with_time, self.with_value = with_time, with_value
+        self.one_window = one_window
         self._bearing = np.concatenate(([0], np.cumsum(self.event_weight > 0)))
         windows = replace(histories, request_time=None)
         windows = windows.last(max_length + 1) if targets == "all" else windows
@@ -169,20 +174,20 @@ class BatchPlan:
         self.steps_per_epoch = max(1, round(len(self.windows) / batch_histories))
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
-        """The rows of each step, in the order of the steps.
+        """The rows of each step, in the order of the steps: shuffled histories cut at equal numbers of tokens.
 
-        Shuffled histories are sorted by length within pools, longest first in every other pool so that neighbours stay
-        similar where pools meet, cut at equal numbers of tokens, and the cuts are shuffled.
+        For `one_window` they are first sorted by length within pools, longest first in every other pool so that neighbours stay
+        similar where pools meet, and the cuts are shuffled.
         """
         if not self.num_targets:
             return []
         random = np.random.default_rng((self.seed, epoch))
         order = random.permutation(len(self.windows))
-        pool = np.arange(len(order)) * self.steps_per_epoch // (len(order) * POOL_BATCHES)
-        lengths = self.in_epoch(epoch).lengths[order] - 1
-        order = order[np.lexsort((np.where(pool % 2, -lengths, lengths), pool))]
-        lengths = self.in_epoch(epoch).lengths[order] - 1
-        middle = np.cumsum(lengths) - lengths / 2
+        lengths = self.in_epoch(epoch).lengths - 1
+        if self.one_window:
+            pool = np.arange(len(order)) * self.steps_per_epoch // (len(order) * POOL_BATCHES)
+            order = order[np.lexsort((np.where(pool % 2, -lengths[order], lengths[order]), pool))]
+        middle = np.cumsum(lengths[order]) - lengths[order] / 2
         step = (middle * (self.steps_per_epoch / lengths.sum())).astype(np.int64)
         cuts = np.split(order, np.flatnonzero(np.diff(step)) + 1)
         return [cuts[place] for place in random.permutation(len(cuts))]
@@ -195,25 +200,62 @@ class BatchPlan:
             self._drawn, self._drawn_for = self._one_target_each(epoch), epoch
         return self._drawn
 
+    def targets_of(
+        self, rows: NDArray[np.int64], epoch: int
+    ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Item and weight of every target of the given rows, in their order."""
+        histories = self.in_epoch(epoch).select(rows)
+        row, event = replace(histories, starts=self._second(histories)).gather()
+        return self._targets_at(event[self._bears(histories, row, event)])
+
     def batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
         """Inputs and targets of the given rows."""
-        windows = self.in_epoch(epoch).select(rows)
-        asked = windows.time[windows.ends - 1] if self.with_time else None
-        inputs = replace(windows, ends=windows.ends - 1, request_time=asked)
-        longest = -(-int(inputs.lengths.max()) // LENGTH_STEP) * LENGTH_STEP
-        shape = rounded_up(len(rows)), min(longest, self.max_length)
+        parts = [self._one_window(each, epoch) for each in self._packed(rows, epoch)]
+        cells = np.cumsum([0, *(part.windows[0].item_index.numel() for part in parts)]).tolist()
+        return Batch(
+            tuple(part.windows[0] for part in parts),
+            torch.cat([part.position + before for part, before in zip(parts, cells, strict=False)]),
+            torch.cat([part.target for part in parts]),
+            torch.cat([part.weight for part in parts]),
+        )
+
+    def _packed(self, rows: NDArray[np.int64], epoch: int) -> list[NDArray[np.int64]]:
+        """The rows of each window, longest first: as many as its longest leaves room for, in few different numbers."""
+        if self.one_window:
+            return [rows]
+        lengths = self.in_epoch(epoch).lengths[rows] - 1
+        order = np.argsort(-lengths, kind="stable")
+        budget, parts, start = lengths.sum() / WINDOWS, [], 0
+        while start < len(order):
+            columns = self._columns(int(lengths[order[start]]))
+            end = start + rounded_up(max(1, round(budget / columns)))
+            parts.append(rows[order[start:end]])
+            start = end
+        return parts
+
+    def _one_window(self, rows: NDArray[np.int64], epoch: int) -> Batch:
+        """Inputs and targets of rows that become one window."""
+        histories = self.in_epoch(epoch).select(rows)
+        asked = histories.time[histories.ends - 1] if self.with_time else None
+        inputs = replace(histories, ends=histories.ends - 1, request_time=asked)
+        shape = rounded_up(len(rows)), self._columns(int(inputs.lengths.max()))
         window = pad(inputs, shape, with_time=self.with_time, with_value=self.with_value)
         row, flat = inputs.gather()
-        weight = self.event_weight[flat + 1]
-        bears = weight > 0 if self.targets == "all" else flat == inputs.ends[row] - 1
+        bears = self._bears(histories, row, flat + 1)
         position = row * shape[1] + flat - inputs.starts[row]
-        target = windows.item_index[flat[bears] + 1].astype(np.int64)
-        return Batch(
-            window,
-            torch.from_numpy(position[bears]),
-            torch.from_numpy(target),
-            torch.from_numpy(weight[bears]),
-        )
+        return Batch((window,), torch.from_numpy(position[bears]), *self._targets_at(flat[bears] + 1))
+
+    def _columns(self, longest: int) -> int:
+        return min(rounded_up(longest, 4), self.max_length)
+
+    def _bears(self, histories: Histories, row: Int64, event: Int64) -> NDArray[np.bool_]:
+        """Which events, each of a row, are targets."""
+        bears = self.event_weight[event] > 0 if self.targets == "all" else event == histories.ends[row] - 1
+        return np.asarray(bears)
+
+    def _targets_at(self, event: Int64) -> tuple[Tensor, Tensor]:
+        item = self.windows.item_index[event].astype(np.int64)
+        return torch.from_numpy(item), torch.from_numpy(self.event_weight[event])
 
     def _num_targets(self, windows: Histories) -> Int64:
         """[rows] events behind the first that bear loss."""

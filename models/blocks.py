@@ -4,6 +4,7 @@ Letters: b rows, l positions, d components of a state, h heads, c = d / h compon
 A block answers two calls: `forward` for every position, `last` for the final position of each row alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.attention import HistoryAttention, Implementation
-from models.places import Places
+from models.places import Places, joined, windows_of
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 
@@ -76,18 +77,15 @@ class AttentionBlock(nn.Module):
         self.attention = HistoryAttention(settings, implementation)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(
-        self, states: Float[Tensor, "n d"], shape: tuple[int, int], places: Places
-    ) -> Float[Tensor, "n d"]:
-        """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them see none."""
-        real = shape[0] * shape[1]
+    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
+        """New states of windows of b rows of l positions, one window and row after the other; states behind them see none."""
         normed = self.attention_norm(states)
-        parts = (
-            self._projected(normed, self.num_more, self.num_more + 3)[:real].view(*shape, -1).chunk(3, -1)
-        )
-        queries, keys, values = (self._heads(part) for part in parts)
-        mixed = _joined(self.attention(queries, keys, values, places)).flatten(0, 1)
-        return self._finish(states, normed, functional.pad(mixed, (0, 0, 0, len(states) - real)))
+        projected = self._projected(normed, self.num_more, self.num_more + 3)
+        mixed = []
+        for part, each in zip(windows_of(projected, places), places, strict=True):
+            queries, keys, values = (self._heads(third) for third in part.chunk(3, -1))
+            mixed.append(_joined(self.attention(queries, keys, values, each)))
+        return self._finish(states, normed, joined(mixed, len(states)))
 
     def last(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places

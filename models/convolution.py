@@ -3,12 +3,14 @@
 Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `models.blocks`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import Dropout
-from models.places import Places
+from models.places import Places, joined, windows_of
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 
@@ -25,20 +27,17 @@ class MixingBlock(nn.Module):
         self.merge = nn.Linear(settings.dim, settings.dim)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(
-        self, states: Float[Tensor, "n d"], shape: tuple[int, int], _places: Places
-    ) -> Float[Tensor, "n d"]:
-        """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them stay."""
-        real = shape[0] * shape[1]
-        mixed = self.mixed(self.norm(states[:real]).view(*shape, -1)).flatten(0, 1)
-        added: Tensor = self.dropout(self.merge(mixed))
-        return states + functional.pad(added, (0, 0, 0, len(states) - real))
+    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
+        """New states of windows of b rows of l positions, one window and row after the other; those behind them are of no use."""
+        mixed = [self.mixed(part) for part in windows_of(self.norm(states), places)]
+        added: Tensor = self.dropout(self.merge(joined(mixed, len(states))))
+        return states + added
 
     def last(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
     ) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row; lengths >= 1."""
-        whole: Tensor = self(states.flatten(0, 1), (len(states), states.shape[1]), places).view_as(states)
+        whole: Tensor = self(states.flatten(0, 1), (places,)).view_as(states)
         return whole.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
 
     def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:

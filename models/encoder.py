@@ -4,6 +4,7 @@ Letters: b rows, l positions, d components, items = num_items + 1, n targets, m 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.attention import HistoryAttention, Implementation
-from models.batching import Window, cut_by_tokens, pad, rounded_up
+from models.batching import Batch, Window, cut_by_tokens, pad, rounded_up
 from models.blocks import BLOCKS, AttentionBlock, Dropout
 from models.convolution import ConvBlock, PoolingBlock
 from models.inputs import EventVectors, ItemContent, ItemVectors, normalised
@@ -78,14 +79,18 @@ class Encoder(nn.Module):
 
     def forward(self, window: Window) -> Float[Tensor, "b l d"]:
         """The state at every column; l <= max_length."""
-        rows, columns = shape = tuple(window.item_index.shape)
-        places = all_places(window, self.settings)
-        states = self.embed(window).flatten(0, 1)
+        return self.states((window,)).view(*window.item_index.shape, -1)
+
+    def states(self, windows: Sequence[Window]) -> Float[Tensor, "n d"]:
+        """The state at every column of every window, one window and row after the other."""
+        places = [all_places(window, self.settings) for window in windows]
+        states = torch.cat([self.embed(window).flatten(0, 1) for window in windows])
+        cells = len(states)
         if self.training and not torch.compiler.is_compiling():
-            states = functional.pad(states, (0, 0, 0, rounded_up(len(states)) - len(states)))
+            states = functional.pad(states, (0, 0, 0, rounded_up(cells) - cells))
         for layer in self.layers:
-            states = layer(states, shape, places)
-        return self.finished(states[: rows * columns].view(rows, columns, -1))
+            states = layer(states, places)
+        return self.finished(states[:cells])
 
     def last_states(self, window: Window) -> Float[Tensor, "b d"]:
         """The state at the last column of each row, the last layer computing that column alone; lengths >= 1."""
@@ -97,12 +102,11 @@ class Encoder(nn.Module):
 
     def before_last_layer(self, window: Window) -> Float[Tensor, "b l d"]:
         """The states that the last layer works on."""
-        rows, columns = shape = tuple(window.item_index.shape)
-        places = all_places(window, self.settings)
+        places = (all_places(window, self.settings),)
         states = self.embed(window).flatten(0, 1)
         for layer in self.layer_list[:-1]:
-            states = layer(states, shape, places)
-        return states.view(rows, columns, -1)
+            states = layer(states, places)
+        return states.view(*window.item_index.shape, -1)
 
     def embed(self, window: Window) -> Float[Tensor, "b l d"]:
         """The states that the first layer works on."""
@@ -130,16 +134,21 @@ class Encoder(nn.Module):
         return self.items.trained
 
     def target_scores(
-        self,
-        states: Float[Tensor, "b l d"],
-        position: Int[Tensor, " n"],
-        target: Int[Tensor, " n"],
-        negatives: Int[Tensor, " m"],
+        self, states: Float[Tensor, "cells d"], batch: Batch, negatives: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n m"]]:
-        """Readout target: scores of each position's own item and of the negatives that all share, from the encoder's states."""
+        """Readout target: scores of each target's own item and of the negatives that all share, from the states of a batch."""
         assert self.target is not None, "only readout 'target' scores candidate by candidate"
-        own = self.target.own_scores(states, position, self.vectors_of(target))
-        return own, self.target.scores(states, position, self.vectors_of(negatives))
+        shared, own, others = self.vectors_of(negatives), [], []
+        first = 0
+        for window in batch.windows:
+            cells = window.item_index.numel()
+            here = (batch.position >= first) & (batch.position < first + cells)
+            seen = states[first : first + cells].view(*window.item_index.shape, -1)
+            position = batch.position[here] - first
+            own.append(self.target.own_scores(seen, position, self.vectors_of(batch.target[here])))
+            others.append(self.target.scores(seen, position, shared))
+            first += cells
+        return torch.cat(own), torch.cat(others)
 
     def anneal(self, progress: float) -> None:
         """Set the temperature of Gumbel-softmax for a share of the training, in [0, 1]; others have none."""
@@ -182,7 +191,7 @@ class Encoder(nn.Module):
         window = pad(histories, with_time=self.settings.looks_at_time, with_value=self.settings.value)
         return window.to(self.device)
 
-    def finished(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def finished(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "*any d"]:
         """Normed, and for cosine at length 1 / temperature."""
         normed: Tensor = self.norm(states)
         if self.settings.similarity == "dot":

@@ -26,16 +26,16 @@ class Objective(nn.Module):
     def __init__(self, encoder: Encoder, settings: TrainSettings, *, compile: bool = False) -> None:  # noqa: A002
         super().__init__()
         self.encoder = encoder
-        self.states = torch.compile(encoder, dynamic=True) if compile else encoder
+        self.states = torch.compile(encoder.states, dynamic=True) if compile else encoder.states
         self.settings = settings
         known = encoder.candidates()
         self.num_candidates = encoder.num_items if known is None else len(known)
 
     def forward(self, batch: Batch, negatives: Negatives | None) -> Float[Tensor, ""]:
         """Of one batch; `negatives` where the loss is sampled."""
-        states = self.states(batch.window)
+        states = self.states(batch.windows)
         if negatives is None:
-            return self._softmax(states.flatten(0, 1)[batch.position], batch)
+            return self._softmax(states[batch.position], batch)
         settings, encoder = self.settings, self.encoder
         assert settings.loss != "softmax"
         options: dict[str, Any] = {
@@ -45,12 +45,12 @@ class Objective(nn.Module):
         }
         drawn = negatives.item_index
         if not encoder.scores_by_vector:
-            own, others = encoder.target_scores(states, batch.position, batch.target, drawn)
+            own, others = encoder.target_scores(states, batch, drawn)
             return sampled_loss_of_scores(
                 settings.loss, own, others, batch.target, negatives, batch.weight, **options
             )
         vectors = encoder.vectors_of(batch.target), encoder.vectors_of(drawn)
-        chosen = states.flatten(0, 1)[batch.position]
+        chosen = states[batch.position]
         return sampled_loss(settings.loss, chosen, *vectors, batch.target, negatives, batch.weight, **options)
 
     def _softmax(self, states: Float[Tensor, "n d"], batch: Batch) -> Tensor:

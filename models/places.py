@@ -4,7 +4,7 @@ Letters: b rows, h heads, q columns that look, l columns looked at, c components
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ ROTARY_BASE = 10_000.0
 class Places:
     """What holds between the columns that look and those they look at."""
 
+    shape: tuple[int, int]
+    """b rows, l columns looked at."""
     lengths: Int[Tensor, " b"]
     """Columns of each row that are real."""
     visible: Bool[Tensor, "#b 1 q l"] | None
@@ -63,7 +65,7 @@ def all_places(window: Window, settings: EncoderSettings) -> Places:
         num_visible = num_visible.clamp_max(settings.window)
     seen = _seen(window, column)
     numbers = _numbers(window, settings, seen, seen, _since(window, settings))
-    return Places(window.lengths, visible, num_visible, seen, seen, *numbers)
+    return Places(shape_of(window), window.lengths, visible, num_visible, seen, seen, *numbers)
 
 
 def last_places(window: Window, settings: EncoderSettings) -> Places:
@@ -81,7 +83,13 @@ def last_places(window: Window, settings: EncoderSettings) -> Places:
     since = _since(window, settings)
     since = None if since is None else since.gather(1, at_last)
     numbers = _numbers(window, settings, looking, seen, since)
-    return Places(lengths, visible, num_visible, looking, seen, *numbers)
+    return Places(shape_of(window), lengths, visible, num_visible, looking, seen, *numbers)
+
+
+def shape_of(window: Window) -> tuple[int, int]:
+    """b, l."""
+    rows, columns = window.item_index.shape
+    return rows, columns
 
 
 def _seen(window: Window, column: Tensor) -> Tensor:
@@ -105,6 +113,24 @@ def _numbers(
         assert window.time is not None
         elapsed = elapsed_number(since.unsqueeze(2) - window.time.unsqueeze(1))
     return distance, elapsed
+
+
+def windows_of(states: Float[Tensor, "n d"], places: Sequence[Places]) -> list[Float[Tensor, "_ _ d"]]:
+    """The states of each window, which lie one after the other."""
+    sizes = [rows * columns for rows, columns in (each.shape for each in places)]
+    parts = torch.split(states[: sum(sizes)], sizes)
+    return [part.view(*each.shape, -1) for part, each in zip(parts, places, strict=True)]
+
+
+def joined(parts: Sequence[Float[Tensor, "_ _ d"]], num_states: int) -> Float[Tensor, "n d"]:
+    """The states of all windows one after the other, zeros behind them."""
+    flat = [part.flatten(0, 1) for part in parts]
+    behind = num_states - sum(len(part) for part in flat)
+    return (
+        torch.cat([*flat, flat[0].new_zeros(behind, flat[0].shape[1])])
+        if behind or len(flat) > 1
+        else flat[0]
+    )
 
 
 def distance_number(distance: Int[Tensor, "b q l"]) -> Int[Tensor, "b q l"]:

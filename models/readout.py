@@ -3,6 +3,8 @@
 Letters: b rows, l positions, d components of a state, n >= b * l states, h heads, c = d / h, m candidates.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,7 +12,7 @@ from torch.nn import functional
 from models.attention import Implementation
 from models.blocks import AttentionBlock
 from models.convolution import causal_mean, precise
-from models.places import Places
+from models.places import Places, joined, windows_of
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 
@@ -18,13 +20,9 @@ from models.shapes import Float, Int
 class MeanReadout(nn.Module):
     """The mean of the states of columns 0..i, at column i; in a bidirectional encoder too."""
 
-    def forward(
-        self, states: Float[Tensor, "n d"], shape: tuple[int, int], _places: Places
-    ) -> Float[Tensor, "n d"]:
-        """Of b rows of l positions, one row after the other (`shape` is b, l); states behind them become 0."""
-        real = shape[0] * shape[1]
-        mean = causal_mean(states[:real].view(*shape, -1)).flatten(0, 1)
-        return functional.pad(mean, (0, 0, 0, len(states) - real))
+    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
+        """Of windows of b rows of l positions, one window and row after the other; states behind them become 0."""
+        return joined([causal_mean(part) for part in windows_of(states, places)], len(states))
 
     def last(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _places: Places

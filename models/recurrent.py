@@ -3,12 +3,14 @@
 Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `models.blocks`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import Dropout
-from models.places import Places
+from models.places import Places, joined, windows_of
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 
@@ -31,13 +33,10 @@ class RecurrentBlock(nn.Module):
         self.back = self.cell(settings.dim, width, batch_first=True) if both else None
         self.dropout = Dropout(settings.dropout)
 
-    def forward(
-        self, states: Float[Tensor, "n d"], shape: tuple[int, int], places: Places
-    ) -> Float[Tensor, "n d"]:
-        """New states of b rows of l positions, one row after the other (`shape` is b, l); states behind them become 0."""
-        real = shape[0] * shape[1]
-        mixed = self._mixed(states[:real].view(*shape, -1), places.lengths).flatten(0, 1)
-        return functional.pad(mixed, (0, 0, 0, len(states) - real))
+    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
+        """New states of windows of b rows of l positions, one window and row after the other; states behind them become 0."""
+        parts = zip(windows_of(states, places), places, strict=True)
+        return joined([self._mixed(part, each.lengths) for part, each in parts], len(states))
 
     def last(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _places: Places

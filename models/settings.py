@@ -164,6 +164,13 @@ class EncoderSettings:
             f"'causal' with block {self.block!r}",
         )
         _refuse(
+            self.direction == "bidirectional" and self.block in RECURRENT_BLOCKS and self.readout == "last",
+            "model.readout",
+            "last",
+            f"'mean' or 'attention' with block {self.block!r} and direction 'bidirectional': the last state of the pass from the "
+            "end has read one event only",
+        )
+        _refuse(
             self.request_time and not (self.time_bias or self.calendar),
             "model.request_time",
             True,
@@ -204,9 +211,7 @@ class EncoderSettings:
     def resolved(self) -> "EncoderSettings":
         """The same settings, `auto` replaced by what it stands for; what nothing reads stays as it is."""
         is_hstu = self.block == "hstu"
-        stands_for: dict[str, Any] = {
-            "positions": "relative" if self.attends else "none"
-        }
+        stands_for: dict[str, Any] = {"positions": "relative" if self.attends else "none"}
         if self.looks:
             stands_for["score"] = "dot" if is_hstu else "scaled_dot"
             stands_for["weighting"] = "silu" if is_hstu else "softmax"

@@ -6,16 +6,17 @@ Letters: b rows, l positions, n targets.
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from models.batching import Batch, BatchPlan, Window
+from models.batching import Batch, BatchPlan
 from models.recommender import Int64
 from models.sampling import Negatives, NegativeSampler
+from models.shapes import Float
 
 T = TypeVar("T")
 
@@ -50,44 +51,32 @@ def steps(
 ) -> Iterator[Step]:
     """The steps of an epoch from step `first` on, as process `rank` of `size` takes them, its parts on the device."""
     for number, rows in enumerate(plan.epoch(epoch)[first:], first):
-        batch = plan.batch(rows, epoch)
-        weight = _total(batch)
-        mine = cut(batch, size * accumulate)[rank * accumulate : (rank + 1) * accumulate]
-        parts = [(part, _total(part) / weight) for part in mine if part is not None]
-        negatives = sampler.draw(epoch, number, batch.target.to(device)) if sampler is not None else None
+        target, weight = plan.targets_of(rows, epoch)
+        lengths = plan.in_epoch(epoch).lengths[rows] - 1
+        mine = cut(rows, lengths, size * accumulate)[rank * accumulate : (rank + 1) * accumulate]
+        batches = [plan.batch(part, epoch).to(device) for part in mine if len(part)]
+        negatives = sampler.draw(epoch, number, target.to(device)) if sampler is not None else None
+        whole = _total(weight)
         yield Step(
             rows,
-            [(part.to(device), share) for part, share in parts or [(_rows(batch, 0, 1), 0.0)]],
+            [(batch, _total(batch.weight) / whole) for batch in batches]
+            or [(plan.batch(rows[:1], epoch).to(device), 0.0)],
             negatives,
-            weight,
-            batch.window.lengths[: len(rows)].numpy(),
-            len(batch.target),
+            whole,
+            lengths,
+            len(target),
         )
 
 
-def cut(batch: Batch, parts: int) -> list[Batch | None]:
-    """The rows of a batch in so many parts of about equally many tokens, in order; None where a part would be empty."""
-    if parts == 1:
-        return [batch]
-    ends = np.cumsum(batch.window.lengths.numpy())
-    middle = ends - batch.window.lengths.numpy() / 2
-    part = (middle * (parts / ends[-1])).astype(np.int64)  # padding rows, at the end, are in none
-    edges = np.searchsorted(part, np.arange(parts + 1))
-    return [_rows(batch, first, last) if first < last else None for first, last in pairwise(edges)]
+def cut(rows: NDArray[np.int64], lengths: Int64, parts: int) -> list[NDArray[np.int64]]:
+    """The rows in so many parts of about equally many tokens, in order; some are empty where there are few rows."""
+    ends = np.cumsum(lengths)
+    part = ((ends - lengths / 2) * (parts / ends[-1])).astype(np.int64)
+    return np.split(rows, np.searchsorted(part, np.arange(1, parts)))
 
 
-def _total(batch: Batch) -> float:
-    return float(batch.weight.numpy().sum(dtype=np.float64))
-
-
-def _rows(batch: Batch, first: int, last: int) -> Batch:
-    """Rows first to last - 1 of a batch with the targets that are theirs."""
-    columns = batch.window.item_index.shape[1]
-    fields: list[Any] = [None if part is None else part[first:last] for part in vars(batch.window).values()]
-    window = Window(*fields)
-    theirs = (batch.position >= first * columns) & (batch.position < last * columns)
-    position = batch.position[theirs] - first * columns
-    return Batch(window, position, batch.target[theirs], batch.weight[theirs])
+def _total(weight: Float[Tensor, " n"]) -> float:
+    return float(weight.double().sum())
 
 
 def prefetched(items: Iterator[T]) -> Generator[T, None, None]:

@@ -26,7 +26,7 @@ from models.optimizers import WeightAverage, build, clip_gradients, is_rowwise, 
 from models.outcome import EpochRecord, FitResult, Initial
 from models.recommender import Float32, Histories, Int64
 from models.sampling import NegativeSampler
-from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
+from models.settings import RECURRENT_BLOCKS, SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
 from models.steps import Step, prefetched, steps
 from models.throughput import matrix_entries, step_flops
 from models.validation import VALIDATION_K, Validation, validate
@@ -105,6 +105,7 @@ def fit(
         targets=train.targets,
         with_time=encoder.looks_at_time,
         with_value=encoder.value,
+        one_window=encoder.block in RECURRENT_BLOCKS or device.type != "cpu" or train.compile == "on",
     )
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed)

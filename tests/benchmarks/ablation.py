@@ -114,7 +114,7 @@ def groups() -> dict[str, dict[str, Settings]]:
     }
     blocks: dict[str, Settings] = {block: of_block(block) for block in get_args(Block)}
     blocks["transformer, both ways"] = CLOSED
-    blocks["gru, both ways"] = of_block("gru") | CLOSED
+    blocks["gru, both ways"] = of_block("gru") | CLOSED | {"model.readout": "attention"}
     readouts: dict[str, Settings] = {readout: {"model.readout": readout} for readout in get_args(Readout)[:3]}
     readouts["target, sampled softmax"] = {"model.readout": "target"} | SAMPLED
     losses: dict[str, Settings] = {

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import batching
 from models.batching import BatchPlan, cut_by_tokens, pad, rounded_up
 from models.recommender import histories_from_lists
 
@@ -21,13 +22,30 @@ def random_histories(rows=300, seed=0):
     )
 
 
+def items_in(batch):
+    """The item of every cell, one window and row after the other."""
+    return torch.cat([window.item_index.flatten() for window in batch.windows])
+
+
+def last_cells(batch):
+    """The last cell of every row that is real."""
+    lengths = torch.cat([window.lengths for window in batch.windows])
+    columns = [window.item_index.shape[1] for window in batch.windows for _ in window.lengths]
+    first = torch.tensor([0, *columns]).cumsum(0)[:-1]
+    return (first + lengths - 1)[lengths > 0]
+
+
+def shapes(batch):
+    return [tuple(window.item_index.shape) for window in batch.windows]
+
+
 def flat_steps(plan, epoch=0):
     """Every (last input, target) of an epoch, sorted, and the batches they are in."""
     batches = [plan.batch(rows, epoch) for rows in plan.epoch(epoch)]
     pairs = [
         (int(item), int(target))
         for batch in batches
-        for item, target in zip(batch.window.item_index.flatten()[batch.position], batch.target, strict=True)
+        for item, target in zip(items_in(batch)[batch.position], batch.target, strict=True)
     ]
     return sorted(pairs), batches
 
@@ -94,16 +112,21 @@ def test_rounding_by_pencil():
 @given(st.integers(1, 10**9))
 def test_rounding_adds_a_sixteenth_at_most(number):
     assert number <= rounded_up(number) <= number * 17 / 16
+    assert number <= rounded_up(number, 4) <= number * 9 / 8
 
 
-def test_a_batch_by_pencil():
+@pytest.mark.parametrize("one_window", [False, True])
+def test_a_batch_by_pencil(one_window):
     # window of 3 inputs: of [1 .. 5] the last four events; the target 7 has a type of weight 0, 0 is no item
     histories = typed([[1, 2, 3, 4, 5], [6, 7, 8], [9], [6, 0, 2]], [1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1])
-    plan = BatchPlan(histories, 3, 2, np.array([0, 0.5, 0], np.float32), seed=0)
+    plan = BatchPlan(histories, 3, 2, np.array([0, 0.5, 0], np.float32), seed=0, one_window=one_window)
     batch = plan.batch(np.array([0, 1, 2]), 0)
-    assert batch.window.item_index.tolist() == [[2, 3, 4], [6, 7, 0], [6, 0, 0]]
-    assert batch.window.lengths.tolist() == [3, 2, 2]
-    assert batch.position.tolist() == [0, 1, 2, 4, 7]
+    # 7 inputs: a row of 3 cells is more than an eighth of them, so a window of its own
+    assert shapes(batch) == ([(3, 3)] if one_window else [(1, 3), (1, 2), (1, 2)])
+    rows = [row for window in batch.windows for row in window.item_index.tolist()]
+    assert rows == ([[2, 3, 4], [6, 7, 0], [6, 0, 0]] if one_window else [[2, 3, 4], [6, 7], [6, 0]])
+    assert torch.cat([window.lengths for window in batch.windows]).tolist() == [3, 2, 2]
+    assert batch.position.tolist() == ([0, 1, 2, 4, 7] if one_window else [0, 1, 2, 4, 6])
     assert batch.target.tolist() == [3, 4, 5, 8, 2]
     assert batch.weight.tolist() == [0.5] * 5
     assert plan.num_targets == 5
@@ -114,15 +137,14 @@ def test_a_target_s_own_time_is_when_it_was_asked_for():
         histories_from_lists([[1, 2, 3], [4, 5]], [[10, 20, 30], [40, 50]]),
         value=np.arange(5, dtype=np.float32), request_time=np.array([999, 999]),
     )  # fmt: skip
-    plan = BatchPlan(histories, 5, 2, None, seed=0, with_time=True, with_value=True)
-    window = plan.batch(np.array([0, 1]), 0).window
+    plan = BatchPlan(histories, 5, 2, None, seed=0, with_time=True, with_value=True, one_window=True)
+    (window,) = plan.batch(np.array([0, 1]), 0).windows
     assert window.time is not None
     assert window.asked is not None
     assert window.value is not None
-    # rows of two columns, padded to 5: of 8, max_length is what there is at most
-    assert window.time.tolist() == [[10, 20, 0, 0, 0], [40, 0, 0, 0, 0]]
-    assert window.asked.tolist() == [[20, 30, 0, 0, 0], [50, 0, 0, 0, 0]]
-    assert window.value.tolist() == [[0, 1, 0, 0, 0], [3, 0, 0, 0, 0]]
+    assert window.time.tolist() == [[10, 20], [40, 0]]
+    assert window.asked.tolist() == [[20, 30], [50, 0]]
+    assert window.value.tolist() == [[0, 1], [3, 0]]
 
 
 def test_last_targets_by_pencil():
@@ -134,7 +156,7 @@ def test_last_targets_by_pencil():
     assert plan.num_targets == len(plan.windows) == 2
     for epoch in (0, 3):
         batch = plan.batch(np.array([0, 1]), epoch)
-        assert batch.window.item_index.tolist() == [[2, 3], [6, 7]]
+        assert [window.item_index.tolist() for window in batch.windows] == [[[2, 3]], [[6, 7]]]
         assert batch.target.tolist() == [4, 8]
         assert batch.position.tolist() == [1, 3]
         assert batch.weight.tolist() == [2, 2]
@@ -169,32 +191,122 @@ def test_random_targets_are_one_of_each_history_and_others_in_another_epoch():
         assert set(places_of[:, row]) == possible[row]
 
 
-def test_random_targets_reach_the_batches():
-    plan = BatchPlan(random_histories(), 11, 16, None, seed=5, targets="random")
+@pytest.mark.parametrize("one_window", [False, True])
+def test_random_targets_reach_the_batches(one_window):
+    plan = BatchPlan(random_histories(), 11, 16, None, seed=5, targets="random", one_window=one_window)
     chosen = plan.in_epoch(2)
     pairs, batches = flat_steps(plan, 2)
     items = plan.windows.item_index
     assert pairs == sorted(zip(items[chosen.ends - 2].tolist(), items[chosen.ends - 1].tolist(), strict=True))
     for batch in batches:
-        assert (batch.position.diff() > 0).all()
-        row = batch.position // batch.window.item_index.shape[1]
-        assert row.tolist() == list(range(len(row)))  # each history once
-        at_end = batch.position % batch.window.item_index.shape[1] + 1
-        assert torch.equal(at_end, batch.window.lengths[: len(row)])
+        assert torch.equal(batch.position, last_cells(batch))  # each history once, at its end
 
 
 @pytest.mark.parametrize("targets", ["all", "last", "random"])
-def test_batches_hold_every_target_once_and_nothing_after_it(targets):
-    plan = BatchPlan(random_histories(60), 20, 7, None, seed=1, targets=targets, with_time=True)
+@pytest.mark.parametrize("one_window", [False, True])
+def test_batches_hold_every_target_once_and_nothing_after_it(targets, one_window):
+    plan = BatchPlan(
+        random_histories(60), 20, 7, None, seed=1, targets=targets, with_time=True, one_window=one_window
+    )
     pairs, batches = flat_steps(plan, 1)
     assert len(pairs) == plan.num_targets
-    for batch in batches:
-        window = batch.window
+    for window in (window for batch in batches for window in batch.windows):
         assert window.time is not None
         assert window.asked is not None
         real = torch.arange(window.time.shape[1]) < window.lengths.unsqueeze(1)
         assert (window.asked[real] == window.time[real] + 1).all()  # times count events
         assert not window.item_index[~real].any()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        # 629 inputs, so 79 cells a window: one row of 60 columns (57 has more than four binary digits), ten of 8
+        ([8] * 64 + [60, 57], [(1, 60), (1, 60), *[(10, 8)] * 6, (4, 8)]),
+        # 331 cells: 41 rows of 8 columns, in few different numbers 42; the last 37 become 38
+        ([8] * 331, [*[(42, 8)] * 7, (38, 8)]),
+        # 100 inputs, 12.5 cells: a row of 20 columns is more; two of 7 are about as much
+        ([20, 17, *[7] * 9], [(1, 20), (1, 18), *[(2, 7)] * 4, (1, 7)]),
+        ([1], [(1, 1)]),
+    ],
+)
+def test_packing_by_pencil(lengths, expected):
+    random = np.random.default_rng(0)
+    rows = [random.integers(1, 50, length + 1).tolist() for length in random.permutation(lengths)]
+    plan = BatchPlan(histories_from_lists(rows), 64, len(lengths), None, seed=0)
+    (step,) = plan.epoch(0)
+    batch = plan.batch(step, 0)
+    assert shapes(batch) == expected
+    packed = torch.cat([window.lengths for window in batch.windows])
+    assert packed[packed > 0].tolist() == sorted(lengths, reverse=True)
+
+
+def test_rows_of_one_length_keep_their_order():
+    plan = BatchPlan(histories_from_lists([[row, 7, 7] for row in range(1, 14)]), 8, 13, None, seed=0)
+    rows = np.array([5, 0, 12, 3])
+    assert items_in(plan.batch(rows, 0)).view(4, 2)[:, 0].tolist() == [6, 1, 13, 4]
+
+
+@pytest.mark.parametrize("targets", ["all", "last", "random"])
+def test_every_target_once_whatever_the_packing(targets, monkeypatch):
+    histories = random_histories(200)
+    typed_events = np.random.default_rng(2).integers(0, 3, len(histories.item_index)).astype(np.int16)
+    histories = replace(histories, event_type=typed_events)
+    type_weights = np.array([1, 0, 0.5], np.float32)
+
+    def epoch(number, batch_histories, **options):
+        plan = BatchPlan(histories, 17, batch_histories, type_weights, seed=3, targets=targets, **options)
+        pairs, batches = flat_steps(plan, number)
+        weighted = [
+            each
+            for batch in batches
+            for each in zip(batch.target.tolist(), batch.weight.tolist(), strict=True)
+        ]
+        assert len(pairs) == plan.num_targets
+        return pairs, sorted(weighted)
+
+    expected = epoch(4, 16, one_window=True)
+    if targets == "all":
+        flat = [
+            (histories.item_index[at - 1], histories.item_index[at], type_weights[typed_events[at]])
+            for start, end in zip(histories.starts, histories.ends, strict=True)
+            for at in range(max(start + 1, end - 17), end)
+            if typed_events[at] != 1
+        ]
+        assert expected[0] == sorted((int(before), int(item)) for before, item, _ in flat)
+        assert expected[1] == sorted((int(item), float(weight)) for _, item, weight in flat)
+    for windows in (1, 3, 8, 50):
+        monkeypatch.setattr(batching, "WINDOWS", windows)
+        for batch_histories in (1, 16, 200):
+            assert epoch(4, batch_histories) == expected
+
+
+@pytest.mark.parametrize("targets", ["all", "last", "random"])
+def test_the_targets_of_rows_are_those_of_their_batches_in_the_rows_order(targets):
+    types = np.random.default_rng(2).integers(0, 3, len(random_histories().item_index)).astype(np.int16)
+    histories = replace(random_histories(), event_type=types)
+    plan = BatchPlan(histories, 11, 16, np.array([1, 0, 0.5], np.float32), seed=3, targets=targets)
+    rows = plan.epoch(2)[1]
+    target, weight = plan.targets_of(rows, 2)
+    alone = [plan.batch(rows[at : at + 1], 2) for at in range(len(rows))]
+    assert torch.equal(target, torch.cat([batch.target for batch in alone]))
+    assert torch.equal(weight, torch.cat([batch.weight for batch in alone]))
+    assert target.dtype == torch.int64
+
+
+def test_little_of_a_packed_batch_is_padding():
+    """Lengths as logs have them, lognormal, up to the longest kept; as one window, sorted in pools, 28 % are padding."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(4.4, 1, 2000), 2, 201).astype(np.int64)
+    histories = histories_from_lists([[1] * length for length in lengths])
+
+    def share(one_window):
+        plan = BatchPlan(histories, 200, 128, None, seed=0, one_window=one_window)
+        batches = [plan.batch(rows, 0) for rows in plan.epoch(0)]
+        assert max(len(batch.windows) for batch in batches) <= (1 if one_window else 2 * batching.WINDOWS)
+        return 1 - (lengths - 1).sum() / sum(len(items_in(batch)) for batch in batches)
+
+    assert share(one_window=False) < 0.2 < share(one_window=True)
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 40))
@@ -207,9 +319,10 @@ def test_rows_cut_by_tokens(lengths, budget):
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
 
 
+@pytest.mark.parametrize("one_window", [False, True])
 @pytest.mark.parametrize("epoch", [0, 1, 7])
-def test_every_history_once_in_batches_of_equal_size(epoch):
-    plan = BatchPlan(random_histories(), 20, 16, None, seed=3)
+def test_every_history_once_in_batches_of_equal_size(epoch, one_window):
+    plan = BatchPlan(random_histories(), 20, 16, None, seed=3, one_window=one_window)
     batches = plan.epoch(epoch)
     assert sorted(np.concatenate(batches)) == list(range(len(plan.windows)))
     num_inputs = plan.windows.lengths - 1
@@ -218,8 +331,8 @@ def test_every_history_once_in_batches_of_equal_size(epoch):
     assert np.abs(tokens - tokens.mean()).max() <= 20  # no more than one history off
 
 
-def test_batches_hold_histories_of_similar_length():
-    plan = BatchPlan(random_histories(3000), 40, 16, None, seed=0)
+def test_batches_of_one_window_hold_histories_of_similar_length():
+    plan = BatchPlan(random_histories(3000), 40, 16, None, seed=0, one_window=True)
     num_inputs = plan.windows.lengths - 1
     real = num_inputs.sum()
     padded = sum(len(rows) * num_inputs[rows].max() for rows in plan.epoch(0))
@@ -227,9 +340,37 @@ def test_batches_hold_histories_of_similar_length():
     assert padded / real < 1.4 < mixed / real
 
 
-def test_the_order_follows_from_seed_and_epoch():
+def test_packed_batches_are_drawn_whatever_the_lengths():
+    """A batch's mean length is that of a sample of its size, not of neighbours in length."""
+    plan = BatchPlan(random_histories(3000), 40, 64, None, seed=0)
+    num_inputs = plan.windows.lengths - 1
+    means = np.array([num_inputs[rows].mean() for rows in plan.epoch(0)])
+    assert np.abs(means - num_inputs.mean()).max() < 5 * num_inputs.std() / 8  # standard errors of 64
+
+
+@pytest.mark.parametrize("one_window", [False, True])
+def test_the_same_seed_gives_the_same_batches(one_window):
+    def epoch(seed):
+        plan = BatchPlan(random_histories(), 20, 16, None, seed, targets="random", one_window=one_window)
+        return [plan.batch(rows, 3) for rows in plan.epoch(3)]
+
+    for one, other in zip(epoch(1), epoch(1), strict=True):
+        assert shapes(one) == shapes(other)
+        for first, second in (
+            (items_in(one), items_in(other)),
+            (one.position, other.position),
+            (one.target, other.target),
+            (one.weight, other.weight),
+        ):
+            assert torch.equal(first, second)
+    assert [batch.target.tolist() for batch in epoch(1)] != [batch.target.tolist() for batch in epoch(2)]
+
+
+@pytest.mark.parametrize("one_window", [False, True])
+def test_the_order_follows_from_seed_and_epoch(one_window):
     def order(seed, epoch):
-        return np.concatenate(BatchPlan(random_histories(), 20, 16, None, seed).epoch(epoch)).tolist()
+        plan = BatchPlan(random_histories(), 20, 16, None, seed, one_window=one_window)
+        return np.concatenate(plan.epoch(epoch)).tolist()
 
     assert order(1, 2) == order(1, 2)
     assert order(1, 2) != order(1, 3)

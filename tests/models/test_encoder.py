@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from models.batching import Window
+from models.batching import Batch, BatchPlan, Window
 from models.encoder import AttentionRecommender, Encoder, as_asked
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings
@@ -22,6 +22,10 @@ ORDERED += [{"block": block} for block in ("gru", "lstm", "conv", "pooling")]
 
 def double(window):
     return replace(window, value=None if window.value is None else window.value.double())
+
+
+def batch_of(window, position, target):
+    return Batch((window,), position, target, torch.ones(len(target)))
 
 
 def with_other_tail(window, columns):
@@ -64,6 +68,58 @@ def test_padding_changes_nothing_whatever_is_in_it(variant, random_encoder, rand
         alone = encoder(double(encoder.pad(histories.select(slice(row, row + 1)))))[0]
         for window in (together, dirty):
             torch.testing.assert_close(encoder(double(window))[row, :length], alone)
+
+
+def test_packed_windows_give_each_row_what_it_has_alone(variant, random_encoder, random_histories):
+    """In training too, where states are put behind them; windows of several numbers of rows and columns."""
+    encoder, histories = random_encoder(**{**variant, "dropout": 0.0}).double(), random_histories(LENGTHS)
+    packed = [[1, 4], [3], [0, 2], [4, 0, 1], [3, 1, 2]]
+    windows = tuple(double(encoder.pad(histories.select(np.array(rows)))) for rows in packed)
+    order = [row for rows in packed for row in rows]
+    cells = [max(LENGTHS[row] for row in rows) for rows in packed for _ in rows]
+    assert sum(cells) == 67  # 68 where they come in few different numbers
+    expected = [encoder(double(encoder.pad(histories.select(np.array([row])))))[0] for row in order]
+    for training in (False, True):
+        if training and encoder.settings.weighting == "gumbel_softmax":
+            continue  # noise
+        states = encoder.train(training).states(windows)
+        assert states.shape == (67, 12)
+        for found, row in zip(states.split(cells), expected, strict=True):
+            torch.testing.assert_close(found[: len(row)], row)
+
+
+def test_a_batch_s_targets_score_alike_however_it_is_packed(random_encoder, random_histories):
+    """Target attention sees each target's own window; elsewhere the position names the state."""
+    histories, every = random_histories([9, 2, 23, 5, 3, 14, 2, 6]), torch.arange(NUM_ITEMS + 1)
+    for readout in ("last", "target"):
+        encoder = random_encoder(readout=readout, max_length=24).double()
+        found = []
+        for one_window in (False, True):
+            plan = BatchPlan(histories, 24, 8, None, 0, one_window=one_window)
+            batch = plan.batch(np.arange(8), 0)
+            states = encoder.states(batch.windows)
+            if readout == "target":
+                own, scores = encoder.target_scores(states, batch, every)
+                torch.testing.assert_close(own, scores.gather(1, batch.target.unsqueeze(1)).squeeze(1))
+            else:
+                scores = states[batch.position] @ encoder.item_vectors().T
+            assert (len(batch.windows) == 1) == one_window
+            found.append(dict(zip(targets_in(batch, histories), scores, strict=True)))
+        assert found[0].keys() == found[1].keys()
+        for key, scores in found[0].items():
+            torch.testing.assert_close(scores, found[1][key])
+
+
+def targets_in(batch, histories):
+    """(items up to each target's position, target): a name for each target."""
+    rows = [row for window in batch.windows for row in window.item_index]
+    first = np.cumsum([0, *map(len, rows)])
+    names = []
+    for position, target in zip(batch.position.tolist(), batch.target.tolist(), strict=True):
+        row = int(np.searchsorted(first, position, side="right")) - 1
+        names.append((*rows[row][: position - first[row] + 1].tolist(), target))
+    assert len(set(names)) == int((histories.lengths - 1).sum())
+    return names
 
 
 def test_last_states_are_those_of_the_whole_pass(variant, random_encoder, random_histories):
@@ -114,7 +170,8 @@ class Scores(torch.nn.Module):
         if self.encoder.target is None:
             return torch.mm(states.flatten(0, 1)[self.position], self.encoder.item_vectors()[1:].T)
         every = torch.arange(1, NUM_ITEMS + 1)
-        own, others = self.encoder.target_scores(states, self.position, self.target, every)
+        batch = batch_of(self.window, self.position, self.target)
+        own, others = self.encoder.target_scores(states.flatten(0, 1), batch, every)
         return torch.cat([own.unsqueeze(1), others], 1)
 
 
@@ -127,7 +184,8 @@ def test_every_weight_has_a_gradient_that_the_next_item_gives(variant, random_en
     if encoder.target is None:
         scores = states.flatten(0, 1)[position] @ encoder.vectors_of(torch.arange(30)).T
     else:
-        scores = encoder.target_scores(states, position, target, torch.arange(30))[1]
+        batch = batch_of(window, position, target)
+        scores = encoder.target_scores(states.flatten(0, 1), batch, torch.arange(30))[1]
     torch.nn.functional.cross_entropy(scores, target).backward()
     idle = [
         name for name, weight in encoder.named_parameters() if weight.grad is None or not weight.grad.any()
@@ -164,7 +222,8 @@ def test_scores_are_what_training_minimises(variant, random_encoder, random_hist
         if encoder.target is None:
             expected = states.flatten(0, 1)[position] @ encoder.vectors_of(every).T
         else:
-            expected = encoder.target_scores(states, position, torch.tensor([1, 2, 3]), every)[1]
+            batch = batch_of(window, position, torch.tensor([1, 2, 3]))
+            expected = encoder.target_scores(states.flatten(0, 1), batch, every)[1]
     scores = AttentionRecommender(encoder).score_items(histories)
     assert np.isneginf(scores[:, 0]).all()
     np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=1e-3, atol=1e-3)

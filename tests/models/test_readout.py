@@ -27,7 +27,7 @@ def places(lengths, columns) -> Places:
 
 def test_a_mean_by_pencil():
     states = torch.tensor([[1.0, 3.0, 8.0], [-2.0, 0.0, 5.0]]).unsqueeze(2)
-    found = MeanReadout()(torch.cat([states.flatten(0, 1), torch.ones(2, 1)]), (2, 3), places([3, 2], 3))
+    found = MeanReadout()(torch.cat([states.flatten(0, 1), torch.ones(2, 1)]), (places([3, 2], 3),))
     assert found.flatten().tolist() == [1, 2, 4, -2, -1, 1, 0, 0]
     last = MeanReadout().last(states, torch.tensor([3, 2]), places([3, 2], 3))
     assert last.flatten().tolist() == [4, -1]
@@ -46,7 +46,7 @@ def test_attention_over_states_is_its_formula():
     readout, settings = attention_readout()
     states = torch.randn(1, 7, 6, dtype=torch.float64)
     with torch.no_grad():
-        found = readout(states[0], (1, 7), all_places(window([7], 7), settings))
+        found = readout(states[0], (all_places(window([7], 7), settings),))
         queries, keys, values = readout.project(readout.attention_norm(states[0])).chunk(3, -1)
         for i in range(7):
             mixed = torch.zeros(6, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_attention_over_states_is_its_formula():
 def test_attention_over_states_at_the_last_position():
     readout, settings = attention_readout()
     states, lengths = torch.randn(4, 7, 6, dtype=torch.float64), torch.tensor(LENGTHS)
-    whole = readout(states.flatten(0, 1), (4, 7), all_places(window(LENGTHS, 7), settings)).view(4, 7, 6)
+    whole = readout(states.flatten(0, 1), (all_places(window(LENGTHS, 7), settings),)).view(4, 7, 6)
     last = readout.last(states, lengths, last_places(window(LENGTHS, 7), settings))
     torch.testing.assert_close(last.squeeze(1), whole[torch.arange(4), lengths - 1])
 

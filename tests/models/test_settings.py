@@ -34,6 +34,9 @@ REFUSED_MODELS: list[tuple[dict[str, Any], str]] = [
     ({"block": "gru", "feed_forward": "swiglu"}, "model.feed_forward: received 'swiglu', expected 'auto' with block 'gru'"),
     ({"block": "conv", "direction": "bidirectional"}, "model.direction: received 'bidirectional', expected 'causal' with"),
     ({"block": "pooling", "direction": "bidirectional"}, "model.direction: received 'bidirectional', expected 'causal'"),
+    *(({"block": block, "direction": "bidirectional"},
+       f"model.readout: received 'last', expected 'mean' or 'attention' with block '{block}' and direction 'bidirectional'")
+      for block in ("gru", "lstm")),
     ({"request_time": True}, "model.request_time: received True, expected false, or model.time_bias or model.calendar"),
     ({"item_id": False}, "model.item_id: received False, expected true, or model.item_content"),
     ({"learned_temperature": True}, "model.learned_temperature: received True, expected false with similarity 'dot'"),
@@ -86,6 +89,12 @@ def test_a_model_that_cannot_be_trained_that_way(model, train, message):
 @pytest.mark.parametrize("targets", ["last", "random"])
 def test_a_closed_history_may_be_read_from_both_ends(targets):
     check_together(EncoderSettings(direction="bidirectional"), TrainSettings(targets=targets))
+
+
+@pytest.mark.parametrize("readout", ["mean", "attention"])
+@pytest.mark.parametrize("block", ["gru", "lstm"])
+def test_a_recurrence_from_both_ends_is_read_out_over_all_states(block, readout):
+    assert EncoderSettings(block=block, direction="bidirectional", readout=readout).readout == readout
 
 
 @pytest.mark.parametrize("loss", SAMPLED_LOSSES)

@@ -17,27 +17,39 @@ def plan(lengths=(3, 5, 4, 2, 6, 3, 7)):
 
 
 def predicted_from(batch):
-    """(the item at each target's position, the target)."""
-    items = batch.window.item_index.flatten()[batch.position]
-    return list(zip(items.tolist(), batch.target.tolist(), strict=True))
+    """(the item at each target's position, the target, its weight), ascending: each item is in the histories once."""
+    items = torch.cat([window.item_index.flatten() for window in batch.windows])[batch.position]
+    return sorted(zip(items.tolist(), batch.target.tolist(), batch.weight.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 11])
-def test_parts_of_a_batch_are_the_batch(parts):
+def test_parts_of_a_step_are_the_step(parts):
     whole = plan()
-    batch = whole.batch(whole.epoch(0)[0], 0)
-    pieces = [piece for piece in cut(batch, parts) if piece is not None]
-    assert len(pieces) <= parts
-    assert [pair for piece in pieces for pair in predicted_from(piece)] == predicted_from(batch)
-    assert torch.equal(torch.cat([piece.weight for piece in pieces]), batch.weight)
-    lengths = torch.cat([piece.window.lengths for piece in pieces])
-    assert torch.equal(lengths[lengths > 0], batch.window.lengths[batch.window.lengths > 0])
+    rows = whole.epoch(0)[0]
+    pieces = cut(rows, whole.windows.lengths[rows] - 1, parts)
+    assert len(pieces) == parts
+    assert np.concatenate(pieces).tolist() == rows.tolist()
+    batches = [whole.batch(piece, 0) for piece in pieces if len(piece)]
+    pairs = [pair for batch in batches for pair in predicted_from(batch)]
+    assert sorted(pairs) == predicted_from(whole.batch(rows, 0))
 
 
-def test_parts_are_cut_by_tokens():
-    whole = plan((9, 3, 3, 3, 3))  # 8 and 2 2 2 2 inputs
-    batch = whole.batch(np.arange(5), 0)
-    assert [len(piece.window.lengths) for piece in cut(batch, 2) if piece is not None] == [1, 4]
+@pytest.mark.parametrize(
+    ("lengths", "parts", "expected"),
+    [
+        ([8, 2, 2, 2, 2], 1, [[5, 6, 7, 8, 9]]),
+        ([8, 2, 2, 2, 2], 2, [[5], [6, 7, 8, 9]]),
+        ([2, 2, 2, 2, 8], 2, [[5, 6, 7, 8], [9]]),
+        # middles at 2, 5.5, 8, 10, 12.5 of 14 tokens; a third is 4.67
+        ([4, 3, 2, 2, 3], 3, [[5], [6, 7], [8, 9]]),
+        # the middle of the long one is in the second quarter, at 8 of 17; the last one's, at 16.5, in the fourth
+        ([16, 1], 4, [[], [5], [], [6]]),
+        ([3], 2, [[], [5]]),
+    ],
+)
+def test_parts_are_cut_by_tokens(lengths, parts, expected):
+    rows = np.arange(5, 5 + len(lengths))
+    assert [part.tolist() for part in cut(rows, np.array(lengths), parts)] == expected
 
 
 def taken(rank, size, accumulate, loss="softmax"):
@@ -56,12 +68,13 @@ def taken(rank, size, accumulate, loss="softmax"):
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 3), (2, 2), (3, 1), (5, 4)])
 def test_processes_share_a_step_between_them(size, accumulate):
     (alone,) = taken(0, 1, 1)
+    assert alone.weight == alone.num_targets == sum(alone.lengths) == 23
     everyone = [taken(rank, size, accumulate)[0] for rank in range(size)]
     assert sum(share for step in everyone for _, share in step.parts) == pytest.approx(1)
     pairs = [
         pair for step in everyone for part, share in step.parts if share for pair in predicted_from(part)
     ]
-    assert pairs == predicted_from(alone.parts[0][0])
+    assert sorted(pairs) == predicted_from(alone.parts[0][0])
     for step in everyone:
         assert 1 <= len(step.parts) <= accumulate
         assert (step.weight, step.num_targets) == (alone.weight, alone.num_targets)

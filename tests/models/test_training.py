@@ -66,6 +66,8 @@ def with_train(**changes):
 
 COMPILED = """
 import dataclasses, functools, os, torch
+from models import training
+from models.batching import BatchPlan
 from models.settings import EncoderSettings, TrainSettings
 from models.recommender import histories_from_lists
 from models.training import fit
@@ -74,10 +76,13 @@ os.environ["CXX"] = "true"  # so none has to be there
 rows = histories_from_lists([[row % 9 + 1] * (2 + row % 13) for row in range(120)])
 train = TrainSettings(epochs=2, batch_histories=16, precision="fp32", compile="off")
 losses = []
+# what is compiled sees one window at a time, here what is not compiled too
+training.BatchPlan = lambda *given, **named: BatchPlan(*given, **(named | {"one_window": True}))
 for settings in (train, dataclasses.replace(train, compile="on")):
     encoder = EncoderSettings(dim=8, num_blocks=1, dropout=0.0)
     result = fit(rows, encoder=encoder, train=settings, num_items=9, num_event_types=0, max_length=16)
     assert result.resolved["compile"] == settings.compile
+    training.BatchPlan = BatchPlan
     losses.append([record.loss for record in result.history])
 torch.testing.assert_close(*map(torch.tensor, losses))
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
@@ -303,10 +308,13 @@ def test_going_on_from_a_trained_encoder():
     assert not same_bits(fit(planted(), **SETTINGS, initial=Initial(trained, item)), train())
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "gbce", "bce", "bpr"])
-def test_every_loss_learns_the_pattern(loss):
+# gbce is slower: by 25 epochs .3 to .9 depending on the seed, by 60 all of it
+@pytest.mark.parametrize(
+    ("loss", "epochs"), [("softmax", 25), ("sampled_softmax", 25), ("gbce", 60), ("bce", 25), ("bpr", 25)]
+)
+def test_every_loss_learns_the_pattern(loss, epochs):
     optimizer = "adamw" if loss == "softmax" else "rowwise_adagrad"
-    settings = with_train(epochs=25, loss=loss, negatives=8, item_optimizer=optimizer, learning_rate=0.03)
+    settings = with_train(epochs=epochs, loss=loss, negatives=8, item_optimizer=optimizer, learning_rate=0.03)
     result = train(train=settings, validation=held_out())
     assert result.history[result.best_epoch - 1].validation["validation_ndcg@10"] > 0.7  # by chance 0.2
     assert result.resolved["item_optimizer"] == optimizer
