@@ -79,7 +79,7 @@ def an_encoder(order: np.ndarray[Any, Any], items: tuple[int, ...]) -> Encoder:
         if "norm" not in name:
             weight.zero_()
     angle = torch.tensor(order[np.array(items) - 1] * 2 * np.pi / NUM_ITEMS)
-    state["items.weight"][1:] = torch.stack([angle.cos(), angle.sin(), -angle.cos(), -angle.sin()], dim=1)
+    state["items.ids.weight"][1:] = torch.stack([angle.cos(), angle.sin(), -angle.cos(), -angle.sin()], dim=1)
     encoder.load_state_dict(state)
     return encoder
 
