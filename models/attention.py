@@ -37,8 +37,9 @@ class HistoryAttention(nn.Module):
     dot `q . k`; scaled_dot `q . k / sqrt(c)` (Vaswani et al. 2017, 3.2.1); cosine `s q . k / (|q| |k|)` with a learned s per
     head, 10 at the start (Henry et al. 2020); general `q^T W k` with a W per head, `I / sqrt(c)` at the start (Luong et al.
     2015, 3.1); additive `w . tanh(W q + U k)` (Bahdanau et al. 2015, A.1.2); concat `w . tanh(W [q; k] + b)` (Luong et al.
-    2015, 3.1, with a bias). Added to them: a bias by distance, a bias by time (`models.places`), or queries and keys turned
-    first (rotary). Weights: see `weigh`. `implementation` "reference" is the formula everywhere.
+    2015, 3.1, with a bias). Added to them: a bias by distance, a bias by time (`models.places`); or queries (of general: `W^T q`)
+    and keys are turned by their places first (rotary), so that the difference of these alone counts. Weights: see `weigh`.
+    `implementation` "reference" is the formula everywhere.
     """
 
     temperature: Tensor | None
@@ -123,10 +124,10 @@ class HistoryAttention(nn.Module):
 
     def _met(self, queries: Tensor, keys: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """Queries and keys whose inner product is the score."""
+        if self.general is not None:
+            queries = queries @ self.general
         if self.rotary:
             queries, keys = turn(queries, places.looking), turn(keys, places.seen)
-        if self.general is not None:
-            return queries @ self.general, keys
         if self.scale is not None:
             queries, keys = functional.normalize(queries, dim=-1), functional.normalize(keys, dim=-1)
             return queries * self.scale.to(queries.dtype), keys
@@ -265,9 +266,10 @@ def attend(
 
     Without `visible` column i sees columns 0..i (then q = l); rows padded on the right therefore need no mask:
     what real columns see is real. With it, every query must see at least one column. `scaled` False: not divided by sqrt(c).
-    "sdpa" is torch's fused kernel (flash attention on CUDA), "dense" batched matrix products that keep the q x l weights for
-    the gradient, "reference" the formula; "auto" is "sdpa" but for training in bf16 on the CPU, where the gradient of the fused
-    kernel is several times slower than the dense one.
+    "sdpa" is torch's fused kernel (on CUDA flash attention, but with `visible` or a bias, which that does not take, the
+    memory-efficient kernel), "dense" batched matrix products that keep the q x l weights for the gradient, "reference" the
+    formula; "auto" is "sdpa" but for training in bf16 on the CPU, where the gradient of the fused kernel is several times slower
+    than the dense one.
     Source: Vaswani et al. 2017, section 3.2.1 (their d_k is our c).
     """
     scale = 1 / math.sqrt(queries.shape[-1]) if scaled else 1.0

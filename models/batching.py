@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.metrics import Float64
 from models.recommender import Float32, Histories, Int64
 from models.settings import TrainTargets
 from models.shapes import Float, Int
@@ -169,7 +170,8 @@ class BatchPlan:
         windows = replace(histories, request_time=None)
         windows = windows.last(max_length + 1) if targets == "all" else windows
         num_targets = self._num_targets(windows)
-        self.windows = windows.select(num_targets > 0)
+        self.rows = np.flatnonzero(num_targets > 0)  # of the histories given
+        self.windows = windows.select(self.rows)
         self.num_targets = int(num_targets.sum()) if targets == "all" else len(self.windows)
         self.steps_per_epoch = max(1, round(len(self.windows) / batch_histories))
 
@@ -207,6 +209,19 @@ class BatchPlan:
         histories = self.in_epoch(epoch).select(rows)
         row, event = replace(histories, starts=self._second(histories)).gather()
         return self._targets_at(event[self._bears(histories, row, event)])
+
+    def item_counts(self, num_items: int) -> Float64:
+        """[num_items + 1] how often each item is a target in an epoch, in expectation where targets are drawn."""
+        row, event = replace(self.windows, starts=self._second(self.windows)).gather()
+        bears = self.event_weight[event] > 0
+        row, event = row[bears], event[bears]
+        share = np.ones(len(row))
+        if self.targets == "last":
+            share[:-1] = row[:-1] < row[1:]
+        elif self.targets == "random":
+            share /= np.bincount(row)[row]
+        counts = np.bincount(self.windows.item_index[event], weights=share, minlength=num_items + 1)
+        return counts.astype(np.float64, copy=False)
 
     def batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
         """Inputs and targets of the given rows."""

@@ -66,8 +66,12 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
 
 
 def _present_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What settings saved by version 0.3 or before mean: a gru was said to have positions, and took no notice."""
-    return {**settings, "positions": "none"} if settings.get("block") == "gru" else settings
+    """What settings saved by version 0.3 or before mean: a gru was said to have positions, and took no notice; up to 0.2 there
+    was no such setting, and a transformer had absolute ones.
+    """
+    if settings.get("block") == "gru":
+        return {**settings, "positions": "none"}
+    return {"positions": "absolute", **settings}
 
 
 def _present_name(name: str) -> str:

@@ -55,6 +55,13 @@ def rank() -> int:
     return distributed.get_rank() if size() > 1 else 0
 
 
+def is_lost(error: RuntimeError) -> bool:
+    """Whether it says that another process cannot be reached: nccl's errors have a class, gloo's name the file they come from."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+
+
 def data_parallel(module: "nn.Module") -> "nn.Module":
     """The module with process 0's weights everywhere; its backward pass leaves every process the mean of all gradients."""
     from torch.nn.parallel import DistributedDataParallel

@@ -42,17 +42,15 @@ def release() -> None:
 def follow() -> None:
     """Take part in every training that process 0 announces, until it releases.
 
-    Raises ConnectionError where process 0 ends without that, and what `fit` raises.
+    Raises ConnectionError where process 0 ends without that, between trainings or within one, and what `fit` raises.
     """
-    while (told := _awaited()) is not None:
-        arguments = {name: _rebuilt(name, value) for name, value in told.items()}
-        fit(arguments.pop("histories"), **arguments)
-
-
-def _awaited() -> dict[str, Any] | None:
     try:
-        return distributed.told(None)
+        while (told := distributed.told(None)) is not None:
+            arguments = {name: _rebuilt(name, value) for name, value in told.items()}
+            fit(arguments.pop("histories"), **arguments)
     except RuntimeError as error:
+        if not distributed.is_lost(error):
+            raise
         raise ConnectionError("process 0 has ended") from error
 
 

@@ -7,7 +7,15 @@ import numpy as np
 import torch
 
 from models.encoder import Encoder
-from models.recommender import Int32
+from models.recommender import Int32, Int64
+
+
+class NotFinite(ValueError):
+    """A training's numbers that are not finite, and `rows` of the histories given to it that its last step learned from."""
+
+    def __init__(self, message: str, rows: Int64) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 @dataclass(frozen=True)

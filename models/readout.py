@@ -51,7 +51,8 @@ class TargetReadout(nn.Module):
     """Target attention: every candidate looks at the history by itself, and is scored by what it finds there.
 
     With candidate vector u, states s_0..s_i and heads h: `score = u . s_i + sum over h and j <= i of w_hj (u_h . (V s_j)_h)`,
-    `w_h` the weights over j of `(Q u)_h . (K s_j)_h / sqrt(c)`, kept within +-30: softmax, or silu divided by i + 1.
+    `w_h` the weights over j of `(Q u)_h . (K s_j)_h / sqrt(c)`, kept within +-30: softmax, or silu divided by i + 1. The score
+    is this scaled inner product whatever the blocks' own is (hstu: dot).
     A candidate's query does not depend on i, so that running sums over j serve all i at once.
     Source: Zhou et al. 2018 (DIN), section 4.3, with an inner product in place of its activation unit.
     """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.metrics import Float64
 from models.recommender import Int64
 from models.settings import TrainSettings
 from models.shapes import Float, Int
@@ -40,15 +41,17 @@ class NegativeSampler:
     spread over processes, draws the same.
     """
 
-    def __init__(self, settings: TrainSettings, item_counts: Int64, candidates: Int64, seed: int) -> None:
-        """item_counts: [num_items + 1] targets in training of each item; candidates: [c] items that may be drawn, at
+    def __init__(
+        self, settings: TrainSettings, item_counts: Float64 | Int64, candidates: Int64, seed: int
+    ) -> None:
+        """item_counts: [num_items + 1] how often each item is a target in an epoch; candidates: [c] items that may be drawn, at
         least one; in_batch draws targets, whatever the candidates. seed >= 0.
         """
         assert len(candidates), "there is no item to draw"
         self.settings, self.item_counts, self.candidates, self.seed = settings, item_counts, candidates, seed
         popularity = settings.negative_sampling == "popularity"
         self.cumulative = np.cumsum(item_counts[candidates] + 1) if popularity else None
-        self.num_targets = int(item_counts.sum())
+        self.num_targets = item_counts.sum()
 
     def draw(self, epoch: int, step: int, target: Int[Tensor, " n"]) -> Negatives:
         """The negatives of a step, counted from 0 in its epoch, on the device of its targets."""
@@ -62,7 +65,7 @@ class NegativeSampler:
             assert share.all(), "item_counts lacks a target"
         elif self.cumulative is not None:
             total = self.cumulative[-1]
-            chosen = np.searchsorted(self.cumulative, random.integers(total, size=number), side="right")
+            chosen = np.searchsorted(self.cumulative, total * random.random(number), side="right")
             item_index = self.candidates[chosen]
             share = (self.item_counts[item_index] + 1) / total
         else:

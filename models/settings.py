@@ -65,7 +65,7 @@ class EncoderSettings:
     request_time: bool = False
     """Whether the model may see the time of the request: `time_bias` and `calendar` then count from it."""
     window: int = 0
-    """Attention: positions that each one sees, itself included; 0: all before it."""
+    """Attention, causal: positions that each one sees, itself included; 0: all before it."""
     feed_forward: FeedForward | Literal["auto"] = "auto"
     """What follows attention in transformer and ligr (hstu has nothing). auto: swiglu in ligr, gelu in transformer."""
     direction: Direction = "causal"
@@ -75,7 +75,8 @@ class EncoderSettings:
     """conv: positions that each one sees in a block, itself included."""
     readout: Readout = "last"
     """What a history's states become. last: its last state; mean: the mean of its states; attention: the last state and what
-    it finds by attention over all of them; target: for each candidate what that finds by attention (DIN)."""
+    it finds by attention over all of them; target: for each candidate what that finds by attention (DIN), whose score is the
+    scaled inner product in every block, its weighting softmax or silu."""
     item_id: bool = True
     """Whether an item has a learned vector of its own; without one it is its content."""
     item_content: bool = False
@@ -112,36 +113,16 @@ class EncoderSettings:
         for key in ("temperature", "gumbel_start", "gumbel_end"):
             value = getattr(self, key)
             _refuse(not 0 < value < math.inf, f"model.{key}", value, "a number above 0")
-        self._refuse_what_makes_no_sense()
+        self._refuse_contradictions()
+        self._refuse_what_nothing_reads()
 
-    def _refuse_what_makes_no_sense(self) -> None:
-        """Settings that contradict each other, or that nothing would read."""
+    def _refuse_contradictions(self) -> None:
         settings = self.resolved
         _refuse(
             self.looks and self.dim % self.num_heads != 0,
             "model.dim",
             self.dim,
             f"a multiple of num_heads ({self.num_heads})",
-        )
-        for key in ("score", "weighting"):
-            _refuse(
-                getattr(self, key) != "auto" and not self.looks,
-                f"model.{key}",
-                getattr(self, key),
-                f"'auto' with block {self.block!r} and readout {self.readout!r}: nothing attends",
-            )
-        for key, default in (("time_bias", False), ("window", 0)):
-            _refuse(
-                getattr(self, key) != default and not self.attends,
-                f"model.{key}",
-                getattr(self, key),
-                f"{default!r} with block {self.block!r}: only {', '.join(ATTENTION_BLOCKS)} attend",
-            )
-        _refuse(
-            settings.positions != "none" and not self.attends,
-            "model.positions",
-            self.positions,
-            f"'auto' or 'none' with block {self.block!r}: it reads a history in order",
         )
         turnable = settings.score in INNER_PRODUCTS and self.dim // self.num_heads % 2 == 0
         _refuse(
@@ -150,12 +131,6 @@ class EncoderSettings:
             "rotary",
             f"another with score {settings.score!r}, dim {self.dim} and {self.num_heads} heads: it turns pairs of components "
             f"of queries and keys that meet in an inner product ({', '.join(INNER_PRODUCTS)})",
-        )
-        _refuse(
-            self.feed_forward != "auto" and self.block not in ("transformer", "ligr"),
-            "model.feed_forward",
-            self.feed_forward,
-            f"'auto' with block {self.block!r}: it has no feed-forward layer",
         )
         _refuse(
             self.direction == "bidirectional" and self.block in ("conv", "pooling"),
@@ -171,10 +146,10 @@ class EncoderSettings:
             "end has read one event only",
         )
         _refuse(
-            self.request_time and not (self.time_bias or self.calendar),
-            "model.request_time",
-            True,
-            "false, or model.time_bias or model.calendar: nothing else in the model looks at time",
+            self.direction == "bidirectional" and self.window > 0,
+            "model.window",
+            self.window,
+            "0 with direction 'bidirectional': a position then sees all of its row, and a window looks back only",
         )
         _refuse(
             not (self.item_id or self.item_content),
@@ -182,25 +157,63 @@ class EncoderSettings:
             False,
             "true, or model.item_content: an item must have some vector",
         )
+        own_score = settings.score == "scaled_dot" or (self.block, settings.score) == ("hstu", "dot")
         _refuse(
-            self.learned_temperature and self.similarity != "cosine",
-            "model.learned_temperature",
-            True,
-            "false with similarity 'dot', which has no temperature",
+            self.readout == "target" and not (own_score and settings.weighting in ("softmax", "silu")),
+            "model.readout",
+            "target",
+            f"score scaled_dot with softmax or silu for it, not {settings.score!r} with {settings.weighting!r}",
         )
-        if self.readout == "target" and not self.attends:
-            plain = settings.score == "scaled_dot" and settings.weighting in ("softmax", "silu")
+
+    def _refuse_what_nothing_reads(self) -> None:
+        blocks = f"block {self.block!r}" if self.num_blocks else "num_blocks 0"
+        for key in ("score", "weighting"):
             _refuse(
-                not plain,
-                "model.readout",
-                "target",
-                f"score scaled_dot with softmax or silu for it, not {settings.score!r} with {settings.weighting!r}",
+                getattr(self, key) != "auto" and not self.looks,
+                f"model.{key}",
+                getattr(self, key),
+                f"'auto' with {blocks} and readout {self.readout!r}: nothing attends",
             )
+        for key in ("time_bias", "window"):
+            self._refuse_other(key, not self.attends, f"{blocks}: only {', '.join(ATTENTION_BLOCKS)} attend")
+        _refuse(
+            self.resolved.positions != "none" and not self.attends,
+            "model.positions",
+            self.positions,
+            f"'auto' or 'none' with {blocks}: it is attention that reads them",
+        )
+        for key in ("gumbel_start", "gumbel_end", "gumbel_hard"):
+            self._refuse_other(
+                key,
+                self.weighting != "gumbel_softmax",
+                f"weighting {self.weighting!r}: gumbel_softmax alone reads it",
+            )
+        self._refuse_other(
+            "kernel", self.block != "conv" or not self.num_blocks, f"{blocks}: conv alone has one"
+        )
+        self._refuse_other(
+            "feed_forward",
+            self.block not in ("transformer", "ligr"),
+            f"block {self.block!r}: it has no feed-forward layer",
+        )
+        _refuse(
+            self.request_time and not self.looks_at_time,
+            "model.request_time",
+            True,
+            "false, or model.time_bias or model.calendar: nothing else in the model looks at time",
+        )
+        for key in ("temperature", "learned_temperature"):
+            self._refuse_other(key, self.similarity != "cosine", "similarity 'dot', which has no temperature")
+
+    def _refuse_other(self, key: str, is_unread: bool, because: str) -> None:
+        """Refuse another value than the default where nothing reads it."""
+        value, default = getattr(self, key), getattr(type(self), key)
+        _refuse(is_unread and value != default, f"model.{key}", value, f"{default!r} with {because}")
 
     @property
     def attends(self) -> bool:
-        """Whether the blocks are attention blocks."""
-        return self.block in ATTENTION_BLOCKS
+        """Whether there are blocks and they attend."""
+        return self.block in ATTENTION_BLOCKS and self.num_blocks > 0
 
     @property
     def looks(self) -> bool:
@@ -290,7 +303,7 @@ class TrainSettings:
     """Train again on training + validation events, for the steps that validation chose, before testing."""
     refit_from: RefitFrom = "start"
     """start: train again from fresh weights, the steps scaled by the number of targets; continue: go on from the chosen weights
-    for an epoch."""
+    for an epoch, at the end of every schedule (learning rate, Gumbel temperature) and without warm-up."""
     refit: bool = True
     """Publish trains again on all events before anything is deployed."""
     validation_targets: int = 5_000
@@ -360,4 +373,10 @@ def check_together(encoder: EncoderSettings, train: TrainSettings) -> None:
         "model.similarity",
         "cosine",
         "'dot' with model.readout 'target'",
+    )
+    _refuse(
+        train.item_optimizer == "rowwise_adagrad" and not encoder.item_id,
+        "train.item_optimizer",
+        train.item_optimizer,
+        "'auto' or 'adamw' with model.item_id false: it is for the items' own vectors",
     )

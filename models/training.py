@@ -23,7 +23,7 @@ from models.inputs import ItemContent
 from models.machine import matmul_flops, peak_bytes, pick_device, resolved_compile, resolved_precision
 from models.objective import Objective
 from models.optimizers import WeightAverage, build, clip_gradients, is_rowwise, learning_rate
-from models.outcome import EpochRecord, FitResult, Initial
+from models.outcome import EpochRecord, FitResult, Initial, NotFinite
 from models.recommender import Float32, Histories, Int64
 from models.sampling import NegativeSampler
 from models.settings import RECURRENT_BLOCKS, SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
@@ -85,12 +85,13 @@ def fit(
     `type_weights` [num_event_types + 1] weighs each target by its event type. With `validation` the best weights
     are returned and `train.patience` epochs without a better one end the training; without, all of `train.epochs` run.
     `max_steps` runs exactly that many optimiser steps, whatever `train.epochs` says, without validation; the learning rate
-    goes the way it would over `train.epochs`. `initial`: go on from these weights instead of fresh ones.
+    goes the way it would over `train.epochs`. `initial`: go on from these weights instead of fresh ones, where a training
+    ends: without warm-up, at the last learning rate of the schedule and the last temperature of Gumbel-softmax.
     `on_checkpoint` receives the whole state every `train.checkpoint_seconds` and after each epoch; passed back as
     `resume`, the training goes on from there and on the CPU ends in the same bits as one never interrupted.
     In a group of processes (`models.distributed`) all call this alike; `validation`, `resume` and what is called back are
     those of process 0. Raises ValueError where the settings contradict each other, no history bears a target, `resume` is of
-    another training, or loss, gradient or weights are not finite.
+    another training; NotFinite, one of these, where loss, gradient or weights are not.
     """
     check_together(encoder, train)
     if max_steps is not None:
@@ -114,7 +115,9 @@ def fit(
             initial.copy_into(model)
         if distributed.rank():
             torch.manual_seed(seed + distributed.rank())  # dropout of its own
-        training = _Training(model.to(device), plan, train, validation, max_steps, on_checkpoint, on_epoch)
+        training = _Training(
+            model.to(device), plan, train, validation, max_steps, initial is not None, on_checkpoint, on_epoch
+        )
         training.run(distributed.told(resume), show_progress)
     return training.result()
 
@@ -129,6 +132,7 @@ class _Training:
         settings: TrainSettings,
         validation: Validation | None,
         max_steps: int | None,
+        goes_on: bool,
         on_checkpoint: Callable[[dict[str, Any]], None] | None,
         on_epoch: Callable[[EpochRecord], None] | None,
     ) -> None:
@@ -143,8 +147,8 @@ class _Training:
         self.validation = None
         if validation is not None and len(validation.target) and not self.rank:
             self.validation = validation.sample(settings.validation_targets, plan.seed)
-        asked = [self.validation is not None, on_checkpoint is not None]
-        self.validates, self.saves = (bool(flag) for flag in distributed.of_first(asked))
+        asked = [self.validation is not None, on_checkpoint is not None, goes_on]
+        self.validates, self.saves, self.goes_on = (bool(flag) for flag in distributed.of_first(asked))
         self.precision = resolved_precision(settings.precision, self.device)
         self.compiled = resolved_compile(settings.compile, self.device, plan.num_targets * settings.epochs)
         self.known_items = self._known_items()
@@ -165,12 +169,12 @@ class _Training:
         self.save_is_due = False
 
     def run(self, resume: dict[str, Any] | None, show_progress: bool) -> None:
-        """Epoch after epoch until done, from where `resume` stands."""
+        """Epoch after epoch until done, from where `resume` stands; an epoch without a step left is recorded all the same."""
         if resume is not None:
             self.load_state(resume)
         if self.compiled == "on" and not self._done():
             self._compile()
-        while not self._done():
+        while self.progress.step or not self._done():
             with _bar(self.plan.steps_per_epoch, self.progress, show_progress) as bar:
                 self._run_steps(bar)
             record = self._end_epoch()
@@ -239,7 +243,7 @@ class _Training:
         """The rest of the present epoch, up to `max_steps`."""
         self.model.train()
         started = time.monotonic()
-        with closing(prefetched(self._steps())) as coming:
+        with closing(prefetched(self._steps(self.progress.step))) as coming:
             for step in coming:
                 if self.max_steps is not None and self.progress.total_steps >= self.max_steps:
                     break
@@ -252,12 +256,12 @@ class _Training:
                     self._checkpoint()
                 started = time.monotonic()
 
-    def _steps(self) -> Iterator[Step]:
-        """The rest of the present epoch's steps."""
+    def _steps(self, first: int) -> Iterator[Step]:
+        """The present epoch's steps from `first` on."""
         return steps(
             self.plan,
             self.progress.epoch,
-            self.progress.step,
+            first,
             sampler=self.sampler,
             accumulate=self.settings.accumulate,
             rank=self.rank,
@@ -268,14 +272,16 @@ class _Training:
     def _step(self, step: Step) -> None:
         """One optimiser step."""
         progress = self.progress
-        rate = learning_rate(self.settings, progress.total_steps, self.planned_steps)
+        rate = learning_rate(self.settings, self._planned_step(), self.planned_steps)
         loss = self._backward(step)
         norm = clip_gradients(self.model.parameters(), self.settings.max_grad_norm or math.inf)
         is_due = self.saves and time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
         value, due = distributed.total([loss.item(), float(is_due and not self.rank)])
         grad_norm, self.save_is_due = norm.item(), due > 0
         if not (math.isfinite(value) and math.isfinite(grad_norm)):
-            raise ValueError(_not_finite(progress, f"loss {value} and gradient norm {grad_norm}", step))
+            raise _not_finite(
+                progress, f"loss {value} and gradient norm {grad_norm}", self.plan.rows[step.rows]
+            )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -296,11 +302,17 @@ class _Training:
         )
         progress.grad_norm_sum += grad_norm
 
+    def _planned_step(self) -> int:
+        """Where schedules stand: behind their end where training goes on from trained weights."""
+        if self.goes_on:
+            return self.planned_steps + self.settings.warmup_steps
+        return self.progress.total_steps
+
     def _backward(self, step: Step) -> Tensor:
         """The own part of the step's loss; gradients are those of the whole step, over all processes."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.model.anneal(min(1.0, self.progress.total_steps / self.planned_steps))
+        self.model.anneal(min(1.0, self._planned_step() / self.planned_steps))
         total = torch.zeros((), device=self.device)
         for number, (batch, share) in enumerate(step.parts, 1):
             waits = self.size > 1 and number < len(step.parts)
@@ -312,10 +324,10 @@ class _Training:
         return total
 
     def _compile(self) -> None:
-        """Compile on the first batch, outside the clock; weights and random numbers stay as they are."""
+        """Compile on the epoch's first batch, outside the clock; weights and random numbers stay as they are."""
         random = self._random_state()
         self.model.train()
-        self._backward(next(self._steps()))
+        self._backward(next(self._steps(0)))
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self._set_random_state(random)
@@ -354,7 +366,7 @@ class _Training:
             grad_norm=progress.grad_norm_sum / progress.step,
             learning_rate=self.optimizers[0].param_groups[0]["lr"],
             peak_bytes=peak_bytes(self.device),
-            matmul_share=progress.flops / self.size / progress.seconds / self.resolved["matmul_flops"],
+            matmul_share=self._matmul_share(),
             validation=measured,
         )
         self.history.append(record)
@@ -362,6 +374,10 @@ class _Training:
             progress.best_epoch, progress.best_step, progress.best_ndcg = record.epoch, record.steps, score
         progress.next_epoch()
         return record
+
+    def _matmul_share(self) -> float:
+        progress = self.progress
+        return progress.flops / self.size / progress.seconds / float(self.resolved["matmul_flops"])
 
     def _validate(self) -> dict[str, float]:
         """Process 0's measurements, everywhere."""
@@ -381,7 +397,7 @@ class _Training:
         """Refuse to keep weights that the last step has carried beyond all numbers."""
         extremes = [torch.stack(weight.detach().aminmax()).float() for weight in self.model.parameters()]
         if not torch.stack(extremes).isfinite().all():
-            raise ValueError(_not_finite(self.progress, "weights that are not finite"))
+            raise _not_finite(self.progress, "weights that are not finite")
 
     def _checkpoint(self) -> None:
         if not self.saves:
@@ -404,10 +420,7 @@ class _Training:
         """Where negatives come from, if the loss wants any."""
         if self.settings.loss not in SAMPLED_LOSSES:
             return None
-        windows = self.plan.windows
-        row, event = windows.gather()
-        bears = (event > windows.starts[row]) & (self.plan.event_weight[event] > 0)
-        counts = np.bincount(windows.item_index[event[bears]], minlength=self.model.num_items + 1)
+        counts = self.plan.item_counts(self.model.num_items)
         return NegativeSampler(self.settings, counts, self.known_items, self.plan.seed)
 
     def _sparse_table(self) -> Tensor | None:
@@ -454,24 +467,25 @@ class _Training:
                 "targets/s": f"{progress.targets / progress.seconds:,.0f}",
                 "lr": f"{self.optimizers[0].param_groups[0]['lr']:.2g}",
                 "grad": f"{progress.grad_norm_sum / progress.step:.3f}",
+                "memory": f"{peak_bytes(self.device) / 2**30:.1f} GiB",
+                "matmul": f"{self._matmul_share():.0%}",
             },
             refresh=False,
         )
         bar.update()
 
 
-def _not_finite(progress: _Progress, what: str, step: Step | None = None) -> str:
-    """What to say of a step whose numbers are not."""
-    rows = step.rows[:NAMED_ROWS].tolist() if step is not None else []
-    more = (
-        f" and {len(step.rows) - len(rows)} more" if step is not None and len(step.rows) > len(rows) else ""
-    )
-    number = progress.step + (step is not None)
-    return (
+def _not_finite(progress: _Progress, what: str, rows: Int64 | None = None) -> NotFinite:
+    """What to say of a step whose numbers are not, and of the rows that it learned from."""
+    number = progress.step + (rows is not None)
+    rows = np.zeros(0, np.int64) if rows is None else rows
+    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+    return NotFinite(
         f"training: received {what} at epoch {progress.epoch + 1}, step {number}"
-        + (f" (training histories {rows}{more})" if rows else "")
+        + (f" (training histories {rows[:NAMED_ROWS].tolist()}{more})" if len(rows) else "")
         + ", expected finite numbers; the last checkpoint is kept as it was: lower train.learning_rate or "
-        "train.max_grad_norm, add train.warmup_steps, or set train.precision = 'fp32'"
+        "train.max_grad_norm, add train.warmup_steps, or set train.precision = 'fp32'",
+        rows,
     )
 
 

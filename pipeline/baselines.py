@@ -24,16 +24,17 @@ from models.ease import EASE
 from models.encoder import AttentionRecommender
 from models.neighbours import CoVisitation, ItemKNN
 from models.ranking import ColdStart, SystemRanks, rank_targets
-from models.recommender import Histories, Int32, Recommender
+from models.recommender import Float32, Histories, Int32, Recommender
 from models.settings import EncoderSettings, TrainSettings
+from models.topk import recommend_in_chunks
 from pipeline import histories as rows
 from pipeline.config import BASELINES, Config
 from pipeline.errors import LookbackError
 from pipeline.item_content import known_by_content
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
-from pipeline.targets import UNKNOWN_ITEM, RankedTargets, ranked_targets, target_types
-from pipeline.train import Trainer
+from pipeline.targets import RankedTargets, ranked_targets, target_types
+from pipeline.train import Trainer, former_numbers
 
 VALIDATION_K = 10
 GRU = "gru"
@@ -78,7 +79,10 @@ def build(ctx: Context) -> None:
         facts = _ranked_before(ctx.folder, name)
         if facts is None:
             started = time.monotonic()
-            system, fitted_on, tuned = _fitted(ctx, name, histories, split, selection, test)
+            if name == GRU:
+                system, fitted_on, tuned = _gru(ctx, histories, split, mapping)
+            else:
+                system, fitted_on, tuned = _fitted(ctx, name, selection, test)
             check_fitted(
                 name,
                 fitted_on.num_events,
@@ -105,12 +109,13 @@ def wanted(config: Config) -> tuple[str, ...]:
 def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
     """How a system ranks the targets; where there is no history an encoder answers by popularity, as scoring does.
 
-    Targets on items that no system knows are ranked only where they count (`evaluate.cold_items`).
+    Targets on items that no system knows, by training or by content, are asked for only where they count
+    (`evaluate.cold_items`).
     """
     if isinstance(system, AttentionRecommender):
         system = ColdStart(system, Popularity.fit(part.training, part.num_items))
     targets = part.targets
-    ranked = (targets.apart != UNKNOWN_ITEM) | config.evaluate.cold_items
+    ranked = (targets.item > 0) | config.evaluate.cold_items
     length = list_length(config)
     some = rank_targets(
         system,
@@ -185,12 +190,8 @@ def _not_applicable(config: Config, name: str, num_items: int) -> str | None:
     return reason
 
 
-def _fitted(
-    ctx: Context, name: str, histories: JaggedHistories, split: Split, selection: Part, test: Part
-) -> tuple[Recommender, FittedOn, Tuned]:
+def _fitted(ctx: Context, name: str, selection: Part, test: Part) -> tuple[Recommender, FittedOn, Tuned]:
     """The tuned baseline, fitted on what the model that is judged may learn from."""
-    if name == GRU:
-        return _gru(ctx, histories, split)
     fit, grid = _candidates(ctx.config, name)
     tuned = _tune(fit, grid, selection, ctx.config)
     system = fit(test.training, test.num_items, tuned.settings)
@@ -233,8 +234,35 @@ def _tune(fit: Fit, grid: tuple[Settings, ...], selection: Part, config: Config)
     return Tuned(dict(grid[best]), points)
 
 
-def _gru(ctx: Context, histories: JaggedHistories, split: Split) -> tuple[Recommender, FittedOn, Tuned]:
-    """GRU4Rec with the full softmax: one GRU layer, the epoch chosen on validation (its grid)."""
+class Renumbered:
+    """A recommender of some of the items, in a numbering of all of them; those it does not know score -inf.
+
+    numbers: [num_items + 1] item -> the recommender's, 0 where it knows none.
+    """
+
+    def __init__(self, system: Recommender, numbers: Int32) -> None:
+        self._system, self._numbers = system, numbers
+        self.num_items = len(numbers) - 1
+
+    def score_items(self, histories: Histories) -> Float32:
+        """[rows, num_items + 1], from what the recommender knows of each history."""
+        own = histories.compact().translate(self._numbers)
+        scores = self._system.score_items(own)[:, self._numbers]
+        scores[:, self._numbers == 0] = -np.inf
+        return scores
+
+    def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
+        """The k best items of each row and their scores, as every `Recommender` answers."""
+        return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
+
+
+def _gru(
+    ctx: Context, histories: JaggedHistories, split: Split, mapping: Int32
+) -> tuple[Recommender, FittedOn, Tuned]:
+    """GRU4Rec with the full softmax: one GRU layer, the epoch chosen on validation (its grid).
+
+    It reads no content, so items known by content alone are not among its own; `mapping` is the common numbering.
+    """
     settings = ctx.config.evaluate
     encoder = EncoderSettings(block="gru", dim=settings.gru_dim, num_blocks=1)
     train = replace(
@@ -258,7 +286,10 @@ def _gru(ctx: Context, histories: JaggedHistories, split: Split) -> tuple[Recomm
         "epoch": trained.selection.best_epoch,
         "steps": trained.result.best_step,
     }
-    return AttentionRecommender(trained.result.model), FittedOn.of(trained.histories), Tuned(chosen, grid)
+    model, own = trained.result.model, trained.histories.translate(trained.mapping)
+    system = ColdStart(AttentionRecommender(model), Popularity.fit(own, model.num_items))
+    renumbered = Renumbered(system, former_numbers(trained.mapping, mapping))
+    return renumbered, FittedOn.of(trained.histories), Tuned(chosen, grid)
 
 
 def _ranked_before(folder: Path, name: str) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """The bundle: one self-contained folder that recommends, with evaluated and deployed weights and its own vocabulary.
 
-bundle.json                  what it is, its settings, the digest of every file
+bundle.json                  what it is, its settings, the time of its log's newest event, the digest of every file
 items.parquet                item_index (the deployed numbering), item_id, title, num_events, evaluated_index (0: unknown then)
 users.parquet                user_id, trained_until (the user's last event that trained or chose the evaluated weights)
 histories/                   the users' histories, in the deployed numbering
@@ -34,6 +34,8 @@ FORMAT_VERSION = 2
 READABLE_FORMATS = (1, 2)
 """Format 1 does not say what the evaluated weights learned from: it recommends, but cannot be compared."""
 DESCRIPTION = "bundle.json"
+SECOND = 1_000_000
+"""Microseconds."""
 NEVER = int(np.iinfo(np.int64).min)
 """The time of no event: before all others."""
 
@@ -102,11 +104,24 @@ class Bundle:
         return Vocabulary(pl.read_parquet(self.folder / "users.parquet")["user_id"], 0)
 
     @cached_property
+    def _saved(self) -> JaggedHistories:
+        """Their histories, in the deployed numbering."""
+        return JaggedHistories.load(self.folder / "histories")
+
+    @cached_property
+    def newest(self) -> int:
+        """Time of the newest event of the log it was made with, microseconds since the epoch: when it is asked.
+
+        Bundles that do not say it know the newest one on an item of theirs.
+        """
+        said: int | None = self.description.get("newest")
+        return int(self._saved.time.max(initial=0)) if said is None else said
+
+    @cached_property
     def known_histories(self) -> Histories:
-        """Their histories, in the deployed numbering, asked for at the time of the newest event."""
-        saved = JaggedHistories.load(self.folder / "histories")
-        known = rows.rows(saved, saved.offsets[:-1], saved.offsets[1:])
-        return as_asked(known, int(saved.time.max(initial=0)))
+        """Their histories, in the deployed numbering, asked for at the time of the newest event of the log."""
+        saved = self._saved
+        return as_asked(rows.rows(saved, saved.offsets[:-1], saved.offsets[1:]), self.newest)
 
     def recommend(
         self,
@@ -180,14 +195,19 @@ class Bundle:
         return self._lists(self.from_ids(histories)[0], k, exclude_seen)
 
     def from_ids(self, histories: Sequence[Sequence[Any]]) -> tuple[Histories, int]:
-        """Histories of item ids, oldest first, in the deployed numbering; unknown ids are left out and counted."""
+        """Histories of item ids, oldest first, in the deployed numbering; unknown ids are left out and counted.
+
+        They have no times: each is taken as interactions a second apart, the last of them at the time of the newest event of
+        the log that the bundle was made with, and asked for then.
+        """
         lengths = [len(row) for row in histories]
         flat = pl.Series("item_id", [item for row in histories for item in row], strict=False)
         index, unknown = self.items.encode_known(flat) if len(flat) else (np.zeros(0, np.int32), 0)
-        rows = (
+        known = (
             [part[part > 0].tolist() for part in np.split(index, np.cumsum(lengths)[:-1])] if lengths else []
         )
-        return histories_from_lists(rows), unknown
+        times = [[self.newest - SECOND * back for back in reversed(range(len(row)))] for row in known]
+        return as_asked(histories_from_lists(known, times), self.newest), unknown
 
     def _lists(self, histories: Histories, k: int, exclude_seen: bool) -> list[tuple[list[Any], list[float]]]:
         answer = self.recommend(histories, k, exclude_seen=exclude_seen)

@@ -254,7 +254,8 @@ class EvaluateConfig(Section):
     cold_users: bool = False
     """Whether targets without any history count in the metrics; they are reported apart all the same."""
     cold_items: bool = False
-    """Whether targets on items unseen in training count in the metrics, as misses; they are reported apart all the same."""
+    """Whether targets on items unseen in training count in the metrics: as misses, but for systems that know them by content
+    (`model.item_content`), which rank them; they are reported apart all the same."""
     baselines: Literal["all"] | list[str] = "all"
     """Which baselines stand beside the model: all, or a list of names."""
     recent_days: float | list[float] = [1.0, 3.0, 7.0, 30.0]
@@ -335,7 +336,8 @@ class ScoreConfig(Section):
     because: bool = True
     """Whether each recommendation says what in the history it is based on."""
     because_method: Literal["fast", "exact"] = "fast"
-    """fast: one extra pass; exact: leave each interaction out and score again."""
+    """exact: leave each interaction out and score again; fast: only the last one so, the others to first order, where every block
+    attends or is a gru; elsewhere as exact."""
     because_items: int = Field(3, ge=1)
     """Past interactions named per recommendation, at most."""
     batch_users: int = Field(1024, ge=1)

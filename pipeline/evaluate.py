@@ -34,7 +34,7 @@ from pipeline.segments import segments_of
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
 from pipeline.targets import RankedTargets, check_targets, ranked_targets, target_types
-from pipeline.train import Trainer
+from pipeline.train import Trainer, former_numbers
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CUT = "evaluate cut "
@@ -255,8 +255,7 @@ def _learning_curve(
         trained = Trainer(ctx, ctx.inputs["features"]).fit_split(
             found.histories, found.split, f"fraction_{fraction:g}", users
         )
-        translation = np.zeros(found.recommender.num_items + 1, np.int32)
-        translation[found.mapping[found.mapping > 0]] = trained.mapping[found.mapping > 0]
+        translation = former_numbers(trained.mapping, found.mapping)
         ranked = rank_targets(
             AttentionRecommender(trained.result.model),
             found.targets.histories.translate(translation),

@@ -51,7 +51,7 @@ MAX_VALUES = 12
 """Values of a segment that are drawn: those with most targets."""
 ORDERED_SEGMENTS = {
     "history_length": "events in the history",
-    "item_popularity": "third of the catalogue",
+    "item_popularity": "third of the items trained on",
     "recency": "time since the last event in the history",
 }
 """Kinds of segments whose values have an order, and what they are along."""

@@ -19,8 +19,8 @@ from models.ranking import SystemRanks
 from models.recommender import Int32, Int64
 from pipeline.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
 
-MISSES_COUNT_ZERO = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
-"""Metrics that a miss adds 0 to, so that their mean over more targets follows from the mean over fewer."""
+OF_RANKS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
+"""Metrics that are means over targets of what follows from a rank: 0 for a miss."""
 
 
 @dataclass(frozen=True)
@@ -121,30 +121,47 @@ def apart(
 ) -> dict[str, Any]:
     """What is reported beside the headline: targets without a history, and those on items unseen in training.
 
-    The latter are misses for every system, so that the metrics with them follow: value x ranked / (ranked + unseen).
+    The latter are misses but for systems that know such items by their content. The metrics with them are means over the
+    targets that the headline's are, and over them.
     """
-    no_history = targets.apart == NO_HISTORY
-    of_cold = {
-        name: {
-            metric: float(values.mean())
-            for metric, values in metrics.metrics_of_ranks(each.rank[no_history], judging.ks).items()
-        }
-        for name, each in ranked.items()
-        if no_history.any()
-    }
-    unseen = int((targets.apart == UNKNOWN_ITEM).sum())
-    share = judged.num_targets / (judged.num_targets + (0 if cold_items else unseen))
+    no_history, unseen = targets.apart == NO_HISTORY, targets.apart == UNKNOWN_ITEM
+    of_unseen = _means(ranked, unseen, judging)
+    share = 0.0 if cold_items else float(unseen.sum() / (judged.num_targets + unseen.sum()))
     with_unseen = {
         name: {
-            metric: value * share
+            metric: value if not share else (1 - share) * value + share * of_unseen[name][metric]
             for metric, value in judged.values(name).items()
-            if metric.partition("@")[0] in MISSES_COUNT_ZERO
+            if metric.partition("@")[0] in OF_RANKS
         }
         for name in judged.systems
     }
     return {
-        "no_history": {"targets": int(no_history.sum()), "included": cold_users, "metrics": of_cold},
-        "unknown_item": {"targets": unseen, "included": cold_items, "metrics_with_them": with_unseen},
+        "no_history": {
+            "targets": int(no_history.sum()),
+            "included": cold_users,
+            "metrics": _means(ranked, no_history, judging),
+        },
+        "unknown_item": {
+            "targets": int(unseen.sum()),
+            "included": cold_items,
+            "metrics": of_unseen,
+            "metrics_with_them": with_unseen,
+        },
+    }
+
+
+def _means(
+    ranked: Mapping[str, SystemRanks], chosen: NDArray[np.bool_], judging: Judging
+) -> dict[str, dict[str, float]]:
+    """System -> the mean over the chosen targets of each metric of ranks; nothing where none is chosen."""
+    if not chosen.any():
+        return {}
+    return {
+        name: {
+            metric: float(values.mean())
+            for metric, values in metrics.metrics_of_ranks(each.rank[chosen], judging.ks).items()
+        }
+        for name, each in ranked.items()
     }
 
 

@@ -33,7 +33,7 @@ def build(ctx: Context) -> None:
     shutil.rmtree(bundle, ignore_errors=True)
     for name in ("evaluated", "deployed", "index", "histories"):
         (bundle / name).mkdir(parents=True)
-    encoder, mapping, refit_steps = _deployed(ctx, histories, split, evaluated)
+    encoder, mapping, refit_steps = _deployed(ctx, whole, split, evaluated)
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")
@@ -43,7 +43,8 @@ def build(ctx: Context) -> None:
     _write_content(ctx, bundle, refit=refit_steps is not None)
     _write_users(features, histories, mapping, trained_until(whole, split), bundle)
     metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
-    digest = seal(bundle, _description(ctx, features, split, metrics, refit_steps))
+    newest = int(histories.time.max(initial=0))
+    digest = seal(bundle, _description(ctx, features, split, metrics, refit_steps, newest))
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _report(ctx, bundle, digest, metrics, encoder, refit_steps)
 
@@ -66,19 +67,23 @@ def without_held_back(histories: JaggedHistories, split: Split) -> JaggedHistori
 
 
 def _deployed(
-    ctx: Context, histories: JaggedHistories, split: Split, evaluated: Int32
+    ctx: Context, whole: JaggedHistories, split: Split, evaluated: Int32
 ) -> tuple[Encoder, Int32, int | None]:
-    """The encoder that recommends, its numbering, and the steps of its refit (None: the evaluated one is deployed)."""
+    """The encoder that recommends, its numbering, and the steps of its refit (None: the evaluated one is deployed).
+
+    `whole`: with what is in no part of the split, which is not learned from.
+    """
     train = ctx.inputs["train"]
     if not ctx.config.train.refit:
         return checkpoint.load_model(train), evaluated, None
     facts = json.loads((train / "training.json").read_text(encoding="utf-8"))
+    histories = without_held_back(whole, split)
     everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
     counts = np.bincount(histories.item_index, minlength=len(evaluated))
     kept = np.where(counts >= ctx.config.history.min_item_events, np.arange(len(counts)), 0).astype(np.int32)
     everything = everything.translate(kept)
     trainer = Trainer(ctx, ctx.inputs["features"])
-    mapping = trainer.numbering(everything, histories, split)
+    mapping = trainer.numbering(everything, whole, split)
     result = trainer.refit("refit", everything, mapping, facts)
     return result.model, mapping, result.best_step
 
@@ -104,10 +109,13 @@ def _write_items(
 
 
 def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
-    """The deployed items' content and what turns other items into the same: learned from all of them where it is refit."""
+    """The deployed items' content and what turns other items into the same: learned from all of them where it is refit.
+
+    What the deployed weights read (`model.item_content`) stays as it was when they learned to.
+    """
     ids = pl.read_parquet(bundle / "items.parquet", columns=["item_id"])["item_id"]
     table = content.aligned(ids, ctx.inputs["ingest"] / "items.parquet")
-    if refit:
+    if refit and not ctx.config.model.item_content:
         content.build(bundle, table, np.ones(len(table), bool), content_settings(ctx.config))
     else:
         content.write(bundle, ContentEncoder.load(ctx.inputs["features"] / "content" / "encoder"), table)
@@ -139,7 +147,12 @@ def trained_until(histories: JaggedHistories, split: Split) -> pl.Series:
 
 
 def _description(
-    ctx: Context, features: Path, split: Split, metrics: dict[str, Any], refit_steps: int | None
+    ctx: Context,
+    features: Path,
+    split: Split,
+    metrics: dict[str, Any],
+    refit_steps: int | None,
+    newest: int,
 ) -> dict[str, Any]:
     config = ctx.config
     return {
@@ -150,6 +163,7 @@ def _description(
         "refit_steps": refit_steps,
         "protocol": split.protocol,
         "trained_until": split.test_from,
+        "newest": newest,
         "features": features.name,
         "train": ctx.inputs["train"].name,
         "metrics": metrics["metrics"]["lookback"],

@@ -4,6 +4,7 @@ import datetime
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class _Log:
     types: NDArray[np.int16]
     """[num_event_types + 1] -> the bundle's event type"""
 
-    @property
+    @cached_property
     def newest(self) -> int:
         """Time of the newest event, microseconds since the epoch: when recommendations are asked for."""
         return int(self.histories.time.max(initial=0))
@@ -170,7 +171,9 @@ def _batches(
         batch = users[start : start + settings.batch_users]
         whole = rows.rows(log.histories, np.asarray(offsets[batch]), np.asarray(offsets[batch + 1])).compact()
         whole = replace(whole, event_type=log.types[whole.event_type])
-        known = as_asked(whole.translate(log.items), log.newest)
+        known = whole.translate(log.items)
+        if bundle.recommender.encoder.settings.request_time:
+            known = as_asked(known, log.newest)
         answer = bundle.recommend(
             known,
             settings.k,

@@ -42,9 +42,9 @@ def segments_of(
 ) -> Segments:
     """(segment, value, [targets] which belong to it) of every value that any target has.
 
-    `history_length`: events that the model may look at. `item_popularity`: the third of the catalogue, ordered by
-    `fitted_counts` [model's num_items + 1] (events of each item in what the systems were fitted on), that the target's item
-    is in: tail, middle, head, `UNKNOWN` where the model knows no such item. `recency`: time since the last event in the
+    `history_length`: events that the model may look at. `item_popularity`: the third of the items that the systems were
+    fitted on, ordered by `fitted_counts` [model's num_items + 1] (events of each there), that the target's item is in: tail,
+    middle, head, `UNKNOWN` where it is none of them. `recency`: time since the last event in the
     history (only if `timed`). `event_type`: of the target (only where the log has types). `item_category`: of the target's
     item, one with several categories in each of them; the `MAX_CATEGORIES` most frequent among the targets, then `OTHER`.
     `user:<name>`: each attribute of the users' table, of more than `MAX_VALUES` values numbers by quartiles of the users,
@@ -111,9 +111,10 @@ def _by_history_length(targets: RankedTargets) -> Segments:
 
 
 def _by_item_popularity(targets: RankedTargets, fitted_counts: Int64) -> Segments:
-    num_items = len(fitted_counts) - 1
-    third = np.full(num_items + 1, 3)
-    third[1 + np.argsort(fitted_counts[1:], kind="stable")] = np.arange(num_items) * 3 // max(num_items, 1)
+    fitted = 1 + np.flatnonzero(fitted_counts[1:])
+    third = np.full(len(fitted_counts), 3)
+    order = fitted[np.argsort(fitted_counts[fitted], kind="stable")]
+    third[order] = np.arange(len(fitted)) * 3 // max(len(fitted), 1)
     yield from _named("item_popularity", _coded(third[targets.item], ("tail", "middle", "head", UNKNOWN)))
 
 

@@ -17,9 +17,10 @@ class Recommender:
     def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One row per row of the frame: `item_id` and `score`, lists of params["k"] (10) at most, best first.
 
-        The frame has a column `history` (lists of item ids, oldest first) or else `user_id`, answered from the bundle's own
-        histories. Unknown users and empty histories get the most popular items; with exclude_seen (true) no item of the
-        history. `user_id` is passed through. Raises ValueError where neither column is there.
+        The frame has a column `history` (lists of item ids, oldest first, taken as interactions a second apart up to the time of
+        the newest event of the bundle's log) or else `user_id`, answered from the bundle's own histories. Unknown users and empty
+        histories get the most popular items; with exclude_seen (true) no item of the history. `user_id` is passed through.
+        Raises ValueError where neither column is there.
         """
         asked = {"k": 10, "exclude_seen": True} | (params or {})
         k, exclude_seen = int(asked["k"]), bool(asked["exclude_seen"])

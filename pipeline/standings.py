@@ -74,7 +74,7 @@ def _apart(report: dict[str, Any], metric: str) -> list[str]:
         counted = "counted above" if cold["included"] else "not counted above"
         lines.append(f"{cold['targets']:,} targets without a history ({counted}): {metric} {values}")
     if unseen["targets"]:
-        counted = "counted above as misses" if unseen["included"] else "not counted above"
+        counted = "counted above" if unseen["included"] else "not counted above"
         lines.append(
             f"{unseen['targets']:,} targets on items unseen in training ({counted}); with them {metric} of the model"
             f" {unseen['metrics_with_them'][MODEL][metric]:.4f}"

@@ -13,11 +13,12 @@ from features.histories import JaggedHistories
 from features.splits import Split
 from models import checkpoint
 from models.baselines import FittedOn
+from models.batching import BatchPlan
 from models.following import announce
-from models.outcome import EpochRecord, FitResult, Initial
-from models.recommender import Float32, Histories, Int32
+from models.outcome import EpochRecord, FitResult, Initial, NotFinite
+from models.recommender import Float32, Histories, Int32, Int64
 from models.settings import EncoderSettings, TrainSettings
-from models.training import fit
+from models.training import NAMED_ROWS, fit
 from models.validation import Validation
 from pipeline import histories as rows
 from pipeline.config import Config
@@ -95,24 +96,30 @@ class Trainer:
         if users is not None:
             split = replace(split, train_user=split.train_user & users)
         training = rows.training_rows(histories, split, with_validation=False)
+        of_user = np.flatnonzero(split.train_user)
         mapping = self.numbering(training, histories, split)
         trained = self._occurring(training)
         validation = self._validation(histories, split, mapping, trained)
-        selection = result = self.fit(name, training, mapping, validation=validation)
+        selection = result = self.fit(name, training, mapping, of_user, validation=validation)
         if self._train.refit_validation:
             training = rows.training_rows(histories, split, with_validation=True)
             before, mapping = mapping, self.numbering(training, histories, split)
             again = "refit_validation" if name == "selection" else f"{name}_refit_validation"
             if self._train.refit_from == "continue":
-                initial = Initial(selection.model, _former(before, mapping))
-                result = self.fit(again, training, mapping, initial=initial)
+                initial = Initial(selection.model, former_numbers(before, mapping))
+                result = self.fit(again, training, mapping, of_user, initial=initial)
             else:
-                result = self.refit(again, training, mapping, _facts(selection))
+                result = self.refit(again, training, mapping, _facts(selection), of_user)
         return Trained(result, selection, training, mapping)
 
     def numbering(self, training: Histories, histories: JaggedHistories, split: Split) -> Int32:
-        """[num_items + 1] item of the features folder -> the encoder's: those to train on, and those known by content."""
-        also = known_by_content(self._ctx.config, self._features, histories, split)
+        """[num_items + 1] item of the features folder -> the encoder's: those to train on, and those known by content.
+
+        `histories` and `split` are those of the folder.
+        """
+        also = None
+        if self._encoder.item_content:
+            also = known_by_content(self._ctx.config, self._features, histories, split)
         return rows.known_items(training, self._num_items, also)
 
     def fit(
@@ -120,6 +127,7 @@ class Trainer:
         name: str,
         histories: Histories,
         mapping: Int32,
+        of_user: Int64 | None = None,
         *,
         validation: Validation | None = None,
         max_steps: int | None = None,
@@ -127,7 +135,9 @@ class Trainer:
     ) -> FitResult:
         """Train on histories of the features folder, going on from the checkpoint of that name where there is one.
 
-        `initial`: from these weights, for one epoch. Other processes that torchrun started take part.
+        `of_user` [rows]: whose each row is; None: its number's. `initial`: from these weights, for one epoch. Other
+        processes that torchrun started take part. Raises ValueError as `models.training.fit`, naming users where a step's
+        numbers are not finite.
         """
         config = self._ctx.config
         path = self._checkpoints / f"{name}.pt"
@@ -146,27 +156,47 @@ class Trainer:
             "seed": config.seed,
             "max_steps": max_steps,
         }
+        resume = checkpoint.load_training(path) if path.exists() else None
         announce(arguments)
-        result = fit(
-            **arguments,
-            validation=validation,
-            initial=initial,
-            resume=checkpoint.load_training(path) if path.exists() else None,
-            on_checkpoint=lambda state: checkpoint.save_training(state, path),
-            on_epoch=lambda record: self._ctx.live.metrics(_metrics(name, record), record.epoch),
-            show_progress=self._ctx.show_progress,
-        )
+        try:
+            result = fit(
+                **arguments,
+                validation=validation,
+                initial=initial,
+                resume=resume,
+                on_checkpoint=lambda state: checkpoint.save_training(state, path),
+                on_epoch=lambda record: self._ctx.live.metrics(_metrics(name, record), record.epoch),
+                show_progress=self._ctx.show_progress,
+            )
+        except NotFinite as error:
+            users = error.rows if of_user is None else of_user[error.rows]
+            raise ValueError(f"{error}{self._named(users)}") from error
         for record in result.history:
             for key, value in _metrics(name, record).items():
                 self._ctx.track.metric(key, value, record.epoch)
         return result
 
-    def refit(self, name: str, histories: Histories, mapping: Int32, selection: dict[str, Any]) -> FitResult:
+    def refit(
+        self,
+        name: str,
+        histories: Histories,
+        mapping: Int32,
+        selection: dict[str, Any],
+        of_user: Int64 | None = None,
+    ) -> FitResult:
         """Train again from the start on more events: the steps that validation chose, scaled by the number of targets."""
-        most = self._ctx.config.history.max_length if self._train.targets == "all" else 1
-        lengths = np.minimum(histories.translate(mapping).lengths - 1, most)
-        scale = int(lengths[lengths > 0].sum()) / selection["targets_per_epoch"]
-        return self.fit(name, histories, mapping, max_steps=max(1, round(selection["best_step"] * scale)))
+        config = self._ctx.config
+        plan = BatchPlan(
+            histories.translate(mapping),
+            config.history.max_length,
+            self._train.batch_histories,
+            type_weights(config, self._types),
+            config.seed,
+            targets=self._train.targets,
+        )
+        scale = plan.num_targets / selection["targets_per_epoch"]
+        steps = max(1, round(selection["best_step"] * scale))
+        return self.fit(name, histories, mapping, of_user, max_steps=steps)
 
     def _validation(
         self, histories: JaggedHistories, split: Split, mapping: Int32, trained: NDArray[np.bool_]
@@ -191,6 +221,15 @@ class Trainer:
             )
         return Validation(targets.histories, targets.item, config.exclude_seen)
 
+    def _named(self, users: Int64) -> str:
+        """What to add to the message about a step that learned from these users."""
+        if not len(users):
+            return ""
+        ids = pl.read_parquet(self._features / "users.parquet", columns=["user_id"])["user_id"]
+        return f"; the step's users are {', '.join(map(str, ids.gather(users[:NAMED_ROWS])))}" + (
+            f" and {len(users) - NAMED_ROWS} more" if len(users) > NAMED_ROWS else ""
+        )
+
     def _occurring(self, histories: Histories) -> NDArray[np.bool_]:
         """[num_items + 1] of the features folder: whether an item occurs in the rows."""
         return rows.known_items(histories, self._num_items) > 0
@@ -202,7 +241,7 @@ def type_weights(config: Config, names: list[str]) -> Float32:
     return np.array([1.0, *(wanted.get(name, 1.0) for name in names)], np.float32)
 
 
-def _former(before: Int32, after: Int32) -> Int32:
+def former_numbers(before: Int32, after: Int32) -> Int32:
     """[new num_items + 1] what an item was numbered before, from two numberings of the same folder; 0: it was not known."""
     former = np.zeros(int(after.max()) + 1, np.int32)
     former[after[after > 0]] = before[after > 0]

@@ -22,7 +22,7 @@ from models.attention import (
 )
 from models.batching import Window
 from models.places import all_places, last_places
-from models.settings import EncoderSettings
+from models.settings import INNER_PRODUCTS, EncoderSettings
 
 FAST: list[Implementation] = ["auto", "sdpa", "dense"]
 SCORES = ["dot", "scaled_dot", "cosine", "general", "additive", "concat"]
@@ -393,15 +393,17 @@ def test_biases_by_distance_and_time_are_added():
     torch.testing.assert_close(bias[2, 1, 4, 2], expected)
 
 
-def test_rotary_turns_queries_and_keys_by_their_places():
+@pytest.mark.parametrize("score", INNER_PRODUCTS)
+def test_rotary_turns_queries_and_keys_by_their_places(score):
     """Equal queries and equal keys everywhere: what meets depends on the distance alone."""
-    attending = module(positions="rotary")
+    attending = module(positions="rotary", score=score)
     queries, keys = (part[:, :, :1].expand(-1, -1, 5, -1) for part in looks()[:2])
     scores = attending.scores(queries, keys, places(positions="rotary"))
     for distance in range(-4, 5):
         diagonal = scores.diagonal(-distance, -2, -1)
         torch.testing.assert_close(diagonal, diagonal[..., :1].expand_as(diagonal), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(scores.diagonal(0, -2, -1), (queries * keys).sum(-1) / 2)
+    at_one_place = module(score=score).scores(queries, keys, places())
+    torch.testing.assert_close(scores.diagonal(0, -2, -1), at_one_place.diagonal(0, -2, -1))
     last = last_places(rows(), some_settings(positions="rotary"))
     at_last = attending.scores(queries[:, :, :1], keys, last)
     torch.testing.assert_close(at_last[1, :, 0], scores[1, :, 4])

@@ -75,15 +75,27 @@ AROUND_03 = {"event_types.weight": (3, 4), "items.weight": (6, 4), "norm.bias": 
             [[-0.31716, 0.07402, 0.17767, -0.40882, 0.59274], [-0.31731, 0.07748, 0.17131, -0.4003, 0.58303]],
         ),
         (
+            {"block": "transformer"},  # of 0.2, which had no such setting
+            TRANSFORMER_03,
+            {**AROUND_03, "positions.weight": (3, 4)},
+            [[-0.11695, 0.03915, 0.04316, -0.12049, 0.1839], [-0.10591, 0.02853, 0.05215, -0.12681, 0.18681]],
+        ),
+        (
             {"block": "gru", "positions": "absolute"},
             GRU_03,
             AROUND_03,
             [[0.04682, -0.13963, 0.21631, -0.268, 0.28871], [-0.02249, -0.06215, 0.13961, -0.20094, 0.23904]],
         ),
+        (
+            {"block": "gru"},
+            GRU_03,
+            AROUND_03,
+            [[0.04682, -0.13963, 0.21631, -0.268, 0.28871], [-0.02249, -0.06215, 0.13961, -0.20094, 0.23904]],
+        ),
     ],
-    ids=["absolute", "relative", "gru"],
+    ids=["absolute", "relative", "absolute, unsaid", "gru", "gru, unsaid"],
 )
-def test_a_model_of_version_03_scores_as_it_did(settings, block, around, expected, tmp_path):
+def test_a_model_of_version_03_or_02_scores_as_it_did(settings, block, around, expected, tmp_path):
     """Names of weights and settings of then; weights `sin(.7 i + n) / 2` of the n-th name, scores as commit 025447c gave."""
     shapes = {**around, **{f"blocks.{n}.{name}": shape for n in range(2) for name, shape in block.items()}}
     weights = {

@@ -1,5 +1,7 @@
 """Convolution and pooling by pencil: how far they reach, what they sum."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,8 +20,8 @@ def places(lengths, columns) -> Places:
 
 def random_block(kind, number=0, kernel=3):
     torch.manual_seed(0)
-    settings = EncoderSettings(block=kind, dim=5, kernel=kernel, dropout=0.5)
-    block = ConvBlock(settings, number) if kind == "conv" else PoolingBlock(settings)
+    settings = EncoderSettings(block=kind, dim=5, dropout=0.5)
+    block = ConvBlock(replace(settings, kernel=kernel), number) if kind == "conv" else PoolingBlock(settings)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return block.double().eval()

@@ -12,6 +12,8 @@ import torch
 
 from models import distributed
 from models.checkpoint import load_training
+from models.encoder import Encoder
+from models.outcome import Initial
 from models.recommender import histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.training import fit
@@ -26,6 +28,7 @@ CASES: dict[str, Any] = {
         "train": {"loss": "sampled_softmax", "negatives": 7, "item_optimizer": "rowwise_adagrad"}
     },
     "average, cosine": {"train": {"ema_decay": 0.9, "schedule": "cosine", "warmup_steps": 3}},
+    "going on": {"train": {"schedule": "cosine", "warmup_steps": 3}},
     "with dropout": {"encoder": {"dropout": 0.5}, "train": {"checkpoint_seconds": 0.0}},
 }
 
@@ -42,6 +45,13 @@ def trained(case, **further):
     train = dataclasses.replace(TRAIN, **CASES[case].get("train", {}))
     sizes: dict[str, Any] = {"num_items": 29, "num_event_types": 0, "max_length": 11}
     return fit(rows(), encoder=encoder, train=train, **sizes, **further)
+
+
+def going_on():
+    """Known to process 0 alone."""
+    torch.manual_seed(5)
+    encoder = Encoder(EncoderSettings(dim=16, num_blocks=1), num_items=29, num_event_types=0, max_length=11)
+    return Initial(encoder, np.arange(30, dtype=np.int32))
 
 
 def curve(result):
@@ -71,7 +81,8 @@ def in_each_process(folder: Path) -> None:
         leads = distributed.rank() == 0
         for case in CASES:
             states: list[dict[str, Any]] = []
-            result = trained(case, on_checkpoint=states.append)
+            initial = going_on() if case == "going on" and leads else None
+            result = trained(case, on_checkpoint=states.append, initial=initial)
             found[case] = curve(result)
             assert leads or not states
             if case == "with dropout":
@@ -106,12 +117,13 @@ def assert_same_curve(two, one):
     assert (two["processes"], one["processes"]) == (2, 1)
     assert two["targets"] == one["targets"]
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=2e-6)
-    np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-5)
+    np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "with dropout"])
 def test_two_processes_train_as_one(found, case):
-    assert_same_curve(found[0][case], curve(trained(case)))
+    initial = going_on() if case == "going on" else None
+    assert_same_curve(found[0][case], curve(trained(case, initial=initial)))
 
 
 def test_two_processes_resumed_give_the_same_bits(found):

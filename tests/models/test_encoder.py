@@ -12,7 +12,7 @@ from torch.func import functional_call
 from models.batching import Batch, BatchPlan, Window
 from models.encoder import AttentionRecommender, Encoder, as_asked
 from models.recommender import Histories, histories_from_lists
-from models.settings import EncoderSettings
+from models.settings import INNER_PRODUCTS, EncoderSettings
 
 NUM_ITEMS, LENGTH = 29, 7
 LENGTHS = [1, 7, 4, 3, 6]
@@ -265,8 +265,9 @@ def test_attention_alone_knows_no_order(random_encoder):
 def test_relative_kinds_know_no_place(random_encoder, random_histories):
     """Rotary and relative positions give the same last state wherever in the window a row stands; absolute ones do not."""
     histories = random_histories([4])
-    for positions, same in (("rotary", True), ("relative", True), ("absolute", False)):
-        encoder = random_encoder(positions=positions).double()
+    turned = [({"positions": "rotary", "score": score}, True) for score in INNER_PRODUCTS]
+    for settings, same in (*turned, ({"positions": "relative"}, True), ({"positions": "absolute"}, False)):
+        encoder = random_encoder(**settings).double()
         window = encoder.pad(histories)
         moved = replace(window, position=torch.arange(3, 7).unsqueeze(0))
         close = torch.allclose(encoder.last_states(window), encoder.last_states(moved), rtol=1e-4, atol=1e-5)

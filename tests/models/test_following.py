@@ -1,14 +1,23 @@
 import io
+import os
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from models.following import _plain, _rebuilt, announce, release
+from models import distributed, following
+from models.following import _plain, _rebuilt, announce, follow, release
 from models.inputs import ItemContent
-from models.recommender import Histories
+from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
+from models.training import fit
+
+ROOT = Path(__file__).parents[2]
 
 
 def frozen(array):
@@ -57,3 +66,54 @@ def test_arguments_arrive_as_they_were_sent():
 def test_alone_there_is_nobody_to_tell():
     announce(ARGUMENTS)
     release()
+
+
+def in_each_process(folder: Path) -> None:
+    """Process 0 ends within a training, by itself; the other one writes down what it learns of that."""
+    with distributed.group():
+        if distributed.rank():
+            try:
+                follow()
+            except ConnectionError as error:
+                (folder / "said").write_text(f"{error}, {type(error.__cause__).__name__}")
+            os._exit(0)
+        train = TrainSettings(batch_histories=2, checkpoint_seconds=0, precision="fp32", compile="off")
+        arguments: dict[str, Any] = {
+            "histories": histories_from_lists([[1, 2, 3]] * 10),
+            "encoder": EncoderSettings(dim=4, num_blocks=1),
+            "train": train,
+            "num_items": 3,
+            "num_event_types": 0,
+            "max_length": 5,
+        }
+        announce(arguments)
+        fit(arguments.pop("histories"), **arguments, on_checkpoint=lambda _: os._exit(0))
+
+
+def test_process_0_ends_within_a_training(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, __file__, str(tmp_path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "said").read_text() == "process 0 has ended, RuntimeError"
+
+
+def test_an_error_of_the_process_s_own_is_no_lost_connection(monkeypatch):
+    def out_of_memory(*_: object, **_named: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(following, "fit", out_of_memory)
+    monkeypatch.setattr(distributed, "told", lambda _: {"histories": _plain(ARGUMENTS["histories"])})
+    with pytest.raises(RuntimeError, match="out of memory"):
+        follow()
+
+
+if __name__ == "__main__":
+    in_each_process(Path(sys.argv[1]))

@@ -39,9 +39,27 @@ REFUSED_MODELS: list[tuple[dict[str, Any], str]] = [
       for block in ("gru", "lstm")),
     ({"request_time": True}, "model.request_time: received True, expected false, or model.time_bias or model.calendar"),
     ({"item_id": False}, "model.item_id: received False, expected true, or model.item_content"),
-    ({"learned_temperature": True}, "model.learned_temperature: received True, expected false with similarity 'dot'"),
+    ({"learned_temperature": True}, "model.learned_temperature: received True, expected False with similarity 'dot'"),
+    ({"temperature": 0.1}, "model.temperature: received 0.1, expected 0.05 with similarity 'dot'"),
+    ({"gumbel_hard": True}, "model.gumbel_hard: received True, expected False with weighting 'softmax': gumbel_softmax alone"),
+    ({"gumbel_start": 2.0, "weighting": "silu"}, "model.gumbel_start: received 2.0, expected 1.0 with weighting 'silu'"),
+    ({"gumbel_end": 0.1}, "model.gumbel_end: received 0.1, expected 0.2 with"),
+    ({"kernel": 3}, "model.kernel: received 3, expected 5 with block 'transformer': conv alone"),
+    ({"block": "conv", "num_blocks": 0, "kernel": 3}, "model.kernel: received 3, expected 5 with num_blocks 0"),
+    *(({"num_blocks": 0, **setting}, f"model.{name}: received {value!r}, expected {expected} with num_blocks 0")
+      for setting, expected in (
+        ({"score": "dot"}, "'auto'"), ({"weighting": "silu"}, "'auto'"), ({"time_bias": True}, "False"), ({"window": 3}, "0"),
+        ({"positions": "absolute"}, "'auto' or 'none'"),
+      ) for name, value in setting.items()),
+    ({"num_blocks": 0, "request_time": True}, "model.request_time: received True"),
+    ({"num_blocks": 0, "request_time": True, "time_bias": True}, "model.time_bias: received True"),
+    ({"direction": "bidirectional", "window": 3}, "model.window: received 3, expected 0 with direction 'bidirectional'"),
     ({"block": "gru", "readout": "target", "score": "additive"}, "model.readout: received 'target', expected score scaled_dot"),
     ({"block": "gru", "readout": "target", "weighting": "entmax"}, "model.readout: .* not 'scaled_dot' with 'entmax'"),
+    ({"readout": "target", "score": "cosine"}, "model.readout: .* not 'cosine' with 'softmax'"),
+    ({"readout": "target", "score": "dot"}, "model.readout: .* not 'dot' with 'softmax'"),
+    ({"readout": "target", "weighting": "sparsemax"}, "model.readout: .* not 'scaled_dot' with 'sparsemax'"),
+    ({"block": "hstu", "readout": "target", "score": "general"}, "model.readout: .* not 'general' with 'silu'"),
 ]  # fmt: skip
 
 REFUSED_TRAININGS: list[tuple[dict[str, Any], str]] = [
@@ -65,6 +83,8 @@ REFUSED_TOGETHER: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"direction": "bidirectional"}, {}, "train.targets: received 'all', expected 'last' or 'random'"),
     ({"readout": "target"}, {}, f"train.loss: received 'softmax', expected one of {', '.join(SAMPLED_LOSSES)}"),
     ({"readout": "target", "similarity": "cosine"}, {"loss": "bce"}, "model.similarity: received 'cosine', expected 'dot'"),
+    ({"item_id": False, "item_content": True}, {"loss": "bce", "item_optimizer": "rowwise_adagrad"},
+     "train.item_optimizer: received 'rowwise_adagrad', expected 'auto' or 'adamw' with model.item_id false"),
 ]  # fmt: skip
 
 
@@ -103,8 +123,29 @@ def test_target_attention_goes_with_sampled_losses(loss):
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"block": "hstu", "readout": "target"},
+        {"block": "hstu", "readout": "target", "score": "scaled_dot", "weighting": "softmax"},
+        {"readout": "target", "weighting": "silu"},
+        {"similarity": "cosine", "temperature": 0.1},
+        {"block": "conv", "kernel": 3},
+        {"weighting": "gumbel_softmax", "gumbel_hard": True, "gumbel_start": 2.0},
+        {"num_blocks": 0, "readout": "attention", "score": "dot", "weighting": "entmax"},
+        {"num_blocks": 0, "calendar": True, "request_time": True},
+    ],
+    ids=str,
+)
+def test_what_something_reads_may_be_set(settings):
+    resolved = EncoderSettings(**settings).resolved
+    assert EncoderSettings(**asdict(resolved)) == resolved  # as a checkpoint keeps it
+
+
+@pytest.mark.parametrize(
     ("settings", "score", "weighting", "positions", "feed_forward"),
     [
+        ({"num_blocks": 0}, "auto", "auto", "none", "gelu"),
+        ({"num_blocks": 0, "readout": "attention"}, "scaled_dot", "softmax", "none", "gelu"),
         ({}, "scaled_dot", "softmax", "relative", "gelu"),
         ({"block": "hstu"}, "dot", "silu", "relative", "auto"),
         ({"block": "ligr"}, "scaled_dot", "softmax", "relative", "swiglu"),

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from models import training
 from models.batching import BatchPlan
 from models.checkpoint import load_training, save_training
 from models.encoder import AttentionRecommender
 from models.outcome import EpochRecord, Initial
 from models.recommender import Histories, histories_from_lists
+from models.sampling import NegativeSampler
 from models.settings import EncoderSettings, TrainSettings
 from models.training import fit
 from models.validation import Validation, validate
@@ -58,6 +60,10 @@ def train(**changes):
 def same_bits(one, other):
     weights = [result.model.state_dict() for result in (one, other)]
     return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def initial_of(trained):
+    return Initial(trained, np.arange(NUM_ITEMS + 1, dtype=np.int32))
 
 
 def with_train(**changes):
@@ -152,6 +158,33 @@ def test_resumed_at_any_step_equals_undisturbed(tmp_path, kind, at):
     assert same_bits(undisturbed, resumed)
     assert (resumed.best_epoch, resumed.best_step) == (undisturbed.best_epoch, undisturbed.best_step)
     assert [record.loss for record in resumed.history] == [record.loss for record in undisturbed.history]
+
+
+@pytest.mark.parametrize(
+    "max_steps", [4, 9, 13]
+)  # of epochs of 9 steps: within the first, its end, within the second
+def test_resumed_behind_the_last_step_equals_undisturbed(max_steps):
+    settings: dict[str, Any] = {"train": with_train(checkpoint_seconds=0), "max_steps": max_steps}
+    states: list[dict[str, Any]] = []
+    undisturbed = train(**settings, on_checkpoint=states.append)
+    at_last = next(state for state in states if state["progress"]["total_steps"] == max_steps)
+    assert at_last["progress"]["step"] > 0  # the epoch's record is not written yet
+    resumed = train(**settings, resume=at_last)
+    assert same_bits(undisturbed, resumed)
+    assert resumed.best_step == undisturbed.best_step == max_steps
+    assert resumed.best_epoch == undisturbed.best_epoch
+    assert [record.loss for record in resumed.history] == [record.loss for record in undisturbed.history]
+
+
+def test_compiled_training_is_resumed_at_the_end_of_an_epoch(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # when it compiles, not what
+    monkeypatch.setenv("CXX", "true")
+    settings = {"train": with_train(checkpoint_seconds=0, compile="on")}
+    states: list[dict[str, Any]] = []
+    undisturbed = train(**settings, on_checkpoint=states.append)
+    assert undisturbed.resolved["compile"] == "on"
+    assert states[8]["progress"]["step"] == undisturbed.resolved["steps_per_epoch"]
+    assert same_bits(undisturbed, train(**settings, resume=states[8]))
 
 
 def test_a_checkpoint_is_a_snapshot():
@@ -254,9 +287,8 @@ def test_a_weight_that_is_infinite_names_the_batch():
     trained = train(max_steps=1).model
     with torch.no_grad():
         trained.norm.weight[3] = torch.inf
-    initial = Initial(trained, np.arange(NUM_ITEMS + 1, dtype=np.int32))
     with pytest.raises(ValueError, match=r"received loss nan .* step 1 .*training histories"):
-        train(initial=initial)
+        train(initial=initial_of(trained))
 
 
 def test_accumulated_parts_make_the_same_step():
@@ -308,15 +340,54 @@ def test_going_on_from_a_trained_encoder():
     assert not same_bits(fit(planted(), **SETTINGS, initial=Initial(trained, item)), train())
 
 
-# gbce is slower: by 25 epochs .3 to .9 depending on the seed, by 60 all of it
+def test_going_on_begins_where_schedules_end():
+    encoder = dataclasses.replace(
+        SETTINGS["encoder"], weighting="gumbel_softmax", gumbel_start=3.0, gumbel_end=0.5
+    )
+    cosine = with_train(schedule="cosine", warmup_steps=7, epochs=2, checkpoint_seconds=0)
+    trained = train(encoder=encoder, train=cosine, max_steps=1).model
+    seen: list[dict[str, Any]] = []
+    settings = {"encoder": encoder, "train": cosine, "max_steps": 10, "on_checkpoint": seen.append}
+    further = train(**settings, initial=initial_of(trained))
+    assert [record.learning_rate for record in further.history] == pytest.approx([0.01 / 100] * 2)
+    assert {state["model"]["layers.0.attention.temperature"].item() for state in seen} == {0.5}
+    constant = with_train(warmup_steps=7)
+    further = train(train=constant, max_steps=1, initial=initial_of(train(max_steps=1).model))
+    assert further.history[-1].learning_rate == 0.01
+
+
+@pytest.mark.parametrize("targets", ["all", "last", "random"])
+def test_negatives_are_counted_as_what_is_trained_on(targets, monkeypatch):
+    counts: list[Any] = []
+
+    class Counting(NegativeSampler):
+        def __init__(self, settings: TrainSettings, item_counts: Any, candidates: Any, seed: int) -> None:
+            counts.append(item_counts)
+            super().__init__(settings, item_counts, candidates, seed)
+
+    monkeypatch.setattr(training, "NegativeSampler", Counting)
+    settings = with_train(targets=targets, loss="sampled_softmax", negative_sampling="in_batch", negatives=7)
+    result = train(train=settings, max_steps=1)
+    rows, expected = planted(), np.zeros(NUM_ITEMS + 1)
+    for start, end in zip(rows.starts, rows.ends, strict=True):
+        trained_on = rows.item_index[end - 1 : end] if targets == "last" else rows.item_index[start + 1 : end]
+        for item in trained_on:
+            expected[item] += 1 / len(trained_on) if targets == "random" else 1
+    np.testing.assert_allclose(counts[0], expected)
+    assert counts[0].sum() == pytest.approx(result.resolved["targets_per_epoch"])
+
+
+# gbce is slower
 @pytest.mark.parametrize(
-    ("loss", "epochs"), [("softmax", 25), ("sampled_softmax", 25), ("gbce", 60), ("bce", 25), ("bpr", 25)]
+    ("loss", "epochs"), [("softmax", 12), ("sampled_softmax", 12), ("gbce", 25), ("bce", 12), ("bpr", 12)]
 )
 def test_every_loss_learns_the_pattern(loss, epochs):
     optimizer = "adamw" if loss == "softmax" else "rowwise_adagrad"
-    settings = with_train(epochs=epochs, loss=loss, negatives=8, item_optimizer=optimizer, learning_rate=0.03)
-    result = train(train=settings, validation=held_out())
-    assert result.history[result.best_epoch - 1].validation["validation_ndcg@10"] > 0.7  # by chance 0.2
+    chosen = {"loss": loss, "negatives": 8, "item_optimizer": optimizer}
+    settings = with_train(epochs=epochs, batch_histories=8, learning_rate=0.03, **chosen)
+    gru = EncoderSettings(block="gru", dim=16, num_blocks=1, dropout=0.1)
+    result = train(train=settings, encoder=gru)
+    assert validate(result.model, held_out())["validation_ndcg@10"] > 0.7  # by chance 0.2
     assert result.resolved["item_optimizer"] == optimizer
 
 
@@ -332,4 +403,6 @@ def test_the_progress_line_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
     slow = {"train": with_train(checkpoint_seconds=0), "on_checkpoint": lambda _: time.sleep(0.15)}
     train(**slow, max_steps=4, show_progress=True)
     shown = capsys.readouterr().err
-    assert all(each in shown for each in ("epoch 1", "loss=", "targets/s=", "lr=0.01", "grad="))
+    assert all(
+        each in shown for each in ("epoch 1", "loss=", "targets/s=", "lr=0.01", "grad=", "memory=", "matmul=")
+    )

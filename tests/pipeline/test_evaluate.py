@@ -9,20 +9,32 @@ import polars as pl
 import pytest
 import torch
 
-from features import splits
+from features import content, splits
+from features.content import ContentSettings
 from features.histories import JaggedHistories
 from features.leaks import LeakError
 from models import checkpoint, ranking
-from models.baselines import FittedOn
+from models.baselines import FittedOn, Popularity
 from models.encoder import AttentionRecommender, Encoder
+from models.judgement import Judgement
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import row_chunks
 from pipeline import baselines, evaluate, index
 from pipeline import histories as rows
-from pipeline.config import BASELINES, MODEL, Config, EvaluateConfig, EventsConfig, IndexConfig, SplitConfig
+from pipeline.config import (
+    BASELINES,
+    MODEL,
+    Config,
+    EvaluateConfig,
+    EventsConfig,
+    IndexConfig,
+    ItemsConfig,
+    SplitConfig,
+)
 from pipeline.errors import LookbackError
 from pipeline.histories import known_items, training_rows
+from pipeline.item_content import of_model
 from pipeline.plan import Live, Plan
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
@@ -88,13 +100,31 @@ def made_below(parent: Path) -> dict[str, Path]:
     return folders
 
 
+def with_content(inputs: dict[str, Path]) -> None:
+    """Let the model know items by a category each: the one that nobody had in training, too."""
+    features, histories = inputs["features"], log()
+    table = pl.DataFrame({"categories": [["odd" if number % 2 else "even"] for number in range(NUM_ITEMS)]})
+    content.build(features, table, np.ones(NUM_ITEMS, bool), ContentSettings())
+    split = splits.Split.load(features / "split")
+    trained = known_items(training_rows(histories, split, with_validation=False), NUM_ITEMS) > 0
+    mapping = np.arange(NUM_ITEMS + 1, dtype=np.int32)
+    np.save(inputs["train"] / "items.npy", mapping)
+    torch.manual_seed(0)
+    content_of = of_model(features, mapping, trained)
+    encoder = Encoder(EncoderSettings(dim=8, item_content=True), NUM_ITEMS, 0, 6, content=content_of)
+    checkpoint.save_model(encoder, inputs["train"])
+
+
 def build(stage: Any, inputs: dict[str, Path], folder: Path, unit: str = "s", **settings: Any) -> Context:
     """Run one stage's build in a folder of its own."""
+    reads_content = (inputs["features"] / "content").exists()
     folder.mkdir(exist_ok=True)
     config = Config(
         name="tiny",
         events=EventsConfig(path="log.csv", columns=COLUMNS, timestamp_unit=unit),
         split=SplitConfig(protocol="leave_one_out"),
+        items=ItemsConfig(path="items.csv"),
+        model=EncoderSettings(item_content=reads_content),
         index=IndexConfig(recall_queries=13),
         evaluate=EvaluateConfig(**QUICK | settings),
         train=TrainSettings(epochs=2, precision="fp32", compile="off"),
@@ -349,6 +379,45 @@ def test_targets_on_unseen_items_count_as_misses_where_asked_for(inputs: dict[st
         expected = values["ndcg@10"] * (NUM_USERS - 1) / NUM_USERS
         assert other["metrics"][system]["ndcg@10"] == pytest.approx(expected)
         assert one["apart"]["unknown_item"]["metrics_with_them"][system]["ndcg@10"] == pytest.approx(expected)
+
+
+def test_targets_on_items_known_by_content_are_ranked(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_content(inputs)
+    monkeypatch.setattr(
+        Judgement, "compared", lambda *_: {}
+    )  # which takes scipy half a minute for so few users
+    settings: dict[str, Any] = {"baselines": ["popularity", "gru"], "k": [3, 29]}
+    one = read_json(judge(inputs, tmp_path / "apart", **settings).folder / "metrics.json")
+    other = read_json(
+        judge(inputs, tmp_path / "counted", cold_items=True, **settings).folder / "metrics.json"
+    )
+    unseen = one["apart"]["unknown_item"]
+    assert (one["targets"], other["targets"], unseen["targets"]) == (NUM_USERS - 1, NUM_USERS, 1)
+    # of 31 items two are in the history; 28 were trained on: behind them stands item 31 at 0 events, and at -inf with those two
+    assert unseen["metrics"]["popularity"]["mrr@29"] == pytest.approx(1 / 29)
+    assert unseen["metrics"]["gru"]["hit_rate@29"] == 0
+    model = AttentionRecommender(checkpoint.load_model(inputs["train"]))
+    scores = model.score_items(histories_from_lists([[1, 2]]))[0]
+    rank = 1 + (scores[3:NUM_ITEMS] > scores[NUM_ITEMS]).sum()
+    assert unseen["metrics"][MODEL]["mrr@29"] == pytest.approx(1 / rank)
+    for system, values in one["metrics"].items():
+        for metric in ("mrr@29", "ndcg@3"):
+            expected = (values[metric] * (NUM_USERS - 1) + unseen["metrics"][system][metric]) / NUM_USERS
+            assert unseen["metrics_with_them"][system][metric] == pytest.approx(expected)
+            assert other["metrics"][system][metric] == pytest.approx(expected)
+
+
+def test_a_recommender_of_some_items_in_a_numbering_of_all():
+    system = baselines.Renumbered(
+        Popularity(np.array([0, 2, 5], np.float32)), np.array([0, 2, 0, 1], np.int32)
+    )
+    histories = histories_from_lists([[2, 3], [1]])
+    assert system.score_items(histories).tolist() == 2 * [[-np.inf, 5, -np.inf, 2]]
+    items, scores = system.recommend(histories, 3)
+    assert items.tolist() == [[1, 0, 0], [3, 0, 0]]
+    assert scores[:, 0].tolist() == [5, 2]
 
 
 def test_the_learning_curve_ends_with_the_model_itself(inputs: dict[str, Path], tmp_path: Path):

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,11 @@ from models.encoder import Encoder
 from models.index import ItemIndex
 from models.settings import EncoderSettings
 from pipeline import registry, tracking
-from pipeline.bundle import Bundle, Evaluated, seal
+from pipeline.bundle import SECOND, Bundle, Evaluated, seal
+from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.registry import Registry
+from pipeline.score import _batches, _Log
 from pipeline.serving import Recommender, _load_pyfunc
 from pipeline.store import write_json
 from pipeline.tracking import Plan, Tracker
@@ -34,12 +38,15 @@ NUM_ITEMS, NUM_USERS = 7, 3
 HISTORIES = ([1, 2, 3], [4], [5, 6])
 
 
-def a_bundle(folder: Path, seed: int = 0) -> str:
+SMALL = EncoderSettings(dim=4, num_blocks=1, num_heads=1)
+
+
+def a_bundle(folder: Path, seed: int = 0, settings: EncoderSettings = SMALL) -> str:
     """A bundle of seven items "i1".."i7" and the users 10, 20, 30; returns its digest."""
     for name in ("deployed", "index", "histories"):
         (folder / name).mkdir(parents=True)
     torch.manual_seed(seed)
-    encoder = Encoder(EncoderSettings(dim=4, num_blocks=1, num_heads=1), NUM_ITEMS, 0, 5)
+    encoder = Encoder(settings, NUM_ITEMS, 0, 5)
     checkpoint.save_model(encoder, folder / "deployed")
     numbers = np.arange(1, NUM_ITEMS + 1, dtype=np.int32)
     ItemIndex.build(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
@@ -117,6 +124,50 @@ def test_frame_of_histories_or_users(place: Path, digest: str):
     assert by_user["score"][0] == pytest.approx(scores, rel=1e-5)
     everything = model.predict(pd.DataFrame({"user_id": [20]}), {"exclude_seen": False})
     assert len(everything["item_id"][0]) == NUM_ITEMS, "10 asked for, the catalogue has 7"
+
+
+def test_asked_at_the_newest_event_of_the_log(tmp_path: Path):
+    a_bundle(tmp_path)
+    assert Bundle.open(tmp_path).newest == 5, "an older bundle knows the newest one on an item of its own"
+    newest = 1_700_000_000 * SECOND
+    seal(tmp_path, {"name": "small", "event_types": [], "newest": newest})
+    bundle = Bundle.open(tmp_path)
+    asked = bundle.known_histories.request_time
+    assert asked is not None
+    assert asked.tolist() == 3 * [newest]
+    histories, unknown = bundle.from_ids([["i1", "new", "i2", "i3"], [], ["i4"]])
+    assert unknown == 1
+    assert histories.item_index.tolist() == [1, 2, 3, 4]
+    assert histories.time.tolist() == [newest - 2 * SECOND, newest - SECOND, newest, newest]
+    assert histories.request_time is not None
+    assert histories.request_time.tolist() == 3 * [newest]
+
+
+def test_what_is_served_equals_what_is_scored_at_the_newest_event(tmp_path: Path):
+    hour = 3600 * SECOND
+    items = np.array([1, 2, 3, 4, 5, 6, 8], np.int32)  # the last of them nobody had when the bundle was made
+    kinds, values = np.zeros(7, np.int16), np.zeros(7, np.float32)
+    histories = JaggedHistories(np.array([0, 3, 4, 7]), items, hour * np.arange(7), kinds, values)
+    numbers = np.array([0, 1, 2, 3, 4, 5, 6, 7, 0], np.int32)
+    asked = replace(SMALL, calendar=True, request_time=True)
+    for settings in (SMALL, asked):
+        folder = tmp_path / str(settings.request_time)
+        a_bundle(folder, settings=settings)
+        seal(folder, {"name": "small", "event_types": [], "newest": 6 * hour})
+        bundle = Bundle.open(folder)
+        known = histories.item_index[:6], histories.time[:6], kinds[:6], values[:6]
+        shutil.rmtree(folder / "histories")
+        (folder / "histories").mkdir()
+        JaggedHistories(np.array([0, 3, 4, 6]), *known).save(folder / "histories")
+        log = _Log(histories, pl.Series([10, 20, 30]), numbers, np.zeros(1, np.int16))
+        ((table, counts),) = _batches(ScoreConfig(k=3, because=False), bundle, log, np.arange(3))
+        assert counts["unknown_items"] == 1
+        assert ("newest" in vars(log)) is settings.request_time, (
+            "the whole log is looked through where it matters"
+        )
+        served = bundle.recommend_users([10, 20, 30], 3)
+        assert table["item_id"].to_pylist() == [item for ids, _ in served for item in ids]
+        assert table["score"].to_pylist() == [score for _, scores in served for score in scores]
 
 
 def test_frame_without_users_or_histories_is_refused(place: Path, digest: str):

@@ -117,6 +117,13 @@ def test_an_unknown_item_has_no_third(tmp_path: Path):
     assert popularity["middle"] == [3]
 
 
+def test_an_item_known_by_content_alone_has_no_third(tmp_path: Path):
+    tables(tmp_path)
+    # items 2 and 5 were in no event: thirds of 3, 4, 1
+    expected = {"tail": [2], "middle": [3], "head": [0, 5], "(unknown)": [1, 4, 6]}
+    assert found(tmp_path, counts=[9, 0, 5, 7, 0])["item_popularity"] == expected
+
+
 def test_by_recency(tmp_path: Path):
     tables(tmp_path)
     # an empty history has no last event; at the edge itself the next class begins

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.train import _former
+from pipeline.train import former_numbers
 from tests.pipeline.conftest import Workdir
 
 SETTINGS = (
@@ -72,4 +72,4 @@ def test_what_goes_wrong_is_said_once(workdir):
 def test_numbers_of_items_in_an_earlier_numbering():
     before = np.array([0, 1, 0, 2, 0], np.int32)
     after = np.array([0, 1, 2, 3, 0], np.int32)
-    assert _former(before, after).tolist() == [0, 1, 0, 2]
+    assert former_numbers(before, after).tolist() == [0, 1, 0, 2]

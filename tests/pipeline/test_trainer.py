@@ -1,0 +1,177 @@
+"""The trainer of stage train, and stage publish, on a small log with event types and content written out here."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features import content, splits
+from features.content import Content, ContentSettings
+from features.histories import JaggedHistories
+from models import checkpoint
+from models.settings import EncoderSettings, TrainSettings
+from pipeline import histories as rows
+from pipeline import publish, train
+from pipeline.bundle import Bundle
+from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
+from pipeline.plan import Live, Plan
+from pipeline.stages import Context
+from pipeline.store import read_json, write_json
+from pipeline.train import Trainer
+
+NUM_USERS, NUM_ITEMS = 23, 11
+COLUMNS: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3, "event_type": 4}
+READS_CONTENT = EncoderSettings(dim=4, num_heads=1, num_blocks=1, item_content=True)
+
+
+def log() -> JaggedHistories:
+    """Seven events of each user on items 1 to 9, at different hours, every other one of type 1, else 2; the last user's fifth
+    is on item 10, and item 11 never occurs."""
+    item = np.random.default_rng(0).integers(1, 10, NUM_USERS * 7).astype(np.int32)
+    item[-3] = 10
+    time = np.arange(len(item), dtype=np.int64).reshape(7, -1).T.ravel() * 3_600_000_000
+    kind = np.tile(np.array([1, 2], np.int16), len(item))[: len(item)]
+    values = np.zeros(len(item), np.float32)
+    return JaggedHistories(np.arange(NUM_USERS + 1) * 7, item, time, kind, values)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Callable[..., Context]:
+    """A stage's context over the log's features, held back from its last two sevenths on where that is asked for."""
+    histories, folder = log(), tmp_path / "features"
+
+    def made(held_back: float = 0.0, **sections: Any) -> Context:
+        split = splits.temporal(
+            histories,
+            NUM_ITEMS,
+            test_fraction=0.15,
+            validation_fraction=0.15,
+            held_back=held_back,
+            min_user_events=1,
+            min_item_events=2,
+        )
+        for each in (folder, tmp_path / "ingest", tmp_path / "stage"):
+            each.mkdir(exist_ok=True)
+        histories.save(folder)
+        split.save(folder / "split")
+        ids = pl.Series("item_id", [f"i{number:02}" for number in range(1, NUM_ITEMS + 1)])
+        kinds = [["odd" if number % 2 else "even"] for number in range(1, NUM_ITEMS - 1)]
+        table = pl.DataFrame({"item_id": ids, "categories": [*kinds, ["even", "late"], ["late"]]})
+        table.write_parquet(tmp_path / "ingest" / "items.parquet")
+        known = np.arange(NUM_ITEMS) < NUM_ITEMS - 2  # those that occur, so that a category is unknown
+        content.build(folder, table, known, ContentSettings())
+        shown = pl.lit(None, dtype=pl.String).alias("title")
+        table.with_columns(shown, item_index=pl.int_range(1, NUM_ITEMS + 1)).write_parquet(
+            folder / "items.parquet"
+        )
+        pl.DataFrame({"user_index": range(NUM_USERS), "user_id": range(100, 100 + NUM_USERS)}).write_parquet(
+            folder / "users.parquet"
+        )
+        (folder / "event_types.json").write_text('["ad", "view"]')
+        given: dict[str, Any] = {
+            "model": READS_CONTENT,
+            "train": TrainSettings(epochs=1, precision="fp32", compile="off"),
+            "items": ItemsConfig(path="items.csv"),
+        }
+        events = EventsConfig(path="log.csv", columns=COLUMNS, types={"ad": 0.0, "view": 1.0})
+        history = HistoryConfig(min_item_events=2)
+        config = Config(name="tiny", events=events, history=history, **given | sections)
+        inputs = {"features": folder, "ingest": tmp_path / "ingest"}
+        live = Live(None, lambda _: None, lambda _: None)
+        return Context(
+            config, tmp_path / "stage", inputs, {}, None, Plan(), live, tmp_path, show_progress=False
+        )
+
+    return made
+
+
+@pytest.mark.parametrize("targets", ["all", "last", "random"])
+def test_a_refit_on_the_same_events_takes_the_same_steps(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, targets: Any
+):
+    settings = TrainSettings(targets=targets, epochs=2, batch_histories=4, precision="fp32", compile="off")
+    ctx = context(train=settings, model=replace(READS_CONTENT, item_content=False))
+    trainer, taken = Trainer(ctx, ctx.inputs["features"]), []
+    histories = log()
+    everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
+    mapping = rows.known_items(everything, NUM_ITEMS)
+    mapping[[3, 4]] = 0
+    result = trainer.fit("selection", everything, mapping)
+    facts = result.resolved | {"best_step": 10 * result.best_step}
+    monkeypatch.setattr(trainer, "fit", lambda *_, max_steps: taken.append(max_steps))
+    trainer.refit("again", everything, mapping, facts)
+    twice = replace(everything, starts=np.repeat(everything.starts, 2), ends=np.repeat(everything.ends, 2))
+    trainer.refit("twice", twice, mapping, facts)
+    assert taken == [facts["best_step"], 2 * facts["best_step"]]
+    assert facts["best_step"] == 10 * 2 * 6  # two epochs of 23 histories in fours
+
+
+def test_only_a_model_that_reads_content_knows_items_by_it(context: Callable[..., Context]):
+    ctx, histories = context(), log()
+    split = splits.Split.load(ctx.inputs["features"] / "split")
+    training = rows.training_rows(histories, split, with_validation=False)
+    reading = Trainer(ctx, ctx.inputs["features"])
+    assert reading.numbering(training, histories, split).tolist() == [*range(11), 0]
+    gru = Trainer(ctx, ctx.inputs["features"], encoder=EncoderSettings(block="gru"))
+    assert gru.numbering(training, histories, split).tolist() == [*range(10), 0, 0]
+
+
+def test_a_damaged_checkpoint_is_refused_before_others_are_told(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+):
+    ctx = context()
+    told: list[Any] = []
+    trainer = Trainer(ctx, ctx.inputs["features"])
+    (ctx.folder / "checkpoints" / "selection.pt").write_bytes(b"half a")
+    monkeypatch.setattr(train, "announce", told.append)
+    histories = log()
+    everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
+    with pytest.raises(ValueError, match=r"selection\.pt: cannot be read"):
+        trainer.fit("selection", everything, rows.known_items(everything, NUM_ITEMS))
+    assert not told
+
+
+def test_users_of_a_step_whose_numbers_are_not_finite_are_named(context: Callable[..., Context]):
+    settings = TrainSettings(
+        learning_rate=1e30, max_grad_norm=0, batch_histories=4, precision="fp32", compile="off"
+    )
+    ctx = context(train=settings)
+    features = ctx.inputs["features"]
+    some = np.arange(NUM_USERS) >= 10
+    with pytest.raises(ValueError, match=r"training histories \[.*; the step's users are 1") as raised:
+        Trainer(ctx, features).fit_split(log(), splits.Split.load(features / "split"), users=some)
+    found = re.search(r"histories \[([\d, ]+)\].*users are ([\d, ]+)", str(raised.value))
+    assert found is not None
+    histories, users = ([int(each) for each in part.split(", ")] for part in found.groups())
+    assert users == [110 + row for row in histories]
+
+
+def test_a_bundle_of_the_log_as_it_was_reads_the_content_it_learned_from(context: Callable[..., Context]):
+    held_back = context(0.25)
+    features = held_back.inputs["features"]
+    histories, split = log(), splits.Split.load(features / "split")
+    assert (split.test_end < histories.offsets[1:]).any()
+    for name in ("train", "evaluate"):
+        held_back.inputs[name] = held_back.folder.with_name(name)
+        held_back.inputs[name].mkdir()
+    trained = Trainer(held_back, features).fit_split(histories, split)
+    checkpoint.save_model(trained.result.model, held_back.inputs["train"])
+    np.save(held_back.inputs["train"] / "items.npy", trained.mapping)
+    facts = {"best_step": trained.selection.best_step} | trained.selection.resolved
+    write_json(held_back.inputs["train"] / "training.json", facts)
+    write_json(held_back.inputs["evaluate"] / "metrics.json", {"metrics": {"lookback": {}}, "targets": 0})
+    publish.build(held_back)
+    bundle = Bundle.open(held_back.folder / "bundle")
+    # all but item 11, of which nothing is known; item 10, which was tested, is known by what is said of it
+    assert bundle.items.ids.to_list() == [f"i{number:02}" for number in range(1, 11)]
+    newest = int(histories.time[split.test_end - 1].max())
+    assert newest < histories.time.max()
+    assert bundle.newest == newest == read_json(bundle.folder / "bundle.json")["newest"]
+    learned_from, written = Content.load(features / "content"), Content.load(bundle.folder / "content")
+    assert written.categories == learned_from.categories == ("even", "odd")
+    np.testing.assert_array_equal(written.category_index, learned_from.category_index)
