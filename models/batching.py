@@ -141,7 +141,8 @@ class BatchPlan:
     each history, another every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
     Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
     A batch's histories are drawn at random and packed by length into several windows; `one_window` is for what takes time by
-    column, however many rows there are: then a batch's histories are of similar length.
+    column, however many rows there are: then a batch's histories are of similar length. So they are where a step has not the
+    tokens for two windows of `window_tokens`, below which a window costs more than the padding that it saves.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class BatchPlan:
         with_time: bool = False,
         with_value: bool = False,
         one_window: bool = False,
+        window_tokens: int = 0,
     ) -> None:
         events = np.ones(len(histories.item_index), np.float32)
         if type_weights is not None:
@@ -165,7 +167,7 @@ class BatchPlan:
         self.max_length = max_length
         self.seed = seed
         self.with_time, self.with_value = with_time, with_value
-        self.one_window = one_window
+        self.window_tokens = window_tokens
         self._bearing = np.concatenate(([0], np.cumsum(self.event_weight > 0)))
         windows = replace(histories, request_time=None)
         windows = windows.last(max_length + 1) if targets == "all" else windows
@@ -174,6 +176,8 @@ class BatchPlan:
         self.windows = windows.select(self.rows)
         self.num_targets = int(num_targets.sum()) if targets == "all" else len(self.windows)
         self.steps_per_epoch = max(1, round(len(self.windows) / batch_histories))
+        tokens = int((self.windows.lengths - 1).sum()) // self.steps_per_epoch
+        self.one_window = one_window or tokens < 2 * window_tokens
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
         """The rows of each step, in the order of the steps: shuffled histories cut at equal numbers of tokens.
@@ -240,7 +244,7 @@ class BatchPlan:
             return [rows]
         lengths = self.in_epoch(epoch).lengths[rows] - 1
         order = np.argsort(-lengths, kind="stable")
-        budget, parts, start = lengths.sum() / WINDOWS, [], 0
+        budget, parts, start = max(self.window_tokens, lengths.sum() / WINDOWS), [], 0
         while start < len(order):
             columns = self._columns(int(lengths[order[start]]))
             end = start + rounded_up(max(1, round(budget / columns)))

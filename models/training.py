@@ -32,6 +32,8 @@ from models.throughput import matrix_entries, step_flops
 from models.validation import VALIDATION_K, Validation, validate
 
 STATE_VERSION = 2
+WINDOW_WORK = 110_000
+"""Tokens x dim of a window from which the padding that it saves is worth its own calls."""
 NAMED_ROWS = 20
 """Histories that the message about a step names, at most."""
 
@@ -107,6 +109,7 @@ def fit(
         with_time=encoder.looks_at_time,
         with_value=encoder.value,
         one_window=encoder.block in RECURRENT_BLOCKS or device.type != "cpu" or train.compile == "on",
+        window_tokens=WINDOW_WORK // encoder.dim,
     )
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed)
