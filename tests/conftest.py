@@ -25,6 +25,15 @@ SHAPED = [
 install_import_hook(SHAPED, "beartype.beartype")  # shapes in signatures are checked at every call
 
 
+LONGEST = ("test_planted.py", "test_nightly.py", "test_erase.py")
+"""Files whose tests take minutes: they begin first, so that no worker is left alone with them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others in their order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _own_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reaches the tracking server of whoever runs it."""
