@@ -1,8 +1,10 @@
 """Files of a model (safetensors, JSON) and of a training under way (torch's weights-only format)."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +21,8 @@ from models.settings import EncoderSettings
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+SPARE_BYTES = 2**20
+"""Free bytes below which a failed write is put down to a full disk."""
 FORMER_NAMES = {
     r"^items\.weight$": "items.ids.weight",
     r"^event_types\.": "events.types.",
@@ -108,13 +112,20 @@ def _damaged(path: Path, reason: object) -> ValueError:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write aside, flush to the disk, rename: a reader sees the old file or the new one, whole."""
+    """Write aside, flush to the disk, rename: a reader sees the old file or the new one, whole.
+
+    Raises OSError naming the file where it cannot be written, whatever the library that writes it raises.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(aside)
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+    except (RuntimeError, SafetensorError) as error:
+        is_full = shutil.disk_usage(path.parent).free < SPARE_BYTES
+        code = errno.ENOSPC if is_full else errno.EIO
+        raise OSError(code, f"{os.strerror(code)}: {error}", str(path)) from error
     finally:
         aside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -1,6 +1,9 @@
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from models.checkpoint import load_model, load_training, save_model, save_traini
 from models.encoder import AttentionRecommender, Encoder
 from models.recommender import histories_from_lists
 from models.settings import EncoderSettings
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -172,3 +177,38 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         save_training({"step": lambda: 2}, path)
     assert load_training(path) == {"step": 1}
     assert [found.name for found in tmp_path.iterdir()] == ["training.pt"]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import torch
+from models.checkpoint import save_model, save_training
+from models.encoder import Encoder
+from models.settings import EncoderSettings
+folder = Path(sys.argv[1])
+save_training({"weights": torch.zeros(8)}, folder / "state.pt")
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+encoder = Encoder(EncoderSettings(dim=64), num_items=1000, num_event_types=0, max_length=5)
+writes = {
+    "state.pt": lambda: save_training({"weights": torch.zeros(100_000)}, folder / "state.pt"),
+    "model.safetensors": lambda: save_model(encoder, folder),
+}
+for name, write in writes.items():
+    try:
+        write()
+    except OSError as error:
+        assert error.filename == str(folder / name), error
+    else:
+        raise AssertionError(name)
+"""
+
+
+def test_what_cannot_be_written_is_named_and_the_old_file_stays(tmp_path):
+    # in a process of its own, which may write no more than 50,000 bytes to a file
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    assert load_training(tmp_path / "state.pt")["weights"].tolist() == [0.0] * 8
