@@ -27,10 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from models.metrics import Float64, hit_rate, ndcg  # noqa: E402
-from models.outcome import FitResult  # noqa: E402
 from models.settings import ATTENTION_BLOCKS, Block, Positions, Readout, Score, Weighting  # noqa: E402
-from models.training import fit  # noqa: E402
-from tests.benchmarks.gpu import Data, Settings, configured, load, pack, ranks  # noqa: E402
+from tests.benchmarks.gpu import Data, Settings, configured, fitted, load, pack, ranks  # noqa: E402
 
 BUDGETS: dict[str, Settings] = {
     "ml-100k": {
@@ -188,26 +186,11 @@ def key_of(settings: Settings) -> str:
 # --- training ---
 
 
-def train(data: Data, settings: Settings, max_steps: int | None = None) -> FitResult:
-    """One training."""
-    max_length, encoder, training = configured(settings)
-    return fit(
-        data.training,
-        encoder=encoder,
-        train=training,
-        num_items=data.num_items,
-        num_event_types=data.num_event_types,
-        max_length=max_length,
-        validation=data.validation,
-        max_steps=max_steps,
-    )
-
-
 def measure(data: Data, settings: Settings) -> dict[str, Any]:
     """The figures of one training; ranks up to 10 by target, or why there are none."""
     started = time.monotonic()
     try:
-        result = train(data, settings)
+        result = fitted(data, settings)
     except ValueError as error:
         return {"error": str(error)}
     rank = ranks(result.model, data.test)
@@ -229,7 +212,7 @@ def measure(data: Data, settings: Settings) -> dict[str, Any]:
 
 def estimate(data: Data, settings: Settings) -> float:
     """Seconds that a training takes at most, from four steps."""
-    result = train(data, settings, max_steps=4)
+    result = fitted(data, settings, max_steps=4)
     per_step = result.history[0].seconds / 4
     return 1.1 * per_step * int(result.resolved["steps_per_epoch"]) * configured(settings)[2].epochs
 

@@ -52,23 +52,14 @@ def machine() -> Figures:
 
 def train(packed: Path, name: str, epochs: int, compiled: str) -> Figures:
     """One training and its test."""
-    from models.training import fit
-    from tests.benchmarks.gpu import MODELS, configured, epoch_flops, judge, load
+    from tests.benchmarks.gpu import MODELS, configured, epoch_flops, fitted, judge, load
 
     data = load(packed / "refit.npz")
     settings = MODELS[name] | {"train.epochs": epochs, "train.compile": compiled}
-    max_length, encoder, training = configured(settings)
     started = time.monotonic()
-    result = fit(
-        data.training,
-        encoder=encoder,
-        train=training,
-        num_items=data.num_items,
-        num_event_types=data.num_event_types,
-        max_length=max_length,
-    )
+    result = fitted(data, settings, validates=False)
     seconds = time.monotonic() - started
-    flops, targets = epoch_flops(data, result.model, training)
+    flops, targets = epoch_flops(data, result.model, configured(settings)[-1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     measured = judge(result.model, data.test)
     ranked = len(data.test.target) / data.num_held_out

@@ -35,7 +35,7 @@ from models.batching import BatchPlan  # noqa: E402
 from models.encoder import AttentionRecommender, Encoder  # noqa: E402
 from models.machine import pick_device  # noqa: E402
 from models.metrics import Float64, hit_rate, ndcg  # noqa: E402
-from models.outcome import EpochRecord  # noqa: E402
+from models.outcome import EpochRecord, FitResult  # noqa: E402
 from models.ranking import rank_targets  # noqa: E402
 from models.recommender import Histories  # noqa: E402
 from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings  # noqa: E402
@@ -234,6 +234,23 @@ def configured(settings: Settings) -> tuple[int, EncoderSettings, TrainSettings]
         for prefix in ("model.", "train.")
     )
     return settings["history.max_length"], EncoderSettings(**model), TrainSettings(**train)
+
+
+def fitted(
+    data: Data, settings: Settings, *, validates: bool = True, max_steps: int | None = None
+) -> FitResult:
+    """One training, undisturbed; for all of its epochs unless it `validates`."""
+    max_length, encoder, training = configured(settings)
+    return fit(
+        data.training,
+        encoder=encoder,
+        train=training,
+        num_items=data.num_items,
+        num_event_types=data.num_event_types,
+        max_length=max_length,
+        validation=data.validation if validates else None,
+        max_steps=max_steps,
+    )
 
 
 def ranks(model: Encoder, test: Validation) -> Float64:
