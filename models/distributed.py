@@ -3,6 +3,7 @@
 Process 0 leads: it alone validates, writes and decides, and tells the others. Without a group all of this is about one process.
 """
 
+import gc
 import io
 import os
 import warnings
@@ -30,14 +31,20 @@ def group() -> Iterator[None]:
     """Join the processes that torchrun started: gloo between CPUs, nccl between GPUs (one for each process of a machine).
 
     After an error the group stays as it is, and the others learn of it when this process ends, having said what happened.
+
+    At the end nothing may hold the group any more: its threads end with it, and one that still gives a tensor back when the
+    interpreter is closing aborts the process. So the module whose default arguments are the group of the moment it is
+    imported (torch._dynamo imports it, DistributedDataParallel does that) is imported before there is one.
     """
     import torch
+    import torch.distributed.nn.functional
 
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
     yield
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 

@@ -72,11 +72,16 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def threads() -> list[Path]:
+    return sorted(Path("/proc/self/task").iterdir())
+
+
 def in_each_process(folder: Path) -> None:
     """What two processes do in these tests; process 0 writes down how it went."""
     from models.checkpoint import save_training
 
     found = {}
+    before = threads()
     with distributed.group():
         leads = distributed.rank() == 0
         for case in CASES:
@@ -102,6 +107,8 @@ def in_each_process(folder: Path) -> None:
         assert [each.item() for each in distributed.gathered(number)] == [0, 1]
         if leads:
             (folder / "found.json").write_text(json.dumps(found))
+    # one left over may still need the interpreter while it closes, and then aborts the process
+    assert threads() == before
 
 
 @pytest.fixture(scope="module")
