@@ -111,9 +111,9 @@ class HistoryAttention(nn.Module):
         return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
     def scores(
-        self, queries: Float[Tensor, "b h q c"], keys: Float[Tensor, "b h l c"], places: Places
+        self, queries: Float[Tensor, "#b h q c"], keys: Float[Tensor, "b h l c"], places: Places | None = None
     ) -> Float[Tensor, "b h q l"]:
-        """Score and biases, hidden columns like the others."""
+        """Score and biases, hidden columns like the others; without `places` no biases, and nothing is turned."""
         if self.hidden is not None:
             scores: Tensor = self.hidden(queries, keys, self.implementation)
         else:
@@ -122,20 +122,23 @@ class HistoryAttention(nn.Module):
         bias = self._bias(places)
         return scores if bias is None else scores + bias
 
-    def _met(self, queries: Tensor, keys: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    def _met(self, queries: Tensor, keys: Tensor, places: Places | None) -> tuple[Tensor, Tensor]:
         """Queries and keys whose inner product is the score."""
         if self.general is not None:
             queries = queries @ self.general
-        if self.rotary:
+        if self.rotary and places is not None:
             queries, keys = turn(queries, places.looking), turn(keys, places.seen)
         if self.scale is not None:
-            queries, keys = functional.normalize(queries, dim=-1), functional.normalize(keys, dim=-1)
-            return queries * self.scale.to(queries.dtype), keys
+            kind = queries.dtype  # autocast on CUDA takes norms in fp32
+            queries, keys = (functional.normalize(part, dim=-1).to(kind) for part in (queries, keys))
+            return queries * self.scale.to(kind), keys
         if self.settings.score == "scaled_dot":
             return queries * (1 / math.sqrt(queries.shape[-1])), keys
         return queries, keys
 
-    def _bias(self, places: Places) -> Float[Tensor, "#b h q l"] | None:
+    def _bias(self, places: Places | None) -> Float[Tensor, "#b h q l"] | None:
+        if places is None:
+            return None
         bias = None
         if self.distances is not None and places.distance is not None:
             bias = self.distances(places.distance)
@@ -162,7 +165,7 @@ class HiddenLayerScore(nn.Module):
 
     def forward(
         self,
-        queries: Float[Tensor, "b h q c"],
+        queries: Float[Tensor, "#b h q c"],
         keys: Float[Tensor, "b h l c"],
         implementation: Implementation = "auto",
     ) -> Float[Tensor, "b h q l"]:

@@ -195,6 +195,10 @@ class BatchPlan:
             order = order[np.lexsort((np.where(pool % 2, -lengths[order], lengths[order]), pool))]
         middle = np.cumsum(lengths[order]) - lengths[order] / 2
         step = (middle * (self.steps_per_epoch / lengths.sum())).astype(np.int64)
+        # a history longer than a step's budget leaves no step empty: from row to row one further at most, and the last is reached
+        row = np.arange(len(order))
+        step = np.minimum(row + np.minimum.accumulate(step - row), row)
+        step = np.maximum(step, row + self.steps_per_epoch - len(order))
         cuts = np.split(order, np.flatnonzero(np.diff(step)) + 1)
         return [cuts[place] for place in random.permutation(len(cuts))]
 

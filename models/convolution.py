@@ -65,7 +65,10 @@ class ConvBlock(MixingBlock):
 
 
 class PoolingBlock(MixingBlock):
-    """Mixed: the mean of columns 0..i."""
+    """Mixed: the mean of columns 0..i.
+
+    Source: Yu et al. 2022 (MetaFormer), section 3.2, whose pooling looks both ways.
+    """
 
     def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """What each column gathers from itself and the ones before it."""

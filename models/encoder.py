@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         self.positions = nn.Embedding(max_length, settings.dim) if placed else None
         self.dropout = Dropout(settings.dropout)
         self.layers = nn.ModuleList(_layers(settings, implementation))
-        self.target = TargetReadout(settings) if settings.readout == "target" else None
+        self.target = TargetReadout(settings, implementation) if settings.readout == "target" else None
         self.norm = nn.LayerNorm(settings.dim)
         if settings.learned_temperature:
             self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))

@@ -88,7 +88,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, rows: int, dim: int, 
     while best == float("inf") or time.perf_counter() - began < MEASURE_SECONDS:
         started = time.perf_counter()
         _ = left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2 * rows * dim * columns / best

@@ -4,12 +4,13 @@ Letters: b rows, l positions, d components of a state, n >= b * l states, h head
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.attention import Implementation
+from models.attention import HistoryAttention, Implementation
 from models.blocks import AttentionBlock
 from models.convolution import causal_mean, precise
 from models.places import Places, joined, windows_of
@@ -18,7 +19,10 @@ from models.shapes import Float, Int
 
 
 class MeanReadout(nn.Module):
-    """The mean of the states of columns 0..i, at column i; in a bidirectional encoder too."""
+    """The mean of the states of columns 0..i, at column i; in a bidirectional encoder too.
+
+    Source: Covington et al. 2016, section 3.2, who average the watched videos' vectors.
+    """
 
     def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
         """Of windows of b rows of l positions, one window and row after the other; states behind them become 0."""
@@ -51,17 +55,19 @@ class TargetReadout(nn.Module):
     """Target attention: every candidate looks at the history by itself, and is scored by what it finds there.
 
     With candidate vector u, states s_0..s_i and heads h: `score = u . s_i + sum over h and j <= i of w_hj (u_h . (V s_j)_h)`,
-    `w_h` the weights over j of `(Q u)_h . (K s_j)_h / sqrt(c)`, kept within +-30: softmax, or silu divided by i + 1. The score
-    is this scaled inner product whatever the blocks' own is (hstu: dot).
+    `w_h` the weights over j of `score((Q u)_h, (K s_j)_h)` (`models.attention`, without biases), kept within +-30: softmax,
+    or silu divided by i + 1.
     A candidate's query does not depend on i, so that running sums over j serve all i at once.
-    Source: Zhou et al. 2018 (DIN), section 4.3, with an inner product in place of its activation unit.
+    Source: Zhou et al. 2018 (DIN), section 4.3, whose activation unit is nearest to the score concat.
     """
 
     LARGEST = 30.0
 
-    def __init__(self, settings: EncoderSettings) -> None:
+    def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()
         self.settings = settings.resolved
+        unplaced = replace(self.settings, positions="none", time_bias=False, request_time=False)
+        self.attention = HistoryAttention(unplaced, implementation)
         self.norm = nn.LayerNorm(settings.dim)
         self.looking = nn.Linear(settings.dim, settings.dim)
         self.seen = nn.Linear(settings.dim, 2 * settings.dim)
@@ -74,9 +80,10 @@ class TargetReadout(nn.Module):
     ) -> Float[Tensor, "n m"]:
         """Score of each candidate at flat position row * l + column, from the states up to there."""
         weight, worth = self._each(states, candidates)
-        gathered = (weight * worth).cumsum(2) / self._whole(weight.cumsum(2))
+        gathered = (weight * worth).cumsum(-1) / self._whole(weight.cumsum(-1))
         at_position = states.flatten(0, 1)[position]
-        return gathered.sum(1).flatten(0, 1)[position] + precise(at_position @ candidates.T)
+        found = gathered.sum(1).transpose(1, 2).flatten(0, 1)[position]
+        return found + precise(at_position @ candidates.T)
 
     def last_scores(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], candidates: Float[Tensor, "m d"]
@@ -84,10 +91,10 @@ class TargetReadout(nn.Module):
         """Score of each candidate at column `lengths - 1` of each row; lengths >= 1."""
         weight, worth = self._each(states, candidates)
         real = torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1)
-        weight = weight * real[:, None, :, None]
-        whole = weight.sum(2) if self.settings.weighting == "softmax" else lengths.view(-1, 1, 1)
+        weight = weight * real[:, None, None, :]
+        whole = weight.sum(-1) if self.settings.weighting == "softmax" else lengths.view(-1, 1, 1)
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return ((weight * worth).sum(2) / whole).sum(1) + precise(last @ candidates.T)
+        return ((weight * worth).sum(-1) / whole).sum(1) + precise(last @ candidates.T)
 
     def own_scores(
         self, states: Float[Tensor, "b l d"], position: Int[Tensor, " n"], candidates: Float[Tensor, "n d"]
@@ -96,29 +103,28 @@ class TargetReadout(nn.Module):
         queries = torch.zeros_like(states).flatten(0, 1).index_copy(0, position, candidates.to(states.dtype))
         keys, values = self._keys_and_values(states)
         looking = self._heads(self.looking(queries.view_as(states)))
-        weight = self._weight(looking @ keys.transpose(-2, -1)).tril()
+        weight = self._weight(self.attention.scores(looking, keys)).tril()
         worth = precise(self._heads(queries.view_as(states)) @ values.transpose(-2, -1))
-        whole = self._whole(weight.sum(-1, keepdim=True))
-        gathered = ((weight * worth).sum(-1, keepdim=True) / whole).sum(1).flatten()[position]
-        return gathered + precise((states.flatten(0, 1)[position] * candidates).sum(-1))
+        gathered = (weight * worth).sum(-1) / self._whole(weight.sum(-1))
+        found = gathered.sum(1).flatten()[position]
+        return found + precise((states.flatten(0, 1)[position] * candidates).sum(-1))
 
     def _each(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """(weight that is not divided yet, worth) of each column for each candidate: two [b, h, l, m]."""
+        """(weight that is not divided yet, worth) of each column for each candidate: two [b, h, m, l]."""
         keys, values = self._keys_and_values(states)
         looking = self._heads(self.looking(candidates).unsqueeze(0))
-        worth = values @ self._heads(candidates.unsqueeze(0)).transpose(-2, -1)
-        return self._weight(keys @ looking.transpose(-2, -1)), precise(worth)
+        worth = self._heads(candidates.unsqueeze(0)) @ values.transpose(-2, -1)
+        return self._weight(self.attention.scores(looking, keys)), precise(worth)
 
     def _weight(self, found: Tensor) -> Tensor:
-        scale = (self.settings.dim // self.settings.num_heads) ** -0.5
-        found = (precise(found) * scale).clamp(-self.LARGEST, self.LARGEST)
+        found = precise(found).clamp(-self.LARGEST, self.LARGEST)
         return found.exp() if self.settings.weighting == "softmax" else functional.silu(found)
 
-    def _whole(self, total: Float[Tensor, "b h l m"]) -> Tensor:
+    def _whole(self, total: Float[Tensor, "*any l"]) -> Tensor:
         """What the weights up to each column are divided by."""
         if self.settings.weighting == "softmax":
             return total
-        return torch.arange(1, total.shape[2] + 1, device=total.device).view(1, 1, -1, 1)
+        return torch.arange(1, total.shape[-1] + 1, device=total.device)
 
     def _keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.seen(self.norm(states)).chunk(2, -1)

@@ -23,10 +23,6 @@ class Negatives:
     log_expected: Float[Tensor, " m"]
     """Logarithm of the number of times that each is drawn in a step, in expectation."""
 
-    def to(self, device: torch.device) -> "Negatives":
-        """The same negatives on a device."""
-        return Negatives(self.item_index.to(device), self.log_expected.to(device))
-
 
 class NegativeSampler:
     """`settings.negatives` = m items a step, drawn with replacement by `settings.negative_sampling`.

@@ -65,7 +65,8 @@ class EncoderSettings:
     request_time: bool = False
     """Whether the model may see the time of the request: `time_bias` and `calendar` then count from it."""
     window: int = 0
-    """Attention, causal: positions that each one sees, itself included; 0: all before it."""
+    """Attention, causal: positions that each one sees, itself included, in the blocks and in readout attention; 0: all before
+    it."""
     feed_forward: FeedForward | Literal["auto"] = "auto"
     """What follows attention in transformer and ligr (hstu has nothing). auto: swiglu in ligr, gelu in transformer."""
     direction: Direction = "causal"
@@ -75,8 +76,8 @@ class EncoderSettings:
     """conv: positions that each one sees in a block, itself included."""
     readout: Readout = "last"
     """What a history's states become. last: its last state; mean: the mean of its states; attention: the last state and what
-    it finds by attention over all of them; target: for each candidate what that finds by attention (DIN), whose score is the
-    scaled inner product in every block, its weighting softmax or silu."""
+    it finds by attention over all of them; target: for each candidate what that finds by attention (DIN), with the same `score`
+    but no biases, weighted by softmax or silu."""
     item_id: bool = True
     """Whether an item has a learned vector of its own; without one it is its content."""
     item_content: bool = False
@@ -113,8 +114,8 @@ class EncoderSettings:
         for key in ("temperature", "gumbel_start", "gumbel_end"):
             value = getattr(self, key)
             _refuse(not 0 < value < math.inf, f"model.{key}", value, "a number above 0")
-        self._refuse_contradictions()
         self._refuse_what_nothing_reads()
+        self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
         settings = self.resolved
@@ -133,10 +134,10 @@ class EncoderSettings:
             f"of queries and keys that meet in an inner product ({', '.join(INNER_PRODUCTS)})",
         )
         _refuse(
-            self.direction == "bidirectional" and self.block in ("conv", "pooling"),
+            self.direction == "bidirectional" and (self.block in ("conv", "pooling") or not self.num_blocks),
             "model.direction",
             self.direction,
-            f"'causal' with block {self.block!r}",
+            f"'causal' with {self._blocks}: only {', '.join(ATTENTION_BLOCKS + RECURRENT_BLOCKS)} read from both ends",
         )
         _refuse(
             self.direction == "bidirectional" and self.block in RECURRENT_BLOCKS and self.readout == "last",
@@ -157,16 +158,15 @@ class EncoderSettings:
             False,
             "true, or model.item_content: an item must have some vector",
         )
-        own_score = settings.score == "scaled_dot" or (self.block, settings.score) == ("hstu", "dot")
         _refuse(
-            self.readout == "target" and not (own_score and settings.weighting in ("softmax", "silu")),
-            "model.readout",
-            "target",
-            f"score scaled_dot with softmax or silu for it, not {settings.score!r} with {settings.weighting!r}",
+            self.readout == "target" and settings.weighting not in ("softmax", "silu"),
+            "model.weighting",
+            settings.weighting,
+            "'softmax' or 'silu' with readout 'target': their running sums serve all positions of a history at once",
         )
 
     def _refuse_what_nothing_reads(self) -> None:
-        blocks = f"block {self.block!r}" if self.num_blocks else "num_blocks 0"
+        blocks = self._blocks
         for key in ("score", "weighting"):
             _refuse(
                 getattr(self, key) != "auto" and not self.looks,
@@ -193,8 +193,8 @@ class EncoderSettings:
         )
         self._refuse_other(
             "feed_forward",
-            self.block not in ("transformer", "ligr"),
-            f"block {self.block!r}: it has no feed-forward layer",
+            self.block not in ("transformer", "ligr") or not self.num_blocks,
+            f"{blocks}: no feed-forward layer there",
         )
         _refuse(
             self.request_time and not self.looks_at_time,
@@ -209,6 +209,11 @@ class EncoderSettings:
         """Refuse another value than the default where nothing reads it."""
         value, default = getattr(self, key), getattr(type(self), key)
         _refuse(is_unread and value != default, f"model.{key}", value, f"{default!r} with {because}")
+
+    @property
+    def _blocks(self) -> str:
+        """As messages call them."""
+        return f"block {self.block!r}" if self.num_blocks else "num_blocks 0"
 
     @property
     def attends(self) -> bool:
@@ -228,7 +233,7 @@ class EncoderSettings:
         if self.looks:
             stands_for["score"] = "dot" if is_hstu else "scaled_dot"
             stands_for["weighting"] = "silu" if is_hstu else "softmax"
-        if self.block in ("transformer", "ligr"):
+        if self.block in ("transformer", "ligr") and self.num_blocks:
             stands_for["feed_forward"] = "swiglu" if self.block == "ligr" else "gelu"
         chosen = {key: value for key, value in stands_for.items() if getattr(self, key) == "auto"}
         return replace(self, **chosen) if chosen else self
@@ -298,7 +303,8 @@ class TrainSettings:
     precision: Precision = "auto"
     """fp32, bf16 autocast, or bf16 where the hardware computes it natively."""
     compile: Compile = "auto"
-    """Whether the step goes through torch.compile; auto: where a compiler is there and training is long enough to pay for it."""
+    """Whether the step goes through torch.compile; auto: on CUDA, where a compiler is there and training is long enough to pay
+    for it (on the CPU the step is near its kernels' own time, and compiled is slower)."""
     refit_validation: bool = False
     """Train again on training + validation events, for the steps that validation chose, before testing."""
     refit_from: RefitFrom = "start"
@@ -319,6 +325,8 @@ class TrainSettings:
             "schedule": get_args(Schedule),
             "item_optimizer": get_args(ItemOptimizer),
             "refit_from": get_args(RefitFrom),
+            "precision": get_args(Precision),
+            "compile": get_args(Compile),
         }
         for key, known in choices.items():
             value = getattr(self, key)
@@ -351,6 +359,20 @@ class TrainSettings:
             self.item_optimizer,
             f"'adamw' with loss {self.loss!r}: it touches every item at every step",
         )
+        read_by = {
+            "negatives": SAMPLED_LOSSES,
+            "negative_sampling": SAMPLED_LOSSES,
+            "logq_correction": ("sampled_softmax",),
+            "gbce_calibration": ("gbce",),
+        }
+        for key, losses in read_by.items():
+            value, default = getattr(self, key), getattr(type(self), key)
+            _refuse(
+                self.loss not in losses and value != default,
+                f"train.{key}",
+                value,
+                f"{default!r} with loss {self.loss!r}: {', '.join(losses)} alone read{'s' * (len(losses) == 1)} it",
+            )
 
 
 def check_together(encoder: EncoderSettings, train: TrainSettings) -> None:
@@ -372,7 +394,7 @@ def check_together(encoder: EncoderSettings, train: TrainSettings) -> None:
         encoder.readout == "target" and encoder.similarity == "cosine",
         "model.similarity",
         "cosine",
-        "'dot' with model.readout 'target'",
+        "'dot' with model.readout 'target': what a candidate finds adds to its score as an inner product, of any length",
     )
     _refuse(
         train.item_optimizer == "rowwise_adagrad" and not encoder.item_id,

@@ -54,12 +54,12 @@ def steps(
         target, weight = plan.targets_of(rows, epoch)
         lengths = plan.in_epoch(epoch).lengths[rows] - 1
         mine = cut(rows, lengths, size * accumulate)[rank * accumulate : (rank + 1) * accumulate]
-        batches = [plan.batch(part, epoch).to(device) for part in mine if len(part)]
+        batches = [plan.batch(part, epoch) for part in mine if len(part)]
         negatives = sampler.draw(epoch, number, target.to(device)) if sampler is not None else None
         whole = _total(weight)
         yield Step(
             rows,
-            [(batch, _total(batch.weight) / whole) for batch in batches]
+            [(batch.to(device), _total(batch.weight) / whole) for batch in batches]
             or [(plan.batch(rows[:1], epoch).to(device), 0.0)],
             negatives,
             whole,

@@ -170,6 +170,8 @@ class _Training:
         self.best: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
         self.save_is_due = False
+        self.last_rows: Int64 = np.zeros(0, np.int64)
+        """The histories of the last step."""
 
     def run(self, resume: dict[str, Any] | None, show_progress: bool) -> None:
         """Epoch after epoch until done, from where `resume` stands; an epoch without a step left is recorded all the same."""
@@ -253,11 +255,11 @@ class _Training:
                 self._step(step)
                 now = time.monotonic()
                 self.progress.seconds += now - started
+                started = now
                 self._show(bar)
                 if self.save_is_due:
                     self._check_weights()
                     self._checkpoint()
-                started = time.monotonic()
 
     def _steps(self, first: int) -> Iterator[Step]:
         """The present epoch's steps from `first` on."""
@@ -281,9 +283,13 @@ class _Training:
         is_due = self.saves and time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
         value, due = distributed.total([loss.item(), float(is_due and not self.rank)])
         grad_norm, self.save_is_due = norm.item(), due > 0
+        self.last_rows = self.plan.rows[step.rows]
         if not (math.isfinite(value) and math.isfinite(grad_norm)):
             raise _not_finite(
-                progress, f"loss {value} and gradient norm {grad_norm}", self.plan.rows[step.rows]
+                progress.epoch,
+                progress.step + 1,
+                f"loss {value} and gradient norm {grad_norm}",
+                self.last_rows,
             )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -400,7 +406,9 @@ class _Training:
         """Refuse to keep weights that the last step has carried beyond all numbers."""
         extremes = [torch.stack(weight.detach().aminmax()).float() for weight in self.model.parameters()]
         if not torch.stack(extremes).isfinite().all():
-            raise _not_finite(self.progress, "weights that are not finite")
+            raise _not_finite(
+                self.progress.epoch, self.progress.step, "weights that are not finite", self.last_rows
+            )
 
     def _checkpoint(self) -> None:
         if not self.saves:
@@ -478,16 +486,13 @@ class _Training:
         bar.update()
 
 
-def _not_finite(progress: _Progress, what: str, rows: Int64 | None = None) -> NotFinite:
-    """What to say of a step whose numbers are not, and of the rows that it learned from."""
-    number = progress.step + (rows is not None)
-    rows = np.zeros(0, np.int64) if rows is None else rows
+def _not_finite(epoch: int, step: int, what: str, rows: Int64) -> NotFinite:
+    """What to say of a step, counted from 1, whose numbers are not, and of the rows that it learned from."""
     more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
     return NotFinite(
-        f"training: received {what} at epoch {progress.epoch + 1}, step {number}"
-        + (f" (training histories {rows[:NAMED_ROWS].tolist()}{more})" if len(rows) else "")
-        + ", expected finite numbers; the last checkpoint is kept as it was: lower train.learning_rate or "
-        "train.max_grad_norm, add train.warmup_steps, or set train.precision = 'fp32'",
+        f"training: received {what} at epoch {epoch + 1}, step {step} "
+        f"(training histories {rows[:NAMED_ROWS].tolist()}{more}), expected finite numbers; the last checkpoint is kept as it "
+        "was: lower train.learning_rate or train.max_grad_norm, add train.warmup_steps, or set train.precision = 'fp32'",
         rows,
     )
 

@@ -33,6 +33,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"block": "lstm", "direction": "bidirectional", "readout": "attention"},
     *({"readout": readout} for readout in ("mean", "attention", "target")),
     {"block": "hstu", "readout": "target"},
+    {"block": "pooling", "num_blocks": 0, "readout": "target", "score": "concat"},
     {"block": "gru", "readout": "attention"},
     {"weighting": "silu", "readout": "target"},
     {"num_blocks": 0, "block": "pooling", "readout": "mean"},

@@ -429,3 +429,16 @@ def test_a_column_that_is_not_there_weighs_what_a_hidden_one_does(weighting):
     else:
         rest = whole[..., kept]
         torch.testing.assert_close(found[..., kept], rest / rest.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "silu"])
+def test_cosine_keeps_its_type_where_norms_are_taken_in_fp32(weighting, monkeypatch):
+    # as autocast does on CUDA
+    whole = functional.normalize
+    monkeypatch.setattr(functional, "normalize", lambda part, dim: whole(part.float(), dim=dim))
+    settings = {"score": "cosine", "weighting": weighting}
+    parts = looks(torch.bfloat16)
+    gathered = module(torch.bfloat16, **settings)(*parts, places(**settings))
+    assert gathered.dtype == torch.bfloat16
+    gathered.sum().backward()
+    assert all(part.grad is not None and part.grad.dtype == torch.bfloat16 for part in parts)

@@ -389,3 +389,15 @@ def test_no_targets_at_all(targets):
     plan = BatchPlan(histories_from_lists([[1], []]), 5, 2, None, seed=0, targets=targets)
     assert plan.num_targets == 0
     assert plan.epoch(0) == []
+
+
+@pytest.mark.parametrize("one_window", [False, True])
+@pytest.mark.parametrize("batch_histories", [1, 2, 4])
+def test_histories_longer_than_a_step_leave_no_step_empty(batch_histories, one_window):
+    lengths = np.random.default_rng(0).lognormal(2, 1.2, 500).astype(int).clip(2, 201)
+    rows = [np.arange(1, length + 1).tolist() for length in lengths]
+    plan = BatchPlan(histories_from_lists(rows), 200, batch_histories, None, 0, one_window=one_window)
+    for epoch in range(2):
+        steps = plan.epoch(epoch)
+        assert len(steps) == plan.steps_per_epoch == 500 // batch_histories
+        assert sorted(np.concatenate(steps).tolist()) == list(range(500))

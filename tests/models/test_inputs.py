@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,8 @@ def trained(loss="softmax", **settings) -> Encoder:
     torch.manual_seed(0)
     content = settings.pop("content", None)
     encoder = Encoder(EncoderSettings(dim=6, **settings), 13, 0, 8, content=content)
-    train = TrainSettings(loss=loss, negatives=11, weight_decay=0.1)
+    few: dict[str, Any] = {} if loss == "softmax" else {"negatives": 11}
+    train = TrainSettings(loss=loss, weight_decay=0.1, **few)
     objective = Objective(encoder.train(), train)
     candidates = encoder.candidates()
     drawn_from = np.arange(1, 14) if candidates is None else candidates.numpy()

@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
+from models.settings import SAMPLED_LOSSES, EncoderSettings, Score, TrainSettings, check_together
 
 REFUSED_MODELS: list[tuple[dict[str, Any], str]] = [
     *(({key: "nonsense"}, f"model.{key}: received 'nonsense', expected '") for key in (
@@ -54,17 +54,16 @@ REFUSED_MODELS: list[tuple[dict[str, Any], str]] = [
     ({"num_blocks": 0, "request_time": True}, "model.request_time: received True"),
     ({"num_blocks": 0, "request_time": True, "time_bias": True}, "model.time_bias: received True"),
     ({"direction": "bidirectional", "window": 3}, "model.window: received 3, expected 0 with direction 'bidirectional'"),
-    ({"block": "gru", "readout": "target", "score": "additive"}, "model.readout: received 'target', expected score scaled_dot"),
-    ({"block": "gru", "readout": "target", "weighting": "entmax"}, "model.readout: .* not 'scaled_dot' with 'entmax'"),
-    ({"readout": "target", "score": "cosine"}, "model.readout: .* not 'cosine' with 'softmax'"),
-    ({"readout": "target", "score": "dot"}, "model.readout: .* not 'dot' with 'softmax'"),
-    ({"readout": "target", "weighting": "sparsemax"}, "model.readout: .* not 'scaled_dot' with 'sparsemax'"),
-    ({"block": "hstu", "readout": "target", "score": "general"}, "model.readout: .* not 'general' with 'silu'"),
+    *(({"readout": "target", "weighting": name}, f"model.weighting: received '{name}', expected 'softmax' or 'silu' with readout")
+      for name in ("sparsemax", "entmax", "gumbel_softmax")),
+    ({"num_blocks": 0, "feed_forward": "swiglu"}, "model.feed_forward: received 'swiglu', expected 'auto' with num_blocks 0"),
+    ({"num_blocks": 0, "direction": "bidirectional"}, "model.direction: .* expected 'causal' with num_blocks 0"),
+    ({"block": "gru", "positions": "rotary"}, "model.positions: received 'rotary', expected 'auto' or 'none' with block 'gru'"),
 ]  # fmt: skip
 
 REFUSED_TRAININGS: list[tuple[dict[str, Any], str]] = [
     *(({key: "nonsense"}, f"train.{key}: received 'nonsense', expected '") for key in (
-        "loss", "negative_sampling", "targets", "schedule", "item_optimizer", "refit_from",
+        "loss", "negative_sampling", "targets", "schedule", "item_optimizer", "refit_from", "precision", "compile",
     )),
     *(({key: 0}, f"train.{key}: received 0, expected at least 1") for key in (
         "epochs", "patience", "batch_histories", "accumulate", "negatives", "validation_targets",
@@ -77,6 +76,10 @@ REFUSED_TRAININGS: list[tuple[dict[str, Any], str]] = [
     ({"gbce_calibration": 1.5}, r"train.gbce_calibration: received 1.5, expected in \[0, 1\]"),
     ({"loss": "gbce", "negative_sampling": "popularity"}, "train.negative_sampling: received 'popularity', expected 'uniform'"),
     ({"item_optimizer": "rowwise_adagrad"}, "train.item_optimizer: received 'rowwise_adagrad', expected 'adamw' with"),
+    ({"negatives": 3000}, "train.negatives: received 3000, expected 256 with loss 'softmax': .*, gbce, bce, bpr alone"),
+    ({"negative_sampling": "in_batch"}, "train.negative_sampling: received 'in_batch', expected 'uniform' with loss 'softmax'"),
+    ({"loss": "bce", "logq_correction": False}, "train.logq_correction: .* True with loss 'bce': sampled_softmax alone"),
+    ({"loss": "bpr", "gbce_calibration": 0.5}, "train.gbce_calibration: received 0.5, expected 0.75 with loss 'bpr': gbce alone"),
 ]  # fmt: skip
 
 REFUSED_TOGETHER: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -127,6 +130,7 @@ def test_target_attention_goes_with_sampled_losses(loss):
     [
         {"block": "hstu", "readout": "target"},
         {"block": "hstu", "readout": "target", "score": "scaled_dot", "weighting": "softmax"},
+        *({"block": "gru", "readout": "target", "score": score} for score in get_args(Score)),
         {"readout": "target", "weighting": "silu"},
         {"similarity": "cosine", "temperature": 0.1},
         {"block": "conv", "kernel": 3},
@@ -144,8 +148,8 @@ def test_what_something_reads_may_be_set(settings):
 @pytest.mark.parametrize(
     ("settings", "score", "weighting", "positions", "feed_forward"),
     [
-        ({"num_blocks": 0}, "auto", "auto", "none", "gelu"),
-        ({"num_blocks": 0, "readout": "attention"}, "scaled_dot", "softmax", "none", "gelu"),
+        ({"num_blocks": 0}, "auto", "auto", "none", "auto"),
+        ({"num_blocks": 0, "readout": "attention"}, "scaled_dot", "softmax", "none", "auto"),
         ({}, "scaled_dot", "softmax", "relative", "gelu"),
         ({"block": "hstu"}, "dot", "silu", "relative", "auto"),
         ({"block": "ligr"}, "scaled_dot", "softmax", "relative", "swiglu"),

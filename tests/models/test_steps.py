@@ -53,7 +53,7 @@ def test_parts_are_cut_by_tokens(lengths, parts, expected):
 
 
 def taken(rank, size, accumulate, loss="softmax"):
-    settings = TrainSettings(loss=loss, negatives=3)
+    settings = TrainSettings(loss=loss) if loss == "softmax" else TrainSettings(loss=loss, negatives=3)
     from models.sampling import NegativeSampler
 
     whole = plan()
@@ -138,3 +138,9 @@ def test_the_thread_ends_with_its_user():
     coming.close()
     time.sleep(0.05)
     assert len(running()) == before
+
+
+def test_nothing_is_read_back_from_the_device():
+    for step in steps(plan(), 0, 0, sampler=None, accumulate=2, rank=0, size=1, device=torch.device("meta")):
+        assert all(batch.target.is_meta for batch, _ in step.parts)
+        assert sum(share for _, share in step.parts) == pytest.approx(1)

@@ -1,17 +1,30 @@
 """Every variant learns from MovieLens-100K, by the training engine, what popularity alone cannot tell."""
 
+import tomllib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from models.inputs import ItemContent
 from models.recommender import Histories
 from models.settings import EncoderSettings, TrainSettings
 from models.training import fit
+from models.validation import Validation, validate
 
+CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
 USERS, MAX_LENGTH, EPOCHS = 16, 12, 10
+LOSSES: list[dict[str, Any]] = [
+    {"loss": "softmax", "targets": "random"},
+    *({"loss": loss, "negatives": 64} for loss in ("sampled_softmax", "bpr")),
+    *({"loss": loss, "negatives": 128, "learning_rate": 0.02, "epochs": 300} for loss in ("gbce", "bce")),
+    {"loss": "sampled_softmax", "negatives": 64, "negative_sampling": "popularity"},
+    {"loss": "sampled_softmax", "negatives": 64, "negative_sampling": "in_batch"},
+    {"loss": "bpr", "negatives": 64, "item_optimizer": "rowwise_adagrad"},
+]
 
 
 @cache
@@ -61,3 +74,43 @@ def test_it_learns_from_histories(variant: dict[str, Any], public_data):
     blind = entropy(histories.item_index[histories.ends - 1 if closed else behind_first])
     losses = [record.loss for record in result.history]
     assert losses[-1] < blind < losses[0]
+
+
+@pytest.mark.parametrize("changes", LOSSES, ids=str)
+def test_every_loss_tells_what_comes_next(changes: dict[str, Any], public_data):
+    histories, _ = ratings(public_data("ml-100k"))
+    num_items = int(histories.item_index.max())
+    chosen: dict[str, Any] = {
+        "epochs": 100,
+        "batch_histories": 8,
+        "learning_rate": 0.04,
+        "precision": "fp32",
+        "compile": "off",
+        **changes,
+    }
+    train = TrainSettings(**chosen)
+    result = fit(
+        histories, encoder=EncoderSettings(dim=16, dropout=0.0), train=train, num_items=num_items, num_event_types=5,
+        max_length=MAX_LENGTH,
+    )  # fmt: skip
+    last = histories.ends - 1
+    asked = Validation(replace(histories, ends=last), histories.item_index[last], False)
+    counts = np.bincount(histories.item_index, minlength=num_items + 1)
+    behind = 1 + (counts > counts[histories.item_index[last]][:, None]).sum(1)
+    by_popularity = float((1 / np.log2(behind + 1) * (behind <= 10)).mean())
+    assert validate(result.model, asked)["validation_ndcg@10"] > 2 * by_popularity
+
+
+@pytest.mark.parametrize("name", ["sasrec", "hstu", "ligr", "gru4rec", "din", "bigru"])
+def test_every_preset_learns(name, public_data):
+    histories, _ = ratings(public_data("ml-100k"))
+    shipped = tomllib.loads((CONFIGS / f"{name}.toml").read_text(encoding="utf-8"))
+    train = replace(
+        TrainSettings(**shipped["train"]), epochs=60, batch_histories=8, learning_rate=0.01, precision="fp32"
+    )
+    result = fit(
+        histories, encoder=EncoderSettings(**shipped["model"]), train=train,
+        num_items=int(histories.item_index.max()), num_event_types=5, max_length=MAX_LENGTH,
+    )  # fmt: skip
+    losses = [record.loss for record in result.history]
+    assert losses[-1] < 0.9 * losses[0]
