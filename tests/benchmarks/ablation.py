@@ -36,7 +36,7 @@ BUDGETS: dict[str, Settings] = {
         "model.dim": 32,
         "train.batch_histories": 16,
         "train.learning_rate": 0.004,
-        "train.epochs": 15,
+        "train.epochs": 10,
         "train.patience": 4,
     },
     "ml-1m": {
