@@ -53,7 +53,7 @@ BUDGETS: dict[str, Settings] = {
         "model.dropout": 0.4,
         "train.batch_histories": 128,
         "train.learning_rate": 0.001,
-        "train.epochs": 20,
+        "train.epochs": 8,
         "train.patience": 4,
     },
 }
