@@ -79,22 +79,25 @@ class TargetReadout(nn.Module):
         candidates: Float[Tensor, "m d"],
     ) -> Float[Tensor, "n m"]:
         """Score of each candidate at flat position row * l + column, from the states up to there."""
-        weight, worth = self._each(states, candidates)
+        found, worth = self._each(states, candidates)
+        weight = self._weight(found)
         gathered = (weight * worth).cumsum(-1) / self._whole(weight.cumsum(-1))
         at_position = states.flatten(0, 1)[position]
-        found = gathered.sum(1).transpose(1, 2).flatten(0, 1)[position]
-        return found + precise(at_position @ candidates.T)
+        added = gathered.sum(1).transpose(1, 2).flatten(0, 1)[position]
+        return added + precise(at_position @ candidates.T)
 
     def last_scores(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], candidates: Float[Tensor, "m d"]
     ) -> Float[Tensor, "b m"]:
         """Score of each candidate at column `lengths - 1` of each row; lengths >= 1."""
-        weight, worth = self._each(states, candidates)
-        real = torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1)
-        weight = weight * real[:, None, None, :]
-        whole = weight.sum(-1) if self.settings.weighting == "softmax" else lengths.view(-1, 1, 1)
+        found, worth = self._each(states, candidates)
+        real = (torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1))[:, None, None]
+        if self.settings.weighting == "softmax":
+            weight = found.masked_fill(~real, -torch.inf).softmax(-1)
+        else:
+            weight = functional.silu(found) * real / lengths.view(-1, 1, 1, 1)
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return ((weight * worth).sum(-1) / whole).sum(1) + precise(last @ candidates.T)
+        return (weight * worth).sum((1, 3)) + precise(last @ candidates.T)
 
     def own_scores(
         self, states: Float[Tensor, "b l d"], position: Int[Tensor, " n"], candidates: Float[Tensor, "n d"]
@@ -103,21 +106,24 @@ class TargetReadout(nn.Module):
         queries = torch.zeros_like(states).flatten(0, 1).index_copy(0, position, candidates.to(states.dtype))
         keys, values = self._keys_and_values(states)
         looking = self._heads(self.looking(queries.view_as(states)))
-        weight = self._weight(self.attention.scores(looking, keys)).tril()
+        weight = self._weight(self._kept_within(self.attention.scores(looking, keys))).tril()
         worth = precise(self._heads(queries.view_as(states)) @ values.transpose(-2, -1))
         gathered = (weight * worth).sum(-1) / self._whole(weight.sum(-1))
         found = gathered.sum(1).flatten()[position]
         return found + precise((states.flatten(0, 1)[position] * candidates).sum(-1))
 
     def _each(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """(weight that is not divided yet, worth) of each column for each candidate: two [b, h, m, l]."""
+        """(score, worth) of each column for each candidate: two [b, h, m, l]."""
         keys, values = self._keys_and_values(states)
         looking = self._heads(self.looking(candidates).unsqueeze(0))
         worth = self._heads(candidates.unsqueeze(0)) @ values.transpose(-2, -1)
-        return self._weight(self.attention.scores(looking, keys)), precise(worth)
+        return self._kept_within(self.attention.scores(looking, keys)), precise(worth)
+
+    def _kept_within(self, found: Tensor) -> Tensor:
+        return precise(found).clamp(-self.LARGEST, self.LARGEST)
 
     def _weight(self, found: Tensor) -> Tensor:
-        found = precise(found).clamp(-self.LARGEST, self.LARGEST)
+        """What is not divided yet."""
         return found.exp() if self.settings.weighting == "softmax" else functional.silu(found)
 
     def _whole(self, total: Float[Tensor, "*any l"]) -> Tensor:

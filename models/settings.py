@@ -359,6 +359,9 @@ class TrainSettings:
             self.item_optimizer,
             f"'adamw' with loss {self.loss!r}: it touches every item at every step",
         )
+        self._refuse_what_nothing_reads()
+
+    def _refuse_what_nothing_reads(self) -> None:
         read_by = {
             "negatives": SAMPLED_LOSSES,
             "negative_sampling": SAMPLED_LOSSES,
