@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from models.encoder import Encoder
 from models.inputs import blank_content
-from models.settings import EncoderSettings
+from models.ranker import Ranker
+from models.settings import EncoderSettings, RankerSettings
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+RANKER_WEIGHTS, RANKER_CONFIG = "ranker.safetensors", "ranker_config.json"
 SPARE_BYTES = 2**20
 """Free bytes below which a failed write is put down to a full disk."""
 FORMER_NAMES = {
@@ -67,6 +69,34 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _damaged(folder / WEIGHTS, error) from error
     return encoder.to(device).eval()
+
+
+def save_ranker(ranker: Ranker, folder: Path) -> None:
+    """Write `ranker.safetensors` and `ranker_config.json` into an existing folder."""
+    config = {
+        "settings": asdict(ranker.settings),
+        "vectors": list(ranker.vectors.shape),
+        "num_event_types": ranker.num_event_types,
+    }
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in ranker.state_dict().items()}
+    _write(folder / RANKER_WEIGHTS, lambda path: save_file(weights, path))
+    text = json.dumps(config, indent=1) + "\n"
+    _write(folder / RANKER_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_ranker(folder: Path, device: str | torch.device = "cpu") -> Ranker:
+    """What `save_ranker` wrote, in evaluation mode; ValueError naming the file that is missing or damaged."""
+    try:
+        config = json.loads((folder / RANKER_CONFIG).read_text(encoding="utf-8"))
+        settings = RankerSettings(**config["settings"])
+        ranker = Ranker(settings, torch.zeros(*config["vectors"]), config["num_event_types"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder / RANKER_CONFIG, error) from error
+    try:
+        ranker.load_state_dict(load_file(folder / RANKER_WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _damaged(folder / RANKER_WEIGHTS, error) from error
+    return ranker.to(device).eval()
 
 
 def _present_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from models.ranking import ColdStart, SystemRanks, rank_targets
 from models.recommender import Float32, Histories, Int32, Recommender
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import recommend_in_chunks
+from models.two_stage import TwoStage
 from pipeline import histories as rows
 from pipeline.config import BASELINES, Config
 from pipeline.errors import LookbackError
@@ -112,7 +113,7 @@ def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
     Targets on items that no system knows, by training or by content, are asked for only where they count
     (`evaluate.cold_items`).
     """
-    if isinstance(system, AttentionRecommender):
+    if isinstance(system, AttentionRecommender | TwoStage):
         system = ColdStart(system, Popularity.fit(part.training, part.num_items))
     targets = part.targets
     ranked = (targets.item > 0) | config.evaluate.cold_items

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.settings import EncoderSettings, TrainSettings, check_together
+from models.settings import EncoderSettings, RankerSettings, TrainSettings, check_together
 from pipeline.errors import ConfigError
 
 FileFormat = Literal["csv", "jsonl", "parquet", "json"]
@@ -222,22 +222,6 @@ class IndexConfig(Section):
     """How items are searched."""
     recall_queries: int = Field(1000, ge=1)
     """User vectors on which the index's recall is measured, at most."""
-
-
-class RankerConfig(Section):
-    """`[ranker]`: the second stage."""
-
-    use: Literal["auto", "always", "never"] = "auto"
-    """auto: where it is better on held-out targets (this version has no second stage: auto and never are the same)."""
-
-    @pydantic.field_validator("use")
-    @classmethod
-    def _not_yet(cls, use: str) -> str:
-        if use == "always":
-            raise ValueError(
-                "ranker.use: received 'always', expected 'auto' or 'never': this version has no second-stage ranker"
-            )
-        return use
 
 
 class EvaluateConfig(Section):
@@ -463,7 +447,7 @@ class Config(Section):
     model: EncoderSettings = EncoderSettings()
     train: TrainSettings = TrainSettings()
     index: IndexConfig = IndexConfig()
-    ranker: RankerConfig = RankerConfig()
+    ranker: RankerSettings = RankerSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
     score: ScoreConfig = ScoreConfig()
     report: ReportConfig = ReportConfig()

@@ -25,7 +25,8 @@ from models.lists import Catalogue
 from models.machine import pick_device
 from models.ranking import SystemRanks, rank_targets
 from models.recommender import Histories, Int32
-from pipeline import baselines, diagnostics, figures, judging
+from models.two_stage import TwoStage
+from pipeline import baselines, diagnostics, figures, judging, second_stage
 from pipeline import histories as rows
 from pipeline.config import MODEL
 from pipeline.errors import LookbackError
@@ -59,6 +60,8 @@ class Evaluation:
     ranked: Mapping[str, SystemRanks]
     catalogue: Catalogue
     recommender: AttentionRecommender
+    ranker: dict[str, Any]
+    """Whether the model's ranks are those of retrieval alone or of the second stage behind it, and why."""
 
 
 def build(ctx: Context) -> None:
@@ -112,7 +115,12 @@ def _rank(ctx: Context) -> Evaluation:
     training = training.translate(mapping)
     recommender = AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
     part = baselines.Part(training, targets, recommender.num_items)
-    ranked = {MODEL: baselines.rank_all(recommender, part, config)} | {
+    stages = _stages(ctx, recommender, part, mapping)
+    ranker = _ranker(
+        ctx, {name: each.select(chosen) for name, each in stages.items()}, targets.select(chosen)
+    )
+    own = stages[second_stage.TWO_STAGE if ranker["used"] else second_stage.RETRIEVAL]
+    ranked = {MODEL: own} | {
         name: baselines.load(ctx.inputs["baselines"], name)
         for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
     }
@@ -129,7 +137,32 @@ def _rank(ctx: Context) -> Evaluation:
         {name: each.select(chosen) for name, each in ranked.items()},
         judging.catalogue_of(counts, content, mapping),
         recommender,
+        ranker,
     )
+
+
+def _stages(
+    ctx: Context, recommender: AttentionRecommender, part: baselines.Part, mapping: Int32
+) -> dict[str, SystemRanks]:
+    """How retrieval ranks the targets, and how it does with the second stage behind it, where stage rank trained one."""
+    config = ctx.config
+    found = {second_stage.RETRIEVAL: baselines.rank_all(recommender, part, config)}
+    stage = second_stage.opened(config, ctx.inputs["features"], ctx.inputs["rank"], part.training, mapping)
+    if stage is not None:
+        both = TwoStage(recommender, stage, exclude_seen=config.exclude_seen)
+        found[second_stage.TWO_STAGE] = baselines.rank_all(both, part, config)
+    return found
+
+
+def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTargets) -> dict[str, Any]:
+    """Whether the second stage is used, with its difference from retrieval alone on the targets that count."""
+    config = ctx.config
+    if second_stage.TWO_STAGE not in stages:
+        reason = read_json(ctx.inputs["rank"] / second_stage.DESCRIPTION)["reason"]
+        return {"used": False, "setting": config.ranker.use, "reason": reason}
+    judged_by = Judging(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
+    metric = f"ndcg@{judged_by.list_length}"
+    return second_stage.compared(stages, targets, judged_by, config.ranker.use, metric)
 
 
 def _check_leaks(ctx: Context, histories: JaggedHistories, split: Split) -> None:
@@ -201,6 +234,7 @@ def _report(ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judgi
         },
         "not_applicable": tuned["not_applicable"],
         "index": read_json(ctx.inputs["index"] / "recall.json"),
+        "ranker": found.ranker,
     }
     if settings.training_fractions:
         report["learning_curve"] = _learning_curve(ctx, found, judged, judged_by)
@@ -386,6 +420,9 @@ def _say(ctx: Context, report: dict[str, Any]) -> None:
                 ctx.track.parent_metric(f"test/{name}", value)
             elif not name.startswith(("pessimistic_", "user_pessimistic_")):
                 ctx.track.metric(f"{system}/{name}", value)
+    for stage, values in report["ranker"].get("metrics", {}).items():
+        for name, value in values.items():
+            ctx.track.metric(f"{stage}/{name}", value)
     for kind in ("mean", "spread"):
         for name, value in report.get("rolling", {}).get(kind, {}).get(MODEL, {}).items():
             ctx.track.metric(f"rolling_{kind}/{name}", value)
@@ -398,4 +435,5 @@ def _say(ctx: Context, report: dict[str, Any]) -> None:
     counts = (
         f"{report['targets']:,} targets of {report['users']:,} users ({sum(left_out.values()):,} left out)"
     )
-    ctx.summary(f"{shown} {values} on {counts}")
+    ctx.track.tag("lookback.ranker", report["ranker"]["reason"])
+    ctx.summary(f"{shown} {values} on {counts}; {report['ranker']['reason']}")

@@ -49,14 +49,42 @@ def of_model(folder: Path, mapping: Int32, trained: NDArray[np.bool_]) -> ItemCo
     )
 
 
+def dense(folder: Path, mapping: Int32) -> Float32 | None:
+    """[items, c] text, given embedding and most frequent categories of a model's items, each part and the whole of length 1.
+
+    `mapping` [num_items + 1] from the folder's items, 0 for those it has not. None where nothing is known about any.
+    """
+    content = _found(folder)
+    if content is None:
+        return None
+    ours = np.concatenate(([0], np.flatnonzero(mapping)))
+    times = np.bincount(content.category_index, minlength=len(content.categories) + 1)
+    frequent = np.argsort(-times[1:], kind="stable")[:MOST_CATEGORIES] + 1
+    column = np.full(len(times), -1)
+    column[frequent] = np.arange(len(frequent))
+    table = np.zeros((content.num_items + 1, len(frequent)), np.float32)
+    item = np.repeat(np.arange(content.num_items + 1), np.diff(content.category_offsets))
+    known = column[content.category_index] >= 0
+    table[item[known], column[content.category_index[known]]] = 1
+    return _unit(np.hstack([content.text[ours], _unit(content.embedding[ours]), _unit(table[ours])]))
+
+
 def _load(folder: Path) -> Content:
-    path = folder / FOLDER
-    content = Content.load(path) if path.exists() else None
-    if content is None or not (content.categories or content.text.size or content.embedding.size):
+    content = _found(folder)
+    if content is None:
         raise LookbackError(
             "model.item_content: received true, but nothing is known about items; expected [items] with categories, title, text "
             "or embedding: add it, or set model.item_content = false"
         )
+    return content
+
+
+def _found(folder: Path) -> Content | None:
+    """The content of a features folder, None where nothing is known."""
+    path = folder / FOLDER
+    content = Content.load(path) if path.exists() else None
+    if content is None or not (content.categories or content.text.size or content.embedding.size):
+        return None
     return content
 
 

@@ -95,7 +95,7 @@ STAGES = {
         ),
         Stage(
             "train",
-            3,
+            4,
             (
                 "seed",
                 "model",
@@ -109,7 +109,12 @@ STAGES = {
             resumable=True,
         ),
         Stage("index", 2, ("index",), ("features", "train")),
-        Stage("rank", 1, ("ranker.use",), ("features", "train", "index")),
+        Stage(
+            "rank",
+            2,
+            ("seed", "ranker", "exclude_seen", "evaluate.target_types", "events.timestamp_unit"),
+            ("features", "train", "index"),
+        ),
         Stage(
             "baselines",
             2,
@@ -130,9 +135,10 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            3,
+            4,
             (
                 "seed",
+                "ranker.use",
                 *_TARGET_KEYS,
                 *_keys("evaluate", ("k", "resamples", "training_fractions")),
                 "split.cuts",

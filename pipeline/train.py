@@ -14,6 +14,7 @@ from features.splits import Split
 from models import checkpoint
 from models.baselines import FittedOn
 from models.batching import BatchPlan
+from models.encoder import Encoder
 from models.following import announce
 from models.outcome import EpochRecord, FitResult, Initial, NotFinite
 from models.recommender import Float32, Histories, Int32, Int64
@@ -27,22 +28,39 @@ from pipeline.item_content import known_by_content, of_model
 from pipeline.stages import Context
 from pipeline.targets import ranked_targets, target_types
 
+SELECTION = "selection"
+"""Folder of the weights that validation chose, where the others learned from validation too."""
 _RESOLVED = ("device", "precision", "compile", "item_optimizer", "processes", "threads", "parameters")
 """What of `FitResult.resolved` the manifest shows."""
 
 
 def build(ctx: Context) -> None:
-    """Write model.safetensors, config.json, items.npy (the model's own numbering), history.parquet, training.json."""
+    """Write model.safetensors, config.json, items.npy (the model's own numbering), history.parquet, training.json.
+
+    Where validation is learned from in the end, selection/ has the first three as they were before.
+    """
     folder = ctx.inputs["features"]
     histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
     trained = Trainer(ctx, folder).fit_split(histories, split)
     facts = _facts(trained.selection)
     if ctx.config.train.refit_validation:
         facts["refit_validation_steps"] = trained.result.best_step
-    checkpoint.save_model(trained.result.model, ctx.folder)
-    np.save(ctx.folder / "items.npy", trained.mapping, allow_pickle=False)
+    _save(ctx.folder, trained.result.model, trained.mapping)
+    if ctx.config.train.refit_validation:
+        (ctx.folder / SELECTION).mkdir(exist_ok=True)
+        _save(ctx.folder / SELECTION, trained.selection.model, trained.selection_mapping)
     facts["fitted_on"] = asdict(FittedOn.of(trained.histories))
     _report(ctx, folder, trained.histories, facts)
+
+
+def selection_folder(train: Path) -> Path:
+    """Where a train artifact has the weights that learned from the training part alone, and chose their epoch on validation."""
+    return train / SELECTION if (train / SELECTION).exists() else train
+
+
+def _save(folder: Path, encoder: Encoder, mapping: Int32) -> None:
+    checkpoint.save_model(encoder, folder)
+    np.save(folder / "items.npy", mapping, allow_pickle=False)
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,8 @@ class Trained:
     """What `result` learned from, in the numbering of the features folder"""
     mapping: Int32
     """[num_items + 1], item of the features folder -> the encoder's, 0 where it knows none"""
+    selection_mapping: Int32
+    """The same of the selection's encoder."""
 
 
 class Trainer:
@@ -101,16 +121,17 @@ class Trainer:
         trained = self._occurring(training)
         validation = self._validation(histories, split, mapping, trained)
         selection = result = self.fit(name, training, mapping, of_user, validation=validation)
+        before = mapping
         if self._train.refit_validation:
             training = rows.training_rows(histories, split, with_validation=True)
-            before, mapping = mapping, self.numbering(training, histories, split)
+            mapping = self.numbering(training, histories, split)
             again = "refit_validation" if name == "selection" else f"{name}_refit_validation"
             if self._train.refit_from == "continue":
                 initial = Initial(selection.model, former_numbers(before, mapping))
                 result = self.fit(again, training, mapping, of_user, initial=initial)
             else:
                 result = self.refit(again, training, mapping, _facts(selection), of_user)
-        return Trained(result, selection, training, mapping)
+        return Trained(result, selection, training, mapping, before)
 
     def numbering(self, training: Histories, histories: JaggedHistories, split: Split) -> Int32:
         """[num_items + 1] item of the features folder -> the encoder's: those to train on, and those known by content.

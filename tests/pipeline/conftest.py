@@ -42,6 +42,10 @@ compile = "off"
 resamples = 100
 baselines = ["popularity", "recent_popularity", "co_visitation", "item_knn"]
 gate = false
+[ranker]
+candidates = 20
+max_length = 10
+epochs = 2
 [score]
 shard_users = 40
 batch_users = 16

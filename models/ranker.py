@@ -1,0 +1,214 @@
+"""The second stage: target attention from each retrieved candidate to the history, and what is known of the candidate.
+
+Letters: r rows, n candidates of each, l interactions of the longest history, f features, d width, u units, h heads, c = d / h,
+items = num_items + 1 in the ranker's own numbering.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.candidates import FEATURES, LATEST, ItemStatistics
+from models.recommender import Float32, Histories, Int32, Int64
+from models.settings import RankerSettings
+from models.shapes import Float, Int
+
+RETRIEVAL_SCORE = FEATURES.index("retrieval_score")
+GAP_BUCKETS, PLACE_BUCKETS = 32, 12
+UNITS = 8
+"""Hidden units of the activation unit."""
+BATCH_CELLS = 2**19
+"""Candidates x interactions scored at a time."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Candidates and the histories that they are for, as the ranker reads them."""
+
+    item: Int[Tensor, "r n"]
+    """Candidates in the ranker's numbering; 0: none, or one that it does not know."""
+    there: Tensor
+    """[r, n], whether there is a candidate"""
+    features: Float[Tensor, "r n f"]
+    followed: Float[Tensor, "r n latest"]
+    past_item: Int[Tensor, "r l"]
+    """The latest interactions, the last of them in column 0."""
+    past_type: Int[Tensor, "r l"]
+    past_gap: Int[Tensor, "r l"]
+    """Bucket of the time between each interaction and the request."""
+    past_there: Tensor
+    """[r, l]"""
+
+    def select(self, rows: Tensor) -> "Lists":
+        """The given rows."""
+        return Lists(**{name: part[rows] for name, part in vars(self).items()})
+
+    def of_candidates(self, columns: Int[Tensor, "r m"]) -> "Lists":
+        """Some of each row's candidates."""
+        wide = columns.unsqueeze(-1)
+        return replace(
+            self,
+            item=self.item.gather(1, columns),
+            there=self.there.gather(1, columns),
+            features=self.features.gather(1, wide.expand(-1, -1, self.features.shape[2])),
+            followed=self.followed.gather(1, wide.expand(-1, -1, self.followed.shape[2])),
+        )
+
+    def to(self, device: torch.device) -> "Lists":
+        """The same lists on a device."""
+        return Lists(**{name: part.to(device) for name, part in vars(self).items()})
+
+
+class Ranker(nn.Module):
+    """`score = w . features + MLP([c, a, a * c, m, followed, features])`, which begins as the retriever's own order.
+
+    c is the candidate's vector, a the history's interactions weighted by an activation unit that looks at candidate,
+    interaction, and product of both (softmax over the history), m what attention with several heads finds there; an interaction
+    is its item's vector, type, time before the request and place. Vectors come from the retriever that the ranker learned
+    behind, and stay: the ranker is then as good behind a retriever that was trained again.
+    Source: Zhou et al. 2018 (DIN), section 4.3, with a softmax; Vaswani et al. 2017 for m.
+    """
+
+    vectors: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, settings: RankerSettings, vectors: Tensor, num_event_types: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.num_event_types = num_event_types
+        dim, width = settings.dim, settings.dim * 4 + len(FEATURES) + 1
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("mean", torch.zeros(len(FEATURES)))
+        self.register_buffer("scale", torch.ones(len(FEATURES)))
+        self.project = nn.Linear(vectors.shape[1], dim)
+        self.types = nn.Embedding(num_event_types + 1, dim)
+        self.gaps = nn.Embedding(GAP_BUCKETS, dim)
+        self.places = nn.Embedding(PLACE_BUCKETS, dim)
+        for table in (self.types, self.gaps, self.places):
+            nn.init.normal_(table.weight, std=0.02)
+        self.of_past, self.of_candidate = nn.Linear(dim, UNITS), nn.Linear(dim, UNITS, bias=False)
+        self.of_product = nn.Parameter(torch.randn(UNITS, dim) / math.sqrt(dim))
+        self.activation = nn.Linear(UNITS, 1, bias=False)
+        self.queries, self.keys_values = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.decay = nn.Parameter(torch.full((LATEST,), 0.8).log() * torch.arange(LATEST))
+        self.dropout = nn.Dropout(settings.dropout)
+        self.hidden = nn.Linear(width, settings.hidden)
+        self.last = nn.Linear(settings.hidden, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.linear = nn.Parameter(torch.zeros(len(FEATURES)))
+
+    def forward(self, lists: Lists, presence: Float[Tensor, "r l"] | None = None) -> Float[Tensor, "r n"]:
+        """The score of each candidate, -inf where there is none; `presence` scales the weight of each past interaction."""
+        features = (lists.features - self.mean) / self.scale
+        past = self.project(self.vectors[lists.past_item]) + self.types(lists.past_type)
+        places = torch.arange(past.shape[1], device=past.device)
+        past = self.dropout(past + self.gaps(lists.past_gap) + self.places(_log_bucket(places)))
+        candidate = self.dropout(self.project(self.vectors[lists.item]))
+        found = self._activated(candidate, past, lists.past_there, presence)
+        attended = self._attended(candidate, past, lists.past_there, presence)
+        followed = lists.followed
+        if presence is not None:
+            gate = presence[:, :LATEST]
+            followed = followed[..., : gate.shape[1]] * gate.unsqueeze(1)
+        followed = (followed * self.decay[: followed.shape[-1]].exp()).sum(-1, keepdim=True)
+        seen = torch.cat(
+            [candidate, found, found * candidate, attended, (followed + 1e-3).log(), features], -1
+        )
+        added = self.last(self.dropout(functional.gelu(self.hidden(seen)))).squeeze(-1)
+        score = lists.features[..., RETRIEVAL_SCORE] + features @ self.linear + added
+        scores: Tensor = score.masked_fill(~lists.there, -torch.inf)
+        return scores
+
+    def _activated(
+        self, candidate: Tensor, past: Tensor, there: Tensor, presence: Tensor | None
+    ) -> Float[Tensor, "r n d"]:
+        rows, number, dim = candidate.shape
+        product = (candidate.unsqueeze(2) * self.of_product).view(rows, number * UNITS, dim)
+        shift = self.of_past(past).transpose(1, 2).unsqueeze(1) + self.of_candidate(candidate).unsqueeze(-1)
+        units = (product @ past.transpose(1, 2)).view(rows, number, UNITS, -1) + shift
+        fit = (self.activation.weight @ functional.relu_(units)).squeeze(2)
+        found: Tensor = _weights(fit, there.unsqueeze(1), presence) @ past
+        return found
+
+    def _attended(
+        self, candidate: Tensor, past: Tensor, there: Tensor, presence: Tensor | None
+    ) -> Float[Tensor, "r n d"]:
+        heads = self.settings.num_heads
+        keys, values = (_heads(part, heads) for part in self.keys_values(past).chunk(2, -1))
+        queries = _heads(self.queries(candidate), heads)
+        fit = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+        gate = None if presence is None else presence.unsqueeze(1)
+        mixed: Tensor = _weights(fit, there[:, None, None], gate) @ values
+        return mixed.transpose(1, 2).flatten(2)
+
+
+def _heads(states: Float[Tensor, "r n d"], heads: int) -> Float[Tensor, "r h n c"]:
+    return states.view(*states.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _weights(fit: Tensor, there: Tensor, presence: Tensor | None) -> Tensor:
+    """Softmax over what is there, times presence; zero where nothing is."""
+    weights = fit.masked_fill(~there, -1e9).softmax(-1) * there
+    return weights if presence is None else weights * presence.unsqueeze(-2)
+
+
+def _log_bucket(places: Tensor) -> Tensor:
+    return (2 * (places + 1.0).log2()).long().clamp_max(PLACE_BUCKETS - 1)
+
+
+class SecondStage:
+    """A ranker with what it needs to know of the items of a retriever, which numbers them in its own way."""
+
+    def __init__(self, ranker: Ranker, statistics: ItemStatistics, own: Int32) -> None:
+        """own: [num_items + 1], the ranker's number of each of the retriever's items, 0 for those it does not know."""
+        self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
+
+    def lists(self, histories: Histories, items: Int32, scores: Float32) -> Lists:
+        """What the ranker reads of candidates [r, n], best first by the retriever's `scores` [r, n]."""
+        latest = histories.last(self.ranker.settings.max_length)
+        length = max(1, int(latest.lengths.max(initial=0)))
+        position = latest.ends[:, None] - 1 - np.arange(length)
+        there = position >= latest.starts[:, None]
+        position = np.where(there, position, 0)
+        flat = len(latest.item_index) > 0
+        past = np.where(there, self.own[latest.item_index[position]], 0) if flat else there.astype(np.int32)
+        kind = np.where(there, latest.event_type[position], 0) if flat else past
+        return Lists(
+            torch.from_numpy(self.own[items]),
+            torch.from_numpy(items > 0),
+            torch.from_numpy(self.statistics.features(histories, items, scores)),
+            torch.from_numpy(self.statistics.followed(histories, items)),
+            torch.from_numpy(past.astype(np.int32)),
+            torch.from_numpy(kind.astype(np.int32)),
+            torch.from_numpy(self._gaps(latest, position, there)),
+            torch.from_numpy(there),
+        )
+
+    @torch.inference_mode()
+    def score(self, histories: Histories, items: Int32, scores: Float32) -> Float32:
+        """The ranker's score of each candidate [r, n], -inf for item 0."""
+        found = np.full(items.shape, -np.inf, np.float32)
+        step = max(1, BATCH_CELLS // (items.shape[1] * self.ranker.settings.max_length))
+        for start in range(0, len(items), step):
+            rows = slice(start, start + step)
+            lists = self.lists(histories.select(rows), items[rows], scores[rows])
+            found[rows] = self.ranker(lists.to(self.ranker.linear.device)).float().cpu().numpy()
+        return found
+
+    def _gaps(self, latest: Histories, position: Int64, there: NDArray[np.bool_]) -> Int32:
+        """Bucket of the time before the request, two to each doubling of seconds."""
+        if not self.statistics.timed or not len(latest.item_index):
+            return np.zeros(position.shape, np.int32)
+        asked = latest.request_time
+        if asked is None:
+            asked = latest.time[np.maximum(latest.ends - 1, 0)]
+        seconds = np.maximum(asked[:, None] - latest.time[position], 0) / 1e6
+        bucket = np.log2(1 + seconds).astype(np.int32)
+        return np.where(there, np.minimum(bucket, GAP_BUCKETS - 1), 0).astype(np.int32)
