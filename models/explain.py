@@ -115,6 +115,18 @@ def _leave_one_out(encoder: Encoder, windows: Histories, items: Int32) -> Float3
     return weights
 
 
+@torch.no_grad()
+def left_out_scores(encoder: Encoder, window: Histories, items: Int32) -> Float32:
+    """[l, n] scores of `items` [n] for one row of l >= 1 interactions without each of them in turn; without the only one 0."""
+    padded = encoder.pad(window)
+    length = int(window.lengths[0])
+    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device))
+    if length == 1:
+        return np.zeros((1, len(items)), np.float32)
+    found: Float32 = _last_scores(encoder, _each_left_out(padded, length), candidates).float().cpu().numpy()
+    return found
+
+
 def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
     """[b, k] scores of k candidates that all rows share."""
     if encoder.target is None:

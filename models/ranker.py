@@ -104,8 +104,8 @@ class Ranker(nn.Module):
         nn.init.zeros_(self.last.bias)
         self.linear = nn.Parameter(torch.zeros(len(FEATURES)))
 
-    def forward(self, lists: Lists, presence: Float[Tensor, "r l"] | None = None) -> Float[Tensor, "r n"]:
-        """The score of each candidate, -inf where there is none; `presence` scales the weight of each past interaction."""
+    def forward(self, lists: Lists, presence: Float[Tensor, "r n l"] | None = None) -> Float[Tensor, "r n"]:
+        """The score of each candidate, -inf where there is none; `presence` 1: an interaction is there, 0: it is not."""
         features = (lists.features - self.mean) / self.scale
         past = self.project(self.vectors[lists.past_item]) + self.types(lists.past_type)
         places = torch.arange(past.shape[1], device=past.device)
@@ -115,8 +115,8 @@ class Ranker(nn.Module):
         attended = self._attended(candidate, past, lists.past_there, presence)
         followed = lists.followed
         if presence is not None:
-            gate = presence[:, :LATEST]
-            followed = followed[..., : gate.shape[1]] * gate.unsqueeze(1)
+            gate = presence[..., :LATEST]
+            followed = followed[..., : gate.shape[-1]] * gate
         followed = (followed * self.decay[: followed.shape[-1]].exp()).sum(-1, keepdim=True)
         seen = torch.cat(
             [candidate, found, found * candidate, attended, (followed + 1e-3).log(), features], -1
@@ -154,9 +154,12 @@ def _heads(states: Float[Tensor, "r n d"], heads: int) -> Float[Tensor, "r h n c
 
 
 def _weights(fit: Tensor, there: Tensor, presence: Tensor | None) -> Tensor:
-    """Softmax over what is there, times presence; zero where nothing is."""
+    """`p_j exp(fit_j) / sum(p exp(fit))` over what is there, p presence; zero where nothing is."""
     weights = fit.masked_fill(~there, -1e9).softmax(-1) * there
-    return weights if presence is None else weights * presence.unsqueeze(-2)
+    if presence is None:
+        return weights
+    weights = weights * presence
+    return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def _log_bucket(places: Tensor) -> Tensor:

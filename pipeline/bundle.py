@@ -6,6 +6,8 @@ users.parquet                user_id, trained_until (the user's last event that 
 histories/                   the users' histories, in the deployed numbering
 evaluated/, deployed/        model.safetensors, config.json: the weights that were judged, and those that recommend
 index/                       FAISS over the deployed item vectors
+ranker/                      the second stage and its calibration, where it was better; deployed/ and evaluated/ then have
+                             statistics/ and ranker_items.npy, what it knows of their items
 """
 
 from collections.abc import Sequence
@@ -25,14 +27,17 @@ from models import checkpoint, explain
 from models.baselines import Popularity
 from models.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
-from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
+from models.ranker import SecondStage
+from models.recommender import Float32, Histories, Int32, Int64, Recommender, histories_from_lists
+from models.two_stage import TwoStage
 from pipeline import histories as rows
+from pipeline import second_stage
 from pipeline.errors import DamagedArtifact
 from pipeline.store import digest_file, files_below, fingerprint, read_json, write_json
 
-FORMAT_VERSION = 2
-READABLE_FORMATS = (1, 2)
-"""Format 1 does not say what the evaluated weights learned from: it recommends, but cannot be compared."""
+FORMAT_VERSION = 3
+READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3), (2, 3)
+"""Format 1 does not say what the evaluated weights learned from: it recommends, but cannot be compared. 2 has no ranker."""
 DESCRIPTION = "bundle.json"
 SECOND = 1_000_000
 """Microseconds."""
@@ -234,6 +239,8 @@ class Evaluated:
     """The users of that artifact."""
     users_trained_until: Int64
     """[users], microseconds: the last event of each that trained or chose them; `NEVER` where there is none"""
+    second_stage: SecondStage | None
+    """The ranker that was judged behind them, where the bundle has one."""
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True, device: str | torch.device = "cpu") -> "Evaluated":
@@ -241,7 +248,7 @@ class Evaluated:
 
         Raises DamagedArtifact where files are missing or damaged, or the bundle's format does not say what it learned from.
         """
-        description = read_description(folder, (FORMAT_VERSION,), verify=verify)
+        description = read_description(folder, COMPARABLE_FORMATS, verify=verify)
         known = pl.read_parquet(folder / "items.parquet", columns=["item_id", "evaluated_index"])
         known = known.filter(pl.col("evaluated_index") > 0).sort("evaluated_index")
         recommender = AttentionRecommender(checkpoint.load_model(folder / "evaluated", device))
@@ -260,7 +267,14 @@ class Evaluated:
             description["trained_until"],
             Vocabulary(users["user_id"], 0),
             until.to_numpy(),
+            second_stage.of_bundle(folder, "evaluated", device),
         )
+
+    def system(self, *, exclude_seen: bool) -> Recommender:
+        """What was judged: the encoder, or where the bundle has a ranker both stages."""
+        if self.second_stage is None:
+            return self.recommender
+        return TwoStage(self.recommender, self.second_stage, exclude_seen=exclude_seen)
 
     def translated(self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str]) -> Histories:
         """Rows in another log's numbering (ids at 1.., type names at 1..) in this one's; what it does not know is left out."""

@@ -213,7 +213,11 @@ def ranks(config: Config, features: Path, model: Evaluated, targets: RankedTarge
     known = (item > 0) & (histories.lengths > 0)
     rank = np.full(len(targets), np.inf)
     found = rank_targets(
-        model.recommender, histories.select(known), item[known], 1, exclude_seen=config.exclude_seen
+        model.system(exclude_seen=config.exclude_seen),
+        histories.select(known),
+        item[known],
+        1,
+        exclude_seen=config.exclude_seen,
     )
     rank[known] = found.rank
     return rank

@@ -17,6 +17,7 @@ from models.encoder import Encoder
 from models.index import ItemIndex
 from models.recommender import Int32
 from pipeline import histories as rows
+from pipeline import second_stage
 from pipeline.bundle import seal
 from pipeline.features import content_settings
 from pipeline.stages import Context
@@ -43,6 +44,8 @@ def build(ctx: Context) -> None:
     _write_content(ctx, bundle, refit=refit_steps is not None)
     _write_users(features, histories, mapping, trained_until(whole, split), bundle)
     metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
+    if metrics["ranker"]["used"]:
+        _write_ranker(ctx, histories, split, evaluated, mapping, bundle)
     newest = int(histories.time.max(initial=0))
     digest = seal(bundle, _description(ctx, features, split, metrics, refit_steps, newest))
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
@@ -132,6 +135,23 @@ def _write_users(
     )
     users = pl.read_parquet(features / "users.parquet")
     users.with_columns(until).write_parquet(bundle / "users.parquet")
+
+
+def _write_ranker(
+    ctx: Context, histories: JaggedHistories, split: Split, evaluated: Int32, mapping: Int32, bundle: Path
+) -> None:
+    """The second stage, and what it knows of the items behind the deployed encoder and behind the evaluated one."""
+    config, features, rank = ctx.config, ctx.inputs["features"], ctx.inputs["rank"]
+    everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:]).translate(mapping)
+    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
+    timely = second_stage.HORIZON_DAYS if split.protocol == "temporal" else None
+    second_stage.write(bundle / second_stage.FOLDER, rank)
+    for name, learned, numbers, days in (
+        ("deployed", everything, mapping, second_stage.HORIZON_DAYS),
+        ("evaluated", training.translate(evaluated), evaluated, timely),
+    ):
+        found = second_stage.statistics(config, features, learned, numbers, days)
+        second_stage.write_knowledge(bundle / name, found, second_stage.own_numbers(rank, numbers))
 
 
 def trained_until(histories: JaggedHistories, split: Split) -> pl.Series:

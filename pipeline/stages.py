@@ -148,7 +148,7 @@ STAGES = {
         ),
         Stage(
             "publish",
-            4,
+            5,
             ("name", "train.refit", "index"),
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             resumable=True,

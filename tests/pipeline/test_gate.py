@@ -310,7 +310,7 @@ def test_without_a_boundary_each_users_own_last_event_counts(place: Place):
     users = own.users_trained_until.copy()
     users[NUM_USERS // 2 :] += HOUR
     users[0] = NEVER
-    champion = Evaluated(own.recommender, own.items, own.event_types, "other", None, own.users, users)
+    champion = Evaluated(own.recommender, own.items, own.event_types, "other", None, own.users, users, None)
     common = gate.common_targets(config, place.folder / "features", own, champion)
     expected = [2] * (NUM_USERS // 2) + [1] * (NUM_USERS // 2)
     assert np.bincount(common.targets.user).tolist() == expected

@@ -1,0 +1,115 @@
+"""What in a history a recommendation of both stages is based on: the retriever's share and the ranker's.
+
+Letters: b rows, k items explained of each, n candidates that they were ranked among, l positions of the longest window.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import explain
+from models.candidates import FEATURES
+from models.encoder import Encoder
+from models.ranker import SecondStage
+from models.recommender import Float32, Histories, Int32, Int64
+
+RETRIEVAL_SCORE = FEATURES.index("retrieval_score")
+
+
+def contributions(
+    encoder: Encoder,
+    stage: SecondStage,
+    histories: Histories,
+    items: Int32,
+    pool: tuple[Int32, Float32],
+    method: explain.Method = "fast",
+) -> Float32:
+    """How much lower the ranker would score each item if a past interaction had not been seen: [b, k, l].
+
+    As `models.explain.contributions`, of what both stages make of a history: `items` [b, k] are among the candidates `pool`,
+    items and the retriever's scores, two [b, n]. "exact" leaves each interaction out, scores the same candidates by the
+    retriever, puts them in its order, and ranks them again. "fast": the retriever's contributions as `explain` has them times
+    the slope of the ranker in its score, and the slope in the interaction's presence where the ranker looks at the history.
+    """
+    if method == "exact":
+        return _leave_one_out(encoder, stage, histories, items, pool)
+    return _first_order(encoder, stage, histories, items, pool, method)
+
+
+def _first_order(
+    encoder: Encoder,
+    stage: SecondStage,
+    histories: Histories,
+    items: Int32,
+    pool: tuple[Int32, Float32],
+    method: explain.Method,
+) -> Float32:
+    weights = explain.contributions(encoder, histories, items, method)
+    place = (pool[0][:, None, :] == items[:, :, None]).argmax(-1)
+    lists = (
+        stage.lists(histories, *pool).of_candidates(torch.from_numpy(place)).to(stage.ranker.linear.device)
+    )
+    features = lists.features.clone().requires_grad_()
+    shape = (*place.shape, lists.past_item.shape[1])
+    presence = features.new_ones(shape, requires_grad=True)
+    with torch.enable_grad():
+        scores = stage.ranker(replace(lists, features=features), presence)
+        slopes: tuple[Tensor, ...] = torch.autograd.grad(scores[lists.there].sum(), [features, presence])
+    share = lists.features[
+        ..., RETRIEVAL_SCORE
+    ].exp()  # its own score moves what the row's scores are compared with
+    weights *= (slopes[0][..., RETRIEVAL_SCORE] * (1 - share)).unsqueeze(-1).cpu().numpy()
+    windows = histories.last(encoder.max_length)
+    column = windows.lengths[:, None] - 1 - np.arange(weights.shape[-1])
+    there = (column >= 0) & (column < shape[-1])
+    column = np.where(there, column, 0)
+    seen = np.take_along_axis(slopes[1].cpu().numpy(), column[:, None, :], axis=2)
+    weights += seen * there[:, None, :]
+    weights[items == 0] = 0
+    return weights
+
+
+@torch.no_grad()
+def _leave_one_out(
+    encoder: Encoder, stage: SecondStage, histories: Histories, items: Int32, pool: tuple[Int32, Float32]
+) -> Float32:
+    """`contributions` row after row."""
+    windows = histories.last(encoder.max_length)
+    weights = np.zeros((*items.shape, int(windows.lengths.max(initial=0))), np.float32)
+    for row, length in enumerate(windows.lengths.tolist()):
+        if not length:
+            continue
+        here = slice(row, row + 1)
+        scores = explain.left_out_scores(encoder, windows.select(here), pool[0][row])
+        candidates = np.broadcast_to(pool[0][row], scores.shape)
+        order = np.argsort(np.where(candidates > 0, -scores, np.inf), axis=1, kind="stable")
+        candidates, scores = (np.take_along_axis(part, order, 1) for part in (candidates, scores))
+        without = stage.score(_each_left_out(histories.select(here), length), candidates, scores)
+        whole = stage.score(histories.select(here), pool[0][here], pool[1][here])
+        for place, item in enumerate(items[row].tolist()):
+            if item:
+                left = without[candidates == item]
+                weights[row, place, :length] = whole[pool[0][here] == item] - left
+    return weights
+
+
+def _each_left_out(history: Histories, length: int) -> Histories:
+    """[length] rows: a row without each of its last `length` interactions in turn, oldest first."""
+    number = int(history.lengths[0])
+    column = np.broadcast_to(np.arange(number - 1), (length, number - 1))
+    position: Int64 = column + (column >= np.arange(number - length, number)[:, None]) + history.starts[0]
+    ends = np.arange(1, length + 1, dtype=np.int64) * (number - 1)
+    asked = history.request_time
+    asked = history.time[history.ends[:1] - 1] if asked is None else asked
+    flat = position.ravel()
+    return Histories(
+        history.item_index[flat],
+        history.time[flat],
+        history.event_type[flat],
+        ends - (number - 1),
+        ends,
+        None if history.value is None else history.value[flat],
+        np.repeat(asked, length),
+    )
