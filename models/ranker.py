@@ -104,8 +104,9 @@ class Ranker(nn.Module):
         nn.init.zeros_(self.last.bias)
         self.linear = nn.Parameter(torch.zeros(len(FEATURES)))
 
-    def forward(self, lists: Lists, presence: Float[Tensor, "r n l"] | None = None) -> Float[Tensor, "r n"]:
-        """The score of each candidate, -inf where there is none; `presence` 1: an interaction is there, 0: it is not."""
+    def forward(self, lists: Lists, presence: Float[Tensor, "r p l"] | None = None) -> Float[Tensor, "r n"]:
+        """The score of each candidate, -inf where there is none; `presence` 1: an interaction is there, 0: it is not;
+        p is n or 1."""
         features = (lists.features - self.mean) / self.scale
         past = self.project(self.vectors[lists.past_item]) + self.types(lists.past_type)
         places = torch.arange(past.shape[1], device=past.device)
@@ -116,8 +117,8 @@ class Ranker(nn.Module):
         followed = lists.followed
         if presence is not None:
             gate = presence[..., :LATEST]
-            followed = followed[..., : gate.shape[-1]] * gate
-        followed = (followed * self.decay[: followed.shape[-1]].exp()).sum(-1, keepdim=True)
+            followed = followed * functional.pad(gate, (0, LATEST - gate.shape[-1]), value=1.0)
+        followed = (followed * self.decay.exp()).sum(-1, keepdim=True)
         seen = torch.cat(
             [candidate, found, found * candidate, attended, (followed + 1e-3).log(), features], -1
         )

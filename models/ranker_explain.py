@@ -86,13 +86,32 @@ def _leave_one_out(
         candidates = np.broadcast_to(pool[0][row], scores.shape)
         order = np.argsort(np.where(candidates > 0, -scores, np.inf), axis=1, kind="stable")
         candidates, scores = (np.take_along_axis(part, order, 1) for part in (candidates, scores))
-        without = stage.score(_each_left_out(histories.select(here), length), candidates, scores)
+        without = _scores_without(stage, histories.select(here), length, candidates, scores)
         whole = stage.score(histories.select(here), pool[0][here], pool[1][here])
         for place, item in enumerate(items[row].tolist()):
             if item:
                 left = without[candidates == item]
                 weights[row, place, :length] = whole[pool[0][here] == item] - left
     return weights
+
+
+def _scores_without(
+    stage: SecondStage, history: Histories, length: int, candidates: Int32, scores: Float32
+) -> Float32:
+    """[l, n] the ranker's scores of candidates without each of the last l interactions, oldest first."""
+    known = stage.statistics.features(_each_left_out(history, length), candidates, scores)
+    whole = replace(history, starts=np.repeat(history.starts, length), ends=np.repeat(history.ends, length))
+    if history.request_time is not None:
+        whole = replace(whole, request_time=np.repeat(history.request_time, length))
+    lists = replace(stage.lists(whole, candidates, scores), features=torch.from_numpy(known))
+    presence = torch.ones(length, 1, lists.past_item.shape[1])
+    column = torch.arange(length - 1, -1, -1)
+    there = column < presence.shape[-1]
+    presence[there, 0, column[there]] = 0
+    device = stage.ranker.linear.device
+    parts = torch.arange(length).split(64)
+    found = [stage.ranker(lists.select(part).to(device), presence[part].to(device)) for part in parts]
+    return torch.cat(found).float().cpu().numpy()
 
 
 def _each_left_out(history: Histories, length: int) -> Histories:
