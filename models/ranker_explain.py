@@ -15,6 +15,8 @@ from models.encoder import Encoder
 from models.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64
 
+ROWS = 64
+"""Histories without an interaction that are ranked at a time."""
 RETRIEVAL_SCORE = FEATURES.index("retrieval_score")
 
 
@@ -109,7 +111,7 @@ def _scores_without(
     there = column < presence.shape[-1]
     presence[there, 0, column[there]] = 0
     device = stage.ranker.linear.device
-    parts = torch.arange(length).split(64)
+    parts = torch.split(torch.arange(length), ROWS)
     found = [stage.ranker(lists.select(part).to(device), presence[part].to(device)) for part in parts]
     return torch.cat(found).float().cpu().numpy()
 

@@ -15,7 +15,7 @@ from models.encoder import AttentionRecommender, Encoder
 from models.ranker import Ranker, SecondStage
 from models.ranker_training import Retrieved, fit_ranker, ndcg_of
 from models.recommender import Float32, Histories, Int32, histories_from_lists
-from models.settings import RankerSettings
+from models.settings import RankerLoss, RankerSettings
 from models.topk import top_k
 from models.two_stage import TwoStage
 from tests.models.conftest import HOUR, LENGTH, NUM_EVENT_TYPES, NUM_ITEMS
@@ -140,7 +140,7 @@ def planted(rows: int) -> Retrieved:
 
 
 @pytest.mark.parametrize("loss", ["listwise", "pointwise"])
-def test_training_finds_what_the_retriever_does_not_know(loss: str) -> None:
+def test_training_finds_what_the_retriever_does_not_know(loss: RankerLoss) -> None:
     settings = replace(SETTINGS, loss=loss, epochs=25, patience=25, learning_rate=0.01, dropout=0.0)
     stage, retrieved = a_stage(loud=False, settings=settings), planted(600)
     fitted = fit_ranker(stage, retrieved, 0)
