@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.candidates import DAY, FEATURES, LATEST, ItemStatistics
-from models.recommender import Histories, histories_from_lists
+from models.recommender import Float32, Histories, histories_from_lists
 
 MICRO = DAY * 1_000_000
 ITEMS = 4
@@ -17,8 +17,9 @@ LOG = histories_from_lists(
 )
 
 
-def feature(found: np.ndarray, name: str) -> np.ndarray:
-    return found[..., FEATURES.index(name)]
+def feature(found: Float32, name: str) -> Float32:
+    column: Float32 = found[..., FEATURES.index(name)]
+    return column
 
 
 def asked(days: float, items: list[int] | None = None) -> Histories:
@@ -27,10 +28,11 @@ def asked(days: float, items: list[int] | None = None) -> Histories:
     return replace(history, request_time=np.array([round(days * MICRO)]))
 
 
-def of(days: float, *candidates: int, log: Histories = LOG, horizon: float | None = None) -> np.ndarray:
+def of(days: float, *candidates: int, log: Histories = LOG, horizon: float | None = None) -> Float32:
     statistics = ItemStatistics.of(log, ITEMS, days=horizon)
     items = np.array([candidates], np.int32)
-    return statistics.features(asked(days), items, np.zeros(items.shape, np.float32))[0]
+    found: Float32 = statistics.features(asked(days), items, np.zeros(items.shape, np.float32))[0]
+    return found
 
 
 def share(count: int, total: int) -> float:

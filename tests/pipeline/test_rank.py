@@ -1,0 +1,141 @@
+"""Stage rank on a real run: what it writes, who decides that it is used, and what becomes of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.histories import JaggedHistories
+from features.splits import Split
+from models import checkpoint
+from models.calibration import Calibration
+from pipeline import histories as rows
+from pipeline import second_stage
+from pipeline.bundle import Evaluated
+from pipeline.config import load_config
+from pipeline.gate import ranks
+from tests.pipeline.conftest import Workdir
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_ranker_is_written_with_its_calibration_and_how_it_did(finished: Workdir) -> None:
+    folder = finished.artifact("rank")
+    said = read(folder / "ranker.json")
+    assert said["trained"]
+    assert said["targets"] >= said["lists"] > 0
+    held_out = said["held_out"]
+    assert 0 < held_out["targets"] < said["targets"]
+    assert 0 <= held_out["calibration_error"] < 0.05
+    assert held_out["auc"] > 0.5
+    assert sum(row["candidates"] for row in held_out["reliability"]) <= held_out["targets"] * 20
+    calibration = Calibration(
+        np.array(said["calibration"]["score"]), np.array(said["calibration"]["probability"])
+    )
+    assert (np.diff(calibration.probability) >= 0).all()
+    history = pl.read_parquet(folder / "ranker_history.parquet")
+    assert history["epoch"].to_list() == list(range(said["epochs"] + 1))
+    assert history["ndcg"][said["best_epoch"]] == pytest.approx(held_out["two_stage_ndcg@10"])
+    assert history["ndcg"][0] == pytest.approx(held_out["retrieval_ndcg@10"])
+
+
+def test_it_learns_from_a_retriever_that_does_not_know_the_validation_targets(copied: Workdir) -> None:
+    """Where the encoder learns from validation in the end, the one before that is kept for the ranker."""
+    copied.run("rank", "--set", "train.refit_validation=true")
+    train, rank, features = (
+        copied.artifact(stage, "--set", "train.refit_validation=true")
+        for stage in ("train", "rank", "features")
+    )
+    before, after = np.load(train / "selection" / "items.npy"), np.load(train / "items.npy")
+    assert np.array_equal(np.load(rank / "items.npy"), before)
+    histories, split = JaggedHistories.load(features), Split.load(features / "split")
+    for numbering, with_validation in ((before, False), (after, True)):
+        training = rows.training_rows(histories, split, with_validation=with_validation)
+        assert np.array_equal(rows.known_items(training, len(numbering) - 1), numbering)
+    one, other = (checkpoint.load_model(path) for path in (train / "selection", train))
+    assert one.num_items <= other.num_items
+    vectors = checkpoint.load_ranker(rank).vectors[1:]
+    own = one.item_vectors().detach()[1:]
+    assert np.allclose(vectors, own / own.norm(dim=1, keepdim=True), atol=1e-5)
+
+
+def test_the_paired_test_on_the_test_targets_decides(finished: Workdir) -> None:
+    report = read(finished.artifact("evaluate") / "metrics.json")
+    ranker = report["ranker"]
+    found = ranker["paired"]["ndcg@10"]
+    assert found["difference"] == pytest.approx(
+        ranker["metrics"]["two_stage"]["ndcg@10"] - ranker["metrics"]["retrieval"]["ndcg@10"]
+    )
+    assert ranker["used"] == (found["low"] > 0)
+    used = "two_stage" if ranker["used"] else "retrieval"
+    assert report["metrics"]["lookback"]["ndcg@10"] == pytest.approx(ranker["metrics"][used]["ndcg@10"])
+
+
+@pytest.mark.parametrize("use", ["always", "never"])
+def test_always_and_never_are_obeyed(copied: Workdir, use: str) -> None:
+    setting = ("--set", f"ranker.use={use}")
+    copied.run("publish", *setting)
+    ranker = read(copied.artifact("evaluate", *setting) / "metrics.json")["ranker"]
+    bundle = copied.artifact("publish", *setting) / "bundle"
+    assert ranker["used"] == (use == "always") == (bundle / "ranker").exists()
+    if use == "never":
+        assert ranker["reason"] == "ranker.use is never: the order of retrieval stands"
+        return
+    evaluated = Evaluated.open(bundle)
+    stage = second_stage.of_bundle(bundle, "deployed")
+    assert evaluated.second_stage is not None
+    assert stage is not None
+    assert len(stage.own) == stage.statistics.num_items + 1
+
+
+def test_the_gate_judges_both_stages(copied: Workdir) -> None:
+    """Ranks of the evaluated weights in the bundle are those of the evaluation."""
+    from pipeline.targets import ranked_targets
+
+    setting = ("--set", "ranker.use=always")
+    copied.run("publish", *setting)
+    features, evaluate = (copied.artifact(stage, *setting) for stage in ("features", "evaluate"))
+    evaluated = Evaluated.open(copied.artifact("publish", *setting) / "bundle")
+    config = load_config(copied.folder / copied.config, ["ranker.use=always"])
+    histories, split = JaggedHistories.load(features), Split.load(features / "split")
+    everything = np.arange(len(pl.read_parquet(features / "items.parquet")) + 1, dtype=np.int32)
+    targets = ranked_targets(histories, split, "test", everything, ties="order", exclude_seen=True)
+    found = ranks(config, features, evaluated, targets)
+    users = pl.read_parquet(features / "users.parquet")["user_id"].gather(targets.user)
+    ours = pl.DataFrame({"user_id": users, "timestamp": histories.time[targets.position], "rank": found})
+    table = pl.read_parquet(evaluate / "targets.parquet").filter(pl.col("system") == "lookback")
+    expected = table.select(
+        "user_id", pl.col("timestamp").dt.timestamp("us"), pl.col("rank").alias("expected")
+    )
+    both = expected.join(ours, on=["user_id", "timestamp"])
+    assert len(both) >= len(expected)
+    same = both.filter(pl.col("rank") == pl.col("expected"))
+    assert len(same) >= 0.98 * len(expected), "two targets of one user in one microsecond apart"
+
+
+def test_too_little_to_learn_from_is_said(copied: Workdir) -> None:
+    few = ("--set", "ranker.candidates=2", "--set", "seed=1")
+    copied.run("rank", *few)
+    said = read(copied.artifact("rank", *few) / "ranker.json")
+    assert not said["trained"]
+    assert "are among 2 candidates, expected 100 at least to learn from" in said["reason"]
+    result = copied("run", "rank", *few, "--set", "ranker.use=always")
+    assert result.code == 1
+    assert "ranker.use: received 'always', but" in result.err
+
+
+def test_settings_are_checked(workdir: Workdir) -> None:
+    for setting, expected in (
+        ("ranker.candidates=1", "ranker.candidates: received 1, expected at least 2"),
+        ("ranker.dim=5", "ranker.dim: received 5, expected a multiple of ranker.num_heads"),
+        ("ranker.loss=pairwise", "ranker.loss: received 'pairwise'"),
+        ("ranker.candidate=1", "did you mean 'ranker.candidates'"),
+    ):
+        result = workdir("run", "rank", "--set", setting)
+        assert result.code == 2
+        assert expected in result.err
