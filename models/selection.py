@@ -103,8 +103,8 @@ def choose(
     relevance = (score - the row's lowest) / (the row's range), in [0, 1] for any model, and
     worth = relevance - popularity_damping * `Traits.popularity`, diversity D makes it
     (1 - D) worth - D max over the list's items j of cos(i, j): maximal marginal relevance (Carbonell & Goldstein 1998,
-    lambda = 1 - D). The last `rules.explored(k)` places are drawn evenly from the candidates that are left, by numbers that follow from
-    (rules.seed, `keys` [r], item). A row's list depends on that row alone.
+    lambda = 1 - D). The last `rules.explored(k)` places are drawn evenly from the candidates that are left, by numbers that
+    follow from (rules.seed, `keys` [r], item). A row's list depends on that row alone.
     The scores given are the model's own: with any of these they need not descend. A list is shorter than k, item 0 with score
     -inf, where the candidates do not fill it.
     """
@@ -134,7 +134,9 @@ def _places(items: Int32, scores: Float32, k: int, rules: Rules, traits: Traits,
     drawn = draws(rules.seed, keys, items) if rules.exploration else worth
     open_ = items > 0
     row = np.arange(len(items))
-    room = _Room(traits.categories[items], rules.max_per_category) if _limited(rules, traits) else None
+    room = None
+    if rules.max_per_category and traits.categories is not None:
+        room = _Room(traits.categories[items], rules.max_per_category)
     unlike = _Unlike(traits.directions[items], rules.diversity) if rules.diversity else None
     places = np.full((len(items), k), -1, np.int64)
     by_worth = k - rules.explored(k)
@@ -149,10 +151,6 @@ def _places(items: Int32, scores: Float32, k: int, rules: Rules, traits: Traits,
             if state is not None:
                 state.take(best, found)
     return places
-
-
-def _limited(rules: Rules, traits: Traits) -> bool:
-    return bool(rules.max_per_category) and traits.categories is not None
 
 
 def relevance(items: Int32, scores: Float32) -> Float32:
@@ -190,8 +188,7 @@ class _Room:
     @property
     def is_left(self) -> Bool:
         """[r, f]"""
-        left: Bool = (self._taken < self._most).all(axis=2)
-        return left
+        return np.asarray((self._taken < self._most).all(axis=2))
 
     def take(self, best: Int64, found: Bool) -> None:
         """Put candidate `best` [r] into the lists, where one was `found`."""

@@ -9,13 +9,11 @@ from features.content import FOLDER, Content
 from features.histories import JaggedHistories
 from features.splits import Split
 from models.inputs import ItemContent
-from models.recommender import Float32, Int32
+from models.recommender import Int32
 from pipeline.config import Config
+from pipeline.content_features import dense_features, padded_categories, says_something
 from pipeline.errors import LookbackError
 from pipeline.targets import under_core
-
-MOST_CATEGORIES = 64
-"""Categories of an item that the encoder takes, the first ones of more."""
 
 
 def known_by_content(
@@ -27,10 +25,7 @@ def known_by_content(
     """
     if not config.model.item_content:
         return None
-    content = _load(folder)
-    known = np.diff(content.category_offsets) > 0
-    known |= content.text.any(1) | content.has_embedding
-    return np.asarray(known & ~under_core(histories, split))
+    return np.asarray(says_something(_load(folder)) & ~under_core(histories, split))
 
 
 def of_model(folder: Path, mapping: Int32, trained: NDArray[np.bool_]) -> ItemContent:
@@ -42,8 +37,8 @@ def of_model(folder: Path, mapping: Int32, trained: NDArray[np.bool_]) -> ItemCo
     content = _load(folder)
     ours = np.concatenate(([0], np.flatnonzero(mapping)))
     return ItemContent(
-        np.concatenate([content.text[ours], _unit(content.embedding[ours])], 1),
-        _categories(content, ours),
+        dense_features(content, ours),
+        padded_categories(content, ours),
         len(content.categories),
         trained[ours],
     )
@@ -58,21 +53,3 @@ def _load(folder: Path) -> Content:
             "or embedding: add it, or set model.item_content = false"
         )
     return content
-
-
-def _unit(vectors: Float32) -> Float32:
-    """Given embeddings at length 1, on the scale of the text's."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Float32 = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
-    return unit
-
-
-def _categories(content: Content, ours: NDArray[np.int64]) -> Int32:
-    """[items, k] categories of each, 0 where there are fewer."""
-    starts, counts = content.category_offsets[ours], np.diff(content.category_offsets)[ours]
-    width = min(MOST_CATEGORIES, int(counts.max(initial=0)))
-    place = np.arange(width)
-    there = place < counts[:, None]
-    found = np.zeros((len(ours), width), np.int32)
-    found[there] = content.category_index[(starts[:, None] + place)[there]]
-    return found
