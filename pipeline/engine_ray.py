@@ -50,12 +50,7 @@ def _connect(ray: Any, workers: int) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     alone: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     address = os.environ.get("RAY_ADDRESS")
-    ray.init(
-        **({"address": address} if address else alone),
-        log_to_driver=False,
-        logging_level="error",
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-    )
+    ray.init(**({"address": address} if address else alone), log_to_driver=False, logging_level="error")
     return True
 
 

@@ -122,15 +122,10 @@ def _microseconds(key: str, path: Path, column: pl.Series) -> pl.Series:
     """A column of dates, times or ISO texts as microseconds since the epoch, in UTC where it carries no zone."""
     try:
         if column.dtype == pl.String:
-            column = (
-                column.str.to_datetime("%+", time_unit="us", time_zone="UTC", strict=False).fill_null(
-                    column.str.to_datetime(time_unit="us", strict=True).dt.replace_time_zone("UTC")
-                )
-                if column.str.contains(r"[+Z]").any()
-                else column.str.to_datetime(time_unit="us")
-            )
+            texts = [None if each is None else moment_of(each) for each in column]
+            return pl.Series(column.name, texts, dtype=pl.Int64)
         return column.cast(pl.Datetime("us")).dt.timestamp("us")
-    except pl.exceptions.PolarsError:
+    except (pl.exceptions.PolarsError, ValueError):
         raise LookbackError(
-            f"{key}: {path}: received {column.dtype} in {column.name}, expected dates or times"
+            f"{key}: {path}: received {column.dtype} in {column.name}, expected dates or times (or ISO texts)"
         ) from None

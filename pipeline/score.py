@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import score_drift
+from pipeline import reranking, score_drift
 from pipeline.scoring import Counts, Job, Scorer
 from pipeline.stages import Context
-from pipeline.store import Artifact
+from pipeline.store import Artifact, write_json
 
 _COUNTED = (
     "users",
@@ -100,6 +100,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     for name in (*counted, *scorer.rule_counts, "users_per_second"):
         ctx.track.metric(name, ctx.manifest[name])
     _compare(ctx, digest)
+    _show_reranking(ctx, scorer)
     ctx.track.tag("lookback.bundle_digest", digest)
     if version is not None:
         ctx.track.tag("lookback.model_version", str(version))
@@ -115,6 +116,20 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"{counted['unknown_items']:,} interactions with unknown items, {counted['new_items']:,} new items, "
         f"{counted['short_lists']:,} short lists{lists}, {rate:,.0f} users/s"
     )
+
+
+def _show_reranking(ctx: Context, scorer: Scorer) -> None:
+    """reranking.json: what rules that change the order do to the metrics, where the model was judged on this very split."""
+    rules = scorer.rules
+    judged_on = scorer.bundle.description.get("features")
+    if not (rules.reranks or rules.max_per_category) or judged_on != ctx.inputs["features"].name:
+        return
+    found = reranking.effects(ctx.config, scorer.job.bundle, ctx.inputs["features"], {"reranked": rules})
+    write_json(ctx.folder / "reranking.json", found)
+    ctx.track.artifact("reranking.json")
+    for name, row in found["paired"]["reranked"].items():
+        ctx.track.metric(f"reranking/{name}", found["metrics"]["reranked"][name])
+        ctx.track.metric(f"reranking_difference/{name}", row["difference"])
 
 
 def _compare(ctx: Context, digest: str) -> None:

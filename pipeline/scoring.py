@@ -154,7 +154,7 @@ class Scorer:
             known,
             settings.k,
             self.rules,
-            keys=_keys(ids) if self.rules.exploration else None,
+            keys=keys_of(ids) if self.rules.exploration else None,
             segment=self.segment[users],
             because=settings.because_method if settings.because else None,
             because_items=settings.because_items,
@@ -243,7 +243,7 @@ def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
     return popular.codes(bundle.segments, popular.segment_of(table, column, users.ids))
 
 
-def _keys(ids: pl.Series) -> UInt64:
+def keys_of(ids: pl.Series) -> UInt64:
     """[n] a number for each id that is the same in every log."""
     digests = (hashlib.blake2b(str(each).encode(), digest_size=8).digest() for each in ids)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
