@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
 
+from pipeline.serving import _load_pyfunc
+from pipeline.store import read_json
 from tests.pipeline.conftest import Workdir
 
 SMALL_SHARDS = ("--set", "score.shard_users=10", "--set", "score.batch_users=4")
@@ -129,9 +132,7 @@ def test_counts_and_users_of_the_table_without_events(copied: Workdir) -> None:
 
 
 def manifest(workdir: Workdir, *settings: str) -> Any:
-    import json
-
-    return json.loads((workdir.artifact("score", *settings) / "manifest.json").read_text())
+    return read_json(workdir.artifact("score", *settings) / "manifest.json")
 
 
 def test_the_second_night_is_compared_with_the_first(copied: Workdir) -> None:
@@ -144,3 +145,38 @@ def test_the_second_night_is_compared_with_the_first(copied: Workdir) -> None:
     assert found["overlap"] == pytest.approx(0.5), "the first five of ten"
     assert found["psi"] == pytest.approx(0.0, abs=1e-6)
     assert "drift" not in manifest(copied)
+
+
+def test_what_is_served_and_recommended_is_what_was_scored(copied: Workdir) -> None:
+    scored = pl.read_parquet(copied.artifact("score") / "recommendations" / "*.parquet")
+    lists = scored.group_by("user_id", maintain_order=True).agg("item_id", "score")
+    model = _load_pyfunc(str(copied.artifact("publish") / "bundle"))
+    served = model.predict(pd.DataFrame({"user_id": lists["user_id"].to_list()}))
+    assert served["item_id"].tolist() == lists["item_id"].to_list()
+    for own, other in zip(served["score"], lists["score"].to_list(), strict=True):
+        assert own == pytest.approx(other, rel=1e-4)
+    user = lists["user_id"][7]
+    shown = copied("recommend", "--user", str(user), "--json").json["recommendations"]
+    assert [row["item_id"] for row in shown] == lists["item_id"][7].to_list()
+    assert [row["score"] for row in shown] == pytest.approx(lists["score"][7].to_list(), rel=1e-4)
+
+
+def test_effects_of_reranking_are_written_beside_it(copied: Workdir) -> None:
+    summary = copied.run("score", "--set", "score.diversity=0.5", "--set", "score.exploration=0.2")
+    found = read_json(copied.folder / summary["folder"] / "reranking.json")
+    metrics = read_json(copied.artifact("evaluate") / "metrics.json")
+    plain = found["metrics"]["by score"]
+    assert found["targets"] == metrics["targets"]
+    for name in ("ndcg@10", "hit_rate@10", "coverage@10", "diversity@10", "popularity_share@10"):
+        assert plain[name] == pytest.approx(metrics["metrics"]["lookback"][name], abs=1e-6), name
+    assert found["metrics"]["reranked"]["diversity@10"] > plain["diversity@10"]
+    difference = found["metrics"]["reranked"]["ndcg@10"] - plain["ndcg@10"]
+    assert found["paired"]["reranked"]["ndcg@10"]["difference"] == pytest.approx(difference)
+    assert not (copied.artifact("score") / "reranking.json").exists()
+    wrong = copied("run", "score", "--set", 'score.allow=["nothing"]')
+    assert wrong.code == 1
+    assert "score.allow" in wrong.err
+    some = copied.run("score", "--set", 'score.deny=["nothing"]', "--set", "score.k=1000")
+    counts = read_json(copied.folder / some["folder"] / "manifest.json")
+    assert counts["deny_unknown"] == 1
+    assert counts["short_lists"] == counts["users"], "k is larger than the catalogue"
