@@ -104,8 +104,8 @@ def test_tonight_s_items_of_the_table_and_the_log(copied: Workdir) -> None:
     raw = copied.folder / "data" / "tiny" / "raw" / "items.csv"
     with raw.open() as file:
         table = list(csv.DictReader(file))
-    like = {**table[0], "item_id": "new-like"}
-    bare = dict.fromkeys(table[0], "") | {"item_id": "new-bare"}
+    like = {**table[0], "item_id": "99991"}
+    bare = dict.fromkeys(table[0], "") | {"item_id": "99992"}
     with (copied.folder / "more.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
@@ -115,9 +115,9 @@ def test_tonight_s_items_of_the_table_and_the_log(copied: Workdir) -> None:
     folder = copied.folder / summary["folder"]
     found = json.loads((folder / "manifest.json").read_text())
     given = pl.read_parquet(folder / "recommendations" / "*.parquet")
-    numbers = given.filter(pl.col("item_id").cast(pl.String) == "new-like")
+    numbers = given.filter(pl.col("item_id").cast(pl.String) == "99991")
     assert found["new_items"] == 1
     assert found["new_item_recommendations"] == len(numbers) == found["users"]
-    assert not given["item_id"].cast(pl.String).is_in(["new-bare"]).any()
+    assert not given["item_id"].cast(pl.String).is_in(["99992"]).any()
     without = copied.run("score", *settings, "--set", "score.new_items=false")
     assert json.loads((copied.folder / without["folder"] / "manifest.json").read_text())["new_items"] == 0
