@@ -12,10 +12,10 @@ from features.schema import IdType
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Distinct ids in sorted order; the id at position p has index `first + p`."""
+    """Distinct ids; the id at position p has index `first + p`."""
 
     ids: pl.Series
-    """Distinct, sorted, String or Int64."""
+    """Distinct, String or Int64; sorted, but for those that were added behind the others."""
     first: int
     """Index of the first id: 1 for items (0 is padding), 0 for users."""
 
@@ -58,6 +58,10 @@ class Vocabulary:
         return self.ids.gather(position.clip(0, max(len(self) - 1, 0))).zip_with(
             known, pl.Series([None], dtype=self.ids.dtype).new_from_index(0, len(position))
         )
+
+    def added(self, ids: pl.Series) -> "Vocabulary":
+        """The vocabulary with further ids behind its own, whose indices stay."""
+        return Vocabulary(pl.concat([self.ids, ids.cast(self.ids.dtype).rename(self.ids.name)]), self.first)
 
     def frame(self, index_name: str, id_name: str) -> pl.DataFrame:
         """(index Int32, id) of every id, in order."""

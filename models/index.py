@@ -64,23 +64,40 @@ class ItemIndex:
                 )
         return cls(faiss.read_index(str(folder / _INDEX_FILE)), np.load(folder / _ITEMS_FILE))
 
-    def search(self, queries: Float32, k: int, seen: Histories | None = None) -> tuple[Int32, Float32]:
+    def add(self, vectors: Float32, item_index: Int32) -> tuple[ItemIndex, bool]:
+        """The index with `vectors` [m, d] of the items `item_index` [m] (ascending, above all others) too.
+
+        And whether it was rebuilt.
+        """
+        known = self.index.reconstruct_n(0, self.index.ntotal)
+        items = np.concatenate([self.item_index, item_index.astype(np.int32)])
+        return ItemIndex.build(np.concatenate([known, vectors.astype(np.float32)]), items), True
+
+    def search(
+        self,
+        queries: Float32,
+        k: int,
+        seen: Histories | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> tuple[Int32, Float32]:
         """The k items of highest inner product with each of `queries` [r, d], best first: items and scores, two [r, k].
 
-        Items of `seen`'s row r are left out of answer r. Fewer than k answers: item 0 with score -inf. Equal scores:
+        Items of `seen`'s row r are left out of answer r, and all those that are not `allowed` [num_items + 1].
+        Fewer than k answers: item 0 with score -inf. Equal scores:
         the lower item first. More than k are fetched, and four times as many for rows whose k-th answer is no better
         than the last one fetched (too many were seen, or equal scores may lie beyond); near the catalogue's size all
         is scored.
         """
         items = np.zeros((len(queries), k), np.int32)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        fetch, open_rows = (k + 1 if seen is None else k * _FIRST_FETCH), np.arange(len(queries))
+        fetch = k + 1 if seen is None and allowed is None else k * _FIRST_FETCH
+        open_rows = np.arange(len(queries))
         while len(open_rows):
             rest = None if seen is None else seen.select(open_rows)
             if 2 * fetch >= self.index.ntotal:
-                items[open_rows], scores[open_rows] = self._search_all(queries[open_rows], k, rest)
+                items[open_rows], scores[open_rows] = self._search_all(queries[open_rows], k, rest, allowed)
                 break
-            found, values, last = self._fetch(queries[open_rows], fetch, rest)
+            found, values, last = self._fetch(queries[open_rows], fetch, rest, allowed)
             items[open_rows], scores[open_rows] = _best_of(found, values, k)
             open_rows, fetch = open_rows[scores[open_rows, -1] <= last], fetch * 4
         return items, scores
@@ -99,23 +116,31 @@ class ItemIndex:
         found, _ = self.search(queries, k)
         return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(exact, found, strict=True)]))
 
-    def _search_all(self, queries: Float32, k: int, seen: Histories | None) -> tuple[Int32, Float32]:
+    def _search_all(
+        self, queries: Float32, k: int, seen: Histories | None, allowed: NDArray[np.bool_] | None
+    ) -> tuple[Int32, Float32]:
         """Every item scored, chunk after chunk of rows."""
         items, scores = np.zeros((len(queries), k), np.int32), np.zeros((len(queries), k), np.float32)
         for rows in row_chunks(len(queries), self.num_items):
             part = self.score_items(queries[rows])
+            if allowed is not None:
+                part[:, ~allowed[: self.num_items + 1]] = -np.inf
             items[rows], scores[rows] = (
                 top_k(part, k) if seen is None else recommend_from_scores(part, seen.select(rows), k)
             )
         return items, scores
 
-    def _fetch(self, queries: Float32, fetch: int, seen: Histories | None) -> tuple[Int32, Float32, Float32]:
-        """FAISS's best of each query, without `seen` (0, -inf): items and scores [r, f]; the last score [r]."""
+    def _fetch(
+        self, queries: Float32, fetch: int, seen: Histories | None, allowed: NDArray[np.bool_] | None
+    ) -> tuple[Int32, Float32, Float32]:
+        """FAISS's best of each query, without what is seen or not allowed (0, -inf): items, scores [r, f]; the last score [r]."""
         scores, positions = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), fetch)
         items = np.where(positions >= 0, self.item_index[positions], 0).astype(np.int32)
         last = scores[:, -1].copy()
         if seen is not None:
             items[_is_seen(items, seen, self.num_items)] = 0
+        if allowed is not None:
+            items[~allowed[items]] = 0
         scores[items == 0] = -np.inf
         return items, scores, last
 

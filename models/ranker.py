@@ -106,7 +106,8 @@ class Ranker(nn.Module):
 
     def forward(self, lists: Lists, presence: Float[Tensor, "r p l"] | None = None) -> Float[Tensor, "r n"]:
         """The score of each candidate, -inf where there is none; `presence` 1: an interaction is there, 0: it is not;
-        p is n or 1."""
+        p is n or 1.
+        """
         features = (lists.features - self.mean) / self.scale
         past = self.project(self.vectors[lists.past_item]) + self.types(lists.past_type)
         places = torch.arange(past.shape[1], device=past.device)

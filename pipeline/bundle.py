@@ -2,12 +2,16 @@
 
 bundle.json                  what it is, its settings, the time of its log's newest event, the digest of every file
 items.parquet                item_index (the deployed numbering), item_id, title, num_events, evaluated_index (0: unknown then)
-users.parquet                user_id, trained_until (the user's last event that trained or chose the evaluated weights)
+users.parquet                user_id, segment, trained_until (the user's last event that trained or chose the evaluated weights)
 histories/                   the users' histories, in the deployed numbering
 evaluated/, deployed/        model.safetensors, config.json: the weights that were judged, and those that recommend
 index/                       FAISS over the deployed item vectors
 ranker/                      the second stage and its calibration, where it was better; deployed/ and evaluated/ then have
                              statistics/ and ranker_items.npy, what it knows of their items
+content/                     what is said about the deployed items, and what turns others into the same features
+content_map.safetensors      from those features to item vectors, where the model itself reads none (new_items.py)
+catalogue/                   the items that the model does not know but by what is said about them, and their features
+popularity.parquet           events of the last days by item and segment of users (popular.py)
 """
 
 from collections.abc import Sequence
@@ -18,21 +22,21 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
+from features.content import FOLDER, Content
 from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
 from models import checkpoint, explain
-from models.baselines import Popularity
 from models.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
-from models.ranker import SecondStage
-from models.recommender import Float32, Histories, Int32, Int64, Recommender, histories_from_lists
-from models.two_stage import TwoStage
+from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
+from models.selection import Rules, Traits, UInt64
 from pipeline import histories as rows
-from pipeline import second_stage
+from pipeline import popular
+from pipeline.answering import AS_SCORED, Answer, Answering
 from pipeline.errors import DamagedArtifact
+from pipeline.new_items import Added, categories_of
 from pipeline.store import digest_file, files_below, fingerprint, read_json, write_json
 
 FORMAT_VERSION = 3
@@ -41,31 +45,6 @@ READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3), (2, 3)
 DESCRIPTION = "bundle.json"
 SECOND = 1_000_000
 """Microseconds."""
-NEVER = int(np.iinfo(np.int64).min)
-"""The time of no event: before all others."""
-
-
-@dataclass(frozen=True)
-class Because:
-    """The past interactions that carried each recommendation, strongest first."""
-
-    item_index: Int32
-    """[rows, k, because_items], 0 where there are fewer"""
-    weight: Float32
-    """[rows, k, because_items], what the score loses without them, or an estimate of it"""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Recommendations for rows of histories."""
-
-    item_index: Int32
-    """[rows, k], best first, 0 where there are fewer"""
-    score: Float32
-    """[rows, k], -inf where there are fewer"""
-    cold: NDArray[np.bool_]
-    """[rows], answered by popularity, for want of a known item in the history"""
-    because: Because | None
 
 
 @dataclass(frozen=True)
@@ -79,6 +58,8 @@ class Bundle:
     recommender: AttentionRecommender
     index: ItemIndex
     folder: Path
+    added: Added | None = None
+    """Of the items that are not the folder's own."""
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> "Bundle":
@@ -102,6 +83,11 @@ class Bundle:
     def digest(self) -> str:
         """What the bundle's content is called by."""
         return str(self.description["digest"])
+
+    @property
+    def num_added(self) -> int:
+        """Items behind the folder's own."""
+        return 0 if self.added is None else len(self.added.titles)
 
     @cached_property
     def users(self) -> Vocabulary:
@@ -128,53 +114,63 @@ class Bundle:
         saved = self._saved
         return as_asked(rows.rows(saved, saved.offsets[:-1], saved.offsets[1:]), self.newest)
 
+    @cached_property
+    def segments(self) -> list[str]:
+        """Values of the column of users that popularity is known by; row 1 of `popularity` is the first."""
+        return popular.segments(self.folder)
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What rules look at in items."""
+        content = [Content.load(self.folder / FOLDER)] if (self.folder / FOLDER).exists() else []
+        if self.added is not None:
+            content.append(self.added.content)
+        vectors = self.recommender.encoder.item_vectors().detach().float().numpy()
+        return Traits(self.num_events, categories_of(content), vectors)
+
+    @cached_property
+    def answering(self) -> Answering:
+        """What makes lists of histories."""
+        scores = popular.scores(self.folder, self.num_events)
+        return Answering(self.recommender, self.index, scores, self.traits)
+
+    @cached_property
+    def _segment_of_users(self) -> Int64:
+        """[users] the row of popularity of each."""
+        table = pl.read_parquet(self.folder / "users.parquet")
+        return (
+            popular.codes(self.segments, table["segment"])
+            if "segment" in table
+            else np.zeros(len(table), np.int64)
+        )
+
+    @property
+    def titles(self) -> pl.Series:
+        """Of items 1.., null where there is none."""
+        own = pl.read_parquet(self.folder / "items.parquet", columns=["title"])["title"]
+        return own if self.added is None else pl.concat([own, self.added.titles])
+
     def recommend(
         self,
         histories: Histories,
         k: int,
+        rules: Rules = AS_SCORED,
         *,
-        exclude_seen: bool = True,
+        keys: UInt64 | None = None,
+        segment: Int64 | None = None,
         because: explain.Method | None = None,
         because_items: int = 3,
     ) -> Answer:
-        """The k best items of each row (deployed numbering); rows without interactions get the most popular ones.
-
-        `because` is None, "fast" or "exact". A model that looks at the time of the request takes `histories.request_time`, or the
-        time of the rows' newest event. Lists are shorter than k only where the catalogue has no more to give.
-        """
-        cold = histories.lengths == 0
-        histories = self._asked(histories)
-        items = np.zeros((len(histories), k), np.int32)
-        score = np.full((len(histories), k), -np.inf, np.float32)
-        popular = Popularity(self.num_events)
-        if cold.any():
-            items[cold], score[cold] = popular.recommend(histories.select(cold), k, exclude_seen)
-        warm = histories.select(~cold)
-        if len(warm):
-            items[~cold], score[~cold] = self._best(warm, k, exclude_seen=exclude_seen)
-        reasons = None
-        if because is not None:
-            reasons = Because(
-                np.zeros((*items.shape, because_items), np.int32),
-                np.zeros((*items.shape, because_items), np.float32),
-            )
-            if len(warm):
-                weights = explain.contributions(self.recommender.encoder, warm, items[~cold], because)
-                found = explain.strongest(weights, warm, because_items)
-                reasons.item_index[~cold], reasons.weight[~cold] = found
-        return Answer(items, score, cold, reasons)
-
-    def _asked(self, histories: Histories) -> Histories:
-        """The rows with a request time, where the model looks at one and none is said: that of their newest event."""
-        if not self.recommender.encoder.settings.request_time or histories.request_time is not None:
-            return histories
-        return as_asked(histories, int(histories.time[histories.gather()[1]].max(initial=0)))
-
-    def _best(self, warm: Histories, k: int, *, exclude_seen: bool) -> tuple[Int32, Float32]:
-        """The k best items of rows that are not empty: from the index, or scored one by one where no vector says it all."""
-        if not self.recommender.encoder.scores_by_vector:
-            return self.recommender.recommend(warm, k, exclude_seen)
-        return self.index.search(self.recommender.encode(warm), k, warm if exclude_seen else None)
+        """The k best items of each row (deployed numbering) that `rules` let through; see `Answering.answer`."""
+        return self.answering.answer(
+            histories,
+            k,
+            rules,
+            keys=keys,
+            segment=segment,
+            because=because,
+            because_items=because_items,
+        )
 
     def item_mapping(self, item_ids: pl.Series) -> tuple[Int32, int]:
         """[len + 1] from another numbering (ids at 1..) to this one's, 0 for strangers; and how many strangers there are."""
@@ -187,11 +183,12 @@ class Bundle:
     def recommend_users(
         self, user_ids: Sequence[Any], k: int, exclude_seen: bool = True
     ) -> list[tuple[list[Any], list[float]]]:
-        """(item ids, scores) for each user by the histories in the bundle; strangers get the most popular items."""
+        """(item ids, scores) for each user by the histories in the bundle; strangers get what is popular."""
         index, _ = self.users.encode_known(pl.Series(values=list(user_ids), strict=False), unknown=-1)
         known = self.known_histories.select(np.maximum(index, 0))
         ends = np.where(index >= 0, known.ends, known.starts)
-        return self._lists(replace(known, ends=ends), k, exclude_seen)
+        segment = np.where(index >= 0, self._segment_of_users[np.maximum(index, 0)], 0)
+        return self._lists(replace(known, ends=ends), k, exclude_seen, segment)
 
     def recommend_item_lists(
         self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool = True
@@ -214,78 +211,16 @@ class Bundle:
         times = [[self.newest - SECOND * back for back in reversed(range(len(row)))] for row in known]
         return as_asked(histories_from_lists(known, times), self.newest), unknown
 
-    def _lists(self, histories: Histories, k: int, exclude_seen: bool) -> list[tuple[list[Any], list[float]]]:
-        answer = self.recommend(histories, k, exclude_seen=exclude_seen)
+    def _lists(
+        self, histories: Histories, k: int, exclude_seen: bool, segment: Int64 | None = None
+    ) -> list[tuple[list[Any], list[float]]]:
+        answer = self.recommend(histories, k, Rules(exclude_seen=exclude_seen), segment=segment)
         ids = self.items.decode(answer.item_index.ravel()).to_list()
         lists = []
         for row in range(len(histories)):
             length = int((answer.item_index[row] > 0).sum())
             lists.append((ids[row * k : row * k + length], answer.score[row, :length].tolist()))
         return lists
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The weights of a bundle that were judged, and what they have seen; item indices are their own numbering."""
-
-    recommender: AttentionRecommender
-    items: Vocabulary
-    event_types: list[str]
-    features: str
-    """Fingerprint of the features artifact that they were trained and judged on."""
-    trained_until: int | None
-    """temporal: microseconds since the epoch at which the test began; every event before it trained or chose them"""
-    users: Vocabulary
-    """The users of that artifact."""
-    users_trained_until: Int64
-    """[users], microseconds: the last event of each that trained or chose them; `NEVER` where there is none"""
-    second_stage: SecondStage | None
-    """The ranker that was judged behind them, where the bundle has one."""
-
-    @classmethod
-    def open(cls, folder: Path, *, verify: bool = True, device: str | torch.device = "cpu") -> "Evaluated":
-        """Open the evaluated weights of a bundle's folder.
-
-        Raises DamagedArtifact where files are missing or damaged, or the bundle's format does not say what it learned from.
-        """
-        description = read_description(folder, COMPARABLE_FORMATS, verify=verify)
-        known = pl.read_parquet(folder / "items.parquet", columns=["item_id", "evaluated_index"])
-        known = known.filter(pl.col("evaluated_index") > 0).sort("evaluated_index")
-        recommender = AttentionRecommender(checkpoint.load_model(folder / "evaluated", device))
-        if known["evaluated_index"].to_list() != list(range(1, recommender.num_items + 1)):
-            raise DamagedArtifact(
-                f"{folder}: the parts don't fit together: {len(known)} items in the evaluated vocabulary, "
-                f"{recommender.num_items} in the evaluated model; publish again with --force"
-            )
-        users = pl.read_parquet(folder / "users.parquet", columns=["user_id", "trained_until"])
-        until = users["trained_until"].dt.timestamp("us").fill_null(NEVER)
-        return cls(
-            recommender,
-            Vocabulary(known["item_id"], 1),
-            description["event_types"],
-            description["features"],
-            description["trained_until"],
-            Vocabulary(users["user_id"], 0),
-            until.to_numpy(),
-            second_stage.of_bundle(folder, "evaluated", device),
-        )
-
-    def system(self, *, exclude_seen: bool) -> Recommender:
-        """What was judged: the encoder, or where the bundle has a ranker both stages."""
-        if self.second_stage is None:
-            return self.recommender
-        return TwoStage(self.recommender, self.second_stage, exclude_seen=exclude_seen)
-
-    def translated(self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str]) -> Histories:
-        """Rows in another log's numbering (ids at 1.., type names at 1..) in this one's; what it does not know is left out."""
-        items, _ = translation(self.items, item_ids)
-        types = type_translation(self.event_types, type_names)
-        return replace(histories, event_type=types[histories.event_type]).translate(items)
-
-    def trained_until_of(self, user_ids: pl.Series) -> Int64:
-        """[len] microseconds: the last event of each user that trained or chose the weights; `NEVER` for strangers."""
-        index, _ = self.users.encode_known(user_ids, unknown=-1)
-        return np.append(self.users_trained_until, NEVER)[index]
 
 
 def translation(items: Vocabulary, item_ids: pl.Series) -> tuple[Int32, int]:

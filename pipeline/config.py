@@ -317,6 +317,28 @@ class ScoreConfig(Section):
     """all, a Parquet file with `user_id`, or an ISO date (users active since)."""
     exclude_seen: bool = True
     """Whether items already in the user's history are left out."""
+    allow: str | list[str] | None = None
+    """The only items to recommend: a Parquet file with `item_id`, or a list of ids; default: all."""
+    deny: str | list[str] | None = None
+    """Items never to recommend, in the same form; ids that are not known are counted."""
+    availability: str | None = None
+    """A Parquet file with `item_id`, `available_from`, `available_until` (dates or times, UTC where they carry no zone; null: no
+    limit): an item is recommended from the one until before the other; one that is not in the file, always."""
+    at: str | None = None
+    """ISO time at which recommendations are shown, for `availability`; default: the time of the log's newest event."""
+    max_per_category: int = Field(0, ge=0)
+    """Items of one category per user, at most; 0: any number."""
+    diversity: float = Field(0.0, ge=0, lt=1)
+    """Weight of being unlike the items higher in the list, in [0, 1): 1 - lambda of maximal marginal relevance; 0: off."""
+    popularity_damping: float = Field(0.0, ge=0)
+    """What the most popular item loses, where 1 is the range of the scores of a user's candidates; 0: off."""
+    exploration: float = Field(0.0, ge=0, le=1)
+    """Share of the k places, the last ones, that are drawn from the candidates beyond them; 0: off."""
+    new_items: bool = True
+    """Whether items that came after training and about which something is said are recommended."""
+    segment: str = "auto"
+    """Column of the users' table whose values are segments: users without a known interaction get what was popular of late in
+    theirs. auto: the first column with 2 to 20 values; none."""
     because: bool = True
     """Whether each recommendation says what in the history it is based on."""
     because_method: Literal["fast", "exact"] = "fast"
@@ -329,6 +351,10 @@ class ScoreConfig(Section):
     """Users encoded and searched at a time."""
     shard_users: int = Field(50_000, ge=1)
     """Users per Parquet file, the unit in which an interrupted run continues."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this process; ray: tasks of Ray (the extra `ray`), a shard each, in a cluster (RAY_ADDRESS) or on this machine."""
+    workers: int = Field(2, ge=1)
+    """ray: processes on this machine, where there is no cluster."""
 
     @pydantic.field_validator("users")
     @classmethod
@@ -336,6 +362,25 @@ class ScoreConfig(Section):
         if users != "all" and not users.endswith(".parquet"):
             _check_iso("score.users", users, "all, a .parquet file with user_id, or ")
         return users
+
+    @pydantic.field_validator("at")
+    @classmethod
+    def _known_time(cls, at: str | None) -> str | None:
+        if at is not None:
+            _check_iso("score.at", at)
+        return at
+
+    @pydantic.field_validator("allow", "deny", "availability")
+    @classmethod
+    def _a_parquet_file(
+        cls, items: str | list[str] | None, about: pydantic.ValidationInfo
+    ) -> str | list[str] | None:
+        if isinstance(items, str) and not items.endswith(".parquet"):
+            raise ValueError(
+                f"score.{about.field_name}: received {items!r}, expected a .parquet file with item_id"
+                + ("" if about.field_name == "availability" else ", or a list of ids")
+            )
+        return items
 
     @pydantic.field_validator("model")
     @classmethod

@@ -23,9 +23,10 @@ from models.metrics import Float64, metrics_of_ranks
 from models.ranking import rank_targets
 from models.recommender import Int32
 from pipeline import histories as rows
-from pipeline.bundle import Evaluated, translation
+from pipeline.bundle import translation
 from pipeline.config import MODEL, Config
 from pipeline.errors import DamagedArtifact
+from pipeline.evaluated import Evaluated
 from pipeline.registry import Decision
 from pipeline.store import read_json
 from pipeline.targets import RankedTargets, ranked_targets, target_types

@@ -17,7 +17,7 @@ from models.encoder import Encoder
 from models.index import ItemIndex
 from models.recommender import Int32
 from pipeline import histories as rows
-from pipeline import second_stage
+from pipeline import new_items, popular, second_stage
 from pipeline.bundle import seal
 from pipeline.features import content_settings
 from pipeline.stages import Context
@@ -42,12 +42,14 @@ def build(ctx: Context) -> None:
     ItemIndex.build(vectors, np.arange(1, encoder.num_items + 1, dtype=np.int32)).save(bundle / "index")
     _write_items(features, histories, mapping, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
-    _write_users(features, histories, mapping, trained_until(whole, split), bundle)
     metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
     if metrics["ranker"]["used"]:
         _write_ranker(ctx, histories, split, evaluated, mapping, bundle)
     newest = int(histories.time.max(initial=0))
-    digest = seal(bundle, _description(ctx, features, split, metrics, refit_steps, newest))
+    facts = {"content_map": _write_new_items(ctx, encoder, bundle)} | _popularity(ctx, metrics)
+    segment = _write_users(ctx, histories, mapping, trained_until(whole, split), bundle)
+    popular.write(bundle, histories, mapping, segment, facts["popularity"]["days"])
+    digest = seal(bundle, _description(ctx, features, split, metrics, refit_steps, newest) | facts)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _report(ctx, bundle, digest, metrics, encoder, refit_steps)
 
@@ -124,17 +126,43 @@ def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
         content.write(bundle, ContentEncoder.load(ctx.inputs["features"] / "content" / "encoder"), table)
 
 
+def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, float] | None:
+    """What gives items that the deployed weights do not know a vector, and how good these are."""
+    known = pl.read_parquet(bundle / "items.parquet", columns=["item_id"])["item_id"]
+    log_ids = pl.read_parquet(ctx.inputs["features"] / "items.parquet", columns=["item_id"])["item_id"]
+    table = new_items.unknown_to(known, log_ids, ctx.inputs["ingest"] / "items.parquet")
+    own = encoder.items.all().detach().float().cpu().numpy()[1:]
+    worth = new_items.write(bundle, own, table, reads_content=encoder.settings.item_content)
+    if worth is None:
+        return None
+    for name, value in worth.as_dict().items():
+        ctx.track.metric(f"content_map/{name}", value)
+    return worth.as_dict()
+
+
+def _popularity(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Over how many days, and by which column of users."""
+    column = popular.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
+    return {"popularity": {"days": popular.chosen_days(metrics), "segment": column}}
+
+
 def _write_users(
-    features: Path, histories: JaggedHistories, mapping: Int32, until: pl.Series, bundle: Path
-) -> None:
+    ctx: Context, histories: JaggedHistories, mapping: Int32, until: pl.Series, bundle: Path
+) -> pl.Series | None:
+    """The users, their segments (which are returned) and their histories."""
     known = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:]).translate(mapping)
     kept = mapping[histories.item_index] > 0
     offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
     JaggedHistories(offsets, known.item_index, known.time, known.event_type, histories.value[kept]).save(
         bundle / "histories"
     )
-    users = pl.read_parquet(features / "users.parquet")
-    users.with_columns(until).write_parquet(bundle / "users.parquet")
+    users = pl.read_parquet(ctx.inputs["features"] / "users.parquet").with_columns(until)
+    table = ctx.inputs["ingest"] / "users.parquet"
+    column = popular.segment_column(ctx.config, table)
+    segment = None if column is None else popular.segment_of(table, column, users["user_id"])
+    users = users if segment is None else users.with_columns(segment)
+    users.write_parquet(bundle / "users.parquet")
+    return segment
 
 
 def _write_ranker(

@@ -13,8 +13,11 @@ from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
 from models.encoder import as_asked
 from models.recommender import Histories
+from models.selection import Rules
 from pipeline import histories as rows
-from pipeline.bundle import Answer, Bundle
+from pipeline import new_items
+from pipeline.answering import Answer
+from pipeline.bundle import Bundle
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.stages import Pipeline, resolve
@@ -28,14 +31,14 @@ def recommend_one(
     Raises LookbackError where no model is published, the user is not in the log, or no item of the history is known.
     """
     pipeline = resolve(config, ["score"])
-    bundle = _bundle(pipeline)
+    bundle = _with_new_items(pipeline, _bundle(pipeline))
     found, unknown = (
         _typed_in(bundle, history) if history is not None else _of_user(pipeline, bundle, str(user))
     )
     answer = bundle.recommend(
         found,
         k,
-        exclude_seen=config.score.exclude_seen,
+        Rules(exclude_seen=config.score.exclude_seen),
         because="exact",
         because_items=config.score.because_items,
     )
@@ -63,6 +66,18 @@ def _bundle(pipeline: Pipeline) -> Bundle:
             "or use the live one with --set score.model=champion"
         )
     return Bundle.open(publish.folder / "bundle")
+
+
+def _with_new_items(pipeline: Pipeline, bundle: Bundle) -> Bundle:
+    """The bundle with what is new in the up-to-date log, or else with what was new when it was made."""
+    features, ingest = (pipeline.nodes[name].artifact for name in ("features", "ingest"))
+    if not pipeline.config.score.new_items:
+        return bundle
+    if not (features.is_complete() and ingest.is_complete()):
+        return new_items.with_catalogue(bundle)
+    log_ids = _ids(features.folder, "items", "item_id")
+    table = new_items.unknown_to(bundle.items.ids, log_ids, ingest.folder / "items.parquet")
+    return new_items.extended(bundle, table)
 
 
 def _typed_in(bundle: Bundle, history: list[str]) -> tuple[Histories, int]:
@@ -105,7 +120,7 @@ def _index(users: Vocabulary, user: str) -> Any:
 
 
 def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
-    titles = pl.read_parquet(bundle.folder / "items.parquet", columns=["title"])["title"].to_list()
+    titles = bundle.titles.to_list()
     given = answer.item_index[0] > 0
     ids = bundle.items.decode(answer.item_index[0][given]).to_list()
 
@@ -126,7 +141,7 @@ def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
 def _text(content: dict[str, Any], *, cold: bool) -> str:
     lines = [f"{content['history_length']} known interactions, {content['unknown_items']} with unknown items"]
     if cold:
-        lines.append("no known interaction: the most popular items")
+        lines.append("no known interaction: what was popular of late")
     for row in content["recommendations"]:
         because = "; ".join(
             f"{each['title'] or each['item_id']} ({each['weight']:+.2f})" for each in row["because"]

@@ -1,249 +1,72 @@
-"""Stage score: recommendations for every user, streamed batch by batch into sharded Parquet; it trains nothing."""
+"""Stage score: recommendations for every user, streamed shard by shard into Parquet; it trains nothing."""
 
-import datetime
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from features.histories import JaggedHistories
-from features.vocabulary import Vocabulary
-from models.encoder import as_asked
-from pipeline import histories as rows
-from pipeline.bundle import Answer, Bundle
-from pipeline.config import ScoreConfig
-from pipeline.errors import LookbackError
+from pipeline import reranking, score_drift
+from pipeline.scoring import Counts, Job, Scorer
 from pipeline.stages import Context
-from pipeline.store import Artifact, digest_file, read_json, write_json
+from pipeline.store import Artifact, write_json
 
-_COUNTS = ("users", "cold_users", "unknown_items", "short_lists", "recommendations")
-
-
-@dataclass(frozen=True)
-class _Log:
-    """The log's histories and how its numbers translate into the bundle's."""
-
-    histories: JaggedHistories
-    users: pl.Series
-    items: NDArray[np.int32]
-    """[num_items + 1] -> the bundle's item, 0: unknown to it"""
-    types: NDArray[np.int16]
-    """[num_event_types + 1] -> the bundle's event type"""
-
-    @cached_property
-    def newest(self) -> int:
-        """Time of the newest event, microseconds since the epoch: when recommendations are asked for."""
-        return int(self.histories.time.max(initial=0))
-
-
-@dataclass
-class _Counts:
-    """What the summary counts, shard by shard."""
-
-    users: int = 0
-    cold_users: int = 0
-    unknown_items: int = 0
-    """interactions whose item the bundle does not know"""
-    short_lists: int = 0
-    recommendations: int = 0
-    seconds: float = 0.0
-
-    def add(self, other: dict[str, Any]) -> None:
-        """Add another shard's counts."""
-        for name, value in other.items():
-            setattr(self, name, getattr(self, name) + value)
+_COUNTED = (
+    "users",
+    "cold_users",
+    "unknown_items",
+    "users_with_unknown_items",
+    "short_lists",
+    "new_item_recommendations",
+)
 
 
 def build(ctx: Context) -> None:
     """Write recommendations/part-*.parquet and _SUCCESS; shards that an interrupted run finished are kept."""
-    settings = ctx.config.score
-    bundle = _open_bundle(ctx)
-    log = _read_log(ctx.inputs["features"], bundle)
-    chosen, strangers = _choose_users(settings, log)
     folder = ctx.folder / "recommendations"
     folder.mkdir(exist_ok=True)
-    total = _Counts()
-    shards = range(
-        0, max(len(chosen), 1), settings.shard_users
-    )  # nobody to score: one empty file with its columns
-    with tqdm(total=len(chosen), unit="users", desc="score", disable=not ctx.show_progress) as bar:
-        for number, start in enumerate(shards):
-            users = chosen[start : start + settings.shard_users]
-            total.add(_score_shard(settings, bundle, log, users, folder / f"part-{number:05d}.parquet"))
-            bar.update(len(users))
+    inputs = ctx.inputs
+    job = Job(_bundle(ctx), inputs["features"], inputs["ingest"], folder, ctx.config.score, ctx.config.seed)
+    scorer = Scorer.open(job)
+    total: Counts = {}
+    started = time.monotonic()
+    with tqdm(total=len(scorer.users), unit="users", desc="score", disable=not ctx.show_progress) as bar:
+        for counts in _shards(scorer, bar):
+            total = {name: total.get(name, 0) + counts.get(name, 0) for name in {**total, **counts}}
+    seconds = time.monotonic() - started
     (ctx.folder / "_SUCCESS").touch()
     for other in folder.iterdir():  # records of finished shards, and what a killed run was writing
         if not (other.name.startswith("part-") and other.suffix == ".parquet"):
             other.unlink()
-    _report(ctx, bundle, total, strangers)
+    _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
 
 
-def _open_bundle(ctx: Context) -> Bundle:
+def _bundle(ctx: Context) -> Path:
+    """The folder of the bundle to score with, checked."""
     if ctx.model is None:
-        return Bundle.open(ctx.inputs["publish"] / "bundle", verify=False)
+        return ctx.inputs["publish"] / "bundle"
     from pipeline import registry
+    from pipeline.bundle import read_description
 
-    return Bundle.open(registry.bundle_folder(ctx.config, ctx.model))
-
-
-def _read_log(features: Path, bundle: Bundle) -> _Log:
-    item_ids = pl.read_parquet(features / "items.parquet", columns=["item_id"])["item_id"]
-    items, _ = bundle.item_mapping(item_ids)
-    users = pl.read_parquet(features / "users.parquet", columns=["user_id"])["user_id"]
-    return _Log(JaggedHistories.load(features), users, items, bundle.type_mapping(rows.event_types(features)))
+    folder = registry.bundle_folder(ctx.config, ctx.model)
+    read_description(folder, verify=True)
+    return folder
 
 
-def _choose_users(settings: ScoreConfig, log: _Log) -> tuple[NDArray[np.int64], int]:
-    """Index of the users to score, in the order of their ids, and how many that were asked for are not in the log."""
-    num_users = log.histories.num_users
-    if settings.users == "all":
-        return np.arange(num_users), 0
-    if settings.users.endswith(".parquet"):
-        asked = _asked_users(Path(settings.users))
-        index, strangers = Vocabulary(log.users, 0).encode_known(asked, unknown=-1)
-        return np.unique(index[index >= 0]).astype(np.int64), strangers
-    since = _moment(settings.users)
-    last = np.asarray(log.histories.offsets[1:]) - 1
-    active = (last >= log.histories.offsets[:-1]) & (
-        np.asarray(log.histories.time)[np.maximum(last, 0)] >= since
-    )
-    return np.flatnonzero(active), 0
+def _shards(scorer: Scorer, bar: "tqdm[None]") -> Iterator[Counts]:
+    """The counts of every shard, from the engine that is wanted."""
+    settings, num_shards = scorer.job.settings, scorer.num_shards
+    if settings.engine == "local":
+        for number in range(num_shards):
+            yield scorer.score(number, bar.update)
+        return
+    from pipeline import engine_ray
 
-
-def _asked_users(path: Path) -> pl.Series:
-    try:
-        asked = pl.read_parquet(path)
-    except pl.exceptions.PolarsError as error:
-        raise LookbackError(f"score.users: {path}: cannot be read as Parquet: {error}") from None
-    if "user_id" not in asked.columns:
-        raise LookbackError(
-            f"score.users: {path} has the columns {', '.join(asked.columns)}; expected a column user_id"
-        )
-    return asked["user_id"].drop_nulls().unique()
-
-
-def _moment(iso: str) -> int:
-    moment = datetime.datetime.fromisoformat(iso)
-    return round(
-        (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1e6
-    )
-
-
-def _score_shard(
-    settings: ScoreConfig, bundle: Bundle, log: _Log, users: NDArray[np.int64], path: Path
-) -> dict[str, Any]:
-    """Write one shard and return its counts; a shard that is there already, whole, is only counted."""
-    done = path.with_name(f".{path.name}.json")
-    if done.exists() and path.exists():
-        known = read_json(done)
-        if known["digest"] == digest_file(path):
-            counts: dict[str, Any] = known["counts"]
-            return counts
-    started = time.monotonic()
-    counts = dict.fromkeys(_COUNTS, 0)
-    temporary = path.with_suffix(".writing")
-    schema = _schema(log.users.dtype, bundle.items.ids.dtype)
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for table, found in _batches(settings, bundle, log, users):
-            writer.write_table(table.cast(schema))
-            counts = {name: counts[name] + found[name] for name in _COUNTS}
-    counts["seconds"] = time.monotonic() - started
-    temporary.replace(path)
-    write_json(done, {"digest": digest_file(path), "counts": counts})
-    return counts
-
-
-def _batches(
-    settings: ScoreConfig, bundle: Bundle, log: _Log, users: NDArray[np.int64]
-) -> Iterator[tuple[pa.Table, dict[str, int]]]:
-    """One Arrow table and its counts for every batch of users."""
-    offsets = log.histories.offsets
-    for start in range(0, len(users), settings.batch_users):
-        batch = users[start : start + settings.batch_users]
-        whole = rows.rows(log.histories, np.asarray(offsets[batch]), np.asarray(offsets[batch + 1])).compact()
-        whole = replace(whole, event_type=log.types[whole.event_type])
-        known = whole.translate(log.items)
-        if bundle.recommender.encoder.settings.request_time:
-            known = as_asked(known, log.newest)
-        answer = bundle.recommend(
-            known,
-            settings.k,
-            exclude_seen=settings.exclude_seen,
-            because=settings.because_method if settings.because else None,
-            because_items=settings.because_items,
-        )
-        lengths = (answer.item_index > 0).sum(1)
-        yield (
-            _table(log.users.gather(batch), bundle, answer),
-            {
-                "users": len(batch),
-                "cold_users": int(answer.cold.sum()),
-                "unknown_items": int(whole.lengths.sum() - known.lengths.sum()),
-                "short_lists": int((lengths < settings.k).sum()),
-                "recommendations": int(lengths.sum()),
-            },
-        )
-
-
-def _schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
-    arrow = {pl.Int64: pa.int64(), pl.String: pa.string()}
-    because = pa.list_(pa.struct([("item_id", arrow[type(item)]), ("weight", pa.float32())]))
-    return pa.schema(
-        [
-            ("user_id", arrow[type(user)]),
-            ("item_id", arrow[type(item)]),
-            ("rank", pa.int32()),
-            ("score", pa.float32()),
-            ("because", because),
-        ]
-    )
-
-
-def _table(users: pl.Series, bundle: Bundle, answer: Answer) -> pa.Table:
-    """The answer in the log's own ids, a row per recommendation, sorted by user and rank."""
-    num_rows, k = answer.item_index.shape
-    given = answer.item_index > 0
-    frame = pl.DataFrame(
-        {
-            "user_id": users.gather(np.repeat(np.arange(num_rows), k)[given.ravel()]),
-            "item_id": bundle.items.decode(answer.item_index[given]),
-            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), num_rows)[given.ravel()],
-            "score": answer.score[given],
-        }
-    )
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    return table.append_column("because", _because_column(bundle, answer, given, table["item_id"].type))
-
-
-def _because_column(
-    bundle: Bundle, answer: Answer, given: NDArray[np.bool_], item_type: pa.DataType
-) -> pa.Array:
-    """For each recommendation, a list of {item_id, weight}; empty where nothing in the history carried it."""
-    if answer.because is None:
-        lengths, items, weights = (
-            np.zeros(int(given.sum()), np.int64),
-            np.zeros(0, np.int32),
-            np.zeros(0, np.float32),
-        )
-    else:
-        index, weight = answer.because.item_index[given], answer.because.weight[given]
-        named = index > 0
-        lengths, items, weights = named.sum(1), index[named], weight[named]
-    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    ids = bundle.items.decode(items).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(item_type)
-    return pa.ListArray.from_arrays(
-        pa.array(offsets),
-        pa.StructArray.from_arrays([ids, pa.array(weights, pa.float32())], names=["item_id", "weight"]),
-    )
+    ends = [min((number + 1) * settings.shard_users, len(scorer.users)) for number in range(num_shards)]
+    users = [end - number * settings.shard_users for number, end in enumerate(ends)]
+    for done, counts in engine_ray.score(scorer.job, num_shards, users):
+        bar.update(done)
+        yield counts
 
 
 def _own_version(ctx: Context) -> int | None:
@@ -258,29 +81,64 @@ def _own_version(ctx: Context) -> int | None:
     )
 
 
-def _report(ctx: Context, bundle: Bundle, total: _Counts, strangers: int) -> None:
-    rate = total.users / total.seconds if total.seconds > 0 else 0.0
+def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
+    """Counts in the manifest and on the tracking server, one line."""
+    digest, strangers = scorer.bundle.digest, scorer.users.strangers
     version = ctx.model.version if ctx.model is not None else _own_version(ctx)
+    counted = {name: total.get(name, 0) for name in _COUNTED} | {"new_items": scorer.bundle.num_added}
     ctx.manifest.update(
-        rows_in=total.users + strangers,
-        rows_out=total.recommendations,
+        rows_in=counted["users"] + strangers,
+        rows_out=total.get("recommendations", 0),
         rows_left_out={"user_not_in_log": strangers},
         model=ctx.config.score.model,
         model_version=version,
-        bundle_digest=bundle.digest,
+        bundle_digest=digest,
         users_per_second=round(rate, 1),
-        users=total.users,
-        cold_users=total.cold_users,
-        unknown_items=total.unknown_items,
-        short_lists=total.short_lists,
+        **counted,
+        **scorer.rule_counts,
     )
-    for name in ("users", "cold_users", "unknown_items", "short_lists", "users_per_second"):
+    for name in (*counted, *scorer.rule_counts, "users_per_second"):
         ctx.track.metric(name, ctx.manifest[name])
-    ctx.track.tag("lookback.bundle_digest", bundle.digest)
+    _compare(ctx, digest)
+    _show_reranking(ctx, scorer)
+    ctx.track.tag("lookback.bundle_digest", digest)
     if version is not None:
         ctx.track.tag("lookback.model_version", str(version))
     stale = f", {strangers:,} asked for are not in the log" if strangers else ""
-    ctx.summary(
-        f"{total.recommendations:,} recommendations for {total.users:,} users ({total.cold_users:,} by popularity{stale}), "
-        f"{total.unknown_items:,} interactions with unknown items, {total.short_lists:,} short lists, {rate:,.0f} users/s"
+    lists = "".join(
+        f", {number:,} ids of score.{name.partition('_')[0]} unknown"
+        for name, number in scorer.rule_counts.items()
+        if name.endswith("_unknown") and number
     )
+    ctx.summary(
+        f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
+        f"({counted['cold_users']:,} by popularity{stale}), "
+        f"{counted['unknown_items']:,} interactions with unknown items, {counted['new_items']:,} new items, "
+        f"{counted['short_lists']:,} short lists{lists}, {rate:,.0f} users/s"
+    )
+
+
+def _show_reranking(ctx: Context, scorer: Scorer) -> None:
+    """reranking.json: what rules that change the order do to the metrics, where the model was judged on this very split."""
+    rules = scorer.rules
+    judged_on = scorer.bundle.description.get("features")
+    if not (rules.reranks or rules.max_per_category) or judged_on != ctx.inputs["features"].name:
+        return
+    found = reranking.effects(ctx.config, scorer.job.bundle, ctx.inputs["features"], {"reranked": rules})
+    write_json(ctx.folder / "reranking.json", found)
+    ctx.track.artifact("reranking.json")
+    for name, row in found["paired"]["reranked"].items():
+        ctx.track.metric(f"reranking/{name}", found["metrics"]["reranked"][name])
+        ctx.track.metric(f"reranking_difference/{name}", row["difference"])
+
+
+def _compare(ctx: Context, digest: str) -> None:
+    """What has changed since the last night, if there was one."""
+    before = score_drift.last_night(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
+    if before is None:
+        return
+    found = score_drift.drift(before, ctx.folder, digest)
+    ctx.manifest["drift"] = found
+    for name in ("psi", "overlap", "users_in_both"):
+        if found[name] is not None:
+            ctx.track.metric(f"drift/{name}", found[name])

@@ -44,7 +44,7 @@ def statistics(
 
     `mapping` [num_items + 1]: the retriever's number of each item of the features folder; `days`: as in `ItemStatistics.of`.
     """
-    content = item_content.dense(features, mapping)
+    content = item_content.of_ranker(features, mapping)
     return ItemStatistics.of(training, int(mapping.max()), content, timed=is_timed(config), days=days)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
+from pipeline import new_items
 from pipeline.bundle import Bundle
 
 
@@ -19,7 +20,7 @@ class Recommender:
 
         The frame has a column `history` (lists of item ids, oldest first, taken as interactions a second apart up to the time of
         the newest event of the bundle's log) or else `user_id`, answered from the bundle's own histories. Unknown users and empty
-        histories get the most popular items; with exclude_seen (true) no item of the history. `user_id` is passed through.
+        histories get what was popular of late; with exclude_seen (true) no item of the history. `user_id` is passed through.
         Raises ValueError where neither column is there.
         """
         asked = {"k": 10, "exclude_seen": True} | (params or {})
@@ -40,4 +41,4 @@ class Recommender:
 
 def _load_pyfunc(data_path: str) -> Recommender:
     """Called by mlflow.pyfunc.load_model with the bundle's folder."""
-    return Recommender(Bundle.open(Path(data_path)))
+    return Recommender(new_items.with_catalogue(Bundle.open(Path(data_path))))

@@ -58,6 +58,16 @@ _SCORE_KEYS = [
     "k",
     "users",
     "exclude_seen",
+    "allow",
+    "deny",
+    "availability",
+    "at",
+    "max_per_category",
+    "diversity",
+    "popularity_damping",
+    "exploration",
+    "new_items",
+    "segment",
     "because",
     "because_method",
     "because_items",
@@ -149,11 +159,17 @@ STAGES = {
         Stage(
             "publish",
             5,
-            ("name", "train.refit", "index"),
+            ("name", "train.refit", "index", "score.segment"),
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             resumable=True,
         ),
-        Stage("score", 2, _keys("score", _SCORE_KEYS), ("features", "publish"), resumable=True),
+        Stage(
+            "score",
+            3,
+            ("seed", *_keys("score", _SCORE_KEYS)),
+            ("ingest", "features", "publish"),
+            resumable=True,
+        ),
         Stage(
             "report",
             3,
@@ -312,8 +328,10 @@ def _outside_inputs(
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
-    if config.score.users.endswith(".parquet"):
-        inputs["users"] = sources.digest_of(config, "score.users", config.score.users)
+    for key in ("users", "allow", "deny", "availability"):
+        path = getattr(config.score, key)
+        if isinstance(path, str) and path.endswith(".parquet"):
+            inputs[key] = sources.digest_of(config, f"score.{key}", path)
     return inputs
 
 

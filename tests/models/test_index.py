@@ -5,7 +5,7 @@ import pytest
 
 from models.index import ItemIndex
 from models.recommender import histories_from_lists
-from models.topk import recommend_from_scores
+from models.topk import recommend_from_scores, top_k
 
 NUM_ITEMS, DIM, ROWS = 401, 7, 23
 
@@ -83,3 +83,28 @@ def test_missing_or_unmatched_files_are_refused(index: ItemIndex, tmp_path: Path
 
 def test_no_queries(index: ItemIndex):
     assert index.search(np.zeros((0, DIM), np.float32), 3)[0].shape == (0, 3)
+
+
+def test_only_allowed_items_and_as_many_as_there_are() -> None:
+    random = np.random.default_rng(3)
+    vectors = random.normal(size=(500, 8)).astype(np.float32)
+    index = ItemIndex.build(vectors, np.arange(1, 501, dtype=np.int32))
+    queries = random.normal(size=(20, 8)).astype(np.float32)
+    for number in (3, 60, 400):
+        allowed = np.zeros(501, bool)
+        allowed[random.permutation(500)[:number] + 1] = True
+        items, scores = index.search(queries, 10, None, allowed)
+        exact = index.score_items(queries)
+        exact[:, ~allowed] = -np.inf
+        assert items.tolist() == top_k(exact, 10)[0].tolist()
+        assert ((items > 0).sum(1) == min(10, number)).all()
+        assert (np.isneginf(scores) == (items == 0)).all()
+
+
+def test_added_items_are_found() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    index, _ = ItemIndex.build(vectors[:3], np.arange(1, 4, dtype=np.int32)).add(
+        vectors[3:] * 2, np.array([4], np.int32)
+    )
+    assert index.num_items == 4
+    assert index.search(np.ones((1, 4), np.float32), 2)[0].tolist() == [[4, 1]]

@@ -14,8 +14,8 @@ from models import checkpoint
 from models.calibration import Calibration
 from pipeline import histories as rows
 from pipeline import second_stage
-from pipeline.bundle import Evaluated
 from pipeline.config import load_config
+from pipeline.evaluated import Evaluated
 from pipeline.gate import ranks
 from tests.pipeline.conftest import Workdir
 

@@ -20,13 +20,15 @@ from features.histories import JaggedHistories
 from models import checkpoint
 from models.encoder import Encoder
 from models.index import ItemIndex
+from models.selection import Rules
 from models.settings import EncoderSettings
 from pipeline import registry, tracking
-from pipeline.bundle import SECOND, Bundle, Evaluated, seal
+from pipeline.bundle import SECOND, Bundle, seal
 from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.evaluated import Evaluated
 from pipeline.registry import Registry
-from pipeline.score import _batches, _Log
+from pipeline.scoring import Job, Log, Scorer, Users
 from pipeline.serving import Recommender, _load_pyfunc
 from pipeline.store import write_json
 from pipeline.tracking import Plan, Tracker
@@ -159,8 +161,11 @@ def test_what_is_served_equals_what_is_scored_at_the_newest_event(tmp_path: Path
         shutil.rmtree(folder / "histories")
         (folder / "histories").mkdir()
         JaggedHistories(np.array([0, 3, 4, 6]), *known).save(folder / "histories")
-        log = _Log(histories, pl.Series([10, 20, 30]), numbers, np.zeros(1, np.int16))
-        ((table, counts),) = _batches(ScoreConfig(k=3, because=False), bundle, log, np.arange(3))
+        log = Log(histories, pl.Series([10, 20, 30]), numbers, np.zeros(1, np.int16))
+        job = Job(folder, tmp_path, tmp_path, tmp_path, ScoreConfig(k=3, because=False), seed=0)
+        users = Users(log.users, np.arange(3), 0)
+        scorer = Scorer(job, bundle, log, users, Rules(), {}, np.zeros(3, np.int64))
+        table, counts = scorer._batch(np.arange(3))
         assert counts["unknown_items"] == 1
         assert ("newest" in vars(log)) is settings.request_time, (
             "the whole log is looked through where it matters"

@@ -1,0 +1,87 @@
+"""Scoring on Ray: a task per shard, in a cluster or in processes on this machine; what a lost worker had begun is begun again."""
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ScoreConfig
+from pipeline.errors import LookbackError
+from pipeline.scoring import Counts, Job, Scorer
+
+RETRIES = 5
+"""Times that a shard is begun again when the worker that scores it is lost."""
+
+
+def score(job: Job, num_shards: int, users: list[int]) -> Iterator[tuple[int, Counts]]:
+    """(users done, counts) of every shard, as they are finished. users: of each shard.
+
+    Every process opens bundle and log by their paths, which must lead to the same files everywhere, and computes with one thread.
+    Raises LookbackError where Ray is not installed, or a shard failed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise LookbackError(
+            "score.engine: received 'ray', but Ray is not installed; install it with `pip install 'lookback[ray]'`, or set "
+            "score.engine = 'local'"
+        ) from None
+    own = _connect(ray, job.settings.workers)
+    try:
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_shard)
+        said = _plain(job)
+        waiting = {task.remote(said, number): number for number in range(num_shards)}
+        while waiting:
+            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+            number = waiting.pop(done)
+            yield users[number], ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise LookbackError(f"score: Ray: {getattr(error, 'cause', None) or error}") from None
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _connect(ray: Any, workers: int) -> bool:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; whether it is our own."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    alone: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    address = os.environ.get("RAY_ADDRESS")
+    ray.init(**({"address": address} if address else alone), log_to_driver=False, logging_level="error")
+    return True
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    """The job as what every process can be sent."""
+    paths = {name: str(getattr(job, name).absolute()) for name in ("bundle", "features", "ingest", "folder")}
+    return paths | {
+        "settings": job.settings.model_dump_json(),
+        "seed": job.seed,
+        "directory": str(Path.cwd()),
+    }
+
+
+def _shard(said: dict[str, Any], number: int) -> Counts:
+    """Score one shard in whatever process this is."""
+    os.chdir(said["directory"])  # where relative paths of the settings lead from
+    return _opened(tuple(sorted(said.items()))).score(number, _silently)
+
+
+def _silently(_users: int) -> None:
+    """Nobody looks at a worker's progress."""
+
+
+@lru_cache(maxsize=1)
+def _opened(said: tuple[tuple[str, Any], ...]) -> Scorer:
+    """The job, opened once per process."""
+    import torch
+
+    torch.set_num_threads(1)
+    parts = dict(said)
+    paths = {name: Path(parts[name]) for name in ("bundle", "features", "ingest", "folder")}
+    return Scorer.open(
+        Job(**paths, settings=ScoreConfig.model_validate_json(parts["settings"]), seed=parts["seed"])
+    )

@@ -1,0 +1,86 @@
+"""The weights of a bundle that were judged, for the gate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from features.vocabulary import Vocabulary
+from models import checkpoint
+from models.encoder import AttentionRecommender
+from models.ranker import SecondStage
+from models.recommender import Histories, Int64, Recommender
+from models.two_stage import TwoStage
+from pipeline import second_stage
+from pipeline.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
+from pipeline.errors import DamagedArtifact
+
+NEVER = int(np.iinfo(np.int64).min)
+"""The time of no event: before all others."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The weights of a bundle that were judged, and what they have seen; item indices are their own numbering."""
+
+    recommender: AttentionRecommender
+    items: Vocabulary
+    event_types: list[str]
+    features: str
+    """Fingerprint of the features artifact that they were trained and judged on."""
+    trained_until: int | None
+    """temporal: microseconds since the epoch at which the test began; every event before it trained or chose them"""
+    users: Vocabulary
+    """The users of that artifact."""
+    users_trained_until: Int64
+    """[users], microseconds: the last event of each that trained or chose them; `NEVER` where there is none"""
+    second_stage: SecondStage | None
+    """The ranker that was judged behind them, where the bundle has one."""
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True, device: str | torch.device = "cpu") -> "Evaluated":
+        """Open the evaluated weights of a bundle's folder.
+
+        Raises DamagedArtifact where files are missing or damaged, or the bundle's format does not say what it learned from.
+        """
+        description = read_description(folder, COMPARABLE_FORMATS, verify=verify)
+        known = pl.read_parquet(folder / "items.parquet", columns=["item_id", "evaluated_index"])
+        known = known.filter(pl.col("evaluated_index") > 0).sort("evaluated_index")
+        recommender = AttentionRecommender(checkpoint.load_model(folder / "evaluated", device))
+        if known["evaluated_index"].to_list() != list(range(1, recommender.num_items + 1)):
+            raise DamagedArtifact(
+                f"{folder}: the parts don't fit together: {len(known)} items in the evaluated vocabulary, "
+                f"{recommender.num_items} in the evaluated model; publish again with --force"
+            )
+        users = pl.read_parquet(folder / "users.parquet", columns=["user_id", "trained_until"])
+        until = users["trained_until"].dt.timestamp("us").fill_null(NEVER)
+        return cls(
+            recommender,
+            Vocabulary(known["item_id"], 1),
+            description["event_types"],
+            description["features"],
+            description["trained_until"],
+            Vocabulary(users["user_id"], 0),
+            until.to_numpy(),
+            second_stage.of_bundle(folder, "evaluated", device),
+        )
+
+    def system(self, *, exclude_seen: bool) -> Recommender:
+        """What was judged: the encoder, or where the bundle has a ranker both stages."""
+        if self.second_stage is None:
+            return self.recommender
+        return TwoStage(self.recommender, self.second_stage, exclude_seen=exclude_seen)
+
+    def translated(self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str]) -> Histories:
+        """Rows in another log's numbering (ids at 1.., type names at 1..) in this one's; what it does not know is left out."""
+        items, _ = translation(self.items, item_ids)
+        types = type_translation(self.event_types, type_names)
+        return replace(histories, event_type=types[histories.event_type]).translate(items)
+
+    def trained_until_of(self, user_ids: pl.Series) -> Int64:
+        """[len] microseconds: the last event of each user that trained or chose the weights; `NEVER` for strangers."""
+        index, _ = self.users.encode_known(user_ids, unknown=-1)
+        return np.append(self.users_trained_until, NEVER)[index]

@@ -1,0 +1,60 @@
+"""Answers as the table that users read: one row per recommendation, in the log's own ids, sorted by user and rank."""
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from features.vocabulary import Vocabulary
+from pipeline.answering import Answer
+
+
+def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
+    """Columns and types, by those of the ids."""
+    arrow = {pl.Int64: pa.int64(), pl.String: pa.string()}
+    because = pa.list_(pa.struct([("item_id", arrow[type(item)]), ("weight", pa.float32())]))
+    return pa.schema(
+        [
+            ("user_id", arrow[type(user)]),
+            ("item_id", arrow[type(item)]),
+            ("rank", pa.int32()),
+            ("score", pa.float32()),
+            ("because", because),
+        ]
+    )
+
+
+def table(users: pl.Series, items: Vocabulary, answer: Answer) -> pa.Table:
+    """The answer's rows, one per place that is filled."""
+    num_rows, k = answer.item_index.shape
+    given = answer.item_index > 0
+    frame = pl.DataFrame(
+        {
+            "user_id": users.gather(np.repeat(np.arange(num_rows), k)[given.ravel()]),
+            "item_id": items.decode(answer.item_index[given]),
+            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), num_rows)[given.ravel()],
+            "score": answer.score[given],
+        }
+    )
+    found = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return found.append_column("because", _because(items, answer, given, found["item_id"].type))
+
+
+def _because(items: Vocabulary, answer: Answer, given: NDArray[np.bool_], item_type: pa.DataType) -> pa.Array:
+    """For each recommendation, a list of {item_id, weight}; empty where nothing in the history carried it."""
+    if answer.because is None:
+        lengths, index, weight = (
+            np.zeros(int(given.sum()), np.int64),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.float32),
+        )
+    else:
+        index, weight = answer.because.item_index[given], answer.because.weight[given]
+        named = index > 0
+        lengths, index, weight = named.sum(1), index[named], weight[named]
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    ids = items.decode(index).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(item_type)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets),
+        pa.StructArray.from_arrays([ids, pa.array(weight, pa.float32())], names=["item_id", "weight"]),
+    )

@@ -1,0 +1,104 @@
+"""What rules that change the order of lists do to the metrics, on the test targets of the model that was judged."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.content import Content
+from features.histories import JaggedHistories
+from features.splits import Split
+from models.index import ItemIndex
+from models.ranking import SystemRanks
+from models.recommender import Int32
+from models.selection import Rules, Traits
+from pipeline import histories as rows
+from pipeline import judging
+from pipeline.answering import Answering
+from pipeline.bundle import translation
+from pipeline.config import Config
+from pipeline.content_features import padded_categories
+from pipeline.evaluated import Evaluated
+from pipeline.judging import Judging
+from pipeline.scoring import keys_of
+from pipeline.targets import ranked_targets, target_types
+
+PLAIN = "by score"
+"""What the lists without any such rule are called."""
+SHOWN = ("ndcg", "hit_rate", "diversity", "popularity_share", "novelty", "coverage", "full_lists")
+
+
+def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Rules]) -> dict[str, Any]:
+    """Metrics of lists of `score.k` by each of the rules and by score alone, with intervals, and paired differences of the former
+    from the latter.
+
+    The evaluated weights of the bundle rank the test targets of the features that they were judged on.
+    """
+    evaluated = Evaluated.open(bundle, verify=False)
+    histories, split = JaggedHistories.load(features), Split.load(features / "split")
+    mapping, _ = translation(evaluated.items, _ids(features, "item"))
+    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
+    targets = ranked_targets(
+        histories,
+        split,
+        "test",
+        mapping,
+        ties=config.split.ties,
+        exclude_seen=config.score.exclude_seen,
+        first_only=config.evaluate.targets == "first",
+        trained=rows.known_items(training, len(mapping) - 1) > 0,
+        types=target_types(config, features),
+    )
+    targets = targets.select(judging.counted(targets, cold_users=False, cold_items=False))
+    training = training.translate(mapping)
+    counts = np.bincount(
+        training.item_index[training.gather()[1]], minlength=evaluated.recommender.num_items + 1
+    )
+    content = Content.load(features / "content") if (features / "content").exists() else None
+    answering = _answering(evaluated, counts.astype(np.float32), content, mapping)
+    plain = Rules(exclude_seen=config.score.exclude_seen)
+    keys = keys_of(_ids(features, "user").gather(targets.user))
+    ranked = {}
+    for name, each in {PLAIN: plain, **rules}.items():
+        answer = answering.answer(targets.histories, config.score.k, replace(each, allowed=None), keys=keys)
+        ranked[name] = _ranks(answer.item_index, targets.item)
+    judged_by = Judging((config.score.k,), config.evaluate.resamples, config.seed)
+    catalogue = judging.catalogue_of(counts, content, mapping)
+    judged = judging.judge(ranked, targets, catalogue, judged_by)
+    of_lists = judging.catalogue_metrics(ranked, targets, len(counts) - 1, judged_by)
+    return {
+        "targets": len(targets),
+        "metrics": {name: _shown(judged.values(name) | of_lists[name][0]) for name in ranked},
+        "intervals": {name: _shown(judged.intervals(name) | of_lists[name][1]) for name in ranked},
+        "paired": {name: _shown(judged.compared(name, [PLAIN])[PLAIN]) for name in rules},
+    }
+
+
+def _ids(features: Path, kind: str) -> pl.Series:
+    return pl.read_parquet(features / f"{kind}s.parquet", columns=[f"{kind}_id"])[f"{kind}_id"]
+
+
+def _answering(evaluated: Evaluated, num_events: Any, content: Content | None, mapping: Int32) -> Answering:
+    """What makes lists by the evaluated weights."""
+    vectors = evaluated.recommender.encoder.item_vectors().detach().float().numpy()
+    numbers = np.arange(1, len(vectors), dtype=np.int32)
+    ours = np.concatenate(([0], np.flatnonzero(mapping)))
+    categories = None if content is None or not content.categories else padded_categories(content, ours)
+    traits = Traits(num_events, categories, vectors)
+    return Answering(
+        evaluated.recommender, ItemIndex.build(vectors[1:], numbers), num_events[None].copy(), traits
+    )
+
+
+def _ranks(lists: Int32, item: Int32) -> SystemRanks:
+    """Each target's place in its list; a miss where it is not in it."""
+    found = lists == item[:, None]
+    rank = np.where(found.any(axis=1), found.argmax(axis=1) + 1.0, np.inf)
+    return SystemRanks(rank, rank, lists)
+
+
+def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name.partition("@")[0] in SHOWN}

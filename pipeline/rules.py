@@ -1,0 +1,131 @@
+"""What the configuration lets through: allow and deny lists, availability, and the rules that make lists of candidates."""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.vocabulary import Vocabulary
+from models.selection import Rules
+from pipeline.config import ScoreConfig
+from pipeline.errors import LookbackError
+
+ITEM, FROM, UNTIL = "item_id", "available_from", "available_until"
+
+
+def rules_of(
+    settings: ScoreConfig, items: Vocabulary, newest: Callable[[], int], seed: int
+) -> tuple[Rules, dict[str, int]]:
+    """The rules of `[score]` over a vocabulary, and what is to be counted: ids of its lists that are not known, items left out.
+
+    newest: when recommendations are shown where `score.at` does not say it, microseconds since the epoch; asked where it matters.
+    Raises LookbackError for a file that cannot be read, and for an allow list of which nothing is known.
+    """
+    allowed, counts = np.ones(len(items) + 1, bool), {}
+    allowed[0] = False
+    if settings.allow is not None:
+        index, counts["allow_unknown"] = _known("score.allow", settings.allow, items)
+        if not len(index):
+            raise LookbackError(
+                f"score.allow: received {counts['allow_unknown']:,} ids, of which the model knows none; expected ids such as "
+                + ", ".join(str(each) for each in items.ids.head(3))
+            )
+        allowed &= _mask(index, items)
+    if settings.deny is not None:
+        index, counts["deny_unknown"] = _known("score.deny", settings.deny, items)
+        allowed &= ~_mask(index, items)
+    if settings.availability is not None:
+        at = newest() if settings.at is None else moment_of(settings.at)
+        available, counts["availability_unknown"] = _available(Path(settings.availability), items, at)
+        allowed &= available
+    counts["items_not_allowed"] = int(len(items) - allowed.sum())
+    rules = Rules(
+        settings.exclude_seen,
+        allowed if counts["items_not_allowed"] else None,
+        settings.max_per_category,
+        settings.diversity,
+        settings.popularity_damping,
+        settings.exploration,
+        seed + (newest() if settings.exploration else 0),  # another night draws others
+    )
+    return rules, counts
+
+
+def moment_of(iso: str) -> int:
+    """Microseconds since the epoch of an ISO time, in UTC where it carries no zone."""
+    moment = datetime.datetime.fromisoformat(iso)
+    return round(
+        (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1e6
+    )
+
+
+def read_ids(key: str, path: Path, column: str) -> pl.Series:
+    """The distinct ids in a column of a Parquet file that a configuration key names."""
+    return _read(key, path, (column,))[column].drop_nulls().unique()
+
+
+def _read(key: str, path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
+    try:
+        table = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LookbackError(f"{key}: {path}: cannot be read as Parquet: {error}") from None
+    for column in columns:
+        if column not in table.columns:
+            raise LookbackError(
+                f"{key}: {path} has the columns {', '.join(table.columns)}; expected a column {column}"
+            )
+    return table
+
+
+def _known(key: str, listed: str | list[str], items: Vocabulary) -> tuple[NDArray[np.int32], int]:
+    """The items of a list that are known, and how many are not."""
+    ids = (
+        read_ids(key, Path(listed), ITEM)
+        if isinstance(listed, str)
+        else pl.Series(ITEM, listed, dtype=pl.String).unique()
+    )
+    index, unknown = items.encode_known(ids)
+    return index[index > 0], unknown
+
+
+def _mask(index: NDArray[np.int32], items: Vocabulary) -> NDArray[np.bool_]:
+    mask = np.zeros(len(items) + 1, bool)
+    mask[index] = True
+    return mask
+
+
+def _available(path: Path, items: Vocabulary, at: int) -> tuple[NDArray[np.bool_], int]:
+    """[n + 1] items that may be shown at a time: in one of their windows, or without any; and how many ids are not known."""
+    key = "score.availability"
+    table = _read(key, path, (ITEM,))
+    if FROM not in table.columns and UNTIL not in table.columns:
+        raise LookbackError(
+            f"{key}: {path} has the columns {', '.join(table.columns)}; expected {FROM} or {UNTIL} too"
+        )
+    is_open = pl.lit(value=True)
+    for name in (FROM, UNTIL):
+        if name in table.columns:
+            limit = _microseconds(key, path, table[name])
+            inside = limit <= at if name == FROM else limit > at
+            is_open = is_open & pl.lit(inside.fill_null(value=True))
+    windows = table.select(ITEM, is_open=is_open).drop_nulls(ITEM).group_by(ITEM).agg(pl.col("is_open").any())
+    index, unknown = items.encode_known(windows[ITEM])
+    available = np.ones(len(items) + 1, bool)
+    available[index] = windows["is_open"].to_numpy()
+    return available, unknown
+
+
+def _microseconds(key: str, path: Path, column: pl.Series) -> pl.Series:
+    """A column of dates, times or ISO texts as microseconds since the epoch, in UTC where it carries no zone."""
+    try:
+        if column.dtype == pl.String:
+            texts = [None if each is None else moment_of(each) for each in column]
+            return pl.Series(column.name, texts, dtype=pl.Int64)
+        return column.cast(pl.Datetime("us")).dt.timestamp("us")
+    except (pl.exceptions.PolarsError, ValueError):
+        raise LookbackError(
+            f"{key}: {path}: received {column.dtype} in {column.name}, expected dates or times (or ISO texts)"
+        ) from None

@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+
+from models.selection import Rules, Traits, choose, draws, relevance
+
+
+def one(items: list[int], scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([items], np.int32), np.array([scores], np.float32)
+
+
+EVENTS = np.array([0, 10, 10, 10, 10, 10], np.float32)
+NO_TRAITS = Traits(EVENTS)
+
+
+def test_without_rules_the_order_stands_and_short_rows_are_padded() -> None:
+    items, scores = choose(*one([3, 1], [2.0, 1.0]), 3, Rules(), NO_TRAITS)
+    assert items.tolist() == [[3, 1, 0]]
+    assert scores.tolist() == [[2.0, 1.0, -np.inf]]
+    assert choose(*one([3, 1], [2.0, 1.0]), 1, Rules(), NO_TRAITS)[0].tolist() == [[3]]
+
+
+def test_at_most_so_many_per_category() -> None:
+    """Items 1 2 3 are of category 1, item 3 of category 2 too, items 4 5 of category 2, by descending score."""
+    categories = np.array([[0, 0], [1, 0], [1, 0], [1, 2], [2, 0], [2, 0]], np.int32)
+    candidates = one([1, 2, 3, 4, 5], [5.0, 4.0, 3.0, 2.0, 1.0])
+    traits = Traits(EVENTS, categories)
+    assert choose(*candidates, 4, Rules(max_per_category=1), traits)[0].tolist() == [[1, 4, 0, 0]]
+    assert choose(*candidates, 4, Rules(max_per_category=2), traits)[0].tolist() == [[1, 2, 4, 5]]
+    assert choose(*candidates, 4, Rules(max_per_category=3), traits)[0].tolist() == [[1, 2, 3, 4]]
+    found = choose(*candidates, 3, Rules(max_per_category=1), Traits(EVENTS))[0]
+    assert found.tolist() == [[1, 2, 3]], "where nothing is known of categories there is nothing to limit"
+
+
+def test_maximal_marginal_relevance_by_hand() -> None:
+    """Relevance 1, .9, .5, 0; item 2 is item 1 over again, item 3 at a right angle, item 4 the opposite of item 1."""
+    vectors = np.array([[0, 0], [2, 0], [1, 0], [0, 3], [-1, 0], [0, 0]], np.float32)
+    candidates = one([1, 2, 3, 4], [10.0, 9.0, 5.0, 0.0])
+    traits = Traits(EVENTS, vectors=vectors)
+    # D = .5, second place: 2: .45 - .5 = -.05; 3: .25 - 0 = .25; 4: 0 + .5 = .5. Third: 2: -.05; 3: .25
+    items, scores = choose(*candidates, 3, Rules(diversity=0.5), traits)
+    assert items.tolist() == [[1, 4, 3]]
+    assert scores.tolist() == [[10.0, 0.0, 5.0]], "the model's own scores"
+    # D = .1: 2: .81 - .1 = .71; 3: .45; 4: .1
+    assert choose(*candidates, 3, Rules(diversity=0.1), traits)[0].tolist() == [[1, 2, 3]]
+
+
+def test_popularity_is_damped() -> None:
+    """ln(1 + events) / ln(1 + most): item 1 has 1, item 2 has 1/2, item 3 none."""
+    traits = Traits(np.array([0, 99, 9, 0], np.float32))
+    assert traits.popularity[1:] == pytest.approx([1.0, 0.5, 0.0])
+    candidates = one([1, 2, 3], [2.0, 1.5, 0.0])  # relevance 1, .75, 0
+    assert choose(*candidates, 2, Rules(popularity_damping=0.4), traits)[0].tolist() == [[1, 2]]
+    assert choose(*candidates, 2, Rules(popularity_damping=0.6), traits)[0].tolist() == [[2, 1]]
+    assert choose(*candidates, 2, Rules(popularity_damping=1.6), traits)[0].tolist() == [[3, 2]]
+
+
+def test_relevance_is_the_same_for_any_scale_and_equal_scores_are_alike() -> None:
+    items = np.array([[1, 2, 3], [1, 2, 0], [4, 0, 0], [0, 0, 0]], np.int32)
+    scores = np.array([[3, 2, 1], [7, 7, -np.inf], [5, -np.inf, -np.inf], [-np.inf] * 3], np.float32)
+    found = relevance(items, scores)
+    assert found[0].tolist() == [1.0, 0.5, 0.0]
+    assert found[1, :2].tolist() == [1.0, 1.0]
+    assert found[2, 0] == 1.0
+    assert relevance(items, 100 * scores - 3)[0] == pytest.approx(found[0])
+
+
+def test_exploration_draws_the_last_places_from_what_is_beyond() -> None:
+    items = np.tile(np.arange(1, 101, dtype=np.int32), (200, 1))
+    scores = -items.astype(np.float32)
+    keys = np.arange(200, dtype=np.uint64)
+    traits = Traits(np.ones(101, np.float32))
+    rules = Rules(exploration=0.3, seed=1)
+    found, _ = choose(items, scores, 10, rules, traits, keys)
+    assert (found[:, :7] == np.arange(1, 8)).all()
+    beyond = found[:, 7:]
+    assert beyond.min() > 7
+    assert all(len(set(row)) == 10 for row in found.tolist())
+    counts = np.bincount(beyond.ravel(), minlength=101)[8:]
+    assert (counts > 0).mean() > 0.9, "each of 93 is drawn 6.5 times on average"
+    assert counts.max() < 20
+    other, _ = choose(items, scores, 10, Rules(exploration=0.3, seed=2), traits, keys)
+    assert (other[:, 7:] != beyond).mean() > 0.9
+
+
+def test_draws_are_even_and_follow_from_key_and_item() -> None:
+    items = np.arange(1, 20_001, dtype=np.int32)[None]
+    found = draws(5, np.array([3], np.uint64), items)[0]
+    assert 0 <= found.min() < found.max() < 1
+    assert np.histogram(found, 10, (0, 1))[0] == pytest.approx(2000, rel=0.1)
+    assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.03
+    assert (draws(5, np.array([9, 3], np.uint64), np.tile(items[:, 7:9], (2, 1)))[1] == found[7:9]).all()
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(max_per_category=2),
+        Rules(diversity=0.4),
+        Rules(exploration=0.2),
+        Rules(diversity=0.3, popularity_damping=0.5, exploration=0.2, max_per_category=3, seed=4),
+    ],
+    ids=["categories", "diversity", "exploration", "everything"],
+)
+def test_a_row_does_not_depend_on_the_others_and_one_by_one_is_the_same(rules: Rules) -> None:
+    random = np.random.default_rng(0)
+    items = np.stack([random.permutation(60)[:40] + 1 for _ in range(30)]).astype(np.int32)
+    scores = -np.sort(-random.normal(size=items.shape).astype(np.float32), axis=1)
+    lengths = random.integers(3, 41, 30)
+    items[np.arange(40) >= lengths[:, None]] = 0
+    scores[items == 0] = -np.inf
+    categories = np.stack([random.permutation(9)[:3] % 7 for _ in range(61)]).astype(np.int32)
+    categories[:, 1:][categories[:, 1:] == categories[:, :1]] = 0
+    categories[:, 2][categories[:, 2] == categories[:, 1]] = 0
+    traits = Traits(
+        random.integers(0, 50, 61).astype(np.float32),
+        categories,
+        random.normal(size=(61, 5)).astype(np.float32),
+    )
+    keys = random.integers(0, 2**63, 30).astype(np.uint64)
+    together, given = choose(items, scores, 10, rules, traits, keys)
+    for row in range(30):
+        alone = choose(items[row : row + 1], scores[row : row + 1], 10, rules, traits, keys[row : row + 1])
+        assert alone[0].tolist() == together[row : row + 1].tolist()
+        assert together[row].tolist() == plainly(items[row], scores[row], rules, traits, keys[row])
+        own = dict(zip(items[row].tolist(), scores[row].tolist(), strict=True))
+        assert given[row].tolist() == [own[item] if item else -np.inf for item in together[row].tolist()]
+
+
+def plainly(items: np.ndarray, scores: np.ndarray, rules: Rules, traits: Traits, key: np.uint64) -> list[int]:
+    """The same, candidate by candidate."""
+    left = [int(item) for item in items if item]
+    of = {int(item): float(score) for item, score in zip(items, scores, strict=True)}
+    low, high = min(of[item] for item in left), max(of[item] for item in left)
+    assert traits.categories is not None
+    listed: list[int] = []
+    for place in range(10):
+        best, most = 0, -np.inf
+        for item in left:
+            categories = set(traits.categories[item]) - {0}
+            counts = [
+                sum(category in traits.categories[other] for other in listed) for category in categories
+            ]
+            if rules.max_per_category and any(count >= rules.max_per_category for count in counts):
+                continue
+            if place >= 10 - rules.explored(10):
+                worth = float(draws(rules.seed, np.array([key]), np.array([[item]], np.int32))[0, 0])
+            else:
+                worth = (of[item] - low) / (high - low) - rules.popularity_damping * float(
+                    traits.popularity[item]
+                )
+                if rules.diversity and listed:
+                    like = max(float(traits.directions[item] @ traits.directions[other]) for other in listed)
+                    worth = (1 - rules.diversity) * worth - rules.diversity * like
+            if worth > most:
+                best, most = item, worth
+        if not best:
+            break
+        left.remove(best)
+        listed.append(best)
+    return listed + [0] * (10 - len(listed))
+
+
+def test_the_number_of_candidates_and_of_drawn_places() -> None:
+    assert Rules().pool(10) == 10
+    assert Rules(diversity=0.1).pool(10) == 100
+    assert Rules(max_per_category=1).pool(50) == 200
+    assert [Rules(exploration=share).explored(10) for share in (0, 0.04, 0.1, 0.25, 1)] == [0, 0, 1, 3, 10]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"diversity": 1.0}, {"diversity": -0.1}, {"exploration": 1.5}, {"popularity_damping": -1.0}]
+)
+def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Rules(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""Lists that rules leave short are filled from more candidates until the catalogue has no more; a row is answered by itself."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models.encoder import AttentionRecommender, Encoder
+from models.index import ItemIndex
+from models.recommender import Histories, histories_from_lists
+from models.selection import Rules, Traits
+from models.settings import EncoderSettings
+from pipeline.answering import Answering
+
+NUM_ITEMS, ROWS = 3_000, 40
+POPULAR = np.array([[0, *range(NUM_ITEMS, 0, -1)], [0, *range(1, NUM_ITEMS + 1)]], np.float32)
+
+
+def made(**settings: str) -> Answering:
+    """Random weights; item i is of category 1 + i % 7, but for those above 500: all of category 8."""
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSettings(dim=8, num_blocks=1, num_heads=1, **settings), NUM_ITEMS, 0, 20)  # type: ignore[arg-type]
+    torch.nn.init.normal_(encoder.items.ids.weight)  # type: ignore[union-attr]
+    encoder.items.forget_untrained()
+    vectors = encoder.item_vectors().detach().numpy()
+    numbers = np.arange(1, NUM_ITEMS + 1, dtype=np.int32)
+    categories = np.where(np.arange(NUM_ITEMS + 1) > 500, 8, 1 + np.arange(NUM_ITEMS + 1) % 7)[:, None]
+    categories[0] = 0
+    traits = Traits(POPULAR[0], categories.astype(np.int32), vectors)
+    return Answering(AttentionRecommender(encoder), ItemIndex.build(vectors[1:], numbers), POPULAR, traits)
+
+
+def histories(random: np.random.Generator) -> Histories:
+    return histories_from_lists([random.integers(1, NUM_ITEMS + 1, 12).tolist() for _ in range(ROWS)])
+
+
+RULES = {
+    "plain": Rules(),
+    "seen": Rules(exclude_seen=False),
+    "few": Rules(allowed=np.isin(np.arange(NUM_ITEMS + 1), [5, 77, 901, 2999])),
+    "categories": Rules(max_per_category=2),
+    "everything": Rules(
+        allowed=np.arange(NUM_ITEMS + 1) % 5 != 0,
+        max_per_category=1,
+        diversity=0.3,
+        popularity_damping=0.2,
+        exploration=0.25,
+        seed=3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_holds_and_short_lists_are_those_of_the_catalogue(name: str) -> None:
+    answering, rules = made(), RULES[name]
+    rows = histories(np.random.default_rng(0))
+    k = 8
+    answer = answering.answer(rows, k, rules)
+    items = answer.item_index
+    for row in range(ROWS):
+        given = items[row][items[row] > 0].tolist()
+        own = set(rows.item_index[rows.starts[row] : rows.ends[row]].tolist())
+        assert len(set(given)) == len(given)
+        if rules.exclude_seen:
+            assert not own & set(given)
+        if rules.allowed is not None:
+            assert rules.allowed[given].all()
+        assert answering.traits.categories is not None
+        if rules.max_per_category:
+            assert np.bincount(answering.traits.categories[given, 0]).max() <= rules.max_per_category
+        may = np.flatnonzero(rules.allowed) if rules.allowed is not None else np.arange(1, NUM_ITEMS + 1)
+        may = np.setdiff1d(may, list(own)) if rules.exclude_seen else may
+        counts = np.bincount(answering.traits.categories[may, 0])
+        most = int(np.minimum(counts, rules.max_per_category or NUM_ITEMS).sum())
+        assert len(given) == min(k, most), "short only where there is no more"
+
+
+def test_filters_are_those_of_exact_search() -> None:
+    answering = made()
+    rows = histories(np.random.default_rng(1))
+    allowed = np.arange(NUM_ITEMS + 1) % 50 == 1
+    answer = answering.answer(rows, 10, Rules(allowed=allowed))
+    scores = answering.recommender.score_items(rows)
+    for row in range(ROWS):
+        scores[row, rows.item_index[rows.starts[row] : rows.ends[row]]] = -np.inf
+    scores[:, ~allowed] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    assert answer.item_index.tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_is_answered_by_itself(name: str) -> None:
+    answering, rules = made(), RULES[name]
+    rows = histories(np.random.default_rng(2))
+    rows = replace(rows, ends=np.where(np.arange(ROWS) % 9 == 0, rows.starts, rows.ends))
+    keys, segment = np.arange(ROWS, dtype=np.uint64) * 7, np.arange(ROWS) % 2
+    together = answering.answer(rows, 8, rules, keys=keys, segment=segment)
+    for row in range(ROWS):
+        one = slice(row, row + 1)
+        alone = answering.answer(rows.select(one), 8, rules, keys=keys[one], segment=segment[one])
+        assert alone.item_index.tolist() == together.item_index[one].tolist()
+        assert alone.score == pytest.approx(together.score[one], rel=1e-4)
+        assert alone.cold[0] == together.cold[row]
+
+
+def test_empty_rows_get_what_is_popular_in_their_segment() -> None:
+    answering = made()
+    nobody = histories_from_lists([[], [], [4, 5]])
+    answer = answering.answer(nobody, 3, Rules(), segment=np.array([0, 1, 1]))
+    assert answer.cold.tolist() == [True, True, False]
+    assert answer.item_index[:2].tolist() == [[1, 2, 3], [3000, 2999, 2998]]
+    limited = answering.answer(
+        nobody,
+        3,
+        Rules(allowed=np.arange(NUM_ITEMS + 1) % 2 == 0, max_per_category=1),
+        segment=np.array([0, 1, 1]),
+    )
+    assert limited.item_index[0].tolist() == [2, 4, 6]
+    assert limited.item_index[1].tolist() == [3000, 500, 498], "above 500 all are of one category"
+
+
+def test_target_attention_follows_the_rules_too() -> None:
+    answering = made(readout="target")
+    allowed = np.arange(NUM_ITEMS + 1) % 100 == 7
+    rows = histories_from_lists([[7, 8, 9], [107]])
+    answer = answering.answer(rows, 40, Rules(allowed=allowed))
+    assert ((answer.item_index > 0).sum(1) == 29).all(), "30 are allowed, one of them was seen"
+    assert allowed[answer.item_index[answer.item_index > 0]].all()
+    assert 7 not in answer.item_index[0]

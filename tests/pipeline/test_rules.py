@@ -1,0 +1,96 @@
+"""Allow and deny lists, availability windows: what is let through, what is counted, what is refused."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.vocabulary import Vocabulary
+from pipeline.config import ScoreConfig
+from pipeline.errors import LookbackError
+from pipeline.rules import moment_of, rules_of
+
+ITEMS = Vocabulary(pl.Series("item_id", [10, 20, 30, 40]), 1)
+NEWEST = moment_of("2026-03-01")
+
+
+def allowed(**settings: Any) -> tuple[list[int], dict[str, int]]:
+    """The ids that are let through, and the counts."""
+    rules, counts = rules_of(ScoreConfig(**settings), ITEMS, lambda: NEWEST, 0)
+    if rules.allowed is None:
+        return ITEMS.ids.to_list(), counts
+    assert not rules.allowed[0]
+    return ITEMS.ids.gather(np.flatnonzero(rules.allowed[1:])).to_list(), counts
+
+
+def test_without_lists_everything_is_let_through() -> None:
+    assert allowed() == ([10, 20, 30, 40], {"items_not_allowed": 0})
+
+
+def test_allow_and_deny_from_the_configuration(tmp_path: Path) -> None:
+    assert allowed(allow=["10", "30", "99"]) == ([10, 30], {"allow_unknown": 1, "items_not_allowed": 2})
+    assert allowed(deny=[10, "98", "99"]) == ([20, 30, 40], {"deny_unknown": 2, "items_not_allowed": 1})
+    assert allowed(allow=["10", "30"], deny=["10"])[0] == [30]
+    assert allowed(deny=["nothing", "known"]) == (
+        [10, 20, 30, 40],
+        {"deny_unknown": 2, "items_not_allowed": 0},
+    )
+    pl.DataFrame({"item_id": [30.0, None, 77.0]}).write_parquet(tmp_path / "deny.parquet")
+    assert allowed(deny=str(tmp_path / "deny.parquet")) == (
+        [10, 20, 40],
+        {"deny_unknown": 1, "items_not_allowed": 1},
+    )
+
+
+def test_an_allow_list_of_which_nothing_is_known_is_an_error() -> None:
+    with pytest.raises(LookbackError, match=r"score\.allow: received 2 ids.*knows none.*10, 20, 30"):
+        allowed(allow=["1", "2"])
+
+
+def test_availability_windows(tmp_path: Path) -> None:
+    path = tmp_path / "windows.parquet"
+    day = datetime.date
+    pl.DataFrame(
+        {
+            "item_id": [10, 20, 20, 30, 50],
+            "available_from": [day(2026, 3, 1), day(2025, 1, 1), None, None, None],
+            "available_until": [None, day(2025, 2, 1), day(2026, 3, 2), day(2026, 3, 1), None],
+        }
+    ).write_parquet(path)
+    found, counts = allowed(availability=str(path))
+    assert found == [10, 20, 40], (
+        "from is in the window, until is not; of two windows one is open; 40 is in none"
+    )
+    assert counts == {"availability_unknown": 1, "items_not_allowed": 1}
+    assert allowed(availability=str(path), at="2026-02-28T23:59:59")[0] == [20, 30, 40]
+    assert allowed(availability=str(path), at="2026-03-02T01:00:00+02:00")[0] == [10, 20, 40]
+    pl.DataFrame(
+        {"item_id": [10, 20], "available_from": ["2026-03-01T00:00:01", "2026-02-01T12:00:00"]}
+    ).write_parquet(path)
+    assert allowed(availability=str(path))[0] == [20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"item": [1]}, "expected a column item_id"),
+        ({"item_id": [1]}, "expected available_from or available_until"),
+        ({"item_id": [1], "available_from": [["x"]]}, "expected dates or times"),
+        ({"item_id": [1], "available_from": ["soon"]}, "expected dates or times"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, table: dict[str, Any], message: str) -> None:
+    path = tmp_path / "windows.parquet"
+    pl.DataFrame(table).write_parquet(path)
+    with pytest.raises(LookbackError, match=message):
+        allowed(availability=str(path))
+
+
+def test_exploration_is_another_one_on_another_night() -> None:
+    settings = ScoreConfig(exploration=0.1)
+    first, _ = rules_of(settings, ITEMS, lambda: NEWEST, 0)
+    second, _ = rules_of(settings, ITEMS, lambda: NEWEST + 1, 0)
+    assert first.seed != second.seed
