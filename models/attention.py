@@ -290,7 +290,7 @@ def attend(
     return _masked(scores if bias is None else scores + bias, visible).softmax(-1) @ values
 
 
-def _masked(scores: Float[Tensor, "#b h q l"], visible: Tensor | None) -> Float[Tensor, "#b h q l"]:
+def _masked(scores: Float[Tensor, "#b h #q l"], visible: Tensor | None) -> Float[Tensor, "_ h _ l"]:
     """The scores, -inf at columns that are not visible; None: column i sees columns 0..i."""
     if visible is None:
         visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

@@ -3,10 +3,8 @@
 Letters: b rows, k items explained per row, l positions of the longest window.
 """
 
-import itertools
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,11 +13,11 @@ from torch import Tensor
 from models.batching import Window, cut_by_tokens
 from models.blocks import AttentionBlock
 from models.encoder import Encoder
-from models.places import all_places, last_places
+from models.influence import leaving_out, slopes, without_last
 from models.recommender import Float32, Histories, Int32
 from models.recurrent import GRUBlock
 
-Method = Literal["fast", "exact"]
+Method = Literal["fast", "balanced", "exact"]
 
 BATCH_TOKENS = 2**13
 """Padded positions explained at a time."""
@@ -27,23 +25,25 @@ BATCH_CELLS = 2**20
 """Rows x items x dim of one pass: each item has a copy of the last position's states with their gradients."""
 
 
-def contributions(encoder: Encoder, histories: Histories, items: Int32, method: Method = "fast") -> Float32:
+def contributions(
+    encoder: Encoder, histories: Histories, items: Int32, method: Method = "balanced"
+) -> Float32:
     """How much lower each item would score if a past interaction had not been seen: [b, k, l].
 
     `items` [b, k], 0 for none. Column i is the row's i-th interaction among its `max_length` most recent ones; the
-    columns behind the last are 0, and so is the row of item 0. "exact" leaves each interaction out, the others keeping
-    their positions where there are positions, and scores again (an empty history scores 0).
-    "fast": the last interaction as in "exact", each other one to first order. Where every layer attends that is the sum over
-    layers of `d score / d presence` of the interaction in the attention that the last position pays, at about the cost of one
-    more pass; with `gru` blocks the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state, at a backward
-    pass per item. Elsewhere, in bidirectional encoders and with hard Gumbel weights as in "exact": what a slope says of a layer
-    that norms its input has nothing to do with leaving it out (correlations of -.15 to .26 on ML-100K, where attention has .83
-    to .91, gru .71).
+    columns behind the last are 0, and so is the row of item 0.
+    "exact" leaves each interaction out, the others keeping their positions where there are positions, and scores again (an empty
+    history scores 0): a pass for each interaction. The others leave the last interaction out so and estimate what the rest do,
+    where every layer attends, at a few passes' cost: "balanced" by `models.influence.leaving_out`, "fast" by
+    `models.influence.slopes`. With `gru` blocks both are the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the
+    hidden state, at a backward pass per item. Elsewhere, in bidirectional encoders, and for "fast" with hard Gumbel weights both
+    are as "exact": what a slope says of a layer that norms its input has nothing to do with leaving it out.
     Raises ValueError for an unknown method.
     """
-    if method not in ("fast", "exact"):
-        raise ValueError(f"because_method: received {method!r}, expected 'fast' or 'exact'")
-    explain = _leave_one_out if method == "exact" else _first_order_of(encoder)
+    if method not in get_args(Method):
+        names = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"because_method: received {method!r}, expected one of {names}")
+    explain = _explain(encoder, method)
     windows = histories.last(encoder.max_length)
     weights = np.zeros((*items.shape, int(windows.lengths.max(initial=0))), np.float32)
     step = max(1, BATCH_CELLS // (items.shape[1] * encoder.settings.dim))
@@ -89,15 +89,34 @@ def _past_items(windows: Histories, positions: int) -> Int32:
 Explain = Callable[[Encoder, Histories, Int32], Float32]
 
 
-def _first_order_of(encoder: Encoder) -> Explain:
-    """The first-order method for an encoder's layers; leaving out itself where they have none."""
+def _explain(encoder: Encoder, method: Method) -> Explain:
+    """What a method comes to with an encoder's layers: leaving out itself where they have no other."""
     layers, causal = encoder.layer_list, encoder.settings.direction == "causal"
-    if causal and encoder.scores_by_vector and layers:
-        if all(isinstance(layer, AttentionBlock) for layer in layers) and not encoder.settings.gumbel_hard:
-            return _first_order
+    if method != "exact" and causal and encoder.scores_by_vector and layers:
         if all(isinstance(layer, GRUBlock) for layer in layers):
             return _first_order_in_time
+        if all(isinstance(layer, AttentionBlock) for layer in layers):
+            if method == "balanced":
+                return _balanced
+            if not encoder.settings.gumbel_hard:
+                return _fast
     return _leave_one_out
+
+
+def _fast(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
+    return _of_window(slopes, encoder, windows, items)
+
+
+def _balanced(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
+    return _of_window(leaving_out, encoder, windows, items)
+
+
+def _of_window(
+    estimate: Callable[[Encoder, Window, Tensor], Tensor], encoder: Encoder, windows: Histories, items: Int32
+) -> Float32:
+    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
+    found: Float32 = estimate(encoder, encoder.pad(windows), candidates).float().cpu().numpy()
+    return found
 
 
 @torch.no_grad()
@@ -137,52 +156,6 @@ def _each_left_out(window: Window, length: int) -> Window:
     return Window(item_index, event_type, lengths, value, time, asked, kept)
 
 
-def _without_last(window: Window) -> Window:
-    """The rows without their last interaction (those of one keep it), asked for at the same time."""
-    lengths = (window.lengths - 1).clamp_min(1)
-    asked = window.asked
-    if asked is not None:
-        request = asked.gather(1, (window.lengths - 1).unsqueeze(1))
-        asked = asked.scatter(1, (lengths - 1).unsqueeze(1), request)
-    return replace(window, lengths=lengths, asked=asked)
-
-
-def _first_order(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
-    """`contributions` along the last position's own way through the layers, one copy of it per item."""
-    layers, window = encoder.attention_layers, encoder.pad(windows)
-    shape, lengths = tuple(window.item_index.shape), window.lengths
-    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
-    everywhere, at_last = all_places(window, encoder.settings), last_places(window, encoder.settings)
-    with torch.no_grad():
-        states = encoder.embed(window)
-        looks = [layers[0].last_look(states, lengths, at_last)]
-        for before, block in itertools.pairwise(layers):
-            states = before(states.flatten(0, 1), (everywhere,)).view_as(states)
-            looks.append(block.last_look(states, lengths, at_last))
-        without = _without_last(window)
-        if encoder.settings.request_time:
-            shorter = encoder.last_states(without).unsqueeze(1)
-        else:  # what the earlier layers made of the other interactions is as it was
-            last = layers[-1].last(states, without.lengths, last_places(without, encoder.settings))
-            shorter = encoder.finished(last)
-        shorter = shorter * (lengths > 1)[:, None, None]
-    with torch.enable_grad():
-        state = looks[0].state.expand(-1, items.shape[1], -1).clone().requires_grad_()
-        presences = []
-        for block, look in zip(layers, looks, strict=True):
-            presence = state.new_ones(len(items), 1, items.shape[1], shape[1], requires_grad=True)
-            presences.append(presence)
-            weights = block.attention.weights(block.queries(state), look.keys, look.places, presence)
-            state = block.finish(state, weights @ look.values)
-        score = (encoder.finished(state) * candidates).sum(-1)
-        gradients = torch.autograd.grad(score.sum(), presences)
-    total = torch.stack(gradients).sum(0).squeeze(1)
-    last = (lengths - 1).view(-1, 1, 1).expand(-1, items.shape[1], 1)
-    total.scatter_(2, last, (score.detach() - (shorter * candidates).sum(-1)).unsqueeze(-1))
-    found: Float32 = total.float().cpu().numpy()
-    return found
-
-
 def _first_order_in_time(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
     """`contributions` through recurrences: what letting each hidden state pass unchanged would do to first order."""
     window = encoder.pad(windows)
@@ -214,7 +187,7 @@ def _with_exact_last(
     rows, lengths = torch.arange(len(weights), device=weights.device), window.lengths
     if encoder.settings.request_time:
         with torch.no_grad():
-            shorter = encoder.last_states(_without_last(window))
+            shorter = encoder.last_states(without_last(window))
     else:
         shorter = states.detach()[rows, (lengths - 2).clamp_min(0)]
     shorter = shorter * (lengths > 1).unsqueeze(1)
