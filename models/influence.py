@@ -44,8 +44,8 @@ class _Attended:
             mixed.requires_grad_()
         return cls(weights, look.values, mixed, places, block.attention.settings.weighting == "silu")
 
-    def slopes(self, gradient: Float[Tensor, "b h k c"]) -> Float[Tensor, "b k l"]:
-        """`d score / d presence` of each column looked at, from `d score / d mixed`; one row of weights for all k, or k = q.
+    def slopes(self, gradient: Float[Tensor, "b h q c"]) -> Float[Tensor, "b q l"]:
+        """`d score / d presence` of each column looked at, from `d score / d mixed`.
 
         `presence`, 1, is what a column's weight is multiplied by, the others then taking up the difference in proportion:
         `w_j (v_j - mixed) . g`. Where weights are a sum over the number of columns seen it is what the column counts in both.
@@ -75,23 +75,17 @@ class _Way:
 def slopes(encoder: Encoder, window: Window, candidates: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
     """The direct way to first order: sum over layers of `d score / d presence` in the attention of the last position.
 
-    The last interaction is left out for good. One pass, and for each item a gradient through the last position alone.
+    The last interaction is left out for good. One pass, and a gradient through the last position alone, of which each item has
+    a copy.
     """
     with torch.no_grad():
         way = _way(encoder, window)
     with torch.enable_grad():
-        finished, attended = _at_last(encoder, way.looks)
-        gradients = torch.autograd.grad(
-            finished,
-            [each.mixed for each in attended],
-            candidates.transpose(0, 1).unsqueeze(2),
-            is_grads_batched=True,
-        )
-    parts = [
-        each.slopes(of_items.squeeze(3).permute(1, 2, 0, 3))
-        for each, of_items in zip(attended, gradients, strict=True)
-    ]
-    drop = candidates @ (finished.detach() - way.shorter).transpose(1, 2)
+        finished, attended = _at_last(encoder, way.looks, candidates.shape[1])
+        score = (finished * candidates).sum()
+        gradients = torch.autograd.grad(score, [each.mixed for each in attended])
+    parts = [each.slopes(gradient) for each, gradient in zip(attended, gradients, strict=True)]
+    drop = ((finished.detach() - way.shorter) * candidates).sum(-1, keepdim=True)
     return _with_last(torch.stack(parts).sum(0), drop, window.lengths)
 
 
@@ -147,18 +141,22 @@ def _way(encoder: Encoder, window: Window, *, with_others: bool = False) -> _Way
         states = before.finish(states, mixed)
         looks.append(block.last_look(states, lengths, at_last))
     with torch.no_grad():
-        return _Way(looks, attended, _shorter(encoder, window, looks))
+        return _Way(looks, attended, _shorter(encoder, window, states, looks))
 
 
-def _shorter(encoder: Encoder, window: Window, looks: Sequence[LastLook]) -> Tensor:
+def _shorter(encoder: Encoder, window: Window, states: Float[Tensor, "b l d"], looks: list[LastLook]) -> Tensor:
     """The finished state without the last interaction: that of the one before, which now looks from the time of the request.
-    What earlier positions made of the others is as it was.
+
+    What earlier positions made of the others is as it was; `states` are those that the last layer works on.
     """
     without = without_last(window)
     places, rows = last_places(without, encoder.settings), torch.arange(len(without.lengths))
-    at = without.lengths - 1
+    at, layers = without.lengths - 1, encoder.attention_layers
+    if not encoder.settings.request_time:  # nor did this one's state change
+        state = _seen_from(layers[-1], states[rows, at].unsqueeze(1), looks[-1], places)
+        return encoder.finished(state) * (window.lengths > 1)[:, None, None]
     state = encoder.embed(without)[rows, at].unsqueeze(1)
-    for block, look in zip(encoder.attention_layers, looks, strict=True):
+    for block, look in zip(layers, looks, strict=True):
         own = block.last_look(state, torch.ones_like(at), places)
         keys, values = look.keys.clone(), look.values.clone()
         keys[rows, :, at], values[rows, :, at] = own.keys.squeeze(2), own.values.squeeze(2)
@@ -166,9 +164,9 @@ def _shorter(encoder: Encoder, window: Window, looks: Sequence[LastLook]) -> Ten
     return encoder.finished(state) * (window.lengths > 1)[:, None, None]
 
 
-def _at_last(encoder: Encoder, looks: Sequence[LastLook]) -> tuple[Tensor, list[_Attended]]:
-    """The finished state of the last position [b, 1, d], and what it looked at in each layer."""
-    state, attended = looks[0].state, []
+def _at_last(encoder: Encoder, looks: Sequence[LastLook], copies: int = 1) -> tuple[Tensor, list[_Attended]]:
+    """The finished state of the last position [b, copies, d], and what it looked at in each layer."""
+    state, attended = looks[0].state.expand(-1, copies, -1), []
     for block, look in zip(encoder.attention_layers, looks, strict=True):
         attended.append(_Attended.of(block, state, look, look.places))
         state = block.finish(state, attended[-1].mixed)
