@@ -92,23 +92,10 @@ class HistoryAttention(nn.Module):
         queries: Float[Tensor, "b h q c"],
         keys: Float[Tensor, "b h l c"],
         places: Places,
-        presence: Float[Tensor, "b 1 q l"] | None = None,
     ) -> Float[Tensor, "b h q l"]:
-        """The weight of each column looked at, 0 where it is hidden.
-
-        `presence` in [0, 1], 1 by default, says how much of a column is there: 0 is as if it were hidden (sparsemax and entmax:
-        as if its weight went to the others in proportion).
-        """
+        """The weight of each column looked at, 0 where it is hidden."""
         scores = _masked(self.scores(queries, keys, places), places.visible)
-        weights = weigh(scores, self.settings, places.num_visible, self.temperature, noisy=self.training)
-        if presence is None:
-            return weights
-        if self.settings.weighting == "silu":
-            there = torch.where(torch.isneginf(scores), 0, presence).sum(-1, keepdim=True)
-            whole = (~torch.isneginf(scores)).sum(-1, keepdim=True)
-            return weights * presence * (whole / there.clamp_min(torch.finfo(there.dtype).tiny))
-        weights = weights * presence
-        return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+        return weigh(scores, self.settings, places.num_visible, self.temperature, noisy=self.training)
 
     def scores(
         self, queries: Float[Tensor, "#b h q c"], keys: Float[Tensor, "b h l c"], places: Places | None = None

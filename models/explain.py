@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.batching import Window, cut_by_tokens
@@ -17,6 +18,7 @@ from models.influence import leaving_out, slopes, without_last
 from models.recommender import Float32, Histories, Int32
 from models.recurrent import GRUBlock
 
+Bools = NDArray[np.bool_]
 Method = Literal["fast", "balanced", "exact"]
 
 BATCH_TOKENS = 2**13
@@ -129,9 +131,41 @@ def _leave_one_out(encoder: Encoder, windows: Histories, items: Int32) -> Float3
         whole = _last_scores(encoder, window, candidates)
         left = torch.zeros(length, len(candidates), device=encoder.device)
         if length > 1:
-            left = _last_scores(encoder, _each_left_out(window, length), candidates)
+            every = Window(**{name: _repeated(part, length) for name, part in vars(window).items()})
+            others = ~torch.eye(length, dtype=torch.bool, device=encoder.device)
+            left = _last_scores(encoder, _only(every, others), candidates)
         weights[row, :, :length] = (whole - left).T.float().cpu().numpy()
     return weights
+
+
+@torch.inference_mode()
+def kept_scores(encoder: Encoder, histories: Histories, items: Int32, kept: Bools) -> Float32:
+    """[b] the score of each row's item [b] when only some of its interactions had been seen, left out as in "exact".
+
+    `kept` [b, l]: of the row's `max_length` most recent interactions, in columns as in `contributions`; more columns than the
+    longest row has may follow. A row that keeps none scores 0.
+    """
+    windows = histories.last(encoder.max_length)
+    kept = kept & (np.arange(kept.shape[1]) < windows.lengths[:, None])
+    scores = np.zeros(len(items), np.float32)
+    for rows in cut_by_tokens(kept.sum(1), BATCH_TOKENS):
+        window = encoder.pad(windows.select(rows))
+        there = torch.from_numpy(kept[rows, : window.item_index.shape[1]]).to(encoder.device)
+        candidates = encoder.vectors_of(torch.from_numpy(items[rows]).to(encoder.device))
+        scores[rows] = _own_scores(encoder, _only(window, there), candidates).float().cpu().numpy()
+    return scores
+
+
+def _own_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
+    """[b] the score of each row's own candidate [b, d]."""
+    if encoder.target is None:
+        return (encoder.last_states(window) * candidates).sum(1)
+    return encoder.target.last_scores(encoder(window), window.lengths, candidates).diagonal()
+
+
+def _repeated(part: Tensor | None, times: int) -> Tensor | None:
+    """One row, several times."""
+    return None if part is None else part.expand(times, *part.shape[1:])
 
 
 def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
@@ -141,19 +175,19 @@ def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor
     return encoder.target.last_scores(encoder(window), window.lengths, candidates)
 
 
-def _each_left_out(window: Window, length: int) -> Window:
-    """[length, length - 1]: a row without each of its interactions in turn, the others at their places."""
-    column = torch.arange(length - 1, device=window.lengths.device).expand(length, -1)
-    kept = column + (column >= torch.arange(length, device=column.device)[:, None])
+def _only(window: Window, kept: Tensor) -> Window:
+    """The rows with the kept interactions [b, l] alone, moved to the front but at their old places; each keeps at least one."""
+    lengths = kept.sum(1)
+    place = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(lengths.max())]
     parts = (window.item_index, window.event_type, window.value, window.time)
-    item_index, event_type, value, time = (None if part is None else part[0][kept] for part in parts)
+    item_index, event_type, value, time = (None if part is None else part.gather(1, place) for part in parts)
     assert item_index is not None
     assert event_type is not None
     asked = None
     if window.asked is not None and time is not None:
-        asked = torch.cat([time[:, 1:], window.asked[0, length - 1].expand(length, 1)], 1)
-    lengths = torch.full((length,), length - 1, device=column.device)
-    return Window(item_index, event_type, lengths, value, time, asked, kept)
+        request = window.asked.gather(1, (window.lengths - 1).unsqueeze(1))
+        asked = torch.cat([time[:, 1:], request], 1).scatter(1, (lengths - 1).unsqueeze(1), request)
+    return Window(item_index, event_type, lengths, value, time, asked, place)
 
 
 def _first_order_in_time(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
@@ -192,5 +226,5 @@ def _with_exact_last(
         shorter = states.detach()[rows, (lengths - 2).clamp_min(0)]
     shorter = shorter * (lengths > 1).unsqueeze(1)
     weights[rows, :, lengths - 1] = scores.detach() - (candidates * shorter.unsqueeze(1)).sum(-1)
-    found: Float32 = weights.cpu().numpy()
+    found: Float32 = weights.float().cpu().numpy()
     return found

@@ -144,7 +144,9 @@ def _way(encoder: Encoder, window: Window, *, with_others: bool = False) -> _Way
         return _Way(looks, attended, _shorter(encoder, window, states, looks))
 
 
-def _shorter(encoder: Encoder, window: Window, states: Float[Tensor, "b l d"], looks: list[LastLook]) -> Tensor:
+def _shorter(
+    encoder: Encoder, window: Window, states: Float[Tensor, "b l d"], looks: list[LastLook]
+) -> Tensor:
     """The finished state without the last interaction: that of the one before, which now looks from the time of the request.
 
     What earlier positions made of the others is as it was; `states` are those that the last layer works on.
