@@ -92,23 +92,10 @@ class HistoryAttention(nn.Module):
         queries: Float[Tensor, "b h q c"],
         keys: Float[Tensor, "b h l c"],
         places: Places,
-        presence: Float[Tensor, "b 1 q l"] | None = None,
     ) -> Float[Tensor, "b h q l"]:
-        """The weight of each column looked at, 0 where it is hidden.
-
-        `presence` in [0, 1], 1 by default, says how much of a column is there: 0 is as if it were hidden (sparsemax and entmax:
-        as if its weight went to the others in proportion).
-        """
+        """The weight of each column looked at, 0 where it is hidden."""
         scores = _masked(self.scores(queries, keys, places), places.visible)
-        weights = weigh(scores, self.settings, places.num_visible, self.temperature, noisy=self.training)
-        if presence is None:
-            return weights
-        if self.settings.weighting == "silu":
-            there = torch.where(torch.isneginf(scores), 0, presence).sum(-1, keepdim=True)
-            whole = (~torch.isneginf(scores)).sum(-1, keepdim=True)
-            return weights * presence * (whole / there.clamp_min(torch.finfo(there.dtype).tiny))
-        weights = weights * presence
-        return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+        return weigh(scores, self.settings, places.num_visible, self.temperature, noisy=self.training)
 
     def scores(
         self, queries: Float[Tensor, "#b h q c"], keys: Float[Tensor, "b h l c"], places: Places | None = None
@@ -290,7 +277,7 @@ def attend(
     return _masked(scores if bias is None else scores + bias, visible).softmax(-1) @ values
 
 
-def _masked(scores: Float[Tensor, "#b h q l"], visible: Tensor | None) -> Float[Tensor, "#b h q l"]:
+def _masked(scores: Float[Tensor, "#b h #q l"], visible: Tensor | None) -> Float[Tensor, "_ h _ l"]:
     """The scores, -inf at columns that are not visible; None: column i sees columns 0..i."""
     if visible is None:
         visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

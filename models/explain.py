@@ -3,23 +3,24 @@
 Letters: b rows, k items explained per row, l positions of the longest window.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.batching import Window, cut_by_tokens
 from models.blocks import AttentionBlock
 from models.encoder import Encoder
-from models.places import all_places, last_places
-from models.recommender import Float32, Histories, Int32
+from models.influence import leaving_out, slopes, without_last
+from models.recommender import Float32, Histories, Int32, Int64
 from models.recurrent import GRUBlock
 
-Method = Literal["fast", "exact"]
+Bools = NDArray[np.bool_]
+Method = Literal["fast", "balanced", "exact"]
 
 BATCH_TOKENS = 2**13
 """Padded positions explained at a time."""
@@ -27,23 +28,36 @@ BATCH_CELLS = 2**20
 """Rows x items x dim of one pass: each item has a copy of the last position's states with their gradients."""
 
 
-def contributions(encoder: Encoder, histories: Histories, items: Int32, method: Method = "fast") -> Float32:
+def contributions(
+    encoder: Encoder,
+    histories: Histories,
+    items: Int32,
+    method: Method = "balanced",
+    less: Float32 | None = None,
+) -> Float32:
     """How much lower each item would score if a past interaction had not been seen: [b, k, l].
 
     `items` [b, k], 0 for none. Column i is the row's i-th interaction among its `max_length` most recent ones; the
-    columns behind the last are 0, and so is the row of item 0. "exact" leaves each interaction out, the others keeping
-    their positions where there are positions, and scores again (an empty history scores 0).
-    "fast": the last interaction as in "exact", each other one to first order. Where every layer attends that is the sum over
-    layers of `d score / d presence` of the interaction in the attention that the last position pays, at about the cost of one
-    more pass; with `gru` blocks the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state, at a backward
-    pass per item. Elsewhere, in bidirectional encoders and with hard Gumbel weights as in "exact": what a slope says of a layer
-    that norms its input has nothing to do with leaving it out (correlations of -.15 to .26 on ML-100K, where attention has .83
-    to .91, gru .71).
+    columns behind the last are 0, and so is the row of item 0.
+    "exact" leaves each interaction out, the others keeping their positions where there are positions, and scores again (an empty
+    history scores 0): a pass for each interaction. The others leave the last interaction out so and estimate what the rest do,
+    where every layer attends, at a few passes' cost: "balanced" by `models.influence.leaving_out`, "fast" by
+    `models.influence.slopes`. With `gru` blocks both are the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the
+    hidden state, at a backward pass per item. Elsewhere, in bidirectional encoders, and for "fast" with hard Gumbel weights both
+    are as "exact": what a slope says of a layer that norms its input has nothing to do with leaving it out.
+    `less` [b, d]: a vector to take from each of the row's item vectors, for how much higher an item scores than that; for
+    encoders that score by vectors.
     Raises ValueError for an unknown method.
     """
-    if method not in ("fast", "exact"):
-        raise ValueError(f"because_method: received {method!r}, expected 'fast' or 'exact'")
-    explain = _leave_one_out if method == "exact" else _first_order_of(encoder)
+    if method not in get_args(Method):
+        names = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"because_method: received {method!r}, expected one of {names}")
+    explain = _explain(encoder, method)
+
+    def candidates(rows: Int64) -> Tensor:
+        vectors = encoder.vectors_of(torch.from_numpy(items[rows]).to(encoder.device)).detach()
+        return vectors if less is None else vectors - torch.from_numpy(less[rows]).to(vectors)[:, None]
+
     windows = histories.last(encoder.max_length)
     weights = np.zeros((*items.shape, int(windows.lengths.max(initial=0))), np.float32)
     step = max(1, BATCH_CELLS // (items.shape[1] * encoder.settings.dim))
@@ -51,7 +65,7 @@ def contributions(encoder: Encoder, histories: Histories, items: Int32, method: 
         step = 1  # each row's candidates look at its own history
     for batch in cut_by_tokens(windows.lengths, BATCH_TOKENS):
         for rows in (batch[start : start + step] for start in range(0, len(batch), step)):
-            part = explain(encoder, windows.select(rows), items[rows])
+            part = explain(encoder, windows.select(rows), candidates(rows))
             weights[rows, :, : part.shape[-1]] = part
     weights[items == 0] = 0
     return weights
@@ -86,31 +100,42 @@ def _past_items(windows: Histories, positions: int) -> Int32:
     return past
 
 
-Explain = Callable[[Encoder, Histories, Int32], Float32]
+Explain = Callable[[Encoder, Histories, Tensor], Float32]
+"""Of windows and candidates' vectors [b, k, d]."""
 
 
-def _first_order_of(encoder: Encoder) -> Explain:
-    """The first-order method for an encoder's layers; leaving out itself where they have none."""
+def _explain(encoder: Encoder, method: Method) -> Explain:
+    """What a method comes to with an encoder's layers: leaving out itself where they have no other."""
     layers, causal = encoder.layer_list, encoder.settings.direction == "causal"
-    if causal and encoder.scores_by_vector and layers:
-        if all(isinstance(layer, AttentionBlock) for layer in layers) and not encoder.settings.gumbel_hard:
-            return _first_order
+    if method != "exact" and causal and encoder.scores_by_vector and layers:
         if all(isinstance(layer, GRUBlock) for layer in layers):
             return _first_order_in_time
+        if all(isinstance(layer, AttentionBlock) for layer in layers):
+            if method == "balanced":
+                return _balanced
+            if not encoder.settings.gumbel_hard:
+                return _fast
     return _leave_one_out
 
 
+def _fast(encoder: Encoder, windows: Histories, candidates: Tensor) -> Float32:
+    found: Float32 = slopes(encoder, encoder.pad(windows), candidates).float().cpu().numpy()
+    return found
+
+
+def _balanced(encoder: Encoder, windows: Histories, candidates: Tensor) -> Float32:
+    found: Float32 = leaving_out(encoder, encoder.pad(windows), candidates).float().cpu().numpy()
+    return found
+
+
 @torch.no_grad()
-def _leave_one_out(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
+def _leave_one_out(encoder: Encoder, windows: Histories, candidates: Tensor) -> Float32:
     """`contributions` of rows of any lengths, one row after the other."""
-    weights = np.zeros((*items.shape, int(windows.lengths.max())), np.float32)
+    weights = np.zeros((*candidates.shape[:2], int(windows.lengths.max())), np.float32)
     for row, length in enumerate(windows.lengths.tolist()):
         window = encoder.pad(windows.select(slice(row, row + 1)))
-        candidates = encoder.vectors_of(torch.from_numpy(items[row]).to(encoder.device))
-        whole = _last_scores(encoder, window, candidates)
-        left = torch.zeros(length, len(candidates), device=encoder.device)
-        if length > 1:
-            left = _last_scores(encoder, _each_left_out(window, length), candidates)
+        whole = _last_scores(encoder, window, candidates[row])
+        left = _left_out(encoder, window, candidates[row])
         weights[row, :, :length] = (whole - left).T.float().cpu().numpy()
     return weights
 
@@ -118,13 +143,50 @@ def _leave_one_out(encoder: Encoder, windows: Histories, items: Int32) -> Float3
 @torch.no_grad()
 def left_out_scores(encoder: Encoder, window: Histories, items: Int32) -> Float32:
     """[l, n] scores of `items` [n] for one row of l >= 1 interactions without each of them in turn; without the only one 0."""
-    padded = encoder.pad(window)
-    length = int(window.lengths[0])
     candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device))
-    if length == 1:
-        return np.zeros((1, len(items)), np.float32)
-    found: Float32 = _last_scores(encoder, _each_left_out(padded, length), candidates).float().cpu().numpy()
+    found: Float32 = _left_out(encoder, encoder.pad(window), candidates).float().cpu().numpy()
     return found
+
+
+def _left_out(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
+    """[l, k] scores of k candidates for one row without each of its interactions in turn."""
+    length = int(window.lengths[0])
+    if length == 1:
+        return torch.zeros(1, len(candidates), device=encoder.device)
+    every = replace(window, **{name: _repeated(part, length) for name, part in vars(window).items()})
+    return _last_scores(
+        encoder, _only(every, ~torch.eye(length, dtype=torch.bool, device=encoder.device)), candidates
+    )
+
+
+@torch.inference_mode()
+def kept_scores(encoder: Encoder, histories: Histories, items: Int32, kept: Bools) -> Float32:
+    """[b] the score of each row's item [b] when only some of its interactions had been seen, left out as in "exact".
+
+    `kept` [b, l]: of the row's `max_length` most recent interactions, in columns as in `contributions`; more columns than the
+    longest row has may follow. A row that keeps none scores 0.
+    """
+    windows = histories.last(encoder.max_length)
+    kept = kept & (np.arange(kept.shape[1]) < windows.lengths[:, None])
+    scores = np.zeros(len(items), np.float32)
+    for rows in cut_by_tokens(kept.sum(1), BATCH_TOKENS):
+        window = encoder.pad(windows.select(rows))
+        there = torch.from_numpy(kept[rows, : window.item_index.shape[1]]).to(encoder.device)
+        candidates = encoder.vectors_of(torch.from_numpy(items[rows]).to(encoder.device))
+        scores[rows] = _own_scores(encoder, _only(window, there), candidates).float().cpu().numpy()
+    return scores
+
+
+def _own_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
+    """[b] the score of each row's own candidate [b, d]."""
+    if encoder.target is None:
+        return (encoder.last_states(window) * candidates).sum(1)
+    return encoder.target.last_scores(encoder(window), window.lengths, candidates).diagonal()
+
+
+def _repeated(part: Tensor | None, times: int) -> Tensor | None:
+    """One row, several times."""
+    return None if part is None else part.expand(times, *part.shape[1:])
 
 
 def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
@@ -134,71 +196,24 @@ def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor
     return encoder.target.last_scores(encoder(window), window.lengths, candidates)
 
 
-def _each_left_out(window: Window, length: int) -> Window:
-    """[length, length - 1]: a row without each of its interactions in turn, the others at their places."""
-    column = torch.arange(length - 1, device=window.lengths.device).expand(length, -1)
-    kept = column + (column >= torch.arange(length, device=column.device)[:, None])
+def _only(window: Window, kept: Tensor) -> Window:
+    """The rows with the kept interactions [b, l] alone, moved to the front but at their old places; each keeps at least one."""
+    lengths = kept.sum(1)
+    place = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(lengths.max())]
     parts = (window.item_index, window.event_type, window.value, window.time)
-    item_index, event_type, value, time = (None if part is None else part[0][kept] for part in parts)
+    item_index, event_type, value, time = (None if part is None else part.gather(1, place) for part in parts)
     assert item_index is not None
     assert event_type is not None
     asked = None
     if window.asked is not None and time is not None:
-        asked = torch.cat([time[:, 1:], window.asked[0, length - 1].expand(length, 1)], 1)
-    lengths = torch.full((length,), length - 1, device=column.device)
-    return Window(item_index, event_type, lengths, value, time, asked, kept)
+        request = window.asked.gather(1, (window.lengths - 1).unsqueeze(1))
+        asked = torch.cat([time[:, 1:], request], 1).scatter(1, (lengths - 1).unsqueeze(1), request)
+    return Window(item_index, event_type, lengths, value, time, asked, place)
 
 
-def _without_last(window: Window) -> Window:
-    """The rows without their last interaction (those of one keep it), asked for at the same time."""
-    lengths = (window.lengths - 1).clamp_min(1)
-    asked = window.asked
-    if asked is not None:
-        request = asked.gather(1, (window.lengths - 1).unsqueeze(1))
-        asked = asked.scatter(1, (lengths - 1).unsqueeze(1), request)
-    return replace(window, lengths=lengths, asked=asked)
-
-
-def _first_order(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
-    """`contributions` along the last position's own way through the layers, one copy of it per item."""
-    layers, window = encoder.attention_layers, encoder.pad(windows)
-    shape, lengths = tuple(window.item_index.shape), window.lengths
-    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
-    everywhere, at_last = all_places(window, encoder.settings), last_places(window, encoder.settings)
-    with torch.no_grad():
-        states = encoder.embed(window)
-        looks = [layers[0].last_look(states, lengths, at_last)]
-        for before, block in itertools.pairwise(layers):
-            states = before(states.flatten(0, 1), (everywhere,)).view_as(states)
-            looks.append(block.last_look(states, lengths, at_last))
-        without = _without_last(window)
-        if encoder.settings.request_time:
-            shorter = encoder.last_states(without).unsqueeze(1)
-        else:  # what the earlier layers made of the other interactions is as it was
-            last = layers[-1].last(states, without.lengths, last_places(without, encoder.settings))
-            shorter = encoder.finished(last)
-        shorter = shorter * (lengths > 1)[:, None, None]
-    with torch.enable_grad():
-        state = looks[0].state.expand(-1, items.shape[1], -1).clone().requires_grad_()
-        presences = []
-        for block, look in zip(layers, looks, strict=True):
-            presence = state.new_ones(len(items), 1, items.shape[1], shape[1], requires_grad=True)
-            presences.append(presence)
-            weights = block.attention.weights(block.queries(state), look.keys, look.places, presence)
-            state = block.finish(state, weights @ look.values)
-        score = (encoder.finished(state) * candidates).sum(-1)
-        gradients = torch.autograd.grad(score.sum(), presences)
-    total = torch.stack(gradients).sum(0).squeeze(1)
-    last = (lengths - 1).view(-1, 1, 1).expand(-1, items.shape[1], 1)
-    total.scatter_(2, last, (score.detach() - (shorter * candidates).sum(-1)).unsqueeze(-1))
-    found: Float32 = total.float().cpu().numpy()
-    return found
-
-
-def _first_order_in_time(encoder: Encoder, windows: Histories, items: Int32) -> Float32:
+def _first_order_in_time(encoder: Encoder, windows: Histories, candidates: Tensor) -> Float32:
     """`contributions` through recurrences: what letting each hidden state pass unchanged would do to first order."""
     window = encoder.pad(windows)
-    candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
     with torch.enable_grad():
         states, skips = encoder.embed(window).detach(), []
         for block in encoder.layer_list:
@@ -209,8 +224,8 @@ def _first_order_in_time(encoder: Encoder, windows: Histories, items: Int32) -> 
         at_last = states[torch.arange(len(windows), device=encoder.device), window.lengths - 1]
         scores = (candidates * at_last.unsqueeze(1)).sum(-1)
     pushed, gates = zip(*skips, strict=True)
-    weights = candidates.new_zeros(*items.shape, window.item_index.shape[1])
-    for place in range(items.shape[1]):
+    weights = candidates.new_zeros(*candidates.shape[:2], window.item_index.shape[1])
+    for place in range(candidates.shape[1]):
         gradients = torch.autograd.grad(scores[:, place].sum(), pushed, retain_graph=True)
         for gradient, gate in zip(gradients, gates, strict=True):
             weights[:, place] -= (gradient / gate).sum(-1)
@@ -226,10 +241,10 @@ def _with_exact_last(
     rows, lengths = torch.arange(len(weights), device=weights.device), window.lengths
     if encoder.settings.request_time:
         with torch.no_grad():
-            shorter = encoder.last_states(_without_last(window))
+            shorter = encoder.last_states(without_last(window))
     else:
         shorter = states.detach()[rows, (lengths - 2).clamp_min(0)]
     shorter = shorter * (lengths > 1).unsqueeze(1)
     weights[rows, :, lengths - 1] = scores.detach() - (candidates * shorter.unsqueeze(1)).sum(-1)
-    found: Float32 = weights.cpu().numpy()
+    found: Float32 = weights.float().cpu().numpy()
     return found

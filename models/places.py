@@ -36,13 +36,13 @@ class Places:
     """None: column i looks at columns 0..i, and every column looks."""
     num_visible: Int[Tensor, "#b q"]
     """Columns that each one sees."""
-    looking: Int[Tensor, "#b q"]
+    looking: Int[Tensor, "#b #q"]
     """Place in the window of each column that looks."""
     seen: Int[Tensor, "#b l"]
     """Place in the window of each column looked at."""
-    distance: Int[Tensor, "#b q l"] | None
+    distance: Int[Tensor, "#b #q l"] | None
     """Number in `DistanceBias`; None where positions are not relative."""
-    elapsed: Int[Tensor, "b q l"] | None
+    elapsed: Int[Tensor, "#b #q l"] | None
     """Number in `TimeBias`; None where there is no bias by time."""
 
 

@@ -26,14 +26,15 @@ def contributions(
     histories: Histories,
     items: Int32,
     pool: tuple[Int32, Float32],
-    method: explain.Method = "fast",
+    method: explain.Method = "balanced",
 ) -> Float32:
     """How much lower the ranker would score each item if a past interaction had not been seen: [b, k, l].
 
     As `models.explain.contributions`, of what both stages make of a history: `items` [b, k] are among the candidates `pool`,
     items and the retriever's scores, two [b, n]. "exact" leaves each interaction out, scores the same candidates by the
-    retriever, puts them in its order, and ranks them again. "fast": the retriever's contributions as `explain` has them times
-    the slope of the ranker in its score, and the slope in the interaction's presence where the ranker looks at the history.
+    retriever, puts them in its order, and ranks them again. The others: the retriever's contributions to how far the item is
+    ahead of the other candidates, as `explain` has them, times the slope of the ranker in that, and the slope in the interaction's
+    presence where the ranker looks at the history.
     """
     if method == "exact":
         return _leave_one_out(encoder, stage, histories, items, pool)
@@ -48,7 +49,7 @@ def _first_order(
     pool: tuple[Int32, Float32],
     method: explain.Method,
 ) -> Float32:
-    weights = explain.contributions(encoder, histories, items, method)
+    weights = explain.contributions(encoder, histories, items, method, _expected(encoder, *pool))
     place = (pool[0][:, None, :] == items[:, :, None]).argmax(-1)
     lists = (
         stage.lists(histories, *pool).of_candidates(torch.from_numpy(place)).to(stage.ranker.linear.device)
@@ -59,10 +60,7 @@ def _first_order(
     with torch.enable_grad():
         scores = stage.ranker(replace(lists, features=features), presence)
         slopes: tuple[Tensor, ...] = torch.autograd.grad(scores[lists.there].sum(), [features, presence])
-    share = lists.features[
-        ..., RETRIEVAL_SCORE
-    ].exp()  # its own score moves what the row's scores are compared with
-    weights *= (slopes[0][..., RETRIEVAL_SCORE] * (1 - share)).unsqueeze(-1).cpu().numpy()
+    weights *= slopes[0][..., RETRIEVAL_SCORE].unsqueeze(-1).cpu().numpy()
     windows = histories.last(encoder.max_length)
     column = windows.lengths[:, None] - 1 - np.arange(weights.shape[-1])
     there = (column >= 0) & (column < shape[-1])
@@ -71,6 +69,20 @@ def _first_order(
     weights += seen * there[:, None, :]
     weights[items == 0] = 0
     return weights
+
+
+@torch.no_grad()
+def _expected(encoder: Encoder, items: Int32, scores: Float32) -> Float32 | None:
+    """[b, d] the mean vector of the candidates, each weighted by its share in the softmax of their scores.
+
+    `d ln softmax(s)_i = d s_i - sum of p_j d s_j`: what the ranker reads of scores moves with the item's own less that mean's.
+    """
+    if not encoder.scores_by_vector:
+        return None
+    vectors = encoder.vectors_of(torch.from_numpy(items).to(encoder.device))
+    share = torch.from_numpy(scores).to(encoder.device).softmax(-1)
+    found: Float32 = torch.einsum("bn,bnd->bd", share, vectors).cpu().numpy()
+    return found
 
 
 @torch.no_grad()

@@ -341,7 +341,7 @@ class ScoreConfig(Section):
     theirs. auto: the first column with 2 to 20 values; none."""
     because: bool = True
     """Whether each recommendation says what in the history it is based on."""
-    because_method: Literal["fast", "exact"] = "fast"
+    because_method: Literal["fast", "balanced", "exact"] = "balanced"
     """exact: leave each interaction out and score again; fast: only the last one so, the others to first order, where every layer
     attends (not straight-through) or is a gru, looks back only, and no readout averages or looks for each candidate; elsewhere
     as exact, a pass of the model for each interaction."""

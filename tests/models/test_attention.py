@@ -410,27 +410,6 @@ def test_rotary_turns_queries_and_keys_by_their_places(score):
     torch.testing.assert_close(at_last[2, :, 0], scores[2, :, 3])
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_a_column_that_is_not_there_weighs_what_a_hidden_one_does(weighting):
-    attending, (queries, keys, _) = module(weighting=weighting), looks()
-    seen = places()
-    presence = torch.ones(3, 1, 5, 5, dtype=torch.float64)
-    torch.testing.assert_close(
-        attending.weights(queries, keys, seen, presence), attending.weights(queries, keys, seen)
-    )
-    presence[..., 2] = 0
-    found = attending.weights(queries, keys, seen, presence)[:, :, 3:]
-    kept = [0, 1, 3, 4]
-    whole = attending.weights(queries, keys, seen)[:, :, 3:]
-    assert not found[..., 2].any()
-    if weighting == "silu":  # divided by one fewer: of 4 and of 5 columns
-        share = torch.tensor([4 / 3, 5 / 4], dtype=torch.float64).view(1, 1, 2, 1)
-        torch.testing.assert_close(found[..., kept], whole[..., kept] * share)
-    else:
-        rest = whole[..., kept]
-        torch.testing.assert_close(found[..., kept], rest / rest.sum(-1, keepdim=True))
-
-
 @pytest.mark.parametrize("weighting", ["softmax", "silu"])
 def test_cosine_keeps_its_type_where_norms_are_taken_in_fp32(weighting, monkeypatch):
     # as autocast does on CUDA

@@ -10,7 +10,9 @@ import torch
 from models.attention import HistoryAttention
 from models.batching import Window
 from models.encoder import AttentionRecommender, Encoder
-from models.explain import contributions, strongest
+from models.explain import contributions, kept_scores, strongest
+from models.influence import leaving_out
+from models.places import all_places, last_places
 from models.recommender import Histories, histories_from_lists
 
 NUM_ITEMS = 29
@@ -58,7 +60,7 @@ def test_exact_leaves_each_interaction_out_in_place(variant, random_encoder, ran
 def test_a_history_of_one_is_all_there_is_and_of_none_nothing(variant, random_encoder, random_histories):
     encoder, histories = random_encoder(**variant), random_histories([1, 0, 3])
     items = np.array([[7, 8], [7, 8], [0, 8]], np.int32)
-    for method in ("exact", "fast"):
+    for method in ("exact", "balanced", "fast"):
         weights = contributions(encoder, histories, items, method)
         assert weights.shape == (3, 2, 3)
         assert not weights[0, :, 1:].any()
@@ -69,12 +71,120 @@ def test_a_history_of_one_is_all_there_is_and_of_none_nothing(variant, random_en
         np.testing.assert_allclose(weights[0, :, 0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_fast_gives_the_last_interaction_what_exact_gives(variant, random_encoder, random_histories):
+def test_the_last_interaction_gets_what_exact_gives(variant, random_encoder, random_histories):
     encoder, histories = random_encoder(**variant), random_histories([7, 4, 1, 6])
     items = np.random.default_rng(0).integers(1, NUM_ITEMS, (4, 5)).astype(np.int32)
-    fast, exact = (contributions(encoder, histories, items, method) for method in ("fast", "exact"))
-    for row, length in enumerate([7, 4, 1, 6]):
-        np.testing.assert_allclose(fast[row, :, length - 1], exact[row, :, length - 1], rtol=1e-3, atol=1e-3)
+    exact = contributions(encoder, histories, items, "exact")
+    for method in ("fast", "balanced"):
+        found = contributions(encoder, histories, items, method)
+        for row, length in enumerate([7, 4, 1, 6]):
+            last = found[row, :, length - 1]
+            np.testing.assert_allclose(last, exact[row, :, length - 1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"score": score} for score in ("dot", "cosine", "general", "additive", "concat")),
+        *({"weighting": kind} for kind in ("silu", "gumbel_softmax", "sparsemax", "entmax")),
+        {"weighting": "gumbel_softmax", "gumbel_hard": True},
+        *({"positions": kind} for kind in ("absolute", "relative", "rotary", "none")),
+        *({"block": block, "positions": "relative"} for block in ("hstu", "ligr")),
+        {"weighting": "silu", "score": "additive", "positions": "absolute"},
+        {"block": "pooling", "num_blocks": 0, "readout": "attention"},
+    ],
+    ids=str,
+)
+def test_balanced_is_exact_with_one_layer(settings, random_encoder, random_histories):
+    """Nothing but the last position looks at an interaction then."""
+    settings = {"num_blocks": 1, **settings} | ({"time_bias": True} if "block" not in settings else {})
+    encoder, histories = random_encoder(**settings), random_histories([7, 4, 1, 6])
+    items = np.random.default_rng(0).integers(1, NUM_ITEMS, (4, 5)).astype(np.int32)
+    balanced, exact = (contributions(encoder, histories, items, method) for method in ("balanced", "exact"))
+    np.testing.assert_allclose(balanced, exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"block": "hstu", "weighting": "silu"}, {"block": "ligr", "positions": "rotary"}],
+    ids=str,
+)
+def test_balanced_takes_slopes_of_what_the_other_positions_see(settings, random_encoder, random_histories):
+    """Two layers, one item: the way that is left beside the direct one is that of finite differences in the first layer."""
+    encoder = random_encoder("reference", num_blocks=2, **settings).double()
+    window, small = encoder.pad(random_histories([5])), 1e-6
+    candidate = encoder.item_vectors()[[7]].unsqueeze(0).detach()
+    (first, second), lengths = encoder.attention_layers, window.lengths
+    at_last = last_places(window, encoder.settings)
+    everywhere = all_places(window, encoder.settings)
+    is_sum = encoder.settings.resolved.weighting == "silu"
+
+    def score_with(column, share):
+        """The last position on its own way, at keys and values of the second layer that see a little less of a column."""
+        presence = torch.ones(5, 5, dtype=torch.float64)
+        presence[:, column] = share
+        presence.fill_diagonal_(1)
+        states = encoder.embed(window)
+        look = first.last_look(states, lengths, at_last)
+        weights = first.attention.weights(first.queries(states), look.keys, everywhere) * presence
+        whole = (presence.tril().sum(-1) / torch.arange(1, 6)).view(1, 1, 5, 1)
+        weights = weights / (whole if is_sum else weights.sum(-1, keepdim=True))
+        onward = second.last_look(first.finish(states, weights @ look.values), lengths, at_last)
+        state = first.last(states, lengths, at_last)
+        mixed = second.attention(second.queries(state), onward.keys, onward.values, at_last)
+        return (encoder.finished(second.finish(state, mixed)) @ candidate.mT).item()
+
+    found = leaving_out(encoder, window, candidate)[0, 0]
+    direct = leaving_out_directly(encoder, window, candidate)
+    for column in range(4):
+        slope = (score_with(column, 1 + small) - score_with(column, 1 - small)) / (2 * small)
+        assert (found - direct)[column].item() == pytest.approx(slope, rel=1e-4, abs=1e-5)
+
+
+def leaving_out_directly(encoder: Encoder, window: Window, candidate: torch.Tensor) -> torch.Tensor:
+    """[l] what the score loses where the last position alone does not see a column, in any layer."""
+    layers, lengths = encoder.attention_layers, window.lengths
+    at_last, everywhere = last_places(window, encoder.settings), all_places(window, encoder.settings)
+    with torch.no_grad():
+        before = [encoder.embed(window)]
+        for block in layers:
+            before.append(block(before[-1].flatten(0, 1), (everywhere,)).view_as(before[0]))
+
+        def score_without(column: int | None) -> torch.Tensor:
+            hidden = torch.arange(window.item_index.shape[1]) == (-1 if column is None else column)
+            assert at_last.visible is not None
+            seen = replace(
+                at_last,
+                visible=at_last.visible & ~hidden,
+                num_visible=at_last.num_visible - int(column is not None),
+            )
+            state = before[0][:, lengths - 1]
+            for block, states in zip(layers, before, strict=False):
+                look = block.last_look(states, lengths, at_last)
+                state = block.finish(
+                    state, block.attention(block.queries(state), look.keys, look.values, seen)
+                )
+            return (encoder.finished(state) @ candidate.mT).squeeze()
+
+        whole = score_without(None)
+        return torch.stack([whole - score_without(column) for column in range(len(before[0][0]))])
+
+
+def test_kept_scores_are_those_of_the_interactions_left_in_place(variant, random_encoder, random_histories):
+    encoder, histories = random_encoder(**variant), random_histories([5, 7, 3, 2, 6], seed=3)
+    items = np.array([7, 8, 9, 7, 8], np.int32)
+    kept = np.random.default_rng(0).random((5, 9)) < 0.6
+    kept[3] = False
+    found = kept_scores(encoder, histories, items, kept)
+    for row, length in enumerate([5, 7, 3, 2, 6]):
+        column, alone = np.flatnonzero(kept[row, :length]), histories.select(slice(row, row + 1))
+        if not len(column):
+            assert found[row] == 0
+            continue
+        for gone in np.setdiff1d(np.arange(length), column)[::-1]:
+            alone = without(alone, alone.starts[0] + gone)
+        window = replace(encoder.pad(alone), position=torch.from_numpy(column[None]))
+        assert found[row] == pytest.approx(scores(encoder, window)[0, items[row]], rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +200,17 @@ def test_fast_gives_the_last_interaction_what_exact_gives(variant, random_encode
     ],
     ids=str,
 )
-def test_fast_follows_exact(settings, least, random_encoder, random_histories):
+def test_fast_follows_exact_and_balanced_more_so(settings, least, random_encoder, random_histories):
     """Of the interactions before the last; weights at which layers tell, but not so large that slopes say nothing."""
     encoder, histories = random_encoder(spread=0.2, **settings), random_histories([7] * 20)
-    items = np.random.default_rng(0).integers(1, NUM_ITEMS, (20, 5)).astype(np.int32)
-    fast, exact = (contributions(encoder, histories, items, method)[..., :-1] for method in ("fast", "exact"))
-    assert np.corrcoef(fast.ravel(), exact.ravel())[0, 1] > least
+    items = np.random.default_rng(0).integers(1, NUM_ITEMS, (20, 1)).astype(np.int32)
+    exact, balanced, fast = (
+        contributions(encoder, histories, items, method)[..., :-1].ravel()
+        for method in ("exact", "balanced", "fast")
+    )
+    follows = np.corrcoef(fast, exact)[0, 1]
+    assert follows > least
+    assert np.corrcoef(balanced, exact)[0, 1] >= follows
 
 
 @pytest.mark.parametrize(
@@ -117,11 +232,14 @@ def test_fast_is_the_slope_of_presence_in_attention(settings, random_encoder, ra
     plain = HistoryAttention.weights
 
     def last_state(at, share):
-        presence = torch.ones(1, 1, 1, 5, dtype=torch.float64)
-        presence[..., at] = share
+        presence = torch.ones(5, dtype=torch.float64)
+        presence[at] = share
 
-        def weights(self, queries, keys, places, given=None):
-            return plain(self, queries, keys, places, presence if queries.shape[2] == 1 else given)
+        def weights(self, queries, keys, places):
+            found = plain(self, queries, keys, places)
+            there = found * presence if queries.shape[2] == 1 else found
+            is_sum = self.settings.weighting == "silu"
+            return there * (5 / presence.sum()) if is_sum else there / there.sum(-1, keepdim=True)
 
         with torch.no_grad(), monkeypatch.context() as patched:
             patched.setattr(HistoryAttention, "weights", weights)
@@ -135,14 +253,15 @@ def test_fast_is_the_slope_of_presence_in_attention(settings, random_encoder, ra
 @pytest.mark.parametrize(
     "settings", [{"block": "conv"}, {"readout": "target"}, {"direction": "bidirectional"}], ids=str
 )
-def test_fast_is_exact_where_no_slope_tells(settings, random_encoder, random_histories):
+def test_all_is_exact_where_no_slope_tells(settings, random_encoder, random_histories):
     encoder, histories, items = (
         random_encoder(**settings),
         random_histories([5, 2]),
         np.array([[7, 8]] * 2, np.int32),
     )
-    fast, exact = (contributions(encoder, histories, items, method) for method in ("fast", "exact"))
-    np.testing.assert_array_equal(fast, exact)
+    exact = contributions(encoder, histories, items, "exact")
+    for method in ("fast", "balanced"):
+        np.testing.assert_array_equal(contributions(encoder, histories, items, method), exact)
 
 
 def test_fast_is_the_slope_of_letting_hidden_states_pass(random_encoder):

@@ -1,0 +1,229 @@
+"""How faithful explanations are to the model they explain: agreement with leaving out, and curves of taking away and putting in.
+
+A weighting says of every past interaction how much it carried a score: Float32 [b, l], columns as in
+`models.explain.contributions`. Letters: b rows, l positions of the longest window, r resamples.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.attended import attention_weights, has_attention
+from models.encoder import Encoder
+from models.explain import Bools, Method, contributions, kept_scores
+from models.metrics import Float64
+from models.recommender import Float32, Histories, Int32
+from models.significance import Difference, UserMeans, bootstrap, interval, paired_difference
+
+STEPS = 10
+"""Equal parts in which a row's interactions are taken away or put in."""
+CURVES = ("deletion", "insertion")
+
+Weightings = Mapping[str, Float32]
+ScoreOf = Callable[[Histories, Int32, Bools], Float32]
+"""[b] the score of each row's item [b] if only the kept interactions [b, l] had been seen; 0 for a row that keeps none."""
+
+
+def spearman(first: Float32, second: Float32, lengths: NDArray[np.integer]) -> Float64:
+    """[b] the rank correlation of two weightings of each row's first `lengths` columns; equal weights share their mean rank.
+
+    NaN for rows of fewer than two interactions, and where either weighs all alike. Source: Spearman 1904.
+    """
+    from scipy.stats import rankdata
+
+    found = np.full(len(lengths), np.nan)
+    for row, length in enumerate(lengths.tolist()):
+        ranks = [rankdata(part[row, :length]) for part in (first, second)]
+        centred = [each - each.mean() for each in ranks] if length > 1 else ranks
+        size = np.sqrt(np.prod([each @ each for each in centred])) if length > 1 else 0.0
+        if size > 0:
+            found[row] = centred[0] @ centred[1] / size
+    return found
+
+
+def curves(
+    weights: Float32, score_of: ScoreOf, histories: Histories, items: Int32
+) -> tuple[Float64, Float64]:
+    """Scores of each row's item [b] while interactions go and come by weight, strongest first: two [b, STEPS + 1].
+
+    At step t of the first ("deletion") `round(t n / STEPS)` of a row's n interactions are gone, of the second ("insertion") the
+    others are; both hold the whole history at one end and none at the other, which scores 0. Equal weights: the more recent first.
+    Histories are no longer than what `score_of` looks at. Source: Petsiuk et al. 2018 (RISE), section 3.3, of pixels.
+    """
+    lengths, columns = histories.lengths, weights.shape[1]
+    real = np.arange(columns) < lengths[:, None]
+    order = np.argsort(np.where(real, -weights, np.inf)[:, ::-1], axis=1, kind="stable")
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.arange(columns)[None, :], 1)
+    place = place[:, ::-1]
+    deletion, insertion = np.empty((2, len(items), STEPS + 1))
+    for step in range(STEPS + 1):
+        chosen = place < np.rint(step * lengths / STEPS)[:, None]
+        deletion[:, step] = score_of(histories, items, real & ~chosen)
+        insertion[:, step] = score_of(histories, items, real & chosen)
+    return deletion, insertion
+
+
+def areas(curve: Float64, scale: float) -> Float64:
+    """[b] the area under each row's curve [b, STEPS + 1] by trapezoids, the steps together 1 wide, in units of `scale`.
+
+    One scale for all rows and weightings, `mean_spread`: rows whose whole history says hardly more than none (DeYoung et al.
+    2020 divide by each row's own) then count for little instead of for nearly everything. Low is good for deletion, high for
+    insertion. Leaving out one by one is not best by construction: a step takes many away together.
+    """
+    inner = curve[:, 1:-1].sum(1) + (curve[:, 0] + curve[:, -1]) / 2
+    found: Float64 = inner / (STEPS * scale)
+    return found
+
+
+def mean_spread(deletion: Float64) -> float:
+    """The mean over rows of what the whole history scores above none, from any weighting's curves."""
+    return float((deletion[:, 0] - deletion[:, -1]).mean())
+
+
+def closing_up(score_of: Callable[[Histories, Int32], Float32]) -> ScoreOf:
+    """Scores by what takes histories without places: the interactions that are left move together."""
+
+    def kept_score(histories: Histories, items: Int32, kept: Bools) -> Float32:
+        own = histories.compact()
+        rows, flat = own.gather()
+        left = np.where(kept[rows, flat - own.starts[rows]], own.item_index, 0)
+        same = np.arange(left.max(initial=0) + 1, dtype=np.int32)
+        shorter = replace(own, item_index=left).translate(same)
+        found: Float32 = np.where(kept.any(1), score_of(shorter, items), 0)
+        return found
+
+    return kept_score
+
+
+def controls(
+    encoder: Encoder, histories: Histories, items: Int32, num_events: Float32, seed: int = 0
+) -> dict[str, Float32]:
+    """Weightings that know less of the score of each row's item [b] than an explanation should.
+
+    `random`; `recency` (later ones more); `popularity` (by `num_events` [num_items + 1] of the item); `item_cosine` (of the past
+    item's vector and the recommended one's); `attention` (`models.attended`), where the model pays any.
+    """
+    windows = histories.last(encoder.max_length)
+    rows, flat = windows.gather()
+    column, past = flat - windows.starts[rows], windows.item_index[flat]
+    vectors = encoder.item_vectors().detach().float().cpu().numpy()
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    told = {
+        "random": np.random.default_rng(seed).random(len(rows)),
+        "recency": column,
+        "popularity": num_events[past],
+        "item_cosine": np.einsum("ed,ed->e", vectors[past], vectors[items[rows]]),
+    }
+    found = {}
+    for name, values in told.items():
+        found[name] = np.zeros((len(items), int(windows.lengths.max(initial=0))), np.float32)
+        found[name][rows, column] = values
+    return found | ({"attention": attention_weights(encoder, windows)} if has_attention(encoder) else {})
+
+
+def measure(
+    weightings: Weightings,
+    controls: Weightings,
+    exact: Float32,
+    score_of: ScoreOf,
+    histories: Histories,
+    items: Int32,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How faithful weightings of each row's item [b] are, beside controls, as what JSON can hold.
+
+    `methods`: for each of both `spearman` with the `exact` drops (`mean` over rows; `rows_without`: see `spearman`), and for
+    `deletion` and `insertion` the `area` and the mean `curve`, each mean with the ends `low` and `high` of its 95 % bootstrap
+    interval over rows. `against`: for each weighting and control and both areas a `models.significance.Difference`, weighting
+    minus control over the same rows.
+    """
+    every = {**weightings, **controls}
+    values: dict[str, Float64] = {}
+    found: dict[str, Any] = {name: {} for name in every}
+    scale = None
+    for name, weights in every.items():
+        agreed = values[f"{name} spearman"] = spearman(weights, exact, histories.lengths)
+        found[name]["spearman"] = {"rows_without": int(np.isnan(agreed).sum())}
+        for kind, curve in zip(CURVES, curves(weights, score_of, histories, items), strict=True):
+            scale = scale or mean_spread(curve)
+            values[f"{name} {kind}"] = areas(curve, scale)
+            found[name][kind] = {"curve": (curve.mean(0) / scale).tolist()}
+    drawn = _Drawn.of(values, resamples, seed)
+    for name, told in found.items():
+        for kind, own in told.items():
+            own |= drawn.mean(f"{name} {kind}", "mean" if kind == "spearman" else "area")
+    against = {
+        name: {
+            control: {kind: asdict(drawn.difference(name, control, kind)) for kind in CURVES}
+            for control in controls
+        }
+        for name in weightings
+    }
+    return {"rows": len(items), "steps": STEPS, "methods": found, "against": against}
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Means of values over rows, and the same of rows drawn with replacement, one draw for all."""
+
+    place: dict[str, int]
+    means: Float64
+    resampled: Float64
+
+    @classmethod
+    def of(cls, values: Mapping[str, Float64], resamples: int, seed: int) -> "_Drawn":
+        """Of values [b] by name, NaN where a row has none."""
+        num_rows = len(next(iter(values.values())))
+        rows = UserMeans.of(values, np.arange(num_rows), num_rows)
+        place = {name: number for number, name in enumerate(values)}
+        return cls(place, rows.over_users, bootstrap(rows, resamples, seed)[:, : len(values)])
+
+    def mean(self, name: str, called: str) -> dict[str, float]:
+        """The mean and the ends of its interval."""
+        place = self.place[name]
+        (low,), (high,) = interval(self.resampled[:, [place]])
+        return {called: float(self.means[place]), "low": float(low), "high": float(high)}
+
+    def difference(self, first: str, second: str, kind: str) -> Difference:
+        """Of the areas of two."""
+        one, other = self.place[f"{first} {kind}"], self.place[f"{second} {kind}"]
+        return paired_difference(
+            float(self.means[one] - self.means[other]),
+            self.resampled[:, one] - self.resampled[:, other],
+            lower_is_better=kind == "deletion",
+        )
+
+
+def measure_encoder(
+    encoder: Encoder,
+    histories: Histories,
+    items: Int32,
+    num_events: Float32,
+    *,
+    methods: tuple[Method, ...] = ("fast", "balanced", "exact"),
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`measure` for an encoder and its own explanations of each row's item [b]; rows without interactions or item are left out.
+
+    `num_events` [num_items + 1] is what the control `popularity` goes by. `{"rows": 0}` where nothing is left.
+    """
+    chosen = (histories.lengths > 0) & (items > 0)
+    windows, items = histories.select(chosen).last(encoder.max_length), items[chosen]
+    if not len(items):
+        return {"rows": 0}
+    exact = contributions(encoder, windows, items[:, None], "exact")[:, 0]
+    weightings = {
+        name: exact if name == "exact" else contributions(encoder, windows, items[:, None], name)[:, 0]
+        for name in methods
+    }
+    beside = controls(encoder, windows, items, num_events, seed)
+    score_of = partial(kept_scores, encoder)
+    return measure(weightings, beside, exact, score_of, windows, items, resamples=resamples, seed=seed)
