@@ -131,7 +131,7 @@ def _leave_one_out(encoder: Encoder, windows: Histories, items: Int32) -> Float3
         whole = _last_scores(encoder, window, candidates)
         left = torch.zeros(length, len(candidates), device=encoder.device)
         if length > 1:
-            every = Window(**{name: _repeated(part, length) for name, part in vars(window).items()})
+            every = encoder.pad(windows.select(np.full(length, row)))
             others = ~torch.eye(length, dtype=torch.bool, device=encoder.device)
             left = _last_scores(encoder, _only(every, others), candidates)
         weights[row, :, :length] = (whole - left).T.float().cpu().numpy()
@@ -161,11 +161,6 @@ def _own_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
     if encoder.target is None:
         return (encoder.last_states(window) * candidates).sum(1)
     return encoder.target.last_scores(encoder(window), window.lengths, candidates).diagonal()
-
-
-def _repeated(part: Tensor | None, times: int) -> Tensor | None:
-    """One row, several times."""
-    return None if part is None else part.expand(times, *part.shape[1:])
 
 
 def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
