@@ -53,7 +53,8 @@ def curves(
 
     At step t of the first ("deletion") `round(t n / STEPS)` of a row's n interactions are gone, of the second ("insertion") the
     others are; both hold the whole history at one end and none at the other, which scores 0. Of equal weights the more recent one
-    comes first. Histories are no longer than what `score_of` looks at. Source: Petsiuk et al. 2018 (RISE), section 3.3, of pixels.
+    comes first. Histories are no longer than what `score_of` looks at. Source: Petsiuk et al. 2018 (RISE), section 3.3, of
+    pixels.
     """
     lengths, columns = histories.lengths, weights.shape[1]
     real = np.arange(columns) < lengths[:, None]

@@ -134,7 +134,7 @@ class Bundle:
     ) -> Answer:
         """The k best items of each row (deployed numbering); rows without interactions get the most popular ones.
 
-        `because` is None, "fast" or "exact". A model that looks at the time of the request takes `histories.request_time`, or the
+        `because` is None or a method of `explain.contributions`. A model that looks at the time of the request takes `histories.request_time`, or the
         time of the rows' newest event. Lists are shorter than k only where the catalogue has no more to give.
         """
         cold = histories.lengths == 0

@@ -130,7 +130,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            3,
+            4,
             (
                 "seed",
                 *_TARGET_KEYS,
