@@ -62,8 +62,9 @@ def curves(
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(columns)[None, :], 1)
     place = place[:, ::-1]
-    deletion, insertion = np.empty((2, len(items), STEPS + 1))
-    for step in range(STEPS + 1):
+    deletion, insertion = np.zeros((2, len(items), STEPS + 1))
+    deletion[:, 0] = insertion[:, -1] = score_of(histories, items, real)
+    for step in range(1, STEPS):
         chosen = place < np.rint(step * lengths / STEPS)[:, None]
         deletion[:, step] = score_of(histories, items, real & ~chosen)
         insertion[:, step] = score_of(histories, items, real & chosen)

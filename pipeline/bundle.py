@@ -134,8 +134,9 @@ class Bundle:
     ) -> Answer:
         """The k best items of each row (deployed numbering); rows without interactions get the most popular ones.
 
-        `because` is None or a method of `explain.contributions`. A model that looks at the time of the request takes `histories.request_time`, or the
-        time of the rows' newest event. Lists are shorter than k only where the catalogue has no more to give.
+        `because` is None or a method of `explain.contributions`. A model that looks at the time of the request takes
+        `histories.request_time`, or the time of the rows' newest event. Lists are shorter than k only where the catalogue has no
+        more to give.
         """
         cold = histories.lengths == 0
         histories = self._asked(histories)
