@@ -184,11 +184,6 @@ def _own_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
     return encoder.target.last_scores(encoder(window), window.lengths, candidates).diagonal()
 
 
-def _repeated(part: Tensor | None, times: int) -> Tensor | None:
-    """One row, several times."""
-    return None if part is None else part.expand(times, *part.shape[1:])
-
-
 def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
     """[b, k] scores of k candidates that all rows share."""
     if encoder.target is None:

@@ -4,8 +4,9 @@ A weighting says of every past interaction how much it carried a score: Float32 
 `models.explain.contributions`. Letters: b rows, l positions of the longest window, r resamples.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from models.encoder import Encoder
 from models.explain import Bools, Method, contributions, kept_scores
 from models.metrics import Float64
 from models.recommender import Float32, Histories, Int32
-from models.significance import Difference, UserMeans, bootstrap, interval, paired_difference
+from models.significance import UserMeans, bootstrap, interval, paired_difference
 
 STEPS = 10
 """Equal parts in which a row's interactions are taken away or put in."""
@@ -51,8 +52,9 @@ def curves(
     """Scores of each row's item [b] while interactions go and come by weight, strongest first: two [b, STEPS + 1].
 
     At step t of the first ("deletion") `round(t n / STEPS)` of a row's n interactions are gone, of the second ("insertion") the
-    others are; both hold the whole history at one end and none at the other, which scores 0. Equal weights: the more recent first.
-    Histories are no longer than what `score_of` looks at. Source: Petsiuk et al. 2018 (RISE), section 3.3, of pixels.
+    others are; both hold the whole history at one end and none at the other, which scores 0. Of equal weights the more recent one
+    comes first. Histories are no longer than what `score_of` looks at. Source: Petsiuk et al. 2018 (RISE), section 3.3, of
+    pixels.
     """
     lengths, columns = histories.lengths, weights.shape[1]
     real = np.arange(columns) < lengths[:, None]
@@ -60,8 +62,9 @@ def curves(
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(columns)[None, :], 1)
     place = place[:, ::-1]
-    deletion, insertion = np.empty((2, len(items), STEPS + 1))
-    for step in range(STEPS + 1):
+    deletion, insertion = np.zeros((2, len(items), STEPS + 1))
+    deletion[:, 0] = insertion[:, -1] = score_of(histories, items, real)
+    for step in range(1, STEPS):
         chosen = place < np.rint(step * lengths / STEPS)[:, None]
         deletion[:, step] = score_of(histories, items, real & ~chosen)
         insertion[:, step] = score_of(histories, items, real & chosen)
@@ -81,8 +84,9 @@ def areas(curve: Float64, scale: float) -> Float64:
 
 
 def mean_spread(deletion: Float64) -> float:
-    """The mean over rows of what the whole history scores above none, from any weighting's curves."""
-    return float((deletion[:, 0] - deletion[:, -1]).mean())
+    """The mean over rows of what the whole history scores above none, from any weighting's curves; NaN unless it is positive."""
+    spread = float((deletion[:, 0] - deletion[:, -1]).mean())
+    return spread if spread > 0 else math.nan
 
 
 def closing_up(score_of: Callable[[Histories, Int32], Float32]) -> ScoreOf:
@@ -140,9 +144,9 @@ def measure(
     """How faithful weightings of each row's item [b] are, beside controls, as what JSON can hold.
 
     `methods`: for each of both `spearman` with the `exact` drops (`mean` over rows; `rows_without`: see `spearman`), and for
-    `deletion` and `insertion` the `area` and the mean `curve`, each mean with the ends `low` and `high` of its 95 % bootstrap
-    interval over rows. `against`: for each weighting and control and both areas a `models.significance.Difference`, weighting
-    minus control over the same rows.
+    `deletion` and `insertion` the `area` and the mean `curve`; with the ends `low` and `high` of 95 % bootstrap intervals over
+    rows, None where no row has a value. `against`: for each weighting and control and both areas a
+    `models.significance.Difference`, weighting minus control over the same rows.
     """
     every = {**weightings, **controls}
     values: dict[str, Float64] = {}
@@ -154,15 +158,14 @@ def measure(
         for kind, curve in zip(CURVES, curves(weights, score_of, histories, items), strict=True):
             scale = scale or mean_spread(curve)
             values[f"{name} {kind}"] = areas(curve, scale)
-            found[name][kind] = {"curve": (curve.mean(0) / scale).tolist()}
+            found[name][kind] = {"curve": [_number(part / scale) for part in curve.mean(0)]}
     drawn = _Drawn.of(values, resamples, seed)
     for name, told in found.items():
-        for kind, own in told.items():
-            own |= drawn.mean(f"{name} {kind}", "mean" if kind == "spearman" else "area")
+        for kind in told:
+            told[kind] |= drawn.mean(f"{name} {kind}", "mean" if kind == "spearman" else "area")
     against = {
         name: {
-            control: {kind: asdict(drawn.difference(name, control, kind)) for kind in CURVES}
-            for control in controls
+            control: {kind: drawn.difference(name, control, kind) for kind in CURVES} for control in controls
         }
         for name in weightings
     }
@@ -185,45 +188,53 @@ class _Drawn:
         place = {name: number for number, name in enumerate(values)}
         return cls(place, rows.over_users, bootstrap(rows, resamples, seed)[:, : len(values)])
 
-    def mean(self, name: str, called: str) -> dict[str, float]:
+    def mean(self, name: str, called: str) -> dict[str, float | None]:
         """The mean and the ends of its interval."""
         place = self.place[name]
         (low,), (high,) = interval(self.resampled[:, [place]])
-        return {called: float(self.means[place]), "low": float(low), "high": float(high)}
+        return {called: _number(self.means[place]), "low": _number(low), "high": _number(high)}
 
-    def difference(self, first: str, second: str, kind: str) -> Difference:
+    def difference(self, first: str, second: str, kind: str) -> dict[str, Any]:
         """Of the areas of two."""
         one, other = self.place[f"{first} {kind}"], self.place[f"{second} {kind}"]
-        return paired_difference(
+        found = paired_difference(
             float(self.means[one] - self.means[other]),
             self.resampled[:, one] - self.resampled[:, other],
             lower_is_better=kind == "deletion",
         )
+        return {name: part if isinstance(part, str) else _number(part) for name, part in vars(found).items()}
+
+
+def _number(value: float) -> float | None:
+    """None for what JSON has no number for."""
+    return float(value) if math.isfinite(value) else None
 
 
 def measure_encoder(
     encoder: Encoder,
     histories: Histories,
-    items: Int32,
+    lists: Int32,
     num_events: Float32,
     *,
     methods: tuple[Method, ...] = ("fast", "balanced", "exact"),
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`measure` for an encoder and its own explanations of each row's item [b]; rows without interactions or item are left out.
+    """`measure` for an encoder and its own explanations of the first item of each row's list; empty rows are left out.
 
-    `num_events` [num_items + 1] is what the control `popularity` goes by. `{"rows": 0}` where nothing is left.
+    `lists` [b, k], 0 where there are fewer, explained together as they are in scoring. `num_events` [num_items + 1] is what the
+    control `popularity` goes by. `{"rows": 0}` where nothing is left.
     """
-    chosen = (histories.lengths > 0) & (items > 0)
-    windows, items = histories.select(chosen).last(encoder.max_length), items[chosen]
-    if not len(items):
+    chosen = (histories.lengths > 0) & (lists[:, 0] > 0)
+    windows, lists = histories.select(chosen).last(encoder.max_length), lists[chosen]
+    if not len(lists):
         return {"rows": 0}
-    exact = contributions(encoder, windows, items[:, None], "exact")[:, 0]
-    weightings = {
-        name: exact if name == "exact" else contributions(encoder, windows, items[:, None], name)[:, 0]
+    first = lists[:, 0]
+    exact = contributions(encoder, windows, lists[:, :1], "exact")[:, 0]
+    weightings: dict[str, Float32] = {
+        name: exact if name == "exact" else contributions(encoder, windows, lists, name)[:, 0]
         for name in methods
     }
-    beside = controls(encoder, windows, items, num_events, seed)
+    beside = controls(encoder, windows, first, num_events, seed)
     score_of = partial(kept_scores, encoder)
-    return measure(weightings, beside, exact, score_of, windows, items, resamples=resamples, seed=seed)
+    return measure(weightings, beside, exact, score_of, windows, first, resamples=resamples, seed=seed)

@@ -175,8 +175,15 @@ class SecondStage:
         """own: [num_items + 1], the ranker's number of each of the retriever's items, 0 for those it does not know."""
         self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
 
+    def extended(self, content: Float32) -> "SecondStage":
+        """The same for more items, behind the retriever's last, which nobody has met: `content` [more, c] of each."""
+        none = np.zeros(len(content), np.int32)
+        return SecondStage(self.ranker, self.statistics.extended(content), np.concatenate([self.own, none]))
+
     def lists(self, histories: Histories, items: Int32, scores: Float32) -> Lists:
         """What the ranker reads of candidates [r, n], best first by the retriever's `scores` [r, n]."""
+        if not self.ranker.settings.request_time:
+            histories = replace(histories, request_time=None)
         latest = histories.last(self.ranker.settings.max_length)
         length = max(1, int(latest.lengths.max(initial=0)))
         position = latest.ends[:, None] - 1 - np.arange(length)

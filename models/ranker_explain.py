@@ -33,8 +33,8 @@ def contributions(
     As `models.explain.contributions`, of what both stages make of a history: `items` [b, k] are among the candidates `pool`,
     items and the retriever's scores, two [b, n]. "exact" leaves each interaction out, scores the same candidates by the
     retriever, puts them in its order, and ranks them again. The others: the retriever's contributions to how far the item is
-    ahead of the other candidates, as `explain` has them, times the slope of the ranker in that, and the slope in the interaction's
-    presence where the ranker looks at the history.
+    ahead of the other candidates, as `explain` has them, times the slope of the ranker in that, and the slope in the presence
+    of the interaction where the ranker looks at the history.
     """
     if method == "exact":
         return _leave_one_out(encoder, stage, histories, items, pool)

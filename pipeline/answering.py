@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models import explain
+from models import explain, ranker_explain
 from models.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
+from models.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64
 from models.selection import Rules, Traits, UInt64, choose
 from models.topk import mask_seen, row_chunks, top_k
@@ -38,6 +39,12 @@ class Because:
     weight: Float32
     """[rows, k, because_items], what the score loses without them, or an estimate of it"""
 
+    @classmethod
+    def none(cls, shape: tuple[int, ...], because_items: int) -> "Because":
+        """No reasons yet for items [rows, k]."""
+        whole = (*shape, because_items)
+        return cls(np.zeros(whole, np.int32), np.zeros(whole, np.float32))
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -61,6 +68,8 @@ class Answering:
     popularity: Float32
     """[segments + 1, n + 1] what rows without a known interaction are answered by; row 0 for those of no segment"""
     traits: Traits
+    second_stage: SecondStage | None = None
+    """What puts the candidates in order; None: they are as the index retrieves them."""
 
     def answer(
         self,
@@ -85,20 +94,28 @@ class Answering:
         segment = np.zeros(len(histories), np.int64) if segment is None else segment
         items = np.zeros((len(histories), k), np.int32)
         score = np.full((len(histories), k), -np.inf, np.float32)
-        for retrieve, chosen in (
-            (self._popular(segment[cold], rules), cold),
-            (self._nearest(histories.select(~cold), rules), ~cold),
-        ):
+        warm = _Warm(self, histories.select(~cold), rules)
+        for retrieve, chosen in ((self._popular(segment[cold], rules), cold), (warm.retrieve, ~cold)):
             if chosen.any():
                 items[chosen], score[chosen] = self._filled(retrieve, k, rules, keys[chosen])
         reasons = None
         if because is not None:
-            reasons = self._because(histories, items, cold, because, because_items)
+            reasons = Because.none(items.shape, because_items)
+            if len(warm.histories):
+                found = warm.because(items[~cold], because, because_items)
+                reasons.item_index[~cold], reasons.weight[~cold] = found
         return Answer(items, score, cold, reasons)
 
+    @property
+    def looks_at_request(self) -> bool:
+        """Whether it matters when recommendations are asked for."""
+        ranker = self.second_stage
+        by_ranker = ranker is not None and ranker.ranker.settings.request_time
+        return self.recommender.encoder.settings.request_time or by_ranker
+
     def _asked(self, histories: Histories) -> Histories:
-        """The rows with a request time, where the model looks at one and none is said: that of their newest event."""
-        if not self.recommender.encoder.settings.request_time or histories.request_time is not None:
+        """The rows with a request time, where a stage looks at one and none is said: that of their newest event."""
+        if not self.looks_at_request or histories.request_time is not None:
             return histories
         return as_asked(histories, int(histories.time[histories.gather()[1]].max(initial=0)))
 
@@ -106,7 +123,7 @@ class Answering:
         """Lists [rows, k] by the rules, for rows left short from ever more candidates until there are no more."""
         items = np.zeros((len(keys), k), np.int32)
         scores = np.full((len(keys), k), -np.inf, np.float32)
-        pool, open_rows = rules.pool(k), np.arange(len(keys))
+        pool, open_rows = max(rules.pool(k), self._num_ranked), np.arange(len(keys))
         while len(open_rows):
             candidates, values = retrieve(open_rows, pool)
             found = choose(candidates, values, k, rules, self.traits, keys[open_rows])
@@ -115,37 +132,10 @@ class Answering:
             open_rows, pool = open_rows[is_short], pool * _GROWTH
         return items, scores
 
-    def _nearest(self, warm: Histories, rules: Rules) -> Retrieve:
-        """Candidates of rows that are not empty: from the index, or scored one by one where no vector says it all."""
-        by_vector = self.recommender.encoder.scores_by_vector
-        vectors = self.recommender.encode(warm, _BATCH_TOKENS) if by_vector and len(warm) else None
-
-        def retrieve(rows: Int64, number: int) -> Candidates:
-            part = warm.select(rows)
-            if vectors is None:
-                found = self._scored(part, number, rules)
-            else:
-                seen = part if rules.exclude_seen else None
-                found = self.index.search(vectors[rows], number, seen, rules.allowed)
-            return self._ranked(part, *found)
-
-        return retrieve
-
-    def _ranked(self, _warm: Histories, items: Int32, scores: Float32) -> Candidates:
-        """The candidates of rows in the order of the second stage; without one, as they were retrieved."""
-        return items, scores
-
-    def _scored(self, warm: Histories, number: int, rules: Rules) -> Candidates:
-        """The best of the whole catalogue, scored chunk after chunk of rows."""
-        items, scores = np.zeros((len(warm), number), np.int32), np.zeros((len(warm), number), np.float32)
-        for rows in row_chunks(len(warm), self.recommender.num_items):
-            values = self.recommender.score_items(warm.select(rows))
-            if rules.exclude_seen:
-                mask_seen(values, warm.select(rows))
-            if rules.allowed is not None:
-                values[:, ~rules.allowed] = -np.inf
-            items[rows], scores[rows] = top_k(values, number)
-        return items, scores
+    @property
+    def _num_ranked(self) -> int:
+        """Candidates that the second stage puts in order."""
+        return 0 if self.second_stage is None else self.second_stage.ranker.settings.candidates
 
     def _popular(self, segment: Int64, rules: Rules) -> Retrieve:
         """Candidates of empty rows: what is popular in their segments."""
@@ -160,22 +150,65 @@ class Answering:
 
         return retrieve
 
-    def _because(
-        self,
-        histories: Histories,
-        items: Int32,
-        cold: NDArray[np.bool_],
-        method: explain.Method,
-        because_items: int,
-    ) -> Because:
-        """What in the histories carried each item; nothing for what is popular."""
-        reasons = Because(
-            np.zeros((*items.shape, because_items), np.int32),
-            np.zeros((*items.shape, because_items), np.float32),
-        )
-        warm = histories.select(~cold)
-        if len(warm):
-            weights = explain.contributions(self.recommender.encoder, warm, items[~cold], method)
-            found = explain.strongest(weights, warm, because_items)
-            reasons.item_index[~cold], reasons.weight[~cold] = found
-        return reasons
+
+class _Warm:
+    """Rows that are not empty: their candidates, and what in the histories these are based on."""
+
+    def __init__(self, answering: Answering, histories: Histories, rules: Rules) -> None:
+        self.histories, self._rules, self._index = histories, rules, answering.index
+        self._recommender, self._stage = answering.recommender, answering.second_stage
+        self._vectors: Float32 | None = None
+        self._first: Candidates | None = None
+        if self._recommender.encoder.scores_by_vector and len(histories):
+            self._vectors = self._recommender.encode(histories, _BATCH_TOKENS)
+
+    def retrieve(self, rows: Int64, number: int) -> Candidates:
+        """The best of some rows: from the index, or scored one by one where no vector says it all, the first ones ranked."""
+        part = self.histories.select(rows)
+        found = self._scored(part, number) if self._vectors is None else self._searched(rows, part, number)
+        if self._stage is None:
+            return found
+        if self._first is None:  # of all rows: more is only asked for those left short
+            self._first = found
+        return _ranked(self._stage, part, *found)
+
+    def because(self, items: Int32, method: explain.Method, because_items: int) -> tuple[Int32, Float32]:
+        """The past items that carried each item [rows, k] and their weights, two [rows, k, because_items]."""
+        encoder = self._recommender.encoder
+        if self._stage is None or self._first is None:
+            weights = explain.contributions(encoder, self.histories, items, method)
+        else:
+            number = self._stage.ranker.settings.candidates
+            pool = self._first[0][:, :number], self._first[1][:, :number]
+            weights = ranker_explain.contributions(encoder, self._stage, self.histories, items, pool, method)
+        return explain.strongest(weights, self.histories, because_items)
+
+    def _searched(self, rows: Int64, part: Histories, number: int) -> Candidates:
+        assert self._vectors is not None
+        seen = part if self._rules.exclude_seen else None
+        return self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
+
+    def _scored(self, part: Histories, number: int) -> Candidates:
+        """The best of the whole catalogue, scored chunk after chunk of rows."""
+        items, scores = np.zeros((len(part), number), np.int32), np.zeros((len(part), number), np.float32)
+        for rows in row_chunks(len(part), self._recommender.num_items):
+            values = self._recommender.score_items(part.select(rows))
+            if self._rules.exclude_seen:
+                mask_seen(values, part.select(rows))
+            if self._rules.allowed is not None:
+                values[:, ~self._rules.allowed] = -np.inf
+            items[rows], scores[rows] = top_k(values, number)
+        return items, scores
+
+
+def _ranked(stage: SecondStage, part: Histories, items: Int32, scores: Float32) -> Candidates:
+    """The first candidates in the ranker's order, with its scores; the others behind them, as far apart as they were."""
+    number = stage.ranker.settings.candidates
+    first, rest = items[:, :number], items[:, number:]
+    ranked = stage.score(part, first, scores[:, :number])
+    order = np.lexsort((first, -ranked), axis=1)
+    best, values = (np.take_along_axis(each, order, 1) for each in (first, ranked))
+    lowest = np.where(first > 0, ranked, np.inf).min(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        behind = np.where(rest > 0, lowest + scores[:, number:] - scores[:, number - 1 : number], -np.inf)
+    return np.concatenate([best, rest], 1), np.concatenate([values, behind], 1, dtype=np.float32)

@@ -30,11 +30,13 @@ from features.vocabulary import Vocabulary
 from models import checkpoint, explain
 from models.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
+from models.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
 from models.selection import Rules, Traits, UInt64
 from pipeline import histories as rows
-from pipeline import popular
+from pipeline import popular, second_stage
 from pipeline.answering import AS_SCORED, Answer, Answering
+from pipeline.content_features import compared_by
 from pipeline.errors import DamagedArtifact
 from pipeline.new_items import Added, categories_of
 from pipeline.store import digest_file, files_below, fingerprint, read_json, write_json
@@ -132,7 +134,25 @@ class Bundle:
     def answering(self) -> Answering:
         """What makes lists of histories."""
         scores = popular.scores(self.folder, self.num_events)
-        return Answering(self.recommender, self.index, scores, self.traits)
+        return Answering(self.recommender, self.index, scores, self.traits, self.second_stage)
+
+    @cached_property
+    def second_stage(self) -> SecondStage | None:
+        """What puts the candidates in order, with what was known of the items when the bundle was made; None: nothing does."""
+        found = second_stage.of_bundle(self.folder, "deployed")
+        if found is None or self.added is None:
+            return found
+        return found.extended(compared_by(self.added.content, np.arange(1, self.num_added + 1)))
+
+    def counting(self, histories: Histories) -> "Bundle":
+        """The same bundle, whose second stage knows when and how often items were met in other histories, of a later log."""
+        stage = self.second_stage
+        if stage is None:
+            return self
+        known = stage.statistics.counted_anew(histories, second_stage.HORIZON_DAYS)
+        later = replace(self)
+        later.__dict__["second_stage"] = SecondStage(stage.ranker, known, stage.own)
+        return later
 
     @cached_property
     def _segment_of_users(self) -> Int64:

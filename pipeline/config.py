@@ -342,9 +342,9 @@ class ScoreConfig(Section):
     because: bool = True
     """Whether each recommendation says what in the history it is based on."""
     because_method: Literal["fast", "balanced", "exact"] = "balanced"
-    """exact: leave each interaction out and score again; fast: only the last one so, the others to first order, where every layer
-    attends (not straight-through) or is a gru, looks back only, and no readout averages or looks for each candidate; elsewhere
-    as exact, a pass of the model for each interaction."""
+    """exact: leave each interaction out and score again, a pass for each; balanced: on the last position's own way so, beside it
+    by slopes; fast: slopes alone. Both leave the last one out as exact does, are alike for gru, and are as exact where a layer
+    neither attends nor is a gru, looks both ways, or a readout averages or looks for each candidate."""
     because_items: int = Field(3, ge=1)
     """Past interactions named per recommendation, at most."""
     batch_users: int = Field(1024, ge=1)

@@ -1,4 +1,5 @@
-"""Diagnostics of an evaluated model: is it as sure as it should be, what does it look at, does it repeat, whom does it serve.
+"""Diagnostics of an evaluated model: is it as sure as it should be, what does it look at, is what its recommendations are said to
+be based on so, does it repeat, whom does it serve.
 
 Everything is found on the ordinary targets (a known item after a history that is not empty), most of it on a sample of them.
 """
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from features import schema
 from features.histories import JaggedHistories
-from models import attended, metrics
+from models import attended, faithfulness, metrics
 from models.encoder import AttentionRecommender, Encoder
 from models.metrics import Float64
 from models.ranking import SystemRanks
@@ -28,6 +29,10 @@ CALIBRATION_CELLS = 2**30
 """Targets x items that it looks at, at most (but at least 200 targets)."""
 ATTENTION_TARGETS = 1_000
 """Targets whose attention is looked at."""
+BECAUSE_TARGETS = 100
+"""Targets before which the first recommendation is explained."""
+BECAUSE_CELLS = 2**20
+"""Positions that leaving each interaction out of them passes over, at most."""
 MIN_USER_TARGETS = 3
 """Targets of a user among the best or worst served, where any user has as many."""
 SHOWN_USERS = 5
@@ -66,14 +71,15 @@ def build(
 
     `ranked`: how it ranks the `targets`; the length of its lists is the `k` of everything. `features`: the folder with
     users.parquet and items.parquet. `mapping` [num_items + 1]: item of that folder -> the model's. `calibration`, `attention`,
-    `repeats`, `users`: see the functions below.
+    `because`, `repeats`, `users`: see the functions below.
     """
     ordinary, k = np.flatnonzero(targets.ordinary), ranked.lists.shape[1]
     if not len(ordinary):
         return {"k": k, "targets": 0}
     random = np.random.default_rng(seed)
     most = min(CALIBRATION_TARGETS, max(200, CALIBRATION_CELLS // recommender.num_items))
-    sample, fewer = (_sampled(ordinary, size, random) for size in (most, ATTENTION_TARGETS))
+    sizes = (most, ATTENTION_TARGETS, BECAUSE_TARGETS)
+    sample, fewer, fewest = (_sampled(ordinary, size, random) for size in sizes)
     looked_at, item = targets.histories.select(sample), targets.item[sample]
     moments = np.asarray(histories.time[targets.position[fewer]])
     return {
@@ -83,6 +89,7 @@ def build(
         "attention": attention(
             recommender.encoder, targets.histories.select(fewer), moments if timed else None, event_types
         ),
+        "because": because(recommender.encoder, targets.histories.select(fewest), ranked.lists[fewest], seed),
         "repeats": repeats(looked_at, ranked.lists[sample], item)
         | {"exclude_seen": exclude_seen, "left_out": targets.left_out.get("already_seen", 0)},
         "users": best_and_worst(targets, ranked, ordinary, k, _Names.of(features, mapping)),
@@ -243,6 +250,21 @@ def attention_by(weights: Float32, windows: Histories, code: Int64, names: Seque
     table = pl.DataFrame({"value": list(names)} | totals).filter(pl.col("num_interactions") > 0)
     lift = (pl.col("attention") / pl.col("interactions")).alias("lift")
     return table.select("value", "attention", "interactions", lift, "num_interactions")
+
+
+# --- because ---
+
+
+def because(encoder: Encoder, histories: Histories, lists: Int32, seed: int) -> Row:
+    """How faithful is what the first of each list [t, k] is said to be based on: `models.faithfulness.measure`, of as many of the
+    t rows, from the first on, as `BECAUSE_CELLS` allows.
+
+    The control `popularity` goes by the events in the flat arrays of the histories.
+    """
+    cost = np.minimum(histories.lengths, encoder.max_length) ** 2
+    rows = slice(int(np.searchsorted(np.cumsum(cost), BECAUSE_CELLS, side="right")))
+    num_events = np.bincount(histories.item_index, minlength=encoder.num_items + 1).astype(np.float32)
+    return faithfulness.measure_encoder(encoder, histories.select(rows), lists[rows], num_events, seed=seed)
 
 
 # --- repeats ---

@@ -67,7 +67,7 @@ def of_evaluation(
     judged: Judgement, segments: pl.DataFrame, report: Mapping[str, Any], folder: Path
 ) -> dict[str, Figure]:
     """File name -> figure: systems against each other at the shortest list length, along each kind of segment, and what else
-    there is: calibration, attention, the cuts of a rolling split, the learning curve.
+    there is: calibration, attention, faithfulness of explanations, the cuts of a rolling split, the learning curve.
 
     report: the content of metrics.json; folder: where diagnostics.json is, if there is one.
     """
@@ -81,6 +81,8 @@ def of_evaluation(
         found["calibration.svg"] = calibration(diagnosed["calibration"], k)
     if diagnosed.get("attention", {}).get("rows"):
         found["attention.svg"] = attention(diagnosed["attention"]["rows"])
+    if diagnosed.get("because", {}).get("rows"):
+        found["because.svg"] = because(diagnosed["because"]["methods"])
     if report.get("rolling"):
         found["rolling.svg"] = rolling_cuts(report["rolling"]["cuts"], judged.systems, f"ndcg@{k}")
     if report.get("learning_curve"):
@@ -197,6 +199,26 @@ def _wilson(
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
     return middle - half, middle + half
+
+
+def because(methods: Mapping[str, Any]) -> Figure:
+    """How faithful explanations are, a row per weighting of the interactions, by all that is measured, with 95 % intervals."""
+    titles = {
+        "spearman": "rank correlation\nwith leaving out",
+        "deletion": "area of deletion\n(low is good)",
+        "insertion": "area of insertion\n(high is good)",
+    }
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(methods)), layout="constrained")
+    for axes, (kind, title) in zip(figure.subplots(1, 3, sharey=True), titles.items(), strict=True):
+        for place, told in enumerate(list(methods.values())[::-1]):
+            middle = told[kind]["mean" if kind == "spearman" else "area"]
+            if middle is not None:
+                _draw_ends(axes, middle, place, (told[kind]["low"], told[kind]["high"]), 0)
+        axes.set_yticks(range(len(methods)), [spoken(name) for name in list(methods)[::-1]])
+        axes.set_xlabel(title)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        plain_axes(axes, "x")
+    return figure
 
 
 def attention(rows: Sequence[Mapping[str, Any]]) -> Figure:

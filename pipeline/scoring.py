@@ -73,6 +73,12 @@ class Log:
         """Time of the newest event, microseconds since the epoch: when recommendations are asked for."""
         return int(self.histories.time.max(initial=0))
 
+    @property
+    def known(self) -> Histories:
+        """What the bundle knows of every user's history, in its numbering."""
+        offsets = np.asarray(self.histories.offsets)
+        return rows.rows(self.histories, offsets[:-1], offsets[1:]).translate(self.items)
+
 
 @dataclass(frozen=True)
 class Users:
@@ -109,6 +115,8 @@ class Scorer:
         """
         bundle = with_new_items(Bundle.open(job.bundle, verify=False), job)
         log = Log.read(job.features, bundle)
+        if bundle.second_stage is not None:
+            bundle = bundle.counting(log.known)
         users = _chosen(job, log)
         rules, counts = rules_of(job.settings, bundle.items, lambda: log.newest, job.seed)
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
@@ -169,7 +177,7 @@ class Scorer:
         whole = rows.rows(self.log.histories, starts, ends).compact()
         whole = replace(whole, event_type=self.log.types[whole.event_type])
         known = whole.translate(self.log.items)
-        if self.bundle.recommender.encoder.settings.request_time:
+        if self.bundle.answering.looks_at_request:
             known = as_asked(known, self.log.newest)
         return whole, known
 

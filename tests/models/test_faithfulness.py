@@ -1,4 +1,4 @@
-"""Faithfulness of explanations by pencil: a score that is a sum of what each interaction adds, so that the best order is known."""
+"""Faithfulness of explanations by pencil: where a score is a sum of what each interaction adds the best order is known."""
 
 import json
 from typing import Any
@@ -30,7 +30,8 @@ def added_up(histories: Histories, _items: Int32, kept: Any) -> Float32:
     rows, flat = histories.gather()
     worth = np.zeros(kept.shape, np.float32)
     worth[rows, flat - histories.starts[rows]] = WORTH[histories.item_index[flat]]
-    return (worth * kept).sum(1)
+    found: Float32 = (worth * kept).sum(1)
+    return found
 
 
 def test_spearman_by_pencil():
@@ -61,7 +62,7 @@ def test_curves_take_the_strongest_first():
 def test_equal_weights_the_more_recent_first():
     histories = histories_from_lists([[1, 2, 3, 4]])
     deletion, _ = curves(np.ones((1, 4), np.float32), added_up, histories, np.array([1], np.int32))
-    np.testing.assert_allclose(deletion[0, [0, 3, 5, 7, 10]], [15, 14, 12, 12, 0][:1] + [14, 12, 8, 0])
+    np.testing.assert_allclose(deletion[0, [0, 3, 5, 7, 10]], [15, 14, 12, 8, 0])
 
 
 def test_the_right_order_is_better_than_any_other():
@@ -84,7 +85,7 @@ def test_the_right_order_is_better_than_any_other():
 
 
 def test_closing_up_moves_what_is_left_together():
-    met = []
+    met: list[list[int]] = []
 
     def score_of(histories: Histories, items: Int32) -> Float32:
         ends = np.split(histories.item_index, histories.ends[:-1])
@@ -116,18 +117,18 @@ def test_controls_by_pencil(random_encoder):
 
 def test_an_encoder_measured(random_encoder, random_histories):
     encoder, histories = random_encoder(spread=0.2), random_histories([7, 0, 1, 6, 5, 9])
-    items, _ = AttentionRecommender(encoder).recommend(histories, 1)
-    items[3] = 0
-    found = measure_encoder(encoder, histories, items[:, 0], np.ones(30, np.float32), resamples=50)
+    lists, _ = AttentionRecommender(encoder).recommend(histories, 2)
+    lists[3] = 0
+    found = measure_encoder(encoder, histories, lists, np.ones(30, np.float32), resamples=50)
     assert found["rows"] == 4
     methods = found["methods"]
     assert list(methods)[:3] == ["fast", "balanced", "exact"]
     assert methods["exact"]["spearman"]["mean"] == pytest.approx(1)
     assert methods["exact"]["spearman"]["rows_without"] == 1, "of one interaction"
     assert methods["popularity"]["spearman"]["rows_without"] == 4, "all alike"
-    assert methods["balanced"]["spearman"]["mean"] > 0.9
+    assert methods["balanced"]["spearman"]["mean"] > 0.8
     assert set(found["against"]) == {"fast", "balanced", "exact"}
-    assert measure_encoder(encoder, histories, items[:, 0] * 0, np.ones(30, np.float32)) == {"rows": 0}
+    assert measure_encoder(encoder, histories, lists * 0, np.ones(30, np.float32)) == {"rows": 0}
 
 
 def test_a_deletion_is_what_exact_leaves_out(random_encoder, random_histories):

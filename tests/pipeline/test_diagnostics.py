@@ -242,6 +242,8 @@ def test_all_of_a_model(tmp_path: Path, log: JaggedHistories, timed: bool):
     assert (told["k"], told["targets"]) == (3, len(position) - 5 - 1)
     kinds = ["position", "age", "event_type"] if timed else ["position", "event_type"]
     assert list(dict.fromkeys(row["kind"] for row in told["attention"]["rows"])) == kinds
+    assert told["because"]["rows"] == told["targets"]
+    assert {"fast", "balanced", "exact", "attention"} < set(told["because"]["methods"])
     assert told["repeats"]["left_out"] == 4
     assert told["calibration"]["targets"] == told["targets"]
     assert {row["user_id"] for row in told["users"]["best"]} <= {f"u{each}" for each in (0, 1, 2, 5)}
@@ -275,3 +277,12 @@ def test_a_sample_has_no_row_twice():
     assert (np.diff(some) > 0).all()
     assert set(some.tolist()) <= set(rows.tolist())
     assert diagnostics._sampled(rows, 100, random).tolist() == rows.tolist()
+
+
+def test_explanations_of_as_many_rows_as_there_are_cells_for(monkeypatch: pytest.MonkeyPatch):
+    """Rows of 2, 3 and 1 interactions: leaving each out passes over 4, 9 and 1 positions."""
+    histories = histories_from_lists([[1, 2], [3, 4, 5], [6]])
+    lists = np.array([[7, 6]] * 3, np.int32)
+    for cells, rows in ((3, 0), (12, 1), (13, 2), (100, 3)):
+        monkeypatch.setattr(diagnostics, "BECAUSE_CELLS", cells)
+        assert diagnostics.because(encoder(), histories, lists, seed=0)["rows"] == rows

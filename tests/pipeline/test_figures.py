@@ -57,7 +57,14 @@ def diagnosed(bins: int = 10) -> dict[str, Any]:
         for kind, values in {"position": ["1", "2"], "event_type": ["view", HOSTILE]}.items()
         for value in values
     ]
-    return {"calibration": {"top_1": part, "list": part}, "attention": {"rows": rows}}
+    area = {"area": 0.5, "low": 0.4, "high": 0.6}
+    agreed = {"spearman": {"mean": 0.9, "low": 0.8, "high": 1.0}, "deletion": area, "insertion": area}
+    without = {"spearman": {"mean": None, "low": None, "high": None}, "deletion": area, "insertion": area}
+    return {
+        "calibration": {"top_1": part, "list": part},
+        "attention": {"rows": rows},
+        "because": {"rows": 5, "methods": {"balanced": agreed, "item_cosine": without}},
+    }
 
 
 def point(number: float, system: str = "lookback") -> dict[str, Any]:
@@ -97,7 +104,7 @@ def test_an_evaluation_with_everything(tmp_path: Path):
         figures.save(figure, tmp_path / file)
     drawn = sorted(tmp_path.glob("*.svg"))
     assert [path.stem for path in drawn] == [
-        *("attention", "by_history_length", "by_item_category", "by_user_sex_age", "calibration"),
+        *("attention", "because", "by_history_length", "by_item_category", "by_user_sex_age", "calibration"),
         *("learning_curve", "metrics", "rolling"),
     ]
     for path in drawn:
@@ -111,6 +118,7 @@ def test_an_evaluation_with_everything(tmp_path: Path):
     assert "100 %" in words(tmp_path / "learning_curve.svg")
     assert "2026-02-01" in words(tmp_path / "rolling.svg")
     assert words(tmp_path / "attention.svg").count("× 2.00") == 4
+    assert {"balanced", "item cosine", "area of deletion"} <= set(words(tmp_path / "because.svg"))
 
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path):
