@@ -4,7 +4,6 @@ Letters: b rows, k items explained per row, l positions of the longest window.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -133,8 +132,8 @@ def _leave_one_out(encoder: Encoder, windows: Histories, candidates: Tensor) -> 
     """`contributions` of rows of any lengths, one row after the other."""
     weights = np.zeros((*candidates.shape[:2], int(windows.lengths.max())), np.float32)
     for row, length in enumerate(windows.lengths.tolist()):
-        window = encoder.pad(windows.select(slice(row, row + 1)))
-        whole = _last_scores(encoder, window, candidates[row])
+        window = windows.select(slice(row, row + 1))
+        whole = _last_scores(encoder, encoder.pad(window), candidates[row])
         left = _left_out(encoder, window, candidates[row])
         weights[row, :, :length] = (whole - left).T.float().cpu().numpy()
     return weights
@@ -144,19 +143,18 @@ def _leave_one_out(encoder: Encoder, windows: Histories, candidates: Tensor) -> 
 def left_out_scores(encoder: Encoder, window: Histories, items: Int32) -> Float32:
     """[l, n] scores of `items` [n] for one row of l >= 1 interactions without each of them in turn; without the only one 0."""
     candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device))
-    found: Float32 = _left_out(encoder, encoder.pad(window), candidates).float().cpu().numpy()
+    found: Float32 = _left_out(encoder, window, candidates).float().cpu().numpy()
     return found
 
 
-def _left_out(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
+def _left_out(encoder: Encoder, window: Histories, candidates: Tensor) -> Tensor:
     """[l, k] scores of k candidates for one row without each of its interactions in turn."""
     length = int(window.lengths[0])
     if length == 1:
         return torch.zeros(1, len(candidates), device=encoder.device)
-    every = replace(window, **{name: _repeated(part, length) for name, part in vars(window).items()})
-    return _last_scores(
-        encoder, _only(every, ~torch.eye(length, dtype=torch.bool, device=encoder.device)), candidates
-    )
+    every = encoder.pad(window.select(np.zeros(length, np.int64)))
+    others = ~torch.eye(length, dtype=torch.bool, device=encoder.device)
+    return _last_scores(encoder, _only(every, others), candidates)
 
 
 @torch.inference_mode()

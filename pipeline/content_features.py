@@ -38,7 +38,7 @@ def all_features(content: Content, ours: NDArray[np.int64]) -> Float32:
 
 
 def compared_by(content: Content, ours: NDArray[np.int64]) -> Float32:
-    """[items, f] text, embeddings and the shares of up to `MOST_COMPARED` categories, of length 1; zero where there is nothing."""
+    """[items, f] text, embeddings and the shares of up to `MOST_COMPARED` categories, of length 1; zero where nothing is."""
     dense = content.text.shape[1] + content.embedding.shape[1]
     return _unit(all_features(content, ours)[:, : dense + MOST_COMPARED])
 
