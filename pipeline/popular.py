@@ -116,9 +116,9 @@ def segment_column(config: "Config", users: Path) -> str | None:
 
 def segment_of(users: Path, column: str, user_ids: pl.Series) -> pl.Series:
     """[len] each user's value of a column of the users' table as text, null for those who have none."""
-    ids = user_ids.rename(schema.USER_ID).to_frame().lazy()
+    ids = user_ids.rename(schema.USER_ID).cast(pl.String).to_frame().lazy()
     table = schema.scan(users, schema.USERS).select(
-        pl.col(schema.USER_ID).cast(user_ids.dtype), pl.col(column).cast(pl.String).alias("segment")
+        pl.col(schema.USER_ID).cast(pl.String), pl.col(column).cast(pl.String).alias("segment")
     )
     return ids.join(table, on=schema.USER_ID, how="left", maintain_order="left").collect()["segment"]
 

@@ -12,14 +12,15 @@ import polars as pl
 from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
 from models.encoder import as_asked
-from models.recommender import Histories
-from models.selection import Rules
+from models.recommender import Histories, Int64
 from pipeline import histories as rows
-from pipeline import new_items
+from pipeline import new_items, popular
 from pipeline.answering import Answer
 from pipeline.bundle import Bundle
 from pipeline.config import Config
 from pipeline.errors import LookbackError
+from pipeline.rules import rules_of
+from pipeline.scoring import keys_of
 from pipeline.stages import Pipeline, resolve
 
 
@@ -28,6 +29,7 @@ def recommend_one(
 ) -> None:
     """Print the k best items for a user of the log or a history of item ids.
 
+    The filters and the order are those of `[score]`.
     Raises LookbackError where no model is published, the user is not in the log, or no item of the history is known.
     """
     pipeline = resolve(config, ["score"])
@@ -35,10 +37,13 @@ def recommend_one(
     found, unknown = (
         _typed_in(bundle, history) if history is not None else _of_user(pipeline, bundle, str(user))
     )
+    rules, _ = rules_of(config.score, bundle.items, lambda: _newest(pipeline, bundle), config.seed)
     answer = bundle.recommend(
         found,
         k,
-        Rules(exclude_seen=config.score.exclude_seen),
+        rules,
+        keys=None if user is None else keys_of(pl.Series([user])),
+        segment=_segment(pipeline, bundle, user),
         because="exact",
         because_items=config.score.because_items,
     )
@@ -78,6 +83,23 @@ def _with_new_items(pipeline: Pipeline, bundle: Bundle) -> Bundle:
     log_ids = _ids(features.folder, "items", "item_id")
     table = new_items.unknown_to(bundle.items.ids, log_ids, ingest.folder / "items.parquet")
     return new_items.extended(bundle, table)
+
+
+def _newest(pipeline: Pipeline, bundle: Bundle) -> int:
+    """Time of the newest event of the up-to-date log, or else of the bundle's, microseconds since the epoch."""
+    features = pipeline.nodes["features"].artifact
+    if not features.is_complete():
+        return bundle.newest
+    return int(JaggedHistories.load(features.folder).time.max(initial=0))
+
+
+def _segment(pipeline: Pipeline, bundle: Bundle, user: str | None) -> Int64:
+    """[1] the row of popularity of a user, by the up-to-date users' table."""
+    column = bundle.description.get("popularity", {}).get("segment")
+    table = pipeline.nodes["ingest"].artifact.folder / "users.parquet"
+    if user is None or column is None or not table.exists():
+        return np.zeros(1, np.int64)
+    return popular.codes(bundle.segments, popular.segment_of(table, column, pl.Series([user])))
 
 
 def _typed_in(bundle: Bundle, history: list[str]) -> tuple[Histories, int]:
