@@ -1,137 +1,503 @@
-"""Nearest items by inner product with exact FAISS search, in the answer form of every recommender."""
+"""Nearest items by inner product, in the answer form of every recommender: exact by torch, or approximate by FAISS.
+
+Whatever finds the candidates, the scores returned are exact inner products, computed pair by pair: a row's answer depends on no
+other row of the call.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch  # before faiss: on macOS two OpenMP runtimes in the other order crash  # isort: skip
 import faiss  # isort: skip
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from models.index_settings import ApproximateType, IndexFacts, IndexSettings
+from models.nearest import best_of, nearest
 from models.recommender import Float32, Histories, Int32, Int64
-from models.topk import recommend_from_scores, row_chunks, top_k
 
 # Letters in shapes: r rows (queries), n vectors in the index, d their width, f fetched per query.
 
-_INDEX_FILE, _ITEMS_FILE = "items.faiss", "items.npy"
-_FIRST_FETCH = 4
-"""Vectors fetched at first per vector asked for, where seen items may have to be dropped."""
+_INDEX_FILE, _ITEMS_FILE, _VECTORS_FILE = "items.faiss", "items.npy", "item_vectors.npy"
+_FACTS_FILE = "index.json"
+_EXACT_UP_TO = 30_000
+"""Vectors up to which scoring all of them is faster than any index (measured, see tests/benchmarks)."""
+_MOST_SCANNED = {"ivf": 0.05, "hnsw": 0.02, "sq": 0.25, "ivf_pq": 0.5}
+"""Share of the vectors compared with a query above which auto prefers exact search: a vector of a list costs several times, one
+of a graph some ten times what it costs in a matrix product. The quantised types are for memory, not for speed."""
+_RECALL_AT = (10, 100)
+_SPARE = 6
+"""Candidates fetched beyond k, so that rounding does not decide who is among the k."""
+_MOST_REFINED = 4096
+"""Candidates of quantised vectors that are scored exactly, at most."""
+_FETCH_CELLS = 2**20
+"""Candidates held at once."""
+_NUM_LINKS, _EF_CONSTRUCTION = 32, 80
+"""Neighbours of a vector in the graph (HNSW's M), and candidates kept when it is linked."""
+_LIST_POINTS = 64
+"""Vectors per centroid that k-means sees, at most."""
+_CODE_COMPONENTS = 4
+"""Components that a byte of ivf_pq stands for, at least."""
+_REBUILD_GROWTH = 1.25
+"""Times the vectors they were trained on from which lists and codes are trained again."""
 
 
 @dataclass(frozen=True)
 class ItemIndex:
-    """A FAISS index over item vectors and our own array of the items they stand for."""
+    """A FAISS index over item vectors, the vectors themselves, and our own array of the items they stand for."""
 
     index: faiss.Index
     """n vectors of width d, searched by inner product; position i is `item_index[i]`."""
     item_index: Int32
     """[n], ascending, from 1."""
+    vectors: Float32
+    """[n, d], exact; perhaps a memory map."""
+    facts: IndexFacts
+    device: str = "cpu"
+    """Where exact search runs; the vectors are copied there once."""
 
     def __post_init__(self) -> None:
-        if self.index.ntotal != len(self.item_index):
+        if not self.index.ntotal == len(self.item_index) == len(self.vectors):
             raise ValueError(
                 f"ItemIndex: received {self.index.ntotal} vectors and {len(self.item_index)} items,"
-                " expected as many of each; build the index again"
+                f" {len(self.vectors)} exact vectors, expected as many of each; build the index again"
             )
 
     @classmethod
-    def build(cls, vectors: Float32, item_index: Int32) -> ItemIndex:
-        """Index `vectors` [n, d] of the items `item_index` [n] (ascending, from 1) exactly (`IndexFlatIP`)."""
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        return cls(index, item_index.astype(np.int32))
+    def build(
+        cls,
+        vectors: Float32,
+        item_index: Int32,
+        settings: IndexSettings = IndexSettings(),
+        queries: Float32 | None = None,
+        device: str = "cpu",
+    ) -> ItemIndex:
+        """Index `vectors` [n, d] of the items `item_index` [n] (ascending, from 1) so that the asked recall is reached.
+
+        The effort of a search is the least that reaches it on every second of `queries` [q, d]; the recall is measured on the
+        others. Nothing depends on a clock. Without queries auto is exact; hnsw is built on one thread, because its graph depends
+        on the order. Raises ValueError where an asked type stays below the recall, or cannot be built of so few vectors.
+        """
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        exact = cls(_flat(vectors), item_index.astype(np.int32), vectors, IndexFacts(), device)
+        exact = replace(exact, facts=_exact_facts(exact, settings, queries))
+        is_auto = settings.type == "auto"
+        if settings.type == "exact" or (is_auto and (queries is None or len(vectors) <= _EXACT_UP_TO)):
+            return exact
+        if queries is None or len(queries) < 2:
+            raise ValueError(
+                f"index.type: received {settings.type!r} and {0 if queries is None else len(queries)} user vectors, expected at "
+                "least 2 to tune it on and to measure its recall; set index.type to 'exact'"
+            )
+        reached = {}
+        for kind in _candidates(settings, *vectors.shape):
+            limit = _MOST_SCANNED[kind] if is_auto else 1.0
+            found = exact._approximated(kind, settings.target_recall, queries, limit)
+            reached[kind] = found.facts.recall["recall@100"]
+            if reached[kind] >= settings.target_recall and found.facts.scanned_share <= limit:
+                return found
+        if is_auto:
+            return exact
+        raise ValueError(
+            f"index.type: {settings.type!r} has recall@100 {reached[settings.type]:.4f} on {len(queries) // 2} user vectors, "
+            f"expected at least index.target_recall = {settings.target_recall}; set index.type to 'auto' or 'exact', or ask for less"
+        )
 
     @property
     def num_items(self) -> int:
         """The highest item; score matrices have a column more."""
         return int(self.item_index[-1]) if len(self.item_index) else 0
 
-    def save(self, folder: Path) -> None:
-        """Write FAISS's own file and the items' array into `folder`."""
-        faiss.write_index(self.index, str(folder / _INDEX_FILE))
-        np.save(folder / _ITEMS_FILE, self.item_index)
-
-    @classmethod
-    def load(cls, folder: Path) -> ItemIndex:
-        """Read what `save` wrote. Raises ValueError if a file is missing or the two don't fit together."""
-        for name in (_INDEX_FILE, _ITEMS_FILE):
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"item index: {folder / name} is missing; run the stage index again with --force"
-                )
-        return cls(faiss.read_index(str(folder / _INDEX_FILE)), np.load(folder / _ITEMS_FILE))
-
-    def search(self, queries: Float32, k: int, seen: Histories | None = None) -> tuple[Int32, Float32]:
+    def search(
+        self,
+        queries: Float32,
+        k: int,
+        seen: Histories | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> tuple[Int32, Float32]:
         """The k items of highest inner product with each of `queries` [r, d], best first: items and scores, two [r, k].
 
-        Items of `seen`'s row r are left out of answer r. Fewer than k answers: item 0 with score -inf. Equal scores:
-        the lower item first. More than k are fetched, and four times as many for rows whose k-th answer is no better
-        than the last one fetched (too many were seen, or equal scores may lie beyond); near the catalogue's size all
-        is scored.
+        Items of `seen`'s row r, and those that `allowed` [num_items + 1] says no to, are left out of answer r. Fewer than k
+        answers: item 0 with score -inf. Equal scores: the lower item first. An approximate index fetches as many more as the row
+        has seen; rows that it cannot fill, and masks that leave few items, are searched exactly. Raises ValueError where the
+        vectors or the mask are not of this index.
         """
-        items = np.zeros((len(queries), k), np.int32)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        fetch, open_rows = (k + 1 if seen is None else k * _FIRST_FETCH), np.arange(len(queries))
-        while len(open_rows):
-            rest = None if seen is None else seen.select(open_rows)
-            if 2 * fetch >= self.index.ntotal:
-                items[open_rows], scores[open_rows] = self._search_all(queries[open_rows], k, rest)
-                break
-            found, values, last = self._fetch(queries[open_rows], fetch, rest)
-            items[open_rows], scores[open_rows] = _best_of(found, values, k)
-            open_rows, fetch = open_rows[scores[open_rows, -1] <= last], fetch * 4
-        return items, scores
+        self._refuse_others(queries, k, allowed)
+        chosen = None if allowed is None else np.flatnonzero(allowed[self.item_index])
+        left = len(self.item_index) if chosen is None else len(chosen)
+        if self.facts.type == "exact" or left <= max(_EXACT_UP_TO, len(self.item_index) // 20):
+            positions, scores = self._exactly(queries, k, seen, chosen)
+        else:
+            positions, scores = self._approximately(queries, k, seen, chosen)
+        found = self.item_index[positions] if len(self.item_index) else positions
+        return np.where(positions >= 0, found, 0).astype(np.int32), scores
 
     def score_items(self, queries: Float32) -> Float32:
         """Inner products with every item: [r, num_items + 1], -inf for column 0 and items without a vector."""
         scores = np.full((len(queries), self.num_items + 1), -np.inf, np.float32)
-        vectors = self.index.reconstruct_n(0, self.index.ntotal)
-        scores[:, self.item_index] = (torch.from_numpy(queries) @ torch.from_numpy(vectors).T).numpy()
+        scores[:, self.item_index] = (_tensor(queries) @ torch.from_numpy(self.vectors).T).numpy()
         return scores
 
     def recall(self, queries: Float32, k: int) -> float:
-        """Share of the exact k best items (by torch) of `queries` [r, d] that `search` finds."""
-        k = min(k, self.index.ntotal)
-        exact, _ = top_k(self.score_items(queries), k)
-        found, _ = self.search(queries, k)
-        return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(exact, found, strict=True)]))
+        """Share of the exact k best items of `queries` [r, d] that `search` finds."""
+        k = min(k, len(self.item_index))
+        exact, _ = self._exactly(queries, k)
+        return _share_found(self.item_index[exact], self.search(queries, k)[0])
 
-    def _search_all(self, queries: Float32, k: int, seen: Histories | None) -> tuple[Int32, Float32]:
-        """Every item scored, chunk after chunk of rows."""
-        items, scores = np.zeros((len(queries), k), np.int32), np.zeros((len(queries), k), np.float32)
-        for rows in row_chunks(len(queries), self.num_items):
-            part = self.score_items(queries[rows])
-            items[rows], scores[rows] = (
-                top_k(part, k) if seen is None else recommend_from_scores(part, seen.select(rows), k)
+    def queries_per_second(self, queries: Float32, k: int, *, exactly: bool = False) -> float:
+        """Rows of `queries` [r, d] answered a second by one thread, `exactly` or as `search` does."""
+        with _one_thread():
+            started = time.perf_counter()
+            if exactly:
+                self._exactly(queries, k)
+            else:
+                self.search(queries, k)
+            return len(queries) / (time.perf_counter() - started)
+
+    def add(
+        self, vectors: Float32, item_index: Int32, queries: Float32 | None = None
+    ) -> tuple[ItemIndex, bool]:
+        """An index with the vectors [m, d] of further items [m] too, and whether it had to be built anew.
+
+        Numbers of items ascend and go on after those that are there. Lists and codes describe what they were trained on: with a
+        quarter more they are trained, tuned and measured again on `queries`, as `build` does (without queries the new index is
+        exact). Else vectors are only added, and the facts remain those of the building.
+        """
+        if len(item_index) and not (item_index[0] > self.num_items and (np.diff(item_index) > 0).all()):
+            raise ValueError(
+                f"ItemIndex.add: received items from {int(item_index.min())}, expected ascending numbers above {self.num_items}; "
+                "build the index again to replace vectors"
             )
-        return items, scores
+        together = np.concatenate((self.vectors, np.asarray(vectors, np.float32)))
+        items = np.concatenate((self.item_index, item_index.astype(np.int32)))
+        facts = self.facts
+        if facts.type not in ("exact", "hnsw") and len(items) > _REBUILD_GROWTH * facts.num_built:
+            kind = "exact" if queries is None else facts.type
+            return self.build(together, items, IndexSettings(kind, facts.target_recall), queries, self.device), True
+        grown = faiss.deserialize_index(faiss.serialize_index(self.index))  # in memory, whatever this one lies in
+        with _one_thread():
+            grown.add(together[len(self.item_index) :])
+        return ItemIndex(grown, items, together, replace(facts, num_bytes=_num_bytes(grown)), self.device), False
 
-    def _fetch(self, queries: Float32, fetch: int, seen: Histories | None) -> tuple[Int32, Float32, Float32]:
-        """FAISS's best of each query, without `seen` (0, -inf): items and scores [r, f]; the last score [r]."""
-        scores, positions = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), fetch)
-        items = np.where(positions >= 0, self.item_index[positions], 0).astype(np.int32)
-        last = scores[:, -1].copy()
-        if seen is not None:
-            items[_is_seen(items, seen, self.num_items)] = 0
-        scores[items == 0] = -np.inf
-        return items, scores, last
+    def save(self, folder: Path) -> None:
+        """Write FAISS's own file, the items, the exact vectors where FAISS's file does not hold them, and index.json with digests."""
+        faiss.write_index(self.index, str(folder / _INDEX_FILE))
+        np.save(folder / _ITEMS_FILE, self.item_index, allow_pickle=False)
+        if _stored(self.index) is None:
+            np.save(folder / _VECTORS_FILE, self.vectors, allow_pickle=False)
+        content = {"facts": asdict(self.facts), "files": {name: _digest(folder / name) for name in self._files}}
+        (folder / _FACTS_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", *, verify: bool = True) -> ItemIndex:
+        """Open what `save` wrote, memory-mapped. A folder without index.json holds an exact index (bundles of earlier versions).
+
+        Raises ValueError if a file is missing, damaged (`verify`: not of the digest in index.json), or the parts don't fit.
+        """
+        content = _read_facts(folder)
+        facts = IndexFacts(**content["facts"])
+        for name, digest in content["files"].items():
+            if not (folder / name).is_file():
+                raise ValueError(f"item index: {folder / name} is missing; run the stage index again with --force")
+            if verify and digest is not None and _digest(folder / name) != digest:
+                raise ValueError(
+                    f"item index: {folder / name} is damaged: its digest is not that of {_FACTS_FILE}; run the stage index again "
+                    "with --force"
+                )
+        index = faiss.read_index(str(folder / _INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
+        vectors = _stored(index)
+        if vectors is None:
+            vectors = np.load(folder / _VECTORS_FILE, mmap_mode="c")
+        return cls(index, np.load(folder / _ITEMS_FILE), vectors, facts, device)
+
+    @property
+    def _files(self) -> tuple[str, ...]:
+        apart = () if _stored(self.index) is not None else (_VECTORS_FILE,)
+        return (_INDEX_FILE, _ITEMS_FILE, *apart)
+
+    @cached_property
+    def _on_device(self) -> Tensor:
+        return torch.from_numpy(self.vectors).to(self.device)
+
+    @cached_property
+    def _places(self) -> Int32:
+        return _places(self.item_index, self.num_items)
+
+    def _refuse_others(self, queries: Float32, k: int, allowed: NDArray[np.bool_] | None) -> None:
+        if k < 1:
+            raise ValueError(f"ItemIndex.search: received k={k}, expected at least 1")
+        if queries.shape[1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"ItemIndex.search: received vectors of {queries.shape[1]} components, expected {self.vectors.shape[1]}: this index "
+                "is of another model; build it again"
+            )
+        if allowed is not None and len(allowed) != self.num_items + 1:
+            raise ValueError(
+                f"ItemIndex.search: received a mask of {len(allowed)} items, expected {self.num_items + 1} (item 0 included)"
+            )
+
+    def _exactly(
+        self, queries: Float32, k: int, seen: Histories | None = None, chosen: Int64 | None = None
+    ) -> tuple[Int64, Float32]:
+        """Positions (-1: none) and scores [r, k] of the best among all vectors, or those at the positions `chosen`."""
+        vectors, places = self._on_device, self._places
+        if chosen is not None:
+            vectors = vectors[torch.from_numpy(chosen).to(self.device)]
+            places = _places(self.item_index[chosen], self.num_items)
+        hidden = None if seen is None else partial(_seen_places, seen, places)
+        found, scores = nearest(_tensor(queries).to(self.device), vectors, k, hidden)
+        positions: Int64 = found.cpu().numpy()
+        if chosen is not None and len(chosen):
+            positions = np.where(positions >= 0, chosen[positions], -1)
+        return positions, scores.cpu().numpy()
+
+    def _approximately(
+        self, queries: Float32, k: int, seen: Histories | None, chosen: Int64 | None
+    ) -> tuple[Int64, Float32]:
+        """Positions (-1: none) and scores [r, k] of the best that FAISS finds; rows with the same number to fetch together."""
+        positions = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        num_vectors = len(self.item_index)
+        share = 1.0 if chosen is None else len(chosen) / num_vectors
+        is_out = None if chosen is None else np.isin(np.arange(num_vectors), chosen, invert=True)
+        wanted = k + _SPARE + self.facts.parameters["num_refined"] + (0 if seen is None else seen.lengths)
+        fetch = np.broadcast_to(2.0 ** np.ceil(np.log2(wanted / share)), len(queries)).astype(np.int64)
+        for size in np.unique(fetch[2 * fetch < num_vectors]).tolist():
+            same = np.flatnonzero(fetch == size)
+            for rows in np.array_split(same, -(-len(same) * size // _FETCH_CELLS)):
+                part = np.ascontiguousarray(queries[rows], np.float32)
+                found = _probe(self.index, part, size)
+                if is_out is not None:
+                    found[is_out[found]] = -1
+                if seen is not None:
+                    found[self._is_seen(found, seen.select(rows))] = -1
+                best = best_of(_tensor(part), torch.from_numpy(self.vectors), torch.from_numpy(found), k)
+                positions[rows], scores[rows] = best[0].numpy(), best[1].numpy()
+        if len(rest := np.flatnonzero(np.isneginf(scores[:, -1]))):
+            unseen = None if seen is None else seen.select(rest)
+            positions[rest], scores[rest] = self._exactly(queries[rest], k, unseen, chosen)
+        return positions, scores
+
+    def _is_seen(self, found: Int64, seen: Histories) -> NDArray[np.bool_]:
+        """[r, f]: whether the vector at `found[r, j]` is of an item in row r; each (row, position) is one number."""
+        row, place = _seen_places(seen, self._places, np.arange(len(seen)))
+        keys = np.arange(len(found))[:, None] * len(self.item_index) + found
+        return np.isin(keys, row * len(self.item_index) + place) & (found >= 0)
+
+    def _approximated(
+        self, kind: ApproximateType, target: float, queries: Float32, limit: float
+    ) -> ItemIndex:
+        """The same vectors in an index of another type, tuned on every second of `queries` and measured on the others.
+
+        A quarter more than the target is aimed at (of what is missing to 1), since the others differ a little. `limit`: share of
+        the vectors that a query may be compared with.
+        """
+        index = _trained(kind, self.vectors)
+        most = min(_MOST_REFINED, len(self.vectors) // 16) if kind in ("sq", "ivf_pq") else 0
+        found = self._of(index, IndexFacts(kind, {"num_refined": most}, target, num_built=len(self.vectors)))
+        tuned = found._tuned(queries[::2], target + (1 - target) / 4, limit)
+        held_out = queries[1::2]
+        return tuned._with_facts(
+            recall={f"recall@{k}": tuned.recall(held_out, k) for k in _RECALL_AT},
+            queries=len(held_out),
+            num_bytes=_num_bytes(index),
+        )
+
+    def _tuned(self, queries: Float32, aim: float, limit: float) -> ItemIndex:
+        """The least effort, then the fewest refined candidates, with which recall@100 on `queries` reaches `aim`."""
+        k = min(_RECALL_AT[-1], len(self.item_index))
+        exact = self.item_index[self._exactly(queries, k)[0]]
+        tuned = self
+        for effort in _efforts(self.index):
+            tuned = self._with_effort(effort, queries)
+            if _share_found(exact, tuned.search(queries, k)[0]) >= aim or tuned.facts.scanned_share > limit:
+                break
+        fewer = tuned
+        while (refined := fewer.facts.parameters["num_refined"] // 2) >= k:
+            fewer = fewer._with_facts(parameters=fewer.facts.parameters | {"num_refined": refined})
+            if _share_found(exact, fewer.search(queries, k)[0]) < aim:
+                break
+            tuned = fewer
+        return tuned
+
+    def _with_effort(self, effort: int, queries: Float32) -> ItemIndex:
+        """The same index (FAISS's is changed) with nprobe or efSearch as given, and what a query of `queries` is compared with."""
+        index = self.index
+        if isinstance(index, faiss.IndexIVF):
+            index.nprobe, shape = effort, {"num_lists": index.nlist, "nprobe": effort}
+        else:
+            index.hnsw.efSearch, shape = effort, {"num_links": _NUM_LINKS, "ef_search": effort}
+        share = _num_scanned(index, queries) / len(self.item_index)
+        return self._with_facts(parameters=self.facts.parameters | shape, scanned_share=share)
+
+    def _of(self, index: faiss.Index, facts: IndexFacts) -> ItemIndex:
+        return ItemIndex(index, self.item_index, self.vectors, facts, self.device)
+
+    def _with_facts(self, **changes: Any) -> ItemIndex:
+        return self._of(self.index, replace(self.facts, **changes))
 
 
-def _is_seen(items: Int32, seen: Histories, num_items: int) -> NDArray[np.bool_]:
-    """[r, f]: whether `items[r, j]` is in row r of `seen`; each (row, item) is one number."""
-    width = num_items + 1
-    row, position = seen.gather()
-    keys: Int64 = np.arange(len(items), dtype=np.int64)[:, None] * width + items
-    return np.isin(keys, row * width + seen.item_index[position])
+def _exact_facts(exact: ItemIndex, settings: IndexSettings, queries: Float32 | None) -> IndexFacts:
+    """Exact search finds what exact search finds."""
+    num_queries = 0 if queries is None else len(queries)
+    recall = {f"recall@{k}": 1.0 for k in _RECALL_AT}
+    parameters = {"num_refined": 0}
+    num_built, num_bytes = len(exact.item_index), _num_bytes(exact.index)
+    return IndexFacts("exact", parameters, settings.target_recall, recall, num_queries, 1.0, num_bytes, num_built)
 
 
-def _best_of(items: Int32, scores: Float32, k: int) -> tuple[Int32, Float32]:
-    """The k best of candidates [r, f]: by score, the lower item of equal ones."""
-    order = np.lexsort((items, -scores), axis=1)[:, :k]
-    return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+def _candidates(settings: IndexSettings, num_vectors: int, dim: int) -> tuple[ApproximateType, ...]:
+    """The approximate types to try, in this order; auto: by the bytes of a vector in each."""
+    if settings.type not in ("auto", "exact"):
+        return (settings.type,)
+    most = settings.max_bytes / num_vectors if settings.max_bytes else np.inf
+    if 4 * dim <= most:
+        return ("ivf", "hnsw")
+    return ("sq", "ivf_pq") if dim <= most else ("ivf_pq",)
+
+
+def _flat(vectors: Float32) -> faiss.Index:
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return index
+
+
+def _trained(kind: ApproximateType, vectors: Float32) -> faiss.Index:
+    """A FAISS index of a type over the vectors [n, d]; about 4·√n lists, as FAISS's guidelines have it."""
+    num_vectors, dim = vectors.shape
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, _NUM_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = _EF_CONSTRUCTION
+        with _one_thread():
+            index.add(vectors)
+        return index
+    if num_vectors < 256:
+        raise ValueError(f"index.type: received {kind!r} for {num_vectors} items, expected at least 256; use 'exact'")
+    num_lists = max(1, min(round(4 * num_vectors**0.5), num_vectors // _LIST_POINTS))
+    num_codes = next(codes for codes in range(max(1, dim // _CODE_COMPONENTS), 0, -1) if dim % codes == 0)
+    codec = {"ivf": "Flat", "sq": "SQ8", "ivf_pq": f"PQ{num_codes}"}[kind]
+    index = faiss.index_factory(dim, f"IVF{num_lists},{codec}", faiss.METRIC_INNER_PRODUCT)
+    index.cp.max_points_per_centroid = _LIST_POINTS
+    index.train(vectors)
+    index.add(vectors)
+    return index
+
+
+def _efforts(index: faiss.Index) -> Iterator[int]:
+    """nprobe or efSearch in steps of about a half, from little work to all of it."""
+    is_ivf = isinstance(index, faiss.IndexIVF)
+    effort, most = (1, index.nlist) if is_ivf else (_RECALL_AT[-1] + _SPARE, min(index.ntotal, 4096))
+    while effort < most:
+        yield effort
+        effort = max(effort + 1, effort * 3 // 2)
+    yield most
+
+
+def _probe(index: faiss.Index, queries: Float32, fetch: int) -> Int64:
+    """[r, fetch] positions of the best that FAISS finds (-1: no more); lists are chosen by `nearest`, row by row the same."""
+    if isinstance(index, faiss.IndexIVF):
+        lists, scores = (found.numpy() for found in _nearest_lists(index, queries))
+        _, positions = index.search_preassigned(queries, fetch, lists, scores)
+    else:
+        _, positions = index.search(queries, fetch)
+    found: Int64 = positions
+    return found
+
+
+def _nearest_lists(index: faiss.IndexIVF, queries: Float32) -> tuple[Tensor, Tensor]:
+    centroids = _stored(faiss.downcast_index(index.quantizer))
+    assert centroids is not None
+    return nearest(_tensor(queries), torch.from_numpy(centroids), index.nprobe)
+
+
+def _num_scanned(index: faiss.Index, queries: Float32) -> float:
+    """Vectors and centroids that one of `queries` is compared with, on average: counted, not timed."""
+    if isinstance(index, faiss.IndexIVF):
+        sizes = np.array([index.invlists.list_size(number) for number in range(index.nlist)])
+        return index.nlist + float(sizes[_nearest_lists(index, queries)[0].numpy()].sum(1).mean())
+    counts = faiss.cvar.hnsw_stats
+    before = counts.ndis
+    index.search(np.ascontiguousarray(queries, np.float32), _RECALL_AT[-1])
+    return float(counts.ndis - before) / len(queries)
+
+
+def _stored(index: faiss.Index) -> Float32 | None:
+    """[n, d] the exact vectors where FAISS keeps them in order (no copy), None where it does not."""
+    if isinstance(index, faiss.IndexHNSWFlat):
+        index = faiss.downcast_index(index.storage)
+    if not isinstance(index, faiss.IndexFlat):
+        return None
+    if not index.ntotal:
+        return np.zeros((0, index.d), np.float32)
+    found: Float32 = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return found.reshape(index.ntotal, index.d)
+
+
+def _num_bytes(index: faiss.Index) -> int:
+    """Bytes that FAISS writes."""
+    counts: list[int] = []
+    faiss.write_index(index, faiss.PyCallbackIOWriter(lambda written: counts.append(len(written))))
+    return sum(counts)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / _FACTS_FILE
+    if not path.is_file():
+        exact = asdict(IndexFacts(parameters={"num_refined": 0}))
+        return {"facts": exact, "files": {_INDEX_FILE: None, _ITEMS_FILE: None}}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        faiss.omp_set_num_threads(threads[1])
+
+
+def _tensor(queries: Float32) -> Tensor:
+    return torch.from_numpy(np.array(queries, dtype=np.float32))
+
+
+def _share_found(exact: Int32, found: Int32) -> float:
+    """Mean share of each row's items in `exact` [r, k] that are in the same row of `found`."""
+    shares = [len(np.intersect1d(*pair)) / exact.shape[1] for pair in zip(exact, found, strict=True)]
+    return float(np.mean(shares))
+
+
+def _places(item_index: Int32, num_items: int) -> Int32:
+    """[num_items + 2] from item to position, -1 where there is none; the last entry is for all items beyond."""
+    places = np.full(num_items + 2, -1, np.int32)
+    places[item_index] = np.arange(len(item_index), dtype=np.int32)
+    return places
+
+
+def _seen_places(seen: Histories, places: Int32, rows: Int64) -> tuple[Int64, Int64]:
+    """(place among `rows`, position of the vector) of every item of these rows that has a vector: two [pairs]."""
+    row, position = seen.select(rows).gather()
+    place = places[np.minimum(seen.item_index[position], len(places) - 1)]
+    return row[place >= 0], place[place >= 0].astype(np.int64)
 
 
 class HistoryEncoder(Protocol):
