@@ -6,15 +6,14 @@ other row of the call.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch  # before faiss: on macOS two OpenMP runtimes in the other order crash  # isort: skip
 import faiss  # isort: skip
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.index_files import read_facts, write_facts
 from models.index_settings import ApproximateType, IndexFacts, IndexSettings
 from models.nearest import best_of, nearest
 from models.recommender import Float32, Histories, Int32, Int64
@@ -29,7 +29,6 @@ from models.recommender import Float32, Histories, Int32, Int64
 # Letters in shapes: r rows (queries), n vectors in the index, d their width, f fetched per query.
 
 _INDEX_FILE, _ITEMS_FILE, _VECTORS_FILE = "items.faiss", "items.npy", "item_vectors.npy"
-_FACTS_FILE = "index.json"
 _EXACT_UP_TO = 30_000
 """Vectors up to which scoring all of them is faster than any index (measured, see tests/benchmarks)."""
 _MOST_SCANNED = {"ivf": 0.05, "hnsw": 0.02, "sq": 0.25, "ivf_pq": 0.5}
@@ -38,8 +37,12 @@ of a graph some ten times what it costs in a matrix product. The quantised types
 _RECALL_AT = (10, 100)
 _SPARE = 6
 """Candidates fetched beyond k, so that rounding does not decide who is among the k."""
-_MOST_REFINED = 4096
-"""Candidates of quantised vectors that are scored exactly, at most."""
+_MOST_REFINED = {"hnsw": 0, "ivf": 0, "sq": 256, "ivf_pq": 2048}
+"""Candidates beyond k whose exact scores decide, at most: those found by rounded vectors."""
+_LEAST_REFINED = 16
+"""And at least, where vectors are rounded."""
+_MOST_EF = 2048
+"""Candidates that a search through the graph keeps, at most."""
 _FETCH_CELLS = 2**20
 """Candidates held at once."""
 _NUM_LINKS, _EF_CONSTRUCTION = 32, 80
@@ -183,20 +186,27 @@ class ItemIndex:
         facts = self.facts
         if facts.type not in ("exact", "hnsw") and len(items) > _REBUILD_GROWTH * facts.num_built:
             kind = "exact" if queries is None else facts.type
-            return self.build(together, items, IndexSettings(kind, facts.target_recall), queries, self.device), True
-        grown = faiss.deserialize_index(faiss.serialize_index(self.index))  # in memory, whatever this one lies in
+            return self.build(
+                together, items, IndexSettings(kind, facts.target_recall), queries, self.device
+            ), True
+        grown = faiss.deserialize_index(
+            faiss.serialize_index(self.index)
+        )  # in memory, whatever this one lies in
         with _one_thread():
             grown.add(together[len(self.item_index) :])
-        return ItemIndex(grown, items, together, replace(facts, num_bytes=_num_bytes(grown)), self.device), False
+        return ItemIndex(
+            grown, items, together, replace(facts, num_bytes=_num_bytes(grown)), self.device
+        ), False
 
     def save(self, folder: Path) -> None:
         """Write FAISS's own file, the items, the exact vectors where FAISS's file does not hold them, and index.json with digests."""
+        names = [_INDEX_FILE, _ITEMS_FILE]
         faiss.write_index(self.index, str(folder / _INDEX_FILE))
         np.save(folder / _ITEMS_FILE, self.item_index, allow_pickle=False)
         if _stored(self.index) is None:
             np.save(folder / _VECTORS_FILE, self.vectors, allow_pickle=False)
-        content = {"facts": asdict(self.facts), "files": {name: _digest(folder / name) for name in self._files}}
-        (folder / _FACTS_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+            names.append(_VECTORS_FILE)
+        write_facts(folder, self.facts, names)
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", *, verify: bool = True) -> ItemIndex:
@@ -204,26 +214,17 @@ class ItemIndex:
 
         Raises ValueError if a file is missing, damaged (`verify`: not of the digest in index.json), or the parts don't fit.
         """
-        content = _read_facts(folder)
-        facts = IndexFacts(**content["facts"])
-        for name, digest in content["files"].items():
-            if not (folder / name).is_file():
-                raise ValueError(f"item index: {folder / name} is missing; run the stage index again with --force")
-            if verify and digest is not None and _digest(folder / name) != digest:
-                raise ValueError(
-                    f"item index: {folder / name} is damaged: its digest is not that of {_FACTS_FILE}; run the stage index again "
-                    "with --force"
-                )
-        index = faiss.read_index(str(folder / _INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
+        facts = read_facts(folder, (_INDEX_FILE, _ITEMS_FILE), verify=verify)
+        try:
+            index = faiss.read_index(str(folder / _INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise ValueError(
+                f"item index: {folder / _INDEX_FILE} is damaged ({error}); run the stage index again with --force"
+            ) from None
         vectors = _stored(index)
         if vectors is None:
             vectors = np.load(folder / _VECTORS_FILE, mmap_mode="c")
         return cls(index, np.load(folder / _ITEMS_FILE), vectors, facts, device)
-
-    @property
-    def _files(self) -> tuple[str, ...]:
-        apart = () if _stored(self.index) is not None else (_VECTORS_FILE,)
-        return (_INDEX_FILE, _ITEMS_FILE, *apart)
 
     @cached_property
     def _on_device(self) -> Tensor:
@@ -270,7 +271,9 @@ class ItemIndex:
         num_vectors = len(self.item_index)
         share = 1.0 if chosen is None else len(chosen) / num_vectors
         is_out = None if chosen is None else np.isin(np.arange(num_vectors), chosen, invert=True)
-        wanted = k + _SPARE + self.facts.parameters["num_refined"] + (0 if seen is None else seen.lengths)
+        wanted = (
+            k + _SPARE + self.facts.parameters.get("num_refined", 0) + (0 if seen is None else seen.lengths)
+        )
         fetch = np.broadcast_to(2.0 ** np.ceil(np.log2(wanted / share)), len(queries)).astype(np.int64)
         for size in np.unique(fetch[2 * fetch < num_vectors]).tolist():
             same = np.flatnonzero(fetch == size)
@@ -303,7 +306,7 @@ class ItemIndex:
         the vectors that a query may be compared with.
         """
         index = _trained(kind, self.vectors)
-        most = min(_MOST_REFINED, len(self.vectors) // 16) if kind in ("sq", "ivf_pq") else 0
+        most = min(_MOST_REFINED[kind], len(self.vectors) // 16)
         found = self._of(index, IndexFacts(kind, {"num_refined": most}, target, num_built=len(self.vectors)))
         tuned = found._tuned(queries[::2], target + (1 - target) / 4, limit)
         held_out = queries[1::2]
@@ -314,31 +317,33 @@ class ItemIndex:
         )
 
     def _tuned(self, queries: Float32, aim: float, limit: float) -> ItemIndex:
-        """The least effort, then the fewest refined candidates, with which recall@100 on `queries` reaches `aim`."""
+        """The least effort, then the fewest refined candidates, with which recall@100 on `queries` reaches `aim`; else the most."""
         k = min(_RECALL_AT[-1], len(self.item_index))
         exact = self.item_index[self._exactly(queries, k)[0]]
-        tuned = self
-        for effort in _efforts(self.index):
-            tuned = self._with_effort(effort, queries)
-            if _share_found(exact, tuned.search(queries, k)[0]) >= aim or tuned.facts.scanned_share > limit:
-                break
+
+        def reaches(index: ItemIndex) -> bool:
+            return _share_found(exact, index.search(queries, k)[0]) >= aim
+
+        efforts = _efforts(self.index, limit)
+        least = bisect.bisect_left(efforts, True, key=lambda effort: reaches(self._with_effort(effort)))
+        tuned = self._with_effort(efforts[min(least, len(efforts) - 1)])
+        tuned = tuned._with_facts(scanned_share=_num_scanned(self.index, queries) / len(self.item_index))
         fewer = tuned
-        while (refined := fewer.facts.parameters["num_refined"] // 2) >= k:
+        while (refined := fewer.facts.parameters.get("num_refined", 0) // 2) >= _LEAST_REFINED:
             fewer = fewer._with_facts(parameters=fewer.facts.parameters | {"num_refined": refined})
-            if _share_found(exact, fewer.search(queries, k)[0]) < aim:
+            if not reaches(fewer):
                 break
             tuned = fewer
         return tuned
 
-    def _with_effort(self, effort: int, queries: Float32) -> ItemIndex:
-        """The same index (FAISS's is changed) with nprobe or efSearch as given, and what a query of `queries` is compared with."""
+    def _with_effort(self, effort: int) -> ItemIndex:
+        """The same index (FAISS's is changed) with nprobe or efSearch as given."""
         index = self.index
         if isinstance(index, faiss.IndexIVF):
             index.nprobe, shape = effort, {"num_lists": index.nlist, "nprobe": effort}
         else:
             index.hnsw.efSearch, shape = effort, {"num_links": _NUM_LINKS, "ef_search": effort}
-        share = _num_scanned(index, queries) / len(self.item_index)
-        return self._with_facts(parameters=self.facts.parameters | shape, scanned_share=share)
+        return self._with_facts(parameters=self.facts.parameters | shape)
 
     def _of(self, index: faiss.Index, facts: IndexFacts) -> ItemIndex:
         return ItemIndex(index, self.item_index, self.vectors, facts, self.device)
@@ -353,7 +358,9 @@ def _exact_facts(exact: ItemIndex, settings: IndexSettings, queries: Float32 | N
     recall = {f"recall@{k}": 1.0 for k in _RECALL_AT}
     parameters = {"num_refined": 0}
     num_built, num_bytes = len(exact.item_index), _num_bytes(exact.index)
-    return IndexFacts("exact", parameters, settings.target_recall, recall, num_queries, 1.0, num_bytes, num_built)
+    return IndexFacts(
+        "exact", parameters, settings.target_recall, recall, num_queries, 1.0, num_bytes, num_built
+    )
 
 
 def _candidates(settings: IndexSettings, num_vectors: int, dim: int) -> tuple[ApproximateType, ...]:
@@ -372,7 +379,7 @@ def _flat(vectors: Float32) -> faiss.Index:
     return index
 
 
-def _trained(kind: ApproximateType, vectors: Float32) -> faiss.Index:
+def _trained(kind: ApproximateType, vectors: Float32) -> Any:
     """A FAISS index of a type over the vectors [n, d]; about 4·√n lists, as FAISS's guidelines have it."""
     num_vectors, dim = vectors.shape
     if kind == "hnsw":
@@ -382,7 +389,9 @@ def _trained(kind: ApproximateType, vectors: Float32) -> faiss.Index:
             index.add(vectors)
         return index
     if num_vectors < 256:
-        raise ValueError(f"index.type: received {kind!r} for {num_vectors} items, expected at least 256; use 'exact'")
+        raise ValueError(
+            f"index.type: received {kind!r} for {num_vectors} items, expected at least 256; use 'exact'"
+        )
     num_lists = max(1, min(round(4 * num_vectors**0.5), num_vectors // _LIST_POINTS))
     num_codes = next(codes for codes in range(max(1, dim // _CODE_COMPONENTS), 0, -1) if dim % codes == 0)
     codec = {"ivf": "Flat", "sq": "SQ8", "ivf_pq": f"PQ{num_codes}"}[kind]
@@ -393,17 +402,20 @@ def _trained(kind: ApproximateType, vectors: Float32) -> faiss.Index:
     return index
 
 
-def _efforts(index: faiss.Index) -> Iterator[int]:
-    """nprobe or efSearch in steps of about a half, from little work to all of it."""
-    is_ivf = isinstance(index, faiss.IndexIVF)
-    effort, most = (1, index.nlist) if is_ivf else (_RECALL_AT[-1] + _SPARE, min(index.ntotal, 4096))
+def _efforts(index: Any, limit: float) -> list[int]:
+    """Nprobe or efSearch in steps of about a half, from little work to about the share `limit` of all of it."""
+    if isinstance(index, faiss.IndexIVF):
+        effort, most = 1, max(1, int(limit * index.nlist))
+    else:
+        effort, most = _RECALL_AT[-1] + _SPARE, max(_RECALL_AT[-1] + _SPARE, min(index.ntotal, _MOST_EF))
+    efforts = []
     while effort < most:
-        yield effort
+        efforts.append(effort)
         effort = max(effort + 1, effort * 3 // 2)
-    yield most
+    return [*efforts, most]
 
 
-def _probe(index: faiss.Index, queries: Float32, fetch: int) -> Int64:
+def _probe(index: Any, queries: Float32, fetch: int) -> Int64:
     """[r, fetch] positions of the best that FAISS finds (-1: no more); lists are chosen by `nearest`, row by row the same."""
     if isinstance(index, faiss.IndexIVF):
         lists, scores = (found.numpy() for found in _nearest_lists(index, queries))
@@ -414,24 +426,25 @@ def _probe(index: faiss.Index, queries: Float32, fetch: int) -> Int64:
     return found
 
 
-def _nearest_lists(index: faiss.IndexIVF, queries: Float32) -> tuple[Tensor, Tensor]:
+def _nearest_lists(index: Any, queries: Float32) -> tuple[Tensor, Tensor]:
     centroids = _stored(faiss.downcast_index(index.quantizer))
     assert centroids is not None
     return nearest(_tensor(queries), torch.from_numpy(centroids), index.nprobe)
 
 
-def _num_scanned(index: faiss.Index, queries: Float32) -> float:
+def _num_scanned(index: Any, queries: Float32) -> float:
     """Vectors and centroids that one of `queries` is compared with, on average: counted, not timed."""
     if isinstance(index, faiss.IndexIVF):
         sizes = np.array([index.invlists.list_size(number) for number in range(index.nlist)])
         return index.nlist + float(sizes[_nearest_lists(index, queries)[0].numpy()].sum(1).mean())
-    counts = faiss.cvar.hnsw_stats
+    counts: Any = faiss.cvar
+    counts = counts.hnsw_stats
     before = counts.ndis
     index.search(np.ascontiguousarray(queries, np.float32), _RECALL_AT[-1])
     return float(counts.ndis - before) / len(queries)
 
 
-def _stored(index: faiss.Index) -> Float32 | None:
+def _stored(index: Any) -> Float32 | None:
     """[n, d] the exact vectors where FAISS keeps them in order (no copy), None where it does not."""
     if isinstance(index, faiss.IndexHNSWFlat):
         index = faiss.downcast_index(index.storage)
@@ -448,20 +461,6 @@ def _num_bytes(index: faiss.Index) -> int:
     counts: list[int] = []
     faiss.write_index(index, faiss.PyCallbackIOWriter(lambda written: counts.append(len(written))))
     return sum(counts)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / _FACTS_FILE
-    if not path.is_file():
-        exact = asdict(IndexFacts(parameters={"num_refined": 0}))
-        return {"facts": exact, "files": {_INDEX_FILE: None, _ITEMS_FILE: None}}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 @contextlib.contextmanager
@@ -498,30 +497,3 @@ def _seen_places(seen: Histories, places: Int32, rows: Int64) -> tuple[Int64, In
     row, position = seen.select(rows).gather()
     place = places[np.minimum(seen.item_index[position], len(places) - 1)]
     return row[place >= 0], place[place >= 0].astype(np.int64)
-
-
-class HistoryEncoder(Protocol):
-    """What turns histories into the vectors that an index is searched with."""
-
-    num_items: int
-
-    def encode(self, histories: Histories) -> Float32:
-        """[r, d], one vector per history, row order kept."""
-        ...
-
-
-class IndexRecommender:
-    """A history encoder in front of an item index: `recommend` searches, `score_items` is exact."""
-
-    def __init__(self, encoder: HistoryEncoder, index: ItemIndex) -> None:
-        self.encoder, self.index, self.num_items = encoder, index, encoder.num_items
-
-    def score_items(self, histories: Histories) -> Float32:
-        """Inner product of each history's vector with every item's: [r, num_items + 1], -inf where there is none."""
-        scores = np.full((len(histories), self.num_items + 1), -np.inf, np.float32)
-        scores[:, : self.index.num_items + 1] = self.index.score_items(self.encoder.encode(histories))
-        return scores
-
-    def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
-        """The k items that the index finds nearest, as every `Recommender` answers."""
-        return self.index.search(self.encoder.encode(histories), k, histories if exclude_seen else None)

@@ -8,7 +8,6 @@ rounded. The answer is then that of scoring every pair with `inner_products` alo
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,9 +42,7 @@ def inner_products(queries: Tensor, vectors: Tensor) -> Tensor:
     return products[..., 0]
 
 
-def nearest(
-    queries: Tensor, vectors: Tensor, k: int, hidden: Hidden | None = None
-) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, vectors: Tensor, k: int, hidden: Hidden | None = None) -> tuple[Tensor, Tensor]:
     """Positions and scores [r, k] of the k `vectors` [n, d] of highest inner product with each of `queries` [r, d].
 
     Best first, the lower position of equal scores; -1 with score -inf where there are fewer than k. Both on one device, float32.
@@ -56,8 +53,8 @@ def nearest(
         return positions, scores
     slack = _rounding(queries, vectors)
     rows = max(1, _TILE_CELLS // max(1, min(len(vectors), _TILE_VECTORS)))
-    for open_rows in torch.arange(len(queries), device=queries.device).split(rows):
-        fetch = k + _SPARE
+    for chunk in torch.arange(len(queries), device=queries.device).split(rows):
+        open_rows, fetch = chunk, k + _SPARE
         while len(open_rows):
             kept = None if hidden is None else hidden(open_rows.cpu().numpy())
             found, last = _candidates(queries[open_rows], vectors, min(fetch, len(vectors)), kept)
@@ -75,7 +72,7 @@ def nearest_plainly(queries: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, T
 
 
 def best_of(queries: Tensor, vectors: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of candidates `found` [r, f] (positions, -1: none): positions and exact scores [r, k], as `nearest` orders them."""
+    """Positions and scores [r, k] of the k best of candidates `found` [r, f] (positions, -1: none), as `nearest` orders them."""
     found = found.sort(dim=1).values
     scores = torch.empty(found.shape, device=queries.device)
     step = max(1, _PAIR_CELLS // max(1, found.shape[1] * queries.shape[1]))

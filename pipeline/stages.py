@@ -108,7 +108,7 @@ STAGES = {
             ("features",),
             resumable=True,
         ),
-        Stage("index", 2, ("index",), ("features", "train")),
+        Stage("index", 3, ("index",), ("features", "train")),
         Stage("rank", 1, ("ranker.use",), ("features", "train", "index")),
         Stage(
             "baselines",
@@ -142,7 +142,7 @@ STAGES = {
         ),
         Stage(
             "publish",
-            4,
+            5,
             ("name", "train.refit", "index"),
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             resumable=True,
