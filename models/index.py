@@ -6,14 +6,13 @@ other row of the call.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch  # before faiss: on macOS two OpenMP runtimes in the other order crash  # isort: skip
 import faiss  # isort: skip
@@ -23,24 +22,21 @@ from torch import Tensor
 
 from models.index_files import read_facts, write_facts
 from models.index_settings import ApproximateType, IndexFacts, IndexSettings
+from models.index_tuning import MOST_REFINED, MOST_SCANNED, RECALL_AT, candidates, share_found, tuned
 from models.nearest import best_of, nearest
 from models.recommender import Float32, Histories, Int32, Int64
 
 # Letters in shapes: r rows (queries), n vectors in the index, d their width, f fetched per query.
 
 _INDEX_FILE, _ITEMS_FILE, _VECTORS_FILE = "items.faiss", "items.npy", "item_vectors.npy"
+AUTO = IndexSettings()
+"""Exact, or what is faster and finds the same."""
 _EXACT_UP_TO = 30_000
 """Vectors up to which scoring all of them is faster than any index (measured, see tests/benchmarks)."""
-_MOST_SCANNED = {"ivf": 0.05, "hnsw": 0.02, "sq": 0.25, "ivf_pq": 0.5}
-"""Share of the vectors compared with a query above which auto prefers exact search: a vector of a list costs several times, one
-of a graph some ten times what it costs in a matrix product. The quantised types are for memory, not for speed."""
-_RECALL_AT = (10, 100)
 _SPARE = 6
 """Candidates fetched beyond k, so that rounding does not decide who is among the k."""
-_MOST_REFINED = {"hnsw": 0, "ivf": 0, "sq": 256, "ivf_pq": 2048}
-"""Candidates beyond k whose exact scores decide, at most: those found by rounded vectors."""
-_LEAST_REFINED = 16
-"""And at least, where vectors are rounded."""
+_RECALLED = RECALL_AT[-1]
+"""Neighbours that a graph is searched for at least: as many as recall is asked for."""
 _MOST_EF = 2048
 """Candidates that a search through the graph keeps, at most."""
 _FETCH_CELLS = 2**20
@@ -59,8 +55,8 @@ _REBUILD_GROWTH = 1.25
 class ItemIndex:
     """A FAISS index over item vectors, the vectors themselves, and our own array of the items they stand for."""
 
-    index: faiss.Index
-    """n vectors of width d, searched by inner product; position i is `item_index[i]`."""
+    index: Any
+    """FAISS's: n vectors of width d, searched by inner product; position i is `item_index[i]`."""
     item_index: Int32
     """[n], ascending, from 1."""
     vectors: Float32
@@ -81,7 +77,7 @@ class ItemIndex:
         cls,
         vectors: Float32,
         item_index: Int32,
-        settings: IndexSettings = IndexSettings(),
+        settings: IndexSettings = AUTO,
         queries: Float32 | None = None,
         device: str = "cpu",
     ) -> ItemIndex:
@@ -102,18 +98,22 @@ class ItemIndex:
                 f"index.type: received {settings.type!r} and {0 if queries is None else len(queries)} user vectors, expected at "
                 "least 2 to tune it on and to measure its recall; set index.type to 'exact'"
             )
-        reached = {}
-        for kind in _candidates(settings, *vectors.shape):
-            limit = _MOST_SCANNED[kind] if is_auto else 1.0
-            found = exact._approximated(kind, settings.target_recall, queries, limit)
-            reached[kind] = found.facts.recall["recall@100"]
-            if reached[kind] >= settings.target_recall and found.facts.scanned_share <= limit:
-                return found
+        reached = 0.0
+        for kind in candidates(settings, *vectors.shape):
+            limit = MOST_SCANNED[kind] if is_auto else 1.0
+            refined = min(MOST_REFINED[kind], len(vectors) // 16)
+            facts = IndexFacts(kind, {"num_refined": refined}, settings.target_recall, num_built=len(vectors))
+            found = tuned(
+                cls(_trained(kind, vectors), exact.item_index, vectors, facts, device), queries, limit
+            )
+            reached = found.facts.recall["recall@100"]
+            if reached >= settings.target_recall and found.facts.scanned_share <= limit:
+                return found.with_facts(num_bytes=_num_bytes(found.index))
         if is_auto:
             return exact
         raise ValueError(
-            f"index.type: {settings.type!r} has recall@100 {reached[settings.type]:.4f} on {len(queries) // 2} user vectors, "
-            f"expected at least index.target_recall = {settings.target_recall}; set index.type to 'auto' or 'exact', or ask for less"
+            f"index.type: {settings.type!r} has recall@100 {reached:.4f} on {len(queries) // 2} user vectors, expected at least "
+            f"index.target_recall = {settings.target_recall}; set index.type to 'auto' or 'exact', or ask for less"
         )
 
     @property
@@ -137,13 +137,15 @@ class ItemIndex:
         """
         self._refuse_others(queries, k, allowed)
         chosen = None if allowed is None else np.flatnonzero(allowed[self.item_index])
-        left = len(self.item_index) if chosen is None else len(chosen)
-        if self.facts.type == "exact" or left <= max(_EXACT_UP_TO, len(self.item_index) // 20):
+        is_selective = chosen is not None and len(chosen) <= max(_EXACT_UP_TO, len(self.item_index) // 20)
+        if self.facts.type == "exact" or is_selective:
             positions, scores = self._exactly(queries, k, seen, chosen)
         else:
             positions, scores = self._approximately(queries, k, seen, chosen)
-        found = self.item_index[positions] if len(self.item_index) else positions
-        return np.where(positions >= 0, found, 0).astype(np.int32), scores
+            if len(rest := np.flatnonzero(np.isneginf(scores[:, -1]))):
+                unseen = None if seen is None else seen.select(rest)
+                positions[rest], scores[rest] = self._exactly(queries[rest], k, unseen, chosen)
+        return self._items(positions), scores
 
     def score_items(self, queries: Float32) -> Float32:
         """Inner products with every item: [r, num_items + 1], -inf for column 0 and items without a vector."""
@@ -151,11 +153,46 @@ class ItemIndex:
         scores[:, self.item_index] = (_tensor(queries) @ torch.from_numpy(self.vectors).T).numpy()
         return scores
 
+    def search_exactly(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
+        """What `search` of an exact index answers, whatever the type of this one."""
+        positions, scores = self._exactly(queries, k)
+        return self._items(positions), scores
+
+    def search_approximately(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
+        """What FAISS finds, with exact scores; rows that it cannot fill end with item 0."""
+        positions, scores = self._approximately(queries, k, None, None)
+        return self._items(positions), scores
+
     def recall(self, queries: Float32, k: int) -> float:
         """Share of the exact k best items of `queries` [r, d] that `search` finds."""
-        k = min(k, len(self.item_index))
-        exact, _ = self._exactly(queries, k)
-        return _share_found(self.item_index[exact], self.search(queries, k)[0])
+        return share_found(self.search_exactly(queries, k)[0], self.search(queries, k)[0])
+
+    def efforts(self, limit: float) -> list[int]:
+        """Values of nprobe or efSearch in steps of about a half, from little work to about the share `limit` of all of it."""
+        effort, most = _RECALLED + _SPARE, max(_RECALLED + _SPARE, min(self.index.ntotal, _MOST_EF))
+        if _has_lists(self.index):
+            effort, most = 1, max(1, int(limit * self.index.nlist))
+        found = []
+        while effort < most:
+            found.append(effort)
+            effort = max(effort + 1, effort * 3 // 2)
+        return [*found, most]
+
+    def with_effort(self, effort: int) -> Self:
+        """The same index (FAISS's is changed) with nprobe or efSearch as given."""
+        if _has_lists(self.index):
+            self.index.nprobe, shape = effort, {"num_lists": self.index.nlist, "nprobe": effort}
+        else:
+            self.index.hnsw.efSearch, shape = effort, {"num_links": _NUM_LINKS, "ef_search": effort}
+        return self.with_facts(parameters=self.facts.parameters | shape)
+
+    def with_facts(self, **changes: Any) -> Self:
+        """The same index with some facts replaced."""
+        return replace(self, facts=replace(self.facts, **changes))
+
+    def scanned_share(self, queries: Float32) -> float:
+        """Vectors and centroids that one of `queries` [r, d] is compared with on average, counted, per vector in the index."""
+        return _num_scanned(self.index, queries) / len(self.item_index)
 
     def queries_per_second(self, queries: Float32, k: int, *, exactly: bool = False) -> float:
         """Rows of `queries` [r, d] answered a second by one thread, `exactly` or as `search` does."""
@@ -172,9 +209,10 @@ class ItemIndex:
     ) -> tuple[ItemIndex, bool]:
         """An index with the vectors [m, d] of further items [m] too, and whether it had to be built anew.
 
-        Numbers of items ascend and go on after those that are there. Lists and codes describe what they were trained on: with a
-        quarter more they are trained, tuned and measured again on `queries`, as `build` does (without queries the new index is
-        exact). Else vectors are only added, and the facts remain those of the building.
+        Numbers of items ascend and go on after those that are there. Lists and codes describe what they were trained on, and a
+        graph has room for vectors no longer than its longest: with a quarter more items, or a longer vector, all is built, tuned
+        and measured anew on `queries`, as `build` does (without queries the new index is exact). Else vectors are only added, and
+        the facts remain those of the building.
         """
         if len(item_index) and not (item_index[0] > self.num_items and (np.diff(item_index) > 0).all()):
             raise ValueError(
@@ -183,23 +221,24 @@ class ItemIndex:
             )
         together = np.concatenate((self.vectors, np.asarray(vectors, np.float32)))
         items = np.concatenate((self.item_index, item_index.astype(np.int32)))
-        facts = self.facts
-        if facts.type not in ("exact", "hnsw") and len(items) > _REBUILD_GROWTH * facts.num_built:
+        facts, longest = self.facts, _longest(self.vectors)
+        if not (facts.type == "exact" or self._takes(vectors, longest)):
             kind = "exact" if queries is None else facts.type
             return self.build(
                 together, items, IndexSettings(kind, facts.target_recall), queries, self.device
             ), True
-        grown = faiss.deserialize_index(
+        grown: Any = faiss.deserialize_index(
             faiss.serialize_index(self.index)
         )  # in memory, whatever this one lies in
         with _one_thread():
-            grown.add(together[len(self.item_index) :])
+            further = together[len(self.item_index) :]
+            grown.add(_on_a_sphere(further, longest) if facts.type == "hnsw" else further)
         return ItemIndex(
             grown, items, together, replace(facts, num_bytes=_num_bytes(grown)), self.device
         ), False
 
     def save(self, folder: Path) -> None:
-        """Write FAISS's own file, the items, the exact vectors where FAISS's file does not hold them, and index.json with digests."""
+        """Write FAISS's own file, the items, the exact vectors where FAISS's file lacks them, and index.json with digests."""
         names = [_INDEX_FILE, _ITEMS_FILE]
         faiss.write_index(self.index, str(folder / _INDEX_FILE))
         np.save(folder / _ITEMS_FILE, self.item_index, allow_pickle=False)
@@ -239,8 +278,8 @@ class ItemIndex:
             raise ValueError(f"ItemIndex.search: received k={k}, expected at least 1")
         if queries.shape[1] != self.vectors.shape[1]:
             raise ValueError(
-                f"ItemIndex.search: received vectors of {queries.shape[1]} components, expected {self.vectors.shape[1]}: this index "
-                "is of another model; build it again"
+                f"ItemIndex.search: received vectors of {queries.shape[1]} components, expected {self.vectors.shape[1]}: this "
+                "index is of another model; build it again"
             )
         if allowed is not None and len(allowed) != self.num_items + 1:
             raise ValueError(
@@ -265,31 +304,37 @@ class ItemIndex:
     def _approximately(
         self, queries: Float32, k: int, seen: Histories | None, chosen: Int64 | None
     ) -> tuple[Int64, Float32]:
-        """Positions (-1: none) and scores [r, k] of the best that FAISS finds; rows with the same number to fetch together."""
+        """Positions (-1: none) and scores [r, k] of the best that FAISS finds; rows with the same number to fetch together.
+
+        Where more is fetched than the effort was tuned for, the effort grows as much.
+        """
         positions = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         num_vectors = len(self.item_index)
         share = 1.0 if chosen is None else len(chosen) / num_vectors
         is_out = None if chosen is None else np.isin(np.arange(num_vectors), chosen, invert=True)
-        wanted = (
-            k + _SPARE + self.facts.parameters.get("num_refined", 0) + (0 if seen is None else seen.lengths)
-        )
-        fetch = np.broadcast_to(2.0 ** np.ceil(np.log2(wanted / share)), len(queries)).astype(np.int64)
+        spare = _SPARE + self.facts.parameters["num_refined"]
+        wanted = (k + spare + (0 if seen is None else seen.lengths)) / share
+        fetch = np.broadcast_to(_power_of_two(wanted), len(queries))
         for size in np.unique(fetch[2 * fetch < num_vectors]).tolist():
             same = np.flatnonzero(fetch == size)
             for rows in np.array_split(same, -(-len(same) * size // _FETCH_CELLS)):
                 part = np.ascontiguousarray(queries[rows], np.float32)
-                found = _probe(self.index, part, size)
+                found = _probe(self.index, part, size, max(1.0, size / _power_of_two(_RECALLED + spare)))
                 if is_out is not None:
                     found[is_out[found]] = -1
                 if seen is not None:
                     found[self._is_seen(found, seen.select(rows))] = -1
                 best = best_of(_tensor(part), torch.from_numpy(self.vectors), torch.from_numpy(found), k)
                 positions[rows], scores[rows] = best[0].numpy(), best[1].numpy()
-        if len(rest := np.flatnonzero(np.isneginf(scores[:, -1]))):
-            unseen = None if seen is None else seen.select(rest)
-            positions[rest], scores[rest] = self._exactly(queries[rest], k, unseen, chosen)
         return positions, scores
+
+    def _takes(self, vectors: Float32, longest: float) -> bool:
+        """Whether further `vectors` [m, d] can be added to an approximate index."""
+        num_items = len(self.item_index) + len(vectors)
+        if self.facts.type == "hnsw":
+            return _longest(vectors) <= longest
+        return num_items <= _REBUILD_GROWTH * self.facts.num_built
 
     def _is_seen(self, found: Int64, seen: Histories) -> NDArray[np.bool_]:
         """[r, f]: whether the vector at `found[r, j]` is of an item in row r; each (row, position) is one number."""
@@ -297,80 +342,20 @@ class ItemIndex:
         keys = np.arange(len(found))[:, None] * len(self.item_index) + found
         return np.isin(keys, row * len(self.item_index) + place) & (found >= 0)
 
-    def _approximated(
-        self, kind: ApproximateType, target: float, queries: Float32, limit: float
-    ) -> ItemIndex:
-        """The same vectors in an index of another type, tuned on every second of `queries` and measured on the others.
-
-        A quarter more than the target is aimed at (of what is missing to 1), since the others differ a little. `limit`: share of
-        the vectors that a query may be compared with.
-        """
-        index = _trained(kind, self.vectors)
-        most = min(_MOST_REFINED[kind], len(self.vectors) // 16)
-        found = self._of(index, IndexFacts(kind, {"num_refined": most}, target, num_built=len(self.vectors)))
-        tuned = found._tuned(queries[::2], target + (1 - target) / 4, limit)
-        held_out = queries[1::2]
-        return tuned._with_facts(
-            recall={f"recall@{k}": tuned.recall(held_out, k) for k in _RECALL_AT},
-            queries=len(held_out),
-            num_bytes=_num_bytes(index),
-        )
-
-    def _tuned(self, queries: Float32, aim: float, limit: float) -> ItemIndex:
-        """The least effort, then the fewest refined candidates, with which recall@100 on `queries` reaches `aim`; else the most."""
-        k = min(_RECALL_AT[-1], len(self.item_index))
-        exact = self.item_index[self._exactly(queries, k)[0]]
-
-        def reaches(index: ItemIndex) -> bool:
-            return _share_found(exact, index.search(queries, k)[0]) >= aim
-
-        efforts = _efforts(self.index, limit)
-        least = bisect.bisect_left(efforts, True, key=lambda effort: reaches(self._with_effort(effort)))
-        tuned = self._with_effort(efforts[min(least, len(efforts) - 1)])
-        tuned = tuned._with_facts(scanned_share=_num_scanned(self.index, queries) / len(self.item_index))
-        fewer = tuned
-        while (refined := fewer.facts.parameters.get("num_refined", 0) // 2) >= _LEAST_REFINED:
-            fewer = fewer._with_facts(parameters=fewer.facts.parameters | {"num_refined": refined})
-            if not reaches(fewer):
-                break
-            tuned = fewer
-        return tuned
-
-    def _with_effort(self, effort: int) -> ItemIndex:
-        """The same index (FAISS's is changed) with nprobe or efSearch as given."""
-        index = self.index
-        if isinstance(index, faiss.IndexIVF):
-            index.nprobe, shape = effort, {"num_lists": index.nlist, "nprobe": effort}
-        else:
-            index.hnsw.efSearch, shape = effort, {"num_links": _NUM_LINKS, "ef_search": effort}
-        return self._with_facts(parameters=self.facts.parameters | shape)
-
-    def _of(self, index: faiss.Index, facts: IndexFacts) -> ItemIndex:
-        return ItemIndex(index, self.item_index, self.vectors, facts, self.device)
-
-    def _with_facts(self, **changes: Any) -> ItemIndex:
-        return self._of(self.index, replace(self.facts, **changes))
+    def _items(self, positions: Int64) -> Int32:
+        found = self.item_index[positions] if len(self.item_index) else positions
+        return np.where(positions >= 0, found, 0).astype(np.int32)
 
 
 def _exact_facts(exact: ItemIndex, settings: IndexSettings, queries: Float32 | None) -> IndexFacts:
     """Exact search finds what exact search finds."""
     num_queries = 0 if queries is None else len(queries)
-    recall = {f"recall@{k}": 1.0 for k in _RECALL_AT}
+    recall = {f"recall@{k}": 1.0 for k in RECALL_AT}
     parameters = {"num_refined": 0}
     num_built, num_bytes = len(exact.item_index), _num_bytes(exact.index)
     return IndexFacts(
         "exact", parameters, settings.target_recall, recall, num_queries, 1.0, num_bytes, num_built
     )
-
-
-def _candidates(settings: IndexSettings, num_vectors: int, dim: int) -> tuple[ApproximateType, ...]:
-    """The approximate types to try, in this order; auto: by the bytes of a vector in each."""
-    if settings.type not in ("auto", "exact"):
-        return (settings.type,)
-    most = settings.max_bytes / num_vectors if settings.max_bytes else np.inf
-    if 4 * dim <= most:
-        return ("ivf", "hnsw")
-    return ("sq", "ivf_pq") if dim <= most else ("ivf_pq",)
 
 
 def _flat(vectors: Float32) -> faiss.Index:
@@ -383,11 +368,11 @@ def _trained(kind: ApproximateType, vectors: Float32) -> Any:
     """A FAISS index of a type over the vectors [n, d]; about 4·√n lists, as FAISS's guidelines have it."""
     num_vectors, dim = vectors.shape
     if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(dim, _NUM_LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = _EF_CONSTRUCTION
+        graph: Any = faiss.IndexHNSWFlat(dim + 1, _NUM_LINKS)
+        graph.hnsw.efConstruction = _EF_CONSTRUCTION
         with _one_thread():
-            index.add(vectors)
-        return index
+            graph.add(_on_a_sphere(vectors, _longest(vectors)))
+        return graph
     if num_vectors < 256:
         raise ValueError(
             f"index.type: received {kind!r} for {num_vectors} items, expected at least 256; use 'exact'"
@@ -395,59 +380,81 @@ def _trained(kind: ApproximateType, vectors: Float32) -> Any:
     num_lists = max(1, min(round(4 * num_vectors**0.5), num_vectors // _LIST_POINTS))
     num_codes = next(codes for codes in range(max(1, dim // _CODE_COMPONENTS), 0, -1) if dim % codes == 0)
     codec = {"ivf": "Flat", "sq": "SQ8", "ivf_pq": f"PQ{num_codes}"}[kind]
-    index = faiss.index_factory(dim, f"IVF{num_lists},{codec}", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(dim, f"IVF{num_lists},{codec}", faiss.METRIC_INNER_PRODUCT)
     index.cp.max_points_per_centroid = _LIST_POINTS
+    if kind == "ivf_pq":
+        index.do_polysemous_training = (
+            False  # an order of codes for a search that is not used here; it takes a minute
+        )
+        index.pq.cp.min_points_per_centroid = 1
     index.train(vectors)
     index.add(vectors)
     return index
 
 
-def _efforts(index: Any, limit: float) -> list[int]:
-    """Nprobe or efSearch in steps of about a half, from little work to about the share `limit` of all of it."""
-    if isinstance(index, faiss.IndexIVF):
-        effort, most = 1, max(1, int(limit * index.nlist))
-    else:
-        effort, most = _RECALL_AT[-1] + _SPARE, max(_RECALL_AT[-1] + _SPARE, min(index.ntotal, _MOST_EF))
-    efforts = []
-    while effort < most:
-        efforts.append(effort)
-        effort = max(effort + 1, effort * 3 // 2)
-    return [*efforts, most]
+def _longest(vectors: Float32) -> float:
+    """The largest squared length of vectors [n, d]."""
+    return float(np.square(vectors).sum(1, dtype=np.float64).max(initial=0.0))
 
 
-def _probe(index: Any, queries: Float32, fetch: int) -> Int64:
-    """[r, fetch] positions of the best that FAISS finds (-1: no more); lists are chosen by `nearest`, row by row the same."""
-    if isinstance(index, faiss.IndexIVF):
-        lists, scores = (found.numpy() for found in _nearest_lists(index, queries))
-        _, positions = index.search_preassigned(queries, fetch, lists, scores)
-    else:
-        _, positions = index.search(queries, fetch)
-    found: Int64 = positions
+def _on_a_sphere(vectors: Float32, longest: float) -> Float32:
+    """[n, d + 1]: vectors with a component more that makes every squared length `longest`.
+
+    By distance from (q, 0) they come in the order of their inner products with q, and a graph needs distances: where links
+    follow inner products, clusters of short vectors are out of reach (Bachrach et al., Speeding up the Xbox recommender, 2014).
+    """
+    rest = np.sqrt(np.maximum(longest - np.square(vectors).sum(1, dtype=np.float64), 0))
+    return np.concatenate((vectors, rest[:, None].astype(np.float32)), axis=1)
+
+
+def _has_lists(index: Any) -> bool:
+    return isinstance(index, faiss.IndexIVF)
+
+
+def _probe(index: Any, queries: Float32, fetch: int, depth: float) -> Int64:
+    """[r, fetch] positions of the best that FAISS finds (-1: no more) with `depth` times the tuned nprobe or efSearch.
+
+    Lists are chosen by `nearest`, for each row by itself.
+    """
+    if not _has_lists(index):
+        parameters = faiss.SearchParametersHNSW(efSearch=int(index.hnsw.efSearch * depth))
+        found: Int64 = index.search(_on_a_sphere(queries, 0.0), fetch, params=parameters)[1]
+        return found
+    num_probes = min(index.nlist, int(index.nprobe * depth))
+    lists, scores = (each.numpy() for each in _nearest_lists(index, queries, num_probes))
+    tuned, index.nprobe = index.nprobe, num_probes
+    _, found = index.search_preassigned(queries, fetch, lists, scores)
+    index.nprobe = tuned
     return found
 
 
-def _nearest_lists(index: Any, queries: Float32) -> tuple[Tensor, Tensor]:
+def _nearest_lists(index: Any, queries: Float32, num_probes: int) -> tuple[Tensor, Tensor]:
     centroids = _stored(faiss.downcast_index(index.quantizer))
     assert centroids is not None
-    return nearest(_tensor(queries), torch.from_numpy(centroids), index.nprobe)
+    return nearest(_tensor(queries), torch.from_numpy(centroids), num_probes)
+
+
+def _power_of_two(number: Any) -> Any:
+    """The next power of two, elementwise."""
+    return 2 ** np.ceil(np.log2(number)).astype(np.int64)
 
 
 def _num_scanned(index: Any, queries: Float32) -> float:
     """Vectors and centroids that one of `queries` is compared with, on average: counted, not timed."""
-    if isinstance(index, faiss.IndexIVF):
+    if _has_lists(index):
         sizes = np.array([index.invlists.list_size(number) for number in range(index.nlist)])
-        return index.nlist + float(sizes[_nearest_lists(index, queries)[0].numpy()].sum(1).mean())
+        return float(
+            index.nlist + sizes[_nearest_lists(index, queries, index.nprobe)[0].numpy()].sum(1).mean()
+        )
     counts: Any = faiss.cvar
     counts = counts.hnsw_stats
     before = counts.ndis
-    index.search(np.ascontiguousarray(queries, np.float32), _RECALL_AT[-1])
-    return float(counts.ndis - before) / len(queries)
+    index.search(_on_a_sphere(queries, 0.0), _RECALLED)
+    return float((counts.ndis - before) / len(queries))
 
 
 def _stored(index: Any) -> Float32 | None:
     """[n, d] the exact vectors where FAISS keeps them in order (no copy), None where it does not."""
-    if isinstance(index, faiss.IndexHNSWFlat):
-        index = faiss.downcast_index(index.storage)
     if not isinstance(index, faiss.IndexFlat):
         return None
     if not index.ntotal:
@@ -459,7 +466,8 @@ def _stored(index: Any) -> Float32 | None:
 def _num_bytes(index: faiss.Index) -> int:
     """Bytes that FAISS writes."""
     counts: list[int] = []
-    faiss.write_index(index, faiss.PyCallbackIOWriter(lambda written: counts.append(len(written))))
+    library: Any = faiss
+    faiss.write_index(index, library.PyCallbackIOWriter(lambda written: counts.append(len(written))))
     return sum(counts)
 
 
@@ -477,12 +485,6 @@ def _one_thread() -> Iterator[None]:
 
 def _tensor(queries: Float32) -> Tensor:
     return torch.from_numpy(np.array(queries, dtype=np.float32))
-
-
-def _share_found(exact: Int32, found: Int32) -> float:
-    """Mean share of each row's items in `exact` [r, k] that are in the same row of `found`."""
-    shares = [len(np.intersect1d(*pair)) / exact.shape[1] for pair in zip(exact, found, strict=True)]
-    return float(np.mean(shares))
 
 
 def _places(item_index: Int32, num_items: int) -> Int32:

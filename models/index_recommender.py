@@ -1,11 +1,15 @@
 """A history encoder in front of an item index, as a recommender."""
 
-from typing import Protocol
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from models.index import ItemIndex
 from models.recommender import Float32, Histories, Int32
+
+if TYPE_CHECKING:
+    from models.index import ItemIndex
 
 
 class HistoryEncoder(Protocol):

@@ -12,8 +12,8 @@ class IndexSettings:
     """How items are searched: the `[index]` section."""
 
     type: IndexType | Literal["auto"] = "auto"
-    """exact: every vector; hnsw: a graph of neighbours; ivf: lists around centroids; sq, ivf_pq: such lists of vectors in a byte per
-    component or less, the best of them scored exactly. auto: exact up to 30,000 items; above, the first of ivf and hnsw that
+    """exact: every vector; hnsw: a graph of neighbours; ivf: lists around centroids; sq, ivf_pq: such lists of vectors in a byte
+    per component or less, the best of them scored exactly. auto: exact up to 30,000 items; above, the first of ivf and hnsw that
     reaches the recall with little work, else exact."""
     target_recall: float = 0.99
     """Recall@100 against exact search that the index has to reach, in (0, 1]; an asked type that does not is refused."""
@@ -59,4 +59,5 @@ class IndexFacts:
     def flat(self) -> dict[str, Any]:
         """One level of keys, `recall@k` among them."""
         found = asdict(self)
-        return found.pop("recall") | found
+        recall: dict[str, Any] = found.pop("recall")
+        return recall | found

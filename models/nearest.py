@@ -53,7 +53,7 @@ def nearest(queries: Tensor, vectors: Tensor, k: int, hidden: Hidden | None = No
         return positions, scores
     slack = _rounding(queries, vectors)
     rows = max(1, _TILE_CELLS // max(1, min(len(vectors), _TILE_VECTORS)))
-    for chunk in torch.arange(len(queries), device=queries.device).split(rows):
+    for chunk in torch.split(torch.arange(len(queries), device=queries.device), rows):
         open_rows, fetch = chunk, k + _SPARE
         while len(open_rows):
             kept = None if hidden is None else hidden(open_rows.cpu().numpy())
@@ -94,7 +94,8 @@ def _rounding(queries: Tensor, vectors: Tensor) -> Tensor:
     """
     unit = queries.shape[1] * 2.0**-24
     longest = math.sqrt(float(vectors.square().sum(1).max())) if len(vectors) else 0.0
-    return queries.norm(dim=1) * (2.01 * unit / (1 - unit) * longest)
+    lengths = queries.square().sum(1).sqrt()
+    return lengths * (2.01 * unit / (1 - unit) * longest)
 
 
 def _candidates(
@@ -131,7 +132,7 @@ def _largest(scores: Tensor, fetch: int) -> tuple[Tensor, Tensor]:
         values, columns = scores.topk(fetch, dim=1, sorted=False)
         return values, columns
     groups = num_columns // size
-    grouped = scores[:, : groups * size].unflatten(1, (size, groups))
+    grouped = scores[:, : groups * size].view(len(scores), size, groups)
     chosen = grouped.amax(1).topk(fetch, dim=1, sorted=False).indices
     rest = torch.arange(groups * size, num_columns, device=scores.device).expand(len(scores), -1)
     inside = (chosen[:, None] + groups * torch.arange(size, device=scores.device)[:, None]).flatten(1)
