@@ -28,6 +28,8 @@ from models.recommender import Float32, Histories, Int32, Int64
 
 # Letters in shapes: r rows (queries), n vectors in the index, d their width, f fetched per query.
 
+_UNTYPED: Any = faiss
+"""For names that its stubs leave out."""
 _INDEX_FILE, _ITEMS_FILE, _VECTORS_FILE = "items.faiss", "items.npy", "item_vectors.npy"
 AUTO = IndexSettings()
 """Exact, or what is faster and finds the same."""
@@ -417,7 +419,7 @@ def _probe(index: Any, queries: Float32, fetch: int, depth: float) -> Int64:
     Lists are chosen by `nearest`, for each row by itself.
     """
     if not _has_lists(index):
-        parameters = faiss.SearchParametersHNSW(efSearch=int(index.hnsw.efSearch * depth))
+        parameters = _UNTYPED.SearchParametersHNSW(efSearch=int(index.hnsw.efSearch * depth))
         found: Int64 = index.search(_on_a_sphere(queries, 0.0), fetch, params=parameters)[1]
         return found
     num_probes = min(index.nlist, int(index.nprobe * depth))
@@ -446,8 +448,7 @@ def _num_scanned(index: Any, queries: Float32) -> float:
         return float(
             index.nlist + sizes[_nearest_lists(index, queries, index.nprobe)[0].numpy()].sum(1).mean()
         )
-    counts: Any = faiss.cvar
-    counts = counts.hnsw_stats
+    counts = _UNTYPED.cvar.hnsw_stats
     before = counts.ndis
     index.search(_on_a_sphere(queries, 0.0), _RECALLED)
     return float((counts.ndis - before) / len(queries))
@@ -466,8 +467,7 @@ def _stored(index: Any) -> Float32 | None:
 def _num_bytes(index: faiss.Index) -> int:
     """Bytes that FAISS writes."""
     counts: list[int] = []
-    library: Any = faiss
-    faiss.write_index(index, library.PyCallbackIOWriter(lambda written: counts.append(len(written))))
+    faiss.write_index(index, _UNTYPED.PyCallbackIOWriter(lambda written: counts.append(len(written))))
     return sum(counts)
 
 
