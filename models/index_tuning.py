@@ -78,8 +78,7 @@ def tuned(index: T, queries: Float32, limit: float) -> T:
     target = index.facts.target_recall
     found = _least_effort(index, queries[::2], target + (1 - target) / 4, limit)
     held_out = queries[1::2]
-    recall = {f"recall@{k}": _recall(found, held_out, k) for k in RECALL_AT}
-    return found.with_facts(recall=recall, queries=len(held_out))
+    return found.with_facts(recall=_recalls(found, held_out), queries=len(held_out))
 
 
 def share_found(exact: Int32, found: Int32) -> float:
@@ -91,9 +90,12 @@ def share_found(exact: Int32, found: Int32) -> float:
     return float(np.mean(shares))
 
 
-def _recall(index: Tunable, queries: Float32, k: int) -> float:
+def _recalls(index: Tunable, queries: Float32) -> dict[str, float]:
     """Rows that the index cannot fill, which a search then answers exactly, count with what it found."""
-    return share_found(index.search_exactly(queries, k)[0], index.search_approximately(queries, k)[0])
+    exact, _ = index.search_exactly(queries, RECALL_AT[-1])
+    return {
+        f"recall@{k}": share_found(exact[:, :k], index.search_approximately(queries, k)[0]) for k in RECALL_AT
+    }
 
 
 def _least_effort(index: T, queries: Float32, aim: float, limit: float) -> T:
