@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.index_settings import IndexSettings
 from models.settings import EncoderSettings, RankerSettings, TrainSettings, check_together
 from pipeline.errors import ConfigError
 
@@ -213,15 +214,6 @@ class SplitConfig(Section):
                 "left to train on"
             )
         return self
-
-
-class IndexConfig(Section):
-    """`[index]`: the retrieval index; this version builds exact FAISS."""
-
-    type: Literal["exact"] = "exact"
-    """How items are searched."""
-    recall_queries: int = Field(1000, ge=1)
-    """User vectors on which the index's recall is measured, at most."""
 
 
 class EvaluateConfig(Section):
@@ -491,7 +483,7 @@ class Config(Section):
     split: SplitConfig = SplitConfig()
     model: EncoderSettings = EncoderSettings()
     train: TrainSettings = TrainSettings()
-    index: IndexConfig = IndexConfig()
+    index: IndexSettings = IndexSettings()
     ranker: RankerSettings = RankerSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
     score: ScoreConfig = ScoreConfig()

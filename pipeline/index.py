@@ -1,50 +1,102 @@
-"""Stage index: the item vectors of the trained model and the FAISS index over them."""
+"""Stage index: the item vectors of the trained model and the index over them."""
+
+import time
 
 import numpy as np
 
 from features.histories import JaggedHistories
 from features.splits import Split
 from models.checkpoint import load_model
-from models.encoder import AttentionRecommender, as_asked
+from models.encoder import AttentionRecommender, Encoder, as_asked
 from models.index import ItemIndex
 from models.machine import pick_device
-from models.recommender import Float32
-from pipeline.histories import training_rows
+from models.recommender import Float32, Histories, Int32
+from pipeline import histories as rows
 from pipeline.stages import Context
 from pipeline.store import write_json
 
+RATE_SECONDS = 0.3
+"""How long a rate is measured, about."""
+FIRST_QUERIES = 16
+"""Queries from whose time the number to measure on follows."""
+
 
 def build(ctx: Context) -> None:
-    """Write item_vectors.npy, items.faiss, items.npy and recall.json (against exact search)."""
+    """Write item_vectors.npy, the index, recall.json (against exact search: no clock enters it) and speed.json."""
     encoder = load_model(ctx.inputs["train"], pick_device())
-    vectors: Float32 = encoder.item_vectors().detach().float().cpu().numpy()[1:]
-    index = ItemIndex.build(vectors, np.arange(1, encoder.num_items + 1, dtype=np.int32))
-    np.save(ctx.folder / "item_vectors.npy", vectors, allow_pickle=False)
+    queries = user_vectors(ctx, encoder, np.load(ctx.inputs["train"] / "items.npy"))
+    started = time.monotonic()
+    index = index_of(ctx, encoder, queries)
+    speed = {"build_seconds": time.monotonic() - started} | _rates(index, queries)
+    np.save(ctx.folder / "item_vectors.npy", index.vectors, allow_pickle=False)
     index.save(ctx.folder)
-    queries = _queries(ctx, AttentionRecommender(encoder))
-    recall = {f"recall@{k}": index.recall(queries, k) for k in (10, 100)}
-    kind = ctx.config.index.type
-    write_json(
-        ctx.folder / "recall.json",
-        {**recall, "num_items": encoder.num_items, "type": kind, "queries": len(queries)},
-    )
+    facts = index.facts.flat() | {"num_items": encoder.num_items}
+    write_json(ctx.folder / "recall.json", facts)
+    write_json(ctx.folder / "speed.json", speed)
     ctx.manifest.update(rows_in=encoder.num_items, rows_out=encoder.num_items)
-    for name, value in recall.items():
+    for name in ("recall@10", "recall@100", "scanned_share", "num_bytes"):
+        if name in facts:
+            ctx.track.metric(f"index/{name}", facts[name])
+    for name, value in speed.items():
         ctx.track.metric(f"index/{name}", value)
-    ctx.track.artifact("recall.json")
-    ctx.summary(
-        f"{encoder.num_items:,} items of {vectors.shape[1]} components, {kind}: recall@100 {recall['recall@100']:.4f}"
-    )
+    for name in ("recall.json", "speed.json"):
+        ctx.track.artifact(name)
+    ctx.summary(_summary(index))
 
 
-def _queries(ctx: Context, recommender: AttentionRecommender) -> Float32:
-    """Vectors of users with training events, evenly spread over all of them: [at most index.recall_queries, d]."""
+def index_of(ctx: Context, encoder: Encoder, queries: Float32) -> ItemIndex:
+    """The index over an encoder's item vectors that `[index]` asks for, tuned and measured on `queries` [q, d].
+
+    Without queries (nobody has a known item) it is exact. Raises ValueError where an asked type stays below the asked recall.
+    """
+    vectors: Float32 = encoder.item_vectors().detach().float().cpu().numpy()[1:]
+    items = np.arange(1, encoder.num_items + 1, dtype=np.int32)
+    asked = queries if len(queries) else None
+    return ItemIndex.build(vectors, items, ctx.config.index, asked, str(pick_device()))
+
+
+def user_vectors(ctx: Context, encoder: Encoder, mapping: Int32) -> Float32:
+    """Vectors of users as they are asked for, evenly spread over all: [at most index.recall_queries, d].
+
+    Of histories that end in validation events, which the evaluated weights did not learn from; where no user has any, of
+    training histories. `mapping`: from the features' items to the encoder's.
+    """
     histories = JaggedHistories.load(ctx.inputs["features"])
     split = Split.load(ctx.inputs["features"] / "split")
-    mapping = np.load(ctx.inputs["train"] / "items.npy")
-    users = training_rows(histories, split, with_validation=False).translate(mapping)
+    users = _held_out(histories, split).translate(mapping)
     users = users.select(users.lengths > 0)
-    chosen = np.unique(
-        np.linspace(0, len(users) - 1, min(len(users), ctx.config.index.recall_queries)).astype(np.int64)
+    if not len(users):
+        users = rows.training_rows(histories, split, with_validation=False).translate(mapping)
+        users = users.select(users.lengths > 0)
+    wanted = min(len(users), ctx.config.index.recall_queries)
+    chosen = np.unique(np.linspace(0, len(users) - 1, wanted).astype(np.int64))
+    asked = as_asked(users.select(chosen), int(histories.time.max(initial=0)))
+    return AttentionRecommender(encoder).encode(asked)
+
+
+def _held_out(histories: JaggedHistories, split: Split) -> Histories:
+    """The history of every user with validation events, up to the last of them."""
+    starts, ends = (np.asarray(edge) for edge in split.stretch(histories, "validation"))
+    return rows.rows(histories, histories.offsets[:-1], ends).select(ends > starts)
+
+
+def _rates(index: ItemIndex, queries: Float32) -> dict[str, float]:
+    """Lists of 100 a second on one thread, by the index and by exact search."""
+    if not len(queries):
+        return {}
+    found = {}
+    for name, exactly in (("queries_per_second", False), ("exact_queries_per_second", True)):
+        first = index.queries_per_second(queries[:FIRST_QUERIES], 100, exactly=exactly)
+        wanted = max(FIRST_QUERIES, int(first * RATE_SECONDS))
+        found[name] = index.queries_per_second(queries[:wanted], 100, exactly=exactly)
+    return found
+
+
+def _summary(index: ItemIndex) -> str:
+    facts = index.facts
+    shape = ", ".join(f"{name} {value:,}" for name, value in facts.parameters.items() if value)
+    recall = f"recall@100 {facts.recall['recall@100']:.4f}" if facts.queries else "recall not measured"
+    return (
+        f"{index.num_items:,} items of {index.vectors.shape[1]} components, {facts.type}"
+        f"{f' ({shape})' if shape else ''}: {recall}, {facts.scanned_share:.2%} scanned, {facts.num_bytes / 2**20:.1f} MiB"
     )
-    return recommender.encode(as_asked(users.select(chosen), int(histories.time.max())))

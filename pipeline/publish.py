@@ -14,12 +14,12 @@ from features.histories import JaggedHistories
 from features.splits import Split
 from models import checkpoint
 from models.encoder import Encoder
-from models.index import ItemIndex
 from models.recommender import Int32
 from pipeline import histories as rows
 from pipeline import new_items, popular, second_stage
 from pipeline.bundle import seal
 from pipeline.features import content_settings
+from pipeline.index import index_of, user_vectors
 from pipeline.stages import Context
 from pipeline.train import Trainer
 
@@ -38,8 +38,7 @@ def build(ctx: Context) -> None:
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")
-    vectors = encoder.item_vectors().detach().float().cpu().numpy()[1:]
-    ItemIndex.build(vectors, np.arange(1, encoder.num_items + 1, dtype=np.int32)).save(bundle / "index")
+    index_of(ctx, encoder, user_vectors(ctx, encoder, mapping)).save(bundle / "index")
     _write_items(features, histories, mapping, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
     metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))

@@ -118,7 +118,7 @@ STAGES = {
             ("features",),
             resumable=True,
         ),
-        Stage("index", 2, ("index",), ("features", "train")),
+        Stage("index", 3, ("index",), ("features", "train")),
         Stage(
             "rank",
             2,

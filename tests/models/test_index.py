@@ -5,7 +5,7 @@ import pytest
 
 from models.index import ItemIndex
 from models.recommender import histories_from_lists
-from models.topk import recommend_from_scores, top_k
+from models.topk import recommend_from_scores
 
 NUM_ITEMS, DIM, ROWS = 401, 7, 23
 
@@ -72,39 +72,60 @@ def test_save_and_load_change_nothing(index: ItemIndex, queries: np.ndarray, tmp
         assert (before == after).all()
 
 
-def test_missing_or_unmatched_files_are_refused(index: ItemIndex, tmp_path: Path):
+def test_missing_damaged_or_unmatched_files_are_refused(index: ItemIndex, tmp_path: Path):
     with pytest.raises(ValueError, match="is missing"):
         ItemIndex.load(tmp_path)
     index.save(tmp_path)
     np.save(tmp_path / "items.npy", index.item_index[:-1])
-    with pytest.raises(ValueError, match="401 vectors and 400 items"):
+    with pytest.raises(ValueError, match=r"items\.npy is damaged"):
         ItemIndex.load(tmp_path)
+    with pytest.raises(ValueError, match="401 vectors and 400 items"):
+        ItemIndex.load(tmp_path, verify=False)
+    (tmp_path / "items.faiss").write_bytes(b"no index")
+    with pytest.raises(ValueError, match=r"items\.faiss is damaged"):
+        ItemIndex.load(tmp_path, verify=False)
+
+
+def test_a_folder_without_facts_is_exact(index: ItemIndex, queries: np.ndarray, tmp_path: Path):
+    index.save(tmp_path)
+    (tmp_path / "index.json").unlink()
+    again = ItemIndex.load(tmp_path)
+    assert again.facts.type == "exact"
+    assert (again.search(queries, 10)[0] == index.search(queries, 10)[0]).all()
 
 
 def test_no_queries(index: ItemIndex):
     assert index.search(np.zeros((0, DIM), np.float32), 3)[0].shape == (0, 3)
 
 
-def test_only_allowed_items_and_as_many_as_there_are() -> None:
-    random = np.random.default_rng(3)
-    vectors = random.normal(size=(500, 8)).astype(np.float32)
-    index = ItemIndex.build(vectors, np.arange(1, 501, dtype=np.int32))
-    queries = random.normal(size=(20, 8)).astype(np.float32)
-    for number in (3, 60, 400):
-        allowed = np.zeros(501, bool)
-        allowed[random.permutation(500)[:number] + 1] = True
-        items, scores = index.search(queries, 10, None, allowed)
-        exact = index.score_items(queries)
-        exact[:, ~allowed] = -np.inf
-        assert items.tolist() == top_k(exact, 10)[0].tolist()
-        assert ((items > 0).sum(1) == min(10, number)).all()
-        assert (np.isneginf(scores) == (items == 0)).all()
+def test_vectors_and_masks_of_another_model_are_refused(index: ItemIndex, queries: np.ndarray):
+    with pytest.raises(ValueError, match="vectors of 6 components, expected 7"):
+        index.search(queries[:, 1:], 3)
+    with pytest.raises(ValueError, match="mask of 401 items, expected 402"):
+        index.search(queries, 3, allowed=np.ones(NUM_ITEMS, bool))
+    with pytest.raises(ValueError, match="k=0"):
+        index.search(queries, 0)
 
 
-def test_added_items_are_found() -> None:
-    vectors = np.eye(4, dtype=np.float32)
-    index, _ = ItemIndex.build(vectors[:3], np.arange(1, 4, dtype=np.int32)).add(
-        vectors[3:] * 2, np.array([4], np.int32)
-    )
-    assert index.num_items == 4
-    assert index.search(np.ones((1, 4), np.float32), 2)[0].tolist() == [[4, 1]]
+def test_only_allowed_items_are_found(index: ItemIndex, queries: np.ndarray):
+    allowed = np.arange(NUM_ITEMS + 1) % 3 == 1
+    seen = histories_from_lists([[1, 4, 7, 2]] * ROWS)
+    items, _ = index.search(queries, 10, seen, allowed)
+    expected = index.score_items(queries)
+    expected[:, ~allowed] = -np.inf
+    assert (items == recommend_from_scores(expected, seen, 10)[0]).all()
+    assert np.isneginf(index.search(queries, 2, allowed=np.zeros(NUM_ITEMS + 1, bool))[1]).all()
+    assert (index.search(queries, 200, allowed=allowed)[0] > 0).sum() == ROWS * allowed.sum()
+
+
+def test_exact_items_are_added_without_building_anew(index: ItemIndex, queries: np.ndarray):
+    vectors = np.random.default_rng(2).normal(size=(3, DIM)).astype(np.float32)
+    grown, is_rebuilt = index.add(vectors, np.array([402, 405, 406], np.int32))
+    whole = ItemIndex.build(np.concatenate((index.vectors, vectors)), grown.item_index)
+    assert not is_rebuilt
+    assert grown.num_items == 406
+    for one, other in zip(grown.search(queries, 50), whole.search(queries, 50), strict=True):
+        assert (one == other).all()
+    assert index.num_items == NUM_ITEMS
+    with pytest.raises(ValueError, match="ascending numbers above 401"):
+        index.add(vectors, np.array([401, 402, 403], np.int32))

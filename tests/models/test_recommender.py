@@ -11,7 +11,8 @@ from models.als import ALS
 from models.baselines import Popularity, RecentPopularity
 from models.ease import EASE
 from models.encoder import AttentionRecommender, Encoder
-from models.index import IndexRecommender, ItemIndex
+from models.index import ItemIndex
+from models.index_recommender import IndexRecommender
 from models.neighbours import CoVisitation, ItemKNN
 from models.recommender import Histories, Recommender, histories_from_lists
 from models.settings import EncoderSettings

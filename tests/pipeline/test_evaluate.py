@@ -16,6 +16,7 @@ from features.leaks import LeakError
 from models import checkpoint, ranking
 from models.baselines import FittedOn, Popularity
 from models.encoder import AttentionRecommender, Encoder
+from models.index_settings import IndexSettings
 from models.judgement import Judgement
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
@@ -28,7 +29,6 @@ from pipeline.config import (
     Config,
     EvaluateConfig,
     EventsConfig,
-    IndexConfig,
     ItemsConfig,
     SplitConfig,
 )
@@ -125,7 +125,7 @@ def build(stage: Any, inputs: dict[str, Path], folder: Path, unit: str = "s", **
         split=SplitConfig(protocol="leave_one_out"),
         items=ItemsConfig(path="items.csv"),
         model=EncoderSettings(item_content=reads_content),
-        index=IndexConfig(recall_queries=13),
+        index=IndexSettings(recall_queries=13),
         evaluate=EvaluateConfig(**QUICK | settings),
         train=TrainSettings(epochs=2, precision="fp32", compile="off"),
     )
@@ -154,7 +154,12 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Context:
 def test_index_holds_every_item_and_finds_the_exact_best(inputs: dict[str, Path]):
     context = build(index, inputs, inputs["index"])
     found = read_json(context.folder / "recall.json")
-    assert found == {"num_items": 30, "queries": 13, "recall@10": 1.0, "recall@100": 1.0, "type": "exact"}
+    assert {name: found[name] for name in ("num_items", "queries", "recall@10", "recall@100", "type")} == {
+        "num_items": 30, "queries": 13, "recall@10": 1.0, "recall@100": 1.0, "type": "exact",
+    }  # fmt: skip
+    assert set(read_json(context.folder / "speed.json")) == {
+        "build_seconds", "queries_per_second", "exact_queries_per_second",
+    }  # fmt: skip
     vectors = np.load(context.folder / "item_vectors.npy")
     encoder = checkpoint.load_model(inputs["train"])
     assert (vectors == encoder.item_vectors().detach().numpy()[1:]).all()

@@ -1,0 +1,44 @@
+"""The files of an item index: what it is and the digest of each, in index.json."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from models.index_settings import IndexFacts
+
+FACTS = "index.json"
+
+
+def write_facts(folder: Path, facts: IndexFacts, names: Iterable[str]) -> None:
+    """Write index.json beside the files `names` of the folder."""
+    content = {"facts": asdict(facts), "files": {name: _digest(folder / name) for name in names}}
+    (folder / FACTS).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_facts(folder: Path, names: Iterable[str], *, verify: bool) -> IndexFacts:
+    """What the index of a folder is; without index.json an exact one of the files `names` (bundles of earlier versions).
+
+    Raises ValueError if a file is missing or (`verify`) is not what index.json says.
+    """
+    path = folder / FACTS
+    is_there = path.is_file()
+    content = json.loads(path.read_text(encoding="utf-8")) if is_there else {}
+    digests: dict[str, str | None] = content.get("files", dict.fromkeys(names))
+    for name, digest in digests.items():
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"item index: {folder / name} is missing; run the stage index again with --force"
+            )
+        if verify and digest is not None and _digest(folder / name) != digest:
+            raise ValueError(
+                f"item index: {folder / name} is damaged (its digest is not that of {FACTS}); run the stage index again with "
+                "--force"
+            )
+    return IndexFacts(**content["facts"]) if is_there else IndexFacts()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,63 @@
+"""What an item index is asked to be, and what it turned out to be: dataclasses that import nothing heavy."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+ApproximateType = Literal["hnsw", "ivf", "ivf_pq", "sq"]
+IndexType = Literal["exact", "hnsw", "ivf", "ivf_pq", "sq"]
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How items are searched: the `[index]` section."""
+
+    type: IndexType | Literal["auto"] = "auto"
+    """exact: every vector; hnsw: a graph of neighbours; ivf: lists around centroids; sq, ivf_pq: such lists of vectors in a byte
+    per component or less, the best of them scored exactly. auto: exact up to 30,000 items; above, the first of ivf and hnsw that
+    reaches the recall with little work, else exact."""
+    target_recall: float = 0.99
+    """Recall@100 against exact search that the index has to reach, in (0, 1]; an asked type that does not is refused."""
+    recall_queries: int = 1000
+    """User vectors on which the index is tuned (half of them) and its recall measured (the others), at most."""
+    max_bytes: int = 0
+    """Bytes that the searched vectors may take in memory; where they take more, auto tries sq, then ivf_pq. 0: no bound."""
+
+    def __post_init__(self) -> None:
+        types = ("auto", *get_args(IndexType))
+        for name, is_valid, expected in (
+            ("type", self.type in types, f"one of {', '.join(types)}"),
+            ("target_recall", 0 < self.target_recall <= 1, "more than 0, at most 1"),
+            ("recall_queries", self.recall_queries >= 2, "at least 2: half to tune on, half to measure on"),
+            ("max_bytes", self.max_bytes >= 0, "0 (no bound) or more"),
+        ):
+            if not is_valid:
+                raise ValueError(f"index.{name}: received {getattr(self, name)!r}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """What an index is and how well it finds; no clock enters, so the same vectors give the same facts."""
+
+    type: IndexType = "exact"
+    """What was built."""
+    parameters: dict[str, int] = field(default_factory=dict)
+    """num_lists and nprobe (lists looked into), or num_links and ef_search (candidates kept on the way); num_refined: further
+    candidates that are scored exactly."""
+    target_recall: float = 0.99
+    """What it was asked to reach."""
+    recall: dict[str, float] = field(default_factory=dict)
+    """recall@10 and recall@100 against exact search on vectors that it was not tuned on; empty: not measured."""
+    queries: int = 0
+    """Vectors that it was measured on."""
+    scanned_share: float = 1.0
+    """Vectors that a query is compared with, centroids included, per vector in the index."""
+    num_bytes: int = 0
+    """Of FAISS's index; the exact vectors beside it, where it does not hold them, are not counted."""
+    num_built: int = 0
+    """Vectors that it was built of; what was added later is neither tuned for nor measured."""
+
+    def flat(self) -> dict[str, Any]:
+        """One level of keys, `recall@k` among them."""
+        found = asdict(self)
+        recall: dict[str, Any] = found.pop("recall")
+        return recall | found
