@@ -28,6 +28,7 @@ from features.content import FOLDER, Content
 from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
 from models import checkpoint, explain
+from models.calibration import Calibration
 from models.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
 from models.ranker import SecondStage
@@ -143,6 +144,11 @@ class Bundle:
         if found is None or self.added is None:
             return found
         return found.extended(compared_by(self.added.content, np.arange(1, self.num_added + 1)))
+
+    @cached_property
+    def probability(self) -> Calibration | None:
+        """From the ranker's score to the probability that an item comes next; None where there is no ranker."""
+        return None if self.second_stage is None else second_stage.calibration_of(self.folder)
 
     def counting(self, histories: Histories) -> "Bundle":
         """The same bundle, whose second stage knows when and how often items were met in other histories, of a later log."""

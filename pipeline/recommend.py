@@ -20,7 +20,7 @@ from pipeline.bundle import Bundle
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.rules import rules_of
-from pipeline.scoring import keys_of
+from pipeline.scoring import as_of_tonight, keys_of
 from pipeline.stages import Pipeline, resolve
 
 
@@ -33,7 +33,7 @@ def recommend_one(
     Raises LookbackError where no model is published, the user is not in the log, or no item of the history is known.
     """
     pipeline = resolve(config, ["score"])
-    bundle = _with_new_items(pipeline, _bundle(pipeline))
+    bundle = _as_of_tonight(pipeline, _bundle(pipeline))
     found, unknown = (
         _typed_in(bundle, history) if history is not None else _of_user(pipeline, bundle, str(user))
     )
@@ -73,16 +73,12 @@ def _bundle(pipeline: Pipeline) -> Bundle:
     return Bundle.open(publish.folder / "bundle")
 
 
-def _with_new_items(pipeline: Pipeline, bundle: Bundle) -> Bundle:
-    """The bundle with what is new in the up-to-date log, or else with what was new when it was made."""
+def _as_of_tonight(pipeline: Pipeline, bundle: Bundle) -> Bundle:
+    """The bundle as scoring sees it with the up-to-date log, or else with what was new when it was made."""
     features, ingest = (pipeline.nodes[name].artifact for name in ("features", "ingest"))
-    if not pipeline.config.score.new_items:
-        return bundle
-    if not (features.is_complete() and ingest.is_complete()):
-        return new_items.with_catalogue(bundle)
-    log_ids = _ids(features.folder, "items", "item_id")
-    table = new_items.unknown_to(bundle.items.ids, log_ids, ingest.folder / "items.parquet")
-    return new_items.extended(bundle, table)
+    if features.is_complete() and ingest.is_complete():
+        return as_of_tonight(bundle, features.folder, ingest.folder, pipeline.config.score)[0]
+    return new_items.with_catalogue(bundle) if pipeline.config.score.new_items else bundle
 
 
 def _newest(pipeline: Pipeline, bundle: Bundle) -> int:
@@ -144,6 +140,7 @@ def _index(users: Vocabulary, user: str) -> Any:
 def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
     titles = bundle.titles.to_list()
     given = answer.item_index[0] > 0
+    probability = None if answer.cold[0] else bundle.probability
     ids = bundle.items.decode(answer.item_index[0][given]).to_list()
 
     def named(index: int) -> dict[str, Any]:
@@ -155,8 +152,10 @@ def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
         if answer.because is not None:
             pairs = zip(answer.because.item_index[0, place], answer.because.weight[0, place], strict=True)
             because = [named(int(index)) | {"weight": float(weight)} for index, weight in pairs if index > 0]
+        score = answer.score[0, place]
+        likely = {} if probability is None else {"probability": float(probability(score))}
         row = {"rank": place + 1, "item_id": item, "title": titles[int(answer.item_index[0, place]) - 1]}
-        listed.append(row | {"score": float(answer.score[0, place]), "because": because})
+        listed.append(row | {"score": float(score)} | likely | {"because": because})
     return listed
 
 
@@ -171,6 +170,7 @@ def _text(content: dict[str, Any], *, cold: bool) -> str:
         title = f"  {row['title']}" if row["title"] else ""
         lines.append(
             f"{row['rank']:>3}  {row['item_id']}{title}  {row['score']:.3f}"
+            + (f", {row['probability']:.1%} likely" if "probability" in row else "")
             + (f"\n       because of {because}" if because else "")
         )
     return "\n".join(lines)

@@ -113,10 +113,8 @@ class Scorer:
 
         Raises LookbackError where a file that the settings name cannot be used.
         """
-        bundle = with_new_items(Bundle.open(job.bundle, verify=False), job)
-        log = Log.read(job.features, bundle)
-        if bundle.second_stage is not None:
-            bundle = bundle.counting(log.known)
+        opened = Bundle.open(job.bundle, verify=False)
+        bundle, log = as_of_tonight(opened, job.features, job.ingest, job.settings)
         users = _chosen(job, log)
         rules, counts = rules_of(job.settings, bundle.items, lambda: log.newest, job.seed)
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
@@ -196,14 +194,16 @@ class Scorer:
         }
 
 
-def with_new_items(bundle: Bundle, job: Job) -> Bundle:
-    """The bundle with the items of the job's log and items' table that are new to it, if these are wanted."""
-    if not job.settings.new_items:
-        return bundle
-    ids = _ids(job.features, "item")
-    return new_items.extended(
-        bundle, new_items.unknown_to(bundle.items.ids, ids, job.ingest / "items.parquet")
-    )
+def as_of_tonight(bundle: Bundle, features: Path, ingest: Path, settings: ScoreConfig) -> tuple[Bundle, Log]:
+    """The bundle with what the log and the items' table of two artifacts add to it, and that log.
+
+    Items that are new to it, if these are wanted; for a ranker when and how often items were met.
+    """
+    if settings.new_items:
+        table = new_items.unknown_to(bundle.items.ids, _ids(features, "item"), ingest / "items.parquet")
+        bundle = new_items.extended(bundle, table)
+    log = Log.read(features, bundle)
+    return (bundle if bundle.second_stage is None else bundle.counting(log.known)), log
 
 
 def _ids(features: Path, kind: str) -> pl.Series:
