@@ -1,6 +1,7 @@
 """Stage rank on a real run: what it writes, who decides that it is used, and what becomes of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ from features.histories import JaggedHistories
 from features.splits import Split
 from models import checkpoint
 from models.calibration import Calibration
+from models.encoder import as_asked
+from models.two_stage import TwoStage
 from pipeline import histories as rows
 from pipeline import second_stage
+from pipeline.bundle import Bundle
 from pipeline.config import load_config
 from pipeline.evaluated import Evaluated
 from pipeline.gate import ranks
+from pipeline.scoring import Log
+from pipeline.serving import Recommender
 from tests.pipeline.conftest import Workdir
 
 
@@ -139,3 +145,58 @@ def test_settings_are_checked(workdir: Workdir) -> None:
         result = workdir("run", "rank", "--set", setting)
         assert result.code == 2
         assert expected in result.err
+
+
+def test_scoring_puts_the_retrieved_in_the_rankers_order_and_says_why(copied: Workdir) -> None:
+    """Lists, scores and reasons of score are what both stages make of the whole catalogue; recommend and pyfunc say the same."""
+    setting = ("--set", "ranker.use=always")
+    copied.run("score", *setting)
+    features, publish, score = (
+        copied.artifact(stage, *setting) for stage in ("features", "publish", "score")
+    )
+    bundle = Bundle.open(publish / "bundle")
+    stage = bundle.second_stage
+    assert stage is not None
+    found = pl.read_parquet(score / "recommendations" / "*.parquet")
+    users = pl.read_parquet(features / "users.parquet")["user_id"]
+    histories = JaggedHistories.load(features)
+    whole = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
+    items, _ = bundle.item_mapping(pl.read_parquet(features / "items.parquet")["item_id"])
+    asked = as_asked(whole.translate(items), int(histories.time.max()))
+    expected, _ = TwoStage(bundle.recommender, stage, exclude_seen=True).recommend(asked, 10)
+    chosen = range(0, len(users), 7)
+    for row in chosen:
+        own = found.filter(pl.col("user_id") == users[row])
+        assert own["item_id"].to_list() == bundle.items.decode(expected[row]).to_list()
+        assert (own["score"].diff().drop_nulls() <= 0).all()
+    weights = found["because"].list.eval(pl.element().struct.field("weight")).explode().drop_nulls()
+    assert (weights > 0).all()
+    assert found["because"].list.len().mean() > 2
+
+    user = users[0]
+    own = found.filter(pl.col("user_id") == user)
+    said = copied("recommend", "--user", str(user), "--json", *setting).json["recommendations"]
+    assert [row["item_id"] for row in said] == own["item_id"].to_list()
+    assert [row["score"] for row in said] == pytest.approx(own["score"].to_list(), abs=1e-4)
+    likely = [row["probability"] for row in said]
+    assert likely == sorted(likely, reverse=True)
+    assert all(0 <= each <= 1 for each in likely)
+    served = Recommender(bundle).predict(pl.DataFrame({"user_id": [user]}).to_pandas())
+    assert served["item_id"][0] == own["item_id"].to_list()
+
+
+def test_a_later_log_counts_for_the_ranker(finished: Workdir) -> None:
+    """Scored with a log that has more events, candidates are as popular as they are there."""
+    features, publish = (finished.artifact(stage) for stage in ("features", "publish"))
+    bundle = Bundle.open(publish / "bundle")
+    if bundle.second_stage is None:
+        pytest.skip("the ranker was not better on the tiny log")
+    log = Log.read(features, bundle)
+    same = bundle.counting(log.known)
+    assert same.second_stage is not None
+    for name, value in vars(bundle.second_stage.statistics).items():
+        assert np.array_equal(getattr(same.second_stage.statistics, name), value), name
+    cut = replace(log.known, ends=log.known.ends - 1)
+    fewer = bundle.counting(cut).second_stage
+    assert fewer is not None
+    assert len(fewer.statistics.moments) < len(bundle.second_stage.statistics.moments)
