@@ -15,7 +15,7 @@ from features.histories import JaggedHistories
 from features.leaks import LeakError
 from models import checkpoint, ranking
 from models.baselines import FittedOn, Popularity
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder import AttentionRecommender, Encoder, as_asked
 from models.index_settings import IndexSettings
 from models.judgement import Judgement
 from models.recommender import Histories, histories_from_lists
@@ -163,6 +163,21 @@ def test_index_holds_every_item_and_finds_the_exact_best(inputs: dict[str, Path]
     vectors = np.load(context.folder / "item_vectors.npy")
     encoder = checkpoint.load_model(inputs["train"])
     assert (vectors == encoder.item_vectors().detach().numpy()[1:]).all()
+
+
+def test_the_index_is_asked_as_users_stand_after_validation(inputs: dict[str, Path]):
+    context, encoder = build(index, inputs, inputs["index"]), checkpoint.load_model(inputs["train"])
+    mapping = np.load(inputs["train"] / "items.npy")
+    histories, split = log(), splits.Split.load(inputs["features"] / "split")
+    ends = np.asarray(split.validation_end)
+    expected = []
+    for user in np.flatnonzero(ends > np.asarray(split.train_end)):
+        items = mapping[histories.item_index[histories.offsets[user] : ends[user]]]
+        asked = as_asked(histories_from_lists([items[items > 0].tolist()]), 0)
+        expected.append(AttentionRecommender(encoder).encode(asked)[0])
+    chosen = np.linspace(0, len(expected) - 1, 13).astype(int)
+    found = index.user_vectors(context, encoder, mapping)
+    assert found == pytest.approx(np.array(expected)[chosen], abs=1e-5)
 
 
 def test_metrics_have_the_form_of_the_contract(evaluated: Context):
