@@ -334,7 +334,7 @@ class ScoreConfig(Section):
     because: bool = True
     """Whether each recommendation says what in the history it is based on."""
     because_method: Literal["fast", "balanced", "exact"] = "balanced"
-    """exact: leave each interaction out and score again, a pass for each; balanced: on the last position's own way so, beside it
+    """exact: leave each interaction out and score again, a pass for each; balanced: so on the last position's own way, beside it
     by slopes; fast: slopes alone. Both leave the last one out as exact does, are alike for gru, and are as exact where a layer
     neither attends nor is a gru, looks both ways, or a readout averages or looks for each candidate."""
     because_items: int = Field(3, ge=1)

@@ -93,8 +93,8 @@ def report(run: Path, num_users: int, seed: int) -> None:
     settings, lengths = encoder.settings, np.minimum(histories.lengths, encoder.max_length)
     print(
         f"\n## {run.name}: {settings.block}, {settings.num_blocks} layers of {settings.dim}\n"
-        f"{len(histories):,} users with {lengths.mean():.0f} interactions in the mean, {encoder.num_items:,} items; scoring: "
-        f"{1e3 * scoring / len(histories):.2f} ms a user.\n\n"
+        f"{len(histories):,} users with {lengths.mean():.0f} interactions in the mean, {encoder.num_items:,} items; scoring "
+        f"takes {1e3 * scoring / len(histories):.2f} ms a user.\n\n"
         "| | cost / scoring | rate | Spearman | deletion | insertion |\n| --- | --- | --- | --- | --- | --- |"
     )
     for name, told in found["methods"].items():

@@ -170,8 +170,8 @@ def test_scoring_puts_the_retrieved_in_the_rankers_order_and_says_why(copied: Wo
         assert own["item_id"].to_list() == bundle.items.decode(expected[row]).to_list()
         assert (own["score"].diff().drop_nulls() <= 0).all()
     weights = found["because"].list.eval(pl.element().struct.field("weight")).explode().drop_nulls()
-    assert (weights > 0).all()
-    assert found["because"].list.len().mean() > 2
+    assert weights.min() > 0  # type: ignore[operator]
+    assert found["because"].list.len().sum() > 2 * len(found)
 
     user = users[0]
     own = found.filter(pl.col("user_id") == user)
