@@ -20,7 +20,9 @@ from pipeline.store import write_json
 from pipeline.tracking import LoggedRun, Tracker
 from pipeline.tracking_server import chosen_uri
 
-STAGE = "lookback.stage"
+STAGE, FINGERPRINT, FROM_TRAINING = "lookback.stage", "lookback.fingerprint", "lookback.input.train"
+EVALUATION = "lookback.run.evaluate"
+"""Tag of a whole run: the run that evaluated in it, or whose evaluation it found."""
 TARGETS = "evaluate/targets.parquet"
 TABLE = "table.json"
 KEY = ("user_id", "item_id", "timestamp")
@@ -80,21 +82,27 @@ def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -
                 )
             path = tracker.run_artifact(evaluated.run_id, TARGETS, Path(folder, str(number)))
             label = f"{run.name} {run.run_id[:8]}" if run.name in found else run.name
-            training = evaluated.parent_run_id
             found[label] = Evaluation(
                 label,
                 evaluated,
-                tracker.find_run(training) if training is not None else None,
+                _training_of(tracker, evaluated),
                 pl.read_parquet(path, columns=["system", *KEY, "history_length", "rank"]),
             )
     return list(found.values())
 
 
 def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
-    """The run itself if it evaluated, else the newest evaluation under the same training."""
+    """The run itself if it evaluated, else the evaluation of the training or of the whole run that it is (or is in)."""
     if run.tags.get(STAGE) == "evaluate":
         return run
-    beneath = tracker.children(run.parent_run_id or run.run_id)
+    if run.tags.get(STAGE) == "train" and (
+        found := _find(tracker, run, "evaluate", FROM_TRAINING, FINGERPRINT)
+    ):
+        return found
+    whole = tracker.find_run(run.parent_run_id) if run.parent_run_id is not None else run
+    if EVALUATION in whole.tags:
+        return tracker.find_run(whole.tags[EVALUATION])
+    beneath = tracker.children(whole.run_id)
     evaluations = [
         child for child in beneath if child.tags.get(STAGE) == "evaluate" and child.status == "FINISHED"
     ]
@@ -104,6 +112,21 @@ def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
             " lookback run evaluate --config … with that run's settings"
         )
     return evaluations[-1]
+
+
+def _training_of(tracker: Tracker, evaluated: LoggedRun) -> LoggedRun | None:
+    """The training of what was evaluated, where the server has it."""
+    found = _find(tracker, evaluated, "train", FINGERPRINT, FROM_TRAINING)
+    if found is None and evaluated.parent_run_id is not None:
+        return tracker.find_run(evaluated.parent_run_id)
+    return found
+
+
+def _find(tracker: Tracker, run: LoggedRun, stage: str, tag: str, own: str) -> LoggedRun | None:
+    """The newest finished run of a stage that has under `tag` what this one has under `own`."""
+    if own not in run.tags:
+        return None
+    return tracker.find_tagged(run.experiment_id, {STAGE: stage, tag: run.tags[own]})
 
 
 def judge(targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int) -> Judgement:

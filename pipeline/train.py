@@ -283,6 +283,7 @@ def _report(ctx: Context, features: Path, training: Histories, facts: dict[str, 
     ctx.track.metric("best_validation_ndcg@10", best)
     for part in ("training", "validation"):
         ctx.track.dataset(ctx.config.name, features.name, part, str(features), int(training.lengths.sum()))
+    ctx.track.model = f"{ctx.config.model.block}-{ctx.config.model.num_blocks}x{ctx.config.model.dim}"
     ctx.track.artifact("history.parquet")
     ctx.track.artifact("training.json")
     refit = (

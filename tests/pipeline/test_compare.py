@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import tracking
+from pipeline import tracking, tracking_log
 from pipeline.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
 from pipeline.errors import LookbackError
 from pipeline.plan import Plan
@@ -221,7 +221,7 @@ def test_a_comparison_that_cannot_be_logged_is_printed_all_the_same(
     def refuse(*_: object) -> None:
         raise OSError("no more space")
 
-    monkeypatch.setattr(tracking, "_send_points", refuse)
+    monkeypatch.setattr(tracking_log, "send_points", refuse)
     compare_runs(None, ["train first", "train second"], as_json=False)
     said = capsys.readouterr()
     assert "train second minus train first" in said.out
