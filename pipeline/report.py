@@ -14,7 +14,7 @@ import polars as pl
 from features.drift import Drift
 from features.histories import JaggedHistories
 from features.profile import Profile
-from pipeline import drawing, figures, log_figures, report_evaluation
+from pipeline import drawing, figures, interactive, log_figures, report_charts, report_evaluation
 from pipeline.profile import DRIFT, PROFILE
 from pipeline.stages import Context
 from pipeline.store import read_json, read_manifest
@@ -60,7 +60,10 @@ def build(ctx: Context) -> None:
         )
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")
-    ctx.track.artifact("report.html")
+    drawn = list(report_charts.charts(ctx, judged, profile))
+    (ctx.folder / "figures.html").write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
+    for file in ("report.html", "figures.html"):
+        ctx.track.artifact(file)
     ctx.manifest.update(rows_in=manifests["score"]["rows_out"], rows_out=len(people))
     ctx.summary(f"{len(page.encode()) / 1e6:.1f} MB, {len(people)} example users: report.html")
 

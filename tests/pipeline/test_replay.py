@@ -11,7 +11,6 @@ import polars as pl
 from pipeline.stages import STAGES
 from tests.pipeline.conftest import Workdir
 
-
 PARENT = "transformer-2x16 tiny temporal"
 COMPARED = ("lookback.git", "lookback.git_dirty", "lookback.data", "lookback.protocol", "lookback.device")
 """Tags that any server is given alike; others name runs."""
@@ -24,7 +23,7 @@ def model_metrics(client: Any, model_id: str | None) -> list[tuple[object, ...]]
     return sorted((each.key, each.step, each.value, each.dataset_name) for each in found)
 
 
-def logged(workdir: Workdir) -> dict[str, dict[str, object]]:
+def logged(workdir: Workdir) -> dict[str, dict[str, Any]]:
     """What the tracking database holds, by run name; read from a copy, since MLflow keeps a database open after it is deleted."""
     from mlflow import MlflowClient
 
@@ -56,19 +55,19 @@ def test_a_deleted_mlruns_is_filled_again_without_computing(copied: Workdir) -> 
     before = logged(copied)
     whole = before[PARENT]
     train = before[f"train {PARENT}"]
-    assert train["history"]["loss"] == 3  # type: ignore[index]  # an entry per epoch
-    assert any(key.startswith("test/ndcg") for key in whole["metrics"])  # type: ignore[attr-defined]
+    assert train["history"]["loss"] == 3  # an entry per epoch
+    assert any(key.startswith("test/ndcg") for key in whole["metrics"])
     for run in (whole, train):
-        assert {"train.epochs", "model.dim", "split.protocol", "score.k"} <= set(run["params"])  # type: ignore[call-overload]
+        assert {"train.epochs", "model.dim", "split.protocol", "score.k"} <= set(run["params"])
     assert {name.split()[0] for name, run in before.items() if run["nested"]} == set(STAGES)
     assert {name for name, run in before.items() if not run["nested"]} == {PARENT}
     assert all(
         run["metrics"]["system/cpu_utilization_percentage"] >= 0
         for name, run in before.items()
         if name != PARENT
-    )  # type: ignore[index]
-    assert [name for name, *_ in train["model_metrics"]].count("validation_ndcg_at_10") == 3  # type: ignore[attr-defined]
-    assert {data for *_, data in train["model_metrics"]} == {"tiny validation", "tiny test"}  # type: ignore[attr-defined]
+    )
+    assert [name for name, *_ in train["model_metrics"]].count("validation_ndcg_at_10") == 3
+    assert {data for *_, data in train["model_metrics"]} == {"tiny validation", "tiny test"}
     created = {stage: copied.manifest(stage)["created_utc"] for stage in ("train", "evaluate", "publish")}
     shutil.rmtree(copied.folder / "mlruns")
     summary = copied.run("all")
