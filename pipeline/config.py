@@ -377,7 +377,7 @@ class TrackingConfig(Section):
 class ReportConfig(Section):
     """`[report]`: the HTML page."""
 
-    num_users: int = Field(10, ge=1)
+    num_users: int = Field(20, ge=1)
     """Example users shown with their history and recommendations."""
 
 

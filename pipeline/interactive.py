@@ -199,7 +199,7 @@ def segment(segments: pl.DataFrame, kind: str, metric: str) -> Chart:
 
 
 def popularity(events: NDArray[np.int64], recommended: NDArray[np.int64], titles: Sequence[str]) -> Chart:
-    """Each item's events against how often it is recommended; of many items the most popular and an even choice of the others."""
+    """Each item's events against how often it is recommended; of many items an even choice by popularity."""
     order = np.argsort(-events, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(MAX_POINTS, len(order))).astype(int))]
     figure = go.Figure(
@@ -213,19 +213,18 @@ def popularity(events: NDArray[np.int64], recommended: NDArray[np.int64], titles
             hovertemplate="%{text}<br>%{x} events, %{y} recommendations (each + 1)",
         )
     )
-    fair = (events + 1) * (recommended.sum() + len(events)) / max(1, int((events + 1).sum()))
-    ends = np.array([events.min(initial=0), events.max(initial=0)])
-    at = [float(fair[events == each][0]) for each in ends] if len(events) else [1.0, 1.0]
+    ends = np.array([events.min(), events.max()]) + 1
+    share = (recommended.sum() + len(events)) / (events.sum() + len(events))
     figure.add_scatter(
-        x=(ends + 1).tolist(),
-        y=at,
+        x=ends.tolist(),
+        y=(share * ends).tolist(),
         mode="lines",
         line={"color": GREY, "dash": "dash"},
         name="as often as its share of events",
     )
     figure.update_xaxes(type="log", title_text="events on the item, plus 1")
     figure.update_yaxes(type="log", title_text="lists it is in, plus 1")
-    never = float((recommended == 0).mean()) if len(events) else 0.0
+    never = float((recommended == 0).mean())
     says = "Items above the dashed line are recommended more often than their share of the events, those below less often; "
     says += f"{never:.0%} of the items are in no list."
     return Chart("What is popular and what is recommended", says, _laid_out(figure))

@@ -27,20 +27,22 @@ def charts(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart]:
     """Every figure there is something to draw of."""
     evaluate, train = ctx.inputs["evaluate"], ctx.inputs["train"]
     k = min(int(name.rpartition("@")[2]) for name in judged["metrics"][MODEL])
-    yield interactive.systems(judged, (f"ndcg@{k}", f"hit_rate@{k}", f"mrr@{k}"))
-    targets = pl.read_parquet(evaluate / "targets.parquet", columns=["system", "rank"])
-    yield interactive.recall_at_k(targets)
+    names = [f"{name}@{k}" for name in ("ndcg", "hit_rate", "mrr")]
+    yield interactive.systems(judged, [name for name in names if name in judged["metrics"][MODEL]])
+    if (path := evaluate / "targets.parquet").exists():
+        yield interactive.recall_at_k(pl.read_parquet(path, columns=["system", "rank"]))
     yield from _segments(evaluate / "segments.parquet", f"ndcg@{k}")
     yield interactive.training(
         pl.read_parquet(train / "history.parquet"), read_json(train / "training.json")["best_epoch"]
     )
-    diagnosed = read_json(evaluate / figures.DIAGNOSTICS)
+    path = evaluate / figures.DIAGNOSTICS
+    diagnosed = read_json(path) if path.exists() else {}
     yield from interactive.attention(diagnosed.get("attention", {}).get("rows", []))
     if "calibration" in diagnosed:
         yield interactive.calibration(diagnosed["calibration"], diagnosed["k"])
     yield from _popularity(ctx)
     yield from _reasons(ctx)
-    if points := interactive.index_points(judged["index"]):
+    if points := interactive.index_points(judged.get("index")):
         yield interactive.index_trade(points)
     yield from interactive.log(profile)
 
@@ -72,6 +74,8 @@ def _popularity(ctx: Context) -> Iterator[Chart]:
 
 def _reasons(ctx: Context) -> Iterator[Chart]:
     """A user with a history of middling length: what carries each recommendation of the published model."""
+    if not (ctx.inputs["publish"] / "bundle").exists():
+        return
     bundle = Bundle.open(ctx.inputs["publish"] / "bundle", verify=False)
     known = bundle.known_histories
     long = np.flatnonzero(known.lengths >= min(8, int(known.lengths.max(initial=0))))

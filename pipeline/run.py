@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,16 @@ def led() -> Iterator[bool]:
                 following.follow()
             sys.exit(1)
         yield False
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that runs under way end as KILLED."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def bring_up_to_date(

@@ -150,7 +150,7 @@ STAGES = {
         Stage("score", 2, _keys("score", _SCORE_KEYS), ("features", "publish"), resumable=True),
         Stage(
             "report",
-            3,
+            4,
             ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
             ("ingest", "features", "train", "evaluate", "publish", "score"),
         ),

@@ -253,7 +253,7 @@ def test_observer_sees_what_begins_within_and_ends_it() -> None:
 
 def test_sigterm_ends_the_runs_too() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as exit_, tune._ended_by_sigterm():
+    with pytest.raises(SystemExit) as exit_, tune.ended_by_sigterm():
         os.kill(os.getpid(), signal.SIGTERM)
     assert exit_.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
