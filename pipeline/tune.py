@@ -4,12 +4,10 @@
 one run with a nested run per trial. A study is of one search space, one train stage and one features folder.
 """
 
-import contextlib
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any

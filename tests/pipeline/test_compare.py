@@ -98,7 +98,8 @@ def test_the_table_has_a_column_per_run_and_difference():
     assert " ".join(lines[4].split()) == (
         "ndcg@10 1.0000 [1.0000, 1.0000] 0.6309 [0.6309, 0.6309] -0.3691 [-0.3691, -0.3691] p 0.000 worse"
     )
-    assert [line.split()[0] for line in lines[4:]] == ["ndcg@10", "hit_rate@10", "mrr@10", "user_ndcg@10"]
+    assert lines[-1].startswith("one is best on NDCG@10 (1.0000): better than other by +0.3691")
+    assert [line.split()[0] for line in lines[4:8]] == ["ndcg@10", "hit_rate@10", "mrr@10", "user_ndcg@10"]
     three = as_text(compared({name: targets([1] * 6) for name in ("a", "b", "c")}))
     assert "corrected for 2 comparisons (Holm)" in three.splitlines()[1]
 
