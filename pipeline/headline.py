@@ -21,7 +21,7 @@ _RESAMPLES = 1000
 
 
 def of_evaluation(report: Row, metric: str) -> str:
-    """The headline and the table of every system, best baseline first, from metrics.json."""
+    """The headline in a sentence, a paragraph below it the table of every system, best baseline first, from metrics.json."""
     value, ends = report["metrics"][MODEL][metric], report["intervals"][MODEL][metric]
     paired = {name: found[metric] for name, found in report["paired"].items()}
     ordered = sorted(paired, key=lambda name: -float(report["metrics"][name][metric]))
@@ -70,8 +70,10 @@ def same_targets(evaluate: Path, other: Path) -> bool:
     )
 
 
-def against_earlier(evaluate: Path, earlier: Mapping[str, Path], metric: str, seed: int) -> str:
-    """How much better a run is than earlier ones on the same targets, by the paired bootstrap; empty where none has the same.
+def against_earlier(
+    evaluate: Path, earlier: Mapping[str, Path], metric: str, seed: int
+) -> tuple[str, str] | None:
+    """A sentence and a table: how much better a run is than earlier ones on the same targets; None where none has the same.
 
     earlier: what each is called in Markdown -> the folder of its evaluation.
     """
@@ -79,7 +81,7 @@ def against_earlier(evaluate: Path, earlier: Mapping[str, Path], metric: str, se
     ranked = {name: _ranks(folder) for name, folder in earlier.items()}
     ranked = {name: table for name, table in ranked.items() if table.select(KEY).equals(own.select(KEY))}
     if not ranked:
-        return ""
+        return None
     k = int(metric.rpartition("@")[2])
     systems = {"this run": own} | ranked
     judged = Judgement.of(
@@ -91,20 +93,23 @@ def against_earlier(evaluate: Path, earlier: Mapping[str, Path], metric: str, se
         _RESAMPLES,
         seed,
     )
+    compared = {name: found[metric] for name, found in judged.compared("this run").items()}
     lines = [
         "### Against earlier runs on the same targets",
         "",
         f"| run | its {spoken(metric)} | this run minus it | 95 % interval | this run is |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, found in judged.compared("this run").items():
-        each = found[metric]
+    for name, each in compared.items():
+        ends = _ends((each["low"], each["high"]), "+.4f")
         value = judged.values(name)[metric]
-        lines.append(
-            f"| {name} | {value:.4f} | {each['difference']:+.4f} | {_ends((each['low'], each['high']), '+.4f')} | "
-            f"{each['verdict']} |"
-        )
-    return "\n".join(lines)
+        lines.append(f"| {name} | {value:.4f} | {each['difference']:+.4f} | {ends} | {each['verdict']} |")
+    told = [
+        f"{words} {', '.join(name for name, each in compared.items() if each['verdict'] == verdict)}"
+        for verdict, words in SAYS.items()
+        if any(each["verdict"] == verdict for each in compared.values())
+    ]
+    return f"Of the earlier runs on the same targets it is {'; '.join(told)}.", "\n".join(lines)
 
 
 def _ranks(evaluate: Path) -> pl.DataFrame:

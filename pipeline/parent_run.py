@@ -254,11 +254,11 @@ class ParentRun:
         evaluate = self._artifact(self._seen["evaluate"]).folder
         report = headline.read_report(evaluate)
         metric = headline.metric_of(report, self._pipeline.config.evaluate.gate_metric)
-        parts = [headline.of_evaluation(report, metric)]
-        earlier = self._evaluations(evaluate)
-        if self._seen["evaluate"]["built"] and earlier:
-            parts.append(headline.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed))
-        return "\n\n".join([*filter(None, parts), *self._decision()])
+        said, _, table = headline.of_evaluation(report, metric).partition("\n\n")
+        earlier = self._evaluations(evaluate) if self._seen["evaluate"]["built"] else {}
+        found = headline.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed)
+        parts = [said, found[0], table, found[1]] if found is not None else [said, table]
+        return "\n\n".join([*parts, *self._decision()])
 
     def _evaluations(self, evaluate: Path) -> dict[str, Path]:
         """The newest other evaluations on the same targets, by what the UI calls their runs."""

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 BUILD = "lookback.build"
 PARENT = "mlflow.parentRunId"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment: MLflow's UI then opens it as trainings, with descriptions, charts and models."""
 AWAY_SECONDS = 60.0
 """How long a server that did not answer is not asked again."""
 _Answer = TypeVar("_Answer")
@@ -371,7 +373,7 @@ class Tracker:
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                return client.create_experiment(self.experiment, self.artifact_location)
+                return client.create_experiment(self.experiment, self.artifact_location, tags=KIND)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

@@ -1,7 +1,7 @@
 """A Plan on its way to a run: settings, points, data sets, files, and the model that its metrics are of."""
 
+import getpass
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -172,6 +172,14 @@ def labels(stage: str, fingerprint: str, tags: dict[str, str]) -> dict[str, str]
         "lookback.fingerprint": fingerprint,
         "mlflow.source.name": f"lookback {stage}",
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": os.environ.get("USER", "unknown"),
+        "mlflow.user": _user(),
     }
     return own | tags
+
+
+def _user() -> str:
+    """Who runs this; a container may have no name for the user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
