@@ -219,7 +219,7 @@ def ui(config: Any, port: int | None) -> None:
     from pipeline.tracking import ui as serve
 
     end_abandoned(config)
-    serve(port or config.tracking.port, config.tracking.uri)
+    serve(port or config.tracking.port, config.tracking.uri, config.name)
 
 
 def _explain(error: OSError) -> str:

@@ -47,7 +47,7 @@ from pipeline.tracking_models import (
     runs_with_files,
 )
 from pipeline.tracking_server import DEFAULT_URI, LoggedRun, ServerAway, absolute_uri, artifact_root
-from pipeline.tracking_ui import ui
+from pipeline.tracking_ui import AS_TRAINING, ui
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 BUILD = "lookback.build"
 PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Tag of an experiment: MLflow's UI then opens it as trainings, with descriptions, charts and models."""
+"""Tag of an experiment: MLflow's UI calls it machine learning, not an application of language models."""
 AWAY_SECONDS = 60.0
 """How long a server that did not answer is not asked again."""
 _Answer = TypeVar("_Answer")
@@ -233,7 +233,7 @@ class Tracker:
     def address(self, run_id: str) -> str | None:
         """Where MLflow's UI shows a run, for a link on one of its pages; None where the server is away."""
         known = self.attempt(lambda client: client.get_run(run_id).info.experiment_id)
-        return f"#/experiments/{known}/runs/{run_id}" if known is not None else None
+        return f"#/experiments/{known}/runs/{run_id}{AS_TRAINING}" if known is not None else None
 
     def children(self, run_id: str) -> list[LoggedRun]:
         """The runs nested under one, oldest first."""

@@ -15,6 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from pipeline.tracking_ui import AS_TRAINING
 from tests.pipeline.conftest import Workdir
 from tests.pipeline.test_tracking import free_port, running
 
@@ -32,6 +33,10 @@ class Place(NamedTuple):
     server: str
     compared: str
     """The run that `lookback compare` logged."""
+
+    def page(self, path: str) -> str:
+        """The address of a page of the experiment."""
+        return f"{self.server}/#/experiments/{self.experiment}/{path}{AS_TRAINING}"
 
     def run(self, name: str) -> Any:
         """The run of a name; where there are several, the newest."""
@@ -130,13 +135,15 @@ def inside_frame(browser: webdriver.Chrome) -> Iterator[None]:
         browser.switch_to.default_content()
 
 
-def test_the_experiment_opens_as_trainings_and_lists_the_runs(
+def test_the_runs_of_the_experiment_are_listed(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
     see(f"{place.server}/#/experiments", "tiny")
-    browser.find_element(By.LINK_TEXT, "tiny").click()
-    wait_for(browser, MODEL, "transformer-2x8 tiny temporal", "transformer-2x4 tiny temporal")
-    WebDriverWait(browser, SECONDS).until(lambda driver: "machine_learning" in driver.current_url)
+    told = (place.workdir.folder.parent / "elsewhere" / "server.log").read_text()
+    assert (
+        f"MLflow: {place.server}/#/experiments/{place.experiment}/runs?workflowType=machine_learning " in told
+    )
+    see(place.page("runs"), *(f"transformer-2x{dim}" for dim in (16, 8, 4)), "Model registry")
 
 
 def test_a_run_says_how_good_it_is_and_whether_that_is_real(place: Place, see: Callable[..., str]) -> None:
@@ -155,19 +162,18 @@ def test_a_run_says_how_good_it_is_and_whether_that_is_real(place: Place, see: C
 
 def test_a_training_s_curves(place: Place, browser: webdriver.Chrome, see: Callable[..., str]) -> None:
     run_id = place.run(f"train {MODEL}").info.run_id
-    address = f"{place.server}/#/experiments/{place.experiment}/runs/{run_id}"
-    see(f"{address}/model-metrics", "loss", "validation_ndcg_at_10")
+    see(place.page(f"runs/{run_id}/model-metrics"), "loss", "validation_ndcg_at_10")
     WebDriverWait(browser, SECONDS).until(
         lambda driver: len(driver.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .lines path")) >= 2
     )
-    see(f"{address}/system-metrics", "cpu_utilization_percentage")
+    see(place.page(f"runs/{run_id}/system-metrics"), "cpu_utilization_percentage")
 
 
 def test_figures_and_report_are_shown_as_artifacts(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
-    address = f"{place.server}/#/experiments/{place.experiment}/runs/{place.run(MODEL).info.run_id}/artifacts/report"
-    see(f"{address}/figures.html", "figures.html")
+    folder = f"runs/{place.run(MODEL).info.run_id}/artifacts/report"
+    see(place.page(f"{folder}/figures.html"), "figures.html")
     with inside_frame(browser):
         wait_for(browser, "Against the baselines", "What is popular and what is recommended")
         charts = len(browser.find_elements(By.CSS_SELECTOR, ".chart"))
@@ -176,15 +182,14 @@ def test_figures_and_report_are_shown_as_artifacts(
         )
         assert charts >= 12
         assert not browser.find_element(By.ID, "failed").is_displayed()
-    see(f"{address}/report.html", "report.html")
+    see(place.page(f"{folder}/report.html"), "report.html")
     with inside_frame(browser):
         wait_for(browser, "How good it is", "Since the champion", "What it recommends")
 
 
 def test_the_table_of_systems(place: Place, see: Callable[..., str]) -> None:
     run_id = place.run(f"evaluate {MODEL}").info.run_id
-    address = f"{place.server}/#/experiments/{place.experiment}/runs/{run_id}/artifacts/evaluate/systems.json"
-    see(address, "system", "lookback", "popularity")
+    see(place.page(f"runs/{run_id}/artifacts/evaluate/systems.json"), "system", "lookback", "popularity")
 
 
 def test_the_registered_model_has_a_card_and_an_alias(place: Place, see: Callable[..., str]) -> None:
@@ -203,13 +208,12 @@ def test_the_registered_model_has_a_card_and_an_alias(place: Place, see: Callabl
 def test_who_has_never_seen_the_project_knows_which_of_three_runs_is_best(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
-    page = see(f"{place.server}/#/experiments/{place.experiment}/runs/{place.compared}", "is best on NDCG@10")
+    page = see(place.page(f"runs/{place.compared}"), "is best on NDCG@10")
     runs = [place.run(f"transformer-2x{dim} tiny temporal") for dim in (16, 8, 4)]
     best = max(runs, key=lambda run: float(run.data.metrics["test/ndcg_at_10"]))
     assert f"{best.info.run_name} is best on NDCG@10 ({best.data.metrics['test/ndcg_at_10']:.4f})" in page
     assert "95 % interval" in page
-    address = f"{place.server}/#/experiments/{place.experiment}/runs/{place.compared}/artifacts/compare.html"
-    see(address, "compare.html")
+    see(place.page(f"runs/{place.compared}/artifacts/compare.html"), "compare.html")
     with inside_frame(browser):
         text = wait_for(browser, "3 runs compared", "verdict")
         assert any(verdict in text for verdict in ("better", "worse", "can't tell"))
