@@ -27,24 +27,17 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
     """Data, protocol, metrics with intervals, who is served worst, limits, how to score.
 
     description: the content of bundle.json. inputs: stage -> fingerprint of what the bundle was made from; what of it is gone
-    by now is left out.
+    by now, or says less as an older version wrote it, is left out.
     """
     features, evaluate = (
         config.folder / stage / inputs.get(stage, "-") for stage in ("features", "evaluate")
     )
-    model = description["settings"]["model"]
-    told = f"`{description['name']}`: {model['block']}, {model['num_blocks']} blocks of {model['dim']} components"
-    parts = [f"{told}; deployed weights: {_deployed(description)}."]
+    parts = [f"`{description['name']}`: {_model(description)}; deployed weights: {_deployed(description)}."]
     with contextlib.suppress(OSError, DamagedArtifact):
         parts.append(f"**Data.** {_data(Profile.load(features / PROFILE))}")
     try:
-        report = read_json(evaluate / "metrics.json")
-        parts += [
-            f"**Protocol.** {_protocol(report)}",
-            f"**Metrics** of the evaluated weights.\n\n{_metrics(report)}",
-        ]
-        parts += [f"**Served worst.** {said}" for said in _worst(evaluate / "segments.parquet", report)]
-    except (OSError, DamagedArtifact):
+        parts += _judgement(evaluate)
+    except (OSError, DamagedArtifact, KeyError):
         parts += [
             f"**Protocol.** {spoken(description['protocol'])} split.",
             _plain_metrics(description["metrics"]),
@@ -52,9 +45,24 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
     return "\n\n".join([*parts, f"**Limits.** {_limits(description)}", _how_to_score(config)])
 
 
+def _judgement(evaluate: Path) -> list[str]:
+    """Protocol, metrics and who is served worst, from the folder of an evaluation of this version."""
+    report = read_json(evaluate / "metrics.json")
+    parts = [f"**Protocol.** {_protocol(report)}"]
+    parts.append(f"**Metrics** of the evaluated weights.\n\n{_metrics(report)}")
+    return parts + [f"**Served worst.** {said}" for said in _worst(evaluate / "segments.parquet", report)]
+
+
+def _model(description: Mapping[str, Any]) -> str:
+    settings = description.get("settings", {}).get("model")
+    if settings is None:
+        return "of an older version"
+    return f"{settings['block']}, {settings['num_blocks']} blocks of {settings['dim']} components"
+
+
 def _deployed(description: Mapping[str, Any]) -> str:
-    if description["deployed"] == "evaluated":
-        return "the evaluated ones"
+    if description["deployed"] == "evaluated" or "refit_steps" not in description:
+        return str(description["deployed"])
     return f"trained again on all events ({description['refit_steps']:,} steps)"
 
 
@@ -125,8 +133,10 @@ def _segment(row: Row, metric: str) -> str:
 
 
 def _limits(description: Mapping[str, Any]) -> str:
+    length = description.get("max_length")
+    read = f"Of a history the last {length:,} events are read. " if length is not None else ""
     return (
-        f"Of a history the last {description['max_length']:,} events are read. Items that the log did not have when this was "
+        f"{read}Items that the log did not have when this was "
         "trained are passed over; users without a known interaction get what is popular. The numbers are of held-out "
         "events of the same log: what would have been clicked had it been shown is not in them."
     )

@@ -18,12 +18,10 @@ from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.plan import TRACKING, DatasetInput, Plan, Point
 from pipeline.stages import Node, Pipeline, order
 from pipeline.store import Artifact, fingerprint, read_json, read_manifest, write_json
-from pipeline.tracking import Tracker
+from pipeline.tracking import NOTE, Tracker
 from pipeline.tracking_server import GATE, ServerAway
 
 RUNS = ".runs"
-NOTE = "mlflow.note.content"
-"""The tag that MLflow's UI shows as a run's description."""
 STAGE_RUN = "lookback.run."
 """How the tags of a parent begin that name the run of each stage, built by it or before."""
 SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json",)}
@@ -80,8 +78,8 @@ def end_abandoned(config: Config) -> None:
 
         assert tracker is not None
         with contextlib.suppress(filelock.Timeout), filelock.FileLock(_lock(record.folder), timeout=0):
-            tracker.end_abandoned(record.link)
             record.status, record.said = "KILLED", "**KILLED**: its process ended without a word."
+            tracker.end_abandoned(record.link, record.said)
             if not (record.folder / TRACKING).exists():
                 Plan().save(record.folder)
             record.save()

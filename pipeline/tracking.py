@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 BUILD = "lookback.build"
 PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+"""The tag that MLflow's UI shows as a run's description."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment: MLflow's UI calls it machine learning, not an application of language models."""
 AWAY_SECONDS = 60.0
@@ -64,6 +66,7 @@ _Answer = TypeVar("_Answer")
 
 __all__ = [
     "DEFAULT_URI",
+    "NOTE",
     "ClientServer",
     "Live",
     "LoggedRun",
@@ -298,8 +301,8 @@ class Tracker:
             )
             return logged(found[0]) if found else None
 
-    def end_abandoned(self, link_file: Path) -> None:
-        """End as KILLED what a process that is gone left RUNNING: the runs under a linked one, and that one."""
+    def end_abandoned(self, link_file: Path, note: str) -> None:
+        """End as KILLED what a process that is gone left RUNNING: the runs under a linked one, and that one, which says so."""
 
         def end(client: "MlflowClient") -> None:
             run_id = self._linked(link_file)
@@ -308,6 +311,7 @@ class Tracker:
             under = [each.run_id for each in self.children(run_id) if each.status == "RUNNING"]
             for each in (*under, run_id):
                 client.set_terminated(each, "KILLED")
+            client.set_tag(run_id, NOTE, note)
 
         self.attempt(end)
 

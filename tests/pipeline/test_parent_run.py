@@ -121,6 +121,7 @@ def test_what_is_up_to_date_is_linked_and_a_run_that_builds_nothing_leaves_nothi
 
 
 def test_two_trainings_at_once_under_the_eyes_of_the_ui(copied: Workdir, uri: str) -> None:
+    copied.run("features")  # the simulated log is there, and known in its new place
     port = free_port()
     command = [sys.executable, "-m", "pipeline", "ui", "--config", "tiny.toml", "--port", str(port)]
     with running(command, port, copied.folder):
