@@ -69,6 +69,16 @@ def records(config: Config) -> list[Record]:
     return found
 
 
+def without_artifacts(config: Config) -> list[Path]:
+    """The folders of ended runs of which no artifact is left."""
+    return [
+        record.folder
+        for record in records(config)
+        if record.status != "RUNNING"
+        and not any((config.folder / artifact).exists() for artifact in record.built())
+    ]
+
+
 def end_abandoned(config: Config) -> None:
     """End as KILLED the runs whose process is gone."""
     running = [each for each in records(config) if each.status == "RUNNING"]
@@ -95,7 +105,8 @@ def over(pipeline: Pipeline, tracker: Tracker) -> Iterator["ParentRun"]:
         yield parent
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        parent.end("KILLED" if killed else "FAILED", str(error) or type(error).__name__)
+        why = str(error).partition("\n")[0]  # what follows may be rows of the log
+        parent.end("KILLED" if killed else "FAILED", why or type(error).__name__)
         raise
     parent.end("FINISHED")
 
@@ -217,7 +228,6 @@ class ParentRun:
         """All resolved settings, and of the stages: headline numbers, data sets, tags that hold for all, files to look at."""
         config = self._pipeline.config
         plan.params(config.model_dump(mode="json"))
-        plan.tag("lookback.command", f"lookback run, {config.name}")
         points: dict[str, Point] = {}
         datasets: list[DatasetInput] = []
         for name, each in self._seen.items():
