@@ -1,6 +1,8 @@
 """Models on the tracking server, and the files of runs: logged, downloaded, deleted."""
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def log_pyfunc(
                 [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, True)]
             ),
         )
-        with mlflow.start_run(run_id=run_id):
+        with mlflow.start_run(run_id=run_id), _quietly("mlflow.models.model"):
             info = mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="pipeline.serving",
@@ -56,6 +58,18 @@ def log_pyfunc(
                 pip_requirements=requirements,
             )
         return info.model_uri, info.model_id
+
+
+@contextlib.contextmanager
+def _quietly(logger_name: str) -> Iterator[None]:
+    """Without a logger's warnings: MLflow tries the example on the model and says where that fails, which stops nothing."""
+    logger = logging.getLogger(logger_name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def download_model(uri: str, model_uri: str, to: Path) -> Path:

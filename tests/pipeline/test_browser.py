@@ -5,19 +5,22 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from mlflow import MlflowClient
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from pipeline import tracking
 from pipeline.tracking_ui import AS_TRAINING
 from tests.pipeline.conftest import Workdir
 from tests.pipeline.test_tracking import free_port, running
+
+if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
+    from mlflow import MlflowClient
 
 SECONDS = 60
 """How long a page may take on a busy machine."""
@@ -28,7 +31,7 @@ class Place(NamedTuple):
     """Three runs and their comparison, and where MLflow shows them."""
 
     workdir: Workdir
-    client: MlflowClient
+    client: "MlflowClient"
     experiment: str
     server: str
     compared: str
@@ -50,7 +53,7 @@ def place(finished: Workdir, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     workdir = Workdir(folder / "copy")
     for dim in ("8", "4"):
         workdir.run("evaluate", "--set", f"model.dim={dim}", "--set", "train.epochs=1")
-    client = MlflowClient(f"sqlite:///{workdir.folder}/mlruns/mlflow.db")
+    client = tracking.client_at(f"sqlite:///{workdir.folder}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     names = [f"transformer-2x{dim} tiny temporal" for dim in (16, 8, 4)]

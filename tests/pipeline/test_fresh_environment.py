@@ -9,9 +9,9 @@ import subprocess
 import venv
 from pathlib import Path
 
-import mlflow
 import pytest
 
+from pipeline import tracking
 from tests.pipeline.conftest import Workdir
 
 PREDICT = """
@@ -28,14 +28,12 @@ print(json.dumps([list(items) for items in answer["item_id"]], default=int))
     reason="LOOKBACK_FRESH_ENVIRONMENT is not set: installs hundreds of megabytes",
 )
 def test_it_loads_with_only_what_it_lists(finished: Workdir, tmp_path: Path) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
-    try:
-        model = Path(
-            mlflow.artifacts.download_artifacts("models:/lookback-tiny@champion", dst_path=str(tmp_path))
-        )
+    with tracking.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+        import mlflow
+
+        uri = "models:/lookback-tiny@champion"
+        model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
         loaded = mlflow.pyfunc.load_model(str(model))
-    finally:
-        mlflow.set_tracking_uri("")
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -2,25 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mlflow
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
+from pipeline import tracking
 from pipeline.plan import Plan
 from pipeline.stages import STAGES
 from tests.pipeline.conftest import Workdir
 
-MODEL = "transformer-2x16 tiny temporal"
+if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 @pytest.fixture(scope="module")
-def client(finished: Workdir) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
+def client(finished: Workdir) -> "MlflowClient":
+    return tracking.client_at(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
 
 
-def the_run(client: MlflowClient, stage: str) -> Run:
+def the_run(client: "MlflowClient", stage: str) -> "Run":
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`lookback.stage` = '{stage}'")
@@ -34,7 +35,7 @@ def folder_of(finished: Workdir, stage: str) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["run", *STAGES])
-def test_a_plan_comes_back(finished: Workdir, client: MlflowClient, stage: str, tmp_path: Path) -> None:
+def test_a_plan_comes_back(finished: Workdir, client: "MlflowClient", stage: str, tmp_path: Path) -> None:
     folder, run = folder_of(finished, stage), the_run(client, stage)
     plan = Plan.load(folder)
     assert run.data.params == plan.param_values
@@ -54,7 +55,7 @@ def test_a_plan_comes_back(finished: Workdir, client: MlflowClient, stage: str, 
         assert got.read_bytes() == path.read_bytes()
 
 
-def test_everything_has_its_marks(client: MlflowClient) -> None:
+def test_everything_has_its_marks(client: "MlflowClient") -> None:
     for stage in ("run", *STAGES):
         run = the_run(client, stage)
         marks = {"lookback.host", "lookback.cores", "lookback.protocol", "lookback.data", "mlflow.user"}
@@ -67,23 +68,19 @@ def test_everything_has_its_marks(client: MlflowClient) -> None:
     assert contexts == {"training", "validation", "test"}
 
 
-def test_tables_are_tables(finished: Workdir, client: MlflowClient) -> None:
+def test_tables_are_tables(finished: Workdir, client: "MlflowClient") -> None:
     run_id = the_run(client, "evaluate").info.run_id
-    uri, report = (
-        mlflow.get_tracking_uri(),
-        json.loads((finished.artifact("evaluate") / "metrics.json").read_text()),
-    )
-    mlflow.set_tracking_uri(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
-    try:
+    report = json.loads((finished.artifact("evaluate") / "metrics.json").read_text())
+    with tracking.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+        import mlflow
+
         systems = mlflow.load_table("evaluate/systems.json", run_ids=[run_id])
         segments = mlflow.load_table("evaluate/segments.json", run_ids=[run_id])
-    finally:
-        mlflow.set_tracking_uri(uri)
     assert set(systems["system"]) == set(report["metrics"])
     assert {"history_length", "item_popularity"} <= set(segments["segment"])
 
 
-def test_the_model_has_an_example_that_its_signature_takes(finished: Workdir, client: MlflowClient) -> None:
+def test_the_model_has_an_example_that_its_signature_takes(finished: Workdir, client: "MlflowClient") -> None:
     version = client.get_model_version_by_alias("lookback-tiny", "champion")
     for said in (
         "**Data.** 4,0",
@@ -93,10 +90,9 @@ def test_the_model_has_an_example_that_its_signature_takes(finished: Workdir, cl
         "**Limits.**",
     ):
         assert said in (version.description or "")
-    mlflow.set_tracking_uri(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
-    try:
+    with tracking.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+        import mlflow
+
         model = mlflow.pyfunc.load_model("models:/lookback-tiny@champion")
-    finally:
-        mlflow.set_tracking_uri("")
     assert len(model.predict(model.input_example)) == 2
     assert [each.name for each in model.metadata.signature.inputs] == ["user_id", "history"]
