@@ -9,6 +9,7 @@ PYTHON ?= python3
 CONFIG ?= pipeline/configs/demo.toml
 SET ?=
 RUNS ?=
+HTML ?=
 TRIALS ?= 20
 KEEP ?=
 
@@ -58,8 +59,8 @@ data: $(INSTALLED)  ## download the public data set that CONFIG names, checked a
 tune: $(INSTALLED)  ## hyper-parameter search (TRIALS=20)
 	@$(LOOKBACK) tune $(SETTINGS) --trials $(TRIALS)
 
-compare: $(INSTALLED)  ## runs side by side (RUNS="RUN RUN", MLflow run ids or names)
-	@$(LOOKBACK) compare $(RUNS)
+compare: $(INSTALLED)  ## runs side by side (RUNS="RUN RUN", MLflow run ids or names; HTML=page.html)
+	@$(LOOKBACK) compare $(RUNS) $(if $(HTML),--html '$(HTML)')
 
 ui: $(INSTALLED)  ## MLflow on 127.0.0.1:5000
 	@$(LOOKBACK) ui --config '$(CONFIG)'

@@ -62,14 +62,17 @@ def cli() -> None:
 @_configured
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and those they need (all: every one)."""
-    from pipeline.run import bring_up_to_date, led
+    from pipeline.run import bring_up_to_date, ended_by_sigterm, led
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
     say = (lambda _: None) if as_json else functools.partial(print, flush=True)
     with led() as leads:
         if not leads:
             return
-        summaries = bring_up_to_date(config, names, force=force, show_progress=sys.stderr.isatty(), say=say)
+        with ended_by_sigterm():
+            summaries = bring_up_to_date(
+                config, names, force=force, show_progress=sys.stderr.isatty(), say=say
+            )
     if as_json:
         named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
         print(json.dumps({**named, "stages": summaries}))
@@ -128,15 +131,22 @@ def recommend(config: Any, user: str | None, history: str | None, k: int, as_jso
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page to this file too."
+)
 def compare(
-    runs: tuple[str, ...], config_path: str | None, overrides: tuple[str, ...], as_json: bool
+    runs: tuple[str, ...],
+    config_path: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    html: Path | None,
 ) -> None:
     """RUNS (MLflow run ids or names) side by side, with paired differences and intervals; logged as a run of its own."""
     from pipeline.compare import compare_runs
     from pipeline.config import load_config
 
     config = load_config(config_path, overrides) if config_path is not None else None
-    compare_runs(config, runs, as_json=as_json)
+    compare_runs(config, runs, as_json=as_json, html=html)
 
 
 @cli.command()
@@ -205,9 +215,11 @@ def data(config: Any) -> None:
 @_configured
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
+    from pipeline.parent_run import end_abandoned
     from pipeline.tracking import ui as serve
 
-    serve(port or config.tracking.port, config.tracking.uri)
+    end_abandoned(config)
+    serve(port or config.tracking.port, config.tracking.uri, config.name)
 
 
 def _explain(error: OSError) -> str:

@@ -106,6 +106,14 @@ class Answering:
                 reasons.item_index[~cold], reasons.weight[~cold] = found
         return Answer(items, score, cold, reasons)
 
+    def contributions(
+        self, histories: Histories, k: int, rules: Rules, method: explain.Method
+    ) -> tuple[Int32, Float32]:
+        """The k best items of rows that are not empty, and what each past interaction adds to each: [rows, k], [rows, k, l]."""
+        warm = _Warm(self, self._asked(histories), rules)
+        items, _ = self._filled(warm.retrieve, k, rules, np.zeros(len(histories), np.uint64))
+        return items, warm.contributions(items, method)
+
     @property
     def looks_at_request(self) -> bool:
         """Whether it matters when recommendations are asked for."""
@@ -174,14 +182,16 @@ class _Warm:
 
     def because(self, items: Int32, method: explain.Method, because_items: int) -> tuple[Int32, Float32]:
         """The past items that carried each item [rows, k] and their weights, two [rows, k, because_items]."""
+        return explain.strongest(self.contributions(items, method), self.histories, because_items)
+
+    def contributions(self, items: Int32, method: explain.Method) -> Float32:
+        """[rows, k, l] what each past interaction adds to the score of each item [rows, k] retrieved before."""
         encoder = self._recommender.encoder
         if self._stage is None or self._first is None:
-            weights = explain.contributions(encoder, self.histories, items, method)
-        else:
-            number = self._stage.ranker.settings.candidates
-            pool = self._first[0][:, :number], self._first[1][:, :number]
-            weights = ranker_explain.contributions(encoder, self._stage, self.histories, items, pool, method)
-        return explain.strongest(weights, self.histories, because_items)
+            return explain.contributions(encoder, self.histories, items, method)
+        number = self._stage.ranker.settings.candidates
+        pool = self._first[0][:, :number], self._first[1][:, :number]
+        return ranker_explain.contributions(encoder, self._stage, self.histories, items, pool, method)
 
     def _searched(self, rows: Int64, part: Histories, number: int) -> Candidates:
         assert self._vectors is not None

@@ -12,6 +12,7 @@ import polars as pl
 from models.judgement import Judgement
 from models.metrics import metrics_of_ranks
 from models.significance import over_seeds
+from pipeline import compare_page
 from pipeline.config import MODEL, Config, EvaluateConfig
 from pipeline.errors import LookbackError
 from pipeline.plan import Plan
@@ -20,9 +21,11 @@ from pipeline.store import write_json
 from pipeline.tracking import LoggedRun, Tracker
 from pipeline.tracking_server import chosen_uri
 
-STAGE = "lookback.stage"
+STAGE, FINGERPRINT, FROM_TRAINING = "lookback.stage", "lookback.fingerprint", "lookback.input.train"
+EVALUATION = "lookback.run.evaluate"
+"""Tag of a whole run: the run that evaluated in it, or whose evaluation it found."""
 TARGETS = "evaluate/targets.parquet"
-TABLE = "table.json"
+TABLE, PAGE = "table.json", "compare.html"
 KEY = ("user_id", "item_id", "timestamp")
 SHOWN = ("ndcg", "hit_rate", "mrr", "user_ndcg")
 """Metrics of the table that is printed; --json and the logged table have all of them."""
@@ -53,8 +56,13 @@ class SeedGroup:
     seeds: tuple[str, ...]
 
 
-def compare_runs(config: Config | None, runs: Sequence[str], *, as_json: bool) -> None:
-    """Print metrics with intervals of each run, and its paired differences from the first one; log them as a run."""
+def compare_runs(
+    config: Config | None, runs: Sequence[str], *, as_json: bool, html: Path | None = None
+) -> None:
+    """Print metrics with intervals of each run, and its paired differences from the first one; log them as a run.
+
+    html: a file to write the page to, which the run has as well.
+    """
     settings = config.evaluate if config is not None else EvaluateConfig()
     seed = config.seed if config is not None else 0
     tracker = Tracker.from_config(config) if config is not None else Tracker(chosen_uri(), "")
@@ -62,8 +70,10 @@ def compare_runs(config: Config | None, runs: Sequence[str], *, as_json: bool) -
     targets = {each.label: each.targets for each in found}
     judged = judge(targets, tuple(settings.k), settings.resamples, seed)
     comparison = Comparison.of(judged, seed_groups(found))
-    text = as_text(comparison)
-    run_id = log(tracker, found, comparison, text) if len(found) > 1 else None
+    text, page = as_text(comparison), as_page(found, comparison)
+    if html is not None:
+        html.write_text(page, encoding="utf-8")
+    run_id = log(tracker, found, comparison, text, page) if len(found) > 1 else None
     print(json.dumps(as_tree(comparison) | {"run_id": run_id}) if as_json else text)
 
 
@@ -80,21 +90,27 @@ def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -
                 )
             path = tracker.run_artifact(evaluated.run_id, TARGETS, Path(folder, str(number)))
             label = f"{run.name} {run.run_id[:8]}" if run.name in found else run.name
-            training = evaluated.parent_run_id
             found[label] = Evaluation(
                 label,
                 evaluated,
-                tracker.find_run(training) if training is not None else None,
+                _training_of(tracker, evaluated),
                 pl.read_parquet(path, columns=["system", *KEY, "history_length", "rank"]),
             )
     return list(found.values())
 
 
 def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
-    """The run itself if it evaluated, else the newest evaluation under the same training."""
+    """The run itself if it evaluated, else the evaluation of the training or of the whole run that it is (or is in)."""
     if run.tags.get(STAGE) == "evaluate":
         return run
-    beneath = tracker.children(run.parent_run_id or run.run_id)
+    if run.tags.get(STAGE) == "train" and (
+        found := _find(tracker, run, "evaluate", FROM_TRAINING, FINGERPRINT)
+    ):
+        return found
+    whole = tracker.find_run(run.parent_run_id) if run.parent_run_id is not None else run
+    if EVALUATION in whole.tags:
+        return tracker.find_run(whole.tags[EVALUATION])
+    beneath = tracker.children(whole.run_id)
     evaluations = [
         child for child in beneath if child.tags.get(STAGE) == "evaluate" and child.status == "FINISHED"
     ]
@@ -104,6 +120,21 @@ def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
             " lookback run evaluate --config … with that run's settings"
         )
     return evaluations[-1]
+
+
+def _training_of(tracker: Tracker, evaluated: LoggedRun) -> LoggedRun | None:
+    """The training of what was evaluated, where the server has it."""
+    found = _find(tracker, evaluated, "train", FINGERPRINT, FROM_TRAINING)
+    if found is None and evaluated.parent_run_id is not None:
+        return tracker.find_run(evaluated.parent_run_id)
+    return found
+
+
+def _find(tracker: Tracker, run: LoggedRun, stage: str, tag: str, own: str) -> LoggedRun | None:
+    """The newest finished run of a stage that has under `tag` what this one has under `own`."""
+    if own not in run.tags:
+        return None
+    return tracker.find_tagged(run.experiment_id, {STAGE: stage, tag: run.tags[own]})
 
 
 def judge(targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int) -> Judgement:
@@ -218,7 +249,7 @@ def as_text(comparison: Comparison) -> str:
         for group, _ in comparison.over_seeds
     ]
     rows = [["", *judged.systems, *(f"{label} minus {first}" for label in differences), *means]]
-    for name in (name for name in judged.names if name.partition("@")[0] in SHOWN):
+    for name in _shown_metrics(judged):
         cells = [f"{own[name]:.4f} [{ends[name][0]:.4f}, {ends[name][1]:.4f}]" for own, ends in values]
         cells += [_shown(found[name]) for found in differences.values()]
         cells += [f"{found[name][0]:.4f} ± {found[name][1]:.4f}" for _, found in comparison.over_seeds]
@@ -230,7 +261,21 @@ def as_text(comparison: Comparison) -> str:
         about.append("p: paired bootstrap")
     if len(differences) > 1:
         about[1] += f"; p and verdicts corrected for {len(differences)} comparisons (Holm)"
-    return "\n".join([*about, "", aligned(rows)])
+    best = ["", compare_page.verdict(judged, _shown_metrics(judged)[0])] if differences else []
+    return "\n".join([*about, "", aligned(rows), *best])
+
+
+def as_page(found: Sequence[Evaluation], comparison: Comparison) -> str:
+    """The HTML page."""
+    shown = _shown_metrics(comparison.judged)
+    runs = {each.label: each.run.run_id for each in found}
+    return compare_page.page(as_tree(comparison), comparison.judged, shown, runs)
+
+
+def _shown_metrics(judged: Judgement) -> list[str]:
+    """Those of the table, NDCG first."""
+    names = [name for name in judged.names if name.partition("@")[0] in SHOWN]
+    return sorted(names, key=lambda name: SHOWN.index(name.partition("@")[0]))
 
 
 def _shown(found: dict[str, Any]) -> str:
@@ -238,7 +283,9 @@ def _shown(found: dict[str, Any]) -> str:
     return f"{difference} p {found['p_bootstrap_holm']:.3f} {found['verdict']}"
 
 
-def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, text: str) -> str | None:
+def log(
+    tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, text: str, page: str
+) -> str | None:
     """Log the comparison as a run of its own, with the whole table, in the first run's experiment; the run's id.
 
     None where the server does not take it, which costs one warning.
@@ -249,17 +296,27 @@ def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, t
     links = [
         f"- [{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
     ]
-    plan.tag("mlflow.note.content", "\n".join([*links, "", "```text", text, "```"]))
+    plan.tag(
+        "mlflow.note.content", "\n".join([*_said(comparison.judged), "", *links, "", "```text", text, "```"])
+    )
     for label, differences in comparison.differences.items():
         for name, each in differences.items():
             for part in ("difference", "low", "high"):
                 plan.metric(f"{label}/{name}_{part}", each[part])
     name = f"compare {' '.join(each.label for each in found)}"[:250]
     plan.table(TABLE)
+    plan.artifact(PAGE)
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder, TABLE), _table(found, comparison))
+        Path(folder, PAGE).write_text(page, encoding="utf-8")
         plan.save(Path(folder))
         return tracker.log_beside(found[0].run, name, plan, Path(folder))
+
+
+def _said(judged: Judgement) -> list[str]:
+    """The verdict on each metric of the table, a paragraph each, the first in bold."""
+    first, *others = [compare_page.verdict(judged, metric) for metric in _shown_metrics(judged)]
+    return [f"**{first}**", *(f"\n{said}" for said in others)]
 
 
 def _table(found: Sequence[Evaluation], comparison: Comparison) -> dict[str, list[Any]]:

@@ -391,12 +391,14 @@ class TrackingConfig(Section):
     """Tracking server; default: MLFLOW_TRACKING_URI, else sqlite:///mlruns/mlflow.db."""
     port: int = Field(5000, ge=1, le=65535)
     """Port on which `make ui` serves, on 127.0.0.1."""
+    system_seconds: float = Field(10.0, ge=0)
+    """Seconds between samples of processor, memory, disk, network and GPU while a stage runs; one more at its end. 0: none."""
 
 
 class ReportConfig(Section):
     """`[report]`: the HTML page."""
 
-    num_users: int = Field(10, ge=1)
+    num_users: int = Field(20, ge=1)
     """Example users shown with their history and recommendations."""
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -63,6 +64,8 @@ class Plan:
     parent_points: list[Point] = field(default_factory=list)
     datasets: list[DatasetInput] = field(default_factory=list)
     artifacts: list[tuple[str, str]] = field(default_factory=list)
+    model: str = ""
+    """What the model that this stage trained is called; empty where it trained none."""
     started: int = field(default_factory=now_ms)
     ended: int = 0
 
@@ -159,18 +162,25 @@ class Live:
         self._observe = _observer.get()
         self._waiting: list[Point] = []
         self._sent = -math.inf
+        self._lock = threading.Lock()  # the machine's own numbers come from another thread
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Show numbers at a step; sent together, at most every few seconds."""
-        now = now_ms()
-        self._waiting += [Point(allowed(name), float(value), step, now) for name, value in values.items()]
-        if time.monotonic() - self._sent > LIVE_SECONDS:
-            self._flush()
+        self.beside(values, step)
         self._observe(values, step)
+
+    def beside(self, values: Mapping[str, float], step: int) -> None:
+        """Show numbers that are not the stage's own: no observer sees them."""
+        now = now_ms()
+        with self._lock:
+            self._waiting += [Point(allowed(name), float(value), step, now) for name, value in values.items()]
+            if time.monotonic() - self._sent > LIVE_SECONDS:
+                self._flush()
 
     def failed(self, status: str = "FAILED") -> None:
         """End the run as FAILED or KILLED."""
-        self._flush()
+        with self._lock:
+            self._flush()
         self._end(status)
 
     def _flush(self) -> None:

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from pipeline import parts, registry
+from pipeline import parent_run, parts, registry
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.stages import STAGES
@@ -33,7 +33,11 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
             _remove(artifact)
     bundles = [each for each in (config.folder / ".bundles").glob("*") if each.name != digest]
     ingest = config.folder / "ingest"
-    for folder in [*bundles, *([] if being_made(ingest) else parts.unused(ingest))]:
+    for folder in [
+        *bundles,
+        *parent_run.without_artifacts(config),
+        *([] if being_made(ingest) else parts.unused(ingest)),
+    ]:
         removed.append(folder)
         print(f"{said} {folder} ({megabytes(folder):,.1f} MB), which nothing uses any more")
         if not dry_run:

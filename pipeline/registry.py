@@ -21,7 +21,8 @@ from pipeline.stages import ModelSource
 from pipeline.store import Artifact, now, read_json, read_manifest, write_json
 from pipeline.tracking_server import BUNDLE_DIGEST, GATE, ServerAway, Version
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""Aliases: the version that scores; the newest one that was refused and waits for a hand, none after the champion moved."""
 Outcome = Literal["passed", "first", "off", "refused", "by hand"]
 REFUSED: Outcome = "refused"
 _HEADING = "\n\n**Gate.** "
@@ -167,10 +168,13 @@ class Registry:
             for label, text in labels.items():
                 client.set_model_version_tag(name, number, f"{GATE}.{label}", text[:1000])
             card = (client.get_model_version(name, number).description or "").partition(_HEADING)[0]
-            said = f"{card[:4000]}{_HEADING}{decision.text(before)}"
+            said = f"{card[:4400]}{_HEADING}{decision.text(before)}"
             client.update_model_version(name, number, said[:5000])
             if decision.moves:
                 client.set_registered_model_alias(name, CHAMPION, number)
+                client.delete_registered_model_alias(name, CHALLENGER)
+            else:
+                client.set_registered_model_alias(name, CHALLENGER, number)
             client.set_model_version_tag(name, number, GATE, decision.outcome)
         numbers = {
             f"gate/{label}": each for label, each in decision.figures.items() if not isinstance(each, str)
@@ -270,7 +274,11 @@ def _register(config: Config, tracker: tracking.Tracker, publish: Artifact) -> V
     description = read_json(bundle / "bundle.json")
 
     def register(_: object) -> Version:
-        version = registry.register(name, bundle, description["digest"], run_id, _card(description))
+        from pipeline import model_card
+
+        card = model_card.card(config, description, read_manifest(publish.folder)["inputs"])
+        example = input_example(bundle)
+        version = registry.register(name, bundle, description["digest"], run_id, card, example)
         link = _version_link(publish)
         known = read_json(link) if link.exists() else {}
         write_json(link, known | {registry.uri: version.version})
@@ -344,19 +352,6 @@ def _version_link(publish: Artifact) -> Path:
     return publish.run_link.with_suffix(".version.json")
 
 
-def _card(description: Mapping[str, Any]) -> str:
-    """The version's description: what it was trained on and how it was judged, in Markdown."""
-    metrics = "\n".join(
-        f"| {name} | {value:.4f} |"
-        for name, value in sorted(description["metrics"].items())
-        if isinstance(value, int | float)
-    )
-    return (
-        f"`{description['name']}`, {description['protocol']} protocol; deployed weights: {description['deployed']}.\n\n"
-        f"Metrics of the evaluated weights on the test:\n\n| metric | value |\n| --- | --- |\n{metrics}\n"
-    )
-
-
 def promote(config: Config, version: int) -> str:
     """Move `champion` to a version by hand, which its tags record; returns what to say."""
     registry, name = Registry.from_config(config), model_name(config)
@@ -367,6 +362,14 @@ def promote(config: Config, version: int) -> str:
         earlier = f"; before that it was {found.gate}: {said}" if found.gate else ""
         registry.record(found, Decision("by hand", f"lookback promote{was}{earlier}"), before)
     return f"{name}: champion is version {version} (bundle {found.bundle_digest}){was}"
+
+
+def input_example(bundle_folder: Path) -> dict[str, list[Any]]:
+    """Columns of a frame to predict from: two histories of the first items of the catalogue, which are nobody's."""
+    import polars as pl
+
+    ids = pl.read_parquet(bundle_folder / "items.parquet", columns=["item_id"])["item_id"].head(3).to_list()
+    return {"history": [ids, ids[:1]]}
 
 
 def _id_types(bundle_folder: Path) -> tuple[str, str]:

@@ -5,7 +5,7 @@ import datetime
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -14,13 +14,23 @@ import polars as pl
 from features.drift import Drift
 from features.histories import JaggedHistories
 from features.profile import Profile
-from pipeline import drawing, figures, log_figures, report_evaluation
+from pipeline import (
+    drawing,
+    figures,
+    interactive,
+    log_figures,
+    report_champion,
+    report_charts,
+    report_evaluation,
+)
 from pipeline.profile import DRIFT, PROFILE
 from pipeline.stages import Context
 from pipeline.store import read_json, read_manifest
 
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""
+SHOWN_CATEGORIES = 3
+"""Categories of an item that are shown."""
 SHOWN_REFUSED = 5
 """Refused rows shown with their raw text."""
 SHOWN_SOURCES = 20
@@ -56,11 +66,15 @@ def build(ctx: Context) -> None:
             **report_evaluation.of_evaluation(judged, ctx.inputs["evaluate"]),
             gate=report_evaluation.of_gate(ctx.config.evaluate, judged),
             pictures=_pictures(ctx.folder, ctx.inputs["evaluate"]),
+            champion=report_champion.since_champion(ctx.config, ctx.inputs["publish"]),
             people=people,
         )
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")
-    ctx.track.artifact("report.html")
+    drawn = list(report_charts.charts(ctx, judged, profile))
+    (ctx.folder / "figures.html").write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
+    for file in ("report.html", "figures.html"):
+        ctx.track.artifact(file)
     ctx.manifest.update(rows_in=manifests["score"]["rows_out"], rows_out=len(people))
     ctx.summary(f"{len(page.encode()) / 1e6:.1f} MB, {len(people)} example users: report.html")
 
@@ -197,9 +211,8 @@ def _example_users(ctx: Context, *, timed: bool) -> list[Row]:
         .collect()
         .sort("user_id", "rank")
     )
-    items = pl.read_parquet(features / "items.parquet", columns=["item_id", "title"])
-    title = {item_id: text or f"item {item_id}" for item_id, text in items.iter_rows()}
-    by_index = ["", *title.values()]
+    items = _items(features)
+    by_index = [_Item("", ""), *items.values()]
     types = ["", *read_json(features / "event_types.json")]
     return [
         {
@@ -207,36 +220,60 @@ def _example_users(ctx: Context, *, timed: bool) -> list[Row]:
             "num_events": int(histories.offsets[user + 1] - histories.offsets[user]),
             "history": _recent_events(histories, user, by_index, types, timed=timed),
             "recommendations": [
-                _named(row, title) for row in lists.filter(pl.col("user_id") == user_id).to_dicts()
+                _named(row, items) for row in lists.filter(pl.col("user_id") == user_id).to_dicts()
             ],
         }
         for user, user_id in chosen.select("user_index", "user_id").iter_rows()
     ]
 
 
+class _Item(NamedTuple):
+    """What is shown of an item."""
+
+    title: str
+    categories: str
+    """the first few, with commas between"""
+
+
+def _items(features: Path) -> dict[Any, _Item]:
+    """Item id -> what is shown, in the order of the indices."""
+    table = pl.read_parquet(features / "items.parquet")
+    if "categories" not in table.columns:
+        table = table.with_columns(pl.lit(None, pl.List(pl.String)).alias("categories"))
+    rows = table.select("item_id", "title", "categories").iter_rows()
+    return {
+        item_id: _Item(title or f"item {item_id}", ", ".join((categories or [])[:SHOWN_CATEGORIES]))
+        for item_id, title, categories in rows
+    }
+
+
 def _recent_events(
-    histories: JaggedHistories, user: int, title: list[str], types: list[str], *, timed: bool
+    histories: JaggedHistories, user: int, items: list[_Item], types: list[str], *, timed: bool
 ) -> list[Row]:
     """The user's most recent events, newest first."""
     start, end = histories.offsets[user : user + 2].tolist()
     return [
         {
-            "title": title[histories.item_index[at]],
-            "when": str(np.datetime64(int(histories.time[at]), "us"))[:10] if timed else None,
+            "item": items[histories.item_index[at]],
+            "when": str(np.datetime64(int(histories.time[at]), "us"))[:16].replace("T", " ")
+            if timed
+            else None,
             "type": types[histories.event_type[at]],
         }
         for at in reversed(range(max(start, end - SHOWN_EVENTS), end))
     ]
 
 
-def _named(row: Row, title: dict[Any, str]) -> Row:
+def _named(row: Row, items: dict[Any, _Item]) -> Row:
     """One recommendation with titles in place of item ids (the id where no title is known)."""
 
-    def name(item_id: Any) -> str:
-        return title.get(item_id, f"item {item_id}")
+    def shown(item_id: Any) -> _Item:
+        return items.get(item_id, _Item(f"item {item_id}", ""))
 
-    because = [{"title": name(past["item_id"]), "weight": past["weight"]} for past in row["because"] or []]
-    return {"title": name(row["item_id"]), "because": because}
+    because = [
+        {"title": shown(past["item_id"]).title, "weight": past["weight"]} for past in row["because"] or []
+    ]
+    return {"item": shown(row["item_id"]), "because": because}
 
 
 def _spread(users: pl.DataFrame, histories: JaggedHistories, num_users: int) -> pl.DataFrame:

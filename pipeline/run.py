@@ -3,21 +3,19 @@
 import contextlib
 import importlib
 import importlib.metadata
-import os
 import platform
-import shutil
-import socket
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from models import distributed
-from pipeline import registry, sources, store
+from pipeline import environment, parent_run, registry, sources, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
+from pipeline.parent_run import ParentRun
 from pipeline.plan import Plan
 from pipeline.stages import Context, Node, Pipeline, resolve
 from pipeline.tracking import Tracker
@@ -55,6 +53,16 @@ def led() -> Iterator[bool]:
         yield False
 
 
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that runs under way end as KILLED."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def bring_up_to_date(
     config: Config, names: Sequence[str], *, force: bool, show_progress: bool, say: Callable[[str], None]
 ) -> list[Summary]:
@@ -65,71 +73,105 @@ def bring_up_to_date(
     pipeline = resolve(config, names)
     tracker = Tracker.from_config(config)
     summaries = []
-    for name, node in pipeline.nodes.items():
-        if name == "evaluate":
-            _evaluate_earlier_cuts(pipeline, tracker, show_progress=show_progress, say=say)
-            for each in pipeline.nodes.values() if pipeline.earlier_cuts else ():
-                if each.artifact.is_complete():
-                    each.artifact.point_latest()  # not to what an earlier cut made
-        with node.artifact.lock(node.inputs):
-            fresh = _ensure(
-                pipeline, node, tracker, force=force and name in names, show_progress=show_progress
-            )
-            _track(pipeline, node, tracker)
-        if name == "ingest":
-            sources.release(config, pipeline.sources)
-        summary = _summarise(node, fresh)
-        summaries.append(summary)
-        say(f"{name:<9} {summary['summary']}")
+    with parent_run.over(pipeline, tracker) as parent:
+        for name, node in pipeline.nodes.items():
+            if name == "evaluate":
+                _evaluate_earlier_cuts(pipeline, tracker, parent, show_progress=show_progress, say=say)
+                for each in pipeline.nodes.values() if pipeline.earlier_cuts else ():
+                    if each.artifact.is_complete():
+                        each.artifact.point_latest()  # not to what an earlier cut made
+            work = _Work(pipeline, node, tracker, parent, show_progress)
+            fresh = work.bring_up_to_date(name, force=force and name in names)
+            if name == "ingest":
+                sources.release(config, pipeline.sources)
+            summary = _summarise(node, fresh)
+            summaries.append(summary)
+            say(f"{name:<9} {summary['summary']}")
     return summaries
 
 
 def _evaluate_earlier_cuts(
-    pipeline: Pipeline, tracker: Tracker, *, show_progress: bool, say: Callable[[str], None]
+    pipeline: Pipeline,
+    tracker: Tracker,
+    parent: ParentRun,
+    *,
+    show_progress: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Bring the evaluations up to date that a rolling one takes its mean over."""
     for called, cut in pipeline.earlier_cuts.items():
-        for node in cut.nodes.values():
-            with node.artifact.lock(node.inputs):
-                fresh = _ensure(cut, node, tracker, force=False, show_progress=show_progress)
-                _track(cut, node, tracker)
+        for name, node in cut.nodes.items():
+            work = _Work(cut, node, tracker, parent, show_progress)
+            fresh = work.bring_up_to_date(f"{called.removeprefix('evaluate ')}: {name}", force=False)
         say(f"{called}: {_summarise(cut.nodes['evaluate'], fresh)['summary']}")
 
 
-def _ensure(pipeline: Pipeline, node: Node, tracker: Tracker, *, force: bool, show_progress: bool) -> bool:
-    """Build one stage unless it is complete; True where it was built."""
-    artifact = node.artifact
-    try:
-        if artifact.is_complete() and not force:
-            artifact.point_latest()
-            return False
-    except DamagedArtifact:
-        if not force:
-            raise
-    inputs = {name: pipeline.nodes[name].artifact for name in node.inputs if name in pipeline.nodes}
-    inputs |= {
-        name: cut.nodes["evaluate"].artifact
-        for name, cut in pipeline.earlier_cuts.items()
-        if name in node.inputs
-    }
-    for each in inputs.values():
-        each.verify()
-    artifact.prepare(resume=node.stage.resumable and not force)
-    with tracker.start(**_identity(pipeline, node)) as live:
-        context = Context(
-            config=pipeline.config,
-            folder=artifact.workspace,
-            inputs={name: each.folder for name, each in inputs.items()},
-            sources=pipeline.sources,
-            model=pipeline.model,
-            track=Plan(),
-            live=live,
-            stage_folder=artifact.stage_folder,
-            show_progress=show_progress,
-            force=force,
-        )
-        _build(node, context)
-    return True
+@dataclass(frozen=True)
+class _Work:
+    """One stage to bring up to date, and the run that it is part of."""
+
+    pipeline: Pipeline
+    node: Node
+    tracker: Tracker
+    parent: ParentRun
+    show_progress: bool
+
+    def bring_up_to_date(self, called: str, *, force: bool) -> bool:
+        """Build the stage unless it is complete, and see to it that it is logged; True where it was built."""
+        with self.node.artifact.lock(self.node.inputs):
+            fresh = self._ensure(force=force)
+            self.parent.saw(called, self.node, built=fresh)
+            self._track()
+        return fresh
+
+    def _ensure(self, *, force: bool) -> bool:
+        pipeline, node, artifact = self.pipeline, self.node, self.node.artifact
+        try:
+            if artifact.is_complete() and not force:
+                artifact.point_latest()
+                return False
+        except DamagedArtifact:
+            if not force:
+                raise
+        inputs = {name: pipeline.nodes[name].artifact for name in node.inputs if name in pipeline.nodes}
+        inputs |= {
+            name: cut.nodes["evaluate"].artifact
+            for name, cut in pipeline.earlier_cuts.items()
+            if name in node.inputs
+        }
+        for each in inputs.values():
+            each.verify()
+        artifact.prepare(resume=node.stage.resumable and not force)
+        self.parent.begin()
+        with self.tracker.start(**_identity(pipeline, node), parent_link_file=self.parent.own_link) as live:
+            context = Context(
+                config=pipeline.config,
+                folder=artifact.workspace,
+                inputs={name: each.folder for name, each in inputs.items()},
+                sources=pipeline.sources,
+                model=pipeline.model,
+                track=Plan(),
+                live=live,
+                stage_folder=artifact.stage_folder,
+                show_progress=self.show_progress,
+                force=force,
+            )
+            _build(node, context)
+        return True
+
+    def _track(self) -> None:
+        """See to it that the present server has this artifact's run; milliseconds where it does."""
+        pipeline, node = self.pipeline, self.node
+        if not self.tracker.is_logged(node.artifact.run_link):
+            judges = node.stage.name == "evaluate"
+            self.tracker.replay(
+                folder=node.artifact.folder,
+                parent_link_file=self.parent.link_of(node),
+                model_link_file=pipeline.nodes["train"].artifact.run_link if judges else None,
+                **_identity(pipeline, node),
+            )
+        if node.stage.name == "publish":
+            registry.ensure_registered(pipeline.config, self.tracker, node.artifact)
 
 
 def _build(node: Node, context: Context) -> None:
@@ -138,7 +180,8 @@ def _build(node: Node, context: Context) -> None:
     store.give_back_memory()
     memory = store.PeakMemory()
     module = importlib.import_module(f"pipeline.{node.stage.name}")
-    module.build(context)
+    with _watched(context):
+        module.build(context)
     manifest: dict[str, Any] = {"rows_in": 0, "rows_out": 0, "rows_left_out": {}} | context.manifest
     manifest |= {
         "stage": node.stage.name,
@@ -151,6 +194,10 @@ def _build(node: Node, context: Context) -> None:
         "versions": _versions(),
         "summary": context.said,
     }
+    if "torch" in sys.modules:
+        from models.machine import pick_device
+
+        context.track.tag("lookback.device", str(pick_device()))
     context.track.params(node.settings)
     context.track.metric("seconds", manifest["seconds"])
     context.track.metric("peak_bytes", manifest["peak_bytes"])
@@ -158,48 +205,31 @@ def _build(node: Node, context: Context) -> None:
     node.artifact.commit(manifest, context.digests)
 
 
-def _track(pipeline: Pipeline, node: Node, tracker: Tracker) -> None:
-    """See to it that the present server has this artifact's run; milliseconds where it does."""
-    if not tracker.is_logged(node.artifact.run_link):
-        tracker.replay(folder=node.artifact.folder, **_identity(pipeline, node))
-    if node.stage.name == "publish":
-        registry.ensure_registered(pipeline.config, tracker, node.artifact)
+def _watched(context: Context) -> contextlib.AbstractContextManager[None]:
+    """The machine's own numbers while a stage runs, where runs are logged."""
+    tracking = context.config.tracking
+    if not tracking.enabled:
+        return contextlib.nullcontext()
+    from pipeline.tracking_system import sampled
+
+    return sampled(context.track, context.live, tracking.system_seconds)
 
 
 def _identity(pipeline: Pipeline, node: Node) -> dict[str, Any]:
     """What names a stage's run on the tracking server."""
     config = pipeline.config
-    parent = (
-        pipeline.nodes.get("train")
-        if node.stage.name in ("index", "rank", "evaluate", "publish", "report")
-        else None
-    )
-    model = config.model
-    encoder = f"{model.block}-{model.num_blocks}x{model.dim} {config.split.protocol}"
+    ingest = pipeline.nodes.get("ingest")
+    tags = {f"lookback.input.{name}": value[:200] for name, value in node.inputs.items()}
+    tags["lookback.protocol"] = config.split.protocol
+    if ingest is not None:
+        tags["lookback.data"] = store.fingerprint(ingest.inputs)
     return {
         "stage": node.stage.name,
         "fingerprint": node.artifact.name,
-        "run_name": f"{node.stage.name} {encoder if node.stage.name == 'train' else node.artifact.name[:8]}",
-        "tags": {f"lookback.input.{name}": value[:200] for name, value in node.inputs.items()}
-        | _environment_tags(),
+        "run_name": parent_run.stage_run_name(config, node.stage.name),
+        "tags": tags | environment.tags(),
         "link_file": node.artifact.run_link,
-        "parent_link_file": parent.artifact.run_link if parent is not None else None,
     }
-
-
-def _environment_tags() -> dict[str, str]:
-    tags = {"lookback.host": socket.gethostname(), "lookback.cores": str(os.cpu_count())}
-    if shutil.which("git") is not None:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).parent,
-        )
-        if answer.returncode == 0:
-            tags["lookback.git"] = answer.stdout.strip()
-    return tags
 
 
 def _summarise(node: Node, fresh: bool) -> Summary:

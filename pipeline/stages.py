@@ -172,7 +172,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            3,
+            4,
             ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
             ("ingest", "features", "train", "evaluate", "publish", "score"),
         ),

@@ -50,7 +50,8 @@ def build(ctx: Context) -> None:
         (ctx.folder / SELECTION).mkdir(exist_ok=True)
         _save(ctx.folder / SELECTION, trained.selection.model, trained.selection_mapping)
     facts["fitted_on"] = asdict(FittedOn.of(trained.histories))
-    _report(ctx, folder, trained.histories, facts)
+    num_validation_events = int((np.asarray(split.validation_end) - np.asarray(split.train_end)).sum())
+    _report(ctx, folder, trained.histories, num_validation_events, facts)
 
 
 def selection_folder(train: Path) -> Path:
@@ -286,7 +287,9 @@ def _metrics(name: str, record: EpochRecord) -> dict[str, float]:
     return {prefix + key: value for key, value in record.row().items() if key != "epoch"}
 
 
-def _report(ctx: Context, features: Path, training: Histories, facts: dict[str, Any]) -> None:
+def _report(
+    ctx: Context, features: Path, training: Histories, num_validation_events: int, facts: dict[str, Any]
+) -> None:
     history = facts.pop("history")
     pl.DataFrame(history).write_parquet(ctx.folder / "history.parquet")
     (ctx.folder / "training.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
@@ -302,8 +305,9 @@ def _report(ctx: Context, features: Path, training: Histories, facts: dict[str, 
     ctx.track.params(ctx.config.model_dump(mode="json") | {"resolved": ctx.manifest["resolved"]})
     ctx.track.metric("best_epoch", facts["best_epoch"])
     ctx.track.metric("best_validation_ndcg@10", best)
-    for part in ("training", "validation"):
-        ctx.track.dataset(ctx.config.name, features.name, part, str(features), int(training.lengths.sum()))
+    for part, events in (("training", int(training.lengths.sum())), ("validation", num_validation_events)):
+        ctx.track.dataset(ctx.config.name, features.name, part, str(features), events)
+    ctx.track.model = f"{ctx.config.model.block}-{ctx.config.model.num_blocks}x{ctx.config.model.dim}"
     ctx.track.artifact("history.parquet")
     ctx.track.artifact("training.json")
     refit = (

@@ -4,12 +4,10 @@
 one run with a nested run per trial. A study is of one search space, one train stage and one features folder.
 """
 
-import contextlib
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.config import Config, TuneConfig, all_keys
 from pipeline.errors import ConfigError
 from pipeline.plan import TRACKING, Enough, Live, Plan, Point, allowed, observed
-from pipeline.run import bring_up_to_date
+from pipeline.run import bring_up_to_date, ended_by_sigterm
 from pipeline.stages import STAGES, resolve
 from pipeline.store import Artifact, fingerprint, write_json
 from pipeline.tracking import Tracker
@@ -52,7 +50,7 @@ def tune(config: Config, trials: int, say: Callable[[str], object] = print) -> P
     Raises ConfigError for a space that cannot be searched, or of which nothing could be trained.
     """
     search = _Search(config, say)
-    with search.place.lock(search.inputs), _ended_by_sigterm():
+    with search.place.lock(search.inputs), ended_by_sigterm():
         return search.run(trials)
 
 
@@ -318,16 +316,6 @@ def _choices(config: Config, key: str, choices: list[Any]) -> CategoricalDistrib
             if wrong:
                 raise ValueError(f"{value!r}: {wrong[0]}") from None
     return CategoricalDistribution(choices)
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that runs under way end as KILLED."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _standings(done: list[FrozenTrial]) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import tracking
+from pipeline import tracking, tracking_log
 from pipeline.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
 from pipeline.errors import LookbackError
 from pipeline.plan import Plan
@@ -98,7 +98,8 @@ def test_the_table_has_a_column_per_run_and_difference():
     assert " ".join(lines[4].split()) == (
         "ndcg@10 1.0000 [1.0000, 1.0000] 0.6309 [0.6309, 0.6309] -0.3691 [-0.3691, -0.3691] p 0.000 worse"
     )
-    assert [line.split()[0] for line in lines[4:]] == ["ndcg@10", "hit_rate@10", "mrr@10", "user_ndcg@10"]
+    assert lines[-1].startswith("one is best on NDCG@10 (1.0000): better than other by +0.3691")
+    assert [line.split()[0] for line in lines[4:8]] == ["ndcg@10", "hit_rate@10", "mrr@10", "user_ndcg@10"]
     three = as_text(compared({name: targets([1] * 6) for name in ("a", "b", "c")}))
     assert "corrected for 2 comparisons (Holm)" in three.splitlines()[1]
 
@@ -221,7 +222,7 @@ def test_a_comparison_that_cannot_be_logged_is_printed_all_the_same(
     def refuse(*_: object) -> None:
         raise OSError("no more space")
 
-    monkeypatch.setattr(tracking, "_send_points", refuse)
+    monkeypatch.setattr(tracking_log, "send_points", refuse)
     compare_runs(None, ["train first", "train second"], as_json=False)
     said = capsys.readouterr()
     assert "train second minus train first" in said.out

@@ -4,13 +4,26 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from pipeline.stages import STAGES
 from tests.pipeline.conftest import Workdir
 
+PARENT = "transformer-2x16 tiny temporal"
+COMPARED = ("lookback.git", "lookback.git_dirty", "lookback.data", "lookback.protocol", "lookback.device")
+"""Tags that any server is given alike; others name runs."""
 
-def logged(workdir: Workdir) -> dict[str, dict[str, object]]:
+
+def model_metrics(client: Any, model_id: str | None) -> list[tuple[object, ...]]:
+    """The metrics that hang on a training's model, with their data sets."""
+    model = client.get_logged_model(model_id) if model_id is not None else None
+    found = [] if model is None else model.metrics
+    return sorted((each.key, each.step, each.value, each.dataset_name) for each in found)
+
+
+def logged(workdir: Workdir) -> dict[str, dict[str, Any]]:
     """What the tracking database holds, by run name; read from a copy, since MLflow keeps a database open after it is deleted."""
     from mlflow import MlflowClient
 
@@ -32,18 +45,29 @@ def logged(workdir: Workdir) -> dict[str, dict[str, object]]:
             "artifacts": sorted(each.path for each in client.list_artifacts(run.info.run_id)),
             "datasets": sorted(each.dataset.digest for each in inputs),
             "nested": "mlflow.parentRunId" in run.data.tags,
+            "tags": {name: value for name, value in run.data.tags.items() if name in COMPARED},
+            "model_metrics": model_metrics(client, run.data.tags.get("lookback.model_id")),
         }
     return runs
 
 
 def test_a_deleted_mlruns_is_filled_again_without_computing(copied: Workdir) -> None:
     before = logged(copied)
-    train = next(run for name, run in before.items() if name.startswith("train"))
-    assert train["history"]["loss"] == 3  # type: ignore[index]  # an entry per epoch
-    assert any(key.startswith("test/ndcg") for key in train["metrics"])  # type: ignore[attr-defined]
-    assert {"train.epochs", "model.dim", "split.protocol", "score.k"} <= set(train["params"])  # type: ignore[call-overload]
-    nested = {name.split()[0] for name, run in before.items() if run["nested"]}
-    assert nested == {"index", "rank", "evaluate", "publish", "report"}
+    whole = before[PARENT]
+    train = before[f"train {PARENT}"]
+    assert train["history"]["loss"] == 3  # an entry per epoch
+    assert any(key.startswith("test/ndcg") for key in whole["metrics"])
+    for run in (whole, train):
+        assert {"train.epochs", "model.dim", "split.protocol", "score.k"} <= set(run["params"])
+    assert {name.split()[0] for name, run in before.items() if run["nested"]} == set(STAGES)
+    assert {name for name, run in before.items() if not run["nested"]} == {PARENT}
+    assert all(
+        run["metrics"]["system/cpu_utilization_percentage"] >= 0
+        for name, run in before.items()
+        if name != PARENT
+    )
+    assert [name for name, *_ in train["model_metrics"]].count("validation_ndcg_at_10") == 3
+    assert {data for *_, data in train["model_metrics"]} == {"tiny validation", "tiny test"}
     created = {stage: copied.manifest(stage)["created_utc"] for stage in ("train", "evaluate", "publish")}
     shutil.rmtree(copied.folder / "mlruns")
     summary = copied.run("all")

@@ -124,6 +124,9 @@ def features(root: Path, form: str) -> Path:
     users.write_parquet(folder / "users.parquet")
     titles = [HOSTILE, None, *(f"Film {number}" for number in range(3, NUM_ITEMS + 1))]
     items = pl.DataFrame({"item_index": range(1, NUM_ITEMS + 1), "item_id": range(101, 101 + NUM_ITEMS)})
+    items = items.with_columns(pl.lit(5).alias("num_events"))
+    if form == "timed":
+        items = items.with_columns(pl.lit(["Drama", "Old", "Long", "Mute"]).alias("categories"))
     title = pl.Series("title", [None] * NUM_ITEMS if form == "one type" else titles, dtype=pl.String)
     items.with_columns(title).write_parquet(folder / "items.parquet")
     if form == "timed":
@@ -332,7 +335,7 @@ def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
     ):
         assert sentence in page.text
     assert context.manifest["rows_out"] == 2
-    assert cast("Any", context.track).artifacts == ["report.html"]
+    assert cast("Any", context.track).artifacts == ["report.html", "figures.html"]
 
 
 def test_says_how_good_it_is(written: tuple[Page, Path, Context]) -> None:
@@ -406,11 +409,13 @@ def test_example_users(written: tuple[Page, Path, Context]) -> None:
     page, _, _ = written
     shortest, longest = page.text.split("User ")[1:3]
     assert shortest.startswith(
-        "ann All 6 events, newest first Film 6 VIEW, 1970-01-06 Film 5 LIKE, 1970-01-05"
+        "ann All 6 events, newest first Film 6 Drama, Old, Long VIEW, 1970-01-06 00:00 Film 5"
     )
     assert "item 999 because of <script>alert('&')</script> (0.75); item 102 (0.25)" in shortest
-    assert longest.startswith("bob The last 15 of 20 events, newest first Film 4 VIEW, 1970-01-26")
-    assert "Film 11 because of" in longest
+    assert longest.startswith(
+        "bob The last 15 of 20 events, newest first Film 4 Drama, Old, Long VIEW, 1970-01-26"
+    )
+    assert "Film 11 Drama, Old, Long because of" in longest
     assert "dee" not in page.text, "has no recommendations"
 
 
@@ -423,7 +428,8 @@ def test_stands_alone(written: tuple[Page, Path, Context]) -> None:
         each["alt"] and (each["src"] or "").startswith("data:image/svg+xml;base64,") for each in images
     )
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "link", "iframe"}
+    assert not tags & {"link", "iframe"}
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}], "the search alone"
     assert not any(attributes.get("href") for _, attributes in page.tags)
     assert HOSTILE in page.text, "shown, not obeyed"
 

@@ -16,6 +16,7 @@ from pipeline import tune
 from pipeline.config import Config, EventsConfig, TrackingConfig, TuneConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.plan import Enough, Live, Plan, observed
+from pipeline.run import ended_by_sigterm
 from pipeline.stages import resolve
 from pipeline.tracking import Tracker, client_at
 from tests.pipeline.conftest import TINY
@@ -253,7 +254,7 @@ def test_observer_sees_what_begins_within_and_ends_it() -> None:
 
 def test_sigterm_ends_the_runs_too() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as exit_, tune._ended_by_sigterm():
+    with pytest.raises(SystemExit) as exit_, ended_by_sigterm():
         os.kill(os.getpid(), signal.SIGTERM)
     assert exit_.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,59 @@
+"""A comparison of runs as one self-contained HTML page."""
+
+import base64
+import datetime
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from models.judgement import Judgement
+from pipeline import drawing, figures
+
+_TEMPLATE = Path(__file__).with_name("compare.html.j2")
+
+
+def verdict(judged: Judgement, metric: str) -> str:
+    """Which run is best on a metric, and from which of the others the paired test tells it."""
+    best, *others = sorted(judged.systems, key=lambda label: -judged.values(label)[metric])
+    said = f"{best} is best on {drawing.spoken(metric)} ({judged.values(best)[metric]:.4f})"
+    if not others:
+        return f"{said}."
+    found = {label: each[metric] for label, each in judged.compared(best, others).items()}
+    words = {"better": "better than", "can't tell": "not told apart from", "worse": "worse than"}
+    told = [
+        f"{words[found[label]['verdict']]} {label} by {found[label]['difference']:+.4f} "
+        f"(95 % interval {found[label]['low']:+.4f} to {found[label]['high']:+.4f})"
+        for label in others
+    ]
+    return f"{said}: {'; '.join(told)}."
+
+
+def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dict[str, str]) -> str:
+    """The page of what `compare.as_tree` says; `metrics` are those shown, links: label -> id of the run."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["named"] = drawing.spoken
+    return environment.get_template(_TEMPLATE.name).render(
+        tree=tree,
+        labels=judged.systems,
+        metrics=metrics,
+        verdicts=[verdict(judged, metric) for metric in metrics],
+        links=links,
+        picture=_picture(judged, metrics),
+        made=datetime.datetime.now(datetime.UTC),
+    )
+
+
+def _picture(judged: Judgement, metrics: list[str]) -> str:
+    """An address that holds the picture of every run with its intervals."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "runs.svg")
+        drawing.save(figures.systems_side_by_side(judged, tuple(metrics[:3])), path)
+        return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,151 @@
+"""The description of a registered version: what a person needs to know before scoring with it, in Markdown."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from features.profile import Profile
+from pipeline.config import MODEL, Config
+from pipeline.drawing import spoken
+from pipeline.errors import DamagedArtifact
+from pipeline.profile import PROFILE
+from pipeline.store import read_json
+
+MAX_SEGMENTS = 6
+"""Parts of the targets that are named as served worst."""
+MIN_TARGETS = 30
+"""Targets that such a part has at least."""
+_METRICS = ("ndcg", "hit_rate", "mrr", "user_ndcg", "coverage", "novelty")
+
+Row = dict[str, Any]
+
+
+def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Data, protocol, metrics with intervals, who is served worst, limits, how to score.
+
+    description: the content of bundle.json. inputs: stage -> fingerprint of what the bundle was made from; what of it is gone
+    by now, or says less as an older version wrote it, is left out.
+    """
+    features, evaluate = (
+        config.folder / stage / inputs.get(stage, "-") for stage in ("features", "evaluate")
+    )
+    parts = [f"`{description['name']}`: {_model(description)}; deployed weights: {_deployed(description)}."]
+    with contextlib.suppress(OSError, DamagedArtifact):
+        parts.append(f"**Data.** {_data(Profile.load(features / PROFILE))}")
+    try:
+        parts += _judgement(evaluate)
+    except (OSError, DamagedArtifact, KeyError):
+        parts += [
+            f"**Protocol.** {spoken(description['protocol'])} split.",
+            _plain_metrics(description["metrics"]),
+        ]
+    return "\n\n".join([*parts, f"**Limits.** {_limits(description)}", _how_to_score(config)])
+
+
+def _judgement(evaluate: Path) -> list[str]:
+    """Protocol, metrics and who is served worst, from the folder of an evaluation of this version."""
+    report = read_json(evaluate / "metrics.json")
+    parts = [f"**Protocol.** {_protocol(report)}"]
+    parts.append(f"**Metrics** of the evaluated weights.\n\n{_metrics(report)}")
+    return parts + [f"**Served worst.** {said}" for said in _worst(evaluate / "segments.parquet", report)]
+
+
+def _model(description: Mapping[str, Any]) -> str:
+    settings = description.get("settings", {}).get("model")
+    if settings is None:
+        return "of an older version"
+    return f"{settings['block']}, {settings['num_blocks']} blocks of {settings['dim']} components"
+
+
+def _deployed(description: Mapping[str, Any]) -> str:
+    if description["deployed"] == "evaluated" or "refit_steps" not in description:
+        return str(description["deployed"])
+    return f"trained again on all events ({description['refit_steps']:,} steps)"
+
+
+def _data(profile: Profile) -> str:
+    told = f"{profile.num_events:,} events of {profile.num_users:,} users on {profile.num_items:,} items"
+    if profile.times is not None:
+        told += f", {profile.times.first[:10]} to {profile.times.last[:10]}"
+    types = [f"{name} {count:,}" for name, count in profile.events_by_type.items() if name]
+    return f"{told}{' (' + ', '.join(types) + ')' if types else ''}."
+
+
+def _protocol(report: Row) -> str:
+    masked = "never recommended" if report["exclude_seen"] else "recommended too"
+    return (
+        f"{spoken(report['protocol']).capitalize()} split; {report['targets']:,} held-out events of {report['users']:,} users, "
+        f"each ranked among all {report['num_items']:,} items; items of the history are {masked}."
+    )
+
+
+def _metrics(report: Row) -> str:
+    """A row per metric: the model and the best baseline, with 95 % intervals."""
+    first = f"ndcg@{_shortest(report)}"
+    others = sorted(report["paired"], key=lambda name: -float(report["metrics"][name][first]))[:1]
+    names = [name for name in report["metrics"][MODEL] if name.partition("@")[0] in _METRICS]
+    systems = [MODEL, *others]
+    rows = [
+        f"| {spoken(name)} | {' | '.join(_with_ends(report, system, name) for system in systems)} |"
+        for name in names
+    ]
+    head = f"| metric | lookback |{''.join(f' {spoken(name)}, the best baseline |' for name in others)}"
+    return "\n".join([head, f"| --- |{' --- |' * len(systems)}", *rows])
+
+
+def _shortest(report: Row) -> int:
+    return min(int(name.rpartition("@")[2]) for name in report["metrics"][MODEL])
+
+
+def _with_ends(report: Row, system: str, name: str) -> str:
+    value, ends = report["metrics"][system].get(name), report["intervals"][system].get(name)
+    if value is None:
+        return "–"
+    return f"{value:.4f}" + (f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else "")
+
+
+def _plain_metrics(metrics: Mapping[str, float | None]) -> str:
+    rows = [f"| {spoken(name)} | {value:.4f} |" for name, value in metrics.items() if value is not None]
+    return "\n".join(["| metric | value |", "| --- | --- |", *rows])
+
+
+def _worst(path: Path, report: Row) -> Iterator[str]:
+    """The parts of the targets on which the model is worst, of those with enough targets."""
+    if not path.exists():
+        return
+    metric = f"ndcg@{_shortest(report)}"
+    table = pl.read_parquet(path).filter((pl.col("system") == MODEL) & (pl.col("targets") >= MIN_TARGETS))
+    if len(table):
+        rows = table.sort(metric).head(MAX_SEGMENTS).to_dicts()
+        yield (
+            f"{spoken(metric)} by part of the targets: "
+            + "; ".join(_segment(row, metric) for row in rows)
+            + "."
+        )
+
+
+def _segment(row: Row, metric: str) -> str:
+    ends: Sequence[float] = (row[f"{metric}_low"], row[f"{metric}_high"])
+    return f"{spoken(row['segment'])} {row['value']} {row[metric]:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+
+
+def _limits(description: Mapping[str, Any]) -> str:
+    length = description.get("max_length")
+    read = f"Of a history the last {length:,} events are read. " if length is not None else ""
+    return (
+        f"{read}Items that the log did not have when this was "
+        "trained are passed over; users without a known interaction get what is popular. The numbers are of held-out "
+        "events of the same log: what would have been clicked had it been shown is not in them."
+    )
+
+
+def _how_to_score(config: Config) -> str:
+    return (
+        "**How to score.** Every user: `lookback run score --config FILE --set score.model=champion`. From Python:\n\n"
+        "```python\nimport mlflow, pandas as pd\n"
+        f'model = mlflow.pyfunc.load_model("models:/lookback-{config.name}@champion")\n'
+        'model.predict(pd.DataFrame({"history": [["an item id", "another"]]}), params={"k": 10})\n```'
+    )

@@ -1,0 +1,330 @@
+"""The run of one `lookback run` on the tracking server, above the runs of the stages that it built.
+
+What it was lies in <data_dir>/<name>/.runs/<key>/: a Plan, and which stages it built and which it found up to date; so any
+server can be given it later. A run that built nothing leaves nothing.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import environment, registry
+from pipeline.config import Config
+from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.plan import TRACKING, DatasetInput, Plan, Point
+from pipeline.stages import Node, Pipeline, order
+from pipeline.store import Artifact, fingerprint, read_json, read_manifest, write_json
+from pipeline.tracking import NOTE, Tracker
+from pipeline.tracking_server import GATE, ServerAway
+
+RUNS = ".runs"
+STAGE_RUN = "lookback.run."
+"""How the tags of a parent begin that name the run of each stage, built by it or before."""
+SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json",)}
+"""Files of stages that the whole run shows too."""
+
+
+@dataclass
+class Record:
+    """What a run was, in its folder."""
+
+    folder: Path
+    name: str
+    status: str = "RUNNING"
+    said: str = ""
+    """The description, without links to other runs."""
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name to stage, fingerprint, whether this run built it, and its summary; of an earlier cut, the name begins with it."""
+
+    @property
+    def link(self) -> Path:
+        """The link file of its run."""
+        return self.folder / "links.json"
+
+    def save(self) -> None:
+        """Write record.json."""
+        content = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_json(self.folder / "record.json", content)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Record":
+        """What save wrote."""
+        return cls(folder, **read_json(folder / "record.json"))
+
+    def built(self) -> set[str]:
+        """Stage/fingerprint of what this run built."""
+        return {f"{each['stage']}/{each['fingerprint']}" for each in self.stages.values() if each["built"]}
+
+
+def records(config: Config) -> list[Record]:
+    """The runs of a configuration's folder, oldest first; damaged ones are left out."""
+    found = []
+    for folder in sorted((config.folder / RUNS).glob("*/")):
+        with contextlib.suppress(DamagedArtifact, OSError, TypeError):
+            found.append(Record.load(folder))
+    return found
+
+
+def without_artifacts(config: Config) -> list[Path]:
+    """The folders of ended runs of which no artifact is left."""
+    return [
+        record.folder
+        for record in records(config)
+        if record.status != "RUNNING"
+        and not any((config.folder / artifact).exists() for artifact in record.built())
+    ]
+
+
+def end_abandoned(config: Config) -> None:
+    """End as KILLED the runs whose process is gone."""
+    running = [each for each in records(config) if each.status == "RUNNING"]
+    tracker = Tracker.from_config(config) if running else None
+    for record in running:
+        import filelock
+
+        assert tracker is not None
+        with contextlib.suppress(filelock.Timeout), filelock.FileLock(_lock(record.folder), timeout=0):
+            record.status, record.said = "KILLED", "**KILLED**: its process ended without a word."
+            tracker.end_abandoned(record.link, record.said)
+            if not (record.folder / TRACKING).exists():
+                Plan().save(record.folder)
+            record.save()
+
+
+@contextlib.contextmanager
+def over(pipeline: Pipeline, tracker: Tracker) -> Iterator["ParentRun"]:
+    """The run over what is built within; it ends as FINISHED, FAILED or KILLED."""
+    end_abandoned(pipeline.config)
+    parent = ParentRun(pipeline, tracker)
+    parent.restore()
+    try:
+        yield parent
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        why = str(error).partition("\n")[0]  # what follows may be rows of the log
+        parent.end("KILLED" if killed else "FAILED", why or type(error).__name__)
+        raise
+    parent.end("FINISHED")
+
+
+class ParentRun:
+    """The present run, and the earlier ones that built what it finds up to date."""
+
+    def __init__(self, pipeline: Pipeline, tracker: Tracker) -> None:
+        self._pipeline = pipeline
+        self._tracker = tracker
+        self._record: Record | None = None
+        self._plan = Plan()
+        self._held = contextlib.ExitStack()
+        self._seen: dict[str, dict[str, Any]] = {}
+        self._earlier = records(pipeline.config)
+        self._restored: list[Record] = []
+
+    def restore(self) -> None:
+        """See to it that the server has the earlier runs that built what this one needs, for the stages' runs to hang under."""
+        wanted = {f"{name}/{node.artifact.name}" for name, node in self._pipeline.nodes.items()}
+        for record in self._earlier:
+            if record.status == "RUNNING" or not record.built() & wanted:
+                continue
+            if not self._tracker.is_logged(record.link, record.status):
+                self._send(record)
+                self._restored.append(record)
+
+    def begin(self) -> None:
+        """Called before something is built: from now on there is a run."""
+        if self._record is not None:
+            return
+        import filelock
+
+        config = self._pipeline.config
+        began = datetime.datetime.now(datetime.UTC)
+        folder = config.folder / RUNS / f"{began:%Y%m%dT%H%M%S%f}-{os.getpid()}"
+        folder.mkdir(parents=True)
+        self._held.enter_context(filelock.FileLock(_lock(folder)))
+        self._record = Record(folder, run_name(config, list(self._pipeline.nodes)))
+        self._record.save()
+        self._tracker.start(**self._identity(self._record), link_file=self._record.link)
+
+    @property
+    def own_link(self) -> Path | None:
+        """The link file of this run; None where it has built nothing."""
+        return self._record.link if self._record is not None else None
+
+    def link_of(self, node: Node) -> Path | None:
+        """The link file of the run that built a stage: this one, or an earlier one; None where nobody remembers."""
+        key = f"{node.stage.name}/{node.artifact.name}"
+        known = [*self._earlier, *([self._record] if self._record is not None else [])]
+        return next((each.link for each in reversed(known) if key in each.built()), None)
+
+    def saw(self, name: str, node: Node, *, built: bool) -> None:
+        """A stage is up to date; `name` is what it is called here (of an earlier cut, with the cut)."""
+        summary = read_manifest(node.artifact.folder)["summary"]
+        self._seen[name] = {
+            "stage": node.stage.name,
+            "fingerprint": node.artifact.name,
+            "built": built,
+            "summary": summary,
+        }
+        if self._record is not None:
+            self._record.stages = dict(self._seen)
+            self._record.save()
+
+    def end(self, status: str, why: str = "") -> None:
+        """Write down and log how it ended, and give the restored runs their links."""
+        with self._held:
+            if self._record is not None:
+                self._record.status = status
+                self._record.stages = dict(self._seen)
+                self._record.said = f"**{status}**: {why}" if why else self._description()
+                self._fill(self._plan)
+                self._plan.save(self._record.folder)
+                self._record.save()
+                self._send(self._record)
+            for record in self._restored:
+                self._send(record)
+
+    def _send(self, record: Record) -> None:
+        if (record.folder / TRACKING).exists():
+            self._tracker.replay(
+                folder=record.folder,
+                link_file=record.link,
+                status=record.status,
+                **self._identity(record),
+            )
+
+    def _identity(self, record: Record) -> dict[str, Any]:
+        runs = {
+            name: self._tracker.linked_run(self._artifact(each).run_link)
+            for name, each in record.stages.items()
+        }
+        tags = {f"{STAGE_RUN}{name}": run_id for name, run_id in runs.items() if run_id is not None}
+        stages = [self._line(name, each, runs[name]) for name, each in record.stages.items()]
+        table = "\n".join(["### Stages", "", "| stage | | what it said |", "| --- | --- | --- |", *stages])
+        note = "\n\n".join(part for part in (record.said, table if stages else "") if part)
+        protocol = self._pipeline.config.split.protocol
+        return {
+            "stage": "run",
+            "fingerprint": record.folder.name,
+            "run_name": record.name,
+            "tags": environment.tags() | tags | {"lookback.protocol": protocol, NOTE: note or "running"},
+        }
+
+    def _line(self, name: str, each: dict[str, Any], run_id: str | None) -> str:
+        what = "built" if each["built"] else "up to date"
+        address = self._tracker.address(run_id) if run_id is not None else None
+        link = f"[{what}]({address})" if address is not None else what
+        return f"| {name} | {link} | {each['summary']} |"
+
+    def _artifact(self, each: dict[str, Any]) -> Artifact:
+        return Artifact(self._pipeline.config.folder / each["stage"], each["fingerprint"])
+
+    # --- what is said of it ---
+
+    def _fill(self, plan: Plan) -> None:
+        """All resolved settings, and of the stages: headline numbers, data sets, tags that hold for all, files to look at."""
+        config = self._pipeline.config
+        plan.params(config.model_dump(mode="json"))
+        points: dict[str, Point] = {}
+        datasets: list[DatasetInput] = []
+        for name, each in self._seen.items():
+            artifact = self._artifact(each)
+            for key, value in read_manifest(artifact.folder).get("resolved", {}).items():
+                plan.param(f"resolved.{key}", value)
+            said = Plan.load(artifact.folder)
+            points |= {point.name: point for point in said.parent_points}
+            datasets += [
+                data for data in said.datasets if data not in datasets and name in self._pipeline.nodes
+            ]
+            plan.tags |= {key: value for key, value in said.tags.items() if key in _SHARED_TAGS}
+            for file in SHOWN_FILES.get(name, ()):
+                plan.artifact(os.path.relpath(artifact.folder / file, self._folder()), name)
+        plan.parent_points, plan.points = [], [*plan.points, *points.values()]
+        plan.datasets = datasets
+        if "ingest" in self._pipeline.nodes:
+            plan.tag("lookback.data", fingerprint(self._pipeline.nodes["ingest"].inputs))
+        if "features" in self._seen:
+            plan.tag("lookback.input.features", self._seen["features"]["fingerprint"])
+
+    def _folder(self) -> Path:
+        assert self._record is not None
+        return self._record.folder
+
+    def _description(self) -> str:
+        """The headline with its table, the earlier runs on the same targets, and the registry's decision."""
+        if "evaluate" not in self._seen:
+            return ""
+        from pipeline import headline
+
+        evaluate = self._artifact(self._seen["evaluate"]).folder
+        report = headline.read_report(evaluate)
+        metric = headline.metric_of(report, self._pipeline.config.evaluate.gate_metric)
+        said, _, table = headline.of_evaluation(report, metric).partition("\n\n")
+        earlier = self._evaluations(evaluate) if self._seen["evaluate"]["built"] else {}
+        found = headline.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed)
+        parts = [said, found[0], table, found[1]] if found is not None else [said, table]
+        return "\n\n".join([*parts, *self._decision()])
+
+    def _evaluations(self, evaluate: Path) -> dict[str, Path]:
+        """The newest other evaluations on the same targets, by what the UI calls their runs."""
+        from pipeline import headline
+
+        found: dict[Path, str] = {}
+        for record in reversed(self._earlier):
+            each = record.stages.get("evaluate")
+            if record.status != "FINISHED" or each is None or not each["built"]:
+                continue
+            folder = self._artifact(each).folder
+            with contextlib.suppress(OSError, DamagedArtifact, KeyError):
+                if folder != evaluate and folder not in found and headline.same_targets(evaluate, folder):
+                    run_id = self._tracker.linked_run(record.link)
+                    address = self._tracker.address(run_id) if run_id is not None else None
+                    called = f"{record.name} {record.folder.name[:15]}"
+                    found[folder] = f"[{called}]({address})" if address is not None else called
+            if len(found) == headline.MAX_EARLIER:
+                break
+        return {name: folder for folder, name in found.items()}
+
+    def _decision(self) -> Iterator[str]:
+        """The version that was registered, and what was decided about it."""
+        config = self._pipeline.config
+        if "publish" not in self._seen or not config.tracking.enabled:
+            return
+        with contextlib.suppress(ServerAway, LookbackError):
+            number = registry.version_of_bundle(config, self._artifact(self._seen["publish"]))
+            models, name = registry.Registry.from_config(config), registry.model_name(config)
+            if number is not None and (version := models.version(name, number)) is not None:
+                reason = models.tags(version).get(f"{GATE}.reason", "")
+                yield f"### Registry\n\n[{name} version {number}](#/models/{name}/versions/{number}): {version.gate}: {reason}"
+
+
+_SHARED_TAGS = ("lookback.device", "lookback.bundle_digest", "lookback.model_version")
+
+
+def run_name(config: Config, stages: list[str]) -> str:
+    """What a whole run is called: `hstu-4x64 ml-1m temporal`; without training `ingest score ml-1m temporal`."""
+    what = _model(config) if "train" in stages else " ".join(stages)
+    return f"{what} {config.name} {config.split.protocol}"
+
+
+def stage_run_name(config: Config, stage: str) -> str:
+    """What a stage's run is called: its name, the model if it is of one, the data and the protocol."""
+    of_model = "train" in order(config, [stage])
+    words = [
+        stage,
+        *([_model(config)] if of_model else []),
+        config.name,
+        *([] if stage == "ingest" else [config.split.protocol]),
+    ]
+    return " ".join(words)
+
+
+def _model(config: Config) -> str:
+    return f"{config.model.block}-{config.model.num_blocks}x{config.model.dim}"
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")

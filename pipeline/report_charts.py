@@ -1,0 +1,99 @@
+"""What the page of figures shows of a run, gathered from the folders of its stages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features.profile import Profile
+from models.selection import Rules
+from pipeline import figures, interactive
+from pipeline.bundle import Bundle
+from pipeline.config import MODEL
+from pipeline.interactive import Chart
+from pipeline.stages import Context
+from pipeline.store import read_json
+
+SHOWN_HISTORY = 25
+"""Events of the user whose reasons are shown: the most recent ones."""
+SHOWN_ITEMS = 10
+
+Row = dict[str, Any]
+
+
+def charts(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart]:
+    """Every figure there is something to draw of."""
+    evaluate, train = ctx.inputs["evaluate"], ctx.inputs["train"]
+    k = min(int(name.rpartition("@")[2]) for name in judged["metrics"][MODEL])
+    names = [f"{name}@{k}" for name in ("ndcg", "hit_rate", "mrr")]
+    yield interactive.systems(judged, [name for name in names if name in judged["metrics"][MODEL]])
+    if (path := evaluate / "targets.parquet").exists():
+        yield interactive.recall_at_k(pl.read_parquet(path, columns=["system", "rank"]))
+    yield from _segments(evaluate / "segments.parquet", f"ndcg@{k}")
+    yield interactive.training(
+        pl.read_parquet(train / "history.parquet"), read_json(train / "training.json")["best_epoch"]
+    )
+    path = evaluate / figures.DIAGNOSTICS
+    diagnosed = read_json(path) if path.exists() else {}
+    yield from interactive.attention(diagnosed.get("attention", {}).get("rows", []))
+    if "calibration" in diagnosed:
+        yield interactive.calibration(diagnosed["calibration"], diagnosed["k"])
+    yield from _popularity(ctx)
+    yield from _reasons(ctx)
+    if points := interactive.index_points(judged.get("index")):
+        yield interactive.index_trade(points)
+    yield from interactive.log(profile)
+
+
+def _segments(path: Path, metric: str) -> Iterator[Chart]:
+    table = pl.read_parquet(path)
+    kinds = table["segment"].unique(maintain_order=True).to_list() if len(table) else []
+    for kind in kinds[: figures.MAX_SEGMENTS]:
+        yield interactive.segment(table, kind, metric)
+
+
+def _popularity(ctx: Context) -> Iterator[Chart]:
+    """Events of every item of the log against the lists it is in."""
+    shards = sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet"))
+    if not shards:
+        return
+    counts = pl.scan_parquet(shards).group_by("item_id").agg(pl.len().alias("lists")).collect()
+    items = pl.read_parquet(
+        ctx.inputs["features"] / "items.parquet", columns=["item_id", "title", "num_events"]
+    )
+    table = items.join(counts, on="item_id", how="left", maintain_order="left")
+    titles = table.select(pl.coalesce("title", pl.format("item {}", "item_id")))
+    yield interactive.popularity(
+        table["num_events"].to_numpy().astype(np.int64),
+        table["lists"].fill_null(0).to_numpy().astype(np.int64),
+        titles.to_series().to_list(),
+    )
+
+
+def _reasons(ctx: Context) -> Iterator[Chart]:
+    """A user with a history of middling length: what carries each recommendation of the published model."""
+    if not (ctx.inputs["publish"] / "bundle").exists():
+        return
+    bundle = Bundle.open(ctx.inputs["publish"] / "bundle", verify=False)
+    known = bundle.known_histories
+    long = np.flatnonzero(known.lengths >= min(8, int(known.lengths.max(initial=0))))
+    if not len(long) or not known.lengths.max():
+        return
+    user = int(long[np.argsort(known.lengths[long], kind="stable")[len(long) // 2]])
+    history = known.select(np.array([user])).last(SHOWN_HISTORY)
+    rules = Rules(exclude_seen=ctx.config.score.exclude_seen)
+    listed, weights = bundle.answering.contributions(history, SHOWN_ITEMS, rules, "exact")
+    listed, weights = listed[:, listed[0] > 0], weights[0, listed[0] > 0]
+    if not listed.size:
+        return
+    names = pl.read_parquet(bundle.folder / "items.parquet", columns=["item_id", "title"])
+    titles = ["", *names.select(pl.coalesce("title", pl.format("item {}", "item_id"))).to_series()]
+    past = history.item_index[history.gather()[1]]
+    yield interactive.reasons(
+        weights[:, : len(past)],
+        [titles[item] for item in past],
+        [titles[item] for item in listed[0]],
+        str(bundle.users.ids[user]),
+    )

@@ -1,0 +1,131 @@
+"""Models on the tracking server, and the files of runs: logged, downloaded, deleted."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan import Point, allowed, now_ms
+from pipeline.tracking_client import client_at, fluent, reported
+from pipeline.tracking_log import logged, send_points
+from pipeline.tracking_server import LoggedRun
+
+
+def log_pyfunc(
+    uri: str,
+    run_id: str,
+    folder: Path,
+    id_types: tuple[str, str],
+    example: Mapping[str, list[Any]] | None,
+    requirements: list[str],
+) -> tuple[str, str]:
+    """Log a bundle's folder as a pyfunc model of a run, from code and data, without pickle; returns its URI and id.
+
+    `id_types` are "long" or "string" for user_id and item_id; `example` is columns of an input frame.
+    """
+    with reported(uri), fluent(uri):
+        import mlflow.pyfunc
+        import pandas as pd  # type: ignore[import-untyped]
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+        from mlflow.types.schema import Array
+
+        import features
+        import models
+        import pipeline
+
+        user, item = (DataType[each] for each in id_types)
+        signature = ModelSignature(
+            inputs=Schema(
+                [ColSpec(user, "user_id", required=False), ColSpec(Array(item), "history", required=False)]
+            ),
+            outputs=Schema([ColSpec(Array(item), "item_id"), ColSpec(Array(DataType.double), "score")]),
+            params=ParamSchema(
+                [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, True)]
+            ),
+        )
+        with mlflow.start_run(run_id=run_id), _quietly("mlflow.models.model"):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="pipeline.serving",
+                data_path=str(folder),
+                code_paths=[
+                    str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)
+                ],
+                signature=signature,
+                input_example=pd.DataFrame(dict(example)) if example is not None else None,
+                pip_requirements=requirements,
+            )
+        return info.model_uri, info.model_id
+
+
+@contextlib.contextmanager
+def _quietly(logger_name: str) -> Iterator[None]:
+    """Without a logger's warnings: MLflow tries the example on the model and says where that fails, which stops nothing."""
+    logger = logging.getLogger(logger_name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def download_model(uri: str, model_uri: str, to: Path) -> Path:
+    """Download a logged model's files into a folder."""
+    with reported(uri), fluent(uri):
+        import mlflow.artifacts
+
+        to.mkdir(parents=True, exist_ok=True)
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(to)))
+
+
+def log_to_run(uri: str, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    """Add numbers and labels to a run, finished or not."""
+    from mlflow.entities import RunTag
+
+    moment = now_ms()
+    points = [Point(allowed(name), value, 0, moment) for name, value in metrics.items()]
+    with reported(uri):
+        client = client_at(uri)
+        send_points(client, run_id, points)
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def delete_model(uri: str, model_id: str) -> None:
+    """Delete a logged model and its files."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with reported(uri):
+        client = client_at(uri)
+        files = get_artifact_repository(client.get_logged_model(model_id).artifact_location, uri)
+        files.delete_artifacts()  # type: ignore[no-untyped-call]
+        client.delete_logged_model(model_id)
+
+
+def runs_with_files(uri: str, experiment: str) -> list[LoggedRun]:
+    """The runs of an experiment, deleted ones too, that files were logged to."""
+    from mlflow.entities import ViewType
+
+    with reported(uri):
+        client = client_at(uri)
+        found = client.get_experiment_by_name(experiment)
+        runs: list[LoggedRun] = []
+        token: str | None = None
+        while found is not None:
+            page = client.search_runs([found.experiment_id], run_view_type=ViewType.ALL, page_token=token)
+            runs += [logged(run) for run in page if client.list_artifacts(run.info.run_id)]
+            token = page.token
+            if not token:
+                break
+    return runs
+
+
+def delete_run_files(uri: str, run_id: str) -> None:
+    """Delete all files of a run; its numbers stay."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with reported(uri):
+        files = get_artifact_repository(client_at(uri).get_run(run_id).info.artifact_uri, uri)
+        files.delete_artifacts()  # type: ignore[no-untyped-call]

@@ -1,0 +1,105 @@
+"""The page of figures: what is drawn is what was measured, and nothing of it needs a network."""
+
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline import interactive
+from pipeline.interactive import Chart
+
+
+def test_recall_at_k_by_pencil() -> None:
+    ranks = pl.DataFrame(
+        {"system": ["lookback"] * 4 + ["ease"] * 4, "rank": [1.0, 2.0, 10.5, 300.0] + [5.0] * 4}
+    )
+    figure = interactive.recall_at_k(ranks).figure
+    lookback, ease = figure.data
+    at = dict(zip(lookback.x, lookback.y, strict=True))
+    assert (at[1], at[2], at[200]) == (0.25, 0.5, 0.75)
+    assert at[next(k for k in lookback.x if k >= 11)] == 0.75
+    assert dict(zip(ease.x, ease.y, strict=True))[4] == 0
+    assert ease.y[-1] == 1
+    assert (lookback.name, ease.name) == ("lookback", "EASE")
+
+
+def test_a_system_looks_the_same_everywhere() -> None:
+    rows = [
+        {
+            "system": name,
+            "segment": kind,
+            "value": value,
+            "targets": 5,
+            "ndcg@3": 0.1,
+            "ndcg@3_low": 0.0,
+            "ndcg@3_high": 0.2,
+        }
+        for name in ("lookback", "popularity", "als")
+        for kind in ("history_length", "item_category")
+        for value in ("1-4", "5+")
+    ]
+    report = {
+        "metrics": {name: {"ndcg@3": 0.1} for name in ("als", "lookback", "popularity")},
+        "intervals": {name: {"ndcg@3": [0.0, 0.2]} for name in ("als", "lookback", "popularity")},
+    }
+    colours = [
+        {trace.name: trace.marker.color for trace in chart.figure.data}
+        for chart in (
+            interactive.systems(report, ["ndcg@3"]),
+            interactive.segment(pl.DataFrame(rows), "history_length", "ndcg@3"),
+            interactive.segment(pl.DataFrame(rows), "item_category", "ndcg@3"),
+        )
+    ]
+    assert colours[0] == colours[1] == colours[2]
+    assert len(set(colours[0].values())) == 3
+
+
+def test_what_is_recommended_against_what_is_popular() -> None:
+    chart = interactive.popularity(np.array([9, 0, 3]), np.array([4, 0, 0]), ["a", "b", "c"])
+    items, line = chart.figure.data
+    assert dict(zip(items.text, zip(items.x, items.y, strict=True), strict=True)) == {
+        "a": (10, 5),
+        "b": (1, 1),
+        "c": (4, 1),
+    }
+    # 4 + 3 lists and ones over 12 + 3 events and ones: 7 / 15 of a list per event
+    assert line.y == pytest.approx((7 / 15, 70 / 15))
+    assert "67% of the items are in no list" in chart.says
+
+
+@pytest.mark.parametrize(
+    ("recall", "found"),
+    [
+        (None, 0),
+        ({"recall@100": 1.0, "type": "exact"}, 0),
+        ({"type": "exact", "recall@10": 1.0, "queries_per_second": 5.0}, 1),
+        ({"a": [{"recall@10": 0.9, "queries_per_second": 7}, {"queries_per_second": 8}], "b": {"c": 3}}, 1),
+    ],
+)
+def test_points_of_the_index_wherever_they_are(recall: object, found: int) -> None:
+    points = interactive.index_points(recall)
+    assert len(points) == found
+    if points:
+        assert len(interactive.index_trade(points).figure.data) == 1
+
+
+def test_reasons_are_read_by_row_and_column() -> None:
+    weights = np.array([[1.0, -2.0, 0.5], [0.0, 0.25, 3.0]], np.float32)
+    chart = interactive.reasons(weights, ["old", "middle", "new"], ["first", "second"], "ann")
+    (heat,) = chart.figure.data
+    assert heat.x == ("1. first", "2. second")
+    assert heat.y == ("old (3)", "middle (2)", "new (1)")
+    assert np.array(heat.z).tolist() == weights.T.tolist()
+    assert (heat.zmin, heat.zmax) == (-3, 3)
+
+
+def test_the_page_holds_everything() -> None:
+    chart: Chart = interactive.popularity(np.array([1]), np.array([1]), ["</script><b>&"])
+    text = interactive.page("<demo>", [chart, chart])
+    assert len(text) < 3_000_000
+    assert not re.findall(r"(?:src|href)=\"(?!#)", text), "no address but of its own places"
+    specs = re.findall(r'<script type="application/json" id="spec-\d">(.*?)</script>', text)
+    assert [json.loads(spec)["data"][0]["text"] for spec in specs] == [["</script><b>&"]] * 2
+    assert "&lt;demo&gt;" in text

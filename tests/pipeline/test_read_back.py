@@ -1,0 +1,98 @@
+"""All that is logged comes back through MLflow's own interface as it was."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline import tracking
+from pipeline.plan import Plan
+from pipeline.stages import STAGES
+from tests.pipeline.conftest import Workdir
+
+if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+@pytest.fixture(scope="module")
+def client(finished: Workdir) -> "MlflowClient":
+    return tracking.client_at(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
+
+
+def the_run(client: "MlflowClient", stage: str) -> "Run":
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`lookback.stage` = '{stage}'")
+    return run
+
+
+def folder_of(finished: Workdir, stage: str) -> Path:
+    if stage == "run":
+        return next((finished.folder / "data" / "tiny" / ".runs").glob("*/"))
+    return (finished.folder / "data" / "tiny" / stage / "latest").resolve()
+
+
+@pytest.mark.parametrize("stage", ["run", *STAGES])
+def test_a_plan_comes_back(finished: Workdir, client: "MlflowClient", stage: str, tmp_path: Path) -> None:
+    folder, run = folder_of(finished, stage), the_run(client, stage)
+    plan = Plan.load(folder)
+    assert run.data.params == plan.param_values
+    assert plan.tags.items() <= run.data.tags.items()
+    for name in {point.name for point in plan.points}:
+        wanted = {point.step: point.value for point in plan.points if point.name == name}
+        found = client.get_metric_history(run.info.run_id, name)
+        assert {point.step: point.value for point in found} == pytest.approx(wanted, nan_ok=True)
+    inputs = [] if run.inputs is None else run.inputs.dataset_inputs
+    assert {(each.dataset.digest, each.tags[0].value) for each in inputs} == {
+        (data.digest[:36], data.context) for data in plan.datasets
+    }
+    for relative, to in plan.artifacts:
+        path = (folder / relative).resolve()
+        there = f"{to}/{path.name}" if to else path.name
+        got = Path(client.download_artifacts(run.info.run_id, there, str(tmp_path)))
+        assert got.read_bytes() == path.read_bytes()
+
+
+def test_everything_has_its_marks(client: "MlflowClient") -> None:
+    for stage in ("run", *STAGES):
+        run = the_run(client, stage)
+        marks = {"lookback.host", "lookback.cores", "lookback.protocol", "lookback.data", "mlflow.user"}
+        assert marks <= set(run.data.tags), stage
+        assert run.info.status == "FINISHED"
+        if stage in ("train", "evaluate", "publish", "score", "run"):
+            assert run.data.tags["lookback.device"] in ("cpu", "cuda", "mps")
+    inputs = the_run(client, "run").inputs
+    contexts = {each.tags[0].value for each in inputs.dataset_inputs} if inputs is not None else set()
+    assert contexts == {"training", "validation", "test"}
+
+
+def test_tables_are_tables(finished: Workdir, client: "MlflowClient") -> None:
+    run_id = the_run(client, "evaluate").info.run_id
+    report = json.loads((finished.artifact("evaluate") / "metrics.json").read_text())
+    with tracking.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+        import mlflow
+
+        systems = mlflow.load_table("evaluate/systems.json", run_ids=[run_id])
+        segments = mlflow.load_table("evaluate/segments.json", run_ids=[run_id])
+    assert set(systems["system"]) == set(report["metrics"])
+    assert {"history_length", "item_popularity"} <= set(segments["segment"])
+
+
+def test_the_model_has_an_example_that_its_signature_takes(finished: Workdir, client: "MlflowClient") -> None:
+    version = client.get_model_version_by_alias("lookback-tiny", "champion")
+    for said in (
+        "**Data.** 4,0",
+        "**Protocol.** Temporal split",
+        "the best baseline",
+        "**Served worst.**",
+        "**Limits.**",
+    ):
+        assert said in (version.description or "")
+    with tracking.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+        import mlflow
+
+        model = mlflow.pyfunc.load_model("models:/lookback-tiny@champion")
+    assert len(model.predict(model.input_example)) == 2
+    assert [each.name for each in model.metadata.signature.inputs] == ["user_id", "history"]
