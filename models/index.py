@@ -93,9 +93,11 @@ class ItemIndex:
         exact = cls(_flat(vectors), item_index.astype(np.int32), vectors, IndexFacts(), device)
         exact = replace(exact, facts=_exact_facts(exact, settings, queries))
         is_auto = settings.type == "auto"
-        if settings.type == "exact" or (is_auto and (queries is None or len(vectors) <= _EXACT_UP_TO)):
+        if settings.type == "exact" or (is_auto and len(vectors) <= _EXACT_UP_TO):
             return exact
         if queries is None or len(queries) < 2:
+            if is_auto:
+                return exact
             raise ValueError(
                 f"index.type: received {settings.type!r} and {0 if queries is None else len(queries)} user vectors, expected at "
                 "least 2 to tune it on and to measure its recall; set index.type to 'exact'"

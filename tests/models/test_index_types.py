@@ -135,6 +135,7 @@ def test_auto_is_exact_for_few_items_and_where_the_rest_is_more_work(monkeypatch
     assert ItemIndex.build(VECTORS, ITEMS, queries=QUERIES).facts.type == "exact"
     monkeypatch.setattr(module, "_EXACT_UP_TO", 1_000)
     assert ItemIndex.build(VECTORS, ITEMS).facts.type == "exact"
+    assert ItemIndex.build(VECTORS, ITEMS, queries=QUERIES[:1]).facts.type == "exact"
     without_structure = np.random.default_rng(0).normal(size=(2_003, DIM)).astype(np.float32)
     built = ItemIndex.build(without_structure, ITEMS[:2_003], queries=without_structure[:50])
     assert built.facts.type == "exact"
