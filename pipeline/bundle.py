@@ -73,7 +73,7 @@ class Bundle:
         description = read_description(folder, READABLE_FORMATS, verify=verify)
         table = pl.read_parquet(folder / "items.parquet")
         recommender = AttentionRecommender(checkpoint.load_model(folder / "deployed"))
-        index = ItemIndex.load(folder / "index")
+        index = ItemIndex.load(folder / "index", verify=False)
         if not len(table) == recommender.num_items == index.num_items:
             raise DamagedArtifact(
                 f"{folder}: the parts don't fit together: {len(table)} items in the vocabulary, {recommender.num_items} in the "

@@ -106,7 +106,8 @@ def over(pipeline: Pipeline, tracker: Tracker) -> Iterator["ParentRun"]:
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
         why = str(error).partition("\n")[0]  # what follows may be rows of the log
-        parent.end("KILLED" if killed else "FAILED", why or type(error).__name__)
+        with contextlib.suppress(OSError):  # the disk may be full
+            parent.end("KILLED" if killed else "FAILED", why or type(error).__name__)
         raise
     parent.end("FINISHED")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import os
 import sqlite3
 import sys
@@ -112,6 +113,7 @@ def client_at(uri: str) -> "MlflowClient":
         warnings.simplefilter("ignore")  # MLflow's use of SQLAlchemy's old ways is not ours to mend
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # told once, as ServerAway
         client = MlflowClient(patient(uri), patient(uri))
         if sqlite_path(uri) is not None:
             client.search_experiments(max_results=1)

@@ -11,6 +11,9 @@ from jaxtyping import install_import_hook
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tests run side by side, and tiny arrays gain nothing from threads
+os.environ.setdefault(
+    "MLFLOW_LOGGING_LEVEL", "WARNING"
+)  # MLflow reads it when it is imported, whoever imports it first
 hypothesis.settings.register_profile("shared-cores", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("shared-cores")
 ROOT = Path(__file__).resolve().parents[1]

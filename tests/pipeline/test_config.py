@@ -98,7 +98,7 @@ def test_bare_toml_dates_are_text(minimal: Path) -> None:
         ("evaluate.k=[]", "evaluate.k"),
         ("evaluate.baselines=['magic']", "magic"),
         ("score.model=the-best", "models:/NAME/VERSION"),
-        ("ranker.use=always", "ranker"),
+        ("ranker.use=sometimes", "ranker"),
         ("name=../escape", "name"),
         ("train.epochs", "key=value"),
     ],

@@ -517,7 +517,7 @@ def test_a_later_version_passes_or_is_refused_by_the_test(three: Config):
     assert float(tags["low"]) > 0.3
     details = tracking.client_at(tracking.tracking_uri(three)).get_model_version(champion.name, "2")
     assert details.description is not None
-    assert "| ndcg@10 | 0.5000 |" in details.description
+    assert "| NDCG@10 | 0.5000 |" in details.description
     assert "**Gate.** champion; passed: better than item_knn" in details.description
     run = Tracker.from_config(three).find_run(champion.run_id)
     assert run.metrics["gate/difference"] == pytest.approx(float(tags["difference"]), rel=1e-5)

@@ -69,13 +69,13 @@ def test_everything_has_its_marks(client: "MlflowClient") -> None:
 
 
 def test_tables_are_tables(finished: Workdir, client: "MlflowClient") -> None:
-    run_id = the_run(client, "evaluate").info.run_id
+    run = the_run(client, "evaluate")
     report = json.loads((finished.artifact("evaluate") / "metrics.json").read_text())
     with tracking.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
-        import mlflow
-
-        systems = mlflow.load_table("evaluate/systems.json", run_ids=[run_id])
-        segments = mlflow.load_table("evaluate/segments.json", run_ids=[run_id])
+        systems, segments = (
+            client.load_table(run.info.experiment_id, f"evaluate/{name}.json", run_ids=[run.info.run_id])
+            for name in ("systems", "segments")
+        )
     assert set(systems["system"]) == set(report["metrics"])
     assert {"history_length", "item_popularity"} <= set(segments["segment"])
 
