@@ -95,6 +95,7 @@ def made_below(parent: Path) -> dict[str, Path]:
     mapping = known_items(training, NUM_ITEMS)
     np.save(folders["train"] / "items.npy", mapping)
     write_json(folders["train"] / "training.json", {"fitted_on": asdict(FittedOn.of(training))})
+    write_json(folders["rank"] / "ranker.json", {"trained": False, "reason": "none here"})
     torch.manual_seed(0)
     checkpoint.save_model(Encoder(EncoderSettings(dim=8), int(mapping.max()), 0, 6), folders["train"])
     return folders

@@ -67,7 +67,9 @@ def index(folder: Path) -> dict[str, Any]:
 
 
 def rank(folder: Path) -> dict[str, Any]:
-    return {"used": json.loads((folder / "ranker.json").read_text())["used"]}
+    said = json.loads((folder / "ranker.json").read_text())
+    held_out = {name: said["held_out"][name] for name in ("targets", "two_stage_ndcg@10", "log_loss")}
+    return {name: said[name] for name in ("trained", "targets", "candidates")} | held_out
 
 
 def baselines(folder: Path) -> dict[str, Any]:

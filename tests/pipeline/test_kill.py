@@ -13,7 +13,7 @@ import pytest
 from pipeline.stages import STAGES
 from tests.pipeline.conftest import Workdir
 
-VOLATILE = {"manifest.json", "tracking.json", "history.parquet", "training.json", "report.html"}
+VOLATILE = {"manifest.json", "speed.json", "tracking.json", "history.parquet", "training.json", "report.html"}
 """Files in which clocks are written."""
 
 
