@@ -34,8 +34,8 @@ from models.index import ItemIndex
 from models.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
 from models.selection import Rules, Traits, UInt64
+from pipeline import bundled_ranker, popular
 from pipeline import histories as rows
-from pipeline import popular, second_stage
 from pipeline.answering import AS_SCORED, Answer, Answering
 from pipeline.content_features import compared_by
 from pipeline.errors import DamagedArtifact
@@ -140,7 +140,7 @@ class Bundle:
     @cached_property
     def second_stage(self) -> SecondStage | None:
         """What puts the candidates in order, with what was known of the items when the bundle was made; None: nothing does."""
-        found = second_stage.of_bundle(self.folder, "deployed")
+        found = bundled_ranker.of_bundle(self.folder, "deployed")
         if found is None or self.added is None:
             return found
         return found.extended(compared_by(self.added.content, np.arange(1, self.num_added + 1)))
@@ -148,14 +148,14 @@ class Bundle:
     @cached_property
     def probability(self) -> Calibration | None:
         """From the ranker's score to the probability that an item comes next; None where there is no ranker."""
-        return None if self.second_stage is None else second_stage.calibration_of(self.folder)
+        return None if self.second_stage is None else bundled_ranker.calibration_of(self.folder)
 
     def counting(self, histories: Histories) -> "Bundle":
         """The same bundle, whose second stage knows when and how often items were met in other histories, of a later log."""
         stage = self.second_stage
         if stage is None:
             return self
-        known = stage.statistics.counted_anew(histories, second_stage.HORIZON_DAYS)
+        known = stage.statistics.counted_anew(histories, bundled_ranker.HORIZON_DAYS)
         later = replace(self)
         later.__dict__["second_stage"] = SecondStage(stage.ranker, known, stage.own)
         return later

@@ -26,7 +26,7 @@ from models.machine import pick_device
 from models.ranking import SystemRanks, rank_targets
 from models.recommender import Histories, Int32
 from models.two_stage import TwoStage
-from pipeline import baselines, diagnostics, figures, judging, second_stage
+from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, second_stage
 from pipeline import histories as rows
 from pipeline.config import MODEL
 from pipeline.errors import LookbackError
@@ -158,7 +158,7 @@ def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTarg
     """Whether the second stage is used, with its difference from retrieval alone on the targets that count."""
     config = ctx.config
     if second_stage.TWO_STAGE not in stages:
-        reason = read_json(ctx.inputs["rank"] / second_stage.DESCRIPTION)["reason"]
+        reason = read_json(ctx.inputs["rank"] / bundled_ranker.DESCRIPTION)["reason"]
         return {"used": False, "setting": config.ranker.use, "reason": reason}
     judged_by = Judging(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
     metric = f"ndcg@{judged_by.list_length}"

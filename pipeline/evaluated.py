@@ -14,7 +14,7 @@ from models.encoder import AttentionRecommender
 from models.ranker import SecondStage
 from models.recommender import Histories, Int64, Recommender
 from models.two_stage import TwoStage
-from pipeline import second_stage
+from pipeline import bundled_ranker
 from pipeline.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
 from pipeline.errors import DamagedArtifact
 
@@ -65,7 +65,7 @@ class Evaluated:
             description["trained_until"],
             Vocabulary(users["user_id"], 0),
             until.to_numpy(),
-            second_stage.of_bundle(folder, "evaluated", device),
+            bundled_ranker.of_bundle(folder, "evaluated", device),
         )
 
     def system(self, *, exclude_seen: bool) -> Recommender:

@@ -15,8 +15,8 @@ from features.splits import Split
 from models import checkpoint
 from models.encoder import Encoder
 from models.recommender import Int32
+from pipeline import bundled_ranker, new_items, popular, second_stage
 from pipeline import histories as rows
-from pipeline import new_items, popular, second_stage
 from pipeline.bundle import seal
 from pipeline.features import content_settings
 from pipeline.index import index_of, user_vectors
@@ -171,14 +171,14 @@ def _write_ranker(
     config, features, rank = ctx.config, ctx.inputs["features"], ctx.inputs["rank"]
     everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:]).translate(mapping)
     training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
-    timely = second_stage.HORIZON_DAYS if split.protocol == "temporal" else None
-    second_stage.write(bundle / second_stage.FOLDER, rank)
+    timely = bundled_ranker.HORIZON_DAYS if split.protocol == "temporal" else None
+    bundled_ranker.write(bundle / bundled_ranker.FOLDER, rank)
     for name, learned, numbers, days in (
-        ("deployed", everything, mapping, second_stage.HORIZON_DAYS),
+        ("deployed", everything, mapping, bundled_ranker.HORIZON_DAYS),
         ("evaluated", training.translate(evaluated), evaluated, timely),
     ):
         found = second_stage.statistics(config, features, learned, numbers, days)
-        second_stage.write_knowledge(bundle / name, found, second_stage.own_numbers(rank, numbers))
+        bundled_ranker.write_knowledge(bundle / name, found, second_stage.own_numbers(rank, numbers))
 
 
 def trained_until(histories: JaggedHistories, split: Split) -> pl.Series:

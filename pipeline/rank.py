@@ -18,8 +18,8 @@ from models.ranker import Ranker, SecondStage
 from models.ranker_training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.recommender import Int32
 from models.topk import row_chunks
+from pipeline import bundled_ranker, second_stage
 from pipeline import histories as rows
-from pipeline import second_stage
 from pipeline.errors import LookbackError
 from pipeline.stages import Context
 from pipeline.store import write_json
@@ -62,7 +62,7 @@ def build(ctx: Context) -> None:
 
 def _without(ctx: Context, reason: str) -> None:
     facts = {"trained": False, "setting": ctx.config.ranker.use, "reason": reason}
-    write_json(ctx.folder / second_stage.DESCRIPTION, facts)
+    write_json(ctx.folder / bundled_ranker.DESCRIPTION, facts)
     ctx.summary(reason)
 
 
@@ -140,13 +140,13 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
             "probability": calibration.probability.tolist(),
         },
     }
-    write_json(ctx.folder / second_stage.DESCRIPTION, facts)
+    write_json(ctx.folder / bundled_ranker.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)
     ctx.manifest["rows_left_out"] = {"target_not_retrieved": len(retrieved) - num_lists}
     for name, value in (facts["held_out"]).items():
         if isinstance(value, float):
             ctx.track.metric(f"ranker/held_out_{name}" if "ndcg" not in name else f"ranker/{name}", value)
-    for name in (second_stage.DESCRIPTION, "ranker_history.parquet"):
+    for name in (bundled_ranker.DESCRIPTION, "ranker_history.parquet"):
         ctx.track.artifact(name)
     ctx.summary(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "

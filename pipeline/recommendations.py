@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute  # what `cast` would load in the middle of the first batch
 from numpy.typing import NDArray
 
 from features.vocabulary import Vocabulary
@@ -54,7 +55,7 @@ def _because(items: Vocabulary, answer: Answer, given: NDArray[np.bool_], item_t
         lengths, index, weight = named.sum(1), index[named], weight[named]
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     ids = items.decode(index).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(item_type)
-    return pa.ListArray.from_arrays(
-        pa.array(offsets),
-        pa.StructArray.from_arrays([ids, pa.array(weight, pa.float32())], names=["item_id", "weight"]),
-    )
+    # through polars: `pa.array` of a numpy array loads pandas first
+    parts = [ids, pl.Series(weight).to_arrow()]
+    pairs = pa.StructArray.from_arrays(parts, names=["item_id", "weight"])
+    return pa.ListArray.from_arrays(pl.Series(offsets).to_arrow(), pairs)

@@ -15,8 +15,8 @@ from models import checkpoint
 from models.calibration import Calibration
 from models.encoder import as_asked
 from models.two_stage import TwoStage
+from pipeline import bundled_ranker
 from pipeline import histories as rows
-from pipeline import second_stage
 from pipeline.bundle import Bundle
 from pipeline.config import load_config
 from pipeline.evaluated import Evaluated
@@ -93,7 +93,7 @@ def test_always_and_never_are_obeyed(copied: Workdir, use: str) -> None:
         assert ranker["reason"] == "ranker.use is never: the order of retrieval stands"
         return
     evaluated = Evaluated.open(bundle)
-    stage = second_stage.of_bundle(bundle, "deployed")
+    stage = bundled_ranker.of_bundle(bundle, "deployed")
     assert evaluated.second_stage is not None
     assert stage is not None
     assert len(stage.own) == stage.statistics.num_items + 1
