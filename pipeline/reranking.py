@@ -88,9 +88,8 @@ def _answering(evaluated: Evaluated, num_events: Any, content: Content | None, m
     ours = np.concatenate(([0], np.flatnonzero(mapping)))
     categories = None if content is None or not content.categories else padded_categories(content, ours)
     traits = Traits(num_events, categories, vectors)
-    return Answering(
-        evaluated.recommender, ItemIndex.build(vectors[1:], numbers), num_events[None].copy(), traits
-    )
+    index = ItemIndex.build(vectors[1:], numbers)
+    return Answering(evaluated.recommender, index, num_events[None].copy(), traits, evaluated.second_stage)
 
 
 def _ranks(lists: Int32, item: Int32) -> SystemRanks:

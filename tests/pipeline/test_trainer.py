@@ -164,7 +164,10 @@ def test_a_bundle_of_the_log_as_it_was_reads_the_content_it_learned_from(context
     np.save(held_back.inputs["train"] / "items.npy", trained.mapping)
     facts = {"best_step": trained.selection.best_step} | trained.selection.resolved
     write_json(held_back.inputs["train"] / "training.json", facts)
-    write_json(held_back.inputs["evaluate"] / "metrics.json", {"metrics": {"lookback": {}}, "targets": 0})
+    write_json(
+        held_back.inputs["evaluate"] / "metrics.json",
+        {"metrics": {"lookback": {}}, "targets": 0, "ranker": {"used": False}},
+    )
     publish.build(held_back)
     bundle = Bundle.open(held_back.folder / "bundle")
     # all but item 11, of which nothing is known; item 10, which was tested, is known by what is said of it
