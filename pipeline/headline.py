@@ -30,6 +30,8 @@ def of_evaluation(report: Row, metric: str) -> str:
         f"events of {report['users']:,} users, {report['protocol'].replace('_', '-')} split, ranked among all "
         f"{report['num_items']:,} items. {_verdicts(paired, ordered)}"
     )
+    if "metrics" in report.get("ranker", {}):
+        told += f" {report['ranker']['reason'].capitalize()}."
     lines = [
         told,
         "",

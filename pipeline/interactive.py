@@ -267,14 +267,20 @@ def _settings(point: Row) -> str:
     )
 
 
-def index_points(recall: Any) -> list[Row]:
-    """What is measured in recall.json, wherever in it: everything with queries per second and a recall."""
-    if isinstance(recall, Mapping):
-        here = (
-            [recall] if "queries_per_second" in recall and any("recall@" in name for name in recall) else []
-        )
-        return here + [point for each in recall.values() for point in index_points(each)]
-    return [point for each in recall for point in index_points(each)] if isinstance(recall, list) else []
+def index_points(recall: Row, speed: Row) -> list[Row]:
+    """The index as it was built, and exact search beside it where it is another: recall.json and speed.json of stage index."""
+    found = {name: value for name, value in recall.items() if name.startswith("recall@")}
+    if not found or "queries_per_second" not in speed:
+        return []
+    own = found | {
+        "type": recall["type"],
+        "parameters": recall.get("parameters") or {},
+        "queries_per_second": speed["queries_per_second"],
+    }
+    if recall["type"] == "exact":
+        return [own]
+    exact = {"type": "exact", "queries_per_second": speed["exact_queries_per_second"]}
+    return [own, exact | dict.fromkeys(found, 1.0)]
 
 
 def attention(rows: Sequence[Row]) -> Iterable[Chart]:

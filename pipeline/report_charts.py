@@ -42,8 +42,10 @@ def charts(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart]:
         yield interactive.calibration(diagnosed["calibration"], diagnosed["k"])
     yield from _popularity(ctx)
     yield from _reasons(ctx)
-    if points := interactive.index_points(judged.get("index")):
-        yield interactive.index_trade(points)
+    if "index" in judged:
+        speed = read_json(ctx.inputs["index"] / "speed.json")
+        if points := interactive.index_points(judged["index"], speed):
+            yield interactive.index_trade(points)
     yield from interactive.log(profile)
 
 

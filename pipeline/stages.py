@@ -174,7 +174,7 @@ STAGES = {
             "report",
             4,
             ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
-            ("ingest", "features", "train", "evaluate", "publish", "score"),
+            ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
         ),
     )
 }

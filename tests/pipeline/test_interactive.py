@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -70,19 +71,25 @@ def test_what_is_recommended_against_what_is_popular() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recall", "found"),
+    ("recall", "speed", "expected"),
     [
-        (None, 0),
-        ({"recall@100": 1.0, "type": "exact"}, 0),
-        ({"type": "exact", "recall@10": 1.0, "queries_per_second": 5.0}, 1),
-        ({"a": [{"recall@10": 0.9, "queries_per_second": 7}, {"queries_per_second": 8}], "b": {"c": 3}}, 1),
+        ({"type": "exact"}, {"queries_per_second": 5.0}, []),
+        ({"type": "exact", "recall@10": 1.0}, {}, []),
+        ({"type": "exact", "recall@10": 1.0}, {"queries_per_second": 5.0}, [("exact", 5.0, 1.0)]),
+        (
+            {"type": "ivf", "recall@10": 0.9, "parameters": {"nprobe": 4}},
+            {"queries_per_second": 50.0, "exact_queries_per_second": 5.0},
+            [("ivf", 50.0, 0.9), ("exact", 5.0, 1.0)],
+        ),
     ],
 )
-def test_points_of_the_index_wherever_they_are(recall: object, found: int) -> None:
-    points = interactive.index_points(recall)
-    assert len(points) == found
+def test_the_index_stands_beside_exact_search(
+    recall: dict[str, Any], speed: dict[str, float], expected: list[tuple[str, float, float]]
+) -> None:
+    points = interactive.index_points(recall, speed)
+    assert [(each["type"], each["queries_per_second"], each["recall@10"]) for each in points] == expected
     if points:
-        assert len(interactive.index_trade(points).figure.data) == 1
+        assert len(interactive.index_trade(points).figure.data) == len(expected)
 
 
 def test_reasons_are_read_by_row_and_column() -> None:
