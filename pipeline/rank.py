@@ -28,6 +28,8 @@ from pipeline.train import selection_folder
 
 MIN_LISTS = 100
 """Lists with their target among the candidates below which no ranker is trained."""
+MIN_USERS = 20
+"""Users below which none is: some of them are held out to stop it, and their halves calibrate each other."""
 
 
 def build(ctx: Context) -> None:
@@ -40,10 +42,11 @@ def build(ctx: Context) -> None:
     encoder, mapping = checkpoint.load_model(folder, pick_device()), np.load(folder / "items.npy")
     stage, retrieved = _prepared(ctx, encoder, mapping)
     num_lists = int((retrieved.place >= 0).sum())
-    if num_lists < MIN_LISTS:
+    num_users = len(np.unique(retrieved.user))
+    if num_lists < MIN_LISTS or num_users < MIN_USERS:
         reason = (
-            f"{num_lists:,} of {len(retrieved):,} validation targets are among {settings.candidates} candidates, expected "
-            f"{MIN_LISTS} at least to learn from"
+            f"{num_lists:,} of {len(retrieved):,} validation targets, of {num_users:,} users, are among {settings.candidates} "
+            f"candidates, expected {MIN_LISTS} at least to learn from, of {MIN_USERS} users"
         )
         if settings.use == "always":
             raise LookbackError(

@@ -129,7 +129,7 @@ def test_too_little_to_learn_from_is_said(copied: Workdir) -> None:
     copied.run("rank", *few)
     said = read(copied.artifact("rank", *few) / "ranker.json")
     assert not said["trained"]
-    assert "are among 2 candidates, expected 100 at least to learn from" in said["reason"]
+    assert "are among 2 candidates, expected 100 at least to learn from, of 20 users" in said["reason"]
     result = copied("run", "rank", *few, "--set", "ranker.use=always")
     assert result.code == 1
     assert "ranker.use: received 'always', but" in result.err
