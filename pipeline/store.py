@@ -22,6 +22,8 @@ from typing import Any
 from pipeline.errors import DamagedArtifact, LookbackError
 
 MANIFEST = "manifest.json"
+_GRACE_SECONDS = 5.0
+"""Waiting for another process that long is not worth a line: it only looks whether an artifact is up to date."""
 
 
 def fingerprint(content: Any) -> str:
@@ -217,7 +219,7 @@ class Artifact:
 
     @contextlib.contextmanager
     def lock(self, inputs: dict[str, str] | None = None) -> Iterator[None]:
-        """Hold this artifact; where another process holds it, say who and wait. `inputs` is what its making reads."""
+        """Hold this artifact; where another process makes it, say who and wait. `inputs` is what its making reads."""
         import filelock
 
         folder = self.stage_folder / ".locks"
@@ -225,7 +227,7 @@ class Artifact:
         lock = filelock.FileLock(folder / f"{self.name}.lock")
         holder = folder / f"{self.name}.json"
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_GRACE_SECONDS)
         except filelock.Timeout:
             print(
                 f"{self} is being made by {_holder(holder)}; waiting for it to end",

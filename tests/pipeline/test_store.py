@@ -109,7 +109,9 @@ def test_digests_are_remembered_until_the_file_changes(
     assert Digests(memory)(source) != first
 
 
-def test_a_second_maker_waits_and_says_for_whom(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_second_maker_waits_and_says_for_whom(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = textwrap.dedent(
         """
         import sys, time
@@ -121,6 +123,7 @@ def test_a_second_maker_waits_and_says_for_whom(tmp_path: Path, capfd: pytest.Ca
         """
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
+    monkeypatch.setattr(store, "_GRACE_SECONDS", 0.1)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
