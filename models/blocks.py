@@ -50,11 +50,24 @@ def random_mask(shape: torch.Size, share: float) -> Int[Tensor, "*any"]:
 
 
 @dataclass(frozen=True)
-class LastLook:
-    """What the last position of each row looks with and at."""
+class Look:
+    """What every column of a window looks with and at in a block, and what it finds there."""
 
-    state: Float[Tensor, "b 1 d"]
-    """Its state before the block."""
+    states: Float[Tensor, "b l d"]
+    """Before the block."""
+    queries: Float[Tensor, "b h l c"]
+    keys: Float[Tensor, "b h l c"]
+    values: Float[Tensor, "b h l c"]
+    mixed: Float[Tensor, "b h l c"]
+    """What attention gathered; where gradients are taken they can be asked of it."""
+
+
+@dataclass(frozen=True)
+class LastLook:
+    """What the last position of each row, or q columns in its place, look with and at."""
+
+    state: Float[Tensor, "b q d"]
+    """Their states before the block."""
     keys: Float[Tensor, "b h l c"]
     values: Float[Tensor, "b h l c"]
     places: Places
@@ -77,24 +90,36 @@ class AttentionBlock(nn.Module):
         self.attention = HistoryAttention(settings, implementation)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
-        """New states of windows of b rows of l positions, one window and row after the other; states behind them see none."""
+    def forward(
+        self, states: Float[Tensor, "n d"], places: Sequence[Places], kept: list[Look] | None = None
+    ) -> Float[Tensor, "n d"]:
+        """New states of windows of b rows of l positions, one window and row after the other; states behind them see none.
+
+        `kept` is given what each window looked with and at.
+        """
         normed = self.attention_norm(states)
         projected = self._projected(normed, self.num_more, self.num_more + 3)
         mixed = []
-        for part, each in zip(windows_of(projected, places), places, strict=True):
+        for number, (part, each) in enumerate(zip(windows_of(projected, places), places, strict=True)):
             queries, keys, values = (self._heads(third) for third in part.chunk(3, -1))
-            mixed.append(_joined(self.attention(queries, keys, values, each)))
+            found = self.attention(queries, keys, values, each)
+            if kept is not None:
+                found = found if found.requires_grad else found.requires_grad_(torch.is_grad_enabled())
+                before = windows_of(states, places)[number]
+                kept.append(Look(before, queries, keys, values, found))
+            mixed.append(_joined(found))
         return self._finish(states, normed, joined(mixed, len(states)))
 
     def last(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
     ) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row, computed for that position alone; lengths >= 1."""
-        look = self.last_look(states, lengths, places)
-        return self.finish(
-            look.state, self.attention(self.queries(look.state), look.keys, look.values, places)
-        )
+        return self.seen(self.last_look(states, lengths, places))
+
+    def seen(self, look: LastLook) -> Float[Tensor, "b q d"]:
+        """New states of what looks (any q columns), by itself."""
+        mixed = self.attention(self.queries(look.state), look.keys, look.values, look.places)
+        return self.finish(look.state, mixed)
 
     def last_look(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
@@ -111,17 +136,21 @@ class AttentionBlock(nn.Module):
         return self._heads(self._projected(self.attention_norm(states), self.num_more, self.num_more + 1))
 
     def finish(
-        self, states: Float[Tensor, "b q d"], mixed: Float[Tensor, "b h q c"]
+        self, states: Float[Tensor, "b q d"], mixed: Float[Tensor, "b h q c"], *, alike: bool = False
     ) -> Float[Tensor, "b q d"]:
-        """The new states, from those before the block and what attention gathered for them."""
-        return self._finish(states, self.attention_norm(states), _joined(mixed))
+        """The new states, from those before the block and what attention gathered for them.
+
+        `alike`: the q columns are copies of one, and the feed-forward layer works on their mean alone: the same value, with a
+        gradient that is their mean.
+        """
+        return self._finish(states, self.attention_norm(states), _joined(mixed), alike=alike)
 
     def _projected(self, normed: Tensor, first: int, last: int) -> Tensor:
         """Some parts of what `project` makes of normed states, side by side."""
         outputs = slice(first * normed.shape[-1], last * normed.shape[-1])
         return functional.linear(normed, self.project.weight[outputs], self.project.bias[outputs])
 
-    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
         """New states from the old ones, their norm, and what attention gathered."""
         raise NotImplementedError
 
@@ -142,10 +171,14 @@ class TransformerBlock(AttentionBlock):
         self.feed_forward_norm = nn.LayerNorm(settings.dim)
         self.feed_forward = feed_forward(settings)
 
-    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor) -> Tensor:
+    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
         states = states + self.dropout(self.merge(mixed))
-        added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(states)))
-        return states + added
+        return states + self._fed_forward(states, alike)
+
+    def _fed_forward(self, states: Tensor, alike: bool) -> Tensor:
+        one = states.mean(-2, keepdim=True) if alike else states
+        added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(one)))
+        return added
 
 
 class LiGRBlock(TransformerBlock):
@@ -159,10 +192,9 @@ class LiGRBlock(TransformerBlock):
         self.attention_gate = nn.Linear(settings.dim, settings.dim)
         self.feed_forward_gate = nn.Linear(settings.dim, settings.dim)
 
-    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor) -> Tensor:
+    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
         states = states + self.dropout(self.merge(mixed)) * self.attention_gate(states).sigmoid()
-        added = self.dropout(self.feed_forward(self.feed_forward_norm(states)))
-        gated: Tensor = added * self.feed_forward_gate(states).sigmoid()
+        gated: Tensor = self._fed_forward(states, alike) * self.feed_forward_gate(states).sigmoid()
         return states + gated
 
 
@@ -182,7 +214,8 @@ class HSTUBlock(AttentionBlock):
     def _projected(self, normed: Tensor, first: int, last: int) -> Tensor:
         return functional.silu(super()._projected(normed, first, last))
 
-    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
+        del alike  # there is no feed-forward layer
         gate = self._projected(normed, 0, 1)
         added: Tensor = self.merge(self.dropout(self.mixed_norm(mixed) * gate))
         return states + added

@@ -54,7 +54,7 @@ def save_model(encoder: Encoder, folder: Path) -> None:
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
-    """What `save_model` wrote, in evaluation mode; ValueError naming the file that is missing or damaged."""
+    """What `save_model` wrote, in evaluation mode, its weights frozen; ValueError naming the file that is missing or damaged."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         settings = EncoderSettings(**_present_settings(config["encoder"]))
@@ -68,7 +68,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
         encoder.load_state_dict({_present_name(name): weight for name, weight in weights.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _damaged(folder / WEIGHTS, error) from error
-    return encoder.to(device).eval()
+    return encoder.to(device).eval().requires_grad_(requires_grad=False)
 
 
 def save_ranker(ranker: Ranker, folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from models.attention import HistoryAttention, Implementation
 from models.batching import Batch, Window, cut_by_tokens, pad, rounded_up
-from models.blocks import BLOCKS, AttentionBlock, Dropout
+from models.blocks import BLOCKS, AttentionBlock, Dropout, Look
 from models.convolution import ConvBlock, PoolingBlock
 from models.inputs import EventVectors, ItemContent, ItemVectors, normalised
 from models.places import all_places, last_places
@@ -100,12 +100,12 @@ class Encoder(nn.Module):
         last = self.layer_list[-1].last(states, window.lengths, last_places(window, self.settings))
         return self.finished(last).squeeze(1)
 
-    def before_last_layer(self, window: Window) -> Float[Tensor, "b l d"]:
-        """The states that the last layer works on."""
+    def before_last_layer(self, window: Window, kept: list[Look] | None = None) -> Float[Tensor, "b l d"]:
+        """The states that the last layer works on; `kept` is given what the layers before it, all of attention, looked at."""
         places = (all_places(window, self.settings),)
         states = self.embed(window).flatten(0, 1)
         for layer in self.layer_list[:-1]:
-            states = layer(states, places)
+            states = layer(states, places) if kept is None else layer(states, places, kept)
         return states.view(*window.item_index.shape, -1)
 
     def embed(self, window: Window) -> Float[Tensor, "b l d"]:

@@ -3,7 +3,9 @@
 Letters: b rows, k items explained per row, l positions of the longest window.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,8 +15,8 @@ from torch import Tensor
 
 from models.batching import Window, cut_by_tokens
 from models.blocks import AttentionBlock
-from models.encoder import Encoder
-from models.influence import leaving_out, slopes, without_last
+from models.encoder import AttentionRecommender, Encoder
+from models.influence import Way, without_last
 from models.recommender import Float32, Histories, Int32, Int64
 from models.recurrent import GRUBlock
 
@@ -40,34 +42,84 @@ def contributions(
     columns behind the last are 0, and so is the row of item 0.
     "exact" leaves each interaction out, the others keeping their positions where there are positions, and scores again (an empty
     history scores 0): a pass for each interaction. The others leave the last interaction out so and estimate what the rest do,
-    where every layer attends, at a few passes' cost: "balanced" by `models.influence.leaving_out`, "fast" by
-    `models.influence.slopes`. With `gru` blocks both are the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the
+    where every layer attends, at a few passes' cost: "balanced" by `models.influence.Way.leaving_out`, "fast" by its
+    `slopes`. With `gru` blocks both are the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the
     hidden state, at a backward pass per item. Elsewhere, in bidirectional encoders, and for "fast" with hard Gumbel weights both
     are as "exact": what a slope says of a layer that norms its input has nothing to do with leaving it out.
     `less` [b, d]: a vector to take from each of the row's item vectors, for how much higher an item scores than that; for
     encoders that score by vectors.
     Raises ValueError for an unknown method.
     """
-    if method not in get_args(Method):
-        names = ", ".join(map(repr, get_args(Method)))
-        raise ValueError(f"because_method: received {method!r}, expected one of {names}")
-    explain = _explain(encoder, method)
-
-    def candidates(rows: Int64) -> Tensor:
-        vectors = encoder.vectors_of(torch.from_numpy(items[rows]).to(encoder.device)).detach()
-        return vectors if less is None else vectors - torch.from_numpy(less[rows]).to(vectors)[:, None]
-
     windows = histories.last(encoder.max_length)
     weights = np.zeros((*items.shape, int(windows.lengths.max(initial=0))), np.float32)
-    step = max(1, BATCH_CELLS // (items.shape[1] * encoder.settings.dim))
+    for rows in parts(encoder, windows.lengths, items.shape[1]):
+        encoded = Encoded.of(encoder, windows.select(rows), method)
+        part = encoded.contributions(items[rows], None if less is None else less[rows])
+        weights[rows, :, : part.shape[-1]] = part
+    return weights
+
+
+def parts(encoder: Encoder, lengths: Int64, num_items: int) -> Iterator[Int64]:
+    """Rows, of the given lengths, to encode and explain together: of similar length, and none that is empty."""
+    step = max(1, BATCH_CELLS // (num_items * encoder.settings.dim))
     if not encoder.scores_by_vector:
         step = 1  # each row's candidates look at its own history
-    for batch in cut_by_tokens(windows.lengths, BATCH_TOKENS):
-        for rows in (batch[start : start + step] for start in range(0, len(batch), step)):
-            part = explain(encoder, windows.select(rows), candidates(rows))
-            weights[rows, :, : part.shape[-1]] = part
-    weights[items == 0] = 0
-    return weights
+    for batch in cut_by_tokens(lengths, BATCH_TOKENS):
+        yield from (batch[start : start + step] for start in range(0, len(batch), step))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows encoded for both: what is recommended to them, and what that is based on."""
+
+    encoder: Encoder
+    vectors: Float32 | None
+    """[b, d] as `AttentionRecommender.encode`; None for encoders that do not score by vectors."""
+    _weigh: Callable[[Tensor], Float32]
+    """From candidates' vectors [b, k, d] to [b, k, l]."""
+
+    @classmethod
+    def of(cls, encoder: Encoder, histories: Histories, method: Method) -> "Encoded":
+        """Rows that are not empty, one of `parts`; a pass through layers that attend is made once for both."""
+        if method not in get_args(Method):
+            names = ", ".join(map(repr, get_args(Method)))
+            raise ValueError(f"because_method: received {method!r}, expected one of {names}")
+        windows = histories.last(encoder.max_length)
+        if _by_its_way(encoder, method):
+            way = Way.of(encoder, encoder.pad(windows), with_gradients=method == "balanced")
+            weigh = way.leaving_out if method == "balanced" else way.slopes
+            return cls(encoder, _numbers(way.vectors), lambda candidates: _numbers(weigh(candidates)))
+        vectors = AttentionRecommender(encoder).encode(windows) if encoder.scores_by_vector else None
+        own_way = _first_order_in_time if _is_gru(encoder) and method != "exact" else _leave_one_out
+        return cls(encoder, vectors, partial(own_way, encoder, windows))
+
+    def contributions(self, items: Int32, less: Float32 | None = None) -> Float32:
+        """[b, k, l] of items [b, k], with columns as far as the longest row has: see the function of this name."""
+        vectors = self.encoder.vectors_of(torch.from_numpy(items).to(self.encoder.device)).detach()
+        if less is not None:
+            vectors = vectors - torch.from_numpy(less).to(vectors)[:, None]
+        weights = self._weigh(vectors)
+        weights[items == 0] = 0
+        return weights
+
+
+def _by_its_way(encoder: Encoder, method: Method) -> bool:
+    """Whether `models.influence` tells."""
+    layers = encoder.layer_list
+    attends = bool(layers) and all(isinstance(layer, AttentionBlock) for layer in layers)
+    follows = encoder.settings.direction == "causal" and encoder.scores_by_vector and attends
+    return follows and (method == "balanced" or (method == "fast" and not encoder.settings.gumbel_hard))
+
+
+def _is_gru(encoder: Encoder) -> bool:
+    """Whether hidden states follow one another from layer to layer, and nothing else does."""
+    layers = encoder.layer_list
+    return encoder.scores_by_vector and bool(layers) and all(isinstance(each, GRUBlock) for each in layers)
+
+
+def _numbers(values: Tensor) -> Float32:
+    found: Float32 = values.detach().float().cpu().numpy()
+    return found
 
 
 def strongest(weights: Float32, histories: Histories, because_items: int) -> tuple[Int32, Float32]:
@@ -97,34 +149,6 @@ def _past_items(windows: Histories, positions: int) -> Int32:
     past = np.zeros((len(windows), positions), np.int32)
     past[rows, flat - windows.starts[rows]] = windows.item_index[flat]
     return past
-
-
-Explain = Callable[[Encoder, Histories, Tensor], Float32]
-"""Of windows and candidates' vectors [b, k, d]."""
-
-
-def _explain(encoder: Encoder, method: Method) -> Explain:
-    """What a method comes to with an encoder's layers: leaving out itself where they have no other."""
-    layers, causal = encoder.layer_list, encoder.settings.direction == "causal"
-    if method != "exact" and causal and encoder.scores_by_vector and layers:
-        if all(isinstance(layer, GRUBlock) for layer in layers):
-            return _first_order_in_time
-        if all(isinstance(layer, AttentionBlock) for layer in layers):
-            if method == "balanced":
-                return _balanced
-            if not encoder.settings.gumbel_hard:
-                return _fast
-    return _leave_one_out
-
-
-def _fast(encoder: Encoder, windows: Histories, candidates: Tensor) -> Float32:
-    found: Float32 = slopes(encoder, encoder.pad(windows), candidates).float().cpu().numpy()
-    return found
-
-
-def _balanced(encoder: Encoder, windows: Histories, candidates: Tensor) -> Float32:
-    found: Float32 = leaving_out(encoder, encoder.pad(windows), candidates).float().cpu().numpy()
-    return found
 
 
 @torch.no_grad()

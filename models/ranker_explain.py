@@ -27,6 +27,7 @@ def contributions(
     items: Int32,
     pool: tuple[Int32, Float32],
     method: explain.Method = "balanced",
+    encoded: explain.Encoded | None = None,
 ) -> Float32:
     """How much lower the ranker would score each item if a past interaction had not been seen: [b, k, l].
 
@@ -34,22 +35,27 @@ def contributions(
     items and the retriever's scores, two [b, n]. "exact" leaves each interaction out, scores the same candidates by the
     retriever, puts them in its order, and ranks them again. The others: the retriever's contributions to how far the item is
     ahead of the other candidates, as `explain` has them, times the slope of the ranker in that, and the slope in the presence
-    of the interaction where the ranker looks at the history.
+    of the interaction where the ranker looks at the history. `encoded`: the rows as they were encoded by that method before.
     """
     if method == "exact":
         return _leave_one_out(encoder, stage, histories, items, pool)
-    return _first_order(encoder, stage, histories, items, pool, method)
+    less = _expected(encoder, *pool)
+    if encoded is None:
+        weights = explain.contributions(encoder, histories, items, method, less)
+    else:
+        weights = encoded.contributions(items, less)
+    return _through_ranker(encoder, stage, histories, items, pool, weights)
 
 
-def _first_order(
+def _through_ranker(
     encoder: Encoder,
     stage: SecondStage,
     histories: Histories,
     items: Int32,
     pool: tuple[Int32, Float32],
-    method: explain.Method,
+    weights: Float32,
 ) -> Float32:
-    weights = explain.contributions(encoder, histories, items, method, _expected(encoder, *pool))
+    """The retriever's contributions (which are overwritten) as the ranker takes them, and the ranker's own, to first order."""
     place = (pool[0][:, None, :] == items[:, :, None]).argmax(-1)
     lists = (
         stage.lists(histories, *pool).of_candidates(torch.from_numpy(place)).to(stage.ranker.linear.device)

@@ -46,7 +46,8 @@ class AttentionReadout(AttentionBlock):
         super().__init__(settings, implementation)
         self.merge = nn.Linear(settings.dim, settings.dim)
 
-    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor) -> Tensor:
+    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
+        del alike  # there is no feed-forward layer
         added: Tensor = self.dropout(self.merge(mixed))
         return states + added
 

@@ -3,7 +3,7 @@
 Letters in shapes: n items, k places.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,9 +84,10 @@ class Answering:
     ) -> Answer:
         """The k best items of each row; rows without interactions get what is popular, in their `segment` [rows] if it is given.
 
-        `keys` [rows]: what draws follow from (`Rules.exploration`). `because` is None, "fast" or "exact". A model that looks at
-        the time of the request takes `histories.request_time`, or the time of the rows' newest event. A list is shorter than k
-        only where the catalogue has no more that the rules let through: for rows that candidates do not fill, more are retrieved.
+        `keys` [rows]: what draws follow from (`Rules.exploration`). `because`: None, or by which method of `models.explain`. A
+        model that looks at the time of the request takes `histories.request_time`, or the time of the rows' newest event. A list
+        is shorter than k only where the catalogue has no more that the rules let through: for rows that candidates do not fill,
+        more are retrieved.
         """
         cold = histories.lengths == 0
         histories = self._asked(histories)
@@ -94,25 +95,34 @@ class Answering:
         segment = np.zeros(len(histories), np.int64) if segment is None else segment
         items = np.zeros((len(histories), k), np.int32)
         score = np.full((len(histories), k), -np.inf, np.float32)
-        warm = _Warm(self, histories.select(~cold), rules)
-        for retrieve, chosen in ((self._popular(segment[cold], rules), cold), (warm.retrieve, ~cold)):
-            if chosen.any():
-                items[chosen], score[chosen] = self._filled(retrieve, k, rules, keys[chosen])
-        reasons = None
-        if because is not None:
-            reasons = Because.none(items.shape, because_items)
-            if len(warm.histories):
-                found = warm.because(items[~cold], because, because_items)
-                reasons.item_index[~cold], reasons.weight[~cold] = found
+        reasons = None if because is None else Because.none(items.shape, because_items)
+        if cold.any():
+            items[cold], score[cold] = self._filled(self._popular(segment[cold], rules), k, rules, keys[cold])
+        for rows in self._parts(np.flatnonzero(~cold), histories, k, because):
+            warm = _Warm(self, histories.select(rows), rules, because)
+            items[rows], score[rows] = self._filled(warm.retrieve, k, rules, keys[rows])
+            if reasons is not None:
+                reasons.item_index[rows], reasons.weight[rows] = warm.because(items[rows], because_items)
         return Answer(items, score, cold, reasons)
+
+    def _parts(
+        self, warm: Int64, histories: Histories, k: int, because: explain.Method | None
+    ) -> Iterator[Int64]:
+        """Rows to answer together: all of the `warm` ones, or as many as reasons are kept of."""
+        encoder = self.recommender.encoder
+        if because is None or not encoder.scores_by_vector:
+            yield from (warm,) if len(warm) else ()
+            return
+        lengths = np.minimum(histories.lengths[warm], encoder.max_length)
+        yield from (warm[part] for part in explain.parts(encoder, lengths, k))
 
     def contributions(
         self, histories: Histories, k: int, rules: Rules, method: explain.Method
     ) -> tuple[Int32, Float32]:
         """The k best items of rows that are not empty, and what each past interaction adds to each: [rows, k], [rows, k, l]."""
-        warm = _Warm(self, self._asked(histories), rules)
+        warm = _Warm(self, self._asked(histories), rules, method)
         items, _ = self._filled(warm.retrieve, k, rules, np.zeros(len(histories), np.uint64))
-        return items, warm.contributions(items, method)
+        return items, warm.contributions(items)
 
     @property
     def looks_at_request(self) -> bool:
@@ -162,13 +172,21 @@ class Answering:
 class _Warm:
     """Rows that are not empty: their candidates, and what in the histories these are based on."""
 
-    def __init__(self, answering: Answering, histories: Histories, rules: Rules) -> None:
+    def __init__(
+        self, answering: Answering, histories: Histories, rules: Rules, because: explain.Method | None
+    ) -> None:
         self.histories, self._rules, self._index = histories, rules, answering.index
-        self._recommender, self._stage = answering.recommender, answering.second_stage
+        self._recommender, self._stage, self._method = answering.recommender, answering.second_stage, because
         self._vectors: Float32 | None = None
+        self._encoded: explain.Encoded | None = None
         self._first: Candidates | None = None
-        if self._recommender.encoder.scores_by_vector and len(histories):
+        if not self._recommender.encoder.scores_by_vector:
+            return
+        if because is None:
             self._vectors = self._recommender.encode(histories, _BATCH_TOKENS)
+        else:
+            self._encoded = explain.Encoded.of(self._recommender.encoder, histories, because)
+            self._vectors = self._encoded.vectors
 
     def retrieve(self, rows: Int64, number: int) -> Candidates:
         """The best of some rows: from the index, or scored one by one where no vector says it all, the first ones ranked."""
@@ -180,18 +198,23 @@ class _Warm:
             self._first = found
         return _ranked(self._stage, part, *found)
 
-    def because(self, items: Int32, method: explain.Method, because_items: int) -> tuple[Int32, Float32]:
+    def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
         """The past items that carried each item [rows, k] and their weights, two [rows, k, because_items]."""
-        return explain.strongest(self.contributions(items, method), self.histories, because_items)
+        return explain.strongest(self.contributions(items), self.histories, because_items)
 
-    def contributions(self, items: Int32, method: explain.Method) -> Float32:
+    def contributions(self, items: Int32) -> Float32:
         """[rows, k, l] what each past interaction adds to the score of each item [rows, k] retrieved before."""
-        encoder = self._recommender.encoder
-        if self._stage is None or self._first is None:
-            return explain.contributions(encoder, self.histories, items, method)
-        number = self._stage.ranker.settings.candidates
-        pool = self._first[0][:, :number], self._first[1][:, :number]
-        return ranker_explain.contributions(encoder, self._stage, self.histories, items, pool, method)
+        encoder, method = self._recommender.encoder, self._method
+        assert method is not None
+        if self._stage is not None and self._first is not None:
+            number = self._stage.ranker.settings.candidates
+            pool = self._first[0][:, :number], self._first[1][:, :number]
+            return ranker_explain.contributions(
+                encoder, self._stage, self.histories, items, pool, method, self._encoded
+            )
+        if self._encoded is not None:
+            return self._encoded.contributions(items)
+        return explain.contributions(encoder, self.histories, items, method)
 
     def _searched(self, rows: Int64, part: Histories, number: int) -> Candidates:
         assert self._vectors is not None

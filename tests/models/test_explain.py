@@ -1,7 +1,7 @@
 """Weights of past interactions: leaving out by hand, slopes by finite differences, the strongest by pencil."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ import torch
 from models.attention import HistoryAttention
 from models.batching import Window
 from models.encoder import AttentionRecommender, Encoder
-from models.explain import contributions, kept_scores, strongest
-from models.influence import leaving_out
+from models.explain import Encoded, Method, contributions, kept_scores, strongest
+from models.influence import Way
 from models.places import all_places, last_places
 from models.recommender import Histories, histories_from_lists
 
@@ -134,7 +134,7 @@ def test_balanced_takes_slopes_of_what_the_other_positions_see(settings, random_
         mixed = second.attention(second.queries(state), onward.keys, onward.values, at_last)
         return (encoder.finished(second.finish(state, mixed)) @ candidate.mT).item()
 
-    found = leaving_out(encoder, window, candidate)[0, 0]
+    found = Way.of(encoder, window, with_gradients=True).leaving_out(candidate)[0, 0]
     direct = leaving_out_directly(encoder, window, candidate)
     for column in range(4):
         slope = (score_with(column, 1 + small) - score_with(column, 1 - small)) / (2 * small)
@@ -227,7 +227,7 @@ def test_fast_follows_exact_and_balanced_more_so(settings, least, random_encoder
 def test_fast_is_the_slope_of_presence_in_attention(settings, random_encoder, random_histories, monkeypatch):
     """Against finite differences: an interaction a little less there for the last position that looks."""
     encoder = random_encoder("reference", **{"num_blocks": 1, **settings}).double()
-    histories, items, small = random_histories([5]), np.array([[7, 8]], np.int32), 1e-6
+    histories, items, small = random_histories([5]), np.array([[7]], np.int32), 1e-6
     found = contributions(encoder, histories, items, "fast")[0]
     plain = HistoryAttention.weights
 
@@ -341,3 +341,18 @@ def test_strongest_of_nothing():
     items, found = strongest(np.zeros((2, 3, 0), np.float32), histories_from_lists([[], []]), 2)
     assert items.shape == found.shape == (2, 3, 2)
     assert not items.any()
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_rows_encoded_to_be_explained_have_the_bits_of_rows_encoded(
+    method, variant, random_encoder, random_histories
+):
+    """So that a list is the same whether or not reasons are asked for; of frozen weights, as a loaded model has them."""
+    encoder = random_encoder(**{"num_blocks": 3, **variant}).requires_grad_(requires_grad=False)
+    histories = random_histories([7, 6, 1, 6])
+    encoded = Encoded.of(encoder, histories, method)
+    if not encoder.scores_by_vector:
+        assert encoded.vectors is None
+        return
+    assert encoded.vectors is not None
+    np.testing.assert_array_equal(encoded.vectors, AttentionRecommender(encoder).encode(histories))
