@@ -22,6 +22,9 @@ from pipeline.tracking import NOTE, Tracker
 from pipeline.tracking_server import GATE, ServerAway
 
 RUNS = ".runs"
+SEARCHES = "tune"
+"""Where, beside the stages' folders, the searches of `lookback tune` lie."""
+ABANDONED = "**KILLED**: its process ended without a word."
 STAGE_RUN = "lookback.run."
 """How the tags of a parent begin that name the run of each stage, built by it or before."""
 SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json",)}
@@ -80,19 +83,44 @@ def without_artifacts(config: Config) -> list[Path]:
 
 
 def end_abandoned(config: Config) -> None:
-    """End as KILLED the runs whose process is gone."""
-    running = [each for each in records(config) if each.status == "RUNNING"]
-    tracker = Tracker.from_config(config) if running else None
-    for record in running:
-        import filelock
+    """End as KILLED the runs, and the searches of `lookback tune`, whose process is gone."""
+    tracker = Tracker.from_config(config)
+    for record in [each for each in records(config) if each.status == "RUNNING"]:
+        with _left_alone(_lock(record.folder)) as left:
+            if left:
+                record.status, record.said = "KILLED", ABANDONED
+                tracker.end_abandoned(record.link, record.said)
+                if not (record.folder / TRACKING).exists():
+                    Plan().save(record.folder)
+                record.save()
+    for search in searches(config):
+        if tracker.is_running(search.run_link):
+            with _left_alone(search.lock_file) as left:
+                if left:
+                    tracker.end_abandoned(search.run_link, ABANDONED)
 
-        assert tracker is not None
-        with contextlib.suppress(filelock.Timeout), filelock.FileLock(_lock(record.folder), timeout=0):
-            record.status, record.said = "KILLED", "**KILLED**: its process ended without a word."
-            tracker.end_abandoned(record.link, record.said)
-            if not (record.folder / TRACKING).exists():
-                Plan().save(record.folder)
-            record.save()
+
+def searches(config: Config) -> list[Artifact]:
+    """What `lookback tune` has begun with a configuration of this name."""
+    found = sorted((config.folder / SEARCHES).glob("[!.]*/"))
+    return [Artifact(folder.parent, folder.name) for folder in found]
+
+
+@contextlib.contextmanager
+def _left_alone(lock_file: Path) -> Iterator[bool]:
+    """Whether no process holds a lock; where none does, none can get it within."""
+    import filelock
+
+    lock = filelock.FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -119,6 +119,16 @@ class Tracker:
             self._say_away(error)
             return True
 
+    def is_running(self, link_file: Path) -> bool:
+        """Whether the server shows a run as under way; False where it is away."""
+        if not self._enabled or time.monotonic() < self._away_until:
+            return False
+        try:
+            return self._status(self._linked(link_file)) == "RUNNING"
+        except ServerAway as error:
+            self._say_away(error)
+            return False
+
     def start(
         self,
         *,
@@ -139,6 +149,8 @@ class Tracker:
             known = self._linked(link_file)
             if self._status(known) not in ((None,) if reopen else (None, "FINISHED")):
                 client.update_run(known, status="RUNNING")
+                if NOTE in tags:
+                    client.set_tag(known, NOTE, tags[NOTE])
                 parent = self._linked(parent_link_file)
                 if self._status(parent) is not None:
                     client.set_tag(known, PARENT, parent)
