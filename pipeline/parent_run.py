@@ -208,7 +208,7 @@ class ParentRun:
             if self._record is not None:
                 self._record.status = status
                 self._record.stages = dict(self._seen)
-                self._record.said = f"**{status}**: {why}" if why else self._description()
+                self._record.said = f"**{status}**: {why}" if why else self._judge()
                 self._fill(self._plan)
                 self._plan.save(self._record.folder)
                 self._record.save()
@@ -282,19 +282,29 @@ class ParentRun:
         assert self._record is not None
         return self._record.folder
 
-    def _description(self) -> str:
-        """The headline with its table, the earlier runs on the same targets, and the registry's decision."""
+    def _judge(self) -> str:
+        """How good it is beside baselines and earlier runs, and the registry's decision; in short for the list of runs too."""
         if "evaluate" not in self._seen:
             return ""
         from pipeline import headline
 
-        evaluate = self._artifact(self._seen["evaluate"]).folder
+        evaluate, built = self._artifact(self._seen["evaluate"]).folder, self._seen["evaluate"]["built"]
         report = headline.read_report(evaluate)
         metric = headline.metric_of(report, self._pipeline.config.evaluate.gate_metric)
         said, _, table = headline.of_evaluation(report, metric).partition("\n\n")
-        earlier = self._evaluations(evaluate) if self._seen["evaluate"]["built"] else {}
+        earlier = self._evaluations(evaluate) if built else {}
         found = headline.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed)
-        parts = [said, found[0], table, found[1]] if found is not None else [said, table]
+        numbers, verdict = headline.row_of(report, metric)
+        for name, value in numbers.items():
+            self._plan.metric(name, value)
+        self._plan.tag(headline.AGAINST_BASELINES, verdict)
+        if built:
+            first = "no earlier run has the same targets"
+            self._plan.tag(headline.AGAINST_EARLIER, found.of_best if found is not None else first)
+        else:
+            self._plan.tag(headline.AGAINST_EARLIER, "the evaluation of an earlier run, as it was")
+        self._tracker.offer(headline.view_of(metric))
+        parts = [f"{said} {found.sentence}", table, found.table] if found is not None else [said, table]
         return "\n\n".join([*parts, *self._decision()])
 
     def _evaluations(self, evaluate: Path) -> dict[str, Path]:
@@ -311,7 +321,7 @@ class ParentRun:
                 if folder != evaluate and folder not in found and headline.same_targets(evaluate, folder):
                     run_id = self._tracker.linked_run(record.link)
                     address = self._tracker.address(run_id) if run_id is not None else None
-                    called = f"{record.name} {record.folder.name[:15]}"
+                    called = f"{record.name} of {_began(record)}"
                     found[folder] = f"[{called}]({address})" if address is not None else called
             if len(found) == headline.MAX_EARLIER:
                 break
@@ -353,6 +363,11 @@ def stage_run_name(config: Config, stage: str) -> str:
 
 def _model(config: Config) -> str:
     return f"{config.model.block}-{config.model.num_blocks}x{config.model.dim}"
+
+
+def _began(record: Record) -> str:
+    """When a run began, UTC, to the minute."""
+    return f"{datetime.datetime.strptime(record.folder.name[:15], '%Y%m%dT%H%M%S'):%Y-%m-%d %H:%M}"  # noqa: DTZ007
 
 
 def _lock(folder: Path) -> Path:
