@@ -27,8 +27,8 @@ SEARCHES = "tune"
 ABANDONED = "**KILLED**: its process ended without a word."
 STAGE_RUN = "lookback.run."
 """How the tags of a parent begin that name the run of each stage, built by it or before."""
-SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json",)}
-"""Files of stages that the whole run shows too."""
+SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json", "figures.html")}
+"""Files of stages that the whole run shows too; of those with the same name the later stage's, which has more in it."""
 
 
 @dataclass
@@ -269,8 +269,10 @@ class ParentRun:
                 data for data in said.datasets if data not in datasets and name in self._pipeline.nodes
             ]
             plan.tags |= {key: value for key, value in said.tags.items() if key in _SHARED_TAGS}
-            for file in SHOWN_FILES.get(name, ()):
-                plan.artifact(os.path.relpath(artifact.folder / file, self._folder()), name)
+        shown = {file: name for name in self._seen for file in SHOWN_FILES.get(name, ())}
+        for file, name in shown.items():
+            folder = self._artifact(self._seen[name]).folder
+            plan.artifact(os.path.relpath(folder / file, self._folder()), name)
         plan.parent_points, plan.points = [], [*plan.points, *points.values()]
         plan.datasets = datasets
         if "ingest" in self._pipeline.nodes:

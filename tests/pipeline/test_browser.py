@@ -228,6 +228,22 @@ def test_figures_and_report_are_shown_as_artifacts(
         wait_for(browser, "How good it is", "Since the champion", "What it recommends")
 
 
+def test_an_evaluation_alone_has_figures_to_look_into(
+    place: Place, browser: webdriver.Chrome, see: Callable[..., str]
+) -> None:
+    run_id = place.run("transformer-2x4 tiny temporal").info.run_id
+    see(place.page(f"runs/{run_id}/artifacts/evaluate/figures.html"), "figures.html")
+    with inside_frame(browser):
+        wait_for(browser, "Against the baselines", "Recall against the length of the list", "How it learned")
+        charts = len(browser.find_elements(By.CSS_SELECTOR, ".chart"))
+        WebDriverWait(browser, SECONDS).until(
+            lambda driver: len(driver.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= charts
+        )
+    assert charts >= 10
+    whole = {file.path for file in place.client.list_artifacts(place.run(MODEL).info.run_id, "evaluate")}
+    assert "evaluate/figures.html" not in whole, "the report's page has them all"
+
+
 def test_the_table_of_systems(place: Place, see: Callable[..., str]) -> None:
     run_id = place.run(f"evaluate {MODEL}").info.run_id
     see(place.page(f"runs/{run_id}/artifacts/evaluate/systems.json"), "system", "lookback", "popularity")
