@@ -27,7 +27,7 @@ demo: $(INSTALLED)  ## install, generate the demo log, run every stage on it, sa
 	@echo
 	@echo "recommendations  $$($(LOOKBACK) path score --config pipeline/configs/demo.toml | tail -n 1)/recommendations"
 	@echo "report           $$($(LOOKBACK) path report --config pipeline/configs/demo.toml | tail -n 1)/report.html"
-	@echo "MLflow           make ui, then http://127.0.0.1:5000"
+	@echo "MLflow           make ui, then the address that it prints"
 
 test: $(INSTALLED)  ## install, run the whole test suite
 	@$(VENV)/bin/pytest -n auto --maxprocesses 4

@@ -215,11 +215,13 @@ def data(config: Any) -> None:
 @_configured
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
+    from pipeline.headline import view_of
     from pipeline.parent_run import end_abandoned
     from pipeline.tracking import ui as serve
 
     end_abandoned(config)
-    serve(port or config.tracking.port, config.tracking.uri, config.name)
+    view = view_of(config.evaluate.gate_metric)
+    serve(port or config.tracking.port, config.tracking.uri, config.name, view)
 
 
 def _explain(error: OSError) -> str:

@@ -14,11 +14,12 @@ from models.metrics import metrics_of_ranks
 from models.significance import over_seeds
 from pipeline import compare_page
 from pipeline.config import MODEL, Config, EvaluateConfig
+from pipeline.drawing import spoken
 from pipeline.errors import LookbackError
 from pipeline.plan import Plan
 from pipeline.standings import aligned
 from pipeline.store import write_json
-from pipeline.tracking import LoggedRun, Tracker
+from pipeline.tracking import NOTE, LoggedRun, Tracker
 from pipeline.tracking_server import chosen_uri
 
 STAGE, FINGERPRINT, FROM_TRAINING = "lookback.stage", "lookback.fingerprint", "lookback.input.train"
@@ -73,7 +74,7 @@ def compare_runs(
     text, page = as_text(comparison), as_page(found, comparison)
     if html is not None:
         html.write_text(page, encoding="utf-8")
-    run_id = log(tracker, found, comparison, text, page) if len(found) > 1 else None
+    run_id = log(tracker, found, comparison, page) if len(found) > 1 else None
     print(json.dumps(as_tree(comparison) | {"run_id": run_id}) if as_json else text)
 
 
@@ -283,9 +284,7 @@ def _shown(found: dict[str, Any]) -> str:
     return f"{difference} p {found['p_bootstrap_holm']:.3f} {found['verdict']}"
 
 
-def log(
-    tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, text: str, page: str
-) -> str | None:
+def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, page: str) -> str | None:
     """Log the comparison as a run of its own, with the whole table, in the first run's experiment; the run's id.
 
     None where the server does not take it, which costs one warning.
@@ -293,12 +292,7 @@ def log(
     plan = Plan()
     plan.tag(STAGE, "compare")
     plan.tag("lookback.compared", ",".join(each.run.run_id for each in found))
-    links = [
-        f"- [{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
-    ]
-    plan.tag(
-        "mlflow.note.content", "\n".join([*_said(comparison.judged), "", *links, "", "```text", text, "```"])
-    )
+    plan.tag(NOTE, _description(found, comparison.judged))
     for label, differences in comparison.differences.items():
         for name, each in differences.items():
             for part in ("difference", "low", "high"):
@@ -313,10 +307,21 @@ def log(
         return tracker.log_beside(found[0].run, name, plan, Path(folder))
 
 
-def _said(judged: Judgement) -> list[str]:
-    """The verdict on each metric of the table, a paragraph each, the first in bold."""
-    first, *others = [compare_page.verdict(judged, metric) for metric in _shown_metrics(judged)]
-    return [f"**{first}**", *(f"\n{said}" for said in others)]
+def _description(found: Sequence[Evaluation], judged: Judgement) -> str:
+    """Which run is best, in Markdown: the first metric's verdict, every run's values, the verdicts on the other metrics."""
+    shown = _shown_metrics(judged)
+    first, *others = [compare_page.verdict(judged, metric) for metric in shown]
+    links = [
+        f"[{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
+    ]
+    lines = [["run", *map(spoken, shown)], ["---"] * (1 + len(shown))]
+    for each, link in zip(found, links, strict=True):
+        values, ends = judged.values(each.label), judged.intervals(each.label)
+        told = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)
+        lines.append([link, *told])
+    about = f"{judged.num_users:,} users; values with 95 % intervals; differences by the paired test."
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([f"**{first}**", about, table, *others])
 
 
 def _table(found: Sequence[Evaluation], comparison: Comparison) -> dict[str, list[Any]]:

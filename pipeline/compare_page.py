@@ -3,6 +3,7 @@
 import base64
 import datetime
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,22 @@ def verdict(judged: Judgement, metric: str) -> str:
     if not others:
         return f"{said}."
     found = {label: each[metric] for label, each in judged.compared(best, others).items()}
-    words = {"better": "better than", "can't tell": "not told apart from", "worse": "worse than"}
-    told = [
-        f"{words[found[label]['verdict']]} {label} by {found[label]['difference']:+.4f} "
-        f"(95 % interval {found[label]['low']:+.4f} to {found[label]['high']:+.4f})"
-        for label in others
-    ]
+    told = []
+    for label in others:
+        each = found[label]
+        interval = f"95 % interval {each['low']:+.4f} to {each['high']:+.4f}{by_chance(each, len(others))}"
+        if each["verdict"] == "can't tell":
+            told.append(f"not told apart from {label} ({each['difference']:+.4f}, {interval})")
+        else:
+            told.append(f"{each['verdict']} than {label} by {each['difference']:+.4f} ({interval})")
     return f"{said}: {'; '.join(told)}."
+
+
+def by_chance(found: Mapping[str, Any], comparisons: int) -> str:
+    """Why a difference is not told though its own interval leaves 0 out: one of several may do so by chance."""
+    if found["verdict"] != "can't tell" or found["low"] <= 0 <= found["high"]:
+        return ""
+    return f", but p {found['p_bootstrap_holm']:.2g} when corrected for {comparisons} comparisons"
 
 
 def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dict[str, str]) -> str:

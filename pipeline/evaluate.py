@@ -26,7 +26,7 @@ from models.machine import pick_device
 from models.ranking import SystemRanks, rank_targets
 from models.recommender import Histories, Int32
 from models.two_stage import TwoStage
-from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, second_stage
+from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, report_charts, second_stage
 from pipeline import histories as rows
 from pipeline.config import MODEL
 from pipeline.errors import LookbackError
@@ -65,7 +65,7 @@ class Evaluation:
 
 
 def build(ctx: Context) -> None:
-    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and figures."""
+    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json, figures and a page of them."""
     judged_by = Judging(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
     found = _rank(ctx)
     judged = judging.judge(found.ranked, found.targets, found.catalogue, judged_by)
@@ -79,7 +79,8 @@ def build(ctx: Context) -> None:
     for name, figure in figures.of_evaluation(judged, segments, report, ctx.folder).items():
         figures.save(figure, ctx.folder / name)
         ctx.track.artifact(name, "evaluate")
-    for name in TABLES:
+    report_charts.draw_evaluation(ctx, report)
+    for name in (*TABLES, report_charts.PAGE):
         ctx.track.artifact(name, "evaluate")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _say(ctx, report)

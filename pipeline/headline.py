@@ -1,39 +1,46 @@
-"""What is said of a whole run where experiments are reviewed: its description in Markdown, from what its stages wrote."""
+"""What is said of a whole run where experiments are reviewed: its description in Markdown, and its row in the list of runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from models.judgement import Judgement
 from models.metrics import metrics_of_ranks
 from pipeline.compare import KEY
+from pipeline.compare_page import by_chance
 from pipeline.config import MODEL
 from pipeline.drawing import spoken
+from pipeline.plan import allowed
 from pipeline.store import read_json, read_manifest
+from pipeline.tracking_ui import View
 
 Row = dict[str, Any]
 SAYS = {"better": "better than", "can't tell": "not told apart from", "worse": "worse than"}
+AGAINST_EARLIER, AGAINST_BASELINES = "lookback.against_earlier_runs", "lookback.against_baselines"
+"""Tags of a whole run, shown in the list of runs: the verdicts of the paired tests."""
 MAX_EARLIER = 5
 """Earlier runs that a run is held against."""
 _RESAMPLES = 1000
 
 
 def of_evaluation(report: Row, metric: str) -> str:
-    """The headline in a sentence, a paragraph below it the table of every system, best baseline first, from metrics.json."""
+    """The headline in a paragraph, below it what it was measured on and the table of every system, best baseline first."""
     value, ends = report["metrics"][MODEL][metric], report["intervals"][MODEL][metric]
     paired = {name: found[metric] for name, found in report["paired"].items()}
     ordered = sorted(paired, key=lambda name: -float(report["metrics"][name][metric]))
-    told = (
-        f"**{spoken(metric)} {value:.4f}** (95 % interval {ends[0]:.4f} to {ends[1]:.4f}) on {report['targets']:,} held-out "
-        f"events of {report['users']:,} users, {report['protocol'].replace('_', '-')} split, ranked among all "
-        f"{report['num_items']:,} items. {_verdicts(paired, ordered)}"
+    told = f"**{spoken(metric)} {value:.4f}** (95 % interval {_ends(ends)}). {_verdicts(paired, ordered)}"
+    about = (
+        f"On {report['targets']:,} held-out events of {report['users']:,} users, {report['protocol'].replace('_', '-')} split, "
+        f"ranked among all {report['num_items']:,} items."
     )
     if "metrics" in report.get("ranker", {}):
-        told += f" {report['ranker']['reason'].capitalize()}."
+        about += f" {spoken(report['ranker']['reason'].capitalize())}."
     lines = [
-        told,
+        told.strip(),
+        "",
+        about,
         "",
         f"| system | {spoken(metric)} | 95 % interval | lookback minus it | 95 % interval | verdict |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -49,12 +56,48 @@ def of_evaluation(report: Row, metric: str) -> str:
 
 
 def _verdicts(paired: Mapping[str, Row], ordered: Sequence[str]) -> str:
+    told = _groups({spoken(name): paired[name]["verdict"] for name in ordered})
+    return f"By the paired test it is {told}." if told else ""
+
+
+def _groups(verdicts: Mapping[str, str]) -> str:
+    """`better than A, B; worse than C`, from name to verdict."""
     found = {
-        words: [spoken(name) for name in ordered if paired[name]["verdict"] == verdict]
+        words: [name for name, given in verdicts.items() if given == verdict]
         for verdict, words in SAYS.items()
     }
-    told = [f"{words} {', '.join(names)}" for words, names in found.items() if names]
-    return f"By the paired test it is {'; '.join(told)}." if told else ""
+    return "; ".join(f"{words} {', '.join(names)}" for words, names in found.items() if names)
+
+
+def row_of(report: Row, metric: str) -> tuple[dict[str, float], str]:
+    """What the list of runs shows of metrics.json: metrics by name, and the verdict against the baselines."""
+    low, high = report["intervals"][MODEL][metric]
+    paired = {name: found[metric] for name, found in report["paired"].items()}
+    ordered = sorted(paired, key=lambda name: -float(report["metrics"][name][metric]))
+    numbers = {f"test/{metric}_low": low, f"test/{metric}_high": high}
+    if not ordered:
+        return numbers, "no baseline was evaluated"
+    numbers[f"best_baseline/{metric}"] = float(report["metrics"][ordered[0]][metric])
+    told = _groups({spoken(name): paired[name]["verdict"] for name in ordered})
+    is_best = all(each["verdict"] == "better" for each in paired.values())
+    return (
+        numbers,
+        f"better than all {len(ordered)}: {told.removeprefix('better than ')}" if is_best else told,
+    )
+
+
+def view_of(metric: str) -> View:
+    """The list of runs by which of them is best: the columns of row_of, the best run first."""
+    length = metric.rpartition("@")[2]
+    metrics = [f"test/{metric}", f"test/{metric}_low", f"test/{metric}_high", f"best_baseline/{metric}"]
+    shown = dict.fromkeys([*metrics, f"test/hit_rate@{length}"])
+    return View(
+        key=f"best-by-{allowed(metric)}",
+        name=f"Best by {spoken(metric)}",
+        run_filter="tags.`lookback.stage` = 'run'",
+        metrics=[allowed(name) for name in shown],
+        tags=[AGAINST_EARLIER, AGAINST_BASELINES],
+    )
 
 
 def _ends(ends: Sequence[float], form: str = ".4f") -> str:
@@ -72,10 +115,19 @@ def same_targets(evaluate: Path, other: Path) -> bool:
     )
 
 
+class AgainstEarlier(NamedTuple):
+    """How a run stands to earlier ones on the same targets."""
+
+    sentence: str
+    table: str
+    of_best: str
+    """In a few words, how it stands to the best of them."""
+
+
 def against_earlier(
     evaluate: Path, earlier: Mapping[str, Path], metric: str, seed: int
-) -> tuple[str, str] | None:
-    """A sentence and a table: how much better a run is than earlier ones on the same targets; None where none has the same.
+) -> AgainstEarlier | None:
+    """How much better a run is than earlier ones on the same targets; None where none has the same.
 
     earlier: what each is called in Markdown -> the folder of its evaluation.
     """
@@ -106,12 +158,16 @@ def against_earlier(
         ends = _ends((each["low"], each["high"]), "+.4f")
         value = judged.values(name)[metric]
         lines.append(f"| {name} | {value:.4f} | {each['difference']:+.4f} | {ends} | {each['verdict']} |")
-    told = [
-        f"{words} {', '.join(name for name, each in compared.items() if each['verdict'] == verdict)}"
-        for verdict, words in SAYS.items()
-        if any(each["verdict"] == verdict for each in compared.values())
-    ]
-    return f"Of the earlier runs on the same targets it is {'; '.join(told)}.", "\n".join(lines)
+    told = _groups({name: each["verdict"] for name, each in compared.items()})
+    best = max(compared, key=lambda name: judged.values(name)[metric])
+    found, called = compared[best], best.lstrip("[").partition("]")[0]
+    verdict, _, joined = SAYS[found["verdict"]].rpartition(" ")
+    return AgainstEarlier(
+        f"Of the earlier runs on the same targets it is {told}.",
+        "\n".join(lines),
+        f"{verdict}, {found['difference']:+.4f} ({_ends((found['low'], found['high']), '+.4f')}"
+        f"{by_chance(found, len(compared))}), {joined} {called}",
+    )
 
 
 def _ranks(evaluate: Path) -> pl.DataFrame:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -44,8 +44,25 @@ class Chart:
     says: str
     figure: go.Figure
 
+    def drawn(self) -> "Drawn":
+        """The chart as plotly.js takes it."""
+        return Drawn(self.title, self.says, self.figure.to_json())
 
-def page(name: str, charts: Sequence[Chart]) -> str:
+
+class Drawn(NamedTuple):
+    """A chart that was made before, and is kept beside what it is of."""
+
+    title: str
+    says: str
+    spec: str
+    """JSON of plotly.js"""
+
+    def drawn(self) -> "Drawn":
+        """Itself."""
+        return self
+
+
+def page(name: str, charts: Sequence[Chart | Drawn]) -> str:
     """The HTML of all charts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
@@ -55,7 +72,7 @@ def page(name: str, charts: Sequence[Chart]) -> str:
         lstrip_blocks=True,
     )
     library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
-    specs = [each.figure.to_json().replace("<", "\\u003c") for each in charts]
+    specs = [each.drawn().spec.replace("<", "\\u003c") for each in charts]
     return environment.get_template(_TEMPLATE.name).render(
         name=name, charts=charts, specs=specs, library=library
     )

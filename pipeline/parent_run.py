@@ -22,10 +22,13 @@ from pipeline.tracking import NOTE, Tracker
 from pipeline.tracking_server import GATE, ServerAway
 
 RUNS = ".runs"
+SEARCHES = "tune"
+"""Where, beside the stages' folders, the searches of `lookback tune` lie."""
+ABANDONED = "**KILLED**: its process ended without a word."
 STAGE_RUN = "lookback.run."
 """How the tags of a parent begin that name the run of each stage, built by it or before."""
-SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json",)}
-"""Files of stages that the whole run shows too."""
+SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json", "figures.html")}
+"""Files of stages that the whole run shows too; of those with the same name the later stage's, which has more in it."""
 
 
 @dataclass
@@ -80,19 +83,44 @@ def without_artifacts(config: Config) -> list[Path]:
 
 
 def end_abandoned(config: Config) -> None:
-    """End as KILLED the runs whose process is gone."""
-    running = [each for each in records(config) if each.status == "RUNNING"]
-    tracker = Tracker.from_config(config) if running else None
-    for record in running:
-        import filelock
+    """End as KILLED the runs, and the searches of `lookback tune`, whose process is gone."""
+    tracker = Tracker.from_config(config)
+    for record in [each for each in records(config) if each.status == "RUNNING"]:
+        with _left_alone(_lock(record.folder)) as left:
+            if left:
+                record.status, record.said = "KILLED", ABANDONED
+                tracker.end_abandoned(record.link, record.said)
+                if not (record.folder / TRACKING).exists():
+                    Plan().save(record.folder)
+                record.save()
+    for search in searches(config):
+        if tracker.is_running(search.run_link):
+            with _left_alone(search.lock_file) as left:
+                if left:
+                    tracker.end_abandoned(search.run_link, ABANDONED)
 
-        assert tracker is not None
-        with contextlib.suppress(filelock.Timeout), filelock.FileLock(_lock(record.folder), timeout=0):
-            record.status, record.said = "KILLED", "**KILLED**: its process ended without a word."
-            tracker.end_abandoned(record.link, record.said)
-            if not (record.folder / TRACKING).exists():
-                Plan().save(record.folder)
-            record.save()
+
+def searches(config: Config) -> list[Artifact]:
+    """What `lookback tune` has begun with a configuration of this name."""
+    found = sorted((config.folder / SEARCHES).glob("[!.]*/"))
+    return [Artifact(folder.parent, folder.name) for folder in found]
+
+
+@contextlib.contextmanager
+def _left_alone(lock_file: Path) -> Iterator[bool]:
+    """Whether no process holds a lock; where none does, none can get it within."""
+    import filelock
+
+    lock = filelock.FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -180,7 +208,7 @@ class ParentRun:
             if self._record is not None:
                 self._record.status = status
                 self._record.stages = dict(self._seen)
-                self._record.said = f"**{status}**: {why}" if why else self._description()
+                self._record.said = f"**{status}**: {why}" if why else self._judge()
                 self._fill(self._plan)
                 self._plan.save(self._record.folder)
                 self._record.save()
@@ -241,8 +269,10 @@ class ParentRun:
                 data for data in said.datasets if data not in datasets and name in self._pipeline.nodes
             ]
             plan.tags |= {key: value for key, value in said.tags.items() if key in _SHARED_TAGS}
-            for file in SHOWN_FILES.get(name, ()):
-                plan.artifact(os.path.relpath(artifact.folder / file, self._folder()), name)
+        shown = {file: name for name in self._seen for file in SHOWN_FILES.get(name, ())}
+        for file, name in shown.items():
+            folder = self._artifact(self._seen[name]).folder
+            plan.artifact(os.path.relpath(folder / file, self._folder()), name)
         plan.parent_points, plan.points = [], [*plan.points, *points.values()]
         plan.datasets = datasets
         if "ingest" in self._pipeline.nodes:
@@ -254,19 +284,29 @@ class ParentRun:
         assert self._record is not None
         return self._record.folder
 
-    def _description(self) -> str:
-        """The headline with its table, the earlier runs on the same targets, and the registry's decision."""
+    def _judge(self) -> str:
+        """How good it is beside baselines and earlier runs, and the registry's decision; in short for the list of runs too."""
         if "evaluate" not in self._seen:
             return ""
         from pipeline import headline
 
-        evaluate = self._artifact(self._seen["evaluate"]).folder
+        evaluate, built = self._artifact(self._seen["evaluate"]).folder, self._seen["evaluate"]["built"]
         report = headline.read_report(evaluate)
         metric = headline.metric_of(report, self._pipeline.config.evaluate.gate_metric)
         said, _, table = headline.of_evaluation(report, metric).partition("\n\n")
-        earlier = self._evaluations(evaluate) if self._seen["evaluate"]["built"] else {}
+        earlier = self._evaluations(evaluate) if built else {}
         found = headline.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed)
-        parts = [said, found[0], table, found[1]] if found is not None else [said, table]
+        numbers, verdict = headline.row_of(report, metric)
+        for name, value in numbers.items():
+            self._plan.metric(name, value)
+        self._plan.tag(headline.AGAINST_BASELINES, verdict)
+        if built:
+            first = "no earlier run has the same targets"
+            self._plan.tag(headline.AGAINST_EARLIER, found.of_best if found is not None else first)
+        else:
+            self._plan.tag(headline.AGAINST_EARLIER, "the evaluation of an earlier run, as it was")
+        self._tracker.offer(headline.view_of(metric))
+        parts = [f"{said} {found.sentence}", table, found.table] if found is not None else [said, table]
         return "\n\n".join([*parts, *self._decision()])
 
     def _evaluations(self, evaluate: Path) -> dict[str, Path]:
@@ -283,7 +323,7 @@ class ParentRun:
                 if folder != evaluate and folder not in found and headline.same_targets(evaluate, folder):
                     run_id = self._tracker.linked_run(record.link)
                     address = self._tracker.address(run_id) if run_id is not None else None
-                    called = f"{record.name} {record.folder.name[:15]}"
+                    called = f"{record.name} of {_began(record)}"
                     found[folder] = f"[{called}]({address})" if address is not None else called
             if len(found) == headline.MAX_EARLIER:
                 break
@@ -325,6 +365,11 @@ def stage_run_name(config: Config, stage: str) -> str:
 
 def _model(config: Config) -> str:
     return f"{config.model.block}-{config.model.num_blocks}x{config.model.dim}"
+
+
+def _began(record: Record) -> str:
+    """When a run began, UTC, to the minute."""
+    return f"{datetime.datetime.strptime(record.folder.name[:15], '%Y%m%dT%H%M%S'):%Y-%m-%d %H:%M}"  # noqa: DTZ007
 
 
 def _lock(folder: Path) -> Path:

@@ -92,12 +92,18 @@ def _environment() -> jinja2.Environment:
     environment.filters["named"] = drawing.spoken
     environment.filters["percent"] = _percent
     environment.filters["number"] = _number
+    environment.filters["signed"] = _signed
     return environment
 
 
 def _number(value: float | None, form: str = ".4f") -> str:
     """A number, or a dash where there is none."""
     return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def _signed(difference: float) -> str:
+    """A difference with its sign, a real minus."""
+    return f"{difference:+.4f}".replace("-", "−")
 
 
 def _pictures(*folders: Path) -> dict[str, str]:

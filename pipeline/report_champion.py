@@ -14,6 +14,9 @@ from pipeline.stages import ModelSource
 from pipeline.store import Artifact
 from pipeline.tracking_server import GATE, Version
 
+SHOWN = ("ndcg", "hit_rate", "mrr", "coverage", "novelty")
+"""Metrics of which both versions' values are shown."""
+
 Row = dict[str, Any]
 
 
@@ -32,27 +35,52 @@ def since_champion(config: Config, publish: Path) -> Row | None:
             return None
         tags = models.tags(version)
         before = models.version(name, int(tags.get(f"{GATE}.champion_before", 0)))
+        decision = {key.removeprefix(f"{GATE}."): value for key, value in tags.items()}
         found: Row = {
             "version": version,
+            "before": before,
             "gate": tags.get(GATE, ""),
-            "reason": tags.get(f"{GATE}.reason", ""),
+            "is_live": tags.get(GATE, registry.REFUSED) != registry.REFUSED,
+            "reason": decision.get("reason", ""),
+            "paired": _paired(decision),
+            "best": _best_baseline(decision),
+            "metrics": [],
+            "settings": [],
+            "facts": [],
         }
-        found |= {"figures": _figures(tags), "before": before, "settings": [], "facts": []}
         return found | (_differences(config, publish / "bundle", before) if before is not None else {})
     return None
 
 
-def _figures(tags: Mapping[str, str]) -> Row | None:
-    """The paired difference from the champion on targets later than what either learned from, where there was such a test."""
-    names = ("metric", "difference", "low", "high", "targets", "users")
-    if any(f"{GATE}.{name}" not in tags for name in names):
+def _paired(decision: Mapping[str, str]) -> Row | None:
+    """The difference from the champion on targets later than what either learned from, where there was such a test."""
+    names = ("difference", "low", "high", "targets", "users", "margin", "challenger_value", "champion_value")
+    if any(name not in decision for name in (*names, "metric")):
         return None
-    found: Row = {name: tags[f"{GATE}.{name}"] for name in names}
-    return found | {name: float(found[name]) for name in names[1:]}
+    found: Row = {name: float(decision[name]) for name in names}
+    return found | {"metric": decision["metric"], "verdict": _verdict(found["low"], found["high"])}
+
+
+def _best_baseline(decision: Mapping[str, str]) -> Row | None:
+    """The difference from the best baseline of the version's own evaluation, where there was one."""
+    names = ("difference", "low", "high")
+    if any(f"baseline_{name}" not in decision for name in names):
+        return None
+    found: Row = {name: float(decision[f"baseline_{name}"]) for name in names}
+    return found | {
+        "name": decision["best_baseline"],
+        "metric": decision["metric"],
+        "verdict": _verdict(found["low"], found["high"]),
+    }
+
+
+def _verdict(low: float, high: float) -> str:
+    """How an interval of a difference is said, where more is better."""
+    return "better" if low > 0 else "worse" if high < 0 else "can't tell"
 
 
 def _differences(config: Config, bundle: Path, before: Version) -> Row:
-    """Settings that changed, and what the two bundles say of themselves."""
+    """Metrics of both versions, settings that changed, and what the two bundles know."""
     try:
         folder = registry.bundle_folder(config, ModelSource(before.version, before.bundle_digest, before.uri))
         old, new = read_description(folder, verify=False), read_description(bundle, verify=False)
@@ -62,7 +90,28 @@ def _differences(config: Config, bundle: Path, before: Version) -> Row:
     changed = [(key, was.get(key), now.get(key)) for key in sorted(was | now) if was.get(key) != now.get(key)]
     tables = {name: f"{name}.parquet" for name in ("items", "users")}
     facts = [(name, _num_rows(folder / file), _num_rows(bundle / file)) for name, file in tables.items()]
-    return {"settings": changed, "facts": [fact for fact in facts if fact[1] != fact[2]]}
+    return {
+        "metrics": _metrics(old["metrics"], new["metrics"]),
+        "same_events": old.get("features", "") == new.get("features"),
+        "settings": changed,
+        "facts": [fact for fact in facts if fact[1] != fact[2]],
+    }
+
+
+def _metrics(
+    old: Mapping[str, float | None], new: Mapping[str, float | None]
+) -> list[tuple[str, float, float]]:
+    """What both versions were evaluated to have, of the metrics shown, at the shortest list length that they share."""
+    found = []
+    for metric in SHOWN:
+        lengths = [
+            int(name.rpartition("@")[2]) for name in old.keys() & new.keys() if name.startswith(f"{metric}@")
+        ]
+        for name in [f"{metric}@{length}" for length in sorted(lengths)[:1]]:
+            was, now = old[name], new[name]
+            if was is not None and now is not None:
+                found.append((name, was, now))
+    return found
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

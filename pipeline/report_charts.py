@@ -1,4 +1,4 @@
-"""What the page of figures shows of a run, gathered from the folders of its stages."""
+"""What the pages of figures show of an evaluation and of a whole run, gathered from the folders of the stages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +12,13 @@ from models.selection import Rules
 from pipeline import figures, interactive
 from pipeline.bundle import Bundle
 from pipeline.config import MODEL
-from pipeline.interactive import Chart
+from pipeline.interactive import Chart, Drawn
+from pipeline.profile import PROFILE
 from pipeline.stages import Context
-from pipeline.store import read_json
+from pipeline.store import read_json, write_json
+
+CHARTS, PAGE = "charts.json", "figures.html"
+"""Files of an evaluation: its figures as plotly.js takes them, and the page of them."""
 
 SHOWN_HISTORY = 25
 """Events of the user whose reasons are shown: the most recent ones."""
@@ -23,9 +27,27 @@ SHOWN_ITEMS = 10
 Row = dict[str, Any]
 
 
-def charts(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart]:
-    """Every figure there is something to draw of."""
-    evaluate, train = ctx.inputs["evaluate"], ctx.inputs["train"]
+def charts(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart | Drawn]:
+    """Every figure of a whole run there is something to draw of; those of its evaluation as evaluate drew them."""
+    if (path := ctx.inputs["evaluate"] / CHARTS).exists():
+        yield from (Drawn(*each) for each in read_json(path))
+    else:
+        yield from of_evaluation(ctx, ctx.inputs["evaluate"], judged, profile)
+    yield from _popularity(ctx)
+    yield from _reasons(ctx)
+
+
+def draw_evaluation(ctx: Context, judged: Row) -> None:
+    """Write the page of an evaluation's figures, and the figures for the page of the whole run, into the stage's folder."""
+    found = of_evaluation(ctx, ctx.folder, judged, Profile.load(ctx.inputs["features"] / PROFILE))
+    drawn = [each.drawn() for each in found]
+    write_json(ctx.folder / CHARTS, drawn)
+    (ctx.folder / PAGE).write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
+
+
+def of_evaluation(ctx: Context, evaluate: Path, judged: Row, profile: Profile) -> Iterator[Chart]:
+    """The figures of an evaluation in its folder, of the training and the index that it is of, and of the log."""
+    train = ctx.inputs["train"]
     k = min(int(name.rpartition("@")[2]) for name in judged["metrics"][MODEL])
     names = [f"{name}@{k}" for name in ("ndcg", "hit_rate", "mrr")]
     yield interactive.systems(judged, [name for name in names if name in judged["metrics"][MODEL]])
@@ -40,8 +62,6 @@ def charts(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart]:
     yield from interactive.attention(diagnosed.get("attention", {}).get("rows", []))
     if "calibration" in diagnosed:
         yield interactive.calibration(diagnosed["calibration"], diagnosed["k"])
-    yield from _popularity(ctx)
-    yield from _reasons(ctx)
     if "index" in judged:
         speed = read_json(ctx.inputs["index"] / "speed.json")
         if points := interactive.index_points(judged["index"], speed):

@@ -121,6 +121,7 @@ class Artifact:
         self.folder = stage_folder / name
         self.workspace = stage_folder / f".building-{name}"
         self.run_link = stage_folder / ".runs" / f"{name}.json"
+        self.lock_file = stage_folder / ".locks" / f"{name}.lock"
         self._old = stage_folder / f".old-{name}"
 
     def __str__(self) -> str:
@@ -222,10 +223,9 @@ class Artifact:
         """Hold this artifact; where another process makes it, say who and wait. `inputs` is what its making reads."""
         import filelock
 
-        folder = self.stage_folder / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f"{self.name}.lock")
-        holder = folder / f"{self.name}.json"
+        self.lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.lock_file)
+        holder = self.lock_file.with_suffix(".json")
         try:
             lock.acquire(timeout=_GRACE_SECONDS)
         except filelock.Timeout:

@@ -47,7 +47,7 @@ from pipeline.tracking_models import (
     runs_with_files,
 )
 from pipeline.tracking_server import DEFAULT_URI, LoggedRun, ServerAway, absolute_uri, artifact_root
-from pipeline.tracking_ui import AS_TRAINING, ui
+from pipeline.tracking_ui import AS_TRAINING, View, offer, ui
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,6 +72,7 @@ __all__ = [
     "LoggedRun",
     "Plan",
     "Tracker",
+    "View",
     "client_at",
     "delete_model",
     "delete_run_files",
@@ -119,6 +120,16 @@ class Tracker:
             self._say_away(error)
             return True
 
+    def is_running(self, link_file: Path) -> bool:
+        """Whether the server shows a run as under way; False where it is away."""
+        if not self._enabled or time.monotonic() < self._away_until:
+            return False
+        try:
+            return self._status(self._linked(link_file)) == "RUNNING"
+        except ServerAway as error:
+            self._say_away(error)
+            return False
+
     def start(
         self,
         *,
@@ -139,6 +150,8 @@ class Tracker:
             known = self._linked(link_file)
             if self._status(known) not in ((None,) if reopen else (None, "FINISHED")):
                 client.update_run(known, status="RUNNING")
+                if NOTE in tags:
+                    client.set_tag(known, NOTE, tags[NOTE])
                 parent = self._linked(parent_link_file)
                 if self._status(parent) is not None:
                     client.set_tag(known, PARENT, parent)
@@ -196,6 +209,10 @@ class Tracker:
             client.set_terminated(run_id, status, max(plan.ended, client.get_run(run_id).info.start_time))
 
         self.attempt(complete)
+
+    def offer(self, view: View) -> None:
+        """See to it that MLflow's UI has a view of this experiment's runs among the saved ones."""
+        self.attempt(lambda client: offer(client, self._experiment_id(client), view))
 
     def linked_run(self, link_file: Path) -> str | None:
         """The run that a link file names on this server; None where there is none, or the server is away."""

@@ -1,19 +1,72 @@
 """MLflow's own server on 127.0.0.1, over the database and the artifacts that runs are logged to."""
 
 import contextlib
+import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.errors import LookbackError
+from pipeline.plan import now_ms
 from pipeline.tracking_client import client_at, patient, reported
 from pipeline.tracking_server import artifact_root, chosen_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 AS_TRAINING = "?workflowType=machine_learning"
 """The end of an address at which MLflow's UI shows runs as trainings; a browser that never was there sees them as traces."""
 
+_SAVED_VIEW = "mlflow.sharedViewState."
+"""How the experiment's tags begin in which MLflow's UI keeps saved views, and what their key follows."""
+_FIRST_COLUMNS = {"attributes.`Run Name`": 240, "runDateAndNestInfo": 145, "duration": 80}
+_METRIC_WIDTH, _TAG_WIDTH = 140, 430
 
-def ui(port: int = 5000, uri: str | None = None, experiment: str = "") -> None:
+
+@dataclass(frozen=True)
+class View:
+    """A list of runs in MLflow's UI, the one with most of the first metric first; the first tag stands beside that."""
+
+    key: str
+    name: str
+    run_filter: str
+    metrics: Sequence[str]
+    tags: Sequence[str]
+
+    @property
+    def query(self) -> str:
+        """The end of the address of an experiment's runs at which the UI shows them so."""
+        return f"{AS_TRAINING}&viewStateShareKey={self.key}"
+
+    def state(self) -> str:
+        """What the UI keeps of a saved view."""
+        metrics = [(f"metrics.`{name}`", _METRIC_WIDTH) for name in self.metrics]
+        tags = [(f"tags.`{name}`", _TAG_WIDTH) for name in self.tags]
+        widths = dict([*metrics[:1], *tags[:1], *metrics[1:], *tags[1:]])
+        state = {
+            "searchFilter": self.run_filter,
+            "orderByKey": metrics[0][0],
+            "orderByAsc": False,
+            "selectedColumns": list(widths),
+            "columnOrder": [*_FIRST_COLUMNS, *widths],
+            "columnWidths": _FIRST_COLUMNS | widths,
+        }
+        moment = now_ms()
+        envelope = {"name": self.name, "createdAt": moment, "updatedAt": moment, "state": json.dumps(state)}
+        return json.dumps(envelope)
+
+
+def offer(client: "MlflowClient", experiment_id: str, view: View) -> None:
+    """Put a view among the saved ones of an experiment, unless it is there already, however changed since."""
+    tag = f"{_SAVED_VIEW}{view.key}"
+    if tag not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, tag, view.state())
+
+
+def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: View | None = None) -> None:
     """Become MLflow's server on 127.0.0.1, with the database and the artifacts that runs are logged to; say where.
 
     Raises LookbackError where the port is in use, or runs are logged to a server that has its own UI.
@@ -24,6 +77,8 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "") -> None:
         raise LookbackError(f"ui: runs are logged to {uri}, which has its own UI; open it in a browser")
     with reported(uri):
         found = client_at(uri).get_experiment_by_name(experiment) if experiment else None
+        if found is not None and view is not None:
+            offer(client_at(uri), found.experiment_id, view)
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -32,7 +87,8 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "") -> None:
             raise LookbackError(
                 f"ui: port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another with --port or tracking.port"
             ) from None
-    runs = f"/#/experiments/{found.experiment_id}/runs{AS_TRAINING}" if found is not None else ""
+    query = view.query if view is not None else AS_TRAINING
+    runs = f"/#/experiments/{found.experiment_id}/runs{query}" if found is not None else ""
     print(f"MLflow: http://127.0.0.1:{port}{runs} ({uri})", flush=True)
     command = [
         sys.executable,

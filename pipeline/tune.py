@@ -7,6 +7,7 @@ one run with a nested run per trial. A study is of one search space, one train s
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -26,13 +27,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config import Config, TuneConfig, all_keys
 from pipeline.errors import ConfigError
+from pipeline.parent_run import SEARCHES
 from pipeline.plan import TRACKING, Enough, Live, Plan, Point, allowed, observed
 from pipeline.run import bring_up_to_date, ended_by_sigterm
 from pipeline.stages import STAGES, resolve
 from pipeline.store import Artifact, fingerprint, write_json
-from pipeline.tracking import Tracker
+from pipeline.tracking import NOTE, Tracker
 
 OBJECTIVE = "validation_ndcg@10"
+SHOWN_TRIALS = 10
+"""Trials in the description of a search's run."""
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _STATE, _REASON, _TRAIN = "state", "reason", "train"
 """What is remembered of a trial: COMPLETE, PRUNED, REFUSED or FAILED; why; the fingerprint of its training."""
@@ -73,7 +77,7 @@ class _Search:
         self.inputs = train.inputs
         self.settings = config.tune.model_dump(mode="json", exclude={"max_seconds"})
         study = fingerprint([self.settings, train.settings, train.inputs])
-        self.place = Artifact(config.folder / "tune", study)
+        self.place = Artifact(config.folder / SEARCHES, study)
         self.tracker = Tracker.from_config(config)
 
     def run(self, trials: int) -> Path:
@@ -198,6 +202,7 @@ class _Search:
         if number is None:
             name = f"tune {' '.join(key.rpartition('.')[2] for key in self.space)}"
             identity: dict[str, Any] = {"stage": "tune", "run_name": name[:200], "link_file": run_link}
+            tags |= {NOTE: "running"}
         else:
             link = run_link.with_name(f"{run_link.stem}-{number:04}.json")
             identity = {"stage": "trial", "run_name": f"trial {number + 1}", "link_file": link}
@@ -222,6 +227,7 @@ class _Search:
             plan.points += [Point(allowed(key), value, number, moment) for key, value in values.items()]
         for key, value in _importances(self.study, self.config.seed).items():
             plan.metric(f"importance/{key}", value, len(done))
+        plan.tag(NOTE, _description(done, best))
         plan.tag("lookback.best", _show(best.params))
         plan.tag("lookback.best_trial", str(best.number + 1))
         self._write_configuration(best)
@@ -351,6 +357,21 @@ def _row(trial: FrozenTrial, keys: list[str]) -> list[Any]:
     ]
 
 
+def _description(done: list[FrozenTrial], best: FrozenTrial) -> str:
+    """What MLflow's UI says of a search: its best settings, and the trials next to them."""
+    complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
+    shown = sorted(complete, key=lambda trial: -(trial.value or 0.0))[:SHOWN_TRIALS]
+    ends = Counter(trial.user_attrs[_STATE].lower() for trial in done)
+    counted = ", ".join(f"{count} {state}" for state, count in ends.items())
+    rows = [
+        [str(trial.number + 1), f"{trial.value:.4f}", *(_value(trial.params[key]) for key in best.params)]
+        for trial in shown
+    ]
+    table = [["trial", "validation NDCG@10", *best.params], ["---"] * (2 + len(best.params)), *rows]
+    said = f"**Validation NDCG@10 {best.value:.4f}** in trial {best.number + 1}, the best of {len(done)} ({counted})."
+    return "\n".join([said, "", *(f"| {' | '.join(row)} |" for row in table)])
+
+
 def _problem(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     text = first["msg"].removeprefix("Value error, ")
@@ -370,7 +391,8 @@ def _milliseconds(moment: datetime | None) -> int:
 
 
 def _show(settings: Settings) -> str:
-    return " ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in settings.items()
-    )
+    return " ".join(f"{key}={_value(value)}" for key, value in settings.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

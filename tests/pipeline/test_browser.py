@@ -1,6 +1,7 @@
 """What a person sees: MLflow's UI over real runs, and the report, in a real browser without a window."""
 
 import contextlib
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline import tracking
+from pipeline.headline import SAYS
 from pipeline.tracking_ui import AS_TRAINING
 from tests.pipeline.conftest import Workdir
 from tests.pipeline.test_tracking import free_port, running
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
 
 SECONDS = 60
 """How long a page may take on a busy machine."""
+WINDOW = (2000, 1300)
 MODEL = "transformer-2x16 tiny temporal"
 
 
@@ -87,7 +90,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     for each in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"):
         options.add_argument(each)
     opened = webdriver.Chrome(options=options, service=Service(driver))
-    opened.set_window_size(2000, 1300)
+    opened.set_window_size(*WINDOW)
     try:
         yield opened
     finally:
@@ -138,15 +141,50 @@ def inside_frame(browser: webdriver.Chrome) -> Iterator[None]:
         browser.switch_to.default_content()
 
 
-def test_the_runs_of_the_experiment_are_listed(
+def cells(browser: webdriver.Chrome) -> dict[str, list[str]]:
+    """What the list of runs shows, from column to texts from top to bottom."""
+    script = """
+        const found = {};
+        const rows = [...document.querySelectorAll('.ag-row')];
+        rows.sort((one, other) => one.getAttribute('row-index') - other.getAttribute('row-index'));
+        for (const row of rows)
+            for (const cell of row.querySelectorAll('.ag-cell'))
+                (found[cell.getAttribute('col-id')] ??= []).push(cell.innerText);
+        return found;
+    """
+    found: dict[str, list[str]] = browser.execute_script(script)
+    return found
+
+
+def test_the_runs_of_the_experiment_are_listed_the_best_first(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
     see(f"{place.server}/#/experiments", "tiny")
     told = (place.workdir.folder.parent / "elsewhere" / "server.log").read_text()
-    assert (
-        f"MLflow: {place.server}/#/experiments/{place.experiment}/runs?workflowType=machine_learning " in told
+    address = re.search(r"MLflow: (\S+) ", told)
+    assert address is not None
+    assert address[1].startswith(f"{place.server}/#/experiments/{place.experiment}/runs?")
+    runs = sorted(
+        (place.run(f"transformer-2x{dim} tiny temporal") for dim in (16, 8, 4)),
+        key=lambda run: -float(run.data.metrics["test/ndcg_at_10"]),
     )
-    see(place.page("runs"), *(f"transformer-2x{dim}" for dim in (16, 8, 4)), "Model registry")
+    browser.set_window_size(3200, 1300)  # columns out of sight are not on the page
+    page = see(address[1], "Best by NDCG@10", *(f"transformer-2x{dim}" for dim in (16, 8, 4)))
+    assert "train transformer" not in page, "the runs of stages are not in the way"
+    names = re.findall(r"transformer-2x\d+", page)
+    assert names[:3] == [run.info.run_name.split()[0] for run in runs], "the best first"
+    columns = cells(browser)
+    browser.set_window_size(*WINDOW)
+    for metric in ("ndcg_at_10", "ndcg_at_10_low", "ndcg_at_10_high", "hit_rate_at_10"):
+        shown = [float(text) for text in columns[f"metrics.`test/{metric}`"]]
+        assert shown == pytest.approx([run.data.metrics[f"test/{metric}"] for run in runs])
+    best = columns["metrics.`best_baseline/ndcg_at_10`"]
+    assert len(set(best)) == 1, "the same baselines"
+    told_apart = columns["tags.`lookback.against_earlier_runs`"]
+    verdicts = {words.rpartition(" ")[0] for words in SAYS.values()}
+    assert [each.partition(",")[0] in verdicts for each in told_apart].count(True) == 2
+    assert "no earlier run has the same targets" in told_apart
+    assert all("ItemKNN" in each for each in columns["tags.`lookback.against_baselines`"])
 
 
 def test_a_run_says_how_good_it_is_and_whether_that_is_real(place: Place, see: Callable[..., str]) -> None:
@@ -188,6 +226,22 @@ def test_figures_and_report_are_shown_as_artifacts(
     see(place.page(f"{folder}/report.html"), "report.html")
     with inside_frame(browser):
         wait_for(browser, "How good it is", "Since the champion", "What it recommends")
+
+
+def test_an_evaluation_alone_has_figures_to_look_into(
+    place: Place, browser: webdriver.Chrome, see: Callable[..., str]
+) -> None:
+    run_id = place.run("transformer-2x4 tiny temporal").info.run_id
+    see(place.page(f"runs/{run_id}/artifacts/evaluate/figures.html"), "figures.html")
+    with inside_frame(browser):
+        wait_for(browser, "Against the baselines", "Recall against the length of the list", "How it learned")
+        charts = len(browser.find_elements(By.CSS_SELECTOR, ".chart"))
+        WebDriverWait(browser, SECONDS).until(
+            lambda driver: len(driver.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= charts
+        )
+    assert charts >= 10
+    whole = {file.path for file in place.client.list_artifacts(place.run(MODEL).info.run_id, "evaluate")}
+    assert "evaluate/figures.html" not in whole, "the report's page has them all"
 
 
 def test_the_table_of_systems(place: Place, see: Callable[..., str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import tracking, tracking_log
+from pipeline import compare_page, tracking, tracking_log
 from pipeline.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
 from pipeline.errors import LookbackError
 from pipeline.plan import Plan
@@ -242,3 +242,10 @@ def test_a_comparison_that_cannot_be_logged_is_printed_all_the_same(
 def test_runs_that_cannot_be_compared(runs: list[str], said: str):
     with pytest.raises(LookbackError, match=said):
         compare_runs(None, runs, as_json=True)
+
+
+def test_a_difference_that_one_of_several_may_have_by_chance_says_so():
+    told = {"verdict": "can't tell", "low": 0.001, "high": 0.04, "p_bootstrap_holm": 0.061}
+    assert compare_page.by_chance(told, 3) == ", but p 0.061 when corrected for 3 comparisons"
+    assert not compare_page.by_chance(told | {"low": -0.001}, 3)
+    assert not compare_page.by_chance(told | {"verdict": "better"}, 3)

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from features import content, splits
+from features import content, profile, splits
 from features.content import ContentSettings
 from features.histories import JaggedHistories
 from features.leaks import LeakError
@@ -91,10 +91,14 @@ def made_below(parent: Path) -> dict[str, Path]:
     )
     items.write_parquet(features / "items.parquet")
     (features / "event_types.json").write_text("[]")
+    profile.profile(histories, [], NUM_ITEMS, timed=True).save(features / "profile.json")
     training = training_rows(histories, split, with_validation=False)
     mapping = known_items(training, NUM_ITEMS)
     np.save(folders["train"] / "items.npy", mapping)
-    write_json(folders["train"] / "training.json", {"fitted_on": asdict(FittedOn.of(training))})
+    facts = {"fitted_on": asdict(FittedOn.of(training)), "best_epoch": 1}
+    write_json(folders["train"] / "training.json", facts)
+    epoch = pl.DataFrame({"epoch": [1], "loss": [1.0], "validation_ndcg@10": [0.0]})
+    epoch.write_parquet(folders["train"] / "history.parquet")
     write_json(folders["rank"] / "ranker.json", {"trained": False, "reason": "none here"})
     torch.manual_seed(0)
     checkpoint.save_model(Encoder(EncoderSettings(dim=8), int(mapping.max()), 0, 6), folders["train"])

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import interactive
+from pipeline import interactive, report_charts
 from pipeline.interactive import Chart
+from tests.pipeline.conftest import Workdir
 
 
 def test_recall_at_k_by_pencil() -> None:
@@ -100,6 +101,20 @@ def test_reasons_are_read_by_row_and_column() -> None:
     assert heat.y == ("old (3)", "middle (2)", "new (1)")
     assert np.array(heat.z).tolist() == weights.T.tolist()
     assert (heat.zmin, heat.zmax) == (-3, 3)
+
+
+def test_what_evaluate_drew_is_not_drawn_again(finished: Workdir) -> None:
+    drawn = json.loads((finished.artifact("evaluate") / report_charts.CHARTS).read_text())
+    pages = [
+        (finished.artifact(stage) / "figures.html").read_text(encoding="utf-8")
+        for stage in ("evaluate", "report")
+    ]
+    specs = [
+        re.findall(r'<script type="application/json" id="spec-\d+">(.*?)</script>', page) for page in pages
+    ]
+    assert [json.loads(spec) for spec in specs[0]] == [json.loads(spec) for _, _, spec in drawn]
+    assert specs[1][: len(drawn)] == specs[0]
+    assert len(specs[1]) == len(drawn) + 2, "popularity, and one user's reasons"
 
 
 def test_the_page_holds_everything() -> None:

@@ -27,7 +27,7 @@ MODEL = "transformer-2x16 tiny temporal"
 
 def started(workdir: Workdir, *arguments: str) -> "subprocess.Popen[str]":
     """A command that runs beside the test."""
-    command = workdir.command("run", *arguments, "--config", workdir.config)
+    command = workdir.command(*arguments, "--config", workdir.config)
     return subprocess.Popen(
         command,
         cwd=workdir.folder,
@@ -67,7 +67,7 @@ def uri(copied: Workdir) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_does_not_stay_running(copied: Workdir, uri: str, number: signal.Signals) -> None:
-    process = started(copied, "train", *LONG)
+    process = started(copied, "run", "train", *LONG)
     training = training_with_metrics(uri, besides=1)
     process.send_signal(number)
     process.communicate()
@@ -79,6 +79,45 @@ def test_a_killed_run_does_not_stay_running(copied: Workdir, uri: str, number: s
     assert tracking.client_at(uri).get_run(training.info.run_id).info.status == "KILLED"
     assert whole.info.status == "KILLED"
     assert "KILLED" in whole.data.tags["mlflow.note.content"]
+
+
+SEARCH = """
+[tune]
+pruner = "none"
+[tune.space]
+train.learning_rate = [0.003, 0.001]
+"""
+
+
+def test_a_killed_search_does_not_stay_running_and_goes_on(copied: Workdir, uri: str) -> None:
+    with (copied.folder / "tiny.toml").open("a") as file:
+        file.write(SEARCH)
+    tune = ("tune", "--trials", "2", "--set", "train.epochs=60", "--set", "train.patience=60")
+    client, process = tracking.client_at(uri), started(copied, *tune)
+    training_with_metrics(uri, besides=1)
+    found = runs(uri)
+    (search,), (trial,), training = found["tune learning_rate"], found["trial 1"], found[f"train {MODEL}"][-1]
+    ids = [run.info.run_id for run in (search, trial, training)]
+    copied.run("ingest")
+    assert [client.get_run(each).info.status for each in ids] == ["RUNNING"] * 3, "it is under way"
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert [client.get_run(each).info.status for each in ids] == ["RUNNING"] * 3
+    copied.run("ingest")  # the next run, whatever it does, finds out
+    assert [client.get_run(each).info.status for each in ids] == ["KILLED"] * 3
+    assert "its process ended" in client.get_run(search.info.run_id).data.tags["mlflow.note.content"]
+
+    again = copied(*tune)
+    assert again.code == 0, again.err
+    found = runs(uri)
+    assert [run.info.run_id for run in found["tune learning_rate"]] == ids[:1], "the search went on"
+    assert [run.info.run_id for run in found["trial 1"]] == ids[1:2], "and so did its trial"
+    ended = [found[name][0].info.status for name in ("tune learning_rate", "trial 1", "trial 2")]
+    assert ended == ["FINISHED"] * 3
+    said = client.get_run(search.info.run_id).data.tags["mlflow.note.content"]
+    assert said.startswith("**Validation NDCG@10 0.")
+    assert "the best of 2 (2 complete)" in said
 
 
 def test_a_failed_run_says_why(copied: Workdir, uri: str) -> None:
@@ -129,6 +168,7 @@ def test_two_trainings_at_once_under_the_eyes_of_the_ui(copied: Workdir, uri: st
         processes = [
             started(
                 copied,
+                "run",
                 "train",
                 "--set",
                 f"train.learning_rate={rate}",
@@ -169,7 +209,14 @@ def test_a_server_that_goes_away_costs_the_training_nothing(copied: Workdir, kep
     port = free_port()
     with server(kept, port) as address:
         process = started(
-            copied, "train", *LONG[:2], "--set", "train.patience=30", "--set", f"tracking.uri={address}"
+            copied,
+            "run",
+            "train",
+            *LONG[:2],
+            "--set",
+            "train.patience=30",
+            "--set",
+            f"tracking.uri={address}",
         )
         training = training_with_metrics(address)
     _, said = process.communicate()

@@ -496,3 +496,17 @@ def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
             tracking.ui(port, tracker.uri)
     with pytest.raises(LookbackError, match="has its own UI"):
         tracking.ui(port, "http://127.0.0.1:1")
+
+
+def test_a_view_that_somebody_changed_stays_as_it_is(tracker: Tracker):
+    view = tracking.View("best", "Best", "tags.a = 'b'", ["test/ndcg_at_10"], ["verdict"])
+    tracker.offer(view)
+    client = tracking.client_at(tracker.uri)
+    experiment = client.get_experiment_by_name(tracker.experiment)
+    assert experiment is not None
+    (tag,) = (name for name in experiment.tags if name.endswith(".best"))
+    kept = json.loads(json.loads(experiment.tags[tag])["state"])
+    assert kept["selectedColumns"] == ["metrics.`test/ndcg_at_10`", "tags.`verdict`"]
+    client.set_experiment_tag(experiment.experiment_id, tag, "mine")
+    tracker.offer(view)
+    assert client.get_experiment(experiment.experiment_id).tags[tag] == "mine"

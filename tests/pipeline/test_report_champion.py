@@ -1,0 +1,73 @@
+"""What the report says of the model that was live before, from a real earlier champion."""
+
+import json
+import re
+from typing import Any
+
+from pipeline import tracking
+from tests.pipeline.conftest import Workdir
+from tests.pipeline.test_report import Page
+
+CHANGED = ("--set", "model.dim=24", "--set", "train.epochs=4", "--set", "evaluate.gate=true")
+
+
+def section(workdir: Workdir) -> str:
+    """What the report of the changed model says since the champion."""
+    page = Page((workdir.artifact("report", *CHANGED) / "report.html").read_text(encoding="utf-8"))
+    return page.text.split("Since the champion")[1].split("The lists")[0]
+
+
+def metrics_of(workdir: Workdir, *settings: str) -> dict[str, float]:
+    """The model's metrics of an evaluation."""
+    report = json.loads((workdir.artifact("evaluate", *settings) / "metrics.json").read_text())
+    found: dict[str, float] = report["metrics"]["lookback"]
+    return found
+
+
+def signed(text: str) -> str:
+    """A tag's figure as the report writes a difference."""
+    return f"{float(text):+.4f}".replace("-", "−")
+
+
+def test_what_changed_since_a_real_champion(copied: Workdir) -> None:
+    copied.run("report", *CHANGED)
+    said = section(copied)
+    client = tracking.client_at(f"sqlite:///{copied.folder}/mlruns/mlflow.db")
+    tags: dict[str, Any] = client.get_model_version("lookback-tiny", "2").tags
+    told = {key.removeprefix("lookback.gate."): value for key, value in tags.items()}
+    assert tags["lookback.gate"] == "refused", "ItemKNN is better on so small a log"
+
+    assert "This model is version 2 of lookback-tiny." in said
+    assert "It does not go live : version 1 stays the champion, the version that recommends." in said
+    verdict = (
+        "is better than"
+        if float(told["low"]) > 0
+        else "is worse than"
+        if float(told["high"]) < 0
+        else "cannot be told apart from"
+    )
+    was, now = metrics_of(copied), metrics_of(copied, *CHANGED)
+    assert (
+        f"It {verdict} version 1 on {told['targets']} held-out events of {told['users']} users that neither of them"
+        f" learned from: NDCG@10 {now['ndcg@10']:.4f} against {was['ndcg@10']:.4f}, a difference of"
+        f" {signed(told['difference'])} that may be anything from"
+        f" {signed(told['low'])} to {signed(told['high'])} (95 % interval)."
+    ) in said
+    assert re.search(
+        r"It is worse than ItemKNN , the best of the simple methods .* To go live it has to be better\.", said
+    )
+    for metric, name in (
+        ("ndcg@10", "NDCG@10"),
+        ("hit_rate@10", "hit rate@10"),
+        ("coverage@10", "coverage@10"),
+    ):
+        assert f"{name} {was[metric]:.4f} {now[metric]:.4f}" in said
+    assert "Both were measured on the same held-out events." in said
+    settings = dict(re.findall(r"setting (\S+) (\S+ \S+)", said))
+    assert settings == {"model.dim": "16 24", "train.epochs": "3 4"}
+
+    assert copied("promote", "2").code == 0
+    copied.run("report", "--force", *CHANGED)
+    said = section(copied)
+    assert "It is the new champion , the version that recommends, in place of version 1." in said
+    assert "It was made champion by hand" in said
