@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from models.fullest import fullest, is_fullest
 from models.recommender import Float32, Int32, Int64
 from models.topk import row_chunks
 
@@ -84,6 +85,13 @@ class Traits:
         return share
 
     @cached_property
+    def kinds(self) -> Int64:
+        """[n + 1] a number for each set of categories."""
+        assert self.categories is not None, "there are no sets"
+        _, kind = np.unique(np.sort(self.categories, axis=1), axis=0, return_inverse=True)
+        return kind.reshape(-1)
+
+    @cached_property
     def directions(self) -> Float32:
         """[n + 1, d] vectors at length 1; zero stays zero."""
         assert self.vectors is not None, "diversity compares vectors"
@@ -95,7 +103,13 @@ class Traits:
 
 
 def choose(
-    items: Int32, scores: Float32, k: int, rules: Rules, traits: Traits, keys: UInt64 | None = None
+    items: Int32,
+    scores: Float32,
+    k: int,
+    rules: Rules,
+    traits: Traits,
+    keys: UInt64 | None = None,
+    is_all: Bool | None = None,
 ) -> tuple[Int32, Float32]:
     """The lists [r, k] that `rules` make of candidates [r, f] (best first, 0 where there are fewer), and their scores.
 
@@ -107,6 +121,9 @@ def choose(
     follow from (rules.seed, `keys` [r], item). A row's list depends on that row alone.
     The scores given are the model's own: with any of these they need not descend. A list is shorter than k, item 0 with score
     -inf, where the candidates do not fill it.
+    Items of many categories may use up what others would need. So a row whose candidates are all there are (`is_all` [r]) is made
+    of its `fullest` choice, if it could be longer: no list by the rules is longer, and none as long has a greater sum of worth.
+    Its places are filled as above from that choice: diversity and draws set its order, not its items.
     """
     if not (rules.reranks or rules.max_per_category):
         return _widened(items, scores, k)
@@ -115,7 +132,12 @@ def choose(
     given = np.full((len(items), k), -np.inf, np.float32)
     width = max(1, 0 if traits.vectors is None else traits.vectors.shape[1])
     for rows in row_chunks(len(items), items.shape[1] * width, _CHUNK_CELLS):
-        place = _places(items[rows], scores[rows], k, rules, traits, keys[rows])
+        worth = (
+            relevance(items[rows], scores[rows]) - rules.popularity_damping * traits.popularity[items[rows]]
+        )
+        place = _places(items[rows], worth, k, rules, traits, keys[rows])
+        if is_all is not None and rules.max_per_category and traits.categories is not None:
+            _lengthen(place, is_all[rows], items[rows], worth, rules, traits, keys[rows])
         found = place >= 0
         chosen[rows] = np.where(found, np.take_along_axis(items[rows], place, 1), 0)
         given[rows] = np.where(found, np.take_along_axis(scores[rows], place, 1), -np.inf)
@@ -128,9 +150,26 @@ def _widened(items: Int32, scores: Float32, k: int) -> tuple[Int32, Float32]:
     return np.pad(items[:, :k], missing), np.pad(scores[:, :k], missing, constant_values=-np.inf)
 
 
-def _places(items: Int32, scores: Float32, k: int, rules: Rules, traits: Traits, keys: UInt64) -> Int64:
+def _lengthen(
+    place: Int64, is_all: Bool, items: Int32, worth: Float32, rules: Rules, traits: Traits, keys: UInt64
+) -> None:
+    """Fill the rows of `place` [r, k] that could be longer, and whose candidates are all there are, from their fullest choice."""
+    assert traits.categories is not None
+    k, most = place.shape[1], rules.max_per_category
+    for row in np.flatnonzero(is_all & (place[:, -1] < 0)):
+        there, chosen = np.flatnonzero(items[row]), place[row][place[row] >= 0]
+        item, value = items[row, there], worth[row, there]
+        categories = traits.categories[item]
+        if is_fullest(categories, chosen, most):
+            continue
+        fuller = fullest(categories, traits.kinds[item], value, k, most)
+        if len(fuller) > len(chosen):
+            among = _places(item[None, fuller], value[None, fuller], k, rules, traits, keys[row : row + 1])
+            place[row] = np.where(among[0] >= 0, there[fuller[among[0]]], -1)
+
+
+def _places(items: Int32, worth: Float32, k: int, rules: Rules, traits: Traits, keys: UInt64) -> Int64:
     """[r, k] the candidate at each place, -1 where none is left."""
-    worth = relevance(items, scores) - rules.popularity_damping * traits.popularity[items]
     drawn = draws(rules.seed, keys, items) if rules.exploration else worth
     open_ = items > 0
     row = np.arange(len(items))

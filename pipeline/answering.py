@@ -144,9 +144,10 @@ class Answering:
         pool, open_rows = max(rules.pool(k), self._num_ranked), np.arange(len(keys))
         while len(open_rows):
             candidates, values = retrieve(open_rows, pool)
-            found = choose(candidates, values, k, rules, self.traits, keys[open_rows])
+            is_all = candidates[:, -1] == 0
+            found = choose(candidates, values, k, rules, self.traits, keys[open_rows], is_all)
             items[open_rows], scores[open_rows] = found
-            is_short = (found[0][:, -1] == 0) & (candidates[:, -1] > 0)
+            is_short = (found[0][:, -1] == 0) & ~is_all
             open_rows, pool = open_rows[is_short], pool * _GROWTH
         return items, scores
 

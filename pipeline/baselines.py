@@ -34,7 +34,7 @@ from pipeline.errors import LookbackError
 from pipeline.item_content import known_by_content
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
-from pipeline.targets import RankedTargets, ranked_targets, target_types
+from pipeline.targets import RankedTargets, targets_of
 from pipeline.train import Trainer, former_numbers
 
 VALIDATION_K = 10
@@ -153,16 +153,8 @@ def _part(
     features = ctx.inputs["features"]
     num_items = rows.num_items(features)
     mapping = rows.known_items(training, num_items, known_by_content(config, features, histories, split))
-    targets = ranked_targets(
-        histories,
-        split,
-        name,
-        mapping,
-        ties=config.split.ties,
-        exclude_seen=config.exclude_seen,
-        first_only=name == "test" and config.evaluate.targets == "first",
-        trained=rows.known_items(training, num_items) > 0,
-        types=target_types(config, features),
+    targets = targets_of(
+        config, features, histories, split, name, mapping, trained=rows.known_items(training, num_items) > 0
     )
     if name == "validation":
         targets = _sample(targets.select(targets.ordinary), config)

@@ -7,12 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from models.judgement import Judgement
-from pipeline import drawing, figures
-
-_TEMPLATE = Path(__file__).with_name("compare.html.j2")
+from pipeline import drawing, figures, pages
 
 
 def verdict(judged: Judgement, metric: str) -> str:
@@ -42,15 +38,7 @@ def by_chance(found: Mapping[str, Any], comparisons: int) -> str:
 
 def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dict[str, str]) -> str:
     """The page of what `compare.as_tree` says; `metrics` are those shown, links: label -> id of the run."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["named"] = drawing.spoken
-    return environment.get_template(_TEMPLATE.name).render(
+    return pages.template("compare").render(
         tree=tree,
         labels=judged.systems,
         metrics=metrics,

@@ -34,7 +34,7 @@ from pipeline.judging import Judging
 from pipeline.segments import segments_of
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
-from pipeline.targets import RankedTargets, check_targets, ranked_targets, target_types
+from pipeline.targets import RankedTargets, check_targets, targets_of
 from pipeline.train import Trainer, former_numbers
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
@@ -95,16 +95,14 @@ def _rank(ctx: Context) -> Evaluation:
     assert np.array_equal(mapping, np.load(ctx.inputs["baselines"] / "items.npy"))
     _check_leaks(ctx, histories, split)
     training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
-    targets = ranked_targets(
+    targets = targets_of(
+        config,
+        features,
         histories,
         split,
         "test",
         mapping,
-        ties=config.split.ties,
-        exclude_seen=config.exclude_seen,
-        first_only=settings.targets == "first",
         trained=rows.known_items(training, len(mapping) - 1) > 0,
-        types=target_types(config, features),
     )
     check_targets(targets, histories, split, mapping, ties=config.split.ties)
     chosen = judging.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)

@@ -29,7 +29,7 @@ from pipeline.errors import DamagedArtifact
 from pipeline.evaluated import Evaluated
 from pipeline.registry import Decision
 from pipeline.store import read_json
-from pipeline.targets import RankedTargets, ranked_targets, target_types
+from pipeline.targets import RankedTargets, targets_of
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 MIN_USERS = 30
@@ -180,16 +180,7 @@ def common_targets(
     item_ids = _ids(features, "items", "item_id")
     is_known = sum(translation(model.items, item_ids)[0] > 0 for model in (challenger, champion))
     either = np.where(is_known, np.arange(len(item_ids) + 1), 0).astype(np.int32)
-    targets = ranked_targets(
-        histories,
-        split,
-        "test",
-        either,
-        ties=config.split.ties,
-        exclude_seen=config.exclude_seen,
-        first_only=config.evaluate.targets == "first",
-        types=target_types(config, features),
-    )
+    targets = targets_of(config, features, histories, split, "test", either)
     later = np.ones(len(targets), bool)
     if challenger.features != champion.features:
         until = champion.trained_until_of(_ids(features, "users", "user_id"))

@@ -9,10 +9,8 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
@@ -21,6 +19,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from features.profile import Profile
+from pipeline import pages
 from pipeline.config import MODEL
 from pipeline.drawing import COLOURS, GREY, spoken
 from pipeline.figures import ATTENTION, MAX_VALUES, ORDERED_SEGMENTS
@@ -31,7 +30,6 @@ MAX_POINTS = 4000
 """Items that are drawn one by one."""
 MAX_K = 200
 """Longest list whose recall is drawn."""
-_TEMPLATE = Path(__file__).with_name("figures.html.j2")
 
 Row = Mapping[str, Any]
 
@@ -64,18 +62,9 @@ class Drawn(NamedTuple):
 
 def page(name: str, charts: Sequence[Chart | Drawn]) -> str:
     """The HTML of all charts."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     specs = [each.drawn().spec.replace("<", "\\u003c") for each in charts]
-    return environment.get_template(_TEMPLATE.name).render(
-        name=name, charts=charts, specs=specs, library=library
-    )
+    return pages.template("figures").render(name=name, charts=charts, specs=specs, library=library)
 
 
 def _style(row: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline import histories as rows
 from pipeline.errors import LookbackError
 from pipeline.stages import Context
 from pipeline.store import write_json
-from pipeline.targets import ranked_targets, target_types
+from pipeline.targets import targets_of
 from pipeline.train import selection_folder
 
 MIN_LISTS = 100
@@ -74,15 +74,14 @@ def _prepared(ctx: Context, encoder: Encoder, mapping: Int32) -> tuple[SecondSta
     config, features = ctx.config, ctx.inputs["features"]
     histories, split = JaggedHistories.load(features), Split.load(features / "split")
     training = rows.training_rows(histories, split, with_validation=False)
-    targets = ranked_targets(
+    targets = targets_of(
+        config,
+        features,
         histories,
         split,
         "validation",
         mapping,
-        ties=config.split.ties,
-        exclude_seen=config.exclude_seen,
         trained=rows.known_items(training, len(mapping) - 1) > 0,
-        types=target_types(config, features),
     )
     targets = targets.select(targets.ordinary)
     most = round(config.ranker.max_lists / config.ranker.train_fraction)

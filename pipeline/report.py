@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import polars as pl
 
@@ -19,6 +18,7 @@ from pipeline import (
     figures,
     interactive,
     log_figures,
+    pages,
     report_champion,
     report_charts,
     report_evaluation,
@@ -37,7 +37,6 @@ SHOWN_SOURCES = 20
 """Source files shown."""
 MAX_TEXT = 160
 """Characters of a title or a raw row."""
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 Row = dict[str, Any]
 
@@ -50,28 +49,27 @@ def build(ctx: Context) -> None:
     _draw_training(ctx.inputs["train"], ctx.folder / "training.svg")
     _draw_log(profile, ctx.inputs["features"], ctx.folder)
     people = _example_users(ctx, timed=profile.times is not None)
-    page = (
-        _environment()
-        .get_template(_TEMPLATE.name)
-        .render(
-            name=ctx.config.name,
-            made=datetime.datetime.now(datetime.UTC),
-            stages=manifests,
-            profile=profile,
-            headlines=_headlines(profile),
-            drift=_drift(ctx.inputs["features"]),
-            sources=_worst_sources(manifests["ingest"]),
-            refused=_refused_rows(ctx.inputs["ingest"]),
-            training=_training(ctx.inputs["train"]),
-            **report_evaluation.of_evaluation(judged, ctx.inputs["evaluate"]),
-            gate=report_evaluation.of_gate(ctx.config.evaluate, judged),
-            pictures=_pictures(ctx.folder, ctx.inputs["evaluate"]),
-            champion=report_champion.since_champion(ctx.config, ctx.inputs["publish"]),
-            people=people,
-        )
+    filled = pages.template(
+        "report", short=_short, spoken=_spoken, percent=_percent, number=_number, signed=_signed
+    )
+    page = filled.render(
+        name=ctx.config.name,
+        made=datetime.datetime.now(datetime.UTC),
+        stages=manifests,
+        profile=profile,
+        headlines=_headlines(profile),
+        drift=_drift(ctx.inputs["features"]),
+        sources=_worst_sources(manifests["ingest"]),
+        refused=_refused_rows(ctx.inputs["ingest"]),
+        training=_training(ctx.inputs["train"]),
+        **report_evaluation.of_evaluation(judged, ctx.inputs["evaluate"]),
+        gate=report_evaluation.of_gate(ctx.config.evaluate, judged),
+        pictures=_pictures(ctx.folder, ctx.inputs["evaluate"]),
+        champion=report_champion.since_champion(ctx.config, ctx.inputs["publish"]),
+        people=people,
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")
-    drawn = list(report_charts.charts(ctx, judged, profile))
+    drawn = list(report_charts.charts(ctx))
     (ctx.folder / "figures.html").write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
     for file in ("report.html", "figures.html"):
         ctx.track.artifact(file)
@@ -79,21 +77,13 @@ def build(ctx: Context) -> None:
     ctx.summary(f"{len(page.encode()) / 1e6:.1f} MB, {len(people)} example users: report.html")
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = lambda text: text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
-    environment.filters["spoken"] = lambda name: name.replace("_", " ")
-    environment.filters["named"] = drawing.spoken
-    environment.filters["percent"] = _percent
-    environment.filters["number"] = _number
-    environment.filters["signed"] = _signed
-    return environment
+def _short(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _number(value: float | None, form: str = ".4f") -> str:

@@ -27,27 +27,24 @@ SHOWN_ITEMS = 10
 Row = dict[str, Any]
 
 
-def charts(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart | Drawn]:
+def charts(ctx: Context) -> Iterator[Chart | Drawn]:
     """Every figure of a whole run there is something to draw of; those of its evaluation as evaluate drew them."""
-    if (path := ctx.inputs["evaluate"] / CHARTS).exists():
-        yield from (Drawn(*each) for each in read_json(path))
-    else:
-        yield from of_evaluation(ctx, ctx.inputs["evaluate"], judged, profile)
+    yield from (Drawn(*each) for each in read_json(ctx.inputs["evaluate"] / CHARTS))
     yield from _popularity(ctx)
     yield from _reasons(ctx)
 
 
 def draw_evaluation(ctx: Context, judged: Row) -> None:
     """Write the page of an evaluation's figures, and the figures for the page of the whole run, into the stage's folder."""
-    found = of_evaluation(ctx, ctx.folder, judged, Profile.load(ctx.inputs["features"] / PROFILE))
+    found = _of_evaluation(ctx, judged, Profile.load(ctx.inputs["features"] / PROFILE))
     drawn = [each.drawn() for each in found]
     write_json(ctx.folder / CHARTS, drawn)
     (ctx.folder / PAGE).write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
 
 
-def of_evaluation(ctx: Context, evaluate: Path, judged: Row, profile: Profile) -> Iterator[Chart]:
-    """The figures of an evaluation in its folder, of the training and the index that it is of, and of the log."""
-    train = ctx.inputs["train"]
+def _of_evaluation(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart]:
+    """The figures of an evaluation, of the training and the index that it is of, and of the log."""
+    evaluate, train = ctx.folder, ctx.inputs["train"]
     k = min(int(name.rpartition("@")[2]) for name in judged["metrics"][MODEL])
     names = [f"{name}@{k}" for name in ("ndcg", "hit_rate", "mrr")]
     yield interactive.systems(judged, [name for name in names if name in judged["metrics"][MODEL]])

@@ -24,7 +24,7 @@ from pipeline.content_features import padded_categories
 from pipeline.evaluated import Evaluated
 from pipeline.judging import Judging
 from pipeline.scoring import keys_of
-from pipeline.targets import ranked_targets, target_types
+from pipeline.targets import targets_of
 
 PLAIN = "by score"
 """What the lists without any such rule are called."""
@@ -41,16 +41,15 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     histories, split = JaggedHistories.load(features), Split.load(features / "split")
     mapping, _ = translation(evaluated.items, _ids(features, "item"))
     training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
-    targets = ranked_targets(
+    targets = targets_of(
+        config,
+        features,
         histories,
         split,
         "test",
         mapping,
-        ties=config.split.ties,
-        exclude_seen=config.score.exclude_seen,
-        first_only=config.evaluate.targets == "first",
         trained=rows.known_items(training, len(mapping) - 1) > 0,
-        types=target_types(config, features),
+        exclude_seen=config.score.exclude_seen,
     )
     targets = targets.select(judging.counted(targets, cold_users=False, cold_items=False))
     training = training.translate(mapping)

@@ -145,7 +145,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            4,
+            5,
             (
                 "seed",
                 "ranker.use",
@@ -165,14 +165,14 @@ STAGES = {
         ),
         Stage(
             "score",
-            3,
+            4,
             ("seed", *_keys("score", _SCORE_KEYS)),
             ("ingest", "features", "publish"),
             resumable=True,
         ),
         Stage(
             "report",
-            4,
+            5,
             ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
         ),

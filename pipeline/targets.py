@@ -106,7 +106,36 @@ def ranked_targets(
     return RankedTargets(looked_at, item, chosen.user, chosen.position, apart, left_out)
 
 
-def target_types(config: Config, features: Path) -> NDArray[np.bool_] | None:
+def targets_of(
+    config: Config,
+    features: Path,
+    histories: JaggedHistories,
+    split: Split,
+    part: str,
+    mapping: Int32,
+    *,
+    trained: NDArray[np.bool_] | None = None,
+    exclude_seen: bool | None = None,
+) -> RankedTargets:
+    """The `ranked_targets` of a features folder, whose `histories` and `split` are given, by the rules of the configuration.
+
+    `evaluate.targets` = first holds for the test. `exclude_seen` None: as the configuration says of evaluation.
+    Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
+    """
+    return ranked_targets(
+        histories,
+        split,
+        part,
+        mapping,
+        ties=config.split.ties,
+        exclude_seen=config.exclude_seen if exclude_seen is None else exclude_seen,
+        first_only=part == "test" and config.evaluate.targets == "first",
+        trained=trained,
+        types=_target_types(config, features),
+    )
+
+
+def _target_types(config: Config, features: Path) -> NDArray[np.bool_] | None:
     """[num_event_types + 1] whether an event of a type can be a target of validation and test; None: any can.
 
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.

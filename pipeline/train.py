@@ -26,7 +26,7 @@ from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.item_content import known_by_content, of_model
 from pipeline.stages import Context
-from pipeline.targets import ranked_targets, target_types
+from pipeline.targets import targets_of
 
 SELECTION = "selection"
 """Folder of the weights that validation chose, where the others learned from validation too."""
@@ -225,16 +225,7 @@ class Trainer:
     ) -> Validation:
         """The validation targets that count: trained, with a history, and not in it where seen items are masked."""
         config = self._ctx.config
-        targets = ranked_targets(
-            histories,
-            split,
-            "validation",
-            mapping,
-            ties=config.split.ties,
-            exclude_seen=config.exclude_seen,
-            trained=trained,
-            types=target_types(config, self._features),
-        )
+        targets = targets_of(config, self._features, histories, split, "validation", mapping, trained=trained)
         apart, targets = targets.num_apart, targets.select(targets.ordinary)
         if not len(targets):
             raise LookbackError(

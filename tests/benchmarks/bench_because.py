@@ -6,8 +6,8 @@ python tests/benchmarks/bench_because.py data/ml-1m data/beauty --users 1000
 Each argument is the folder `<data_dir>/<name>` of a configuration that was run up to `train`. A random sample of its users, each
 with the whole history, gets its 10 best unseen items, and all 10 are explained. Cost: processor seconds of one thread, the least
 of several rounds in which scoring alone (encoding, retrieval) and with each method take turns, beyond those of scoring alone and
-over them; "exact" once, on 30 of the users. Rate: `1 / (1 + cost)`, the users that are scored with explanations in the time that one takes without.
-Faithfulness: `models.faithfulness` of the first item. Prints Markdown tables.
+over them; "exact" once, on 30 of the users. Rate: `1 / (1 + cost)`, the users that are scored with explanations in the time that
+one takes without. Faithfulness: `models.faithfulness` of the first item. Prints Markdown tables.
 """
 
 import argparse

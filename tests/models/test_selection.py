@@ -1,6 +1,11 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from models.fullest import is_fullest
 from models.selection import Rules, Traits, choose, draws, relevance
 
 
@@ -29,6 +34,88 @@ def test_at_most_so_many_per_category() -> None:
     assert choose(*candidates, 4, Rules(max_per_category=3), traits)[0].tolist() == [[1, 2, 3, 4]]
     found = choose(*candidates, 3, Rules(max_per_category=1), Traits(EVENTS))[0]
     assert found.tolist() == [[1, 2, 3]], "where nothing is known of categories there is nothing to limit"
+
+
+ALL = np.array([True])
+WIDE_FIRST = np.array([[0, 0], [1, 2], [1, 0], [2, 0], [3, 0]], np.int32)
+"""Item 1 takes the room of items 2 and 3."""
+
+
+def test_an_item_of_many_categories_makes_room_for_more_where_there_are_no_others() -> None:
+    """One by one: 1, then 4, and nothing has room. Of three there are 2 3 4 alone; of two, places in order are enough."""
+    candidates = one([1, 2, 3, 4], [10.0, 9.0, 8.0, 0.0])
+    traits, rules = Traits(EVENTS, WIDE_FIRST), Rules(max_per_category=1)
+    assert choose(*candidates, 3, rules, traits, is_all=~ALL)[0].tolist() == [[1, 4, 0]]
+    items, scores = choose(*candidates, 3, rules, traits, is_all=ALL)
+    assert (items.tolist(), scores.tolist()) == ([[2, 3, 4]], [[9.0, 8.0, 0.0]])
+    assert choose(*candidates, 2, rules, traits, is_all=ALL)[0].tolist() == [[1, 4]]
+    assert choose(*candidates, 5, rules, traits, is_all=ALL)[0].tolist() == [[2, 3, 4, 0, 0]]
+
+
+def test_diversity_and_draws_order_the_fullest_list() -> None:
+    """Item 3 is item 2 over again, item 4 the opposite: with D = .5 it comes second."""
+    candidates = one([1, 2, 3, 4], [10.0, 9.0, 8.0, 0.0])
+    vectors = np.array([[0, 0], [0, 1], [1, 0], [1, 0], [-1, 0]], np.float32)
+    traits = Traits(EVENTS, WIDE_FIRST, vectors)
+    items, scores = choose(*candidates, 3, Rules(max_per_category=1, diversity=0.5), traits, is_all=ALL)
+    assert (items.tolist(), scores.tolist()) == ([[2, 4, 3]], [[9.0, 0.0, 8.0]])
+    drawn = Rules(max_per_category=1, exploration=1)
+    keys = [np.array([key], np.uint64) for key in range(20)]
+    found = [choose(*candidates, 3, drawn, traits, key, ALL)[0][0].tolist() for key in keys]
+    assert all(sorted(each) == [2, 3, 4] for each in found)
+    assert len({tuple(each) for each in found}) > 1
+
+
+def test_a_bound_shows_where_nothing_is_to_be_gained() -> None:
+    categories = np.array([[1, 0], [1, 0], [2, 0], [0, 0], [1, 2]], np.int32)
+    assert is_fullest(categories, np.array([0, 2, 3]), 1), (
+        "one of each of two full categories, and one of none"
+    )
+    assert not is_fullest(categories, np.array([4, 3]), 1), "two full categories in a single item"
+    assert is_fullest(categories, np.arange(5), 3), "all there are"
+
+
+def feasible(categories: np.ndarray, most: int, k: int) -> list[tuple[int, ...]]:
+    """Every choice of candidates that the rule allows, as places."""
+    sizes = range(min(k, len(categories)) + 1)
+    every = (places for size in sizes for places in combinations(range(len(categories)), size))
+    return [
+        places
+        for places in every
+        if np.bincount(categories[list(places)].ravel(), minlength=9)[1:].max() <= most
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.sets(st.integers(1, 4), max_size=3), st.integers(0, 9)), min_size=1, max_size=9),
+    st.integers(1, 6),
+    st.integers(1, 2),
+    st.sampled_from([0.0, 0.7]),
+)
+def test_a_list_is_short_only_where_no_choice_is_longer(
+    given_items: list[tuple[set[int], int]], k: int, most: int, damping: float
+) -> None:
+    categories = np.array([[0] * 3, *([*sorted(of), 0, 0, 0][:3] for of, _ in given_items)], np.int32)
+    score = np.array([-np.inf, *(score for _, score in given_items)], np.float32)
+    items = np.argsort(-score, kind="stable")[None, :].astype(np.int32)  # ends with item 0
+    traits = Traits(np.arange(len(score), dtype=np.float32), categories)
+    rules = Rules(max_per_category=most, popularity_damping=damping)
+    plain, _ = choose(items, score[items], k, rules, traits)
+    found, scores = choose(items, score[items], k, rules, traits, is_all=ALL)
+    worth = (relevance(items, score[items]) - damping * traits.popularity[items])[0, :-1].astype(float)
+    allowed = feasible(categories[items[0, :-1]], most, k)
+    longest = max(len(places) for places in allowed)
+    assert (found > 0).sum() == longest
+    if (plain > 0).sum() == longest:
+        assert found.tolist() == plain.tolist(), "places in order are kept where they are enough"
+        return
+    places = [items[0].tolist().index(item) for item in found[0, :longest]]
+    assert tuple(sorted(places)) in allowed
+    best = max(worth[list(each)].sum() for each in allowed if len(each) == longest)
+    assert worth[places].sum() == pytest.approx(best, abs=1e-6)
+    assert (np.diff(worth[places]) <= 0).all(), "in the order of worth"
+    assert scores[0, :longest].tolist() == score[found[0, :longest]].tolist()
 
 
 def test_maximal_marginal_relevance_by_hand() -> None:
@@ -117,13 +204,22 @@ def test_a_row_does_not_depend_on_the_others_and_one_by_one_is_the_same(rules: R
         random.normal(size=(61, 5)).astype(np.float32),
     )
     keys = random.integers(0, 2**63, 30).astype(np.uint64)
-    together, given = choose(items, scores, 10, rules, traits, keys)
+    together, given_scores = choose(items, scores, 10, rules, traits, keys)
+    longer, _ = choose(items, scores, 10, rules, traits, keys, np.arange(30) % 3 > 0)
+    assert bool(rules.max_per_category) == bool(((longer > 0).sum(1) > (together > 0).sum(1)).any())
+    assert longer[::3].tolist() == together[::3].tolist()
     for row in range(30):
         alone = choose(items[row : row + 1], scores[row : row + 1], 10, rules, traits, keys[row : row + 1])
         assert alone[0].tolist() == together[row : row + 1].tolist()
+        if row % 3:
+            one_row = items[row : row + 1], scores[row : row + 1]
+            alone = choose(*one_row, 10, rules, traits, keys[row : row + 1], ALL)
+            assert alone[0].tolist() == longer[row : row + 1].tolist()
         assert together[row].tolist() == plainly(items[row], scores[row], rules, traits, keys[row])
         own = dict(zip(items[row].tolist(), scores[row].tolist(), strict=True))
-        assert given[row].tolist() == [own[item] if item else -np.inf for item in together[row].tolist()]
+        assert given_scores[row].tolist() == [
+            own[item] if item else -np.inf for item in together[row].tolist()
+        ]
 
 
 def plainly(items: np.ndarray, scores: np.ndarray, rules: Rules, traits: Traits, key: np.uint64) -> list[int]:

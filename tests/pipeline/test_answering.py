@@ -120,6 +120,20 @@ def test_empty_rows_get_what_is_popular_in_their_segment() -> None:
     assert limited.item_index[1].tolist() == [3000, 500, 498], "above 500 all are of one category"
 
 
+def test_a_list_that_another_choice_would_fill_is_filled() -> None:
+    """Where item 5 comes first, it leaves no room for the two others, which fill the list."""
+    answering = made()
+    categories = np.zeros((NUM_ITEMS + 1, 2), np.int32)
+    categories[[5, 77, 901]] = [[1, 2], [1, 0], [2, 0]]
+    answering = replace(answering, traits=Traits(POPULAR[0], categories))
+    rules = Rules(allowed=np.isin(np.arange(NUM_ITEMS + 1), [5, 77, 901]), max_per_category=1)
+    rows = histories_from_lists([[], *([item] for item in range(1000, 1030))])
+    answer = answering.answer(rows, 2, rules, segment=np.ones(31, np.int64))
+    assert (np.sort(answer.item_index, axis=1) == [77, 901]).all()
+    first = answering.answer(rows, 1, rules, segment=np.ones(31, np.int64))
+    assert (first.item_index == 5).any(), "a place of its own is filled in the order of the scores"
+
+
 def test_target_attention_follows_the_rules_too() -> None:
     answering = made(readout="target")
     allowed = np.arange(NUM_ITEMS + 1) % 100 == 7

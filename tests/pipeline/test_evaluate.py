@@ -38,7 +38,7 @@ from pipeline.item_content import of_model
 from pipeline.plan import Live, Plan
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
-from pipeline.targets import RankedTargets, ranked_targets
+from pipeline.targets import RankedTargets, targets_of
 
 NUM_USERS, NUM_ITEMS = 61, 31
 QUICK: dict[str, Any] = {"k": [3, 10], "resamples": 100, "gru_dim": 8, "gru_epochs": 2}
@@ -386,11 +386,11 @@ def test_a_future_event_in_a_history_stops_the_run(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def with_the_future(*arguments: Any, **settings: Any) -> RankedTargets:
-        targets = ranked_targets(*arguments, **settings)
+        targets = targets_of(*arguments, **settings)
         longer = replace(targets.histories, ends=targets.histories.ends + (np.arange(len(targets)) == 5))
         return replace(targets, histories=longer)
 
-    monkeypatch.setattr(evaluate, "ranked_targets", with_the_future)
+    monkeypatch.setattr(evaluate, "targets_of", with_the_future)
     with pytest.raises(LeakError, match="at or after the target"):
         judge(inputs, tmp_path / "leaking", baselines=[])
 

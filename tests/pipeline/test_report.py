@@ -13,7 +13,7 @@ import pytest
 from features import drift, profile
 from features.histories import JaggedHistories
 from features.splits import Split
-from pipeline import report
+from pipeline import report, report_charts
 from pipeline.config import Config, EventsConfig, ReportConfig
 from pipeline.stages import Context
 
@@ -173,12 +173,14 @@ def evaluate(root: Path, form: str) -> Path:
         "intervals": intervals,
         "paired": {"popularity": {"ndcg@10": difference, "hit_rate@10": difference}},
         "not_applicable": {"recent_popularity": "the log has no times"},
+        "ranker": {"used": False, "setting": "never", "reason": "ranker.use is never"},
     }
     if form != "one type":
         content = with_everything(content)
         write_diagnostics(folder)
     write_segments(folder, list(systems))
     (folder / "metrics.json").write_text(json.dumps(content))
+    (folder / report_charts.CHARTS).write_text("[]")
     for name in ("metrics", "by_history_length", *(("attention", "rolling") if form != "one type" else ())):
         (folder / f"{name}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     return folder
