@@ -106,12 +106,18 @@ class ItemIndex:
         for kind in candidates(settings, *vectors.shape):
             limit = MOST_SCANNED[kind] if is_auto else 1.0
             refined = min(MOST_REFINED[kind], len(vectors) // 16)
+            least = 2 * int(_power_of_two(_RECALLED + _SPARE + refined))
+            if len(vectors) <= least:  # a search would fetch half of them: such are searched exactly
+                raise ValueError(
+                    f"index.type: received {kind!r} for {len(vectors)} items, expected more than {least}; use 'exact'"
+                )
             facts = IndexFacts(kind, {"num_refined": refined}, settings.target_recall, num_built=len(vectors))
             found = tuned(
                 cls(_trained(kind, vectors), exact.item_index, vectors, facts, device), queries, limit
             )
             reached = found.facts.recall["recall@100"]
-            if reached >= settings.target_recall and found.facts.scanned_share <= limit:
+            is_worth_it = found.facts.scanned_share <= limit or not is_auto  # what is asked for may be slow
+            if reached >= settings.target_recall and is_worth_it:
                 return found.with_facts(num_bytes=_num_bytes(found.index))
         if is_auto:
             return exact
@@ -377,10 +383,6 @@ def _trained(kind: ApproximateType, vectors: Float32) -> Any:
         with _one_thread():
             graph.add(_on_a_sphere(vectors, _longest(vectors)))
         return graph
-    if num_vectors < 256:
-        raise ValueError(
-            f"index.type: received {kind!r} for {num_vectors} items, expected at least 256; use 'exact'"
-        )
     num_lists = max(1, min(round(4 * num_vectors**0.5), num_vectors // _LIST_POINTS))
     num_codes = next(codes for codes in range(max(1, dim // _CODE_COMPONENTS), 0, -1) if dim % codes == 0)
     codec = {"ivf": "Flat", "sq": "SQ8", "ivf_pq": f"PQ{num_codes}"}[kind]

@@ -104,7 +104,10 @@ def path(config: Any, stage: str) -> None:
 
 @cli.command()
 @click.option("--user", help="A user of the log.")
-@click.option("--history", help="Item ids, oldest first, with commas between.")
+@click.option(
+    "--history",
+    help="Item ids, oldest first, with commas between; or a JSON list of them, for ids with commas in them.",
+)
 @click.option("-k", "k", default=10, show_default=True, type=click.IntRange(min=1), help="How many items.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @_configured
@@ -118,7 +121,7 @@ def recommend(config: Any, user: str | None, history: str | None, k: int, as_jso
             + ("neither" if user is None else "both")
             + ", expected one of --user and --history"
         )
-    recommend_one(config, user, history.split(",") if history is not None else None, k, as_json=as_json)
+    recommend_one(config, user, history, k, as_json=as_json)
 
 
 @cli.command()

@@ -92,6 +92,11 @@ class Bundle:
         """Items behind the folder's own."""
         return 0 if self.added is None else len(self.added.titles)
 
+    @property
+    def has_other_index(self) -> bool:
+        """Whether the index was built anew, exact, because the folder's own could not take the items behind its own."""
+        return self.added is not None and self.added.needs_other_index
+
     @cached_property
     def users(self) -> Vocabulary:
         """The users it was made with."""

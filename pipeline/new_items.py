@@ -31,6 +31,8 @@ class Added:
 
     content: Content
     titles: pl.Series
+    needs_other_index: bool = False
+    """Whether the bundle's own index could not take their vectors, so that all are searched exactly."""
 
 
 def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFrame:
@@ -106,14 +108,14 @@ def _extended(bundle: "Bundle", table: pl.DataFrame, found: Content) -> "Bundle"
     grown = with_items(encoder, vectors, dense_features(found, new), padded_categories(found, new))
     numbers = np.arange(len(bundle.items) + 1, len(bundle.items) + len(table) + 1, dtype=np.int32)
     searched = grown.item_vectors()[numbers].detach().float().numpy()
-    index, _ = bundle.index.add(searched, numbers)
+    index, is_built_anew = bundle.index.add(searched, numbers)  # exact then: nobody to tune another on
     return replace(
         bundle,
         items=bundle.items.added(table[schema.ITEM_ID]),
         num_events=np.concatenate([bundle.num_events, np.zeros(len(table), np.float32)]),
         recommender=AttentionRecommender(grown),
         index=index,
-        added=Added(found, _title(table)),
+        added=Added(found, _title(table), is_built_anew),
     )
 
 

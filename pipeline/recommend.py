@@ -1,5 +1,6 @@
 """`lookback recommend`: one user's or one history's recommendations, with what each is based on."""
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import polars as pl
 from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
 from models.encoder import as_asked
-from models.recommender import Histories, Int64
+from models.recommender import Histories, Int64, histories_from_lists
 from pipeline import histories as rows
 from pipeline import new_items, popular
 from pipeline.answering import Answer
@@ -24,10 +25,8 @@ from pipeline.scoring import as_of_tonight, keys_of
 from pipeline.stages import Pipeline, resolve
 
 
-def recommend_one(
-    config: Config, user: str | None, history: list[str] | None, k: int, *, as_json: bool
-) -> None:
-    """Print the k best items for a user of the log or a history of item ids.
+def recommend_one(config: Config, user: str | None, history: str | None, k: int, *, as_json: bool) -> None:
+    """Print the k best items for a user of the log, or for a history of item ids: with commas between, or a JSON list.
 
     The filters and the order are those of `[score]`.
     Raises LookbackError where no model is published, the user is not in the log, or no item of the history is known.
@@ -98,29 +97,48 @@ def _segment(pipeline: Pipeline, bundle: Bundle, user: str | None) -> Int64:
     return popular.codes(bundle.segments, popular.segment_of(table, column, pl.Series([user])))
 
 
-def _typed_in(bundle: Bundle, history: list[str]) -> tuple[Histories, int]:
-    found, unknown = bundle.from_ids([[item.strip() for item in history if item.strip()]])
+def _typed_in(bundle: Bundle, history: str) -> tuple[Histories, int]:
+    found, unknown = bundle.from_ids([_listed(history)])
     if not found.lengths[0]:
-        near = ", ".join(str(item) for item in bundle.items.ids.head(3))
+        near = ", ".join(map(repr, map(str, bundle.items.ids.head(3))))
         raise LookbackError(
-            f"--history: received {','.join(history)!r}, in which the model knows no item; expected item ids such as {near}"
+            f"--history: received {history!r}, in which the model knows no item; expected item ids such as {near}, with commas "
+            "between, or a JSON list of them"
         )
     return found, unknown
 
 
+def _listed(history: str) -> list[str]:
+    """The ids of a JSON list, exactly as they are there, or those between commas without the blanks around them."""
+    with contextlib.suppress(ValueError):
+        listed = json.loads(history)
+        if isinstance(listed, list):
+            return [str(item) for item in listed if item is not None]
+    return [item.strip() for item in history.split(",") if item.strip()]
+
+
 def _of_user(pipeline: Pipeline, bundle: Bundle, user: str) -> tuple[Histories, int]:
-    """The user's history in the up-to-date features, or else in the bundle."""
+    """The user's history in the up-to-date features, or else in the bundle; of those only the users' table has, none."""
     features = pipeline.nodes["features"].artifact
     if not features.is_complete():
         return bundle.known_histories.select(_index(bundle.users, user)), 0
     histories = JaggedHistories.load(features.folder)
-    index = _index(Vocabulary(_ids(features.folder, "users", "user_id"), 0), user)
+    users = Vocabulary(_ids(features.folder, "users", "user_id"), 0)
+    if users.encode_known(pl.Series([user]))[1] and _is_listed(pipeline, user):
+        return as_asked(histories_from_lists([[]]), int(histories.time.max())), 0
+    index = _index(users, user)
     items, _ = bundle.item_mapping(_ids(features.folder, "items", "item_id"))
     types = bundle.type_mapping(rows.event_types(features.folder))
     whole = rows.rows(histories, histories.offsets[index], histories.offsets[index + 1]).compact()
     known = replace(whole, event_type=types[whole.event_type]).translate(items)
     known = as_asked(known, int(histories.time.max()))
     return known, int(whole.lengths[0] - known.lengths[0])
+
+
+def _is_listed(pipeline: Pipeline, user: str) -> bool:
+    """Whether the users' table has the user."""
+    table = pipeline.nodes["ingest"].artifact.folder / "users.parquet"
+    return table.exists() and user in pl.read_parquet(table, columns=["user_id"])["user_id"].cast(pl.String)
 
 
 def _ids(folder: Path, table: str, column: str) -> pl.Series:
@@ -132,7 +150,7 @@ def _index(users: Vocabulary, user: str) -> Any:
     if strangers:
         near = ", ".join(str(each) for each in users.ids.head(3))
         raise LookbackError(
-            f"--user: received {user!r}, who is not in the log; expected a user such as {near}"
+            f"--user: received {user!r}, who is neither in the log nor in the users' table; expected a user such as {near}"
         )
     return np.asarray(index)
 

@@ -220,10 +220,20 @@ def model_source(config: Config) -> ModelSource:
 
 
 def bundle_folder(config: Config, model: ModelSource) -> Path:
-    """The bundle of a registered model, downloaded once to <data_dir>/<name>/.bundles/<digest>."""
+    """The bundle of a registered model, downloaded once to <data_dir>/<name>/.bundles/<digest>; a damaged copy anew."""
+    from pipeline.bundle import READABLE_FORMATS, read_description
+
     registry = Registry.from_config(config)
     to = config.folder / ".bundles" / model.bundle_digest
-    return to if to.exists() else registry.download_bundle(registry.resolve(model.uri), to)
+    if to.exists():
+        try:
+            read_description(to, READABLE_FORMATS, verify=True)
+        except (DamagedArtifact, OSError):
+            print(f"{to}: is damaged, a copy of {model.uri}: fetched anew", file=sys.stderr, flush=True)
+            shutil.rmtree(to)
+        else:
+            return to
+    return registry.download_bundle(registry.resolve(model.uri), to)
 
 
 def champion_digest(config: Config) -> str | None:

@@ -124,8 +124,10 @@ def _microseconds(key: str, path: Path, column: pl.Series) -> pl.Series:
         if column.dtype == pl.String:
             texts = [None if each is None else moment_of(each) for each in column]
             return pl.Series(column.name, texts, dtype=pl.Int64)
-        return column.cast(pl.Datetime("us")).dt.timestamp("us")
+        if column.dtype in (pl.Date, pl.Datetime, pl.Null):  # of a number nobody says what it counts
+            return column.cast(pl.Datetime("us")).dt.timestamp("us")
     except (pl.exceptions.PolarsError, ValueError):
-        raise LookbackError(
-            f"{key}: {path}: received {column.dtype} in {column.name}, expected dates or times (or ISO texts)"
-        ) from None
+        pass
+    raise LookbackError(
+        f"{key}: {path}: received {column.dtype} in {column.name}, expected dates or times (or ISO texts)"
+    )

@@ -93,6 +93,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         model=ctx.config.score.model,
         model_version=version,
         bundle_digest=digest,
+        index_built_anew=scorer.bundle.has_other_index,
         users_per_second=round(rate, 1),
         **counted,
         **scorer.rule_counts,
@@ -110,10 +111,11 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         for name, number in scorer.rule_counts.items()
         if name.endswith("_unknown") and number
     )
+    anew = " (the index could not take them: built anew, exact)" if scorer.bundle.has_other_index else ""
     ctx.summary(
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{stale}), "
-        f"{counted['unknown_items']:,} interactions with unknown items, {counted['new_items']:,} new items, "
+        f"{counted['unknown_items']:,} interactions with unknown items, {counted['new_items']:,} new items{anew}, "
         f"{counted['short_lists']:,} short lists{lists}, {rate:,.0f} users/s"
     )
 

@@ -21,14 +21,14 @@ class Recommender:
         The frame has a column `history` (lists of item ids, oldest first, taken as interactions a second apart up to the time of
         the newest event of the bundle's log) or else `user_id`, answered from the bundle's own histories. Unknown users and empty
         histories get what was popular of late; with exclude_seen (true) no item of the history. `user_id` is passed through.
-        Raises ValueError where neither column is there.
+        Raises ValueError where neither column is there, or a history is no list.
         """
         asked = {"k": 10, "exclude_seen": True} | (params or {})
         k, exclude_seen = int(asked["k"]), bool(asked["exclude_seen"])
         if k < 1:
             raise ValueError(f"params: received k = {k}, expected 1 or more")
         if "history" in frame:
-            histories = [[] if row is None else list(row) for row in frame["history"]]
+            histories = [_ids(row) for row in frame["history"]]
             lists = self._bundle.recommend_item_lists(histories, k, exclude_seen)
         elif "user_id" in frame:
             lists = self._bundle.recommend_users(frame["user_id"].tolist(), k, exclude_seen)
@@ -37,6 +37,15 @@ class Recommender:
         answer = {"item_id": [items for items, _ in lists], "score": [scores for _, scores in lists]}
         users = {"user_id": frame["user_id"].tolist()} if "user_id" in frame else {}
         return pd.DataFrame(users | answer, index=frame.index)
+
+
+def _ids(history: Any) -> list[Any]:
+    """The items of a cell of `history`; none where pandas holds it for missing."""
+    if pd.api.types.is_list_like(history):
+        return list(history)
+    if pd.isna(history):
+        return []
+    raise ValueError(f"frame: received the history {history!r}, expected a list of item ids, oldest first")
 
 
 def _load_pyfunc(data_path: str) -> Recommender:

@@ -8,7 +8,7 @@ import pytest
 from models import index as module
 from models import index_tuning
 from models.index import ItemIndex
-from models.index_settings import IndexSettings
+from models.index_settings import ApproximateType, IndexSettings
 from models.index_tuning import candidates, share_found
 from models.recommender import histories_from_lists
 from models.topk import recommend_from_scores
@@ -166,8 +166,18 @@ def test_a_type_below_the_recall_is_refused_with_what_was_measured():
         ValueError, match=r"'ivf_pq' has recall@100 0\.\d{4} on 20 user vectors, expected at least"
     ):
         ItemIndex.build(noise, ITEMS[:5_003], IndexSettings("ivf_pq", 1.0), noise[:40] + 1)
-    with pytest.raises(ValueError, match="'ivf' for 100 items, expected at least 256"):
-        ItemIndex.build(VECTORS[:100], ITEMS[:100], IndexSettings("ivf"), QUERIES)
+    small: tuple[tuple[ApproximateType, int, int], ...] = (
+        ("ivf", 100, 256),
+        ("hnsw", 256, 256),
+        ("sq", 400, 512),
+    )
+    for kind, size, least in small:
+        with pytest.raises(ValueError, match=f"{kind!r} for {size} items, expected more than {least}"):
+            ItemIndex.build(VECTORS[:size], ITEMS[:size], IndexSettings(kind), QUERIES)
+    assert ItemIndex.build(VECTORS[:257], ITEMS[:257], IndexSettings("hnsw"), QUERIES).facts.type == "hnsw"
+    every_list = ItemIndex.build(VECTORS[:513], ITEMS[:513], IndexSettings("sq", 1.0), QUERIES).facts
+    assert every_list.type == "sq"
+    assert every_list.scanned_share > 1, "all vectors and the centroids: who asks for it gets it"
     with pytest.raises(ValueError, match="'ivf' and 0 user vectors"):
         ItemIndex.build(VECTORS, ITEMS, IndexSettings("ivf"))
 

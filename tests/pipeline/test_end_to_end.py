@@ -181,6 +181,14 @@ def test_recommend_for_a_user_and_for_a_history(finished: Workdir) -> None:
     typed = finished("recommend", "--history", ",".join(map(str, items)), "--json").json
     assert len(typed["recommendations"]) == 10
     assert not {row["item_id"] for row in typed["recommendations"]} & set(items)
+    for form in (
+        json.dumps(items),
+        json.dumps([str(item) for item in items]),
+        "no-such, {}, {} ".format(*items),
+    ):
+        same = finished("recommend", "--history", form, "--json").json
+        assert same["recommendations"] == typed["recommendations"]
+        assert same["unknown_items"] == form.startswith("no-such")
     text = finished("recommend", "--user", str(user)).out
     assert "because of" in text
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from features import content
 from features.content import ContentSettings
 from features.vocabulary import Vocabulary
+from models import index
 from models.encoder import AttentionRecommender, Encoder
 from models.index import ItemIndex
+from models.index_settings import IndexFacts
 from models.inputs import ItemContent
 from models.settings import EncoderSettings
 from pipeline import new_items
@@ -55,11 +58,11 @@ def planted(folder: Path, *, item_content: bool) -> Bundle:
     assert (worth is None) is item_content
     assert worth is None or worth.r2 > 0.9
     table.select("item_id", title=pl.col("item_id")).write_parquet(folder / "items.parquet")
-    index = ItemIndex.build(vectors, np.arange(1, 41, dtype=np.int32))
+    exact = ItemIndex.build(vectors, np.arange(1, 41, dtype=np.int32))
     counts = np.concatenate(([0], np.ones(40))).astype(np.float32)
     description = {"newest": 0, "event_types": []}
     return Bundle(
-        description, Vocabulary(pl.Series(ids), 1), counts, AttentionRecommender(encoder), index, folder
+        description, Vocabulary(pl.Series(ids), 1), counts, AttentionRecommender(encoder), exact, folder
     )
 
 
@@ -90,6 +93,22 @@ def test_who_likes_its_like_gets_a_new_item_the_same_night(tmp_path: Path, item_
     assert len(bundle.items) == 40, "the bundle itself stays as it was"
     everything = new_items.extended(bundle, tonight).recommend_item_lists([likes_hot], 100)[0][0]
     assert len(everything) == 34
+
+
+@pytest.mark.parametrize("length", [0.1, 10.0], ids=["too short a graph", "room in the graph"])
+def test_an_index_that_cannot_take_a_new_item_is_built_anew_and_says_so(
+    tmp_path: Path, length: float
+) -> None:
+    bundle = planted(tmp_path, item_content=False)
+    vectors = length * bundle.index.vectors
+    facts = IndexFacts("hnsw", {"num_refined": 0}, num_built=40)
+    graph = replace(bundle.index, index=index._trained("hnsw", vectors), vectors=vectors, facts=facts)
+    tonight = pl.DataFrame({"item_id": ["new-hot"], "categories": [["hot"]]})
+    night = new_items.extended(replace(bundle, index=graph), tonight)
+    assert night.has_other_index is (length < 1)
+    assert night.index.facts.type == ("exact" if length < 1 else "hnsw")
+    assert night.index.num_items == 41
+    assert not bundle.has_other_index
 
 
 def test_what_was_new_when_the_bundle_was_made_is_served(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def two_nights(workdir: Workdir, first: pl.DataFrame, second: pl.DataFrame) -> N
     check_scored(workdir, first, second)
     again = workdir.run(*nightly)
     assert all(stage["up_to_date"] for stage in again["stages"])
+    for file in (workdir.folder / "data" / "tiny" / ".bundles").glob("*/items.parquet"):
+        file.write_bytes(b"damaged")
+    mended = workdir("run", *nightly, "--set", "score.k=5")
+    assert mended.code == 0
+    assert "is damaged, a copy of models:/lookback-tiny/1: fetched anew" in mended.err
 
     workdir.run("all")  # retraining makes a new version
     assert set((workdir.folder / "data" / "tiny" / "train").glob("*/manifest.json")) > trained

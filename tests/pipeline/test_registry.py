@@ -180,8 +180,18 @@ def test_frame_without_users_or_histories_is_refused(place: Path, digest: str):
     model = Recommender(Bundle.open(place / "bundle"))
     with pytest.raises(ValueError, match=r"received columns \['item'\], expected user_id or history"):
         model.predict(pd.DataFrame({"item": [1]}))
+    with pytest.raises(ValueError, match="received the history 'abc', expected a list of item ids"):
+        model.predict(pd.DataFrame({"history": ["abc"]}))
     with pytest.raises(ValueError, match="received k = 0, expected 1 or more"):
         model.predict(pd.DataFrame({"user_id": [1]}), {"k": 0})
+
+
+def test_a_missing_history_is_an_empty_one(place: Path, digest: str):
+    assert digest
+    model = Recommender(Bundle.open(place / "bundle"))
+    (empty, *missing) = model.predict(pd.DataFrame({"history": [[], None, float("nan")]}))["item_id"]
+    assert missing == [empty, empty]
+    assert len(empty) > 0
 
 
 def test_a_bundle_of_the_format_before_still_recommends_but_cannot_be_compared(tmp_path: Path):

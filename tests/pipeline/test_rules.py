@@ -80,6 +80,7 @@ def test_availability_windows(tmp_path: Path) -> None:
         ({"item_id": [1]}, "expected available_from or available_until"),
         ({"item_id": [1], "available_from": [["x"]]}, "expected dates or times"),
         ({"item_id": [1], "available_from": ["soon"]}, "expected dates or times"),
+        ({"item_id": [1], "available_until": [1772323200]}, "received Int64 in available_until, expected"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, table: dict[str, Any], message: str) -> None:

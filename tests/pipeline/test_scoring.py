@@ -129,6 +129,10 @@ def test_counts_and_users_of_the_table_without_events(copied: Workdir) -> None:
     assert summary["rows_left_out"] == {"user_not_in_log": 1}
     if known.dtype == pl.String:
         assert table["user_id"].unique().sort().to_list() == sorted(asked[:2])
+        shown = copied("recommend", *users, "--user", "silent", "--json").json
+        assert shown["history_length"] == 0
+        scored = table.filter(pl.col("user_id") == "silent")["item_id"].to_list()
+        assert [row["item_id"] for row in shown["recommendations"]] == scored
 
 
 def manifest(workdir: Workdir, *settings: str) -> Any:
