@@ -307,10 +307,13 @@ def leave_one_out(
 
 def _refuse_empty(split: Split, histories: JaggedHistories) -> None:
     events = split.num_events(histories)
+    told = ", ".join(f"{part} {count:,}" for part, count in events.items())
+    one_time = split.protocol == "temporal" and len(histories.time) > 0 and np.ptp(histories.time) == 0
     for part in PARTS:
         if events[part] < 1:
             raise ValueError(
-                f"split: the {part} part is empty ({events} with protocol {split.protocol!r} over {len(histories.time)} events); "
+                f"split: the {part} part is empty ({told} with protocol {split.protocol!r} over {len(histories.time):,} events"
+                f"{', all of one time' if one_time else ''}); "
                 "expected events in every part: check split.test_from, split.held_back and the fractions (temporal), "
                 "or that some users have three events (leave_one_out), and history.min_*_events"
             )

@@ -34,7 +34,7 @@ from pipeline.judging import Judging
 from pipeline.segments import segments_of
 from pipeline.stages import Context
 from pipeline.store import read_json, write_json
-from pipeline.targets import RankedTargets, check_targets, targets_of
+from pipeline.targets import RankedTargets, check_targets, targets_of, told
 from pipeline.train import Trainer, former_numbers
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
@@ -108,7 +108,7 @@ def _rank(ctx: Context) -> Evaluation:
     chosen = judging.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
     if not chosen.any():
         raise LookbackError(
-            f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {_left_out(ctx, targets)});"
+            f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {told(_left_out(ctx, targets))});"
             " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
         )
     training = training.translate(mapping)

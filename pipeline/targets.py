@@ -1,5 +1,6 @@
 """The targets a model is judged on: the held-out events, which of them stand apart, and why the others are none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,9 @@ def _refuse(targets: RankedTargets, wrong: Int64, what: str) -> None:
         f"leak: {what}, for {len(wrong):,} of {len(targets):,} targets; the first one is the event at position "
         f"{int(targets.position[row])} of the features folder, of user index {int(targets.user[row])}"
     )
+
+
+def told(left_out: Mapping[str, int]) -> str:
+    """What was left out, by reason, as a message says it."""
+    reasons = (f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items() if count)
+    return ", ".join(reasons) or "nothing"

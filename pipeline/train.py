@@ -26,7 +26,7 @@ from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.item_content import known_by_content, of_model
 from pipeline.stages import Context
-from pipeline.targets import targets_of
+from pipeline.targets import targets_of, told
 
 SELECTION = "selection"
 """Folder of the weights that validation chose, where the others learned from validation too."""
@@ -229,8 +229,9 @@ class Trainer:
         apart, targets = targets.num_apart, targets.select(targets.ordinary)
         if not len(targets):
             raise LookbackError(
-                f"train: none of the validation targets can be ranked (left out: {targets.left_out | apart}); expected some: "
-                "use split.protocol = 'leave_one_out' or a longer log"
+                f"train: none of the validation targets can be ranked (left out: {told(targets.left_out | apart)}); expected "
+                "known items after known histories: use a longer log, or split.protocol = 'leave_one_out', which takes users of "
+                "three events"
             )
         return Validation(targets.histories, targets.item, config.exclude_seen)
 

@@ -100,6 +100,11 @@ def test_an_empty_part_is_refused(settings: dict[str, int]) -> None:
         splits.temporal(LOG, 3, **settings)
 
 
+def test_a_log_of_one_time_is_refused_for_that() -> None:
+    with pytest.raises(ValueError, match=r"train 0, validation 0, test 3 .* over 3 events, all of one time"):
+        splits.temporal(jagged([[(5, 1), (5, 2)], [(5, 1)]]), 2)
+
+
 def test_leave_one_out_without_long_enough_histories_is_refused() -> None:
     with pytest.raises(ValueError, match="the validation part is empty"):
         splits.leave_one_out(jagged([[(1, 1), (2, 2)], [(1, 1)]]), 2)
