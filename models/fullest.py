@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _SCALE = 2.0**10
 """Of the objective: HiGHS stops within 1e-6 of the best, that is 1e-9 of the range of worth."""
+_MOST_NODES = 200
+"""Branches that HiGHS looks at, so that no row takes for ever; catalogues of shops and films are solved at the first."""
 
 
 def is_fullest(categories: Int32, chosen: Int64, most: int) -> bool:
@@ -33,8 +35,9 @@ def fullest(categories: Int32, kind: Int64, worth: Float32, k: int, most: int) -
     """The largest choice of at most k of f candidates, `most` of each category, and of these the one of greatest total worth.
 
     maximise sum_i x_i (1 + w_i / (k + 1)) subject to sum_i x_i <= k, sum_{i of category} x_i <= most, x_i in {0, 1}, where w is
-    `worth` [f] brought to [0, 1]: what k items are worth together adds less than one item more. Solved exactly by HiGHS (Huangfu
-    & Hall 2018), the same way each time, over candidates that can matter. `categories` [f, c] as in `Traits`, `kind` [f] the same
+    `worth` [f] brought to [0, 1]: what k items are worth together adds less than one item more. Solved by HiGHS (Huangfu
+    & Hall 2018), the same way each time, over candidates that can matter; the problem is NP-hard, and what is not solved after
+    `_MOST_NODES` branches is the best choice found by then, none if there is none. `categories` [f, c] as in `Traits`, `kind` [f] the same
     number for those of the same categories. Returns ascending places [p] of candidates.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -49,9 +52,10 @@ def fullest(categories: Int32, kind: Int64, worth: Float32, k: int, most: int) -
         integrality=np.ones(len(places)),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(members, ub=limits),
-        options={"mip_rel_gap": 0},
+        options={"mip_rel_gap": 0, "node_limit": _MOST_NODES},
     )
-    assert found.success, found.message
+    if found.x is None:
+        return np.zeros(0, np.int64)
     is_chosen: NDArray[np.bool_] = found.x > 0.5
     return places[is_chosen]
 
