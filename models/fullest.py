@@ -35,10 +35,10 @@ def fullest(categories: Int32, kind: Int64, worth: Float32, k: int, most: int) -
     """The largest choice of at most k of f candidates, `most` of each category, and of these the one of greatest total worth.
 
     maximise sum_i x_i (1 + w_i / (k + 1)) subject to sum_i x_i <= k, sum_{i of category} x_i <= most, x_i in {0, 1}, where w is
-    `worth` [f] brought to [0, 1]: what k items are worth together adds less than one item more. Solved by HiGHS (Huangfu
-    & Hall 2018), the same way each time, over candidates that can matter; the problem is NP-hard, and what is not solved after
-    `_MOST_NODES` branches is the best choice found by then, none if there is none. `categories` [f, c] as in `Traits`, `kind` [f] the same
-    number for those of the same categories. Returns ascending places [p] of candidates.
+    `worth` [f] brought to [0, 1]: what k items are worth together adds less than one item more. Solved by HiGHS (Huangfu & Hall
+    2018), the same way each time, over candidates that can matter; the problem is NP-hard, and what is not solved after
+    `_MOST_NODES` branches is the best choice found by then, none if there is none. `categories` [f, c] as in `Traits`, `kind` [f]
+    the same number for those of the same categories. Returns ascending places [p] of candidates.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
