@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.blocks import Dropout
+from models.machine import computes_bf16
 from models.places import Places, joined, windows_of
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
@@ -47,13 +48,18 @@ class RecurrentBlock(nn.Module):
 
     def _mixed(self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b l d"]:
         normed = self.norm(states)
-        read: Tensor = self.onward(normed)[0]
+        read = self._read(self.onward, normed)
         if self.back is not None:
             order = _from_the_end(lengths, states.shape[1])
-            read_back = self.back(normed.gather(1, order.expand_as(normed)))[0]
+            read_back = self._read(self.back, normed.gather(1, order.expand_as(normed)))
             read = torch.cat([read, read_back.gather(1, order.expand_as(read_back))], -1)
         thinned: Tensor = self.dropout(read)
         return states + thinned
+
+    def _read(self, cell: nn.RNNBase, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l _"]:
+        """The hidden states of one direction."""
+        hidden: Tensor = cell(normed)[0]
+        return hidden
 
 
 def _from_the_end(lengths: Int[Tensor, " b"], columns: int) -> Int[Tensor, "b l 1"]:
@@ -68,9 +74,16 @@ class LSTMBlock(RecurrentBlock):
 
     i, f, o = sigma(W u + U h + b) each with its own, g = tanh(W_g u + U_g h + b_g), c_i = f * c_{i-1} + i * g,
     h_i = o * tanh(c_i). Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
+    Under bf16 autocast it stays fp32 on a CPU that does not compute bf16: there torch has no such kernel, and raises.
     """
 
     cell = nn.LSTM
+
+    def _read(self, cell: nn.RNNBase, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l _"]:
+        if normed.device.type == "cpu" and not computes_bf16(normed.device):
+            with torch.autocast("cpu", enabled=False):
+                return super()._read(cell, normed)
+        return super()._read(cell, normed)
 
 
 class GRUBlock(RecurrentBlock):
