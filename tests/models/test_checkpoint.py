@@ -39,6 +39,7 @@ def test_save_and_load_change_nothing(encoder, tmp_path):
 
 def test_every_variant_is_the_same_after_loading(variant, random_encoder, random_histories, tmp_path):
     saved, histories = random_encoder(**variant), random_histories([3, 9, 1, 0])
+    saved.requires_grad_(requires_grad=False)  # as loaded: torch has other kernels for GRUs that learn
     saved.anneal(0.3)
     save_model(saved, tmp_path)
     loaded = load_model(tmp_path)

@@ -23,7 +23,8 @@ def test_items_with_vectors_of_their_own(
     assert encoder.num_items == 29, "the encoder stays as it was"
     histories = random_histories([5, 3])
     before, after = (AttentionRecommender(each).score_items(histories) for each in (encoder, grown))
-    assert (before == after[:, :30]).all()
+    # a product's last bits may change with its number of columns: by 12 * 2^-24 * |state| |vector| at most
+    np.testing.assert_allclose(after[:, 1:30], before[:, 1:], rtol=0, atol=1e-5)
     new = histories_from_lists([[30, 31, 1]])
     assert np.isfinite(AttentionRecommender(grown).score_items(new)[:, 1:]).all(), "they count in histories"
 

@@ -189,16 +189,14 @@ def test_the_runs_of_the_experiment_are_listed_the_best_first(
 
 def test_a_run_says_how_good_it_is_and_whether_that_is_real(place: Place, see: Callable[..., str]) -> None:
     run = place.run("transformer-2x4 tiny temporal")
-    page = see(
-        f"{place.server}/#/experiments/{place.experiment}/runs/{run.info.run_id}", "NDCG@10", "Parameters"
-    )
+    shown = ("Finished", "Child runs", "evaluate transformer-2x4 tiny temporal", "lookback.protocol")
+    address = f"{place.server}/#/experiments/{place.experiment}/runs/{run.info.run_id}"
+    page = see(address, "NDCG@10", "Parameters", *shown)
     report = place.workdir.artifact("evaluate", "--set", "model.dim=4", "--set", "train.epochs=1")
     assert f"{run.data.metrics['test/ndcg_at_10']:.4f}" in page
     assert "By the paired test it is" in page
     assert "Of the earlier runs on the same targets it is" in page
     assert report.exists()
-    for shown in ("Finished", "Child runs", "evaluate transformer-2x4 tiny temporal", "lookback.protocol"):
-        assert shown in page
 
 
 def test_a_training_s_curves(place: Place, browser: webdriver.Chrome, see: Callable[..., str]) -> None:
