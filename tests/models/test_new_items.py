@@ -22,7 +22,11 @@ def test_items_with_vectors_of_their_own(
     assert grown.item_vectors()[-2:].detach().numpy() == pytest.approx(own)
     assert encoder.num_items == 29, "the encoder stays as it was"
     histories = random_histories([5, 3])
-    before, after = (AttentionRecommender(each).score_items(histories) for each in (encoder, grown))
+    recommenders = [AttentionRecommender(each) for each in (encoder, grown)]
+    assert np.array_equal(*(each.encode(histories) for each in recommenders)), (
+        "to the bit, as are the vectors"
+    )
+    before, after = (each.score_items(histories) for each in recommenders)
     # a product's last bits may change with its number of columns: by 12 * 2^-24 * |state| |vector| at most
     np.testing.assert_allclose(after[:, 1:30], before[:, 1:], rtol=0, atol=1e-5)
     new = histories_from_lists([[30, 31, 1]])
