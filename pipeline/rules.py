@@ -63,8 +63,8 @@ def moment_of(iso: str) -> int:
 
 
 def read_ids(key: str, path: Path, column: str) -> pl.Series:
-    """The distinct ids in a column of a Parquet file that a configuration key names; empty ones are one that nobody knows."""
-    return _read(key, path, (column,))[column].unique()
+    """The distinct ids in a column of a Parquet file that a configuration key names; an empty one asks for nobody."""
+    return _read(key, path, (column,))[column].drop_nulls().unique()
 
 
 def _read(key: str, path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
