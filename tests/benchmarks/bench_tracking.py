@@ -1,23 +1,28 @@
 """What logging costs a training: the same `lookback run train` with and without tracking, in turn.
 
-python tests/benchmarks/bench_tracking.py [CONFIG] [key=value …]
+python tests/benchmarks/bench_tracking.py [CONFIG] [--pairs 8] [--set key=value …]
 
 Processor seconds of the whole command (user and system, all its threads), which other work on the machine changes little, and
-wall seconds; medians over the repetitions.
+wall seconds. Each pair is one run with and one without, whichever comes first in turn; the share that logging adds is the mean
+of the pairs' differences over the mean without, with a 95 % bootstrap interval over the pairs.
 """
 
+import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
-REPETITIONS = 3
 
 
 def command(config: str, folder: str, settings: list[str], *words: str) -> list[str]:
@@ -37,31 +42,46 @@ def seconds(words: list[str]) -> tuple[float, float]:
     return used, time.monotonic() - started
 
 
-def measure(config: str, settings: list[str]) -> dict[str, object]:
-    """Medians with and without, and the share that logging adds."""
-    found: dict[str, list[tuple[float, float]]] = {"on": [], "off": []}
+def share(on: list[float], off: list[float]) -> dict[str, float]:
+    """What is added to the seconds without, as a share of them, with its 95 % interval over the pairs."""
+
+    def added(with_logging: NDArray[np.float64], without: NDArray[np.float64], axis: int = -1) -> Any:
+        return with_logging.mean(axis) / without.mean(axis) - 1
+
+    found = bootstrap((on, off), added, paired=True, rng=0)
+    return {
+        "share": float(added(np.array(on), np.array(off))),
+        "low": float(found.confidence_interval.low),
+        "high": float(found.confidence_interval.high),
+    }
+
+
+def measure(config: str, settings: list[str], pairs: int) -> dict[str, object]:
+    """The seconds of every run, and the share that logging adds."""
+    runs: dict[str, list[tuple[float, float]]] = {"on": [], "off": []}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             command(config, folder, settings, "features"), check=True, cwd=ROOT, stdout=subprocess.DEVNULL
         )
-        for _ in range(REPETITIONS):
-            for name, each in found.items():
+        for pair in range(pairs):
+            for name in ("on", "off") if pair % 2 else ("off", "on"):
                 enabled = f"tracking.enabled={'true' if name == 'on' else 'false'}"
-                each.append(seconds(command(config, folder, [*settings, enabled], "train", "--force")))
-    used = {name: statistics.median(cpu for cpu, _ in each) for name, each in found.items()}
-    wall = {name: statistics.median(wall for _, wall in each) for name, each in found.items()}
+                runs[name].append(seconds(command(config, folder, [*settings, enabled], "train", "--force")))
+    (cpu_on, wall_on), (cpu_off, wall_off) = (tuple(zip(*runs[name], strict=True)) for name in ("on", "off"))
     return {
         "config": config,
         "settings": settings,
         "cores": os.cpu_count(),
-        "runs": found,
-        "cpu_seconds": used,
-        "wall_seconds": wall,
-        "cpu_share": used["on"] / used["off"] - 1,
-        "wall_share": wall["on"] / wall["off"] - 1,
+        "runs": runs,
+        "cpu": share(list(cpu_on), list(cpu_off)),
+        "wall": share(list(wall_on), list(wall_off)),
     }
 
 
 if __name__ == "__main__":
-    named, *rest = sys.argv[1:] or ["pipeline/configs/demo.toml"]
-    print(json.dumps(measure(named, rest), indent=2))
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("config", nargs="?", default="pipeline/configs/demo.toml")
+    asked.add_argument("--pairs", type=int, default=8)
+    asked.add_argument("--set", nargs="*", default=[], dest="settings")
+    arguments = asked.parse_args()
+    print(json.dumps(measure(arguments.config, arguments.settings, arguments.pairs), indent=2))

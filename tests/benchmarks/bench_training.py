@@ -31,10 +31,10 @@ Figures = dict[str, Any]
 
 
 def machine() -> Figures:
-    """GFLOP/s of matrix products, of a step's shapes in both precisions and of a large square in bf16; and the compiler."""
+    """GFLOP/s of matrix products, of a step's shapes and of a large square; bf16 where it is native; and the compiler."""
     import torch
 
-    from models.machine import compiler, matmul_flops
+    from models.machine import compiler, computes_bf16, matmul_flops
     from tests.benchmarks.gpu import square_flops
 
     cpu = torch.device("cpu")
@@ -43,9 +43,9 @@ def machine() -> Figures:
         return round(max(matmul_flops(cpu, precision, 8192, 64, 4096) for _ in range(10)) / 1e9, 1)
 
     return {
-        "bf16": best(torch.bfloat16),
+        "bf16": best(torch.bfloat16) if computes_bf16(cpu) else None,
         "fp32": best(torch.float32),
-        "bf16_square": round(square_flops(cpu) / 1e9, 1),
+        "square": round(square_flops(cpu) / 1e9, 1),
         "compiler": compiler(cpu),
     }
 

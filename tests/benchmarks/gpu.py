@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from models.batching import BatchPlan  # noqa: E402
 from models.encoder import AttentionRecommender, Encoder  # noqa: E402
-from models.machine import pick_device  # noqa: E402
+from models.machine import computes_bf16, pick_device  # noqa: E402
 from models.metrics import Float64, hit_rate, ndcg  # noqa: E402
 from models.outcome import EpochRecord, FitResult  # noqa: E402
 from models.ranking import rank_targets  # noqa: E402
@@ -281,9 +281,10 @@ def epoch_flops(data: Data, model: Encoder, train: TrainSettings) -> tuple[int, 
 
 
 def square_flops(device: torch.device) -> float:
-    """Floating-point operations per second of a large square product in bf16, of random numbers."""
+    """Floating-point operations per second of a large square product of random numbers: bf16 where it is native, else fp32."""
     size = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    dtype = torch.bfloat16 if computes_bf16(device) else torch.float32
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = math.inf
     for _ in range(20 if device.type == "cuda" else 3):
         started = time.perf_counter()
@@ -425,7 +426,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def speed(history: list[dict[str, Any]], flops_per_target: float, device: torch.device) -> dict[str, Any]:
-    """Targets/s, the median epoch's, and what share that is of a large square bf16 product measured here."""
+    """Targets/s, the median epoch's, and what share that is of a large square product measured here."""
     rate = float(np.median([each["targets"] / each["seconds"] for each in history]))
     peak = square_flops(device)
     return {

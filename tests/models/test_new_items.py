@@ -23,9 +23,8 @@ def test_items_with_vectors_of_their_own(
     assert encoder.num_items == 29, "the encoder stays as it was"
     histories = random_histories([5, 3])
     recommenders = [AttentionRecommender(each) for each in (encoder, grown)]
-    assert np.array_equal(*(each.encode(histories) for each in recommenders)), (
-        "to the bit, as are the vectors"
-    )
+    states, same = (each.encode(histories) for each in recommenders)
+    assert np.array_equal(states, same), "to the bit, as are the vectors"
     before, after = (each.score_items(histories) for each in recommenders)
     # a product's last bits may change with its number of columns: by 12 * 2^-24 * |state| |vector| at most
     np.testing.assert_allclose(after[:, 1:30], before[:, 1:], rtol=0, atol=1e-5)
