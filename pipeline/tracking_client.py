@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import sqlite3
@@ -109,7 +110,7 @@ def client_at(uri: str) -> "MlflowClient":
     """MLflow's client; an SQLite database is there, complete and in write-ahead mode, before anybody uses it."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings(), _creating(sqlite_path(uri)):
+    with warnings.catch_warnings(), _creating(sqlite_path(uri)), _without_collecting():
         warnings.simplefilter("ignore")  # MLflow's use of SQLAlchemy's old ways is not ours to mend
         from mlflow import MlflowClient
 
@@ -118,6 +119,18 @@ def client_at(uri: str) -> "MlflowClient":
         if sqlite_path(uri) is not None:
             client.search_experiments(max_results=1)
     return client
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """No garbage is looked for meanwhile: a sixth of the time that MLflow takes to be imported."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
