@@ -257,6 +257,7 @@ class ParentRun:
         """All resolved settings, and of the stages: headline numbers, data sets, tags that hold for all, files to look at."""
         config = self._pipeline.config
         plan.params(config.model_dump(mode="json"))
+        plan.tags |= environment.tags()
         points: dict[str, Point] = {}
         datasets: list[DatasetInput] = []
         for name, each in self._seen.items():

@@ -198,6 +198,7 @@ def _build(node: Node, context: Context) -> None:
         from models.machine import pick_device
 
         context.track.tag("lookback.device", str(pick_device()))
+    context.track.tags |= environment.tags()  # of this build, whenever and by whichever code it is sent
     context.track.params(node.settings)
     context.track.metric("seconds", manifest["seconds"])
     context.track.metric("peak_bytes", manifest["peak_bytes"])

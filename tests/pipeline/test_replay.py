@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 from pipeline.stages import STAGES
 from tests.pipeline.conftest import Workdir
@@ -94,6 +96,26 @@ def test_the_first_version_is_champion_and_answers_as_score_does(copied: Workdir
     answer = model.predict(pd.DataFrame({"history": [history]}), params={"k": 4})
     assert len(answer["item_id"][0]) == 4
     assert not set(answer["item_id"][0]) & set(history)
+
+
+def test_what_is_sent_later_names_the_code_that_computed_it(
+    workdir: Workdir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    identity = "-c", "user.name=a", "-c", "user.email=a@b.example"
+    other.mkdir()
+    for words in (("init", "-q", "."), (*identity, "commit", "-q", "--allow-empty", "-m", "then")):
+        subprocess.run(["git", *words], cwd=other, check=True)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))  # another checkout, as far as git says
+    of_then = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    workdir.run("features")
+    monkeypatch.delenv("GIT_DIR")
+    workdir.run("features")  # finds all up to date
+    shutil.rmtree(workdir.folder / "mlruns")
+    workdir.run("features")
+    runs = logged(workdir)
+    assert len(runs) == 3
+    assert {run["tags"]["lookback.git"] for run in runs.values()} == {of_then.stdout[:12]}
 
 
 def test_without_tracking_nothing_is_written(copied: Workdir) -> None:
