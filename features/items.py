@@ -10,7 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from features import ids, records, schema, sources, tables
+from features import ids, schema, tables
+from features.readers import json_lines, sources
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, USER_ID, IdType
 from features.tables import TableFormat
 
@@ -197,8 +198,8 @@ class _FirstWins:
 
 def _json_lines(path: Path, form: TableFormat) -> Iterator[dict[str, Any] | None]:
     with sources.open_bytes(path) as stream:
-        for lines in records.json_lines(stream, form, str(path)):
-            yield from (records.parse_object(line, form.encoding) for line in lines)
+        for lines in json_lines.json_lines(stream, form, str(path)):
+            yield from (json_lines.parse_object(line, form.encoding) for line in lines)
 
 
 def _from_objects(
@@ -219,7 +220,7 @@ def _from_objects(
             continue
         keys |= dict.fromkeys(each)
         for ours, theirs in columns.items():
-            values[ours].append(records.at_path(each, str(theirs)))
+            values[ours].append(json_lines.at_path(each, str(theirs)))
     absent = [name for name, column in values.items() if all(each is None for each in column)]
     if keys and absent and (form.columns or id_name in absent):
         raise ValueError(

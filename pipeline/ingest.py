@@ -19,10 +19,10 @@ from tqdm import tqdm
 from features import events as event_log
 from features import items as item_tables
 from features import schema
-from features import sources as readers
 from features.events import Counts, EventFormat
 from features.parallel import in_order
 from features.parts import Description, describe, find_duplicates, write_without
+from features.readers import sources as readers
 from features.schema import IdType
 from features.tables import TableFormat
 from pipeline import deliveries, parts, sources, store

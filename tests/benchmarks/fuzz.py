@@ -28,9 +28,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import delimited, events, items, json_shapes, parquet, schema, sources, tables
+from features import events, items, schema, tables
 from features.events import EventFormat
 from features.items import ItemFormat
+from features.readers import delimited, json_shapes, parquet, sources
 from features.schema import IdType
 from features.tables import TableFormat
 

@@ -107,7 +107,7 @@ def test_the_same_whatever_the_block_size(ingest: Any, monkeypatch: pytest.Monke
         for _ in range(300)
     ]
     whole = ingest(HEADER + "\n".join(rows))
-    monkeypatch.setattr("features.delimited.FIRST_BYTES", 20)
+    monkeypatch.setattr("features.readers.delimited.FIRST_BYTES", 20)
     monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
     monkeypatch.setattr(parts, "ROWS_PER_GROUP", 7)
     pieces = ingest(HEADER + "\n".join(rows))

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import json_shapes, records, tables
-from features.json_shapes import Shape
+from features import tables
+from features.readers import json_lines, json_shapes
+from features.readers.json_shapes import Shape
 from features.tables import TableFormat
 
 FORM = TableFormat("events", {"user_id": "u.id", "item_id": "i", "timestamp": "t", "value": "u.deep.v"})
@@ -21,7 +22,7 @@ def read(content: bytes, form: TableFormat = FORM) -> list[tuple[Any, ...]]:
     """Values, whether broken, and raw text of every row."""
     rows: list[tuple[Any, ...]] = []
     try:
-        for chunk in records.read_jsonl(io.BytesIO(content), form, "log.jsonl"):
+        for chunk in json_lines.read_jsonl(io.BytesIO(content), form, "log.jsonl"):
             raw = chunk.raw(np.arange(len(chunk.frame)))
             values = chunk.frame.rows()
             rows += [

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import tables
-from features.json_shapes import Shapes
+from features.readers.json_shapes import Shapes
 from features.schema import ITEM_ID, TIMESTAMP, USER_ID
 from features.tables import Chunk, Rows, TableFormat
 

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from features import delimited, events, json_shapes, parquet, schema, sources, tables
+from features import events, schema, tables
 from features.events import EventFormat
+from features.readers import delimited, json_shapes, parquet, sources
 from features.schema import IdType
 from features.tables import TableFormat
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features import events, ids, parquet, schema, timestamps
+from features import events, ids, schema, timestamps
 from features.events import EventFormat
+from features.readers import parquet
 from features.tables import TableFormat
 
 D = decimal.Decimal

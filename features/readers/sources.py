@@ -8,7 +8,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from features import delimited, parquet, records, tables
+from features import tables
+from features.readers import delimited, json_lines, parquet
 from features.tables import Chunk, FileFormat, Reading, TableFormat
 
 _COMPRESSED = (".gz", ".zst", ".bz2")
@@ -62,7 +63,7 @@ def readings(path: Path, form: TableFormat) -> Iterator[Reading]:
         if kind == "csv":
             yield from delimited.read(stream, form, str(path))
         else:
-            chunks = records.read_jsonl(stream, form, str(path))
+            chunks = json_lines.read_jsonl(stream, form, str(path))
             yield from (functools.partial(tables.given, chunk) for chunk in chunks)
 
 

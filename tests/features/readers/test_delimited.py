@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from features import delimited, tables
+from features import tables
+from features.readers import delimited
 from features.tables import TableFormat
 
 Rows = list[tuple[list[str] | None, str]]
