@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.ids import plain, typed
+from features.events.ids import plain, typed
 from features.schema import IdType
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import polars as pl
 
-from features import events as event_log
 from features import schema
-from features.ids import plain
+from features.events import validation as event_log
+from features.events.ids import plain
 from pipeline import parts, registry, sources, store, tracking
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError

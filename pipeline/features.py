@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from features import buckets, content, leaks, schema, splits
-from features import events as event_log
 from features.content import ContentSettings
+from features.events import validation as event_log
 from features.histories import JaggedHistories
 from features.vocabulary import Vocabulary
 from pipeline import profile

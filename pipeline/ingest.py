@@ -16,12 +16,12 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from features import events as event_log
-from features import items as item_tables
 from features import schema
-from features.events import Counts, EventFormat
+from features.events import side_tables as item_tables
+from features.events import validation as event_log
+from features.events.parquet_parts import Description, describe, find_duplicates, write_without
+from features.events.validation import Counts, EventFormat
 from features.parallel import in_order
-from features.parts import Description, describe, find_duplicates, write_without
 from features.readers import sources as readers
 from features.schema import IdType
 from features.tables import TableFormat

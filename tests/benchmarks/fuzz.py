@@ -28,9 +28,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import events, items, schema, tables
-from features.events import EventFormat
-from features.items import ItemFormat
+from features import schema, tables
+from features.events import side_tables, validation
+from features.events.side_tables import ItemFormat
+from features.events.validation import EventFormat
 from features.readers import delimited, json_shapes, parquet, sources
 from features.schema import IdType
 from features.tables import TableFormat
@@ -267,7 +268,7 @@ def run(rng: random.Random, origin: Origin, folder: Path) -> str:
             _check_log(rng, path, origin.form, folder)
         else:
             _check_table(path, origin.form)
-    except events.TextIds:
+    except validation.TextIds:
         return "text ids"
     except ValueError as error:
         if type(error) is not ValueError or not _is_message(str(error), path):
@@ -294,13 +295,13 @@ def _check_log(rng: random.Random, path: Path, form: EventFormat, folder: Path) 
         types=rng.choice([None, None, ("view", "1")]),
         min_value=rng.choice([None, None, 2.0]),
     )
-    counts = events.ingest_file(path, "f" * 16, form, id_types, folder)
+    counts = validation.ingest_file(path, "f" * 16, form, id_types, folder)
     log = schema.read(folder / "events.parquet", schema.EVENTS)
     refused = schema.read(folder / "quarantine.parquet", schema.QUARANTINE)
     counts.check()
     assert (counts.rows_out, counts.refused.total()) == (len(log), len(refused))
     assert counts.refused == Counter(refused["reason"])
-    assert set(counts.refused) <= set(events.REFUSED)
+    assert set(counts.refused) <= set(validation.REFUSED)
     rows = log["source_row"].to_list() + refused["source_row"].to_list()
     assert len(set(rows)) == len(rows) == counts.rows_in - counts.left_out.total()
     assert not rows or (min(rows) >= 1 and max(rows) <= counts.rows_in)
@@ -343,9 +344,9 @@ def _unpacked(path: Path) -> bytes:
 
 def _check_table(path: Path, form: ItemFormat | TableFormat) -> None:
     if isinstance(form, ItemFormat):
-        name, table = "item_id", items.read_items([path], form, "string")
+        name, table = "item_id", side_tables.read_items([path], form, "string")
     else:
-        name, table = "user_id", items.read_users([path], form, "string")
+        name, table = "user_id", side_tables.read_users([path], form, "string")
     assert table.rows_in == len(table.frame) + sum(table.left_out.values())
     assert table.frame[name].is_unique().all()
     assert not table.frame[name].null_count()

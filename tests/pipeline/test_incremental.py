@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from features import events, schema
+from features import schema
+from features.events import validation
 from pipeline.config import load_config
 from pipeline.errors import LookbackError
 from pipeline.run import bring_up_to_date
@@ -145,7 +146,7 @@ def sorted_rows(artifact: Path, name: str) -> pl.DataFrame:
     keys = [schema.SOURCE_FILE, schema.SOURCE_ROW]
     if name == "events":
         return (
-            events.scan(artifact / name)
+            validation.scan(artifact / name)
             .with_columns(pl.col("event_type").cast(pl.String))
             .sort(keys)
             .collect()

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features import events, schema, tables
+from features import schema, tables
+from features.events import validation
 from pipeline import parts, store
 from pipeline.config import load_config
 from pipeline.errors import DamagedArtifact, LookbackError
@@ -59,7 +60,7 @@ def log(tmp_path: Path) -> Log:
 
 
 def read(artifact: Path) -> pl.DataFrame:
-    return events.scan(artifact / "events").sort("source_file", "source_row").collect()
+    return validation.scan(artifact / "events").sort("source_file", "source_row").collect()
 
 
 def check_sums(manifest: dict[str, Any], artifact: Path) -> None:
@@ -87,13 +88,13 @@ def test_a_second_night_reads_only_the_new_file(log: Log, monkeypatch: pytest.Mo
     first = log.ingest()
     log.write("day2.csv", DAY_2)
     read_files: list[str] = []
-    original = events.ingest_file
+    original = validation.ingest_file
 
-    def spy(path: Path, *arguments: Any, **more: Any) -> events.Counts:
+    def spy(path: Path, *arguments: Any, **more: Any) -> validation.Counts:
         read_files.append(path.name)
         return original(path, *arguments, **more)
 
-    monkeypatch.setattr(events, "ingest_file", spy)
+    monkeypatch.setattr(validation, "ingest_file", spy)
     second = log.ingest()
     assert read_files == ["day2.csv"]
     shared = {path.name for path in (first / "events").iterdir()}
@@ -187,13 +188,13 @@ def test_a_file_that_changes_while_it_is_read_is_no_part(
     log.ingest()
     before = log.parts()
     path = log.write("day2.csv", "5,10,1600000000,view\n")
-    original = events.ingest_file
+    original = validation.ingest_file
 
-    def slow(*arguments: Any, **more: Any) -> events.Counts:
+    def slow(*arguments: Any, **more: Any) -> validation.Counts:
         path.write_text(HEADER + rows)
         return original(*arguments, **more)
 
-    monkeypatch.setattr(events, "ingest_file", slow)
+    monkeypatch.setattr(validation, "ingest_file", slow)
     with pytest.raises(LookbackError, match=r"day2\.csv: changed while it was read"):
         log.ingest()
     assert log.parts() == before
@@ -292,7 +293,7 @@ def test_another_log_under_the_same_name_has_ids_of_its_own(log: Log) -> None:
 def test_string_logs_are_not_tried_as_int64_every_night(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.write("day2.csv", "u7,12,1600090000,view\n")
     log.ingest()
-    monkeypatch.setattr(events, "ingest_file", None)  # reads nothing
+    monkeypatch.setattr(validation, "ingest_file", None)  # reads nothing
     log.ingest("events.max_refused_fraction=0.6")
 
 
@@ -381,7 +382,7 @@ def test_a_store_that_was_copied_without_its_times_is_read_once(
     first = log.ingest()
     for path in (first.parent / PARTS).glob("*/*.parquet"):
         os.utime(path, ns=(1, 1))
-    monkeypatch.setattr(events, "ingest_file", None)  # reads no source
+    monkeypatch.setattr(validation, "ingest_file", None)  # reads no source
     log.ingest("events.max_refused_fraction=0.6")
     monkeypatch.setattr(store, "digest_file", lambda _: pytest.fail("read again"))
     for path in (first.parent / PARTS).glob("*/"):
@@ -425,7 +426,7 @@ def test_a_log_that_does_not_fit_stops_with_one_message(
 
 def test_a_hopeless_file_is_not_read_to_its_end(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "BLOCK_BYTES", 100_000)
-    monkeypatch.setattr(events, "EARLY_ROWS", 500)
+    monkeypatch.setattr(validation, "EARLY_ROWS", 500)
     log.write("wrong.csv", "9,12,1600000000,view\n" + "1;10;1600000000;view\n" * 100_000)
     with pytest.raises(ValueError, match=r"rows were refused, expected at most 50.0%") as stopped:
         log.ingest()
@@ -453,13 +454,13 @@ def test_a_file_under_another_extension_is_read_anew(log: Log) -> None:
 def test_force_reads_every_source_again(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     log.ingest()
     seen = []
-    real = events.ingest_file
+    real = validation.ingest_file
 
-    def spy(path: Path, *arguments: Any, **more: Any) -> events.Counts:
+    def spy(path: Path, *arguments: Any, **more: Any) -> validation.Counts:
         seen.append(path.name)
         return real(path, *arguments, **more)
 
-    monkeypatch.setattr(events, "ingest_file", spy)
+    monkeypatch.setattr(validation, "ingest_file", spy)
     log.ingest(force=True)
     assert seen == ["day1.csv"]
 

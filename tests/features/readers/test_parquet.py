@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features import events, ids, schema, timestamps
-from features.events import EventFormat
+from features import schema
+from features.events import ids, timestamps, validation
+from features.events.validation import EventFormat
 from features.readers import parquet
 from features.tables import TableFormat
 
@@ -98,7 +99,7 @@ def test_times_no_calendar_has_are_refused_and_shown(tmp_path: Path, unit: str, 
         latest=2 * 10**15,
         timezone=BERLIN,
     )
-    counts = events.ingest_file(path, "f" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path)
+    counts = validation.ingest_file(path, "f" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path)
     assert counts.refused == {"impossible_time": 3}
     assert "9999-12-31" in counts.examples[0]["raw"]
 
@@ -151,7 +152,7 @@ def test_lists_and_structs_are_refused_by_the_key(tmp_path: Path, name: str, val
     path = write(tmp_path / "log.parquet", arrays | {name: pa.array([value])})
     form = EventFormat(TableFormat("events", {each: each for each in arrays}), latest=2 * 10**15)
     with pytest.raises(ValueError, match=rf"events\.columns\.{name}: .*(List|Struct).*expected"):
-        events.ingest_file(path, "f" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path)
+        validation.ingest_file(path, "f" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path)
 
 
 def test_bytes_that_are_no_text_break_their_rows(tmp_path: Path) -> None:

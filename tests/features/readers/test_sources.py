@@ -16,8 +16,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from features import events, schema, tables
-from features.events import EventFormat
+from features import schema, tables
+from features.events import validation
+from features.events.validation import EventFormat
 from features.readers import delimited, json_shapes, parquet, sources
 from features.schema import IdType
 from features.tables import TableFormat
@@ -63,8 +64,8 @@ def ingest(content: bytes, name: str, folder: Path, separator: str = ",") -> tup
     id_types: dict[str, IdType] = {"user_id": "int64", "item_id": "int64"}
     while True:
         try:
-            events.ingest_file(path, "f" * 16, form, id_types, folder)
-        except events.TextIds as found:
+            validation.ingest_file(path, "f" * 16, form, id_types, folder)
+        except validation.TextIds as found:
             id_types[found.column] = "string"
         else:
             break

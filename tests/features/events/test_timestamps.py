@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.timestamps import check_unit, microseconds
+from features.events.timestamps import check_unit, microseconds
 
 MOMENT = datetime.datetime(2016, 6, 8, 19, 10, 32, 250_000, tzinfo=datetime.UTC)
 SECONDS = 1_465_413_032

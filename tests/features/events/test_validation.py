@@ -12,8 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from features import events, parts, schema, tables
-from features.events import Counts, EventFormat
+from features import schema, tables
+from features.events import parquet_parts, validation
+from features.events.validation import Counts, EventFormat
 from features.tables import TableFormat
 
 NOW = 1_800_000_000 * 10**6
@@ -64,7 +65,7 @@ def ingest(tmp_path: Path) -> Callable[..., tuple[pl.DataFrame, pl.DataFrame, Co
         path = tmp_path / name
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         id_types = arguments.pop("id_types", INT64)
-        counts = events.ingest_file(
+        counts = validation.ingest_file(
             path, "0123456789abcdef", settings or form(), id_types, tmp_path, **arguments
         )
         log = schema.read(tmp_path / "events.parquet", schema.EVENTS)
@@ -109,7 +110,7 @@ def test_the_same_whatever_the_block_size(ingest: Any, monkeypatch: pytest.Monke
     whole = ingest(HEADER + "\n".join(rows))
     monkeypatch.setattr("features.readers.delimited.FIRST_BYTES", 20)
     monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(parts, "ROWS_PER_GROUP", 7)
+    monkeypatch.setattr(parquet_parts, "ROWS_PER_GROUP", 7)
     pieces = ingest(HEADER + "\n".join(rows))
     assert pieces[0].sort("source_row").equals(whole[0])
     assert pieces[1].equals(whole[1])
@@ -130,7 +131,7 @@ def test_what_is_left_out_on_purpose_is_counted(ingest: Any) -> None:
 
 def test_auto_is_int64_only_if_every_accepted_id_is_one(ingest: Any) -> None:
     text = HEADER + "007,10,1600000000,view,1\n"
-    with pytest.raises(events.TextIds) as found:
+    with pytest.raises(validation.TextIds) as found:
         ingest(text)
     assert found.value.column == "user_id"
     log, _, _ = ingest(text, id_types={"user_id": "string", "item_id": "int64"})
@@ -251,7 +252,7 @@ def test_too_many_refused_rows_stop_with_examples_and_settings(ingest: Any) -> N
     settings = form()
     _, _, counts = ingest(HEADER + "1,10,1600000000,view,1\n1,10,1600000000000,view,1\n,1,1,,\n", settings)
     with pytest.raises(ValueError, match=r"2 of 3 rows were refused, expected at most 5\.0%") as error:
-        events.check_refused(counts, settings, 0.05)
+        validation.check_refused(counts, settings, 0.05)
     for part in (
         "impossible_time 1",
         "missing_user 1",
@@ -261,17 +262,17 @@ def test_too_many_refused_rows_stop_with_examples_and_settings(ingest: Any) -> N
         "timestamp_unit 's'",
     ):
         assert part in str(error.value)
-    events.check_refused(counts, settings, 0.7)
+    validation.check_refused(counts, settings, 0.7)
     with pytest.raises(ValueError, match="the log is empty"):
-        events.check_refused(Counts(), settings, 0.05)
+        validation.check_refused(Counts(), settings, 0.05)
     with pytest.raises(ValueError, match="none of 1 rows is an event"):
-        events.check_refused(Counts(rows_in=1, left_out=counts.left_out + counts.refused), settings, 1.0)
+        validation.check_refused(Counts(rows_in=1, left_out=counts.left_out + counts.refused), settings, 1.0)
 
 
 def test_duplicates_are_all_but_the_first_in_order(
     ingest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_BUCKET_ROWS", 2)
+    monkeypatch.setattr(parquet_parts, "_BUCKET_ROWS", 2)
     row = "1,10,1600000000,view,{}\n"
     for digest, text in (
         ("b" * 16, row * 2 + "2,10,1600000000,view,1\n"),
@@ -279,11 +280,11 @@ def test_duplicates_are_all_but_the_first_in_order(
     ):
         (tmp_path / digest).mkdir()
         (tmp_path / "log.csv").write_text(HEADER + text.format(1, 2))
-        events.ingest_file(tmp_path / "log.csv", digest, form(), INT64, tmp_path / digest)
+        validation.ingest_file(tmp_path / "log.csv", digest, form(), INT64, tmp_path / digest)
     files = [tmp_path / (letter * 16) / "events.parquet" for letter in "ab"]
-    found = parts.find_duplicates(files, 6).sort("source_file", "source_row")
+    found = parquet_parts.find_duplicates(files, 6).sort("source_file", "source_row")
     assert found.rows() == [("a" * 16, 3), ("b" * 16, 1), ("b" * 16, 2)]
-    parts.write_without(files[1], found["source_row"].tail(2), tmp_path / "rest.parquet")
+    parquet_parts.write_without(files[1], found["source_row"].tail(2), tmp_path / "rest.parquet")
     rest = schema.read(tmp_path / "rest.parquet", schema.EVENTS)
     assert rest["source_row"].to_list() == [3]
     assert rest.schema == schema.read(files[1], schema.EVENTS).schema
@@ -294,17 +295,17 @@ def test_a_folder_of_parts_is_one_log(ingest: Any, tmp_path: Path) -> None:
     (tmp_path / "events").mkdir()
     for name in "ab":
         log.write_parquet(tmp_path / "events" / f"{name}.parquet")
-    assert len(events.scan(tmp_path / "events").collect()) == 2
+    assert len(validation.scan(tmp_path / "events").collect()) == 2
     with pytest.raises(ValueError, match="no Parquet file"):
-        events.scan(tmp_path / "nothing")
+        validation.scan(tmp_path / "nothing")
 
 
 def test_excluded_users_come_from_a_parquet_file(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [5.0, 5.0, None]}).write_parquet(tmp_path / "forget.parquet")
-    assert events.read_excluded(tmp_path / "forget.parquet").to_list() == ["5"]
+    assert validation.read_excluded(tmp_path / "forget.parquet").to_list() == ["5"]
     pl.DataFrame({"user": [5]}).write_parquet(tmp_path / "forget.parquet")
     with pytest.raises(ValueError, match="has columns user, expected user_id"):
-        events.read_excluded(tmp_path / "forget.parquet")
+        validation.read_excluded(tmp_path / "forget.parquet")
 
 
 def test_settings_that_cannot_be_meant() -> None:
@@ -351,14 +352,14 @@ REAL: dict[str, tuple[str, EventFormat, int]] = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_logs_lose_nothing(name: str, public_data: Callable[[str], Path], tmp_path: Path) -> None:
     file, settings, num_rows = REAL[name]
-    counts = events.ingest_file(public_data(name) / file, "f" * 16, settings, INT64, tmp_path)
+    counts = validation.ingest_file(public_data(name) / file, "f" * 16, settings, INT64, tmp_path)
     assert (counts.rows_in, counts.rows_out) == (num_rows, num_rows)
 
 
 @pytest.mark.data
 def test_deskdrop_is_what_a_standard_parser_reads(public_data: Callable[[str], Path], tmp_path: Path) -> None:
     path = public_data("deskdrop") / "users_interactions.csv"
-    events.ingest_file(path, "f" * 16, REAL["deskdrop"][1], INT64, tmp_path)
+    validation.ingest_file(path, "f" * 16, REAL["deskdrop"][1], INT64, tmp_path)
     found = schema.read(tmp_path / "events.parquet", schema.EVENTS).sort("source_row")
     expected = pl.read_csv(path, columns=["personId", "contentId", "timestamp", "eventType"])
     assert found["user_id"].equals(expected["personId"])
@@ -390,7 +391,7 @@ def test_a_value_that_is_no_number_is_refused_in_every_format(tmp_path: Path) ->
     frame.write_csv(tmp_path / "log.csv")
     for name in ("log.parquet", "log.csv"):
         form = EventFormat(TableFormat("events", {each: each for each in frame.columns}), latest=2**62)
-        counts = events.ingest_file(
+        counts = validation.ingest_file(
             tmp_path / name, "0" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path
         )
         assert (counts.rows_out, dict(counts.refused)) == (2, {"bad_value": 1})

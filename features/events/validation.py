@@ -14,9 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from features import ids, schema, timestamps
+from features import schema
+from features.events import ids, timestamps
+from features.events.parquet_parts import PartWriter
 from features.parallel import in_order
-from features.parts import PartWriter
 from features.readers import sources
 from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMESTAMP, USER_ID, VALUE, IdType
 from features.tables import Chunk, Reading, TableFormat

@@ -10,7 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from features import ids, schema, tables
+from features import schema, tables
+from features.events import ids
 from features.readers import json_lines, sources
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, USER_ID, IdType
 from features.tables import TableFormat

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import ids
+from features.events import ids
 
 CANONICAL = {
     "7": 7,

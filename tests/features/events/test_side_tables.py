@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import items, schema
-from features.items import ItemFormat, Table
+from features import schema
+from features.events import side_tables
+from features.events.side_tables import ItemFormat, Table
 from features.schema import IdType
 from features.tables import TableFormat
 
@@ -25,7 +26,7 @@ ALL: dict[str, str | int] = {
 
 
 def read(path: Path, columns: dict[str, str | int] | None = None, id_type: IdType = "int64") -> Table:
-    return items.read_items(
+    return side_tables.read_items(
         [path], ItemFormat(TableFormat("items", ALL if columns is None else columns)), id_type
     )
 
@@ -101,7 +102,7 @@ def test_several_files_are_one_table(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("item_id,title,text\n2,C,c\n3, D ,d\n3,,\n4,  ,\n")
     (tmp_path / "c.jsonl").write_text('{"item_id": 5.0, "categories": ["x"]}\n')
     form = ItemFormat(TableFormat("items", {}))
-    table = items.read_items([tmp_path / name for name in ("a.csv", "b.csv", "c.jsonl")], form, "int64")
+    table = side_tables.read_items([tmp_path / name for name in ("a.csv", "b.csv", "c.jsonl")], form, "int64")
     assert table.frame.rows() == [
         (1, "A", None, None),
         (2, "B", None, None),
@@ -121,7 +122,7 @@ def test_lists_and_separated_text_are_the_same_categories(tmp_path: Path) -> Non
     (tmp_path / "nested.json").write_text(json.dumps({"1": nested[0], "2": nested[1], "3": nested[2]}))
     form = ItemFormat(TableFormat("items", {}), category_separator=";")
     for path in sorted(tmp_path.iterdir()):
-        frame = items.read_items([path], form, "int64").frame
+        frame = side_tables.read_items([path], form, "int64").frame
         assert frame.rows() == [(1, ["x", "y z"]), (2, None), (3, ["x", "w"])], path.name
 
 
@@ -178,7 +179,7 @@ def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
 def test_users_have_any_attribute(tmp_path: Path) -> None:
     (tmp_path / "users.dat").write_bytes("1::F::Zürich\n2::M::\n\n2::M::again\n3\n".encode("latin-1"))
     form = TableFormat("users", {"user_id": 1, "city": 3}, separator="::", header=False, encoding="latin-1")
-    table = items.read_users([tmp_path / "users.dat"], form, "int64")
+    table = side_tables.read_users([tmp_path / "users.dat"], form, "int64")
     assert table.frame.rows() == [(1, "Zürich"), (2, "")]
     assert table.left_out == {"unparseable": 1, "duplicate": 1}
 
@@ -195,7 +196,7 @@ def test_attributes_of_users_keep_their_types(tmp_path: Path) -> None:
     pl.DataFrame(rows).write_parquet(tmp_path / "users.parquet")
     names = ("age", "since", "likes", "at")
     form = TableFormat("users", {"user_id": "id", **{name: name for name in names}})
-    table = items.read_users([tmp_path / "users.parquet"], form, "string")
+    table = side_tables.read_users([tmp_path / "users.parquet"], form, "string")
     assert table.frame.rows() == [("2", 1.5, since, ["a"], {"x": 1}), ("1", None, None, [], None)]
 
 
@@ -204,15 +205,15 @@ def test_users_in_json(tmp_path: Path) -> None:
     (tmp_path / "u.jsonl").write_text(
         '{"id": 1, "has": {"likes": ["a", 2]}, "city": "Zürich"}\n{"id": 2, "has": {"likes": "b"}, "city": {"x": 1}}\n[]\n'
     )
-    table = items.read_users([tmp_path / "u.jsonl"], form, "int64")
+    table = side_tables.read_users([tmp_path / "u.jsonl"], form, "int64")
     assert table.frame.rows() == [(1, ["a", "2"], "Zürich"), (2, ["b"], '{"x": "1"}')]
     assert table.left_out == {"unparseable": 1}
     (tmp_path / "u.json").write_text('{"1": {"has": {"likes": "c"}, "city": "Bern"}, "3": "odd"}')
-    assert items.read_users([tmp_path / "u.json"], form, "int64").frame.rows() == [(1, "c", "Bern")]
+    assert side_tables.read_users([tmp_path / "u.json"], form, "int64").frame.rows() == [(1, "c", "Bern")]
     with pytest.raises(
         ValueError, match=r"users\.path: columns of several files do not fit together: .*u\.json: "
     ):
-        items.read_users([tmp_path / "u.json", tmp_path / "u.jsonl"], form, "int64")
+        side_tables.read_users([tmp_path / "u.json", tmp_path / "u.jsonl"], form, "int64")
 
 
 def test_articles_with_line_ends_in_quotes(tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_real_tables(public_data: Callable[[str], Path]) -> None:
     films = TableFormat(
         "items", {"item_id": 1, "title": 2, "categories": 3}, separator="::", header=False, encoding="latin-1"
     )
-    table = items.read_items([public_data("ml-1m") / "movies.dat"], ItemFormat(films), "int64")
+    table = side_tables.read_items([public_data("ml-1m") / "movies.dat"], ItemFormat(films), "int64")
     assert (table.rows_in, len(table.frame), table.left_out) == (3883, 3883, {})
     assert table.frame.row(0) == (1, "Toy Story (1995)", ["Animation", "Children's", "Comedy"])
     assert "Misérables, Les (1995)" in table.frame["title"].to_list()

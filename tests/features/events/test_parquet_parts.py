@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features import schema
-from features.parts import PartWriter, describe
+from features.events.parquet_parts import PartWriter, describe
 
 ROW = st.tuples(
     st.integers(-5, 5),

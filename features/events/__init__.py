@@ -1,0 +1,1 @@
+"""Validation, quarantine and storage of events, items and users."""
