@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 
 SESSION_SECONDS = 1800
 """A longer pause begins a new session."""

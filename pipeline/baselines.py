@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.histories import JaggedHistories
-from features.leaks import check_fitted
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.leaks import check_fitted
+from features.histories.splits import Split
 from models import metrics
 from models.als import ALS
 from models.baselines import Baseline, FittedOn, Popularity, RecentPopularity

@@ -25,8 +25,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.content import FOLDER, Content
-from features.histories import JaggedHistories
-from features.vocabulary import Vocabulary
+from features.histories.jagged import JaggedHistories
+from features.histories.vocabulary import Vocabulary
 from models import checkpoint, explain
 from models.calibration import Calibration
 from models.encoder import AttentionRecommender, as_asked

@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import schema
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from models import attended, faithfulness, metrics
 from models.encoder import AttentionRecommender, Encoder
 from models.metrics import Float64

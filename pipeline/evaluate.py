@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 
 from features.content import Content
-from features.histories import JaggedHistories
-from features.leaks import check_fitted, check_leaks, leaks_by_construction
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.leaks import check_fitted, check_leaks, leaks_by_construction
+from features.histories.splits import Split
 from models import metrics
 from models.checkpoint import load_model
 from models.encoder import AttentionRecommender

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from features.vocabulary import Vocabulary
+from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.encoder import AttentionRecommender
 from models.ranker import SecondStage

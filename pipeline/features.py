@@ -7,11 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from features import buckets, content, leaks, schema, splits
+from features import content, schema
 from features.content import ContentSettings
 from features.events import validation as event_log
-from features.histories import JaggedHistories
-from features.vocabulary import Vocabulary
+from features.histories import buckets, leaks, splits
+from features.histories.jagged import JaggedHistories
+from features.histories.vocabulary import Vocabulary
 from pipeline import profile
 from pipeline.config import Config
 from pipeline.stages import Context

@@ -4,8 +4,8 @@ import time
 
 import numpy as np
 
-from features.histories import JaggedHistories
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Split
 from models.checkpoint import load_model
 from models.encoder import AttentionRecommender, Encoder, as_asked
 from models.index import ItemIndex

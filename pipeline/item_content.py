@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.content import FOLDER, Content
-from features.histories import JaggedHistories
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Split
 from models.inputs import ItemContent
 from models.recommender import Float32, Int32
 from pipeline.config import Config

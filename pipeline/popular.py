@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from features import schema
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from models.recommender import Float32, Int32, Int64
 from pipeline.errors import LookbackError
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from features import drift, profile
 from features.drift import Drift
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from features.profile import Profile
 from features.schema import ITEM_ID
 from pipeline.stages import Context

@@ -10,8 +10,8 @@ import polars as pl
 
 from features import content
 from features.content import ContentEncoder
-from features.histories import JaggedHistories
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Split
 from models import checkpoint
 from models.encoder import Encoder
 from models.recommender import Int32

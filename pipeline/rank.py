@@ -8,8 +8,8 @@ import polars as pl
 import torch
 from torch.nn import functional
 
-from features.histories import JaggedHistories
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Split
 from models import checkpoint
 from models.calibration import Calibration, cross_fitted, quality
 from models.encoder import AttentionRecommender, Encoder

@@ -10,8 +10,8 @@ import click
 import numpy as np
 import polars as pl
 
-from features.histories import JaggedHistories
-from features.vocabulary import Vocabulary
+from features.histories.jagged import JaggedHistories
+from features.histories.vocabulary import Vocabulary
 from models.encoder import as_asked
 from models.recommender import Histories, Int64, histories_from_lists
 from pipeline import histories as rows

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute  # what `cast` would load in the middle of the first batch
 from numpy.typing import NDArray
 
-from features.vocabulary import Vocabulary
+from features.histories.vocabulary import Vocabulary
 from pipeline.answering import Answer
 
 

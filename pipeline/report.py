@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from features.drift import Drift
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from features.profile import Profile
 from pipeline import (
     drawing,

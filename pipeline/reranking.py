@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from features.content import Content
-from features.histories import JaggedHistories
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Split
 from models.index import ItemIndex
 from models.ranking import SystemRanks
 from models.recommender import Int32

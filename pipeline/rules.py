@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.vocabulary import Vocabulary
+from features.histories.vocabulary import Vocabulary
 from models.selection import Rules
 from pipeline.config import ScoreConfig
 from pipeline.errors import LookbackError

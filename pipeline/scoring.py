@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from features.histories import JaggedHistories
-from features.vocabulary import Vocabulary
+from features.histories.jagged import JaggedHistories
+from features.histories.vocabulary import Vocabulary
 from models.encoder import as_asked
 from models.recommender import Histories, Int32, Int64
 from models.selection import Rules, UInt64

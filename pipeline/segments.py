@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import schema
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from models.metrics import Float64
 from models.recommender import Int64
 from pipeline.targets import RankedTargets

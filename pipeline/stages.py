@@ -303,7 +303,7 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
 
 def earlier_cuts(config: Config) -> list[Config]:
     """The configuration at each cut point before the last one, earliest first: the log as it was then."""
-    from features.splits import cuts
+    from features.histories.splits import cuts
 
     split = config.split
     return [

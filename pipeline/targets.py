@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.histories import JaggedHistories
-from features.leaks import LeakError, num_disordered
-from features.splits import Block, Split, blocks
+from features.histories.jagged import JaggedHistories
+from features.histories.leaks import LeakError, num_disordered
+from features.histories.splits import Block, Split, blocks
 from models.recommender import Histories, Int32, Int64
 from pipeline import histories as rows
 from pipeline.config import Config

@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import polars as pl  # noqa: E402
 
-from features import splits  # noqa: E402
-from features.histories import JaggedHistories  # noqa: E402
+from features.histories import splits  # noqa: E402
+from features.histories.jagged import JaggedHistories  # noqa: E402
 from models import metrics  # noqa: E402
 from models.als import ALS  # noqa: E402
 from models.baselines import Baseline, Popularity, RecentPopularity, Settings  # noqa: E402

@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from features.histories import JaggedHistories  # noqa: E402
+from features.histories.jagged import JaggedHistories  # noqa: E402
 from models.checkpoint import load_model  # noqa: E402
 from models.encoder import AttentionRecommender, Encoder, as_asked  # noqa: E402
 from models.explain import Encoded, Method, contributions, parts  # noqa: E402

@@ -52,7 +52,7 @@ def make_features(folder: Path, num_users: int, num_items: int) -> None:
     """Histories of 1 to 2 LENGTH random items."""
     import polars as pl
 
-    from features.histories import JaggedHistories
+    from features.histories.jagged import JaggedHistories
 
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)

@@ -80,7 +80,7 @@ def prepare(folder: Path, data: str) -> Figures:
     """`packed/` and, for the peer, `log.csv` with user, item and time in seconds, each user's events in our order."""
     import numpy as np
 
-    from features.histories import JaggedHistories
+    from features.histories.jagged import JaggedHistories
     from tests.benchmarks.gpu import features, pack
 
     given = Path(data)

@@ -116,8 +116,8 @@ def features(name: str, folder: Path) -> Path:
 
 def of_features(folder: Path, *, with_validation: bool) -> Data:
     """What a model learns from a features folder, its training events with those of validation or without, and its targets."""
-    from features.histories import JaggedHistories
-    from features.splits import Split
+    from features.histories.jagged import JaggedHistories
+    from features.histories.splits import Split
     from pipeline import histories as rows
     from pipeline.targets import RankedTargets, ranked_targets
 

@@ -10,7 +10,7 @@ import pytest
 
 from features import drift, profile
 from features.drift import Drift
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from features.profile import Profile
 
 POPULARITY = np.array([400, 200, 100, 100, 50, 50, 40, 30, 20, 10])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features import profile
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from features.profile import Histogram, Profile
 
 HOUR = 3_600_000_000

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from models.encoder import AttentionRecommender, Encoder
 from models.ranking import SystemRanks, rank_targets
 from models.recommender import Float32, Histories, Int32, histories_from_lists

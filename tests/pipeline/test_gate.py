@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 import torch
 
-from features import splits
-from features.histories import JaggedHistories
+from features.histories import splits
+from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder import Encoder
 from models.settings import EncoderSettings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from features import profile
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from features.profile import Days, Profile
 from pipeline import drawing, log_figures
 

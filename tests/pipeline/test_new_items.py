@@ -12,7 +12,7 @@ import torch
 
 from features import content
 from features.content import ContentSettings
-from features.vocabulary import Vocabulary
+from features.histories.vocabulary import Vocabulary
 from models import index
 from models.encoder import AttentionRecommender, Encoder
 from models.index import ItemIndex

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.histories import JaggedHistories
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Split
 from models import checkpoint, explain
 from pipeline.config import BASELINES
 from pipeline.targets import ranked_targets

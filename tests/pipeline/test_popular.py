@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from pipeline import popular
 from pipeline.config import Config, EventsConfig, ScoreConfig
 from pipeline.errors import LookbackError

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from features.drift import Drift
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from features.profile import Profile
 from pipeline import profile
 from pipeline.config import Config, EventsConfig, SplitConfig

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.histories import JaggedHistories
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Split
 from models import checkpoint
 from models.calibration import Calibration
 from models.encoder import as_asked

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 import torch
 
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder import Encoder
 from models.index import ItemIndex

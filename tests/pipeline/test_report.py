@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from features import drift, profile
-from features.histories import JaggedHistories
-from features.splits import Split
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Split
 from pipeline import report, report_charts
 from pipeline.config import Config, EventsConfig, ReportConfig
 from pipeline.stages import Context

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.vocabulary import Vocabulary
+from features.histories.vocabulary import Vocabulary
 from pipeline.config import ScoreConfig
 from pipeline.errors import LookbackError
 from pipeline.rules import moment_of, rules_of

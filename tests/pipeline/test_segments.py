@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.histories import JaggedHistories
+from features.histories.jagged import JaggedHistories
 from models.recommender import Histories
 from pipeline import segments
 from pipeline.targets import RankedTargets

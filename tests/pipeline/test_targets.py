@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from features import splits
-from features.histories import JaggedHistories, user_ranges
-from features.leaks import LeakError, check_fitted, check_leaks
-from features.splits import Split
+from features.histories import splits
+from features.histories.jagged import JaggedHistories, user_ranges
+from features.histories.leaks import LeakError, check_fitted, check_leaks
+from features.histories.splits import Split
 from models.baselines import Popularity
 from pipeline import histories as rows
 from pipeline.targets import (

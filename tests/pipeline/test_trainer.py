@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import content, splits
+from features import content
 from features.content import Content, ContentSettings
-from features.histories import JaggedHistories
+from features.histories import splits
+from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.settings import EncoderSettings, TrainSettings
 from pipeline import histories as rows

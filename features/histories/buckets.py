@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import schema
-from features.histories import JaggedHistories, user_ranges
-from features.vocabulary import Vocabulary
+from features.histories.jagged import JaggedHistories, user_ranges
+from features.histories.vocabulary import Vocabulary
 
 BUCKET_EVENTS = 8_000_000
 """Events of a bucket, at most (unless one user has more)."""

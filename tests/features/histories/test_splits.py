@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features import splits
-from features.histories import JaggedHistories, user_ranges
-from features.leaks import check_leaks
+from features.histories import splits
+from features.histories.jagged import JaggedHistories, user_ranges
+from features.histories.leaks import check_leaks
 
 Rows = list[list[tuple[int, int]]]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.vocabulary import Vocabulary
+from features.histories.vocabulary import Vocabulary
 
 
 def test_by_pencil() -> None:

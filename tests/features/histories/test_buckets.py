@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features import buckets, schema
-from features.histories import JaggedHistories
-from features.vocabulary import Vocabulary
+from features import schema
+from features.histories import buckets
+from features.histories.jagged import JaggedHistories
+from features.histories.vocabulary import Vocabulary
 
 Row = tuple[str, int, int, str | None, float | None]
 """user, item, second, type, value"""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.histories import BLOCK_EVENTS, JaggedHistories
+from features.histories.jagged import BLOCK_EVENTS, JaggedHistories
 
 PARTS = ("train", "validation", "test")
 _ARRAYS = ("train_end", "validation_end", "test_end", "train_user", "kept_user", "kept_item")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.histories import JaggedHistories, user_ranges
+from features.histories.jagged import JaggedHistories, user_ranges
 
 HISTORIES = JaggedHistories(
     np.array([0, 2, 2, 3], np.int64),

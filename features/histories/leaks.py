@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from features.histories import JaggedHistories
-from features.splits import Block, Split, blocks
+from features.histories.jagged import JaggedHistories
+from features.histories.splits import Block, Split, blocks
 
 
 class LeakError(ValueError):

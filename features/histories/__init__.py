@@ -1,0 +1,1 @@
+"""Vocabularies, per-user histories, splits."""
