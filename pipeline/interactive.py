@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from features.profile import Profile
+from features.profiling.profile import Profile
 from pipeline import pages
 from pipeline.config import MODEL
 from pipeline.drawing import COLOURS, GREY, spoken

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from features.profile import SESSION_SECONDS, Days, Histogram, Profile
+from features.profiling.profile import SESSION_SECONDS, Days, Histogram, Profile
 from pipeline.drawing import COLOURS, GREY, WIDTH, blank, shown
 
 _NUM_TYPES = 6

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from features.profile import Profile
+from features.profiling.profile import Profile
 from pipeline.config import MODEL, Config
 from pipeline.drawing import spoken
 from pipeline.errors import DamagedArtifact

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import polars as pl
 
-from features import drift, profile
-from features.drift import Drift
 from features.histories.jagged import JaggedHistories
-from features.profile import Profile
+from features.profiling import drift, profile
+from features.profiling.drift import Drift
+from features.profiling.profile import Profile
 from features.schema import ITEM_ID
 from pipeline.stages import Context
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from features.drift import Drift
 from features.histories.jagged import JaggedHistories
-from features.profile import Profile
+from features.profiling.drift import Drift
+from features.profiling.profile import Profile
 from pipeline import (
     drawing,
     figures,

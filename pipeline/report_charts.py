@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.profile import Profile
+from features.profiling.profile import Profile
 from models.selection import Rules
 from pipeline import figures, interactive
 from pipeline.bundle import Bundle

@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 import torch
 
-from features import content, profile
+from features import content
 from features.content import ContentSettings
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError
+from features.profiling import profile
 from models import checkpoint, ranking
 from models.baselines import FittedOn, Popularity
 from models.encoder import AttentionRecommender, Encoder, as_asked

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features import profile
 from features.histories.jagged import JaggedHistories
-from features.profile import Days, Profile
+from features.profiling import profile
+from features.profiling.profile import Days, Profile
 from pipeline import drawing, log_figures
 
 DAY = 86_400_000_000

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.drift import Drift
 from features.histories.jagged import JaggedHistories
-from features.profile import Profile
+from features.profiling.drift import Drift
+from features.profiling.profile import Profile
 from pipeline import profile
 from pipeline.config import Config, EventsConfig, SplitConfig
 from pipeline.plan import Plan

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import drift, profile
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
+from features.profiling import drift, profile
 from pipeline import report, report_charts
 from pipeline.config import Config, EventsConfig, ReportConfig
 from pipeline.stages import Context

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features import profile
 from features.histories.jagged import JaggedHistories
-from features.profile import Histogram, Profile
+from features.profiling import profile
+from features.profiling.profile import Histogram, Profile
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.profile import Profile
+from features.profiling.profile import Profile
 from features.schema import ITEM_ID
 
 NUM_BINS = 10

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features import drift, profile
-from features.drift import Drift
 from features.histories.jagged import JaggedHistories
-from features.profile import Profile
+from features.profiling import drift, profile
+from features.profiling.drift import Drift
+from features.profiling.profile import Profile
 
 POPULARITY = np.array([400, 200, 100, 100, 50, 50, 40, 30, 20, 10])
 

@@ -1,0 +1,1 @@
+"""Profile of a log and its drift."""
