@@ -6,10 +6,10 @@ Letters: b rows, l positions of the longest window.
 import numpy as np
 import torch
 
-from models.batching import cut_by_tokens
-from models.blocks import AttentionBlock
-from models.encoder import Encoder
-from models.places import all_places, last_places
+from models.encoder.attention_bias import all_places, last_places
+from models.encoder.batching import cut_by_tokens
+from models.encoder.blocks import AttentionBlock
+from models.encoder.encoder import Encoder
 from models.recommender import Float32, Histories
 
 BATCH_TOKENS = 2**13

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from models.encoder import Encoder
-from models.inputs import blank_content
+from models.encoder.embeddings import blank_content
+from models.encoder.encoder import Encoder
 from models.ranker import Ranker
 from models.settings import EncoderSettings, RankerSettings
 

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.batching import Window, cut_by_tokens
-from models.blocks import AttentionBlock
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.batching import Window, cut_by_tokens
+from models.encoder.blocks import AttentionBlock
+from models.encoder.encoder import AttentionRecommender, Encoder
+from models.encoder.recurrent import GRUBlock
 from models.influence import Way, without_last
 from models.recommender import Float32, Histories, Int32, Int64
-from models.recurrent import GRUBlock
 
 Bools = NDArray[np.bool_]
 Method = Literal["fast", "balanced", "exact"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.attended import attention_weights, has_attention
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.explain import Bools, Method, contributions, kept_scores
 from models.metrics import Float64
 from models.recommender import Float32, Histories, Int32

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from models import distributed
-from models.inputs import ItemContent
+from models.encoder.embeddings import ItemContent
 from models.recommender import Histories
 from models.settings import EncoderSettings, TrainSettings
 from models.training import fit

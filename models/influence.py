@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.batching import Window
-from models.blocks import AttentionBlock, LastLook, Look
-from models.encoder import Encoder
-from models.places import Places, all_places, last_places
+from models.encoder.attention_bias import Places, all_places, last_places
+from models.encoder.batching import Window
+from models.encoder.blocks import AttentionBlock, LastLook, Look
+from models.encoder.encoder import Encoder
 from models.shapes import Float, Int
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from models.batching import rounded_up
+from models.encoder.batching import rounded_up
 from models.sampling import Negatives
 from models.shapes import Float, Int
 

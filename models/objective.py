@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.batching import Batch
-from models.encoder import Encoder
+from models.encoder.batching import Batch
+from models.encoder.encoder import Encoder
 from models.losses import sampled_loss, sampled_loss_of_scores, softmax_loss
 from models.sampling import Negatives
 from models.settings import TrainSettings

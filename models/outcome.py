@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.recommender import Int32, Int64
 
 

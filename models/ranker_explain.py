@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models import explain
 from models.candidates import FEATURES
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64
 

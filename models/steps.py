@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.batching import Batch, BatchPlan
+from models.encoder.batching import Batch, BatchPlan
 from models.recommender import Int64
 from models.sampling import Negatives, NegativeSampler
 from models.shapes import Float

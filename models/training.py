@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from models import distributed
-from models.batching import BatchPlan
-from models.encoder import Encoder
-from models.inputs import ItemContent
+from models.encoder.batching import BatchPlan
+from models.encoder.embeddings import ItemContent
+from models.encoder.encoder import Encoder
 from models.machine import matmul_flops, peak_bytes, pick_device, resolved_compile, resolved_precision
 from models.objective import Objective
 from models.optimizers import WeightAverage, build, clip_gradients, is_rowwise, learning_rate

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import explain, ranker_explain
-from models.encoder import AttentionRecommender, as_asked
+from models.encoder.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
 from models.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64

@@ -21,7 +21,7 @@ from models import metrics
 from models.als import ALS
 from models.baselines import Baseline, FittedOn, Popularity, RecentPopularity
 from models.ease import EASE
-from models.encoder import AttentionRecommender
+from models.encoder.encoder import AttentionRecommender
 from models.neighbours import CoVisitation, ItemKNN
 from models.ranking import ColdStart, SystemRanks, rank_targets
 from models.recommender import Float32, Histories, Int32, Recommender

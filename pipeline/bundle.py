@@ -29,7 +29,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint, explain
 from models.calibration import Calibration
-from models.encoder import AttentionRecommender, as_asked
+from models.encoder.encoder import AttentionRecommender, as_asked
 from models.index import ItemIndex
 from models.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists

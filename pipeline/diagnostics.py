@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features import schema
 from features.histories.jagged import JaggedHistories
 from models import attended, faithfulness, metrics
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.encoder import AttentionRecommender, Encoder
 from models.metrics import Float64
 from models.ranking import SystemRanks
 from models.recommender import Float32, Histories, Int32, Int64, Recommender

@@ -19,7 +19,7 @@ from features.histories.leaks import check_fitted, check_leaks, leaks_by_constru
 from features.histories.splits import Split
 from models import metrics
 from models.checkpoint import load_model
-from models.encoder import AttentionRecommender
+from models.encoder.encoder import AttentionRecommender
 from models.judgement import Judgement
 from models.lists import Catalogue
 from models.machine import pick_device

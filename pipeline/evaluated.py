@@ -10,7 +10,7 @@ import torch
 
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
-from models.encoder import AttentionRecommender
+from models.encoder.encoder import AttentionRecommender
 from models.ranker import SecondStage
 from models.recommender import Histories, Int64, Recommender
 from models.two_stage import TwoStage

@@ -7,7 +7,7 @@ import numpy as np
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.checkpoint import load_model
-from models.encoder import AttentionRecommender, Encoder, as_asked
+from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.index import ItemIndex
 from models.machine import pick_device
 from models.recommender import Float32, Histories, Int32

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
-from models.inputs import ItemContent
+from models.encoder.embeddings import ItemContent
 from models.recommender import Float32, Int32
 from pipeline.config import Config
 from pipeline.content_features import compared_by, dense_features, padded_categories, says_something

@@ -14,8 +14,8 @@ import polars as pl
 from features import content, schema
 from features.content import FOLDER, Content, ContentEncoder
 from models.content_map import ContentMap, Worth
-from models.encoder import AttentionRecommender
-from models.new_items import with_items
+from models.encoder.encoder import AttentionRecommender
+from models.encoder.extend import with_items
 from models.recommender import Float32, Int32
 from pipeline.content_features import all_features, dense_features, padded_categories, says_something
 

@@ -13,7 +13,7 @@ from features.content import ContentEncoder
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.recommender import Int32
 from pipeline import bundled_ranker, new_items, popular, second_stage
 from pipeline import histories as rows

@@ -12,7 +12,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.calibration import Calibration, cross_fitted, quality
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.encoder import AttentionRecommender, Encoder
 from models.machine import pick_device
 from models.ranker import Ranker, SecondStage
 from models.ranker_training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of

@@ -12,7 +12,7 @@ import polars as pl
 
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
-from models.encoder import as_asked
+from models.encoder.encoder import as_asked
 from models.recommender import Histories, Int64, histories_from_lists
 from pipeline import histories as rows
 from pipeline import new_items, popular

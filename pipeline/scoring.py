@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
-from models.encoder import as_asked
+from models.encoder.encoder import as_asked
 from models.recommender import Histories, Int32, Int64
 from models.selection import Rules, UInt64
 from pipeline import histories as rows

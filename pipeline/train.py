@@ -13,8 +13,8 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.baselines import FittedOn
-from models.batching import BatchPlan
-from models.encoder import Encoder
+from models.encoder.batching import BatchPlan
+from models.encoder.encoder import Encoder
 from models.following import announce
 from models.outcome import EpochRecord, FitResult, Initial, NotFinite
 from models.recommender import Float32, Histories, Int32, Int64

@@ -27,7 +27,7 @@ def make_bundle(folder: Path, num_items: int) -> None:
     import torch
 
     from models import checkpoint
-    from models.encoder import Encoder
+    from models.encoder.encoder import Encoder
     from models.index import ItemIndex
     from models.settings import EncoderSettings
     from pipeline.bundle import seal

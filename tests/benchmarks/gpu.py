@@ -31,8 +31,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from models.batching import BatchPlan  # noqa: E402
-from models.encoder import AttentionRecommender, Encoder  # noqa: E402
+from models.encoder.batching import BatchPlan  # noqa: E402
+from models.encoder.encoder import AttentionRecommender, Encoder  # noqa: E402
 from models.machine import computes_bf16, pick_device  # noqa: E402
 from models.metrics import Float64, hit_rate, ndcg  # noqa: E402
 from models.outcome import EpochRecord, FitResult  # noqa: E402

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoder import Encoder
-from models.inputs import ItemContent
+from models.encoder.embeddings import ItemContent
+from models.encoder.encoder import Encoder
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings
 

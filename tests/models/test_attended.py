@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from models.attended import attention_weights, has_attention
-from models.blocks import AttentionBlock
-from models.encoder import Encoder
-from models.places import all_places
+from models.encoder.attention_bias import all_places
+from models.encoder.blocks import AttentionBlock
+from models.encoder.encoder import Encoder
 from models.recommender import histories_from_lists
 from models.settings import EncoderSettings
 

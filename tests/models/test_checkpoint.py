@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.checkpoint import load_model, load_training, save_model, save_training
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.encoder import AttentionRecommender, Encoder
 from models.recommender import histories_from_lists
 from models.settings import EncoderSettings
 

@@ -12,7 +12,7 @@ import torch
 
 from models import distributed
 from models.checkpoint import load_training
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.outcome import Initial
 from models.recommender import histories_from_lists
 from models.settings import EncoderSettings, TrainSettings

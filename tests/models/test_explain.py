@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.attention import HistoryAttention
-from models.batching import Window
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.attention import HistoryAttention
+from models.encoder.attention_bias import all_places, last_places
+from models.encoder.batching import Window
+from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explain import Encoded, Method, contributions, kept_scores, strongest
 from models.influence import Way
-from models.places import all_places, last_places
 from models.recommender import Histories, histories_from_lists
 
 NUM_ITEMS = 29

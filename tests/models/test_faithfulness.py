@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.encoder import AttentionRecommender
+from models.encoder.encoder import AttentionRecommender
 from models.explain import contributions, kept_scores
 from models.faithfulness import (
     STEPS,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from models import distributed, following
+from models.encoder.embeddings import ItemContent
 from models.following import _plain, _rebuilt, announce, follow, release
-from models.inputs import ItemContent
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.training import fit

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models import checkpoint, ranker_explain
 from models.candidates import ItemStatistics
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.encoder import AttentionRecommender, Encoder
 from models.ranker import Ranker, SecondStage
 from models.ranker_training import Retrieved, fit_ranker, ndcg_of
 from models.recommender import Float32, Histories, Int32, histories_from_lists

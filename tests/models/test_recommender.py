@@ -10,7 +10,7 @@ import torch
 from models.als import ALS
 from models.baselines import Popularity, RecentPopularity
 from models.ease import EASE
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.encoder import AttentionRecommender, Encoder
 from models.index import ItemIndex
 from models.index_recommender import IndexRecommender
 from models.neighbours import CoVisitation, ItemKNN

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.batching import BatchPlan
+from models.encoder.batching import BatchPlan
 from models.recommender import histories_from_lists
 from models.settings import TrainSettings
 from models.steps import cut, prefetched, steps

@@ -1,6 +1,6 @@
 import numpy as np
 
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.settings import EncoderSettings
 from models.throughput import matrix_entries, num_pairs, step_flops
 

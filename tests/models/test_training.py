@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from models import training
-from models.batching import BatchPlan
 from models.checkpoint import load_training, save_training
-from models.encoder import AttentionRecommender
+from models.encoder.batching import BatchPlan
+from models.encoder.encoder import AttentionRecommender
 from models.outcome import EpochRecord, Initial
 from models.recommender import Histories, histories_from_lists
 from models.sampling import NegativeSampler

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.inputs import ItemContent
+from models.encoder.embeddings import ItemContent
 from models.recommender import Histories
 from models.settings import EncoderSettings, TrainSettings
 from models.training import fit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.encoder import AttentionRecommender, Encoder
 from models.index import ItemIndex
 from models.recommender import Histories, histories_from_lists
 from models.selection import Rules, Traits

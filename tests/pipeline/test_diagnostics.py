@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from features.histories.jagged import JaggedHistories
-from models.encoder import AttentionRecommender, Encoder
+from models.encoder.encoder import AttentionRecommender, Encoder
 from models.ranking import SystemRanks, rank_targets
 from models.recommender import Float32, Histories, Int32, histories_from_lists
 from models.settings import EncoderSettings

@@ -17,7 +17,7 @@ from features.histories.leaks import LeakError
 from features.profiling import profile
 from models import checkpoint, ranking
 from models.baselines import FittedOn, Popularity
-from models.encoder import AttentionRecommender, Encoder, as_asked
+from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.index_settings import IndexSettings
 from models.judgement import Judgement
 from models.recommender import Histories, histories_from_lists

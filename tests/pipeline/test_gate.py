@@ -13,7 +13,7 @@ import torch
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.settings import EncoderSettings
 from pipeline import gate, registry, tracking
 from pipeline import histories as rows

@@ -13,7 +13,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.calibration import Calibration
-from models.encoder import as_asked
+from models.encoder.encoder import as_asked
 from models.two_stage import TwoStage
 from pipeline import bundled_ranker
 from pipeline import histories as rows

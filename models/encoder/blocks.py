@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.attention import HistoryAttention, Implementation
-from models.places import Places, joined, windows_of
+from models.encoder.attention import HistoryAttention, Implementation
+from models.encoder.attention_bias import Places, joined, windows_of
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 

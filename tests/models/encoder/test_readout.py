@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.batching import Window
-from models.places import Places, all_places, last_places
-from models.readout import AttentionReadout, MeanReadout, TargetReadout
+from models.encoder.attention_bias import Places, all_places, last_places
+from models.encoder.batching import Window
+from models.encoder.readout import AttentionReadout, MeanReadout, TargetReadout
 from models.settings import EncoderSettings, Score
 
 LENGTHS = [1, 3, 7, 5]

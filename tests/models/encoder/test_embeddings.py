@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.batching import BatchPlan, Window
-from models.encoder import Encoder
-from models.inputs import EventVectors, ItemContent, ItemVectors, blank_content
+from models.encoder.batching import BatchPlan, Window
+from models.encoder.embeddings import EventVectors, ItemContent, ItemVectors, blank_content
+from models.encoder.encoder import Encoder
 from models.objective import Objective
 from models.recommender import histories_from_lists
 from models.sampling import NegativeSampler

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import torch
 
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.recommender import Float32, Int32
 
 

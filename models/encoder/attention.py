@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from models.places import DistanceBias, Places, TimeBias, turn
+from models.encoder.attention_bias import DistanceBias, Places, TimeBias, turn
 from models.settings import EncoderSettings
 from models.shapes import Bool, Float, Int
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from models.batching import Batch, BatchPlan, Window
-from models.encoder import AttentionRecommender, Encoder, as_asked
+from models.encoder.batching import Batch, BatchPlan, Window
+from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.recommender import Histories, histories_from_lists
 from models.settings import INNER_PRODUCTS, EncoderSettings
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.batching import Window
-from models.blocks import BLOCKS, GELU, Dropout, SwiGLU, random_mask
-from models.places import all_places, last_places
+from models.encoder.attention_bias import all_places, last_places
+from models.encoder.batching import Window
+from models.encoder.blocks import BLOCKS, GELU, Dropout, SwiGLU, random_mask
 from models.settings import EncoderSettings
 
 LENGTHS = [1, 3, 7, 5]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.batching import Window
-from models.places import Places, all_places
-from models.recurrent import GRUBlock, LSTMBlock
+from models.encoder.attention_bias import Places, all_places
+from models.encoder.batching import Window
+from models.encoder.recurrent import GRUBlock, LSTMBlock
 from models.settings import EncoderSettings
 
 KINDS = {"gru": GRUBlock, "lstm": LSTMBlock}

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import batching
-from models.batching import BatchPlan, cut_by_tokens, pad, rounded_up
+from models.encoder import batching
+from models.encoder.batching import BatchPlan, cut_by_tokens, pad, rounded_up
 from models.recommender import histories_from_lists
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models import attention
-from models.attention import (
+from models.encoder import attention
+from models.encoder.attention import (
     HiddenLayerScore,
     HistoryAttention,
     Implementation,
@@ -20,8 +20,8 @@ from models.attention import (
     sparsemax,
     weigh,
 )
-from models.batching import Window
-from models.places import all_places, last_places
+from models.encoder.attention_bias import all_places, last_places
+from models.encoder.batching import Window
 from models.settings import INNER_PRODUCTS, EncoderSettings
 
 FAST: list[Implementation] = ["auto", "sdpa", "dense"]

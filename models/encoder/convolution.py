@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.blocks import Dropout
-from models.places import Places, joined, windows_of
+from models.encoder.attention_bias import Places, joined, windows_of
+from models.encoder.blocks import Dropout
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 

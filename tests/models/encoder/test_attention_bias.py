@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.batching import Window
-from models.places import (
+from models.encoder.attention_bias import (
     MICROSECONDS,
     NUM_DISTANCES,
     NUM_TIMES,
@@ -20,6 +19,7 @@ from models.places import (
     look_up,
     turn,
 )
+from models.encoder.batching import Window
 from models.settings import EncoderSettings
 
 SECOND = 1_000_000

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.attention import HistoryAttention, Implementation
-from models.batching import Batch, Window, cut_by_tokens, pad, rounded_up
-from models.blocks import BLOCKS, AttentionBlock, Dropout, Look
-from models.convolution import ConvBlock, PoolingBlock
-from models.inputs import EventVectors, ItemContent, ItemVectors, normalised
-from models.places import all_places, last_places
-from models.readout import AttentionReadout, MeanReadout, TargetReadout
+from models.encoder.attention import HistoryAttention, Implementation
+from models.encoder.attention_bias import all_places, last_places
+from models.encoder.batching import Batch, Window, cut_by_tokens, pad, rounded_up
+from models.encoder.blocks import BLOCKS, AttentionBlock, Dropout, Look
+from models.encoder.convolution import ConvBlock, PoolingBlock
+from models.encoder.embeddings import EventVectors, ItemContent, ItemVectors, normalised
+from models.encoder.readout import AttentionReadout, MeanReadout, TargetReadout
+from models.encoder.recurrent import GRUBlock, LSTMBlock
 from models.recommender import Float32, Histories, Int32
-from models.recurrent import GRUBlock, LSTMBlock
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 from models.topk import recommend_in_chunks

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.batching import Window
+from models.encoder.batching import Window
 from models.settings import EncoderSettings
 from models.shapes import Bool, Float, Int
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.attention import HistoryAttention, Implementation
-from models.blocks import AttentionBlock
-from models.convolution import causal_mean, precise
-from models.places import Places, joined, windows_of
+from models.encoder.attention import HistoryAttention, Implementation
+from models.encoder.attention_bias import Places, joined, windows_of
+from models.encoder.blocks import AttentionBlock
+from models.encoder.convolution import causal_mean, precise
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.batching import Window
+from models.encoder.batching import Window
 from models.recommender import Float32, Int32
 from models.settings import EncoderSettings
 from models.shapes import Float, Int

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.batching import Window
-from models.convolution import ConvBlock, PoolingBlock, causal_mean
-from models.places import Places, all_places
+from models.encoder.attention_bias import Places, all_places
+from models.encoder.batching import Window
+from models.encoder.convolution import ConvBlock, PoolingBlock, causal_mean
 from models.settings import EncoderSettings
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoder import AttentionRecommender, Encoder
-from models.new_items import with_items
+from models.encoder.encoder import AttentionRecommender, Encoder
+from models.encoder.extend import with_items
 from models.recommender import Histories, histories_from_lists
 
 NOTHING = np.zeros((2, 0), np.float32), np.zeros((2, 0), np.int32)

@@ -1,0 +1,1 @@
+"""The sequence encoder: embeddings, attention, blocks, batching."""
