@@ -159,7 +159,7 @@ def compare(
 @_configured
 def tune(config: Any, trials: int) -> None:
     """Search hyper-parameters on validation NDCG@10."""
-    from models.distributed import launched
+    from models.training.distributed import launched
     from pipeline.tune import tune as search
 
     if launched() > 1:

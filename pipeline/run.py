@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models import distributed
+from models.training import distributed
 from pipeline import environment, parent_run, registry, sources, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
@@ -35,20 +35,20 @@ def led() -> Iterator[bool]:
     if distributed.launched() == 1:
         yield True
         return
-    from models import following
+    from models.training import workers
 
     with distributed.group():
         if distributed.rank() == 0:
             yield True
-            following.release()
+            workers.release()
             return
         try:
-            following.follow()
+            workers.follow()
         except ConnectionError:
             sys.exit(1)
         except ValueError:  # as in process 0, which is left to say so and to end
             with contextlib.suppress(ConnectionError):
-                following.follow()
+                workers.follow()
             sys.exit(1)
         yield False
 

@@ -15,12 +15,12 @@ from models import checkpoint
 from models.baselines import FittedOn
 from models.encoder.batching import BatchPlan
 from models.encoder.encoder import Encoder
-from models.following import announce
-from models.outcome import EpochRecord, FitResult, Initial, NotFinite
 from models.recommender import Float32, Histories, Int32, Int64
 from models.settings import EncoderSettings, TrainSettings
-from models.training import NAMED_ROWS, fit
-from models.validation import Validation
+from models.training.loop import NAMED_ROWS, fit
+from models.training.result import EpochRecord, FitResult, Initial, NotFinite
+from models.training.validation import Validation
+from models.training.workers import announce
 from pipeline import histories as rows
 from pipeline.config import Config
 from pipeline.errors import LookbackError

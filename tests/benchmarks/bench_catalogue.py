@@ -51,8 +51,8 @@ def train(num_items: int, num_users: int, num_targets: int, optimizer: Any, chec
     from models.checkpoint import save_training
     from models.recommender import Histories
     from models.settings import EncoderSettings, TrainSettings
-    from models.training import fit
-    from models.validation import Validation
+    from models.training.loop import fit
+    from models.training.validation import Validation
 
     after_imports = peak_megabytes()
     random = np.random.default_rng(0)

@@ -35,13 +35,13 @@ from models.encoder.batching import BatchPlan  # noqa: E402
 from models.encoder.encoder import AttentionRecommender, Encoder  # noqa: E402
 from models.machine import computes_bf16, pick_device  # noqa: E402
 from models.metrics import Float64, hit_rate, ndcg  # noqa: E402
-from models.outcome import EpochRecord, FitResult  # noqa: E402
 from models.ranking import rank_targets  # noqa: E402
 from models.recommender import Histories  # noqa: E402
 from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings  # noqa: E402
-from models.throughput import matrix_entries, step_flops  # noqa: E402
-from models.training import fit  # noqa: E402
-from models.validation import Validation  # noqa: E402
+from models.training.flops import matrix_entries, step_flops  # noqa: E402
+from models.training.loop import fit  # noqa: E402
+from models.training.result import EpochRecord, FitResult  # noqa: E402
+from models.training.validation import Validation  # noqa: E402
 
 SHARED = Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT.parent / "shared" / "data"))
 FLAT = ("item_index", "time", "event_type", "value")

@@ -10,7 +10,7 @@ import torch
 
 from models.checkpoint import load_model
 from models.recommender import Histories
-from models.validation import Validation
+from models.training.validation import Validation
 from tests.benchmarks import gpu
 
 ABSENT = (

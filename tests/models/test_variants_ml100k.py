@@ -12,8 +12,8 @@ import pytest
 from models.encoder.embeddings import ItemContent
 from models.recommender import Histories
 from models.settings import EncoderSettings, TrainSettings
-from models.training import fit
-from models.validation import Validation, validate
+from models.training.loop import fit
+from models.training.validation import Validation, validate
 
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
 USERS, MAX_LENGTH, EPOCHS = 16, 12, 10

@@ -11,10 +11,10 @@ import torch
 from models.encoder.batching import BatchPlan, Window
 from models.encoder.embeddings import EventVectors, ItemContent, ItemVectors, blank_content
 from models.encoder.encoder import Encoder
-from models.objective import Objective
 from models.recommender import histories_from_lists
-from models.sampling import NegativeSampler
 from models.settings import EncoderSettings, TrainSettings
+from models.training.negatives import NegativeSampler
+from models.training.objective import Objective
 
 
 def window(items, **parts) -> Window:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from models.encoder.batching import Batch, BatchPlan
 from models.recommender import Int64
-from models.sampling import Negatives, NegativeSampler
 from models.shapes import Float
+from models.training.negatives import Negatives, NegativeSampler
 
 T = TypeVar("T")
 

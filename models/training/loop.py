@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import distributed
 from models.encoder.batching import BatchPlan
 from models.encoder.embeddings import ItemContent
 from models.encoder.encoder import Encoder
 from models.machine import matmul_flops, peak_bytes, pick_device, resolved_compile, resolved_precision
-from models.objective import Objective
-from models.optimizers import WeightAverage, build, clip_gradients, is_rowwise, learning_rate
-from models.outcome import EpochRecord, FitResult, Initial, NotFinite
 from models.recommender import Float32, Histories, Int64
-from models.sampling import NegativeSampler
 from models.settings import RECURRENT_BLOCKS, SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
-from models.steps import Step, prefetched, steps
-from models.throughput import matrix_entries, step_flops
-from models.validation import VALIDATION_K, Validation, validate
+from models.training import distributed
+from models.training.flops import matrix_entries, step_flops
+from models.training.negatives import NegativeSampler
+from models.training.objective import Objective
+from models.training.optimizers import WeightAverage, build, clip_gradients, is_rowwise, learning_rate
+from models.training.result import EpochRecord, FitResult, Initial, NotFinite
+from models.training.steps import Step, prefetched, steps
+from models.training.validation import VALIDATION_K, Validation, validate
 
 STATE_VERSION = 2
 WINDOW_WORK = 110_000

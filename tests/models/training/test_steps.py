@@ -8,7 +8,7 @@ import torch
 from models.encoder.batching import BatchPlan
 from models.recommender import histories_from_lists
 from models.settings import TrainSettings
-from models.steps import cut, prefetched, steps
+from models.training.steps import cut, prefetched, steps
 
 
 def plan(lengths=(3, 5, 4, 2, 6, 3, 7)):
@@ -54,7 +54,7 @@ def test_parts_are_cut_by_tokens(lengths, parts, expected):
 
 def taken(rank, size, accumulate, loss="softmax"):
     settings = TrainSettings(loss=loss) if loss == "softmax" else TrainSettings(loss=loss, negatives=3)
-    from models.sampling import NegativeSampler
+    from models.training.negatives import NegativeSampler
 
     whole = plan()
     sampler = None

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from models import training
 from models.checkpoint import load_training, save_training
 from models.encoder.batching import BatchPlan
 from models.encoder.encoder import AttentionRecommender
-from models.outcome import EpochRecord, Initial
 from models.recommender import Histories, histories_from_lists
-from models.sampling import NegativeSampler
 from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings
-from models.training import fit
-from models.validation import Validation, validate
+from models.training import loop
+from models.training.loop import fit
+from models.training.negatives import NegativeSampler
+from models.training.result import EpochRecord, Initial
+from models.training.validation import Validation, validate
 
 ROOT = Path(__file__).parents[2]
 NUM_ITEMS = 23
@@ -380,7 +380,7 @@ def test_negatives_are_counted_as_what_is_trained_on(targets, monkeypatch):
             counts.append(item_counts)
             super().__init__(settings, item_counts, candidates, seed)
 
-    monkeypatch.setattr(training, "NegativeSampler", Counting)
+    monkeypatch.setattr(loop, "NegativeSampler", Counting)
     settings = with_train(targets=targets, loss="sampled_softmax", negative_sampling="in_batch", negatives=7)
     result = train(train=settings, max_steps=1)
     rows, expected = planted(), np.zeros(NUM_ITEMS + 1)

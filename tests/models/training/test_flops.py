@@ -2,7 +2,7 @@ import numpy as np
 
 from models.encoder.encoder import Encoder
 from models.settings import EncoderSettings
-from models.throughput import matrix_entries, num_pairs, step_flops
+from models.training.flops import matrix_entries, num_pairs, step_flops
 
 
 def pairs(**settings):

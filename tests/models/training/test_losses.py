@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models import losses
-from models.losses import SampledLoss, sampled_loss, sampled_loss_of_scores, softmax_loss
-from models.sampling import Negatives
+from models.training import losses
+from models.training.losses import SampledLoss, sampled_loss, sampled_loss_of_scores, softmax_loss
+from models.training.negatives import Negatives
 
 IMPLEMENTATIONS = ("chunked", "reference")
 SAMPLED = get_args(SampledLoss)

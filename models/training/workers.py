@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import distributed
 from models.encoder.embeddings import ItemContent
 from models.recommender import Histories
 from models.settings import EncoderSettings, TrainSettings
-from models.training import fit
+from models.training import distributed
+from models.training.loop import fit
 
 _KINDS = {
     "histories": Histories,

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from models.optimizers import DECAYED
 from models.recommender import Int64
 from models.settings import EncoderSettings
+from models.training.optimizers import DECAYED
 
 
 def num_pairs(lengths: Int64, settings: EncoderSettings) -> int:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from models import distributed
 from models.checkpoint import load_training
 from models.encoder.encoder import Encoder
-from models.outcome import Initial
 from models.recommender import histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
-from models.training import fit
+from models.training import distributed
+from models.training.loop import fit
+from models.training.result import Initial
 
 ROOT = Path(__file__).parents[2]
 TRAIN = TrainSettings(epochs=3, batch_histories=12, learning_rate=0.01, precision="fp32", compile="off")

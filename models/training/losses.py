@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from models.encoder.batching import rounded_up
-from models.sampling import Negatives
 from models.shapes import Float, Int
+from models.training.negatives import Negatives
 
 Implementation = Literal["chunked", "reference"]
 SampledLoss = Literal["sampled_softmax", "gbce", "bce", "bpr"]

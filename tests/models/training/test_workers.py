@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from models import distributed, following
 from models.encoder.embeddings import ItemContent
-from models.following import _plain, _rebuilt, announce, follow, release
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
-from models.training import fit
+from models.training import distributed, workers
+from models.training.loop import fit
+from models.training.workers import _plain, _rebuilt, announce, follow, release
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +109,7 @@ def test_an_error_of_the_process_s_own_is_no_lost_connection(monkeypatch):
     def out_of_memory(*_: object, **_named: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(following, "fit", out_of_memory)
+    monkeypatch.setattr(workers, "fit", out_of_memory)
     monkeypatch.setattr(distributed, "told", lambda _: {"histories": _plain(ARGUMENTS["histories"])})
     with pytest.raises(RuntimeError, match="out of memory"):
         follow()

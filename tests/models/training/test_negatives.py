@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.losses import sampled_loss_of_scores
-from models.sampling import Negatives, NegativeSampler
 from models.settings import TrainSettings
+from models.training.losses import sampled_loss_of_scores
+from models.training.negatives import Negatives, NegativeSampler
 
 KINDS = ("uniform", "popularity", "in_batch")
 COUNTS = np.array([0, 40, 1, 7, 19, 3, 11, 16])  # of items 0..7: 97 targets

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.optimizers import (
+from models.settings import TrainSettings
+from models.training.optimizers import (
     RowwiseAdagrad,
     WeightAverage,
     build,
@@ -12,7 +13,6 @@ from models.optimizers import (
     is_rowwise,
     learning_rate,
 )
-from models.settings import TrainSettings
 
 
 def sparse_table() -> nn.Embedding:

@@ -1,0 +1,1 @@
+"""Fitting an encoder: losses, negatives, optimisers, the training loop."""
