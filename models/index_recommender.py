@@ -9,7 +9,7 @@ import numpy as np
 from models.recommender import Float32, Histories, Int32
 
 if TYPE_CHECKING:
-    from models.index import ItemIndex
+    from models.retrieval.index import ItemIndex
 
 
 class HistoryEncoder(Protocol):

@@ -30,9 +30,9 @@ from features.histories.vocabulary import Vocabulary
 from models import checkpoint, explain
 from models.calibration import Calibration
 from models.encoder.encoder import AttentionRecommender, as_asked
-from models.index import ItemIndex
 from models.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
+from models.retrieval.index import ItemIndex
 from models.selection import Rules, Traits, UInt64
 from pipeline import bundled_ranker, popular
 from pipeline import histories as rows

@@ -11,9 +11,9 @@ import polars as pl
 from features.content import Content
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
-from models.index import ItemIndex
 from models.ranking import SystemRanks
 from models.recommender import Int32
+from models.retrieval.index import ItemIndex
 from models.selection import Rules, Traits
 from pipeline import histories as rows
 from pipeline import judging

@@ -18,7 +18,7 @@ NOT_IN = {
     "models": {"polars", "pandas", "pydantic", "pyarrow", "mlflow", "click", "features", "pipeline"},
     "pipeline": set[str](),
 }
-OWNER = {"mlflow": "pipeline/tracking*.py", "faiss": "models/index.py"}
+OWNER = {"mlflow": "pipeline/tracking*.py", "faiss": "models/retrieval/index.py"}
 HEAVY = {
     *("torch", "polars", "mlflow", "numpy", "pyarrow", "pandas", "faiss", "sklearn", "scipy", "matplotlib"),
     *("optuna", "pooch", "requests", "implicit"),

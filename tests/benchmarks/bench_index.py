@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from models.index import ItemIndex  # noqa: E402
 from models.index_settings import IndexSettings  # noqa: E402
 from models.recommender import Float32  # noqa: E402
+from models.retrieval.index import ItemIndex  # noqa: E402
 
 Figures = dict[str, Any]
 DIM, NOISE, NUM_QUERIES, ITEMS_PER_CENTRE = 64, 0.35, 1_000, 500

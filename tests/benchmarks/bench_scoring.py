@@ -28,7 +28,7 @@ def make_bundle(folder: Path, num_items: int) -> None:
 
     from models import checkpoint
     from models.encoder.encoder import Encoder
-    from models.index import ItemIndex
+    from models.retrieval.index import ItemIndex
     from models.settings import EncoderSettings
     from pipeline.bundle import seal
 

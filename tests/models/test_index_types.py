@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import index as module
-from models import index_tuning
-from models.index import ItemIndex
 from models.index_settings import ApproximateType, IndexSettings
-from models.index_tuning import candidates, share_found
 from models.recommender import histories_from_lists
+from models.retrieval import index as module
+from models.retrieval import tuning
+from models.retrieval.index import ItemIndex
+from models.retrieval.tuning import candidates, share_found
 from models.topk import recommend_from_scores
 
 NUM_ITEMS, DIM, NUM_CLUSTERS, NUM_QUERIES = 6_007, 16, 30, 120
@@ -144,11 +144,11 @@ def test_auto_is_exact_for_few_items_and_where_the_rest_is_more_work(monkeypatch
 
 def test_auto_takes_the_first_type_that_reaches_the_recall(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_EXACT_UP_TO", 1_000)
-    monkeypatch.setitem(index_tuning.MOST_SCANNED, "ivf", 0.4)
+    monkeypatch.setitem(tuning.MOST_SCANNED, "ivf", 0.4)
     built = ItemIndex.build(VECTORS, ITEMS, IndexSettings(target_recall=0.95), QUERIES)
     assert built.facts.type == "ivf"
     small = IndexSettings(target_recall=0.9, max_bytes=NUM_ITEMS * DIM)
-    monkeypatch.setitem(index_tuning.MOST_SCANNED, "sq", 0.9)
+    monkeypatch.setitem(tuning.MOST_SCANNED, "sq", 0.9)
     assert ItemIndex.build(VECTORS, ITEMS, small, QUERIES).facts.type == "sq"
 
 

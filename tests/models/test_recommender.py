@@ -11,10 +11,10 @@ from models.als import ALS
 from models.baselines import Popularity, RecentPopularity
 from models.ease import EASE
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.index import ItemIndex
 from models.index_recommender import IndexRecommender
 from models.neighbours import CoVisitation, ItemKNN
 from models.recommender import Histories, Recommender, histories_from_lists
+from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
 
 NUM_ITEMS, MAX_LENGTH = 113, 7

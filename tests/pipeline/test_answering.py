@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.index import ItemIndex
 from models.recommender import Histories, histories_from_lists
+from models.retrieval.index import ItemIndex
 from models.selection import Rules, Traits
 from models.settings import EncoderSettings
 from pipeline.answering import Answering

@@ -13,11 +13,11 @@ import torch
 from features import content
 from features.content import ContentSettings
 from features.histories.vocabulary import Vocabulary
-from models import index
 from models.encoder.embeddings import ItemContent
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.index import ItemIndex
 from models.index_settings import IndexFacts
+from models.retrieval import index
+from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
 from pipeline import new_items
 from pipeline.bundle import Bundle

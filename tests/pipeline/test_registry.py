@@ -19,7 +19,7 @@ import torch
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
-from models.index import ItemIndex
+from models.retrieval.index import ItemIndex
 from models.selection import Rules
 from models.settings import EncoderSettings
 from pipeline import registry, tracking

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.index import ItemIndex
 from models.recommender import histories_from_lists
+from models.retrieval.index import ItemIndex
 from models.topk import recommend_from_scores
 
 NUM_ITEMS, DIM, ROWS = 401, 7, 23

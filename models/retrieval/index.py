@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.index_files import read_facts, write_facts
 from models.index_settings import ApproximateType, IndexFacts, IndexSettings
-from models.index_tuning import MOST_REFINED, MOST_SCANNED, RECALL_AT, candidates, share_found, tuned
-from models.nearest import best_of, nearest
 from models.recommender import Float32, Histories, Int32, Int64
+from models.retrieval.exact import best_of, nearest
+from models.retrieval.files import read_facts, write_facts
+from models.retrieval.tuning import MOST_REFINED, MOST_SCANNED, RECALL_AT, candidates, share_found, tuned
 
 # Letters in shapes: r rows (queries), n vectors in the index, d their width, f fetched per query.
 

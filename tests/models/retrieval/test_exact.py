@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.nearest import inner_products, nearest, nearest_plainly
+from models.retrieval.exact import inner_products, nearest, nearest_plainly
 
 ROWS, NUM_VECTORS = 37, 20_011
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.content_map import FOLDS, ContentMap
+from models.retrieval.content_map import FOLDS, ContentMap
 
 
 def test_a_linear_map_is_found_and_its_worth_is_what_unseen_items_get(tmp_path: Path) -> None:

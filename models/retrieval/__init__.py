@@ -1,0 +1,1 @@
+"""Nearest-neighbour search over item vectors, exact and with FAISS."""
