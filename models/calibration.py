@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import Float64
+from models.evaluation.metrics import Float64
 from models.recommender import Float32, Int64
 
 BINS = 10

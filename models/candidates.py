@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import Float64
+from models.evaluation.metrics import Float64
 from models.neighbours import CoVisitation
 from models.recommender import Float32, Histories, Int32, Int64
 

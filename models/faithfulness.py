@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from models.attended import attention_weights, has_attention
 from models.encoder.encoder import Encoder
+from models.evaluation.bootstrap import UserMeans, bootstrap, interval, paired_difference
+from models.evaluation.metrics import Float64
 from models.explain import Bools, Method, contributions, kept_scores
-from models.metrics import Float64
 from models.recommender import Float32, Histories, Int32
-from models.significance import UserMeans, bootstrap, interval, paired_difference
 
 STEPS = 10
 """Equal parts in which a row's interactions are taken away or put in."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.metrics import Float64, ndcg, ranks
+from models.evaluation.metrics import Float64, ndcg, ranks
 from models.ranker import Lists, Ranker, SecondStage
 from models.recommender import Float32, Histories, Int32, Int64
 

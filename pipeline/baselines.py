@@ -17,13 +17,13 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted
 from features.histories.splits import Split
-from models import metrics
 from models.als import ALS
 from models.baselines import Baseline, FittedOn, Popularity, RecentPopularity
 from models.ease import EASE
 from models.encoder.encoder import AttentionRecommender
+from models.evaluation import metrics
+from models.evaluation.ranks import ColdStart, SystemRanks, rank_targets
 from models.neighbours import CoVisitation, ItemKNN
-from models.ranking import ColdStart, SystemRanks, rank_targets
 from models.recommender import Float32, Histories, Int32, Recommender
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import recommend_in_chunks

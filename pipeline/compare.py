@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from models.judgement import Judgement
-from models.metrics import metrics_of_ranks
-from models.significance import over_seeds
+from models.evaluation.bootstrap import over_seeds
+from models.evaluation.comparison import Judgement
+from models.evaluation.metrics import metrics_of_ranks
 from pipeline import compare_page
 from pipeline.config import MODEL, Config, EvaluateConfig
 from pipeline.drawing import spoken

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.judgement import Judgement
+from models.evaluation.comparison import Judgement
 from pipeline import drawing, figures, pages
 
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from features import schema
 from features.histories.jagged import JaggedHistories
-from models import attended, faithfulness, metrics
+from models import attended, faithfulness
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.metrics import Float64
-from models.ranking import SystemRanks
+from models.evaluation import metrics
+from models.evaluation.metrics import Float64
+from models.evaluation.ranks import SystemRanks
 from models.recommender import Float32, Histories, Int32, Int64, Recommender
 from models.topk import contains, mask_seen, row_chunks, top_k
 from pipeline.targets import RankedTargets

@@ -17,13 +17,13 @@ from features.content import Content
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted, check_leaks, leaks_by_construction
 from features.histories.splits import Split
-from models import metrics
 from models.checkpoint import load_model
 from models.encoder.encoder import AttentionRecommender
-from models.judgement import Judgement
-from models.lists import Catalogue
+from models.evaluation import metrics
+from models.evaluation.beyond_accuracy import Catalogue
+from models.evaluation.comparison import Judgement
+from models.evaluation.ranks import SystemRanks, rank_targets
 from models.machine import pick_device
-from models.ranking import SystemRanks, rank_targets
 from models.recommender import Histories, Int32
 from models.two_stage import TwoStage
 from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, report_charts, second_stage

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from models.judgement import Judgement
+from models.evaluation.comparison import Judgement
 from pipeline.drawing import (
     COLOURS,
     GREY,

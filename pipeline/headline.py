@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from models.judgement import Judgement
-from models.metrics import metrics_of_ranks
+from models.evaluation.comparison import Judgement
+from models.evaluation.metrics import metrics_of_ranks
 from pipeline.compare import KEY
 from pipeline.compare_page import by_chance
 from pipeline.config import MODEL

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.content import Content
-from models import lists, metrics
-from models.judgement import Judgement
-from models.lists import Catalogue
-from models.metrics import Float64
-from models.ranking import SystemRanks
+from models.evaluation import beyond_accuracy, metrics
+from models.evaluation.beyond_accuracy import Catalogue
+from models.evaluation.comparison import Judgement
+from models.evaluation.metrics import Float64
+from models.evaluation.ranks import SystemRanks
 from models.recommender import Int32, Int64
 from pipeline.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
 
@@ -83,7 +83,9 @@ def values_of(
             for name, values in worst.items()
             if name.startswith(("ndcg", "hit"))
         }
-        | lists.list_metrics(ranked.lists, targets.histories, targets.item, catalogue, judging.list_length)
+        | beyond_accuracy.list_metrics(
+            ranked.lists, targets.histories, targets.item, catalogue, judging.list_length
+        )
     )
 
 
@@ -93,7 +95,7 @@ def catalogue_metrics(
     """System -> values and intervals of what only all lists together tell: coverage and Gini."""
     users, row = np.unique(targets.user, return_inverse=True)
     return {
-        name: lists.catalogue_metrics(
+        name: beyond_accuracy.catalogue_metrics(
             each.lists, row, len(users), num_items, judging.list_length, judging.resamples, judging.seed
         )
         for name, each in ranked.items()

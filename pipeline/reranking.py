@@ -11,7 +11,7 @@ import polars as pl
 from features.content import Content
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
-from models.ranking import SystemRanks
+from models.evaluation.ranks import SystemRanks
 from models.recommender import Int32
 from models.retrieval.index import ItemIndex
 from models.selection import Rules, Traits

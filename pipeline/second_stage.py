@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from models import checkpoint, metrics
+from models import checkpoint
 from models.candidates import ItemStatistics
-from models.judgement import Judgement
+from models.evaluation import metrics
+from models.evaluation.comparison import Judgement
+from models.evaluation.ranks import SystemRanks
 from models.machine import pick_device
 from models.ranker import SecondStage
-from models.ranking import SystemRanks
 from models.recommender import Histories, Int32
 from models.settings import RankerUse
 from pipeline import item_content

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features import schema
 from features.histories.jagged import JaggedHistories
-from models.metrics import Float64
+from models.evaluation.metrics import Float64
 from models.recommender import Int64
 from pipeline.targets import RankedTargets
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.metrics import Float64
+from models.evaluation.metrics import Float64
 from models.recommender import Float32, Histories, Int64
 from models.settings import TrainTargets
 from models.shapes import Float, Int

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.metrics import Float64
+from models.evaluation.metrics import Float64
 from models.recommender import Int64
 from models.settings import TrainSettings
 from models.shapes import Float, Int

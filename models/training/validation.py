@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.metrics import hit_rate, ndcg, ranks
+from models.evaluation.metrics import hit_rate, ndcg, ranks
 from models.recommender import Histories, Int32
 from models.topk import mask_seen, row_chunks
 

@@ -25,11 +25,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from models.judgement import Judgement  # noqa: E402
-from models.lists import Catalogue, catalogue_metrics, list_metrics  # noqa: E402
-from models.metrics import Float64, debias_weights, metrics_of_ranks, ranks  # noqa: E402
+from models.evaluation.beyond_accuracy import Catalogue, catalogue_metrics, list_metrics  # noqa: E402
+from models.evaluation.bootstrap import UserMeans, bootstrap, interval  # noqa: E402
+from models.evaluation.comparison import Judgement  # noqa: E402
+from models.evaluation.metrics import Float64, debias_weights, metrics_of_ranks, ranks  # noqa: E402
 from models.recommender import Float32, Histories, Int32  # noqa: E402
-from models.significance import UserMeans, bootstrap, interval  # noqa: E402
 from models.topk import mask_seen, row_chunks, top_k  # noqa: E402
 
 DIM = 64

@@ -15,11 +15,12 @@ from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError
 from features.profiling import profile
-from models import checkpoint, ranking
+from models import checkpoint
 from models.baselines import FittedOn, Popularity
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
+from models.evaluation import ranks
+from models.evaluation.comparison import Judgement
 from models.index_settings import IndexSettings
-from models.judgement import Judgement
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import row_chunks
@@ -261,7 +262,7 @@ def test_chunks_and_another_run_change_no_byte(
     judge(inputs, tmp_path / "again")
     for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "metrics.svg"):
         assert (evaluated.folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    monkeypatch.setattr(ranking, "row_chunks", lambda rows, items: row_chunks(rows, items, cells=7 * 31))
+    monkeypatch.setattr(ranks, "row_chunks", lambda rows, items: row_chunks(rows, items, cells=7 * 31))
     judge(inputs, tmp_path / "chunks")
     one, other = (
         pl.read_parquet(folder / "targets.parquet") for folder in (evaluated.folder, tmp_path / "chunks")

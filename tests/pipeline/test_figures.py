@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.judgement import Judgement
-from models.metrics import metrics_of_ranks
+from models.evaluation.comparison import Judgement
+from models.evaluation.metrics import metrics_of_ranks
 from pipeline import drawing, figures
 
 SYSTEMS = (

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.metrics import (
+from models.evaluation.metrics import (
     average_precision,
     debias_weights,
     hit_rate,
@@ -75,7 +75,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
     table = random.integers(0, 9, (53, 14)).astype(np.float32)
     target = random.integers(1, 14, 53, dtype=np.int32)
     whole = ranks(table, target)
-    monkeypatch.setattr("models.metrics._BLOCK_CELLS", 3 * 14)
+    monkeypatch.setattr("models.evaluation.metrics._BLOCK_CELLS", 3 * 14)
     assert all((one == other).all() for one, other in zip(whole, ranks(table, target), strict=True))
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models import metrics
-from models.metrics import Float64
+from models.evaluation import metrics
+from models.evaluation.metrics import Float64
 from models.recommender import Float32, Histories, Int32, Recommender
 from models.topk import mask_seen, recommend_in_chunks, row_chunks, top_k
 

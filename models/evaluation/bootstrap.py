@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import Float64
+from models.evaluation.metrics import Float64
 
 # Letters in shapes: t targets, u users, m metrics, d distinct weightings, b resamples, s systems.
 

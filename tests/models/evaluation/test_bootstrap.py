@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.significance import (
+from models.evaluation.bootstrap import (
     UserMeans,
     bootstrap,
     bootstrap_p,
@@ -134,9 +134,9 @@ def test_the_same_seed_gives_the_same_bits_and_chunks_change_nothing(monkeypatch
     assert (whole == bootstrap(users, 200, seed=5)).all()
     assert not (whole == bootstrap(users, 200, seed=6)).any()
     for name, size in (("_CHUNK_DRAWS", 7 * 53), ("_DRAW_CELLS", 3 * 53), ("_BLOCK_CELLS", 256 * 10)):
-        monkeypatch.setattr(f"models.significance.{name}", size)
+        monkeypatch.setattr(f"models.evaluation.bootstrap.{name}", size)
         assert bootstrap(users, 200, seed=5) == pytest.approx(whole)
-    monkeypatch.setattr("models.significance._EXACT_CELLS", 1)
+    monkeypatch.setattr("models.evaluation.bootstrap._EXACT_CELLS", 1)
     assert of_columns(np.zeros((2, 1))).means.dtype == np.float32
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from models.lists import (
+from models.evaluation.beyond_accuracy import (
     Catalogue,
     calibration,
     catalogue_metrics,
@@ -19,8 +19,8 @@ from models.lists import (
     repeats,
     serendipity,
 )
+from models.evaluation.bootstrap import draws
 from models.recommender import Histories, histories_from_lists
-from models.significance import draws
 
 NAN = math.nan
 
@@ -192,7 +192,10 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch):
 
     case = random_case()
     whole = list_metrics(*case, 7)
-    monkeypatch.setattr("models.lists.row_chunks", lambda rows, width: row_chunks(rows, width, cells=4 * 32))
+    monkeypatch.setattr(
+        "models.evaluation.beyond_accuracy.row_chunks",
+        lambda rows, width: row_chunks(rows, width, cells=4 * 32),
+    )
     monkeypatch.setattr("models.topk._CHUNK_EVENTS", 30)
     for name, value in list_metrics(*case, 7).items():
         assert value == pytest.approx(whole[name], nan_ok=True), name
@@ -250,8 +253,8 @@ def test_gini_equals_the_mean_absolute_difference(rows: list[list[int]]):
 def test_the_catalogue_is_resampled_by_the_draws_of_the_bootstrap(
     dense: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("models.lists._DENSE_CELLS", 10**9 if dense else 0)
-    monkeypatch.setattr("models.lists._COUNT_CELLS", 100)
+    monkeypatch.setattr("models.evaluation.beyond_accuracy._DENSE_CELLS", 10**9 if dense else 0)
+    monkeypatch.setattr("models.evaluation.beyond_accuracy._COUNT_CELLS", 100)
     random = np.random.default_rng(1)
     lists, user = of(random.integers(0, 40, (60, 3)) ** 2 // 39), random.integers(0, 20, 60)
     values, intervals = catalogue_metrics(lists, user, 20, 60, 3, 80, 6)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import LOWER_IS_BETTER, Float64
-from models.significance import (
+from models.evaluation.bootstrap import (
     Difference,
     UserMeans,
     bootstrap,
@@ -18,6 +17,7 @@ from models.significance import (
     paired_difference,
     wilcoxon_p,
 )
+from models.evaluation.metrics import LOWER_IS_BETTER, Float64
 
 # Letters in shapes: t targets, u users, s systems, m metrics over targets, b resamples.
 

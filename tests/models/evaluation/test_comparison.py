@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from models.judgement import Judgement
-from models.metrics import metrics_of_ranks
+from models.evaluation.comparison import Judgement
+from models.evaluation.metrics import metrics_of_ranks
 
 USER = np.array([7, 7, 7, 3])
 RANKS = {"one": np.array([1.0, 3.0, 11.0, 1.0]), "other": np.array([2.0, 11.0, 11.0, 11.0])}

@@ -1,0 +1,1 @@
+"""Ranks, metrics, confidence intervals, paired comparisons."""
