@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from models.encoder.embeddings import blank_content
 from models.encoder.encoder import Encoder
-from models.ranker import Ranker
+from models.ranking.ranker import Ranker
 from models.settings import EncoderSettings, RankerSettings
 
 WEIGHTS = "model.safetensors"

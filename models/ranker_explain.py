@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models import explain
-from models.candidates import FEATURES
 from models.encoder.encoder import Encoder
-from models.ranker import SecondStage
+from models.ranking.features import FEATURES
+from models.ranking.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64
 
 ROWS = 64

@@ -24,10 +24,10 @@ from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.ranks import ColdStart, SystemRanks, rank_targets
 from models.neighbours import CoVisitation, ItemKNN
+from models.ranking.two_stage import TwoStage
 from models.recommender import Float32, Histories, Int32, Recommender
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import recommend_in_chunks
-from models.two_stage import TwoStage
 from pipeline import histories as rows
 from pipeline.config import BASELINES, Config
 from pipeline.errors import LookbackError

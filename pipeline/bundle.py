@@ -28,9 +28,9 @@ from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint, explain
-from models.calibration import Calibration
 from models.encoder.encoder import AttentionRecommender, as_asked
-from models.ranker import SecondStage
+from models.ranking.calibration import Calibration
+from models.ranking.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
 from models.retrieval.index import ItemIndex
 from models.selection import Rules, Traits, UInt64

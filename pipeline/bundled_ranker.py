@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from models import checkpoint
-from models.calibration import Calibration
-from models.candidates import ItemStatistics
-from models.ranker import SecondStage
+from models.ranking.calibration import Calibration
+from models.ranking.features import ItemStatistics
+from models.ranking.ranker import SecondStage
 from models.recommender import Int32
 from pipeline.store import read_json
 

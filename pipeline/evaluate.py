@@ -24,8 +24,8 @@ from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.machine import pick_device
+from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int32
-from models.two_stage import TwoStage
 from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, report_charts, second_stage
 from pipeline import histories as rows
 from pipeline.config import MODEL

@@ -11,9 +11,9 @@ import torch
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender
-from models.ranker import SecondStage
+from models.ranking.ranker import SecondStage
+from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int64, Recommender
-from models.two_stage import TwoStage
 from pipeline import bundled_ranker
 from pipeline.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
 from pipeline.errors import DamagedArtifact

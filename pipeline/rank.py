@@ -11,11 +11,11 @@ from torch.nn import functional
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
-from models.calibration import Calibration, cross_fitted, quality
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.machine import pick_device
-from models.ranker import Ranker, SecondStage
-from models.ranker_training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
+from models.ranking.calibration import Calibration, cross_fitted, quality
+from models.ranking.ranker import Ranker, SecondStage
+from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.recommender import Int32
 from models.topk import row_chunks
 from pipeline import bundled_ranker, second_stage

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from models import checkpoint
-from models.candidates import ItemStatistics
 from models.evaluation import metrics
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks
 from models.machine import pick_device
-from models.ranker import SecondStage
+from models.ranking.features import ItemStatistics
+from models.ranking.ranker import SecondStage
 from models.recommender import Histories, Int32
 from models.settings import RankerUse
 from pipeline import item_content

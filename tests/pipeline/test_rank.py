@@ -12,9 +12,9 @@ import pytest
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
-from models.calibration import Calibration
 from models.encoder.encoder import as_asked
-from models.two_stage import TwoStage
+from models.ranking.calibration import Calibration
+from models.ranking.two_stage import TwoStage
 from pipeline import bundled_ranker
 from pipeline import histories as rows
 from pipeline.bundle import Bundle

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.calibration import Calibration, cross_fitted, quality
+from models.ranking.calibration import Calibration, cross_fitted, quality
 
 
 def test_pools_adjacent_violators_by_pencil() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.candidates import DAY, FEATURES, LATEST, ItemStatistics
+from models.ranking.features import DAY, FEATURES, LATEST, ItemStatistics
 from models.recommender import Float32, Histories, histories_from_lists
 
 MICRO = DAY * 1_000_000

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.evaluation.metrics import Float64, ndcg, ranks
-from models.ranker import Lists, Ranker, SecondStage
+from models.ranking.ranker import Lists, Ranker, SecondStage
 from models.recommender import Float32, Histories, Int32, Int64
 
 K = 10

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from models import checkpoint, ranker_explain
-from models.candidates import ItemStatistics
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.ranker import Ranker, SecondStage
-from models.ranker_training import Retrieved, fit_ranker, ndcg_of
+from models.ranking.features import ItemStatistics
+from models.ranking.ranker import Ranker, SecondStage
+from models.ranking.training import Retrieved, fit_ranker, ndcg_of
+from models.ranking.two_stage import TwoStage
 from models.recommender import Float32, Histories, Int32, histories_from_lists
 from models.settings import RankerLoss, RankerSettings
 from models.topk import top_k
-from models.two_stage import TwoStage
 from tests.models.conftest import HOUR, LENGTH, NUM_EVENT_TYPES, NUM_ITEMS
 
 SETTINGS = RankerSettings(dim=8, hidden=16, max_length=5, candidates=11, batch_lists=16, epochs=6, patience=6)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.candidates import FEATURES, LATEST, ItemStatistics
+from models.ranking.features import FEATURES, LATEST, ItemStatistics
 from models.recommender import Float32, Histories, Int32, Int64
 from models.settings import RankerSettings
 from models.shapes import Float, Int
