@@ -31,12 +31,12 @@ from models import checkpoint, explain
 from models.encoder.encoder import AttentionRecommender, as_asked
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
+from models.recommendation.engine import AS_SCORED, Answer, Answering
+from models.recommendation.rules import Rules, Traits, UInt64
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
 from models.retrieval.index import ItemIndex
-from models.selection import Rules, Traits, UInt64
 from pipeline import bundled_ranker, popular
 from pipeline import histories as rows
-from pipeline.answering import AS_SCORED, Answer, Answering
 from pipeline.content_features import compared_by
 from pipeline.errors import DamagedArtifact
 from pipeline.new_items import Added, categories_of

@@ -13,10 +13,10 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import as_asked
+from models.recommendation.engine import Answer
 from models.recommender import Histories, Int64, histories_from_lists
 from pipeline import histories as rows
 from pipeline import new_items, popular
-from pipeline.answering import Answer
 from pipeline.bundle import Bundle
 from pipeline.config import Config
 from pipeline.errors import LookbackError

@@ -7,7 +7,7 @@ import pyarrow.compute  # what `cast` would load in the middle of the first batc
 from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
-from pipeline.answering import Answer
+from models.recommendation.engine import Answer
 
 
 def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:

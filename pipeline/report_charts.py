@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from features.profiling.profile import Profile
-from models.selection import Rules
+from models.recommendation.rules import Rules
 from pipeline import figures, interactive
 from pipeline.bundle import Bundle
 from pipeline.config import MODEL

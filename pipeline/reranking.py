@@ -12,12 +12,12 @@ from features.content import Content
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.evaluation.ranks import SystemRanks
+from models.recommendation.engine import Answering
+from models.recommendation.rules import Rules, Traits
 from models.recommender import Int32
 from models.retrieval.index import ItemIndex
-from models.selection import Rules, Traits
 from pipeline import histories as rows
 from pipeline import judging
-from pipeline.answering import Answering
 from pipeline.bundle import translation
 from pipeline.config import Config
 from pipeline.content_features import padded_categories

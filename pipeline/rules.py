@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
-from models.selection import Rules
+from models.recommendation.rules import Rules
 from pipeline.config import ScoreConfig
 from pipeline.errors import LookbackError
 

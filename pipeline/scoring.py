@@ -22,11 +22,11 @@ from threadpoolctl import threadpool_limits
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import as_asked
+from models.recommendation.engine import Answer
+from models.recommendation.rules import Rules, UInt64
 from models.recommender import Histories, Int32, Int64
-from models.selection import Rules, UInt64
 from pipeline import histories as rows
 from pipeline import new_items, popular, recommendations
-from pipeline.answering import Answer
 from pipeline.bundle import Bundle
 from pipeline.config import ScoreConfig
 from pipeline.rules import moment_of, read_ids, rules_of

@@ -19,8 +19,8 @@ import torch
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
+from models.recommendation.rules import Rules
 from models.retrieval.index import ItemIndex
-from models.selection import Rules
 from models.settings import EncoderSettings
 from pipeline import registry, tracking
 from pipeline.bundle import SECOND, Bundle, seal

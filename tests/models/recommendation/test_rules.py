@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.fullest import is_fullest
-from models.selection import Rules, Traits, choose, draws, relevance
+from models.recommendation.category_quota import is_fullest
+from models.recommendation.rules import Rules, Traits, choose, draws, relevance
 
 
 def one(items: list[int], scores: list[float]) -> tuple[np.ndarray, np.ndarray]:

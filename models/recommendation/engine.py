@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from models import explain, ranker_explain
 from models.encoder.encoder import AttentionRecommender, as_asked
 from models.ranking.ranker import SecondStage
+from models.recommendation.rules import Rules, Traits, UInt64, choose
 from models.recommender import Float32, Histories, Int32, Int64
 from models.retrieval.index import ItemIndex
-from models.selection import Rules, Traits, UInt64, choose
 from models.topk import mask_seen, row_chunks, top_k
 
 AS_SCORED = Rules()

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from models.encoder.encoder import AttentionRecommender, Encoder
+from models.recommendation.engine import Answering
+from models.recommendation.rules import Rules, Traits
 from models.recommender import Histories, histories_from_lists
 from models.retrieval.index import ItemIndex
-from models.selection import Rules, Traits
 from models.settings import EncoderSettings
-from pipeline.answering import Answering
 
 NUM_ITEMS, ROWS = 3_000, 40
 POPULAR = np.array([[0, *range(NUM_ITEMS, 0, -1)], [0, *range(1, NUM_ITEMS + 1)]], np.float32)

@@ -1,0 +1,1 @@
+"""From scored candidates to lists: rules, re-ranking, the recommendation engine."""
