@@ -17,13 +17,13 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted
 from features.histories.splits import Split
-from models.als import ALS
-from models.baselines import Baseline, FittedOn, Popularity, RecentPopularity
-from models.ease import EASE
+from models.baselines.als import ALS
+from models.baselines.ease import EASE
+from models.baselines.neighbours import CoVisitation, ItemKNN
+from models.baselines.popularity import Baseline, FittedOn, Popularity, RecentPopularity
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.ranks import ColdStart, SystemRanks, rank_targets
-from models.neighbours import CoVisitation, ItemKNN
 from models.ranking.two_stage import TwoStage
 from models.recommender import Float32, Histories, Int32, Recommender
 from models.settings import EncoderSettings, TrainSettings

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
-from models.baselines import FittedOn
+from models.baselines.popularity import FittedOn
 from models.encoder.batching import BatchPlan
 from models.encoder.encoder import Encoder
 from models.recommender import Float32, Histories, Int32, Int64

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.baselines.neighbours import CoVisitation
 from models.evaluation.metrics import Float64
-from models.neighbours import CoVisitation
 from models.recommender import Float32, Histories, Int32, Int64
 
 SECOND, DAY = 1_000_000, 86_400

@@ -23,12 +23,12 @@ import polars as pl  # noqa: E402
 
 from features.histories import splits  # noqa: E402
 from features.histories.jagged import JaggedHistories  # noqa: E402
-from models.als import ALS  # noqa: E402
-from models.baselines import Baseline, Popularity, RecentPopularity, Settings  # noqa: E402
-from models.ease import EASE  # noqa: E402
+from models.baselines.als import ALS  # noqa: E402
+from models.baselines.ease import EASE  # noqa: E402
+from models.baselines.neighbours import CoVisitation, ItemKNN  # noqa: E402
+from models.baselines.popularity import Baseline, Popularity, RecentPopularity, Settings  # noqa: E402
 from models.evaluation import metrics  # noqa: E402
 from models.evaluation.ranks import rank_targets  # noqa: E402
-from models.neighbours import CoVisitation, ItemKNN  # noqa: E402
 from pipeline.histories import known_items, training_rows  # noqa: E402
 from pipeline.targets import ranked_targets  # noqa: E402
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from models.neighbours import ItemKNN  # noqa: E402
+from models.baselines.neighbours import ItemKNN  # noqa: E402
 from models.recommendation.rules import Rules, Traits, choose  # noqa: E402
 from models.recommender import Float32, Int32, histories_from_lists  # noqa: E402
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.als import ALS
-from models.baselines import Popularity, RecentPopularity
-from models.ease import EASE
+from models.baselines.als import ALS
+from models.baselines.ease import EASE
+from models.baselines.neighbours import CoVisitation, ItemKNN
+from models.baselines.popularity import Popularity, RecentPopularity
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.index_recommender import IndexRecommender
-from models.neighbours import CoVisitation, ItemKNN
 from models.recommender import Histories, Recommender, histories_from_lists
 from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings

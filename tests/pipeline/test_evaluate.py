@@ -16,7 +16,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError
 from features.profiling import profile
 from models import checkpoint
-from models.baselines import FittedOn, Popularity
+from models.baselines.popularity import FittedOn, Popularity
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.evaluation import ranks
 from models.evaluation.comparison import Judgement

@@ -13,7 +13,7 @@ from features.histories import splits
 from features.histories.jagged import JaggedHistories, user_ranges
 from features.histories.leaks import LeakError, check_fitted, check_leaks
 from features.histories.splits import Split
-from models.baselines import Popularity
+from models.baselines.popularity import Popularity
 from pipeline import histories as rows
 from pipeline.targets import (
     NO_HISTORY,

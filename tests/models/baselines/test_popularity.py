@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from models.als import ALS
-from models.baselines import (
+from models.baselines.als import ALS
+from models.baselines.ease import EASE
+from models.baselines.neighbours import CoVisitation, ItemKNN
+from models.baselines.popularity import (
     Baseline,
     FittedOn,
     Popularity,
@@ -11,8 +13,6 @@ from models.baselines import (
     item_counts,
     popularity_prior,
 )
-from models.ease import EASE
-from models.neighbours import CoVisitation, ItemKNN
 from models.recommender import Histories, histories_from_lists
 
 DAY = 86_400_000_000
@@ -103,8 +103,8 @@ def test_chunks_of_events_change_nothing(baseline: type[Baseline], monkeypatch: 
     )
     whole = baseline.fit(histories, 7).score_items(histories)  # type: ignore[attr-defined]
     monkeypatch.setattr("models.topk._CHUNK_EVENTS", 10)
-    monkeypatch.setattr("models.neighbours._BLOCK_CELLS", 17)
-    monkeypatch.setattr("models.ease._BLOCK_CELLS", 15)
+    monkeypatch.setattr("models.baselines.popularity.neighbours._BLOCK_CELLS", 17)
+    monkeypatch.setattr("models.baselines.ease._BLOCK_CELLS", 15)
     cut = baseline.fit(histories, 7).score_items(histories)  # type: ignore[attr-defined]
     assert cut == pytest.approx(whole, rel=1e-5)
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from models.baselines import interactions
-from models.neighbours import CoVisitation, ItemKNN
+from models.baselines.neighbours import CoVisitation, ItemKNN
+from models.baselines.popularity import interactions
 from models.recommender import histories_from_lists
 
 

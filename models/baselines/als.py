@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from models.baselines import Baseline, FittedOn, interactions, item_counts, popularity_prior
+from models.baselines.popularity import Baseline, FittedOn, interactions, item_counts, popularity_prior
 from models.recommender import Float32, Histories, Int64
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from models import ease
-from models.baselines import interactions
-from models.ease import EASE
+from models.baselines import ease
+from models.baselines.ease import EASE
+from models.baselines.popularity import interactions
 from models.recommender import Histories, histories_from_lists
 
 

@@ -3,8 +3,8 @@ import warnings
 import numpy as np
 import pytest
 
-from models.als import ALS
-from models.baselines import interactions
+from models.baselines.als import ALS
+from models.baselines.popularity import interactions
 from models.recommender import Histories, histories_from_lists
 
 NUM_ITEMS = 17

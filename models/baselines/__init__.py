@@ -1,0 +1,1 @@
+"""Reference recommenders: popularity, neighbours, EASE, ALS."""
