@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
-from models import checkpoint, explain
+from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, as_asked
+from models.explanation import contributions
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
 from models.recommendation.engine import AS_SCORED, Answer, Answering
@@ -189,7 +190,7 @@ class Bundle:
         *,
         keys: UInt64 | None = None,
         segment: Int64 | None = None,
-        because: explain.Method | None = None,
+        because: contributions.Method | None = None,
         because_items: int = 3,
     ) -> Answer:
         """The k best items of each row (deployed numbering) that `rules` let through; see `Answering.answer`."""

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from features import schema
 from features.histories.jagged import JaggedHistories
-from models import attended, faithfulness
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.evaluation import metrics
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
+from models.explanation import attention_weights, faithfulness
 from models.recommender import Float32, Histories, Int32, Int64, Recommender
 from models.topk import contains, mask_seen, row_chunks, top_k
 from pipeline.targets import RankedTargets
@@ -201,13 +201,13 @@ def attention(
     there are types). Rows of one interaction are left out: they can look nowhere else. `not_applicable` says why where the
     model pays no attention.
     """
-    if not attended.has_attention(encoder):
+    if not attention_weights.has_attention(encoder):
         return {
             "not_applicable": f"blocks of type {encoder.settings.block} pay no attention to single interactions"
         }
     long = np.flatnonzero(histories.lengths > 1)
     windows = histories.select(long).last(encoder.max_length)
-    weights = attended.attention_weights(encoder, windows)
+    weights = attention_weights.attention_weights(encoder, windows)
     rows, positions = windows.gather()
     from_end = windows.ends[rows] - positions
     classes = {"position": (_class_of(from_end, POSITIONS), list(POSITIONS))}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models import explain, ranker_explain
 from models.encoder.encoder import AttentionRecommender, as_asked
+from models.explanation import contributions, second_stage
 from models.ranking.ranker import SecondStage
 from models.recommendation.rules import Rules, Traits, UInt64, choose
 from models.recommender import Float32, Histories, Int32, Int64
@@ -79,7 +79,7 @@ class Answering:
         *,
         keys: UInt64 | None = None,
         segment: Int64 | None = None,
-        because: explain.Method | None = None,
+        because: contributions.Method | None = None,
         because_items: int = 3,
     ) -> Answer:
         """The k best items of each row; rows without interactions get what is popular, in their `segment` [rows] if it is given.
@@ -106,7 +106,7 @@ class Answering:
         return Answer(items, score, cold, reasons)
 
     def _parts(
-        self, warm: Int64, histories: Histories, k: int, because: explain.Method | None
+        self, warm: Int64, histories: Histories, k: int, because: contributions.Method | None
     ) -> Iterator[Int64]:
         """Rows to answer together: all of the `warm` ones, or as many as reasons are kept of."""
         encoder = self.recommender.encoder
@@ -114,10 +114,10 @@ class Answering:
             yield from (warm,) if len(warm) else ()
             return
         lengths = np.minimum(histories.lengths[warm], encoder.max_length)
-        yield from (warm[part] for part in explain.parts(encoder, lengths, k))
+        yield from (warm[part] for part in contributions.parts(encoder, lengths, k))
 
     def contributions(
-        self, histories: Histories, k: int, rules: Rules, method: explain.Method
+        self, histories: Histories, k: int, rules: Rules, method: contributions.Method
     ) -> tuple[Int32, Float32]:
         """The k best items of rows that are not empty, and what each past interaction adds to each: [rows, k], [rows, k, l]."""
         warm = _Warm(self, self._asked(histories), rules, method)
@@ -174,19 +174,19 @@ class _Warm:
     """Rows that are not empty: their candidates, and what in the histories these are based on."""
 
     def __init__(
-        self, answering: Answering, histories: Histories, rules: Rules, because: explain.Method | None
+        self, answering: Answering, histories: Histories, rules: Rules, because: contributions.Method | None
     ) -> None:
         self.histories, self._rules, self._index = histories, rules, answering.index
         self._recommender, self._stage, self._method = answering.recommender, answering.second_stage, because
         self._vectors: Float32 | None = None
-        self._encoded: explain.Encoded | None = None
+        self._encoded: contributions.Encoded | None = None
         self._first: Candidates | None = None
         if not self._recommender.encoder.scores_by_vector:
             return
         if because is None:
             self._vectors = self._recommender.encode(histories, _BATCH_TOKENS)
         else:
-            self._encoded = explain.Encoded.of(self._recommender.encoder, histories, because)
+            self._encoded = contributions.Encoded.of(self._recommender.encoder, histories, because)
             self._vectors = self._encoded.vectors
 
     def retrieve(self, rows: Int64, number: int) -> Candidates:
@@ -201,7 +201,7 @@ class _Warm:
 
     def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
         """The past items that carried each item [rows, k] and their weights, two [rows, k, because_items]."""
-        return explain.strongest(self.contributions(items), self.histories, because_items)
+        return contributions.strongest(self.contributions(items), self.histories, because_items)
 
     def contributions(self, items: Int32) -> Float32:
         """[rows, k, l] what each past interaction adds to the score of each item [rows, k] retrieved before."""
@@ -210,12 +210,12 @@ class _Warm:
         if self._stage is not None and self._first is not None:
             number = self._stage.ranker.settings.candidates
             pool = self._first[0][:, :number], self._first[1][:, :number]
-            return ranker_explain.contributions(
+            return second_stage.contributions(
                 encoder, self._stage, self.histories, items, pool, method, self._encoded
             )
         if self._encoded is not None:
             return self._encoded.contributions(items)
-        return explain.contributions(encoder, self.histories, items, method)
+        return contributions.contributions(encoder, self.histories, items, method)
 
     def _searched(self, rows: Int64, part: Histories, number: int) -> Candidates:
         assert self._vectors is not None

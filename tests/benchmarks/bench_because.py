@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 from features.histories.jagged import JaggedHistories  # noqa: E402
 from models.checkpoint import load_model  # noqa: E402
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked  # noqa: E402
-from models.explain import Encoded, Method, contributions, parts  # noqa: E402
-from models.faithfulness import measure_encoder  # noqa: E402
+from models.explanation.contributions import Encoded, Method, contributions, parts  # noqa: E402
+from models.explanation.faithfulness import measure_encoder  # noqa: E402
 from models.recommender import Float32, Histories, Int32  # noqa: E402
 from models.retrieval.index import ItemIndex  # noqa: E402
 from pipeline import histories as rows  # noqa: E402

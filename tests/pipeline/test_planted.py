@@ -9,7 +9,8 @@ import pytest
 
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
-from models import checkpoint, explain
+from models import checkpoint
+from models.explanation import contributions
 from pipeline.config import BASELINES
 from pipeline.targets import ranked_targets
 from tests.pipeline.conftest import ROOT, Workdir
@@ -35,8 +36,8 @@ def test_the_model_beats_every_baseline_by_a_paired_bootstrap(demo: Workdir) -> 
         assert paired["verdict"] == "better"
 
 
-@pytest.mark.parametrize("method", get_args(explain.Method))
-def test_noise_clicks_carry_less_weight_than_real_ones(demo: Workdir, method: explain.Method) -> None:
+@pytest.mark.parametrize("method", get_args(contributions.Method))
+def test_noise_clicks_carry_less_weight_than_real_ones(demo: Workdir, method: contributions.Method) -> None:
     """Weights in the score of what the user really did next, over 1,500 held-out real events."""
     folder, train = demo.artifact("features", *SETTINGS), demo.artifact("train", *SETTINGS)
     histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
@@ -47,7 +48,7 @@ def test_noise_clicks_carry_less_weight_than_real_ones(demo: Workdir, method: ex
     real_targets = np.flatnonzero(~is_noise[targets.position])
     chosen = np.random.default_rng(0).choice(real_targets, 1500, replace=False)
     looked_at = targets.histories.select(chosen).last(30)
-    drops = explain.contributions(encoder, looked_at, targets.item[chosen][:, None], method)[:, 0]
+    drops = contributions.contributions(encoder, looked_at, targets.item[chosen][:, None], method)[:, 0]
     row, position = looked_at.gather()
     column = position - looked_at.starts[row]
     drop, noisy = drops[row, column], is_noise[mapping[histories.item_index] > 0][position]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from models.encoder.encoder import AttentionRecommender
-from models.explain import contributions, kept_scores
-from models.faithfulness import (
+from models.explanation.contributions import contributions, kept_scores
+from models.explanation.faithfulness import (
     STEPS,
     areas,
     closing_up,

@@ -11,8 +11,8 @@ from models.encoder.attention import HistoryAttention
 from models.encoder.attention_bias import all_places, last_places
 from models.encoder.batching import Window
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.explain import Encoded, Method, contributions, kept_scores, strongest
-from models.influence import Way
+from models.explanation.attribution import Way
+from models.explanation.contributions import Encoded, Method, contributions, kept_scores, strongest
 from models.recommender import Histories, histories_from_lists
 
 NUM_ITEMS = 29
@@ -314,7 +314,7 @@ def test_a_pass_at_a_time_is_the_same(random_encoder, random_histories, monkeypa
     encoder, histories = random_encoder(), random_histories([5, 5, 3, 7])
     items = np.array([[11, 12], [13, 14], [15, 16], [17, 0]], np.int32)
     whole = contributions(encoder, histories, items)
-    monkeypatch.setattr("models.explain.BATCH_CELLS", 1)
+    monkeypatch.setattr("models.explanation.contributions.BATCH_CELLS", 1)
     np.testing.assert_allclose(contributions(encoder, histories, items), whole, rtol=1e-4, atol=1e-5)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.attended import attention_weights, has_attention
 from models.encoder.attention_bias import all_places
 from models.encoder.blocks import AttentionBlock
 from models.encoder.encoder import Encoder
+from models.explanation.attention_weights import attention_weights, has_attention
 from models.recommender import histories_from_lists
 from models.settings import EncoderSettings
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.attended import attention_weights, has_attention
 from models.encoder.encoder import Encoder
 from models.evaluation.bootstrap import UserMeans, bootstrap, interval, paired_difference
 from models.evaluation.metrics import Float64
-from models.explain import Bools, Method, contributions, kept_scores
+from models.explanation.attention_weights import attention_weights, has_attention
+from models.explanation.contributions import Bools, Method, contributions, kept_scores
 from models.recommender import Float32, Histories, Int32
 
 STEPS = 10

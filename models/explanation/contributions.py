@@ -17,7 +17,7 @@ from models.encoder.batching import Window, cut_by_tokens
 from models.encoder.blocks import AttentionBlock
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.encoder.recurrent import GRUBlock
-from models.influence import Way, without_last
+from models.explanation.attribution import Way, without_last
 from models.recommender import Float32, Histories, Int32, Int64
 
 Bools = NDArray[np.bool_]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import explain
 from models.encoder.encoder import Encoder
+from models.explanation import contributions
 from models.ranking.features import FEATURES
 from models.ranking.ranker import SecondStage
 from models.recommender import Float32, Histories, Int32, Int64
@@ -26,8 +26,8 @@ def contributions(
     histories: Histories,
     items: Int32,
     pool: tuple[Int32, Float32],
-    method: explain.Method = "balanced",
-    encoded: explain.Encoded | None = None,
+    method: contributions.Method = "balanced",
+    encoded: contributions.Encoded | None = None,
 ) -> Float32:
     """How much lower the ranker would score each item if a past interaction had not been seen: [b, k, l].
 
@@ -41,7 +41,7 @@ def contributions(
         return _leave_one_out(encoder, stage, histories, items, pool)
     less = _expected(encoder, *pool)
     if encoded is None:
-        weights = explain.contributions(encoder, histories, items, method, less)
+        weights = contributions.contributions(encoder, histories, items, method, less)
     else:
         weights = encoded.contributions(items, less)
     return _through_ranker(encoder, stage, histories, items, pool, weights)
@@ -102,7 +102,7 @@ def _leave_one_out(
         if not length:
             continue
         here = slice(row, row + 1)
-        scores = explain.left_out_scores(encoder, windows.select(here), pool[0][row])
+        scores = contributions.left_out_scores(encoder, windows.select(here), pool[0][row])
         candidates = np.broadcast_to(pool[0][row], scores.shape)
         order = np.argsort(np.where(candidates > 0, -scores, np.inf), axis=1, kind="stable")
         candidates, scores = (np.take_along_axis(part, order, 1) for part in (candidates, scores))

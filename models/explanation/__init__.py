@@ -1,0 +1,1 @@
+"""Contributions of past interactions to a score."""
