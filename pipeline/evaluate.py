@@ -18,12 +18,12 @@ from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted, check_leaks, leaks_by_construction
 from features.histories.splits import Split
 from models.checkpoint import load_model
+from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
-from models.machine import pick_device
 from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int32
 from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, report_charts, second_stage

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
+from models.device import pick_device
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
-from models.machine import pick_device
 from models.recommender import Int32
 from pipeline import histories as rows
 from pipeline.bundle import translation

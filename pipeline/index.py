@@ -7,8 +7,8 @@ import numpy as np
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.checkpoint import load_model
+from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
-from models.machine import pick_device
 from models.recommender import Float32, Histories, Int32
 from models.retrieval.index import ItemIndex
 from pipeline import histories as rows

@@ -11,8 +11,8 @@ from torch.nn import functional
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
+from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.machine import pick_device
 from models.ranking.calibration import Calibration, cross_fitted, quality
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of

@@ -195,7 +195,7 @@ def _build(node: Node, context: Context) -> None:
         "summary": context.said,
     }
     if "torch" in sys.modules:
-        from models.machine import pick_device
+        from models.device import pick_device
 
         context.track.tag("lookback.device", str(pick_device()))
     context.track.tags |= environment.tags()  # of this build, whenever and by whichever code it is sent

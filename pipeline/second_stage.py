@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from models import checkpoint
+from models.device import pick_device
 from models.evaluation import metrics
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks
-from models.machine import pick_device
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
 from models.recommender import Histories, Int32

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.device import computes_bf16
 from models.encoder.attention_bias import Places, joined, windows_of
 from models.encoder.blocks import Dropout
-from models.machine import computes_bf16
 from models.settings import EncoderSettings
 from models.shapes import Float, Int
 

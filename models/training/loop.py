@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.device import matmul_flops, peak_bytes, pick_device, resolved_compile, resolved_precision
 from models.encoder.batching import BatchPlan
 from models.encoder.embeddings import ItemContent
 from models.encoder.encoder import Encoder
-from models.machine import matmul_flops, peak_bytes, pick_device, resolved_compile, resolved_precision
 from models.recommender import Float32, Histories, Int64
 from models.settings import RECURRENT_BLOCKS, SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
 from models.training import distributed

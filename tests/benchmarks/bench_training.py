@@ -34,7 +34,7 @@ def machine() -> Figures:
     """GFLOP/s of matrix products, of a step's shapes and of a large square; bf16 where it is native; and the compiler."""
     import torch
 
-    from models.machine import compiler, computes_bf16, matmul_flops
+    from models.device import compiler, computes_bf16, matmul_flops
     from tests.benchmarks.gpu import square_flops
 
     cpu = torch.device("cpu")

@@ -31,11 +31,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from models.device import computes_bf16, pick_device  # noqa: E402
 from models.encoder.batching import BatchPlan  # noqa: E402
 from models.encoder.encoder import AttentionRecommender, Encoder  # noqa: E402
 from models.evaluation.metrics import Float64, hit_rate, ndcg  # noqa: E402
 from models.evaluation.ranks import rank_targets  # noqa: E402
-from models.machine import computes_bf16, pick_device  # noqa: E402
 from models.recommender import Histories  # noqa: E402
 from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings  # noqa: E402
 from models.training.flops import matrix_entries, step_flops  # noqa: E402

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.machine import compiler, matmul_flops, peak_bytes, resolved_compile, resolved_precision
+from models.device import compiler, matmul_flops, peak_bytes, resolved_compile, resolved_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
