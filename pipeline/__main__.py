@@ -82,8 +82,8 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
 
 def _print_standings(summaries: list[dict[str, Any]]) -> None:
     """The evaluation's table: every system beside the model."""
+    from pipeline.artifacts.store import read_json
     from pipeline.standings import as_text
-    from pipeline.store import read_json
 
     folder = next(summary["folder"] for summary in summaries if summary["stage"] == "evaluate")
     print(f"\n{as_text(read_json(Path(folder) / 'metrics.json'))}")

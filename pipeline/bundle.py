@@ -38,10 +38,10 @@ from models.recommender import Float32, Histories, Int32, Int64, histories_from_
 from models.retrieval.index import ItemIndex
 from pipeline import bundled_ranker, popular
 from pipeline import histories as rows
+from pipeline.artifacts.store import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.content_features import compared_by
 from pipeline.errors import DamagedArtifact
 from pipeline.new_items import Added, categories_of
-from pipeline.store import digest_file, files_below, fingerprint, read_json, write_json
 
 FORMAT_VERSION = 3
 READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3), (2, 3)

@@ -13,12 +13,12 @@ from models.evaluation.bootstrap import over_seeds
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline import compare_page
+from pipeline.artifacts.store import write_json
 from pipeline.config import MODEL, Config, EvaluateConfig
 from pipeline.drawing import spoken
 from pipeline.errors import LookbackError
 from pipeline.plan import Plan
 from pipeline.standings import aligned
-from pipeline.store import write_json
 from pipeline.tracking import NOTE, LoggedRun, Tracker
 from pipeline.tracking_server import chosen_uri
 

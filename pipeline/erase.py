@@ -17,13 +17,14 @@ import polars as pl
 from features import schema
 from features.events import validation as event_log
 from features.events.ids import plain
-from pipeline import parts, registry, sources, store, tracking
+from pipeline import registry, tracking
+from pipeline.artifacts import event_parts, source_files, store
+from pipeline.artifacts.store import Artifact, being_made
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.prune import all_lineages, megabytes
 from pipeline.registry import Registry
 from pipeline.stages import STAGES, resolve
-from pipeline.store import Artifact, being_made
 from pipeline.tracking_server import Version, absolute_uri
 
 
@@ -62,11 +63,11 @@ def prune_excluded(config: Config, *, dry_run: bool) -> list[Path]:
     _erase_runs(erasure, kept)
     _erase_parts(erasure, exclusion)
     excluded = [
-        event_log.read_excluded(sources.local_path(config, path, digest)).cast(pl.String)
+        event_log.read_excluded(source_files.local_path(config, path, digest)).cast(pl.String)
         for path, digest in now.sources["exclude_users"].items()
     ]
     _erase_bundles(erasure, pl.concat(excluded))
-    sources.release(config, now.sources)
+    source_files.release(config, now.sources)
     print(f"{len(erasure.removed)} folders {'would go' if dry_run else 'gone'}")
     if erasure.waiting and not dry_run:
         raise LookbackError("prune --excluded: not all is gone: " + "; ".join(erasure.waiting))
@@ -157,11 +158,11 @@ def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:
 
 def _erase_parts(erasure: _Erasure, exclusion: str) -> None:
     stage_folder = erasure.config.folder / "ingest"
-    old = [folder for folder in parts.kept(stage_folder) if not _has_exclusion(folder, exclusion)]
-    old += (stage_folder / parts.PARTS).glob(".building-*")
+    old = [folder for folder in event_parts.kept(stage_folder) if not _has_exclusion(folder, exclusion)]
+    old += (stage_folder / event_parts.PARTS).glob(".building-*")
     if old and being_made(stage_folder):
         erasure.waiting.append(
-            f"a running ingest may use parts in {stage_folder / parts.PARTS}: run this again later"
+            f"a running ingest may use parts in {stage_folder / event_parts.PARTS}: run this again later"
         )
         return
     for folder in old:
@@ -169,7 +170,7 @@ def _erase_parts(erasure: _Erasure, exclusion: str) -> None:
 
 
 def _has_exclusion(part: Path, exclusion: str) -> bool:
-    record = parts.read(part)
+    record = event_parts.read(part)
     return record is not None and ",".join(record.said["settings"]["excluded"]) == exclusion
 
 

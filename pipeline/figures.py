@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from models.evaluation.comparison import Judgement
+from pipeline.artifacts.store import read_json
 from pipeline.drawing import (
     COLOURS,
     GREY,
@@ -26,7 +27,6 @@ from pipeline.drawing import (
     shown,
     spoken,
 )
-from pipeline.store import read_json
 
 __all__ = [
     "along_segments",

@@ -23,12 +23,12 @@ from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
 from models.recommender import Int32
 from pipeline import histories as rows
+from pipeline.artifacts.store import read_json
 from pipeline.bundle import translation
 from pipeline.config import MODEL, Config
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluated import Evaluated
 from pipeline.registry import Decision
-from pipeline.store import read_json
 from pipeline.targets import RankedTargets, targets_of
 
 CHALLENGER, CHAMPION = "challenger", "champion"

@@ -8,12 +8,12 @@ import polars as pl
 
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import metrics_of_ranks
+from pipeline.artifacts.store import read_json, read_manifest
 from pipeline.compare import KEY
 from pipeline.compare_page import by_chance
 from pipeline.config import MODEL
 from pipeline.drawing import spoken
 from pipeline.plan import allowed
-from pipeline.store import read_json, read_manifest
 from pipeline.tracking_ui import View
 
 Row = dict[str, Any]

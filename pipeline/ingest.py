@@ -25,9 +25,9 @@ from features.parallel import in_order
 from features.readers import sources as readers
 from features.schema import IdType
 from features.tables import TableFormat
-from pipeline import deliveries, parts, sources, store
+from pipeline.artifacts import event_parts, source_changes, source_files, store
+from pipeline.artifacts.source_changes import Changes, Last, Source
 from pipeline.config import EventsConfig, Table
-from pipeline.deliveries import Changes, Last, Source
 from pipeline.errors import LookbackError
 from pipeline.stages import Context
 
@@ -49,7 +49,7 @@ class Part:
     source: Source
     folder: Path
     """With events.parquet, quarantine.parquet, part.json."""
-    record: parts.Record
+    record: event_parts.Record
 
     @property
     def file_name(self) -> str:
@@ -141,7 +141,7 @@ def _opened(ctx: Context, role: str, path: str) -> Iterator[Path]:
     Raises LookbackError where it is another one by now than when it was digested.
     """
     digest = ctx.sources[role][path]
-    place = sources.local_path(ctx.config, path, digest)
+    place = source_files.local_path(ctx.config, path, digest)
     is_copy = str(place) != path
     try:
         yield place
@@ -201,11 +201,11 @@ def _parts(
     ctx: Context, form: EventFormat, id_types: dict[str, IdType], excluded: ExcludedUsers
 ) -> list[Part]:
     """The part of every source, in order: those that are kept and whole, and new ones."""
-    log = deliveries.distinct(ctx.sources["events"])
+    log = source_changes.distinct(ctx.sources["events"])
     shaping = _shaping(ctx, form, id_types)
     settings = {source: shaping | {"form": readers.form_of(Path(source.path), form.table)} for source in log}
     folders = {
-        source: ctx.stage_folder / parts.PARTS / f"{source.source_file}-{store.fingerprint(each)[:8]}"
+        source: ctx.stage_folder / event_parts.PARTS / f"{source.source_file}-{store.fingerprint(each)[:8]}"
         for source, each in settings.items()
     }
     records = {source: _kept(ctx, form, folder) for source, folder in folders.items()}
@@ -213,8 +213,8 @@ def _parts(
         if record is not None:
             _check_ids(source, record)
 
-    def part_of(source: Source) -> tuple[Source, parts.Record]:
-        with parts.locked(folders[source]):
+    def part_of(source: Source) -> tuple[Source, event_parts.Record]:
+        with event_parts.locked(folders[source]):
             return source, _kept(ctx, form, folders[source]) or _make(  # another process may have been faster
                 ctx, source, form, id_types, excluded, folders[source], settings[source]
             )
@@ -229,14 +229,14 @@ def _parts(
     return [Part(source, folders[source], record) for source, record in records.items() if record is not None]
 
 
-def _kept(ctx: Context, form: EventFormat, folder: Path) -> parts.Record | None:
+def _kept(ctx: Context, form: EventFormat, folder: Path) -> event_parts.Record | None:
     """The record of a whole part; None too where a row that was ahead of its time then is not any more, and with --force."""
-    record = None if ctx.force else parts.read(folder)
+    record = None if ctx.force else event_parts.read(folder)
     ahead = record.said["counts"]["first_ahead"] if record is not None and "counts" in record.said else None
     return None if ahead is not None and ahead <= form.latest else record
 
 
-def _check_ids(source: Source, record: parts.Record) -> None:
+def _check_ids(source: Source, record: event_parts.Record) -> None:
     if "text_ids" in record.said:
         raise _TextIds(source, **record.said["text_ids"])
 
@@ -262,10 +262,10 @@ def _make(
     excluded: ExcludedUsers,
     folder: Path,
     settings: dict[str, Any],
-) -> parts.Record:
+) -> event_parts.Record:
     """Read a source into a part; its record has what it counted and what it is like, or which of its ids is text."""
     said: dict[str, Any] = {"source": source.digest, "path": source.path, "settings": settings}
-    with parts.workspace(folder) as place:
+    with event_parts.workspace(folder) as place:
         try:
             with _opened(ctx, "events", source.path) as path:
                 counts = event_log.ingest_file(
@@ -284,7 +284,7 @@ def _make(
             for file in store.files_below(place):
                 file.unlink()
             said["text_ids"] = vars(found)
-        return parts.write(place, folder, said)
+        return event_parts.write(place, folder, said)
 
 
 def _repeats(log: Sequence[Part], num_rows: int, *, drop: bool) -> pl.DataFrame:
@@ -315,7 +315,7 @@ def _place(ctx: Context, log: Sequence[Part], repeats: pl.DataFrame) -> None:
 
 def _link(ctx: Context, part: Part, name: str) -> None:
     target = f"{name}/{part.file_name}"
-    if parts.link(part.folder / f"{name}.parquet", ctx.folder / target):
+    if event_parts.link(part.folder / f"{name}.parquet", ctx.folder / target):
         ctx.digests[target] = part.record.digests[f"{name}.parquet"]
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import environment, registry
+from pipeline.artifacts.store import Artifact, fingerprint, read_json, read_manifest, write_json
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.plan import TRACKING, DatasetInput, Plan, Point
 from pipeline.stages import Node, Pipeline, order
-from pipeline.store import Artifact, fingerprint, read_json, read_manifest, write_json
 from pipeline.tracking import NOTE, Tracker
 from pipeline.tracking_server import GATE, ServerAway
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from pipeline.artifacts.store import read_json, write_json
 from pipeline.errors import DamagedArtifact
-from pipeline.store import read_json, write_json
 
 TRACKING = "tracking.json"
 TABLES_TAG = "mlflow.loggedArtifacts"

@@ -3,11 +3,12 @@
 import shutil
 from pathlib import Path
 
-from pipeline import parent_run, parts, registry
+from pipeline import parent_run, registry
+from pipeline.artifacts import event_parts
+from pipeline.artifacts.store import MANIFEST, Artifact, being_made, files_below, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.stages import STAGES
-from pipeline.store import MANIFEST, Artifact, being_made, files_below, read_manifest
 
 _DIGEST_LENGTH = 16
 
@@ -36,7 +37,7 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
     for folder in [
         *bundles,
         *parent_run.without_artifacts(config),
-        *([] if being_made(ingest) else parts.unused(ingest)),
+        *([] if being_made(ingest) else event_parts.unused(ingest)),
     ]:
         removed.append(folder)
         print(f"{said} {folder} ({megabytes(folder):,.1f} MB), which nothing uses any more")

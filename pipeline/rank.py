@@ -20,9 +20,9 @@ from models.recommender import Int32
 from models.topk import row_chunks
 from pipeline import bundled_ranker, second_stage
 from pipeline import histories as rows
+from pipeline.artifacts.store import write_json
 from pipeline.errors import LookbackError
 from pipeline.stages import Context
-from pipeline.store import write_json
 from pipeline.targets import targets_of
 from pipeline.train import selection_folder
 

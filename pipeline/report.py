@@ -23,9 +23,9 @@ from pipeline import (
     report_charts,
     report_evaluation,
 )
+from pipeline.artifacts.store import read_json, read_manifest
 from pipeline.profile import DRIFT, PROFILE
 from pipeline.stages import Context
-from pipeline.store import read_json, read_manifest
 
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import registry
+from pipeline.artifacts.store import Artifact
 from pipeline.bundle import read_description
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.registry import Registry
 from pipeline.stages import ModelSource
-from pipeline.store import Artifact
 from pipeline.tracking_server import GATE, Version
 
 SHOWN = ("ndcg", "hit_rate", "mrr", "coverage", "novelty")

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from pipeline import figures
+from pipeline.artifacts.store import read_json
 from pipeline.config import MODEL, EvaluateConfig
-from pipeline.store import read_json
 
 ACCURACY = ("ndcg", "hit_rate", "mrr", "user_ndcg")
 """Metrics of the targets' ranks in the report's first table, at the shortest list length; NDCG also at the longest."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.training import distributed
-from pipeline import environment, parent_run, registry, sources, store
+from pipeline import environment, parent_run, registry
+from pipeline.artifacts import source_files, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.parent_run import ParentRun
@@ -83,7 +84,7 @@ def bring_up_to_date(
             work = _Work(pipeline, node, tracker, parent, show_progress)
             fresh = work.bring_up_to_date(name, force=force and name in names)
             if name == "ingest":
-                sources.release(config, pipeline.sources)
+                source_files.release(config, pipeline.sources)
             summary = _summarise(node, fresh)
             summaries.append(summary)
             say(f"{name:<9} {summary['summary']}")

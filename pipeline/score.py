@@ -7,9 +7,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline import reranking, score_drift
+from pipeline.artifacts.store import Artifact, write_json
 from pipeline.scoring import Counts, Job, Scorer
 from pipeline.stages import Context
-from pipeline.store import Artifact, write_json
 
 _COUNTED = (
     "users",

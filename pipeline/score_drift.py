@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from models.recommender import Float32
-from pipeline.store import MANIFEST, read_json
+from pipeline.artifacts.store import MANIFEST, read_json
 
 BINS = 10
 SMALLEST_SHARE = 1e-4

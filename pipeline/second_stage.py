@@ -16,10 +16,10 @@ from models.ranking.ranker import SecondStage
 from models.recommender import Histories, Int32
 from models.settings import RankerUse
 from pipeline import item_content
+from pipeline.artifacts.store import read_json
 from pipeline.bundled_ranker import DESCRIPTION
 from pipeline.config import Config
 from pipeline.judging import Judging
-from pipeline.store import read_json
 from pipeline.targets import RankedTargets
 from pipeline.train import former_numbers
 

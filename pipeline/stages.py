@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.settings import TrainSettings
-from pipeline import sources, store
+from pipeline.artifacts import source_files, store
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 
@@ -200,7 +200,7 @@ class Context:
     """The workspace; committed when the stage returns."""
     inputs: dict[str, Path]
     """Folder of each stage it needs."""
-    sources: dict[str, dict[str, str]]
+    source_files: dict[str, dict[str, str]]
     """Role to {path: content digest} of the source files (ingest)."""
     model: "ModelSource | None"
     """Where the bundle to score with comes from (score)."""
@@ -266,7 +266,7 @@ class Pipeline:
 
     config: Config
     nodes: dict[str, Node]
-    sources: dict[str, dict[str, str]]
+    source_files: dict[str, dict[str, str]]
     """Role to {path: content digest} of every source file."""
     model: ModelSource | None
     """The registered model to score with, where the configuration names one."""
@@ -276,7 +276,7 @@ class Pipeline:
 
 def resolve(config: Config, names: Iterable[str]) -> Pipeline:
     """The named stages and all they need, with fingerprints; nothing is built, and a source file is read only if it is new."""
-    found = sources.source_digests(config)
+    found = source_files.source_digests(config)
     model = _model_source(config) if "score" in (wanted := order(config, names)) else None
     cuts = (
         {
@@ -331,7 +331,7 @@ def _outside_inputs(
     for key in ("users", "allow", "deny", "availability"):
         path = getattr(config.score, key)
         if isinstance(path, str) and path.endswith(".parquet"):
-            inputs[key] = sources.digest_of(config, f"score.{key}", path)
+            inputs[key] = source_files.digest_of(config, f"score.{key}", path)
     return inputs
 
 
@@ -342,7 +342,7 @@ def _contents(role: str, digests: dict[str, str]) -> list[str]:
     """
     if role == "exclude_users":
         return sorted(set(digests.values()))
-    by_path = [digests[path] + sources.extension(path) for path in sorted(digests)]
+    by_path = [digests[path] + source_files.extension(path) for path in sorted(digests)]
     return by_path if role in ("items", "users") else sorted(set(by_path))
 
 

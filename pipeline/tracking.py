@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.artifacts.store import fingerprint as digest_of
+from pipeline.artifacts.store import read_json, write_json
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.plan import Live, Plan, now_ms
-from pipeline.store import fingerprint as digest_of
-from pipeline.store import read_json, write_json
 from pipeline.tracking_client import (
     ClientServer,
     client_at,

@@ -8,12 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.artifacts.event_parts import PARTS
+from pipeline.artifacts.store import Artifact, being_made
 from pipeline.config import Config, load_config
 from pipeline.erase import prune_excluded
 from pipeline.errors import ConfigError, LookbackError
-from pipeline.parts import PARTS
 from pipeline.run import bring_up_to_date
-from pipeline.store import Artifact, being_made
 from tests.pipeline.conftest import Workdir
 
 LOG = "".join(

@@ -26,6 +26,7 @@ from models.settings import EncoderSettings, TrainSettings
 from models.topk import row_chunks
 from pipeline import baselines, evaluate, index
 from pipeline import histories as rows
+from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import (
     BASELINES,
     MODEL,
@@ -40,7 +41,6 @@ from pipeline.histories import known_items, training_rows
 from pipeline.item_content import of_model
 from pipeline.plan import Live, Plan
 from pipeline.stages import Context
-from pipeline.store import read_json, write_json
 from pipeline.targets import RankedTargets, targets_of
 
 NUM_USERS, NUM_ITEMS = 61, 31

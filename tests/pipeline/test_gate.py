@@ -18,12 +18,12 @@ from models.settings import EncoderSettings
 from pipeline import gate, registry, tracking
 from pipeline import histories as rows
 from pipeline import publish as publishing
+from pipeline.artifacts.store import Artifact, read_manifest, write_json
 from pipeline.bundle import seal
 from pipeline.config import Config, load_config
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluated import NEVER, Evaluated
 from pipeline.registry import Registry
-from pipeline.store import Artifact, read_manifest, write_json
 from pipeline.tracking import Tracker
 from pipeline.tracking_server import GATE, ServerAway, Version, absolute_uri, artifact_root
 from tests.pipeline.conftest import Workdir

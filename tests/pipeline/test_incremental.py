@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from features import schema
 from features.events import validation
+from pipeline.artifacts.store import read_manifest
 from pipeline.config import load_config
 from pipeline.errors import LookbackError
 from pipeline.run import bring_up_to_date
-from pipeline.store import read_manifest
 
 START = 1_600_000_000
 COLUMNS = ("user", "item", "at", "kind", "worth")

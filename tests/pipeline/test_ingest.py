@@ -12,12 +12,12 @@ import pytest
 
 from features import schema, tables
 from features.events import validation
-from pipeline import parts, store
+from pipeline.artifacts import event_parts, store
+from pipeline.artifacts.event_parts import PARTS, unused
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import load_config
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.parts import PARTS, unused
 from pipeline.run import bring_up_to_date
-from pipeline.store import Artifact, read_manifest
 
 HEADER = "u,i,t,e\n"
 DAY_1 = "1,10,1600000000,view\n2,11,1600000001,like\n2,11,1600000001,like\n3,x y,bad,view\n"
@@ -386,7 +386,7 @@ def test_a_store_that_was_copied_without_its_times_is_read_once(
     log.ingest("events.max_refused_fraction=0.6")
     monkeypatch.setattr(store, "digest_file", lambda _: pytest.fail("read again"))
     for path in (first.parent / PARTS).glob("*/"):
-        assert parts.read(path) is not None
+        assert event_parts.read(path) is not None
 
 
 def test_parts_that_no_artifact_shares_are_unused(log: Log) -> None:

@@ -23,6 +23,7 @@ from models.recommendation.rules import Rules
 from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
 from pipeline import registry, tracking
+from pipeline.artifacts.store import write_json
 from pipeline.bundle import SECOND, Bundle, seal
 from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
@@ -30,7 +31,6 @@ from pipeline.evaluated import Evaluated
 from pipeline.registry import Registry
 from pipeline.scoring import Job, Log, Scorer, Users
 from pipeline.serving import Recommender, _load_pyfunc
-from pipeline.store import write_json
 from pipeline.tracking import Plan, Tracker
 from pipeline.tracking_server import BUNDLE_DIGEST, absolute_uri, artifact_root
 

@@ -12,8 +12,8 @@ import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
 
+from pipeline.artifacts.store import read_json
 from pipeline.serving import _load_pyfunc
-from pipeline.store import read_json
 from tests.pipeline.conftest import Workdir
 
 SMALL_SHARDS = ("--set", "score.shard_users=10", "--set", "score.batch_users=4")

@@ -18,11 +18,11 @@ from models import checkpoint
 from models.settings import EncoderSettings, TrainSettings
 from pipeline import histories as rows
 from pipeline import publish, train
+from pipeline.artifacts.store import read_json, write_json
 from pipeline.bundle import Bundle
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
 from pipeline.plan import Live, Plan
 from pipeline.stages import Context
-from pipeline.store import read_json, write_json
 from pipeline.train import Trainer
 
 NUM_USERS, NUM_ITEMS = 23, 11

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline.artifacts import store
 from pipeline.errors import DamagedArtifact
 
 PARTS = ".parts"

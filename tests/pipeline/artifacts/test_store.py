@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import store
+from pipeline.artifacts import store
+from pipeline.artifacts.store import Artifact, Digests, being_made, fingerprint
 from pipeline.errors import DamagedArtifact
-from pipeline.store import Artifact, Digests, being_made, fingerprint
 
 
 def make(artifact: Artifact, text: str, created: str = "2026-01-01") -> None:

@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from pipeline import object_store, sources
+from pipeline.artifacts import remote_files, source_files
 from pipeline.config import load_config
 from pipeline.errors import LookbackError
 from tests.pipeline.conftest import Workdir
@@ -316,7 +316,7 @@ def test_a_glob_matches_as_the_local_one(
             place.parent.mkdir(parents=True, exist_ok=True)
             place.touch()
     files = [path for path in root.rglob("*") if path.is_file()]
-    found = {path for path in files if object_store.matches(path.relative_to(root).parts, pattern)}
+    found = {path for path in files if remote_files.matches(path.relative_to(root).parts, pattern)}
     names = glob.glob("/".join(pattern), root_dir=root, recursive=True)  # noqa: PTH207
     # "a/**" gives "a/", be it a folder or not
     assert found == {root / name for name in names if (root / name).is_file() and not name.endswith("/")}
@@ -328,7 +328,7 @@ def test_what_an_address_finds(server: Server) -> None:
         server.put(key, b"")
 
     def find(path: str) -> list[str]:
-        found = object_store.list_files("events.path", f"s3://{BUCKET}/{path}")
+        found = remote_files.list_files("events.path", f"s3://{BUCKET}/{path}")
         return sorted(str(file).removeprefix(f"s3://{BUCKET}/") for file in found)
 
     assert find("log") == find("log/") == ["log/2/b.csv", "log/a.csv"]
@@ -348,16 +348,16 @@ def test_what_an_address_finds(server: Server) -> None:
 def test_a_large_object_arrives_whole(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(remote_files, "_CHUNK_BYTES", 1000)
     content = random.Random(1).randbytes(12_345)
     server.put("big.bin.csv", content)
     url = f"s3://{BUCKET}/big.bin.csv"
-    digest = object_store.fetch(url, tmp_path)
+    digest = remote_files.fetch(url, tmp_path)
     assert digest == hashlib.sha256(content).hexdigest()
-    copy = object_store.copy_of(url, digest, tmp_path)
+    copy = remote_files.copy_of(url, digest, tmp_path)
     assert copy.read_bytes() == content
     assert copy.name == "big.bin.csv"
-    object_store.discard(url, digest, tmp_path)
+    remote_files.discard(url, digest, tmp_path)
     assert not copy.parent.exists()
 
 
@@ -366,10 +366,10 @@ def test_an_object_that_changes_while_it_is_fetched(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     """Of the same size, within the same second: its tag tells."""
-    monkeypatch.setattr(object_store, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(remote_files, "_CHUNK_BYTES", 1000)
     server.put("log.csv", b"0" * 9_999)
     versions = iter(range(1, times + 1))
-    original = object_store._chunks
+    original = remote_files._chunks
 
     def meddling(stream: Any, size: int) -> Iterator[bytes]:
         for index, chunk in enumerate(original(stream, size)):
@@ -377,14 +377,14 @@ def test_an_object_that_changes_while_it_is_fetched(
                 server.put("log.csv", str(version).encode() * 9_999)
             yield chunk
 
-    monkeypatch.setattr(object_store, "_chunks", meddling)
+    monkeypatch.setattr(remote_files, "_chunks", meddling)
     if times == 1:
         assert (
-            object_store.fetch(f"s3://{BUCKET}/log.csv", tmp_path) == hashlib.sha256(b"1" * 9_999).hexdigest()
+            remote_files.fetch(f"s3://{BUCKET}/log.csv", tmp_path) == hashlib.sha256(b"1" * 9_999).hexdigest()
         )
     else:
         with pytest.raises(LookbackError, match=rf"s3://{BUCKET}/log.csv: changed while it was read"):
-            object_store.fetch(f"s3://{BUCKET}/log.csv", tmp_path)
+            remote_files.fetch(f"s3://{BUCKET}/log.csv", tmp_path)
         assert [path for path in tmp_path.rglob("*") if path.suffix != ".lock"] == []
 
 
@@ -392,16 +392,16 @@ def test_an_object_that_changed_since_it_was_listed(server: Server, tmp_path: Pa
     server.put("log/day1.csv", DAY_1)
     config = load_config(log_of(f"s3://{BUCKET}/log/day1.csv", tmp_path).folder / "tiny.toml")
     config = config.model_copy(update={"data_dir": str(tmp_path / "data")})
-    found = sources.source_digests(config)
+    found = source_files.source_digests(config)
     ((url, digest),) = found["events"].items()
     assert digest == hashlib.sha256(DAY_1).hexdigest()
-    assert sources.local_path(config, url, digest).read_bytes() == DAY_1
-    sources.release(config, found)
-    assert sources.local_path(config, url, digest).read_bytes() == DAY_1
-    sources.release(config, found)
+    assert source_files.local_path(config, url, digest).read_bytes() == DAY_1
+    source_files.release(config, found)
+    assert source_files.local_path(config, url, digest).read_bytes() == DAY_1
+    source_files.release(config, found)
     server.put("log/day1.csv", DAY_2)
     with pytest.raises(LookbackError, match=f"{url}: changed while it was read.*run again"):
-        sources.local_path(config, url, digest)
+        source_files.local_path(config, url, digest)
 
 
 def test_a_connection_that_breaks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,13 +411,13 @@ def test_a_connection_that_breaks(server: Server, tmp_path: Path, monkeypatch: p
     url = f"s3://{BUCKET}/log.csv"
     with breaking_proxy(server.url, after_bytes=100_000, times=1) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        assert object_store.fetch(url, tmp_path / "once") == hashlib.sha256(content).hexdigest()
+        assert remote_files.fetch(url, tmp_path / "once") == hashlib.sha256(content).hexdigest()
     with breaking_proxy(server.url, after_bytes=100_000, times=100) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         with pytest.raises(
             LookbackError, match=rf"^{url}: cannot be read from the object store: .*partial file"
         ):
-            object_store.fetch(url, tmp_path / "always")
+            remote_files.fetch(url, tmp_path / "always")
     assert [path for path in (tmp_path / "always").rglob("*") if path.suffix != ".lock"] == []
 
 
@@ -500,7 +500,7 @@ def test_users_to_score_are_a_local_file(tmp_path: Path) -> None:
     with pytest.raises(
         LookbackError, match=r"score.users: received 's3://b/u.parquet', expected a local file"
     ):
-        sources.digest_of(config, "score.users", "s3://b/u.parquet")
+        source_files.digest_of(config, "score.users", "s3://b/u.parquet")
 
 
 def test_rights_are_missing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -570,17 +570,17 @@ def test_a_silent_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_s3_is_found_by_the_environment(environ: dict[str, str], wanted: dict[str, Any]) -> None:
-    options = object_store.s3_options(environ)
+    options = remote_files.s3_options(environ)
     assert {name: value for name, value in options.items() if "timeout" not in name} == wanted
-    assert isinstance(object_store._file_system("S3FileSystem", **options), fs.S3FileSystem)
+    assert isinstance(remote_files._file_system("S3FileSystem", **options), fs.S3FileSystem)
 
 
 def test_without_endpoint_the_bucket_says_the_region(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_environment(monkeypatch)
     monkeypatch.setattr(fs, "resolve_s3_region", lambda bucket: {"lookback-north": "eu-north-1"}[bucket])
-    assert object_store._connect("s3", "lookback-north").region == "eu-north-1"
+    assert remote_files._connect("s3", "lookback-north").region == "eu-north-1"
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    assert object_store._connect("s3", "lookback-north").region == "eu-west-1"
+    assert remote_files._connect("s3", "lookback-north").region == "eu-west-1"
 
 
 @pytest.mark.parametrize(
@@ -595,7 +595,7 @@ def test_without_endpoint_the_bucket_says_the_region(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_gcs_is_found_by_the_environment(environ: dict[str, str], wanted: dict[str, Any]) -> None:
-    options = object_store.gcs_options(environ)
+    options = remote_files.gcs_options(environ)
     assert options.pop("retry_time_limit").total_seconds() == 10
     assert options == wanted
 
@@ -626,9 +626,9 @@ def test_gcs_is_found_by_the_environment(environ: dict[str, str], wanted: dict[s
     ],
 )
 def test_azure_is_found_by_the_environment(environ: dict[str, str], wanted: dict[str, Any]) -> None:
-    options = object_store.azure_options({"AZURE_STORAGE_ACCOUNT_NAME": "shop", **environ})
+    options = remote_files.azure_options({"AZURE_STORAGE_ACCOUNT_NAME": "shop", **environ})
     assert options == {"account_name": "shop", **wanted}
-    assert isinstance(object_store._file_system("AzureFileSystem", **options), fs.AzureFileSystem)
+    assert isinstance(remote_files._file_system("AzureFileSystem", **options), fs.AzureFileSystem)
 
 
 @pytest.mark.parametrize("scheme", ["gs", "az"])
@@ -670,8 +670,8 @@ def test_google_and_azure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schem
 
 def test_a_store_that_pyarrow_was_built_without(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_environment(monkeypatch)
-    object_store._file_system.cache_clear()
+    remote_files._file_system.cache_clear()
     monkeypatch.delattr(fs, "GcsFileSystem")
     monkeypatch.setattr(fs, "_not_imported", ["GcsFileSystem"])
     with pytest.raises(LookbackError, match=r"events.path: gs://b/log: .*GcsFileSystem.*a build of pyarrow"):
-        object_store.list_files("events.path", "gs://b/log")
+        remote_files.list_files("events.path", "gs://b/log")

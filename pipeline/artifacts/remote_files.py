@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline import parts, store
+from pipeline.artifacts import event_parts, store
 from pipeline.errors import LookbackError
 
 _SETTINGS = {
@@ -94,7 +94,7 @@ def fetch(url: str, spool: Path) -> str:
     """
     scheme, path = _split(url, url)
     temporary = spool / "fetching"
-    with parts.locked(temporary):
+    with event_parts.locked(temporary):
         try:
             digest = _fetch(url, scheme, path, temporary)
             copy = copy_of(url, digest, spool)

@@ -5,11 +5,11 @@ import glob
 from pathlib import Path
 
 from features.parallel import in_order
-from pipeline import object_store
+from pipeline.artifacts import remote_files
+from pipeline.artifacts.remote_files import RemoteFile
+from pipeline.artifacts.store import Digests, changed_meanwhile, read_json, write_json
 from pipeline.config import Config
 from pipeline.errors import LookbackError
-from pipeline.object_store import RemoteFile
-from pipeline.store import Digests, changed_meanwhile, read_json, write_json
 
 SIMULATION_VERSION = 1
 """Raised when the same settings and seed would give another log."""
@@ -23,8 +23,8 @@ def list_files(key: str, path: str | list[str]) -> list[Path | RemoteFile]:
     """
     files: set[Path | RemoteFile] = set()
     for each in path if isinstance(path, list) else [path]:
-        if object_store.is_remote(each):
-            files |= set(object_store.list_files(key, each))
+        if remote_files.is_remote(each):
+            files |= set(remote_files.list_files(key, each))
         else:
             files |= set(_list_local(key, each))
     return sorted(files, key=str)
@@ -41,7 +41,7 @@ def _list_local(key: str, path: str) -> list[Path]:
     if not files:
         expected = "a file, a folder with files, or a glob that matches some"
         if "://" in path:
-            expected = f"a local path, or an address in an object store that begins with {' or '.join(object_store.SCHEMES)}"
+            expected = f"a local path, or an address in an object store that begins with {' or '.join(remote_files.SCHEMES)}"
         raise LookbackError(
             f"{key}: nothing at {path!r} (from {Path.cwd()}); expected {expected}. If the configuration names a public data "
             "set, `lookback data` downloads it"
@@ -84,7 +84,7 @@ def extension(path: str) -> str:
 
 def digest_of(config: Config, key: str, path: str) -> str:
     """Content digest of the one local file that a configuration key names."""
-    if object_store.is_remote(path):
+    if remote_files.is_remote(path):
         raise LookbackError(
             f"{key}: received {path!r}, expected a local file: only sources may be in an object store"
         )
@@ -99,7 +99,7 @@ def _digest(config: Config, digests: Digests, file: Path | RemoteFile) -> str:
     if isinstance(file, Path):
         return digests(file)
     return digests.remembered(
-        file.url, [file.size, file.modified], lambda: object_store.fetch(file.url, _spool(config))
+        file.url, [file.size, file.modified], lambda: remote_files.fetch(file.url, _spool(config))
     )
 
 
@@ -113,10 +113,10 @@ def local_path(config: Config, path: str, digest: str) -> Path:
 
     Raises LookbackError where a remote file does not have the content of this digest any more.
     """
-    if not object_store.is_remote(path):
+    if not remote_files.is_remote(path):
         return Path(path)
-    copy = object_store.copy_of(path, digest, _spool(config))
-    if not copy.exists() and object_store.fetch(path, _spool(config)) != digest:
+    copy = remote_files.copy_of(path, digest, _spool(config))
+    if not copy.exists() and remote_files.fetch(path, _spool(config)) != digest:
         raise changed_meanwhile(path)
     return copy
 
@@ -125,8 +125,8 @@ def release(config: Config, found: dict[str, dict[str, str]]) -> None:
     """Remove the copies of remote files (role to address to digest), which are ingested."""
     for digests in found.values():
         for path, digest in digests.items():
-            if object_store.is_remote(path):
-                object_store.discard(path, digest, _spool(config))
+            if remote_files.is_remote(path):
+                remote_files.discard(path, digest, _spool(config))
 
 
 def simulate_if_needed(config: Config) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline.artifacts import store
 from pipeline.errors import DamagedArtifact
 
 _NAME_DIGITS = 16
