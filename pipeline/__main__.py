@@ -62,7 +62,7 @@ def cli() -> None:
 @_configured
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and those they need (all: every one)."""
-    from pipeline.run import bring_up_to_date, ended_by_sigterm, led
+    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm, led
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
     say = (lambda _: None) if as_json else functools.partial(print, flush=True)
@@ -94,7 +94,7 @@ def _print_standings(summaries: list[dict[str, Any]]) -> None:
 @_configured
 def path(config: Any, stage: str) -> None:
     """Print the folder of STAGE's up-to-date artifact."""
-    from pipeline.stages import resolve
+    from pipeline.orchestration.graph import resolve
 
     artifact = resolve(config, [stage]).nodes[stage].artifact
     if not artifact.is_complete():
@@ -219,7 +219,7 @@ def data(config: Any) -> None:
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
     from pipeline.headline import view_of
-    from pipeline.parent_run import end_abandoned
+    from pipeline.orchestration.parent_run import end_abandoned
     from pipeline.tracking import ui as serve
 
     end_abandoned(config)

@@ -33,7 +33,7 @@ from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import BASELINES, Config
 from pipeline.errors import LookbackError
 from pipeline.item_content import known_by_content
-from pipeline.stages import Context
+from pipeline.orchestration.graph import Context
 from pipeline.targets import RankedTargets, targets_of
 from pipeline.train import Trainer, former_numbers
 

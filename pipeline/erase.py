@@ -22,9 +22,9 @@ from pipeline.artifacts import event_parts, source_files, store
 from pipeline.artifacts.store import Artifact, being_made
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
+from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.prune import all_lineages, megabytes
 from pipeline.registry import Registry
-from pipeline.stages import STAGES, resolve
 from pipeline.tracking_server import Version, absolute_uri
 
 

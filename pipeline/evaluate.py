@@ -32,8 +32,8 @@ from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.errors import LookbackError
 from pipeline.judging import Judging
+from pipeline.orchestration.graph import Context
 from pipeline.segments import segments_of
-from pipeline.stages import Context
 from pipeline.targets import RankedTargets, check_targets, targets_of, told
 from pipeline.train import Trainer, former_numbers
 

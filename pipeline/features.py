@@ -15,7 +15,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from pipeline import profile
 from pipeline.config import Config
-from pipeline.stages import Context
+from pipeline.orchestration.graph import Context
 
 
 def build(ctx: Context) -> None:

@@ -13,7 +13,7 @@ from models.recommender import Float32, Histories, Int32
 from models.retrieval.index import ItemIndex
 from pipeline import histories as rows
 from pipeline.artifacts.store import write_json
-from pipeline.stages import Context
+from pipeline.orchestration.graph import Context
 
 RATE_SECONDS = 0.3
 """How long a rate is measured, about."""

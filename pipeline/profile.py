@@ -10,7 +10,7 @@ from features.profiling import drift, profile
 from features.profiling.drift import Drift
 from features.profiling.profile import Profile
 from features.schema import ITEM_ID
-from pipeline.stages import Context
+from pipeline.orchestration.graph import Context
 
 PROFILE, DRIFT = "profile.json", "drift.json"
 

@@ -20,7 +20,7 @@ from pipeline import histories as rows
 from pipeline.bundle import seal
 from pipeline.features import content_settings
 from pipeline.index import index_of, user_vectors
-from pipeline.stages import Context
+from pipeline.orchestration.graph import Context
 from pipeline.train import Trainer
 
 

@@ -22,7 +22,7 @@ from pipeline import bundled_ranker, second_stage
 from pipeline import histories as rows
 from pipeline.artifacts.store import write_json
 from pipeline.errors import LookbackError
-from pipeline.stages import Context
+from pipeline.orchestration.graph import Context
 from pipeline.targets import targets_of
 from pipeline.train import selection_folder
 

@@ -20,9 +20,9 @@ from pipeline import new_items, popular
 from pipeline.bundle import Bundle
 from pipeline.config import Config
 from pipeline.errors import LookbackError
+from pipeline.orchestration.graph import Pipeline, resolve
 from pipeline.rules import rules_of
 from pipeline.scoring import as_of_tonight, keys_of
-from pipeline.stages import Pipeline, resolve
 
 
 def recommend_one(config: Config, user: str | None, history: str | None, k: int, *, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from pipeline import tracking
 from pipeline.artifacts.store import Artifact, now, read_json, read_manifest, write_json
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.stages import ModelSource
+from pipeline.orchestration.graph import ModelSource
 from pipeline.tracking_server import BUNDLE_DIGEST, GATE, ServerAway, Version
 
 CHAMPION, CHALLENGER = "champion", "challenger"

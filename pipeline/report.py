@@ -24,8 +24,8 @@ from pipeline import (
     report_evaluation,
 )
 from pipeline.artifacts.store import read_json, read_manifest
+from pipeline.orchestration.graph import Context
 from pipeline.profile import DRIFT, PROFILE
-from pipeline.stages import Context
 
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""

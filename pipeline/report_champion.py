@@ -10,8 +10,8 @@ from pipeline.artifacts.store import Artifact
 from pipeline.bundle import read_description
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.orchestration.graph import ModelSource
 from pipeline.registry import Registry
-from pipeline.stages import ModelSource
 from pipeline.tracking_server import GATE, Version
 
 SHOWN = ("ndcg", "hit_rate", "mrr", "coverage", "novelty")

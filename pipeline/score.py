@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from pipeline import reranking, score_drift
 from pipeline.artifacts.store import Artifact, write_json
+from pipeline.orchestration.graph import Context
 from pipeline.scoring import Counts, Job, Scorer
-from pipeline.stages import Context
 
 _COUNTED = (
     "users",

@@ -25,7 +25,7 @@ from pipeline import histories as rows
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.item_content import known_by_content, of_model
-from pipeline.stages import Context
+from pipeline.orchestration.graph import Context
 from pipeline.targets import targets_of, told
 
 SELECTION = "selection"

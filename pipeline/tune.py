@@ -28,10 +28,10 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.artifacts.store import Artifact, fingerprint, write_json
 from pipeline.config import Config, TuneConfig, all_keys
 from pipeline.errors import ConfigError
-from pipeline.parent_run import SEARCHES
+from pipeline.orchestration.graph import STAGES, resolve
+from pipeline.orchestration.parent_run import SEARCHES
+from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 from pipeline.plan import TRACKING, Enough, Live, Plan, Point, allowed, observed
-from pipeline.run import bring_up_to_date, ended_by_sigterm
-from pipeline.stages import STAGES, resolve
 from pipeline.tracking import NOTE, Tracker
 
 OBJECTIVE = "validation_ndcg@10"

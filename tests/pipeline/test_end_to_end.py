@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.stages import STAGES
+from pipeline.orchestration.graph import STAGES
 from tests.pipeline.conftest import Workdir
 
 

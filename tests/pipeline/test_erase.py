@@ -13,7 +13,7 @@ from pipeline.artifacts.store import Artifact, being_made
 from pipeline.config import Config, load_config
 from pipeline.erase import prune_excluded
 from pipeline.errors import ConfigError, LookbackError
-from pipeline.run import bring_up_to_date
+from pipeline.orchestration.runner import bring_up_to_date
 from tests.pipeline.conftest import Workdir
 
 LOG = "".join(

@@ -39,8 +39,8 @@ from pipeline.config import (
 from pipeline.errors import LookbackError
 from pipeline.histories import known_items, training_rows
 from pipeline.item_content import of_model
+from pipeline.orchestration.graph import Context
 from pipeline.plan import Live, Plan
-from pipeline.stages import Context
 from pipeline.targets import RankedTargets, targets_of
 
 NUM_USERS, NUM_ITEMS = 61, 31

@@ -1,6 +1,6 @@
 """Each stage's result on the tiny log, held with its version number: a result that changes needs a new number.
 
-After a wanted change: raise the stage's version in pipeline/stages.py, then LOOKBACK_UPDATE_GOLDEN=1 pytest this file.
+After a wanted change: raise the stage's version in pipeline/orchestration/graph.py, then LOOKBACK_UPDATE_GOLDEN=1 pytest this file.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.stages import STAGES
+from pipeline.orchestration.graph import STAGES
 from tests.pipeline.conftest import Workdir
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -144,5 +144,7 @@ def test_a_stage_s_result_is_that_of_its_version(finished: Workdir, stage: str) 
     different = {
         key: (found.get(key), value) for key, value in held.items() if not alike(found.get(key), value)
     }
-    assert not different, f"{stage} gives another result: raise its version in pipeline/stages.py"
+    assert not different, (
+        f"{stage} gives another result: raise its version in pipeline/orchestration/graph.py"
+    )
     assert set(found) == set(held)

@@ -24,7 +24,7 @@ from features.events import validation
 from pipeline.artifacts.store import read_manifest
 from pipeline.config import load_config
 from pipeline.errors import LookbackError
-from pipeline.run import bring_up_to_date
+from pipeline.orchestration.runner import bring_up_to_date
 
 START = 1_600_000_000
 COLUMNS = ("user", "item", "at", "kind", "worth")

@@ -17,7 +17,7 @@ from pipeline.artifacts.event_parts import PARTS, unused
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import load_config
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.run import bring_up_to_date
+from pipeline.orchestration.runner import bring_up_to_date
 
 HEADER = "u,i,t,e\n"
 DAY_1 = "1,10,1600000000,view\n2,11,1600000001,like\n2,11,1600000001,like\n3,x y,bad,view\n"

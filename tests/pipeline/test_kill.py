@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.stages import STAGES
+from pipeline.orchestration.graph import STAGES
 from tests.pipeline.conftest import Workdir
 
 VOLATILE = {"manifest.json", "speed.json", "tracking.json", "history.parquet", "training.json", "report.html"}

@@ -12,8 +12,8 @@ from features.profiling.drift import Drift
 from features.profiling.profile import Profile
 from pipeline import profile
 from pipeline.config import Config, EventsConfig, SplitConfig
+from pipeline.orchestration.graph import Context
 from pipeline.plan import Plan
-from pipeline.stages import Context
 
 
 def context(stage_folder: Path, name: str, unit: str = "s") -> Context:

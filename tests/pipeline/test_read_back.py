@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline import tracking
+from pipeline.orchestration.graph import STAGES
 from pipeline.plan import Plan
-from pipeline.stages import STAGES
 from tests.pipeline.conftest import Workdir
 
 if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first

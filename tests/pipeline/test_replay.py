@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.stages import STAGES
+from pipeline.orchestration.graph import STAGES
 from tests.pipeline.conftest import Workdir
 
 PARENT = "transformer-2x16 tiny temporal"

@@ -15,7 +15,7 @@ from features.histories.splits import Split
 from features.profiling import drift, profile
 from pipeline import report, report_charts
 from pipeline.config import Config, EventsConfig, ReportConfig
-from pipeline.stages import Context
+from pipeline.orchestration.graph import Context
 
 DAY = 86_400_000_000
 LENGTHS = (6, 20, 7, 2)

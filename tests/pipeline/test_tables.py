@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.artifacts.store import read_manifest
 from pipeline.config import load_config
-from pipeline.run import bring_up_to_date
+from pipeline.orchestration.runner import bring_up_to_date
 
 EVENTS = "u,i,t\n" + "".join(
     f"{user},{item},{1_600_000_000 + user * 60 + item}\n" for user in range(20) for item in (10, 20, 30)

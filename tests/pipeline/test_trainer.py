@@ -21,8 +21,8 @@ from pipeline import publish, train
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.bundle import Bundle
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
+from pipeline.orchestration.graph import Context
 from pipeline.plan import Live, Plan
-from pipeline.stages import Context
 from pipeline.train import Trainer
 
 NUM_USERS, NUM_ITEMS = 23, 11

@@ -15,9 +15,9 @@ import pytest
 from pipeline import tune
 from pipeline.config import Config, EventsConfig, TrackingConfig, TuneConfig, load_config
 from pipeline.errors import ConfigError
+from pipeline.orchestration.graph import resolve
+from pipeline.orchestration.runner import ended_by_sigterm
 from pipeline.plan import Enough, Live, Plan, observed
-from pipeline.run import ended_by_sigterm
-from pipeline.stages import resolve
 from pipeline.tracking import Tracker, client_at
 from tests.pipeline.conftest import TINY
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.training import distributed
-from pipeline import environment, parent_run, registry
+from pipeline import registry
 from pipeline.artifacts import source_files, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
-from pipeline.parent_run import ParentRun
+from pipeline.orchestration import parent_run, provenance
+from pipeline.orchestration.graph import Context, Node, Pipeline, resolve
+from pipeline.orchestration.parent_run import ParentRun
 from pipeline.plan import Plan
-from pipeline.stages import Context, Node, Pipeline, resolve
 from pipeline.tracking import Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
@@ -199,7 +200,7 @@ def _build(node: Node, context: Context) -> None:
         from models.device import pick_device
 
         context.track.tag("lookback.device", str(pick_device()))
-    context.track.tags |= environment.tags()  # of this build, whenever and by whichever code it is sent
+    context.track.tags |= provenance.tags()  # of this build, whenever and by whichever code it is sent
     context.track.params(node.settings)
     context.track.metric("seconds", manifest["seconds"])
     context.track.metric("peak_bytes", manifest["peak_bytes"])
@@ -229,7 +230,7 @@ def _identity(pipeline: Pipeline, node: Node) -> dict[str, Any]:
         "stage": node.stage.name,
         "fingerprint": node.artifact.name,
         "run_name": parent_run.stage_run_name(config, node.stage.name),
-        "tags": tags | environment.tags(),
+        "tags": tags | provenance.tags(),
         "link_file": node.artifact.run_link,
     }
 

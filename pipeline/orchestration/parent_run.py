@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import environment, registry
+from pipeline import registry
 from pipeline.artifacts.store import Artifact, fingerprint, read_json, read_manifest, write_json
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.orchestration import provenance
+from pipeline.orchestration.graph import Node, Pipeline, order
 from pipeline.plan import TRACKING, DatasetInput, Plan, Point
-from pipeline.stages import Node, Pipeline, order
 from pipeline.tracking import NOTE, Tracker
 from pipeline.tracking_server import GATE, ServerAway
 
@@ -239,7 +240,7 @@ class ParentRun:
             "stage": "run",
             "fingerprint": record.folder.name,
             "run_name": record.name,
-            "tags": environment.tags() | tags | {"lookback.protocol": protocol, NOTE: note or "running"},
+            "tags": provenance.tags() | tags | {"lookback.protocol": protocol, NOTE: note or "running"},
         }
 
     def _line(self, name: str, each: dict[str, Any], run_id: str | None) -> str:
@@ -257,7 +258,7 @@ class ParentRun:
         """All resolved settings, and of the stages: headline numbers, data sets, tags that hold for all, files to look at."""
         config = self._pipeline.config
         plan.params(config.model_dump(mode="json"))
-        plan.tags |= environment.tags()
+        plan.tags |= provenance.tags()
         points: dict[str, Point] = {}
         datasets: list[DatasetInput] = []
         for name, each in self._seen.items():

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline import parent_run, tracking
+from pipeline import tracking
 from pipeline.config import load_config
+from pipeline.orchestration import parent_run
 from tests.pipeline.conftest import Workdir
 from tests.pipeline.test_tracking import free_port, running, server
 

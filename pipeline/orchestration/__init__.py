@@ -1,0 +1,1 @@
+"""The stage graph, fingerprints, and bringing stages up to date."""
