@@ -172,7 +172,7 @@ def tune(config: Any, trials: int) -> None:
 @_configured
 def promote(config: Any, version: int) -> None:
     """Move the alias `champion` to VERSION by hand; the version's tags say so."""
-    from pipeline.registry import promote as move
+    from pipeline.tracking.registry import promote as move
 
     print(move(config, version))
 
@@ -220,7 +220,7 @@ def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
     from pipeline.headline import view_of
     from pipeline.orchestration.parent_run import end_abandoned
-    from pipeline.tracking import ui as serve
+    from pipeline.tracking.tracker import ui as serve
 
     end_abandoned(config)
     view = view_of(config.evaluate.gate_metric)

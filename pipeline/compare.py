@@ -17,10 +17,10 @@ from pipeline.artifacts.store import write_json
 from pipeline.config import MODEL, Config, EvaluateConfig
 from pipeline.drawing import spoken
 from pipeline.errors import LookbackError
-from pipeline.plan import Plan
 from pipeline.standings import aligned
-from pipeline.tracking import NOTE, LoggedRun, Tracker
-from pipeline.tracking_server import chosen_uri
+from pipeline.tracking.record import Plan
+from pipeline.tracking.server import chosen_uri
+from pipeline.tracking.tracker import NOTE, LoggedRun, Tracker
 
 STAGE, FINGERPRINT, FROM_TRAINING = "lookback.stage", "lookback.fingerprint", "lookback.input.train"
 EVALUATION = "lookback.run.evaluate"

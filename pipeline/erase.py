@@ -17,15 +17,15 @@ import polars as pl
 from features import schema
 from features.events import validation as event_log
 from features.events.ids import plain
-from pipeline import registry, tracking
 from pipeline.artifacts import event_parts, source_files, store
 from pipeline.artifacts.store import Artifact, being_made
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.prune import all_lineages, megabytes
-from pipeline.registry import Registry
-from pipeline.tracking_server import Version, absolute_uri
+from pipeline.tracking import registry, tracker
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.server import Version, absolute_uri
 
 
 @dataclass
@@ -143,14 +143,14 @@ def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:
     config = erasure.config
     if not config.tracking.enabled:
         return
-    uri = absolute_uri(tracking.tracking_uri(config))
+    uri = absolute_uri(tracker.tracking_uri(config))
     names = {folder.name for folder in kept}
-    for run in tracking.runs_with_files(uri, config.name):
+    for run in tracker.runs_with_files(uri, config.name):
         made_from = {run.tags.get("lookback.fingerprint"), run.tags.get("lookback.input.features")}
         if made_from & names:
             continue
         if not erasure.dry_run:
-            tracking.delete_run_files(uri, run.run_id)
+            tracker.delete_run_files(uri, run.run_id)
         print(
             f"{'would remove' if erasure.dry_run else 'removed'} the files of run {run.name} ({run.run_id}) on {uri}"
         )

@@ -28,8 +28,8 @@ from pipeline.bundle import translation
 from pipeline.config import MODEL, Config
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluated import Evaluated
-from pipeline.registry import Decision
 from pipeline.targets import RankedTargets, targets_of
+from pipeline.tracking.registry import Decision
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 MIN_USERS = 30

@@ -13,8 +13,8 @@ from pipeline.compare import KEY
 from pipeline.compare_page import by_chance
 from pipeline.config import MODEL
 from pipeline.drawing import spoken
-from pipeline.plan import allowed
-from pipeline.tracking_ui import View
+from pipeline.tracking.record import allowed
+from pipeline.tracking.ui import View
 
 Row = dict[str, Any]
 SAYS = {"better": "better than", "can't tell": "not told apart from", "worse": "worse than"}

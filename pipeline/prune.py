@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-from pipeline import registry
 from pipeline.artifacts import event_parts
 from pipeline.artifacts.store import MANIFEST, Artifact, being_made, files_below, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.orchestration import parent_run
 from pipeline.orchestration.graph import STAGES
+from pipeline.tracking import registry
 
 _DIGEST_LENGTH = 16
 

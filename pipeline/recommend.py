@@ -60,7 +60,7 @@ def recommend_one(config: Config, user: str | None, history: str | None, k: int,
 
 def _bundle(pipeline: Pipeline) -> Bundle:
     if pipeline.model is not None:
-        from pipeline import registry
+        from pipeline.tracking import registry
 
         return Bundle.open(registry.bundle_folder(pipeline.config, pipeline.model))
     publish = pipeline.nodes["publish"].artifact

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import registry
 from pipeline.artifacts.store import Artifact
 from pipeline.bundle import read_description
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import ModelSource
-from pipeline.registry import Registry
-from pipeline.tracking_server import GATE, Version
+from pipeline.tracking import registry
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.server import GATE, Version
 
 SHOWN = ("ndcg", "hit_rate", "mrr", "coverage", "novelty")
 """Metrics of which both versions' values are shown."""

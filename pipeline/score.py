@@ -45,8 +45,8 @@ def _bundle(ctx: Context) -> Path:
     """The folder of the bundle to score with, checked."""
     if ctx.model is None:
         return ctx.inputs["publish"] / "bundle"
-    from pipeline import registry
     from pipeline.bundle import read_description
+    from pipeline.tracking import registry
 
     folder = registry.bundle_folder(ctx.config, ctx.model)
     read_description(folder, verify=True)
@@ -71,7 +71,7 @@ def _shards(scorer: Scorer, bar: "tqdm[None]") -> Iterator[Counts]:
 
 def _own_version(ctx: Context) -> int | None:
     """The version under which this configuration's own bundle is registered, if it is."""
-    from pipeline import registry
+    from pipeline.tracking import registry
 
     folder = ctx.inputs["publish"]
     return (

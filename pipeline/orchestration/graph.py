@@ -11,8 +11,8 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
-    from pipeline.tracking import Live
+    from pipeline.tracking.record import Plan
+    from pipeline.tracking.tracker import Live
 
 
 @dataclass(frozen=True)
@@ -349,6 +349,6 @@ def _contents(role: str, digests: dict[str, str]) -> list[str]:
 def _model_source(config: Config) -> ModelSource | None:
     if config.score.model == "run":
         return None
-    from pipeline import registry
+    from pipeline.tracking import registry
 
     return registry.model_source(config)

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import registry
 from pipeline.artifacts.store import Artifact, fingerprint, read_json, read_manifest, write_json
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration import provenance
 from pipeline.orchestration.graph import Node, Pipeline, order
-from pipeline.plan import TRACKING, DatasetInput, Plan, Point
-from pipeline.tracking import NOTE, Tracker
-from pipeline.tracking_server import GATE, ServerAway
+from pipeline.tracking import registry
+from pipeline.tracking.record import TRACKING, DatasetInput, Plan, Point
+from pipeline.tracking.server import GATE, ServerAway
+from pipeline.tracking.tracker import NOTE, Tracker
 
 RUNS = ".runs"
 SEARCHES = "tune"

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.training import distributed
-from pipeline import registry
 from pipeline.artifacts import source_files, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.orchestration import parent_run, provenance
 from pipeline.orchestration.graph import Context, Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun
-from pipeline.plan import Plan
-from pipeline.tracking import Tracker
+from pipeline.tracking import registry
+from pipeline.tracking.record import Plan
+from pipeline.tracking.tracker import Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
 
@@ -213,7 +213,7 @@ def _watched(context: Context) -> contextlib.AbstractContextManager[None]:
     tracking = context.config.tracking
     if not tracking.enabled:
         return contextlib.nullcontext()
-    from pipeline.tracking_system import sampled
+    from pipeline.tracking.system_metrics import sampled
 
     return sampled(context.track, context.live, tracking.system_seconds)
 

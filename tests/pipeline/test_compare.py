@@ -10,11 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import compare_page, tracking, tracking_log
+from pipeline import compare_page
 from pipeline.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
 from pipeline.errors import LookbackError
-from pipeline.plan import Plan
-from pipeline.tracking import Tracker
+from pipeline.tracking import sending, tracker
+from pipeline.tracking.record import Plan
+from pipeline.tracking.tracker import Tracker
 
 NOON = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
 
@@ -200,8 +201,8 @@ def test_the_comparison_is_a_run_of_its_own(server: str, capsys: pytest.CaptureF
     assert all(run_id in logged.tags["mlflow.note.content"] for run_id in evaluated)
     found = tree["differences"]["train second"]["ndcg@10"]
     assert logged.metrics["train second/ndcg_at_10_difference"] == pytest.approx(found["difference"])
-    with tracking.fluent(server):
-        client = tracking.client_at(server)
+    with tracker.fluent(server):
+        client = tracker.client_at(server)
         table = pl.from_pandas(client.load_table(logged.experiment_id, "table.json", run_ids=[logged.run_id]))
     assert len(table) == 3 * len(tree["metrics"]["train first"])
     row = table.row(
@@ -222,7 +223,7 @@ def test_a_comparison_that_cannot_be_logged_is_printed_all_the_same(
     def refuse(*_: object) -> None:
         raise OSError("no more space")
 
-    monkeypatch.setattr(tracking_log, "send_points", refuse)
+    monkeypatch.setattr(sending, "send_points", refuse)
     compare_runs(None, ["train first", "train second"], as_json=False)
     said = capsys.readouterr()
     assert "train second minus train first" in said.out

@@ -40,8 +40,8 @@ from pipeline.errors import LookbackError
 from pipeline.histories import known_items, training_rows
 from pipeline.item_content import of_model
 from pipeline.orchestration.graph import Context
-from pipeline.plan import Live, Plan
 from pipeline.targets import RankedTargets, targets_of
+from pipeline.tracking.record import Live, Plan
 
 NUM_USERS, NUM_ITEMS = 61, 31
 QUICK: dict[str, Any] = {"k": [3, 10], "resamples": 100, "gru_dim": 8, "gru_epochs": 2}

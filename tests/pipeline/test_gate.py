@@ -15,7 +15,7 @@ from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.settings import EncoderSettings
-from pipeline import gate, registry, tracking
+from pipeline import gate
 from pipeline import histories as rows
 from pipeline import publish as publishing
 from pipeline.artifacts.store import Artifact, read_manifest, write_json
@@ -23,9 +23,10 @@ from pipeline.bundle import seal
 from pipeline.config import Config, load_config
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluated import NEVER, Evaluated
-from pipeline.registry import Registry
-from pipeline.tracking import Tracker
-from pipeline.tracking_server import GATE, ServerAway, Version, absolute_uri, artifact_root
+from pipeline.tracking import registry, tracker
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.server import GATE, ServerAway, Version, absolute_uri, artifact_root
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.conftest import Workdir
 
 NUM_ITEMS, NUM_USERS, WALK = 40, 40, 10
@@ -450,8 +451,8 @@ def published(three: Config) -> Config:
 
 
 def a_run(config: Config) -> str:
-    uri = tracking.tracking_uri(config)
-    client = tracking.client_at(uri)
+    uri = tracker.tracking_uri(config)
+    client = tracker.client_at(uri)
     found = client.get_experiment_by_name(config.name)
     experiment = (
         found.experiment_id
@@ -477,7 +478,7 @@ def tags_of(config: Config, version: int) -> dict[str, str]:
 
 def undecide(config: Config, version: int) -> None:
     """What a run leaves that was killed between registering a version and deciding about it."""
-    client, name = tracking.client_at(tracking.tracking_uri(config)), registry.model_name(config)
+    client, name = tracker.client_at(tracker.tracking_uri(config)), registry.model_name(config)
     for tag in [GATE, *(f"{GATE}.{tag}" for tag in tags_of(config, version) if tag != GATE)]:
         client.delete_model_version_tag(name, str(version), tag)
 
@@ -515,7 +516,7 @@ def test_a_later_version_passes_or_is_refused_by_the_test(three: Config):
     tags = tags_of(three, 2)
     assert (tags["champion_before"], tags["targets"], tags["users"]) == ("1", "80", "40")
     assert float(tags["low"]) > 0.3
-    details = tracking.client_at(tracking.tracking_uri(three)).get_model_version(champion.name, "2")
+    details = tracker.client_at(tracker.tracking_uri(three)).get_model_version(champion.name, "2")
     assert details.description is not None
     assert "| NDCG@10 | 0.5000 |" in details.description
     assert "**Gate.** champion; passed: better than item_knn" in details.description

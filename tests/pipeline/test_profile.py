@@ -13,7 +13,7 @@ from features.profiling.profile import Profile
 from pipeline import profile
 from pipeline.config import Config, EventsConfig, SplitConfig
 from pipeline.orchestration.graph import Context
-from pipeline.plan import Plan
+from pipeline.tracking.record import Plan
 
 
 def context(stage_folder: Path, name: str, unit: str = "s") -> Context:

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from pipeline import tracking
+from pipeline.tracking import tracker
 from tests.pipeline.conftest import Workdir
 from tests.pipeline.test_report import Page
 
@@ -32,7 +32,7 @@ def signed(text: str) -> str:
 def test_what_changed_since_a_real_champion(copied: Workdir) -> None:
     copied.run("report", *CHANGED)
     said = section(copied)
-    client = tracking.client_at(f"sqlite:///{copied.folder}/mlruns/mlflow.db")
+    client = tracker.client_at(f"sqlite:///{copied.folder}/mlruns/mlflow.db")
     tags: dict[str, Any] = client.get_model_version("lookback-tiny", "2").tags
     told = {key.removeprefix("lookback.gate."): value for key, value in tags.items()}
     assert tags["lookback.gate"] == "refused", "ItemKNN is better on so small a log"

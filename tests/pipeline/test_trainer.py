@@ -22,7 +22,7 @@ from pipeline.artifacts.store import read_json, write_json
 from pipeline.bundle import Bundle
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
 from pipeline.orchestration.graph import Context
-from pipeline.plan import Live, Plan
+from pipeline.tracking.record import Live, Plan
 from pipeline.train import Trainer
 
 NUM_USERS, NUM_ITEMS = 23, 11

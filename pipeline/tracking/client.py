@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.tracking_server import (
+from pipeline.tracking.server import (
     BUNDLE_DIGEST,
     GATE,
     Server,

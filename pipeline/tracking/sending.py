@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.plan import DatasetInput, Plan, Point
-from pipeline.tracking_server import LoggedRun
+from pipeline.tracking.record import DatasetInput, Plan, Point
+from pipeline.tracking.server import LoggedRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LookbackError
-from pipeline.plan import now_ms
-from pipeline.tracking_client import client_at, patient, reported
-from pipeline.tracking_server import artifact_root, chosen_uri
+from pipeline.tracking.client import client_at, patient, reported
+from pipeline.tracking.record import now_ms
+from pipeline.tracking.server import artifact_root, chosen_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

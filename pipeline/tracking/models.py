@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import Point, allowed, now_ms
-from pipeline.tracking_client import client_at, fluent, reported
-from pipeline.tracking_log import logged, send_points
-from pipeline.tracking_server import LoggedRun
+from pipeline.tracking.client import client_at, fluent, reported
+from pipeline.tracking.record import Point, allowed, now_ms
+from pipeline.tracking.sending import logged, send_points
+from pipeline.tracking.server import LoggedRun
 
 
 def log_pyfunc(

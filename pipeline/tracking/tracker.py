@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.artifacts.store import fingerprint as digest_of
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.plan import Live, Plan, now_ms
-from pipeline.tracking_client import (
+from pipeline.tracking.client import (
     ClientServer,
     client_at,
     fluent,
@@ -28,7 +27,16 @@ from pipeline.tracking_client import (
     tracking_uri,
     version_of,
 )
-from pipeline.tracking_log import (
+from pipeline.tracking.models import (
+    delete_model,
+    delete_run_files,
+    download_model,
+    log_pyfunc,
+    log_to_run,
+    runs_with_files,
+)
+from pipeline.tracking.record import Live, Plan, now_ms
+from pipeline.tracking.sending import (
     MODEL_ID,
     attach,
     labels,
@@ -38,16 +46,8 @@ from pipeline.tracking_log import (
     model_of,
     send_points,
 )
-from pipeline.tracking_models import (
-    delete_model,
-    delete_run_files,
-    download_model,
-    log_pyfunc,
-    log_to_run,
-    runs_with_files,
-)
-from pipeline.tracking_server import DEFAULT_URI, LoggedRun, ServerAway, absolute_uri, artifact_root
-from pipeline.tracking_ui import AS_TRAINING, View, offer, ui
+from pipeline.tracking.server import DEFAULT_URI, LoggedRun, ServerAway, absolute_uri, artifact_root
+from pipeline.tracking.ui import AS_TRAINING, View, offer, ui
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

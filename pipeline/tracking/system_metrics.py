@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.plan import Live, Plan
+from pipeline.tracking.record import Live, Plan
 
 PREFIX = "system/"
 """How MLflow's UI tells system metrics from others."""

@@ -22,17 +22,17 @@ from models.encoder.encoder import Encoder
 from models.recommendation.rules import Rules
 from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
-from pipeline import registry, tracking
 from pipeline.artifacts.store import write_json
 from pipeline.bundle import SECOND, Bundle, seal
 from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluated import Evaluated
-from pipeline.registry import Registry
 from pipeline.scoring import Job, Log, Scorer, Users
 from pipeline.serving import Recommender, _load_pyfunc
-from pipeline.tracking import Plan, Tracker
-from pipeline.tracking_server import BUNDLE_DIGEST, absolute_uri, artifact_root
+from pipeline.tracking import registry, tracker
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.server import BUNDLE_DIGEST, absolute_uri, artifact_root
+from pipeline.tracking.tracker import Plan, Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "lookback-small"
@@ -214,7 +214,7 @@ def test_bundle_is_registered_once(published: Registry, place: Path, digest: str
     assert again.version == 1
     assert [version.version for version in published.versions(NAME)] == [1]
     assert Tracker(published.uri, "small").find_run(run_id).status == "FINISHED"
-    details = tracking.client_at(published.uri).get_model_version(NAME, "1")
+    details = tracker.client_at(published.uri).get_model_version(NAME, "1")
     assert details.description == "# A small model"
     assert details.tags == {BUNDLE_DIGEST: digest, "lookback.protocol": "temporal"}
 
@@ -229,9 +229,9 @@ def test_versions_are_found_by_name_number_and_alias(published: Registry):
             published.resolve(missing)
     with pytest.raises(LookbackError, match="expected models:/NAME/VERSION"):
         published.resolve("models:/a/b/c")
-    client = tracking.client_at(published.uri)
+    client = tracker.client_at(published.uri)
     client.create_registered_model("foreign")
-    with tracking.fluent(published.uri):
+    with tracker.fluent(published.uri):
         client.create_model_version("foreign", champion.source)
     with pytest.raises(LookbackError, match="was not published by lookback"):
         published.resolve("models:/foreign/1")

@@ -1,0 +1,1 @@
+"""MLflow: runs, metrics, models, the registry, the UI."""
