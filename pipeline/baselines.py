@@ -28,13 +28,13 @@ from models.ranking.two_stage import TwoStage
 from models.recommender import Float32, Histories, Int32, Recommender
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import recommend_in_chunks
-from pipeline import histories as rows
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import BASELINES, Config
+from pipeline.dataset import dataset as rows
+from pipeline.dataset.item_features import known_by_content
+from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
-from pipeline.item_content import known_by_content
 from pipeline.orchestration.graph import Context
-from pipeline.targets import RankedTargets, targets_of
 from pipeline.train import Trainer, former_numbers
 
 VALIDATION_K = 10

@@ -37,9 +37,9 @@ from models.recommendation.rules import Rules, Traits, UInt64
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
 from models.retrieval.index import ItemIndex
 from pipeline import bundled_ranker, popular
-from pipeline import histories as rows
 from pipeline.artifacts.store import digest_file, files_below, fingerprint, read_json, write_json
-from pipeline.content_features import compared_by
+from pipeline.dataset import dataset as rows
+from pipeline.dataset.content_features import compared_by
 from pipeline.errors import DamagedArtifact
 from pipeline.new_items import Added, categories_of
 

@@ -22,7 +22,7 @@ from models.evaluation.ranks import SystemRanks
 from models.explanation import attention_weights, faithfulness
 from models.recommender import Float32, Histories, Int32, Int64, Recommender
 from models.topk import contains, mask_seen, row_chunks, top_k
-from pipeline.targets import RankedTargets
+from pipeline.dataset.targets import RankedTargets
 
 CALIBRATION_TARGETS = 3_000
 """Targets that calibration looks at: their histories are encoded once more, which is what diagnostics take time for."""

@@ -22,13 +22,13 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
 from models.recommender import Int32
-from pipeline import histories as rows
 from pipeline.artifacts.store import read_json
 from pipeline.bundle import translation
 from pipeline.config import MODEL, Config
+from pipeline.dataset import dataset as rows
+from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluated import Evaluated
-from pipeline.targets import RankedTargets, targets_of
 from pipeline.tracking.registry import Decision
 
 CHALLENGER, CHAMPION = "challenger", "champion"

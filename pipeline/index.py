@@ -11,8 +11,8 @@ from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.recommender import Float32, Histories, Int32
 from models.retrieval.index import ItemIndex
-from pipeline import histories as rows
 from pipeline.artifacts.store import write_json
+from pipeline.dataset import dataset as rows
 from pipeline.orchestration.graph import Context
 
 RATE_SECONDS = 0.3

@@ -17,7 +17,7 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
 from models.recommender import Int32, Int64
-from pipeline.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
+from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
 
 OF_RANKS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 """Metrics that are means over targets of what follows from a rank: 0 for a miss."""

@@ -17,7 +17,7 @@ from models.encoder.encoder import AttentionRecommender
 from models.encoder.extend import with_items
 from models.recommender import Float32, Int32
 from models.retrieval.content_map import ContentMap, Worth
-from pipeline.content_features import all_features, dense_features, padded_categories, says_something
+from pipeline.dataset.content_features import all_features, dense_features, padded_categories, says_something
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle

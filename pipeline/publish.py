@@ -16,8 +16,8 @@ from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.recommender import Int32
 from pipeline import bundled_ranker, new_items, popular, second_stage
-from pipeline import histories as rows
 from pipeline.bundle import seal
+from pipeline.dataset import dataset as rows
 from pipeline.features import content_settings
 from pipeline.index import index_of, user_vectors
 from pipeline.orchestration.graph import Context

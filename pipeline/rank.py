@@ -19,11 +19,11 @@ from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranke
 from models.recommender import Int32
 from models.topk import row_chunks
 from pipeline import bundled_ranker, second_stage
-from pipeline import histories as rows
 from pipeline.artifacts.store import write_json
+from pipeline.dataset import dataset as rows
+from pipeline.dataset.targets import targets_of
 from pipeline.errors import LookbackError
 from pipeline.orchestration.graph import Context
-from pipeline.targets import targets_of
 from pipeline.train import selection_folder
 
 MIN_LISTS = 100

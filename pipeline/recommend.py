@@ -15,10 +15,10 @@ from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import as_asked
 from models.recommendation.engine import Answer
 from models.recommender import Histories, Int64, histories_from_lists
-from pipeline import histories as rows
 from pipeline import new_items, popular
 from pipeline.bundle import Bundle
 from pipeline.config import Config
+from pipeline.dataset import dataset as rows
 from pipeline.errors import LookbackError
 from pipeline.orchestration.graph import Pipeline, resolve
 from pipeline.rules import rules_of

@@ -16,15 +16,15 @@ from models.recommendation.engine import Answering
 from models.recommendation.rules import Rules, Traits
 from models.recommender import Int32
 from models.retrieval.index import ItemIndex
-from pipeline import histories as rows
 from pipeline import judging
 from pipeline.bundle import translation
 from pipeline.config import Config
-from pipeline.content_features import padded_categories
+from pipeline.dataset import dataset as rows
+from pipeline.dataset.content_features import padded_categories
+from pipeline.dataset.targets import targets_of
 from pipeline.evaluated import Evaluated
 from pipeline.judging import Judging
 from pipeline.scoring import keys_of
-from pipeline.targets import targets_of
 
 PLAIN = "by score"
 """What the lists without any such rule are called."""

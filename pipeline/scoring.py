@@ -25,11 +25,11 @@ from models.encoder.encoder import as_asked
 from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
 from models.recommender import Histories, Int32, Int64
-from pipeline import histories as rows
 from pipeline import new_items, popular, recommendations
 from pipeline.artifacts.store import digest_file, read_json, write_json
 from pipeline.bundle import Bundle
 from pipeline.config import ScoreConfig
+from pipeline.dataset import dataset as rows
 from pipeline.rules import moment_of, read_ids, rules_of
 
 Counts = dict[str, int]

@@ -15,12 +15,12 @@ from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
 from models.recommender import Histories, Int32
 from models.settings import RankerUse
-from pipeline import item_content
 from pipeline.artifacts.store import read_json
 from pipeline.bundled_ranker import DESCRIPTION
 from pipeline.config import Config
+from pipeline.dataset import item_features
+from pipeline.dataset.targets import RankedTargets
 from pipeline.judging import Judging
-from pipeline.targets import RankedTargets
 from pipeline.train import former_numbers
 
 RETRIEVAL, TWO_STAGE = "retrieval", "two_stage"
@@ -38,7 +38,7 @@ def statistics(
 
     `mapping` [num_items + 1]: the retriever's number of each item of the features folder; `days`: as in `ItemStatistics.of`.
     """
-    content = item_content.of_ranker(features, mapping)
+    content = item_features.of_ranker(features, mapping)
     return ItemStatistics.of(training, int(mapping.max()), content, timed=is_timed(config), days=days)
 
 

@@ -12,7 +12,7 @@ from features import schema
 from features.histories.jagged import JaggedHistories
 from models.evaluation.metrics import Float64
 from models.recommender import Int64
-from pipeline.targets import RankedTargets
+from pipeline.dataset.targets import RankedTargets
 
 HISTORY_LENGTHS = (0, 1, 5, 20, 50, 200)
 """First length of each segment by history length."""

@@ -21,12 +21,12 @@ from models.training.loop import NAMED_ROWS, fit
 from models.training.result import EpochRecord, FitResult, Initial, NotFinite
 from models.training.validation import Validation
 from models.training.workers import announce
-from pipeline import histories as rows
 from pipeline.config import Config
+from pipeline.dataset import dataset as rows
+from pipeline.dataset.item_features import known_by_content, of_model
+from pipeline.dataset.targets import targets_of, told
 from pipeline.errors import LookbackError
-from pipeline.item_content import known_by_content, of_model
 from pipeline.orchestration.graph import Context
-from pipeline.targets import targets_of, told
 
 SELECTION = "selection"
 """Folder of the weights that validation chose, where the others learned from validation too."""

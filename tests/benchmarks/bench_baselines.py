@@ -29,8 +29,8 @@ from models.baselines.neighbours import CoVisitation, ItemKNN  # noqa: E402
 from models.baselines.popularity import Baseline, Popularity, RecentPopularity, Settings  # noqa: E402
 from models.evaluation import metrics  # noqa: E402
 from models.evaluation.ranks import rank_targets  # noqa: E402
-from pipeline.histories import known_items, training_rows  # noqa: E402
-from pipeline.targets import ranked_targets  # noqa: E402
+from pipeline.dataset.dataset import known_items, training_rows  # noqa: E402
+from pipeline.dataset.targets import ranked_targets  # noqa: E402
 
 SHARED = Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT.parent / "shared" / "data"))
 BASELINES: dict[str, Any] = {

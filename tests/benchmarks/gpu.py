@@ -118,8 +118,8 @@ def of_features(folder: Path, *, with_validation: bool) -> Data:
     """What a model learns from a features folder, its training events with those of validation or without, and its targets."""
     from features.histories.jagged import JaggedHistories
     from features.histories.splits import Split
-    from pipeline import histories as rows
-    from pipeline.targets import RankedTargets, ranked_targets
+    from pipeline.dataset import dataset as rows
+    from pipeline.dataset.targets import RankedTargets, ranked_targets
 
     log, split = JaggedHistories.load(folder), Split.load(folder / "split")
     training = rows.training_rows(log, split, with_validation=with_validation)

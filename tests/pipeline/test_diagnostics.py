@@ -17,7 +17,7 @@ from models.recommender import Float32, Histories, Int32, histories_from_lists
 from models.settings import EncoderSettings
 from models.topk import recommend_in_chunks, row_chunks
 from pipeline import diagnostics
-from pipeline.targets import RankedTargets
+from pipeline.dataset.targets import RankedTargets
 
 NUM_ITEMS = 7
 SECOND = 1_000_000

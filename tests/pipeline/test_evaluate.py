@@ -25,7 +25,6 @@ from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import row_chunks
 from pipeline import baselines, evaluate, index
-from pipeline import histories as rows
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import (
     BASELINES,
@@ -36,11 +35,12 @@ from pipeline.config import (
     ItemsConfig,
     SplitConfig,
 )
+from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import known_items, training_rows
+from pipeline.dataset.item_features import of_model
+from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
-from pipeline.histories import known_items, training_rows
-from pipeline.item_content import of_model
 from pipeline.orchestration.graph import Context
-from pipeline.targets import RankedTargets, targets_of
 from pipeline.tracking.record import Live, Plan
 
 NUM_USERS, NUM_ITEMS = 61, 31

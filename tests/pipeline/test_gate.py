@@ -16,11 +16,11 @@ from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.settings import EncoderSettings
 from pipeline import gate
-from pipeline import histories as rows
 from pipeline import publish as publishing
 from pipeline.artifacts.store import Artifact, read_manifest, write_json
 from pipeline.bundle import seal
 from pipeline.config import Config, load_config
+from pipeline.dataset import dataset as rows
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluated import NEVER, Evaluated
 from pipeline.tracking import registry, tracker

@@ -12,7 +12,7 @@ from features.histories.splits import Split
 from models import checkpoint
 from models.explanation import contributions
 from pipeline.config import BASELINES
-from pipeline.targets import ranked_targets
+from pipeline.dataset.targets import ranked_targets
 from tests.pipeline.conftest import ROOT, Workdir
 
 

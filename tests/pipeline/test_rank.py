@@ -16,9 +16,9 @@ from models.encoder.encoder import as_asked
 from models.ranking.calibration import Calibration
 from models.ranking.two_stage import TwoStage
 from pipeline import bundled_ranker
-from pipeline import histories as rows
 from pipeline.bundle import Bundle
 from pipeline.config import load_config
+from pipeline.dataset import dataset as rows
 from pipeline.evaluated import Evaluated
 from pipeline.gate import ranks
 from pipeline.scoring import Log
@@ -101,7 +101,7 @@ def test_always_and_never_are_obeyed(copied: Workdir, use: str) -> None:
 
 def test_the_gate_judges_both_stages(copied: Workdir) -> None:
     """Ranks of the evaluated weights in the bundle are those of the evaluation."""
-    from pipeline.targets import ranked_targets
+    from pipeline.dataset.targets import ranked_targets
 
     setting = ("--set", "ranker.use=always")
     copied.run("publish", *setting)

@@ -10,7 +10,7 @@ import pytest
 from features.histories.jagged import JaggedHistories
 from models.recommender import Histories
 from pipeline import segments
-from pipeline.targets import RankedTargets
+from pipeline.dataset.targets import RankedTargets
 
 SECOND = 1_000_000
 HOUR, DAY = 3_600 * SECOND, 86_400 * SECOND

@@ -16,11 +16,11 @@ from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.settings import EncoderSettings, TrainSettings
-from pipeline import histories as rows
 from pipeline import publish, train
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.bundle import Bundle
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
+from pipeline.dataset import dataset as rows
 from pipeline.orchestration.graph import Context
 from pipeline.tracking.record import Live, Plan
 from pipeline.train import Trainer

@@ -14,8 +14,8 @@ from features.histories.jagged import JaggedHistories, user_ranges
 from features.histories.leaks import LeakError, check_fitted, check_leaks
 from features.histories.splits import Split
 from models.baselines.popularity import Popularity
-from pipeline import histories as rows
-from pipeline.targets import (
+from pipeline.dataset import dataset as rows
+from pipeline.dataset.targets import (
     NO_HISTORY,
     ORDINARY,
     UNKNOWN_ITEM,

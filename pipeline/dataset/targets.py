@@ -12,8 +12,8 @@ from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError, num_disordered
 from features.histories.splits import Block, Split, blocks
 from models.recommender import Histories, Int32, Int64
-from pipeline import histories as rows
 from pipeline.config import Config
+from pipeline.dataset import dataset as rows
 from pipeline.errors import LookbackError
 
 ORDINARY, NO_HISTORY, UNKNOWN_ITEM = range(3)

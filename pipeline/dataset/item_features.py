@@ -11,9 +11,9 @@ from features.histories.splits import Split
 from models.encoder.embeddings import ItemContent
 from models.recommender import Float32, Int32
 from pipeline.config import Config
-from pipeline.content_features import compared_by, dense_features, padded_categories, says_something
+from pipeline.dataset.content_features import compared_by, dense_features, padded_categories, says_something
+from pipeline.dataset.targets import under_core
 from pipeline.errors import LookbackError
-from pipeline.targets import under_core
 
 
 def known_by_content(

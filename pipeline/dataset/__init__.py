@@ -1,0 +1,1 @@
+"""A features folder as arrays: histories, split, targets, item features."""
