@@ -26,13 +26,14 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int32
-from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, report_charts, second_stage
+from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, report_charts
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import RankedTargets, check_targets, targets_of, told
 from pipeline.errors import LookbackError
 from pipeline.judging import Judging
+from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
 from pipeline.segments import segments_of
 from pipeline.train import Trainer, former_numbers

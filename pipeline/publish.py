@@ -15,11 +15,12 @@ from features.histories.splits import Split
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.recommender import Int32
-from pipeline import bundled_ranker, new_items, popular, second_stage
+from pipeline import bundled_ranker, new_items, popular
 from pipeline.bundle import seal
 from pipeline.dataset import dataset as rows
 from pipeline.features import content_settings
 from pipeline.index import index_of, user_vectors
+from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
 from pipeline.train import Trainer
 

@@ -18,11 +18,12 @@ from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.recommender import Int32
 from models.topk import row_chunks
-from pipeline import bundled_ranker, second_stage
+from pipeline import bundled_ranker
 from pipeline.artifacts.store import write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import targets_of
 from pipeline.errors import LookbackError
+from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
 from pipeline.train import selection_folder
 

@@ -1,0 +1,1 @@
+"""Training and indexing steps that several stages share."""
