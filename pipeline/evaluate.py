@@ -26,16 +26,17 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int32
-from pipeline import baselines, bundled_ranker, diagnostics, figures, judging, report_charts
+from pipeline import baselines, bundled_ranker, figures, report_charts
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import RankedTargets, check_targets, targets_of, told
 from pipeline.errors import LookbackError
-from pipeline.judging import Judging
+from pipeline.evaluation import diagnostics, metrics_report
+from pipeline.evaluation.metrics_report import Judging
+from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
-from pipeline.segments import segments_of
 from pipeline.train import Trainer, former_numbers
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
@@ -69,7 +70,7 @@ def build(ctx: Context) -> None:
     """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json, figures and a page of them."""
     judged_by = Judging(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
     found = _rank(ctx)
-    judged = judging.judge(found.ranked, found.targets, found.catalogue, judged_by)
+    judged = metrics_report.judge(found.ranked, found.targets, found.catalogue, judged_by)
     report = _report(ctx, found, judged, judged_by)
     write_json(ctx.folder / "metrics.json", report)
     _write_table(ctx, "systems.json", _as_table(report))
@@ -106,7 +107,7 @@ def _rank(ctx: Context) -> Evaluation:
         trained=rows.known_items(training, len(mapping) - 1) > 0,
     )
     check_targets(targets, histories, split, mapping, ties=config.split.ties)
-    chosen = judging.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
+    chosen = metrics_report.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
     if not chosen.any():
         raise LookbackError(
             f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {told(_left_out(ctx, targets))});"
@@ -135,7 +136,7 @@ def _rank(ctx: Context) -> Evaluation:
         ranked,
         targets.select(chosen),
         {name: each.select(chosen) for name, each in ranked.items()},
-        judging.catalogue_of(counts, content, mapping),
+        metrics_report.catalogue_of(counts, content, mapping),
         recommender,
         ranker,
     )
@@ -190,7 +191,7 @@ def _report(ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judgi
     """What metrics.json holds: counts, then a tree of system, metric and value for each kind of number."""
     config, settings = ctx.config, ctx.config.evaluate
     num_items = found.recommender.num_items
-    of_lists = judging.catalogue_metrics(found.ranked, found.targets, num_items, judged_by)
+    of_lists = metrics_report.catalogue_metrics(found.ranked, found.targets, num_items, judged_by)
     others = [name for name in judged.systems if name != MODEL]
     tuned = read_json(ctx.inputs["baselines"] / "baselines.json")
     report: dict[str, Any] = {
@@ -211,7 +212,7 @@ def _report(ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judgi
             other: {name: row for name, row in compared.items() if not np.isnan(row["difference"])}
             for other, compared in (judged.compared(MODEL, others) if others else {}).items()
         },
-        "apart": judging.apart(
+        "apart": metrics_report.apart(
             found.every_rank,
             found.every_target,
             judged,
@@ -242,7 +243,7 @@ def _report(ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judgi
         read_json(folder / "metrics.json") for name, folder in ctx.inputs.items() if name.startswith(CUT)
     ]
     if earlier:
-        report["rolling"] = judging.rolling([*earlier, report])
+        report["rolling"] = metrics_report.rolling([*earlier, report])
     return report
 
 
@@ -394,7 +395,9 @@ def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.D
         rows.event_types(ctx.inputs["features"]),
         timed=ctx.config.events.timestamp_unit != "position",
     )
-    table = pl.DataFrame(list(judging.judge_segments(found.ranked, found.targets.user, segments, judged_by)))
+    table = pl.DataFrame(
+        list(metrics_report.judge_segments(found.ranked, found.targets.user, segments, judged_by))
+    )
     table.write_parquet(ctx.folder / "segments.parquet")
     _write_table(ctx, "segments.json", table)
     return table

@@ -28,7 +28,7 @@ from pipeline.config import MODEL, Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import DamagedArtifact
-from pipeline.evaluated import Evaluated
+from pipeline.evaluation.evaluated_model import Evaluated
 from pipeline.tracking.registry import Decision
 
 CHALLENGER, CHAMPION = "challenger", "champion"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import reranking, score_drift
+from pipeline import score_drift
 from pipeline.artifacts.store import Artifact, write_json
+from pipeline.evaluation import reranking_effects
 from pipeline.orchestration.graph import Context
 from pipeline.scoring import Counts, Job, Scorer
 
@@ -126,7 +127,9 @@ def _show_reranking(ctx: Context, scorer: Scorer) -> None:
     judged_on = scorer.bundle.description.get("features")
     if not (rules.reranks or rules.max_per_category) or judged_on != ctx.inputs["features"].name:
         return
-    found = reranking.effects(ctx.config, scorer.job.bundle, ctx.inputs["features"], {"reranked": rules})
+    found = reranking_effects.effects(
+        ctx.config, scorer.job.bundle, ctx.inputs["features"], {"reranked": rules}
+    )
     write_json(ctx.folder / "reranking.json", found)
     ctx.track.artifact("reranking.json")
     for name, row in found["paired"]["reranked"].items():

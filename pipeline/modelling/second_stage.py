@@ -20,7 +20,7 @@ from pipeline.bundled_ranker import DESCRIPTION
 from pipeline.config import Config
 from pipeline.dataset import item_features
 from pipeline.dataset.targets import RankedTargets
-from pipeline.judging import Judging
+from pipeline.evaluation.metrics_report import Judging
 from pipeline.train import former_numbers
 
 RETRIEVAL, TWO_STAGE = "retrieval", "two_stage"

@@ -22,7 +22,7 @@ from pipeline.bundle import seal
 from pipeline.config import Config, load_config
 from pipeline.dataset import dataset as rows
 from pipeline.errors import DamagedArtifact
-from pipeline.evaluated import NEVER, Evaluated
+from pipeline.evaluation.evaluated_model import NEVER, Evaluated
 from pipeline.tracking import registry, tracker
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import GATE, ServerAway, Version, absolute_uri, artifact_root

@@ -19,7 +19,7 @@ from pipeline import bundled_ranker
 from pipeline.bundle import Bundle
 from pipeline.config import load_config
 from pipeline.dataset import dataset as rows
-from pipeline.evaluated import Evaluated
+from pipeline.evaluation.evaluated_model import Evaluated
 from pipeline.gate import ranks
 from pipeline.scoring import Log
 from pipeline.serving import Recommender

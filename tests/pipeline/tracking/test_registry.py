@@ -26,7 +26,7 @@ from pipeline.artifacts.store import write_json
 from pipeline.bundle import SECOND, Bundle, seal
 from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.evaluated import Evaluated
+from pipeline.evaluation.evaluated_model import Evaluated
 from pipeline.scoring import Job, Log, Scorer, Users
 from pipeline.serving import Recommender, _load_pyfunc
 from pipeline.tracking import registry, tracker

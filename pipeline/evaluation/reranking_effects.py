@@ -16,14 +16,14 @@ from models.recommendation.engine import Answering
 from models.recommendation.rules import Rules, Traits
 from models.recommender import Int32
 from models.retrieval.index import ItemIndex
-from pipeline import judging
 from pipeline.bundle import translation
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.content_features import padded_categories
 from pipeline.dataset.targets import targets_of
-from pipeline.evaluated import Evaluated
-from pipeline.judging import Judging
+from pipeline.evaluation import metrics_report
+from pipeline.evaluation.evaluated_model import Evaluated
+from pipeline.evaluation.metrics_report import Judging
 from pipeline.scoring import keys_of
 
 PLAIN = "by score"
@@ -51,7 +51,7 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
         trained=rows.known_items(training, len(mapping) - 1) > 0,
         exclude_seen=config.score.exclude_seen,
     )
-    targets = targets.select(judging.counted(targets, cold_users=False, cold_items=False))
+    targets = targets.select(metrics_report.counted(targets, cold_users=False, cold_items=False))
     training = training.translate(mapping)
     counts = np.bincount(
         training.item_index[training.gather()[1]], minlength=evaluated.recommender.num_items + 1
@@ -65,9 +65,9 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
         answer = answering.answer(targets.histories, config.score.k, replace(each, allowed=None), keys=keys)
         ranked[name] = _ranks(answer.item_index, targets.item)
     judged_by = Judging((config.score.k,), config.evaluate.resamples, config.seed)
-    catalogue = judging.catalogue_of(counts, content, mapping)
-    judged = judging.judge(ranked, targets, catalogue, judged_by)
-    of_lists = judging.catalogue_metrics(ranked, targets, len(counts) - 1, judged_by)
+    catalogue = metrics_report.catalogue_of(counts, content, mapping)
+    judged = metrics_report.judge(ranked, targets, catalogue, judged_by)
+    of_lists = metrics_report.catalogue_metrics(ranked, targets, len(counts) - 1, judged_by)
     return {
         "targets": len(targets),
         "metrics": {name: _shown(judged.values(name) | of_lists[name][0]) for name in ranked},

@@ -16,8 +16,8 @@ from models.evaluation.ranks import SystemRanks, rank_targets
 from models.recommender import Float32, Histories, Int32, histories_from_lists
 from models.settings import EncoderSettings
 from models.topk import recommend_in_chunks, row_chunks
-from pipeline import diagnostics
 from pipeline.dataset.targets import RankedTargets
+from pipeline.evaluation import diagnostics
 
 NUM_ITEMS = 7
 SECOND = 1_000_000

@@ -9,8 +9,8 @@ import pytest
 
 from features.histories.jagged import JaggedHistories
 from models.recommender import Histories
-from pipeline import segments
 from pipeline.dataset.targets import RankedTargets
+from pipeline.evaluation import segments
 
 SECOND = 1_000_000
 HOUR, DAY = 3_600 * SECOND, 86_400 * SECOND

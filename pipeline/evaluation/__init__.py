@@ -1,0 +1,1 @@
+"""From target ranks to a metrics report."""
