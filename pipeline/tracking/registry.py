@@ -284,7 +284,7 @@ def _register(config: Config, tracker: tracker.Tracker, publish: Artifact) -> Ve
     description = read_json(bundle / "bundle.json")
 
     def register(_: object) -> Version:
-        from pipeline import model_card
+        from pipeline.release import model_card
 
         card = model_card.card(config, description, read_manifest(publish.folder)["inputs"])
         example = input_example(bundle)
@@ -330,7 +330,7 @@ def _decide(config: Config, version: Version, publish: Artifact, champion: Versi
         return Decision("by hand", "was champion before anything was decided about it")
     if not config.evaluate.gate:
         return Decision("off", "evaluate.gate is false: moved without a test")
-    from pipeline import gate
+    from pipeline.release import gate
 
     inputs = read_manifest(publish.folder)["inputs"]
     standing = None

@@ -20,7 +20,7 @@ from pipeline.bundle import Bundle
 from pipeline.config import load_config
 from pipeline.dataset import dataset as rows
 from pipeline.evaluation.evaluated_model import Evaluated
-from pipeline.gate import ranks
+from pipeline.release.gate import ranks
 from pipeline.scoring import Log
 from pipeline.serving import Recommender
 from tests.pipeline.conftest import Workdir

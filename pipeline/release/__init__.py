@@ -1,0 +1,1 @@
+"""The decision whether a model version becomes champion."""
