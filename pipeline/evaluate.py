@@ -26,7 +26,7 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int32
-from pipeline import baselines, bundled_ranker, figures, report_charts
+from pipeline import baselines, figures, report_charts
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
@@ -37,6 +37,7 @@ from pipeline.evaluation.metrics_report import Judging
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
+from pipeline.serving import bundle_ranker
 from pipeline.train import Trainer, former_numbers
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
@@ -159,7 +160,7 @@ def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTarg
     """Whether the second stage is used, with its difference from retrieval alone on the targets that count."""
     config = ctx.config
     if second_stage.TWO_STAGE not in stages:
-        reason = read_json(ctx.inputs["rank"] / bundled_ranker.DESCRIPTION)["reason"]
+        reason = read_json(ctx.inputs["rank"] / bundle_ranker.DESCRIPTION)["reason"]
         return {"used": False, "setting": config.ranker.use, "reason": reason}
     judged_by = Judging(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
     metric = f"ndcg@{judged_by.list_length}"

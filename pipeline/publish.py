@@ -15,13 +15,13 @@ from features.histories.splits import Split
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.recommender import Int32
-from pipeline import bundled_ranker, new_items, popular
-from pipeline.bundle import seal
 from pipeline.dataset import dataset as rows
 from pipeline.features import content_settings
 from pipeline.index import index_of, user_vectors
 from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
+from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
+from pipeline.serving.bundle import seal
 from pipeline.train import Trainer
 
 
@@ -48,7 +48,7 @@ def build(ctx: Context) -> None:
     newest = int(histories.time.max(initial=0))
     facts = {"content_map": _write_new_items(ctx, encoder, bundle)} | _popularity(ctx, metrics)
     segment = _write_users(ctx, histories, mapping, trained_until(whole, split), bundle)
-    popular.write(bundle, histories, mapping, segment, facts["popularity"]["days"])
+    popularity_fallback.write(bundle, histories, mapping, segment, facts["popularity"]["days"])
     digest = seal(bundle, _description(ctx, features, split, metrics, refit_steps, newest) | facts)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _report(ctx, bundle, digest, metrics, encoder, refit_steps)
@@ -130,9 +130,9 @@ def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, 
     """What gives items that the deployed weights do not know a vector, and how good these are."""
     known = pl.read_parquet(bundle / "items.parquet", columns=["item_id"])["item_id"]
     log_ids = pl.read_parquet(ctx.inputs["features"] / "items.parquet", columns=["item_id"])["item_id"]
-    table = new_items.unknown_to(known, log_ids, ctx.inputs["ingest"] / "items.parquet")
+    table = new_item_catalogue.unknown_to(known, log_ids, ctx.inputs["ingest"] / "items.parquet")
     own = encoder.items.all().detach().float().cpu().numpy()[1:]
-    worth = new_items.write(bundle, own, table, reads_content=encoder.settings.item_content)
+    worth = new_item_catalogue.write(bundle, own, table, reads_content=encoder.settings.item_content)
     if worth is None:
         return None
     for name, value in worth.as_dict().items():
@@ -142,8 +142,8 @@ def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, 
 
 def _popularity(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
     """Over how many days, and by which column of users."""
-    column = popular.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
-    return {"popularity": {"days": popular.chosen_days(metrics), "segment": column}}
+    column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
+    return {"popularity": {"days": popularity_fallback.chosen_days(metrics), "segment": column}}
 
 
 def _write_users(
@@ -158,8 +158,8 @@ def _write_users(
     )
     users = pl.read_parquet(ctx.inputs["features"] / "users.parquet").with_columns(until)
     table = ctx.inputs["ingest"] / "users.parquet"
-    column = popular.segment_column(ctx.config, table)
-    segment = None if column is None else popular.segment_of(table, column, users["user_id"])
+    column = popularity_fallback.segment_column(ctx.config, table)
+    segment = None if column is None else popularity_fallback.segment_of(table, column, users["user_id"])
     users = users if segment is None else users.with_columns(segment)
     users.write_parquet(bundle / "users.parquet")
     return segment
@@ -172,14 +172,14 @@ def _write_ranker(
     config, features, rank = ctx.config, ctx.inputs["features"], ctx.inputs["rank"]
     everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:]).translate(mapping)
     training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
-    timely = bundled_ranker.HORIZON_DAYS if split.protocol == "temporal" else None
-    bundled_ranker.write(bundle / bundled_ranker.FOLDER, rank)
+    timely = bundle_ranker.HORIZON_DAYS if split.protocol == "temporal" else None
+    bundle_ranker.write(bundle / bundle_ranker.FOLDER, rank)
     for name, learned, numbers, days in (
-        ("deployed", everything, mapping, bundled_ranker.HORIZON_DAYS),
+        ("deployed", everything, mapping, bundle_ranker.HORIZON_DAYS),
         ("evaluated", training.translate(evaluated), evaluated, timely),
     ):
         found = second_stage.statistics(config, features, learned, numbers, days)
-        bundled_ranker.write_knowledge(bundle / name, found, second_stage.own_numbers(rank, numbers))
+        bundle_ranker.write_knowledge(bundle / name, found, second_stage.own_numbers(rank, numbers))
 
 
 def trained_until(histories: JaggedHistories, split: Split) -> pl.Series:

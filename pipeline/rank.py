@@ -18,13 +18,13 @@ from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.recommender import Int32
 from models.topk import row_chunks
-from pipeline import bundled_ranker
 from pipeline.artifacts.store import write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import targets_of
 from pipeline.errors import LookbackError
 from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
+from pipeline.serving import bundle_ranker
 from pipeline.train import selection_folder
 
 MIN_LISTS = 100
@@ -66,7 +66,7 @@ def build(ctx: Context) -> None:
 
 def _without(ctx: Context, reason: str) -> None:
     facts = {"trained": False, "setting": ctx.config.ranker.use, "reason": reason}
-    write_json(ctx.folder / bundled_ranker.DESCRIPTION, facts)
+    write_json(ctx.folder / bundle_ranker.DESCRIPTION, facts)
     ctx.summary(reason)
 
 
@@ -143,13 +143,13 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
             "probability": calibration.probability.tolist(),
         },
     }
-    write_json(ctx.folder / bundled_ranker.DESCRIPTION, facts)
+    write_json(ctx.folder / bundle_ranker.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)
     ctx.manifest["rows_left_out"] = {"target_not_retrieved": len(retrieved) - num_lists}
     for name, value in (facts["held_out"]).items():
         if isinstance(value, float):
             ctx.track.metric(f"ranker/held_out_{name}" if "ndcg" not in name else f"ranker/{name}", value)
-    for name in (bundled_ranker.DESCRIPTION, "ranker_history.parquet"):
+    for name in (bundle_ranker.DESCRIPTION, "ranker_history.parquet"):
         ctx.track.artifact(name)
     ctx.summary(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "

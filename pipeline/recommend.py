@@ -15,14 +15,14 @@ from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import as_asked
 from models.recommendation.engine import Answer
 from models.recommender import Histories, Int64, histories_from_lists
-from pipeline import new_items, popular
-from pipeline.bundle import Bundle
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.errors import LookbackError
 from pipeline.orchestration.graph import Pipeline, resolve
-from pipeline.rules import rules_of
-from pipeline.scoring import as_of_tonight, keys_of
+from pipeline.serving import new_item_catalogue, popularity_fallback
+from pipeline.serving.batch import as_of_tonight, keys_of
+from pipeline.serving.bundle import Bundle
+from pipeline.serving.business_rules import rules_of
 
 
 def recommend_one(config: Config, user: str | None, history: str | None, k: int, *, as_json: bool) -> None:
@@ -77,7 +77,7 @@ def _as_of_tonight(pipeline: Pipeline, bundle: Bundle) -> Bundle:
     features, ingest = (pipeline.nodes[name].artifact for name in ("features", "ingest"))
     if features.is_complete() and ingest.is_complete():
         return as_of_tonight(bundle, features.folder, ingest.folder, pipeline.config.score)[0]
-    return new_items.with_catalogue(bundle) if pipeline.config.score.new_items else bundle
+    return new_item_catalogue.with_catalogue(bundle) if pipeline.config.score.new_items else bundle
 
 
 def _newest(pipeline: Pipeline, bundle: Bundle) -> int:
@@ -94,7 +94,9 @@ def _segment(pipeline: Pipeline, bundle: Bundle, user: str | None) -> Int64:
     table = pipeline.nodes["ingest"].artifact.folder / "users.parquet"
     if user is None or column is None or not table.exists():
         return np.zeros(1, np.int64)
-    return popular.codes(bundle.segments, popular.segment_of(table, column, pl.Series([user])))
+    return popularity_fallback.codes(
+        bundle.segments, popularity_fallback.segment_of(table, column, pl.Series([user]))
+    )
 
 
 def _typed_in(bundle: Bundle, history: str) -> tuple[Histories, int]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.store import Artifact
-from pipeline.bundle import read_description
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import ModelSource
+from pipeline.serving.bundle import read_description
 from pipeline.tracking import registry
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import GATE, Version

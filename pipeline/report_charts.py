@@ -11,11 +11,11 @@ from features.profiling.profile import Profile
 from models.recommendation.rules import Rules
 from pipeline import figures, interactive
 from pipeline.artifacts.store import read_json, write_json
-from pipeline.bundle import Bundle
 from pipeline.config import MODEL
 from pipeline.interactive import Chart, Drawn
 from pipeline.orchestration.graph import Context
 from pipeline.profile import PROFILE
+from pipeline.serving.bundle import Bundle
 
 CHARTS, PAGE = "charts.json", "figures.html"
 """Files of an evaluation: its figures as plotly.js takes them, and the page of them."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline import score_drift
 from pipeline.artifacts.store import Artifact, write_json
 from pipeline.evaluation import reranking_effects
 from pipeline.orchestration.graph import Context
-from pipeline.scoring import Counts, Job, Scorer
+from pipeline.serving import drift
+from pipeline.serving.batch import Counts, Job, Scorer
 
 _COUNTED = (
     "users",
@@ -46,7 +46,7 @@ def _bundle(ctx: Context) -> Path:
     """The folder of the bundle to score with, checked."""
     if ctx.model is None:
         return ctx.inputs["publish"] / "bundle"
-    from pipeline.bundle import read_description
+    from pipeline.serving.bundle import read_description
     from pipeline.tracking import registry
 
     folder = registry.bundle_folder(ctx.config, ctx.model)
@@ -61,11 +61,11 @@ def _shards(scorer: Scorer, bar: "tqdm[None]") -> Iterator[Counts]:
         for number in range(num_shards):
             yield scorer.score(number, bar.update)
         return
-    from pipeline import engine_ray
+    from pipeline.serving import ray_batch
 
     ends = [min((number + 1) * settings.shard_users, len(scorer.users)) for number in range(num_shards)]
     users = [end - number * settings.shard_users for number, end in enumerate(ends)]
-    for done, counts in engine_ray.score(scorer.job, num_shards, users):
+    for done, counts in ray_batch.score(scorer.job, num_shards, users):
         bar.update(done)
         yield counts
 
@@ -139,10 +139,10 @@ def _show_reranking(ctx: Context, scorer: Scorer) -> None:
 
 def _compare(ctx: Context, digest: str) -> None:
     """What has changed since the last night, if there was one."""
-    before = score_drift.last_night(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
+    before = drift.last_night(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is None:
         return
-    found = score_drift.drift(before, ctx.folder, digest)
+    found = drift.drift(before, ctx.folder, digest)
     ctx.manifest["drift"] = found
     for name in ("psi", "overlap", "users_in_both"):
         if found[name] is not None:

@@ -14,9 +14,9 @@ from models.encoder.encoder import AttentionRecommender
 from models.ranking.ranker import SecondStage
 from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int64, Recommender
-from pipeline import bundled_ranker
-from pipeline.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
 from pipeline.errors import DamagedArtifact
+from pipeline.serving import bundle_ranker
+from pipeline.serving.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
 
 NEVER = int(np.iinfo(np.int64).min)
 """The time of no event: before all others."""
@@ -65,7 +65,7 @@ class Evaluated:
             description["trained_until"],
             Vocabulary(users["user_id"], 0),
             until.to_numpy(),
-            bundled_ranker.of_bundle(folder, "evaluated", device),
+            bundle_ranker.of_bundle(folder, "evaluated", device),
         )
 
     def system(self, *, exclude_seen: bool) -> Recommender:

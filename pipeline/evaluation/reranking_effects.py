@@ -16,7 +16,6 @@ from models.recommendation.engine import Answering
 from models.recommendation.rules import Rules, Traits
 from models.recommender import Int32
 from models.retrieval.index import ItemIndex
-from pipeline.bundle import translation
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.content_features import padded_categories
@@ -24,7 +23,8 @@ from pipeline.dataset.targets import targets_of
 from pipeline.evaluation import metrics_report
 from pipeline.evaluation.evaluated_model import Evaluated
 from pipeline.evaluation.metrics_report import Judging
-from pipeline.scoring import keys_of
+from pipeline.serving.batch import keys_of
+from pipeline.serving.bundle import translation
 
 PLAIN = "by score"
 """What the lists without any such rule are called."""

@@ -16,11 +16,11 @@ from models.ranking.ranker import SecondStage
 from models.recommender import Histories, Int32
 from models.settings import RankerUse
 from pipeline.artifacts.store import read_json
-from pipeline.bundled_ranker import DESCRIPTION
 from pipeline.config import Config
 from pipeline.dataset import item_features
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.metrics_report import Judging
+from pipeline.serving.bundle_ranker import DESCRIPTION
 from pipeline.train import former_numbers
 
 RETRIEVAL, TWO_STAGE = "retrieval", "two_stage"

@@ -28,7 +28,7 @@ REFUSED: Outcome = "refused"
 _HEADING = "\n\n**Gate.** "
 _ATTEMPTS = 3
 SERVING_NEEDS = ("faiss-cpu", "mlflow", "numpy", "pandas", "polars", "pyarrow", "safetensors", "torch")
-"""What pipeline/serving.py imports, directly or through the bundle."""
+"""What pipeline/serving/pyfunc.py imports, directly or through the bundle."""
 
 
 def model_name(config: Config) -> str:
@@ -221,7 +221,7 @@ def model_source(config: Config) -> ModelSource:
 
 def bundle_folder(config: Config, model: ModelSource) -> Path:
     """The bundle of a registered model, downloaded once to <data_dir>/<name>/.bundles/<digest>; a damaged copy anew."""
-    from pipeline.bundle import READABLE_FORMATS, read_description
+    from pipeline.serving.bundle import READABLE_FORMATS, read_description
 
     registry = Registry.from_config(config)
     to = config.folder / ".bundles" / model.bundle_digest

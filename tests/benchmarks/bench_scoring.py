@@ -30,7 +30,7 @@ def make_bundle(folder: Path, num_items: int) -> None:
     from models.encoder.encoder import Encoder
     from models.retrieval.index import ItemIndex
     from models.settings import EncoderSettings
-    from pipeline.bundle import seal
+    from pipeline.serving.bundle import seal
 
     for name in ("deployed", "index"):
         (folder / name).mkdir(parents=True)
@@ -74,7 +74,7 @@ def score(place: Path) -> dict[str, float]:
     """Score all users of a folder in this process."""
     from pipeline.artifacts.store import PeakMemory
     from pipeline.config import ScoreConfig
-    from pipeline.scoring import Job, Scorer
+    from pipeline.serving.batch import Job, Scorer
 
     memory = PeakMemory()
     out = place / "recommendations"

@@ -15,14 +15,14 @@ from models import checkpoint
 from models.encoder.encoder import as_asked
 from models.ranking.calibration import Calibration
 from models.ranking.two_stage import TwoStage
-from pipeline import bundled_ranker
-from pipeline.bundle import Bundle
 from pipeline.config import load_config
 from pipeline.dataset import dataset as rows
 from pipeline.evaluation.evaluated_model import Evaluated
 from pipeline.release.gate import ranks
-from pipeline.scoring import Log
-from pipeline.serving import Recommender
+from pipeline.serving import bundle_ranker
+from pipeline.serving.batch import Log
+from pipeline.serving.bundle import Bundle
+from pipeline.serving.pyfunc import Recommender
 from tests.pipeline.conftest import Workdir
 
 
@@ -93,7 +93,7 @@ def test_always_and_never_are_obeyed(copied: Workdir, use: str) -> None:
         assert ranker["reason"] == "ranker.use is never: the order of retrieval stands"
         return
     evaluated = Evaluated.open(bundle)
-    stage = bundled_ranker.of_bundle(bundle, "deployed")
+    stage = bundle_ranker.of_bundle(bundle, "deployed")
     assert evaluated.second_stage is not None
     assert stage is not None
     assert len(stage.own) == stage.statistics.num_items + 1

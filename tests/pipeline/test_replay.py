@@ -125,7 +125,7 @@ def test_without_tracking_nothing_is_written(copied: Workdir) -> None:
 
 
 def test_the_bundle_is_self_contained(finished: Workdir) -> None:
-    from pipeline.bundle import Bundle
+    from pipeline.serving.bundle import Bundle
 
     folder = finished.artifact("publish") / "bundle"
     description = json.loads((folder / "bundle.json").read_text())

@@ -18,10 +18,10 @@ from models import checkpoint
 from models.settings import EncoderSettings, TrainSettings
 from pipeline import publish, train
 from pipeline.artifacts.store import read_json, write_json
-from pipeline.bundle import Bundle
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
 from pipeline.dataset import dataset as rows
 from pipeline.orchestration.graph import Context
+from pipeline.serving.bundle import Bundle
 from pipeline.tracking.record import Live, Plan
 from pipeline.train import Trainer
 

@@ -23,12 +23,12 @@ from models.recommendation.rules import Rules
 from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
 from pipeline.artifacts.store import write_json
-from pipeline.bundle import SECOND, Bundle, seal
 from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import Evaluated
-from pipeline.scoring import Job, Log, Scorer, Users
-from pipeline.serving import Recommender, _load_pyfunc
+from pipeline.serving.batch import Job, Log, Scorer, Users
+from pipeline.serving.bundle import SECOND, Bundle, seal
+from pipeline.serving.pyfunc import Recommender, _load_pyfunc
 from pipeline.tracking import registry, tracker
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import BUNDLE_DIGEST, absolute_uri, artifact_root

@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 
 from features.histories.jagged import JaggedHistories
-from pipeline import popular
 from pipeline.config import Config, EventsConfig, ScoreConfig
 from pipeline.errors import LookbackError
+from pipeline.serving import popularity_fallback
 
-DAY = popular.DAY
+DAY = popularity_fallback.DAY
 
 
 def config(segment: str) -> Config:
@@ -32,23 +32,25 @@ def test_recent_events_by_segment(tmp_path: Path) -> None:
     )
     mapping = np.array([0, 2, 0, 1], np.int32)
     segment = pl.Series(["b", "a", None])
-    popular.write(tmp_path, histories, mapping, segment, 10.0)
-    table = pl.read_parquet(tmp_path / popular.FILE).sort("segment", "item_index", nulls_last=True)
+    popularity_fallback.write(tmp_path, histories, mapping, segment, 10.0)
+    table = pl.read_parquet(tmp_path / popularity_fallback.FILE).sort(
+        "segment", "item_index", nulls_last=True
+    )
     assert table.rows() == [("a", 1, 1), ("b", 1, 1), ("b", 2, 1), (None, 1, 3), (None, 2, 1)]
-    assert popular.segments(tmp_path) == ["a", "b"]
+    assert popularity_fallback.segments(tmp_path) == ["a", "b"]
     num_events = np.array([0, 3, 3, 2], np.float32)  # item 3 of the bundle was not had of late
-    found = popular.scores(tmp_path, num_events)
+    found = popularity_fallback.scores(tmp_path, num_events)
     assert found.shape == (3, 4)
     assert found[1] == pytest.approx([0, 1 + 0.75e-3, 0.25e-3 + 3 / 8 * 1e-6, 2 / 8 * 1e-6], rel=1e-4)
     assert found[2, 1:3] == pytest.approx([0.5 + 0.75e-3, 0.5 + 0.25e-3], rel=1e-3)
     assert np.argsort(-found[0, 1:]).tolist() == [0, 1, 2]
-    assert popular.codes(["a", "b"], pl.Series(["b", "c", None, "a"])).tolist() == [2, 0, 0, 1]
+    assert popularity_fallback.codes(["a", "b"], pl.Series(["b", "c", None, "a"])).tolist() == [2, 0, 0, 1]
 
 
 def test_a_bundle_that_knows_no_recent_events_answers_by_all(tmp_path: Path) -> None:
     counts = np.array([0, 5, 9], np.float32)
-    assert popular.scores(tmp_path, counts).tolist() == [[0, 5, 9]]
-    assert popular.segments(tmp_path) == []
+    assert popularity_fallback.scores(tmp_path, counts).tolist() == [[0, 5, 9]]
+    assert popularity_fallback.segments(tmp_path) == []
 
 
 def test_the_column_of_segments(tmp_path: Path) -> None:
@@ -61,18 +63,18 @@ def test_the_column_of_segments(tmp_path: Path) -> None:
         "age": [each % 7 for each in ids],
     }
     pl.DataFrame(table).write_parquet(path)
-    assert popular.segment_column(config("auto"), path) == "age"
-    assert popular.segment_column(config("none"), path) is None
-    assert popular.segment_column(config("name"), path) == "name"
-    assert popular.segment_column(config("auto"), tmp_path / "absent.parquet") is None
+    assert popularity_fallback.segment_column(config("auto"), path) == "age"
+    assert popularity_fallback.segment_column(config("none"), path) is None
+    assert popularity_fallback.segment_column(config("name"), path) == "name"
+    assert popularity_fallback.segment_column(config("auto"), tmp_path / "absent.parquet") is None
     with pytest.raises(LookbackError, match=r"score\.segment: received 'country'.*name, same, age"):
-        popular.segment_column(config("country"), path)
+        popularity_fallback.segment_column(config("country"), path)
     with pytest.raises(LookbackError, match="no table of users"):
-        popular.segment_column(config("age"), tmp_path / "absent.parquet")
-    assert popular.segment_of(path, "age", pl.Series([8, 99, 0])).to_list() == ["1", None, "0"]
+        popularity_fallback.segment_column(config("age"), tmp_path / "absent.parquet")
+    assert popularity_fallback.segment_of(path, "age", pl.Series([8, 99, 0])).to_list() == ["1", None, "0"]
 
 
 def test_the_days_that_validation_chose() -> None:
     chosen = {"baselines": {"recent_popularity": {"settings": {"days": 3.0}}}}
-    assert popular.chosen_days(chosen) == 3.0
-    assert popular.chosen_days({"baselines": {}}) == popular.DAYS
+    assert popularity_fallback.chosen_days(chosen) == 3.0
+    assert popularity_fallback.chosen_days({"baselines": {}}) == popularity_fallback.DAYS

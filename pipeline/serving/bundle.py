@@ -36,12 +36,12 @@ from models.recommendation.engine import AS_SCORED, Answer, Answering
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
 from models.retrieval.index import ItemIndex
-from pipeline import bundled_ranker, popular
 from pipeline.artifacts.store import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.content_features import compared_by
 from pipeline.errors import DamagedArtifact
-from pipeline.new_items import Added, categories_of
+from pipeline.serving import bundle_ranker, popularity_fallback
+from pipeline.serving.new_item_catalogue import Added, categories_of
 
 FORMAT_VERSION = 3
 READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3), (2, 3)
@@ -126,7 +126,7 @@ class Bundle:
     @cached_property
     def segments(self) -> list[str]:
         """Values of the column of users that popularity is known by; row 1 of `popularity` is the first."""
-        return popular.segments(self.folder)
+        return popularity_fallback.segments(self.folder)
 
     @cached_property
     def traits(self) -> Traits:
@@ -140,13 +140,13 @@ class Bundle:
     @cached_property
     def answering(self) -> Answering:
         """What makes lists of histories."""
-        scores = popular.scores(self.folder, self.num_events)
+        scores = popularity_fallback.scores(self.folder, self.num_events)
         return Answering(self.recommender, self.index, scores, self.traits, self.second_stage)
 
     @cached_property
     def second_stage(self) -> SecondStage | None:
         """What puts the candidates in order, with what was known of the items when the bundle was made; None: nothing does."""
-        found = bundled_ranker.of_bundle(self.folder, "deployed")
+        found = bundle_ranker.of_bundle(self.folder, "deployed")
         if found is None or self.added is None:
             return found
         return found.extended(compared_by(self.added.content, np.arange(1, self.num_added + 1)))
@@ -154,14 +154,14 @@ class Bundle:
     @cached_property
     def probability(self) -> Calibration | None:
         """From the ranker's score to the probability that an item comes next; None where there is no ranker."""
-        return None if self.second_stage is None else bundled_ranker.calibration_of(self.folder)
+        return None if self.second_stage is None else bundle_ranker.calibration_of(self.folder)
 
     def counting(self, histories: Histories) -> "Bundle":
         """The same bundle, whose second stage knows when and how often items were met in other histories, of a later log."""
         stage = self.second_stage
         if stage is None:
             return self
-        known = stage.statistics.counted_anew(histories, bundled_ranker.HORIZON_DAYS)
+        known = stage.statistics.counted_anew(histories, bundle_ranker.HORIZON_DAYS)
         later = replace(self)
         later.__dict__["second_stage"] = SecondStage(stage.ranker, known, stage.own)
         return later
@@ -171,7 +171,7 @@ class Bundle:
         """[users] the row of popularity of each."""
         table = pl.read_parquet(self.folder / "users.parquet")
         return (
-            popular.codes(self.segments, table["segment"])
+            popularity_fallback.codes(self.segments, table["segment"])
             if "segment" in table
             else np.zeros(len(table), np.int64)
         )

@@ -11,7 +11,7 @@ import pytest
 from features.histories.vocabulary import Vocabulary
 from pipeline.config import ScoreConfig
 from pipeline.errors import LookbackError
-from pipeline.rules import moment_of, rules_of
+from pipeline.serving.business_rules import moment_of, rules_of
 
 ITEMS = Vocabulary(pl.Series("item_id", [10, 20, 30, 40]), 1)
 NEWEST = moment_of("2026-03-01")

@@ -19,8 +19,8 @@ from models.index_settings import IndexFacts
 from models.retrieval import index
 from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
-from pipeline import new_items
-from pipeline.bundle import Bundle
+from pipeline.serving import new_item_catalogue
+from pipeline.serving.bundle import Bundle
 from tests.pipeline.conftest import Workdir
 
 TASTES = ("cold", "hot", "salt", "sour")
@@ -52,7 +52,7 @@ def planted(folder: Path, *, item_content: bool) -> Bundle:
             encoder.items.categories.weight[1:] = torch.from_numpy(directions)  # type: ignore[union-attr]
     vectors = encoder.item_vectors().detach().numpy()[1:]
     late = pl.DataFrame({"item_id": ["early-sour"], "categories": [["sour"]], "in_table": [True]})
-    worth = new_items.write(
+    worth = new_item_catalogue.write(
         folder, encoder.items.all().detach().numpy()[1:], late, reads_content=item_content
     )
     assert (worth is None) is item_content
@@ -76,7 +76,7 @@ def test_who_likes_its_like_gets_a_new_item_the_same_night(tmp_path: Path, item_
             "categories": [["hot"], ["never heard of"], ["sour", "never heard of"]],
         }
     )
-    night = new_items.extended(bundle, tonight)
+    night = new_item_catalogue.extended(bundle, tonight)
     assert night.num_added == 2
     assert night.items.ids.to_list()[-2:] == ["new-hot", "new-sour"], (
         "nothing known is said about the mystery"
@@ -91,7 +91,7 @@ def test_who_likes_its_like_gets_a_new_item_the_same_night(tmp_path: Path, item_
     assert all(item.startswith("hot") for item in found)
     assert night.titles.to_list()[-2:] == ["H", "S"]
     assert len(bundle.items) == 40, "the bundle itself stays as it was"
-    everything = new_items.extended(bundle, tonight).recommend_item_lists([likes_hot], 100)[0][0]
+    everything = new_item_catalogue.extended(bundle, tonight).recommend_item_lists([likes_hot], 100)[0][0]
     assert len(everything) == 34
 
 
@@ -104,7 +104,7 @@ def test_an_index_that_cannot_take_a_new_item_is_built_anew_and_says_so(
     facts = IndexFacts("hnsw", {"num_refined": 0}, num_built=40)
     graph = replace(bundle.index, index=index._trained("hnsw", vectors), vectors=vectors, facts=facts)
     tonight = pl.DataFrame({"item_id": ["new-hot"], "categories": [["hot"]]})
-    night = new_items.extended(replace(bundle, index=graph), tonight)
+    night = new_item_catalogue.extended(replace(bundle, index=graph), tonight)
     assert night.has_other_index is (length < 1)
     assert night.index.facts.type == ("exact" if length < 1 else "hnsw")
     assert night.index.num_items == 41
@@ -112,7 +112,7 @@ def test_an_index_that_cannot_take_a_new_item_is_built_anew_and_says_so(
 
 
 def test_what_was_new_when_the_bundle_was_made_is_served(tmp_path: Path) -> None:
-    served = new_items.with_catalogue(planted(tmp_path, item_content=False))
+    served = new_item_catalogue.with_catalogue(planted(tmp_path, item_content=False))
     assert served.items.ids[-1] == "early-sour"
     ((found, _),) = served.recommend_item_lists([[f"sour-{number}" for number in range(8)]], 3)
     assert sorted(found) == ["early-sour", "sour-8", "sour-9"]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
-from pipeline import new_items
-from pipeline.bundle import Bundle
+from pipeline.serving import new_item_catalogue
+from pipeline.serving.bundle import Bundle
 
 
 class Recommender:
@@ -50,4 +50,4 @@ def _ids(history: Any) -> list[Any]:
 
 def _load_pyfunc(data_path: str) -> Recommender:
     """Called by mlflow.pyfunc.load_model with the bundle's folder."""
-    return Recommender(new_items.with_catalogue(Bundle.open(Path(data_path))))
+    return Recommender(new_item_catalogue.with_catalogue(Bundle.open(Path(data_path))))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config import ScoreConfig
 from pipeline.errors import LookbackError
-from pipeline.scoring import Counts, Job, Scorer
+from pipeline.serving.batch import Counts, Job, Scorer
 
 RETRIES = 5
 """Times that a shard is begun again when the worker that scores it is lost."""

@@ -20,7 +20,7 @@ from models.retrieval.content_map import ContentMap, Worth
 from pipeline.dataset.content_features import all_features, dense_features, padded_categories, says_something
 
 if TYPE_CHECKING:
-    from pipeline.bundle import Bundle
+    from pipeline.serving.bundle import Bundle
 
 CATALOGUE, ITEMS = "catalogue", "items.parquet"
 

@@ -25,12 +25,12 @@ from models.encoder.encoder import as_asked
 from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
 from models.recommender import Histories, Int32, Int64
-from pipeline import new_items, popular, recommendations
 from pipeline.artifacts.store import digest_file, read_json, write_json
-from pipeline.bundle import Bundle
 from pipeline.config import ScoreConfig
 from pipeline.dataset import dataset as rows
-from pipeline.rules import moment_of, read_ids, rules_of
+from pipeline.serving import new_item_catalogue, output_table, popularity_fallback
+from pipeline.serving.bundle import Bundle
+from pipeline.serving.business_rules import moment_of, read_ids, rules_of
 
 Counts = dict[str, int]
 Progress = Callable[[int], object]
@@ -137,7 +137,7 @@ class Scorer:
             return found | {"users_before": len(users)}
         counts: Counts = {}
         temporary = path.with_suffix(".writing")
-        schema = recommendations.schema(self.log.users.dtype, self.bundle.items.ids.dtype)
+        schema = output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype)
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for table, found in _in_order(self._batch, self._batches(users)):
                 writer.write_table(table.cast(schema))
@@ -165,7 +165,7 @@ class Scorer:
             because=settings.because_method if settings.because else None,
             because_items=settings.because_items,
         )
-        return recommendations.table(ids, self.bundle.items, answer), self._counts(whole, known, answer)
+        return output_table.table(ids, self.bundle.items, answer), self._counts(whole, known, answer)
 
     def _histories(self, index: Int64) -> tuple[Histories, Histories]:
         """Users' whole histories, and what the bundle knows of them in its numbering."""
@@ -200,8 +200,10 @@ def as_of_tonight(bundle: Bundle, features: Path, ingest: Path, settings: ScoreC
     Items that are new to it, if these are wanted; for a ranker when and how often items were met.
     """
     if settings.new_items:
-        table = new_items.unknown_to(bundle.items.ids, _ids(features, "item"), ingest / "items.parquet")
-        bundle = new_items.extended(bundle, table)
+        table = new_item_catalogue.unknown_to(
+            bundle.items.ids, _ids(features, "item"), ingest / "items.parquet"
+        )
+        bundle = new_item_catalogue.extended(bundle, table)
     log = Log.read(features, bundle)
     return (bundle if bundle.second_stage is None else bundle.counting(log.known)), log
 
@@ -248,7 +250,9 @@ def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
     table = job.ingest / "users.parquet"
     if column is None or not table.exists() or column not in pl.read_parquet_schema(table):
         return np.zeros(len(users), np.int64)
-    return popular.codes(bundle.segments, popular.segment_of(table, column, users.ids))
+    return popularity_fallback.codes(
+        bundle.segments, popularity_fallback.segment_of(table, column, users.ids)
+    )
 
 
 def keys_of(ids: pl.Series) -> UInt64:

@@ -1,0 +1,1 @@
+"""The bundle and everything that scores users with it."""
