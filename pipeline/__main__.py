@@ -83,7 +83,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
 def _print_standings(summaries: list[dict[str, Any]]) -> None:
     """The evaluation's table: every system beside the model."""
     from pipeline.artifacts.store import read_json
-    from pipeline.standings import as_text
+    from pipeline.reporting.text_table import as_text
 
     folder = next(summary["folder"] for summary in summaries if summary["stage"] == "evaluate")
     print(f"\n{as_text(read_json(Path(folder) / 'metrics.json'))}")
@@ -218,8 +218,8 @@ def data(config: Any) -> None:
 @_configured
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
-    from pipeline.headline import view_of
     from pipeline.orchestration.parent_run import end_abandoned
+    from pipeline.reporting.run_description import view_of
     from pipeline.tracking.tracker import ui as serve
 
     end_abandoned(config)

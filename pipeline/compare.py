@@ -12,12 +12,12 @@ import polars as pl
 from models.evaluation.bootstrap import over_seeds
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import metrics_of_ranks
-from pipeline import compare_page
 from pipeline.artifacts.store import write_json
 from pipeline.config import MODEL, Config, EvaluateConfig
-from pipeline.drawing import spoken
 from pipeline.errors import LookbackError
-from pipeline.standings import aligned
+from pipeline.reporting import comparison_page
+from pipeline.reporting.style import spoken
+from pipeline.reporting.text_table import aligned
 from pipeline.tracking.record import Plan
 from pipeline.tracking.server import chosen_uri
 from pipeline.tracking.tracker import NOTE, LoggedRun, Tracker
@@ -262,7 +262,7 @@ def as_text(comparison: Comparison) -> str:
         about.append("p: paired bootstrap")
     if len(differences) > 1:
         about[1] += f"; p and verdicts corrected for {len(differences)} comparisons (Holm)"
-    best = ["", compare_page.verdict(judged, _shown_metrics(judged)[0])] if differences else []
+    best = ["", comparison_page.verdict(judged, _shown_metrics(judged)[0])] if differences else []
     return "\n".join([*about, "", aligned(rows), *best])
 
 
@@ -270,7 +270,7 @@ def as_page(found: Sequence[Evaluation], comparison: Comparison) -> str:
     """The HTML page."""
     shown = _shown_metrics(comparison.judged)
     runs = {each.label: each.run.run_id for each in found}
-    return compare_page.page(as_tree(comparison), comparison.judged, shown, runs)
+    return comparison_page.page(as_tree(comparison), comparison.judged, shown, runs)
 
 
 def _shown_metrics(judged: Judgement) -> list[str]:
@@ -310,7 +310,7 @@ def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, p
 def _description(found: Sequence[Evaluation], judged: Judgement) -> str:
     """Which run is best, in Markdown: the first metric's verdict, every run's values, the verdicts on the other metrics."""
     shown = _shown_metrics(judged)
-    first, *others = [compare_page.verdict(judged, metric) for metric in shown]
+    first, *others = [comparison_page.verdict(judged, metric) for metric in shown]
     links = [
         f"[{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
     ]

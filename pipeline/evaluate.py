@@ -26,7 +26,7 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int32
-from pipeline import baselines, figures, report_charts
+from pipeline import baselines
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
@@ -37,6 +37,7 @@ from pipeline.evaluation.metrics_report import Judging
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
+from pipeline.reporting import charts, figures
 from pipeline.serving import bundle_ranker
 from pipeline.train import Trainer, former_numbers
 
@@ -82,8 +83,8 @@ def build(ctx: Context) -> None:
     for name, figure in figures.of_evaluation(judged, segments, report, ctx.folder).items():
         figures.save(figure, ctx.folder / name)
         ctx.track.artifact(name, "evaluate")
-    report_charts.draw_evaluation(ctx, report)
-    for name in (*TABLES, report_charts.PAGE):
+    charts.draw_evaluation(ctx, report)
+    for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _say(ctx, report)

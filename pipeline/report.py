@@ -13,19 +13,19 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.profiling.drift import Drift
 from features.profiling.profile import Profile
-from pipeline import (
-    drawing,
-    figures,
-    interactive,
-    log_figures,
-    pages,
-    report_champion,
-    report_charts,
-    report_evaluation,
-)
 from pipeline.artifacts.store import read_json, read_manifest
 from pipeline.orchestration.graph import Context
 from pipeline.profile import DRIFT, PROFILE
+from pipeline.reporting import (
+    champion_diff,
+    charts,
+    evaluation_tables,
+    figures,
+    interactive,
+    log_figures,
+    style,
+    templates,
+)
 
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""
@@ -49,7 +49,7 @@ def build(ctx: Context) -> None:
     _draw_training(ctx.inputs["train"], ctx.folder / "training.svg")
     _draw_log(profile, ctx.inputs["features"], ctx.folder)
     people = _example_users(ctx, timed=profile.times is not None)
-    filled = pages.template(
+    filled = templates.template(
         "report", short=_short, spoken=_spoken, percent=_percent, number=_number, signed=_signed
     )
     page = filled.render(
@@ -62,14 +62,14 @@ def build(ctx: Context) -> None:
         sources=_worst_sources(manifests["ingest"]),
         refused=_refused_rows(ctx.inputs["ingest"]),
         training=_training(ctx.inputs["train"]),
-        **report_evaluation.of_evaluation(judged, ctx.inputs["evaluate"]),
-        gate=report_evaluation.of_gate(ctx.config.evaluate, judged),
+        **evaluation_tables.of_evaluation(judged, ctx.inputs["evaluate"]),
+        gate=evaluation_tables.of_gate(ctx.config.evaluate, judged),
         pictures=_pictures(ctx.folder, ctx.inputs["evaluate"]),
-        champion=report_champion.since_champion(ctx.config, ctx.inputs["publish"]),
+        champion=champion_diff.since_champion(ctx.config, ctx.inputs["publish"]),
         people=people,
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")
-    drawn = list(report_charts.charts(ctx))
+    drawn = list(charts.charts(ctx))
     (ctx.folder / "figures.html").write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
     for file in ("report.html", "figures.html"):
         ctx.track.artifact(file)
@@ -150,7 +150,7 @@ def _draw_log(profile: Profile, features: Path, folder: Path) -> None:
     split = read_json(features / "split" / "split.json")
     begins = {part: split[f"{part}_from"] for part in ("validation", "test")}
     for name, figure in log_figures.of_log(profile, begins).items():
-        drawing.save(figure, folder / name)
+        style.save(figure, folder / name)
 
 
 def _drift(features: Path) -> Drift | None:
@@ -169,7 +169,7 @@ def _worst_sources(ingest: Row) -> list[Row]:
 def _draw_training(train: Path, path: Path) -> None:
     """Training loss and validation metrics per epoch, side by side, the best epoch marked."""
     best = read_json(train / "training.json")["best_epoch"]
-    drawing.save(figures.training(pl.read_parquet(train / "history.parquet"), best), path)
+    style.save(figures.training(pl.read_parquet(train / "history.parquet"), best), path)
 
 
 def _refused_rows(ingest: Path) -> list[Row]:

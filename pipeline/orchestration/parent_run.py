@@ -290,30 +290,30 @@ class ParentRun:
         """How good it is beside baselines and earlier runs, and the registry's decision; in short for the list of runs too."""
         if "evaluate" not in self._seen:
             return ""
-        from pipeline import headline
+        from pipeline.reporting import run_description
 
         evaluate, built = self._artifact(self._seen["evaluate"]).folder, self._seen["evaluate"]["built"]
-        report = headline.read_report(evaluate)
-        metric = headline.metric_of(report, self._pipeline.config.evaluate.gate_metric)
-        said, _, table = headline.of_evaluation(report, metric).partition("\n\n")
+        report = run_description.read_report(evaluate)
+        metric = run_description.metric_of(report, self._pipeline.config.evaluate.gate_metric)
+        said, _, table = run_description.of_evaluation(report, metric).partition("\n\n")
         earlier = self._evaluations(evaluate) if built else {}
-        found = headline.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed)
-        numbers, verdict = headline.row_of(report, metric)
+        found = run_description.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed)
+        numbers, verdict = run_description.row_of(report, metric)
         for name, value in numbers.items():
             self._plan.metric(name, value)
-        self._plan.tag(headline.AGAINST_BASELINES, verdict)
+        self._plan.tag(run_description.AGAINST_BASELINES, verdict)
         if built:
             first = "no earlier run has the same targets"
-            self._plan.tag(headline.AGAINST_EARLIER, found.of_best if found is not None else first)
+            self._plan.tag(run_description.AGAINST_EARLIER, found.of_best if found is not None else first)
         else:
-            self._plan.tag(headline.AGAINST_EARLIER, "the evaluation of an earlier run, as it was")
-        self._tracker.offer(headline.view_of(metric))
+            self._plan.tag(run_description.AGAINST_EARLIER, "the evaluation of an earlier run, as it was")
+        self._tracker.offer(run_description.view_of(metric))
         parts = [f"{said} {found.sentence}", table, found.table] if found is not None else [said, table]
         return "\n\n".join([*parts, *self._decision()])
 
     def _evaluations(self, evaluate: Path) -> dict[str, Path]:
         """The newest other evaluations on the same targets, by what the UI calls their runs."""
-        from pipeline import headline
+        from pipeline.reporting import run_description
 
         found: dict[Path, str] = {}
         for record in reversed(self._earlier):
@@ -322,12 +322,16 @@ class ParentRun:
                 continue
             folder = self._artifact(each).folder
             with contextlib.suppress(OSError, DamagedArtifact, KeyError):
-                if folder != evaluate and folder not in found and headline.same_targets(evaluate, folder):
+                if (
+                    folder != evaluate
+                    and folder not in found
+                    and run_description.same_targets(evaluate, folder)
+                ):
                     run_id = self._tracker.linked_run(record.link)
                     address = self._tracker.address(run_id) if run_id is not None else None
                     called = f"{record.name} of {_began(record)}"
                     found[folder] = f"[{called}]({address})" if address is not None else called
-            if len(found) == headline.MAX_EARLIER:
+            if len(found) == run_description.MAX_EARLIER:
                 break
         return {name: folder for folder, name in found.items()}
 

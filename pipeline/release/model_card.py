@@ -10,9 +10,9 @@ import polars as pl
 from features.profiling.profile import Profile
 from pipeline.artifacts.store import read_json
 from pipeline.config import MODEL, Config
-from pipeline.drawing import spoken
 from pipeline.errors import DamagedArtifact
 from pipeline.profile import PROFILE
+from pipeline.reporting.style import spoken
 
 MAX_SEGMENTS = 6
 """Parts of the targets that are named as served worst."""

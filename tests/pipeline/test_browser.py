@@ -15,7 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipeline.headline import SAYS
+from pipeline.reporting.run_description import SAYS
 from pipeline.tracking import tracker
 from pipeline.tracking.ui import AS_TRAINING
 from tests.pipeline.conftest import Workdir

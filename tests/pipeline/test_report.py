@@ -13,9 +13,10 @@ import pytest
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from features.profiling import drift, profile
-from pipeline import report, report_charts
+from pipeline import report
 from pipeline.config import Config, EventsConfig, ReportConfig
 from pipeline.orchestration.graph import Context
+from pipeline.reporting import charts
 
 DAY = 86_400_000_000
 LENGTHS = (6, 20, 7, 2)
@@ -180,7 +181,7 @@ def evaluate(root: Path, form: str) -> Path:
         write_diagnostics(folder)
     write_segments(folder, list(systems))
     (folder / "metrics.json").write_text(json.dumps(content))
-    (folder / report_charts.CHARTS).write_text("[]")
+    (folder / charts.CHARTS).write_text("[]")
     for name in ("metrics", "by_history_length", *(("attention", "rolling") if form != "one type" else ())):
         (folder / f"{name}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     return folder

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from models.evaluation.comparison import Judgement
-from pipeline import drawing, figures, pages
+from pipeline.reporting import figures, style, templates
 
 
 def verdict(judged: Judgement, metric: str) -> str:
     """Which run is best on a metric, and from which of the others the paired test tells it."""
     best, *others = sorted(judged.systems, key=lambda label: -judged.values(label)[metric])
-    said = f"{best} is best on {drawing.spoken(metric)} ({judged.values(best)[metric]:.4f})"
+    said = f"{best} is best on {style.spoken(metric)} ({judged.values(best)[metric]:.4f})"
     if not others:
         return f"{said}."
     found = {label: each[metric] for label, each in judged.compared(best, others).items()}
@@ -38,7 +38,7 @@ def by_chance(found: Mapping[str, Any], comparisons: int) -> str:
 
 def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dict[str, str]) -> str:
     """The page of what `compare.as_tree` says; `metrics` are those shown, links: label -> id of the run."""
-    return pages.template("compare").render(
+    return templates.template("compare").render(
         tree=tree,
         labels=judged.systems,
         metrics=metrics,
@@ -53,5 +53,5 @@ def _picture(judged: Judgement, metrics: list[str]) -> str:
     """An address that holds the picture of every run with its intervals."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "runs.svg")
-        drawing.save(figures.systems_side_by_side(judged, tuple(metrics[:3])), path)
+        style.save(figures.systems_side_by_side(judged, tuple(metrics[:3])), path)
         return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline import drawing
+from pipeline.reporting import style
 
 
 def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
@@ -21,5 +21,5 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"named": drawing.spoken, **filters}
+    environment.filters |= {"named": style.spoken, **filters}
     return environment.get_template(f"{name}.html.j2")

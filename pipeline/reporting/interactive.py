@@ -19,10 +19,10 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from features.profiling.profile import Profile
-from pipeline import pages
 from pipeline.config import MODEL
-from pipeline.drawing import COLOURS, GREY, spoken
-from pipeline.figures import ATTENTION, MAX_VALUES, ORDERED_SEGMENTS
+from pipeline.reporting import templates
+from pipeline.reporting.figures import ATTENTION, MAX_VALUES, ORDERED_SEGMENTS
+from pipeline.reporting.style import COLOURS, GREY, spoken
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "cross", "x", "triangle-up", "star")
 DASHES = ("solid", "dash", "dashdot", "dot")
@@ -64,7 +64,7 @@ def page(name: str, charts: Sequence[Chart | Drawn]) -> str:
     """The HTML of all charts."""
     library = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     specs = [each.drawn().spec.replace("<", "\\u003c") for each in charts]
-    return pages.template("figures").render(name=name, charts=charts, specs=specs, library=library)
+    return templates.template("figures").render(name=name, charts=charts, specs=specs, library=library)
 
 
 def _style(row: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import interactive, report_charts
-from pipeline.interactive import Chart
+from pipeline.reporting import charts, interactive
+from pipeline.reporting.interactive import Chart
 from tests.pipeline.conftest import Workdir
 
 
@@ -104,7 +104,7 @@ def test_reasons_are_read_by_row_and_column() -> None:
 
 
 def test_what_evaluate_drew_is_not_drawn_again(finished: Workdir) -> None:
-    drawn = json.loads((finished.artifact("evaluate") / report_charts.CHARTS).read_text())
+    drawn = json.loads((finished.artifact("evaluate") / charts.CHARTS).read_text())
     pages = [
         (finished.artifact(stage) / "figures.html").read_text(encoding="utf-8")
         for stage in ("evaluate", "report")

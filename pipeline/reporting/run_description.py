@@ -10,9 +10,9 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline.artifacts.store import read_json, read_manifest
 from pipeline.compare import KEY
-from pipeline.compare_page import by_chance
 from pipeline.config import MODEL
-from pipeline.drawing import spoken
+from pipeline.reporting.comparison_page import by_chance
+from pipeline.reporting.style import spoken
 from pipeline.tracking.record import allowed
 from pipeline.tracking.ui import View
 

@@ -8,7 +8,7 @@ import pytest
 from features.histories.jagged import JaggedHistories
 from features.profiling import profile
 from features.profiling.profile import Days, Profile
-from pipeline import drawing, log_figures
+from pipeline.reporting import log_figures, style
 
 DAY = 86_400_000_000
 FAR = 9_000 * 365 * DAY
@@ -40,7 +40,7 @@ def test_a_log_of_any_shape_can_be_drawn(tmp_path: Path, times: tuple[int, ...],
         folder.mkdir()
         found = log_figures.of_log(log(*times, num_users=3), {"validation": times[-1], "test": None})
         for name, figure in found.items():
-            drawing.save(figure, folder / name)
+            style.save(figure, folder / name)
     drawn = sorted((tmp_path / "one").iterdir())
     assert {path.stem for path in drawn} == names
     for path in drawn:

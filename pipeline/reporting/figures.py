@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.evaluation.comparison import Judgement
 from pipeline.artifacts.store import read_json
-from pipeline.drawing import (
+from pipeline.reporting.style import (
     COLOURS,
     GREY,
     WIDTH,

@@ -9,12 +9,12 @@ import polars as pl
 
 from features.profiling.profile import Profile
 from models.recommendation.rules import Rules
-from pipeline import figures, interactive
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import MODEL
-from pipeline.interactive import Chart, Drawn
 from pipeline.orchestration.graph import Context
 from pipeline.profile import PROFILE
+from pipeline.reporting import figures, interactive
+from pipeline.reporting.interactive import Chart, Drawn
 from pipeline.serving.bundle import Bundle
 
 CHARTS, PAGE = "charts.json", "figures.html"

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from features.profiling.profile import SESSION_SECONDS, Days, Histogram, Profile
-from pipeline.drawing import COLOURS, GREY, WIDTH, blank, shown
+from pipeline.reporting.style import COLOURS, GREY, WIDTH, blank, shown
 
 _NUM_TYPES = 6
 """Event types told apart."""

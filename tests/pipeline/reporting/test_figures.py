@@ -11,7 +11,7 @@ import pytest
 
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import metrics_of_ranks
-from pipeline import drawing, figures
+from pipeline.reporting import figures, style
 
 SYSTEMS = (
     *("lookback", "popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru"),
@@ -146,7 +146,7 @@ def test_the_best_system_is_on_top():
 
 
 def test_no_two_systems_look_alike():
-    styles = [drawing.line_style(row) for row in range(len(SYSTEMS))]
+    styles = [style.line_style(row) for row in range(len(SYSTEMS))]
     for trait in ("color", "marker"):
         assert len({style[trait] for style in styles}) == len(SYSTEMS)
 
@@ -178,4 +178,4 @@ def test_a_training_of_any_number_of_metrics(num_metrics: int):
     ],
 )
 def test_names_as_one_writes_them(name: str, said: str):
-    assert drawing.spoken(name) == said
+    assert style.spoken(name) == said
