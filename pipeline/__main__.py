@@ -113,7 +113,7 @@ def path(config: Any, stage: str) -> None:
 @_configured
 def recommend(config: Any, user: str | None, history: str | None, k: int, as_json: bool) -> None:
     """Recommendations for a known user or a history, with what each is based on."""
-    from pipeline.recommend import recommend_one
+    from pipeline.commands.recommend import recommend_one
 
     if (user is None) == (history is None):
         raise ConfigError(
@@ -145,7 +145,7 @@ def compare(
     html: Path | None,
 ) -> None:
     """RUNS (MLflow run ids or names) side by side, with paired differences and intervals; logged as a run of its own."""
-    from pipeline.compare import compare_runs
+    from pipeline.commands.compare import compare_runs
     from pipeline.config import load_config
 
     config = load_config(config_path, overrides) if config_path is not None else None
@@ -160,7 +160,7 @@ def compare(
 def tune(config: Any, trials: int) -> None:
     """Search hyper-parameters on validation NDCG@10."""
     from models.training.distributed import launched
-    from pipeline.tune import tune as search
+    from pipeline.commands.tune import tune as search
 
     if launched() > 1:
         raise ConfigError(f"tune: received {launched()} processes, expected one: start it without torchrun")
@@ -195,11 +195,11 @@ def promote(config: Any, version: int) -> None:
 def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
     """Remove old artifacts; never what the champion, the newest run or a running stage uses."""
     if excluded:
-        from pipeline.erase import prune_excluded
+        from pipeline.commands.erase import prune_excluded
 
         prune_excluded(config, dry_run=dry_run)
         return
-    from pipeline.prune import prune as remove
+    from pipeline.commands.prune import prune as remove
 
     remove(config, keep=keep, dry_run=dry_run)
 
@@ -208,7 +208,7 @@ def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
 @_configured
 def data(config: Any) -> None:
     """Download the public data set that the configuration names."""
-    from pipeline.data import download
+    from pipeline.commands.download import download
 
     print(download(config))
 

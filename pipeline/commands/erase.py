@@ -19,10 +19,10 @@ from features.events import validation as event_log
 from features.events.ids import plain
 from pipeline.artifacts import event_parts, source_files, store
 from pipeline.artifacts.store import Artifact, being_made
+from pipeline.commands.prune import all_lineages, megabytes
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import STAGES, resolve
-from pipeline.prune import all_lineages, megabytes
 from pipeline.tracking import registry, tracker
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import Version, absolute_uri

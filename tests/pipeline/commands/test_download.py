@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import data
+from pipeline.commands import download
 from pipeline.config import Config, DataConfig, EventsConfig
 from pipeline.errors import LookbackError
 
@@ -83,18 +83,18 @@ def files_below(folder: Path) -> list[str]:
 def test_right_archive_is_unpacked_once(folder: Path) -> None:
     with serving(archive_bytes()) as url:
         config = configuration(folder, url)
-        assert "ratings.dat, movies.dat from http" in data.download(config)
+        assert "ratings.dat, movies.dat from http" in download.download(config)
     assert (folder / "ratings.dat").read_bytes() == RATINGS
     assert files_below(folder.parent) == ["tiny.zip", "tiny/movies.dat", "tiny/ratings.dat"]
-    assert "already there and right" in data.download(config), "the server is gone: no second download"
+    assert "already there and right" in download.download(config), "the server is gone: no second download"
 
 
 def test_missing_file_comes_back_from_the_kept_archive(folder: Path) -> None:
     with serving(archive_bytes()) as url:
         config = configuration(folder, url)
-        data.download(config)
+        download.download(config)
     (folder / "movies.dat").unlink()
-    assert f"{folder}: movies.dat from" in data.download(config)
+    assert f"{folder}: movies.dat from" in download.download(config)
 
 
 def test_wrong_digest_leaves_nothing(folder: Path) -> None:
@@ -102,7 +102,7 @@ def test_wrong_digest_leaves_nothing(folder: Path) -> None:
         serving(archive_bytes()) as url,
         pytest.raises(LookbackError, match="wrong digest: received md5:") as caught,
     ):
-        data.download(configuration(folder, url, digest="md5:" + "0" * 32))
+        download.download(configuration(folder, url, digest="md5:" + "0" * 32))
     assert "expected md5:" + "0" * 32 in str(caught.value)
     assert files_below(folder.parent) == []
 
@@ -112,7 +112,7 @@ def test_cut_connection_leaves_nothing(folder: Path) -> None:
         serving(archive_bytes(), cut=True) as url,
         pytest.raises(LookbackError, match="broke off before the end"),
     ):
-        data.download(configuration(folder, url))
+        download.download(configuration(folder, url))
     assert files_below(folder.parent) == []
 
 
@@ -121,7 +121,7 @@ def test_error_answer_is_named(folder: Path) -> None:
         serving(b"gone", status=404) as url,
         pytest.raises(LookbackError, match="the server answered 404 Not Found"),
     ):
-        data.download(configuration(folder, url))
+        download.download(configuration(folder, url))
     assert files_below(folder.parent) == []
 
 
@@ -129,23 +129,23 @@ def test_no_server(folder: Path) -> None:
     with serving(b"") as url:
         pass
     with pytest.raises(LookbackError, match="cannot be reached"):
-        data.download(configuration(folder, url))
+        download.download(configuration(folder, url))
 
 
 def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("a file where a folder should be")
     with serving(archive_bytes()) as url, pytest.raises(LookbackError, match="cannot be written") as caught:
-        data.download(configuration(tmp_path / "raw" / "tiny", url))
+        download.download(configuration(tmp_path / "raw" / "tiny", url))
     assert str(tmp_path / "raw") in str(caught.value)
 
 
 def test_changed_file_is_not_overwritten(folder: Path) -> None:
     with serving(archive_bytes()) as url:
         config = configuration(folder, url)
-        data.download(config)
+        download.download(config)
     (folder / "ratings.dat").write_bytes(b"mine")
     with pytest.raises(LookbackError, match="received 4 bytes"):
-        data.download(config)
+        download.download(config)
     assert (folder / "ratings.dat").read_bytes() == b"mine"
 
 
@@ -153,7 +153,7 @@ def test_archive_without_the_files(folder: Path) -> None:
     body = b"this is no zip file"
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
     with serving(body) as url, pytest.raises(LookbackError, match="not the archive that"):
-        data.download(configuration(folder, url, digest=digest))
+        download.download(configuration(folder, url, digest=digest))
 
 
 def test_files_put_by_hand_need_no_address(folder: Path) -> None:
@@ -161,14 +161,14 @@ def test_files_put_by_hand_need_no_address(folder: Path) -> None:
     with pytest.raises(
         LookbackError, match=r"ratings\.dat, movies\.dat missing in .* Get it from its home\."
     ):
-        data.download(config)
+        download.download(config)
     folder.mkdir(parents=True)
     for name in ("ratings.dat", "movies.dat"):
         (folder / name).write_bytes(b"by hand")
-    assert "nothing to do" in data.download(config)
+    assert "nothing to do" in download.download(config)
 
 
 def test_no_data_section(tmp_path: Path) -> None:
     config = configuration(tmp_path, None).model_copy(update={"data": None})
     with pytest.raises(LookbackError, match=r"no section \[data\]"):
-        data.download(config)
+        download.download(config)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
+from pipeline.commands.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
 from pipeline.errors import LookbackError
 from pipeline.reporting import comparison_page
 from pipeline.tracking import sending, tracker

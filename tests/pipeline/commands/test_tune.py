@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline import tune
+from pipeline.commands import tune
 from pipeline.config import Config, EventsConfig, TrackingConfig, TuneConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import resolve

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.artifacts.event_parts import PARTS
 from pipeline.artifacts.store import Artifact, being_made
+from pipeline.commands.erase import prune_excluded
 from pipeline.config import Config, load_config
-from pipeline.erase import prune_excluded
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration.runner import bring_up_to_date
 from tests.pipeline.conftest import Workdir
