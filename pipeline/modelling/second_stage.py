@@ -21,7 +21,7 @@ from pipeline.dataset import item_features
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.metrics_report import Judging
 from pipeline.serving.bundle_ranker import DESCRIPTION
-from pipeline.train import former_numbers
+from pipeline.stages.train import former_numbers
 
 RETRIEVAL, TWO_STAGE = "retrieval", "two_stage"
 

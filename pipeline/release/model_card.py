@@ -11,8 +11,8 @@ from features.profiling.profile import Profile
 from pipeline.artifacts.store import read_json
 from pipeline.config import MODEL, Config
 from pipeline.errors import DamagedArtifact
-from pipeline.profile import PROFILE
 from pipeline.reporting.style import spoken
+from pipeline.stages.profile_log import PROFILE
 
 MAX_SEGMENTS = 6
 """Parts of the targets that are named as served worst."""

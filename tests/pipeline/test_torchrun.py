@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.train import former_numbers
+from pipeline.stages.train import former_numbers
 from tests.pipeline.conftest import Workdir
 
 SETTINGS = (

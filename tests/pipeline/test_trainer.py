@@ -16,14 +16,14 @@ from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.settings import EncoderSettings, TrainSettings
-from pipeline import publish, train
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
 from pipeline.dataset import dataset as rows
 from pipeline.orchestration.graph import Context
 from pipeline.serving.bundle import Bundle
+from pipeline.stages import publish, train
+from pipeline.stages.train import Trainer
 from pipeline.tracking.record import Live, Plan
-from pipeline.train import Trainer
 
 NUM_USERS, NUM_ITEMS = 23, 11
 COLUMNS: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3, "event_type": 4}

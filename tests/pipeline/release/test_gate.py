@@ -15,7 +15,6 @@ from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.settings import EncoderSettings
-from pipeline import publish as publishing
 from pipeline.artifacts.store import Artifact, read_manifest, write_json
 from pipeline.config import Config, load_config
 from pipeline.dataset import dataset as rows
@@ -23,6 +22,7 @@ from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.evaluated_model import NEVER, Evaluated
 from pipeline.release import gate
 from pipeline.serving.bundle import seal
+from pipeline.stages import publish as publishing
 from pipeline.tracking import registry, tracker
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import GATE, ServerAway, Version, absolute_uri, artifact_root

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.tracking import tracker
 from tests.pipeline.conftest import Workdir
-from tests.pipeline.test_report import Page
+from tests.pipeline.stages.test_report import Page
 
 CHANGED = ("--set", "model.dim=24", "--set", "train.epochs=4", "--set", "evaluate.gate=true")
 

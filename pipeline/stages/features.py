@@ -13,9 +13,9 @@ from features.events import validation as event_log
 from features.histories import buckets, leaks, splits
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
-from pipeline import profile
 from pipeline.config import Config
 from pipeline.orchestration.graph import Context
+from pipeline.stages import profile_log
 
 
 def build(ctx: Context) -> None:
@@ -52,7 +52,7 @@ def build(ctx: Context) -> None:
         is_known,
         content_settings(ctx.config),
     )
-    profile.write(ctx, histories, event_types, table)
+    profile_log.write(ctx, histories, event_types, table)
     _report(ctx, histories, split, left_out, table)
 
 

@@ -15,7 +15,6 @@ from features.profiling.drift import Drift
 from features.profiling.profile import Profile
 from pipeline.artifacts.store import read_json, read_manifest
 from pipeline.orchestration.graph import Context
-from pipeline.profile import DRIFT, PROFILE
 from pipeline.reporting import (
     champion_diff,
     charts,
@@ -26,6 +25,7 @@ from pipeline.reporting import (
     style,
     templates,
 )
+from pipeline.stages.profile_log import DRIFT, PROFILE
 
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""

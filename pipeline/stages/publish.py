@@ -16,13 +16,13 @@ from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.recommender import Int32
 from pipeline.dataset import dataset as rows
-from pipeline.features import content_settings
-from pipeline.index import index_of, user_vectors
 from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
 from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
-from pipeline.train import Trainer
+from pipeline.stages.features import content_settings
+from pipeline.stages.index import index_of, user_vectors
+from pipeline.stages.train import Trainer
 
 
 def build(ctx: Context) -> None:

@@ -13,10 +13,10 @@ import pytest
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from features.profiling import drift, profile
-from pipeline import report
 from pipeline.config import Config, EventsConfig, ReportConfig
 from pipeline.orchestration.graph import Context
 from pipeline.reporting import charts
+from pipeline.stages import report
 
 DAY = 86_400_000_000
 LENGTHS = (6, 20, 7, 2)

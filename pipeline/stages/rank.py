@@ -25,7 +25,7 @@ from pipeline.errors import LookbackError
 from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
 from pipeline.serving import bundle_ranker
-from pipeline.train import selection_folder
+from pipeline.stages.train import selection_folder
 
 MIN_LISTS = 100
 """Lists with their target among the candidates below which no ranker is trained."""

@@ -24,7 +24,6 @@ from models.index_settings import IndexSettings
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import row_chunks
-from pipeline import baselines, evaluate, index
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import (
     BASELINES,
@@ -41,6 +40,7 @@ from pipeline.dataset.item_features import of_model
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
 from pipeline.orchestration.graph import Context
+from pipeline.stages import baselines, evaluate, index
 from pipeline.tracking.record import Live, Plan
 
 NUM_USERS, NUM_ITEMS = 61, 31

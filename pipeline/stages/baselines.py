@@ -35,7 +35,7 @@ from pipeline.dataset.item_features import known_by_content
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
 from pipeline.orchestration.graph import Context
-from pipeline.train import Trainer, former_numbers
+from pipeline.stages.train import Trainer, former_numbers
 
 VALIDATION_K = 10
 GRU = "gru"

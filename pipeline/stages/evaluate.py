@@ -26,7 +26,6 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int32
-from pipeline import baselines
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
@@ -39,7 +38,8 @@ from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
 from pipeline.reporting import charts, figures
 from pipeline.serving import bundle_ranker
-from pipeline.train import Trainer, former_numbers
+from pipeline.stages import baselines
+from pipeline.stages.train import Trainer, former_numbers
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CUT = "evaluate cut "
