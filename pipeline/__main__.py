@@ -220,7 +220,7 @@ def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
     from pipeline.orchestration.parent_run import end_abandoned
     from pipeline.reporting.run_description import view_of
-    from pipeline.tracking.tracker import ui as serve
+    from pipeline.tracking.ui import ui as serve
 
     end_abandoned(config)
     view = view_of(config.evaluate.gate_metric)

@@ -16,6 +16,7 @@ os.environ.setdefault(
 )  # MLflow reads it when it is imported, whoever imports it first
 hypothesis.settings.register_profile("shared-cores", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("shared-cores")
+pytest_plugins = ["tests.workdir"]
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FOLDERS = (
     ROOT / "data" / "raw",
@@ -23,8 +24,11 @@ DATA_FOLDERS = (
 )
 
 SHAPED = [
-    f"models.{path.stem}" for path in (ROOT / "models").glob("*.py") if "models.shapes" in path.read_text()
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "models").rglob("*.py"))
+    if "from models.shapes import" in path.read_text(encoding="utf-8")
 ]
+assert len(SHAPED) >= 16, f"shapes are checked in {SHAPED} alone: were the modules moved?"
 install_import_hook(SHAPED, "beartype.beartype")  # shapes in signatures are checked at every call
 
 

@@ -1,7 +1,7 @@
 """Recommenders to beat: what they share, and popularity as a whole and of late.
 
 Each is fitted by `X.fit(histories, num_items, **settings)` and answers `Recommender`; the settings in its `GRID` are tried on
-validation, the first of them where nothing is tuned. Others: `models/baselines/neighbours.py`, `models/baselines/ease.py`, `models/baselines/als.py`.
+validation, the first of them where nothing is tuned. Others: the modules beside this one.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ ROWS = 64
 RETRIEVAL_SCORE = FEATURES.index("retrieval_score")
 
 
-def contributions(
+def two_stage_contributions(
     encoder: Encoder,
     stage: SecondStage,
     histories: Histories,

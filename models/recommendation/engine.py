@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.encoder.encoder import AttentionRecommender, as_asked
-from models.explanation import contributions, second_stage
+from models.explanation import contributions
+from models.explanation.second_stage import two_stage_contributions
 from models.ranking.ranker import SecondStage
 from models.recommendation.rules import Rules, Traits, UInt64, choose
 from models.recommender import Float32, Histories, Int32, Int64
@@ -210,7 +211,7 @@ class _Warm:
         if self._stage is not None and self._first is not None:
             number = self._stage.ranker.settings.candidates
             pool = self._first[0][:, :number], self._first[1][:, :number]
-            return second_stage.contributions(
+            return two_stage_contributions(
                 encoder, self._stage, self.histories, items, pool, method, self._encoded
             )
         if self._encoded is not None:

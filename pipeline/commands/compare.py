@@ -19,8 +19,8 @@ from pipeline.reporting import comparison_page
 from pipeline.reporting.style import spoken
 from pipeline.reporting.text_table import aligned
 from pipeline.tracking.record import Plan
-from pipeline.tracking.server import chosen_uri
-from pipeline.tracking.tracker import NOTE, LoggedRun, Tracker
+from pipeline.tracking.server import LoggedRun, chosen_uri
+from pipeline.tracking.tracker import NOTE, Tracker
 
 STAGE, FINGERPRINT, FROM_TRAINING = "lookback.stage", "lookback.fingerprint", "lookback.input.train"
 EVALUATION = "lookback.run.evaluate"

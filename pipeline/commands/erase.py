@@ -23,7 +23,9 @@ from pipeline.commands.prune import all_lineages, megabytes
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import STAGES, resolve
-from pipeline.tracking import registry, tracker
+from pipeline.tracking import registry
+from pipeline.tracking.client import tracking_uri
+from pipeline.tracking.models import delete_run_files, runs_with_files
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import Version, absolute_uri
 
@@ -143,14 +145,14 @@ def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:
     config = erasure.config
     if not config.tracking.enabled:
         return
-    uri = absolute_uri(tracker.tracking_uri(config))
+    uri = absolute_uri(tracking_uri(config))
     names = {folder.name for folder in kept}
-    for run in tracker.runs_with_files(uri, config.name):
+    for run in runs_with_files(uri, config.name):
         made_from = {run.tags.get("lookback.fingerprint"), run.tags.get("lookback.input.features")}
         if made_from & names:
             continue
         if not erasure.dry_run:
-            tracker.delete_run_files(uri, run.run_id)
+            delete_run_files(uri, run.run_id)
         print(
             f"{'would remove' if erasure.dry_run else 'removed'} the files of run {run.name} ({run.run_id}) on {uri}"
         )

@@ -11,8 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.tracking.record import Plan
-    from pipeline.tracking.tracker import Live
+    from pipeline.tracking.record import Live, Plan
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ class Context:
     """The workspace; committed when the stage returns."""
     inputs: dict[str, Path]
     """Folder of each stage it needs."""
-    source_files: dict[str, dict[str, str]]
+    sources: dict[str, dict[str, str]]
     """Role to {path: content digest} of the source files (ingest)."""
     model: "ModelSource | None"
     """Where the bundle to score with comes from (score)."""
@@ -266,7 +265,7 @@ class Pipeline:
 
     config: Config
     nodes: dict[str, Node]
-    source_files: dict[str, dict[str, str]]
+    sources: dict[str, dict[str, str]]
     """Role to {path: content digest} of every source file."""
     model: ModelSource | None
     """The registered model to score with, where the configuration names one."""

@@ -181,7 +181,7 @@ def _build(node: Node, context: Context) -> None:
     started = time.monotonic()
     store.give_back_memory()
     memory = store.PeakMemory()
-    module = importlib.import_module(f"pipeline.{node.stage.name}")
+    module = importlib.import_module(f"pipeline.stages.{node.stage.name}")
     with _watched(context):
         module.build(context)
     manifest: dict[str, Any] = {"rows_in": 0, "rows_out": 0, "rows_left_out": {}} | context.manifest

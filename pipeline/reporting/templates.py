@@ -15,7 +15,7 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
     Values are escaped; one that is not given raises jinja2.UndefinedError.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

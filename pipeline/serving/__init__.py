@@ -1,1 +1,13 @@
 """The bundle and everything that scores users with it."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.serving.pyfunc import Recommender
+
+
+def _load_pyfunc(data_path: str) -> "Recommender":
+    """Open a bundle's folder for mlflow.pyfunc.load_model; registered versions name this package as their loader."""
+    from pipeline.serving.pyfunc import load
+
+    return load(data_path)

@@ -48,6 +48,6 @@ def _ids(history: Any) -> list[Any]:
     raise ValueError(f"frame: received the history {history!r}, expected a list of item ids, oldest first")
 
 
-def _load_pyfunc(data_path: str) -> Recommender:
-    """Called by mlflow.pyfunc.load_model with the bundle's folder."""
+def load(data_path: str) -> Recommender:
+    """Open a bundle's folder, with the catalogue of new items where there is one."""
     return Recommender(new_item_catalogue.with_catalogue(Bundle.open(Path(data_path))))

@@ -48,7 +48,7 @@ def log_pyfunc(
         with mlflow.start_run(run_id=run_id), _quietly("mlflow.models.model"):
             info = mlflow.pyfunc.log_model(
                 name="model",
-                loader_module="pipeline.serving.pyfunc",
+                loader_module="pipeline.serving",
                 data_path=str(folder),
                 code_paths=[
                     str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)

@@ -18,8 +18,10 @@ from pipeline.artifacts.store import Artifact, now, read_json, read_manifest, wr
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import ModelSource
-from pipeline.tracking import tracker
+from pipeline.tracking.client import client_at, fluent, reported, server_at, tracking_uri, version_of
+from pipeline.tracking.models import delete_model, download_model, log_pyfunc, log_to_run
 from pipeline.tracking.server import BUNDLE_DIGEST, GATE, ServerAway, Version
+from pipeline.tracking.tracker import Tracker
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases: the version that scores; the newest one that was refused and waits for a hand, none after the champion moved."""
@@ -63,12 +65,12 @@ class Registry:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._server = tracker.server_at(uri)
+        self._server = server_at(uri)
 
     @classmethod
     def from_config(cls, config: Config) -> "Registry":
         """The registry where a configuration's runs are logged."""
-        return cls(tracker.tracking_uri(config))
+        return cls(tracking_uri(config))
 
     def champion(self, name: str) -> Version | None:
         """The version that `champion` points to; milliseconds."""
@@ -105,9 +107,9 @@ class Registry:
 
     def versions(self, name: str) -> list[Version]:
         """Every version, newest first."""
-        with tracker.reported(self.uri):
-            found = tracker.client_at(self.uri).search_model_versions(f"name='{name}'")
-        return sorted((tracker.version_of(each) for each in found), key=lambda version: -version.version)
+        with reported(self.uri):
+            found = client_at(self.uri).search_model_versions(f"name='{name}'")
+        return sorted((version_of(each) for each in found), key=lambda version: -version.version)
 
     def register(
         self,
@@ -126,11 +128,11 @@ class Registry:
         for version in self.versions(name):
             if version.bundle_digest == bundle_digest:
                 return version
-        source, model_id = tracker.log_pyfunc(
+        source, model_id = log_pyfunc(
             self.uri, run_id, bundle_folder, _id_types(bundle_folder), input_example, requirements()
         )
-        with tracker.reported(self.uri), tracker.fluent(self.uri):
-            client = tracker.client_at(self.uri)
+        with reported(self.uri), fluent(self.uri):
+            client = client_at(self.uri)
             if not client.search_registered_models(f"name='{name}'"):
                 client.create_registered_model(
                     name, description="Published by lookback; `champion` is the version that scores."
@@ -139,17 +141,17 @@ class Registry:
             made = client.create_model_version(
                 name, source, run_id, labels, description=description[:5000], model_id=model_id
             )
-        return tracker.version_of(made)
+        return version_of(made)
 
     def set_champion(self, name: str, version: int) -> None:
         """Point the alias `champion` to a version."""
-        with tracker.reported(self.uri):
-            tracker.client_at(self.uri).set_registered_model_alias(name, CHAMPION, str(version))
+        with reported(self.uri):
+            client_at(self.uri).set_registered_model_alias(name, CHAMPION, str(version))
 
     def tags(self, version: Version) -> dict[str, str]:
         """All that a version is labelled with."""
-        with tracker.reported(self.uri):
-            found = tracker.client_at(self.uri).get_model_version(version.name, str(version.version))
+        with reported(self.uri):
+            found = client_at(self.uri).get_model_version(version.name, str(version.version))
         return dict(found.tags)
 
     def record(self, version: Version, decision: Decision, before: Version | None) -> None:
@@ -162,8 +164,8 @@ class Registry:
         labels |= {
             name: f"{each:.6g}" if isinstance(each, float) else str(each) for name, each in figures.items()
         }
-        with tracker.reported(self.uri):
-            client = tracker.client_at(self.uri)
+        with reported(self.uri):
+            client = client_at(self.uri)
             name, number = version.name, str(version.version)
             for label, text in labels.items():
                 client.set_model_version_tag(name, number, f"{GATE}.{label}", text[:1000])
@@ -180,16 +182,16 @@ class Registry:
             f"gate/{label}": each for label, each in decision.figures.items() if not isinstance(each, str)
         }
         with contextlib.suppress(ServerAway):  # the run may have been deleted; the version has it all
-            tracker.log_to_run(self.uri, version.run_id, numbers, {GATE: decision.outcome})
+            log_to_run(self.uri, version.run_id, numbers, {GATE: decision.outcome})
 
     def delete_version(self, name: str, version: int) -> None:
         """Remove a version from the registry, and its files."""
-        with tracker.reported(self.uri):
-            client = tracker.client_at(self.uri)
+        with reported(self.uri):
+            client = client_at(self.uri)
             source = client.get_model_version(name, str(version)).source or ""
             client.delete_model_version(name, str(version))
         if source.startswith("models:/m-"):
-            tracker.delete_model(self.uri, source.removeprefix("models:/"))
+            delete_model(self.uri, source.removeprefix("models:/"))
 
     def download_bundle(self, version: Version, to: Path) -> Path:
         """Copy a version's bundle to a folder, complete or not at all; returns the folder."""
@@ -197,7 +199,7 @@ class Registry:
             return to
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=".downloading-") as temporary:
-            model = tracker.download_model(self.uri, version.uri, Path(temporary))
+            model = download_model(self.uri, version.uri, Path(temporary))
             found = sorted(model.glob("data/*/bundle.json"))
             if not found:
                 raise LookbackError(
@@ -260,7 +262,7 @@ def _linked_version(config: Config, publish: Artifact) -> Version | None:
     return None
 
 
-def ensure_registered(config: Config, tracker: tracker.Tracker, publish: Artifact) -> None:
+def ensure_registered(config: Config, tracker: Tracker, publish: Artifact) -> None:
     """Register a published bundle where the server lacks it, and decide once whether it becomes champion: see gate.py.
 
     A version that was refused becomes champion when this is asked again with `evaluate.gate` off; nothing else is decided
@@ -275,7 +277,7 @@ def ensure_registered(config: Config, tracker: tracker.Tracker, publish: Artifac
         _settle(config, version, publish)
 
 
-def _register(config: Config, tracker: tracker.Tracker, publish: Artifact) -> Version | None:
+def _register(config: Config, tracker: Tracker, publish: Artifact) -> Version | None:
     run_id = tracker.linked_run(publish.run_link)
     if run_id is None:
         return None

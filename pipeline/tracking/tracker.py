@@ -18,22 +18,10 @@ from pipeline.artifacts.store import fingerprint as digest_of
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking.client import (
-    ClientServer,
     client_at,
-    fluent,
-    patient,
     reported,
     server_at,
     tracking_uri,
-    version_of,
-)
-from pipeline.tracking.models import (
-    delete_model,
-    delete_run_files,
-    download_model,
-    log_pyfunc,
-    log_to_run,
-    runs_with_files,
 )
 from pipeline.tracking.record import Live, Plan, now_ms
 from pipeline.tracking.sending import (
@@ -46,8 +34,8 @@ from pipeline.tracking.sending import (
     model_of,
     send_points,
 )
-from pipeline.tracking.server import DEFAULT_URI, LoggedRun, ServerAway, absolute_uri, artifact_root
-from pipeline.tracking.ui import AS_TRAINING, View, offer, ui
+from pipeline.tracking.server import LoggedRun, ServerAway, absolute_uri, artifact_root
+from pipeline.tracking.ui import AS_TRAINING, View, offer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,31 +51,6 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 AWAY_SECONDS = 60.0
 """How long a server that did not answer is not asked again."""
 _Answer = TypeVar("_Answer")
-
-__all__ = [
-    "DEFAULT_URI",
-    "NOTE",
-    "ClientServer",
-    "Live",
-    "LoggedRun",
-    "Plan",
-    "Tracker",
-    "View",
-    "client_at",
-    "delete_model",
-    "delete_run_files",
-    "download_model",
-    "fluent",
-    "log_pyfunc",
-    "log_to_run",
-    "patient",
-    "reported",
-    "runs_with_files",
-    "server_at",
-    "tracking_uri",
-    "ui",
-    "version_of",
-]
 
 
 class Tracker:

@@ -94,7 +94,7 @@ def make_log(folder: Path, rows: int, *flags: str, **options: Any) -> Figures:
     """A generated log in `folder/log`; what the generator says of it."""
     _say(f"generating {rows:,} rows")
     named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    return run(HERE / "make_log.py", folder, f"--rows={rows}", *flags, *named).said
+    return run(HERE / "tools" / "make_log.py", folder, f"--rows={rows}", *flags, *named).said
 
 
 class Lookback:
@@ -195,7 +195,7 @@ def _convert(name: str, folder: Path) -> Figures:
     _read_once(source)
     target = folder / "converted.parquet"
     try:
-        done = run(HERE / "convert.py", name, source, target)
+        done = run(HERE / "tools" / "convert.py", name, source, target)
         written = target.stat().st_size
     finally:
         for file in folder.glob("converted.parquet*"):

@@ -12,10 +12,10 @@ from models.baselines.ease import EASE
 from models.baselines.neighbours import CoVisitation, ItemKNN
 from models.baselines.popularity import Popularity, RecentPopularity
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.index_recommender import IndexRecommender
 from models.recommender import Histories, Recommender, histories_from_lists
 from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
+from tests.models.retrieval.index_recommender import IndexRecommender
 
 NUM_ITEMS, MAX_LENGTH = 113, 7
 

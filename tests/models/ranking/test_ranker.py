@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.explanation import second_stage
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import Retrieved, fit_ranker, ndcg_of
@@ -214,7 +213,7 @@ def test_leaving_out_by_hand_is_what_exact_says(random_encoder: Callable[..., En
     log = log.select(log.lengths > 1)
     items, scores = recommender.recommend(log, 11, False)
     best = items[:, :2]
-    found = second_stage.contributions(encoder, stage, log, best, (items, scores), "exact")
+    found = two_stage_contributions(encoder, stage, log, best, (items, scores), "exact")
     shorter = replace(log, ends=log.ends - 1)
     left = recommender.score_items(shorter)
     for row, length in enumerate(log.lengths.tolist()):
@@ -243,7 +242,7 @@ def test_slopes_go_with_leaving_out(random_encoder: Callable[..., Encoder]) -> N
     log = log.select(log.lengths > 3)
     pool = AttentionRecommender(encoder).recommend(log, 11, False)
     exact, fast = (
-        second_stage.contributions(encoder, stage, log, pool[0][:, :1], pool, method)
+        two_stage_contributions(encoder, stage, log, pool[0][:, :1], pool, method)
         for method in ("exact", "balanced")
     )
     found = [spearman(exact[row, 0, :n], fast[row, 0, :n]) for row, n in enumerate(log.lengths.tolist())]

@@ -18,7 +18,7 @@ from models.training import distributed
 from models.training.loop import fit
 from models.training.result import Initial
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRAIN = TrainSettings(epochs=3, batch_histories=12, learning_rate=0.01, precision="fp32", compile="off")
 CASES: dict[str, Any] = {
     "softmax": {},

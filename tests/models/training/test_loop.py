@@ -20,7 +20,7 @@ from models.training.negatives import NegativeSampler
 from models.training.result import EpochRecord, Initial
 from models.training.validation import Validation, validate
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NUM_ITEMS = 23
 SETTINGS: dict[str, Any] = {
     "encoder": EncoderSettings(dim=16, num_blocks=1, num_heads=2, dropout=0.1),

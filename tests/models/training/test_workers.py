@@ -17,7 +17,7 @@ from models.training import distributed, workers
 from models.training.loop import fit
 from models.training.workers import _plain, _rebuilt, announce, follow, release
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def frozen(array):

@@ -32,7 +32,7 @@ from pyarrow import fs
 from pipeline.artifacts import remote_files, source_files
 from pipeline.config import load_config
 from pipeline.errors import LookbackError
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 ENVIRONMENT = ("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR")
 BUCKET = "shop"

@@ -13,7 +13,8 @@ import pytest
 from pipeline.commands.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
 from pipeline.errors import LookbackError
 from pipeline.reporting import comparison_page
-from pipeline.tracking import sending, tracker
+from pipeline.tracking import sending
+from pipeline.tracking.client import client_at, fluent
 from pipeline.tracking.record import Plan
 from pipeline.tracking.tracker import Tracker
 
@@ -201,8 +202,8 @@ def test_the_comparison_is_a_run_of_its_own(server: str, capsys: pytest.CaptureF
     assert all(run_id in logged.tags["mlflow.note.content"] for run_id in evaluated)
     found = tree["differences"]["train second"]["ndcg@10"]
     assert logged.metrics["train second/ndcg_at_10_difference"] == pytest.approx(found["difference"])
-    with tracker.fluent(server):
-        client = tracker.client_at(server)
+    with fluent(server):
+        client = client_at(server)
         table = pl.from_pandas(client.load_table(logged.experiment_id, "table.json", run_ids=[logged.run_id]))
     assert len(table) == 3 * len(tree["metrics"]["train first"])
     row = table.row(

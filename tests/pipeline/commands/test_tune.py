@@ -17,9 +17,10 @@ from pipeline.config import Config, EventsConfig, TrackingConfig, TuneConfig, lo
 from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import resolve
 from pipeline.orchestration.runner import ended_by_sigterm
+from pipeline.tracking.client import client_at
 from pipeline.tracking.record import Enough, Live, Plan, observed
-from pipeline.tracking.tracker import Tracker, client_at
-from tests.pipeline.conftest import TINY
+from pipeline.tracking.tracker import Tracker
+from tests.workdir import TINY
 
 SPACE = {"train.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "model.num_blocks": [1, 2, 3]}
 EPOCHS = 3

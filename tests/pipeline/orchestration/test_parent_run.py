@@ -15,9 +15,9 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.orchestration import parent_run
-from pipeline.tracking import tracker
-from tests.pipeline.conftest import Workdir
+from pipeline.tracking.client import client_at
 from tests.pipeline.tracking.test_tracker import free_port, running, server
+from tests.workdir import Workdir
 
 if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
     from mlflow.entities import Run
@@ -41,7 +41,7 @@ def started(workdir: Workdir, *arguments: str) -> "subprocess.Popen[str]":
 
 def runs(uri: str) -> "dict[str, list[Run]]":
     """Every run by its name, oldest first."""
-    client = tracker.client_at(uri)
+    client = client_at(uri)
     experiment = client.get_experiment_by_name("tiny")
     found: dict[str, list[Run]] = {}
     if experiment is not None:
@@ -74,10 +74,10 @@ def test_a_killed_run_does_not_stay_running(copied: Workdir, uri: str, number: s
     process.communicate()
     assert process.returncode != 0
     if number == signal.SIGKILL:
-        assert tracker.client_at(uri).get_run(training.info.run_id).info.status == "RUNNING"
+        assert client_at(uri).get_run(training.info.run_id).info.status == "RUNNING"
         copied.run("ingest")  # the next run, whatever it does, finds out
     whole = runs(uri)[MODEL][-1]
-    assert tracker.client_at(uri).get_run(training.info.run_id).info.status == "KILLED"
+    assert client_at(uri).get_run(training.info.run_id).info.status == "KILLED"
     assert whole.info.status == "KILLED"
     assert "KILLED" in whole.data.tags["mlflow.note.content"]
 
@@ -94,7 +94,7 @@ def test_a_killed_search_does_not_stay_running_and_goes_on(copied: Workdir, uri:
     with (copied.folder / "tiny.toml").open("a") as file:
         file.write(SEARCH)
     tune = ("tune", "--trials", "2", "--set", "train.epochs=60", "--set", "train.patience=60")
-    client, process = tracker.client_at(uri), started(copied, *tune)
+    client, process = client_at(uri), started(copied, *tune)
     training_with_metrics(uri, besides=1)
     found = runs(uri)
     (search,), (trial,), training = found["tune learning_rate"], found["trial 1"], found[f"train {MODEL}"][-1]
@@ -186,7 +186,7 @@ def test_two_trainings_at_once_under_the_eyes_of_the_ui(copied: Workdir, uri: st
                 assert answer.status == 200
             time.sleep(0.2)
     assert [(process.returncode, process.communicate()[1]) for process in processes] == [(0, ""), (0, "")]
-    client, trainings = tracker.client_at(uri), runs(uri)[f"train {MODEL}"][1:]
+    client, trainings = client_at(uri), runs(uri)[f"train {MODEL}"][1:]
     assert [run.info.status for run in trainings] == ["FINISHED", "FINISHED"]
     for run in trainings:
         assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(
@@ -230,7 +230,7 @@ def test_a_server_that_goes_away_costs_the_training_nothing(copied: Workdir, kep
     with server(kept, port) as address:
         summary: Any = copied.run("train", *settings, "--set", f"tracking.uri={address}")
         assert all(stage["up_to_date"] for stage in summary["stages"])
-        found, client = runs(address), tracker.client_at(address)
+        found, client = runs(address), client_at(address)
         assert {run.info.status for each in found.values() for run in each} == {"FINISHED"}
         assert set(found) == {"ingest tiny", "features tiny temporal", f"train {MODEL}", MODEL}
         assert len(found[MODEL]) == 2, "the one that built the features, and this one"

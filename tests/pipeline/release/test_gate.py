@@ -23,11 +23,12 @@ from pipeline.evaluation.evaluated_model import NEVER, Evaluated
 from pipeline.release import gate
 from pipeline.serving.bundle import seal
 from pipeline.stages import publish as publishing
-from pipeline.tracking import registry, tracker
+from pipeline.tracking import registry
+from pipeline.tracking.client import client_at, tracking_uri
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import GATE, ServerAway, Version, absolute_uri, artifact_root
 from pipeline.tracking.tracker import Tracker
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 NUM_ITEMS, NUM_USERS, WALK = 40, 40, 10
 HOUR = 3_600_000_000
@@ -451,8 +452,8 @@ def published(three: Config) -> Config:
 
 
 def a_run(config: Config) -> str:
-    uri = tracker.tracking_uri(config)
-    client = tracker.client_at(uri)
+    uri = tracking_uri(config)
+    client = client_at(uri)
     found = client.get_experiment_by_name(config.name)
     experiment = (
         found.experiment_id
@@ -478,7 +479,7 @@ def tags_of(config: Config, version: int) -> dict[str, str]:
 
 def undecide(config: Config, version: int) -> None:
     """What a run leaves that was killed between registering a version and deciding about it."""
-    client, name = tracker.client_at(tracker.tracking_uri(config)), registry.model_name(config)
+    client, name = client_at(tracking_uri(config)), registry.model_name(config)
     for tag in [GATE, *(f"{GATE}.{tag}" for tag in tags_of(config, version) if tag != GATE)]:
         client.delete_model_version_tag(name, str(version), tag)
 
@@ -516,7 +517,7 @@ def test_a_later_version_passes_or_is_refused_by_the_test(three: Config):
     tags = tags_of(three, 2)
     assert (tags["champion_before"], tags["targets"], tags["users"]) == ("1", "80", "40")
     assert float(tags["low"]) > 0.3
-    details = tracker.client_at(tracker.tracking_uri(three)).get_model_version(champion.name, "2")
+    details = client_at(tracking_uri(three)).get_model_version(champion.name, "2")
     assert details.description is not None
     assert "| NDCG@10 | 0.5000 |" in details.description
     assert "**Gate.** champion; passed: better than item_knn" in details.description

@@ -4,9 +4,9 @@ import json
 import re
 from typing import Any
 
-from pipeline.tracking import tracker
-from tests.pipeline.conftest import Workdir
+from pipeline.tracking.client import client_at
 from tests.pipeline.stages.test_report import Page
+from tests.workdir import Workdir
 
 CHANGED = ("--set", "model.dim=24", "--set", "train.epochs=4", "--set", "evaluate.gate=true")
 
@@ -32,7 +32,7 @@ def signed(text: str) -> str:
 def test_what_changed_since_a_real_champion(copied: Workdir) -> None:
     copied.run("report", *CHANGED)
     said = section(copied)
-    client = tracker.client_at(f"sqlite:///{copied.folder}/mlruns/mlflow.db")
+    client = client_at(f"sqlite:///{copied.folder}/mlruns/mlflow.db")
     tags: dict[str, Any] = client.get_model_version("lookback-tiny", "2").tags
     told = {key.removeprefix("lookback.gate."): value for key, value in tags.items()}
     assert tags["lookback.gate"] == "refused", "ItemKNN is better on so small a log"

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.reporting import charts, interactive
 from pipeline.reporting.interactive import Chart
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 
 def test_recall_at_k_by_pencil() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.artifacts.store import read_json
 from pipeline.serving.pyfunc import _load_pyfunc
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 SMALL_SHARDS = ("--set", "score.shard_users=10", "--set", "score.batch_users=4")
 

@@ -21,7 +21,7 @@ from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
 from pipeline.serving import new_item_catalogue
 from pipeline.serving.bundle import Bundle
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 TASTES = ("cold", "hot", "salt", "sour")
 EACH = 10

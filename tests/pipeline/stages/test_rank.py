@@ -23,7 +23,7 @@ from pipeline.serving import bundle_ranker
 from pipeline.serving.batch import Log
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.pyfunc import Recommender
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 
 def read(path: Path) -> Any:

@@ -29,12 +29,14 @@ from pipeline.evaluation.evaluated_model import Evaluated
 from pipeline.serving.batch import Job, Log, Scorer, Users
 from pipeline.serving.bundle import SECOND, Bundle, seal
 from pipeline.serving.pyfunc import Recommender, _load_pyfunc
-from pipeline.tracking import registry, tracker
+from pipeline.tracking import registry
+from pipeline.tracking.client import client_at, fluent
+from pipeline.tracking.record import Plan
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import BUNDLE_DIGEST, absolute_uri, artifact_root
-from pipeline.tracking.tracker import Plan, Tracker
+from pipeline.tracking.tracker import Tracker
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAME = "lookback-small"
 NUM_ITEMS, NUM_USERS = 7, 3
 HISTORIES = ([1, 2, 3], [4], [5, 6])
@@ -214,7 +216,7 @@ def test_bundle_is_registered_once(published: Registry, place: Path, digest: str
     assert again.version == 1
     assert [version.version for version in published.versions(NAME)] == [1]
     assert Tracker(published.uri, "small").find_run(run_id).status == "FINISHED"
-    details = tracker.client_at(published.uri).get_model_version(NAME, "1")
+    details = client_at(published.uri).get_model_version(NAME, "1")
     assert details.description == "# A small model"
     assert details.tags == {BUNDLE_DIGEST: digest, "lookback.protocol": "temporal"}
 
@@ -229,9 +231,9 @@ def test_versions_are_found_by_name_number_and_alias(published: Registry):
             published.resolve(missing)
     with pytest.raises(LookbackError, match="expected models:/NAME/VERSION"):
         published.resolve("models:/a/b/c")
-    client = tracker.client_at(published.uri)
+    client = client_at(published.uri)
     client.create_registered_model("foreign")
-    with tracker.fluent(published.uri):
+    with fluent(published.uri):
         client.create_model_version("foreign", champion.source)
     with pytest.raises(LookbackError, match="was not published by lookback"):
         published.resolve("models:/foreign/1")

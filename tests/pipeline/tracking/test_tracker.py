@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.tracking import record, tracker
-from pipeline.tracking.record import allowed
+from pipeline.tracking import record
+from pipeline.tracking.client import ClientServer, client_at
+from pipeline.tracking.record import Plan, allowed
 from pipeline.tracking.server import (
     BUNDLE_DIGEST,
     ServerAway,
@@ -28,9 +29,10 @@ from pipeline.tracking.server import (
     chosen_uri,
     open_server,
 )
-from pipeline.tracking.tracker import Plan, Tracker
+from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.ui import View, ui
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 IDENTITY: dict[str, Any] = {
     "stage": "train",
     "fingerprint": "f" * 16,
@@ -104,9 +106,7 @@ def a_stage(folder: Path, epochs: int = 3) -> Path:
 
 
 def steps(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
-    return [
-        (point.step, point.value) for point in tracker.client_at(tracker.uri).get_metric_history(run_id, name)
-    ]
+    return [(point.step, point.value) for point in client_at(tracker.uri).get_metric_history(run_id, name)]
 
 
 def assert_complete(tracker: Tracker, run_id: str, to: Path) -> None:
@@ -123,7 +123,7 @@ def assert_complete(tracker: Tracker, run_id: str, to: Path) -> None:
     assert run.tags["lookback.stage"] == "train"
     assert run.tags["lookback.git"] == "abc"
     assert steps(tracker, run_id, "validation_ndcg_at_10") == [(1, 0.1), (2, 0.2), (3, 0.3)]
-    inputs = tracker.client_at(tracker.uri).get_run(run_id).inputs
+    inputs = client_at(tracker.uri).get_run(run_id).inputs
     assert inputs is not None
     assert {
         (each.tags[0].value, each.dataset.digest, each.dataset.profile) for each in inputs.dataset_inputs
@@ -271,12 +271,12 @@ def test_deleted_run_is_logged_again_and_a_lost_link_found(tracker: Tracker, lin
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     assert tracker.linked_run(link) == first
     assert first is not None
-    tracker.client_at(tracker.uri).delete_run(first)
+    client_at(tracker.uri).delete_run(first)
     assert not tracker.is_logged(link)
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     second = tracker.linked_run(link)
     assert second not in (first, None)
-    tracker.client_at(tracker.uri).delete_experiment(tracker.find_run("train small").experiment_id)
+    client_at(tracker.uri).delete_experiment(tracker.find_run("train small").experiment_id)
     assert not tracker.is_logged(link)
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     assert tracker.is_logged(link)
@@ -460,7 +460,7 @@ def test_remote_server_and_its_absence(
 
 def assert_answers_about_models(uri: str, run_id: str) -> None:
     """Over HTTP, a version is found by number and alias, and what is not there is told from a server that is away."""
-    asked, client = open_server(uri), tracker.client_at(uri)
+    asked, client = open_server(uri), client_at(uri)
     assert asked is not None
     assert (asked.alias("m", "champion"), asked.version("m", 1), asked.run_status("f" * 32)) == (
         None,
@@ -473,11 +473,7 @@ def assert_answers_about_models(uri: str, run_id: str) -> None:
     assert (asked.alias("m", "champion"), asked.version("m", 2)) == (None, None)
     client.set_registered_model_alias("m", "champion", "1")
     assert asked.alias("m", "champion") == 1
-    assert (
-        asked.version("m", 1)
-        == tracker.ClientServer(uri).version("m", 1)
-        == Version("m", 1, "d", run_id, source)
-    )
+    assert asked.version("m", 1) == ClientServer(uri).version("m", 1) == Version("m", 1, "d", run_id, source)
 
 
 def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
@@ -492,15 +488,15 @@ def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
         with urllib.request.urlopen(address) as answer:
             assert answer.read() == b"<svg/>"
         with pytest.raises(LookbackError, match=f"port {port} on 127.0.0.1 cannot be used .*--port"):
-            tracker.ui(port, tracker.uri)
+            ui(port, tracker.uri)
     with pytest.raises(LookbackError, match="has its own UI"):
-        tracker.ui(port, "http://127.0.0.1:1")
+        ui(port, "http://127.0.0.1:1")
 
 
 def test_a_view_that_somebody_changed_stays_as_it_is(tracker: Tracker):
-    view = tracker.View("best", "Best", "tags.a = 'b'", ["test/ndcg_at_10"], ["verdict"])
+    view = View("best", "Best", "tags.a = 'b'", ["test/ndcg_at_10"], ["verdict"])
     tracker.offer(view)
-    client = tracker.client_at(tracker.uri)
+    client = client_at(tracker.uri)
     experiment = client.get_experiment_by_name(tracker.experiment)
     assert experiment is not None
     (tag,) = (name for name in experiment.tags if name.endswith(".best"))

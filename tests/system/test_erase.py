@@ -14,7 +14,7 @@ from pipeline.commands.erase import prune_excluded
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration.runner import bring_up_to_date
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 LOG = "".join(
     f"{user},{item},{1_600_000_000 + 1000 * time}\n"

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from features import simulate
-from tests.pipeline.conftest import TINY, Workdir
+from tests.workdir import TINY, Workdir
 
 SMALL = """
 [model]

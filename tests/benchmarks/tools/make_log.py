@@ -1,6 +1,6 @@
 """A seeded behaviour log as csv in bounded memory: Zipf items, log-normal users, a little disorder in time, some bad rows.
 
-python tests/benchmarks/make_log.py FOLDER --rows 1e6 [--files 1] [--clean] [--ids string] [--bad-fraction 0.001] [--seed 0]
+python tests/benchmarks/tools/make_log.py FOLDER --rows 1e6 [--files 1] [--clean] [--ids string] [--bad-fraction 0.001] [--seed 0]
 
 Writes FOLDER/log/00000.csv and on, of equal length and in order of time; with --clean also FOLDER/clean/ with the same rows, the
 bad ones as they were before they were spoilt. Prints one JSON object: rows, bytes, and how many rows were spoilt by reason.

@@ -1,6 +1,6 @@
 """Damaged logs and item tables through the readers: no traceback, no hang, no row that ends nowhere.
 
-python tests/benchmarks/fuzz.py --cases 10000 --seed 0
+python tests/fuzz/fuzz.py --cases 10000 --seed 0
 
 Each case takes the head of a real file (where LOOKBACK_SHARED_DATA or data/raw has it) or a generated one, damages its bytes
 and reads it. A case is told by seed and number: `--first 1234 --cases 1` runs it again.

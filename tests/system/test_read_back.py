@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.orchestration.graph import STAGES
-from pipeline.tracking import tracker
+from pipeline.tracking.client import client_at, fluent
 from pipeline.tracking.record import Plan
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
     from mlflow import MlflowClient
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
 
 @pytest.fixture(scope="module")
 def client(finished: Workdir) -> "MlflowClient":
-    return tracker.client_at(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
+    return client_at(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
 
 
 def the_run(client: "MlflowClient", stage: str) -> "Run":
@@ -71,7 +71,7 @@ def test_everything_has_its_marks(client: "MlflowClient") -> None:
 def test_tables_are_tables(finished: Workdir, client: "MlflowClient") -> None:
     run = the_run(client, "evaluate")
     report = json.loads((finished.artifact("evaluate") / "metrics.json").read_text())
-    with tracker.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+    with fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
         systems, segments = (
             client.load_table(run.info.experiment_id, f"evaluate/{name}.json", run_ids=[run.info.run_id])
             for name in ("systems", "segments")
@@ -90,7 +90,7 @@ def test_the_model_has_an_example_that_its_signature_takes(finished: Workdir, cl
         "**Limits.**",
     ):
         assert said in (version.description or "")
-    with tracker.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+    with fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
         import mlflow
 
         model = mlflow.pyfunc.load_model("models:/lookback-tiny@champion")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.orchestration.graph import STAGES
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 VOLATILE = {"manifest.json", "speed.json", "tracking.json", "history.parquet", "training.json", "report.html"}
 """Files in which clocks are written."""

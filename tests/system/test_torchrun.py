@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pipeline.stages.train import former_numbers
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 SETTINGS = (
     "model.dropout=0.0",

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from pipeline.orchestration.graph import STAGES
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 PARENT = "transformer-2x16 tiny temporal"
 COMPARED = ("lookback.git", "lookback.git_dirty", "lookback.data", "lookback.protocol", "lookback.device")

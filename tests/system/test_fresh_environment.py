@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking import tracker
-from tests.pipeline.conftest import Workdir
+from pipeline.tracking.client import fluent
+from tests.workdir import Workdir
 
 PREDICT = """
 import json, sys, mlflow
@@ -28,7 +28,7 @@ print(json.dumps([list(items) for items in answer["item_id"]], default=int))
     reason="LOOKBACK_FRESH_ENVIRONMENT is not set: installs hundreds of megabytes",
 )
 def test_it_loads_with_only_what_it_lists(finished: Workdir, tmp_path: Path) -> None:
-    with tracker.fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+    with fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
         import mlflow
 
         uri = "models:/lookback-tiny@champion"

@@ -1,6 +1,6 @@
 """What ingest is measured against: one csv to one Parquet file, by a process that does nothing else.
 
-python tests/benchmarks/convert.py polars|duckdb|pandas|dataframely CSV PARQUET
+python tests/benchmarks/tools/convert.py polars|duckdb|pandas|dataframely CSV PARQUET
 
 Prints one JSON object: seconds without the start of the process and its imports, rows, and rows refused.
 polars, duckdb and pandas validate nothing and need a clean file; pandas also sorts by user and time, in memory.

@@ -1,4 +1,4 @@
-"""Damaged files, a few of the cases that tests/benchmarks/fuzz.py runs by the ten thousand, and arbitrary bytes."""
+"""Damaged files, a few of the cases that tests/fuzz/fuzz.py runs by the ten thousand, and arbitrary bytes."""
 
 import random
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.benchmarks import fuzz
-from tests.benchmarks.fuzz import Origin
+from tests.fuzz import fuzz
+from tests.fuzz.fuzz import Origin
 
 MADE = fuzz.made_files()
 

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from pipeline.orchestration.graph import STAGES
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 
 def test_every_stage_left_what_the_contract_says(finished: Workdir) -> None:

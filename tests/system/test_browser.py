@@ -16,10 +16,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline.reporting.run_description import SAYS
-from pipeline.tracking import tracker
+from pipeline.tracking.client import client_at
 from pipeline.tracking.ui import AS_TRAINING
-from tests.pipeline.conftest import Workdir
 from tests.pipeline.tracking.test_tracker import free_port, running
+from tests.workdir import Workdir
 
 if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
     from mlflow import MlflowClient
@@ -56,7 +56,7 @@ def place(finished: Workdir, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     workdir = Workdir(folder / "copy")
     for dim in ("8", "4"):
         workdir.run("evaluate", "--set", f"model.dim={dim}", "--set", "train.epochs=1")
-    client = tracker.client_at(f"sqlite:///{workdir.folder}/mlruns/mlflow.db")
+    client = client_at(f"sqlite:///{workdir.folder}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     names = [f"transformer-2x{dim} tiny temporal" for dim in (16, 8, 4)]

@@ -13,7 +13,7 @@ from models import checkpoint
 from models.explanation import contributions
 from pipeline.config import BASELINES
 from pipeline.dataset.targets import ranked_targets
-from tests.pipeline.conftest import ROOT, Workdir
+from tests.workdir import ROOT, Workdir
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Each stage's result on the tiny log, held with its version number: a result that changes needs a new number.
 
-After a wanted change: raise the stage's version in pipeline/orchestration/graph.py, then LOOKBACK_UPDATE_GOLDEN=1 pytest this file.
+After a wanted change: raise the stage's version in pipeline/orchestration/graph.py, then
+LOOKBACK_UPDATE_GOLDEN=1 pytest this file.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 
 from pipeline.orchestration.graph import STAGES
-from tests.pipeline.conftest import Workdir
+from tests.workdir import Workdir
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 0.02
