@@ -5,6 +5,7 @@ Letters in shapes: n items, k places.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,10 @@ from models.explanation.second_stage import two_stage_contributions
 from models.ranking.ranker import SecondStage
 from models.recommendation.rules import Rules, Traits, UInt64, choose
 from models.recommender import Float32, Histories, Int32, Int64
-from models.retrieval.index import ItemIndex
 from models.topk import mask_seen, row_chunks, top_k
+
+if TYPE_CHECKING:
+    from models.retrieval.index import ItemIndex
 
 AS_SCORED = Rules()
 """Nothing seen is recommended, and the order is that of the scores."""
@@ -65,7 +68,7 @@ class Answering:
     """What makes lists of histories."""
 
     recommender: AttentionRecommender
-    index: ItemIndex
+    index: "ItemIndex"
     popularity: Float32
     """[segments + 1, n + 1] what rows without a known interaction are answered by; row 0 for those of no segment"""
     traits: Traits

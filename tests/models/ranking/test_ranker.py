@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, Encoder
+from models.explanation.second_stage import two_stage_contributions
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import Retrieved, fit_ranker, ndcg_of

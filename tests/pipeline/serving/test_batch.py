@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts.store import read_json
-from pipeline.serving.pyfunc import _load_pyfunc
+from pipeline.serving import _load_pyfunc
 from tests.workdir import Workdir
 
 SMALL_SHARDS = ("--set", "score.shard_users=10", "--set", "score.batch_users=4")

@@ -26,9 +26,10 @@ from pipeline.artifacts.store import write_json
 from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import Evaluated
+from pipeline.serving import _load_pyfunc
 from pipeline.serving.batch import Job, Log, Scorer, Users
 from pipeline.serving.bundle import SECOND, Bundle, seal
-from pipeline.serving.pyfunc import Recommender, _load_pyfunc
+from pipeline.serving.pyfunc import Recommender
 from pipeline.tracking import registry
 from pipeline.tracking.client import client_at, fluent
 from pipeline.tracking.record import Plan
