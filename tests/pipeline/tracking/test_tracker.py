@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.tracking import record
 from pipeline.tracking.client import ClientServer, client_at
 from pipeline.tracking.record import Plan, allowed
 from pipeline.tracking.server import (
@@ -439,7 +438,7 @@ def test_remote_server_and_its_absence(
         live.metrics({"validation_ndcg@10": 0.1}, 1)
         assert live.run_id is not None
         assert tracker.find_run(live.run_id).status == "RUNNING"
-    monkeypatch.setattr(record, "LIVE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.tracking.live.LIVE_SECONDS", 0.0)
     for epoch in (2, 3):
         live.metrics({"validation_ndcg@10": epoch / 10}, epoch)
     folder = a_stage(tmp_path / "stage")
