@@ -32,7 +32,16 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM = (
-    *("numpy", "torch", "torch.utils.data", "scipy.sparse", "scipy.stats", "sklearn.cluster", "faiss"),
+    *(
+        "numpy",
+        "torch",
+        "torch._dynamo",
+        "torch.utils.data",
+        "scipy.sparse",
+        "scipy.stats",
+        "sklearn.cluster",
+        "faiss",
+    ),
     *("pandas", "pyarrow.parquet", "pyarrow.dataset", "pydantic", "click", "filelock", "threadpoolctl"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("mlflow.pyfunc", "sqlalchemy.dialects.sqlite", "mlflow.system_metrics.metrics.cpu_monitor"),
@@ -96,8 +105,9 @@ class WarmServer:
 
     def threads(self) -> int:
         """Threads of the server process."""
-        self._ask({}, *[tempfile.TemporaryFile()] * 2)  # answered: everything is imported
-        return len(os.listdir(f"/proc/{self._process.pid}/task"))
+        with tempfile.TemporaryFile() as nothing:
+            self._ask({}, nothing, nothing)  # answered: everything is imported
+        return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
 
     def stop(self) -> None:
         """End the server."""
@@ -138,7 +148,9 @@ def import_everything() -> None:
     for name in WARM:
         importlib.import_module(name)
     del sys.modules["polars"]
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "features", "models")]:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] in ("pipeline", "features", "models")
+    ]:
         del sys.modules[name]
     from sqlalchemy.orm import configure_mappers
 
@@ -153,7 +165,9 @@ class _Hidden:
         names = [name for name in sys.modules if name.partition(".")[0] == root]
         self._modules = {name: sys.modules.pop(name) for name in names}
 
-    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: object, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
         """The package itself, the first time."""
         if name != self._root or not self._modules:
             return None

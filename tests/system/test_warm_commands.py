@@ -9,7 +9,7 @@ import pytest
 from tests import warm_commands
 from tests.workdir import Workdir
 
-FACTS = '''
+FACTS = """
 import atexit, json, os, random, signal, sys, threading
 import numpy as np
 print(json.dumps({
@@ -24,7 +24,7 @@ atexit.register(print, "the end")
 if sys.argv[1] == "fail":
     raise ValueError("told")
 sys.exit("a word" if sys.argv[1] == "say" else int(sys.argv[1]))
-'''
+"""
 COMMANDS = [
     ("run", "all"),
     ("run", "features", "--json"),
