@@ -14,6 +14,7 @@ from models.recommender import Histories
 from models.settings import EncoderSettings, TrainSettings
 from models.training.loop import fit
 from models.training.validation import Validation, validate
+from tests.models.conftest import VARIANTS
 
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
 pytestmark = pytest.mark.slow
@@ -62,6 +63,7 @@ def entropy(targets: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_it_learns_from_histories(variant: dict[str, Any], public_data):
     histories, content = ratings(public_data("ml-100k"))
     settings = EncoderSettings(dim=16, num_heads=2, dropout=0.0, **variant)
