@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.content import Content
-from models.recommender import Float32, Int32
+from models.histories import Float32, Int32
 
 MOST_CATEGORIES = 64
 """Categories of an item that are looked at, the first ones of more."""

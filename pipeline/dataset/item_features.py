@@ -9,7 +9,7 @@ from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.encoder.embeddings import ItemContent
-from models.recommender import Float32, Int32
+from models.histories import Float32, Int32
 from pipeline.config import Config
 from pipeline.dataset.content_features import compared_by, dense_features, padded_categories, says_something
 from pipeline.dataset.targets import under_core

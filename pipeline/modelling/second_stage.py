@@ -11,10 +11,10 @@ from models.device import pick_device
 from models.evaluation import metrics
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks
+from models.histories import Histories, Int32
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
-from models.recommender import Histories, Int32
-from models.settings import RankerUse
+from models.settings.ranker import RankerUse
 from pipeline.artifacts.store import read_json
 from pipeline.config import Config
 from pipeline.dataset import item_features

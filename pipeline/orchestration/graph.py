@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.settings import TrainSettings
+from models.settings.training import TrainSettings
 from pipeline.artifacts import source_files, store
 from pipeline.config import Config
 from pipeline.errors import ConfigError

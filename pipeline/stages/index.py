@@ -9,7 +9,8 @@ from features.histories.splits import Split
 from models.checkpoint import load_model
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
-from models.recommender import Float32, Histories, Int32
+from models.histories import Float32, Histories, Int32
+from models.retrieval.build import build_index
 from models.retrieval.index import ItemIndex
 from pipeline.artifacts.store import write_json
 from pipeline.dataset import dataset as rows
@@ -52,7 +53,7 @@ def index_of(ctx: Context, encoder: Encoder, queries: Float32) -> ItemIndex:
     vectors: Float32 = encoder.item_vectors().detach().float().cpu().numpy()[1:]
     items = np.arange(1, encoder.num_items + 1, dtype=np.int32)
     asked = queries if len(queries) else None
-    return ItemIndex.build(vectors, items, ctx.config.index, asked, str(pick_device()))
+    return build_index(vectors, items, ctx.config.index, asked, str(pick_device()))
 
 
 def user_vectors(ctx: Context, encoder: Encoder, mapping: Int32) -> Float32:

@@ -14,7 +14,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.encoder.encoder import Encoder
-from models.recommender import Int32
+from models.histories import Int32
 from pipeline.dataset import dataset as rows
 from pipeline.modelling import second_stage
 from pipeline.orchestration.graph import Context
