@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from models.settings import TrainSettings
+from models.settings.training import TrainSettings
 from pipeline.artifacts import source_files, store
 from pipeline.config import Config
 from pipeline.errors import ConfigError

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from models.recommender import Float32
+from models.histories import Float32
 from pipeline.artifacts.store import MANIFEST, read_json
 
 BINS = 10

@@ -14,7 +14,7 @@ from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 from pipeline.artifacts.store import Artifact, read_manifest, write_json
 from pipeline.config import Config, load_config
 from pipeline.dataset import dataset as rows
