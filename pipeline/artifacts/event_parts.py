@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import store
+from pipeline.artifacts.files import digest_file, files_below, fsync, read_json, write_json
 from pipeline.errors import DamagedArtifact
 
 PARTS = ".parts"
@@ -32,7 +32,7 @@ def read(folder: Path) -> Record | None:
     A file of the size and time that the record has is taken as whole.
     """
     try:
-        content = store.read_json(folder / _RECORD)
+        content = read_json(folder / _RECORD)
         said, files = content["said"], content["files"]
         whole = all(_is_whole(folder / name, *known) for name, known in files.items())
     except (OSError, DamagedArtifact, KeyError, TypeError, ValueError):
@@ -46,7 +46,7 @@ def _is_whole(path: Path, size: int, modified_ns: int, digest: str) -> bool:
         return False
     if status.st_mtime_ns == modified_ns:
         return True
-    if store.digest_file(path) != digest:
+    if digest_file(path) != digest:
         return False
     with contextlib.suppress(OSError):  # a copy of the store, say: not to be read every night
         os.utime(path, ns=(status.st_atime_ns, modified_ns))
@@ -78,15 +78,15 @@ def workspace(folder: Path) -> Iterator[Path]:
 def write(place: Path, folder: Path, said: dict[str, Any]) -> Record:
     """Seal a workspace with what is to be known of the part, and rename it into place, everything on disk first."""
     files = {}
-    for path in store.files_below(place):
-        store.fsync(path)
+    for path in files_below(place):
+        fsync(path)
         status = path.stat()
-        files[path.name] = (status.st_size, status.st_mtime_ns, store.digest_file(path))
-    store.write_json(place / _RECORD, {"said": said, "files": files})
-    store.fsync(place)
+        files[path.name] = (status.st_size, status.st_mtime_ns, digest_file(path))
+    write_json(place / _RECORD, {"said": said, "files": files})
+    fsync(place)
     shutil.rmtree(folder, ignore_errors=True)
     place.rename(folder)
-    store.fsync(folder.parent)
+    fsync(folder.parent)
     return Record(said, {name: digest for name, (_, _, digest) in files.items()})
 
 
@@ -111,4 +111,4 @@ def unused(stage_folder: Path) -> list[Path]:
 
 
 def _links(folder: Path) -> set[int]:
-    return {path.stat().st_nlink for path in store.files_below(folder) if path.name != _RECORD}
+    return {path.stat().st_nlink for path in files_below(folder) if path.name != _RECORD}

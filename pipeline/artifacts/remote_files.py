@@ -22,7 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.artifacts import event_parts, store
+from pipeline.artifacts import event_parts
+from pipeline.artifacts.files import changed_meanwhile
 from pipeline.errors import LookbackError
 
 _SETTINGS = {
@@ -201,7 +202,7 @@ def _fetch(url: str, scheme: str, path: str, target: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
             return digest.hexdigest()
-    raise store.changed_meanwhile(url)
+    raise changed_meanwhile(url)
 
 
 def _read(url: str, scheme: str, path: str) -> Iterator[bytes]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from features.parallel import in_order
 from pipeline.artifacts import remote_files
+from pipeline.artifacts.files import Digests, changed_meanwhile, read_json, write_json
 from pipeline.artifacts.remote_files import RemoteFile
-from pipeline.artifacts.store import Digests, changed_meanwhile, read_json, write_json
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 

@@ -12,7 +12,7 @@ import polars as pl
 from models.evaluation.bootstrap import over_seeds
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import metrics_of_ranks
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.config import MODEL, Config, EvaluateConfig
 from pipeline.errors import LookbackError
 from pipeline.reporting import comparison_page

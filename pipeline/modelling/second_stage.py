@@ -15,7 +15,7 @@ from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
 from models.recommender import Histories, Int32
 from models.settings import RankerUse
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.dataset import item_features
 from pipeline.dataset.targets import RankedTargets

@@ -8,7 +8,8 @@ import polars as pl
 
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import metrics_of_ranks
-from pipeline.artifacts.store import read_json, read_manifest
+from pipeline.artifacts.files import read_json
+from pipeline.artifacts.store import read_manifest
 from pipeline.commands.compare import KEY
 from pipeline.config import MODEL
 from pipeline.reporting.comparison_page import by_chance

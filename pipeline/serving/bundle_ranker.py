@@ -11,7 +11,7 @@ from models.ranking.calibration import Calibration
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
 from models.recommender import Int32
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 
 DESCRIPTION = "ranker.json"
 FOLDER, STATISTICS, OWN = "ranker", "statistics", "ranker_items.npy"

@@ -28,7 +28,7 @@ from models.ranking.two_stage import TwoStage
 from models.recommender import Float32, Histories, Int32, Recommender
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import recommend_in_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import BASELINES, Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.item_features import known_by_content

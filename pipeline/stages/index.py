@@ -11,7 +11,7 @@ from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.recommender import Float32, Histories, Int32
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.dataset import dataset as rows
 from pipeline.orchestration.graph import Context
 

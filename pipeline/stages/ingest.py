@@ -25,7 +25,8 @@ from features.parallel import in_order
 from features.readers import sources as readers
 from features.schema import IdType
 from features.tables import TableFormat
-from pipeline.artifacts import event_parts, source_changes, source_files, store
+from pipeline.artifacts import event_parts, source_changes, source_files
+from pipeline.artifacts.files import Digests, changed_meanwhile, files_below, fingerprint, now
 from pipeline.artifacts.source_changes import Changes, Last, Source
 from pipeline.config import EventsConfig, Table
 from pipeline.errors import LookbackError
@@ -84,7 +85,7 @@ def build(ctx: Context) -> None:
     with fewer than two users or items; where a file changes while it is read; where a new file has other ids than all before.
     """
     config = ctx.config.events
-    form = event_format(config, store.now())
+    form = event_format(config, now())
     last = Last.of(ctx.stage_folder)
     changes = last.changes(ctx.sources["events"])
     if announced := changes.describe():
@@ -156,9 +157,9 @@ def _opened(ctx: Context, role: str, path: str) -> Iterator[Path]:
 
 def _check_unchanged(ctx: Context, path: str, digest: str, *, is_copy: bool) -> None:
     """Ask for the digest again: it comes from memory where size, time and inode are the same."""
-    digests = store.Digests(ctx.config.folder / ".digests.json")
+    digests = Digests(ctx.config.folder / ".digests.json")
     if not is_copy and digests(Path(path)) != digest:
-        raise store.changed_meanwhile(path)
+        raise changed_meanwhile(path)
 
 
 def _excluded(ctx: Context) -> ExcludedUsers:
@@ -205,7 +206,7 @@ def _parts(
     shaping = _shaping(ctx, form, id_types)
     settings = {source: shaping | {"form": readers.form_of(Path(source.path), form.table)} for source in log}
     folders = {
-        source: ctx.stage_folder / event_parts.PARTS / f"{source.source_file}-{store.fingerprint(each)[:8]}"
+        source: ctx.stage_folder / event_parts.PARTS / f"{source.source_file}-{fingerprint(each)[:8]}"
         for source, each in settings.items()
     }
     records = {source: _kept(ctx, form, folder) for source, folder in folders.items()}
@@ -281,7 +282,7 @@ def _make(
             said["counts"] = counts.to_json()
             said["description"] = asdict(describe(place / "events.parquet"))
         except event_log.TextIds as found:
-            for file in store.files_below(place):
+            for file in files_below(place):
                 file.unlink()
             said["text_ids"] = vars(found)
         return event_parts.write(place, folder, said)

@@ -13,7 +13,8 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.profiling.drift import Drift
 from features.profiling.profile import Profile
-from pipeline.artifacts.store import read_json, read_manifest
+from pipeline.artifacts.files import read_json
+from pipeline.artifacts.store import read_manifest
 from pipeline.orchestration.graph import Context
 from pipeline.reporting import (
     champion_diff,

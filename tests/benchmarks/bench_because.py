@@ -30,7 +30,7 @@ from models.explanation.contributions import Encoded, Method, contributions, par
 from models.explanation.faithfulness import measure_encoder  # noqa: E402
 from models.recommender import Float32, Histories, Int32  # noqa: E402
 from models.retrieval.index import ItemIndex  # noqa: E402
-from pipeline.artifacts.store import read_json  # noqa: E402
+from pipeline.artifacts.files import read_json  # noqa: E402
 from pipeline.dataset import dataset as rows  # noqa: E402
 
 K = 10

@@ -16,7 +16,7 @@ from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.settings import EncoderSettings, TrainSettings
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
 from pipeline.dataset import dataset as rows
 from pipeline.orchestration.graph import Context

@@ -24,7 +24,7 @@ from models.index_settings import IndexSettings
 from models.recommender import Histories, histories_from_lists
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import row_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import (
     BASELINES,
     MODEL,
