@@ -81,14 +81,15 @@ class Drift:
     @classmethod
     def load(cls, path: Path) -> "Drift":
         """What save wrote; ValueError where the file is something else."""
+        import pydantic
+
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            both = {
-                name: None if found[name] is None else Stability(**found[name]) for name in ("items", "types")
-            }
-            return cls(**(found | both))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: is no drift of a log ({error!r}); build the features again") from None
+            return pydantic.TypeAdapter(cls).validate_json(path.read_bytes())
+        except pydantic.ValidationError as error:
+            raise ValueError(
+                f"{path}: is no drift of a log ({error.error_count()} error(s), the first: {error.errors()[0]['msg']}); "
+                "build the features again"
+            ) from None
 
     def metrics(self) -> dict[str, float]:
         """The headline numbers by name."""

@@ -7,7 +7,6 @@ only the quantiles of gaps come from a histogram of 64 bins per factor of two, a
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +72,6 @@ class Days:
     events: list[int]
     events_by_type: dict[str, list[int]]
     """Of the types in `Profile.events_by_type`."""
-    new_users: list[int]
-    """Users whose first event this is."""
-    new_items: list[int]
 
 
 @dataclass(frozen=True)
@@ -129,25 +125,14 @@ class Profile:
     @classmethod
     def load(cls, path: Path) -> "Profile":
         """What save wrote; ValueError where the file is something else."""
+        import pydantic
+
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            popularity, times = found["popularity"], found["times"]
-            popularity["num_events"] = _distribution(popularity["num_events"])
-            if times is not None:
-                gaps = times["gap_seconds"]
-                times |= {
-                    "days": Days(**times["days"]),
-                    "gap_seconds": None if gaps is None else _distribution(gaps),
-                }
-            found |= {
-                "history_length": _distribution(found["history_length"]),
-                "popularity": Popularity(**popularity),
-                "times": None if times is None else Times(**times),
-            }
-            return cls(**found)
-        except (ValueError, KeyError, TypeError) as error:
+            return pydantic.TypeAdapter(cls).validate_json(path.read_bytes())
+        except pydantic.ValidationError as error:
             raise ValueError(
-                f"{path}: is no profile of a log ({error!r}); build the features again"
+                f"{path}: is no profile of a log ({error.error_count()} error(s), the first: {error.errors()[0]['msg']}); "
+                "build the features again"
             ) from None
 
     def metrics(self) -> dict[str, float]:
@@ -179,10 +164,6 @@ class Profile:
         return {name: float(value) for name, value in found.items()}
 
 
-def _distribution(found: dict[str, Any]) -> Distribution:
-    return Distribution(found["quantiles"], Histogram(**found["histogram"]))
-
-
 # --- the profile ---
 
 
@@ -211,7 +192,7 @@ def profile(
     named = [int(each) for each in np.argsort(-by_type, kind="stable")[:MAX_TYPES] if by_type[each]]
     names = ["", *event_types]
     pairs = _Pairs(num_items)
-    clock = _Clock(histories, num_items, named, len(names)) if timed else None
+    clock = _Clock(histories, named, len(names)) if timed else None
     for first, last in histories.blocks(block_events):
         pairs.add(histories, first, last)
         if clock is not None:
@@ -264,12 +245,11 @@ class _Pairs:
 class _Clock:
     """Counts days, gaps and sessions."""
 
-    def __init__(self, histories: JaggedHistories, num_items: int, named: list[int], num_types: int) -> None:
+    def __init__(self, histories: JaggedHistories, named: list[int], num_types: int) -> None:
         offsets = histories.offsets
         begins = offsets[:-1][np.diff(offsets) > 0]
         ends = offsets[1:][np.diff(offsets) > 0]
-        first_times = histories.time[begins]
-        self.first, self.last = int(first_times.min()), int(histories.time[ends - 1].max())
+        self.first, self.last = int(histories.time[begins].min()), int(histories.time[ends - 1].max())
         self._first_day = self.first // _DAY
         num_days = self.last // _DAY - self._first_day + 1
         self._days_per_period = -(-num_days // MAX_PERIODS)
@@ -278,9 +258,6 @@ class _Clock:
         """[num_types] column of a type among those counted by name, the last for all others."""
         self._column[named] = np.arange(len(named))
         self._events = np.zeros((self._num_periods, len(named) + 1), np.int64)
-        self._new_users = np.bincount(self._periods(first_times), minlength=self._num_periods)
-        self._item_seen = np.full(num_items + 1, self._num_periods, np.int32)
-        """[num_items + 1] first period of an item; one behind the last where it has no events."""
         self._gaps = np.zeros(_NUM_FINE, np.int64)
         self._longest = 0.0
         self._num_pauses = 0
@@ -301,7 +278,6 @@ class _Clock:
             return
         self._add_gaps(time, (edges[:-1] - edges[0])[np.diff(edges) > 0][1:])
         period = self._periods(time)
-        np.minimum.at(self._item_seen, histories.item_index[events], period.astype(np.int32))
         period *= self._events.shape[1]
         period += self._column[histories.event_type[events]]
         self._events += np.bincount(period, minlength=self._events.size).reshape(self._events.shape)
@@ -332,15 +308,12 @@ class _Clock:
 
     def _days(self, names: list[str]) -> Days:
         events = self._events.sum(axis=1)
-        new_items = np.bincount(self._item_seen, minlength=self._num_periods + 1)[:-1]
         (periods,) = events.nonzero()
         return Days(
             self._days_per_period,
             [_iso(self._first_day + each * self._days_per_period, "D") for each in periods.tolist()],
             events[periods].tolist(),
             {name: self._events[periods, column].tolist() for column, name in enumerate(names)},
-            self._new_users[periods].tolist(),
-            new_items[periods].tolist(),
         )
 
     def _gap_distribution(self, num_pairs: int) -> Distribution:
