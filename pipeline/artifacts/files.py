@@ -13,7 +13,7 @@ from pipeline.errors import DamagedArtifact, LookbackError
 
 
 def fingerprint(content: Any) -> str:
-    """16 hexadecimal digits that name any JSON content: sha256 of its canonical form, cut short."""
+    """First 16 hexadecimal digits of the sha256 of JSON content in canonical form."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -25,12 +25,12 @@ def digest_file(path: Path) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file of a folder, sorted by its path."""
+    """Every file below a folder, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    """Write JSON atomically: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
@@ -41,7 +41,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; DamagedArtifact where it is not JSON."""
+    """Content of a JSON file. Raises DamagedArtifact if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -49,7 +49,7 @@ def read_json(path: Path) -> Any:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -58,12 +58,12 @@ def fsync(path: Path) -> None:
 
 
 def now() -> datetime.datetime:
-    """The time, UTC."""
+    """Current time, UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
 class Digests:
-    """Digests of source files, remembered by (path, size, mtime, inode), so that each is read once; threads may share it."""
+    """Cache of file digests by (path, size, mtime, inode), so that each file is read once; thread-safe."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
@@ -74,9 +74,9 @@ class Digests:
             self._known = {}
 
     def __call__(self, path: Path) -> str:
-        """sha256 of the file, from memory where the file is the one seen before.
+        """sha256 of a file, cached while its identity stays the same.
 
-        Raises LookbackError where the file changes meanwhile.
+        Raises LookbackError if the file changes meanwhile.
         """
 
         def compute() -> str:
@@ -89,7 +89,7 @@ class Digests:
         return self.remembered(str(path.absolute()), identity, compute)
 
     def remembered(self, name: str, identity: list[int], compute: Callable[[], str]) -> str:
-        """The digest of a file of this name, from memory where its identity is the one seen before."""
+        """Digest of a named file, computed only if its identity is new."""
         known = self._known.get(name)
         if known is not None and known[:-1] == identity:
             return str(known[-1])
@@ -106,7 +106,7 @@ def _identity(path: Path) -> list[int]:
 
 
 def changed_meanwhile(path: str) -> LookbackError:
-    """What to raise where a source file is another one than when its reading began."""
+    """Error for a source file that changed while it was read."""
     return LookbackError(
-        f"{path}: changed while it was read, expected a file that is complete; nothing of it is kept: run again when it is whole"
+        f"{path}: changed while it was read, expected a complete file; nothing of it is kept: run again once it is complete"
     )

@@ -27,7 +27,7 @@ from features.schema import IdType
 from features.tables import TableFormat
 from pipeline.artifacts import event_parts, source_changes, source_files
 from pipeline.artifacts.files import Digests, changed_meanwhile, files_below, fingerprint, now
-from pipeline.artifacts.source_changes import Changes, Last, Source
+from pipeline.artifacts.source_changes import Changes, PreviousIngest, Source
 from pipeline.config import EventsConfig, Table
 from pipeline.errors import LookbackError
 from pipeline.orchestration.graph import Context
@@ -60,14 +60,14 @@ class Part:
     @property
     def counts(self) -> Counts:
         """What became of its rows; the examples are named after the file as it is called now."""
-        counts = Counts.from_json(self.record.said["counts"])
+        counts = Counts.from_json(self.record.facts["counts"])
         counts.examples = [each | {schema.SOURCE_PATH: self.source.path} for each in counts.examples]
         return counts
 
     @property
     def description(self) -> Description:
         """What its events are like."""
-        return Description(**self.record.said["description"])
+        return Description(**self.record.facts["description"])
 
 
 class _TextIds(Exception):
@@ -86,7 +86,7 @@ def build(ctx: Context) -> None:
     """
     config = ctx.config.events
     form = event_format(config, now())
-    last = Last.of(ctx.stage_folder)
+    last = PreviousIngest.of(ctx.stage_folder)
     changes = last.changes(ctx.sources["events"])
     if announced := changes.describe():
         print(f"ingest: {announced}", file=sys.stderr, flush=True)
@@ -174,7 +174,7 @@ def _excluded(ctx: Context) -> ExcludedUsers:
 
 
 def _read_log(
-    ctx: Context, form: EventFormat, last: Last, excluded: ExcludedUsers
+    ctx: Context, form: EventFormat, last: PreviousIngest, excluded: ExcludedUsers
 ) -> tuple[list[Part], dict[str, IdType]]:
     """A part of every source, all with the same types of ids: int64 until an accepted id is none, then string."""
     first: IdType = "string" if form.id_types == "string" else "int64"
@@ -233,13 +233,13 @@ def _parts(
 def _kept(ctx: Context, form: EventFormat, folder: Path) -> event_parts.Record | None:
     """The record of a whole part; None too where a row that was ahead of its time then is not any more, and with --force."""
     record = None if ctx.force else event_parts.read(folder)
-    ahead = record.said["counts"]["first_ahead"] if record is not None and "counts" in record.said else None
+    ahead = record.facts["counts"]["first_ahead"] if record is not None and "counts" in record.facts else None
     return None if ahead is not None and ahead <= form.latest else record
 
 
 def _check_ids(source: Source, record: event_parts.Record) -> None:
-    if "text_ids" in record.said:
-        raise _TextIds(source, **record.said["text_ids"])
+    if "text_ids" in record.facts:
+        raise _TextIds(source, **record.facts["text_ids"])
 
 
 def _shaping(ctx: Context, form: EventFormat, id_types: dict[str, IdType]) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def _place(ctx: Context, log: Sequence[Part], repeats: pl.DataFrame) -> None:
             write_without(part.folder / "events.parquet", rows[part.source.source_file], target)
         else:
             _link(ctx, part, "events")
-        if part.record.said["path"] == part.source.path:
+        if part.record.facts["path"] == part.source.path:
             _link(ctx, part, "quarantine")
         else:  # the file has another name by now
             refused = schema.read(part.folder / "quarantine.parquet", schema.QUARANTINE)
