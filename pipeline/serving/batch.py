@@ -25,7 +25,7 @@ from models.encoder.encoder import as_asked
 from models.histories import Histories, Int32, Int64
 from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
-from pipeline.artifacts.store import digest_file, read_json, write_json
+from pipeline.artifacts.files import digest_file, read_json, write_json
 from pipeline.config import ScoreConfig
 from pipeline.dataset import dataset as rows
 from pipeline.serving import new_item_catalogue, output_table, popularity_fallback

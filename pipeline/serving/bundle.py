@@ -36,7 +36,7 @@ from models.ranking.ranker import SecondStage
 from models.recommendation.engine import AS_SCORED, Answer, Answering
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.store import digest_file, files_below, fingerprint, read_json, write_json
+from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.item_features import compared_by
 from pipeline.errors import DamagedArtifact

@@ -31,7 +31,7 @@ from models.recommender import Recommender
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.topk import recommend_in_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import BASELINES, Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers

@@ -26,7 +26,7 @@ from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers

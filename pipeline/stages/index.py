@@ -8,7 +8,7 @@ from models.checkpoint import load_model
 from models.device import pick_device
 from models.histories import Float32
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.orchestration.context import Context
 

@@ -18,7 +18,7 @@ from models.ranking.calibration import Calibration, cross_fitted, quality
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.topk import row_chunks
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import targets_of
 from pipeline.errors import LookbackError

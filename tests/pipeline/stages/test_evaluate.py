@@ -26,7 +26,7 @@ from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
 from models.settings.training import TrainSettings
 from models.topk import row_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import (
     BASELINES,
     MODEL,
