@@ -8,11 +8,9 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.profiling import drift, profile
 from features.profiling.drift import Drift
-from features.profiling.profile import Profile
+from features.profiling.profile import DRIFT, PROFILE, Profile
 from features.schema import ITEM_ID
 from pipeline.orchestration.graph import Context
-
-PROFILE, DRIFT = "profile.json", "drift.json"
 
 
 def write(ctx: Context, histories: JaggedHistories, event_types: list[str], items: pl.DataFrame) -> Profile:
