@@ -182,25 +182,16 @@ def segment(segments: pl.DataFrame, kind: str, metric: str) -> Chart:
         for value in kept
     ]
     name = display_name(kind.removeprefix("user:"))
-    ends = [-0.5, len(kept) - 0.5]
-    axis = {
-        "type": "category",
+    ends, title = [-0.5, len(kept) - 0.5], _ORDERED_SEGMENTS.get(kind, "")
+    axis: dict[str, Any] = {
         "categoryarray": kept,
         "tickvals": kept,
         "ticktext": texts,
-        "tickson": "boundaries",
+        "range": ends if ordered else ends[::-1],
     }
-    axis |= {"range": ends if ordered else ends[::-1], "title": {"text": _ORDERED_SEGMENTS.get(kind, "")}}
-    figure.update_layout({f"{along}axis": axis, "scattermode": "group", "scattergap": 0.3})
-    figure.update_layout(
-        {
-            f"{across}axis": {
-                "rangemode": "tozero",
-                "hoverformat": ".4f",
-                "title": {"text": display_name(metric)},
-            }
-        }
-    )
+    axis |= {"type": "category", "tickson": "boundaries", "title": {"text": title}}
+    value_axis = {"rangemode": "tozero", "hoverformat": ".4f", "title": {"text": display_name(metric)}}
+    figure.update_layout({f"{along}axis": axis, f"{across}axis": value_axis, "scattermode": "group"})
     caption = f"{display_name(metric)} of each part of the targets (with their number), and 95 % intervals over users."
     height = 460 if ordered else 160 + 46 * len(kept)
     return Chart(segment_chart(kind), f"By {name}", caption, styled(figure, height))
@@ -366,8 +357,8 @@ def popularity(events: NDArray[np.int64], recommended: NDArray[np.int64], titles
     share = (recommended.sum() + len(events)) / (events.sum() + len(events))
     line = {"name": "as often as its share of events", "line": {"color": GREY, "dash": "dash"}}
     figure.add_scatter(x=ends.tolist(), y=(share * ends).tolist(), mode="lines", **line)
-    figure.update_xaxes(type="log", title_text="events on the item, plus 1")
-    figure.update_yaxes(type="log", title_text="lists with the item, plus 1")
+    figure.update_xaxes(type="log", dtick="D2", title_text="events on the item, plus 1")
+    figure.update_yaxes(type="log", dtick="D2", title_text="lists with the item, plus 1")
     never = float((recommended == 0).mean())
     caption = "Items above the dashed line are recommended more often than their share of the events, those below less often; "
     caption += f"{never:.0%} of the items are in no list."
@@ -393,7 +384,7 @@ def index_trade(recall: Row, speed: Row) -> Chart | None:
         text = ", ".join(f"{key} {value}" for key, value in settings.items()) or kind
         hover = f"{text}<br>%{{x:,.0f}} queries/s, recall %{{y:.4f}}"
         figure.add_scatter(**style, x=[rate], y=[values[name]], mode="markers", hovertemplate=hover)
-    figure.update_xaxes(type="log", title_text="queries per second")
+    figure.update_xaxes(type="log", dtick="D2", title_text="queries per second")
     ends = [min(measured.values()) - 0.05, 1.02]
     figure.update_yaxes(title_text="recall against exact search", tickformat=".0%", range=ends)
     caption = "Recall of the index against exact search, and its speed: up and right is better."
@@ -419,8 +410,9 @@ def log(profile: Profile, begins: Mapping[str, int | None]) -> Iterator[Chart]:
     for column, (counted, title, histogram, colour) in enumerate(parts, 1):
         at = {"row": 1, "col": column}
         figure.add_bar(**histogram_bars(histogram, "events"), marker={"color": colour}, **at)
-        figure.update_xaxes(type="log", title_text=title, **at)
-        figure.update_yaxes(type="log", range=[math.log10(0.7), None], title_text=counted, **at)
+        ends = [math.log10(0.7), math.log10(1.3 * max(histogram.counts, default=1))]
+        figure.update_xaxes(type="log", dtick="D2", title_text=title, **at)
+        figure.update_yaxes(type="log", dtick="D2", range=ends, title_text=counted, **at)
     caption = f"{profile.num_users:,} users, {profile.num_items:,} items, {profile.num_events:,} events; logarithmic axes."
     yield Chart("distributions", "How events are spread", caption, styled(figure, 340))
     if times is not None and times.gap_seconds is not None and times.gap_seconds.histogram.counts:

@@ -4,12 +4,13 @@ import html
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from features.profiling.profile import Histogram
 from pipeline.evaluation.metric_names import display_name
@@ -22,6 +23,7 @@ GREY = "#7F7F7F"
 MAX_LABEL = 36
 """Characters of a label from the log."""
 
+Values = Iterable[float | None]
 _AXIS = {
     "gridcolor": "#DDDDDD",
     "linecolor": "#444444",
@@ -90,9 +92,9 @@ def label(text: str) -> str:
     return html.escape("".join(letter if letter.isprintable() else " " for letter in short), quote=False)
 
 
-def error_bars(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> dict[str, Any]:
+def error_bars(value: Values, low: Values, high: Values) -> dict[str, Any]:
     """Bars from the values to the ends of their intervals; none where an end is undefined."""
-    middle, bottom, top = (np.array(part, float) for part in (value, low, high))
+    middle, bottom, top = (np.array(list(part), float) for part in (value, low, high))
     above, below = np.maximum(np.nan_to_num([top - middle, middle - bottom]), 0).tolist()
     ends = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
     return ends | {"width": 2, "thickness": 1.2}
