@@ -145,7 +145,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            5,
+            6,
             (
                 "seed",
                 "ranker.use",
@@ -172,7 +172,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            5,
+            6,
             ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
         ),

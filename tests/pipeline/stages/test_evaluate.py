@@ -264,7 +264,7 @@ def test_chunks_and_another_run_change_no_byte(
     evaluated: Context, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     judge(inputs, tmp_path / "again")
-    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "metrics.svg"):
+    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "charts.json"):
         assert (evaluated.folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     monkeypatch.setattr(ranks, "row_chunks", lambda rows, items: row_chunks(rows, items, cells=7 * 31))
     judge(inputs, tmp_path / "chunks")
