@@ -7,12 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from features.profiling.profile import Profile
+from features.profiling.profile import PROFILE, Profile
 from pipeline.artifacts.store import read_json
 from pipeline.config import MODEL, Config
 from pipeline.errors import DamagedArtifact
 from pipeline.reporting.style import spoken
-from pipeline.stages.profile_log import PROFILE
 
 MAX_SEGMENTS = 6
 """Parts of the targets that are named as served worst."""

@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.profiling.profile import Profile
+from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
 from pipeline.artifacts.store import read_json, write_json
 from pipeline.config import MODEL
-from pipeline.orchestration.graph import Context
+from pipeline.orchestration.context import Context
 from pipeline.reporting import figures, interactive
 from pipeline.reporting.interactive import Chart, Drawn
 from pipeline.serving.bundle import Bundle
-from pipeline.stages.profile_log import PROFILE
 
 CHARTS, PAGE = "charts.json", "figures.html"
 """Files of an evaluation: its figures as plotly.js takes them, and the page of them."""

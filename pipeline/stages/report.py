@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 
 from features.histories.jagged import JaggedHistories
-from features.profiling.drift import Drift
-from features.profiling.profile import Profile
+from features.profiling.drift import DRIFT, Drift
+from features.profiling.profile import PROFILE, Profile
 from pipeline.artifacts.store import read_json, read_manifest
-from pipeline.orchestration.graph import Context
+from pipeline.orchestration.context import Context
 from pipeline.reporting import (
     champion_diff,
     charts,
@@ -25,7 +25,6 @@ from pipeline.reporting import (
     style,
     templates,
 )
-from pipeline.stages.profile_log import DRIFT, PROFILE
 
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""
