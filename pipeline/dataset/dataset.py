@@ -109,3 +109,10 @@ def former_numbers(before: Int32, after: Int32) -> Int32:
     former = np.zeros(int(after.max()) + 1, np.int32)
     former[after[after > 0]] = before[after > 0]
     return former
+
+
+def under_core(histories: JaggedHistories, split: Split) -> NDArray[np.bool_]:
+    """[num_items + 1]: items that the core filter took away; of others under it nothing was there to train on."""
+    if split.protocol == "leave_one_out":
+        return ~split.kept_item
+    return ~split.kept_item & (histories.item_counts(len(split.kept_item) - 1, split.train_end) > 0)

@@ -73,8 +73,8 @@ def with_train(**changes):
 COMPILED = """
 import dataclasses, functools, os, torch
 from models.encoder.batching import BatchPlan
-from models.settings import EncoderSettings, TrainSettings
 from models.recommender import histories_from_lists
+from models.settings import EncoderSettings, TrainSettings
 from models.training import loop
 from models.training.loop import fit
 torch.compile = functools.partial(torch.compile, backend="aot_eager")  # needs no C++ compiler

@@ -556,7 +556,7 @@ def test_what_was_interrupted_is_decided_by_the_next_run(
 
     undecide(published, 3)
     with monkeypatch.context() as patched:
-        patched.setattr(registry, "bundle_folder", away)
+        patched.setattr(promotion, "bundle_folder", away)
         publish(root, "three", "c")
     assert "nobody answers" in capsys.readouterr().err
     assert tags_of(published, 3) == {}
