@@ -111,7 +111,7 @@ def test_an_error_of_the_process_s_own_is_no_lost_connection(monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(workers, "fit", out_of_memory)
-    monkeypatch.setattr(distributed, "told", lambda _: {"histories": _plain(ARGUMENTS["histories"])})
+    monkeypatch.setattr(distributed, "broadcast", lambda _: {"histories": _plain(ARGUMENTS["histories"])})
     with pytest.raises(RuntimeError, match="out of memory"):
         follow()
 
