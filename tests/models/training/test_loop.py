@@ -96,6 +96,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_serves_all_shapes():
     # in a process of its own: what checks shapes at every call cannot be traced
     done = subprocess.run(

@@ -91,6 +91,7 @@ def in_each_process(folder: Path) -> None:
         fit(arguments.pop("histories"), **arguments, on_checkpoint=lambda _: os._exit(0))
 
 
+@pytest.mark.slow
 def test_process_0_ends_within_a_training(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
