@@ -24,9 +24,9 @@ from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
+from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
-from models.recommender import Histories, Int32
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers
@@ -38,7 +38,7 @@ from pipeline.evaluation.metrics_report import Judging
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.context import Context
-from pipeline.reporting import charts, figures
+from pipeline.reporting import charts
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CUT = "evaluate cut "
@@ -68,7 +68,7 @@ class Evaluation:
 
 
 def build(ctx: Context) -> None:
-    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json, figures and a page of them."""
+    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and a page of figures."""
     judged_by = Judging(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
     found = _rank(ctx)
     judged = metrics_report.judge(found.ranked, found.targets, found.catalogue, judged_by)
@@ -77,12 +77,9 @@ def build(ctx: Context) -> None:
     _write_table(ctx, "systems.json", _as_table(report))
     _write_targets(ctx, found)
     _write_users(ctx, judged)
-    segments = _write_segments(ctx, found, judged_by)
+    _write_segments(ctx, found, judged_by)
     write_json(ctx.folder / "diagnostics.json", _diagnostics(ctx, found))
-    for name, figure in figures.of_evaluation(judged, segments, report, ctx.folder).items():
-        figures.save(figure, ctx.folder / name)
-        ctx.track.artifact(name, "evaluate")
-    charts.draw_evaluation(ctx, report)
+    charts.draw_evaluation(ctx.folder, ctx.inputs, ctx.config.name, report)
     for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
@@ -383,7 +380,7 @@ def _write_users(ctx: Context, judged: Judgement) -> None:
     ).write_parquet(ctx.folder / "per_user.parquet")
 
 
-def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.DataFrame:
+def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> None:
     """segments.parquet: a row per segment, value and system."""
     segments = segments_of(
         found.targets,
@@ -399,7 +396,6 @@ def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.D
     )
     table.write_parquet(ctx.folder / "segments.parquet")
     _write_table(ctx, "segments.json", table)
-    return table
 
 
 def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
