@@ -45,7 +45,7 @@ WARM = (
     *("pandas", "pyarrow.parquet", "pyarrow.dataset", "pydantic", "click", "filelock", "threadpoolctl"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("mlflow.pyfunc", "sqlalchemy.dialects.sqlite", "mlflow.system_metrics.metrics.cpu_monitor"),
-    *("matplotlib.figure", "matplotlib.backends.backend_svg", "plotly.graph_objects", "plotly.offline"),
+    *("plotly.graph_objects", "plotly.offline"),
     *("optuna", "jinja2", "safetensors.torch", "requests", "tqdm.auto", "tomli_w"),
 )
 HIDDEN = "torch"

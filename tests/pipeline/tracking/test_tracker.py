@@ -397,13 +397,15 @@ def running(command: list[str], port: int, folder: Path) -> Iterator[None]:
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + 600
+        while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
                 break
             except OSError:
-                assert process.poll() is None, (folder / "server.log").read_text()
+                log_text = (folder / "server.log").read_text()
+                assert process.poll() is None, log_text
+                assert time.monotonic() < deadline, log_text
                 time.sleep(0.1)
         yield
     finally:
