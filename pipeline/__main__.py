@@ -172,7 +172,7 @@ def tune(config: Any, trials: int) -> None:
 @_configured
 def promote(config: Any, version: int) -> None:
     """Move the alias `champion` to VERSION by hand; the version's tags say so."""
-    from pipeline.tracking.registry import promote as move
+    from pipeline.release.promotion import promote as move
 
     print(move(config, version))
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from features.profiling.profile import Profile
 from features.schema import ITEM_ID
 
+DRIFT = "drift.json"
+"""File of a comparison in a features folder."""
 NUM_BINS = 10
 """Groups of items of which each had the same share of last time's events, the most popular items first."""
 MIN_SHARE = 0.005

@@ -31,7 +31,8 @@ from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.orchestration.parent_run import SEARCHES
 from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
-from pipeline.tracking.record import TRACKING, Enough, Live, Plan, Point, allowed, observed
+from pipeline.tracking.live import Enough, Live, observed
+from pipeline.tracking.record import TRACKING, Plan, Point, allowed
 from pipeline.tracking.tracker import NOTE, Tracker
 
 OBJECTIVE = "validation_ndcg@10"

@@ -16,9 +16,10 @@ from pipeline.artifacts import source_files, store
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.orchestration import parent_run, provenance
-from pipeline.orchestration.graph import Context, Node, Pipeline, resolve
+from pipeline.orchestration.context import Context
+from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun
-from pipeline.tracking import registry
+from pipeline.release import promotion
 from pipeline.tracking.record import Plan
 from pipeline.tracking.tracker import Tracker
 
@@ -173,7 +174,7 @@ class _Work:
                 **_identity(pipeline, node),
             )
         if node.stage.name == "publish":
-            registry.ensure_registered(pipeline.config, self.tracker, node.artifact)
+            promotion.ensure_registered(pipeline.config, self.tracker, node.artifact)
 
 
 def _build(node: Node, context: Context) -> None:

@@ -1,10 +1,10 @@
 """A comparison of runs as one self-contained HTML page."""
 
 import datetime
-from collections.abc import Mapping
 from typing import Any
 
 from models.evaluation.comparison import Judgement
+from pipeline.evaluation.comparison import by_chance
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import figures, templates
 
@@ -25,13 +25,6 @@ def verdict(judged: Judgement, metric: str) -> str:
         else:
             told.append(f"{each['verdict']} than {label} by {each['difference']:+.4f} ({interval})")
     return f"{said}: {'; '.join(told)}."
-
-
-def by_chance(found: Mapping[str, Any], comparisons: int) -> str:
-    """Why a difference is not told though its own interval leaves 0 out: one of several may do so by chance."""
-    if found["verdict"] != "can't tell" or found["low"] <= 0 <= found["high"]:
-        return ""
-    return f", but p {found['p_bootstrap_holm']:.2g} when corrected for {comparisons} comparisons"
 
 
 def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dict[str, str]) -> str:

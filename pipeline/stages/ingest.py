@@ -29,7 +29,7 @@ from pipeline.artifacts import event_parts, source_changes, source_files, store
 from pipeline.artifacts.source_changes import Changes, Last, Source
 from pipeline.config import EventsConfig, Table
 from pipeline.errors import LookbackError
-from pipeline.orchestration.graph import Context
+from pipeline.orchestration.context import Context
 
 PART_VERSION = 2
 """Raised when the same source and settings would give another part."""

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from features.histories.jagged import JaggedHistories
-from features.profiling.drift import Drift
-from features.profiling.profile import DRIFT, PROFILE, Profile
+from features.profiling.drift import DRIFT, Drift
+from features.profiling.profile import PROFILE, Profile
 from pipeline.artifacts.store import read_json, read_manifest
-from pipeline.orchestration.graph import Context
+from pipeline.orchestration.context import Context
 from pipeline.reporting import champion_diff, charts, evaluation_tables, templates
 
 SHOWN_EVENTS = 15

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from pipeline.artifacts.store import Artifact, write_json
 from pipeline.evaluation import reranking_effects
-from pipeline.orchestration.graph import Context
+from pipeline.orchestration.context import Context
 from pipeline.serving import drift
 from pipeline.serving.batch import Counts, Job, Scorer
 
@@ -46,10 +46,10 @@ def _bundle(ctx: Context) -> Path:
     """The folder of the bundle to score with, checked."""
     if ctx.model is None:
         return ctx.inputs["publish"] / "bundle"
+    from pipeline.serving import bundle_cache
     from pipeline.serving.bundle import read_description
-    from pipeline.tracking import registry
 
-    folder = registry.bundle_folder(ctx.config, ctx.model)
+    folder = bundle_cache.bundle_folder(ctx.config, ctx.model)
     read_description(folder, verify=True)
     return folder
 

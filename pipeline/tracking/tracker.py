@@ -23,7 +23,8 @@ from pipeline.tracking.client import (
     server_at,
     tracking_uri,
 )
-from pipeline.tracking.record import Live, Plan, now_ms
+from pipeline.tracking.live import Live
+from pipeline.tracking.record import Plan, now_ms
 from pipeline.tracking.sending import (
     MODEL_ID,
     attach,

@@ -15,7 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipeline.reporting.run_description import SAYS
+from pipeline.evaluation.comparison import SAYS
 from pipeline.tracking.client import client_at
 from pipeline.tracking.ui import AS_TRAINING
 from tests.pipeline.tracking.test_tracker import free_port, running

@@ -116,7 +116,7 @@ def test_a_second_maker_waits_and_says_for_whom(
         """
         import sys, time
         from pathlib import Path
-        from pipeline.store import Artifact
+        from pipeline.artifacts.store import Artifact
         with Artifact(Path(sys.argv[1]), "f" * 16).lock({"ingest": "abc"}):
             print("held", flush=True)
             sys.stdin.read()

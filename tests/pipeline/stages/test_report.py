@@ -15,7 +15,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from features.profiling import drift, profile
 from pipeline.config import Config, EventsConfig, ReportConfig
-from pipeline.orchestration.graph import Context
+from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.stages import report
 
