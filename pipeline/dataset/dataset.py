@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
-from models.recommender import Histories, Int32, Int64
+from models.histories import Histories, Int32, Int64
 
 
 def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:

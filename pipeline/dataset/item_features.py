@@ -10,7 +10,7 @@ from features.content import FOLDER, Content, ContentSettings
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.encoder.embeddings import ItemContent
-from models.recommender import Float32, Int32
+from models.histories import Float32, Int32
 from pipeline.dataset.dataset import under_core
 from pipeline.errors import LookbackError
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split, blocks
-from models.recommender import Histories, Int32, Int64
+from models.histories import Histories, Int32, Int64
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import under_core

@@ -7,10 +7,11 @@ import numpy as np
 
 from models import checkpoint
 from models.device import pick_device
+from models.histories import Histories, Int32
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
-from models.recommender import Histories, Int32
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
+from pipeline.config import Config
 from pipeline.dataset import item_features
 from pipeline.dataset.dataset import former_numbers
 

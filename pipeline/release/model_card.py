@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from features.profiling.profile import PROFILE, Profile
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import MODEL, Config
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.metric_names import display_name

@@ -12,8 +12,9 @@ import torch
 
 from models.checkpoint import load_training
 from models.encoder.encoder import Encoder
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training import distributed
 from models.training.loop import fit
 from models.training.result import Initial

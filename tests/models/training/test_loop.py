@@ -12,8 +12,9 @@ import torch
 from models.checkpoint import load_training, save_training
 from models.encoder.batching import BatchPlan
 from models.encoder.encoder import AttentionRecommender
-from models.recommender import Histories, histories_from_lists
-from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings
+from models.histories import Histories, histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import SAMPLED_LOSSES, TrainSettings
 from models.training import loop
 from models.training.loop import fit
 from models.training.negatives import NegativeSampler

@@ -337,7 +337,7 @@ def test_days_are_averaged_where_there_are_many() -> None:
 
 def test_rare_types_are_drawn_together() -> None:
     by_type = {f"type {number}": [10 - number, 1] for number in range(9)}
-    days = Days(1, ["2026-01-01", "2026-01-02"], [100, 9], by_type, [1, 0], [1, 0])
+    days = Days(1, ["2026-01-01", "2026-01-02"], [100, 9], by_type)
     figure = figures.events_over_time(days, {}).figure
     drawn = {trace.name: trace.y for trace in figure.data}
     assert list(drawn) == ["type 0", "type 1", "type 2", "type 3", "type 4", "other types"]
