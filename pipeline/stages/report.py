@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from features.histories.jagged import JaggedHistories
-from features.profiling.drift import DRIFT, Drift
-from features.profiling.profile import PROFILE, Profile
+from features.profiling.drift import Drift
+from features.profiling.profile import DRIFT, PROFILE, Profile
 from pipeline.artifacts.files import read_json
 from pipeline.artifacts.store import read_manifest
 from pipeline.orchestration.context import Context
