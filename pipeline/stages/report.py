@@ -15,12 +15,7 @@ from features.profiling.profile import DRIFT, PROFILE, Profile
 from pipeline.artifacts.files import read_json
 from pipeline.artifacts.store import read_manifest
 from pipeline.orchestration.context import Context
-from pipeline.reporting import (
-    champion_diff,
-    charts,
-    evaluation_tables,
-    templates,
-)
+from pipeline.reporting import champion_diff, charts, evaluation_tables, templates
 
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""
