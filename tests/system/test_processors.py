@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 NUMERIC = (
     *("encoder/test_attention.py", "encoder/test_attention_bias.py", "encoder/test_encoder.py"),
     *("encoder/test_recurrent.py", "encoder/test_convolution.py", "encoder/test_readout.py"),
-    *("explanation/test_contributions.py", "explanation/test_attention_weights.py", "training/test_losses.py"),
+    *(
+        "explanation/test_contributions.py",
+        "explanation/test_attention_weights.py",
+        "training/test_losses.py",
+    ),
     *("retrieval/test_exact.py", "ranking/test_ranker.py", "evaluation/test_metrics.py"),
     *("test_topk.py", "test_recommender.py"),
 )
@@ -51,7 +55,17 @@ def test_numeric_tests_pass_on_every_processor(level: str, threads: int, tmp_pat
 
     assert run("-c", SHOW).stdout.lower().split() == [level, str(threads)]
     files = [f"tests/models/{name}" for name in NUMERIC]
-    options = ("-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(tmp_path))
+    options = (
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--basetemp",
+        str(tmp_path),
+    )
     done = run("-m", "pytest", *options, *files)
     assert done.returncode == 0, done.stdout[-10_000:]
     assert " passed" in done.stdout
