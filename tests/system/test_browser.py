@@ -162,7 +162,7 @@ def test_the_ui_opens_on_the_runs(
     with served(copied, tmp_path / "elsewhere") as server:
         address = shown_address(tmp_path / "elsewhere")
         assert address.startswith(f"{server}/#/experiments/")
-        see(address, "Best by NDCG@10", MODEL.split()[0])
+        see(address, "Best by NDCG@10", MODEL.split(maxsplit=1)[0])
         assert len(cells(browser)["metrics.`test/ndcg_at_10`"]) == 1
 
 
