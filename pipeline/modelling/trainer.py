@@ -18,7 +18,6 @@ from models.settings import EncoderSettings, TrainSettings
 from models.training.loop import NAMED_ROWS, fit
 from models.training.result import EpochRecord, FitResult, Initial, NotFinite
 from models.training.validation import Validation
-from models.training.workers import announce
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers
@@ -138,8 +137,8 @@ class Trainer:
     ) -> FitResult:
         """Train on histories of the features folder, going on from the checkpoint of that name where there is one.
 
-        `of_user` [rows]: whose each row is; None: its number's. `initial`: from these weights, for one epoch. Other
-        processes that torchrun started take part. Raises ValueError as `models.training.fit`, naming users where a step's
+        `of_user` [rows]: whose each row is; None: its number's. `initial`: from these weights, for one epoch. All
+        ranks of torchrun call this alike. Raises ValueError as `models.training.fit`, naming users where a step's
         numbers are not finite.
         """
         config = self._config
@@ -160,7 +159,6 @@ class Trainer:
             "max_steps": max_steps,
         }
         resume = checkpoint.load_training(path) if path.exists() else None
-        announce(arguments)
         try:
             result = fit(
                 **arguments,

@@ -15,6 +15,7 @@ from features.histories.splits import Split
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.recommender import Int32
+from models.training import distributed
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.item_features import content_settings
 from pipeline.modelling import second_stage
@@ -30,11 +31,13 @@ def build(ctx: Context) -> None:
     whole, split = JaggedHistories.load(features), Split.load(features / "split")
     histories = without_held_back(whole, split)
     evaluated = np.load(train / "items.npy")
+    encoder, mapping, refit_steps = _deployed(ctx, whole, split, evaluated)
+    if distributed.rank():
+        return
     bundle = ctx.folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
     for name in ("evaluated", "deployed", "index", "histories"):
         (bundle / name).mkdir(parents=True)
-    encoder, mapping, refit_steps = _deployed(ctx, whole, split, evaluated)
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")

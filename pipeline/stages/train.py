@@ -14,6 +14,7 @@ from models import checkpoint
 from models.baselines.popularity import FittedOn
 from models.encoder.encoder import Encoder
 from models.recommender import Histories, Int32
+from models.training import distributed
 from pipeline.modelling.trainer import SELECTION, _facts
 from pipeline.orchestration.context import Context
 
@@ -29,6 +30,8 @@ def build(ctx: Context) -> None:
     folder = ctx.inputs["features"]
     histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
     trained = ctx.trainer().fit_split(histories, split)
+    if distributed.rank():
+        return
     facts = _facts(trained.selection)
     if ctx.config.train.refit_validation:
         facts["refit_validation_steps"] = trained.result.best_step
