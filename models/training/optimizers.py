@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder.encoder import Encoder
-from models.settings import SAMPLED_LOSSES, TrainSettings
+from models.settings.training import SAMPLED_LOSSES, TrainSettings
 from models.shapes import Float
 from models.training import distributed
 

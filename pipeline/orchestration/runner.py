@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artifacts import source_files, store
+from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.orchestration import parent_run, provenance, ranks
@@ -167,7 +168,7 @@ def _commit(node: Node, context: Context, seconds: float, peak_bytes: int) -> No
         "settings": node.settings,
         "seconds": round(seconds, 3),
         "peak_bytes": peak_bytes,
-        "created_utc": store.now().isoformat(),
+        "created_utc": now().isoformat(),
         "versions": _versions(),
         "summary": context.said,
     }
@@ -200,7 +201,7 @@ def _identity(pipeline: Pipeline, node: Node) -> dict[str, Any]:
     tags = {f"lookback.input.{name}": value[:200] for name, value in node.inputs.items()}
     tags["lookback.protocol"] = config.split.protocol
     if ingest is not None:
-        tags["lookback.data"] = store.fingerprint(ingest.inputs)
+        tags["lookback.data"] = fingerprint(ingest.inputs)
     return {
         "stage": node.stage.name,
         "fingerprint": node.artifact.name,

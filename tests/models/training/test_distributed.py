@@ -12,8 +12,9 @@ import torch
 
 from models.checkpoint import load_training
 from models.encoder.encoder import Encoder
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training import distributed
 from models.training.loop import fit
 from models.training.result import Initial
@@ -124,16 +125,19 @@ def assert_same_curve(two, one):
     np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case != "with dropout"])
 def test_two_processes_train_as_one(found, case):
     initial = going_on() if case == "going on" else None
     assert_same_curve(found[0][case], curve(trained(case, initial=initial)))
 
 
+@pytest.mark.slow
 def test_two_processes_resumed_give_the_same_bits(found):
     assert found[0]["resumed"] == found[0]["with dropout"]
 
 
+@pytest.mark.slow
 def test_what_two_processes_began_one_can_end(found):
     one = curve(trained("with dropout", resume=load_training(found[1] / "state.pt")))
     # another dropout, so other numbers, but not another training

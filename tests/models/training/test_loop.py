@@ -12,8 +12,9 @@ import torch
 from models.checkpoint import load_training, save_training
 from models.encoder.batching import BatchPlan
 from models.encoder.encoder import AttentionRecommender
-from models.recommender import Histories, histories_from_lists
-from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings
+from models.histories import Histories, histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import SAMPLED_LOSSES, TrainSettings
 from models.training import loop
 from models.training.loop import fit
 from models.training.negatives import NegativeSampler
@@ -95,6 +96,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_serves_all_shapes():
     # in a process of its own: what checks shapes at every call cannot be traced
     done = subprocess.run(

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from models.encoder.encoder import Encoder
-from models.settings import EncoderSettings, TrainSettings
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training.optimizers import (
     RowwiseAdagrad,
     WeightAverage,
