@@ -126,11 +126,16 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tenso
 
     As `torch.nn.utils.clip_grad_norm_`, but for sparse gradients too, which have no norm there: they are coalesced.
     """
-    weights = [weight for weight in parameters if weight.grad is not None]
-    gradients = []
-    for weight in weights:
-        weight.grad = weight.grad.coalesce() if weight.grad.is_sparse else weight.grad
-        gradients.append(weight.grad.values() if weight.grad.is_sparse else weight.grad)
+    weights: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for weight in parameters:
+        gradient = weight.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
+            weight.grad = gradient = gradient.coalesce()
+        weights.append(weight)
+        gradients.append(gradient.values() if gradient.is_sparse else gradient)
     norm: Tensor = torch.nn.utils.get_total_norm(gradients)
     torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
     return norm

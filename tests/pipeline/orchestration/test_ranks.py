@@ -110,8 +110,9 @@ import os, sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training import distributed
 from models.training.loop import fit
 from pipeline.orchestration import ranks
