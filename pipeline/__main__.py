@@ -59,11 +59,12 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and those they need (all: every one)."""
-    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm, led
+    from pipeline.orchestration.ranks import is_leader
+    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
     say = (lambda _: None) if as_json else functools.partial(print, flush=True)
-    with led() as leads:
+    with is_leader() as leads:
         if not leads:
             return
         with ended_by_sigterm():

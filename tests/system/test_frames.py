@@ -58,7 +58,7 @@ setattr(owner, name, counted)
 sys.argv = ["lookback", *arguments]
 importlib.import_module("pipeline.__main__").main()
 """
-"""Runs a command until the first call of a kernel (of torch's attention: the first with gradients) and prints the frames."""
+"""Run a command until the first call of a kernel (of attention: the first with gradients) and print the frames above it."""
 
 
 def own_frames(workdir: Workdir, owner: str, kernel: str, *arguments: str) -> list[str]:

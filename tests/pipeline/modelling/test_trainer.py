@@ -122,18 +122,18 @@ def test_only_a_model_that_reads_content_knows_items_by_it(context: Callable[...
     assert gru.numbering(training).new.tolist() == [*range(10), 0, 0]
 
 
-def test_a_damaged_checkpoint_is_refused_before_others_are_told(
+def test_a_damaged_checkpoint_is_refused_before_the_training(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     ctx = context()
-    told: list[Any] = []
+    started: list[Any] = []
     trainer = ctx.trainer()
     (ctx.folder / "checkpoints" / "selection.pt").write_bytes(b"half a")
-    monkeypatch.setattr(trainer_module, "announce", told.append)
+    monkeypatch.setattr(trainer_module, "fit", started.append)
     everything = ctx.dataset.all_rows()
     with pytest.raises(ValueError, match=r"selection\.pt: cannot be read"):
         trainer.fit("selection", everything, ItemNumbering.of_known(ctx.dataset.occurring(everything)))
-    assert not told
+    assert not started
 
 
 def test_users_of_a_step_whose_numbers_are_not_finite_are_named(context: Callable[..., Context]):
