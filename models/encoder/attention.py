@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from models.encoder.attention_bias import DistanceBias, Places, TimeBias, turn
+from models.encoder.attention_bias import AttentionGeometry, DistanceBias, TimeBias, apply_rotary
 from models.settings.encoder import EncoderSettings
 from models.shapes import Bool, Float, Int
 
@@ -72,49 +72,62 @@ class HistoryAttention(nn.Module):
         queries: Float[Tensor, "b h q c"],
         keys: Float[Tensor, "b h l c"],
         values: Float[Tensor, "b h l c"],
-        places: Places,
+        geometry: AttentionGeometry,
     ) -> Float[Tensor, "b h q c"]:
         """What the columns that look gather."""
         weighting, fast = self.settings.weighting, self.implementation != "reference"
         if fast and self.hidden is None and weighting == "softmax":
-            queries, keys = self._met(queries, keys, places)
+            queries, keys = self._met(queries, keys, geometry)
             return attend(
-                queries, keys, values, places.visible, self.implementation, self._bias(places), scaled=False
+                queries,
+                keys,
+                values,
+                geometry.visible,
+                self.implementation,
+                self._bias(geometry),
+                scaled=False,
             )
         if fast and self.hidden is None and weighting == "silu":
-            queries, keys = self._met(queries, keys, places)
-            return pointwise(queries, keys, values, places.visible, places.num_visible, self._bias(places))
-        gathered: Tensor = self.weights(queries, keys, places).to(values.dtype) @ values
+            queries, keys = self._met(queries, keys, geometry)
+            return pointwise(
+                queries, keys, values, geometry.visible, geometry.num_visible, self._bias(geometry)
+            )
+        gathered: Tensor = self.weights(queries, keys, geometry).to(values.dtype) @ values
         return gathered
 
     def weights(
         self,
         queries: Float[Tensor, "b h q c"],
         keys: Float[Tensor, "b h l c"],
-        places: Places,
+        geometry: AttentionGeometry,
     ) -> Float[Tensor, "b h q l"]:
         """The weight of each column looked at, 0 where it is hidden."""
-        scores = _masked(self.scores(queries, keys, places), places.visible)
-        return weigh(scores, self.settings, places.num_visible, self.temperature, noisy=self.training)
+        scores = _masked(self.scores(queries, keys, geometry), geometry.visible)
+        return weigh(scores, self.settings, geometry.num_visible, self.temperature, noisy=self.training)
 
     def scores(
-        self, queries: Float[Tensor, "#b h q c"], keys: Float[Tensor, "b h l c"], places: Places | None = None
+        self,
+        queries: Float[Tensor, "#b h q c"],
+        keys: Float[Tensor, "b h l c"],
+        geometry: AttentionGeometry | None = None,
     ) -> Float[Tensor, "b h q l"]:
-        """Score and biases, hidden columns like the others; without `places` no biases, and nothing is turned."""
+        """Score and biases, hidden columns like the others; without `geometry` no biases, and nothing is turned."""
         if self.hidden is not None:
             scores: Tensor = self.hidden(queries, keys, self.implementation)
         else:
-            queries, keys = self._met(queries, keys, places)
+            queries, keys = self._met(queries, keys, geometry)
             scores = queries @ keys.transpose(-2, -1)
-        bias = self._bias(places)
+        bias = self._bias(geometry)
         return scores if bias is None else scores + bias
 
-    def _met(self, queries: Tensor, keys: Tensor, places: Places | None) -> tuple[Tensor, Tensor]:
+    def _met(
+        self, queries: Tensor, keys: Tensor, geometry: AttentionGeometry | None
+    ) -> tuple[Tensor, Tensor]:
         """Queries and keys whose inner product is the score."""
         if self.general is not None:
             queries = queries @ self.general
-        if self.rotary and places is not None:
-            queries, keys = turn(queries, places.looking), turn(keys, places.seen)
+        if self.rotary and geometry is not None:
+            queries, keys = apply_rotary(queries, geometry.looking), apply_rotary(keys, geometry.seen)
         if self.scale is not None:
             kind = queries.dtype  # autocast on CUDA takes norms in fp32
             queries, keys = (functional.normalize(part, dim=-1).to(kind) for part in (queries, keys))
@@ -123,14 +136,14 @@ class HistoryAttention(nn.Module):
             return queries * (1 / math.sqrt(queries.shape[-1])), keys
         return queries, keys
 
-    def _bias(self, places: Places | None) -> Float[Tensor, "#b h q l"] | None:
-        if places is None:
+    def _bias(self, geometry: AttentionGeometry | None) -> Float[Tensor, "#b h q l"] | None:
+        if geometry is None:
             return None
         bias = None
-        if self.distances is not None and places.distance is not None:
-            bias = self.distances(places.distance)
-        if self.times is not None and places.elapsed is not None:
-            by_time: Tensor = self.times(places.elapsed)
+        if self.distances is not None and geometry.distance is not None:
+            bias = self.distances(geometry.distance)
+        if self.times is not None and geometry.elapsed is not None:
+            by_time: Tensor = self.times(geometry.elapsed)
             bias = by_time if bias is None else by_time + bias
         return bias
 

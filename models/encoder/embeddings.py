@@ -35,7 +35,7 @@ class ItemContent:
     """[items], those that occur in training: the only ones that have a vector of their own, and that a loss may choose from"""
 
 
-class ItemVectors(nn.Module):
+class ItemEmbedding(nn.Module):
     """`e_i + W dense_i + mean over its categories of c_k`: an item's own vector, and that of its content.
 
     Items that training does not know have the vector of their content alone. Without content, `e_i`; without ids, the content.

@@ -1,4 +1,4 @@
-"""What the states of a history become: the last layers of an encoder, which answer the calls of a block.
+"""Readouts: the last layers of an encoder, which answer the calls of a block.
 
 Letters: b rows, l positions, d components of a state, n >= b * l states, h heads, c = d / h, m candidates.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.encoder.attention import HistoryAttention, Implementation
-from models.encoder.attention_bias import Places, joined, windows_of
+from models.encoder.attention_bias import AttentionGeometry, joined, windows_of
 from models.encoder.blocks import AttentionBlock
 from models.encoder.convolution import causal_mean, precise
 from models.settings.encoder import EncoderSettings
@@ -24,12 +24,14 @@ class MeanReadout(nn.Module):
     Source: Covington et al. 2016, section 3.2, who average the watched videos' vectors.
     """
 
-    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
+    def forward(
+        self, states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
+    ) -> Float[Tensor, "n d"]:
         """Of windows of b rows of l positions, one window and row after the other; states behind them become 0."""
-        return joined([causal_mean(part) for part in windows_of(states, places)], len(states))
+        return joined([causal_mean(part) for part in windows_of(states, geometry)], len(states))
 
     def last(
-        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _places: Places
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _geometry: AttentionGeometry
     ) -> Float[Tensor, "b 1 d"]:
         """The mean of the first `lengths` columns of each row; lengths >= 1."""
         real = torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1)
@@ -46,8 +48,9 @@ class AttentionReadout(AttentionBlock):
         super().__init__(settings, implementation)
         self.merge = nn.Linear(settings.dim, settings.dim)
 
-    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
-        del alike  # there is no feed-forward layer
+    def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        """`x + merge(mixed)`."""
+        del normed
         added: Tensor = self.dropout(self.merge(mixed))
         return states + added
 

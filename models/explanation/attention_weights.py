@@ -6,9 +6,9 @@ Letters: b rows, l positions of the longest window.
 import numpy as np
 import torch
 
-from models.encoder.attention_bias import all_places, last_places
+from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import cut_by_tokens
-from models.encoder.blocks import AttentionBlock
+from models.encoder.blocks import AttentionBlock, last_of
 from models.encoder.encoder import Encoder
 from models.histories import Float32, Histories
 
@@ -49,13 +49,14 @@ def _of_batch(encoder: Encoder, windows: Histories) -> Float32:
     """`attention_weights` of rows of similar length, none of them empty."""
     window = encoder.pad(windows)
     shape = tuple(window.item_index.shape)
-    everywhere, at_last = all_places(window, encoder.settings), last_places(window, encoder.settings)
+    everywhere, at_last = full_geometry(window, encoder.settings), last_geometry(window, encoder.settings)
     states = encoder.embed(window)
     total = torch.zeros(shape, device=encoder.device)
     for layer in encoder.layer_list:
         if isinstance(layer, AttentionBlock):
-            look = layer.last_look(states, window.lengths, at_last)
-            weights = layer.attention.weights(layer.queries(look.state), look.keys, look.places).float().abs()
+            keys, _ = layer.keys_values(layer.attention_norm(states))
+            queries = layer.queries(layer.attention_norm(last_of(states, window.lengths)))
+            weights = layer.attention.weights(queries, keys, at_last).float().abs()
             shares = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
             total += shares.mean(1).squeeze(1)
         states = layer(states.flatten(0, 1), (everywhere,)).view_as(states)

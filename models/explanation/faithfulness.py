@@ -6,7 +6,7 @@ A weighting says of every past interaction how much it carried a score: Float32 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -87,21 +87,6 @@ def mean_spread(deletion: Float64) -> float:
     """The mean over rows of what the whole history scores above none, from any weighting's curves; NaN unless it is positive."""
     spread = float((deletion[:, 0] - deletion[:, -1]).mean())
     return spread if spread > 0 else math.nan
-
-
-def closing_up(score_of: Callable[[Histories, Int32], Float32]) -> ScoreOf:
-    """Scores by what takes histories without places: the interactions that are left move together."""
-
-    def kept_score(histories: Histories, items: Int32, kept: Bools) -> Float32:
-        own = histories.compact()
-        rows, flat = own.gather()
-        left = np.where(kept[rows, flat - own.starts[rows]], own.item_index, 0)
-        same = np.arange(left.max(initial=0) + 1, dtype=np.int32)
-        shorter = replace(own, item_index=left).translate(same)
-        found: Float32 = np.where(kept.any(1), score_of(shorter, items), 0)
-        return found
-
-    return kept_score
 
 
 def controls(

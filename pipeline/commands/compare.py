@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from models.evaluation.bootstrap import over_seeds
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline.artifacts.store import write_json
 from pipeline.config import MODEL, Config, EvaluateConfig
@@ -138,7 +138,9 @@ def _find(tracker: Tracker, run: LoggedRun, stage: str, tag: str, own: str) -> L
     return tracker.find_tagged(run.experiment_id, {STAGE: stage, tag: run.tags[own]})
 
 
-def judge(targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int) -> Judgement:
+def judge(
+    targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int
+) -> SystemComparison:
     """The models of all runs on their common targets; LookbackError where two runs do not have the same ones."""
     ranked = {
         label: table.filter(pl.col("system") == MODEL).sort(*KEY, "history_length")
@@ -149,7 +151,7 @@ def judge(targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int,
         if not one.select(KEY).equals(other.select(KEY)):
             raise LookbackError(_difference_of(first, one, label, other))
     values = ((label, metrics_of_ranks(table["rank"].to_numpy(), ks)) for label, table in ranked.items())
-    return Judgement.of(values, one["user_id"].to_numpy(), resamples, seed)
+    return SystemComparison.of(values, one["user_id"].to_numpy(), resamples, seed)
 
 
 def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFrame) -> str:
@@ -184,14 +186,14 @@ def seed_groups(found: Sequence[Evaluation]) -> list[SeedGroup]:
 class Comparison:
     """All that is told of the runs."""
 
-    judged: Judgement
+    judged: SystemComparison
     differences: dict[str, dict[str, dict[str, Any]]]
-    """Each run but the first -> metric -> how much better it is than the first: see `Judgement.compared`."""
+    """Each run but the first -> metric -> how much better it is than the first: see `SystemComparison.compared`."""
     over_seeds: list[tuple[SeedGroup, dict[str, tuple[float, float]]]]
     """Of each group, metric -> (mean, sample standard deviation) over its runs."""
 
     @classmethod
-    def of(cls, judged: Judgement, groups: Sequence[SeedGroup] = ()) -> "Comparison":
+    def of(cls, judged: SystemComparison, groups: Sequence[SeedGroup] = ()) -> "Comparison":
         """Compare all systems with the first."""
         differences = {
             label: {name: _turned(each) for name, each in found.items()}
@@ -273,7 +275,7 @@ def as_page(found: Sequence[Evaluation], comparison: Comparison) -> str:
     return comparison_page.page(as_tree(comparison), comparison.judged, shown, runs)
 
 
-def _shown_metrics(judged: Judgement) -> list[str]:
+def _shown_metrics(judged: SystemComparison) -> list[str]:
     """Those of the table, NDCG first."""
     names = [name for name in judged.names if name.partition("@")[0] in SHOWN]
     return sorted(names, key=lambda name: SHOWN.index(name.partition("@")[0]))
@@ -307,7 +309,7 @@ def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, p
         return tracker.log_beside(found[0].run, name, plan, Path(folder))
 
 
-def _description(found: Sequence[Evaluation], judged: Judgement) -> str:
+def _description(found: Sequence[Evaluation], judged: SystemComparison) -> str:
     """Which run is best, in Markdown: the first metric's verdict, every run's values, the verdicts on the other metrics."""
     shown = _shown_metrics(judged)
     first, *others = [comparison_page.verdict(judged, metric) for metric in shown]

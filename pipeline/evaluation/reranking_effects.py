@@ -13,7 +13,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int32
-from models.recommendation.engine import Answering
+from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from pipeline.config import Config
@@ -80,7 +80,9 @@ def _ids(features: Path, kind: str) -> pl.Series:
     return pl.read_parquet(features / f"{kind}s.parquet", columns=[f"{kind}_id"])[f"{kind}_id"]
 
 
-def _answering(evaluated: Evaluated, num_events: Any, content: Content | None, mapping: Int32) -> Answering:
+def _answering(
+    evaluated: Evaluated, num_events: Any, content: Content | None, mapping: Int32
+) -> RecommendationEngine:
     """What makes lists by the evaluated weights."""
     vectors = evaluated.recommender.encoder.item_vectors().detach().float().numpy()
     numbers = np.arange(1, len(vectors), dtype=np.int32)
@@ -88,7 +90,9 @@ def _answering(evaluated: Evaluated, num_events: Any, content: Content | None, m
     categories = None if content is None or not content.categories else padded_categories(content, ours)
     traits = Traits(num_events, categories, vectors)
     index = build_index(vectors[1:], numbers)
-    return Answering(evaluated.recommender, index, num_events[None].copy(), traits, evaluated.second_stage)
+    return RecommendationEngine(
+        evaluated.recommender, index, num_events[None].copy(), traits, evaluated.second_stage
+    )
 
 
 def _ranks(lists: Int32, item: Int32) -> SystemRanks:

@@ -9,7 +9,7 @@ import numpy as np
 from models import checkpoint
 from models.device import pick_device
 from models.evaluation import metrics
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
 from models.histories import Histories, Int32
 from models.ranking.features import ItemStatistics
@@ -70,7 +70,7 @@ def compared(
     `ranked` has `RETRIEVAL` and `TWO_STAGE`. auto: both stages where the interval of the difference in `metric` lies above 0.
     """
     values = {name: metrics.metrics_of_ranks(each.rank, judging.ks) for name, each in ranked.items()}
-    judged = Judgement.of(values.items(), targets.user, judging.resamples, judging.seed)
+    judged = SystemComparison.of(values.items(), targets.user, judging.resamples, judging.seed)
     paired = judged.paired(TWO_STAGE, RETRIEVAL)
     found = paired[metric]
     used = use == "always" or found["low"] > 0

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from pipeline.reporting import figures, style, templates
 
 
-def verdict(judged: Judgement, metric: str) -> str:
+def verdict(judged: SystemComparison, metric: str) -> str:
     """Which run is best on a metric, and from which of the others the paired test tells it."""
     best, *others = sorted(judged.systems, key=lambda label: -judged.values(label)[metric])
     said = f"{best} is best on {style.spoken(metric)} ({judged.values(best)[metric]:.4f})"
@@ -36,7 +36,7 @@ def by_chance(found: Mapping[str, Any], comparisons: int) -> str:
     return f", but p {found['p_bootstrap_holm']:.2g} when corrected for {comparisons} comparisons"
 
 
-def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dict[str, str]) -> str:
+def page(tree: dict[str, Any], judged: SystemComparison, metrics: list[str], links: dict[str, str]) -> str:
     """The page of what `compare.as_tree` says; `metrics` are those shown, links: label -> id of the run."""
     return templates.template("compare").render(
         tree=tree,
@@ -49,7 +49,7 @@ def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dic
     )
 
 
-def _picture(judged: Judgement, metrics: list[str]) -> str:
+def _picture(judged: SystemComparison, metrics: list[str]) -> str:
     """An address that holds the picture of every run with its intervals."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "runs.svg")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from pipeline.artifacts.store import read_json
 from pipeline.reporting.style import (
     COLOURS,
@@ -64,7 +64,7 @@ ATTENTION = {
 
 
 def of_evaluation(
-    judged: Judgement, segments: pl.DataFrame, report: Mapping[str, Any], folder: Path
+    judged: SystemComparison, segments: pl.DataFrame, report: Mapping[str, Any], folder: Path
 ) -> dict[str, Figure]:
     """File name -> figure: systems against each other at the shortest list length, along each kind of segment, and what else
     there is: calibration, attention, faithfulness of explanations, the cuts of a rolling split, the learning curve.
@@ -95,7 +95,7 @@ def segment_stem(segment: str) -> str:
     return "by_" + re.sub(r"\W+", "_", segment)
 
 
-def systems_side_by_side(judged: Judgement, names: tuple[str, ...]) -> Figure:
+def systems_side_by_side(judged: SystemComparison, names: tuple[str, ...]) -> Figure:
     """A panel per metric, a row per system, the best on the first metric on top, with 95 % intervals."""
     systems = judged.systems
     figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(systems)), layout="constrained")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline.artifacts.store import read_json, read_manifest
 from pipeline.commands.compare import KEY
@@ -138,7 +138,7 @@ def against_earlier(
         return None
     k = int(metric.rpartition("@")[2])
     systems = {"this run": own} | ranked
-    judged = Judgement.of(
+    judged = SystemComparison.of(
         (
             (name, {metric: metrics_of_ranks(each["rank"].to_numpy(), (k,))[metric]})
             for name, each in systems.items()

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline.reporting import figures, style
 
@@ -19,12 +19,12 @@ SYSTEMS = (
 HOSTILE = "a $ in_a <b> & 電影\n\x07"
 
 
-def judgement(systems: tuple[str, ...] = SYSTEMS) -> Judgement:
+def judgement(systems: tuple[str, ...] = SYSTEMS) -> SystemComparison:
     """The later system ranks every target one place lower."""
     user = np.repeat(np.arange(5), 3)
     rank = np.arange(1.0, 16.0)
     each = ((name, metrics_of_ranks(rank + place, (3, 10))) for place, name in enumerate(systems))
-    return Judgement.of(each, user, 20, 0)
+    return SystemComparison.of(each, user, 20, 0)
 
 
 def segments(kinds: dict[str, list[str]], systems: tuple[str, ...] = SYSTEMS) -> pl.DataFrame:
