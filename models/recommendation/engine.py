@@ -194,9 +194,11 @@ class _WarmRows:
     def retrieve(self, rows: Int64, number: int) -> Candidates:
         """The best of some rows: from the index, or scored one by one without vectors; the first ones ranked."""
         part = self.histories.select(rows)
-        candidates = (
-            self._scored(part, number) if self._vectors is None else self._searched(rows, part, number)
-        )
+        if self._vectors is None:
+            candidates = self._scored(part, number)
+        else:
+            seen = part if self._rules.exclude_seen else None
+            candidates = self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
         if self._stage is None:
             return candidates
         if self._first is None:  # of all rows: more are retrieved only for those left short
@@ -219,11 +221,6 @@ class _WarmRows:
                 encoder, self._stage, self.histories, items, pool, self._method, self._explain
             )
         return self._explain(items)
-
-    def _searched(self, rows: Int64, part: Histories, number: int) -> Candidates:
-        assert self._vectors is not None
-        seen = part if self._rules.exclude_seen else None
-        return self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
 
     def _scored(self, part: Histories, number: int) -> Candidates:
         """The best of the whole catalogue, scored chunk after chunk of rows."""

@@ -9,14 +9,13 @@ from typing import Any
 
 import polars as pl
 
-from models.evaluation.bootstrap import over_seeds
 from models.evaluation.comparison import SystemComparison
-from models.evaluation.metrics import metrics_of_ranks
-from pipeline.artifacts.store import write_json
-from pipeline.config import MODEL, Config, EvaluateConfig
+from pipeline.artifacts.files import write_json
+from pipeline.config import Config, EvaluateConfig
 from pipeline.errors import LookbackError
+from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, judge
+from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import comparison_page
-from pipeline.reporting.style import spoken
 from pipeline.reporting.text_table import aligned
 from pipeline.tracking.record import Plan
 from pipeline.tracking.server import LoggedRun, chosen_uri
@@ -27,7 +26,6 @@ EVALUATION = "lookback.run.evaluate"
 """Tag of a whole run: the run that evaluated in it, or whose evaluation it found."""
 TARGETS = "evaluate/targets.parquet"
 TABLE, PAGE = "table.json", "compare.html"
-KEY = ("user_id", "item_id", "timestamp")
 SHOWN = ("ndcg", "hit_rate", "mrr", "user_ndcg")
 """Metrics of the table that is printed; --json and the logged table have all of them."""
 SHAPING = tuple(
@@ -47,14 +45,6 @@ class Evaluation:
     """The training that it judged, where the server knows it."""
     targets: pl.DataFrame
     """Its targets.parquet."""
-
-
-@dataclass(frozen=True)
-class SeedGroup:
-    """Runs with the same settings that differ in their seed alone."""
-
-    labels: tuple[str, ...]
-    seeds: tuple[str, ...]
 
 
 def compare_runs(
@@ -138,35 +128,6 @@ def _find(tracker: Tracker, run: LoggedRun, stage: str, tag: str, own: str) -> L
     return tracker.find_tagged(run.experiment_id, {STAGE: stage, tag: run.tags[own]})
 
 
-def judge(
-    targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int
-) -> SystemComparison:
-    """The models of all runs on their common targets; LookbackError where two runs do not have the same ones."""
-    ranked = {
-        label: table.filter(pl.col("system") == MODEL).sort(*KEY, "history_length")
-        for label, table in targets.items()
-    }
-    first, one = next(iter(ranked.items()))
-    for label, other in ranked.items():
-        if not one.select(KEY).equals(other.select(KEY)):
-            raise LookbackError(_difference_of(first, one, label, other))
-    values = ((label, metrics_of_ranks(table["rank"].to_numpy(), ks)) for label, table in ranked.items())
-    return SystemComparison.of(values, one["user_id"].to_numpy(), resamples, seed)
-
-
-def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFrame) -> str:
-    same_types = one.select(KEY).schema == other.select(KEY).schema
-    shared = (
-        f"{len(one.join(other, on=KEY, how='semi')):,} of {first!r} also in {label!r}"
-        if same_types
-        else "ids of other types"
-    )
-    return (
-        f"compare: different test targets: {len(one):,} in {first!r}, {len(other):,} in {label!r}, {shared};"
-        " expected runs with the same log, split, core filter and exclude_seen"
-    )
-
-
 def seed_groups(found: Sequence[Evaluation]) -> list[SeedGroup]:
     """Runs whose trainings have the same settings and different seeds, two or more together."""
     groups: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
@@ -182,64 +143,7 @@ def seed_groups(found: Sequence[Evaluation]) -> list[SeedGroup]:
     ]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All that is told of the runs."""
-
-    judged: SystemComparison
-    differences: dict[str, dict[str, dict[str, Any]]]
-    """Each run but the first -> metric -> how much better it is than the first: see `SystemComparison.compared`."""
-    over_seeds: list[tuple[SeedGroup, dict[str, tuple[float, float]]]]
-    """Of each group, metric -> (mean, sample standard deviation) over its runs."""
-
-    @classmethod
-    def of(cls, judged: SystemComparison, groups: Sequence[SeedGroup] = ()) -> "Comparison":
-        """Compare all systems with the first."""
-        differences = {
-            label: {name: _turned(each) for name, each in found.items()}
-            for label, found in judged.compared(judged.systems[0]).items()
-        }
-        return cls(
-            judged,
-            differences,
-            [(group, over_seeds(judged.values(label) for label in group.labels)) for group in groups],
-        )
-
-
-def _turned(found: dict[str, Any]) -> dict[str, Any]:
-    """How much better the second is, from how much better the first is."""
-    opposite = {"better": "worse", "worse": "better"}
-    return found | {
-        "difference": -found["difference"],
-        "low": -found["high"],
-        "high": -found["low"],
-        "share": 1 - found["share"],
-        "verdict": opposite.get(found["verdict"], found["verdict"]),
-    }
-
-
 # --- what is printed and logged ---
-
-
-def as_tree(comparison: Comparison) -> dict[str, Any]:
-    """What --json prints: users, targets, then metrics, intervals and differences from the first run, by run."""
-    judged = comparison.judged
-    first = judged.systems[0]
-    return {
-        "users": judged.num_users,
-        "targets": judged.num_targets,
-        "metrics": {label: judged.values(label) for label in judged.systems},
-        "intervals": {label: judged.intervals(label) for label in judged.systems},
-        "differences": {label: {"from": first, **found} for label, found in comparison.differences.items()},
-        "seeds": [
-            {
-                "runs": list(group.labels),
-                "seeds": list(group.seeds),
-                "metrics": {name: {"mean": mean, "sd": spread} for name, (mean, spread) in found.items()},
-            }
-            for group, found in comparison.over_seeds
-        ],
-    }
 
 
 def as_text(comparison: Comparison) -> str:
@@ -316,7 +220,7 @@ def _description(found: Sequence[Evaluation], judged: SystemComparison) -> str:
     links = [
         f"[{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
     ]
-    lines = [["run", *map(spoken, shown)], ["---"] * (1 + len(shown))]
+    lines = [["run", *map(display_name, shown)], ["---"] * (1 + len(shown))]
     for each, link in zip(found, links, strict=True):
         values, ends = judged.values(each.label), judged.intervals(each.label)
         told = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)

@@ -60,9 +60,9 @@ def recommend_one(config: Config, user: str | None, history: str | None, k: int,
 
 def _bundle(pipeline: Pipeline) -> Bundle:
     if pipeline.model is not None:
-        from pipeline.tracking import registry
+        from pipeline.serving import bundle_cache
 
-        return Bundle.open(registry.bundle_folder(pipeline.config, pipeline.model))
+        return Bundle.open(bundle_cache.bundle_folder(pipeline.config, pipeline.model))
     publish = pipeline.nodes["publish"].artifact
     if not publish.is_complete():
         raise LookbackError(

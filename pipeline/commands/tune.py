@@ -25,13 +25,15 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.artifacts.store import Artifact, fingerprint, write_json
+from pipeline.artifacts.files import fingerprint, write_json
+from pipeline.artifacts.store import Artifact
 from pipeline.config import Config, TuneConfig, all_keys
 from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.orchestration.parent_run import SEARCHES
 from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
-from pipeline.tracking.record import TRACKING, Enough, Live, Plan, Point, allowed, observed
+from pipeline.tracking.live import Enough, Live, observed
+from pipeline.tracking.record import TRACKING, Plan, Point, allowed
 from pipeline.tracking.tracker import NOTE, Tracker
 
 OBJECTIVE = "validation_ndcg@10"

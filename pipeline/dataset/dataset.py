@@ -102,3 +102,17 @@ def _first_of_tie(histories: JaggedHistories, start: Int64, position: Int64) -> 
         is_earlier = is_open & (histories.time[middle] < histories.time[position])
         low, high = np.where(is_earlier, middle + 1, low), np.where(is_open & ~is_earlier, middle, high)
     return low
+
+
+def former_numbers(before: Int32, after: Int32) -> Int32:
+    """[new num_items + 1] what an item was numbered before, from two numberings of the same folder; 0: it was not known."""
+    former = np.zeros(int(after.max()) + 1, np.int32)
+    former[after[after > 0]] = before[after > 0]
+    return former
+
+
+def under_core(histories: JaggedHistories, split: Split) -> NDArray[np.bool_]:
+    """[num_items + 1]: items that the core filter took away; of others under it nothing was there to train on."""
+    if split.protocol == "leave_one_out":
+        return ~split.kept_item
+    return ~split.kept_item & (histories.item_counts(len(split.kept_item) - 1, split.train_end) > 0)

@@ -1,23 +1,32 @@
 """From a features folder's item content to what the encoder takes: dense features and categories in the model's numbering."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.content import FOLDER, Content
+from features.content import FOLDER, Content, ContentSettings
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.encoder.embeddings import ItemContent
 from models.histories import Float32, Int32
-from pipeline.config import Config
-from pipeline.dataset.content_features import compared_by, dense_features, padded_categories, says_something
-from pipeline.dataset.targets import under_core
+from pipeline.dataset.dataset import under_core
 from pipeline.errors import LookbackError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+MOST_CATEGORIES = 64
+"""Categories of an item that are looked at, the first ones of more."""
+MOST_COMPARED = 128
+"""Categories of the catalogue that items are compared by."""
+MOST_SHARES = 1000
+"""Categories of the catalogue that a vector is told from."""
 
 
 def known_by_content(
-    config: Config, folder: Path, histories: JaggedHistories, split: Split
+    config: "Config", folder: Path, histories: JaggedHistories, split: Split
 ) -> NDArray[np.bool_] | None:
     """[num_items + 1] of a features folder: items that a model knows by what is said about them, trained or not.
 
@@ -70,3 +79,58 @@ def _found(folder: Path) -> Content | None:
     if content is None or not (content.categories or content.text.size or content.embedding.size):
         return None
     return content
+
+
+def content_settings(config: "Config") -> ContentSettings:
+    """How item content becomes features."""
+    items = config.items
+    if items is None:
+        return ContentSettings()
+    return ContentSettings(items.text_dim, items.text_max_words, items.text_min_items)
+
+
+def says_something(content: Content) -> NDArray[np.bool_]:
+    """[items] whether anything that was learned from is said about an item."""
+    known = np.diff(content.category_offsets) > 0
+    return np.asarray(known | content.text.any(1) | content.has_embedding)
+
+
+def dense_features(content: Content, ours: NDArray[np.int64]) -> Float32:
+    """[items, f] text and given embeddings side by side, both at length 1."""
+    return np.concatenate([content.text[ours], _unit(content.embedding[ours])], 1)
+
+
+def all_features(content: Content, ours: NDArray[np.int64]) -> Float32:
+    """[items, f + categories] dense features and the share of each category among an item's; of a catalogue with more, the
+    first `MOST_SHARES` categories.
+    """
+    categories = padded_categories(content, ours)
+    shares = np.zeros((len(ours), min(len(content.categories), MOST_SHARES) + 1), np.float32)
+    row, place = np.nonzero((categories > 0) & (categories < shares.shape[1]))
+    share = 1 / np.maximum((categories > 0).sum(1), 1)
+    shares[row, categories[row, place]] = share[row]
+    return np.concatenate([dense_features(content, ours), shares[:, 1:]], 1)
+
+
+def compared_by(content: Content, ours: NDArray[np.int64]) -> Float32:
+    """[items, f] text, embeddings and the shares of up to `MOST_COMPARED` categories, of length 1; zero where nothing is."""
+    dense = content.text.shape[1] + content.embedding.shape[1]
+    return _unit(all_features(content, ours)[:, : dense + MOST_COMPARED])
+
+
+def _unit(vectors: Float32) -> Float32:
+    """Given embeddings at length 1, on the scale of the text's."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Float32 = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    return unit
+
+
+def padded_categories(content: Content, ours: NDArray[np.int64]) -> Int32:
+    """[items, k] categories of each, 0 where there are fewer."""
+    starts, counts = content.category_offsets[ours], np.diff(content.category_offsets)[ours]
+    width = min(MOST_CATEGORIES, int(counts.max(initial=0)))
+    place = np.arange(width)
+    there = place < counts[:, None]
+    found = np.zeros((len(ours), width), np.int32)
+    found[there] = content.category_index[(starts[:, None] + place)[there]]
+    return found

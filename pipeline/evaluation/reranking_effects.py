@@ -18,7 +18,7 @@ from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
-from pipeline.dataset.content_features import padded_categories
+from pipeline.dataset.item_features import padded_categories
 from pipeline.dataset.targets import targets_of
 from pipeline.evaluation import metrics_report
 from pipeline.evaluation.evaluated_model import Evaluated

@@ -1,17 +1,18 @@
 """The stages: what each reads, in what order they run, and the fingerprints that follow."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from models.settings.training import TrainSettings
 from pipeline.artifacts import source_files, store
+from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.tracking.registry import ModelSource
 
 if TYPE_CHECKING:
-    from pipeline.tracking.record import Live, Plan
+    pass
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            5,
+            6,
             (
                 "seed",
                 "ranker.use",
@@ -171,7 +172,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            5,
+            6,
             ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
         ),
@@ -188,48 +189,6 @@ class Node:
     settings: dict[str, Any]
     inputs: dict[str, str]
     """Name of each needed stage to its fingerprint; source roles and models to content digests."""
-
-
-@dataclass
-class Context:
-    """What a stage is given: where to read, where to write, and what to say of itself."""
-
-    config: Config
-    folder: Path
-    """The workspace; committed when the stage returns."""
-    inputs: dict[str, Path]
-    """Folder of each stage it needs."""
-    sources: dict[str, dict[str, str]]
-    """Role to {path: content digest} of the source files (ingest)."""
-    model: "ModelSource | None"
-    """Where the bundle to score with comes from (score)."""
-    track: "Plan"
-    """What to log."""
-    live: "Live"
-    """Metrics that are worth seeing before the stage ends."""
-    stage_folder: Path
-    """The folder of all artifacts of this stage."""
-    show_progress: bool
-    force: bool = False
-    """Whether --force asked for the stage: then nothing that is kept is trusted."""
-    digests: dict[str, str] = field(default_factory=dict)
-    """sha256 by relative path of files in the workspace that are links to files on disk: not read again when it is committed."""
-    manifest: dict[str, Any] = field(default_factory=dict)
-    """rows_in, rows_out, rows_left_out and what the stage adds."""
-    said: str = ""
-
-    def summary(self, text: str) -> None:
-        """The one line that the stage ends with."""
-        self.said = text
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A published model: its version in the registry (0: this configuration's own) and its bundle's digest."""
-
-    version: int
-    bundle_digest: str
-    uri: str
 
 
 def _needs(config: Config, name: str) -> tuple[str, ...]:
@@ -295,7 +254,7 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         settings = _settings(config, stage)
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
         nodes[name] = Node(
-            stage, store.Artifact(config.folder / name, store.fingerprint(content)), settings, inputs
+            stage, store.Artifact(config.folder / name, fingerprint(content)), settings, inputs
         )
     return Pipeline(config, nodes, found, model, cuts)
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import Artifact, fingerprint, read_json, read_manifest, write_json
+from pipeline.artifacts.files import fingerprint, read_json, write_json
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration import provenance
@@ -290,6 +291,7 @@ class ParentRun:
         """How good it is beside baselines and earlier runs, and the registry's decision; in short for the list of runs too."""
         if "evaluate" not in self._seen:
             return ""
+        from pipeline.evaluation import comparison
         from pipeline.reporting import run_description
 
         evaluate, built = self._artifact(self._seen["evaluate"]).folder, self._seen["evaluate"]["built"]
@@ -297,7 +299,7 @@ class ParentRun:
         metric = run_description.metric_of(report, self._pipeline.config.evaluate.gate_metric)
         said, _, table = run_description.of_evaluation(report, metric).partition("\n\n")
         earlier = self._evaluations(evaluate) if built else {}
-        found = run_description.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed)
+        found = comparison.against_earlier(evaluate, earlier, metric, self._pipeline.config.seed)
         numbers, verdict = run_description.row_of(report, metric)
         for name, value in numbers.items():
             self._plan.metric(name, value)
@@ -313,6 +315,7 @@ class ParentRun:
 
     def _evaluations(self, evaluate: Path) -> dict[str, Path]:
         """The newest other evaluations on the same targets, by what the UI calls their runs."""
+        from pipeline.evaluation import comparison
         from pipeline.reporting import run_description
 
         found: dict[Path, str] = {}
@@ -322,11 +325,7 @@ class ParentRun:
                 continue
             folder = self._artifact(each).folder
             with contextlib.suppress(OSError, DamagedArtifact, KeyError):
-                if (
-                    folder != evaluate
-                    and folder not in found
-                    and run_description.same_targets(evaluate, folder)
-                ):
+                if folder != evaluate and folder not in found and comparison.same_targets(evaluate, folder):
                     run_id = self._tracker.linked_run(record.link)
                     address = self._tracker.address(run_id) if run_id is not None else None
                     called = f"{record.name} of {_began(record)}"

@@ -22,7 +22,7 @@ from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
 from models.histories import Int32
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import MODEL, Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import RankedTargets, targets_of

@@ -8,10 +8,10 @@ from typing import Any
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.orchestration.graph import ModelSource
+from pipeline.serving import bundle_cache
 from pipeline.serving.bundle import read_description
 from pipeline.tracking import registry
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.registry import ModelSource, Registry
 from pipeline.tracking.server import GATE, Version
 
 SHOWN = ("ndcg", "hit_rate", "mrr", "coverage", "novelty")
@@ -82,7 +82,9 @@ def _verdict(low: float, high: float) -> str:
 def _differences(config: Config, bundle: Path, before: Version) -> Row:
     """Metrics of both versions, settings that changed, and what the two bundles know."""
     try:
-        folder = registry.bundle_folder(config, ModelSource(before.version, before.bundle_digest, before.uri))
+        folder = bundle_cache.bundle_folder(
+            config, ModelSource(before.version, before.bundle_digest, before.uri)
+        )
         old, new = read_description(folder, verify=False), read_description(bundle, verify=False)
     except (DamagedArtifact, OSError, LookbackError):
         return {}

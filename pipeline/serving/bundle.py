@@ -36,12 +36,12 @@ from models.ranking.ranker import SecondStage
 from models.recommendation.engine import AS_SCORED, Answer, RecommendationEngine
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.store import digest_file, files_below, fingerprint, read_json, write_json
+from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.dataset import dataset as rows
-from pipeline.dataset.content_features import compared_by
+from pipeline.dataset.item_features import compared_by
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_ranker, popularity_fallback
-from pipeline.serving.new_item_catalogue import Added, categories_of
+from pipeline.serving.catalogue import Added, categories_of
 
 FORMAT_VERSION = 3
 READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3), (2, 3)

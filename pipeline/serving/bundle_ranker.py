@@ -11,9 +11,9 @@ from models.histories import Int32
 from models.ranking.calibration import Calibration
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
+from pipeline.modelling.second_stage import DESCRIPTION
 
-DESCRIPTION = "ranker.json"
 FOLDER, STATISTICS, OWN = "ranker", "statistics", "ranker_items.npy"
 """In a bundle: of the ranker; in the folders of its encoders: what is known of their items, and the ranker's numbers of them."""
 HORIZON_DAYS = 90.0

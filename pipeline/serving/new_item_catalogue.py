@@ -4,7 +4,7 @@ A model that reads content (`model.item_content`) has vectors for them by itself
 to its vectors (content_map.safetensors). catalogue/ has the items unknown to it when it was made, and their features.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,25 +15,14 @@ from features import content, schema
 from features.content import FOLDER, Content, ContentEncoder
 from models.encoder.encoder import AttentionRecommender
 from models.encoder.extend import with_items
-from models.histories import Float32, Int32
+from models.histories import Float32
 from models.retrieval.build import extend_index
 from models.retrieval.content_map import ContentMap, Worth
-from pipeline.dataset.content_features import all_features, dense_features, padded_categories, says_something
+from pipeline.dataset.item_features import all_features, dense_features, padded_categories, says_something
+from pipeline.serving.catalogue import CATALOGUE, ITEMS, Added
 
 if TYPE_CHECKING:
     from pipeline.serving.bundle import Bundle
-
-CATALOGUE, ITEMS = "catalogue", "items.parquet"
-
-
-@dataclass(frozen=True)
-class Added:
-    """What is known about the items behind a bundle's own."""
-
-    content: Content
-    titles: pl.Series
-    needs_other_index: bool = False
-    """Whether the bundle's own index could not take their vectors, so that all are searched exactly."""
 
 
 def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFrame:
@@ -120,14 +109,3 @@ def _extended(bundle: "Bundle", table: pl.DataFrame, found: Content) -> "Bundle"
         index=index,
         added=Added(found, _title(table), is_built_anew),
     )
-
-
-def categories_of(contents: list[Content]) -> Int32 | None:
-    """[n + 1, c] categories of a bundle's own items and of those added; None where there are none."""
-    if not contents or not contents[0].categories:
-        return None
-    own, *added = contents
-    parts = [padded_categories(own, np.arange(own.num_items + 1))]
-    parts += [padded_categories(each, np.arange(1, each.num_items + 1)) for each in added]
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])

@@ -27,19 +27,19 @@ from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.ranks import ColdStart, SystemRanks, rank_targets
 from models.histories import Float32, Histories, Int32
-from models.ranking.two_stage import TwoStage
 from models.recommender import Recommender
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.topk import recommend_in_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import BASELINES, Config
 from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import former_numbers
 from pipeline.dataset.item_features import known_by_content
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
-from pipeline.orchestration.graph import Context
-from pipeline.stages.train import Trainer, former_numbers
+from pipeline.evaluation.ranking import Part, rank_all
+from pipeline.orchestration.context import Context
 
 VALIDATION_K = 10
 GRU = "gru"
@@ -56,15 +56,6 @@ class Tuned:
     """Of the best point of the grid."""
     grid: list[dict[str, Any]]
     """Every point: its settings and `ndcg@10` on the validation targets."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a baseline is fitted on, and the targets that it then ranks, in the numbering of what it is fitted on."""
-
-    training: Histories
-    targets: RankedTargets
-    num_items: int
 
 
 def build(ctx: Context) -> None:
@@ -109,43 +100,6 @@ def wanted(config: Config) -> tuple[str, ...]:
     """The names of the baselines that the configuration asks for, in the order of the table."""
     asked = config.evaluate.baselines
     return BASELINES if asked == "all" else tuple(name for name in BASELINES if name in asked)
-
-
-def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
-    """How a system ranks the targets; where there is no history an encoder answers by popularity, as scoring does.
-
-    Targets on items that no system knows, by training or by content, are asked for only where they count
-    (`evaluate.cold_items`).
-    """
-    if isinstance(system, AttentionRecommender | TwoStage):
-        system = ColdStart(system, Popularity.fit(part.training, part.num_items))
-    targets = part.targets
-    ranked = (targets.item > 0) | config.evaluate.cold_items
-    length = list_length(config)
-    some = rank_targets(
-        system,
-        targets.histories.select(ranked),
-        targets.item[ranked],
-        length,
-        exclude_seen=config.exclude_seen,
-    )
-    rank = np.full(len(targets), np.inf)
-    pessimistic, lists = rank.copy(), np.zeros((len(targets), length), np.int32)
-    rank[ranked], pessimistic[ranked], lists[ranked] = some.rank, some.pessimistic, some.lists
-    return SystemRanks(rank, pessimistic, lists)
-
-
-def list_length(config: Config) -> int:
-    """Items of the lists that metrics of whole lists look at: the shortest of `evaluate.k`."""
-    return min(config.evaluate.k)
-
-
-def load(folder: Path, name: str) -> SystemRanks:
-    """How a baseline ranked the test targets."""
-    table = pl.read_parquet(folder / "systems" / f"{name}.parquet")
-    return SystemRanks(
-        table["rank"].to_numpy(), table["pessimistic_rank"].to_numpy(), table["recommended"].to_numpy()
-    )
 
 
 def _part(
@@ -271,9 +225,7 @@ def _gru(
         validation_targets=ctx.config.train.validation_targets,
         refit_validation=ctx.config.train.refit_validation,
     )
-    trained = Trainer(ctx, ctx.inputs["features"], encoder=encoder, train=train).fit_split(
-        histories, split, GRU
-    )
+    trained = ctx.trainer(encoder=encoder, train=train).fit_split(histories, split, GRU)
     grid = [
         {"epoch": record.epoch, "ndcg@10": record.validation["validation_ndcg@10"]}
         for record in trained.selection.history

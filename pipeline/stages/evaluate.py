@@ -26,20 +26,19 @@ from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
-from pipeline.dataset.targets import RankedTargets, check_targets, targets_of, told
+from pipeline.dataset.dataset import former_numbers
+from pipeline.dataset.leak_checks import check_targets
+from pipeline.dataset.targets import RankedTargets, targets_of, told
 from pipeline.errors import LookbackError
-from pipeline.evaluation import diagnostics, metrics_report
+from pipeline.evaluation import diagnostics, metrics_report, ranking, second_stage_gain
 from pipeline.evaluation.metrics_report import Judging
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
-from pipeline.orchestration.graph import Context
-from pipeline.reporting import charts, figures
-from pipeline.serving import bundle_ranker
-from pipeline.stages import baselines
-from pipeline.stages.train import Trainer, former_numbers
+from pipeline.orchestration.context import Context
+from pipeline.reporting import charts
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CUT = "evaluate cut "
@@ -69,7 +68,7 @@ class Evaluation:
 
 
 def build(ctx: Context) -> None:
-    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json, figures and a page of them."""
+    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and a page of figures."""
     judged_by = Judging(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
     found = _rank(ctx)
     judged = metrics_report.judge(found.ranked, found.targets, found.catalogue, judged_by)
@@ -78,12 +77,9 @@ def build(ctx: Context) -> None:
     _write_table(ctx, "systems.json", _as_table(report))
     _write_targets(ctx, found)
     _write_users(ctx, judged)
-    segments = _write_segments(ctx, found, judged_by)
+    _write_segments(ctx, found, judged_by)
     write_json(ctx.folder / "diagnostics.json", _diagnostics(ctx, found))
-    for name, figure in figures.of_evaluation(judged, segments, report, ctx.folder).items():
-        figures.save(figure, ctx.folder / name)
-        ctx.track.artifact(name, "evaluate")
-    charts.draw_evaluation(ctx, report)
+    charts.draw_evaluation(ctx.folder, ctx.inputs, ctx.config.name, report)
     for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
@@ -117,14 +113,14 @@ def _rank(ctx: Context) -> Evaluation:
         )
     training = training.translate(mapping)
     recommender = AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
-    part = baselines.Part(training, targets, recommender.num_items)
+    part = ranking.Part(training, targets, recommender.num_items)
     stages = _stages(ctx, recommender, part, mapping)
     ranker = _ranker(
         ctx, {name: each.select(chosen) for name, each in stages.items()}, targets.select(chosen)
     )
     own = stages[second_stage.TWO_STAGE if ranker["used"] else second_stage.RETRIEVAL]
     ranked = {MODEL: own} | {
-        name: baselines.load(ctx.inputs["baselines"], name)
+        name: ranking.load(ctx.inputs["baselines"], name)
         for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
     }
     counts = np.bincount(training.item_index[training.gather()[1]], minlength=recommender.num_items + 1)
@@ -145,15 +141,15 @@ def _rank(ctx: Context) -> Evaluation:
 
 
 def _stages(
-    ctx: Context, recommender: AttentionRecommender, part: baselines.Part, mapping: Int32
+    ctx: Context, recommender: AttentionRecommender, part: ranking.Part, mapping: Int32
 ) -> dict[str, SystemRanks]:
     """How retrieval ranks the targets, and how it does with the second stage behind it, where stage rank trained one."""
     config = ctx.config
-    found = {second_stage.RETRIEVAL: baselines.rank_all(recommender, part, config)}
+    found = {second_stage.RETRIEVAL: ranking.rank_all(recommender, part, config)}
     stage = second_stage.opened(config, ctx.inputs["features"], ctx.inputs["rank"], part.training, mapping)
     if stage is not None:
         both = TwoStage(recommender, stage, exclude_seen=config.exclude_seen)
-        found[second_stage.TWO_STAGE] = baselines.rank_all(both, part, config)
+        found[second_stage.TWO_STAGE] = ranking.rank_all(both, part, config)
     return found
 
 
@@ -161,11 +157,11 @@ def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTarg
     """Whether the second stage is used, with its difference from retrieval alone on the targets that count."""
     config = ctx.config
     if second_stage.TWO_STAGE not in stages:
-        reason = read_json(ctx.inputs["rank"] / bundle_ranker.DESCRIPTION)["reason"]
+        reason = read_json(ctx.inputs["rank"] / second_stage.DESCRIPTION)["reason"]
         return {"used": False, "setting": config.ranker.use, "reason": reason}
     judged_by = Judging(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
     metric = f"ndcg@{judged_by.list_length}"
-    return second_stage.compared(stages, targets, judged_by, config.ranker.use, metric)
+    return second_stage_gain.compared(stages, targets, judged_by, config.ranker.use, metric)
 
 
 def _check_leaks(ctx: Context, histories: JaggedHistories, split: Split) -> None:
@@ -289,9 +285,7 @@ def _learning_curve(
     for fraction in sorted({each for each in ctx.config.evaluate.training_fractions if each < 1}):
         users = np.zeros(found.histories.num_users, bool)
         users[order[: max(1, round(fraction * len(order)))]] = True
-        trained = Trainer(ctx, ctx.inputs["features"]).fit_split(
-            found.histories, found.split, f"fraction_{fraction:g}", users
-        )
+        trained = ctx.trainer().fit_split(found.histories, found.split, f"fraction_{fraction:g}", users)
         translation = former_numbers(trained.mapping, found.mapping)
         ranked = rank_targets(
             AttentionRecommender(trained.result.model),
@@ -386,7 +380,7 @@ def _write_users(ctx: Context, judged: SystemComparison) -> None:
     ).write_parquet(ctx.folder / "per_user.parquet")
 
 
-def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.DataFrame:
+def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> None:
     """segments.parquet: a row per segment, value and system."""
     segments = segments_of(
         found.targets,
@@ -402,7 +396,6 @@ def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.D
     )
     table.write_parquet(ctx.folder / "segments.parquet")
     _write_table(ctx, "segments.json", table)
-    return table
 
 
 def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:

@@ -2,20 +2,22 @@
 
 import datetime
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from features import content, schema
-from features.content import ContentSettings
 from features.events import validation as event_log
 from features.histories import buckets, leaks, splits
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
-from pipeline.config import Config
-from pipeline.orchestration.graph import Context
-from pipeline.stages import profile_log
+from features.profiling import drift, profile
+from features.profiling.drift import Drift
+from features.profiling.profile import Profile
+from pipeline.dataset.item_features import content_settings
+from pipeline.orchestration.context import Context
 
 
 def build(ctx: Context) -> None:
@@ -52,7 +54,7 @@ def build(ctx: Context) -> None:
         is_known,
         content_settings(ctx.config),
     )
-    profile_log.write(ctx, histories, event_types, table)
+    _write_profile(ctx, histories, event_types, table)
     _report(ctx, histories, split, left_out, table)
 
 
@@ -69,14 +71,6 @@ def _event_types(log: pl.LazyFrame) -> list[str]:
     """The names of event types in the log, sorted."""
     names = log.select(pl.col(schema.EVENT_TYPE).cast(pl.String).unique()).collect(engine="streaming")
     return names[schema.EVENT_TYPE].drop_nulls().sort().to_list()
-
-
-def content_settings(config: Config) -> ContentSettings:
-    """How item content becomes features."""
-    items = config.items
-    if items is None:
-        return ContentSettings()
-    return ContentSettings(items.text_dim, items.text_max_words, items.text_min_items)
 
 
 def _split(ctx: Context, histories: JaggedHistories, num_items: int) -> splits.Split:
@@ -145,3 +139,37 @@ def _report(
         f"{histories.num_users:,} users, {len(items):,} items, {num_events:,} events: {parts['train']:,} train, "
         f"{parts['validation']:,} validation, {parts['test']:,} test{held_back} ({split.protocol})"
     )
+
+
+def _write_profile(
+    ctx: Context, histories: JaggedHistories, event_types: list[str], items: pl.DataFrame
+) -> None:
+    """Write profile.json, and drift.json where there is an artifact to compare with; log both, and warn of large drifts.
+
+    items: item_id and num_events of the whole catalogue. Neither file shapes any result, and so neither is fingerprinted.
+    """
+    timed = ctx.config.events.timestamp_unit != "position"
+    now = profile.profile(histories, event_types, len(items), timed=timed)
+    now.save(ctx.folder / profile.PROFILE)
+    ctx.track.artifact(profile.PROFILE)
+    metrics = now.metrics()
+    if (found := _drift(ctx.stage_folder / "latest", items, now)) is not None:
+        found.save(ctx.folder / profile.DRIFT)
+        ctx.track.artifact(profile.DRIFT)
+        metrics |= found.metrics()
+        for warning in found.warnings:
+            print(f"features: {warning}", file=sys.stderr, flush=True)
+        if found.warnings:
+            ctx.track.tag("drift", "; ".join(found.warnings))
+    for name, value in metrics.items():
+        ctx.track.metric(f"data/{name}", value)
+
+
+def _drift(last: Path, items: pl.DataFrame, now: Profile) -> Drift | None:
+    """How the log differs from the last artifact's; None where there is none that can be read."""
+    try:
+        before = Profile.load(last / profile.PROFILE)
+        before_items = pl.read_parquet(last / "items.parquet", columns=[schema.ITEM_ID, "num_events"])
+    except (OSError, ValueError, pl.exceptions.PolarsError):
+        return None
+    return drift.compare(before_items, before, items, now)

@@ -4,17 +4,13 @@ import time
 
 import numpy as np
 
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
 from models.checkpoint import load_model
 from models.device import pick_device
-from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
-from models.histories import Float32, Histories, Int32
-from models.retrieval.build import build_index
+from models.histories import Float32
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.store import write_json
-from pipeline.dataset import dataset as rows
-from pipeline.orchestration.graph import Context
+from pipeline.artifacts.files import write_json
+from pipeline.modelling.item_index import encoder_index, user_vectors
+from pipeline.orchestration.context import Context
 
 RATE_SECONDS = 0.3
 """How long a rate is measured, about."""
@@ -25,9 +21,10 @@ FIRST_QUERIES = 16
 def build(ctx: Context) -> None:
     """Write item_vectors.npy, the index, recall.json (against exact search: no clock enters it) and speed.json."""
     encoder = load_model(ctx.inputs["train"], pick_device())
-    queries = user_vectors(ctx, encoder, np.load(ctx.inputs["train"] / "items.npy"))
+    mapping = np.load(ctx.inputs["train"] / "items.npy")
+    queries = user_vectors(ctx.config.index, ctx.inputs["features"], encoder, mapping)
     started = time.monotonic()
-    index = index_of(ctx, encoder, queries)
+    index = encoder_index(ctx.config.index, encoder, queries)
     speed = {"build_seconds": time.monotonic() - started} | _rates(index, queries)
     np.save(ctx.folder / "item_vectors.npy", index.vectors, allow_pickle=False)
     index.save(ctx.folder)
@@ -43,42 +40,6 @@ def build(ctx: Context) -> None:
     for name in ("recall.json", "speed.json"):
         ctx.track.artifact(name)
     ctx.summary(_summary(index))
-
-
-def index_of(ctx: Context, encoder: Encoder, queries: Float32) -> ItemIndex:
-    """The index over an encoder's item vectors that `[index]` asks for, tuned and measured on `queries` [q, d].
-
-    Without queries (nobody has a known item) it is exact. Raises ValueError where an asked type stays below the asked recall.
-    """
-    vectors: Float32 = encoder.item_vectors().detach().float().cpu().numpy()[1:]
-    items = np.arange(1, encoder.num_items + 1, dtype=np.int32)
-    asked = queries if len(queries) else None
-    return build_index(vectors, items, ctx.config.index, asked, str(pick_device()))
-
-
-def user_vectors(ctx: Context, encoder: Encoder, mapping: Int32) -> Float32:
-    """Vectors of users as they are asked for, evenly spread over all: [at most index.recall_queries, d].
-
-    Of histories that end in validation events, which the evaluated weights did not learn from; where no user has any, of
-    training histories. `mapping`: from the features' items to the encoder's.
-    """
-    histories = JaggedHistories.load(ctx.inputs["features"])
-    split = Split.load(ctx.inputs["features"] / "split")
-    users = _held_out(histories, split).translate(mapping)
-    users = users.select(users.lengths > 0)
-    if not len(users):
-        users = rows.training_rows(histories, split, with_validation=False).translate(mapping)
-        users = users.select(users.lengths > 0)
-    wanted = min(len(users), ctx.config.index.recall_queries)
-    chosen = np.unique(np.linspace(0, len(users) - 1, wanted).astype(np.int64))
-    asked = as_asked(users.select(chosen), int(histories.time.max(initial=0)))
-    return AttentionRecommender(encoder).encode(asked)
-
-
-def _held_out(histories: JaggedHistories, split: Split) -> Histories:
-    """The history of every user with validation events, up to the last of them."""
-    starts, ends = (np.asarray(edge) for edge in split.stretch(histories, "validation"))
-    return rows.rows(histories, histories.offsets[:-1], ends).select(ends > starts)
 
 
 def _rates(index: ItemIndex, queries: Float32) -> dict[str, float]:

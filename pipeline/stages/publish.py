@@ -16,13 +16,12 @@ from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.histories import Int32
 from pipeline.dataset import dataset as rows
+from pipeline.dataset.item_features import content_settings
 from pipeline.modelling import second_stage
-from pipeline.orchestration.graph import Context
+from pipeline.modelling.item_index import encoder_index, user_vectors
+from pipeline.orchestration.context import Context
 from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
-from pipeline.stages.features import content_settings
-from pipeline.stages.index import index_of, user_vectors
-from pipeline.stages.train import Trainer
 
 
 def build(ctx: Context) -> None:
@@ -39,7 +38,8 @@ def build(ctx: Context) -> None:
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")
-    index_of(ctx, encoder, user_vectors(ctx, encoder, mapping)).save(bundle / "index")
+    queries = user_vectors(ctx.config.index, ctx.inputs["features"], encoder, mapping)
+    encoder_index(ctx.config.index, encoder, queries).save(bundle / "index")
     _write_items(features, histories, mapping, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
     metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def _deployed(
     counts = np.bincount(histories.item_index, minlength=len(evaluated))
     kept = np.where(counts >= ctx.config.history.min_item_events, np.arange(len(counts)), 0).astype(np.int32)
     everything = everything.translate(kept)
-    trainer = Trainer(ctx, ctx.inputs["features"])
+    trainer = ctx.trainer()
     mapping = trainer.numbering(everything, whole, split)
     result = trainer.refit("refit", everything, mapping, facts)
     return result.model, mapping, result.best_step

@@ -18,14 +18,13 @@ from models.ranking.calibration import Calibration, cross_fitted, quality
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.topk import row_chunks
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import targets_of
 from pipeline.errors import LookbackError
 from pipeline.modelling import second_stage
-from pipeline.orchestration.graph import Context
-from pipeline.serving import bundle_ranker
-from pipeline.stages.train import selection_folder
+from pipeline.modelling.trainer import selection_folder
+from pipeline.orchestration.context import Context
 
 MIN_LISTS = 100
 """Lists with their target among the candidates below which no ranker is trained."""
@@ -66,7 +65,7 @@ def build(ctx: Context) -> None:
 
 def _without(ctx: Context, reason: str) -> None:
     facts = {"trained": False, "setting": ctx.config.ranker.use, "reason": reason}
-    write_json(ctx.folder / bundle_ranker.DESCRIPTION, facts)
+    write_json(ctx.folder / second_stage.DESCRIPTION, facts)
     ctx.summary(reason)
 
 
@@ -143,13 +142,13 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
             "probability": calibration.probability.tolist(),
         },
     }
-    write_json(ctx.folder / bundle_ranker.DESCRIPTION, facts)
+    write_json(ctx.folder / second_stage.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)
     ctx.manifest["rows_left_out"] = {"target_not_retrieved": len(retrieved) - num_lists}
     for name, value in (facts["held_out"]).items():
         if isinstance(value, float):
             ctx.track.metric(f"ranker/held_out_{name}" if "ndcg" not in name else f"ranker/{name}", value)
-    for name in (bundle_ranker.DESCRIPTION, "ranker_history.parquet"):
+    for name in (second_stage.DESCRIPTION, "ranker_history.parquet"):
         ctx.track.artifact(name)
     ctx.summary(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "

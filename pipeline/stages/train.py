@@ -1,36 +1,22 @@
 """Stage train: histories -> the encoder's weights, chosen on validation; resumable at any moment."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.baselines.base import FittedOn
-from models.encoder.batching import BatchPlan
 from models.encoder.encoder import Encoder
-from models.histories import Float32, Histories, Int32, Int64
-from models.settings.encoder import EncoderSettings
-from models.settings.training import TrainSettings
-from models.training.loop import NAMED_ROWS, fit
-from models.training.result import EpochRecord, FitResult, Initial, NotFinite
-from models.training.validation import Validation
-from models.training.workers import announce
-from pipeline.config import Config
-from pipeline.dataset import dataset as rows
-from pipeline.dataset.item_features import known_by_content, of_model
-from pipeline.dataset.targets import targets_of, told
-from pipeline.errors import LookbackError
-from pipeline.orchestration.graph import Context
+from models.histories import Histories, Int32
+from pipeline.modelling.trainer import SELECTION, _facts
+from pipeline.orchestration.context import Context
 
-SELECTION = "selection"
-"""Folder of the weights that validation chose, where the others learned from validation too."""
 _RESOLVED = ("device", "precision", "compile", "item_optimizer", "processes", "threads", "parameters")
 """What of `FitResult.resolved` the manifest shows."""
 
@@ -42,7 +28,7 @@ def build(ctx: Context) -> None:
     """
     folder = ctx.inputs["features"]
     histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
-    trained = Trainer(ctx, folder).fit_split(histories, split)
+    trained = ctx.trainer().fit_split(histories, split)
     facts = _facts(trained.selection)
     if ctx.config.train.refit_validation:
         facts["refit_validation_steps"] = trained.result.best_step
@@ -55,229 +41,9 @@ def build(ctx: Context) -> None:
     _report(ctx, folder, trained.histories, num_validation_events, facts)
 
 
-def selection_folder(train: Path) -> Path:
-    """Where a train artifact has the weights that learned from the training part alone, and chose their epoch on validation."""
-    return train / SELECTION if (train / SELECTION).exists() else train
-
-
 def _save(folder: Path, encoder: Encoder, mapping: Int32) -> None:
     checkpoint.save_model(encoder, folder)
     np.save(folder / "items.npy", mapping, allow_pickle=False)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An encoder trained on one part of a split and chosen on the next."""
-
-    result: FitResult
-    """The encoder to judge: of the selection, or of the refit with validation where the configuration asks for it."""
-    selection: FitResult
-    """The training whose epoch validation chose."""
-    histories: Histories
-    """What `result` learned from, in the numbering of the features folder"""
-    mapping: Int32
-    """[num_items + 1], item of the features folder -> the encoder's, 0 where it knows none"""
-    selection_mapping: Int32
-    """The same of the selection's encoder."""
-
-
-class Trainer:
-    """Trains encoders for a configuration, each under a name with its own checkpoint in the stage's workspace.
-
-    `encoder` and `train` stand in for the configuration's own sections (baselines that are trained); metrics of such
-    trainings, like those of all but the selection, are logged under their name.
-    """
-
-    def __init__(
-        self,
-        ctx: Context,
-        features: Path,
-        *,
-        encoder: EncoderSettings | None = None,
-        train: TrainSettings | None = None,
-    ) -> None:
-        self._ctx = ctx
-        self._encoder, self._train = encoder or ctx.config.model, train or ctx.config.train
-        self._features = features
-        self._num_items = rows.num_items(features)
-        self._types = rows.event_types(features)
-        self._checkpoints = ctx.folder / "checkpoints"
-        self._checkpoints.mkdir(exist_ok=True)
-
-    def fit_split(
-        self,
-        histories: JaggedHistories,
-        split: Split,
-        name: str = "selection",
-        users: NDArray[np.bool_] | None = None,
-    ) -> Trained:
-        """Train on the training part, choose on validation, train again on both where the configuration asks for it.
-
-        `users` [num_users]: only those train (they are validated on all).
-        """
-        if users is not None:
-            split = replace(split, train_user=split.train_user & users)
-        training = rows.training_rows(histories, split, with_validation=False)
-        of_user = np.flatnonzero(split.train_user)
-        mapping = self.numbering(training, histories, split)
-        trained = self._occurring(training)
-        validation = self._validation(histories, split, mapping, trained)
-        selection = result = self.fit(name, training, mapping, of_user, validation=validation)
-        before = mapping
-        if self._train.refit_validation:
-            training = rows.training_rows(histories, split, with_validation=True)
-            mapping = self.numbering(training, histories, split)
-            again = "refit_validation" if name == "selection" else f"{name}_refit_validation"
-            if self._train.refit_from == "continue":
-                initial = Initial(selection.model, former_numbers(before, mapping))
-                result = self.fit(again, training, mapping, of_user, initial=initial)
-            else:
-                result = self.refit(again, training, mapping, _facts(selection), of_user)
-        return Trained(result, selection, training, mapping, before)
-
-    def numbering(self, training: Histories, histories: JaggedHistories, split: Split) -> Int32:
-        """[num_items + 1] item of the features folder -> the encoder's: those to train on, and those known by content.
-
-        `histories` and `split` are those of the folder.
-        """
-        also = None
-        if self._encoder.item_content:
-            also = known_by_content(self._ctx.config, self._features, histories, split)
-        return rows.known_items(training, self._num_items, also)
-
-    def fit(
-        self,
-        name: str,
-        histories: Histories,
-        mapping: Int32,
-        of_user: Int64 | None = None,
-        *,
-        validation: Validation | None = None,
-        max_steps: int | None = None,
-        initial: Initial | None = None,
-    ) -> FitResult:
-        """Train on histories of the features folder, going on from the checkpoint of that name where there is one.
-
-        `of_user` [rows]: whose each row is; None: its number's. `initial`: from these weights, for one epoch. Other
-        processes that torchrun started take part. Raises ValueError as `models.training.fit`, naming users where a step's
-        numbers are not finite.
-        """
-        config = self._ctx.config
-        path = self._checkpoints / f"{name}.pt"
-        content = None
-        if self._encoder.item_content:
-            content = of_model(self._features, mapping, self._occurring(histories))
-        arguments: dict[str, Any] = {
-            "histories": histories.translate(mapping),
-            "encoder": self._encoder,
-            "train": self._train if initial is None else replace(self._train, epochs=1),
-            "num_items": int(mapping.max()),
-            "num_event_types": len(self._types),
-            "max_length": config.history.max_length,
-            "type_weights": type_weights(config, self._types),
-            "content": content,
-            "seed": config.seed,
-            "max_steps": max_steps,
-        }
-        resume = checkpoint.load_training(path) if path.exists() else None
-        announce(arguments)
-        try:
-            result = fit(
-                **arguments,
-                validation=validation,
-                initial=initial,
-                resume=resume,
-                on_checkpoint=lambda state: checkpoint.save_training(state, path),
-                on_epoch=lambda record: self._ctx.live.metrics(_metrics(name, record), record.epoch),
-                show_progress=self._ctx.show_progress,
-            )
-        except NotFinite as error:
-            users = error.rows if of_user is None else of_user[error.rows]
-            raise ValueError(f"{error}{self._named(users)}") from error
-        for record in result.history:
-            for key, value in _metrics(name, record).items():
-                self._ctx.track.metric(key, value, record.epoch)
-        return result
-
-    def refit(
-        self,
-        name: str,
-        histories: Histories,
-        mapping: Int32,
-        selection: dict[str, Any],
-        of_user: Int64 | None = None,
-    ) -> FitResult:
-        """Train again from the start on more events: the steps that validation chose, scaled by the number of targets."""
-        config = self._ctx.config
-        plan = BatchPlan(
-            histories.translate(mapping),
-            config.history.max_length,
-            self._train.batch_histories,
-            type_weights(config, self._types),
-            config.seed,
-            targets=self._train.targets,
-        )
-        scale = plan.num_targets / selection["targets_per_epoch"]
-        steps = max(1, round(selection["best_step"] * scale))
-        return self.fit(name, histories, mapping, of_user, max_steps=steps)
-
-    def _validation(
-        self, histories: JaggedHistories, split: Split, mapping: Int32, trained: NDArray[np.bool_]
-    ) -> Validation:
-        """The validation targets that count: trained, with a history, and not in it where seen items are masked."""
-        config = self._ctx.config
-        targets = targets_of(config, self._features, histories, split, "validation", mapping, trained=trained)
-        apart, targets = targets.num_apart, targets.select(targets.ordinary)
-        if not len(targets):
-            raise LookbackError(
-                f"train: none of the validation targets can be ranked (left out: {told(targets.left_out | apart)}); expected "
-                "known items after known histories: use a longer log, or split.protocol = 'leave_one_out', which takes users of "
-                "three events"
-            )
-        return Validation(targets.histories, targets.item, config.exclude_seen)
-
-    def _named(self, users: Int64) -> str:
-        """What to add to the message about a step that learned from these users."""
-        if not len(users):
-            return ""
-        ids = pl.read_parquet(self._features / "users.parquet", columns=["user_id"])["user_id"]
-        return f"; the step's users are {', '.join(map(str, ids.gather(users[:NAMED_ROWS])))}" + (
-            f" and {len(users) - NAMED_ROWS} more" if len(users) > NAMED_ROWS else ""
-        )
-
-    def _occurring(self, histories: Histories) -> NDArray[np.bool_]:
-        """[num_items + 1] of the features folder: whether an item occurs in the rows."""
-        return rows.known_items(histories, self._num_items) > 0
-
-
-def type_weights(config: Config, names: list[str]) -> Float32:
-    """[num_event_types + 1] weight in the loss of a target of each type."""
-    wanted = config.events.types or {}
-    return np.array([1.0, *(wanted.get(name, 1.0) for name in names)], np.float32)
-
-
-def former_numbers(before: Int32, after: Int32) -> Int32:
-    """[new num_items + 1] what an item was numbered before, from two numberings of the same folder; 0: it was not known."""
-    former = np.zeros(int(after.max()) + 1, np.int32)
-    former[after[after > 0]] = before[after > 0]
-    return former
-
-
-def _facts(result: FitResult) -> dict[str, Any]:
-    best = max(result.history, key=lambda record: record.epoch == result.best_epoch)
-    return {
-        "best_epoch": result.best_epoch,
-        "best_step": result.best_step,
-        "epochs": len(result.history),
-        "history": [record.row() for record in result.history],
-        "best": best.row(),
-    } | result.resolved
-
-
-def _metrics(name: str, record: EpochRecord) -> dict[str, float]:
-    """An epoch's numbers as MLflow shows them: those of the selection plainly, those of another training under its name."""
-    prefix = "" if name == "selection" else f"{name}/"
-    return {prefix + key: value for key, value in record.row().items() if key != "epoch"}
 
 
 def _report(

@@ -7,28 +7,28 @@ import contextlib
 import importlib.metadata
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.artifacts.store import Artifact, now, read_json, read_manifest, write_json
+from pipeline.artifacts.files import now, read_json
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.orchestration.graph import ModelSource
 from pipeline.tracking.client import client_at, fluent, reported, server_at, tracking_uri, version_of
 from pipeline.tracking.models import delete_model, download_model, log_pyfunc, log_to_run
 from pipeline.tracking.server import BUNDLE_DIGEST, GATE, ServerAway, Version
-from pipeline.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    pass
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases: the version that scores; the newest one that was refused and waits for a hand, none after the champion moved."""
 Outcome = Literal["passed", "first", "off", "refused", "by hand"]
 REFUSED: Outcome = "refused"
 _HEADING = "\n\n**Gate.** "
-_ATTEMPTS = 3
 SERVING_NEEDS = ("faiss-cpu", "mlflow", "numpy", "pandas", "polars", "pyarrow", "safetensors", "torch")
 """What pipeline/serving/pyfunc.py imports, directly or through the bundle."""
 
@@ -36,6 +36,15 @@ SERVING_NEEDS = ("faiss-cpu", "mlflow", "numpy", "pandas", "polars", "pyarrow", 
 def model_name(config: Config) -> str:
     """The registered model of a configuration."""
     return f"lookback-{config.name}"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A published model: its version in the registry (0: this configuration's own) and its bundle's digest."""
+
+    version: int
+    bundle_digest: str
+    uri: str
 
 
 @dataclass(frozen=True)
@@ -221,23 +230,6 @@ def model_source(config: Config) -> ModelSource:
     return ModelSource(version.version, version.bundle_digest, version.uri)
 
 
-def bundle_folder(config: Config, model: ModelSource) -> Path:
-    """The bundle of a registered model, downloaded once to <data_dir>/<name>/.bundles/<digest>; a damaged copy anew."""
-    from pipeline.serving.bundle import READABLE_FORMATS, read_description
-
-    registry = Registry.from_config(config)
-    to = config.folder / ".bundles" / model.bundle_digest
-    if to.exists():
-        try:
-            read_description(to, READABLE_FORMATS, verify=True)
-        except (DamagedArtifact, OSError):
-            print(f"{to}: is damaged, a copy of {model.uri}: fetched anew", file=sys.stderr, flush=True)
-            shutil.rmtree(to)
-        else:
-            return to
-    return registry.download_bundle(registry.resolve(model.uri), to)
-
-
 def champion_digest(config: Config) -> str | None:
     """The digest of the bundle that is live; None where there is none."""
     if not config.tracking.enabled:
@@ -248,100 +240,19 @@ def champion_digest(config: Config) -> str | None:
 
 def version_of_bundle(config: Config, publish: Artifact) -> int | None:
     """The version under which a publish artifact was registered on the present server; milliseconds."""
-    found = _linked_version(config, publish)
+    found = linked_version(config, publish)
     return found.version if found is not None else None
 
 
-def _linked_version(config: Config, publish: Artifact) -> Version | None:
+def linked_version(config: Config, publish: Artifact) -> Version | None:
+    """Version under which a publish artifact was registered on the present server; None where it is not there any more."""
     registry = Registry.from_config(config)
     with contextlib.suppress(OSError, DamagedArtifact, ServerAway):
-        number = read_json(_version_link(publish)).get(registry.uri)
+        number = read_json(version_link(publish)).get(registry.uri)
         found = registry.version(model_name(config), int(number)) if number is not None else None
         if found is not None and found.bundle_digest == read_manifest(publish.folder)["bundle_digest"]:
             return found
     return None
-
-
-def ensure_registered(config: Config, tracker: Tracker, publish: Artifact) -> None:
-    """Register a published bundle where the server lacks it, and decide once whether it becomes champion: see gate.py.
-
-    A version that was refused becomes champion when this is asked again with `evaluate.gate` off; nothing else is decided
-    twice. A server that is away costs one warning, and the next run registers or decides.
-    """
-    if not config.tracking.enabled:
-        return
-    version = _linked_version(config, publish) or _register(config, tracker, publish)
-    if version is None or _is_settled(config, version):
-        return
-    with tracker.tolerated():
-        _settle(config, version, publish)
-
-
-def _register(config: Config, tracker: Tracker, publish: Artifact) -> Version | None:
-    run_id = tracker.linked_run(publish.run_link)
-    if run_id is None:
-        return None
-    registry, name = Registry.from_config(config), model_name(config)
-    bundle = publish.folder / "bundle"
-    description = read_json(bundle / "bundle.json")
-
-    def register(_: object) -> Version:
-        from pipeline.release import model_card
-
-        card = model_card.card(config, description, read_manifest(publish.folder)["inputs"])
-        example = input_example(bundle)
-        version = registry.register(name, bundle, description["digest"], run_id, card, example)
-        link = _version_link(publish)
-        known = read_json(link) if link.exists() else {}
-        write_json(link, known | {registry.uri: version.version})
-        return version
-
-    return tracker.attempt(register)
-
-
-def _is_settled(config: Config, version: Version) -> bool:
-    return bool(version.gate) and (version.gate != REFUSED or config.evaluate.gate)
-
-
-def _settle(config: Config, version: Version, publish: Artifact) -> None:
-    """Decide about a version and record it, against the champion that stands at that moment; say so in one line."""
-    registry = Registry.from_config(config)
-    before = registry.champion(version.name)
-    for _ in range(_ATTEMPTS):
-        champion = before
-        try:
-            decision = _decide(config, version, publish, champion)
-        except ServerAway:
-            raise
-        except LookbackError as error:
-            decision = Decision(REFUSED, f"cannot be compared with the champion: {error}")
-        before = registry.champion(version.name)
-        if before == champion:
-            break
-    else:
-        decision = Decision(REFUSED, f"the champion moved {_ATTEMPTS} times while it was compared")
-    registry.record(version, decision, before)
-    remedy = f"; to move it all the same: lookback promote {version.version}, or --set evaluate.gate=false"
-    said = f"gate: {version.name} version {version.version} is {decision.text(before)}"
-    print(said + ("" if decision.moves else remedy), file=sys.stderr, flush=True)
-
-
-def _decide(config: Config, version: Version, publish: Artifact, champion: Version | None) -> Decision:
-    """What the gate says of a version; a server that is away or a bundle that is gone is not the version's fault."""
-    if champion is not None and champion.version == version.version:
-        return Decision("by hand", "was champion before anything was decided about it")
-    if not config.evaluate.gate:
-        return Decision("off", "evaluate.gate is false: moved without a test")
-    from pipeline.release import gate
-
-    inputs = read_manifest(publish.folder)["inputs"]
-    standing = None
-    if champion is not None:
-        digest = Registry.from_config(config).resolve(champion.uri).bundle_digest
-        folder = bundle_folder(config, ModelSource(champion.version, digest, champion.uri))
-        standing = gate.Champion(champion.version, folder)
-    features, evaluate = (config.folder / stage / inputs[stage] for stage in ("features", "evaluate"))
-    return gate.decide(config, features, evaluate, publish.folder / "bundle", standing)
 
 
 def prune_versions(config: Config, *, keep: int, dry_run: bool) -> list[Version]:
@@ -360,20 +271,9 @@ def prune_versions(config: Config, *, keep: int, dry_run: bool) -> list[Version]
     return old
 
 
-def _version_link(publish: Artifact) -> Path:
+def version_link(publish: Artifact) -> Path:
+    """File beside a publish artifact: tracking URI -> version number."""
     return publish.run_link.with_suffix(".version.json")
-
-
-def promote(config: Config, version: int) -> str:
-    """Move `champion` to a version by hand, which its tags record; returns what to say."""
-    registry, name = Registry.from_config(config), model_name(config)
-    found, before = registry.resolve(f"models:/{name}/{version}"), registry.champion(name)
-    was = f", was version {before.version}" if before is not None else ""
-    if before is None or before.version != version:
-        said = registry.tags(found).get(f"{GATE}.reason", "")
-        earlier = f"; before that it was {found.gate}: {said}" if found.gate else ""
-        registry.record(found, Decision("by hand", f"lookback promote{was}{earlier}"), before)
-    return f"{name}: champion is version {version} (bundle {found.bundle_digest}){was}"
 
 
 def input_example(bundle_folder: Path) -> dict[str, list[Any]]:

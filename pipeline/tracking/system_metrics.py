@@ -5,7 +5,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.tracking.record import Live, Plan
+from pipeline.tracking.live import Live
+from pipeline.tracking.record import Plan
 
 PREFIX = "system/"
 """How MLflow's UI tells system metrics from others."""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.artifacts.store import fingerprint as digest_of
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import fingerprint as digest_of
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking.client import (
     client_at,
@@ -23,7 +23,8 @@ from pipeline.tracking.client import (
     server_at,
     tracking_uri,
 )
-from pipeline.tracking.record import Live, Plan, now_ms
+from pipeline.tracking.live import Live
+from pipeline.tracking.record import Plan, now_ms
 from pipeline.tracking.sending import (
     MODEL_ID,
     attach,

@@ -31,7 +31,7 @@ from models.explanation.faithfulness import measure_encoder  # noqa: E402
 from models.histories import Float32, Histories, Int32  # noqa: E402
 from models.retrieval.build import build_index  # noqa: E402
 from models.retrieval.index import ItemIndex  # noqa: E402
-from pipeline.artifacts.store import read_json  # noqa: E402
+from pipeline.artifacts.files import read_json  # noqa: E402
 from pipeline.dataset import dataset as rows  # noqa: E402
 
 K = 10

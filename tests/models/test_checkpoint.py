@@ -185,7 +185,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from models.checkpoint import save_model, save_training
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.settings import EncoderSettings
 folder = Path(sys.argv[1])
 save_training({"weights": torch.zeros(8)}, folder / "state.pt")

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.stages.train import former_numbers
+from pipeline.dataset.dataset import former_numbers
 from tests.workdir import Workdir
 
 SETTINGS = (

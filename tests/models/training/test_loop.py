@@ -73,29 +73,30 @@ def with_train(**changes):
 
 COMPILED = """
 import dataclasses, functools, os, torch
-from models import training
-from models.batching import BatchPlan
-from models.settings import EncoderSettings, TrainSettings
+from models.encoder.batching import BatchPlan
 from models.recommender import histories_from_lists
-from models.training import fit
+from models.settings import EncoderSettings, TrainSettings
+from models.training import loop
+from models.training.loop import fit
 torch.compile = functools.partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
 os.environ["CXX"] = "true"  # so none has to be there
 rows = histories_from_lists([[row % 9 + 1] * (2 + row % 13) for row in range(120)])
 train = TrainSettings(epochs=2, batch_histories=16, precision="fp32", compile="off")
 losses = []
 # what is compiled sees one window at a time, here what is not compiled too
-training.BatchPlan = lambda *given, **named: BatchPlan(*given, **(named | {"one_window": True}))
+loop.BatchPlan = lambda *given, **named: BatchPlan(*given, **(named | {"one_window": True}))
 for settings in (train, dataclasses.replace(train, compile="on")):
     encoder = EncoderSettings(dim=8, num_blocks=1, dropout=0.0)
     result = fit(rows, encoder=encoder, train=settings, num_items=9, num_event_types=0, max_length=16)
     assert result.resolved["compile"] == settings.compile
-    training.BatchPlan = BatchPlan
+    loop.BatchPlan = BatchPlan
     losses.append([record.loss for record in result.history])
 torch.testing.assert_close(*map(torch.tensor, losses))
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_serves_all_shapes():
     # in a process of its own: what checks shapes at every call cannot be traced
     done = subprocess.run(
@@ -228,7 +229,6 @@ def test_records():
     row = seen[0].row()
     assert row["targets_per_second"] == pytest.approx(targets / row["seconds"])
     assert row["learning_rate"] == 0.01
-    assert 0 < row["matmul_share"] < 1
     assert 2**24 < row["peak_bytes"] < 2**36
     assert set(train(validation=held_out()).history[0].row()) >= {
         "validation_ndcg@10",
@@ -419,6 +419,4 @@ def test_the_progress_line_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
     slow = {"train": with_train(checkpoint_seconds=0), "on_checkpoint": lambda _: time.sleep(0.15)}
     train(**slow, max_steps=4, show_progress=True)
     shown = capsys.readouterr().err
-    assert all(
-        each in shown for each in ("epoch 1", "loss=", "targets/s=", "lr=0.01", "grad=", "memory=", "matmul=")
-    )
+    assert all(each in shown for each in ("epoch 1", "loss=", "targets/s=", "lr=0.01", "grad=", "memory="))

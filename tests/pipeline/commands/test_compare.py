@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.commands.compare import Comparison, SeedGroup, as_text, as_tree, compare_runs, judge
+from pipeline.commands.compare import as_text, compare_runs
 from pipeline.errors import LookbackError
-from pipeline.reporting import comparison_page
+from pipeline.evaluation import comparison
+from pipeline.evaluation.comparison import Comparison, SeedGroup, as_tree, judge
 from pipeline.tracking import sending
 from pipeline.tracking.client import client_at, fluent
 from pipeline.tracking.record import Plan
@@ -248,6 +249,6 @@ def test_runs_that_cannot_be_compared(runs: list[str], said: str):
 
 def test_a_difference_that_one_of_several_may_have_by_chance_says_so():
     told = {"verdict": "can't tell", "low": 0.001, "high": 0.04, "p_bootstrap_holm": 0.061}
-    assert comparison_page.by_chance(told, 3) == ", but p 0.061 when corrected for 3 comparisons"
-    assert not comparison_page.by_chance(told | {"low": -0.001}, 3)
-    assert not comparison_page.by_chance(told | {"verdict": "better"}, 3)
+    assert comparison.by_chance(told, 3) == ", but p 0.061 when corrected for 3 comparisons"
+    assert not comparison.by_chance(told | {"low": -0.001}, 3)
+    assert not comparison.by_chance(told | {"verdict": "better"}, 3)

@@ -18,7 +18,8 @@ from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import resolve
 from pipeline.orchestration.runner import ended_by_sigterm
 from pipeline.tracking.client import client_at
-from pipeline.tracking.record import Enough, Live, Plan, observed
+from pipeline.tracking.live import Enough, Live, observed
+from pipeline.tracking.record import Plan
 from pipeline.tracking.tracker import Tracker
 from tests.workdir import TINY
 

@@ -15,14 +15,8 @@ from features.histories.leaks import LeakError, check_fitted, check_leaks
 from features.histories.splits import Split
 from models.baselines.popularity import Popularity
 from pipeline.dataset import dataset as rows
-from pipeline.dataset.targets import (
-    NO_HISTORY,
-    ORDINARY,
-    UNKNOWN_ITEM,
-    RankedTargets,
-    check_targets,
-    ranked_targets,
-)
+from pipeline.dataset.leak_checks import check_targets
+from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets, ranked_targets
 
 A, B, C, D, E = 1, 2, 3, 4, 5
 

@@ -15,12 +15,13 @@ from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.settings.encoder import EncoderSettings
-from pipeline.artifacts.store import Artifact, read_manifest, write_json
+from pipeline.artifacts.files import write_json
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config, load_config
 from pipeline.dataset import dataset as rows
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.evaluated_model import NEVER, Evaluated
-from pipeline.release import gate
+from pipeline.release import gate, promotion
 from pipeline.serving.bundle import seal
 from pipeline.stages import publish as publishing
 from pipeline.tracking import registry
@@ -432,7 +433,7 @@ def publish(
         inputs = {"features": "same", "evaluate": fingerprint}
         write_json(artifact.folder / "manifest.json", {"bundle_digest": digest, "inputs": inputs})
         write_json(artifact.run_link, {absolute_uri(str(config.tracking.uri)): a_run(config)})
-    registry.ensure_registered(config, Tracker.from_config(config), artifact)
+    promotion.ensure_registered(config, Tracker.from_config(config), artifact)
     return config
 
 
@@ -531,7 +532,7 @@ def test_a_later_version_passes_or_is_refused_by_the_test(three: Config):
 
 
 def test_a_hand_is_recorded_and_not_overridden(root: Path, published: Config):
-    said = registry.promote(published, 1)
+    said = promotion.promote(published, 1)
     assert "champion is version 1" in said
     assert said.endswith(", was version 2")
     tags = tags_of(published, 1)
@@ -544,7 +545,7 @@ def test_a_hand_is_recorded_and_not_overridden(root: Path, published: Config):
     assert champion is not None
     assert champion.version == 1, "version 2 passed once; nothing moves again by itself"
     before = tags_of(published, 1)
-    assert "champion is version 1" in registry.promote(published, 1)
+    assert "champion is version 1" in promotion.promote(published, 1)
     assert tags_of(published, 1) == before, "nothing was moved"
 
 
@@ -556,7 +557,7 @@ def test_what_was_interrupted_is_decided_by_the_next_run(
 
     undecide(published, 3)
     with monkeypatch.context() as patched:
-        patched.setattr(registry, "bundle_folder", away)
+        patched.setattr(promotion, "bundle_folder", away)
         publish(root, "three", "c")
     assert "nobody answers" in capsys.readouterr().err
     assert tags_of(published, 3) == {}

@@ -26,7 +26,7 @@ from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
 from models.settings.training import TrainSettings
 from models.topk import row_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import (
     BASELINES,
     MODEL,
@@ -41,9 +41,11 @@ from pipeline.dataset.dataset import known_items, training_rows
 from pipeline.dataset.item_features import of_model
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
-from pipeline.orchestration.graph import Context
+from pipeline.modelling import item_index
+from pipeline.orchestration.context import Context
 from pipeline.stages import baselines, evaluate, index
-from pipeline.tracking.record import Live, Plan
+from pipeline.tracking.live import Live
+from pipeline.tracking.record import Plan
 
 NUM_USERS, NUM_ITEMS = 61, 31
 QUICK: dict[str, Any] = {"k": [3, 10], "resamples": 100, "gru_dim": 8, "gru_epochs": 2}
@@ -186,7 +188,7 @@ def test_the_index_is_asked_as_users_stand_after_validation(inputs: dict[str, Pa
         asked = as_asked(histories_from_lists([items[items > 0].tolist()]), 0)
         expected.append(AttentionRecommender(encoder).encode(asked)[0])
     chosen = np.linspace(0, len(expected) - 1, 13).astype(int)
-    found = index.user_vectors(context, encoder, mapping)
+    found = item_index.user_vectors(context.config.index, inputs["features"], encoder, mapping)
     assert found == pytest.approx(np.array(expected)[chosen], abs=1e-5)
 
 
@@ -262,7 +264,7 @@ def test_chunks_and_another_run_change_no_byte(
     evaluated: Context, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     judge(inputs, tmp_path / "again")
-    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "metrics.svg"):
+    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "charts.json"):
         assert (evaluated.folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     monkeypatch.setattr(ranks, "row_chunks", lambda rows, items: row_chunks(rows, items, cells=7 * 31))
     judge(inputs, tmp_path / "chunks")

@@ -22,7 +22,7 @@ from models.encoder.encoder import Encoder
 from models.recommendation.rules import Rules
 from models.retrieval.build import build_index
 from models.settings.encoder import EncoderSettings
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import Evaluated

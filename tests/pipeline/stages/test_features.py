@@ -11,8 +11,8 @@ from features.histories.jagged import JaggedHistories
 from features.profiling.drift import Drift
 from features.profiling.profile import Profile
 from pipeline.config import Config, EventsConfig, SplitConfig
-from pipeline.orchestration.graph import Context
-from pipeline.stages import profile_log
+from pipeline.orchestration.context import Context
+from pipeline.stages import features
 from pipeline.tracking.record import Plan
 
 
@@ -35,7 +35,7 @@ def night(ctx: Context, counts: list[int]) -> dict[str, float]:
     histories = JaggedHistories(offsets, item, time, np.zeros(len(item), np.int16), value)
     items = pl.DataFrame({"item_id": [f"i{number}" for number in range(len(counts))], "num_events": counts})
     items.write_parquet(ctx.folder / "items.parquet")
-    profile_log.write(ctx, histories, [], items)
+    features._write_profile(ctx, histories, [], items)
     return {point.name: point.value for point in ctx.track.points}
 
 

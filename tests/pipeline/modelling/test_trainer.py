@@ -17,14 +17,15 @@ from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
 from pipeline.dataset import dataset as rows
-from pipeline.orchestration.graph import Context
+from pipeline.modelling import trainer as trainer_module
+from pipeline.orchestration.context import Context
 from pipeline.serving.bundle import Bundle
-from pipeline.stages import publish, train
-from pipeline.stages.train import Trainer
-from pipeline.tracking.record import Live, Plan
+from pipeline.stages import publish
+from pipeline.tracking.live import Live
+from pipeline.tracking.record import Plan
 
 NUM_USERS, NUM_ITEMS = 23, 11
 COLUMNS: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3, "event_type": 4}
@@ -98,7 +99,7 @@ def test_a_refit_on_the_same_events_takes_the_same_steps(
 ):
     settings = TrainSettings(targets=targets, epochs=2, batch_histories=4, precision="fp32", compile="off")
     ctx = context(train=settings, model=replace(READS_CONTENT, item_content=False))
-    trainer, taken = Trainer(ctx, ctx.inputs["features"]), []
+    trainer, taken = ctx.trainer(), []
     histories = log()
     everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
     mapping = rows.known_items(everything, NUM_ITEMS)
@@ -117,9 +118,9 @@ def test_only_a_model_that_reads_content_knows_items_by_it(context: Callable[...
     ctx, histories = context(), log()
     split = splits.Split.load(ctx.inputs["features"] / "split")
     training = rows.training_rows(histories, split, with_validation=False)
-    reading = Trainer(ctx, ctx.inputs["features"])
+    reading = ctx.trainer()
     assert reading.numbering(training, histories, split).tolist() == [*range(11), 0]
-    gru = Trainer(ctx, ctx.inputs["features"], encoder=EncoderSettings(block="gru"))
+    gru = ctx.trainer(encoder=EncoderSettings(block="gru"))
     assert gru.numbering(training, histories, split).tolist() == [*range(10), 0, 0]
 
 
@@ -128,9 +129,9 @@ def test_a_damaged_checkpoint_is_refused_before_others_are_told(
 ):
     ctx = context()
     told: list[Any] = []
-    trainer = Trainer(ctx, ctx.inputs["features"])
+    trainer = ctx.trainer()
     (ctx.folder / "checkpoints" / "selection.pt").write_bytes(b"half a")
-    monkeypatch.setattr(train, "announce", told.append)
+    monkeypatch.setattr(trainer_module, "announce", told.append)
     histories = log()
     everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
     with pytest.raises(ValueError, match=r"selection\.pt: cannot be read"):
@@ -146,7 +147,7 @@ def test_users_of_a_step_whose_numbers_are_not_finite_are_named(context: Callabl
     features = ctx.inputs["features"]
     some = np.arange(NUM_USERS) >= 10
     with pytest.raises(ValueError, match=r"training histories \[.*; the step's users are 1") as raised:
-        Trainer(ctx, features).fit_split(log(), splits.Split.load(features / "split"), users=some)
+        ctx.trainer().fit_split(log(), splits.Split.load(features / "split"), users=some)
     found = re.search(r"histories \[([\d, ]+)\].*users are ([\d, ]+)", str(raised.value))
     assert found is not None
     histories, users = ([int(each) for each in part.split(", ")] for part in found.groups())
@@ -161,7 +162,7 @@ def test_a_bundle_of_the_log_as_it_was_reads_the_content_it_learned_from(context
     for name in ("train", "evaluate"):
         held_back.inputs[name] = held_back.folder.with_name(name)
         held_back.inputs[name].mkdir()
-    trained = Trainer(held_back, features).fit_split(histories, split)
+    trained = held_back.trainer().fit_split(histories, split)
     checkpoint.save_model(trained.result.model, held_back.inputs["train"])
     np.save(held_back.inputs["train"] / "items.npy", trained.mapping)
     facts = {"best_step": trained.selection.best_step} | trained.selection.resolved

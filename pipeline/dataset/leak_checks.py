@@ -1,0 +1,122 @@
+"""Leak checks of held-out targets: no system is given an event at or after its target."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.histories.jagged import JaggedHistories
+from features.histories.leaks import LeakError, num_disordered
+from features.histories.splits import Block, Split, blocks
+from models.histories import Histories, Int32, Int64
+from pipeline.dataset.targets import RankedTargets
+
+
+def check_targets(
+    targets: RankedTargets,
+    histories: JaggedHistories,
+    split: Split,
+    mapping: Int32,
+    *,
+    ties: str,
+    part: str = "test",
+) -> None:
+    """Raise LeakError where a row of `targets.histories`, which systems are given, holds what it may not.
+
+    Checked, block by block, on those very arrays: they are the features folder's events that the model knows (`mapping`
+    [num_items + 1]), each user's in order of time; every target is an event of its user in the given part and has that event's
+    item; every row lies within its user's own events, and ends at the latest with the last one ordered before the target, or
+    with ties = `strict` with one of an earlier time.
+    """
+    if late := num_disordered(histories):
+        raise LeakError(
+            f"leak: {late} events stand in a history after one that came later: the features folder is damaged, "
+            "build it again with --force"
+        )
+    _check_held_out(targets, histories, split, mapping, part)
+    order = np.argsort(targets.user, kind="stable")
+    users = targets.user[order]
+    num_known = 0
+    for block in blocks(histories):
+        first, last = np.searchsorted(users, (block.users.start, block.users.stop))
+        known = mapping[block.cut(histories.item_index)]
+        _check_events(targets.histories, histories, block, known, num_known)
+        _check_rows(targets, block, known > 0, order[first:last], num_known)
+        num_known += int(np.count_nonzero(known))
+    if num_known != len(targets.histories.item_index):
+        raise LeakError(
+            f"leak: the histories given to systems hold {len(targets.histories.item_index):,} events, "
+            f"expected the {num_known:,} of the features folder on items that the model knows"
+        )
+    _check_times(targets, histories.time[targets.position], ties)
+
+
+def _check_held_out(
+    targets: RankedTargets, histories: JaggedHistories, split: Split, mapping: Int32, part: str
+) -> None:
+    """Raise LeakError unless every target is the event of an evaluated user in the part."""
+    start, end = split.stretch(histories, part)
+    is_held_out = (start[targets.user] <= targets.position) & (targets.position < end[targets.user])
+    is_held_out &= split.kept_user[targets.user]
+    if not is_held_out.all():
+        _refuse(targets, np.flatnonzero(~is_held_out), f"no {part} event of an evaluated user is the target")
+    is_other = targets.item != mapping[histories.item_index[targets.position]]
+    if is_other.any():
+        _refuse(targets, np.flatnonzero(is_other), "another item than that of its event is the target")
+
+
+def _check_events(
+    given: Histories, histories: JaggedHistories, block: Block, known: Int32, before: int
+) -> None:
+    """Raise LeakError unless the flat arrays given to systems hold a block's known events, from position `before` on.
+
+    known: [events of the block] their items in the model's numbering, 0 for those it does not know.
+    """
+    is_known = known > 0
+    here = slice(before, before + int(np.count_nonzero(is_known)))
+    pairs: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
+        "items": (given.item_index, known),
+        "times": (given.time, block.cut(histories.time)),
+        "event types": (given.event_type, block.cut(histories.event_type)),
+    }
+    for name, (found, expected) in pairs.items():
+        if not np.array_equal(found[here], expected[is_known]):
+            raise LeakError(
+                f"leak: the {name} of the histories given to systems are not those of the features folder, "
+                f"among user indices {block.users.start} to {block.users.stop - 1}"
+            )
+
+
+def _check_rows(
+    targets: RankedTargets, block: Block, is_known: NDArray[np.bool_], chosen: Int64, before: int
+) -> None:
+    """Raise LeakError unless the rows of the `chosen` targets, those of a block's users, lie between offset and target.
+
+    is_known: [events of the block]; before: known events of the users before the block.
+    """
+    num_before = before + np.concatenate(([0], np.cumsum(is_known)))  # [events + 1] known ones before each
+    earliest = num_before[block.starts[targets.user[chosen] - block.users.start]]
+    latest = num_before[targets.position[chosen] - block.events.start]
+    start, end = targets.histories.starts[chosen], targets.histories.ends[chosen]
+    if (is_late := (end > latest) & (start < end)).any():
+        _refuse(targets, chosen[is_late], "an event at or after the target stands in the history")
+    if (is_foreign := (start < earliest) & (start < end)).any():
+        _refuse(targets, chosen[is_foreign], "an event of another user stands in the history")
+
+
+def _check_times(targets: RankedTargets, time: Int64, ties: str) -> None:
+    """Raise LeakError where a history's last event is after its target's `time` [targets], or (ties = `strict`) at it."""
+    given = np.flatnonzero(targets.histories.lengths > 0)
+    latest = targets.histories.time[targets.histories.ends[given] - 1]
+    is_late = latest >= time[given] if ties == "strict" else latest > time[given]
+    if is_late.any():
+        at = "at or after" if ties == "strict" else "after"
+        _refuse(targets, given[is_late], f"an event {at} the target's time stands in the history")
+
+
+def _refuse(targets: RankedTargets, wrong: Int64, what: str) -> None:
+    row = int(wrong[0])
+    raise LeakError(
+        f"leak: {what}, for {len(wrong):,} of {len(targets):,} targets; the first one is the event at position "
+        f"{int(targets.position[row])} of the features folder, of user index {int(targets.user[row])}"
+    )

@@ -1,0 +1,121 @@
+"""Registration of a published bundle, and whether its version becomes champion."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts.files import read_json, write_json
+from pipeline.artifacts.store import Artifact, read_manifest
+from pipeline.config import Config
+from pipeline.errors import LookbackError
+from pipeline.serving.bundle_cache import bundle_folder
+from pipeline.tracking.server import GATE, ServerAway, Version
+from pipeline.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    pass
+from pipeline.tracking.registry import (
+    REFUSED,
+    Decision,
+    ModelSource,
+    Registry,
+    input_example,
+    linked_version,
+    model_name,
+    version_link,
+)
+
+_ATTEMPTS = 3
+
+
+def ensure_registered(config: Config, tracker: Tracker, publish: Artifact) -> None:
+    """Register a published bundle where the server lacks it, and decide once whether it becomes champion: see gate.py.
+
+    A version that was refused becomes champion when this is asked again with `evaluate.gate` off; nothing else is decided
+    twice. A server that is away costs one warning, and the next run registers or decides.
+    """
+    if not config.tracking.enabled:
+        return
+    version = linked_version(config, publish) or _register(config, tracker, publish)
+    if version is None or _is_settled(config, version):
+        return
+    with tracker.tolerated():
+        _settle(config, version, publish)
+
+
+def _register(config: Config, tracker: Tracker, publish: Artifact) -> Version | None:
+    run_id = tracker.linked_run(publish.run_link)
+    if run_id is None:
+        return None
+    registry, name = Registry.from_config(config), model_name(config)
+    bundle = publish.folder / "bundle"
+    description = read_json(bundle / "bundle.json")
+
+    def register(_: object) -> Version:
+        from pipeline.release import model_card
+
+        card = model_card.card(config, description, read_manifest(publish.folder)["inputs"])
+        example = input_example(bundle)
+        version = registry.register(name, bundle, description["digest"], run_id, card, example)
+        link = version_link(publish)
+        known = read_json(link) if link.exists() else {}
+        write_json(link, known | {registry.uri: version.version})
+        return version
+
+    return tracker.attempt(register)
+
+
+def _is_settled(config: Config, version: Version) -> bool:
+    return bool(version.gate) and (version.gate != REFUSED or config.evaluate.gate)
+
+
+def _settle(config: Config, version: Version, publish: Artifact) -> None:
+    """Decide about a version and record it, against the champion that stands at that moment; say so in one line."""
+    registry = Registry.from_config(config)
+    before = registry.champion(version.name)
+    for _ in range(_ATTEMPTS):
+        champion = before
+        try:
+            decision = _decide(config, version, publish, champion)
+        except ServerAway:
+            raise
+        except LookbackError as error:
+            decision = Decision(REFUSED, f"cannot be compared with the champion: {error}")
+        before = registry.champion(version.name)
+        if before == champion:
+            break
+    else:
+        decision = Decision(REFUSED, f"the champion moved {_ATTEMPTS} times while it was compared")
+    registry.record(version, decision, before)
+    remedy = f"; to move it all the same: lookback promote {version.version}, or --set evaluate.gate=false"
+    said = f"gate: {version.name} version {version.version} is {decision.text(before)}"
+    print(said + ("" if decision.moves else remedy), file=sys.stderr, flush=True)
+
+
+def _decide(config: Config, version: Version, publish: Artifact, champion: Version | None) -> Decision:
+    """What the gate says of a version; a server that is away or a bundle that is gone is not the version's fault."""
+    if champion is not None and champion.version == version.version:
+        return Decision("by hand", "was champion before anything was decided about it")
+    if not config.evaluate.gate:
+        return Decision("off", "evaluate.gate is false: moved without a test")
+    from pipeline.release import gate
+
+    inputs = read_manifest(publish.folder)["inputs"]
+    standing = None
+    if champion is not None:
+        digest = Registry.from_config(config).resolve(champion.uri).bundle_digest
+        folder = bundle_folder(config, ModelSource(champion.version, digest, champion.uri))
+        standing = gate.Champion(champion.version, folder)
+    features, evaluate = (config.folder / stage / inputs[stage] for stage in ("features", "evaluate"))
+    return gate.decide(config, features, evaluate, publish.folder / "bundle", standing)
+
+
+def promote(config: Config, version: int) -> str:
+    """Move `champion` to a version by hand, which its tags record; returns what to say."""
+    registry, name = Registry.from_config(config), model_name(config)
+    found, before = registry.resolve(f"models:/{name}/{version}"), registry.champion(name)
+    was = f", was version {before.version}" if before is not None else ""
+    if before is None or before.version != version:
+        said = registry.tags(found).get(f"{GATE}.reason", "")
+        earlier = f"; before that it was {found.gate}: {said}" if found.gate else ""
+        registry.record(found, Decision("by hand", f"lookback promote{was}{earlier}"), before)
+    return f"{name}: champion is version {version} (bundle {found.bundle_digest}){was}"
