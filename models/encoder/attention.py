@@ -1,4 +1,4 @@
-"""Attention over the positions of a history: how well they fit (scores), what follows (weights), and what is gathered.
+"""Attention over the positions of a history: scores, weights, and weighted values.
 
 Every score and weighting has its plain formula here; where an inner product meets a softmax or SiLU, fast forms of the whole
 stand beside it, chosen by `Implementation` and equal to the formula within its own rounding.
@@ -27,17 +27,17 @@ DENSE_POSITIONS = 256
 HIDDEN_CELLS = 2**24
 """Numbers that additive scores hold at a time: looking x looked at x components."""
 COSINE_SCALE = 10.0
-"""What a head's cosine scores are multiplied by at the start."""
+"""Initial factor of a head's cosine scores."""
 
 
 class HistoryAttention(nn.Module):
-    """`weights(score(queries, keys) + biases) @ values`: which columns a state draws on, and how much.
+    """`weights(score(queries, keys) + biases) @ values`: the values of visible columns, weighted.
 
     Scores, with k and q of one head:
     dot `q . k`; scaled_dot `q . k / sqrt(c)` (Vaswani et al. 2017, 3.2.1); cosine `s q . k / (|q| |k|)` with a learned s per
     head, 10 at the start (Henry et al. 2020); general `q^T W k` with a W per head, `I / sqrt(c)` at the start (Luong et al.
     2015, 3.1); additive `w . tanh(W q + U k)` (Bahdanau et al. 2015, A.1.2); concat `w . tanh(W [q; k] + b)` (Luong et al.
-    2015, 3.1, with a bias). Added to them: a bias by distance, a bias by time (`models.places`); or queries (of general: `W^T q`)
+    2015, 3.1, with a bias). Added to them: biases by distance and time (`attention_bias`); or queries (of general: `W^T q`)
     and keys are turned by their places first (rotary), so that the difference of these alone counts. Weights: see `weigh`.
     `implementation` "reference" is the formula everywhere.
     """
@@ -74,7 +74,7 @@ class HistoryAttention(nn.Module):
         values: Float[Tensor, "b h l c"],
         geometry: AttentionGeometry,
     ) -> Float[Tensor, "b h q c"]:
-        """What the columns that look gather."""
+        """Weighted values of the columns that look."""
         weighting, fast = self.settings.weighting, self.implementation != "reference"
         if fast and self.hidden is None and weighting == "softmax":
             queries, keys = self._met(queries, keys, geometry)
@@ -194,7 +194,7 @@ def weigh(
     *,
     noisy: bool = False,
 ) -> Float[Tensor, "b h q l"]:
-    """What scores, -inf at hidden columns, become: weights that are 0 there.
+    """Weights from scores that are -inf at hidden columns; 0 there.
 
     softmax; silu `silu(score) / number of visible columns` (Zhai et al. 2024, HSTU, 3.2, who divide by the longest length; by
     the true one as NetEase's version), which need not add up to 1; gumbel_softmax `softmax((score + g) / temperature)` with g

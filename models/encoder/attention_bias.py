@@ -1,4 +1,4 @@
-"""Where and when the columns of padded rows stand, and who sees whom: what attention knows beside queries and keys.
+"""Positions, timestamps and attention masks of padded rows; biases by distance and time; rotary positions.
 
 Letters: b rows, h heads, q columns that look, l columns looked at, c components of a head.
 """
@@ -26,7 +26,7 @@ ROTARY_BASE = 10_000.0
 
 @dataclass(frozen=True)
 class AttentionGeometry:
-    """What holds between the columns that look and those they look at."""
+    """Positions, masks and bias numbers between the columns that look and the columns looked at."""
 
     shape: tuple[int, int]
     """b rows, l columns looked at."""

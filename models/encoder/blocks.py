@@ -108,7 +108,7 @@ class AttentionBlock(nn.Module):
         return self._heads(keys), self._heads(values)
 
     def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
-        """The states with what attention gathered added; `normed`: their norm before attention."""
+        """The states with the attention output added; `normed`: their norm before attention."""
         raise NotImplementedError
 
     def fed_forward(self, states: Tensor, source: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class AttentionBlock(nn.Module):
         return self.fed_forward(merged, merged)
 
     def _projected(self, normed: Tensor, first: int, last: int) -> Tensor:
-        """Some parts of what `project` makes of normed states, side by side."""
+        """Some parts of `project(normed)`, side by side."""
         outputs = slice(first * normed.shape[-1], last * normed.shape[-1])
         return functional.linear(normed, self.project.weight[outputs], self.project.bias[outputs])
 

@@ -1,6 +1,6 @@
-"""Blocks that mix neighbours or everything before alike: causal convolution and plain pooling.
+"""Causal convolution and mean-pooling blocks.
 
-Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `models.blocks`.
+Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `blocks`.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class MixingBlock(nn.Module):
         return whole.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
 
     def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """What each column gathers from itself and the ones before it."""
+        """Mix of each column and the ones before it."""
         raise NotImplementedError
 
 
@@ -59,7 +59,7 @@ class ConvBlock(MixingBlock):
         self.convolution = nn.Conv1d(settings.dim, settings.dim, settings.kernel, dilation=self.dilation)
 
     def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """What each column gathers from itself and the ones before it."""
+        """Mix of each column and the ones before it."""
         behind = (self.convolution.kernel_size[0] - 1) * self.dilation
         padded = functional.pad(normed.transpose(1, 2), (behind, 0))
         convolved: Tensor = self.convolution(padded)
@@ -73,7 +73,7 @@ class PoolingBlock(MixingBlock):
     """
 
     def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """What each column gathers from itself and the ones before it."""
+        """Mix of each column and the ones before it."""
         return causal_mean(normed)
 
 
@@ -84,5 +84,5 @@ def causal_mean(states: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
 
 
 def precise(numbers: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """The numbers in fp32, or as they are in float64: what long sums are taken in."""
+    """The numbers in fp32, or as they are in float64, for long sums."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()

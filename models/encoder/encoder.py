@@ -1,4 +1,4 @@
-"""From a history to one vector: inputs, blocks, readout, and the recommender that scores the catalogue.
+"""Encoder from a history to one vector, and the recommender that scores the catalogue.
 
 Letters: b rows, l positions, d components, items = num_items + 1, n targets, m candidates.
 """
@@ -35,7 +35,7 @@ Layer = AttentionBlock | GRUBlock | LSTMBlock | ConvBlock | PoolingBlock | MeanR
 
 
 class Encoder(nn.Module):
-    """`norm(layers(dropout(item + position + what else the event says)))`: a state per position, scored against item vectors.
+    """`norm(layers(dropout(item + position + event)))`: a state per position, scored against item vectors.
 
     Rows start in column 0 and are padded with item 0 on the right; in a causal encoder the state at column i depends on columns
     0..i, so neither future nor padding changes it; a bidirectional one looks at its whole row, which must then be closed.
@@ -116,12 +116,12 @@ class Encoder(nn.Module):
         return dropped
 
     def item_vectors(self) -> Float[Tensor, "items d"]:
-        """What states are scored against: `states @ item_vectors.T`; row 0 is padding."""
+        """Vectors that states are scored against: `states @ item_vectors.T`; row 0 is padding."""
         vectors = self.items.all()
         return normalised(vectors) if self.settings.similarity == "cosine" else vectors
 
     def vectors_of(self, item_index: Int[Tensor, "*any"]) -> Float[Tensor, "*any d"]:
-        """Some of them."""
+        """Some rows of `item_vectors`."""
         vectors: Tensor = self.items(item_index)
         return normalised(vectors) if self.settings.similarity == "cosine" else vectors
 
@@ -246,7 +246,7 @@ class AttentionRecommender:
 
     @torch.inference_mode()
     def score_items(self, histories: Histories) -> Float32:
-        """[rows, num_items + 1]: `encode(histories) @ item_vectors.T`, or what target attention gives; column 0 -inf."""
+        """[rows, num_items + 1]: `encode(histories) @ item_vectors.T`, or by target attention; column 0 -inf."""
         if not self.encoder.scores_by_vector:
             return self._score_by_target(histories)
         vectors = torch.from_numpy(self.encode(histories)).to(self.device)

@@ -39,7 +39,7 @@ class MeanReadout(nn.Module):
 
 
 class AttentionReadout(AttentionBlock):
-    """`x + merge(attention(norm(x)))`: each state and what it finds among those up to it.
+    """`x + merge(attention(norm(x)))`: each state attends over the states up to it.
 
     Source: Li et al. 2017 (NARM), section 3.2, whose query is the last state too.
     """
@@ -56,10 +56,10 @@ class AttentionReadout(AttentionBlock):
 
 
 class TargetReadout(nn.Module):
-    """Target attention: every candidate looks at the history by itself, and is scored by what it finds there.
+    """Target attention: each candidate attends over the history by itself and is scored by the result.
 
     With candidate vector u, states s_0..s_i and heads h: `score = u . s_i + sum over h and j <= i of w_hj (u_h . (V s_j)_h)`,
-    `w_h` the weights over j of `score((Q u)_h, (K s_j)_h)` (`models.attention`, without biases), kept within +-30: softmax,
+    `w_h` the weights over j of `score((Q u)_h, (K s_j)_h)` (of `HistoryAttention`, no biases), kept within +-30: softmax,
     or silu divided by i + 1.
     A candidate's query does not depend on i, so that running sums over j serve all i at once.
     Source: Zhou et al. 2018 (DIN), section 4.3, whose activation unit is nearest to the score concat.
@@ -127,11 +127,11 @@ class TargetReadout(nn.Module):
         return precise(found).clamp(-self.LARGEST, self.LARGEST)
 
     def _weight(self, found: Tensor) -> Tensor:
-        """What is not divided yet."""
+        """Weights before division by `_whole`."""
         return found.exp() if self.settings.weighting == "softmax" else functional.silu(found)
 
     def _whole(self, total: Float[Tensor, "*any l"]) -> Tensor:
-        """What the weights up to each column are divided by."""
+        """Divisor of the weights up to each column."""
         if self.settings.weighting == "softmax":
             return total
         return torch.arange(1, total.shape[-1] + 1, device=total.device)

@@ -1,6 +1,6 @@
-"""Blocks that read a history from the oldest event to the newest: the order is in the recurrence, no position is needed.
+"""Recurrent blocks, GRU and LSTM: the order is in the recurrence, no position is needed.
 
-Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `models.blocks`.
+Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `blocks`.
 """
 
 from collections.abc import Sequence

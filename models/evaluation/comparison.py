@@ -153,7 +153,7 @@ class SystemComparison:
         return difference, self.resampled[:, one, column] - self.resampled[:, other, column]
 
     def _difference(self, first: str, second: str, name: str) -> Difference:
-        """Of a single user nothing can be told: every resample is that user."""
+        """A single user gives no interval: every resample is that user."""
         kind = name.removeprefix("user_").partition("@")[0]
         found = paired_difference(
             *self._resampled_difference(first, second, name), lower_is_better=kind in LOWER_IS_BETTER

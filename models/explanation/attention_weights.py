@@ -1,4 +1,4 @@
-"""What the encoder looks at when it recommends: the attention that the last position pays to each past interaction.
+"""Attention weights of the last position over the past interactions.
 
 Letters: b rows, l positions of the longest window.
 """
@@ -25,17 +25,17 @@ def has_attention(encoder: Encoder) -> bool:
 def attention_weights(encoder: Encoder, histories: Histories) -> Float32:
     """Share of the last position's attention that each past interaction gets: Float32 [b, l].
 
-    `mean over layers that attend and over heads of the weights of models.attention`; those of SiLU are taken at their size and
-    made to add up to 1. Column i is the row's i-th interaction among its
+    `mean over layers that attend and over heads of HistoryAttention.weights`; those of SiLU are taken at their size and made to
+    add up to 1. Column i is the row's i-th interaction among its
     `max_length` most recent ones, the last position's own included; a row adds up to 1, columns behind the last are 0, and so
     is an empty row. These are the weights of Vaswani et al. 2017, section 3.2.1, averaged as they stand. They say where a
-    block looks, not what a score is made of (Jain and Wallace 2019): for that see `models.explain.contributions`.
+    block looks, not what a score is made of (Jain and Wallace 2019): for that see `contributions`.
     Raises ValueError for an encoder whose blocks pay no attention: see `has_attention`.
     """
     if not has_attention(encoder):
         raise ValueError(
             f"attention_weights: received an encoder of {encoder.settings.block!r} blocks, expected blocks with attention "
-            "(model.block = 'transformer'); ask has_attention first"
+            "(model.block = 'transformer'); check has_attention first"
         )
     windows = histories.last(encoder.max_length)
     weights = np.zeros((len(windows), int(windows.lengths.max(initial=0))), np.float32)

@@ -1,4 +1,4 @@
-"""What in a history a recommendation is based on: a weight for every past interaction.
+"""Contributions: a weight for every past interaction in the score of a recommendation.
 
 Letters: b rows, k items explained per row, l positions of the longest window.
 """

@@ -1,4 +1,4 @@
-"""Attribution through recurrences: what letting a GRU's hidden state pass unchanged would do to a score, to first order.
+"""Attribution through GRUs: the first-order change of a score when a hidden state passes unchanged.
 
 Letters: b rows, k items explained per row, l positions of the longest window, d components of a state.
 """
@@ -54,7 +54,7 @@ def slopes_in_time(encoder: Encoder, windows: Histories, candidates: Float[Tenso
 def _skippable(
     block: GRUBlock, states: Float[Tensor, "b l d"]
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
-    """(new states, zeros e, update gates z): what it takes to leave an interaction out to first order.
+    """(new states, zeros e, update gates z), for leaving an interaction out to first order.
 
     e is added to the argument of z's logistic function. Leaving out position i makes its z equal 1, so that h_i = h_{i-1};
     since dh_i / de_i = z (1 - z) (h_{i-1} - c), that changes a score by d score / d e_i / z_i, summed over components, to first

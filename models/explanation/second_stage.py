@@ -1,4 +1,4 @@
-"""What in a history a recommendation of both stages is based on: the retriever's share and the ranker's.
+"""Contributions of past interactions through both stages: the retriever's share and the ranker's.
 
 Letters: b rows, k items explained of each, n candidates that they were ranked among, l positions of the longest window.
 """

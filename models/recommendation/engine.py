@@ -39,7 +39,7 @@ class Because:
     item_index: Int32
     """[rows, k, because_items], 0 where there are fewer"""
     weight: Float32
-    """[rows, k, because_items], what the score loses without them, or an estimate of it"""
+    """[rows, k, because_items], the drop of the score without them, or an estimate"""
 
     @classmethod
     def none(cls, shape: tuple[int, ...], because_items: int) -> "Because":
@@ -210,7 +210,7 @@ class _WarmRows:
         return contributions.strongest(self.contributions(items), self.histories, because_items)
 
     def contributions(self, items: Int32) -> Float32:
-        """[rows, k, l] what each past interaction adds to the score of each item [rows, k] retrieved before."""
+        """[rows, k, l] contribution of each past interaction to the score of each item [rows, k] retrieved before."""
         assert self._method is not None
         assert self._explain is not None
         if self._stage is not None and self._first is not None:
