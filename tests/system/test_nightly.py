@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 from features import simulate
 from tests.workdir import TINY, Workdir
@@ -119,6 +120,7 @@ def test_two_nights_of_a_simulated_log(tmp_path: Path) -> None:
     two_nights(Workdir(tmp_path), events.filter(~late), pl.concat([events.filter(late), newcomer]))
 
 
+@pytest.mark.slow
 def test_two_nights_of_deskdrop(tmp_path: Path, public_data: Callable[[str], Path]) -> None:
     log = pl.read_csv(public_data("deskdrop") / "users_interactions.csv", infer_schema_length=None)
     log = log.select("timestamp", "eventType", "contentId", "personId")
