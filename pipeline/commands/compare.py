@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from pipeline.artifacts.files import write_json
 from pipeline.config import Config, EvaluateConfig
 from pipeline.errors import LookbackError
@@ -179,7 +179,7 @@ def as_page(found: Sequence[Evaluation], comparison: Comparison) -> str:
     return comparison_page.page(as_tree(comparison), comparison.judged, shown, runs)
 
 
-def _shown_metrics(judged: Judgement) -> list[str]:
+def _shown_metrics(judged: SystemComparison) -> list[str]:
     """Those of the table, NDCG first."""
     names = [name for name in judged.names if name.partition("@")[0] in SHOWN]
     return sorted(names, key=lambda name: SHOWN.index(name.partition("@")[0]))
@@ -213,7 +213,7 @@ def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, p
         return tracker.log_beside(found[0].run, name, plan, Path(folder))
 
 
-def _description(found: Sequence[Evaluation], judged: Judgement) -> str:
+def _description(found: Sequence[Evaluation], judged: SystemComparison) -> str:
     """Which run is best, in Markdown: the first metric's verdict, every run's values, the verdicts on the other metrics."""
     shown = _shown_metrics(judged)
     first, *others = [comparison_page.verdict(judged, metric) for metric in shown]

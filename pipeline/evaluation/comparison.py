@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from models.evaluation.bootstrap import over_seeds
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline.artifacts.store import read_manifest
 from pipeline.config import MODEL
@@ -26,7 +26,9 @@ class SeedGroup:
     seeds: tuple[str, ...]
 
 
-def judge(targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int) -> Judgement:
+def judge(
+    targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int
+) -> SystemComparison:
     """The models of all runs on their common targets; LookbackError where two runs do not have the same ones."""
     ranked = {
         label: table.filter(pl.col("system") == MODEL).sort(*KEY, "history_length")
@@ -37,7 +39,7 @@ def judge(targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int,
         if not one.select(KEY).equals(other.select(KEY)):
             raise LookbackError(_difference_of(first, one, label, other))
     values = ((label, metrics_of_ranks(table["rank"].to_numpy(), ks)) for label, table in ranked.items())
-    return Judgement.of(values, one["user_id"].to_numpy(), resamples, seed)
+    return SystemComparison.of(values, one["user_id"].to_numpy(), resamples, seed)
 
 
 def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFrame) -> str:
@@ -57,14 +59,14 @@ def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFram
 class Comparison:
     """All that is told of the runs."""
 
-    judged: Judgement
+    judged: SystemComparison
     differences: dict[str, dict[str, dict[str, Any]]]
-    """Each run but the first -> metric -> how much better it is than the first: see `Judgement.compared`."""
+    """Each run but the first -> metric -> how much better it is than the first: see `SystemComparison.compared`."""
     over_seeds: list[tuple[SeedGroup, dict[str, tuple[float, float]]]]
     """Of each group, metric -> (mean, sample standard deviation) over its runs."""
 
     @classmethod
-    def of(cls, judged: Judgement, groups: Sequence[SeedGroup] = ()) -> "Comparison":
+    def of(cls, judged: SystemComparison, groups: Sequence[SeedGroup] = ()) -> "Comparison":
         """Compare all systems with the first."""
         differences = {
             label: {name: _turned(each) for name, each in found.items()}
@@ -163,7 +165,7 @@ def against_earlier(
         return None
     k = int(metric.rpartition("@")[2])
     systems = {"this run": own} | ranked
-    judged = Judgement.of(
+    judged = SystemComparison.of(
         (
             (name, {metric: metrics_of_ranks(each["rank"].to_numpy(), (k,))[metric]})
             for name, each in systems.items()

@@ -14,7 +14,7 @@ from features.content import Content
 from features.histories.numbering import ItemNumbering
 from models.evaluation import beyond_accuracy, metrics
 from models.evaluation.beyond_accuracy import Catalogue
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int64
@@ -63,12 +63,12 @@ def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumberin
 
 def judge(
     ranked: Mapping[str, SystemRanks], targets: RankedTargets, catalogue: Catalogue, judging: Judging
-) -> Judgement:
+) -> SystemComparison:
     """Every metric of a target, of every system, resampled together."""
     weight = metrics.debias_weights(catalogue.counts, targets.item)
     weights = {f"debiased_ndcg@{k}": weight for k in judging.ks}
     values = ((name, values_of(each, targets, catalogue, judging)) for name, each in ranked.items())
-    return Judgement.of(values, targets.user, judging.resamples, judging.seed, weights)
+    return SystemComparison.of(values, targets.user, judging.resamples, judging.seed, weights)
 
 
 def values_of(
@@ -116,7 +116,7 @@ def counted(targets: RankedTargets, *, cold_users: bool, cold_items: bool) -> ND
 def apart(
     ranked: Mapping[str, SystemRanks],
     targets: RankedTargets,
-    judged: Judgement,
+    judged: SystemComparison,
     judging: Judging,
     *,
     cold_users: bool,
@@ -183,7 +183,7 @@ def judge_segments(
         if chosen.any():
             kinds.setdefault(kind, []).append((value, chosen))
     for kind, values in kinds.items():
-        judged = Judgement.of(
+        judged = SystemComparison.of(
             ((name, _within(each, values, judging.list_length)) for name, each in ranked.items()),
             user,
             judging.resamples,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.evaluation import metrics
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
 from models.settings.ranker import RankerUse
 from pipeline.dataset.targets import RankedTargets
@@ -20,7 +20,7 @@ def compared(
     `ranked` has `RETRIEVAL` and `TWO_STAGE`. auto: both stages where the interval of the difference in `metric` lies above 0.
     """
     values = {name: metrics.metrics_of_ranks(each.rank, judging.ks) for name, each in ranked.items()}
-    judged = Judgement.of(values.items(), targets.user, judging.resamples, judging.seed)
+    judged = SystemComparison.of(values.items(), targets.user, judging.resamples, judging.seed)
     paired = judged.paired(TWO_STAGE, RETRIEVAL)
     found = paired[metric]
     used = use == "always" or found["low"] > 0

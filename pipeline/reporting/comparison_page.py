@@ -3,13 +3,13 @@
 import datetime
 from typing import Any
 
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from pipeline.evaluation.comparison import by_chance
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import figures, templates
 
 
-def verdict(judged: Judgement, metric: str) -> str:
+def verdict(judged: SystemComparison, metric: str) -> str:
     """Which run is best on a metric, and from which of the others the paired test tells it."""
     best, *others = sorted(judged.systems, key=lambda label: -judged.values(label)[metric])
     said = f"{best} is best on {display_name(metric)} ({judged.values(best)[metric]:.4f})"
@@ -27,7 +27,7 @@ def verdict(judged: Judgement, metric: str) -> str:
     return f"{said}: {'; '.join(told)}."
 
 
-def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dict[str, str]) -> str:
+def page(tree: dict[str, Any], judged: SystemComparison, metrics: list[str], links: dict[str, str]) -> str:
     """The page of what `compare.as_tree` says; `metrics` are those shown, links: label -> id of the run."""
     return templates.template("compare").render(
         tree=tree,
@@ -40,7 +40,7 @@ def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dic
     )
 
 
-def _chart(judged: Judgement, metrics: list[str]) -> dict[str, Any]:
+def _chart(judged: SystemComparison, metrics: list[str]) -> dict[str, Any]:
     """The chart of every run with its intervals."""
     values = {label: judged.values(label) for label in judged.systems}
     intervals = {label: judged.intervals(label) for label in judged.systems}

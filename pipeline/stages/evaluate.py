@@ -21,7 +21,7 @@ from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
@@ -171,7 +171,7 @@ def _left_out(ctx: Context, targets: RankedTargets) -> dict[str, int]:
     }
 
 
-def _report(ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judging) -> dict[str, Any]:
+def _report(ctx: Context, found: Evaluation, judged: SystemComparison, judged_by: Judging) -> dict[str, Any]:
     """What metrics.json holds: counts, then a tree of system, metric and value for each kind of number."""
     config, settings = ctx.config, ctx.config.evaluate
     num_items = found.recommender.num_items
@@ -265,7 +265,7 @@ def _iso(moment: int | None) -> str | None:
 
 
 def _learning_curve(
-    ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judging
+    ctx: Context, found: Evaluation, judged: SystemComparison, judged_by: Judging
 ) -> list[dict[str, Any]]:
     """The model trained on shares of the training users, judged on the same targets; items it never saw are misses."""
     curve: list[dict[str, Any]] = []
@@ -283,12 +283,12 @@ def _learning_curve(
             exclude_seen=ctx.config.exclude_seen,
         )
         values = metrics.metrics_of_ranks(ranked.rank, judged_by.ks)
-        own = Judgement.of([(MODEL, values)], found.targets.user, judged_by.resamples, judged_by.seed)
+        own = SystemComparison.of([(MODEL, values)], found.targets.user, judged_by.resamples, judged_by.seed)
         curve.append(_point(fraction, int(users.sum()), own))
     return [*curve, _point(1.0, len(order), judged)]
 
 
-def _point(fraction: float, num_users: int, judged: Judgement) -> dict[str, Any]:
+def _point(fraction: float, num_users: int, judged: SystemComparison) -> dict[str, Any]:
     return {
         "fraction": fraction,
         "users": num_users,
@@ -349,7 +349,7 @@ def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
     return found
 
 
-def _write_users(ctx: Context, judged: Judgement) -> None:
+def _write_users(ctx: Context, judged: SystemComparison) -> None:
     """per_user.parquet: a row per system and user, the mean of each metric over the user's targets."""
     users = ctx.dataset.users["user_id"].gather(judged.users)
     pl.concat(

@@ -21,7 +21,7 @@ from models.baselines.base import FittedOn
 from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.evaluation import ranks
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.histories import Histories, histories_from_lists
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
@@ -414,7 +414,7 @@ def test_targets_on_items_known_by_content_are_ranked(
 ):
     with_content(inputs)
     monkeypatch.setattr(
-        Judgement, "compared", lambda *_: {}
+        SystemComparison, "compared", lambda *_: {}
     )  # which takes scipy half a minute for so few users
     settings: dict[str, Any] = {"baselines": ["popularity", "gru"], "k": [3, 29]}
     one = read_json(judge(inputs, tmp_path / "apart", **settings).folder / "metrics.json")
