@@ -15,6 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.settings import SimulationSettings
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -71,37 +73,6 @@ TOPICS_PER_CATEGORY = 3
 ITEMS_PER_CATEGORY = 200
 ADJECTIVES = ("Quiet", "Curious", "Patient", "Bold", "Hidden", "Everyday", "Lost", "Golden", "Modern")
 FORMS = ("Notebook", "Stories", "Workshop", "Atlas", "Companion", "Letters", "Sketches", "Diary")
-
-
-@dataclass(frozen=True)
-class SimulationSettings:
-    """Size and noise of the demo log: the `[simulate]` section."""
-
-    num_users: int = 5_000
-    """Users; each has at least five events."""
-    num_items: int = 2_000
-    """Items of the catalogue, at least 50; a few of a large one are never met."""
-    num_events: int = 200_000
-    """Events, the bad rows not counted; at least five per user."""
-    num_days: int = 90
-    """Days from 2026-01-01 on, at least 2."""
-    noise_fraction: float = 0.1
-    """Share of the events that have nothing to do with their user, in [0, 1)."""
-    bad_row_fraction: float = 0.01
-    """Share of the rows of `events.csv` that are no event, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        for key, least in (
-            ("num_users", 1),
-            ("num_items", 50),
-            ("num_events", 5 * self.num_users),
-            ("num_days", 2),
-        ):
-            if getattr(self, key) < least:
-                raise ValueError(f"simulate.{key}: received {getattr(self, key)}, expected at least {least}")
-        for key in ("noise_fraction", "bad_row_fraction"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"simulate.{key}: received {getattr(self, key)}, expected a share in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Times of any form as microseconds since the epoch, UTC; integers stay integers all the way."""
 
 import datetime
-import zoneinfo
 
 import polars as pl
 
@@ -13,21 +12,6 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _ENDS = (":%SZ", ":%S", ":%S UTC", ":%S%.f%#z", ":%S%.f", ":%S%.f UTC", "")
 _ISO = (*(f"%Y-%m-%d{between}%H:%M{end}" for between in "T " for end in _ENDS), "%Y-%m-%d")
 """The usual forms. No two of them read a text differently; those without fractions are there because polars reads them faster."""
-
-
-def check_unit(unit: str, timezone: str) -> None:
-    """Raise ValueError for a unit or a time zone that there is not."""
-    if unit not in DIGITS and unit not in ("iso", "position") and "%" not in unit:
-        raise ValueError(
-            f"timestamp_unit: received {unit!r}, expected s, ms, us, ns, iso, position, or a strftime pattern such as "
-            "'%d/%m/%Y %H:%M'"
-        )
-    try:
-        zoneinfo.ZoneInfo(timezone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(
-            f"timezone: received {timezone!r}, expected a name such as 'UTC' or 'Europe/Berlin'"
-        ) from None
 
 
 def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:

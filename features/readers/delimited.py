@@ -17,7 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import tables
-from features.tables import Chunk, Reading, Rows, TableFormat
+from features.settings import TableFormat
+from features.tables import Chunk, Reading, Rows
 
 LINES_PER_ROW = 100
 """A quote that is not closed within so many lines is a stray one."""

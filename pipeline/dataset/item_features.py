@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from features.content import FOLDER, Content, ContentSettings
+from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
+from features.settings import ContentSettings
 from models.encoder.embeddings import ItemContent
 from models.recommender import Float32, Int32
 from pipeline.config import Config

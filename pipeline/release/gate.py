@@ -23,11 +23,12 @@ from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
 from models.recommender import Int32
 from pipeline.artifacts.store import read_json
-from pipeline.config import MODEL, Config
+from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.evaluated_model import Evaluated
+from pipeline.sections import MODEL
 from pipeline.serving.bundle import translation
 from pipeline.tracking.registry import Decision
 

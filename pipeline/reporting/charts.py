@@ -10,10 +10,10 @@ import polars as pl
 from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
 from pipeline.artifacts.store import read_json, write_json
-from pipeline.config import MODEL
 from pipeline.orchestration.context import Context
 from pipeline.reporting import figures, interactive
 from pipeline.reporting.interactive import Chart, Drawn
+from pipeline.sections import MODEL
 from pipeline.serving.bundle import Bundle
 
 CHARTS, PAGE = "charts.json", "figures.html"

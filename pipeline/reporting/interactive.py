@@ -19,10 +19,10 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from features.profiling.profile import Profile
-from pipeline.config import MODEL
 from pipeline.reporting import templates
 from pipeline.reporting.figures import ATTENTION, MAX_VALUES, ORDERED_SEGMENTS
 from pipeline.reporting.style import COLOURS, GREY, spoken
+from pipeline.sections import MODEL
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "cross", "x", "triangle-up", "star")
 DASHES = ("solid", "dash", "dashdot", "dot")

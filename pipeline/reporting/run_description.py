@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.store import read_json
-from pipeline.config import MODEL
 from pipeline.evaluation.comparison import _ends, _groups
 from pipeline.reporting.style import spoken
+from pipeline.sections import MODEL
 from pipeline.tracking.record import allowed
 from pipeline.tracking.ui import View
 

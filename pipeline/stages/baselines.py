@@ -28,7 +28,7 @@ from models.recommender import Float32, Histories, Int32, Recommender
 from models.settings import EncoderSettings, TrainSettings
 from models.topk import recommend_in_chunks
 from pipeline.artifacts.store import read_json, write_json
-from pipeline.config import BASELINES, Config
+from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers
 from pipeline.dataset.item_features import known_by_content
@@ -36,6 +36,7 @@ from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
 from pipeline.evaluation.ranking import Part, rank_all
 from pipeline.orchestration.context import Context
+from pipeline.sections import BASELINES
 
 VALIDATION_K = 10
 GRU = "gru"

@@ -27,7 +27,6 @@ from models.evaluation.ranks import SystemRanks, rank_targets
 from models.ranking.two_stage import TwoStage
 from models.recommender import Histories, Int32
 from pipeline.artifacts.store import read_json, write_json
-from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers
 from pipeline.dataset.leak_checks import check_targets
@@ -39,6 +38,7 @@ from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts, figures
+from pipeline.sections import MODEL
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CUT = "evaluate cut "

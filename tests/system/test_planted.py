@@ -11,8 +11,8 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.explanation import contributions
-from pipeline.config import BASELINES
 from pipeline.dataset.targets import ranked_targets
+from pipeline.sections import BASELINES
 from tests.workdir import ROOT, Workdir
 
 

@@ -23,9 +23,9 @@ from models.recommendation.rules import Rules
 from models.retrieval.index import ItemIndex
 from models.settings import EncoderSettings
 from pipeline.artifacts.store import write_json
-from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import Evaluated
+from pipeline.sections import ScoreConfig
 from pipeline.serving import _load_pyfunc
 from pipeline.serving.batch import Job, Log, Scorer, Users
 from pipeline.serving.bundle import SECOND, Bundle, seal
