@@ -1,1 +1,1 @@
-"""Frames in, frames or arrays out: reading, validating and shaping behaviour logs (polars, pyarrow, numpy)."""
+"""Data frames in, frames or arrays out: reading, validating and shaping logs (polars, pyarrow, numpy)."""

@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: attention over a user's history and everything measured on it (torch, numpy)."""
+"""Arrays in, arrays out: the recommenders and their metrics (torch, numpy, safetensors)."""

@@ -82,7 +82,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
 
 def _print_standings(summaries: list[dict[str, Any]]) -> None:
     """The evaluation's table: every system beside the model."""
-    from pipeline.artifacts.store import read_json
+    from pipeline.artifacts.files import read_json
     from pipeline.reporting.text_table import as_text
 
     folder = next(summary["folder"] for summary in summaries if summary["stage"] == "evaluate")

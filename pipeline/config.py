@@ -21,8 +21,10 @@ from features.settings import (
     SplitSettings,
     UserSettings,
 )
-from models.index_settings import IndexSettings
-from models.settings import EncoderSettings, RankerSettings, TrainSettings, check_together
+from models.settings.encoder import EncoderSettings
+from models.settings.index import IndexSettings
+from models.settings.ranker import RankerSettings
+from models.settings.training import TrainSettings, check_together
 from pipeline.errors import ConfigError
 from pipeline.sections import (
     DataConfig,

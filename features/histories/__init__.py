@@ -1,1 +1,1 @@
-"""Vocabularies, per-user histories, splits."""
+"""Vocabularies, per-user histories, splits, leak checks."""

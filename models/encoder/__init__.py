@@ -1,1 +1,1 @@
-"""The sequence encoder: embeddings, attention, blocks, batching."""
+"""The sequence encoder: embeddings, attention, blocks, readouts, batching."""

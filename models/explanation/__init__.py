@@ -1,1 +1,1 @@
-"""Contributions of past interactions to a score."""
+"""Contributions of past interactions to a score, and their faithfulness."""

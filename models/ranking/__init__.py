@@ -1,1 +1,1 @@
-"""The second-stage ranker."""
+"""The second-stage ranker: features, training, calibration."""

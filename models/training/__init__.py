@@ -1,1 +1,1 @@
-"""Fitting an encoder: losses, negatives, optimisers, the training loop."""
+"""Training an encoder: losses, negatives, optimisers, the training loop."""

@@ -1,1 +1,1 @@
-"""The commands beside `lookback run`."""
+"""Commands besides `lookback run`: recommend, compare, tune, prune, data."""

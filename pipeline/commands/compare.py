@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from models.evaluation.comparison import Judgement
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, judge

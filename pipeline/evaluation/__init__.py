@@ -1,1 +1,1 @@
-"""From target ranks to a metrics report."""
+"""From target ranks to a metrics report: segments, diagnostics, comparisons."""

@@ -1,1 +1,1 @@
-"""The stage graph, fingerprints, and bringing stages up to date."""
+"""Stage graph, fingerprints, and the runner that brings stages up to date."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.artifacts import source_files, store
+from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError
 from pipeline.tracking.registry import ModelSource
@@ -205,7 +206,7 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         settings = _settings(config, stage)
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
         nodes[name] = Node(
-            stage, store.Artifact(config.folder / name, store.fingerprint(content)), settings, inputs
+            stage, store.Artifact(config.folder / name, fingerprint(content)), settings, inputs
         )
     return Pipeline(config, nodes, found, model, cuts)
 

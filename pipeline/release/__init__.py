@@ -1,1 +1,1 @@
-"""The decision whether a model version becomes champion."""
+"""Promotion of model versions: the champion gate and the model card."""

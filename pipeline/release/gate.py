@@ -21,8 +21,8 @@ from models.device import pick_device
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
-from models.recommender import Int32
-from pipeline.artifacts.store import read_json
+from models.histories import Int32
+from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import RankedTargets, targets_of

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from features.profiling.profile import PROFILE, Profile
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.reporting.style import spoken

@@ -1,1 +1,1 @@
-"""Figures, tables and pages."""
+"""Figures, tables, the HTML report, run descriptions."""

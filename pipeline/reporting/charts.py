@@ -9,7 +9,7 @@ import polars as pl
 
 from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.orchestration.context import Context
 from pipeline.reporting import figures, interactive
 from pipeline.reporting.interactive import Chart, Drawn

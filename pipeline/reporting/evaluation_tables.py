@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.reporting import figures
 from pipeline.sections import MODEL, EvaluateConfig
 

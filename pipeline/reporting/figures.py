@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from models.evaluation.comparison import Judgement
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.reporting.style import (
     COLOURS,
     GREY,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.evaluation.comparison import _ends, _groups
 from pipeline.reporting.style import spoken
 from pipeline.sections import MODEL

@@ -1,4 +1,4 @@
-"""The bundle and everything that scores users with it."""
+"""The model bundle and batch scoring: business rules, cold start, output tables."""
 
 from typing import TYPE_CHECKING
 

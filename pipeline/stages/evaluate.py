@@ -24,9 +24,9 @@ from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
+from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
-from models.recommender import Histories, Int32
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers
 from pipeline.dataset.leak_checks import check_targets

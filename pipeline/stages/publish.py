@@ -14,11 +14,11 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.encoder.encoder import Encoder
-from models.recommender import Int32
+from models.histories import Int32
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.item_features import content_settings
 from pipeline.modelling import second_stage
-from pipeline.modelling.item_index import build_index, user_vectors
+from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.orchestration.context import Context
 from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
@@ -39,7 +39,7 @@ def build(ctx: Context) -> None:
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")
     queries = user_vectors(ctx.config.index, ctx.inputs["features"], encoder, mapping)
-    build_index(ctx.config.index, encoder, queries).save(bundle / "index")
+    encoder_index(ctx.config.index, encoder, queries).save(bundle / "index")
     _write_items(features, histories, mapping, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
     metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))

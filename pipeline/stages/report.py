@@ -13,7 +13,8 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.profiling.drift import DRIFT, Drift
 from features.profiling.profile import PROFILE, Profile
-from pipeline.artifacts.store import read_json, read_manifest
+from pipeline.artifacts.files import read_json
+from pipeline.artifacts.store import read_manifest
 from pipeline.orchestration.context import Context
 from pipeline.reporting import (
     champion_diff,

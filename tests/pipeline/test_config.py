@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import key_types, load_config
+from pipeline.config import load_config
 from pipeline.errors import ConfigError
 
 MINIMAL = """
@@ -138,9 +138,3 @@ def test_every_shipped_configuration_loads() -> None:
         config = load_config(path)
         assert config.data_dir == "data", path
         assert config.seed == 0, path
-
-
-def test_the_readme_documents_every_key() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    missing = [key for key in key_types() if f"`{key}`" not in readme]
-    assert not missing

@@ -50,7 +50,7 @@ def test_a_log_of_any_shape_can_be_drawn(tmp_path: Path, times: tuple[int, ...],
 
 def test_rare_types_are_drawn_together():
     by_type = {f"type {number}": [10 - number, 1] for number in range(9)}
-    days = Days(1, ["2026-01-01", "2026-01-02"], [100, 9], by_type, [1, 0], [1, 0])
+    days = Days(1, ["2026-01-01", "2026-01-02"], [100, 9], by_type)
     shown = log_figures._most_frequent(days)
     assert list(shown) == ["type 0", "type 1", "type 2", "type 3", "type 4", "other types"]
     assert np.sum([*shown.values()], axis=0).tolist() == days.events

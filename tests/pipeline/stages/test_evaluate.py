@@ -16,15 +16,17 @@ from features.histories.leaks import LeakError
 from features.profiling import profile
 from features.settings import ContentSettings, EventSettings, ItemSettings, SplitSettings
 from models import checkpoint
-from models.baselines.popularity import FittedOn, Popularity
+from models.baselines.base import FittedOn
+from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.evaluation import ranks
 from models.evaluation.comparison import Judgement
-from models.index_settings import IndexSettings
-from models.recommender import Histories, histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import Histories, histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.index import IndexSettings
+from models.settings.training import TrainSettings
 from models.topk import row_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import known_items, training_rows
