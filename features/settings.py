@@ -249,9 +249,9 @@ class HistorySettings:
     max_length: int = 200
     """Maximum history length, in events."""
     min_user_events: int = 1
-    """Core filter: minimum events per user, repeated with `min_item_events` until stable."""
+    """Core filter: minimum per user, in events, repeated with `min_item_events` until stable."""
     min_item_events: int = 1
-    """Core filter: minimum events per item."""
+    """Core filter: minimum per item, in events."""
     repeats: Literal["keep", "drop_consecutive"] = "keep"
     """Events on the same item as the user's previous one; drop_consecutive leaves them out of the history."""
 
@@ -311,7 +311,7 @@ class SimulationSettings:
     num_events: int = 200_000
     """Events, bad rows not counted; at least five per user."""
     num_days: int = 90
-    """Length of the log, in days from 2026-01-01 on."""
+    """Length of the log, in days, from 2026-01-01 on."""
     noise_fraction: float = 0.1
     """Share of events unrelated to the user's tastes."""
     bad_row_fraction: float = 0.01

@@ -52,12 +52,12 @@ EXPERT_KEYS = frozenset(
 
 
 class Config(Section):
-    """The whole configuration of one pipeline."""
+    """Whole configuration of one pipeline."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the pipeline: artifacts go to <data_dir>/<name>/, runs to the MLflow experiment of this name."""
+    """Name of the pipeline: artifacts go to `<data_dir>/<name>/`, runs to the MLflow experiment of this name."""
     data_dir: str = "data"
-    """Folder for artifacts, relative to the working directory."""
+    """Artifacts folder, relative to the working directory."""
     seed: int = Field(0, ge=0)
     """Random seed."""
     events: EventSettings

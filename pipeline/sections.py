@@ -22,7 +22,7 @@ class Section(BaseModel):
 
 
 class EvaluateConfig(Section):
-    """`[evaluate]`: how the model is judged."""
+    """Evaluation of the model and the gate: the `[evaluate]` section."""
 
     k: list[int] = [10, 200]
     """Lengths of the evaluated lists, in items."""
@@ -40,7 +40,7 @@ class EvaluateConfig(Section):
     baselines: Literal["all"] | list[str] = "all"
     """Baselines beside the model: all, or a list of names."""
     recent_days: float | list[float] = [1.0, 3.0, 7.0, 30.0]
-    """Windows of recent popularity, in days before the end of the training data. Of several, validation chooses."""
+    """Windows of recent popularity, in days, up to the end of the training data. Of several, validation chooses."""
     gru_dim: int = Field(64, ge=1)
     """Embedding dimension of the baseline `gru`, in components."""
     gru_epochs: int = Field(30, ge=1)
@@ -48,7 +48,7 @@ class EvaluateConfig(Section):
     gru_patience: int = Field(3, ge=1)
     """Early-stopping patience of the baseline `gru`, in epochs, by validation NDCG@10."""
     resamples: int = Field(1000, ge=100)
-    """Bootstrap resamples of users per interval."""
+    """Bootstrap size per interval, in resamples of the users."""
     training_fractions: list[float] = []
     """Learning curve: shares of the training users, such as [0.1, 0.3], on which the model is trained once more."""
     gate: bool = True
@@ -104,12 +104,12 @@ class EvaluateConfig(Section):
 
 
 class ScoreConfig(Section):
-    """`[score]`: recommendations for users in batch."""
+    """Recommendations for users in batch: the `[score]` section."""
 
     model: str = "run"
     """Model to score with. run: the one that this configuration published; champion, or models:/NAME/VERSION: trains nothing."""
     k: int = Field(10, ge=1)
-    """Recommendations per user."""
+    """List length per user, in items."""
     users: str = "all"
     """Users to score: all, a Parquet file with `user_id`, or an ISO date (users active since)."""
     exclude_seen: bool = True
@@ -124,7 +124,7 @@ class ScoreConfig(Section):
     at: str | None = None
     """Time at which recommendations are shown, as an ISO time, for `availability`; by default that of the log's newest event."""
     max_per_category: int = Field(0, ge=0)
-    """Maximum items of one category per user; 0: any number."""
+    """Maximum per category and user, in items; 0: any number."""
     diversity: float = Field(0.0, ge=0, lt=1)
     """Weight of dissimilarity to the items higher in the list, in [0, 1): 1 - lambda of maximal marginal relevance; 0: off."""
     popularity_damping: float = Field(0.0, ge=0)
@@ -142,7 +142,7 @@ class ScoreConfig(Section):
     """Attribution method. exact: a pass without each interaction; fast: gradients alone; balanced: exact along the last
     position's own path, gradients beside it."""
     because_items: int = Field(3, ge=1)
-    """Maximum past interactions named per recommendation."""
+    """Maximum reasons per recommendation, in past interactions."""
     batch_users: int = Field(1024, ge=1)
     """Users encoded and searched at a time."""
     shard_users: int = Field(50_000, ge=1)
@@ -188,7 +188,7 @@ class ScoreConfig(Section):
 
 
 class TrackingConfig(Section):
-    """`[tracking]`: MLflow."""
+    """MLflow: the `[tracking]` section."""
 
     enabled: bool = True
     """Logging of runs to MLflow."""
@@ -201,14 +201,14 @@ class TrackingConfig(Section):
 
 
 class ReportConfig(Section):
-    """`[report]`: the HTML page."""
+    """HTML page: the `[report]` section."""
 
     num_users: int = Field(20, ge=1)
     """Example users with their history and recommendations."""
 
 
 class DataConfig(Section):
-    """`[data]`: where the public data set can be downloaded."""
+    """Download of the public data set: the `[data]` section."""
 
     url: str | None = None
     """Address of the archive; without one `instructions` say how to get it."""
@@ -225,7 +225,7 @@ class DataConfig(Section):
 
 
 class TuneConfig(Section):
-    """`[tune]`: hyper-parameter search."""
+    """Hyper-parameter search: the `[tune]` section."""
 
     space: dict[str, dict[str, float | int | bool] | list[Any]] = {
         "train.learning_rate": {"low": 0.0003, "high": 0.003, "log": True},
