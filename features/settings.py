@@ -277,7 +277,7 @@ class SplitSettings:
     cuts: int = 1
     """temporal: rolling cuts of the log, each `test_fraction` earlier than the next; 1: once, at its end."""
     held_back: float = 0.0
-    """temporal: share of all events, the last by time, in no part: the log as it was some time ago."""
+    """temporal: share of all events, the last by time, left out: the log as it was some time ago."""
 
     def __post_init__(self) -> None:
         for key in ("test_fraction", "validation_fraction"):
