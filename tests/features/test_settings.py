@@ -152,7 +152,7 @@ def test_iso_times_are_utc_where_they_carry_no_zone() -> None:
 
 
 def test_what_is_no_iso_date_names_the_key_and_its_other_forms() -> None:
-    with pytest.raises(ValueError, match="score.users: received 'x', expected all, or an ISO date"):
+    with pytest.raises(ValueError, match=r"score\.users: received 'x', expected all, or an ISO date"):
         check_iso("score.users", "x", "all, or ")
 
 
