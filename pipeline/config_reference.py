@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic_core import PydanticUndefined
-
 from pipeline.config import EXPERT_KEYS, Config, key_types, sections, type_name
 from pipeline.errors import ConfigError
 
@@ -103,7 +101,7 @@ def _key(key: str) -> Key:
     owner: Any = sections().get(section, Config)
     default = _default(owner, name)
     meaning, unit = _meaning(owner, name)
-    required = default is PydanticUndefined
+    required = default is dataclasses.MISSING
     return Key(
         key,
         type_name(key_types()[key]),
@@ -116,15 +114,16 @@ def _key(key: str) -> Key:
 
 
 def _default(owner: Any, name: str) -> Any:
-    """The default of a field; PydanticUndefined where it is required, as the columns of a log and of users are."""
+    """The default of a field; MISSING where it is required, as the columns of a log and of users are."""
     if not dataclasses.is_dataclass(owner):
-        return owner.model_fields[name].default
+        model_field = owner.model_fields[name]
+        return dataclasses.MISSING if model_field.is_required() else model_field.default
     if name == "columns" and getattr(owner, "section", "") in ("events", "users"):
-        return PydanticUndefined
+        return dataclasses.MISSING
     field = next(field for field in dataclasses.fields(owner) if field.name == name)
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return PydanticUndefined if field.default is dataclasses.MISSING else field.default
+    return field.default
 
 
 def _meaning(owner: type, name: str) -> tuple[str, str]:

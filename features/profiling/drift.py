@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from features.profiling.profile import Profile
 from features.schema import ITEM_ID
 
-DRIFT = "drift.json"
-"""File of a comparison in a features folder."""
 NUM_BINS = 10
 """Groups of items with equal shares of the previous events, the most popular items first."""
 MIN_SHARE = 0.005

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 
-PROFILE = "profile.json"
-"""File of a profile in a features folder."""
+PROFILE, DRIFT = "profile.json", "drift.json"
+"""Files of a features artifact: its profile, and the difference from the last artifact's."""
 SESSION_SECONDS = 1800
 """A longer pause begins a new session."""
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)

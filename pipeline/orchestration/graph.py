@@ -93,7 +93,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            5,
+            6,
             ("ingest", "features", "train", "index", "rank", "baselines"),
             {
                 "evaluate": (
@@ -122,7 +122,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            5,
+            6,
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),

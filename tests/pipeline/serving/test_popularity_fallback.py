@@ -17,7 +17,7 @@ DAY = popularity_fallback.DAY
 
 
 def config(segment: str) -> Config:
-    columns = {"user_id": 1, "item_id": 2, "timestamp": 3}
+    columns: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
     return Config(
         name="x", events=EventSettings(path="log.csv", columns=columns), score=ScoreConfig(segment=segment)
     )
