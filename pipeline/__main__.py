@@ -197,6 +197,17 @@ def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
     remove(config, keep=keep, dry_run=dry_run)
 
 
+@cli.command("config")
+@click.argument("section", required=False)
+@click.option("--all", "include_experts", is_flag=True, help="Show the expert keys too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_keys(section: str | None, include_experts: bool, as_json: bool) -> None:
+    """Print every configuration key, or those of SECTION, with type, unit, default and meaning."""
+    from pipeline.config_reference import print_reference
+
+    print_reference(section, include_experts=include_experts, as_json=as_json)
+
+
 @cli.command(cls=_Configured)
 def data(config: Any) -> None:
     """Download the public data set that the configuration names."""

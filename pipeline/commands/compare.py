@@ -11,12 +11,13 @@ import polars as pl
 
 from models.evaluation.comparison import SystemComparison
 from pipeline.artifacts.files import write_json
-from pipeline.config import Config, EvaluateConfig
+from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, judge
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import comparison_page
 from pipeline.reporting.text_table import aligned
+from pipeline.sections import EvaluateConfig
 from pipeline.tracking.record import Plan
 from pipeline.tracking.server import LoggedRun, chosen_uri
 from pipeline.tracking.tracker import NOTE, Tracker

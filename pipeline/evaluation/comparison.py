@@ -11,9 +11,9 @@ from models.evaluation.bootstrap import over_seeds
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline.artifacts.store import read_manifest
-from pipeline.config import MODEL
 from pipeline.errors import LookbackError
 from pipeline.evaluation.metric_names import display_name
+from pipeline.sections import MODEL
 
 KEY = ("user_id", "item_id", "timestamp")
 

@@ -21,11 +21,12 @@ from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
 from models.histories import Int32
 from pipeline.artifacts.files import read_json
-from pipeline.config import MODEL, Config
+from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.evaluated_model import Evaluated
+from pipeline.sections import MODEL
 from pipeline.serving.bundle import translation
 from pipeline.tracking.registry import Decision
 

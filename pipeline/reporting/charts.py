@@ -10,9 +10,9 @@ import polars as pl
 from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.config import MODEL
 from pipeline.reporting import figures, templates
 from pipeline.reporting.style import Chart
+from pipeline.sections import MODEL
 from pipeline.serving.bundle import Bundle
 
 CHARTS, PAGE = "charts.json", "figures.html"

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts.files import read_json
-from pipeline.config import MODEL, EvaluateConfig
 from pipeline.reporting import charts, figures
+from pipeline.sections import MODEL, EvaluateConfig
 
 ACCURACY = ("ndcg", "hit_rate", "mrr", "user_ndcg")
 """Metrics of the targets' ranks in the report's first table, at the shortest list length; NDCG also at the longest."""

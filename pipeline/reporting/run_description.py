@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import read_json
-from pipeline.config import MODEL
 from pipeline.evaluation.comparison import _ends, _groups
 from pipeline.evaluation.metric_names import display_name
+from pipeline.sections import MODEL
 from pipeline.tracking.record import allowed
 from pipeline.tracking.ui import View
 

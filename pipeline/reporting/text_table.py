@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.config import MODEL
+from pipeline.sections import MODEL
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:

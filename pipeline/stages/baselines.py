@@ -32,13 +32,14 @@ from models.settings.training import TrainSettings
 from models.topk import recommend_in_chunks
 from models.training import distributed
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.config import BASELINES, Config
+from pipeline.config import Config
 from pipeline.dataset.item_features import known_by_content
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
 from pipeline.evaluation.ranking import Part, rank_all
 from pipeline.modelling.trainer import Trained
 from pipeline.orchestration.context import Context
+from pipeline.sections import BASELINES
 
 VALIDATION_K = 10
 GRU = "gru"

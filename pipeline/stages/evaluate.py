@@ -26,7 +26,6 @@ from models.evaluation.ranks import SystemRanks, rank_targets
 from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.config import MODEL
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.leak_checks import check_targets
 from pipeline.dataset.targets import RankedTargets, targets_of, told
@@ -37,6 +36,7 @@ from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
+from pipeline.sections import MODEL
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CUT = "evaluate cut "

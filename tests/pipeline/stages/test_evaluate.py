@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from features import content
-from features.content import ContentSettings
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError
 from features.histories.numbering import ItemNumbering
 from features.profiling import profile
+from features.settings import ContentSettings, EventSettings, ItemSettings, SplitSettings
 from models import checkpoint
 from models.baselines.base import FittedOn
 from models.baselines.popularity import Popularity
@@ -28,21 +28,14 @@ from models.settings.index import IndexSettings
 from models.settings.training import TrainSettings
 from models.topk import row_chunks
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.config import (
-    BASELINES,
-    MODEL,
-    Config,
-    EvaluateConfig,
-    EventsConfig,
-    ItemsConfig,
-    SplitConfig,
-)
+from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import of_model
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
 from pipeline.modelling import item_index
 from pipeline.orchestration.context import Context
+from pipeline.sections import BASELINES, MODEL, EvaluateConfig
 from pipeline.stages import baselines, evaluate, index
 from pipeline.tracking.live import Live
 from pipeline.tracking.record import Plan
@@ -135,9 +128,9 @@ def build(stage: Any, inputs: dict[str, Path], folder: Path, unit: str = "s", **
     folder.mkdir(exist_ok=True)
     config = Config(
         name="tiny",
-        events=EventsConfig(path="log.csv", columns=COLUMNS, timestamp_unit=unit),
-        split=SplitConfig(protocol="leave_one_out"),
-        items=ItemsConfig(path="items.csv"),
+        events=EventSettings(path="log.csv", columns=COLUMNS, timestamp_unit=unit),
+        split=SplitSettings(protocol="leave_one_out"),
+        items=ItemSettings(path="items.csv"),
         model=EncoderSettings(item_content=reads_content),
         index=IndexSettings(recall_queries=13),
         evaluate=EvaluateConfig(**QUICK | settings),
