@@ -9,8 +9,8 @@ from pipeline.config import Config
 if TYPE_CHECKING:
     from models.settings import EncoderSettings, TrainSettings
     from pipeline.modelling.trainer import Trainer
-    from pipeline.tracking.live import Live
-    from pipeline.tracking.record import Plan
+    from pipeline.tracking.live import LiveRun
+    from pipeline.tracking.record import RunRecord
     from pipeline.tracking.registry import ModelSource
 
 
@@ -27,9 +27,9 @@ class Context:
     """Role to {path: content digest} of the source files (ingest)."""
     model: "ModelSource | None"
     """Where the bundle to score with comes from (score)."""
-    track: "Plan"
+    track: "RunRecord"
     """What to log."""
-    live: "Live"
+    live: "LiveRun"
     """Metrics that are worth seeing before the stage ends."""
     stage_folder: Path
     """The folder of all artifacts of this stage."""

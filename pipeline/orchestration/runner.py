@@ -20,7 +20,7 @@ from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun
 from pipeline.release import promotion
-from pipeline.tracking.record import Plan
+from pipeline.tracking.record import RunRecord
 from pipeline.tracking.tracker import Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
@@ -153,7 +153,7 @@ class _Work:
                 inputs={name: each.folder for name, each in inputs.items()},
                 sources=pipeline.sources,
                 model=pipeline.model,
-                track=Plan(),
+                track=RunRecord(),
                 live=live,
                 stage_folder=artifact.stage_folder,
                 show_progress=self.show_progress,

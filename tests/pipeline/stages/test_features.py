@@ -13,7 +13,7 @@ from features.profiling.profile import Profile
 from pipeline.config import Config, EventsConfig, SplitConfig
 from pipeline.orchestration.context import Context
 from pipeline.stages import features
-from pipeline.tracking.record import Plan
+from pipeline.tracking.record import RunRecord
 
 
 def context(stage_folder: Path, name: str, unit: str = "s") -> Context:
@@ -23,7 +23,7 @@ def context(stage_folder: Path, name: str, unit: str = "s") -> Context:
     (stage_folder / name).mkdir()
     nothing = cast("Any", None)
     return Context(
-        config, stage_folder / name, {}, {}, None, Plan(), nothing, stage_folder, show_progress=False
+        config, stage_folder / name, {}, {}, None, RunRecord(), nothing, stage_folder, show_progress=False
     )
 
 
