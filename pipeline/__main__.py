@@ -31,7 +31,11 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
     """Add --config and --set, and hand the loaded configuration to the command."""
 
     @click.option(
-        "--config", "config_path", required=True, metavar="FILE", help="The configuration, a TOML file."
+        "--config",
+        "config_path",
+        required=True,
+        metavar="FILE",
+        help="The configuration: a TOML file, or the name of a shipped one, such as demo.",
     )
     @click.option(
         "--set",
@@ -43,8 +47,9 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def configured(config_path: str, overrides: tuple[str, ...], **arguments: Any) -> None:
         from pipeline.config import load_config
+        from pipeline.configs import find
 
-        command(load_config(config_path, overrides), **arguments)
+        command(load_config(find(config_path), overrides), **arguments)
 
     return configured
 
@@ -94,12 +99,9 @@ def _print_standings(summaries: list[dict[str, Any]]) -> None:
 @_configured
 def path(config: Any, stage: str) -> None:
     """Print the folder of STAGE's up-to-date artifact."""
-    from pipeline.orchestration.graph import resolve
+    from pipeline.orchestration.graph import finished_folder
 
-    artifact = resolve(config, [stage]).nodes[stage].artifact
-    if not artifact.is_complete():
-        raise LookbackError(f"{stage}: no up-to-date artifact; make it with: lookback run {stage} --config …")
-    print(artifact.folder)
+    print(finished_folder(config, stage))
 
 
 @cli.command()
@@ -147,8 +149,9 @@ def compare(
     """RUNS (MLflow run ids or names) side by side, with paired differences and intervals; logged as a run of its own."""
     from pipeline.commands.compare import compare_runs
     from pipeline.config import load_config
+    from pipeline.configs import find
 
-    config = load_config(config_path, overrides) if config_path is not None else None
+    config = load_config(find(config_path), overrides) if config_path is not None else None
     compare_runs(config, runs, as_json=as_json, html=html)
 
 

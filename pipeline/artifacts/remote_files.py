@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.artifacts import event_parts, store
 from pipeline.errors import LookbackError
 
@@ -206,6 +204,8 @@ def _fetch(url: str, scheme: str, path: str, target: Path) -> str:
 
 def _read(url: str, scheme: str, path: str) -> Iterator[bytes]:
     """The bytes of an object; _Changed at the end where they are not all of the same version."""
+    from tqdm import tqdm
+
     with _explained(url, scheme):
         system = _connect(scheme, path.partition("/")[0])
         stream = system.open_input_file(path)

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from models.settings import TrainSettings
 from pipeline.artifacts import source_files, store
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LookbackError
 from pipeline.tracking.registry import ModelSource
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -258,11 +256,21 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
     return Pipeline(config, nodes, found, model, cuts)
 
 
+def finished_folder(config: Config, stage: str) -> Path:
+    """Folder of a stage's up-to-date artifact; raises LookbackError where there is none."""
+    artifact = resolve(config, [stage]).nodes[stage].artifact
+    if not artifact.is_complete():
+        raise LookbackError(f"{stage}: no up-to-date artifact; make it with: lookback run {stage} --config …")
+    return artifact.folder
+
+
 def earlier_cuts(config: Config) -> list[Config]:
     """The configuration at each cut point before the last one, earliest first: the log as it was then."""
+    split = config.split
+    if split.cuts == 1:
+        return []  # the usual case, without importing numpy
     from features.histories.splits import cuts
 
-    split = config.split
     return [
         config.model_copy(
             update={"split": split.model_copy(update={"cuts": 1, "held_back": split.held_back + back})}

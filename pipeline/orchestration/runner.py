@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import importlib.metadata
 import platform
 import signal
 import sys
@@ -250,6 +249,8 @@ def _summarise(node: Node, fresh: bool) -> Summary:
 
 
 def _versions() -> dict[str, str]:
+    import importlib.metadata
+
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _VERSIONS_OF:
         try:
