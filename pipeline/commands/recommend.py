@@ -118,8 +118,8 @@ def _typed_in(bundle: Bundle, history: Sequence[str]) -> tuple[Histories, int]:
     if not found.lengths[0]:
         near = ", ".join(map(repr, map(str, bundle.items.ids.head(3))))
         raise LookbackError(
-            f"--history: received {','.join(history)!r}, in which the model knows no item; expected item ids such as {near}, with commas "
-            "between, or a JSON list of them"
+            f"--history: received {','.join(history)!r}, in which the model knows no item; expected item ids such as {near}, "
+            "with commas between, or a JSON list of them"
         )
     return found, unknown
 
