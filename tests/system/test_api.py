@@ -21,17 +21,12 @@ def opened(finished: Workdir, monkeypatch: pytest.MonkeyPatch) -> api.Run:
     return api.open(finished.config)
 
 
-def latest(workdir: Workdir, stage: str) -> Path:
-    return (workdir.folder / "data" / "tiny" / stage / "latest").resolve()
-
-
 def test_folders_and_manifests_are_those_of_the_command_line(
     opened: api.Run, finished: Workdir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for stage in STAGES:
-        assert opened.folder(stage).samefile(latest(finished, stage))
-        assert opened.manifest(stage)["stage"] == stage
-    assert opened.report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert opened.folder("score").samefile(finished.artifact("score"))
+    assert [opened.manifest(stage)["stage"] for stage in STAGES] == list(STAGES)
+    assert opened.report.read_text(encoding="utf-8").startswith("<!doctype html>")
     monkeypatch.chdir(tmp_path)  # what was opened stays where it is
     assert opened.folder("train").is_dir()
 
@@ -79,16 +74,17 @@ def test_a_missing_artifact_names_the_command(opened: api.Run) -> None:
 def test_stages_are_brought_up_to_date(copied: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copied.folder)
     lines: list[str] = []
-    run = api.run("tiny.toml", say=lines.append)
+    untracked = {"tracking.enabled": False}
+    run = api.run("tiny.toml", set=untracked, say=lines.append)
     assert [line.split()[0] for line in lines] == list(STAGES)
     assert all("is up to date" in line for line in lines)
-    assert run.folder("report").samefile(latest(copied, "report"))
-    changed = {"report.num_users": 3, "tracking.enabled": False}
-    again = api.run(load_config("tiny.toml", ["report.num_users=3"]), ["features"], say=lines.append)
-    assert again.folder("features") == run.folder("features")
-    rebuilt = api.run("tiny.toml", ["report"], set=changed, say=lines.append)
-    assert rebuilt.folder("report") != run.folder("report")
-    assert rebuilt.report.exists()
+    assert run.folder("report").samefile(copied.artifact("report"))
+    created = run.manifest("index")["created_utc"]
+    config = load_config("tiny.toml", ["tracking.enabled=false", "train.epochs=4"])
+    assert api.run(config, ["features"], say=lines.append).folder("features") == run.folder("features")
+    again = api.run("tiny.toml", ["index"], set=untracked, force=True, say=lines.append)
+    assert "is up to date" not in lines[-1]
+    assert again.manifest("index")["created_utc"] > created
 
 
 @pytest.mark.parametrize(
