@@ -70,7 +70,7 @@ class Run:
         """
         import polars as pl
 
-        from pipeline.artifacts.store import read_json
+        from pipeline.artifacts.files import read_json
 
         report = read_json(self.folder("evaluate") / "metrics.json")
         rows = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.encoder.batching import Batch, BatchPlan
-from models.recommender import Int64
+from models.histories import Int64
 from models.shapes import Float
 from models.training.negatives import Negatives, NegativeSampler
 
@@ -33,8 +33,6 @@ class Step:
     """The same for all parts and processes."""
     weight: float
     """Sum of the weights of the step's targets."""
-    lengths: Int64
-    """[rows], inputs of each history of the step."""
     num_targets: int
 
 
@@ -63,7 +61,6 @@ def steps(
             or [(plan.batch(rows[:1], epoch).to(device), 0.0)],
             negatives,
             whole,
-            lengths,
             len(target),
         )
 

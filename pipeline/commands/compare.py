@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 
 from models.evaluation.comparison import Judgement
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.config import Config, EvaluateConfig
 from pipeline.errors import LookbackError
 from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, judge
+from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import comparison_page
-from pipeline.reporting.style import spoken
 from pipeline.reporting.text_table import aligned
 from pipeline.tracking import queries
 from pipeline.tracking.record import RunRecord
@@ -221,7 +221,7 @@ def _description(found: Sequence[Evaluation], judged: Judgement) -> str:
     links = [
         f"[{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
     ]
-    lines = [["run", *map(spoken, shown)], ["---"] * (1 + len(shown))]
+    lines = [["run", *map(display_name, shown)], ["---"] * (1 + len(shown))]
     for each, link in zip(found, links, strict=True):
         values, ends = judged.values(each.label), judged.intervals(each.label)
         told = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)

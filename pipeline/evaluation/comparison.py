@@ -13,7 +13,7 @@ from models.evaluation.metrics import metrics_of_ranks
 from pipeline.artifacts.store import read_manifest
 from pipeline.config import MODEL
 from pipeline.errors import LookbackError
-from pipeline.reporting.style import spoken
+from pipeline.evaluation.metric_names import display_name
 
 KEY = ("user_id", "item_id", "timestamp")
 
@@ -176,7 +176,7 @@ def against_earlier(
     lines = [
         "### Against earlier runs on the same targets",
         "",
-        f"| run | its {spoken(metric)} | this run minus it | 95 % interval | this run is |",
+        f"| run | its {display_name(metric)} | this run minus it | 95 % interval | this run is |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, each in compared.items():

@@ -6,7 +6,7 @@ from typing import Any
 from models.evaluation import metrics
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks
-from models.settings import RankerUse
+from models.settings.ranker import RankerUse
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.metrics_report import Judging
 from pipeline.modelling.second_stage import RETRIEVAL, TWO_STAGE

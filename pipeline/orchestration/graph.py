@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from models.settings import TrainSettings
+from models.settings.training import TrainSettings
 from pipeline.artifacts import source_files, store
+from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.tracking.registry import ModelSource
@@ -142,7 +143,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            5,
+            6,
             (
                 "seed",
                 "ranker.use",
@@ -169,7 +170,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            5,
+            6,
             ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
         ),
@@ -251,7 +252,7 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         settings = _settings(config, stage)
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
         nodes[name] = Node(
-            stage, store.Artifact(config.folder / name, store.fingerprint(content)), settings, inputs
+            stage, store.Artifact(config.folder / name, fingerprint(content)), settings, inputs
         )
     return Pipeline(config, nodes, found, model, cuts)
 

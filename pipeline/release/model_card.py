@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 
 from features.profiling.profile import PROFILE, Profile
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import MODEL, Config
 from pipeline.errors import DamagedArtifact
-from pipeline.reporting.style import spoken
+from pipeline.evaluation.metric_names import display_name
 
 MAX_SEGMENTS = 6
 """Parts of the targets that are named as served worst."""
@@ -38,7 +38,7 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
         parts += _judgement(evaluate)
     except (OSError, DamagedArtifact, KeyError):
         parts += [
-            f"**Protocol.** {spoken(description['protocol'])} split.",
+            f"**Protocol.** {display_name(description['protocol'])} split.",
             _plain_metrics(description["metrics"]),
         ]
     return "\n\n".join([*parts, f"**Limits.** {_limits(description)}", _how_to_score(config)])
@@ -76,8 +76,8 @@ def _data(profile: Profile) -> str:
 def _protocol(report: Row) -> str:
     masked = "never recommended" if report["exclude_seen"] else "recommended too"
     return (
-        f"{spoken(report['protocol']).capitalize()} split; {report['targets']:,} held-out events of {report['users']:,} users, "
-        f"each ranked among all {report['num_items']:,} items; items of the history are {masked}."
+        f"{display_name(report['protocol']).capitalize()} split; {report['targets']:,} held-out events of "
+        f"{report['users']:,} users, each ranked among all {report['num_items']:,} items; items of the history are {masked}."
     )
 
 
@@ -88,10 +88,10 @@ def _metrics(report: Row) -> str:
     names = [name for name in report["metrics"][MODEL] if name.partition("@")[0] in _METRICS]
     systems = [MODEL, *others]
     rows = [
-        f"| {spoken(name)} | {' | '.join(_with_ends(report, system, name) for system in systems)} |"
+        f"| {display_name(name)} | {' | '.join(_with_ends(report, system, name) for system in systems)} |"
         for name in names
     ]
-    head = f"| metric | lookback |{''.join(f' {spoken(name)}, the best baseline |' for name in others)}"
+    head = f"| metric | lookback |{''.join(f' {display_name(name)}, the best baseline |' for name in others)}"
     return "\n".join([head, f"| --- |{' --- |' * len(systems)}", *rows])
 
 
@@ -107,7 +107,7 @@ def _with_ends(report: Row, system: str, name: str) -> str:
 
 
 def _plain_metrics(metrics: Mapping[str, float | None]) -> str:
-    rows = [f"| {spoken(name)} | {value:.4f} |" for name, value in metrics.items() if value is not None]
+    rows = [f"| {display_name(name)} | {value:.4f} |" for name, value in metrics.items() if value is not None]
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
@@ -120,7 +120,7 @@ def _worst(path: Path, report: Row) -> Iterator[str]:
     if len(table):
         rows = table.sort(metric).head(MAX_SEGMENTS).to_dicts()
         yield (
-            f"{spoken(metric)} by part of the targets: "
+            f"{display_name(metric)} by part of the targets: "
             + "; ".join(_segment(row, metric) for row in rows)
             + "."
         )
@@ -128,7 +128,7 @@ def _worst(path: Path, report: Row) -> Iterator[str]:
 
 def _segment(row: Row, metric: str) -> str:
     ends: Sequence[float] = (row[f"{metric}_low"], row[f"{metric}_high"])
-    return f"{spoken(row['segment'])} {row['value']} {row[metric]:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+    return f"{display_name(row['segment'])} {row['value']} {row[metric]:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
 def _limits(description: Mapping[str, Any]) -> str:

@@ -1,20 +1,18 @@
 """A comparison of runs as one self-contained HTML page."""
 
-import base64
 import datetime
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from models.evaluation.comparison import Judgement
 from pipeline.evaluation.comparison import by_chance
-from pipeline.reporting import figures, style, templates
+from pipeline.evaluation.metric_names import display_name
+from pipeline.reporting import figures, templates
 
 
 def verdict(judged: Judgement, metric: str) -> str:
     """Which run is best on a metric, and from which of the others the paired test tells it."""
     best, *others = sorted(judged.systems, key=lambda label: -judged.values(label)[metric])
-    said = f"{best} is best on {style.spoken(metric)} ({judged.values(best)[metric]:.4f})"
+    said = f"{best} is best on {display_name(metric)} ({judged.values(best)[metric]:.4f})"
     if not others:
         return f"{said}."
     found = {label: each[metric] for label, each in judged.compared(best, others).items()}
@@ -37,14 +35,13 @@ def page(tree: dict[str, Any], judged: Judgement, metrics: list[str], links: dic
         metrics=metrics,
         verdicts=[verdict(judged, metric) for metric in metrics],
         links=links,
-        picture=_picture(judged, metrics),
+        chart=_chart(judged, metrics),
         made=datetime.datetime.now(datetime.UTC),
     )
 
 
-def _picture(judged: Judgement, metrics: list[str]) -> str:
-    """An address that holds the picture of every run with its intervals."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "runs.svg")
-        style.save(figures.systems_side_by_side(judged, tuple(metrics[:3])), path)
-        return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _chart(judged: Judgement, metrics: list[str]) -> dict[str, Any]:
+    """The chart of every run with its intervals."""
+    values = {label: judged.values(label) for label in judged.systems}
+    intervals = {label: judged.intervals(label) for label in judged.systems}
+    return figures.systems(values, intervals, metrics[:3]).as_json()

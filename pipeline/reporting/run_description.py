@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import MODEL
 from pipeline.evaluation.comparison import _ends, _groups
-from pipeline.reporting.style import spoken
+from pipeline.evaluation.metric_names import display_name
 from pipeline.tracking.record import allowed
 from pipeline.tracking.ui import View
 
@@ -23,33 +23,35 @@ def of_evaluation(report: Row, metric: str) -> str:
     value, ends = report["metrics"][MODEL][metric], report["intervals"][MODEL][metric]
     paired = {name: found[metric] for name, found in report["paired"].items()}
     ordered = sorted(paired, key=lambda name: -float(report["metrics"][name][metric]))
-    told = f"**{spoken(metric)} {value:.4f}** (95 % interval {_ends(ends)}). {_verdicts(paired, ordered)}"
+    told = (
+        f"**{display_name(metric)} {value:.4f}** (95 % interval {_ends(ends)}). {_verdicts(paired, ordered)}"
+    )
     about = (
         f"On {report['targets']:,} held-out events of {report['users']:,} users, {report['protocol'].replace('_', '-')} split, "
         f"ranked among all {report['num_items']:,} items."
     )
     if "metrics" in report.get("ranker", {}):
-        about += f" {spoken(report['ranker']['reason'].capitalize())}."
+        about += f" {display_name(report['ranker']['reason'].capitalize())}."
     lines = [
         told.strip(),
         "",
         about,
         "",
-        f"| system | {spoken(metric)} | 95 % interval | lookback minus it | 95 % interval | verdict |",
+        f"| system | {display_name(metric)} | 95 % interval | lookback minus it | 95 % interval | verdict |",
         "| --- | --- | --- | --- | --- | --- |",
         f"| **lookback** | **{value:.4f}** | {_ends(ends)} | | | |",
     ]
     for name in ordered:
         own, each = report["intervals"][name][metric], paired[name]
         lines.append(
-            f"| {spoken(name)} | {report['metrics'][name][metric]:.4f} | {_ends(own)} | {each['difference']:+.4f} | "
+            f"| {display_name(name)} | {report['metrics'][name][metric]:.4f} | {_ends(own)} | {each['difference']:+.4f} | "
             f"{_ends((each['low'], each['high']), '+.4f')} | {each['verdict']} |"
         )
     return "\n".join(lines)
 
 
 def _verdicts(paired: Mapping[str, Row], ordered: Sequence[str]) -> str:
-    told = _groups({spoken(name): paired[name]["verdict"] for name in ordered})
+    told = _groups({display_name(name): paired[name]["verdict"] for name in ordered})
     return f"By the paired test it is {told}." if told else ""
 
 
@@ -62,7 +64,7 @@ def row_of(report: Row, metric: str) -> tuple[dict[str, float], str]:
     if not ordered:
         return numbers, "no baseline was evaluated"
     numbers[f"best_baseline/{metric}"] = float(report["metrics"][ordered[0]][metric])
-    told = _groups({spoken(name): paired[name]["verdict"] for name in ordered})
+    told = _groups({display_name(name): paired[name]["verdict"] for name in ordered})
     is_best = all(each["verdict"] == "better" for each in paired.values())
     return (
         numbers,
@@ -77,7 +79,7 @@ def view_of(metric: str) -> View:
     shown = dict.fromkeys([*metrics, f"test/hit_rate@{length}"])
     return View(
         key=f"best-by-{allowed(metric)}",
-        name=f"Best by {spoken(metric)}",
+        name=f"Best by {display_name(metric)}",
         run_filter="tags.`lookback.stage` = 'run'",
         metrics=[allowed(name) for name in shown],
         tags=[AGAINST_EARLIER, AGAINST_BASELINES],

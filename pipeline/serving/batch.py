@@ -4,9 +4,10 @@ A shard is a function of the job and its number alone, whichever process writes 
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +23,12 @@ from threadpoolctl import threadpool_limits
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import as_asked
+from models.histories import Histories, Int32, Int64
 from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
-from models.recommender import Histories, Int32, Int64
-from pipeline.artifacts.store import digest_file, read_json, write_json
+from pipeline.artifacts.files import digest_file, read_json, write_json
 from pipeline.config import ScoreConfig
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset, rows
 from pipeline.serving import new_item_catalogue, output_table, popularity_fallback
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import moment_of, read_ids, rules_of
@@ -54,30 +55,37 @@ class Job:
 class Log:
     """The log's histories and how its numbers translate into the bundle's."""
 
-    histories: JaggedHistories
-    users: pl.Series
+    dataset: Dataset
     items: Int32
     """[num_items + 1] -> the bundle's item, 0: unknown to it"""
     types: NDArray[np.int16]
     """[num_event_types + 1] -> the bundle's event type"""
 
     @classmethod
-    def read(cls, features: Path, bundle: Bundle) -> "Log":
-        """The log of a features folder."""
-        items, _ = bundle.item_mapping(_ids(features, "item"))
-        types = bundle.type_mapping(rows.event_types(features))
-        return cls(JaggedHistories.load(features), _ids(features, "user"), items, types)
+    def of(cls, dataset: Dataset, bundle: Bundle) -> "Log":
+        """The log of a features folder, for a bundle."""
+        items, _ = bundle.item_mapping(dataset.items["item_id"])
+        return cls(dataset, items, bundle.type_mapping(dataset.event_types))
+
+    @property
+    def histories(self) -> JaggedHistories:
+        """Histories of all users, in the items of the dataset."""
+        return self.dataset.histories
+
+    @property
+    def users(self) -> pl.Series:
+        """User ids in the order of the user index."""
+        return self.dataset.users["user_id"]
 
     @cached_property
     def newest(self) -> int:
-        """Time of the newest event, microseconds since the epoch: when recommendations are asked for."""
-        return int(self.histories.time.max(initial=0))
+        """Time of the newest event, microseconds since the epoch: the time of the request."""
+        return self.dataset.newest
 
     @property
     def known(self) -> Histories:
         """What the bundle knows of every user's history, in its numbering."""
-        offsets = np.asarray(self.histories.offsets)
-        return rows.rows(self.histories, offsets[:-1], offsets[1:]).translate(self.items)
+        return self.dataset.all_rows().translate(self.items)
 
 
 @dataclass(frozen=True)
@@ -133,19 +141,32 @@ class Scorer:
         known = read_json(done) if done.exists() and path.exists() else None
         if known is not None and known["digest"] == digest_file(path):
             progress(len(users))
-            found: Counts = known["counts"]
-            return found | {"users_before": len(users)}
-        counts: Counts = {}
+            before: Counts = known["counts"]
+            return before | {"users_before": len(users)}
+        counts: Counter[str] = Counter()
         temporary = path.with_suffix(".writing")
         schema = output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype)
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for table, found in _in_order(self._batch, self._batches(users)):
+        waiting: deque[Future[tuple[Any, Counts]]] = deque()
+        with (
+            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+            _single_threads() as (pool, num_threads),
+        ):
+
+            def write_next() -> None:
+                table, batch_counts = waiting.popleft().result()
                 writer.write_table(table.cast(schema))
-                counts = {name: counts.get(name, 0) + value for name, value in found.items()}
-                progress(found["users"])
+                counts.update(batch_counts)
+                progress(batch_counts["users"])
+
+            for batch in self._batches(users):
+                waiting.append(pool.submit(self._batch, batch))
+                if len(waiting) > num_threads:
+                    write_next()
+            while waiting:
+                write_next()
         temporary.replace(path)
         write_json(done, {"digest": digest_file(path), "counts": counts})
-        return counts
+        return dict(counts)
 
     def _batches(self, users: Int64) -> list[Int64]:
         size = self.job.settings.batch_users
@@ -156,7 +177,7 @@ class Scorer:
         settings = self.job.settings
         whole, known = self._histories(self.users.index[users])
         ids = self.users.ids.gather(users)
-        answer = self.bundle.recommend(
+        answer = self.bundle.answering.answer(
             known,
             settings.k,
             self.rules,
@@ -172,7 +193,7 @@ class Scorer:
         offsets, there = self.log.histories.offsets, index >= 0
         starts = np.where(there, offsets[index], 0)
         ends = np.where(there, offsets[index + 1], 0)
-        whole = rows.rows(self.log.histories, starts, ends).compact()
+        whole = rows(self.log.histories, starts, ends).compact()
         whole = replace(whole, event_type=self.log.types[whole.event_type])
         known = whole.translate(self.log.items)
         if self.bundle.answering.looks_at_request:
@@ -199,17 +220,13 @@ def as_of_tonight(bundle: Bundle, features: Path, ingest: Path, settings: ScoreC
 
     Items that are new to it, if these are wanted; for a ranker when and how often items were met.
     """
+    dataset = Dataset.open(features)
     if settings.new_items:
-        table = new_item_catalogue.unknown_to(
-            bundle.items.ids, _ids(features, "item"), ingest / "items.parquet"
-        )
+        log_ids = dataset.items["item_id"]
+        table = new_item_catalogue.unknown_to(bundle.items.ids, log_ids, ingest / "items.parquet")
         bundle = new_item_catalogue.extended(bundle, table)
-    log = Log.read(features, bundle)
+    log = Log.of(dataset, bundle)
     return (bundle if bundle.second_stage is None else bundle.counting(log.known)), log
-
-
-def _ids(features: Path, kind: str) -> pl.Series:
-    return pl.read_parquet(features / f"{kind}s.parquet", columns=[f"{kind}_id"])[f"{kind}_id"]
 
 
 def _chosen(job: Job, log: Log) -> Users:
@@ -261,8 +278,9 @@ def keys_of(ids: pl.Series) -> UInt64:
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
-def _in_order(work: Callable[[Int64], Any], parts: Iterable[Int64]) -> Iterator[Any]:
-    """`work` of each part, in their order: as many threads as the process may use, each computing by itself.
+@contextmanager
+def _single_threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Pool of as many threads as the process may use, each computing by itself, and their number.
 
     Kernels of one thread give the same bits whatever the number of threads, and no core waits for another.
     """
@@ -271,14 +289,8 @@ def _in_order(work: Callable[[Int64], Any], parts: Iterable[Int64]) -> Iterator[
         threadpool_limits(1),
         ThreadPoolExecutor(num_threads, "score", initializer=_one_thread) as pool,
     ):
-        waiting: deque[Future[Any]] = deque()
         try:
-            for part in parts:
-                waiting.append(pool.submit(work, part))
-                if len(waiting) > num_threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield pool, num_threads
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(num_threads)

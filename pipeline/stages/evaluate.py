@@ -7,15 +7,14 @@ import datetime
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from features.content import Content
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted, check_leaks, leaks_by_construction
+from features.histories.numbering import ItemNumbering
 from features.histories.splits import Split
 from models.checkpoint import load_model
 from models.device import pick_device
@@ -24,12 +23,11 @@ from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
+from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
-from models.recommender import Histories, Int32
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import MODEL
-from pipeline.dataset import dataset as rows
-from pipeline.dataset.dataset import former_numbers
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.leak_checks import check_targets
 from pipeline.dataset.targets import RankedTargets, targets_of, told
 from pipeline.errors import LookbackError
@@ -38,7 +36,7 @@ from pipeline.evaluation.metrics_report import Judging
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.context import Context
-from pipeline.reporting import charts, figures
+from pipeline.reporting import charts
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CUT = "evaluate cut "
@@ -49,10 +47,9 @@ CUT = "evaluate cut "
 class Evaluation:
     """What the model and the baselines make of the test targets."""
 
-    histories: JaggedHistories
-    split: Split
-    mapping: Int32
-    """[num_items + 1], item of the features folder -> the systems'"""
+    dataset: Dataset
+    numbering: ItemNumbering
+    """Items of the dataset -> the systems'."""
     training: Histories
     """What every system learned from, in the systems' numbering"""
     every_target: RankedTargets
@@ -68,7 +65,7 @@ class Evaluation:
 
 
 def build(ctx: Context) -> None:
-    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json, figures and a page of them."""
+    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and a page of figures."""
     judged_by = Judging(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
     found = _rank(ctx)
     judged = metrics_report.judge(found.ranked, found.targets, found.catalogue, judged_by)
@@ -77,12 +74,9 @@ def build(ctx: Context) -> None:
     _write_table(ctx, "systems.json", _as_table(report))
     _write_targets(ctx, found)
     _write_users(ctx, judged)
-    segments = _write_segments(ctx, found, judged_by)
+    _write_segments(ctx, found, judged_by)
     write_json(ctx.folder / "diagnostics.json", _diagnostics(ctx, found))
-    for name, figure in figures.of_evaluation(judged, segments, report, ctx.folder).items():
-        figures.save(figure, ctx.folder / name)
-        ctx.track.artifact(name, "evaluate")
-    charts.draw_evaluation(ctx, report)
+    charts.draw_evaluation(ctx.folder, ctx.inputs, ctx.config.name, report)
     for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
@@ -92,32 +86,23 @@ def build(ctx: Context) -> None:
 def _rank(ctx: Context) -> Evaluation:
     """Check for leaks, find the targets, rank them by the model, and take up how the baselines ranked them."""
     config, settings = ctx.config, ctx.config.evaluate
-    features = ctx.inputs["features"]
-    histories, split = JaggedHistories.load(features), Split.load(features / "split")
-    mapping = np.load(ctx.inputs["train"] / "items.npy")
-    assert np.array_equal(mapping, np.load(ctx.inputs["baselines"] / "items.npy"))
-    _check_leaks(ctx, histories, split)
-    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
-    targets = targets_of(
-        config,
-        features,
-        histories,
-        split,
-        "test",
-        mapping,
-        trained=rows.known_items(training, len(mapping) - 1) > 0,
-    )
-    check_targets(targets, histories, split, mapping, ties=config.split.ties)
+    dataset, split = ctx.dataset, ctx.dataset.split
+    numbering = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
+    assert np.array_equal(numbering.new, np.load(ctx.inputs["baselines"] / "items.npy"))
+    _check_leaks(ctx, dataset.histories, split)
+    training = dataset.training_rows(with_validation=config.train.refit_validation)
+    targets = targets_of(config, dataset, "test", numbering, trained=dataset.occurring(training))
+    check_targets(targets, dataset, numbering, ties=config.split.ties)
     chosen = metrics_report.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
     if not chosen.any():
         raise LookbackError(
             f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {told(_left_out(ctx, targets))});"
             " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
         )
-    training = training.translate(mapping)
+    training = training.translate(numbering.new)
     recommender = AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
     part = ranking.Part(training, targets, recommender.num_items)
-    stages = _stages(ctx, recommender, part, mapping)
+    stages = _stages(ctx, recommender, part, numbering)
     ranker = _ranker(
         ctx, {name: each.select(chosen) for name, each in stages.items()}, targets.select(chosen)
     )
@@ -127,29 +112,27 @@ def _rank(ctx: Context) -> Evaluation:
         for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
     }
     counts = np.bincount(training.item_index[training.gather()[1]], minlength=recommender.num_items + 1)
-    content = Content.load(features / "content") if (features / "content").exists() else None
     return Evaluation(
-        histories,
-        split,
-        mapping,
+        dataset,
+        numbering,
         training,
         targets,
         ranked,
         targets.select(chosen),
         {name: each.select(chosen) for name, each in ranked.items()},
-        metrics_report.catalogue_of(counts, content, mapping),
+        metrics_report.catalogue_of(counts, dataset.content, numbering),
         recommender,
         ranker,
     )
 
 
 def _stages(
-    ctx: Context, recommender: AttentionRecommender, part: ranking.Part, mapping: Int32
+    ctx: Context, recommender: AttentionRecommender, part: ranking.Part, numbering: ItemNumbering
 ) -> dict[str, SystemRanks]:
     """How retrieval ranks the targets, and how it does with the second stage behind it, where stage rank trained one."""
     config = ctx.config
     found = {second_stage.RETRIEVAL: ranking.rank_all(recommender, part, config)}
-    stage = second_stage.opened(config, ctx.inputs["features"], ctx.inputs["rank"], part.training, mapping)
+    stage = second_stage.opened(config, ctx.dataset, ctx.inputs["rank"], part.training, numbering)
     if stage is not None:
         both = TwoStage(recommender, stage, exclude_seen=config.exclude_seen)
         found[second_stage.TWO_STAGE] = ranking.rank_all(both, part, config)
@@ -196,8 +179,8 @@ def _report(ctx: Context, found: Evaluation, judged: Judgement, judged_by: Judgi
     others = [name for name in judged.systems if name != MODEL]
     tuned = read_json(ctx.inputs["baselines"] / "baselines.json")
     report: dict[str, Any] = {
-        "protocol": found.split.protocol,
-        "test_from": _iso(found.split.test_from),
+        "protocol": found.dataset.split.protocol,
+        "test_from": _iso(found.dataset.split.test_from),
         "targets_of_a_user": settings.targets,
         "ties": config.split.ties,
         "users": judged.num_users,
@@ -255,10 +238,12 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _leaks_by_construction(ctx: Context, found: Evaluation) -> dict[str, float]:
     """What leave-one-out lets every system learn from the future of its own test; nothing where there is no common time."""
-    if found.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
+    if found.dataset.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
         return {}
     with_validation = ctx.config.train.refit_validation
-    return leaks_by_construction(found.histories, found.split, with_validation=with_validation)
+    return leaks_by_construction(
+        found.dataset.histories, found.dataset.split, with_validation=with_validation
+    )
 
 
 def _as_table(report: dict[str, Any]) -> pl.DataFrame:
@@ -284,12 +269,12 @@ def _learning_curve(
 ) -> list[dict[str, Any]]:
     """The model trained on shares of the training users, judged on the same targets; items it never saw are misses."""
     curve: list[dict[str, Any]] = []
-    order = np.random.default_rng(ctx.config.seed).permutation(np.flatnonzero(found.split.train_user))
+    order = np.random.default_rng(ctx.config.seed).permutation(np.flatnonzero(found.dataset.split.train_user))
     for fraction in sorted({each for each in ctx.config.evaluate.training_fractions if each < 1}):
-        users = np.zeros(found.histories.num_users, bool)
+        users = np.zeros(found.dataset.histories.num_users, bool)
         users[order[: max(1, round(fraction * len(order)))]] = True
-        trained = ctx.trainer().fit_split(found.histories, found.split, f"fraction_{fraction:g}", users)
-        translation = former_numbers(trained.mapping, found.mapping)
+        trained = ctx.trainer().fit_split(f"fraction_{fraction:g}", users)
+        translation = found.numbering.inverse().compose(trained.numbering).new
         ranked = rank_targets(
             AttentionRecommender(trained.result.model),
             found.targets.histories.translate(translation),
@@ -314,16 +299,13 @@ def _point(fraction: float, num_users: int, judged: Judgement) -> dict[str, Any]
 
 def _diagnostics(ctx: Context, found: Evaluation) -> dict[str, Any]:
     """What can be seen of how the model decides, beside how well."""
-    features = ctx.inputs["features"]
     return diagnostics.build(
         found.recommender,
         found.targets,
         found.ranked[MODEL],
-        found.histories,
-        features=features,
-        mapping=found.mapping,
+        found.dataset,
+        found.numbering,
         exclude_seen=ctx.config.exclude_seen,
-        event_types=rows.event_types(features),
         timed=ctx.config.events.timestamp_unit != "position",
         seed=ctx.config.seed,
     )
@@ -331,14 +313,14 @@ def _diagnostics(ctx: Context, found: Evaluation) -> dict[str, Any]:
 
 def _write_targets(ctx: Context, found: Evaluation) -> None:
     """targets.parquet: a row per system and target, with its rank, the worst that ties allow, and what was recommended."""
-    targets, features = found.targets, ctx.inputs["features"]
-    users, items = (_ids(features, kind) for kind in ("user", "item"))
-    ours = items.gather(np.flatnonzero(found.mapping) - 1)
+    targets, histories = found.targets, found.dataset.histories
+    users, items = found.dataset.users["user_id"], found.dataset.items["item_id"]
+    ours = items.gather(found.numbering.inverse().new[1:].astype(np.int64) - 1)
     about = pl.DataFrame(
         {
             "user_id": users.gather(targets.user),
-            "item_id": items.gather(found.histories.item_index[targets.position].astype(np.int64) - 1),
-            "timestamp": pl.Series(found.histories.time[targets.position]).cast(pl.Datetime("us", "UTC")),
+            "item_id": items.gather(histories.item_index[targets.position].astype(np.int64) - 1),
+            "timestamp": pl.Series(histories.time[targets.position]).cast(pl.Datetime("us", "UTC")),
         }
     )
     length = pl.Series("history_length", targets.histories.lengths)
@@ -355,11 +337,6 @@ def _write_targets(ctx: Context, found: Evaluation) -> None:
     ).write_parquet(ctx.folder / "targets.parquet")
 
 
-def _ids(features: Path, kind: str) -> pl.Series:
-    """The ids of users or items in the order of their index."""
-    return pl.read_parquet(features / f"{kind}s.parquet", columns=[f"{kind}_id"])[f"{kind}_id"]
-
-
 def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
     """[targets] lists of ids, as long as they are; `ids` at position p is item p + 1."""
     import pyarrow as pa
@@ -374,7 +351,7 @@ def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
 
 def _write_users(ctx: Context, judged: Judgement) -> None:
     """per_user.parquet: a row per system and user, the mean of each metric over the user's targets."""
-    users = _ids(ctx.inputs["features"], "user").gather(judged.users)
+    users = ctx.dataset.users["user_id"].gather(judged.users)
     pl.concat(
         pl.DataFrame({"user_id": users} | judged.of_users(name)).select(
             pl.lit(name).alias("system"), pl.all()
@@ -383,15 +360,13 @@ def _write_users(ctx: Context, judged: Judgement) -> None:
     ).write_parquet(ctx.folder / "per_user.parquet")
 
 
-def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.DataFrame:
+def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> None:
     """segments.parquet: a row per segment, value and system."""
     segments = segments_of(
         found.targets,
-        found.histories,
+        found.dataset,
         found.catalogue.counts,
-        ctx.inputs["features"],
         ctx.inputs["ingest"],
-        rows.event_types(ctx.inputs["features"]),
         timed=ctx.config.events.timestamp_unit != "position",
     )
     table = pl.DataFrame(
@@ -399,7 +374,6 @@ def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> pl.D
     )
     table.write_parquet(ctx.folder / "segments.parquet")
     _write_table(ctx, "segments.json", table)
-    return table
 
 
 def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:

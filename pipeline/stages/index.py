@@ -4,12 +4,13 @@ import time
 
 import numpy as np
 
+from features.histories.numbering import ItemNumbering
 from models.checkpoint import load_model
 from models.device import pick_device
-from models.recommender import Float32
+from models.histories import Float32
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.store import write_json
-from pipeline.modelling.item_index import build_index, user_vectors
+from pipeline.artifacts.files import write_json
+from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.orchestration.context import Context
 
 RATE_SECONDS = 0.3
@@ -21,10 +22,10 @@ FIRST_QUERIES = 16
 def build(ctx: Context) -> None:
     """Write item_vectors.npy, the index, recall.json (against exact search: no clock enters it) and speed.json."""
     encoder = load_model(ctx.inputs["train"], pick_device())
-    mapping = np.load(ctx.inputs["train"] / "items.npy")
-    queries = user_vectors(ctx.config.index, ctx.inputs["features"], encoder, mapping)
+    numbering = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
+    queries = user_vectors(ctx.config.index, ctx.dataset, encoder, numbering)
     started = time.monotonic()
-    index = build_index(ctx.config.index, encoder, queries)
+    index = encoder_index(ctx.config.index, encoder, queries)
     speed = {"build_seconds": time.monotonic() - started} | _rates(index, queries)
     np.save(ctx.folder / "item_vectors.npy", index.vectors, allow_pickle=False)
     index.save(ctx.folder)

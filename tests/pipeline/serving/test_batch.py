@@ -12,7 +12,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
 
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.serving import _load_pyfunc
 from tests.workdir import Workdir
 
@@ -96,6 +96,7 @@ def title(process: int) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_bytes_though_a_worker_is_killed(copied: Workdir) -> None:
     pytest.importorskip("ray")
     local = scored_anew(copied, *SMALL_SHARDS)

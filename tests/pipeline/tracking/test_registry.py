@@ -9,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
@@ -20,10 +21,11 @@ from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.recommendation.rules import Rules
-from models.retrieval.index import ItemIndex
-from models.settings import EncoderSettings
-from pipeline.artifacts.store import write_json
+from models.retrieval.build import build_index
+from models.settings.encoder import EncoderSettings
+from pipeline.artifacts.files import write_json
 from pipeline.config import ScoreConfig
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import Evaluated
 from pipeline.serving import _load_pyfunc
@@ -55,7 +57,7 @@ def a_bundle(folder: Path, seed: int = 0, settings: EncoderSettings = SMALL) -> 
     encoder = Encoder(settings, NUM_ITEMS, 0, 5)
     checkpoint.save_model(encoder, folder / "deployed")
     numbers = np.arange(1, NUM_ITEMS + 1, dtype=np.int32)
-    ItemIndex.build(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
+    build_index(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
     pl.DataFrame(
         {"item_index": numbers, "item_id": [f"i{n}" for n in numbers], "num_events": [1, 1, 1, 1, 1, 9, 5]},
     ).write_parquet(folder / "items.parquet")
@@ -165,7 +167,9 @@ def test_what_is_served_equals_what_is_scored_at_the_newest_event(tmp_path: Path
         shutil.rmtree(folder / "histories")
         (folder / "histories").mkdir()
         JaggedHistories(np.array([0, 3, 4, 6]), *known).save(folder / "histories")
-        log = Log(histories, pl.Series([10, 20, 30]), numbers, np.zeros(1, np.int16))
+        dataset = Dataset(tmp_path, histories, mock.sentinel.split)
+        dataset.__dict__["users"] = pl.DataFrame({"user_id": [10, 20, 30]})
+        log = Log(dataset, numbers, np.zeros(1, np.int16))
         job = Job(folder, tmp_path, tmp_path, tmp_path, ScoreConfig(k=3, because=False), seed=0)
         users = Users(log.users, np.arange(3), 0)
         scorer = Scorer(job, bundle, log, users, Rules(), {}, np.zeros(3, np.int64))

@@ -22,7 +22,9 @@ from pipeline.tracking.queries import children, find_run, run_artifact
 from pipeline.tracking.record import RunRecord, allowed
 from pipeline.tracking.server import (
     BUNDLE_DIGEST,
+    GATE,
     ServerAway,
+    SqliteServer,
     Version,
     absolute_uri,
     artifact_root,
@@ -148,7 +150,7 @@ def test_names_are_spelled_as_mlflow_takes_them(name: str, logged: str):
     assert allowed(name) == logged
 
 
-def test_plan_is_what_it_was_after_saving(tmp_path: Path):
+def test_record_is_what_it_was_after_saving(tmp_path: Path):
     folder = a_stage(tmp_path / "stage")
     loaded = RunRecord.load(folder)
     assert [(point.name, point.value, point.step) for point in loaded.parent_points] == [
@@ -477,6 +479,33 @@ def assert_answers_about_models(uri: str, run_id: str) -> None:
     client.set_registered_model_alias("m", "champion", "1")
     assert asked.alias("m", "champion") == 1
     assert asked.version("m", 1) == ClientServer(uri).version("m", 1) == Version("m", 1, "d", run_id, source)
+
+
+def test_database_read_without_mlflow_answers_as_the_client_does(
+    tracker: Tracker, link: Path, tmp_path: Path
+):
+    """The queries are on MLflow's private schema: a release that changes it fails here."""
+    tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
+    run_id, client = tracker.linked_run(link), client_at(tracker.uri)
+    assert run_id is not None
+    source = client.get_run(run_id).info.artifact_uri
+    client.create_registered_model("m")
+    for number in ("1", "2"):
+        client.create_model_version("m", source, run_id, tags={BUNDLE_DIGEST: "d", GATE: "passed"})
+        client.set_registered_model_alias("m", "champion", number)
+    client.delete_model_version("m", "1")
+    gone = client.create_run("0").info.run_id
+    client.delete_run(gone)
+    direct, through_client = open_server(tracker.uri), ClientServer(tracker.uri)
+    assert isinstance(direct, SqliteServer)
+    for known in (run_id, gone, "f" * 32):
+        assert direct.run_status(known) == through_client.run_status(known)
+    for alias in ("champion", "nobody"):
+        assert direct.alias("m", alias) == through_client.alias("m", alias)
+    for number in (1, 2, 3):
+        assert direct.version("m", number) == through_client.version("m", number)
+    assert direct.version("m", 2) == Version("m", 2, "d", run_id, source, "passed")
+    assert direct.run_status(run_id) == "FINISHED"
 
 
 def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
