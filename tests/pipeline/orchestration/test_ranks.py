@@ -16,8 +16,8 @@ from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.orchestration import ranks
 from pipeline.orchestration.context import Context
-from pipeline.tracking.live import Live
-from pipeline.tracking.record import Plan
+from pipeline.tracking.live import LiveRun
+from pipeline.tracking.record import RunRecord
 
 EVENTS = EventSettings(path="log.csv", columns={"user_id": 1, "item_id": 2, "timestamp": 3})
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
@@ -32,8 +32,8 @@ def context(tmp_path: Path) -> Context:
         inputs={"features": tmp_path / "features" / "f"},
         sources={"events": {"a": "b"}},
         model=None,
-        track=Plan(),
-        live=Live(None, lambda _: None, lambda _: None),
+        track=RunRecord(),
+        live=LiveRun(None, lambda _: None, lambda _: None),
         stage_folder=tmp_path / "train",
         show_progress=True,
     )
