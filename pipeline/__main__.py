@@ -82,11 +82,11 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
 
 def _print_standings(summaries: list[dict[str, Any]]) -> None:
     """The evaluation's table: every system beside the model."""
-    from pipeline.artifacts.store import read_json
+    from pipeline.evaluation.report import EvaluationReport
     from pipeline.reporting.text_table import as_text
 
     folder = next(summary["folder"] for summary in summaries if summary["stage"] == "evaluate")
-    print(f"\n{as_text(read_json(Path(folder) / 'metrics.json'))}")
+    print(f"\n{as_text(EvaluationReport.load(Path(folder)))}")
 
 
 @cli.command()

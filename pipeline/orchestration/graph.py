@@ -144,7 +144,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            5,
+            6,
             (
                 "seed",
                 "ranker.use",
@@ -171,7 +171,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            5,
+            6,
             ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
         ),

@@ -291,10 +291,11 @@ class ParentRun:
         if "evaluate" not in self._seen:
             return ""
         from pipeline.evaluation import comparison
+        from pipeline.evaluation.report import EvaluationReport
         from pipeline.reporting import run_description
 
         evaluate, built = self._artifact(self._seen["evaluate"]).folder, self._seen["evaluate"]["built"]
-        report = run_description.read_report(evaluate)
+        report = EvaluationReport.load(evaluate)
         metric = run_description.metric_of(report, self._pipeline.config.evaluate.gate_metric)
         said, _, table = run_description.of_evaluation(report, metric).partition("\n\n")
         earlier = self._evaluations(evaluate) if built else {}
@@ -305,7 +306,9 @@ class ParentRun:
         self._plan.tag(run_description.AGAINST_BASELINES, verdict)
         if built:
             first = "no earlier run has the same targets"
-            self._plan.tag(run_description.AGAINST_EARLIER, found.of_best if found is not None else first)
+            self._plan.tag(
+                run_description.AGAINST_EARLIER, found.against_best if found is not None else first
+            )
         else:
             self._plan.tag(run_description.AGAINST_EARLIER, "the evaluation of an earlier run, as it was")
         self._tracker.offer(run_description.view_of(metric))

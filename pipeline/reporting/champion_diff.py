@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.evaluation.bootstrap import NO_DIFFERENCE
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
@@ -75,8 +76,8 @@ def _best_baseline(decision: Mapping[str, str]) -> Row | None:
 
 
 def _verdict(low: float, high: float) -> str:
-    """How an interval of a difference is said, where more is better."""
-    return "better" if low > 0 else "worse" if high < 0 else "can't tell"
+    """Verdict on the interval of a difference where more is better."""
+    return "better" if low > 0 else "worse" if high < 0 else NO_DIFFERENCE
 
 
 def _differences(config: Config, bundle: Path, before: Version) -> Row:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,7 +9,7 @@ import polars as pl
 from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
 from pipeline.artifacts.store import read_json, write_json
-from pipeline.config import MODEL
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.orchestration.context import Context
 from pipeline.reporting import figures, interactive
 from pipeline.reporting.interactive import Chart, Drawn
@@ -23,8 +22,6 @@ SHOWN_HISTORY = 25
 """Events of the user whose reasons are shown: the most recent ones."""
 SHOWN_ITEMS = 10
 
-Row = dict[str, Any]
-
 
 def charts(ctx: Context) -> Iterator[Chart | Drawn]:
     """Every figure of a whole run there is something to draw of; those of its evaluation as evaluate drew them."""
@@ -33,20 +30,20 @@ def charts(ctx: Context) -> Iterator[Chart | Drawn]:
     yield from _reasons(ctx)
 
 
-def draw_evaluation(ctx: Context, judged: Row) -> None:
+def draw_evaluation(ctx: Context, report: EvaluationReport) -> None:
     """Write the page of an evaluation's figures, and the figures for the page of the whole run, into the stage's folder."""
-    found = _of_evaluation(ctx, judged, Profile.load(ctx.inputs["features"] / PROFILE))
+    found = _of_evaluation(ctx, report, Profile.load(ctx.inputs["features"] / PROFILE))
     drawn = [each.drawn() for each in found]
     write_json(ctx.folder / CHARTS, drawn)
     (ctx.folder / PAGE).write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
 
 
-def _of_evaluation(ctx: Context, judged: Row, profile: Profile) -> Iterator[Chart]:
+def _of_evaluation(ctx: Context, report: EvaluationReport, profile: Profile) -> Iterator[Chart]:
     """The figures of an evaluation, of the training and the index that it is of, and of the log."""
     evaluate, train = ctx.folder, ctx.inputs["train"]
-    k = min(int(name.rpartition("@")[2]) for name in judged["metrics"][MODEL])
+    k = report.list_lengths[0]
     names = [f"{name}@{k}" for name in ("ndcg", "hit_rate", "mrr")]
-    yield interactive.systems(judged, [name for name in names if name in judged["metrics"][MODEL]])
+    yield interactive.systems(report, [name for name in names if name in report.metric_names])
     if (path := evaluate / "targets.parquet").exists():
         yield interactive.recall_at_k(pl.read_parquet(path, columns=["system", "rank"]))
     yield from _segments(evaluate / "segments.parquet", f"ndcg@{k}")
@@ -58,10 +55,9 @@ def _of_evaluation(ctx: Context, judged: Row, profile: Profile) -> Iterator[Char
     yield from interactive.attention(diagnosed.get("attention", {}).get("rows", []))
     if "calibration" in diagnosed:
         yield interactive.calibration(diagnosed["calibration"], diagnosed["k"])
-    if "index" in judged:
-        speed = read_json(ctx.inputs["index"] / "speed.json")
-        if points := interactive.index_points(judged["index"], speed):
-            yield interactive.index_trade(points)
+    speed = read_json(ctx.inputs["index"] / "speed.json")
+    if points := interactive.index_points(report.index, speed):
+        yield interactive.index_trade(points)
     yield from interactive.log(profile)
 
 

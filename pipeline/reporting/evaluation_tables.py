@@ -6,8 +6,10 @@ from typing import Any
 
 import polars as pl
 
+from models.evaluation.bootstrap import NO_DIFFERENCE
 from pipeline.artifacts.store import read_json
 from pipeline.config import MODEL, EvaluateConfig
+from pipeline.evaluation.report import EvaluationReport, Tuning
 from pipeline.reporting import figures
 
 ACCURACY = ("ndcg", "hit_rate", "mrr", "user_ndcg")
@@ -35,10 +37,10 @@ LEAKS = {
 Row = dict[str, Any]
 
 
-def of_evaluation(judged: Row, evaluate: Path) -> Row:
+def of_evaluation(judged: EvaluationReport, evaluate: Path) -> Row:
     """What the template says of an evaluation, from metrics.json and the files beside it."""
     accuracy = _metrics_shown(judged)
-    systems = [MODEL, *_best_first(judged, accuracy[0])]
+    systems = [MODEL, *judged.best_baselines(accuracy[0])]
     diagnosed = evaluate / figures.DIAGNOSTICS
     return {
         "judged": judged,
@@ -46,87 +48,77 @@ def of_evaluation(judged: Row, evaluate: Path) -> Row:
         "baselines": systems[1:],
         "headline": accuracy,
         "of_lists": _list_metrics(judged),
-        "with_p": any("p_holm" in each for paired in judged["paired"].values() for each in paired.values()),
+        "with_p": any(
+            paired.p_holm is not None
+            for metrics in judged.differences.values()
+            for paired in metrics.values()
+        ),
         "leaks_say": LEAKS,
         "verdicts": _verdicts(judged, systems[1:], accuracy[0]),
-        "tuned": [
-            _tuned(name, judged["baselines"][name]) for name in systems if name in judged.get("baselines", {})
-        ],
+        "tuned": [_tuned(name, judged.tuning[name]) for name in systems if name in judged.tuning],
         "segments": _segments(evaluate / "segments.parquet", accuracy[0], systems),
         "diagnosed": read_json(diagnosed) if diagnosed.exists() else {},
     }
 
 
-def _best_first(judged: Row, metric: str) -> list[str]:
-    """The systems that the model is compared with, the best on the metric first."""
-    return sorted(judged["paired"], key=lambda system: -float(judged["metrics"][system][metric]))
-
-
-def _metrics_shown(judged: Row) -> list[str]:
+def _metrics_shown(judged: EvaluationReport) -> list[str]:
     """The metrics of the first table: at the shortest list length, NDCG also at the longest."""
-    names = judged["metrics"][MODEL]
-    lengths = sorted({int(name.rpartition("@")[2]) for name in names})
+    lengths = judged.list_lengths
     wanted = [f"{metric}@{lengths[0]}" for metric in ACCURACY]
     wanted.insert(3, f"ndcg@{lengths[-1]}")
-    return [name for name in dict.fromkeys(wanted) if name in names]
+    return [name for name in dict.fromkeys(wanted) if name in judged.metric_names]
 
 
-def _list_metrics(judged: Row) -> dict[str, str]:
+def _list_metrics(judged: EvaluationReport) -> dict[str, str]:
     """The metrics of the second table and what each is: those that are defined, and not the same by construction."""
-    names = judged["metrics"][MODEL]
-    by_metric = {name.partition("@")[0]: name for name in names}
+    by_metric = {name.partition("@")[0]: name for name in judged.metric_names}
     found = {by_metric[metric]: says for metric, says in LISTS.items() if metric in by_metric}
-    values = {name: {each.get(name) for each in judged["metrics"].values()} for name in found}
+    values = {name: {each.get(name) for each in judged.metrics.values()} for name in found}
     trivial = {"repeats": {0.0}, "full_lists": {1.0}}
-    return {
-        name: says
-        for name, says in found.items()
-        if _is_number(names[name]) and values[name] != trivial.get(name.partition("@")[0])
+    return {name: says for name, says in found.items() if values[name] != trivial.get(name.partition("@")[0])}
+
+
+def _verdicts(judged: EvaluationReport, baselines: list[str], metric: str) -> dict[str, list[str]]:
+    """Phrase of a verdict -> its baselines."""
+    phrases = {
+        "better": "is better than",
+        NO_DIFFERENCE: "shows no significant difference from",
+        "worse": "is worse than",
     }
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
-
-
-def _verdicts(judged: Row, baselines: list[str], metric: str) -> dict[str, list[str]]:
-    """Better than, not told apart from, worse than: the baselines of each."""
-    says = {"better": "better than", "can't tell": "not told apart from", "worse": "worse than"}
-    found = {
-        words: [name for name in baselines if judged["paired"][name][metric]["verdict"] == verdict]
-        for verdict, words in says.items()
+    groups = {
+        phrase: [name for name in baselines if judged.paired(name, metric).verdict == verdict]
+        for verdict, phrase in phrases.items()
     }
-    return {words: names for words, names in found.items() if names}
+    return {phrase: names for phrase, names in groups.items() if names}
 
 
-def _tuned(name: str, facts: Row) -> Row:
+def _tuned(name: str, tuning: Tuning) -> Row:
     """How a baseline was tuned: the settings chosen and, of several tried, what they had on validation."""
-    grid = facts.get("grid", [])
+    grid = tuning.grid
     measured = {key for point in grid for key in point if "@" in key}
     best = {key: max(point[key] for point in grid if key in point) for key in measured}
-    best |= facts.get("validation", {})
     return {
         "name": name,
         "settings": ", ".join(
             f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in facts["settings"].items()
+            for key, value in tuning.settings.items()
         ),
         "num_tried": len(grid),
         "validation": {key: best[key] for key in sorted(best)},
     }
 
 
-def of_gate(settings: EvaluateConfig, judged: Row) -> Row | None:
+def of_gate(settings: EvaluateConfig, judged: EvaluationReport) -> Row | None:
     """What the gate asks of the model against the baselines, and the best of these on its metric; None where it is off."""
     metric = settings.gate_metric
-    if not settings.gate or metric not in judged["metrics"][MODEL]:
+    if not settings.gate or metric not in judged.metric_names:
         return None
-    best = _best_first(judged, metric)[:1]
+    best = judged.best_baselines(metric)[:1]
     return {
         "metric": metric,
         "margin": settings.gate_margin,
         "best": best[0] if best else None,
-        "paired": judged["paired"][best[0]].get(metric) if best else None,
+        "paired": judged.paired(best[0], metric) if best else None,
     }
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.evaluation.comparison import Judgement
 from pipeline.artifacts.store import read_json
+from pipeline.evaluation.report import Cut, EvaluationReport, LearningPoint
 from pipeline.reporting.style import (
     COLOURS,
     GREY,
@@ -64,12 +65,12 @@ ATTENTION = {
 
 
 def of_evaluation(
-    judged: Judgement, segments: pl.DataFrame, report: Mapping[str, Any], folder: Path
+    judged: Judgement, segments: pl.DataFrame, report: EvaluationReport, folder: Path
 ) -> dict[str, Figure]:
     """File name -> figure: systems against each other at the shortest list length, along each kind of segment, and what else
     there is: calibration, attention, faithfulness of explanations, the cuts of a rolling split, the learning curve.
 
-    report: the content of metrics.json; folder: where diagnostics.json is, if there is one.
+    folder: where diagnostics.json is, if there is one.
     """
     k = min(int(name.rpartition("@")[2]) for name in judged.values(judged.systems[0]))
     found = {"metrics.svg": systems_side_by_side(judged, (f"ndcg@{k}", f"hit_rate@{k}", f"mrr@{k}"))}
@@ -83,10 +84,10 @@ def of_evaluation(
         found["attention.svg"] = attention(diagnosed["attention"]["rows"])
     if diagnosed.get("because", {}).get("rows"):
         found["because.svg"] = because(diagnosed["because"]["methods"])
-    if report.get("rolling"):
-        found["rolling.svg"] = rolling_cuts(report["rolling"]["cuts"], judged.systems, f"ndcg@{k}")
-    if report.get("learning_curve"):
-        found["learning_curve.svg"] = learning_curve(report["learning_curve"], (f"ndcg@{k}", f"hit_rate@{k}"))
+    if report.rolling is not None:
+        found["rolling.svg"] = rolling_cuts(report.rolling.cuts, judged.systems, f"ndcg@{k}")
+    if report.learning_curve:
+        found["learning_curve.svg"] = learning_curve(report.learning_curve, (f"ndcg@{k}", f"hit_rate@{k}"))
     return found
 
 
@@ -266,37 +267,33 @@ def attention(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def rolling_cuts(cuts: Sequence[Mapping[str, Any]], systems: Sequence[str], name: str) -> Figure:
+def rolling_cuts(cuts: Sequence[Cut], systems: Sequence[str], name: str) -> Figure:
     """The metric of every system at each cut of a rolling split, by the day on which the test part begins."""
     figure, axes = blank(3.8)
     for row, system in enumerate(systems):
-        values = [cut["metrics"].get(system, {}).get(name) for cut in cuts]
+        values = [cut.metrics.get(system, {}).get(name) for cut in cuts]
         numbers = [math.nan if value is None else value for value in values]
         axes.plot(range(len(cuts)), numbers, label=spoken(system), **line_style(row))
-    axes.set_xticks(range(len(cuts)), [str(cut["test_from"])[:10] for cut in cuts])
+    axes.set_xticks(range(len(cuts)), [str(cut.test_from)[:10] for cut in cuts])
     axes.set_xlabel("first day of the test part")
     return _finish(figure, axes, spoken(name))
 
 
-def learning_curve(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
-    """Metrics of the model against the share of the training data that it saw, with 95 % intervals where there are any.
-
-    points: `fraction`, `metrics` and `intervals` each, as in metrics.json.
-    """
-    ordered = sorted(points, key=lambda point: float(point["fraction"]))
-    names = [name for name in names if all(point["metrics"].get(name) is not None for point in ordered)]
+def learning_curve(points: Sequence[LearningPoint], names: Sequence[str]) -> Figure:
+    """Metrics of the model against the share of the training data that it saw, with 95 % intervals."""
+    ordered = sorted(points, key=lambda point: point.fraction)
+    names = [name for name in names if all(name in point.metrics for point in ordered)]
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     places = np.arange(len(ordered))
     for axes, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False):
-        values = np.array([point["metrics"][name] for point in ordered])
+        values = np.array([point.metrics[name] for point in ordered])
         ends = [
-            point.get("intervals", {}).get(name) or (value, value)
-            for point, value in zip(ordered, values, strict=True)
+            point.intervals.get(name, (value, value)) for point, value in zip(ordered, values, strict=True)
         ]
         low, high = np.array(ends, float).T
         errors = np.maximum(np.nan_to_num([values - low, high - values]), 0)
         axes.errorbar(places, values, yerr=errors, **(line_style(0) | {"linewidth": 1.8}))
-        axes.set_xticks(places, [f"{100 * float(point['fraction']):.3g} %" for point in ordered])
+        axes.set_xticks(places, [f"{100 * point.fraction:.3g} %" for point in ordered])
         axes.set_xlabel("share of the training data")
         axes.set_ylabel(spoken(name))
         axes.set_ylim(bottom=0)

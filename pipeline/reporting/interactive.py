@@ -20,6 +20,7 @@ from plotly.subplots import make_subplots
 
 from features.profiling.profile import Profile
 from pipeline.config import MODEL
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.reporting import templates
 from pipeline.reporting.figures import ATTENTION, MAX_VALUES, ORDERED_SEGMENTS
 from pipeline.reporting.style import COLOURS, GREY, spoken
@@ -125,15 +126,15 @@ def training(history: pl.DataFrame, best_epoch: int) -> Chart:
     return Chart("How it learned", says, _laid_out(figure, 300 * -(-len(names) // 2)))
 
 
-def systems(report: Row, names: Sequence[str]) -> Chart:
+def systems(report: EvaluationReport, names: Sequence[str]) -> Chart:
     """Every system's metrics with 95 % intervals, the best on top."""
-    order = sorted(report["metrics"], key=lambda system: float(report["metrics"][system][names[0]]))
-    places = {system: row for row, system in enumerate(_model_first(report["metrics"]))}
+    order = sorted(report.metrics, key=lambda system: report.metrics[system][names[0]])
+    places = {system: row for row, system in enumerate(_model_first(report.metrics))}
     figure = make_subplots(1, len(names), shared_yaxes=True, subplot_titles=[spoken(name) for name in names])
     for column, name in enumerate(names, 1):
         for system in order:
-            value = report["metrics"][system][name]
-            low, high = report["intervals"][system].get(name, (value, value))
+            value = report.metrics[system][name]
+            low, high = report.intervals[system].get(name, (value, value))
             error = {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low]}
             trace = go.Scatter(
                 x=[value],

@@ -1,6 +1,5 @@
 """How figures look: colours that all readers tell apart, plain axes, and SVG that is the same for the same numbers."""
 
-import re
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +17,6 @@ WIDTH = 7.2
 """Of every figure, in inches."""
 MAX_LABEL = 28
 """Characters of a value's name."""
-_UPPER = {word.lower(): word for word in ("NDCG", "MRR", "MAP", "GRU", "ALS", "EASE")} | {
-    "item knn": "ItemKNN",
-    "co visitation": "co-visitation",
-}
-_WORD = re.compile(rf"\b({'|'.join(_UPPER)})\b")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -30,11 +24,6 @@ def save(figure: Figure, path: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "lookback", "svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the text is the browser's to draw
         figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-def spoken(name: str) -> str:
-    """A metric's or system's name as one writes it: `user_ndcg@10` as user NDCG@10, `ease` as EASE."""
-    return _WORD.sub(lambda found: _UPPER[found[0]], name.replace("_", " "))
 
 
 def shown(text: str) -> str:

@@ -15,8 +15,10 @@ from features.histories.splits import Split
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.recommender import Int32
+from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.item_features import content_settings
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling import second_stage
 from pipeline.modelling.item_index import build_index, user_vectors
 from pipeline.orchestration.context import Context
@@ -42,16 +44,19 @@ def build(ctx: Context) -> None:
     build_index(ctx.config.index, encoder, queries).save(bundle / "index")
     _write_items(features, histories, mapping, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
-    metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
-    if metrics["ranker"]["used"]:
+    report = EvaluationReport.load(ctx.inputs["evaluate"])
+    if report.ranker.used:
         _write_ranker(ctx, histories, split, evaluated, mapping, bundle)
     newest = int(histories.time.max(initial=0))
-    facts = {"content_map": _write_new_items(ctx, encoder, bundle)} | _popularity(ctx, metrics)
+    content_map = _write_new_items(ctx, encoder, bundle)
+    column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
+    days = _popularity_days(report)
     segment = _write_users(ctx, histories, mapping, trained_until(whole, split), bundle)
-    popularity_fallback.write(bundle, histories, mapping, segment, facts["popularity"]["days"])
-    digest = seal(bundle, _description(ctx, features, split, metrics, refit_steps, newest) | facts)
+    popularity_fallback.write(bundle, histories, mapping, segment, days)
+    facts = {"content_map": content_map, "popularity": {"days": days, "segment": column}}
+    digest = seal(bundle, _description(ctx, features, split, report, refit_steps, newest) | facts)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
-    _report(ctx, bundle, digest, metrics, encoder, refit_steps)
+    _report(ctx, bundle, digest, report, encoder, refit_steps)
 
 
 def without_held_back(histories: JaggedHistories, split: Split) -> JaggedHistories:
@@ -140,10 +145,14 @@ def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, 
     return worth.as_dict()
 
 
-def _popularity(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Over how many days, and by which column of users."""
-    column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
-    return {"popularity": {"days": popularity_fallback.chosen_days(metrics), "segment": column}}
+def _popularity_days(report: EvaluationReport) -> float:
+    """Days of the popularity fallback: those chosen for the baseline of recent popularity, where it was evaluated."""
+    chosen = report.tuning.get("recent_popularity")
+    return (
+        popularity_fallback.DAYS
+        if chosen is None
+        else float(chosen.settings.get("days", popularity_fallback.DAYS))
+    )
 
 
 def _write_users(
@@ -198,7 +207,7 @@ def _description(
     ctx: Context,
     features: Path,
     split: Split,
-    metrics: dict[str, Any],
+    report: EvaluationReport,
     refit_steps: int | None,
     newest: int,
 ) -> dict[str, Any]:
@@ -214,7 +223,7 @@ def _description(
         "newest": newest,
         "features": features.name,
         "train": ctx.inputs["train"].name,
-        "metrics": metrics["metrics"]["lookback"],
+        "metrics": report.metrics[MODEL],
         "settings": {
             key: config.get(key) for key in ("events.types", "history", "split", "model", "train", "seed")
         },
@@ -225,13 +234,13 @@ def _report(
     ctx: Context,
     bundle: Path,
     digest: str,
-    metrics: dict[str, Any],
+    report: EvaluationReport,
     encoder: Encoder,
     refit_steps: int | None,
 ) -> None:
     num_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     ctx.manifest.update(
-        rows_in=metrics["targets"],
+        rows_in=report.targets,
         rows_out=encoder.num_items,
         bundle_digest=digest,
         refit_steps=refit_steps,

@@ -14,6 +14,7 @@ from features.histories.jagged import JaggedHistories
 from features.profiling.drift import DRIFT, Drift
 from features.profiling.profile import PROFILE, Profile
 from pipeline.artifacts.store import read_json, read_manifest
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.orchestration.context import Context
 from pipeline.reporting import (
     champion_diff,
@@ -43,7 +44,7 @@ Row = dict[str, Any]
 def build(ctx: Context) -> None:
     """Write report.html from the folders of ingest, features, train, evaluate, publish and score."""
     manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
-    judged = read_json(ctx.inputs["evaluate"] / "metrics.json")
+    judged = EvaluationReport.load(ctx.inputs["evaluate"])
     profile = Profile.load(ctx.inputs["features"] / PROFILE)
     _draw_training(ctx.inputs["train"], ctx.folder / "training.svg")
     _draw_log(profile, ctx.inputs["features"], ctx.folder)

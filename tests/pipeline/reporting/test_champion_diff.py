@@ -44,7 +44,7 @@ def test_what_changed_since_a_real_champion(copied: Workdir) -> None:
         if float(told["low"]) > 0
         else "is worse than"
         if float(told["high"]) < 0
-        else "cannot be told apart from"
+        else "shows no significant difference from"
     )
     was, now = metrics_of(copied), metrics_of(copied, *CHANGED)
     assert (

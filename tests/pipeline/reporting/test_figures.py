@@ -1,6 +1,7 @@
 """Figures of trainings and evaluations of every shape; the same numbers give the same bytes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,7 +12,9 @@ import pytest
 
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import metrics_of_ranks
+from pipeline.evaluation.report import Cut, LearningPoint, Rolling
 from pipeline.reporting import figures, style
+from tests.evaluation_reports import evaluation_report
 
 SYSTEMS = (
     *("lookback", "popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru"),
@@ -67,24 +70,22 @@ def diagnosed(bins: int = 10) -> dict[str, Any]:
     }
 
 
-def point(number: float, system: str = "lookback") -> dict[str, Any]:
-    values = {"ndcg@3": number / 10, "hit_rate@3": number / 5}
+def point(share: float) -> LearningPoint:
+    values = {"ndcg@3": share / 10, "hit_rate@3": share / 5}
     ends = {name: [value * 0.9, value * 1.1] for name, value in values.items()}
-    return {"fraction": number, "metrics": values, "intervals": ends}
+    return LearningPoint(share, round(100 * share), values, ends)
 
 
-REPORT: dict[str, Any] = {
-    "rolling": {
-        "cuts": [
-            {
-                "test_from": f"2026-0{month}-01T00:00:00+00:00",
-                "metrics": {"lookback": {"ndcg@3": 0.1 * month}},
-            }
-            for month in (1, 2, 3)
-        ]
-    },
-    "learning_curve": [point(1.0), point(0.1), {"fraction": 0.3, "metrics": point(0.3)["metrics"]}],
-}
+METRICS = {"lookback": {"ndcg@3": 0.1, "hit_rate@3": 0.2}}
+CUTS = tuple(
+    Cut(f"2026-0{month}-01T00:00:00+00:00", 3, 5, {"lookback": {"ndcg@3": 0.1 * month}}, {})
+    for month in (1, 2, 3)
+)
+REPORT = evaluation_report(
+    METRICS,
+    rolling=Rolling(CUTS, METRICS, METRICS),
+    learning_curve=[point(1.0), point(0.1), replace(point(0.3), intervals={})],
+)
 KINDS = {
     "history_length": ["1-4", "5-19"],
     "item_category": [f"kind {number}" for number in range(15)] + [HOSTILE],
@@ -128,13 +129,17 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path: Path):
 
 
 def test_an_evaluation_with_nothing_but_metrics(tmp_path: Path):
-    found = figures.of_evaluation(judgement(("lookback",)), pl.DataFrame(), {}, tmp_path)
+    found = figures.of_evaluation(
+        judgement(("lookback",)), pl.DataFrame(), evaluation_report(METRICS), tmp_path
+    )
     assert list(found) == ["metrics.svg"]
 
 
 def test_no_more_figures_of_segments_than_one_can_look_at(tmp_path: Path):
     kinds = {f"user:attribute {number}": ["a"] for number in range(20)}
-    found = figures.of_evaluation(judgement(("lookback",)), segments(kinds, ("lookback",)), {}, tmp_path)
+    found = figures.of_evaluation(
+        judgement(("lookback",)), segments(kinds, ("lookback",)), evaluation_report(METRICS), tmp_path
+    )
     assert len(found) == 1 + figures.MAX_SEGMENTS
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.reporting import charts, interactive
 from pipeline.reporting.interactive import Chart
+from tests.evaluation_reports import evaluation_report
 from tests.workdir import Workdir
 
 
@@ -42,10 +43,7 @@ def test_a_system_looks_the_same_everywhere() -> None:
         for kind in ("history_length", "item_category")
         for value in ("1-4", "5+")
     ]
-    report = {
-        "metrics": {name: {"ndcg@3": 0.1} for name in ("als", "lookback", "popularity")},
-        "intervals": {name: {"ndcg@3": [0.0, 0.2]} for name in ("als", "lookback", "popularity")},
-    }
+    report = evaluation_report({name: {"ndcg@3": 0.1} for name in ("als", "lookback", "popularity")})
     colours = [
         {trace.name: trace.marker.color for trace in chart.figure.data}
         for chart in (

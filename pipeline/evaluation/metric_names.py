@@ -1,0 +1,14 @@
+"""Display names of metrics and systems."""
+
+import re
+
+_UPPER = {word.lower(): word for word in ("NDCG", "MRR", "MAP", "GRU", "ALS", "EASE")} | {
+    "item knn": "ItemKNN",
+    "co visitation": "co-visitation",
+}
+_WORD = re.compile(rf"\b({'|'.join(_UPPER)})\b")
+
+
+def display_name(name: str) -> str:
+    """Usual spelling of a metric's or system's name: `user_ndcg@10` is user NDCG@10, `ease` is EASE."""
+    return _WORD.sub(lambda match: _UPPER[match[0]], name.replace("_", " "))
