@@ -1,8 +1,7 @@
 """Item content as arrays by item index: categories, text as TF-IDF and truncated SVD, given embeddings.
 
-What is learned (categories, words, their weights, the SVD) is learned from the items that the caller calls known, and is kept:
-another item is turned into the same features later. What no known item has, a word or a category, is left out and counted:
-no model could have learned anything about it.
+Categories, words, their weights and the SVD are fitted on the items marked as known and kept, so that later items get the same
+features. Words and categories of no known item are left out and counted: no model could have learned about them.
 
 Words are runs of two or more letters, digits or underscores in title and text, in lower case, without accents; a script that
 writes no blanks between words gives one word per run. The weight of a word in an item is (1 + ln count) * idf, where
@@ -24,7 +23,7 @@ from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, TEXT, TITLE
 
 FOLDER = "content"
 LONGEST_TEXT = 20_000
-"""Characters of an item's title and text that are looked at."""
+"""Characters of an item's title and text; the rest is cut off."""
 
 _FORMAT_VERSION = 1
 _WORD = r"(?u)\b\w\w+\b"
@@ -38,14 +37,14 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ContentSettings:
-    """How text becomes numbers."""
+    """Size of text vectors and of their vocabulary."""
 
     text_dim: int = 64
-    """Width of text vectors, in components; 0: text is not used."""
+    """Dimension of text vectors; 0: text is not used."""
     text_max_words: int = 50_000
-    """Words that count, the most frequent ones, at most."""
+    """Maximum vocabulary, in words; the most frequent are kept."""
     text_min_items: int = 2
-    """Known items that a word must be in to count."""
+    """Minimum number of known items that contain a word of the vocabulary."""
 
     def __post_init__(self) -> None:
         for name, least in (("text_dim", 0), ("text_max_words", 1), ("text_min_items", 1)):
@@ -85,10 +84,10 @@ class Content:
 
     @classmethod
     def load(cls, folder: Path) -> "Content":
-        """What was saved, arrays memory-mapped."""
-        said = json.loads((folder / "content.json").read_text(encoding="utf-8"))
+        """Load saved content, arrays memory-mapped."""
+        saved = json.loads((folder / "content.json").read_text(encoding="utf-8"))
         arrays = {name: _load_array(folder / f"{name}.npy") for name in _ARRAYS}
-        return cls(**arrays, categories=tuple(said["categories"]), notes=said["notes"])
+        return cls(**arrays, categories=tuple(saved["categories"]), notes=saved["notes"])
 
 
 _ARRAYS = ("category_offsets", "category_index", "text", "embedding", "has_embedding")
@@ -96,7 +95,7 @@ _ARRAYS = ("category_offsets", "category_index", "text", "embedding", "has_embed
 
 @dataclass(frozen=True)
 class ContentEncoder:
-    """What was learned from the known items' content."""
+    """Vocabulary, categories and projection fitted on the known items' content."""
 
     settings: ContentSettings
     categories: tuple[str, ...]
@@ -116,7 +115,7 @@ class ContentEncoder:
 
     @classmethod
     def fit(cls, table: pl.DataFrame, known: Bool, settings: ContentSettings, seed: int) -> "ContentEncoder":
-        """Learn from the rows of `table` where `known` [rows] is true.
+        """Fit on the rows of `table` where `known` [rows] is true.
 
         Columns title, categories, text and embedding are of the types of `schema.ITEM_CONTENT`; any may be absent.
         """
@@ -137,9 +136,9 @@ class ContentEncoder:
         )
 
     def transform(self, table: pl.DataFrame) -> Content:
-        """Features of a table's items, the one at position p with index p + 1; each row depends on itself alone.
+        """Features of a table's items: the row at position p is item p + 1, and depends on no other row.
 
-        Raises ValueError for an embedding of another width, or with something in it that is no finite number.
+        Raises ValueError for an embedding of another width or with a value that is not a finite number.
         """
         offsets, index, unknown = self._categories_of(table)
         text, notes = self._text_of(table)
@@ -158,34 +157,34 @@ class ContentEncoder:
     def save(self, folder: Path) -> None:
         """encoder.json, idf.npy and word_vectors.npy."""
         names = ("categories", "words", "text_explained", "text_dim", "embedding_dim")
-        said = {name: getattr(self, name) for name in names}
+        facts = {name: getattr(self, name) for name in names}
         _write_json(
             folder / "encoder.json",
-            {"format_version": _FORMAT_VERSION, "settings": asdict(self.settings), **said},
+            {"format_version": _FORMAT_VERSION, "settings": asdict(self.settings), **facts},
         )
         np.save(folder / "idf.npy", self.idf, allow_pickle=False)
         np.save(folder / "word_vectors.npy", self.word_vectors, allow_pickle=False)
 
     @classmethod
     def load(cls, folder: Path) -> "ContentEncoder":
-        """What was saved: it transforms to the same bits.
+        """Load a saved encoder, which transforms to the same bits.
 
         Raises ValueError for another version's format.
         """
-        said = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-        if said["format_version"] != _FORMAT_VERSION:
+        saved = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        if saved["format_version"] != _FORMAT_VERSION:
             raise ValueError(
-                f"{folder}: received content format {said['format_version']}, expected {_FORMAT_VERSION}; run features again"
+                f"{folder}: received content format {saved['format_version']}, expected {_FORMAT_VERSION}; run features again"
             )
         return cls(
-            ContentSettings(**said["settings"]),
-            tuple(said["categories"]),
-            tuple(said["words"]),
+            ContentSettings(**saved["settings"]),
+            tuple(saved["categories"]),
+            tuple(saved["words"]),
             _load_array(folder / "idf.npy"),
             _load_array(folder / "word_vectors.npy"),
-            said["text_explained"],
-            said["text_dim"],
-            said["embedding_dim"],
+            saved["text_explained"],
+            saved["text_dim"],
+            saved["embedding_dim"],
         )
 
     def _categories_of(self, table: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
@@ -199,10 +198,10 @@ class ContentEncoder:
             .unique()
             .join(names, on="name", how="left")
         )
-        found = pairs.drop_nulls().sort("item", "index")
-        counts = np.bincount(found["item"].to_numpy(), minlength=len(table) + 1)
+        known = pairs.drop_nulls().sort("item", "index")
+        counts = np.bincount(known["item"].to_numpy(), minlength=len(table) + 1)
         offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        return offsets, found["index"].to_numpy(), len(pairs) - len(found)
+        return offsets, known["index"].to_numpy(), len(pairs) - len(known)
 
     def _text_of(self, table: pl.DataFrame) -> tuple[Float32, dict[str, int]]:
         vectors = np.zeros((len(table) + 1, self.text_dim), np.float32)
@@ -214,9 +213,11 @@ class ContentEncoder:
         if self.words:
             vectorizer = _vectorizer(vocabulary=self.words)
             vectorizer.idf_ = self.idf
-            found = vectorizer.transform(given.str.head(LONGEST_TEXT)) @ self.word_vectors
-            length = np.linalg.norm(found, axis=1, keepdims=True)
-            vectors[rows, : found.shape[1]] = np.divide(found, length, where=length > 0, out=found)
+            projected = vectorizer.transform(given.str.head(LONGEST_TEXT)) @ self.word_vectors
+            length = np.linalg.norm(projected, axis=1, keepdims=True)
+            vectors[rows, : projected.shape[1]] = np.divide(
+                projected, length, where=length > 0, out=projected
+            )
         return vectors, {
             "texts_cut": int((given.str.len_chars() > LONGEST_TEXT).sum()),
             "texts_without_known_word": int((~vectors[rows].any(axis=1)).sum()),
@@ -246,7 +247,7 @@ class ContentEncoder:
 def build(
     folder: Path, table: pl.DataFrame, known: Bool, settings: ContentSettings, seed: int = 0
 ) -> dict[str, Any]:
-    """Fit on the known rows, write `folder`/content/ (arrays) with encoder/ in it, and return what to report.
+    """Fit on the known rows, write `folder`/content/ (arrays) with encoder/ in it, and return counts for the report.
 
     The row of `table` at position p is item p + 1. Without content columns the arrays are of width 0, and cost nothing.
     """
@@ -254,7 +255,7 @@ def build(
 
 
 def write(folder: Path, encoder: ContentEncoder, table: pl.DataFrame) -> dict[str, Any]:
-    """Write `folder`/content/ of a table by an encoder that is there already, and return what to report."""
+    """Write `folder`/content/ of a table by a fitted encoder, and return counts for the report."""
     content = encoder.transform(table)
     place = folder / FOLDER
     (place / "encoder").mkdir(parents=True)
@@ -282,13 +283,13 @@ def write(folder: Path, encoder: ContentEncoder, table: pl.DataFrame) -> dict[st
 
 
 def aligned(item_ids: pl.Series, items: Path) -> pl.DataFrame:
-    """item_id, content and `in_table` (whether there is a row) in the order of `item_ids`; item_id alone without a table."""
+    """Content and `in_table` (whether the items table has a row) for each of `item_ids`, in order; ids alone without a table."""
     ids = pl.DataFrame({ITEM_ID: item_ids})
     if not items.exists():
         return ids
-    found = schema.scan(items, schema.ITEMS)
-    names = [name for name in schema.ITEM_CONTENT if name in found.collect_schema()]
-    table = found.select(pl.col(ITEM_ID).cast(item_ids.dtype), *names, in_table=pl.lit(value=True))
+    content = schema.scan(items, schema.ITEMS)
+    names = [name for name in schema.ITEM_CONTENT if name in content.collect_schema()]
+    table = content.select(pl.col(ITEM_ID).cast(item_ids.dtype), *names, in_table=pl.lit(value=True))
     joined = ids.lazy().join(table, on=ITEM_ID, how="left", maintain_order="left")
     return joined.with_columns(pl.col("in_table").fill_null(value=False)).collect()
 
@@ -332,13 +333,13 @@ _NO_WORDS: _Words = ((), np.zeros(0, np.float32), np.zeros((0, 0), np.float32), 
 
 
 def _fit_text(texts: pl.Series, settings: ContentSettings, seed: int) -> _Words:
-    """Words, their idf, the leading right singular vectors of the items' weights, and how much these hold."""
+    """Words, their idf, the leading right singular vectors of the items' weights, and their share of the squared weights."""
     from sklearn.utils.extmath import randomized_svd, svd_flip
 
     vectorizer = _vectorizer(max_features=settings.text_max_words, min_df=settings.text_min_items)
     try:
         weights = vectorizer.fit_transform(texts.str.head(LONGEST_TEXT))
-    except ValueError:  # the one thing that can be wrong with valid settings: no word is left
+    except ValueError:  # with valid settings the only cause is an empty vocabulary
         return _NO_WORDS
     left, singular, right = randomized_svd(
         weights,

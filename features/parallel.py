@@ -1,4 +1,4 @@
-"""Several threads on a stream, in order and in bounded memory."""
+"""Parallel map over a stream, in order and in bounded memory."""
 
 import os
 from collections import deque
@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 MAX_THREADS = 8
-"""As many pieces are in memory at a time, and one more."""
+"""Maximum number of threads; one more piece than this is in memory."""
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 
@@ -15,9 +15,9 @@ _Result = TypeVar("_Result")
 def in_order(
     work: Callable[[_Piece], _Result], pieces: Iterable[_Piece], max_threads: int = MAX_THREADS
 ) -> Generator[_Result, None, None]:
-    """What `work` makes of each piece, in the order of the pieces, by as many threads as there are cores.
+    """Yield `work(piece)` in the order of the pieces, computed by one thread per core (at most `max_threads`).
 
-    An exception of the work is raised in its turn, one of the pieces themselves at once. Closing it drops what is left.
+    An exception of `work` is raised in its turn, one of the iterator `pieces` at once. Closing the generator drops the rest.
     """
     num_threads = min(os.cpu_count() or 1, max_threads)
     waiting: deque[Future[_Result]] = deque()
@@ -30,5 +30,5 @@ def in_order(
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for each in waiting:
-                each.cancel()
+            for future in waiting:
+                future.cancel()

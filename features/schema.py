@@ -1,4 +1,4 @@
-"""Column names and types of the tables that stages hand on, once; every Parquet read goes through `scan` or `read`."""
+"""Column names and types of the tables between stages; every Parquet read goes through `scan` or `read`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ QUARANTINE: Columns = {
     RAW: (pl.String(),),
     REASON: (pl.String(),),
 }
-"""One row per refused row, as it stands in the source."""
+"""One row per refused row, with its text in the source."""
 
 ITEMS: Columns = {ITEM_ID: _IDS}
 ITEM_CONTENT: Columns = {
@@ -57,22 +57,22 @@ ITEM_CONTENT: Columns = {
     TEXT: (pl.String(),),
     EMBEDDING: (pl.List(pl.Float32()),),
 }
-"""Columns that an items table has where the configuration maps them."""
+"""Optional columns of an items table, by the configuration."""
 
 USERS: Columns = {USER_ID: _IDS}
-"""Besides these a users table has any attribute under its own name."""
+"""A users table also has any attribute under its own name."""
 
 
-def check(found: pl.Schema, expected: Columns, where: str) -> None:
-    """Raise ValueError where a column of a table is missing or has another type than it must have."""
+def check(columns: pl.Schema, expected: Columns, where: str) -> None:
+    """Raise ValueError for a missing column or one of another type."""
     for name, types in expected.items():
         names = " or ".join(str(kind) for kind in types)
-        if name not in found:
+        if name not in columns:
             raise ValueError(
-                f"{where}: has no column {name!r} (found {', '.join(found)}), expected it as {names}"
+                f"{where}: has no column {name!r} (found {', '.join(columns)}), expected it as {names}"
             )
-        if found[name] not in types:
-            raise ValueError(f"{where}: column {name!r} is {found[name]}, expected {names}")
+        if columns[name] not in types:
+            raise ValueError(f"{where}: column {name!r} is {columns[name]}, expected {names}")
 
 
 def scan(paths: Path | Sequence[Path], expected: Columns) -> pl.LazyFrame:

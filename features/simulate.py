@@ -1,4 +1,4 @@
-"""The demo log: seeded users with planted tastes, so that what a model should find is known.
+"""Demo log: seeded users with planted tastes, so that the best recommendations are known.
 
 A user has two or three lasting tastes (categories of items) and one style that no column of the log shows. An *intent*
 is a few events in a row on one topic of a taste; intents return to topics of long ago more readily than they begin new
@@ -33,7 +33,7 @@ BAD_KINDS = (
     "extra_fields",
     "junk",
 )
-"""What can be wrong with a row of `events.csv`."""
+"""Kinds of bad rows of `events.csv`."""
 
 STYLE = 6.0
 """How much an item of the user's own style is preferred to one of the opposite style: twice this, in nats."""
@@ -78,17 +78,17 @@ class SimulationSettings:
     """Size and noise of the demo log: the `[simulate]` section."""
 
     num_users: int = 5_000
-    """Users; each has at least five events."""
+    """Number of users; each has at least five events."""
     num_items: int = 2_000
-    """Items of the catalogue, at least 50; a few of a large one are never met."""
+    """Number of items, at least 50; a few of a large catalogue have no event."""
     num_events: int = 200_000
-    """Events, the bad rows not counted; at least five per user."""
+    """Number of events without bad rows, at least five per user."""
     num_days: int = 90
-    """Days from 2026-01-01 on, at least 2."""
+    """Length of the log, in days from 2026-01-01, at least 2."""
     noise_fraction: float = 0.1
-    """Share of the events that have nothing to do with their user, in [0, 1)."""
+    """Share of events independent of their user, in [0, 1)."""
     bad_row_fraction: float = 0.01
-    """Share of the rows of `events.csv` that are no event, in [0, 1)."""
+    """Share of bad rows of `events.csv`, in [0, 1)."""
 
     def __post_init__(self) -> None:
         for key, least in (
@@ -106,7 +106,7 @@ class SimulationSettings:
 
 @dataclass(frozen=True)
 class Simulation:
-    """The demo log and what was planted in it."""
+    """Demo log and its planted truth."""
 
     events: pl.DataFrame
     """In order of time: user_id (string), item_id (int64), timestamp (microseconds, UTC), event_type (string), value
@@ -121,7 +121,7 @@ class Simulation:
     births: pl.DataFrame
     """In order of item_id: item_id, born (when the item came out)."""
     bad_rows: pl.DataFrame
-    """The rows of `events.csv` that are no event: row, kind (one of BAD_KINDS), text."""
+    """Bad rows of `events.csv`: row, kind (one of BAD_KINDS), text."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Catalogue:
 
 @dataclass(frozen=True)
 class _Users:
-    """What lasts of each user."""
+    """Lasting traits of each user."""
 
     liking: Floats  # [users, topics], logarithm of how readily an intent turns to the topic
     is_taste: Bools  # [users, topics]
@@ -167,7 +167,7 @@ class _Calendar:
 
 @dataclass(frozen=True)
 class _Walk:
-    """What happens at each event of the calendar."""
+    """Outcome of each event of the calendar."""
 
     item: Ints
     is_noise: Bools
@@ -216,7 +216,7 @@ def _directions(count: int, rng: np.random.Generator) -> Floats:
 
 
 def _make_catalogue(settings: SimulationSettings, rng: np.random.Generator) -> _Catalogue:
-    """Popularity follows Zipf's law in the items' rank, whatever their topic; each topic has an item from the first day on."""
+    """Zipf-distributed popularity across topics; each topic has an item from the first day on."""
     count = settings.num_items
     num_topics = TOPICS_PER_CATEGORY * int(np.clip(count // ITEMS_PER_CATEGORY, 2, len(TOPICS)))
     first = np.arange(num_topics + 1) * count // num_topics
@@ -233,7 +233,7 @@ def _make_catalogue(settings: SimulationSettings, rng: np.random.Generator) -> _
 
 
 def _make_users(num_users: int, num_topics: int, rng: np.random.Generator) -> _Users:
-    """Two or three categories each, popular ones more often, the second and third a little less dear than the one before."""
+    """Two or three categories per user, popular ones more often, each a little less liked than the one before."""
     num_categories = num_topics // TOPICS_PER_CATEGORY
     popularity = -0.7 * np.log(1.0 + rng.permutation(num_categories))
     dearest = np.argsort(-(popularity + rng.gumbel(size=(num_users, num_categories))), axis=1)
@@ -251,7 +251,7 @@ def _make_users(num_users: int, num_topics: int, rng: np.random.Generator) -> _U
 
 
 def _make_calendar(settings: SimulationSettings, rng: np.random.Generator) -> _Calendar:
-    """Each intent is one sitting, on a day between the user's first and last, most of them in the evening."""
+    """Sittings of one intent each, on days between the user's first and last, mostly in the evening."""
     users, events, days = settings.num_users, settings.num_events, settings.num_days
     activity = np.clip(rng.lognormal(0.0, 0.8, users), 0.1, 4.0)
     counts = np.sort(5 + rng.multinomial(events - 5 * users, activity / activity.sum()))[::-1]
@@ -326,7 +326,7 @@ def _sample_items(
 
 
 def _any_item(catalogue: _Catalogue, now: Floats, rng: np.random.Generator) -> Ints:
-    """For each moment, one of the items that are out, all equally likely."""
+    """[moments], a uniformly drawn item of those already out."""
     by_birth = np.argsort(catalogue.born, kind="stable")
     num_out = np.searchsorted(catalogue.born[by_birth], now, side="right")
     drawn: Ints = by_birth[np.floor(rng.random(len(now)) * num_out).astype(np.int64)]
@@ -357,7 +357,7 @@ def _item_frames(catalogue: _Catalogue, rng: np.random.Generator) -> tuple[pl.Da
 
 
 def _names(titles: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    """So many different titles, numbered where the given ones do not suffice."""
+    """`count` different titles, numbered where the given ones do not suffice."""
     order = rng.permutation(len(titles))
     rounds, within = np.divmod(np.arange(count), len(titles))
     return [
@@ -374,7 +374,7 @@ def _event_frames(
     walk: _Walk,
     rng: np.random.Generator,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Events, truth and bad rows, these scattered among the events."""
+    """Events, truth, and bad rows scattered among the events."""
     num_events = settings.num_events
     num_bad = round(num_events * settings.bad_row_fraction / (1 - settings.bad_row_fraction))
     bad = np.sort(rng.choice(num_events + num_bad, num_bad, replace=False))
@@ -406,18 +406,18 @@ def _event_frames(
 
 
 def _fields(events: pl.DataFrame) -> pl.DataFrame:
-    """Every value as it stands in the file."""
+    """Every value as text of the file."""
     time = pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     return events.select(pl.exclude("timestamp").cast(pl.String).fill_null(""), time).select(events.columns)
 
 
 def _lines(events: pl.DataFrame) -> pl.Series:
-    """Each event as its line of the file."""
+    """Each event as a line of the file."""
     return _fields(events).select(pl.concat_str(pl.all(), separator=",")).to_series()
 
 
 def _bad_rows(events: pl.DataFrame, row: Ints, rng: np.random.Generator) -> pl.DataFrame:
-    """Good rows spoilt, each kind in turn."""
+    """Spoilt good rows, each kind in turn."""
     good = _fields(events[rng.integers(0, len(events), len(row))]).rows()
     kinds = [BAD_KINDS[number % len(BAD_KINDS)] for number in range(len(row))]
     texts = [_spoil(list(fields), kind) for fields, kind in zip(good, kinds, strict=True)]
@@ -428,7 +428,7 @@ def _bad_rows(events: pl.DataFrame, row: Ints, rng: np.random.Generator) -> pl.D
 
 
 def _spoil(fields: list[str], kind: str) -> str:
-    """The line of a bad row made of a good one's fields."""
+    """Line of a bad row, made from a good row's fields."""
     user_id, item_id, timestamp, *rest = fields
     spoilt = {
         "missing_user": ["", item_id, timestamp, *rest],

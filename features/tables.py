@@ -1,4 +1,4 @@
-"""What form a table from outside has, and the chunks of rows in which it is read."""
+"""Format of source tables, and the chunks of rows in which they are read."""
 
 import codecs
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,26 +14,26 @@ FileFormat = Literal["csv", "jsonl", "parquet", "json"]
 Rows = NDArray[np.int64]
 
 BLOCK_BYTES = 16 << 20
-"""How much is read at a time; a chunk holds the whole rows in it."""
+"""Bytes read at a time; a chunk holds the whole rows in them."""
 LONGEST_ROW_BYTES = 64 << 20
 _LINE_FEED = 10
 
 
 @dataclass(frozen=True)
 class TableFormat:
-    """What form a table has: the keys of a configuration's `[events]`, `[items]` or `[users]`, named `section` in messages."""
+    """Format of a table: the keys of a configuration's `[events]`, `[items]` or `[users]`, named `section` in messages."""
 
     section: str
     columns: Mapping[str, str | int]
-    """Our name for a column to the source's name, or to its position from 1."""
+    """Our name of a column to the source's name or its position, from 1."""
     format: FileFormat | None = None
-    """None: by the extension."""
+    """File format; None: by the extension."""
     separator: str = ","
-    """csv, any number of characters."""
+    """Separator of csv fields, one or more characters."""
     header: bool = True
-    """csv: whether the first row names the columns."""
+    """Whether the first row of a csv file names the columns."""
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
-    """csv, jsonl."""
+    """Encoding of csv and jsonl files."""
 
     def __post_init__(self) -> None:
         if not self.separator or set(self.separator) & set('"\r\n'):
@@ -62,28 +62,28 @@ class TableFormat:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a table, in the order of the source; blank lines are no rows."""
+    """Consecutive rows of a table; blank lines are no rows."""
 
     frame: pl.DataFrame
-    """The mapped columns under our names: String from text, else the type that the source has."""
+    """The mapped columns under our names: String from text formats, else the source's type."""
     broken: NDArray[np.bool_]
-    """[rows] whether the row is not what the format says: then its fields mean nothing."""
+    """[rows] whether a row violates the format; its fields are then meaningless."""
     raw: Callable[[Rows], list[str]]
-    """The text of rows, by position within the chunk."""
+    """Text of rows, by position within the chunk."""
 
 
 Reading = Callable[[], Chunk]
-"""A chunk that is parsed when it is called for, by whichever thread."""
+"""A chunk that is parsed when called, by any thread."""
 
 
 def given(chunk: Chunk) -> Chunk:
-    """A chunk that is parsed already."""
+    """Return a chunk that is already parsed, as a `Reading` does."""
     return chunk
 
 
 @dataclass(frozen=True)
 class Lines:
-    """A block of text cut into lines, each ended by a line feed."""
+    """Block of text split into lines, each ended by a line feed."""
 
     text: bytes
     starts: NDArray[np.int64]
@@ -93,7 +93,7 @@ class Lines:
 
     @classmethod
     def of(cls, text: bytes) -> "Lines":
-        """The lines of a text; the last one gets a line feed where it has none."""
+        """Lines of a text; a line feed is added to the last one if missing."""
         if text and not text.endswith(b"\n"):
             text += b"\n"
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _LINE_FEED)
@@ -103,11 +103,11 @@ class Lines:
         return len(self.ends)
 
     def line(self, line: int) -> bytes:
-        """One of them."""
+        """Text of a line, without its line feed."""
         return self.text[self.starts[line] : self.ends[line]]
 
     def texts(self) -> pl.Series:
-        """[lines] text, with the line feeds; bytes that are none are replaced."""
+        """[lines] text with line feeds; undecodable bytes are replaced."""
         text = self.text if self.is_valid else self.text.decode(errors="replace").encode()
         lines = self if self.is_valid else Lines.of(text)
         offsets = np.append(lines.starts, len(text))
@@ -132,7 +132,7 @@ class Lines:
         return bad
 
     def raw(self, first: Rows, last: Rows) -> Callable[[Rows], list[str]]:
-        """The text of rows that go from one line to another."""
+        """Text of rows by index; first, last: [rows] first and last line of each row."""
         return lambda rows: [
             as_text(self.text[self.starts[first[row]] : self.ends[last[row]]], "utf-8") for row in rows
         ]
@@ -151,12 +151,12 @@ def is_utf8(text: bytes) -> bool:
 
 
 def as_utf8(block: bytes, encoding: str) -> bytes:
-    """A block of text as UTF-8, as far as it is valid."""
+    """Block of text as UTF-8; invalid UTF-8 stays."""
     return block if encoding == "utf-8" or block.isascii() else block.decode(encoding).encode()
 
 
 def whole_lines(stream: BinaryIO, first: bytes, where: str) -> Iterator[tuple[bytes, bool]]:
-    """Blocks that end at the end of a line, and whether it is the last one; `first` stands before what the stream holds."""
+    """Blocks of whole lines, and whether a block is the last; `first`: bytes already read from the stream."""
     rest = first
     while more := stream.read(BLOCK_BYTES):
         cut = more.rfind(b"\n") + 1
@@ -170,7 +170,7 @@ def whole_lines(stream: BinaryIO, first: bytes, where: str) -> Iterator[tuple[by
 
 
 def check_row_length(num_bytes: int, where: str) -> None:
-    """Raise ValueError for a row that is longer than any row is."""
+    """Raise ValueError for more bytes than the longest allowed row."""
     if num_bytes > LONGEST_ROW_BYTES:
         raise ValueError(
             f"{where}: a line is longer than {LONGEST_ROW_BYTES >> 20} MiB, expected text with a row per line"
@@ -178,7 +178,7 @@ def check_row_length(num_bytes: int, where: str) -> None:
 
 
 def without_mark(start: bytes, where: str, section: str) -> bytes:
-    """The first bytes of a text file without a byte order mark of UTF-8; one of UTF-16 is refused."""
+    """First bytes of a text file without a UTF-8 byte order mark. Raises ValueError for UTF-16."""
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(
             f"{where}: is UTF-16, expected utf-8 or latin-1 ({section}.encoding); convert it first"
@@ -187,40 +187,40 @@ def without_mark(start: bytes, where: str, section: str) -> bytes:
 
 
 def as_text(line: bytes, encoding: str) -> str:
-    """A line as text, whatever bytes it holds."""
+    """A line as text; undecodable bytes as backslash escapes."""
     return line.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
 
 
 def printable(text: str) -> str:
-    """A text for a message: on one line, nothing in it but what can be seen."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    """Text for a message, on one line; characters that are not printable are escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def column_at(
-    form: TableFormat, ours: str, found: Sequence[str], where: str, first_rows: Sequence[str] = ()
+    form: TableFormat, ours: str, names: Sequence[str], where: str, first_rows: Sequence[str] = ()
 ) -> str:
     """The source's name of a mapped column.
 
-    Raises ValueError where no column, or more than one, answers to the mapping.
+    Raises ValueError if no column, or more than one, has that name or position.
     """
     theirs = form.columns[ours]
-    name = theirs if isinstance(theirs, str) else found[theirs - 1] if theirs <= len(found) else None
-    if name is None or name not in found:
-        raise missing_column(form, ours, found, where, first_rows)
-    if name == theirs and found.count(name) > 1:
+    name = theirs if isinstance(theirs, str) else names[theirs - 1] if theirs <= len(names) else None
+    if name is None or name not in names:
+        raise missing_column(form, ours, names, where, first_rows)
+    if name == theirs and names.count(name) > 1:
         raise ValueError(
-            f"{form.section}.columns.{ours}: {where} has {found.count(name)} columns {name!r}; give its position"
+            f"{form.section}.columns.{ours}: {where} has {names.count(name)} columns {name!r}; give its position"
         )
     return name
 
 
 def missing_column(
-    form: TableFormat, ours: str, found: Sequence[str], where: str, first_rows: Sequence[str] = ()
+    form: TableFormat, ours: str, names: Sequence[str], where: str, first_rows: Sequence[str] = ()
 ) -> ValueError:
-    """What to raise where a mapped column is not there."""
+    """Error for a missing mapped column, with the file's columns, first rows and settings."""
     rows = "".join(f"\n  {printable(row)}" for row in first_rows)
     return ValueError(
-        f"{form.section}.columns.{ours}: received {form.columns[ours]!r}, but {where} has {len(found)} column(s): "
-        f"{', '.join(map(repr, found[:50]))}{'. The first rows:' if rows else '.'}{rows}\n"
+        f"{form.section}.columns.{ours}: received {form.columns[ours]!r}, but {where} has {len(names)} column(s): "
+        f"{', '.join(map(repr, names[:50]))}{'. The first rows:' if rows else '.'}{rows}\n"
         f"Settings in force: {form.describe()}"
     )

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from models.encoder.embeddings import blank_content
 from models.encoder.encoder import Encoder
 from models.ranking.ranker import Ranker
-from models.settings import EncoderSettings, RankerSettings
+from models.settings.encoder import EncoderSettings
+from models.settings.ranker import RankerSettings
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

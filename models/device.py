@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from models.settings import Compile, Precision
+from models.settings.training import Compile, Precision
 
 COMPILERS = ("g++", "clang++", "c++")
 COMPILE_MIN_TARGETS = 2e8

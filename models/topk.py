@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.recommender import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64
 
 # Letters in shapes: r rows (histories), n items; a score matrix is [r, n + 1] and its column j is item j.
 

@@ -13,8 +13,10 @@ from typing import Any, Literal, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.index_settings import IndexSettings
-from models.settings import EncoderSettings, RankerSettings, TrainSettings, check_together
+from models.settings.encoder import EncoderSettings
+from models.settings.index import IndexSettings
+from models.settings.ranker import RankerSettings
+from models.settings.training import TrainSettings, check_together
 from pipeline.errors import ConfigError
 
 FileFormat = Literal["csv", "jsonl", "parquet", "json"]

@@ -112,7 +112,7 @@ class Workdir:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database without any run, to copy: MLflow takes seconds to create one."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    create = f"from pipeline import tracking; tracking.client_at('sqlite:///{path}')"
+    create = f"from pipeline.tracking.client import client_at; client_at('sqlite:///{path}')"
     subprocess.run([sys.executable, "-c", create], cwd=ROOT, check=True)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that the one file is all of it

@@ -27,19 +27,17 @@ def plain(ids: pl.Series) -> pl.Series:
 
 
 def is_missing(ids: pl.Series) -> pl.Series:
-    """[n] whether there is no id: null, empty, or nothing but blanks."""
+    """[n] whether an id is missing: null, empty, or only blanks."""
     if ids.dtype != pl.String:
         return ids.is_null()
-    is_low = (ids < "!").fill_null(
-        value=True
-    )  # all that begins with a blank or a control character, and what is empty
+    is_low = (ids < "!").fill_null(value=True)  # empty, or begins with a blank or a control character
     if not is_low.any():
         return is_low
     return is_low & (ids.str.strip_chars() == "").fill_null(value=True)
 
 
 def canonical(ids: pl.Series) -> pl.Series:
-    """[n] Int64: the integer that each id of `plain` is written as, null where it is not written as one.
+    """[n] Int64: each id of `plain` as an integer, null where it is not written as one.
 
     -?[1-9][0-9]* or 0 within 64 bits, and the same followed by .0; not 007, +7, a blank before 7, or -0.
     """
@@ -55,5 +53,5 @@ def canonical(ids: pl.Series) -> pl.Series:
 
 
 def typed(ids: pl.Series, kind: IdType) -> pl.Series:
-    """Ids of `plain` in their final type; null where an id is not a canonical int64 but must be."""
+    """Ids of `plain` in their final type; null where int64 is required and the id is not a canonical one."""
     return canonical(ids) if kind == "int64" else ids.cast(pl.String)

@@ -1,4 +1,4 @@
-"""Parts of the log as Parquet files: written in a stream, searched for duplicates, copied without some rows."""
+"""Parts of the log as Parquet files: streaming writer, search for duplicates, copy without given rows."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,20 +20,20 @@ _BUCKET_ROWS = 10_000_000
 
 @dataclass(frozen=True)
 class Description:
-    """What is kept of a part so that nobody has to read it again to know."""
+    """Summary of a part, kept so that the part need not be read again."""
 
     user_ids: list[Any]
-    """The smallest and the largest, one where they are the same, none where the part is empty."""
+    """The smallest and the largest; one if equal, none if the part is empty."""
     item_ids: list[Any]
     earliest: int | None
     """Microseconds since the epoch."""
     latest: int | None
     events_by_type: dict[str, int]
-    """Under "" those without a type."""
+    """Event type to number of events; "" for events without a type."""
 
 
 def describe(part: Path) -> Description:
-    """Read a part once, in a stream."""
+    """Summarise a part in one streaming pass."""
     log = schema.scan(part, schema.EVENTS)
     kinds = pl.col(EVENT_TYPE).cast(pl.String).fill_null("")
     times = pl.col(TIMESTAMP).dt.epoch("us")
@@ -59,9 +59,9 @@ def _ends(ids: pl.DataFrame) -> list[Any]:
 
 
 def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:
-    """(source_file, source_row) of every event that repeats user, item, timestamp and type of one earlier in that order.
+    """(source_file, source_row) of every event with the user, item, timestamp and type of an earlier one in that order.
 
-    Users are taken in buckets, so that memory is bounded.
+    Works through buckets of users, so memory is bounded.
     """
     key = [USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE]
     log = schema.scan(parts, schema.EVENTS).select(*key, SOURCE_FILE, SOURCE_ROW)
@@ -78,7 +78,7 @@ def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:
 
 
 def write_without(part: Path, rows: pl.Series, target: Path) -> None:
-    """Copy a part of the log, the events with these source rows left out."""
+    """Copy a part of the log without the events of these source rows."""
     with pq.ParquetFile(part) as file:
         batches: Iterator[pa.RecordBatch] = file.iter_batches(ROWS_PER_GROUP)
         frames = (pl.DataFrame(pl.from_arrow(batch)) for batch in batches)
@@ -88,7 +88,7 @@ def write_without(part: Path, rows: pl.Series, target: Path) -> None:
 
 
 class PartWriter:
-    """A Parquet file written in row groups of about ROWS_PER_GROUP rows, by a thread of its own: one is written, one gathered."""
+    """Parquet writer with row groups of about ROWS_PER_GROUP rows; a thread writes one while the next is gathered."""
 
     def __init__(self, path: Path, columns: pl.Schema) -> None:
         self._columns = columns

@@ -1,4 +1,4 @@
-"""What is known about items and users beside the log: tables in any form, ids typed like the events'."""
+"""Item and user tables in any format, with ids typed like the events'."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, USER_ID, IdType
 from features.tables import TableFormat
 
 MAX_ODD_WIDTHS = 0.05
-"""Share of embeddings of another width than most above which a table is refused."""
+"""Maximum share of embeddings whose width is not the usual one; a table with more is refused."""
 
 _CONTENT = tuple(schema.ITEM_CONTENT)
 _LIST = (pl.List, pl.Array)
@@ -25,35 +25,35 @@ _LIST = (pl.List, pl.Array)
 
 @dataclass(frozen=True)
 class ItemFormat:
-    """What form the items' table has: the keys of a configuration's `[items]`."""
+    """Format of the items table: the keys of a configuration's `[items]`."""
 
     table: TableFormat
-    """With columns item_id and any of title, categories, text, embedding; none: those that the source has under these names
-    (in a JSON object from item to a list of attributes, the list is the categories)."""
+    """Maps item_id and any of title, categories, text, embedding; without a mapping, the source's columns of these names
+    (in a JSON object from item to a list, the list is the categories)."""
     category_separator: str = "|"
-    """What stands between categories in one text; a list needs none."""
+    """Separator of categories within one text; lists need none."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with an id per row, each id once."""
+    """Table with one row per id."""
 
     frame: pl.DataFrame
     rows_in: int
     left_out: dict[str, int]
-    """Rows that are not in it, by reason: unparseable, missing_item, bad_item, duplicate (the first of an item stays)."""
+    """Reason (unparseable, missing_item, bad_item, duplicate) to number of rows left out; an item's first row stays."""
     notes: dict[str, int]
-    """Rows that are in it without something: bad_embedding."""
+    """bad_embedding: rows kept without their embedding."""
 
 
 def read_items(paths: Sequence[Path], form: ItemFormat, id_type: IdType) -> Table:
-    """The items of one or more files: item_id and those of title, categories, text, embedding that are mapped.
+    """The items of one or more files: item_id and the mapped columns of title, categories, text, embedding.
 
-    Of several rows of one item the first counts, files in the order given. Blank fields are null, and so is an embedding of
-    another width than the rest's or with something in it that is no finite number.
+    The first row of an item counts, files in the order given. Blank fields are null, and so is an embedding of another width
+    than the others or with a value that is not a finite number.
 
-    Raises ValueError for a file that is not of its format, a mapped column that is not there or of a type that cannot be it,
-    no row that can be used, embeddings of several widths.
+    Raises ValueError for a file of another format, a mapped column that is missing or of an unusable type, a table without a
+    usable row, and embeddings of several widths.
     """
     loaded = [_load(path, form.table, ITEM_ID, form.category_separator) for path in paths]
     frames = [
@@ -73,10 +73,10 @@ def read_items(paths: Sequence[Path], form: ItemFormat, id_type: IdType) -> Tabl
 
 
 def read_users(paths: Sequence[Path], form: TableFormat, id_type: IdType) -> Table:
-    """The users of one or more files: user_id and every mapped attribute, as the source's type; JSON's as text or lists of it.
+    """The users of one or more files: user_id and every mapped attribute in the source's type (JSON: text or lists of text).
 
-    Raises ValueError for a file that is not of its format, a mapped column that is not there, no row that can be used, files
-    whose types do not fit together.
+    Raises ValueError for a file of another format, a missing mapped column, a table without a usable row, and files whose
+    types do not fit together.
     """
     loaded = [_load(path, form, USER_ID, None) for path in paths]
     rows_in = sum(rows for _, rows in loaded)
@@ -95,8 +95,8 @@ def read_users(paths: Sequence[Path], form: TableFormat, id_type: IdType) -> Tab
 def _unique(
     frame: pl.DataFrame, name: str, paths: Sequence[Path], form: TableFormat, id_type: IdType, rows_in: int
 ) -> Table:
-    """Rows with an id, the first of each; ids in their final type. Raises ValueError where nothing is left."""
-    what = name.removesuffix("_id")
+    """The first row of each valid id, ids in their final type. Raises ValueError where nothing is left."""
+    kind = name.removesuffix("_id")
     text = frame[name]
     missing = ids.is_missing(text)
     typed = ids.typed(text, id_type)
@@ -105,8 +105,8 @@ def _unique(
     table = kept.unique(name, keep="first", maintain_order=True)
     counts = {
         "unparseable": rows_in - len(frame),
-        f"missing_{what}": int(missing.sum()),
-        f"bad_{what}": int(bad.sum()),
+        f"missing_{kind}": int(missing.sum()),
+        f"bad_{kind}": int(bad.sum()),
         "duplicate": len(kept) - len(table),
     }
     left_out = {reason: number for reason, number in counts.items() if number}
@@ -123,7 +123,7 @@ def _unique(
 
 
 def _load(path: Path, form: TableFormat, id_name: str, separator: str | None) -> tuple[pl.DataFrame, int]:
-    """A file's rows that are of its format, ids as text, columns in the source's types; and how many rows there were."""
+    """The valid rows of a file (ids as text, columns in the source's types), and the number of all rows."""
     kind = sources.format_of(path, form)
     if kind == "json":
         return _from_objects(_json_object(path, form, id_name), form, id_name, separator, path)
@@ -142,15 +142,15 @@ def _load(path: Path, form: TableFormat, id_name: str, separator: str | None) ->
 
 def _chunks(path: Path, form: TableFormat, id_name: str) -> Iterator[tables.Chunk]:
     if not form.columns:
-        found = sources.column_names(path, form)
+        present = sources.column_names(path, form)
         form = replace(
-            form, columns={name: name for name in (id_name, *_CONTENT) if name in (id_name, *found)}
+            form, columns={name: name for name in (id_name, *_CONTENT) if name in (id_name, *present)}
         )
     yield from sources.read(path, form)
 
 
 def _json_object(path: Path, form: TableFormat, id_name: str) -> Iterator[dict[str, Any] | None]:
-    """One object for all, {id: {…}} or for items {id: [category, …]}: each as an object with the id under the source's name."""
+    """Entries of one JSON object, {id: {…}} or {id: [category, …]}, as objects with the id under the source's name."""
     with sources.open_bytes(path) as stream:
         text = tables.without_mark(stream.read(), str(path), form.section)
     first_wins = _FirstWins()
@@ -169,20 +169,20 @@ def _json_object(path: Path, form: TableFormat, id_name: str) -> Iterator[dict[s
             f"{form.section}.path: {path}: is not one JSON object from {id_name} to its attributes; "
             f'for an object per line set {form.section}.format = "jsonl"'
         )
-    for each, value in itertools.chain(content.items(), first_wins.repeats):
+    for key, value in itertools.chain(content.items(), first_wins.repeats):
         if isinstance(value, dict):
-            yield {**value, str(form.columns.get(id_name, id_name)): each}
+            yield {**value, str(form.columns.get(id_name, id_name)): key}
         elif id_name == ITEM_ID:
             yield {
                 str(form.columns.get(CATEGORIES, CATEGORIES)): value,
-                str(form.columns.get(id_name, id_name)): each,
+                str(form.columns.get(id_name, id_name)): key,
             }
         else:
             yield None
 
 
 class _FirstWins:
-    """Makes dictionaries in which the first of equal keys counts; the last one made, the outermost, leaves its repeats here."""
+    """Builds dictionaries in which the first of equal keys wins; `repeats` holds those of the last, outermost one."""
 
     repeats: list[tuple[str, Any]]
 
@@ -210,53 +210,53 @@ def _from_objects(
     separator: str | None,
     path: Path,
 ) -> tuple[pl.DataFrame, int]:
-    """JSON objects as columns: those mapped or, if none is, those of an items table; and how many there were, null ones too."""
+    """JSON objects as a table of the mapped columns (default: an items table's), and the number of all objects."""
     columns = form.columns or {name: name for name in (id_name, *_CONTENT)}
     values: dict[str, list[Any]] = {name: [] for name in columns}
     keys: dict[str, None] = {}
     rows_in = 0
-    for each in objects:
+    for tree in objects:
         rows_in += 1
-        if each is None:
+        if tree is None:
             continue
-        keys |= dict.fromkeys(each)
+        keys |= dict.fromkeys(tree)
         for ours, theirs in columns.items():
-            values[ours].append(json_lines.at_path(each, str(theirs)))
-    absent = [name for name, column in values.items() if all(each is None for each in column)]
+            values[ours].append(json_lines.at_path(tree, str(theirs)))
+    absent = [name for name, column in values.items() if all(value is None for value in column)]
     if keys and absent and (form.columns or id_name in absent):
         raise ValueError(
             f"{form.section}.columns.{absent[0]}: {path}: nothing at {columns[absent[0]]!r} in any object; "
             f"found {', '.join(sorted(keys)[:50])}"
         )
-    found = [name for name in columns if form.columns or name == id_name or name not in absent]
+    present = [name for name in columns if form.columns or name == id_name or name not in absent]
     frame = pl.DataFrame(
-        [_json_column(name, values[name], separator, is_id=name == id_name) for name in found]
+        [_json_column(name, values[name], separator, is_id=name == id_name) for name in present]
     )
     return frame, rows_in
 
 
 def _json_column(name: str, values: Sequence[Any], separator: str | None, *, is_id: bool) -> pl.Series:
-    """Values at one path as text, or as lists of text where any is a list (then one text is parted at the separator)."""
-    if is_id or not any(isinstance(each, list) for each in values):
-        return pl.Series(name, [_as_text(each) for each in values], dtype=pl.String)
+    """Values at one path as text, or as lists of text where any is a list (plain text is then split at the separator)."""
+    if is_id or not any(isinstance(value, list) for value in values):
+        return pl.Series(name, [_as_text(value) for value in values], dtype=pl.String)
     lists = [
-        None if each is None else [_as_text(part) for part in _parts(each, separator)] for each in values
+        None if value is None else [_as_text(part) for part in _parts(value, separator)] for value in values
     ]
     return pl.Series(name, lists, dtype=pl.List(pl.String))
 
 
 def _parts(value: Any, separator: str | None) -> Iterator[Any]:
-    """What a list holds, lists in lists opened; of one text its parts."""
+    """Elements of a list, nested lists flattened, or the parts of a text."""
     if isinstance(value, str) and separator is not None:
         yield from value.split(separator)
         return
     waiting = [value]
     while waiting:
-        each = waiting.pop()
-        if isinstance(each, list):
-            waiting += reversed(each)
+        element = waiting.pop()
+        if isinstance(element, list):
+            waiting += reversed(element)
         else:
-            yield each
+            yield element
 
 
 def _as_text(value: Any) -> str | None:
@@ -264,7 +264,7 @@ def _as_text(value: Any) -> str | None:
         return None
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # nested too deep to mean anything here
+    except RecursionError:  # nested too deep
         return None
     return text.encode("utf-8", errors="replace").decode()
 
@@ -290,7 +290,7 @@ def _content(column: pl.Series, form: ItemFormat, path: Path) -> pl.Series:
 
 
 def _plain_text(column: pl.Series) -> pl.Series:
-    """Text; the parts of a list after each other."""
+    """A column as text, the elements of a list joined by blanks."""
     if isinstance(column.dtype, _LIST):
         column = column.cast(pl.List(pl.String), strict=False).list.join(" ", ignore_nulls=True)
     text = column.cast(pl.String, strict=False).str.strip_chars()
@@ -308,7 +308,7 @@ def _category_lists(column: pl.Series, separator: str) -> pl.Series:
 
 
 def _vectors(column: pl.Series) -> pl.Series:
-    """Lists of numbers, also from text such as "[0.5, 1]" or "0.5 1"; what is no number is null in them."""
+    """Lists of numbers, also from text such as "[0.5, 1]" or "0.5 1"; null for an element that is not a number."""
     parts = (
         column
         if isinstance(column.dtype, _LIST)
@@ -319,9 +319,9 @@ def _vectors(column: pl.Series) -> pl.Series:
 
 
 def _checked_vectors(table: pl.DataFrame, section: str) -> tuple[pl.Series, int]:
-    """Embeddings of one width, null where one is of another or has something in it that is no finite number; how many these are.
+    """Embeddings of the usual width with finite values, null for all others, and the number of those.
 
-    Raises ValueError where more than the share `MAX_ODD_WIDTHS` are of another width, or most hold something else than numbers.
+    Raises ValueError where more than `MAX_ODD_WIDTHS` have another width, or most hold something other than numbers.
     """
     vectors = table[EMBEDDING]
     widths = vectors.list.len()
@@ -341,7 +341,7 @@ def _checked_vectors(table: pl.DataFrame, section: str) -> tuple[pl.Series, int]
     if 2 * unreadable.sum() > counts.total():
         raise ValueError(
             f"{section}.columns.embedding: item {table[ITEM_ID][unreadable.arg_true()[0]]!r} and {unreadable.sum() - 1} more of "
-            f"{counts.total()} hold something that is no finite number, expected a list of numbers, or text such as '0.1 0.2'"
+            f"{counts.total()} hold values that are not finite numbers, expected a list of numbers, or text such as '0.1 0.2'"
         )
     good = (~odd & finite).fill_null(value=False)
     return vectors.set(~good, None), int((vectors.is_not_null() & ~good).sum())

@@ -1,4 +1,4 @@
-"""Times of any form as microseconds since the epoch, UTC; integers stay integers all the way."""
+"""Timestamps of any format as microseconds since the epoch, UTC; integers stay integers all the way."""
 
 import datetime
 import zoneinfo
@@ -12,11 +12,11 @@ _LIMIT = 2**63 - 1
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _ENDS = (":%SZ", ":%S", ":%S UTC", ":%S%.f%#z", ":%S%.f", ":%S%.f UTC", "")
 _ISO = (*(f"%Y-%m-%d{between}%H:%M{end}" for between in "T " for end in _ENDS), "%Y-%m-%d")
-"""The usual forms. No two of them read a text differently; those without fractions are there because polars reads them faster."""
+"""The usual formats. No two parse a text differently; those without fractions are listed because polars parses them faster."""
 
 
 def check_unit(unit: str, timezone: str) -> None:
-    """Raise ValueError for a unit or a time zone that there is not."""
+    """Raise ValueError for an unknown unit or time zone."""
     if unit not in DIGITS and unit not in ("iso", "position") and "%" not in unit:
         raise ValueError(
             f"timestamp_unit: received {unit!r}, expected s, ms, us, ns, iso, position, or a strftime pattern such as "
@@ -31,12 +31,12 @@ def check_unit(unit: str, timezone: str) -> None:
 
 
 def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:
-    """[n] Int64, microseconds since the epoch (for `position`: the position itself); null where it is not a time.
+    """[n] Int64, microseconds since the epoch (for `position`: the position itself); null where it is not a timestamp.
 
     unit: s, ms, us, ns, iso, a strftime pattern, or position; ignored for columns that are dates or times already.
-    timezone: of times that carry none; of a local time that came twice the earlier is meant, one that never was is no time.
+    timezone: for timestamps without one; an ambiguous local time is the earlier, a non-existent one is null.
 
-    Raises ValueError for a column type that cannot be a time and for a pattern that is none.
+    Raises ValueError for a column type that cannot be a timestamp and for an invalid pattern.
     """
     kind = times.dtype
     if isinstance(kind, pl.Datetime) or kind == pl.Date:
@@ -53,7 +53,7 @@ def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:
 
 
 def _utc(moments: pl.Series, timezone: str) -> pl.Series:
-    """Microseconds since the epoch of moments with a time zone, or without one but known to be in `timezone`."""
+    """Microseconds since the epoch of datetimes with a time zone, or without one and then in `timezone`."""
     if getattr(moments.dtype, "time_zone", None) is None:
         moments = moments.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
     return moments.dt.epoch("us")
@@ -87,7 +87,7 @@ def _shift(whole: pl.Series, digits: int) -> pl.Series:
 
 
 def _from_decimals(text: pl.Series, digits: int, *, fractions: bool) -> pl.Series:
-    """Text such as 978300760.25, ` 978300760` or 9.783e8, scaled; what has no exponent goes by its digits."""
+    """Text such as 978300760.25, ` 978300760` or 9.783e8, scaled; exact where there is no exponent."""
     parts = (
         text.str.strip_chars()
         .str.extract_groups(r"^(?<sign>[+-]?)(?<whole>\d+)(?:\.(?<part>\d*))?$")
@@ -110,12 +110,12 @@ def _from_decimals(text: pl.Series, digits: int, *, fractions: bool) -> pl.Serie
 
 
 def _iso(text: pl.Series, timezone: str) -> pl.Series:
-    """Any mixture of the forms of ISO 8601, with and without offset."""
+    """Any mixture of ISO 8601 formats, with and without offset."""
     usual = text.drop_nulls().head(1)
     patterns = sorted(_ISO, key=lambda pattern: _by_pattern(usual, pattern, "UTC").null_count())
-    found = pl.Series(text.name, [None], dtype=pl.Int64).new_from_index(0, len(text))
+    parsed = pl.Series(text.name, [None], dtype=pl.Int64).new_from_index(0, len(text))
     for pattern in (*patterns, None):
-        rest = found.is_null() & text.is_not_null()
+        rest = parsed.is_null() & text.is_not_null()
         if not rest.any():
             break
         texts = text if rest.all() else text.filter(rest)
@@ -123,8 +123,8 @@ def _iso(text: pl.Series, timezone: str) -> pl.Series:
             times = _by_standard_library(texts, timezone)
         else:
             times = _by_pattern(texts, pattern, "UTC" if pattern.endswith(("Z", "UTC")) else timezone)
-        found = times if rest.all() else found.scatter(rest.arg_true(), times)
-    return found
+        parsed = times if rest.all() else parsed.scatter(rest.arg_true(), times)
+    return parsed
 
 
 def _by_pattern(text: pl.Series, pattern: str, timezone: str) -> pl.Series:
@@ -138,9 +138,11 @@ def _by_pattern(text: pl.Series, pattern: str, timezone: str) -> pl.Series:
 
 
 def _by_standard_library(text: pl.Series, timezone: str) -> pl.Series:
-    """The rarer forms (`2016-06-08T19:10`, `20160608T191032Z`, a blank before the offset, ` UTC`), one by one."""
-    known: dict[str, tuple[int | None, bool]] = {each: _moment(each) for each in text.drop_nulls().unique()}
-    values = [known.get(each, (None, True)) for each in text]
+    """The rarer formats (`2016-06-08T19:10`, `20160608T191032Z`, a blank before the offset, ` UTC`), one by one."""
+    known: dict[str, tuple[int | None, bool]] = {
+        value: _moment(value) for value in text.drop_nulls().unique()
+    }
+    values = [known.get(value, (None, True)) for value in text]
     moments = pl.Series(text.name, [value for value, _ in values], dtype=pl.Int64)
     local = pl.Series([not aware for _, aware in values], dtype=pl.Boolean)
     if not local.any():
@@ -149,7 +151,7 @@ def _by_standard_library(text: pl.Series, timezone: str) -> pl.Series:
 
 
 def _moment(text: str) -> tuple[int | None, bool]:
-    """Microseconds since the epoch, and whether the text said relative to which zone."""
+    """Microseconds since the epoch, and whether the text names its time zone."""
     text = text.strip().upper()
     text = text.removesuffix(" UTC").replace(" +", "+").replace(" -", "-") + "Z" * text.endswith(" UTC")
     try:

@@ -23,43 +23,43 @@ from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMEST
 from features.tables import Chunk, Reading, TableFormat
 
 REFUSED = (
-    "unparseable",  # not a row of the format: another number of fields, an open quote, no JSON object, bytes that are no text
+    "unparseable",  # wrong number of fields, an open quote, not a JSON object, undecodable bytes
     "missing_user",
     "missing_item",
     "missing_time",
-    "impossible_time",  # not a time, before the earliest or after the latest
+    "impossible_time",  # not a timestamp, before the earliest or after the latest
     "bad_value",  # not a finite number
-    "bad_user",  # not a canonical int64, where that is asked for
+    "bad_user",  # not a canonical int64, with id_types = "int64"
     "bad_item",
 )
 LEFT_OUT = ("excluded_user", "type_not_listed", "value_below_minimum", "duplicate")
 _ORDER = ("unparseable", "excluded_user", *REFUSED[1:], *LEFT_OUT[1:3])
-"""Of several reasons the first counts."""
+"""A row with several reasons gets the first of these."""
 
 NUM_EXAMPLES = 3
 _KIND = pl.Categorical()
 EARLY_ROWS = 1_000_000
 HOPELESS_FRACTION = 0.95
-"""A file of which more than this is refused after EARLY_ROWS rows has another form than the settings say."""
+"""Share of refused rows after EARLY_ROWS above which a file is taken to contradict the settings."""
 
 
 @dataclass(frozen=True)
 class EventFormat:
-    """What form the log has and which of its rows count: the keys of a configuration's `[events]`."""
+    """Format of the log and filters of its rows: the keys of a configuration's `[events]`."""
 
     table: TableFormat
-    """With columns user_id, item_id, timestamp, and perhaps event_type, value."""
+    """Maps user_id, item_id, timestamp and optionally event_type, value."""
     latest: int
-    """Microseconds since the epoch; events after it have an impossible time."""
+    """Latest possible time, in microseconds since the epoch; later events have an impossible time."""
     earliest: int = 631_152_000_000_000
-    """Microseconds since the epoch, 1990-01-01; events before it have an impossible time."""
+    """Earliest possible time, in microseconds since the epoch (1990-01-01)."""
     timestamp_unit: str = "s"
     timezone: str = "UTC"
-    """Of times that carry none."""
+    """Time zone of timestamps without one."""
     types: tuple[str, ...] | None = None
-    """Event types that count; None: all."""
+    """Event types to keep; None: all."""
     min_value: float | None = None
-    """Events with a smaller value are left out; one without a value stays."""
+    """Minimum value; events with a smaller one are left out, events without a value stay."""
     id_types: Literal["auto", "int64", "string"] = "auto"
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class EventFormat:
 
 @dataclass
 class Counts:
-    """What became of the rows of one or more sources."""
+    """Outcome of the rows of one or more sources."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -87,10 +87,10 @@ class Counts:
     examples: list[dict[str, Any]] = field(default_factory=list)
     """The first refused rows: source_path, source_row, raw, reason."""
     first_ahead: int | None = None
-    """Microseconds since the epoch: the earliest time that was refused for lying after the format's latest."""
+    """Earliest time refused as later than the format's latest, in microseconds since the epoch."""
 
     def check(self) -> None:
-        """Every row is in one place."""
+        """Assert that every row is counted exactly once."""
         assert self.rows_in == self.rows_out + self.refused.total() + self.left_out.total(), self
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -100,7 +100,7 @@ class Counts:
             self.refused + other.refused,
             self.left_out + other.left_out,
             (self.examples + other.examples)[:NUM_EXAMPLES],
-            min((each.first_ahead for each in (self, other) if each.first_ahead is not None), default=None),
+            _earliest(self.first_ahead, other.first_ahead),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -109,17 +109,17 @@ class Counts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Counts":
-        """Counts that were kept."""
+        """Load counts saved by `to_json`."""
         counters = {name: Counter(content[name]) for name in ("refused", "left_out")}
         return cls(**{**content, **counters})
 
     def reasons(self) -> dict[str, int]:
-        """Rows that are no events, by reason."""
+        """Reason to number of rows that are not events."""
         return dict(sorted((self.refused + self.left_out).items()))
 
 
 class TextIds(Exception):
-    """An accepted id of `column` is not a canonical int64, so `auto` means string; the first such row is named."""
+    """An accepted id of `column` is not a canonical int64, so `auto` means string; names the first such row."""
 
     def __init__(self, column: str, source_row: int, text: str) -> None:
         super().__init__(column, source_row, text)
@@ -129,16 +129,16 @@ class TextIds(Exception):
 
 
 class Excluded:
-    """Users whose rows are left out, prepared once for ids of one type."""
+    """Users whose rows are left out, as sets of ids of one type."""
 
     def __init__(self, users: pl.Series, kind: IdType) -> None:
         self._typed = ids.typed(users, kind).drop_nulls().unique().implode()
         self._text = users.cast(pl.String).implode()
 
     def holds(self, plain: pl.Series, typed: pl.Series) -> pl.Series:
-        """[n] whether each id of `ids.plain`, given in its final type too, is one of them.
+        """[n] whether each id (as `ids.plain` and in its final type) is an excluded user.
 
-        Where an id is not of that type its text decides, so that not even a refused row of such a user is kept.
+        An id that is not of the final type is compared as text, so that no refused row of an excluded user is kept.
         """
         flags = typed.is_in(self._typed).fill_null(value=False)
         other = typed.is_null() & plain.is_not_null()
@@ -149,12 +149,12 @@ class Excluded:
 
 
 def scan(folder: Path) -> pl.LazyFrame:
-    """All events of a folder of parts, in no order, columns as in `schema.EVENTS`; checked."""
+    """All events of a folder of parts, unordered, with the checked columns of `schema.EVENTS`."""
     return schema.scan(sorted(folder.glob("*.parquet")), schema.EVENTS)
 
 
 def read_excluded(path: Path) -> pl.Series:
-    """The users of `exclude_users`: a Parquet file with a column user_id."""
+    """The users of `exclude_users`, a Parquet file with a column user_id. Raises ValueError for any other file."""
     try:
         frame = pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
@@ -182,23 +182,23 @@ def ingest_file(
 ) -> Counts:
     """Stream one source file into `folder/events.parquet` and `folder/quarantine.parquet`.
 
-    source_file: the name that its rows carry, 16 digits of its content digest. id_types: final type of user_id and item_id.
-    excluded: users to leave out (of `read_excluded`). source_path: what refused rows carry as their file; default: `path`.
-    max_refused_fraction: a file that is refused but for a few rows, and more than this, is not read on after its first
-    EARLY_ROWS rows. Chunks are parsed and judged by several threads, and written in order.
+    source_file: name of the file in its rows, 16 digits of its content digest. id_types: final type of user_id and item_id.
+    excluded: users to leave out (of `read_excluded`). source_path: path of the file in refused rows; default: `path`.
+    max_refused_fraction: reading stops after EARLY_ROWS rows if more than this and HOPELESS_FRACTION of them are refused.
+    Several threads parse and validate chunks, which are written in order.
 
-    Raises ValueError for a file that is not of the format or that is not worth reading on, and TextIds where `id_types` has
-    int64 because of `auto` and an accepted id is none.
+    Raises ValueError for a file of another format or with too many refused rows, and TextIds where `auto` assumed int64 and
+    an accepted id is not one.
     """
     counts = Counts()
     users = Excluded(excluded, id_types[USER_ID]) if excluded is not None else None
     kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
     places = {name: types[0] for name, types in schema.EVENTS.items()} | kinds
 
-    def judged(reading: Reading) -> _Judged:
+    def validated(reading: Reading) -> _Validated:
         chunk = reading()
         try:
-            return _judge_chunk(chunk, form, id_types, users)
+            return _validate_chunk(chunk, form, id_types, users)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -208,7 +208,7 @@ def ingest_file(
             folder / "quarantine.parquet",
             pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()}),
         ) as refused,
-        contextlib.closing(in_order(judged, sources.readings(path, form.table))) as results,
+        contextlib.closing(in_order(validated, sources.readings(path, form.table))) as results,
     ):
         for result in results:
             if result.text_ids is not None:
@@ -229,31 +229,31 @@ def ingest_file(
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What became of a chunk's rows; source_row counts from 1 within the chunk."""
+class _Validated:
+    """Outcome of a chunk's rows; source_row counts from 1 within the chunk."""
 
     num_rows: int
     events: pl.DataFrame
     refused: pl.DataFrame
     """source_row, raw, reason"""
     reasons: Counter[str]
-    """Rows that are no events."""
+    """Reason to number of rows that are not events."""
     first_ahead: int | None
     text_ids: tuple[str, int, str] | None
-    """Column, row and text of an accepted id that is no int64 but must be: then nothing else is told."""
+    """Column, row and text of an accepted id that must be int64 and is not; all other fields are then empty."""
 
 
-def _judge_chunk(
+def _validate_chunk(
     chunk: Chunk, form: EventFormat, id_types: Mapping[str, IdType], excluded: Excluded | None
-) -> _Judged:
+) -> _Validated:
     try:
-        frame, verdict = judge(chunk, form, id_types, excluded)
-    except TextIds as found:
+        frame, verdict = validate(chunk, form, id_types, excluded)
+    except TextIds as error:
         nothing = pl.DataFrame()
-        return _Judged(0, nothing, nothing, Counter(), None, (found.column, found.source_row, found.text))
+        return _Validated(0, nothing, nothing, Counter(), None, (error.column, error.source_row, error.text))
     frame = frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(SOURCE_ROW))
     numbers = verdict.drop_nulls().value_counts().rows()
-    return _Judged(
+    return _Validated(
         len(frame),
         frame if not numbers else frame.filter(verdict.is_null()),
         _quarantine(chunk, verdict),
@@ -272,17 +272,20 @@ def _is_hopeless(counts: Counts, max_refused_fraction: float) -> bool:
 
 def _first_ahead(times: pl.Series, verdict: pl.Series, latest: int) -> int | None:
     refused = times.filter(verdict == _ORDER.index("impossible_time")).dt.epoch("us")
-    found = refused.filter(refused > latest).min()
-    return None if found is None else int(found)  # type: ignore[arg-type]
+    first = refused.filter(refused > latest).min()
+    return None if first is None else int(first)  # type: ignore[arg-type]
 
 
-def _count(counts: Counts, result: _Judged, refused: pl.DataFrame) -> None:
+def _earliest(*times: int | None) -> int | None:
+    return min((time for time in times if time is not None), default=None)
+
+
+def _count(counts: Counts, result: _Validated, refused: pl.DataFrame) -> None:
     counts.rows_in += result.num_rows
     counts.rows_out += len(result.events)
     for reason, number in result.reasons.items():
         (counts.left_out if reason in LEFT_OUT else counts.refused)[reason] += number
-    ahead = (each for each in (counts.first_ahead, result.first_ahead) if each is not None)
-    counts.first_ahead = min(ahead, default=None)
+    counts.first_ahead = _earliest(counts.first_ahead, result.first_ahead)
     wanted = NUM_EXAMPLES - len(counts.examples)
     counts.examples += refused.head(wanted).drop(SOURCE_FILE).rows(named=True)
 
@@ -304,7 +307,7 @@ def _quarantine(chunk: Chunk, verdict: pl.Series) -> pl.DataFrame:
 # --- validation ---
 
 
-def judge(
+def validate(
     chunk: Chunk,
     form: EventFormat,
     id_types: Mapping[str, IdType],
@@ -312,7 +315,7 @@ def judge(
 ) -> tuple[pl.DataFrame, pl.Series]:
     """The events of a chunk, typed (user_id, item_id, timestamp, event_type, value), and a verdict on each row.
 
-    verdict: null where the row is an event, else the place in `_ORDER` of the first reason why not.
+    verdict: null where the row is an event, else the position in `_ORDER` of the first reason against it.
     Raises TextIds as `ingest_file`, with the row's number within the chunk.
     """
     source = chunk.frame
@@ -352,7 +355,7 @@ def judge(
 
 
 def _first_reason(reasons: Mapping[str, pl.Series | None], num_rows: int) -> pl.Series:
-    """[rows] Int8: the place in `_ORDER` of the first reason that holds, null where none does."""
+    """[rows] Int8: the position in `_ORDER` of the first reason that applies, null where none does."""
     holding = [(code, reasons[reason]) for code, reason in enumerate(_ORDER)]
     code_of = np.full(num_rows, -1, dtype=np.int8)
     for code, flags in reversed(holding):
@@ -369,7 +372,7 @@ def _plain_ids(source: pl.DataFrame, name: str) -> pl.Series:
         raise ValueError(f"events.columns.{name}: {error}") from None
 
 
-# Reasons: [rows] whether each row has it; None where none has, which is cheap to see.
+# Reasons: [rows] whether one applies to each row; None where it applies to no row, which is cheap to check.
 
 
 def _missing(plain: pl.Series, typed: pl.Series) -> pl.Series | None:
@@ -379,7 +382,7 @@ def _missing(plain: pl.Series, typed: pl.Series) -> pl.Series | None:
 
 
 def _blank_among(column: pl.Series, rows: pl.Series) -> pl.Series:
-    """[n] whether there is nothing in a row; looked at only where `rows` [n] says so."""
+    """[n] whether a value is blank, computed only for `rows` [n]."""
     return rows.scatter(rows.arg_true(), _is_blank(column.filter(rows)))
 
 
@@ -411,7 +414,7 @@ def _kinds(column: pl.Series) -> pl.Series:
 
 
 def _numbers(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:
-    """A column as float32, and where it holds something that is no finite number."""
+    """A column as float32, and the rows whose value is not a finite number."""
     if column.dtype.is_nested() or column.dtype.is_temporal():
         raise ValueError(f"events.columns.value: the column is {column.dtype}, expected numbers")
     text = column.str.strip_chars() if column.dtype == pl.String else column
@@ -430,7 +433,7 @@ def _nothing(num_rows: int, kind: pl.DataType) -> pl.Series:
 def check_refused(
     counts: Counts, form: EventFormat, max_refused_fraction: float, *, read_to_end: bool = True
 ) -> None:
-    """Raise ValueError where there are no rows, no events, or too many refused rows; with counts, examples and settings."""
+    """Raise ValueError, with counts, examples and settings, for no rows, no events, or too many refused rows."""
     if counts.rows_in == 0:
         raise ValueError(
             f"events.path: the log is empty: no row in any file. Settings in force: {form.describe()}"
@@ -442,8 +445,8 @@ def check_refused(
         f"{reason} {number:,}" for reason, number in (counts.refused + counts.left_out).most_common()
     )
     rows = "".join(
-        f"\n  {each['source_path']} row {each['source_row']} ({each['reason']}): {each['raw'][:200]}"
-        for each in counts.examples
+        f"\n  {row['source_path']} row {row['source_row']} ({row['reason']}): {row['raw'][:200]}"
+        for row in counts.examples
     )
     total = f"{counts.rows_in:,}" if read_to_end else f"the first {counts.rows_in:,}"
     problem = (

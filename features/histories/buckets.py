@@ -1,8 +1,8 @@
-"""From parts of the log to jagged histories without ever holding all events.
+"""Jagged histories built from parts of the log in bounded memory.
 
-Users are numbered, so a bucket is a range of users: the log is read once, in order of (source file, source row), each
-event goes to its bucket's file, and each bucket is sorted alone (stably, so that equal times keep that order) and
-appended to the flat arrays.
+A bucket is a range of user indices. The log is read once, in order of (source file, source row), and each event is appended
+to its bucket's file. Each bucket is then sorted alone (stably, so equal times keep that order) and appended to the flat
+arrays.
 """
 
 import tempfile
@@ -22,12 +22,12 @@ from features.histories.jagged import JaggedHistories, user_ranges
 from features.histories.vocabulary import Vocabulary
 
 BUCKET_EVENTS = 8_000_000
-"""Events of a bucket, at most (unless one user has more)."""
+"""Maximum events of a bucket (unless one user has more)."""
 CHUNK_EVENTS = 4_000_000
 """Events that are read together."""
 
 _TIME_UNITS = (1_000_000, 1000)
-"""Microseconds of which all times are often multiples."""
+"""Microseconds; all times of a log are often multiples of one of these."""
 _FLAT = {"item_index": np.int32, "time": np.int64, "event_type": np.int16, "value": np.float32}
 """The flat arrays of JaggedHistories."""
 
@@ -43,7 +43,7 @@ def build(
     drop_consecutive: bool = False,
     bucket_events: int = BUCKET_EVENTS,
 ) -> tuple[JaggedHistories, dict[str, int]]:
-    """Write whole histories of every user to a folder; memory-mapped, and how many events were left out per reason.
+    """Write whole histories of every user to a folder; return them memory-mapped, and the events left out by reason.
 
     parts: Parquet files with the columns of `schema.EVENTS`, in order of their source files, rows in order of source_row;
     every id must be in its vocabulary. user_counts: [users] events of each. Left out: `consecutive_repeat`.
@@ -111,7 +111,7 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:
 def _distribute(
     chunks: Iterator[pl.DataFrame], ranges: Sequence[tuple[int, int]], num_users: int, place: Path
 ) -> list[Path]:
-    """Append every event to the file of its bucket, in the order in which they come; the files."""
+    """Append every event to its bucket's file, in order; return the files."""
     paths = [place / f"{bucket}.arrow" for bucket in range(len(ranges))]
     bucket_of = np.zeros(num_users, np.uint16)
     for bucket, (first, last) in enumerate(ranges):
@@ -136,7 +136,7 @@ def _read(bucket: Path) -> pl.DataFrame:
 
 
 def _sorted(events: pl.DataFrame) -> pl.DataFrame:
-    """Events in order of user and time, stably; by one number made of both where that fits, which is twice as fast."""
+    """Events in stable order of user and time; both as one integer where that fits, which is twice as fast."""
     user, time = events["user_index"].to_numpy().astype(np.int64), events["time"].to_numpy()
     user, since = user - user.min(), time - time.min()
     unit = next((unit for unit in _TIME_UNITS if not (since % unit).any()), 1)
@@ -148,7 +148,7 @@ def _sorted(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _without_repeats(events: pl.DataFrame) -> pl.DataFrame:
-    """Events but those on the same item as the user's event before."""
+    """Events without those on the same item as the user's previous event."""
     same = (pl.col("item_index") == pl.col("item_index").shift(1)) & (
         pl.col("user_index") == pl.col("user_index").shift(1)
     )
@@ -156,7 +156,7 @@ def _without_repeats(events: pl.DataFrame) -> pl.DataFrame:
 
 
 class _ArrayWriter:
-    """A one-dimensional .npy file that grows; its header is set right in the end (numpy leaves room for the length)."""
+    """A one-dimensional .npy file that grows; the header's length is corrected on exit (numpy leaves room for it)."""
 
     def __init__(self, path: Path, dtype: np.dtype[np.generic]) -> None:
         self._file = path.open("wb")

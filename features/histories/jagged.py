@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_EVENTS = 4_000_000
-"""Events that are looked at together where all of them may be more than memory holds."""
+"""Events processed at a time, so that memory is bounded."""
 
 
 def user_ranges(offsets: NDArray[np.int64], max_events: int) -> Iterator[tuple[int, int]]:
@@ -44,7 +44,7 @@ class JaggedHistories:
 
     @property
     def num_users(self) -> int:
-        """Users, those without events included."""
+        """Number of users, including those without events."""
         return len(self.offsets) - 1
 
     def users(self) -> NDArray[np.int64]:
@@ -72,10 +72,12 @@ class JaggedHistories:
 
     def save(self, folder: Path) -> None:
         """One .npy file per array."""
-        for each in fields(self):
-            np.save(folder / f"{each.name}.npy", getattr(self, each.name), allow_pickle=False)
+        for field in fields(self):
+            np.save(folder / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
 
     @classmethod
     def load(cls, folder: Path) -> "JaggedHistories":
         """The saved histories, memory-mapped: nothing is read until it is used."""
-        return cls(**{each.name: np.load(folder / f"{each.name}.npy", mmap_mode="r") for each in fields(cls)})
+        return cls(
+            **{field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in fields(cls)}
+        )

@@ -1,7 +1,7 @@
-"""The leak check: nothing of a later part in an earlier one, and no system fitted on anything but the training events.
+"""Leak checks: no event of a later part in an earlier one, no system fitted on other than training events.
 
 Order is (timestamp, source file, source row): an event stands at or after another one where its place in the user's history is
-the same or later. What leave-one-out leaks by construction, across users' times, is measured and reported, never an error.
+the same or later. The leaks that leave-one-out has by construction, across users, are measured and reported, never an error.
 """
 
 import datetime
@@ -16,15 +16,15 @@ from features.histories.splits import Block, Split, blocks
 
 
 class LeakError(ValueError):
-    """Something of a later part stands in an earlier one, or has been learned from."""
+    """An event of a later part stands in an earlier one, or a system was fitted on it."""
 
 
 def check_leaks(histories: JaggedHistories, split: Split) -> None:
-    """Raise LeakError where a later part's event stands in an earlier one.
+    """Raise LeakError if an event of a later part stands in an earlier one.
 
     Checked: each history is in order of time; the parts of each user follow one another, within the user's own events; in the
     temporal protocol the events of each part are exactly those before the next one's boundary in time: training ends before
-    the validation boundary, validation before the test's, and the test before what is held back.
+    the validation boundary, validation before the test's, and the test before the held-back events.
     """
     if late := num_disordered(histories):
         raise LeakError(
@@ -80,11 +80,10 @@ def check_fitted(
     split: Split,
     with_validation: bool,
 ) -> None:
-    """Raise LeakError where a system was fitted on anything but the events that the split lets train.
+    """Raise LeakError if a system was fitted on other events than the split's training events.
 
-    `fitted_num_events` and `fitted_latest` (microseconds, None for no events) are measured from what the system was in fact
-    given; expected are the number and the latest time of `training_extent`. So parameters, popularity and item statistics that
-    were counted over the validation or test period are found, whichever way they came in.
+    `fitted_num_events` and `fitted_latest` (microseconds, None for no events) are measured from the system's actual input and
+    compared with `training_extent`, so statistics over the validation or test period are detected whatever their origin.
     """
     num_events, latest = training_extent(histories, split, with_validation=with_validation)
     if (fitted_num_events, fitted_latest) != (num_events, latest):
@@ -98,9 +97,9 @@ def check_fitted(
 def training_extent(
     histories: JaggedHistories, split: Split, *, with_validation: bool
 ) -> tuple[int, int | None]:
-    """Number and latest time (microseconds, None for no events) of the events that may train.
+    """Number and latest time (microseconds, None for no events) of the training events.
 
-    Those are the events of the training part (with those of validation, or without), of users and on items over the core filter.
+    These are the events of the training part (and of validation, if `with_validation`) that pass the core filter.
     """
     number, latest = 0, None
     for time in _training_times(histories, split, with_validation=with_validation):
@@ -114,7 +113,7 @@ def training_extent(
 def leaks_by_construction(
     histories: JaggedHistories, split: Split, *, with_validation: bool = False
 ) -> dict[str, float]:
-    """What a protocol lets a system learn from the future of its own test, in shares of 0 to 1; all 0 in the temporal one.
+    """Temporal leaks that a protocol has by construction, as shares of 0 to 1; all 0 in the temporal protocol.
 
     - `training_after_first_target`, `training_after_median_target`: share of the training events that are later in time than
       the earliest (the median) test target, whoever they are of.
@@ -151,7 +150,7 @@ def leaks_by_construction(
 def _training_times(
     histories: JaggedHistories, split: Split, *, with_validation: bool
 ) -> Iterator[NDArray[np.int64]]:
-    """Times of the events that may train, block by block of users."""
+    """Times of the training events, by block of users."""
     ends = split.validation_end if with_validation else split.train_end
     for block in blocks(histories):
         chosen = _is_over_core(histories, split, block, split.train_user) & block.is_before(ends)
@@ -159,7 +158,7 @@ def _training_times(
 
 
 def _target_times(histories: JaggedHistories, split: Split) -> Iterator[NDArray[np.int64]]:
-    """Times of the test events of evaluated users on items over the core filter, block by block of users."""
+    """Times of the test events of evaluated users on items over the core filter, by block of users."""
     start, end = split.stretch(histories, "test")
     for block in blocks(histories):
         chosen = _is_over_core(histories, split, block, split.kept_user)

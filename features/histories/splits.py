@@ -1,7 +1,7 @@
-"""Temporal (rolling, too) and leave-one-out splits over jagged histories, and the core filter.
+"""Temporal, rolling and leave-one-out splits over jagged histories, and the core filter.
 
 A split is three positions per user, since each part is a stretch of an ordered history: training `[offsets[u], train_end[u])`,
-validation `[train_end[u], validation_end[u])`, test `[validation_end[u], test_end[u])`; what comes after that, `[test_end[u],
+validation `[train_end[u], validation_end[u])`, test `[validation_end[u], test_end[u])`; the rest, `[test_end[u],
 offsets[u + 1])`, is held back: it is in no part, as if the log had ended before it.
 """
 
@@ -25,7 +25,7 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Split:
-    """Which events train, validate and test."""
+    """Assignment of events to training, validation and test."""
 
     protocol: str
     """temporal or leave_one_out"""
@@ -34,7 +34,7 @@ class Split:
     validation_end: NDArray[np.int64]
     """[num_users], flat positions"""
     test_end: NDArray[np.int64]
-    """[num_users], flat positions; what comes after them is held back"""
+    """[num_users], flat positions; later events are held back"""
     train_user: NDArray[np.bool_]
     """[num_users], users whose training events train"""
     kept_user: NDArray[np.bool_]
@@ -74,7 +74,7 @@ class Split:
         return edges[place], edges[place + 1]
 
     def num_events(self, histories: JaggedHistories) -> dict[str, int]:
-        """Events of each part, those of users and items under the core filter included; `held_back` where any are."""
+        """Number of events of each part, before the core filter, and of `held_back` if there are any."""
         events = {}
         for part in PARTS:
             start, end = self.stretch(histories, part)
@@ -84,7 +84,7 @@ class Split:
 
 
 def num_under_core(histories: JaggedHistories, split: Split) -> dict[str, int]:
-    """Events of each part that neither train nor are evaluated, as their user or item is under the core filter."""
+    """Number of events of each part whose user or item is under the core filter, so that they neither train nor are evaluated."""
     users = (split.train_user, split.kept_user, split.kept_user)
     counts = dict.fromkeys(PARTS, 0)
     for block in blocks(histories):
@@ -102,8 +102,8 @@ def core(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Users and items of the largest set of events in which each user has `min_user` and each item `min_item` events.
 
-    Counted are the events `[offsets[u], ends[u])` of every user u. Returns [num_users] and [num_items + 1]; the filters are
-    repeated until nothing changes, in one pass over the events each.
+    Counts the events `[offsets[u], ends[u])` of every user u. Returns [num_users] and [num_items + 1]; each pass over the
+    events applies both filters, until nothing changes.
     """
     users = np.ones(histories.num_users, bool)
     items = np.ones(num_items + 1, bool)
@@ -149,7 +149,7 @@ class Block:
 
 
 def blocks(histories: JaggedHistories) -> Iterator[Block]:
-    """All users, as many at a time as memory holds."""
+    """Blocks of users, in order, that together are all events."""
     offsets = histories.offsets
     for first, last in histories.blocks():
         edges = offsets[first : last + 1]
@@ -168,9 +168,9 @@ def _count(histories: JaggedHistories, choose: Callable[[Block], NDArray[np.bool
 
 
 def nth_time(histories: JaggedHistories, place: int) -> int:
-    """The time that would stand at a place (from 0) if all times were sorted.
+    """The time at a position (from 0) of all sorted times.
 
-    Found by counting: a histogram tells in which stretch of time it lies, then only the times in there are sorted.
+    A histogram narrows it to a range of time, and only the times within are sorted.
     """
     pieces = [histories.time[block.events] for block in blocks(histories) if block.lengths.any()]
     low, high = min(int(piece.min()) for piece in pieces), max(int(piece.max()) for piece in pieces)
@@ -180,12 +180,12 @@ def nth_time(histories: JaggedHistories, place: int) -> int:
         for piece in pieces:
             counts += np.bincount(_between(piece, low, high) - low >> shift, minlength=len(counts))
         ends = np.cumsum(counts)
-        found = int(np.searchsorted(ends, place, side="right"))
-        place -= int(ends[found] - counts[found])
-        low, high = low + (found << shift), min(high, low + (found + 1 << shift) - 1)
+        bin_index = int(np.searchsorted(ends, place, side="right"))
+        place -= int(ends[bin_index] - counts[bin_index])
+        low, high = low + (bin_index << shift), min(high, low + (bin_index + 1 << shift) - 1)
         if low == high:
             return low
-        if counts[found] <= BLOCK_EVENTS:
+        if counts[bin_index] <= BLOCK_EVENTS:
             return int(np.sort(np.concatenate([_between(piece, low, high) for piece in pieces]))[place])
 
 
@@ -198,8 +198,8 @@ def cuts(num_cuts: int, test_fraction: float, validation_fraction: float) -> lis
     """The rolling temporal protocol: `held_back` of each cut, the earliest cut first, the last one at the log's end.
 
     Cut i of n holds `(n - 1 - i) * test_fraction` of the events back, so the tests of the cuts follow one another without a gap
-    or an overlap, and each cut trains on all that a model would have had by then (an expanding window).
-    Raises ValueError where nothing would be left to train on in the first one.
+    or an overlap, and each cut trains on all events before its test (an expanding window).
+    Raises ValueError if the first cut would have nothing to train on.
     """
     held_back = [round((num_cuts - 1 - cut) * test_fraction, _DIGITS) for cut in range(num_cuts)]
     if num_cuts < 1 or round(held_back[0] + test_fraction + validation_fraction, _DIGITS) >= 1:
@@ -225,9 +225,9 @@ def temporal(
     """The last `test_fraction` of all events by time are the test, the `validation_fraction` before them validation.
 
     Events at a boundary's own time belong to the later part. `test_from` (microseconds) sets the test's boundary instead.
-    `held_back`: the share of all events, the last by time, that is in no part; the test stands directly before it, and
-    neither the core filter nor who is evaluated depends on it. Test and validation stay shares of all events.
-    The core filter counts training events; a user is evaluated who has `min_user_events` events on kept items.
+    `held_back`: share of all events, the last by time, in no part; the test stands directly before it, and neither the core
+    filter nor the evaluated users depend on it. Test and validation stay shares of all events.
+    The core filter counts training events; users with `min_user_events` events on kept items are evaluated.
     Raises ValueError where a part would be empty.
     """
     total, starts = len(histories.time), histories.offsets[:-1]
@@ -263,7 +263,7 @@ def temporal(
 
 
 def _boundary(histories: JaggedHistories, share: float) -> int:
-    """The time from which on the last `share` of all events lies: more of them where several have that time."""
+    """Earliest time of the last `share` of all events; ties at that time are all included."""
     total = len(histories.time)
     place = int(np.ceil(total * (1 - round(share, _DIGITS))))
     return nth_time(histories, max(0, min(total - 1, place)))
@@ -307,12 +307,12 @@ def leave_one_out(
 
 def _refuse_empty(split: Split, histories: JaggedHistories) -> None:
     events = split.num_events(histories)
-    told = ", ".join(f"{part} {count:,}" for part, count in events.items())
+    counts = ", ".join(f"{part} {count:,}" for part, count in events.items())
     one_time = split.protocol == "temporal" and len(histories.time) > 0 and np.ptp(histories.time) == 0
     for part in PARTS:
         if events[part] < 1:
             raise ValueError(
-                f"split: the {part} part is empty ({told} with protocol {split.protocol!r} over {len(histories.time):,} events"
+                f"split: the {part} part is empty ({counts} with protocol {split.protocol!r} over {len(histories.time):,} events"
                 f"{', all of one time' if one_time else ''}); "
                 "expected events in every part: check split.test_from, split.held_back and the fractions (temporal), "
                 "or that some users have three events (leave_one_out), and history.min_*_events"

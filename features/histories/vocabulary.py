@@ -15,7 +15,7 @@ class Vocabulary:
     """Distinct ids; the id at position p has index `first + p`."""
 
     ids: pl.Series
-    """Distinct, String or Int64; sorted, but for those that were added behind the others."""
+    """Distinct, String or Int64; sorted, except for ids added later at the end."""
     first: int
     """Index of the first id: 1 for items (0 is padding), 0 for users."""
 
@@ -40,14 +40,14 @@ class Vocabulary:
         """
         index = self._lookup(ids)
         if index.null_count():
-            stranger = ids.filter(index.is_null())[0]
+            unknown = ids.filter(index.is_null())[0]
             raise ValueError(
-                f"{ids.name or 'id'}: received {stranger!r}, which is not among the {len(self)} known ids"
+                f"{ids.name or 'id'}: received {unknown!r}, which is not among the {len(self)} known ids"
             )
         return index.to_numpy().astype(np.int32)
 
     def encode_known(self, ids: pl.Series, unknown: int = 0) -> tuple[NDArray[np.int32], int]:
-        """[n] indices of ids, `unknown` for strangers, and how many strangers there were."""
+        """[n] indices of ids, with `unknown` for ids outside the vocabulary, and the number of those."""
         index = self._lookup(ids)
         return index.fill_null(unknown).to_numpy().astype(np.int32), index.null_count()
 
@@ -60,7 +60,7 @@ class Vocabulary:
         )
 
     def added(self, ids: pl.Series) -> "Vocabulary":
-        """The vocabulary with further ids behind its own, whose indices stay."""
+        """The vocabulary with further ids at the end; existing indices stay."""
         return Vocabulary(pl.concat([self.ids, ids.cast(self.ids.dtype).rename(self.ids.name)]), self.first)
 
     def frame(self, index_name: str, id_name: str) -> pl.DataFrame:
@@ -71,5 +71,7 @@ class Vocabulary:
     def _lookup(self, ids: pl.Series) -> pl.Series:
         own = self.frame("index", "id").lazy()
         kind: IdType = "int64" if self.ids.dtype == pl.Int64 else "string"
-        asked = pl.LazyFrame({"id": typed(plain(ids), kind)})
-        return asked.join(own, on="id", how="left", maintain_order="left").select("index").collect()["index"]
+        queried = pl.LazyFrame({"id": typed(plain(ids), kind)})
+        return (
+            queried.join(own, on="id", how="left", maintain_order="left").select("index").collect()["index"]
+        )

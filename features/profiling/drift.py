@@ -1,4 +1,4 @@
-"""Drift: how the events that came since last time differ from those before, by the population stability index."""
+"""Drift of the log since the previous build, by the population stability index."""
 
 import itertools
 import json
@@ -13,33 +13,31 @@ from numpy.typing import NDArray
 from features.profiling.profile import Profile
 from features.schema import ITEM_ID
 
-DRIFT = "drift.json"
-"""File of a comparison in a features folder."""
 NUM_BINS = 10
-"""Groups of items of which each had the same share of last time's events, the most popular items first."""
+"""Groups of items with equal shares of the previous events, the most popular items first."""
 MIN_SHARE = 0.005
-"""Smaller shares count as this one in the population stability index, or a single event of a new kind could be a large drift;
-so a kind that was not there before is a large drift from about 9 % of the new events on."""
+"""Lower bound of shares in the index, so that a single event of a new kind is no large drift; a new kind is one from about
+9 % of the new events on."""
 MODERATE, LARGE = 0.1, 0.25
 MIN_EVENTS = 100
-"""Of fewer new events the index says nothing."""
+"""Minimum number of new events for an index."""
 MAX_REMOVED = 0.05
-"""With more events removed than this share of the new ones, the difference of counts says nothing of the new ones."""
+"""Maximum removed events, as a share of the new ones: beyond it the difference of counts does not describe the new events."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """How one population, in groups, compares with another."""
+    """Population stability of one grouped distribution against an earlier one."""
 
     psi: float
     """Population stability index: sum over groups of (new - before) * ln(new / before), of shares of at least MIN_SHARE."""
     by_chance: float
-    """What the index stays under in 99 of 100 cases where nothing but chance differs, were events independent."""
+    """99th percentile of the index under chance alone, for independent events."""
     groups: list[str]
     before: list[float]
-    """Share of each group in the events of last time."""
+    """Share of each group in the previous events."""
     new: list[float]
-    """Share of each group in the events that are new."""
+    """Share of each group in the new events."""
 
     @property
     def level(self) -> str:
@@ -50,31 +48,31 @@ class Stability:
 
     @property
     def is_chance(self) -> bool:
-        """Whether an index that would be moderate or large may be chance."""
+        """Whether chance alone may explain an index that would be moderate or large."""
         return MODERATE <= self.psi < self.by_chance
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How the events that are new differ from those of last time."""
+    """Difference between the new events and the previous ones."""
 
     last_before: str | None
-    """Time of last time's last event."""
+    """Time of the last previous event."""
     num_events_before: int
     num_new_events: int
     num_removed_events: int
-    """At least so many of last time's events are gone: of items (or types) that have fewer now."""
+    """Lower bound of the previous events that are gone, from items (or types) with fewer events now."""
     num_users_before: int
     num_users: int
     items: Stability | None
-    """Of items by last time's popularity, and those without events then; None where it cannot be told."""
+    """Stability of items grouped by previous popularity, new items apart; None where counts do not allow it."""
     types: Stability | None
     new_item_share: float | None
-    """Share of new events that are on items without events last time."""
+    """Share of new events on items without previous events."""
     warnings: list[str]
-    """What somebody should look at."""
+    """Large drifts, a sentence each."""
     notes: list[str]
-    """Why something cannot be told, or only nearly."""
+    """Limits of the comparison, a sentence each."""
 
     def save(self, path: Path) -> None:
         """As JSON."""
@@ -82,19 +80,20 @@ class Drift:
 
     @classmethod
     def load(cls, path: Path) -> "Drift":
-        """What save wrote; ValueError where the file is something else."""
+        """Load a saved drift. Raises ValueError for any other file."""
+        import pydantic
+
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            both = {
-                name: None if found[name] is None else Stability(**found[name]) for name in ("items", "types")
-            }
-            return cls(**(found | both))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: is no drift of a log ({error!r}); build the features again") from None
+            return pydantic.TypeAdapter(cls).validate_json(path.read_bytes())
+        except pydantic.ValidationError as error:
+            raise ValueError(
+                f"{path}: is no drift of a log ({error.error_count()} error(s), the first: {error.errors()[0]['msg']}); "
+                "build the features again"
+            ) from None
 
     def metrics(self) -> dict[str, float]:
         """The headline numbers by name."""
-        found = {
+        metrics = {
             "num_new_events": self.num_new_events,
             "num_removed_events": self.num_removed_events,
             "num_new_users": self.num_users - self.num_users_before,
@@ -102,21 +101,21 @@ class Drift:
             "type_psi": None if self.types is None else self.types.psi,
             "new_item_share": self.new_item_share,
         }
-        return {name: float(value) for name, value in found.items() if value is not None}
+        return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
 def compare(before_items: pl.DataFrame, before: Profile, now_items: pl.DataFrame, now: Profile) -> Drift:
-    """How the events that came since last time differ from those of last time.
+    """Compare the events since the previous build with the previous events.
 
-    What is new is the difference of counts: per item (tables with item_id and num_events, matched by item_id) and per type.
-    Items are grouped by last time's popularity into NUM_BINS groups of the same share of events, and one of items without
-    events then. (Index: Siddiqi 2006; what it is by chance: chi-squared with one degree of freedom less than there are groups,
-    times 1 / before + 1 / new events, after Yurdakul and Naranjo 2020.)
+    New events are the difference of counts: per item (tables with item_id and num_events, matched by item_id) and per type.
+    Items are grouped by previous popularity into NUM_BINS groups of equal shares of events, and one of items without events
+    then. (Index: Siddiqi 2006; under chance: chi-squared with one degree of freedom less than there are groups, times
+    1 / before + 1 / new events, after Yurdakul and Naranjo 2020.)
     """
     old, difference = _matched(before_items, now_items)
     old_types, type_difference, type_names = _matched_types(before, now)
     added = int(difference.clip(0).sum())
-    removed = max(int(-each.clip(max=0).sum()) for each in (difference, type_difference))
+    removed = max(int(-change.clip(max=0).sum()) for change in (difference, type_difference))
     notes, items, types = [], None, None
     if added < MIN_EVENTS:
         notes.append(f"{added} events are new since last time: too few to tell how they differ")
@@ -160,7 +159,7 @@ def _warnings(items: Stability | None, types: Stability | None, added: int) -> I
 
 
 def _matched(before: pl.DataFrame, now: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """[items] events of every item of either table last time, and how many more there are now; ordered by item_id."""
+    """[items] previous events of every item of either table, and the change since, in order of item_id."""
     tables = [table.select(pl.col(ITEM_ID).cast(pl.String), "num_events") for table in (before, now)]
     both = tables[0].join(tables[1], on=ITEM_ID, how="full", coalesce=True, suffix="_now").sort(ITEM_ID)
     old, new = (both[name].fill_null(0).to_numpy() for name in ("num_events", "num_events_now"))
@@ -168,14 +167,14 @@ def _matched(before: pl.DataFrame, now: pl.DataFrame) -> tuple[NDArray[np.int64]
 
 
 def _matched_types(before: Profile, now: Profile) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
-    """The same of types, and their names; together as "other" are those whose number is not known of both times."""
+    """Previous events of every type, the change since, and names; "other" sums types not counted in both profiles."""
     both = (before, now)
     names = [
         name
         for name in dict.fromkeys([*before.events_by_type, *now.events_by_type])
-        if all(name in each.events_by_type or not each.num_events_of_other_types for each in both)
+        if all(name in log.events_by_type or not log.num_events_of_other_types for log in both)
     ]
-    counts = np.array([[each.events_by_type.get(name, 0) for name in names] for each in both], np.int64)
+    counts = np.array([[log.events_by_type.get(name, 0) for name in names] for log in both], np.int64)
     others = np.array([before.num_events, now.num_events]) - counts.sum(axis=1)
     names = [name or "none" for name in names]
     if others.any():
@@ -185,7 +184,7 @@ def _matched_types(before: Profile, now: Profile) -> tuple[NDArray[np.int64], ND
 
 
 def _popularity_bins(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[items] group of each item: 0 the most popular … NUM_BINS - 1, then those without events."""
+    """[items] popularity group of each item: 0 (most popular) to NUM_BINS - 1, NUM_BINS without events."""
     order = np.argsort(-counts, kind="stable")
     ends = np.cumsum(counts[order])
     middle = (ends - counts[order] / 2) / ends[-1]
@@ -195,7 +194,7 @@ def _popularity_bins(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _bin_names() -> list[str]:
-    """Of the groups of items."""
+    """Names of the groups of items."""
     edges = [100 * number // NUM_BINS for number in range(NUM_BINS + 1)]
     ranges = [f"{low}–{high} %" for low, high in itertools.pairwise(edges)]
     return [*ranges, "not seen before"]
@@ -206,7 +205,7 @@ def _sums(bins: NDArray[np.int64], counts: NDArray[np.int64], num_bins: int) -> 
 
 
 def _stability(groups: list[str], before: NDArray[np.int64], new: NDArray[np.int64]) -> Stability:
-    """Of counts per group; in groups that lost events nothing is new."""
+    """Stability from counts per group; groups that lost events have no new ones."""
     from scipy.special import chdtri
 
     totals = int(before.sum()), max(int(new.clip(0).sum()), 1)

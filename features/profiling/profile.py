@@ -1,31 +1,30 @@
-"""The data's profile: what a log is like, in a few numbers and small histograms.
+"""Profile of the log: a few numbers and small histograms.
 
-Everything is counted block by block of users, so memory does not grow with the log. Counts, shares and histograms are exact;
+Counting works through blocks of users, so memory does not grow with the log. Counts, shares and histograms are exact;
 only the quantiles of gaps come from a histogram of 64 bins per factor of two, and are right within 1 %.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 
-PROFILE = "profile.json"
-"""File of a profile in a features folder."""
+PROFILE, DRIFT = "profile.json", "drift.json"
+"""Files of a features artifact: its profile, and the difference from the last artifact's."""
 SESSION_SECONDS = 1800
 """A longer pause begins a new session."""
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 TOP_SHARES = (0.01, 0.1, 0.2)
 MAX_TYPES = 20
-"""Types counted by name, the most frequent ones; all others together."""
+"""Maximum number of types counted by name, the most frequent; all others together."""
 MAX_PERIODS = 36_525
-"""A log over more days than these, a century, is counted in longer periods than a day."""
+"""Maximum number of periods; a log of more days than this century has periods of several days."""
 BLOCK_EVENTS = 250_000
-"""Events that are looked at together: they fit a processor's cache, which is twice as fast as 4 M."""
+"""Events of a block; these fit the processor's cache, twice as fast as 4 M."""
 
 _DAY = 86_400_000_000
 _BITS = 6
@@ -52,7 +51,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Popularity:
-    """How events are spread over the items that have any."""
+    """Distribution of events over the items that have any."""
 
     gini: float
     """0: all items have the same number of events; towards 1: one item has all."""
@@ -74,24 +73,21 @@ class Days:
     """The period's first day, ISO."""
     events: list[int]
     events_by_type: dict[str, list[int]]
-    """Of the types in `Profile.events_by_type`."""
-    new_users: list[int]
-    """Users whose first event this is."""
-    new_items: list[int]
+    """Event type, as in `Profile.events_by_type`, to events per period."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """What can be said of a log whose events have times."""
+    """Profile of the events' times."""
 
     first: str
     """ISO, UTC, to the microsecond; so is `last`."""
     last: str
     days: Days
     tied_share: float
-    """Of pairs of adjacent events of one user: those at the same time; 0 where there are no pairs."""
+    """Share of pairs of adjacent events of one user at the same time; 0 without pairs."""
     gap_seconds: Distribution | None
-    """Between adjacent events of one user; the histogram is of those that are not tied. None: no user has two events."""
+    """Seconds between adjacent events of one user (histogram: without ties); None if no user has two events."""
     num_sessions: int
     """A session ends where the user pauses for more than SESSION_SECONDS."""
     events_per_session: float
@@ -100,7 +96,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a log is like."""
+    """Profile of a log."""
 
     num_events: int
     num_users: int
@@ -111,18 +107,18 @@ class Profile:
     density: float
     """Share of all pairs of a user and an item, both with events, that have an event."""
     events_by_type: dict[str, int]
-    """The most frequent first; "" are those without a type."""
+    """Event type ("" for none) to number of events, the most frequent first."""
     num_events_of_other_types: int
-    """Of types beyond the MAX_TYPES most frequent."""
+    """Events of types beyond the MAX_TYPES most frequent."""
     history_length: Distribution
     """Events per user."""
     popularity: Popularity
     repeat_share: float
-    """Of events: those on an item that the user had before."""
+    """Share of events on an item that the user had before."""
     immediate_repeat_share: float
-    """Of events: those on the item of the user's event just before."""
+    """Share of events on the item of the user's previous event."""
     times: Times | None
-    """None: only the order of events is known."""
+    """None if only the order of events is known."""
 
     def save(self, path: Path) -> None:
         """As JSON."""
@@ -130,32 +126,21 @@ class Profile:
 
     @classmethod
     def load(cls, path: Path) -> "Profile":
-        """What save wrote; ValueError where the file is something else."""
+        """Load a saved profile. Raises ValueError for any other file."""
+        import pydantic
+
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            popularity, times = found["popularity"], found["times"]
-            popularity["num_events"] = _distribution(popularity["num_events"])
-            if times is not None:
-                gaps = times["gap_seconds"]
-                times |= {
-                    "days": Days(**times["days"]),
-                    "gap_seconds": None if gaps is None else _distribution(gaps),
-                }
-            found |= {
-                "history_length": _distribution(found["history_length"]),
-                "popularity": Popularity(**popularity),
-                "times": None if times is None else Times(**times),
-            }
-            return cls(**found)
-        except (ValueError, KeyError, TypeError) as error:
+            return pydantic.TypeAdapter(cls).validate_json(path.read_bytes())
+        except pydantic.ValidationError as error:
             raise ValueError(
-                f"{path}: is no profile of a log ({error!r}); build the features again"
+                f"{path}: is no profile of a log ({error.error_count()} error(s), the first: {error.errors()[0]['msg']}); "
+                "build the features again"
             ) from None
 
     def metrics(self) -> dict[str, float]:
         """The headline numbers by name."""
         lengths = self.history_length.quantiles
-        found = {
+        metrics = {
             "num_events": self.num_events,
             "num_users": self.num_users,
             "num_items": self.num_items,
@@ -170,19 +155,15 @@ class Profile:
             "immediate_repeat_share": self.immediate_repeat_share,
         }
         if (times := self.times) is not None:
-            found |= {
+            metrics |= {
                 "num_days": len(times.days.day),
                 "tied_share": times.tied_share,
                 "events_per_session": times.events_per_session,
                 "sessions_per_user": times.sessions_per_user,
             }
             if times.gap_seconds is not None:
-                found["gap_seconds_p50"] = times.gap_seconds.quantiles["p50"]
-        return {name: float(value) for name, value in found.items()}
-
-
-def _distribution(found: dict[str, Any]) -> Distribution:
-    return Distribution(found["quantiles"], Histogram(**found["histogram"]))
+                metrics["gap_seconds_p50"] = times.gap_seconds.quantiles["p50"]
+        return {name: float(value) for name, value in metrics.items()}
 
 
 # --- the profile ---
@@ -196,10 +177,10 @@ def profile(
     timed: bool,
     block_events: int = BLOCK_EVENTS,
 ) -> Profile:
-    """What the log is like.
+    """Profile of the histories.
 
-    event_types: names of the types 1, 2, … of the histories. num_items: size of the catalogue. timed: whether times mean
-    anything; where only the order of events is known there are no days, ties and gaps.
+    event_types: names of the types 1, 2, … of the histories. num_items: size of the catalogue. timed: False where only the
+    order of events is known; the profile then has no days, ties and gaps.
     Raises ValueError for a log without events.
     """
     num_events = len(histories.item_index)
@@ -210,10 +191,10 @@ def profile(
     popularity = histories.item_counts(num_items)
     popularity = popularity[popularity > 0]
     by_type = _count_types(histories, len(event_types), block_events)
-    named = [int(each) for each in np.argsort(-by_type, kind="stable")[:MAX_TYPES] if by_type[each]]
+    named = [int(kind) for kind in np.argsort(-by_type, kind="stable")[:MAX_TYPES] if by_type[kind]]
     names = ["", *event_types]
     pairs = _Pairs(num_items)
-    clock = _Clock(histories, num_items, named, len(names)) if timed else None
+    clock = _Clock(histories, named, len(names)) if timed else None
     for first, last in histories.blocks(block_events):
         pairs.add(histories, first, last)
         if clock is not None:
@@ -224,18 +205,18 @@ def profile(
         num_items=num_items,
         num_items_with_events=len(popularity),
         density=pairs.num_distinct / (len(lengths) * len(popularity)),
-        events_by_type={names[each]: int(by_type[each]) for each in named},
+        events_by_type={names[kind]: int(by_type[kind]) for kind in named},
         num_events_of_other_types=num_events - int(by_type[named].sum()),
         history_length=_describe(lengths),
         popularity=_popularity(popularity),
         repeat_share=1 - pairs.num_distinct / num_events,
         immediate_repeat_share=pairs.num_immediate / num_events,
-        times=None if clock is None else clock.summary([names[each] for each in named], len(lengths)),
+        times=None if clock is None else clock.summary([names[kind] for kind in named], len(lengths)),
     )
 
 
 def _count_types(histories: JaggedHistories, num_types: int, block_events: int) -> NDArray[np.int64]:
-    """[num_types + 1] events of each type, 0: of none."""
+    """[num_types + 1] events of each type; type 0 is none."""
     counts = np.zeros(num_types + 1, np.int64)
     for first, last in histories.blocks(block_events):
         kind = histories.event_type[histories.offsets[first] : histories.offsets[last]]
@@ -250,10 +231,10 @@ class _Pairs:
         self._num_items = num_items
         self.num_distinct = 0
         self.num_immediate = 0
-        """Events on the item of the event just before."""
+        """Events on the item of the previous event."""
 
     def add(self, histories: JaggedHistories, first: int, last: int) -> None:
-        """The users [first, last)."""
+        """Count the users [first, last)."""
         edges = histories.offsets[first : last + 1]
         user = np.arange(last - first, dtype=np.int64) * (self._num_items + 1)
         pair = np.repeat(user, np.diff(edges))
@@ -266,12 +247,11 @@ class _Pairs:
 class _Clock:
     """Counts days, gaps and sessions."""
 
-    def __init__(self, histories: JaggedHistories, num_items: int, named: list[int], num_types: int) -> None:
+    def __init__(self, histories: JaggedHistories, named: list[int], num_types: int) -> None:
         offsets = histories.offsets
         begins = offsets[:-1][np.diff(offsets) > 0]
         ends = offsets[1:][np.diff(offsets) > 0]
-        first_times = histories.time[begins]
-        self.first, self.last = int(first_times.min()), int(histories.time[ends - 1].max())
+        self.first, self.last = int(histories.time[begins].min()), int(histories.time[ends - 1].max())
         self._first_day = self.first // _DAY
         num_days = self.last // _DAY - self._first_day + 1
         self._days_per_period = -(-num_days // MAX_PERIODS)
@@ -280,9 +260,6 @@ class _Clock:
         """[num_types] column of a type among those counted by name, the last for all others."""
         self._column[named] = np.arange(len(named))
         self._events = np.zeros((self._num_periods, len(named) + 1), np.int64)
-        self._new_users = np.bincount(self._periods(first_times), minlength=self._num_periods)
-        self._item_seen = np.full(num_items + 1, self._num_periods, np.int32)
-        """[num_items + 1] first period of an item; one behind the last where it has no events."""
         self._gaps = np.zeros(_NUM_FINE, np.int64)
         self._longest = 0.0
         self._num_pauses = 0
@@ -295,7 +272,7 @@ class _Clock:
         return period
 
     def add(self, histories: JaggedHistories, first: int, last: int) -> None:
-        """The users [first, last)."""
+        """Count the users [first, last)."""
         edges = histories.offsets[first : last + 1]
         events = slice(int(edges[0]), int(edges[-1]))
         time = np.asarray(histories.time[events])
@@ -303,13 +280,12 @@ class _Clock:
             return
         self._add_gaps(time, (edges[:-1] - edges[0])[np.diff(edges) > 0][1:])
         period = self._periods(time)
-        np.minimum.at(self._item_seen, histories.item_index[events], period.astype(np.int32))
         period *= self._events.shape[1]
         period += self._column[histories.event_type[events]]
         self._events += np.bincount(period, minlength=self._events.size).reshape(self._events.shape)
 
     def _add_gaps(self, time: NDArray[np.int64], begins: NDArray[np.int64]) -> None:
-        """begins: where each user but the first begins."""
+        """Count gaps; begins: positions at which each user but the first begins."""
         gap = np.diff(time).astype(np.float64)
         gap[begins - 1] = 0  # from one user to another: taken out of the ties below
         self._longest = max(self._longest, float(gap.max(initial=0)))
@@ -318,7 +294,7 @@ class _Clock:
         self._gaps[0] -= len(begins)
 
     def summary(self, names: list[str], num_users: int) -> Times:
-        """What was counted; names: of the types that are counted by name."""
+        """Profile of the counted times; names: of the types counted by name."""
         num_pairs, num_events = int(self._gaps.sum()), int(self._events.sum())
         num_sessions = num_users + self._num_pauses
         return Times(
@@ -334,15 +310,12 @@ class _Clock:
 
     def _days(self, names: list[str]) -> Days:
         events = self._events.sum(axis=1)
-        new_items = np.bincount(self._item_seen, minlength=self._num_periods + 1)[:-1]
         (periods,) = events.nonzero()
         return Days(
             self._days_per_period,
-            [_iso(self._first_day + each * self._days_per_period, "D") for each in periods.tolist()],
+            [_iso(self._first_day + period * self._days_per_period, "D") for period in periods.tolist()],
             events[periods].tolist(),
             {name: self._events[periods, column].tolist() for column, name in enumerate(names)},
-            self._new_users[periods].tolist(),
-            new_items[periods].tolist(),
         )
 
     def _gap_distribution(self, num_pairs: int) -> Distribution:
@@ -359,14 +332,14 @@ def _iso(moment: int, unit: str) -> str:
 
 
 def _fine_bin(gap: NDArray[np.float64]) -> NDArray[np.int64]:
-    """[n] bin of whole numbers >= 0: 0 of 0, then 2**_BITS bins to each factor of two, read from the number's own bits."""
+    """[n] bin of whole numbers >= 0: 0 for 0, then 2**_BITS bins per factor of two, from the float's own bits."""
     bins: NDArray[np.int64] = gap.view(np.int64) >> (52 - _BITS)
     bins -= _ONE - 1
     return bins.clip(0)
 
 
 def _middle(bins: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[n] the whole numbers' middle in each bin."""
+    """[n] mean of the whole numbers in each bin."""
     octave, part = np.divmod(bins - 1, 1 << _BITS)
     width = np.exp2(octave - _BITS)
     middle = np.exp2(octave) + part * width + np.maximum(width - 1, 0) / 2
@@ -374,7 +347,7 @@ def _middle(bins: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _describe(numbers: NDArray[np.int64]) -> Distribution:
-    """Quantiles of whole numbers >= 1, and how many lie between powers of two."""
+    """Quantiles of whole numbers >= 1, and their histogram between powers of two."""
     octave = np.frexp(numbers)[1] - 1
     return Distribution(_named(np.quantile(numbers, QUANTILES)), _trimmed(np.bincount(octave), 1))
 

@@ -1,8 +1,11 @@
-"""Delimited text (csv and its kin), exactly and fast: separators of any length, quotes, embedded line ends, bad bytes.
+"""Delimited text (csv): separators of any length, quotes, embedded line ends, undecodable bytes.
 
 A field is quoted where it begins with a quote; it ends with a quote before a separator or the end of the line, and "" within
 stands for one quote. A quote anywhere else is a character like any other. Every line that has another number of fields than the
 header (without one: than most of the first lines) is broken. Blank lines are no rows.
+
+pyarrow.csv takes 0.7 times the CPU, but keeps no raw text of rows refused later, lets an open quote swallow the rest of the file
+and fails a column for one undecodable byte (tests/benchmarks/results/2026-11-29-readers.md).
 """
 
 import collections
@@ -20,13 +23,13 @@ from features import tables
 from features.tables import Chunk, Reading, Rows, TableFormat
 
 LINES_PER_ROW = 100
-"""A quote that is not closed within so many lines is a stray one."""
+"""Maximum lines of a row; a quote not closed by then is a stray one."""
 
 _LINE_FEED = 10
 FIRST_BYTES = 1 << 20
 _FIRST_LINES = 1000
 _MAX_SUSPECTS = 1000
-"""Lines of a chunk that are counted one by one."""
+"""Maximum lines of a chunk whose fields are counted one by one."""
 _UNUSED = [bytes([code]) for code in (*range(0x1F, 0x1B, -1), *range(1, 9))]
 _CLOSING = re.compile(r'[^"]*+(?:""[^"]*+)*+"')
 
@@ -37,7 +40,7 @@ class Unclosed(Exception):
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the wanted fields lie."""
+    """Positions of the mapped fields."""
 
     separator: bytes
     num_fields: int
@@ -46,9 +49,9 @@ class _Layout:
 
 
 def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Reading]:
-    """The rows of a delimited text, chunk by chunk; text without quotes is left to be parsed by the caller's threads.
+    """Chunks of rows of a delimited text; those without quotes are parsed when called, by the caller's threads.
 
-    Raises ValueError where a mapped column is not there, naming those that are.
+    Raises ValueError for a missing mapped column, naming the columns of the file.
     """
     start = _first_block(stream, where, form.section)
     names, start = _header(start, form) if form.header else (None, start)
@@ -69,12 +72,12 @@ def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Reading]:
 
 
 def header_names(stream: BinaryIO, form: TableFormat, where: str) -> list[str]:
-    """The names in the header; none without one."""
+    """Column names in the header; empty without one."""
     return _header(_first_block(stream, where, form.section), form)[0] if form.header else []
 
 
 def _first_block(stream: BinaryIO, where: str, section: str) -> bytes:
-    """The beginning of the file, a whole line at least: enough to know its columns by."""
+    """The beginning of the file, at least one whole line."""
     start = b""
     while len(start) < FIRST_BYTES or b"\n" not in start.lstrip(b"\r\n"):
         more = stream.read(FIRST_BYTES)
@@ -86,7 +89,7 @@ def _first_block(stream: BinaryIO, where: str, section: str) -> bytes:
 
 
 def _header(start: bytes, form: TableFormat) -> tuple[list[str], bytes]:
-    """Names in the first row that is not blank, and what follows it."""
+    """Names in the first row that is not blank, and the rest of the text."""
     start = start.lstrip(b"\r\n")
     end = 0
     for _ in range(LINES_PER_ROW):
@@ -108,7 +111,7 @@ def _header(start: bytes, form: TableFormat) -> tuple[list[str], bytes]:
 
 
 def _layout(start: bytes, names: Sequence[str] | None, form: TableFormat, where: str) -> _Layout | None:
-    """Where the wanted fields lie; None for a file without a row."""
+    """Positions of the mapped fields; None for a file without a row."""
     lines = [line for line in start.split(b"\n", _FIRST_LINES)[:_FIRST_LINES] if line]
     if not lines and (names is None or names == [""]):
         return None
@@ -143,7 +146,7 @@ def _count_fields(line: bytes, separator: str) -> int:
 
 
 def split_row(text: str, separator: str) -> list[str] | None:
-    """The fields of one row, quotes undone; None where something follows a closing quote. Raises Unclosed."""
+    """Unquoted fields of one row; None if text follows a closing quote. Raises Unclosed."""
     fields = []
     position = 0
     while True:
@@ -167,7 +170,7 @@ def split_row(text: str, separator: str) -> list[str] | None:
 
 
 def _normal(block: bytes, encoding: str) -> bytes:
-    """Whole lines as UTF-8 (as far as they are valid), each ended by one line feed."""
+    """Whole lines as UTF-8 (invalid bytes kept), each ended by one line feed."""
     block = tables.as_utf8(block, encoding)
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
@@ -192,12 +195,12 @@ def _parse(text: bytes, layout: _Layout, one_byte: bytes) -> Chunk:
 
 
 def _raw(text: bytes) -> Callable[[Rows], list[str]]:
-    """The text of lines without blank ones among them; cut only when it is asked for."""
+    """Text of given lines of a block without blank lines; split lazily."""
 
     def raw(rows: Rows) -> list[str]:
         lines = tables.Lines.of(text if len(rows) else b"")
-        every = np.arange(len(lines))
-        return lines.raw(every, every)(rows)
+        indices = np.arange(len(lines))
+        return lines.raw(indices, indices)(rows)
 
     return raw
 
@@ -210,14 +213,14 @@ def _needs_care(text: bytes, separator: bytes) -> bool:
 
 
 def _unused(text: bytes) -> bytes | None:
-    """A control character that the text does not have, to stand for a longer separator."""
-    return next((each for each in _UNUSED if each not in text), None)
+    """A control character absent from the text, to replace a longer separator."""
+    return next((byte for byte in _UNUSED if byte not in text), None)
 
 
 def _fields(
     text: bytes, layout: _Layout, separator: bytes, *, is_valid: bool = True, quotes: bool = False
 ) -> pl.DataFrame:
-    """The wanted fields of every line, the last one (`_last`) and the one after (`_beyond`), as text; absent ones are empty."""
+    """Mapped fields of every line as text, the last one (`_last`) and the one beyond (`_beyond`); empty if absent."""
     names = [str(position).encode() for position in range(layout.num_fields + 1)]
     positions = layout.wanted | {"_last": layout.num_fields - 1, "_beyond": layout.num_fields}
     return pl.read_csv(
@@ -235,10 +238,10 @@ def _fields(
 def _is_regular_block(
     text: bytes, suspects: NDArray[np.integer], num_lines: int, layout: _Layout, separator: bytes
 ) -> bool:
-    """Whether every line, without quotes, is seen to have the right number of fields; blank lines have not.
+    """Whether every line, without quotes, has the right number of fields, as far as fast checks show; blank lines do not.
 
-    suspects: lines without a last field, or with one beyond it. Where there are none no line is short, and none is long if the
-    total is right. Where there are many the marks (separators and line feeds) tell: every `num_fields`-th one is a line feed.
+    suspects: lines without a last field, or with one beyond it. Without suspects no line is short, and none is long if the
+    total is right. With many, every `num_fields`-th mark (separator or line feed) must be a line feed.
     """
     if 0 < len(suspects) <= _MAX_SUSPECTS:
         return False
@@ -256,9 +259,9 @@ def _is_regular_block(
 def _wrong_counts(
     text: bytes, suspects: NDArray[np.integer], lines: tables.Lines, layout: _Layout, separator: bytes
 ) -> NDArray[np.bool_]:
-    """[lines] whether a line without quotes has another number of fields than it must.
+    """[lines] whether a line without quotes has the wrong number of fields.
 
-    Where few lines are suspect these are counted alone; the rest are right if the total is.
+    A few suspects are counted alone; the other lines are right if the total is.
     """
     codes = np.frombuffer(text, np.uint8)
     is_wrong = np.zeros(len(lines), dtype=bool)
@@ -276,7 +279,7 @@ def _wrong_counts(
 
 @dataclass(frozen=True)
 class _Odd:
-    """A row that does not go to the fast parser: its first and last line, and its fields, None where it is broken."""
+    """A row outside the fast parser: its first and last line, and its fields, None if it is broken."""
 
     first: int
     last: int
@@ -286,17 +289,17 @@ class _Odd:
 def _split_quoted(
     lines: tables.Lines, layout: _Layout, one_byte: bytes | None, *, last: bool
 ) -> tuple[Chunk, int]:
-    """The rows of text with quotes, and how many bytes they are: a row that is still open at the end waits for more.
+    """The rows of text with quotes, and the bytes used: a row still open at the end waits for more text.
 
-    Lines that are whole rows by themselves go to the fast parser, others one by one.
+    Lines that are whole rows go to the fast parser, others one by one.
     """
     column = lines.texts()
     is_regular = _is_regular(column, layout, one_byte) & (lines.ends > lines.starts)
     if one_byte is not None and lines.is_valid and is_regular.all():
         text = lines.text.replace(layout.separator, one_byte)
         frame = _fields(text, layout, one_byte, quotes=True).select(*layout.wanted)
-        every = np.arange(len(lines))
-        return Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(every, every)), len(lines.text)
+        indices = np.arange(len(lines))
+        return Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(indices, indices)), len(lines.text)
     odd, used = _odd_rows(lines, is_regular, layout, last=last)
     for row in odd:
         is_regular[row.first : row.last + 1] = False
@@ -315,7 +318,7 @@ def _split_quoted(
 
 
 def _is_regular(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> NDArray[np.bool_]:
-    """[lines] whether a line is for the fast parser: the right number of fields, quotes only where they should be."""
+    """[lines] whether the fast parser reads a line right: expected number of fields, quotes only around fields."""
     if one_byte is None:
         return np.zeros(len(texts), dtype=bool)
     if one_byte == layout.separator:
@@ -338,7 +341,7 @@ def _regular_rows(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> 
 def _odd_frame(odd: Sequence[_Odd], layout: _Layout) -> pl.DataFrame:
     fields = [row.fields for row in odd]
     columns = {
-        ours: [None if each is None else each[at] for each in fields] for ours, at in layout.wanted.items()
+        ours: [None if row is None else row[at] for row in fields] for ours, at in layout.wanted.items()
     }
     return pl.DataFrame(columns, schema=dict.fromkeys(layout.wanted, pl.String))
 
@@ -346,7 +349,7 @@ def _odd_frame(odd: Sequence[_Odd], layout: _Layout) -> pl.DataFrame:
 def _odd_rows(
     lines: tables.Lines, is_regular: NDArray[np.bool_], layout: _Layout, *, last: bool
 ) -> tuple[list[_Odd], int]:
-    """The rows that begin with a line which is not regular, and how many lines are done with."""
+    """The rows that begin with an irregular line, and the number of lines used."""
     separator = layout.separator.decode()
     rows: list[_Odd] = []
     for line in np.flatnonzero(~is_regular).tolist():
@@ -360,7 +363,7 @@ def _odd_rows(
 
 
 def _odd_row(lines: tables.Lines, line: int, separator: str, num_fields: int) -> _Odd | None:
-    """The row that begins here, over as many lines as its quotes ask for; None where they never close."""
+    """The row that begins at a line, over as many lines as its quotes span; None if they never close."""
     for end in range(line, min(line + LINES_PER_ROW, len(lines))):
         if end > line and b'"' not in lines.line(end):
             continue

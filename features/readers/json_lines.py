@@ -1,4 +1,4 @@
-"""Tables whose rows are JSON objects, one per line."""
+"""JSON lines: one object per line."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from features.tables import Chunk, Rows, TableFormat
 
 
 class _Invalid(ValueError):
-    """A line that is not a JSON object."""
+    """A line is not valid JSON."""
 
 
 def _refuse_constant(name: str) -> Any:
@@ -23,7 +23,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def parse_object(line: bytes, encoding: str) -> dict[str, Any] | None:
-    """A line as a JSON object, None where it is none; numbers stay the text that they are, so that ids are exact."""
+    """A line as a JSON object, None if it is not one; numbers stay text, so that ids are exact."""
     try:
         value = json.loads(
             line.decode(encoding), parse_int=str, parse_float=str, parse_constant=_refuse_constant
@@ -34,7 +34,7 @@ def parse_object(line: bytes, encoding: str) -> dict[str, Any] | None:
 
 
 def at_path(tree: dict[str, Any], path: str) -> Any:
-    """What lies in a JSON object at a dotted path (a key with dots in it is found as well); None where nothing does."""
+    """Value at a dotted path of a JSON object (a key with dots in it comes first); None if absent."""
     if path in tree:
         return tree[path]
     node: Any = tree
@@ -46,14 +46,17 @@ def at_path(tree: dict[str, Any], path: str) -> Any:
 
 
 def json_lines(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[list[bytes]]:
-    """The lines of a jsonl file that are not blank, some at a time."""
+    """Blocks of the lines of a jsonl file, without blank ones."""
     start = tables.without_mark(stream.read(4), where, form.section)
     for block, _ in tables.whole_lines(stream, start, where):
         yield [line for line in block.split(b"\n") if line.strip()]
 
 
 def read_jsonl(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chunk]:
-    """The rows of a file with a JSON object per line; names of columns are dotted paths."""
+    """Chunks of rows of a file with a JSON object per line; column names are dotted paths.
+
+    Raises ValueError for a missing mapped column, naming the keys of the file.
+    """
     paths = {ours: _name(form, ours, where) for ours in form.columns}
     shapes = Shapes(paths)
     seen: set[str] = set()
@@ -62,11 +65,11 @@ def read_jsonl(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chun
     for block, _ in tables.whole_lines(stream, start, where):
         lines = tables.Lines.of(tables.as_utf8(block, form.encoding))
         is_text = ~lines.undecodable()
-        found, rest = shapes.match(lines.texts(), np.flatnonzero(is_text))
+        matched, rest = shapes.match(lines.texts(), np.flatnonzero(is_text))
         objects = _parsed(lines, np.union1d(rest, np.flatnonzero(~is_text)))
-        chunk = _chunk(lines, found, objects, paths)
+        chunk = _chunk(lines, matched, objects, paths)
         seen |= {ours for ours in paths if chunk.frame[ours].null_count() < len(chunk.frame)}
-        keys |= {key for each in list(objects.values())[:100] if each is not None for key in each}
+        keys |= {key for tree in list(objects.values())[:100] if tree is not None for key in tree}
         if len(chunk.frame):
             yield chunk
     keys |= shapes.keys()
@@ -77,37 +80,37 @@ def read_jsonl(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chun
 
 
 def _parsed(lines: tables.Lines, rows: Rows) -> dict[int, dict[str, Any] | None]:
-    """Lines as JSON objects, those that are blank left out."""
+    """Line number to JSON object (None: invalid), without blank lines."""
     texts = ((row, lines.line(row)) for row in rows.tolist())
     return {row: parse_object(text, "utf-8") for row, text in texts if text.strip()}
 
 
 def _chunk(
     lines: tables.Lines,
-    found: Sequence[tuple[Rows, pl.DataFrame]],
+    matched: Sequence[tuple[Rows, pl.DataFrame]],
     objects: Mapping[int, dict[str, Any] | None],
     paths: Mapping[str, str],
 ) -> Chunk:
-    """The rows whose values are `found` already and those that were parsed, in order."""
-    is_broken = np.array([each is None for each in objects.values()], dtype=bool)
+    """The rows matched by shape and the parsed ones, in order."""
+    is_broken = np.array([tree is None for tree in objects.values()], dtype=bool)
     parsed = {
         ours: _scalars(
-            [None if each is None else at_path(each, path) for each in objects.values()], is_broken
+            [None if tree is None else at_path(tree, path) for tree in objects.values()], is_broken
         )
         for ours, path in paths.items()
     }
-    rows = np.concatenate([*(rows for rows, _ in found), np.array(list(objects), dtype=np.int64)])
-    frame = pl.concat([*(frame for _, frame in found), pl.DataFrame(parsed)])
+    rows = np.concatenate([*(rows for rows, _ in matched), np.array(list(objects), dtype=np.int64)])
+    frame = pl.concat([*(frame for _, frame in matched), pl.DataFrame(parsed)])
     broken = np.zeros(len(rows), dtype=bool)
     broken[len(rows) - len(objects) :] = is_broken
-    if len(found) + bool(objects) > 1:
+    if len(matched) + bool(objects) > 1:
         order = np.argsort(rows)
         rows, frame, broken = rows[order], frame[order], broken[order]
     return Chunk(frame, broken, lines.raw(rows, rows))
 
 
 def _scalars(values: Sequence[Any], broken: NDArray[np.bool_]) -> pl.Series:
-    """Values of one key as text; a row with an object, a list or half a surrogate pair there is marked broken."""
+    """Values of one key as text; marks rows with an object, a list or a lone surrogate as broken."""
     texts: list[str | None] = []
     for row, value in enumerate(values):
         text = {True: "true", False: "false"}[value] if isinstance(value, bool) else value

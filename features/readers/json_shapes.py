@@ -1,7 +1,9 @@
-"""JSON lines at speed: a line of the same shape as one seen before is one match of a regular expression, and exact.
+"""JSON lines by shape: one regular expression extracts the mapped values of all lines of the same shape, exactly.
 
-A shape is what a line is but for its values: its keys in their order, and the kind of each value that is wanted. A line
-that matches is valid JSON by construction; every other one is left to the parser.
+A shape is a line's keys in their order and the kind of each mapped value. A line that matches is valid JSON by construction;
+all others go to the parser. msgspec, the one library that keeps numbers as text, takes 2.0 to 2.5 times the CPU on regular
+logs (and a quarter on irregular ones); polars and pyarrow are slower and not exact
+(tests/benchmarks/results/2026-11-29-readers.md).
 """
 
 import json
@@ -15,10 +17,10 @@ from features.tables import Rows
 
 MAX_SHAPES = 16
 MIN_ROWS = 100
-"""Fewer rows are not worth another shape."""
+"""Minimum number of rows for another shape."""
 _TRIES = 4
 _LONGEST_PATTERN = 5000
-"""Characters; matching a longer one is slower than parsing."""
+"""Maximum length in characters; matching a longer one is slower than parsing."""
 
 _BLANK = r"[ \t\r\n]*"
 _PLAIN = r'[^"\\\x00-\x1f]*'
@@ -31,29 +33,29 @@ _MEMBER = f"{_STRING}{_COLON}{_SCALAR}"
 _LIST, _OBJECT = (
     rf"\{opening}{_BLANK}(?:{part}{_BLANK}(?:,{_BLANK}{part}{_BLANK})*)?\{closing}"
     for opening, part, closing in (("[", _SCALAR, "]"), ("{", _MEMBER, "}"))
-)  # one way only to match each text: such expressions are fast
+)  # unambiguous, so that matching is fast
 
 _Members = tuple[tuple[str, Any], ...]
-"""A JSON object as parsed here: its keys and values in their order."""
+"""Keys and values of a JSON object, in order."""
 
 
 class _Unsuitable(Exception):
-    """A line whose shape is not worth an expression, or whose wanted values are no scalars."""
+    """A line's shape is not worth an expression, or its mapped values are not scalars."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape of line."""
+    """Shape of a line."""
 
     pattern: str
     groups: Mapping[str, int | None]
-    """Our name for a wanted value to its group from 1; None where such a line has none."""
+    """Our name of a mapped value to its group, from 1; None if such lines lack it."""
     keys: frozenset[str]
-    """On the first level."""
+    """Keys of the first level."""
 
     @classmethod
     def of(cls, line: str, paths: Mapping[str, str]) -> "Shape | None":
-        """The shape of a line; None where it is no JSON object, or an odd one.
+        """Shape of a line; None if it is not a JSON object, or an unsuitable one.
 
         paths: our names to dotted paths.
         """
@@ -72,15 +74,17 @@ class Shape:
     def _of_members(cls, tree: _Members, paths: Mapping[str, str]) -> "Shape":
         keys = frozenset(key for key, _ in tree)
         places = {ours: (path,) if path in keys else tuple(path.split(".")) for ours, path in paths.items()}
-        found: list[tuple[str, ...]] = []
-        pattern = _members(tree, (), set(places.values()), found)
-        if not found or len(pattern) > _LONGEST_PATTERN:
+        captured: list[tuple[str, ...]] = []
+        pattern = _members(tree, (), set(places.values()), captured)
+        if not captured or len(pattern) > _LONGEST_PATTERN:
             raise _Unsuitable
-        groups = {ours: found.index(place) + 1 if place in found else None for ours, place in places.items()}
+        groups = {
+            ours: captured.index(place) + 1 if place in captured else None for ours, place in places.items()
+        }
         return cls(f"^{_BLANK}{pattern}{_BLANK}$", groups, keys)
 
     def match(self, texts: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
-        """The wanted values of lines as text, and which of the lines have this shape."""
+        """Mapped values of lines as text, and [lines] whether a line has this shape."""
         fields = texts.str.extract_groups(self.pattern).struct.unnest()
         nothing = pl.Series([None], dtype=pl.String).new_from_index(0, len(texts))
         frame = pl.DataFrame(
@@ -93,56 +97,56 @@ class Shape:
 
 
 def _members(
-    members: _Members, above: tuple[str, ...], places: set[tuple[str, ...]], found: list[tuple[str, ...]]
+    members: _Members, above: tuple[str, ...], places: set[tuple[str, ...]], captured: list[tuple[str, ...]]
 ) -> str:
-    """An expression for an object; `found` gains the place of each group."""
+    """Expression for an object; appends the place of each group to `captured`."""
     keys = [key for key, _ in members]
     is_plain = all(key.isprintable() and not set(key) & {'"', "\\"} for key in keys)
     if len(set(keys)) < len(keys) or not is_plain:
         raise _Unsuitable
     parts = [
-        f'"{pl.escape_regex(key)}"{_COLON}{_value(value, (*above, key), places, found)}'
+        f'"{pl.escape_regex(key)}"{_COLON}{_value(value, (*above, key), places, captured)}'
         for key, value in members
     ]
     return rf"\{{{_BLANK}{f'{_BLANK},{_BLANK}'.join(parts)}{_BLANK}\}}"
 
 
 def _value(
-    value: Any, place: tuple[str, ...], places: set[tuple[str, ...]], found: list[tuple[str, ...]]
+    value: Any, place: tuple[str, ...], places: set[tuple[str, ...]], captured: list[tuple[str, ...]]
 ) -> str:
-    """An expression for what stands at a place."""
+    """Expression for the value at a place."""
     if place in places:
         if isinstance(value, list | tuple):
             raise _Unsuitable
         if value is None:
             return "null"
-        found.append(place)
+        captured.append(place)
         return f'"({_PLAIN})"' if isinstance(value, str) else f"({_NUMBER}|true|false)"
     if isinstance(value, list):
         return _LIST
     if not isinstance(value, tuple):
         return _SCALAR if value is None else f"(?:{_STRING if isinstance(value, str) else _NUMBER}|{_WORD})"
-    is_above = any(each[: len(place)] == place for each in places)
-    return _members(value, place, places, found) if is_above else _OBJECT
+    is_above = any(mapped[: len(place)] == place for mapped in places)
+    return _members(value, place, places, captured) if is_above else _OBJECT
 
 
 class Shapes:
-    """The shapes that were seen, learned on the way."""
+    """Shapes of the lines so far, learned on the way."""
 
     def __init__(self, paths: Mapping[str, str]) -> None:
         self._paths = paths
         self._known: list[Shape] = []
 
     def keys(self) -> set[str]:
-        """Keys on the first level of any."""
+        """Keys of the first level of any shape."""
         return {key for shape in self._known for key in shape.keys}
 
     def match(self, texts: pl.Series, rows: Rows) -> tuple[list[tuple[Rows, pl.DataFrame]], Rows]:
-        """The wanted values of the lines `texts[rows]` shape by shape, and the rows whose shape is none of those."""
-        found = []
+        """Mapped values of the lines `texts[rows]` by shape, and the rows of no known shape."""
+        values = []
         for shape in self._known:
             matched, frame, rows = _divide(shape, texts, rows)
-            found.append((matched, frame))
+            values.append((matched, frame))
         fruitless = 0
         while fruitless < _TRIES and len(rows) >= MIN_ROWS and len(self._known) < MAX_SHAPES:
             sample = texts[int(rows[len(rows) * fruitless // _TRIES])]
@@ -151,16 +155,16 @@ class Shapes:
                 fruitless += 1
                 continue
             matched, frame, rows = _divide(new, texts, rows)
-            found.append((matched, frame))
+            values.append((matched, frame))
             if len(matched) < MIN_ROWS:
                 fruitless += 1
             else:
                 self._known.append(new)
-        return found, rows
+        return values, rows
 
 
 def _divide(shape: Shape, texts: pl.Series, rows: Rows) -> tuple[Rows, pl.DataFrame, Rows]:
-    """The rows with a shape, their values, and the other rows."""
+    """Rows of a shape, their values, and the other rows."""
     frame, is_match = shape.match(texts if len(rows) == len(texts) else texts[rows])
     if is_match.all():
         return rows, frame, rows[:0]

@@ -1,4 +1,4 @@
-"""Parquet files from outside: every column type that can hold an id, a time or a number, as it is and exact."""
+"""Parquet sources: every column type that can hold an id, a time or a number, without loss."""
 
 import contextlib
 import json
@@ -25,44 +25,44 @@ _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a mapped column lies."""
+    """Location of a mapped column."""
 
     name: str
-    """Of the column, with dots before what lies in a struct."""
+    """Column name; dotted for a field of a struct."""
     column: int
     """Position among the columns of the file."""
     steps: tuple[int, ...]
     """Positions of the fields within structs."""
 
     def of(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
-        """The column in a batch that has some of the file's columns, which are called `names`."""
+        """The column in a batch with some of the file's columns; names: of all the file's columns."""
         name = names[self.column]
-        same = [at for at, each in enumerate(batch.schema.names) if each == name]
+        same = [at for at, column_name in enumerate(batch.schema.names) if column_name == name]
         column = batch.column(same[list(names[: self.column]).count(name)])
         return pc.struct_field(column, self.steps) if self.steps else column
 
     def shown(self, names: Sequence[str]) -> str:
-        """What it is called in raw rows."""
+        """Name of the column in raw rows."""
         is_unique = list(names).count(self.name) <= 1
         return self.name if is_unique else f"{self.name} ({self.column + 1})"
 
 
 def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
-    """The rows of a Parquet file, columns with the types that they have there; names may be dotted paths into structs.
+    """Chunks of rows of a Parquet file in its own column types; names may be dotted paths into structs.
 
-    Raises ValueError for a file that is damaged or none, and for a mapped column that is not there.
+    Raises ValueError for a damaged file, one of another format, and a missing mapped column.
     """
     with _opened(path) as file:
-        found = list(file.schema_arrow.names)
+        present = list(file.schema_arrow.names)
         places = {ours: _place(form, ours, file.schema_arrow, str(path)) for ours in form.columns}
         wanted = sorted({place.name for place in places.values()})
-        shown = [place.shown(found) for place in places.values()]
+        shown = [place.shown(present) for place in places.values()]
         num_rows = 0
         for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
             num_rows += len(batch)
             broken = np.zeros(len(batch), dtype=bool)
             frame = pl.DataFrame(
-                {ours: _readable(place.of(batch, found), broken) for ours, place in places.items()}
+                {ours: _readable(place.of(batch, present), broken) for ours, place in places.items()}
             )
             yield Chunk(frame, broken, _raw(frame, shown))
         if num_rows != file.metadata.num_rows:
@@ -72,7 +72,7 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
 def names(path: Path) -> list[str]:
     """The columns of a Parquet file.
 
-    Raises ValueError for a file that is damaged or none.
+    Raises ValueError for a damaged file or one of another format.
     """
     with _opened(path) as file:
         return list(file.schema_arrow.names)
@@ -93,9 +93,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _place(form: TableFormat, ours: str, schema: pa.Schema, where: str) -> _Place:
-    """Where a mapped column lies: a column of that name, or fields within one.
+    """Location of a mapped column: a column of that name, or a field within a struct.
 
-    Raises ValueError where nothing does, or more than one column.
+    Raises ValueError for no such column or several.
     """
     theirs = form.columns[ours]
     if isinstance(theirs, str) and theirs not in schema.names and (place := _within(schema, theirs)):
@@ -105,7 +105,7 @@ def _place(form: TableFormat, ours: str, schema: pa.Schema, where: str) -> _Plac
 
 
 def _within(schema: pa.Schema, path: str) -> _Place | None:
-    """The place of a dotted path into a struct; None where there is none."""
+    """Location of a dotted path into a struct; None if absent."""
     first, *parts = path.split(".")
     if schema.names.count(first) != 1:
         return None
@@ -121,10 +121,10 @@ def _within(schema: pa.Schema, path: str) -> _Place | None:
 
 
 def _readable(column: pa.Array, broken: NDArray[np.bool_]) -> pl.Series:
-    """A column in a type that everything here can go on with; rows with bytes that are no text are marked broken."""
+    """A column in a type that polars reads; marks rows with undecodable bytes as broken."""
     kind = column.type
     if isinstance(kind, pa.UuidType):
-        column = pa.array([None if each is None else str(each) for each in column.to_pylist()], pa.string())
+        column = pa.array([None if uuid is None else str(uuid) for uuid in column.to_pylist()], pa.string())
     elif isinstance(kind, pa.BaseExtensionType):
         column = column.storage
     elif pa.types.is_dictionary(kind):
@@ -153,7 +153,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _as_text(column: pa.Array, broken: NDArray[np.bool_]) -> pa.Array:
-    """Text or bytes as text, if not of every row."""
+    """Text or bytes as text; marks undecodable rows as broken."""
     data = column if column.type == pa.large_binary() else column.cast(pa.large_binary())
     try:
         return data.cast(pa.large_string())

@@ -1,4 +1,4 @@
-"""Source files as a stream of chunks of rows: csv, jsonl, parquet by extension; .gz .zst .bz2 are read as they are."""
+"""Source files as streams of chunks: csv, jsonl and parquet by extension, also .gz, .zst and .bz2."""
 
 import contextlib
 import functools
@@ -22,39 +22,39 @@ _EXTENSIONS: dict[str, FileFormat] = {
 
 
 def format_of(path: Path, form: TableFormat) -> FileFormat:
-    """The configured format, else the one that the extension says.
+    """The configured format, else the format of the extension.
 
-    Raises ValueError for an extension that says nothing.
+    Raises ValueError for an unknown extension.
     """
     if form.format is not None:
         return form.format
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
-    found = _EXTENSIONS.get(suffixes[-1]) if suffixes else None
-    if found is None:
+    by_extension = _EXTENSIONS.get(suffixes[-1]) if suffixes else None
+    if by_extension is None:
         raise ValueError(
             f"{form.section}.path: {path}: its extension does not tell the format (known: {' '.join(_EXTENSIONS)}, and "
             f"{' '.join(_COMPRESSED)} after them); set {form.section}.format to csv, jsonl or parquet"
         )
-    return found
+    return by_extension
 
 
 def form_of(path: Path, form: TableFormat) -> list[str]:
-    """Format and compression, by which a file's content is read."""
+    """Format and compression of a file."""
     suffix = path.suffix.lower()
     return [format_of(path, form), suffix if suffix in _COMPRESSED else ""]
 
 
 def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
-    """The rows of one file, chunk by chunk, in bounded memory.
+    """Chunks of rows of one file, in bounded memory.
 
-    Raises ValueError for a file that is damaged or not of its format, and for a mapped column that is not there.
+    Raises ValueError for a damaged file, one of another format, and a missing mapped column.
     """
     chunks = (reading() for reading in readings(path, form))
     return (chunk for chunk in chunks if len(chunk.frame))
 
 
 def readings(path: Path, form: TableFormat) -> Iterator[Reading]:
-    """As `read`, each chunk still to be parsed where that needs nothing of the chunks before; some may be empty."""
+    """As `read`, but parsed when called where a chunk does not depend on earlier ones; chunks may be empty."""
     kind = format_of(path, form)
     if kind == "parquet":
         yield from (functools.partial(tables.given, chunk) for chunk in parquet.read(path, form))
@@ -71,7 +71,7 @@ def readings(path: Path, form: TableFormat) -> Iterator[Reading]:
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """A file's bytes as a stream, decompressed by its extension.
 
-    Raises ValueError where the file is no whole compressed file, whenever that shows.
+    Raises ValueError for a damaged compressed file, possibly only while reading.
     """
     compression = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.get(path.suffix.lower())
     if compression is None:
@@ -90,7 +90,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 
 
 def column_names(path: Path, form: TableFormat) -> list[str]:
-    """The columns that a csv file with a header, or a Parquet file, names."""
+    """Column names of a csv file with a header, or of a Parquet file."""
     if format_of(path, form) == "parquet":
         return parquet.names(path)
     with open_bytes(path) as stream:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from models.baselines.popularity import Baseline, FittedOn, interactions, item_counts, popularity_prior
-from models.recommender import Float32, Histories, Int64
+from models.baselines.base import Baseline, FittedOn, interactions, item_counts, popularity_prior
+from models.histories import Float32, Histories, Int64
 
 if TYPE_CHECKING:
     from implicit.cpu.als import AlternatingLeastSquares

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from models.baselines.base import Baseline, FittedOn, interactions, item_counts, popularity_prior
 from models.baselines.neighbours import pair_counts
-from models.baselines.popularity import Baseline, FittedOn, interactions, item_counts, popularity_prior
-from models.recommender import Float32, Histories, Int64
+from models.histories import Float32, Histories, Int64
 from models.topk import row_chunks
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.encoder.attention_bias import DistanceBias, Places, TimeBias, turn
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 from models.shapes import Bool, Float, Int
 
 Implementation = Literal["auto", "sdpa", "dense", "reference"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.encoder.batching import Window
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 from models.shapes import Bool, Float, Int
 
 EXACT_DISTANCES, NUM_DISTANCES = 16, 32

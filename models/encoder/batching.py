@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.evaluation.metrics import Float64
-from models.recommender import Float32, Histories, Int64
-from models.settings import TrainTargets
+from models.histories import Float32, Histories, Int64
+from models.settings.training import TrainTargets
 from models.shapes import Float, Int
 
 WINDOWS = 8

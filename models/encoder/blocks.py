@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from models.encoder.attention import HistoryAttention, Implementation
 from models.encoder.attention_bias import Places, joined, windows_of
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
 
 FEED_FORWARD_WIDTH = 4

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models.encoder.attention_bias import Places, joined, windows_of
 from models.encoder.blocks import Dropout
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
 
 DILATIONS = 4

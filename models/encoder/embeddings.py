@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.encoder.batching import Window
-from models.recommender import Float32, Int32
-from models.settings import EncoderSettings
+from models.histories import Float32, Int32
+from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
 
 HOUR, DAY = 3_600 * 1_000_000, 24 * 3_600 * 1_000_000

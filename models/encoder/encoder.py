@@ -21,8 +21,8 @@ from models.encoder.convolution import ConvBlock, PoolingBlock
 from models.encoder.embeddings import EventVectors, ItemContent, ItemVectors, normalised
 from models.encoder.readout import AttentionReadout, MeanReadout, TargetReadout
 from models.encoder.recurrent import GRUBlock, LSTMBlock
-from models.recommender import Float32, Histories, Int32
-from models.settings import EncoderSettings
+from models.histories import Float32, Histories, Int32
+from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
 from models.topk import recommend_in_chunks
 

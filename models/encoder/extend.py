@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from models.encoder.encoder import Encoder
-from models.recommender import Float32, Int32
+from models.histories import Float32, Int32
 
 
 def with_items(encoder: Encoder, vectors: Float32 | None, dense: Float32, categories: Int32) -> Encoder:

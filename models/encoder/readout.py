@@ -14,7 +14,7 @@ from models.encoder.attention import HistoryAttention, Implementation
 from models.encoder.attention_bias import Places, joined, windows_of
 from models.encoder.blocks import AttentionBlock
 from models.encoder.convolution import causal_mean, precise
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
 
 

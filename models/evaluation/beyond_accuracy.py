@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.evaluation.bootstrap import draws, interval
 from models.evaluation.metrics import Float64
-from models.recommender import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64
 from models.topk import event_chunks, row_chunks
 
 # Letters in shapes: t targets, r rows of a chunk, n items, c categories, f features, u users, d recommended items,

@@ -7,7 +7,7 @@ targets is in `models.significance`; metrics of whole lists are in `models.lists
 import numpy as np
 from numpy.typing import NDArray
 
-from models.recommender import Float32, Int32, Int64
+from models.histories import Float32, Int32, Int64
 
 # Letters in shapes: t targets, n items.
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from models.evaluation import metrics
 from models.evaluation.metrics import Float64
-from models.recommender import Float32, Histories, Int32, Recommender
+from models.histories import Float32, Histories, Int32
+from models.recommender import Recommender
 from models.topk import mask_seen, recommend_in_chunks, row_chunks, top_k
 
 

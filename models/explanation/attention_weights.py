@@ -10,7 +10,7 @@ from models.encoder.attention_bias import all_places, last_places
 from models.encoder.batching import cut_by_tokens
 from models.encoder.blocks import AttentionBlock
 from models.encoder.encoder import Encoder
-from models.recommender import Float32, Histories
+from models.histories import Float32, Histories
 
 BATCH_TOKENS = 2**13
 """Padded positions looked at a time."""

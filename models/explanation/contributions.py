@@ -18,7 +18,7 @@ from models.encoder.blocks import AttentionBlock
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.encoder.recurrent import GRUBlock
 from models.explanation.attribution import Way, without_last
-from models.recommender import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64
 
 Bools = NDArray[np.bool_]
 Method = Literal["fast", "balanced", "exact"]

@@ -18,7 +18,7 @@ from models.evaluation.bootstrap import UserMeans, bootstrap, interval, paired_d
 from models.evaluation.metrics import Float64
 from models.explanation.attention_weights import attention_weights, has_attention
 from models.explanation.contributions import Bools, Method, contributions, kept_scores
-from models.recommender import Float32, Histories, Int32
+from models.histories import Float32, Histories, Int32
 
 STEPS = 10
 """Equal parts in which a row's interactions are taken away or put in."""

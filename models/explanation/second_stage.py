@@ -11,9 +11,9 @@ from torch import Tensor
 
 from models.encoder.encoder import Encoder
 from models.explanation import contributions
+from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.features import FEATURES
 from models.ranking.ranker import SecondStage
-from models.recommender import Float32, Histories, Int32, Int64
 
 ROWS = 64
 """Histories without an interaction that are ranked at a time."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluation.metrics import Float64
-from models.recommender import Float32, Int64
+from models.histories import Float32, Int64
 
 BINS = 10
 LEAST = 1e-6

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.baselines.neighbours import CoVisitation
+from models.baselines.co_visitation import CoVisitation
 from models.evaluation.metrics import Float64
-from models.recommender import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64
 
 SECOND, DAY = 1_000_000, 86_400
 """Microseconds of a second; seconds of a day."""

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.features import FEATURES, LATEST, ItemStatistics
-from models.recommender import Float32, Histories, Int32, Int64
-from models.settings import RankerSettings
+from models.settings.ranker import RankerSettings
 from models.shapes import Float, Int
 
 RETRIEVAL_SCORE = FEATURES.index("retrieval_score")

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.evaluation.metrics import Float64, ndcg, ranks
+from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.ranker import Lists, Ranker, SecondStage
-from models.recommender import Float32, Histories, Int32, Int64
 
 K = 10
 """Length of the lists that early stopping looks at."""

@@ -3,8 +3,8 @@
 import numpy as np
 
 from models.encoder.encoder import AttentionRecommender
+from models.histories import Float32, Histories, Int32
 from models.ranking.ranker import SecondStage
-from models.recommender import Float32, Histories, Int32
 from models.topk import mask_seen, recommend_in_chunks, top_k
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.recommender import Float32, Int32, Int64
+from models.histories import Float32, Int32, Int64
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

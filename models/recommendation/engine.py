@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from models.encoder.encoder import AttentionRecommender, as_asked
 from models.explanation import contributions
 from models.explanation.second_stage import two_stage_contributions
+from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.ranker import SecondStage
 from models.recommendation.rules import Rules, Traits, UInt64, choose
-from models.recommender import Float32, Histories, Int32, Int64
 from models.topk import mask_seen, row_chunks, top_k
 
 if TYPE_CHECKING:

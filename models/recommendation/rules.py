@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from models.histories import Float32, Int32, Int64
 from models.recommendation.category_quota import fullest, is_fullest
-from models.recommender import Float32, Int32, Int64
 from models.topk import row_chunks
 
 Bool = NDArray[np.bool_]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from models.recommender import Float32
+from models.histories import Float32
 
 FILE = "content_map.safetensors"
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.recommender import Int64
+from models.histories import Int64
 
 # Letters in shapes: r rows (queries), n vectors, d their width, f candidates per row.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from models.index_settings import IndexFacts
+from models.settings.index import IndexFacts
 
 FACTS = "index.json"
 

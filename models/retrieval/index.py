@@ -20,37 +20,29 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.index_settings import ApproximateType, IndexFacts, IndexSettings
-from models.recommender import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64
 from models.retrieval.exact import best_of, nearest
 from models.retrieval.files import read_facts, write_facts
-from models.retrieval.tuning import MOST_REFINED, MOST_SCANNED, RECALL_AT, candidates, share_found, tuned
+from models.retrieval.tuning import RECALL_AT, share_found
+from models.settings.index import IndexFacts
 
 # Letters in shapes: r rows (queries), n vectors in the index, d their width, f fetched per query.
 
 _UNTYPED: Any = faiss
 """For names that its stubs leave out."""
 _INDEX_FILE, _ITEMS_FILE, _VECTORS_FILE = "items.faiss", "items.npy", "item_vectors.npy"
-AUTO = IndexSettings()
-"""Exact, or what is faster and finds the same."""
 _EXACT_UP_TO = 30_000
 """Vectors up to which scoring all of them is faster than any index (measured, see tests/benchmarks)."""
-_SPARE = 6
+SPARE = 6
 """Candidates fetched beyond k, so that rounding does not decide who is among the k."""
-_RECALLED = RECALL_AT[-1]
+RECALLED = RECALL_AT[-1]
 """Neighbours that a graph is searched for at least: as many as recall is asked for."""
 _MOST_EF = 2048
 """Candidates that a search through the graph keeps, at most."""
 _FETCH_CELLS = 2**20
 """Candidates held at once."""
-_NUM_LINKS, _EF_CONSTRUCTION = 32, 80
-"""Neighbours of a vector in the graph (HNSW's M), and candidates kept when it is linked."""
-_LIST_POINTS = 64
-"""Vectors per centroid that k-means sees, at most."""
-_CODE_COMPONENTS = 4
-"""Components that a byte of ivf_pq stands for, at least."""
-_REBUILD_GROWTH = 1.25
-"""Times the vectors they were trained on from which lists and codes are trained again."""
+NUM_LINKS = 32
+"""Neighbours of a vector in the graph (HNSW's M)."""
 
 
 @dataclass(frozen=True)
@@ -73,58 +65,6 @@ class ItemIndex:
                 f"ItemIndex: received {self.index.ntotal} vectors and {len(self.item_index)} items,"
                 f" {len(self.vectors)} exact vectors, expected as many of each; build the index again"
             )
-
-    @classmethod
-    def build(
-        cls,
-        vectors: Float32,
-        item_index: Int32,
-        settings: IndexSettings = AUTO,
-        queries: Float32 | None = None,
-        device: str = "cpu",
-    ) -> ItemIndex:
-        """Index `vectors` [n, d] of the items `item_index` [n] (ascending, from 1) so that the asked recall is reached.
-
-        The effort of a search is the least that reaches it on every second of `queries` [q, d]; the recall is measured on the
-        others. Nothing depends on a clock. Without queries auto is exact; hnsw is built on one thread, because its graph depends
-        on the order. Raises ValueError where an asked type stays below the recall, or cannot be built of so few vectors.
-        """
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        exact = cls(_flat(vectors), item_index.astype(np.int32), vectors, IndexFacts(), device)
-        exact = replace(exact, facts=_exact_facts(exact, settings, queries))
-        is_auto = settings.type == "auto"
-        if settings.type == "exact" or (is_auto and len(vectors) <= _EXACT_UP_TO):
-            return exact
-        if queries is None or len(queries) < 2:
-            if is_auto:
-                return exact
-            raise ValueError(
-                f"index.type: received {settings.type!r} and {0 if queries is None else len(queries)} user vectors, expected at "
-                "least 2 to tune it on and to measure its recall; set index.type to 'exact'"
-            )
-        reached = 0.0
-        for kind in candidates(settings, *vectors.shape):
-            limit = MOST_SCANNED[kind] if is_auto else 1.0
-            refined = min(MOST_REFINED[kind], len(vectors) // 16)
-            least = 2 * int(_power_of_two(_RECALLED + _SPARE + refined))
-            if len(vectors) <= least:  # a search would fetch half of them: such are searched exactly
-                raise ValueError(
-                    f"index.type: received {kind!r} for {len(vectors)} items, expected more than {least}; use 'exact'"
-                )
-            facts = IndexFacts(kind, {"num_refined": refined}, settings.target_recall, num_built=len(vectors))
-            found = tuned(
-                cls(_trained(kind, vectors), exact.item_index, vectors, facts, device), queries, limit
-            )
-            reached = found.facts.recall["recall@100"]
-            is_worth_it = found.facts.scanned_share <= limit or not is_auto  # what is asked for may be slow
-            if reached >= settings.target_recall and is_worth_it:
-                return found.with_facts(num_bytes=_num_bytes(found.index))
-        if is_auto:
-            return exact
-        raise ValueError(
-            f"index.type: {settings.type!r} has recall@100 {reached:.4f} on {len(queries) // 2} user vectors, expected at least "
-            f"index.target_recall = {settings.target_recall}; set index.type to 'auto' or 'exact', or ask for less"
-        )
 
     @property
     def num_items(self) -> int:
@@ -179,7 +119,7 @@ class ItemIndex:
 
     def efforts(self, limit: float) -> list[int]:
         """Values of nprobe or efSearch in steps of about a half, from little work to about the share `limit` of all of it."""
-        effort, most = _RECALLED + _SPARE, max(_RECALLED + _SPARE, min(self.index.ntotal, _MOST_EF))
+        effort, most = RECALLED + SPARE, max(RECALLED + SPARE, min(self.index.ntotal, _MOST_EF))
         if _has_lists(self.index):
             effort, most = 1, max(1, int(limit * self.index.nlist))
         found = []
@@ -193,7 +133,7 @@ class ItemIndex:
         if _has_lists(self.index):
             self.index.nprobe, shape = effort, {"num_lists": self.index.nlist, "nprobe": effort}
         else:
-            self.index.hnsw.efSearch, shape = effort, {"num_links": _NUM_LINKS, "ef_search": effort}
+            self.index.hnsw.efSearch, shape = effort, {"num_links": NUM_LINKS, "ef_search": effort}
         return self.with_facts(parameters=self.facts.parameters | shape)
 
     def with_facts(self, **changes: Any) -> Self:
@@ -206,46 +146,13 @@ class ItemIndex:
 
     def queries_per_second(self, queries: Float32, k: int, *, exactly: bool = False) -> float:
         """Rows of `queries` [r, d] answered a second by one thread, `exactly` or as `search` does."""
-        with _one_thread():
+        with one_thread():
             started = time.perf_counter()
             if exactly:
                 self._exactly(queries, k)
             else:
                 self.search(queries, k)
             return len(queries) / (time.perf_counter() - started)
-
-    def add(
-        self, vectors: Float32, item_index: Int32, queries: Float32 | None = None
-    ) -> tuple[ItemIndex, bool]:
-        """An index with the vectors [m, d] of further items [m] too, and whether it had to be built anew.
-
-        Numbers of items ascend and go on after those that are there. Lists and codes describe what they were trained on, and a
-        graph has room for vectors no longer than its longest: with a quarter more items, or a longer vector, all is built, tuned
-        and measured anew on `queries`, as `build` does (without queries the new index is exact). Else vectors are only added, and
-        the facts remain those of the building.
-        """
-        if len(item_index) and not (item_index[0] > self.num_items and (np.diff(item_index) > 0).all()):
-            raise ValueError(
-                f"ItemIndex.add: received items from {int(item_index.min())}, expected ascending numbers above {self.num_items}; "
-                "build the index again to replace vectors"
-            )
-        together = np.concatenate((self.vectors, np.asarray(vectors, np.float32)))
-        items = np.concatenate((self.item_index, item_index.astype(np.int32)))
-        facts, longest = self.facts, _longest(self.vectors)
-        if not (facts.type == "exact" or self._takes(vectors, longest)):
-            kind = "exact" if queries is None else facts.type
-            return self.build(
-                together, items, IndexSettings(kind, facts.target_recall), queries, self.device
-            ), True
-        grown: Any = faiss.deserialize_index(
-            faiss.serialize_index(self.index)
-        )  # in memory, whatever this one lies in
-        with _one_thread():
-            further = together[len(self.item_index) :]
-            grown.add(_on_a_sphere(further, longest) if facts.type == "hnsw" else further)
-        return ItemIndex(
-            grown, items, together, replace(facts, num_bytes=_num_bytes(grown)), self.device
-        ), False
 
     def save(self, folder: Path) -> None:
         """Write FAISS's own file, the items, the exact vectors where FAISS's file lacks them, and index.json with digests."""
@@ -323,14 +230,14 @@ class ItemIndex:
         num_vectors = len(self.item_index)
         share = 1.0 if chosen is None else len(chosen) / num_vectors
         is_out = None if chosen is None else np.isin(np.arange(num_vectors), chosen, invert=True)
-        spare = _SPARE + self.facts.parameters["num_refined"]
+        spare = SPARE + self.facts.parameters["num_refined"]
         wanted = (k + spare + (0 if seen is None else seen.lengths)) / share
-        fetch = np.broadcast_to(_power_of_two(wanted), len(queries))
+        fetch = np.broadcast_to(power_of_two(wanted), len(queries))
         for size in np.unique(fetch[2 * fetch < num_vectors]).tolist():
             same = np.flatnonzero(fetch == size)
             for rows in np.array_split(same, -(-len(same) * size // _FETCH_CELLS)):
                 part = np.ascontiguousarray(queries[rows], np.float32)
-                found = _probe(self.index, part, size, max(1.0, size / _power_of_two(_RECALLED + spare)))
+                found = _probe(self.index, part, size, max(1.0, size / power_of_two(RECALLED + spare)))
                 if is_out is not None:
                     found[is_out[found]] = -1
                 if seen is not None:
@@ -338,13 +245,6 @@ class ItemIndex:
                 best = best_of(_tensor(part), torch.from_numpy(self.vectors), torch.from_numpy(found), k)
                 positions[rows], scores[rows] = best[0].numpy(), best[1].numpy()
         return positions, scores
-
-    def _takes(self, vectors: Float32, longest: float) -> bool:
-        """Whether further `vectors` [m, d] can be added to an approximate index."""
-        num_items = len(self.item_index) + len(vectors)
-        if self.facts.type == "hnsw":
-            return _longest(vectors) <= longest
-        return num_items <= _REBUILD_GROWTH * self.facts.num_built
 
     def _is_seen(self, found: Int64, seen: Histories) -> NDArray[np.bool_]:
         """[r, f]: whether the vector at `found[r, j]` is of an item in row r; each (row, position) is one number."""
@@ -357,53 +257,7 @@ class ItemIndex:
         return np.where(positions >= 0, found, 0).astype(np.int32)
 
 
-def _exact_facts(exact: ItemIndex, settings: IndexSettings, queries: Float32 | None) -> IndexFacts:
-    """Exact search finds what exact search finds."""
-    num_queries = 0 if queries is None else len(queries)
-    recall = {f"recall@{k}": 1.0 for k in RECALL_AT}
-    parameters = {"num_refined": 0}
-    num_built, num_bytes = len(exact.item_index), _num_bytes(exact.index)
-    return IndexFacts(
-        "exact", parameters, settings.target_recall, recall, num_queries, 1.0, num_bytes, num_built
-    )
-
-
-def _flat(vectors: Float32) -> faiss.Index:
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return index
-
-
-def _trained(kind: ApproximateType, vectors: Float32) -> Any:
-    """A FAISS index of a type over the vectors [n, d]; about 4·√n lists, as FAISS's guidelines have it."""
-    num_vectors, dim = vectors.shape
-    if kind == "hnsw":
-        graph: Any = faiss.IndexHNSWFlat(dim + 1, _NUM_LINKS)
-        graph.hnsw.efConstruction = _EF_CONSTRUCTION
-        with _one_thread():
-            graph.add(_on_a_sphere(vectors, _longest(vectors)))
-        return graph
-    num_lists = max(1, min(round(4 * num_vectors**0.5), num_vectors // _LIST_POINTS))
-    num_codes = next(codes for codes in range(max(1, dim // _CODE_COMPONENTS), 0, -1) if dim % codes == 0)
-    codec = {"ivf": "Flat", "sq": "SQ8", "ivf_pq": f"PQ{num_codes}"}[kind]
-    index: Any = faiss.index_factory(dim, f"IVF{num_lists},{codec}", faiss.METRIC_INNER_PRODUCT)
-    index.cp.max_points_per_centroid = _LIST_POINTS
-    if kind == "ivf_pq":
-        index.do_polysemous_training = (
-            False  # an order of codes for a search that is not used here; it takes a minute
-        )
-        index.pq.cp.min_points_per_centroid = 1
-    index.train(vectors)
-    index.add(vectors)
-    return index
-
-
-def _longest(vectors: Float32) -> float:
-    """The largest squared length of vectors [n, d]."""
-    return float(np.square(vectors).sum(1, dtype=np.float64).max(initial=0.0))
-
-
-def _on_a_sphere(vectors: Float32, longest: float) -> Float32:
+def on_a_sphere(vectors: Float32, longest: float) -> Float32:
     """[n, d + 1]: vectors with a component more that makes every squared length `longest`.
 
     By distance from (q, 0) they come in the order of their inner products with q, and a graph needs distances: where links
@@ -411,6 +265,11 @@ def _on_a_sphere(vectors: Float32, longest: float) -> Float32:
     """
     rest = np.sqrt(np.maximum(longest - np.square(vectors).sum(1, dtype=np.float64), 0))
     return np.concatenate((vectors, rest[:, None].astype(np.float32)), axis=1)
+
+
+def is_exact_fastest(num_vectors: int) -> bool:
+    """Whether scoring all vectors is faster than any index."""
+    return num_vectors <= _EXACT_UP_TO
 
 
 def _has_lists(index: Any) -> bool:
@@ -424,7 +283,7 @@ def _probe(index: Any, queries: Float32, fetch: int, depth: float) -> Int64:
     """
     if not _has_lists(index):
         parameters = _UNTYPED.SearchParametersHNSW(efSearch=int(index.hnsw.efSearch * depth))
-        found: Int64 = index.search(_on_a_sphere(queries, 0.0), fetch, params=parameters)[1]
+        found: Int64 = index.search(on_a_sphere(queries, 0.0), fetch, params=parameters)[1]
         return found
     num_probes = min(index.nlist, int(index.nprobe * depth))
     lists, scores = (each.numpy() for each in _nearest_lists(index, queries, num_probes))
@@ -440,7 +299,7 @@ def _nearest_lists(index: Any, queries: Float32, num_probes: int) -> tuple[Tenso
     return nearest(_tensor(queries), torch.from_numpy(centroids), num_probes)
 
 
-def _power_of_two(number: Any) -> Any:
+def power_of_two(number: Any) -> Any:
     """The next power of two, elementwise."""
     return 2 ** np.ceil(np.log2(number)).astype(np.int64)
 
@@ -454,7 +313,7 @@ def _num_scanned(index: Any, queries: Float32) -> float:
         )
     counts = _UNTYPED.cvar.hnsw_stats
     before = counts.ndis
-    index.search(_on_a_sphere(queries, 0.0), _RECALLED)
+    index.search(on_a_sphere(queries, 0.0), RECALLED)
     return float((counts.ndis - before) / len(queries))
 
 
@@ -468,15 +327,9 @@ def _stored(index: Any) -> Float32 | None:
     return found.reshape(index.ntotal, index.d)
 
 
-def _num_bytes(index: faiss.Index) -> int:
-    """Bytes that FAISS writes."""
-    counts: list[int] = []
-    faiss.write_index(index, _UNTYPED.PyCallbackIOWriter(lambda written: counts.append(len(written))))
-    return sum(counts)
-
-
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Run torch and FAISS on one thread."""
     threads = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)

@@ -8,8 +8,8 @@ from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
-from models.index_settings import ApproximateType, IndexFacts, IndexSettings
-from models.recommender import Float32, Int32
+from models.histories import Float32, Int32
+from models.settings.index import ApproximateType, IndexFacts, IndexSettings
 
 RECALL_AT = (10, 100)
 """Lengths of the lists whose recall is measured; the last one's is asked for."""

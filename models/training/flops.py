@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from models.recommender import Int64
-from models.settings import EncoderSettings
+from models.histories import Int64
+from models.settings.encoder import EncoderSettings
 from models.training.optimizers import DECAYED
 
 

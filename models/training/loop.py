@@ -20,8 +20,9 @@ from models.device import matmul_flops, peak_bytes, pick_device, resolved_compil
 from models.encoder.batching import BatchPlan
 from models.encoder.embeddings import ItemContent
 from models.encoder.encoder import Encoder
-from models.recommender import Float32, Histories, Int64
-from models.settings import RECURRENT_BLOCKS, SAMPLED_LOSSES, EncoderSettings, TrainSettings, check_together
+from models.histories import Float32, Histories, Int64
+from models.settings.encoder import RECURRENT_BLOCKS, EncoderSettings
+from models.settings.training import SAMPLED_LOSSES, TrainSettings, check_together
 from models.training import distributed
 from models.training.flops import matrix_entries, step_flops
 from models.training.negatives import NegativeSampler

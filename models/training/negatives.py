@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models.evaluation.metrics import Float64
-from models.recommender import Int64
-from models.settings import TrainSettings
+from models.histories import Int64
+from models.settings.training import TrainSettings
 from models.shapes import Float, Int
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.encoder.batching import Batch
 from models.encoder.encoder import Encoder
-from models.settings import TrainSettings
+from models.settings.training import TrainSettings
 from models.shapes import Float
 from models.training.losses import sampled_loss, sampled_loss_of_scores, softmax_loss
 from models.training.negatives import Negatives

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.settings import SAMPLED_LOSSES, TrainSettings
+from models.settings.training import SAMPLED_LOSSES, TrainSettings
 from models.shapes import Float
 
 LAST_FACTOR = 0.01

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from models.encoder.encoder import Encoder
-from models.recommender import Int32, Int64
+from models.histories import Int32, Int64
 
 
 class NotFinite(ValueError):

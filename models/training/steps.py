@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.encoder.batching import Batch, BatchPlan
-from models.recommender import Int64
+from models.histories import Int64
 from models.shapes import Float
 from models.training.negatives import Negatives, NegativeSampler
 

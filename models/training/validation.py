@@ -6,7 +6,7 @@ import numpy as np
 
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.evaluation.metrics import hit_rate, ndcg, ranks
-from models.recommender import Histories, Int32
+from models.histories import Histories, Int32
 from models.topk import mask_seen, row_chunks
 
 VALIDATION_K = 10

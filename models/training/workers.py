@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from models.encoder.embeddings import ItemContent
-from models.recommender import Histories
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import Histories
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training import distributed
 from models.training.loop import fit
 

@@ -1,4 +1,4 @@
-"""Parts of the log that are kept between artifacts, one folder per source and settings; files are shared by hard links."""
+"""Parts of the log kept between artifacts: a folder per source and settings, shared by hard links."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import store
+from pipeline.artifacts.files import digest_file, files_below, fsync, read_json, write_json
 from pipeline.errors import DamagedArtifact
 
 PARTS = ".parts"
@@ -18,26 +18,26 @@ _RECORD = "part.json"
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a part without opening its files."""
+    """Record of a part, read without opening its files."""
 
-    said: dict[str, Any]
-    """What `write` was given."""
+    facts: dict[str, Any]
+    """The facts given to `write`."""
     digests: dict[str, str]
     """File name to sha256."""
 
 
 def read(folder: Path) -> Record | None:
-    """The record of a part; None where there is none, or where a file of it is damaged.
+    """The record of a part; None if it is missing or a file of the part is damaged.
 
-    A file of the size and time that the record has is taken as whole.
+    A file of the recorded size and time is taken as whole.
     """
     try:
-        content = store.read_json(folder / _RECORD)
-        said, files = content["said"], content["files"]
+        content = read_json(folder / _RECORD)
+        facts, files = content["said"], content["files"]
         whole = all(_is_whole(folder / name, *known) for name, known in files.items())
     except (OSError, DamagedArtifact, KeyError, TypeError, ValueError):
         return None
-    return Record(said, {name: digest for name, (_, _, digest) in files.items()}) if whole else None
+    return Record(facts, {name: digest for name, (_, _, digest) in files.items()}) if whole else None
 
 
 def _is_whole(path: Path, size: int, modified_ns: int, digest: str) -> bool:
@@ -46,16 +46,16 @@ def _is_whole(path: Path, size: int, modified_ns: int, digest: str) -> bool:
         return False
     if status.st_mtime_ns == modified_ns:
         return True
-    if store.digest_file(path) != digest:
+    if digest_file(path) != digest:
         return False
-    with contextlib.suppress(OSError):  # a copy of the store, say: not to be read every night
+    with contextlib.suppress(OSError):  # after a copy of the folder, say: not read every night
         os.utime(path, ns=(status.st_atime_ns, modified_ns))
     return True
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Nobody else makes this part meanwhile; another configuration may want the same one."""
+    """Lock a part against other processes; another configuration may build the same one."""
     import filelock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def workspace(folder: Path) -> Iterator[Path]:
-    """An empty folder in which to make a part."""
+    """Yield an empty folder to build a part in."""
     place = folder.with_name(f".building-{folder.name}")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
@@ -75,23 +75,23 @@ def workspace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def write(place: Path, folder: Path, said: dict[str, Any]) -> Record:
-    """Seal a workspace with what is to be known of the part, and rename it into place, everything on disk first."""
+def write(place: Path, folder: Path, facts: dict[str, Any]) -> Record:
+    """Seal a workspace with its record and rename it into place, everything on disk first."""
     files = {}
-    for path in store.files_below(place):
-        store.fsync(path)
+    for path in files_below(place):
+        fsync(path)
         status = path.stat()
-        files[path.name] = (status.st_size, status.st_mtime_ns, store.digest_file(path))
-    store.write_json(place / _RECORD, {"said": said, "files": files})
-    store.fsync(place)
+        files[path.name] = (status.st_size, status.st_mtime_ns, digest_file(path))
+    write_json(place / _RECORD, {"said": facts, "files": files})
+    fsync(place)
     shutil.rmtree(folder, ignore_errors=True)
     place.rename(folder)
-    store.fsync(folder.parent)
-    return Record(said, {name: digest for name, (_, _, digest) in files.items()})
+    fsync(folder.parent)
+    return Record(facts, {name: digest for name, (_, _, digest) in files.items()})
 
 
 def link(source: Path, target: Path) -> bool:
-    """A second name for a file; a copy, and False, where the file system has no links."""
+    """Hard-link a file; return False, after a copy, on a file system without links."""
     try:
         os.link(source, target)
     except OSError:
@@ -106,9 +106,9 @@ def kept(stage_folder: Path) -> list[Path]:
 
 
 def unused(stage_folder: Path) -> list[Path]:
-    """Parts that no artifact shares a file with (a record that a source has other ids is small, and stays)."""
+    """Parts that share no file with an artifact (a part without files, which records text ids, stays)."""
     return [folder for folder in kept(stage_folder) if _links(folder) == {1}]
 
 
 def _links(folder: Path) -> set[int]:
-    return {path.stat().st_nlink for path in store.files_below(folder) if path.name != _RECORD}
+    return {path.stat().st_nlink for path in files_below(folder) if path.name != _RECORD}

@@ -1,7 +1,8 @@
 """Source files in object stores (`s3://`, `gs://`, `az://`): listed, and fetched to a local copy that is digested on the way.
 
-Bytes come through `pyarrow.fs`. A store is found by the environment variables that polars' own store and the AWS tools read:
-whoever can `polars.scan_parquet("s3://…")` can name the same address here.
+Access is through `pyarrow.fs`, configured by the environment variables of polars and the AWS tools: an address that
+`polars.scan_parquet("s3://…")` reads works here too. obstore would read most of them itself (some 60 lines less), but neither
+AWS_PROFILE nor a bucket's region, and is 15 MB more to install (tests/benchmarks/results/2026-11-29-readers.md).
 """
 
 import contextlib
@@ -22,7 +23,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.artifacts import event_parts, store
+from pipeline.artifacts import event_parts
+from pipeline.artifacts.files import changed_meanwhile
 from pipeline.errors import LookbackError
 
 _SETTINGS = {
@@ -30,23 +32,23 @@ _SETTINGS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS (or GOOGLE_SKIP_SIGNATURE)",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_TOKEN)",
 }
-"""Scheme to the environment variables that say how to reach the store."""
+"""Scheme to the environment variables that configure the store."""
 SCHEMES = tuple(f"{scheme}://" for scheme in _SETTINGS)
-"""How an address begins."""
+"""Prefixes of remote addresses."""
 _CHUNK_BYTES = 8 * 2**20
 _CHUNKS_AHEAD = 4
 _ATTEMPTS = 3
 _TIMEOUT_SECONDS = 5.0
-"""Of one request, to connect or without a byte; pyarrow makes three."""
+"""Timeout of a request, in seconds, to connect or for the next byte; pyarrow makes three."""
 _RETRY_LIMIT = datetime.timedelta(seconds=10)
 _LONGEST_NAME = 60
 _NOISE = re.compile(r"\s*\(Request ID: .*?\)|\s*error_info=.*|\s*See Azure::Core::.*", re.DOTALL)
-"""What the vendors' libraries add to a message that helps nobody."""
+"""Parts of the vendors' messages that help no user."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One object: its address, and what shows whether it is still the one seen before."""
+    """Address and identity of an object."""
 
     url: str
     size: int
@@ -64,9 +66,9 @@ def is_remote(path: str) -> bool:
 
 
 def list_files(key: str, url: str) -> list[RemoteFile]:
-    """The files of an object, a folder or a glob; hidden ones are passed over, in a folder those that begin with `_` too.
+    """Files at an object, folder or glob; skips hidden ones, and in folders names that begin with `_`.
 
-    Raises LookbackError naming the configuration key where there is none, and where the store does not answer or refuses.
+    Raises LookbackError, naming the configuration key, for no file and for a store that does not answer or denies access.
     """
     where = f"{key}: {url}"
     scheme, path = _split(where, url)
@@ -88,9 +90,9 @@ def list_files(key: str, url: str) -> list[RemoteFile]:
 
 
 def fetch(url: str, spool: Path) -> str:
-    """Copy an object to `copy_of(url, digest, spool)`; its digest (sha256).
+    """Copy an object to `copy_of(url, digest, spool)` and return its digest (sha256).
 
-    Raises LookbackError where that fails, or where the object keeps changing meanwhile; nothing half is left.
+    Raises LookbackError if that fails or the object keeps changing meanwhile; no partial copy is left.
     """
     scheme, path = _split(url, url)
     temporary = spool / "fetching"
@@ -106,12 +108,12 @@ def fetch(url: str, spool: Path) -> str:
 
 
 def copy_of(url: str, digest: str, spool: Path) -> Path:
-    """Where the copy of an object with this content lies, if there is one; its name ends as the object's does."""
+    """Path of the copy of an object with this content, whether it exists or not; keeps the end of the object's name."""
     return spool / digest[:16] / PurePosixPath(url).name[-_LONGEST_NAME:]
 
 
 def discard(url: str, digest: str, spool: Path) -> None:
-    """Remove the copy of an object, if there is one."""
+    """Remove the copy of an object, if it exists."""
     copy = copy_of(url, digest, spool)
     copy.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -131,7 +133,7 @@ def _split(where: str, url: str) -> tuple[str, str]:
 
 
 def _find(system: Any, path: str) -> list[Any]:
-    """What pyarrow knows of every file at a path, below it, or matching it."""
+    """File infos at a path: the object itself, a folder's files, or a glob's matches."""
     from pyarrow import fs
 
     info = system.get_file_info(path)
@@ -144,12 +146,12 @@ def _find(system: Any, path: str) -> list[Any]:
     if fixed is None:
         return []
     base, pattern = "/".join(names[:fixed]), names[fixed:]
-    found = _below(system, base, recursive=len(pattern) > 1 or pattern == ["**"])
-    return [file for file, below in found if matches(below, pattern)]
+    files = _below(system, base, recursive=len(pattern) > 1 or pattern == ["**"])
+    return [file for file, below in files if matches(below, pattern)]
 
 
 def _below(system: Any, base: str, *, recursive: bool = True) -> Iterator[tuple[Any, list[str]]]:
-    """Every file below a folder, with the names on the way to it."""
+    """Every file below a folder, with the parts of its relative path."""
     from pyarrow import fs
 
     for info in system.get_file_info(fs.FileSelector(base, recursive=recursive, allow_not_found=True)):
@@ -162,7 +164,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a path matches a glob, both split at the slashes: as `glob.glob(recursive=True)` finds files."""
+    """Whether a path matches a glob, both split at slashes, as in `glob.glob(recursive=True)`."""
     if not pattern:
         return not names
     first, *rest = pattern
@@ -187,11 +189,11 @@ def _is_there(system: Any, bucket: str) -> bool:
 
 
 class _Changed(Exception):
-    """The object is another one than when its reading began."""
+    """The object changed while it was read."""
 
 
 def _fetch(url: str, scheme: str, path: str, target: Path) -> str:
-    """Write an object to a file on disk; its digest."""
+    """Write an object to a file on disk and return its digest."""
     for _ in range(_ATTEMPTS):
         digest = hashlib.sha256()
         with contextlib.suppress(_Changed), target.open("wb") as file:
@@ -201,11 +203,11 @@ def _fetch(url: str, scheme: str, path: str, target: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
             return digest.hexdigest()
-    raise store.changed_meanwhile(url)
+    raise changed_meanwhile(url)
 
 
 def _read(url: str, scheme: str, path: str) -> Iterator[bytes]:
-    """The bytes of an object; _Changed at the end where they are not all of the same version."""
+    """Bytes of an object. Raises _Changed at the end if its version changed meanwhile."""
     with _explained(url, scheme):
         system = _connect(scheme, path.partition("/")[0])
         stream = system.open_input_file(path)
@@ -221,13 +223,13 @@ def _read(url: str, scheme: str, path: str) -> Iterator[bytes]:
 
 
 def _version(stream: Any) -> Any:
-    """What a store calls this version of an object's content."""
+    """Tag and size that identify a version of an object."""
     tags = {name.lower(): value for name, value in stream.metadata().items()}
     return tags.get("etag"), stream.size()
 
 
 def _chunks(stream: Any, size: int) -> Iterator[bytes]:
-    """The bytes of a file in order, with a few requests under way ahead of the reader."""
+    """Bytes of a file in order, with a few requests ahead of the reader."""
     pending: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(_CHUNKS_AHEAD) as pool:
         for start in range(0, size, _CHUNK_BYTES):
@@ -242,7 +244,7 @@ def _chunks(stream: Any, size: int) -> Iterator[bytes]:
 
 
 def _connect(scheme: str, bucket: str) -> Any:
-    """The file system of pyarrow for a bucket."""
+    """Pyarrow's file system for a bucket."""
     if scheme == "s3":
         options = s3_options(os.environ)
         if "endpoint_override" not in options and "region" not in options:
@@ -266,7 +268,7 @@ def _file_system(name: str, **options: Any) -> Any:
 
 @functools.cache
 def _region_of(bucket: str) -> str | None:
-    """The AWS region where a bucket lies; None where AWS does not say, and what is configured is as good."""
+    """AWS region of a bucket; None if AWS does not answer: then the configured one is used."""
     from pyarrow import fs
 
     with contextlib.suppress(OSError):
@@ -275,7 +277,7 @@ def _region_of(bucket: str) -> str | None:
 
 
 def s3_options(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `pyarrow.fs.S3FileSystem`; what is not in them (keys, profile) its own chain of providers finds."""
+    """Arguments of `pyarrow.fs.S3FileSystem`, which finds keys and profile itself."""
     options: dict[str, Any] = {"connect_timeout": _TIMEOUT_SECONDS, "request_timeout": _TIMEOUT_SECONDS}
     endpoint = _first(environ, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     if endpoint:
@@ -303,9 +305,9 @@ def gcs_options(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def azure_options(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `pyarrow.fs.AzureFileSystem`, whose default credential serves where there is no key.
+    """Arguments of `pyarrow.fs.AzureFileSystem`, which uses its default credential without a key.
 
-    Raises OSError where no account is named.
+    Raises OSError if no account is named.
     """
     account = environ.get("AZURE_STORAGE_ACCOUNT_NAME")
     if not account:
@@ -334,7 +336,7 @@ def _is_true(environ: Mapping[str, str], name: str) -> bool:
 
 
 def _endpoint(url: str, plain: str) -> tuple[str, str]:
-    """Scheme, and host:port; `plain` is the scheme of one that names none."""
+    """Scheme and host:port of an endpoint; `plain`: scheme of one without."""
     parsed = urllib.parse.urlsplit(url if "://" in url else f"{plain}://{url}")
     return parsed.scheme, f"{parsed.netloc}{parsed.path}".rstrip("/")
 
@@ -344,7 +346,7 @@ def _endpoint(url: str, plain: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _explained(where: str, scheme: str) -> Iterator[None]:
-    """What goes wrong between here and the store, as one message."""
+    """Turn errors of the store into one LookbackError."""
     import pyarrow as pa
 
     try:

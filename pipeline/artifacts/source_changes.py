@@ -1,4 +1,4 @@
-"""What was delivered: the contents among the source files, and how they differ from those of the last artifact."""
+"""Distinct contents of the source files, and their changes since the previous ingest artifact."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,24 +14,24 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Source:
-    """One content, under all the paths at which it was delivered."""
+    """One content with all paths that have it."""
 
     digest: str
     paths: tuple[str, ...]
 
     @property
     def path(self) -> str:
-        """The one it is read from."""
+        """Path to read from."""
         return self.paths[0]
 
     @property
     def source_file(self) -> str:
-        """What its events carry."""
+        """Name of the source in its events."""
         return self.digest[:_NAME_DIGITS]
 
 
 def distinct(digests: Mapping[str, str]) -> list[Source]:
-    """The contents among the source files, in order of their digests."""
+    """The distinct contents of source files (path to digest), in order of their digests."""
     paths: dict[str, list[str]] = {}
     for path, digest in sorted(digests.items()):
         paths.setdefault(digest, []).append(path)
@@ -40,17 +40,17 @@ def distinct(digests: Mapping[str, str]) -> list[Source]:
 
 @dataclass(frozen=True)
 class Changes:
-    """How the files of a log differ from those of the last artifact."""
+    """Changes of the log's files since the previous ingest artifact."""
 
     new: int
-    """Contents that were not there, those of changed files apart."""
+    """Number of new contents, without changed files."""
     changed: list[dict[str, str]]
-    """path, and the digests before and now."""
+    """path, and the digests before and now"""
     removed: list[dict[str, str]]
-    """path, and the digest before, of contents that are nowhere any more."""
+    """path, and the digest before, of contents at no path any more"""
 
     def to_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """Entries of the manifest."""
         return {
             "new_sources": self.new,
             "changed_sources": self.changed,
@@ -58,11 +58,11 @@ class Changes:
         }
 
     def describe(self) -> str:
-        """One line, empty where no file changed or went."""
+        """One line; empty without changed or removed files."""
         parts = [
-            f"{len(files)} file(s) {what} since the last ingest: {_names(files)}"
-            for what, files in (
-                ("changed, and take the place of what they held", self.changed),
+            f"{len(files)} file(s) {change} since the last ingest: {_names(files)}"
+            for change, files in (
+                ("changed, and replace their earlier content", self.changed),
                 ("are gone", self.removed),
             )
             if files
@@ -76,26 +76,26 @@ def _names(files: list[dict[str, str]]) -> str:
 
 
 @dataclass(frozen=True)
-class Last:
-    """What the last artifact of the stage was made from."""
+class PreviousIngest:
+    """Inputs of the previous ingest artifact."""
 
     digests: dict[str, str] = field(default_factory=dict)
-    """Path to content digest."""
+    """Path to content digest of every source file."""
     settings: dict[str, Any] = field(default_factory=dict)
     id_types: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, stage_folder: Path) -> "Last":
-        """The one that `latest` points to; empty where there is none that can be read."""
+    def of(cls, stage_folder: Path) -> "PreviousIngest":
+        """Inputs of the artifact at `latest`; empty if there is none or its manifest is unreadable."""
         try:
             manifest = store.read_manifest(stage_folder / "latest")
-            digests = {path: each["digest"] for each in manifest["sources"] for path in each["paths"]}
+            digests = {path: source["digest"] for source in manifest["sources"] for path in source["paths"]}
             return cls(digests, manifest["settings"], manifest["id_types"])
         except (OSError, DamagedArtifact, KeyError, TypeError):
             return cls()
 
     def changes(self, digests: Mapping[str, str]) -> Changes:
-        """What is different now."""
+        """Changes from these inputs to the present `digests` (path to content digest)."""
         before, now = set(self.digests.values()), set(digests.values())
         changed = [
             {"path": path, "before": self.digests[path], "now": digest}
@@ -107,10 +107,10 @@ class Last:
             for path, digest in sorted(self.digests.items())
             if path not in digests and digest not in now
         ]
-        return Changes(len(now - before - {each["now"] for each in changed}), changed, removed)
+        return Changes(len(now - before - {file["now"] for file in changed}), changed, removed)
 
     def int64_columns(self, digests: Mapping[str, str], settings: Mapping[str, Any]) -> set[str]:
-        """Columns whose ids were all int64, where it was the same log (a path or a content in common), read the same way."""
+        """Columns whose ids were all int64, if the log (a shared path or content) and the `settings` are the same."""
         shared = self.digests.keys() & digests.keys() or set(self.digests.values()) & set(digests.values())
         if not shared or any(self.settings.get(key) != value for key, value in settings.items()):
             return set()

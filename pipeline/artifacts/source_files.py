@@ -1,4 +1,4 @@
-"""The files that come in from outside: which they are, where they can be read, and the demo's, which are generated."""
+"""Source files: listed, digested, fetched from object stores; the demo's are generated."""
 
 import functools
 import glob
@@ -6,27 +6,27 @@ from pathlib import Path
 
 from features.parallel import in_order
 from pipeline.artifacts import remote_files
+from pipeline.artifacts.files import Digests, changed_meanwhile, read_json, write_json
 from pipeline.artifacts.remote_files import RemoteFile
-from pipeline.artifacts.store import Digests, changed_meanwhile, read_json, write_json
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 
 SIMULATION_VERSION = 1
-"""Raised when the same settings and seed would give another log."""
+"""Version of the demo log for the same settings and seed."""
 
 
 def list_files(key: str, path: str | list[str]) -> list[Path | RemoteFile]:
-    """The files of a path, folder, glob or list of them, local or in an object store, in order of their names.
+    """Files of a path, folder, glob or list of them, local or in an object store, sorted by name.
 
-    Hidden ones are passed over, and in a folder those that begin with `_` too. Raises LookbackError naming the configuration
-    key where there is none.
+    Skips hidden files, and in folders names that begin with `_`. Raises LookbackError, naming the configuration key, if there
+    is no file.
     """
     files: set[Path | RemoteFile] = set()
-    for each in path if isinstance(path, list) else [path]:
-        if remote_files.is_remote(each):
-            files |= set(remote_files.list_files(key, each))
+    for place in path if isinstance(path, list) else [path]:
+        if remote_files.is_remote(place):
+            files |= set(remote_files.list_files(key, place))
         else:
-            files |= set(_list_local(key, each))
+            files |= set(_list_local(key, place))
     return sorted(files, key=str)
 
 
@@ -56,7 +56,7 @@ def _hidden(relative: Path) -> bool:
 def source_digests(config: Config) -> dict[str, dict[str, str]]:
     """Path or address to content digest of every source file, by role: events, items, users, exclude_users.
 
-    A file is read, or fetched from its store, only where it is not the one seen before.
+    Reads or fetches a file only if its identity (size and times) is new.
     """
     simulate_if_needed(config)
     digests = _digests(config)
@@ -71,19 +71,19 @@ def source_digests(config: Config) -> dict[str, dict[str, str]]:
         key = "events.exclude_users" if role == "exclude_users" else f"{role}.path"
         if path is not None:
             files = list_files(key, path)
-            found = in_order(functools.partial(_digest, config, digests), files)
-            sources[role] = dict(zip(map(str, files), found, strict=True))
+            contents = in_order(functools.partial(_digest, config, digests), files)
+            sources[role] = dict(zip(map(str, files), contents, strict=True))
     return sources
 
 
 def extension(path: str) -> str:
-    """What a file's name says of how it is read: its last extension, with the one before a compression's."""
+    """Last extension of a file's name, lower case, together with the one before if it is a compression."""
     *_, before, last = ["", "", *Path(path).suffixes]
     return (before + last if last.lower() in (".gz", ".zst", ".bz2") else last).lower()
 
 
 def digest_of(config: Config, key: str, path: str) -> str:
-    """Content digest of the one local file that a configuration key names."""
+    """Content digest of the one local file at a configuration key. Raises LookbackError for a remote or missing one."""
     if remote_files.is_remote(path):
         raise LookbackError(
             f"{key}: received {path!r}, expected a local file: only sources may be in an object store"
@@ -104,14 +104,14 @@ def _digest(config: Config, digests: Digests, file: Path | RemoteFile) -> str:
 
 
 def _spool(config: Config) -> Path:
-    """Where copies of remote files lie until they are ingested."""
+    """Folder of copies of remote files until they are ingested."""
     return config.folder / ".remote"
 
 
 def local_path(config: Config, path: str, digest: str) -> Path:
-    """Where a source file can be read: itself, or a copy of a remote one, fetched again where there is none any more.
+    """Path to read a source file from: itself or, for a remote one, its copy, fetched again if missing.
 
-    Raises LookbackError where a remote file does not have the content of this digest any more.
+    Raises LookbackError if a remote file no longer has the content of this digest.
     """
     if not remote_files.is_remote(path):
         return Path(path)
@@ -121,16 +121,16 @@ def local_path(config: Config, path: str, digest: str) -> Path:
     return copy
 
 
-def release(config: Config, found: dict[str, dict[str, str]]) -> None:
-    """Remove the copies of remote files (role to address to digest), which are ingested."""
-    for digests in found.values():
+def release(config: Config, sources: dict[str, dict[str, str]]) -> None:
+    """Remove the copies of ingested remote files (role to address to digest)."""
+    for digests in sources.values():
         for path, digest in digests.items():
             if remote_files.is_remote(path):
                 remote_files.discard(path, digest, _spool(config))
 
 
 def simulate_if_needed(config: Config) -> None:
-    """Generate the demo log into `<data_dir>/<name>/raw/` where its settings or seed are new."""
+    """Generate the demo log into `<data_dir>/<name>/raw/` unless it is there for these settings and seed."""
     if config.simulate is None:
         return
     folder = config.folder / "raw"

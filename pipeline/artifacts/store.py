@@ -1,119 +1,31 @@
-"""Where artifacts lie: content-addressed stage folders, manifests, commit by rename, one lock per artifact.
+"""Artifact store: content-addressed stage folders, manifests, commit by rename, one lock per artifact.
 
-`<data_dir>/<name>/<stage>/<fingerprint>/` is a finished artifact; `.building-<fingerprint>` beside it is one being made
-(kept after a kill, so that a stage which can resume does); `latest` points to the newest.
+`<data_dir>/<name>/<stage>/<fingerprint>/` is a finished artifact; `.building-<fingerprint>` beside it is its workspace
+(kept after a kill, so that a stage can resume); `latest` points to the newest artifact.
 """
 
 import contextlib
 import ctypes
-import datetime
 import gc
-import hashlib
 import json
 import os
 import shutil
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.artifacts.files import digest_file, files_below, fsync, now, read_json, write_json
+from pipeline.errors import DamagedArtifact
 
 MANIFEST = "manifest.json"
 _GRACE_SECONDS = 5.0
-"""Waiting for another process that long is not worth a line: it only looks whether an artifact is up to date."""
-
-
-def fingerprint(content: Any) -> str:
-    """16 hexadecimal digits that name any JSON content: sha256 of its canonical form, cut short."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Every file of a folder, sorted by its path."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=True, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; DamagedArtifact where it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedArtifact(f"{path}: is damaged, not valid JSON ({error})") from None
-
-
-class Digests:
-    """Digests of source files, remembered by (path, size, mtime, inode), so that each is read once; threads may share it."""
-
-    def __init__(self, memory: Path) -> None:
-        self._memory = memory
-        self._lock = threading.Lock()
-        try:
-            self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            self._known = {}
-
-    def __call__(self, path: Path) -> str:
-        """sha256 of the file, from memory where the file is the one seen before.
-
-        Raises LookbackError where the file changes meanwhile.
-        """
-
-        def compute() -> str:
-            digest = digest_file(path)
-            if _identity(path) != identity:
-                raise changed_meanwhile(str(path))
-            return digest
-
-        identity = _identity(path)
-        return self.remembered(str(path.absolute()), identity, compute)
-
-    def remembered(self, name: str, identity: list[int], compute: Callable[[], str]) -> str:
-        """The digest of a file of this name, from memory where its identity is the one seen before."""
-        known = self._known.get(name)
-        if known is not None and known[:-1] == identity:
-            return str(known[-1])
-        digest = compute()
-        with self._lock:
-            self._known[name] = [*identity, digest]
-            write_json(self._memory, self._known)
-        return digest
-
-
-def _identity(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def changed_meanwhile(path: str) -> LookbackError:
-    """What to raise where a source file is another one than when its reading began."""
-    return LookbackError(
-        f"{path}: changed while it was read, expected a file that is complete; nothing of it is kept: run again when it is whole"
-    )
+"""Wait before a line about the lock's holder is printed; checks of up-to-date artifacts are shorter."""
 
 
 class Artifact:
-    """One artifact's places, whether it is there or not."""
+    """Paths and life cycle of one artifact, whether it exists or not."""
 
     def __init__(self, stage_folder: Path, name: str) -> None:
         self.stage_folder = stage_folder
@@ -128,9 +40,9 @@ class Artifact:
         return f"{self.stage_folder.name}/{self.name}"
 
     def is_complete(self) -> bool:
-        """Whether the artifact is there, whole as far as names and sizes tell (no data is read).
+        """Whether the artifact exists; checks names and sizes of its files and reads no data.
 
-        Raises DamagedArtifact where a file is missing or has another size than the manifest says.
+        Raises DamagedArtifact for a missing file or one of another size than in the manifest.
         """
         if not self.folder.exists() and self._old.exists():
             self._old.rename(self.folder)  # killed between the two renames of a forced rebuild
@@ -147,16 +59,16 @@ class Artifact:
         return True
 
     def verify(self) -> None:
-        """Raise DamagedArtifact where any file's digest is not the manifest's."""
+        """Raise DamagedArtifact if the digest of a file differs from the manifest's."""
         for relative, (_, digest) in self._files().items():
             path = self.folder / relative
             if not path.exists() or digest_file(path) != digest:
                 raise DamagedArtifact(
-                    f"{path}: is damaged: its digest is not the manifest's; {self._remedy()}"
+                    f"{path}: is damaged: its digest differs from the manifest's; {self._remedy()}"
                 )
 
     def _files(self) -> dict[str, list[Any]]:
-        """Relative path to [size, digest] of every file."""
+        """Relative path of every file to [size, digest]."""
         try:
             files: dict[str, list[Any]] = read_manifest(self.folder)["files"]
         except (DamagedArtifact, KeyError, TypeError):
@@ -169,18 +81,18 @@ class Artifact:
         return f"build it again with: lookback run {self.stage_folder.name} --force --config …"
 
     def prepare(self, resume: bool) -> None:
-        """An empty workspace, or the one an interrupted run left where the stage can go on from it."""
+        """Create an empty workspace or, to resume, keep the one of an interrupted run."""
         if self.workspace.exists() and not resume:
             shutil.rmtree(self.workspace)
         self.workspace.mkdir(parents=True, exist_ok=True)
         for path in self.workspace.rglob(".*"):
-            if path.suffix[1:].isdigit():  # what a killed run was writing aside
+            if path.suffix[1:].isdigit():  # temporary file of a killed run
                 path.unlink()
 
     def commit(self, manifest: dict[str, Any], known: Mapping[str, str] | None = None) -> None:
         """Seal the workspace with its manifest and rename it into place, everything on disk first.
 
-        `known` has the digests, by relative path, of files that are on disk already: linked from elsewhere, not written here.
+        known: relative path to digest of files already on disk, linked from elsewhere.
         """
         known = known or {}
         files = {
@@ -205,7 +117,7 @@ class Artifact:
         self.point_latest()
 
     def point_latest(self) -> None:
-        """Make `latest` point here, unless what it points to is newer."""
+        """Point `latest` to this artifact, unless it points to a newer one."""
         link = self.stage_folder / "latest"
         with contextlib.suppress(OSError, DamagedArtifact, KeyError):
             if read_manifest(link)["created_utc"] > read_manifest(self.folder)["created_utc"]:
@@ -220,7 +132,10 @@ class Artifact:
 
     @contextlib.contextmanager
     def lock(self, inputs: dict[str, str] | None = None) -> Iterator[None]:
-        """Hold this artifact; where another process makes it, say who and wait. `inputs` is what its making reads."""
+        """Lock this artifact, waiting for another process that builds it.
+
+        inputs: stage to fingerprint of the artifacts read meanwhile (see `being_made`).
+        """
         import filelock
 
         self.lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -251,12 +166,12 @@ class Artifact:
             lock.release()
 
     def is_locked(self) -> bool:
-        """Whether a process is making this artifact now."""
+        """Whether a process builds this artifact now."""
         return self.name in being_made(self.stage_folder)
 
 
 def being_made(stage_folder: Path) -> dict[str, dict[str, str]]:
-    """The artifacts of a stage that processes hold now, and what each making reads (stage -> fingerprint)."""
+    """Fingerprints of a stage's artifacts being built now, each to its inputs (stage to fingerprint)."""
     import filelock
 
     held = {}
@@ -278,42 +193,28 @@ def _holder(path: Path) -> str:
     return f"process {content['process']} on {content['host']} since {content['since'][:19]}Z"
 
 
-def fsync(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished artifact."""
+    """Manifest of a finished artifact."""
     content: dict[str, Any] = read_json(folder / MANIFEST)
     return content
 
 
-def now() -> datetime.datetime:
-    """The time, UTC."""
-    return datetime.datetime.now(datetime.UTC)
-
-
 def give_back_memory() -> None:
-    """Return freed memory to the system, so that one stage's peak is not carried into the next (glibc; elsewhere nothing)."""
+    """Return freed memory to the system, so that one stage's peak does not carry over to the next (glibc only)."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class PeakMemory:
-    """The largest resident size of this process since this was made (since the process began where it cannot be reset)."""
+    """Peak resident size of this process since construction (since its start where it cannot be reset)."""
 
     def __init__(self) -> None:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
     def bytes(self) -> int:
-        """Peak resident set size so far."""
+        """Peak resident set size so far, in bytes."""
         with contextlib.suppress(OSError):
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):

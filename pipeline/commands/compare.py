@@ -11,7 +11,7 @@ import polars as pl
 
 from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.comparison import Judgement
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.config import Config, EvaluateConfig
 from pipeline.errors import LookbackError
 from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, metrics_of_runs

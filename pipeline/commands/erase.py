@@ -173,7 +173,7 @@ def _erase_parts(erasure: _Erasure, exclusion: str) -> None:
 
 def _has_exclusion(part: Path, exclusion: str) -> bool:
     record = event_parts.read(part)
-    return record is not None and ",".join(record.said["settings"]["excluded"]) == exclusion
+    return record is not None and ",".join(record.facts["settings"]["excluded"]) == exclusion
 
 
 # --- bundles ---

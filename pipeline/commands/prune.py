@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from pipeline.artifacts import event_parts
-from pipeline.artifacts.store import MANIFEST, Artifact, being_made, files_below, read_manifest
+from pipeline.artifacts.files import files_below
+from pipeline.artifacts.store import MANIFEST, Artifact, being_made, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.orchestration import parent_run

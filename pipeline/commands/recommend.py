@@ -13,8 +13,8 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import as_asked
+from models.histories import Histories, Int64, histories_from_lists
 from models.recommendation.engine import Answer
-from models.recommender import Histories, Int64, histories_from_lists
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.errors import LookbackError

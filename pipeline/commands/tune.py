@@ -25,7 +25,8 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.artifacts.store import Artifact, fingerprint, write_json
+from pipeline.artifacts.files import fingerprint, write_json
+from pipeline.artifacts.store import Artifact
 from pipeline.config import Config, TuneConfig, all_keys
 from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import STAGES, resolve

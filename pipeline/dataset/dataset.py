@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
-from models.recommender import Histories, Int32, Int64
+from models.histories import Histories, Int32, Int64
 
 
 def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
@@ -109,3 +109,10 @@ def former_numbers(before: Int32, after: Int32) -> Int32:
     former = np.zeros(int(after.max()) + 1, np.int32)
     former[after[after > 0]] = before[after > 0]
     return former
+
+
+def under_core(histories: JaggedHistories, split: Split) -> NDArray[np.bool_]:
+    """[num_items + 1]: items that the core filter took away; of others under it nothing was there to train on."""
+    if split.protocol == "leave_one_out":
+        return ~split.kept_item
+    return ~split.kept_item & (histories.item_counts(len(split.kept_item) - 1, split.train_end) > 0)

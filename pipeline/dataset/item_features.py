@@ -1,6 +1,7 @@
 """From a features folder's item content to what the encoder takes: dense features and categories in the model's numbering."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +10,12 @@ from features.content import FOLDER, Content, ContentSettings
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.encoder.embeddings import ItemContent
-from models.recommender import Float32, Int32
-from pipeline.config import Config
-from pipeline.dataset.targets import under_core
+from models.histories import Float32, Int32
+from pipeline.dataset.dataset import under_core
 from pipeline.errors import LookbackError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 MOST_CATEGORIES = 64
 """Categories of an item that are looked at, the first ones of more."""
@@ -23,7 +26,7 @@ MOST_SHARES = 1000
 
 
 def known_by_content(
-    config: Config, folder: Path, histories: JaggedHistories, split: Split
+    config: "Config", folder: Path, histories: JaggedHistories, split: Split
 ) -> NDArray[np.bool_] | None:
     """[num_items + 1] of a features folder: items that a model knows by what is said about them, trained or not.
 
@@ -78,7 +81,7 @@ def _found(folder: Path) -> Content | None:
     return content
 
 
-def content_settings(config: Config) -> ContentSettings:
+def content_settings(config: "Config") -> ContentSettings:
     """How item content becomes features."""
     items = config.items
     if items is None:

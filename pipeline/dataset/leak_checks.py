@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError, num_disordered
 from features.histories.splits import Block, Split, blocks
-from models.recommender import Histories, Int32, Int64
+from models.histories import Histories, Int32, Int64
 from pipeline.dataset.targets import RankedTargets
 
 

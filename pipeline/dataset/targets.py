@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split, blocks
-from models.recommender import Histories, Int32, Int64
+from models.histories import Histories, Int32, Int64
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import under_core
 from pipeline.errors import LookbackError
 
 ORDINARY, NO_HISTORY, UNKNOWN_ITEM = range(3)
@@ -149,13 +150,6 @@ def _target_types(config: Config, features: Path) -> NDArray[np.bool_] | None:
             f"expected types of the log: {', '.join(names) or 'it has none'}"
         )
     return np.array([False, *(name in wanted for name in names)])
-
-
-def under_core(histories: JaggedHistories, split: Split) -> NDArray[np.bool_]:
-    """[num_items + 1]: items that the core filter took away; of others under it nothing was there to train on."""
-    if split.protocol == "leave_one_out":
-        return ~split.kept_item
-    return ~split.kept_item & (histories.item_counts(len(split.kept_item) - 1, split.train_end) > 0)
 
 
 def _already_seen(histories: JaggedHistories, candidates: rows.Targets) -> NDArray[np.bool_]:

@@ -20,7 +20,8 @@ from models.evaluation import metrics
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
 from models.explanation import attention_weights, faithfulness
-from models.recommender import Float32, Histories, Int32, Int64, Recommender
+from models.histories import Float32, Histories, Int32, Int64
+from models.recommender import Recommender
 from models.topk import contains, mask_seen, row_chunks, top_k
 from pipeline.dataset.targets import RankedTargets
 

@@ -11,9 +11,10 @@ import torch
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender
+from models.histories import Histories, Int64
 from models.ranking.ranker import SecondStage
 from models.ranking.two_stage import TwoStage
-from models.recommender import Histories, Int64, Recommender
+from models.recommender import Recommender
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_ranker
 from pipeline.serving.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation

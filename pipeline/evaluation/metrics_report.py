@@ -12,7 +12,7 @@ from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
-from models.recommender import Int32, Int64
+from models.histories import Int32, Int64
 from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
 from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling
 

@@ -9,8 +9,9 @@ import polars as pl
 from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation.ranks import ColdStart, SystemRanks, rank_targets
+from models.histories import Histories
 from models.ranking.two_stage import TwoStage
-from models.recommender import Histories, Recommender
+from models.recommender import Recommender
 from pipeline.config import Config
 from pipeline.dataset.targets import RankedTargets
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.config import MODEL
 from pipeline.errors import DamagedArtifact
 

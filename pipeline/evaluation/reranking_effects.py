@@ -13,10 +13,10 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.ranks import SystemRanks
+from models.histories import Int32
 from models.recommendation.engine import Answering
 from models.recommendation.rules import Rules, Traits
-from models.recommender import Int32
-from models.retrieval.index import ItemIndex
+from models.retrieval.build import build_index
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.item_features import padded_categories
@@ -102,7 +102,7 @@ def _answering(
     ours = np.concatenate(([0], np.flatnonzero(mapping)))
     categories = None if content is None or not content.categories else padded_categories(content, ours)
     traits = Traits(num_events, categories, vectors)
-    index = ItemIndex.build(vectors[1:], numbers)
+    index = build_index(vectors[1:], numbers)
     return Answering(evaluated.recommender, index, num_events[None].copy(), traits, evaluated.second_stage)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from models.evaluation import metrics
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks
-from models.settings import RankerUse
+from models.settings.ranker import RankerUse
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.report import SecondStageGain

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from features import schema
 from features.histories.jagged import JaggedHistories
 from models.evaluation.metrics import Float64
-from models.recommender import Int64
+from models.histories import Int64
 from pipeline.dataset.targets import RankedTargets
 
 HISTORY_LENGTHS = (0, 1, 5, 20, 50, 200)

@@ -8,13 +8,14 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
-from models.index_settings import IndexSettings
-from models.recommender import Float32, Histories, Int32
+from models.histories import Float32, Histories, Int32
+from models.retrieval.build import build_index
 from models.retrieval.index import ItemIndex
+from models.settings.index import IndexSettings
 from pipeline.dataset import dataset as rows
 
 
-def build_index(settings: IndexSettings, encoder: Encoder, queries: Float32) -> ItemIndex:
+def encoder_index(settings: IndexSettings, encoder: Encoder, queries: Float32) -> ItemIndex:
     """Index of an encoder's item vectors by `[index]`, tuned and measured on `queries` [q, d].
 
     Exact without queries (no user has a known item). Raises ValueError where an explicit type stays below `target_recall`.
@@ -22,7 +23,7 @@ def build_index(settings: IndexSettings, encoder: Encoder, queries: Float32) -> 
     vectors: Float32 = encoder.item_vectors().detach().float().cpu().numpy()[1:]
     items = np.arange(1, encoder.num_items + 1, dtype=np.int32)
     asked = queries if len(queries) else None
-    return ItemIndex.build(vectors, items, settings, asked, str(pick_device()))
+    return build_index(vectors, items, settings, asked, str(pick_device()))
 
 
 def user_vectors(settings: IndexSettings, features: Path, encoder: Encoder, mapping: Int32) -> Float32:

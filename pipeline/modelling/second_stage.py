@@ -1,30 +1,34 @@
 """The ranker behind the retriever: opened from stage rank for whichever encoder retrieves, and held against retrieval alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from models import checkpoint
 from models.device import pick_device
+from models.histories import Histories, Int32
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
-from models.recommender import Histories, Int32
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.dataset import item_features
 from pipeline.dataset.dataset import former_numbers
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 RETRIEVAL, TWO_STAGE = "retrieval", "two_stage"
 DESCRIPTION = "ranker.json"
 
 
-def is_timed(config: Config) -> bool:
+def is_timed(config: "Config") -> bool:
     """Whether the log has times, and not only an order."""
     return config.events.timestamp_unit != "position"
 
 
 def statistics(
-    config: Config, features: Path, training: Histories, mapping: Int32, days: float | None = None
+    config: "Config", features: Path, training: Histories, mapping: Int32, days: float | None = None
 ) -> ItemStatistics:
     """What the rows that a retriever learned from, in its numbering, say about items.
 
@@ -45,7 +49,7 @@ def own_numbers(rank: Path, mapping: Int32) -> Int32:
 
 
 def opened(
-    config: Config, features: Path, rank: Path, training: Histories, mapping: Int32
+    config: "Config", features: Path, rank: Path, training: Histories, mapping: Int32
 ) -> SecondStage | None:
     """The second stage for the encoder that learned from the given rows; None where stage rank trained no ranker."""
     if not trained(rank):

@@ -13,8 +13,9 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.encoder.batching import BatchPlan
-from models.recommender import Float32, Histories, Int32, Int64
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import Float32, Histories, Int32, Int64
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training.loop import NAMED_ROWS, fit
 from models.training.result import EpochRecord, FitResult, Initial, NotFinite
 from models.training.validation import Validation

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Config
 
 if TYPE_CHECKING:
-    from models.settings import EncoderSettings, TrainSettings
+    from models.settings.encoder import EncoderSettings
+    from models.settings.training import TrainSettings
     from pipeline.modelling.trainer import Trainer
     from pipeline.tracking.live import Live
     from pipeline.tracking.record import Plan

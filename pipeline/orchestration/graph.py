@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from models.settings import TrainSettings
+from models.settings.training import TrainSettings
 from pipeline.artifacts import source_files, store
+from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.tracking.registry import ModelSource
@@ -253,7 +254,7 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         settings = _settings(config, stage)
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
         nodes[name] = Node(
-            stage, store.Artifact(config.folder / name, store.fingerprint(content)), settings, inputs
+            stage, store.Artifact(config.folder / name, fingerprint(content)), settings, inputs
         )
     return Pipeline(config, nodes, found, model, cuts)
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import Artifact, fingerprint, read_json, read_manifest, write_json
+from pipeline.artifacts.files import fingerprint, read_json, write_json
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration import provenance

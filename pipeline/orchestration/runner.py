@@ -13,6 +13,7 @@ from typing import Any
 
 from models.training import distributed
 from pipeline.artifacts import source_files, store
+from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.orchestration import parent_run, provenance
@@ -193,7 +194,7 @@ def _build(node: Node, context: Context) -> None:
         "settings": node.settings,
         "seconds": round(time.monotonic() - started, 3),
         "peak_bytes": memory.bytes(),
-        "created_utc": store.now().isoformat(),
+        "created_utc": now().isoformat(),
         "versions": _versions(),
         "summary": context.said,
     }
@@ -226,7 +227,7 @@ def _identity(pipeline: Pipeline, node: Node) -> dict[str, Any]:
     tags = {f"lookback.input.{name}": value[:200] for name, value in node.inputs.items()}
     tags["lookback.protocol"] = config.split.protocol
     if ingest is not None:
-        tags["lookback.data"] = store.fingerprint(ingest.inputs)
+        tags["lookback.data"] = fingerprint(ingest.inputs)
     return {
         "stage": node.stage.name,
         "fingerprint": node.artifact.name,

@@ -21,7 +21,7 @@ from models.evaluation.bootstrap import Difference
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
-from models.recommender import Int32
+from models.histories import Int32
 from pipeline.config import Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import RankedTargets, targets_of

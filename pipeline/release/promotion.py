@@ -3,7 +3,8 @@
 import sys
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts.store import Artifact, read_json, read_manifest, write_json
+from pipeline.artifacts.files import read_json, write_json
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.serving.bundle_cache import bundle_folder

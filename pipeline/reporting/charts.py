@@ -1,113 +1,127 @@
-"""What the pages of figures show of an evaluation and of a whole run, gathered from the folders of the stages."""
+"""Charts of an evaluation and of a whole run, gathered from the folders of the stages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.evaluation.report import EvaluationReport
-from pipeline.orchestration.context import Context
-from pipeline.reporting import figures, interactive
-from pipeline.reporting.interactive import Chart, Drawn
+from pipeline.reporting import figures, templates
+from pipeline.reporting.style import Chart
 from pipeline.serving.bundle import Bundle
 
 CHARTS, PAGE = "charts.json", "figures.html"
-"""Files of an evaluation: its figures as plotly.js takes them, and the page of them."""
-
+"""Files of an evaluation: its charts, and the page of them."""
+DIAGNOSTICS = "diagnostics.json"
+"""Diagnostics of an evaluation, in its folder."""
+MAX_SEGMENTS = 12
+"""Kinds of segments that are drawn."""
 SHOWN_HISTORY = 25
-"""Events of the user whose reasons are shown: the most recent ones."""
+"""Events of the example user's history, the most recent ones."""
 SHOWN_ITEMS = 10
 
-
-def charts(ctx: Context) -> Iterator[Chart | Drawn]:
-    """Every figure of a whole run there is something to draw of; those of its evaluation as evaluate drew them."""
-    yield from (Drawn(*each) for each in read_json(ctx.inputs["evaluate"] / CHARTS))
-    yield from _popularity(ctx)
-    yield from _reasons(ctx)
+Row = dict[str, Any]
+Folders = Mapping[str, Path]
+"""Stage -> folder of its artifact."""
 
 
-def draw_evaluation(ctx: Context, report: EvaluationReport) -> None:
-    """Write the page of an evaluation's figures, and the figures for the page of the whole run, into the stage's folder."""
-    found = _of_evaluation(ctx, report, Profile.load(ctx.inputs["features"] / PROFILE))
-    drawn = [each.drawn() for each in found]
-    write_json(ctx.folder / CHARTS, drawn)
-    (ctx.folder / PAGE).write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
+def draw_evaluation(folder: Path, inputs: Folders, name: str, report: EvaluationReport) -> None:
+    """Write the charts of an evaluation, and the page of them, into its folder."""
+    drawn = [chart.as_json() for chart in of_evaluation(folder, inputs, report)]
+    write_json(folder / CHARTS, drawn)
+    (folder / PAGE).write_text(page(name, drawn), encoding="utf-8")
 
 
-def _of_evaluation(ctx: Context, report: EvaluationReport, profile: Profile) -> Iterator[Chart]:
-    """The figures of an evaluation, of the training and the index that it is of, and of the log."""
-    evaluate, train = ctx.folder, ctx.inputs["train"]
-    k = report.list_lengths[0]
-    names = [f"{name}@{k}" for name in ("ndcg", "hit_rate", "mrr")]
-    yield interactive.systems(report, [name for name in names if name in report.metric_names])
-    if (path := evaluate / "targets.parquet").exists():
-        yield interactive.recall_at_k(pl.read_parquet(path, columns=["system", "rank"]))
-    yield from _segments(evaluate / "segments.parquet", f"ndcg@{k}")
-    yield interactive.training(
-        pl.read_parquet(train / "history.parquet"), read_json(train / "training.json")["best_epoch"]
-    )
-    path = evaluate / figures.DIAGNOSTICS
-    diagnosed = read_json(path) if path.exists() else {}
-    yield from interactive.attention(diagnosed.get("attention", {}).get("rows", []))
-    if "calibration" in diagnosed:
-        yield interactive.calibration(diagnosed["calibration"], diagnosed["k"])
-    speed = read_json(ctx.inputs["index"] / "speed.json")
-    if points := interactive.index_points(report.index, speed):
-        yield interactive.index_trade(points)
-    yield from interactive.log(profile)
+def page(name: str, charts: Sequence[Row]) -> str:
+    """Self-contained HTML of all charts."""
+    return templates.template("figures").render(name=name, charts=charts)
 
 
-def _segments(path: Path, metric: str) -> Iterator[Chart]:
-    table = pl.read_parquet(path)
-    kinds = table["segment"].unique(maintain_order=True).to_list() if len(table) else []
-    for kind in kinds[: figures.MAX_SEGMENTS]:
-        yield interactive.segment(table, kind, metric)
+def of_run(inputs: Folders, *, exclude_seen: bool) -> list[Row]:
+    """Charts of a whole run: those of its evaluation, popularity, and one user's reasons."""
+    added = (*_popularity(inputs), *_reasons(inputs["publish"] / "bundle", exclude_seen=exclude_seen))
+    evaluated: list[Row] = read_json(inputs["evaluate"] / CHARTS)
+    return [*evaluated, *(chart.as_json() for chart in added)]
 
 
-def _popularity(ctx: Context) -> Iterator[Chart]:
-    """Events of every item of the log against the lists it is in."""
-    shards = sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet"))
+def of_evaluation(folder: Path, inputs: Folders, report: EvaluationReport) -> Iterator[Chart]:
+    """Charts of an evaluation in a folder, of its training and index, and of the log."""
+    k, names = report.list_lengths[0], figures.model_first(report.metrics)
+    shown = [name for name in (f"ndcg@{k}", f"hit_rate@{k}", f"mrr@{k}") if name in report.metric_names]
+    yield figures.systems({name: report.metrics[name] for name in names}, report.intervals, shown)
+    if (path := folder / "targets.parquet").exists():
+        yield figures.recall_at_k(pl.read_parquet(path, columns=["system", "rank"]))
+    segments = pl.read_parquet(folder / "segments.parquet")
+    kinds = segments["segment"].unique(maintain_order=True).to_list() if len(segments) else []
+    for kind in kinds[:MAX_SEGMENTS]:
+        yield figures.segment(segments, kind, f"ndcg@{k}")
+    if report.rolling is not None:
+        yield figures.rolling_cuts(report.rolling.cuts, names, f"ndcg@{k}")
+    history = pl.read_parquet(inputs["train"] / "history.parquet")
+    yield figures.training(history, read_json(inputs["train"] / "training.json")["best_epoch"])
+    if report.learning_curve:
+        yield figures.learning_curve(report.learning_curve, (f"ndcg@{k}", f"hit_rate@{k}"))
+    yield from _of_diagnostics(folder / DIAGNOSTICS)
+    if trade := figures.index_trade(report.index, read_json(inputs["index"] / "speed.json")):
+        yield trade
+    split = read_json(inputs["features"] / "split" / "split.json")
+    begins = {part: split[f"{part}_from"] for part in ("validation", "test")}
+    yield from figures.log(Profile.load(inputs["features"] / PROFILE), begins)
+
+
+def _of_diagnostics(path: Path) -> Iterator[Chart]:
+    measured = read_json(path) if path.exists() else {}
+    if rows := measured.get("attention", {}).get("rows"):
+        yield figures.attention(rows)
+    if "calibration" in measured:
+        yield figures.calibration(measured["calibration"], measured["k"])
+    if measured.get("because", {}).get("rows"):
+        yield figures.because(measured["because"]["methods"])
+
+
+def _popularity(inputs: Folders) -> Iterator[Chart]:
+    """Events of every item of the log against the lists with it."""
+    shards = sorted((inputs["score"] / "recommendations").glob("*.parquet"))
     if not shards:
         return
     counts = pl.scan_parquet(shards).group_by("item_id").agg(pl.len().alias("lists")).collect()
-    items = pl.read_parquet(
-        ctx.inputs["features"] / "items.parquet", columns=["item_id", "title", "num_events"]
-    )
+    items = pl.read_parquet(inputs["features"] / "items.parquet", columns=["item_id", "title", "num_events"])
     table = items.join(counts, on="item_id", how="left", maintain_order="left")
-    titles = table.select(pl.coalesce("title", pl.format("item {}", "item_id")))
-    yield interactive.popularity(
-        table["num_events"].to_numpy().astype(np.int64),
-        table["lists"].fill_null(0).to_numpy().astype(np.int64),
-        titles.to_series().to_list(),
-    )
+    events, lists = (table[name].fill_null(0).to_numpy().astype(np.int64) for name in ("num_events", "lists"))
+    yield figures.popularity(events, lists, _titles(table))
 
 
-def _reasons(ctx: Context) -> Iterator[Chart]:
-    """A user with a history of middling length: what carries each recommendation of the published model."""
-    if not (ctx.inputs["publish"] / "bundle").exists():
+def _titles(items: pl.DataFrame) -> list[str]:
+    """Title of each item, its id where there is none."""
+    return items.select(pl.coalesce("title", pl.format("item {}", "item_id"))).to_series().to_list()
+
+
+def _reasons(folder: Path, *, exclude_seen: bool) -> Iterator[Chart]:
+    """Contributions of past interactions to the recommendations of the bundle to a user with a history of middling length."""
+    if not folder.exists():
         return
-    bundle = Bundle.open(ctx.inputs["publish"] / "bundle", verify=False)
+    bundle = Bundle.open(folder, verify=False)
     known = bundle.known_histories
     long = np.flatnonzero(known.lengths >= min(8, int(known.lengths.max(initial=0))))
     if not len(long) or not known.lengths.max():
         return
     user = int(long[np.argsort(known.lengths[long], kind="stable")[len(long) // 2]])
     history = known.select(np.array([user])).last(SHOWN_HISTORY)
-    rules = Rules(exclude_seen=ctx.config.score.exclude_seen)
-    listed, weights = bundle.answering.contributions(history, SHOWN_ITEMS, rules, "exact")
-    listed, weights = listed[:, listed[0] > 0], weights[0, listed[0] > 0]
-    if not listed.size:
+    rules = Rules(exclude_seen=exclude_seen)
+    items, weights = bundle.answering.contributions(history, SHOWN_ITEMS, rules, "exact")
+    items, weights = items[:, items[0] > 0], weights[0, items[0] > 0]
+    if not items.size:
         return
-    names = pl.read_parquet(bundle.folder / "items.parquet", columns=["item_id", "title"])
-    titles = ["", *names.select(pl.coalesce("title", pl.format("item {}", "item_id"))).to_series()]
+    titles = ["", *_titles(pl.read_parquet(folder / "items.parquet", columns=["item_id", "title"]))]
     past = history.item_index[history.gather()[1]]
-    yield interactive.reasons(
+    yield figures.reasons(
         weights[:, : len(past)],
         [titles[item] for item in past],
-        [titles[item] for item in listed[0]],
+        [titles[item] for item in items[0]],
         str(bundle.users.ids[user]),
     )

@@ -1,15 +1,13 @@
 """A comparison of runs as one self-contained HTML page."""
 
-import base64
 import datetime
-import tempfile
-from pathlib import Path
+from typing import Any
 
 from models.evaluation.bootstrap import NO_DIFFERENCE
 from models.evaluation.comparison import Judgement
 from pipeline.evaluation.comparison import Comparison, as_tree, by_chance, interval_text
 from pipeline.evaluation.metric_names import display_name
-from pipeline.reporting import figures, style, templates
+from pipeline.reporting import figures, templates
 
 
 def verdict(systems: Judgement, metric: str) -> str:
@@ -39,14 +37,13 @@ def page(comparison: Comparison, metrics: list[str], links: dict[str, str]) -> s
         metrics=metrics,
         verdicts=[verdict(comparison.systems, metric) for metric in metrics],
         links=links,
-        picture=_picture(comparison.systems, metrics),
+        chart=_chart(comparison.systems, metrics),
         made=datetime.datetime.now(datetime.UTC),
     )
 
 
-def _picture(systems: Judgement, metrics: list[str]) -> str:
-    """Data URL of the picture of every run with its intervals."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "runs.svg")
-        style.save(figures.systems_side_by_side(systems, tuple(metrics[:3])), path)
-        return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _chart(systems: Judgement, metrics: list[str]) -> dict[str, Any]:
+    """Chart of every run with its intervals."""
+    values = {label: systems.values(label) for label in systems.systems}
+    intervals = {label: systems.intervals(label) for label in systems.systems}
+    return figures.systems(values, intervals, metrics[:3]).as_json()

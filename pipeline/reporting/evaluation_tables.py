@@ -1,4 +1,4 @@
-"""What the report says of an evaluation: which numbers in which tables, from metrics.json and the files beside it."""
+"""Tables of an evaluation in the report, from metrics.json and the files beside it."""
 
 import math
 from pathlib import Path
@@ -7,41 +7,41 @@ from typing import Any
 import polars as pl
 
 from models.evaluation.bootstrap import NO_DIFFERENCE
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import MODEL, EvaluateConfig
 from pipeline.evaluation.report import EvaluationReport, Tuning
-from pipeline.reporting import figures
+from pipeline.reporting import charts, figures
 
 ACCURACY = ("ndcg", "hit_rate", "mrr", "user_ndcg")
 """Metrics of the targets' ranks in the report's first table, at the shortest list length; NDCG also at the longest."""
 LISTS = {
-    "coverage": "share of the catalogue that is in any list",
+    "coverage": "share of the catalogue in at least one list",
     "gini": "how unevenly items are recommended: 0 all alike, 1 one alone",
     "novelty": "mean -log2 of an item's share of the training events, in bits",
     "popularity_share": "share of recommended items among the most popular tenth",
     "diversity": "mean distance of two items of a list by their content",
     "calibration": "distance of a list's categories from the history's, in nats: 0 is as varied as the user",
     "serendipity": "share of targets hit that the most popular items would have missed",
-    "repeats": "share of recommended items that the history has already",
-    "full_lists": "share of lists with all their places filled",
+    "repeats": "share of recommended items already in the history",
+    "full_lists": "share of full-length lists",
 }
-"""Metrics of the lists and what each is, for the report's second table."""
+"""Metrics of the lists and their meaning, for the report's second table."""
 LEAKS = {
     "training_after_first_target": "training events later than the earliest target",
     "training_after_median_target": "training events later than the median target",
     "targets_before_training_end": "targets earlier than some training event",
     "mean_training_after_target": "training events later than a target, mean over the targets",
 }
-"""What leave-one-out leaks, as `features.leaks` names it."""
+"""Leaks of leave-one-out, as `features.histories.leaks` names them."""
 
 Row = dict[str, Any]
 
 
 def of_evaluation(judged: EvaluationReport, evaluate: Path) -> Row:
-    """What the template says of an evaluation, from metrics.json and the files beside it."""
+    """Values for the template, from metrics.json and the files beside it."""
     accuracy = _metrics_shown(judged)
     systems = [MODEL, *judged.best_baselines(accuracy[0])]
-    diagnosed = evaluate / figures.DIAGNOSTICS
+    diagnosed = evaluate / charts.DIAGNOSTICS
     return {
         "judged": judged,
         "model": MODEL,
@@ -70,30 +70,32 @@ def _metrics_shown(judged: EvaluationReport) -> list[str]:
 
 
 def _list_metrics(judged: EvaluationReport) -> dict[str, str]:
-    """The metrics of the second table and what each is: those that are defined, and not the same by construction."""
+    """Metrics of the second table and their meaning: the defined ones that are not constant by construction."""
     by_metric = {name.partition("@")[0]: name for name in judged.metric_names}
-    found = {by_metric[metric]: says for metric, says in LISTS.items() if metric in by_metric}
-    values = {name: {each.get(name) for each in judged.metrics.values()} for name in found}
+    meanings = {by_metric[metric]: text for metric, text in LISTS.items() if metric in by_metric}
+    values = {name: {system.get(name) for system in judged.metrics.values()} for name in meanings}
     trivial = {"repeats": {0.0}, "full_lists": {1.0}}
-    return {name: says for name, says in found.items() if values[name] != trivial.get(name.partition("@")[0])}
+    return {
+        name: text for name, text in meanings.items() if values[name] != trivial.get(name.partition("@")[0])
+    }
 
 
 def _verdicts(judged: EvaluationReport, baselines: list[str], metric: str) -> dict[str, list[str]]:
-    """Phrase of a verdict -> its baselines."""
+    """Baselines that the model is better than, not significantly different from, and worse than."""
     phrases = {
         "better": "is better than",
         NO_DIFFERENCE: "shows no significant difference from",
         "worse": "is worse than",
     }
-    groups = {
-        phrase: [name for name in baselines if judged.paired(name, metric).verdict == verdict]
-        for verdict, phrase in phrases.items()
+    named = {
+        words: [name for name in baselines if judged.paired(name, metric).verdict == verdict]
+        for verdict, words in phrases.items()
     }
-    return {phrase: names for phrase, names in groups.items() if names}
+    return {words: names for words, names in named.items() if names}
 
 
 def _tuned(name: str, tuning: Tuning) -> Row:
-    """How a baseline was tuned: the settings chosen and, of several tried, what they had on validation."""
+    """Tuning of a baseline: the settings chosen, how many were tried, and their metrics on validation."""
     grid = tuning.grid
     measured = {key for point in grid for key in point if "@" in key}
     best = {key: max(point[key] for point in grid if key in point) for key in measured}
@@ -109,7 +111,7 @@ def _tuned(name: str, tuning: Tuning) -> Row:
 
 
 def of_gate(settings: EvaluateConfig, judged: EvaluationReport) -> Row | None:
-    """What the gate asks of the model against the baselines, and the best of these on its metric; None where it is off."""
+    """The gate's test against the best baseline on its metric; None where it is off."""
     metric = settings.gate_metric
     if not settings.gate or metric not in judged.metric_names:
         return None
@@ -123,7 +125,7 @@ def of_gate(settings: EvaluateConfig, judged: EvaluationReport) -> Row | None:
 
 
 def _segments(path: Path, metric: str, systems: list[str]) -> list[Row]:
-    """Every kind of segment: its name, its picture, and a row per value with the metric of each system, the best marked."""
+    """Every kind of segment: its name, its chart, and a row per value with the metric of each system, the best marked."""
     if not path.exists():
         return []
     table = pl.read_parquet(path)
@@ -131,7 +133,7 @@ def _segments(path: Path, metric: str, systems: list[str]) -> list[Row]:
         {
             "name": segment.removeprefix("user:"),
             "of": "of the user" if segment.startswith("user:") else "",
-            "picture": figures.segment_stem(segment),
+            "chart": figures.segment_chart(segment),
             "metric": metric,
             "rows": [
                 _segment_row(part.filter(pl.col("value") == value), metric, systems)

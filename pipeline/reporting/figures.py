@@ -1,350 +1,483 @@
-"""Figures of a training and an evaluation: systems side by side and along segments, calibration, attention, learning curves."""
+"""Figures of a log, a training, an evaluation and its recommendations, drawn with plotly."""
 
+import itertools
 import math
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import polars as pl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from plotly.subplots import make_subplots
 
-from models.evaluation.comparison import Judgement
-from pipeline.artifacts.store import read_json
-from pipeline.evaluation.report import Cut, EvaluationReport, LearningPoint
+from features.profiling.profile import SESSION_SECONDS, Days, Histogram, Profile
+from pipeline.config import MODEL
+from pipeline.evaluation.metric_names import display_name
+from pipeline.evaluation.report import Cut, Intervals, LearningPoint, Values
 from pipeline.reporting.style import (
     COLOURS,
     GREY,
-    WIDTH,
-    blank,
-    legend_below,
-    line_style,
-    plain_axes,
-    save,
-    shown,
-    spoken,
+    Chart,
+    error_bars,
+    histogram_bars,
+    label,
+    styled,
+    system_style,
+    wilson,
 )
 
-__all__ = [
-    "along_segments",
-    "attention",
-    "calibration",
-    "learning_curve",
-    "of_evaluation",
-    "rolling_cuts",
-    "save",
-    "segment_stem",
-    "systems_side_by_side",
-    "training",
-]
-
-DIAGNOSTICS = "diagnostics.json"
-"""What `pipeline.diagnostics.build` found, in the folder of an evaluation."""
-_SPREAD = 0.7
-"""How much of the room of a value its systems take."""
-MAX_SEGMENTS = 12
-"""Kinds of segments that are drawn."""
 MAX_VALUES = 12
 """Values of a segment that are drawn: those with most targets."""
-ORDERED_SEGMENTS = {
+MAX_POINTS = 4000
+"""Items that are drawn one by one."""
+MAX_K = 200
+"""Longest list whose recall is drawn."""
+MAX_BARS = 366
+"""Bars of events over time; longer logs are averaged over several days."""
+_MAX_TYPES = 6
+"""Event types with a colour of their own."""
+_ORDERED_SEGMENTS = {
     "history_length": "events in the history",
     "item_popularity": "third of the items trained on",
     "recency": "time since the last event in the history",
 }
-"""Kinds of segments whose values have an order, and what they are along."""
-ATTENTION = {
+"""Segments whose values have an order, with the title of their axis."""
+_ATTENTION = {
     "position": "place of the interaction from the end of the history (1: the last)",
     "age": "age of the interaction",
     "event_type": "type of the interaction",
 }
-"""Ways to class interactions, as `pipeline.diagnostics` names them."""
+"""Classes of interactions, as `pipeline.evaluation.diagnostics` names them, with the title of their axis."""
+_FAITHFULNESS = {
+    "spearman": "rank correlation with leaving out",
+    "deletion": "area of deletion (low is good)",
+    "insertion": "area of insertion (high is good)",
+}
+_SPANS = {"1 s": 1, "1 min": 60, "1 h": 3600, "1 day": 86_400, "1 month": 30 * 86_400, "1 year": 365 * 86_400}
+"""Ticks of an axis of time spans, in seconds."""
+
+Row = Mapping[str, Any]
+Ends = tuple[float | None, float | None, float | None]
+"""Value, lower and upper end of its 95 % interval; None where undefined."""
 
 
-def of_evaluation(
-    judged: Judgement, segments: pl.DataFrame, report: EvaluationReport, folder: Path
-) -> dict[str, Figure]:
-    """File name -> figure: systems against each other at the shortest list length, along each kind of segment, and what else
-    there is: calibration, attention, faithfulness of explanations, the cuts of a rolling split, the learning curve.
+# --- training and evaluation ---
 
-    folder: where diagnostics.json is, if there is one.
+
+def training(history: pl.DataFrame, best_epoch: int) -> Chart:
+    """Training loss and every validation metric per epoch, the best epoch marked."""
+    prefix = "validation_"
+    titles = {"loss": "training loss (nats)"} | {
+        name: f"validation {display_name(name.removeprefix(prefix))}"
+        for name in history.columns
+        if name.startswith(prefix) and "@" in name
+    }
+    num_columns = 2 if len(titles) in (2, 4) else 3
+    num_rows = -(-len(titles) // num_columns)
+    figure = _panels(list(titles.values()), num_columns)
+    for place, name in enumerate(titles):
+        at = {"row": place // num_columns + 1, "col": place % num_columns + 1}
+        figure.add_scatter(
+            x=history["epoch"].to_list(),
+            y=history[name].to_list(),
+            mode="lines+markers",
+            marker={"color": COLOURS[(0, 5, 2, 3, 1, 4)[place % 6]], "size": 5},
+            name=titles[name],
+            **at,
+        )
+        figure.add_vline(best_epoch, line={"color": GREY, "dash": "dot"}, **at)
+    figure.update_xaxes(title_text=f"epoch (dotted: {best_epoch})", dtick=-(-len(history) // 8))
+    caption = "Training loss, and metrics on the validation part per epoch; dotted: the best epoch."
+    return Chart("training", "How it learned", caption, styled(figure, 260 * num_rows + 40))
+
+
+def _panels(titles: Sequence[str], columns: int, **more: Any) -> go.Figure:
+    """Axes side by side, `columns` in a row, each below its title, without a legend."""
+    rows = max(1, -(-len(titles) // columns))
+    return make_subplots(rows, columns, subplot_titles=titles, **more).update_layout(showlegend=False)
+
+
+def systems(values: Mapping[str, Values], intervals: Mapping[str, Intervals], names: Sequence[str]) -> Chart:
+    """A panel per metric, a row per system, the best on the first metric on top, with 95 % intervals.
+
+    values: system -> metric -> value, the model (or the first of the compared runs) first; intervals: the same of (low, high).
     """
-    k = min(int(name.rpartition("@")[2]) for name in judged.values(judged.systems[0]))
-    found = {"metrics.svg": systems_side_by_side(judged, (f"ndcg@{k}", f"hit_rate@{k}", f"mrr@{k}"))}
-    kinds = segments["segment"].unique(maintain_order=True).to_list() if len(segments) else []
-    for segment in kinds[:MAX_SEGMENTS]:
-        found[f"{segment_stem(segment)}.svg"] = along_segments(segments, segment, f"ndcg@{k}")
-    diagnosed = read_json(folder / DIAGNOSTICS) if (folder / DIAGNOSTICS).exists() else {}
-    if "calibration" in diagnosed:
-        found["calibration.svg"] = calibration(diagnosed["calibration"], k)
-    if diagnosed.get("attention", {}).get("rows"):
-        found["attention.svg"] = attention(diagnosed["attention"]["rows"])
-    if diagnosed.get("because", {}).get("rows"):
-        found["because.svg"] = because(diagnosed["because"]["methods"])
-    if report.rolling is not None:
-        found["rolling.svg"] = rolling_cuts(report.rolling.cuts, judged.systems, f"ndcg@{k}")
-    if report.learning_curve:
-        found["learning_curve.svg"] = learning_curve(report.learning_curve, (f"ndcg@{k}", f"hit_rate@{k}"))
-    return found
+    order = sorted(values, key=lambda system: values[system][names[0]], reverse=True)
+    panels = {
+        display_name(name): {
+            system: (values[system][name], *intervals[system].get(name, (None, None))) for system in order
+        }
+        for name in names
+    }
+    styles = {system: system_style(row, system)["marker"] for row, system in enumerate(values)}
+    figure = _rows_with_intervals(panels, styles, bold=next(iter(values)))
+    figure.update_xaxes(rangemode="tozero")
+    caption = "The same held-out events, 95 % bootstrap intervals over users. Where they overlap, the paired test decides."
+    return Chart("metrics", "Against the baselines", caption, figure)
 
 
-def segment_stem(segment: str) -> str:
-    """The name of a segment's figure without its ending: `user:age` is in `by_user_age`."""
-    return "by_" + re.sub(r"\W+", "_", segment)
+def _rows_with_intervals(
+    panels: Mapping[str, Mapping[str, Ends]], styles: Mapping[str, Row], bold: str = ""
+) -> go.Figure:
+    """A panel per measure, in it a row per name from the top down: the value and its interval."""
+    order = list(next(iter(panels.values())))
+    figure = _panels(list(panels), len(panels), shared_yaxes=True, horizontal_spacing=0.03)
+    for column, measured in enumerate(panels.values(), 1):
+        for name, (value, low, high) in measured.items():
+            bars, text = error_bars([value], [low], [high]), label(display_name(name))
+            trace = {"x": [value], "y": [name], "error_x": bars, "marker": styles[name], "name": text}
+            figure.add_scatter(**trace, mode="markers", row=1, col=column)
+    labels = [f"<b>{label(name)}</b>" if name == bold else label(display_name(name)) for name in order]
+    axis = {"type": "category", "categoryarray": order, "tickvals": order, "ticktext": labels}
+    figure.update_yaxes(**axis, range=[len(order) - 0.4, -0.6])
+    figure.update_xaxes(nticks=5, hoverformat=".4f")
+    return styled(figure, 110 + 36 * len(order))
 
 
-def systems_side_by_side(judged: Judgement, names: tuple[str, ...]) -> Figure:
-    """A panel per metric, a row per system, the best on the first metric on top, with 95 % intervals."""
-    systems = judged.systems
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(systems)), layout="constrained")
-    order = sorted(systems, key=lambda system: judged.values(system)[names[0]])
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
-        for place, system in enumerate(order):
-            value, ends = judged.values(system)[name], judged.intervals(system)[name]
-            _draw_ends(axes, value, place, ends, systems.index(system))
-        axes.set_yticks(range(len(order)), [spoken(system) for system in order])
-        axes.set_ylim(-0.6, len(order) - 0.4)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_xlabel(spoken(name))
-        plain_axes(axes, "x")
-    for label, system in zip(figure.axes[0].get_yticklabels(), order, strict=True):
-        label.set_fontweight("bold" if system == systems[0] else "normal")
-    return figure
+def recall_at_k(targets: pl.DataFrame) -> Chart:
+    """Share of targets among the first k, for every k up to MAX_K, a line per system."""
+    ks = np.unique(np.geomspace(1, MAX_K, 40).round().astype(int))
+    figure = go.Figure()
+    for row, name in enumerate(model_first(targets["system"].unique())):
+        ranks = np.sort(targets.filter(pl.col("system") == name)["rank"].to_numpy())
+        share = np.searchsorted(ranks, ks, side="right") / max(1, len(ranks))
+        figure.add_scatter(**system_style(row, name), x=ks.tolist(), y=share.tolist(), mode="lines")
+    figure.update_xaxes(
+        type="log", title_text="k: length of the list", tickvals=[1, 2, 5, 10, 20, 50, 100, 200]
+    )
+    figure.update_yaxes(title_text="recall@k", rangemode="tozero", tickformat=".0%")
+    caption = "Share of held-out items among the first k of the whole catalogue."
+    return Chart("recall", "Recall against the length of the list", caption, styled(figure, 420))
 
 
-def along_segments(segments: pl.DataFrame, segment: str, name: str) -> Figure:
+def model_first(names: Iterable[str]) -> list[str]:
+    """The systems in the order of their colours."""
+    return [MODEL, *sorted(name for name in names if name != MODEL)]
+
+
+def segment(segments: pl.DataFrame, kind: str, metric: str) -> Chart:
     """The metric of every system over the values of one kind of segment, with 95 % intervals.
 
-    Values that have an order are joined by lines from left to right; others are a row each, those with most targets if there
-    are more than `MAX_VALUES`.
+    Ordered values are joined by lines from left to right; others are a row each, those with most targets if there are more
+    than MAX_VALUES.
     """
-    part = segments.filter(pl.col("segment") == segment)
-    if segment in ORDERED_SEGMENTS:
-        return _along(part, name, ORDERED_SEGMENTS[segment])
-    return _beside(part, name, segment.removeprefix("user:"))
-
-
-def _along(part: pl.DataFrame, name: str, title: str) -> Figure:
-    """A line per system."""
-    figure, axes = blank(4.2)
-    values = part["value"].unique(maintain_order=True).to_list()
-    systems = part["system"].unique(maintain_order=True).to_list()
-    for row, system in enumerate(systems):
-        own = part.filter(pl.col("system") == system)
-        shift = _SPREAD * ((row + 0.5) / len(systems) - 0.5)
-        places = [values.index(value) + shift for value in own["value"]]
-        axes.errorbar(places, own[name], yerr=_errors(own, name), label=spoken(system), **line_style(row))
-    targets = dict(part.group_by("value").agg(pl.col("targets").first()).iter_rows())
-    axes.set_xticks(range(len(values)), [f"{shown(value)}\n{targets[value]:,} targets" for value in values])
-    axes.set_xlabel(title)
-    return _finish(figure, axes, spoken(name))
-
-
-def _beside(part: pl.DataFrame, name: str, title: str) -> Figure:
-    """A row per value, a dot per system."""
-    counts = part.group_by("value", maintain_order=True).agg(pl.col("targets").first())
-    kept = counts.top_k(MAX_VALUES, by="targets")["value"].to_list()
-    values = [value for value in counts["value"] if value in kept][::-1]
-    targets = dict(counts.iter_rows())
-    figure, axes = blank(1.4 + 0.42 * len(values))
-    systems = part["system"].unique(maintain_order=True).to_list()
-    for row, system in enumerate(systems):
+    part = segments.filter(pl.col("segment") == kind)
+    counts = dict(part.group_by("value", maintain_order=True).agg(pl.col("targets").first()).iter_rows())
+    most = sorted(counts, key=lambda value: -counts[value])[:MAX_VALUES]
+    kept = [value for value in counts if value in most]
+    ordered = kind in _ORDERED_SEGMENTS
+    along, across = ("x", "y") if ordered else ("y", "x")
+    figure = go.Figure()
+    for row, system in enumerate(model_first(part["system"].unique())):
         own = part.filter((pl.col("system") == system) & pl.col("value").is_in(kept))
-        shift = _SPREAD * (0.5 - (row + 0.5) / len(systems))
-        places = [values.index(value) + shift for value in own["value"]]
-        style = line_style(row) | {"linestyle": "none"}
-        axes.errorbar(own[name], places, xerr=_errors(own, name), label=spoken(system), **style)
-    for place in range(1, len(values)):
-        axes.axhline(place - 0.5, color="#eee", linewidth=1)
-    axes.set_yticks(range(len(values)), [f"{shown(value)} ({targets[value]:,})" for value in values])
-    axes.set_ylim(-0.5, len(values) - 0.5)
-    axes.set_xlim(left=0)
-    plain_axes(axes, "x")
-    axes.set_xlabel(f"{spoken(name)} by {shown(spoken(title))} (targets in brackets)")
-    legend_below(figure, axes)
-    return figure
-
-
-def calibration(found: Mapping[str, Any], k: int) -> Figure:
-    """Reliability diagrams of the first recommendation and of the list: share of hits against predicted probability."""
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    parts = (("top_1", "the first recommendation"), ("list", f"any of the first {k}"))
-    for axes, (part, title) in zip(figure.subplots(1, 2), parts, strict=True):
-        bins = found[part]["bins"]
-        told = np.array([each["mean_predicted"] for each in bins])
-        seen = np.array([each["observed"] for each in bins])
-        low, high = _wilson(seen, np.array([each["targets"] for each in bins]))
-        errors = np.maximum([seen - low, high - seen], 0)
-        most = 1.05 * max(float(told.max()), float(high.max()), 1e-9)
-        axes.plot([0, most], [0, most], color=GREY, linestyle="--", linewidth=1)
-        axes.errorbar(told, seen, yerr=errors, color=COLOURS[0], marker="o", markersize=4, linewidth=1.2)
-        axes.set(
-            xlim=(0, most), ylim=(0, most), xlabel="predicted probability", ylabel="share that was right"
+        bars = error_bars(own[metric], own[f"{metric}_low"], own[f"{metric}_high"])
+        figure.add_scatter(
+            **system_style(row, system),
+            **{along: own["value"].to_list(), across: own[metric].to_list(), f"error_{across}": bars},
+            mode="lines+markers" if ordered else "markers",
+            orientation="v" if ordered else "h",
         )
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5))
-        axes.set_title(f"{title}: error {found[part]['error']:.3f}", fontsize=10)
-        plain_axes(axes, "both")
-    return figure
-
-
-def _wilson(
-    share: NDArray[np.float64], count: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The 95 % interval of each share of `count` trials (Wilson 1927)."""
-    z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    return middle - half, middle + half
-
-
-def because(methods: Mapping[str, Any]) -> Figure:
-    """How faithful explanations are, a row per weighting of the interactions, by all that is measured, with 95 % intervals."""
-    titles = {
-        "spearman": "rank correlation\nwith leaving out",
-        "deletion": "area of deletion\n(low is good)",
-        "insertion": "area of insertion\n(high is good)",
+    texts = [
+        f"{label(value)}<br>{counts[value]:,} targets" if ordered else f"{label(value)} ({counts[value]:,})"
+        for value in kept
+    ]
+    name = display_name(kind.removeprefix("user:"))
+    ends, title = [-0.5, len(kept) - 0.5], _ORDERED_SEGMENTS.get(kind, "")
+    axis: dict[str, Any] = {
+        "categoryarray": kept,
+        "tickvals": kept,
+        "ticktext": texts,
+        "range": ends if ordered else ends[::-1],
     }
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(methods)), layout="constrained")
-    for axes, (kind, title) in zip(figure.subplots(1, 3, sharey=True), titles.items(), strict=True):
-        for place, told in enumerate(list(methods.values())[::-1]):
-            middle = told[kind]["mean" if kind == "spearman" else "area"]
-            if middle is not None:
-                _draw_ends(axes, middle, place, (told[kind]["low"], told[kind]["high"]), 0)
-        axes.set_yticks(range(len(methods)), [spoken(name) for name in list(methods)[::-1]])
-        axes.set_xlabel(title)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        plain_axes(axes, "x")
-    return figure
+    axis |= {"type": "category", "tickson": "boundaries", "title": {"text": title}}
+    value_axis = {"rangemode": "tozero", "hoverformat": ".4f", "title": {"text": display_name(metric)}}
+    figure.update_layout({f"{along}axis": axis, f"{across}axis": value_axis, "scattermode": "group"})
+    caption = f"{display_name(metric)} of each part of the targets (with their number), and 95 % intervals over users."
+    height = 460 if ordered else 160 + 46 * len(kept)
+    return Chart(segment_chart(kind), f"By {name}", caption, styled(figure, height))
 
 
-def attention(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The share of attention of each class of interactions beside their share of the history, a panel per way to class them."""
-    kinds = {name: title for name, title in ATTENTION.items() if any(row["kind"] == name for row in rows)}
-    figure = Figure(figsize=(WIDTH, 2.5 * len(kinds)), layout="constrained")
-    for axes, (kind, title) in zip(
-        figure.subplots(len(kinds), 1, squeeze=False)[:, 0], kinds.items(), strict=True
-    ):
-        part = [row for row in rows if row["kind"] == kind]
-        part = (
-            sorted(part, key=lambda row: -row["interactions"])[:MAX_VALUES] if kind == "event_type" else part
-        )
-        places = np.arange(len(part))
-        shares = {"attention": COLOURS[0], "interactions": "#BBBBBB"}
-        for shift, (name, colour) in zip((-0.2, 0.2), shares.items(), strict=True):
-            label = "share of attention" if name == "attention" else "share of the history"
-            heights = [100 * row[name] for row in part]
-            axes.bar(
-                places + shift,
-                heights,
-                0.38,
-                color=colour,
-                label=label,
-                hatch="" if shift < 0 else "//",
-                edgecolor="white",
-            )
-        for place, row in zip(places, part, strict=True):
-            top = 100 * max(row["attention"], row["interactions"])
-            axes.annotate(
-                f"× {row['lift']:.2f}",
-                (place, top),
-                (0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
-        axes.margins(y=0.15)
-        axes.set_xticks(places, [shown(row["value"]).replace("under ", "under\n") for row in part])
-        axes.set_xlabel(title)
-        axes.set_ylabel("%")
-        plain_axes(axes, "y")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
-    return figure
+def segment_chart(kind: str) -> str:
+    """Name of the chart of a kind of segment."""
+    return f"by_{kind}"
 
 
-def rolling_cuts(cuts: Sequence[Cut], systems: Sequence[str], name: str) -> Figure:
-    """The metric of every system at each cut of a rolling split, by the day on which the test part begins."""
-    figure, axes = blank(3.8)
-    for row, system in enumerate(systems):
-        values = [cut.metrics.get(system, {}).get(name) for cut in cuts]
-        numbers = [math.nan if value is None else value for value in values]
-        axes.plot(range(len(cuts)), numbers, label=spoken(system), **line_style(row))
-    axes.set_xticks(range(len(cuts)), [str(cut.test_from)[:10] for cut in cuts])
-    axes.set_xlabel("first day of the test part")
-    return _finish(figure, axes, spoken(name))
+def rolling_cuts(cuts: Sequence[Cut], names: Sequence[str], metric: str) -> Chart:
+    """The metric of every system at each cut of a rolling split, by the first day of the test part."""
+    figure = go.Figure()
+    days = [str(cut.test_from)[:10] for cut in cuts]
+    for row, system in enumerate(names):
+        values = [cut.metrics.get(system, {}).get(metric) for cut in cuts]
+        figure.add_scatter(**system_style(row, system), x=days, y=values)
+    figure.update_xaxes(type="category", title_text="first day of the test part")
+    figure.update_yaxes(title_text=display_name(metric), rangemode="tozero")
+    caption = f"{display_name(metric)} of every system at each cut of the log."
+    return Chart("rolling", "At several cuts of the log", caption, styled(figure, 400))
 
 
-def learning_curve(points: Sequence[LearningPoint], names: Sequence[str]) -> Figure:
-    """Metrics of the model against the share of the training data that it saw, with 95 % intervals."""
+def learning_curve(points: Sequence[LearningPoint], names: Sequence[str]) -> Chart:
+    """Metrics of the model against its share of the training data, with 95 % intervals where there are any."""
     ordered = sorted(points, key=lambda point: point.fraction)
     names = [name for name in names if all(name in point.metrics for point in ordered)]
-    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-    places = np.arange(len(ordered))
-    for axes, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False)[0], names, strict=False):
-        values = np.array([point.metrics[name] for point in ordered])
-        ends = [
-            point.intervals.get(name, (value, value)) for point, value in zip(ordered, values, strict=True)
-        ]
-        low, high = np.array(ends, float).T
-        errors = np.maximum(np.nan_to_num([values - low, high - values]), 0)
-        axes.errorbar(places, values, yerr=errors, **(line_style(0) | {"linewidth": 1.8}))
-        axes.set_xticks(places, [f"{100 * point.fraction:.3g} %" for point in ordered])
-        axes.set_xlabel("share of the training data")
-        axes.set_ylabel(spoken(name))
-        axes.set_ylim(bottom=0)
-        plain_axes(axes, "y")
-    return figure
+    shares = [f"{100 * point.fraction:.3g} %" for point in ordered]
+    figure = _panels([display_name(name) for name in names], max(1, len(names)))
+    for column, name in enumerate(names, 1):
+        at = {"row": 1, "col": column}
+        values = [point.metrics[name] for point in ordered]
+        ends = [point.intervals.get(name, (None, None)) for point in ordered]
+        bars = error_bars(values, *np.array(ends, float).T)
+        figure.add_scatter(**system_style(0, MODEL), x=shares, y=values, error_y=bars, **at)
+    figure.update_xaxes(type="category", title_text="share of the training data")
+    figure.update_yaxes(rangemode="tozero")
+    caption = "The model trained on shares of the users, on the same targets, with 95 % intervals over users."
+    return Chart("learning_curve", "What more data would bring", caption, styled(figure, 320))
 
 
-def training(history: pl.DataFrame, best_epoch: int) -> Figure:
-    """Training loss and every validation metric per epoch, a panel each, the best epoch marked."""
-    prefix = "validation_"
-    validated = [name for name in history.columns if name.startswith(prefix) and "@" in name][:5]
-    labels = {"loss": "training loss (nats)"} | {
-        name: f"validation {spoken(name.removeprefix(prefix))}" for name in validated
-    }
-    num_columns = 2 if len(labels) in {2, 4} else 3
-    num_rows = -(-len(labels) // num_columns)
-    figure = Figure(figsize=(WIDTH, 2.6 * num_rows), layout="constrained")
-    places = list(figure.subplots(num_rows, num_columns, squeeze=False).ravel())
-    for row, (axes, (column, label)) in enumerate(zip(places, labels.items(), strict=False)):
-        axes.plot(
-            history["epoch"],
-            history[column],
-            color=COLOURS[(0, 5, 2, 3, 1, 4)[row]],
-            marker="o",
-            markersize=3,
+# --- calibration, attention, explanations, index ---
+
+
+def calibration(measured: Row, k: int) -> Chart:
+    """Share of hits against predicted probability, of the first recommendation and of the list, with 95 % intervals."""
+    parts = {"top_1": "the first recommendation", "list": f"any of the first {k}"}
+    titles = [f"{title}: error {measured[part]['error']:.3f}" for part, title in parts.items()]
+    figure = _panels(titles, 2)
+    for column, part in enumerate(parts, 1):
+        bins = measured[part]["bins"]
+        predicted = [each["mean_predicted"] for each in bins]
+        observed = np.array([each["observed"] for each in bins])
+        low, high = wilson(observed, np.array([each["targets"] for each in bins]))
+        most = 1.05 * max(*predicted, *high, 1e-9)
+        at = {"row": 1, "col": column}
+        line = {"color": GREY, "dash": "dash", "width": 1}
+        figure.add_scatter(x=[0, most], y=[0, most], mode="lines", name="well calibrated", line=line, **at)
+        figure.add_scatter(
+            x=predicted,
+            y=observed.tolist(),
+            error_y=error_bars(observed, low, high),
+            text=[f"{each['targets']:,} targets" for each in bins],
+            mode="lines+markers",
+            name=parts[part],
+            line={"color": COLOURS[0]},
+            **at,
         )
-        axes.axvline(best_epoch, color=GREY, linestyle=":")
-        axes.set_xlabel(f"epoch (dotted: {best_epoch})")
-        axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        plain_axes(axes, "both")
-    for axes in places[len(labels) :]:
-        axes.remove()
-    return figure
+        figure.update_xaxes(range=[0, most], nticks=6, **at)
+        figure.update_yaxes(range=[0, most], nticks=6, **at)
+    figure.update_xaxes(title_text="predicted probability")
+    figure.update_yaxes(title_text="share of hits", col=1)
+    caption = "Ten groups of targets by predicted probability, with 95 % intervals. Under the dashed line: overconfident."
+    return Chart("calibration", "Is it as sure as it should be?", caption, styled(figure, 380))
 
 
-def _errors(own: pl.DataFrame, name: str) -> NDArray[np.float64]:
-    """[2, rows]: how far the ends of the intervals are from the values."""
-    value, low, high = (own[column].to_numpy() for column in (name, f"{name}_low", f"{name}_high"))
-    found: NDArray[np.float64] = np.maximum(np.nan_to_num(np.stack([value - low, high - value])), 0)
-    return found
+def attention(rows: Sequence[Row]) -> Chart:
+    """Share of attention of each class of interactions beside its share of the history, a panel per kind of class."""
+    kinds = [kind for kind in _ATTENTION if any(row["kind"] == kind for row in rows)]
+    figure = make_subplots(len(kinds), 1, vertical_spacing=0.36 / max(1, len(kinds)))
+    shares = {
+        "attention": ("share of attention", {"color": COLOURS[0]}),
+        "interactions": ("share of the history", {"color": "#BBBBBB", "pattern": {"shape": "/"}}),
+    }
+    for place, kind in enumerate(kinds, 1):
+        part = [row for row in rows if row["kind"] == kind]
+        if kind == "event_type":
+            part = sorted(part, key=lambda row: -row["interactions"])[:MAX_VALUES]
+        values = [str(row["value"]) for row in part]
+        for share, (name, marker) in shares.items():
+            lifts = [f"× {row['lift']:.2f}" for row in part] if share == "attention" else None
+            trace = {"x": values, "y": [row[share] for row in part], "name": name, "marker": marker}
+            trace |= {"text": lifts, "textposition": "outside", "cliponaxis": False}
+            figure.add_bar(**trace, showlegend=place == 1, row=place, col=1)
+        texts = [label(value).replace("under ", "under<br>") for value in values]
+        axis = {"type": "category", "tickvals": values, "ticktext": texts}
+        figure.update_xaxes(**axis, title_text=_ATTENTION[kind], row=place, col=1)
+    figure.update_yaxes(tickformat=".0%")
+    caption = (
+        "Attention of the last position to each class of interactions; × 2: twice its share of the history."
+    )
+    return Chart("attention", "What it looks at", caption, styled(figure, 80 + 250 * len(kinds)))
 
 
-def _draw_ends(axes: Axes, value: float, place: float, ends: Sequence[float], row: int) -> None:
-    """A dot with its interval, lying."""
-    errors = np.maximum(np.nan_to_num([[value - ends[0]], [ends[1] - value]]), 0)
-    axes.errorbar([value], [place], xerr=errors, **(line_style(row) | {"linestyle": "none", "markersize": 6}))
+def because(methods: Mapping[str, Any]) -> Chart:
+    """Faithfulness of explanations, a row per weighting of the interactions, a panel per measure, with 95 % intervals."""
+    panels = {}
+    for kind, title in _FAITHFULNESS.items():
+        key = "mean" if kind == "spearman" else "area"
+        panels[title] = {
+            name: (parts[kind][key], parts[kind]["low"], parts[kind]["high"])
+            for name, parts in methods.items()
+        }
+    figure = _rows_with_intervals(panels, dict.fromkeys(methods, system_style(0, MODEL)["marker"]))
+    caption = "Weightings of the past interactions against what the score loses without them, with 95 % intervals over targets."
+    return Chart("because", "How faithful explanations are", caption, figure)
 
 
-def _finish(figure: Figure, axes: Axes, label: str) -> Figure:
-    axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
-    legend_below(figure, axes)
-    return figure
+def reasons(weights: NDArray[np.float32], history: Sequence[str], items: Sequence[str], user: str) -> Chart:
+    """Past interactions (rows, newest on top) against recommendations (columns): the loss in score without each.
+
+    weights: [recommendations, interactions], the oldest interaction first.
+    """
+    most = float(np.abs(weights).max(initial=1e-9))
+    figure = go.Figure(
+        go.Heatmap(
+            z=weights.T.tolist(),
+            x=[f"{place}. {label(title)}" for place, title in enumerate(items, 1)],
+            y=[f"{label(title)} ({len(history) - place})" for place, title in enumerate(history)],
+            colorscale=[[0, COLOURS[5]], [0.5, "#FFFFFF"], [1, COLOURS[0]]],
+            zmin=-most,
+            zmax=most,
+            colorbar={"title": {"text": "score"}},
+            hovertemplate="%{y}<br>for %{x}<br>%{z:+.3f}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(tickangle=-35)
+    caption = f"User {user}: how much lower each recommendation (column) would score without each interaction (row; 1: the "
+    caption += "last). Blue counts for it, orange against it."
+    title = "One user's history and recommendations"
+    return Chart("reasons", title, caption, styled(figure, 300 + 22 * len(history)))
+
+
+def popularity(events: NDArray[np.int64], recommended: NDArray[np.int64], titles: Sequence[str]) -> Chart:
+    """Each item's events against its recommendations; of many items an even choice by popularity."""
+    order = np.argsort(-events, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(MAX_POINTS, len(order))).astype(int))]
+    figure = go.Figure(
+        go.Scattergl(
+            x=(events[chosen] + 1).tolist(),
+            y=(recommended[chosen] + 1).tolist(),
+            text=[label(titles[item]) for item in chosen],
+            mode="markers",
+            marker={"color": COLOURS[0], "size": 5, "opacity": 0.5},
+            name="an item",
+            hovertemplate="%{text}<br>%{x} events, %{y} recommendations (each + 1)",
+        )
+    )
+    ends = np.array([events.min(), events.max()]) + 1
+    share = (recommended.sum() + len(events)) / (events.sum() + len(events))
+    line = {"name": "as often as its share of events", "line": {"color": GREY, "dash": "dash"}}
+    figure.add_scatter(x=ends.tolist(), y=(share * ends).tolist(), mode="lines", **line)
+    figure.update_xaxes(type="log", dtick="D2", title_text="events on the item, plus 1")
+    figure.update_yaxes(type="log", dtick="D2", title_text="lists with the item, plus 1")
+    never = float((recommended == 0).mean())
+    caption = "Items above the dashed line are recommended more often than their share of the events, those below less often; "
+    caption += f"{never:.0%} of the items are in no list."
+    return Chart("popularity", "What is popular and what is recommended", caption, styled(figure, 420))
+
+
+def index_trade(recall: Mapping[str, Any], speed: Row) -> Chart | None:
+    """Recall of the index against its queries per second, beside exact search; None where either was not measured.
+
+    recall, speed: recall.json and speed.json of stage index.
+    """
+    measured = {name: value for name, value in recall.items() if name in ("recall@10", "recall@100")}
+    if not measured or "queries_per_second" not in speed:
+        return None
+    points = {str(recall["type"]): (speed["queries_per_second"], measured, recall.get("parameters") or {})}
+    if "exact" not in points:
+        points["exact"] = (speed["exact_queries_per_second"], dict.fromkeys(measured, 1.0), {})
+    figure = go.Figure()
+    for (row, kind), name in itertools.product(enumerate(points), measured):
+        rate, values, settings = points[kind]
+        style = system_style(row, f"{kind}, {name}")
+        style["marker"]["symbol"] = "circle" if name == "recall@10" else "circle-open"
+        text = ", ".join(f"{key} {value}" for key, value in settings.items()) or kind
+        hover = f"{text}<br>%{{x:,.0f}} queries/s, recall %{{y:.4f}}"
+        figure.add_scatter(**style, x=[rate], y=[values[name]], mode="markers", hovertemplate=hover)
+    figure.update_xaxes(type="log", dtick="D2", title_text="queries per second")
+    ends = [min(measured.values()) - 0.05, 1.02]
+    figure.update_yaxes(title_text="recall against exact search", tickformat=".0%", range=ends)
+    caption = "Recall of the index against exact search, and its speed: up and right is better."
+    return Chart("index", "The index", caption, styled(figure, 420))
+
+
+# --- the log ---
+
+
+def log(profile: Profile, begins: Mapping[str, int | None]) -> Iterator[Chart]:
+    """Events per day, numbers of events per user and item, gaps between events; the first and last only where there are times.
+
+    begins: microseconds since the epoch at which each held-out part begins, None where it has no such moment.
+    """
+    times = profile.times
+    if times is not None and _fits_calendar(times.days):
+        yield events_over_time(times.days, begins)
+    parts = (
+        ("users", "events of the user", profile.history_length.histogram, COLOURS[0]),
+        ("items", "events on the item", profile.popularity.num_events.histogram, COLOURS[2]),
+    )
+    figure = make_subplots(1, 2)
+    for column, (counted, title, histogram, colour) in enumerate(parts, 1):
+        at = {"row": 1, "col": column}
+        figure.add_bar(**histogram_bars(histogram, "events"), marker={"color": colour}, **at)
+        ends = [math.log10(0.7), math.log10(1.3 * max(histogram.counts, default=1))]
+        figure.update_xaxes(type="log", dtick="D2", title_text=title, **at)
+        figure.update_yaxes(type="log", dtick="D2", range=ends, title_text=counted, **at)
+    caption = f"{profile.num_users:,} users, {profile.num_items:,} items, {profile.num_events:,} events; logarithmic axes."
+    yield Chart("distributions", "How events are spread", caption, styled(figure, 340))
+    if times is not None and times.gap_seconds is not None and times.gap_seconds.histogram.counts:
+        yield gaps(times.gap_seconds.histogram)
+
+
+def _fits_calendar(days: Days) -> bool:
+    """Whether every day is of the years 1 to 9999, which all calendars know."""
+    first, last = np.array([days.day[0], days.day[-1]], "datetime64[Y]").astype(int) + 1970
+    return bool(first > 1 and last < 9999)
+
+
+def events_over_time(days: Days, begins: Mapping[str, int | None]) -> Chart:
+    """Events per day, the most frequent types on top of each other, and where the held-out parts begin."""
+    day = np.array(days.day, "datetime64[D]").astype(np.int64)
+    begin, end = int(day[0]), int(day[-1]) + days.days_per_period
+    width = max(days.days_per_period, -(-(end - begin) // MAX_BARS))
+    edges = np.minimum(np.arange(begin, end + width, width), end)
+    lengths = np.diff(edges)
+    figure = go.Figure()
+    for colour, (name, events) in zip(COLOURS[:_MAX_TYPES], _most_frequent(days).items(), strict=False):
+        per_day = np.bincount((day - begin) // width, events, len(lengths)) / lengths
+        figure.add_bar(
+            x=edges[:-1].astype("datetime64[D]").astype(str).tolist(),
+            y=per_day.tolist(),
+            width=(lengths * 86_400_000.0).tolist(),
+            offset=0,
+            name=label(name),
+            marker={"color": colour, "line": {"width": 0}},
+            showlegend=len(days.events_by_type) > 1,
+        )
+    for (part, moment), side in zip(begins.items(), ("right", "left"), strict=False):
+        if moment is not None:
+            at = str(np.datetime64(moment, "us"))
+            figure.add_vline(at, line={"color": GREY, "dash": "dash", "width": 1})
+            text = {"text": part, "showarrow": False, "font": {"color": GREY}}
+            figure.add_annotation(x=at, y=1, yref="paper", xanchor=side, yanchor="bottom", **text)
+    figure.update_xaxes(range=[str(np.datetime64(moment, "D")) for moment in (begin, end)], type="date")
+    figure.update_yaxes(title_text="events per day")
+    caption = "Events per day by type, on top of each other; dashed: the beginnings of the held-out parts."
+    return Chart("events", "Events over time", caption, styled(figure, 340, barmode="stack", bargap=0))
+
+
+def _most_frequent(days: Days) -> dict[str, list[int]]:
+    """Events of as many types as have a colour, the last being all others where there are more."""
+    named = list(days.events_by_type.items())
+    others = np.array(days.events) - sum(np.array(events) for _, events in named)
+    if len(named) + bool(others.any()) > _MAX_TYPES:
+        named, rest = named[: _MAX_TYPES - 1], named[_MAX_TYPES - 1 :]
+        others = others + sum(np.array(events) for _, events in rest)
+    frequent = {name or "no type": events for name, events in named}
+    return frequent | ({"other types": others.tolist()} if others.any() else {})
+
+
+def gaps(seconds: Histogram) -> Chart:
+    """Time between adjacent events of a user, and the pause that ends a session."""
+    low, high = min(seconds.edges[0], SESSION_SECONDS / 2), max(seconds.edges[-1], SESSION_SECONDS * 2)
+    spans = {name: span for name, span in _SPANS.items() if low <= span <= high}
+    figure = go.Figure(go.Bar(**histogram_bars(seconds, "seconds"), marker={"color": COLOURS[4]}))
+    figure.add_vline(SESSION_SECONDS, line={"color": GREY, "dash": "dot"})
+    figure.update_xaxes(
+        type="log",
+        range=[math.log10(low), math.log10(high)],
+        tickvals=list(spans.values()),
+        ticktext=list(spans),
+        title_text="time to the user's next event (dotted: 30 minutes, the end of a session)",
+    )
+    figure.update_yaxes(title_text="pairs of events")
+    caption = "Pairs of adjacent events of a user by the time between them."
+    return Chart("gaps", "Time between events", caption, styled(figure, 300))

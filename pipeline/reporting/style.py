@@ -1,67 +1,124 @@
-"""How figures look: colours that all readers tell apart, plain axes, and SVG that is the same for the same numbers."""
+"""Look of the figures: colours and symbols of the systems, axes, error bars, labels."""
 
-import warnings
-from pathlib import Path
-from typing import Any, Literal
+import html
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from features.profiling.profile import Histogram
+from pipeline.evaluation.metric_names import display_name
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8C6D31")
-"""Okabe and Ito (2008), told apart by colour-blind readers too; a brown in place of their yellow, which is pale on white."""
-MARKERS = "osD^vPX*"
-DASHES = ("-", "--", "-.", ":")
+"""Okabe and Ito (2008), distinct for colour-blind readers too; a brown in place of their yellow, which is pale on white."""
+SYMBOLS = ("circle", "square", "diamond", "triangle-down", "cross", "x", "triangle-up", "star")
+DASHES = ("solid", "dash", "dashdot", "dot")
 GREY = "#7F7F7F"
-WIDTH = 7.2
-"""Of every figure, in inches."""
-MAX_LABEL = 28
-"""Characters of a value's name."""
+MAX_LABEL = 36
+"""Characters of a label from the log."""
 
-
-def save(figure: Figure, path: Path) -> None:
-    """Write SVG without a date and with fixed ids: the same figure, the same bytes."""
-    with mpl.rc_context({"svg.hashsalt": "lookback", "svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the text is the browser's to draw
-        figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-def shown(text: str) -> str:
-    """A name from the log as matplotlib may have it: short, printable, no formula."""
-    short = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
-    return "".join(letter if letter.isprintable() else " " for letter in short).replace("$", r"\$")
-
-
-def plain_axes(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
-    """Axes without a frame on the right and on top, grid lines behind what is drawn."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=False)
-    axes.grid(axis=grid, color="#ddd")
-    axes.set_axisbelow(True)
-
-
-def blank(height: float = 3.6) -> tuple[Figure, Axes]:
-    """A figure of one plot, `height` in inches."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    plain_axes(axes, "y")
-    return figure, axes
-
-
-def legend_below(figure: Figure, axes: Axes) -> None:
-    """The names of what is drawn, in rows of four under the plot."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-
-
-def line_style(row: int) -> dict[str, Any]:
-    """How the system at a place is drawn everywhere: the first, the model, stands out."""
-    first = row == 0
-    return {
-        "color": COLOURS[row % len(COLOURS)],
-        "marker": MARKERS[row % len(MARKERS)],
-        "linestyle": "-" if first else DASHES[row % len(DASHES)],
-        "linewidth": 2.2 if first else 1.1,
-        "markersize": 6.5 if first else 4.5,
-        "zorder": 3 if first else 2,
+Values = Iterable[float | None]
+_AXIS = {
+    "gridcolor": "#DDDDDD",
+    "linecolor": "#444444",
+    "showline": True,
+    "ticks": "outside",
+    "zeroline": False,
+}
+_TEMPLATE = {
+    "layout": {
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1B1B1B"},
+        "colorway": COLOURS,
+        "plot_bgcolor": "#FFFFFF",
+        "paper_bgcolor": "#FFFFFF",
+        "margin": {"l": 60, "r": 20, "t": 55, "b": 50},
+        "xaxis": {**_AXIS, "automargin": True},
+        "yaxis": {**_AXIS, "automargin": True},
+        "legend": {
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
+        "hovermode": "closest",
     }
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure and how to read it."""
+
+    name: str
+    """Key by which a page refers to the chart."""
+    title: str
+    caption: str
+    figure: go.Figure
+
+    def as_json(self) -> dict[str, Any]:
+        """The chart as JSON, its figure as plotly.js takes it."""
+        figure = json.loads(self.figure.to_json())
+        return {"name": self.name, "title": self.title, "caption": self.caption, "figure": figure}
+
+
+def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
+    """The figure with the common layout, `height` in pixels."""
+    figure.update_layout(template=_TEMPLATE, height=height, **layout)
+    figure.update_annotations(font_size=13)
+    return figure
+
+
+def system_style(row: int, name: str) -> dict[str, Any]:
+    """Name, marker and line of the system in a place, the same in every figure; the first, the model, stands out."""
+    first, colour = row == 0, COLOURS[row % len(COLOURS)]
+    dash = "solid" if first else DASHES[row % len(DASHES)]
+    return {
+        "name": label(display_name(name)),
+        "marker": {"color": colour, "symbol": SYMBOLS[row % len(SYMBOLS)], "size": 10 if first else 7},
+        "line": {"color": colour, "dash": dash, "width": 3 if first else 1.5},
+    }
+
+
+def label(text: str) -> str:
+    """A name from the log as plotly shows it literally: short, printable, no markup."""
+    short = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
+    return html.escape("".join(letter if letter.isprintable() else " " for letter in short), quote=False)
+
+
+def error_bars(value: Values, low: Values, high: Values) -> dict[str, Any]:
+    """Bars from the values to the ends of their intervals; none where an end is undefined."""
+    middle, bottom, top = (np.array(list(part), float) for part in (value, low, high))
+    above, below = np.maximum(np.nan_to_num([top - middle, middle - bottom]), 0).tolist()
+    ends = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    return ends | {"width": 2, "thickness": 1.2}
+
+
+def histogram_bars(histogram: Histogram, unit: str) -> dict[str, Any]:
+    """A bar from edge to edge for each bin of a histogram."""
+    edges = np.asarray(histogram.edges, float)
+    return {
+        "x": edges[:-1].tolist(),
+        "y": list(histogram.counts),
+        "width": np.diff(edges).tolist(),
+        "offset": 0,
+        "customdata": [f"{math.ceil(low):,} to {high:,.0f}" for low, high in itertools.pairwise(edges)],
+        "hovertemplate": f"%{{customdata}} {unit}: %{{y:,}}<extra></extra>",
+        "showlegend": False,
+    }
+
+
+def wilson(
+    share: NDArray[np.float64], count: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """95 % interval of each share of `count` trials (Wilson 1927)."""
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    return middle - half, middle + half

@@ -1,18 +1,21 @@
-"""The HTML pages that are written: where their templates lie, and how values come into them."""
+"""HTML pages: their templates and filters."""
 
+import base64
+import functools
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from pipeline.reporting import style
+from pipeline.evaluation.metric_names import display_name
 
 
 def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
-    """The template NAME.html.j2 beside this file, with the `filters` and with `named`, which is `drawing.spoken`.
+    """The template NAME.html.j2 beside this file, with the `filters` and with `named`, which is `display_name`.
 
-    Values are escaped; one that is not given raises jinja2.UndefinedError.
+    Values are escaped; a missing one raises jinja2.UndefinedError.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -21,5 +24,14 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"named": style.spoken, **filters}
+    environment.filters |= {"named": display_name, **filters}
+    environment.globals["plotly_js"] = _plotly_js
     return environment.get_template(f"{name}.html.j2")
+
+
+@functools.cache
+def _plotly_js() -> str:
+    """The script that draws figures, compressed with gzip, in base64."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()

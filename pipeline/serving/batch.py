@@ -22,10 +22,10 @@ from threadpoolctl import threadpool_limits
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import as_asked
+from models.histories import Histories, Int32, Int64
 from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
-from models.recommender import Histories, Int32, Int64
-from pipeline.artifacts.store import digest_file, read_json, write_json
+from pipeline.artifacts.files import digest_file, read_json, write_json
 from pipeline.config import ScoreConfig
 from pipeline.dataset import dataset as rows
 from pipeline.serving import new_item_catalogue, output_table, popularity_fallback

@@ -30,13 +30,13 @@ from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, as_asked
 from models.explanation import contributions
+from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
 from models.recommendation.engine import AS_SCORED, Answer, Answering
 from models.recommendation.rules import Rules, Traits, UInt64
-from models.recommender import Float32, Histories, Int32, Int64, histories_from_lists
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.store import digest_file, files_below, fingerprint, read_json, write_json
+from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.item_features import compared_by
 from pipeline.errors import DamagedArtifact

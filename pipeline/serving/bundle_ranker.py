@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from models import checkpoint
+from models.histories import Int32
 from models.ranking.calibration import Calibration
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
-from models.recommender import Int32
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.modelling.second_stage import DESCRIPTION
 
 FOLDER, STATISTICS, OWN = "ranker", "statistics", "ranker_items.npy"

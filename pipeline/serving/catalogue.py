@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from features.content import Content
-from models.recommender import Int32
+from models.histories import Int32
 from pipeline.dataset.item_features import padded_categories
 
 if TYPE_CHECKING:

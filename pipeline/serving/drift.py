@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from models.recommender import Float32
-from pipeline.artifacts.store import MANIFEST, read_json
+from models.histories import Float32
+from pipeline.artifacts.files import read_json
+from pipeline.artifacts.store import MANIFEST
 
 BINS = 10
 SMALLEST_SHARE = 1e-4

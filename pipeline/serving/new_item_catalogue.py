@@ -15,7 +15,8 @@ from features import content, schema
 from features.content import FOLDER, Content, ContentEncoder
 from models.encoder.encoder import AttentionRecommender
 from models.encoder.extend import with_items
-from models.recommender import Float32
+from models.histories import Float32
+from models.retrieval.build import extend_index
 from models.retrieval.content_map import ContentMap, Worth
 from pipeline.dataset.item_features import all_features, dense_features, padded_categories, says_something
 from pipeline.serving.catalogue import CATALOGUE, ITEMS, Added
@@ -97,7 +98,9 @@ def _extended(bundle: "Bundle", table: pl.DataFrame, found: Content) -> "Bundle"
     grown = with_items(encoder, vectors, dense_features(found, new), padded_categories(found, new))
     numbers = np.arange(len(bundle.items) + 1, len(bundle.items) + len(table) + 1, dtype=np.int32)
     searched = grown.item_vectors()[numbers].detach().float().numpy()
-    index, is_built_anew = bundle.index.add(searched, numbers)  # exact then: nobody to tune another on
+    index, is_built_anew = extend_index(
+        bundle.index, searched, numbers
+    )  # exact then: nobody to tune another on
     return replace(
         bundle,
         items=bundle.items.added(table[schema.ITEM_ID]),

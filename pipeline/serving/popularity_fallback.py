@@ -12,7 +12,7 @@ import polars as pl
 
 from features import schema
 from features.histories.jagged import JaggedHistories
-from models.recommender import Float32, Int32, Int64
+from models.histories import Float32, Int32, Int64
 from pipeline.errors import LookbackError
 
 if TYPE_CHECKING:

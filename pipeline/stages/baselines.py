@@ -18,16 +18,20 @@ from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted
 from features.histories.splits import Split
 from models.baselines.als import ALS
+from models.baselines.base import Baseline, FittedOn
+from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
-from models.baselines.neighbours import CoVisitation, ItemKNN
-from models.baselines.popularity import Baseline, FittedOn, Popularity, RecentPopularity
+from models.baselines.item_knn import ItemKNN
+from models.baselines.popularity import Popularity, RecentPopularity
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.ranks import ColdStart, SystemRanks, rank_targets
-from models.recommender import Float32, Histories, Int32, Recommender
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import Float32, Histories, Int32
+from models.recommender import Recommender
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.topk import recommend_in_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import BASELINES, Config
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers

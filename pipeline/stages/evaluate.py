@@ -24,9 +24,9 @@ from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import Judgement
 from models.evaluation.ranks import SystemRanks, rank_targets
+from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
-from models.recommender import Histories, Int32
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.dataset import former_numbers
@@ -39,7 +39,7 @@ from pipeline.evaluation.report import EvaluationReport, Leaks, LearningPoint, S
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.context import Context
-from pipeline.reporting import charts, figures
+from pipeline.reporting import charts
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Evaluation:
 
 
 def build(ctx: Context) -> None:
-    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json, figures and a page of them."""
+    """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and a page of figures."""
     settings = MetricSettings(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
     found = _rank(ctx)
     systems = metrics_report.compute_metrics(found.ranked, found.targets, found.catalogue, settings)
@@ -86,12 +86,9 @@ def build(ctx: Context) -> None:
     _write_table(ctx, "systems.json", _as_table(report))
     _write_targets(ctx, found)
     _write_users(ctx, systems)
-    segments = _write_segments(ctx, found, settings)
+    _write_segments(ctx, found, settings)
     write_json(ctx.folder / "diagnostics.json", _diagnostics(ctx, found))
-    for name, figure in figures.of_evaluation(systems, segments, report, ctx.folder).items():
-        figures.save(figure, ctx.folder / name)
-        ctx.track.artifact(name, "evaluate")
-    charts.draw_evaluation(ctx, report)
+    charts.draw_evaluation(ctx.folder, ctx.inputs, ctx.config.name, report)
     for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
@@ -377,7 +374,7 @@ def _write_users(ctx: Context, systems: Judgement) -> None:
     ).write_parquet(ctx.folder / "per_user.parquet")
 
 
-def _write_segments(ctx: Context, found: Evaluation, settings: MetricSettings) -> pl.DataFrame:
+def _write_segments(ctx: Context, found: Evaluation, settings: MetricSettings) -> None:
     """segments.parquet: a row per segment, value and system."""
     segments = segments_of(
         found.targets,
@@ -393,7 +390,6 @@ def _write_segments(ctx: Context, found: Evaluation, settings: MetricSettings) -
     )
     table.write_parquet(ctx.folder / "segments.parquet")
     _write_table(ctx, "segments.json", table)
-    return table
 
 
 def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:

@@ -154,8 +154,8 @@ def _write_profile(
     ctx.track.artifact(profile.PROFILE)
     metrics = now.metrics()
     if (found := _drift(ctx.stage_folder / "latest", items, now)) is not None:
-        found.save(ctx.folder / drift.DRIFT)
-        ctx.track.artifact(drift.DRIFT)
+        found.save(ctx.folder / profile.DRIFT)
+        ctx.track.artifact(profile.DRIFT)
         metrics |= found.metrics()
         for warning in found.warnings:
             print(f"features: {warning}", file=sys.stderr, flush=True)

@@ -6,10 +6,10 @@ import numpy as np
 
 from models.checkpoint import load_model
 from models.device import pick_device
-from models.recommender import Float32
+from models.histories import Float32
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.store import write_json
-from pipeline.modelling.item_index import build_index, user_vectors
+from pipeline.artifacts.files import write_json
+from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.orchestration.context import Context
 
 RATE_SECONDS = 0.3
@@ -24,7 +24,7 @@ def build(ctx: Context) -> None:
     mapping = np.load(ctx.inputs["train"] / "items.npy")
     queries = user_vectors(ctx.config.index, ctx.inputs["features"], encoder, mapping)
     started = time.monotonic()
-    index = build_index(ctx.config.index, encoder, queries)
+    index = encoder_index(ctx.config.index, encoder, queries)
     speed = {"build_seconds": time.monotonic() - started} | _rates(index, queries)
     np.save(ctx.folder / "item_vectors.npy", index.vectors, allow_pickle=False)
     index.save(ctx.folder)

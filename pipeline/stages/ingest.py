@@ -25,8 +25,9 @@ from features.parallel import in_order
 from features.readers import sources as readers
 from features.schema import IdType
 from features.tables import TableFormat
-from pipeline.artifacts import event_parts, source_changes, source_files, store
-from pipeline.artifacts.source_changes import Changes, Last, Source
+from pipeline.artifacts import event_parts, source_changes, source_files
+from pipeline.artifacts.files import Digests, changed_meanwhile, files_below, fingerprint, now
+from pipeline.artifacts.source_changes import Changes, PreviousIngest, Source
 from pipeline.config import EventsConfig, Table
 from pipeline.errors import LookbackError
 from pipeline.orchestration.context import Context
@@ -59,14 +60,14 @@ class Part:
     @property
     def counts(self) -> Counts:
         """What became of its rows; the examples are named after the file as it is called now."""
-        counts = Counts.from_json(self.record.said["counts"])
+        counts = Counts.from_json(self.record.facts["counts"])
         counts.examples = [each | {schema.SOURCE_PATH: self.source.path} for each in counts.examples]
         return counts
 
     @property
     def description(self) -> Description:
         """What its events are like."""
-        return Description(**self.record.said["description"])
+        return Description(**self.record.facts["description"])
 
 
 class _TextIds(Exception):
@@ -84,8 +85,8 @@ def build(ctx: Context) -> None:
     with fewer than two users or items; where a file changes while it is read; where a new file has other ids than all before.
     """
     config = ctx.config.events
-    form = event_format(config, store.now())
-    last = Last.of(ctx.stage_folder)
+    form = event_format(config, now())
+    last = PreviousIngest.of(ctx.stage_folder)
     changes = last.changes(ctx.sources["events"])
     if announced := changes.describe():
         print(f"ingest: {announced}", file=sys.stderr, flush=True)
@@ -156,9 +157,9 @@ def _opened(ctx: Context, role: str, path: str) -> Iterator[Path]:
 
 def _check_unchanged(ctx: Context, path: str, digest: str, *, is_copy: bool) -> None:
     """Ask for the digest again: it comes from memory where size, time and inode are the same."""
-    digests = store.Digests(ctx.config.folder / ".digests.json")
+    digests = Digests(ctx.config.folder / ".digests.json")
     if not is_copy and digests(Path(path)) != digest:
-        raise store.changed_meanwhile(path)
+        raise changed_meanwhile(path)
 
 
 def _excluded(ctx: Context) -> ExcludedUsers:
@@ -173,7 +174,7 @@ def _excluded(ctx: Context) -> ExcludedUsers:
 
 
 def _read_log(
-    ctx: Context, form: EventFormat, last: Last, excluded: ExcludedUsers
+    ctx: Context, form: EventFormat, last: PreviousIngest, excluded: ExcludedUsers
 ) -> tuple[list[Part], dict[str, IdType]]:
     """A part of every source, all with the same types of ids: int64 until an accepted id is none, then string."""
     first: IdType = "string" if form.id_types == "string" else "int64"
@@ -205,7 +206,7 @@ def _parts(
     shaping = _shaping(ctx, form, id_types)
     settings = {source: shaping | {"form": readers.form_of(Path(source.path), form.table)} for source in log}
     folders = {
-        source: ctx.stage_folder / event_parts.PARTS / f"{source.source_file}-{store.fingerprint(each)[:8]}"
+        source: ctx.stage_folder / event_parts.PARTS / f"{source.source_file}-{fingerprint(each)[:8]}"
         for source, each in settings.items()
     }
     records = {source: _kept(ctx, form, folder) for source, folder in folders.items()}
@@ -232,13 +233,13 @@ def _parts(
 def _kept(ctx: Context, form: EventFormat, folder: Path) -> event_parts.Record | None:
     """The record of a whole part; None too where a row that was ahead of its time then is not any more, and with --force."""
     record = None if ctx.force else event_parts.read(folder)
-    ahead = record.said["counts"]["first_ahead"] if record is not None and "counts" in record.said else None
+    ahead = record.facts["counts"]["first_ahead"] if record is not None and "counts" in record.facts else None
     return None if ahead is not None and ahead <= form.latest else record
 
 
 def _check_ids(source: Source, record: event_parts.Record) -> None:
-    if "text_ids" in record.said:
-        raise _TextIds(source, **record.said["text_ids"])
+    if "text_ids" in record.facts:
+        raise _TextIds(source, **record.facts["text_ids"])
 
 
 def _shaping(ctx: Context, form: EventFormat, id_types: dict[str, IdType]) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def _make(
             said["counts"] = counts.to_json()
             said["description"] = asdict(describe(place / "events.parquet"))
         except event_log.TextIds as found:
-            for file in store.files_below(place):
+            for file in files_below(place):
                 file.unlink()
             said["text_ids"] = vars(found)
         return event_parts.write(place, folder, said)
@@ -305,7 +306,7 @@ def _place(ctx: Context, log: Sequence[Part], repeats: pl.DataFrame) -> None:
             write_without(part.folder / "events.parquet", rows[part.source.source_file], target)
         else:
             _link(ctx, part, "events")
-        if part.record.said["path"] == part.source.path:
+        if part.record.facts["path"] == part.source.path:
             _link(ctx, part, "quarantine")
         else:  # the file has another name by now
             refused = schema.read(part.folder / "quarantine.parquet", schema.QUARANTINE)

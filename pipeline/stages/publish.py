@@ -14,13 +14,13 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
 from models.encoder.encoder import Encoder
-from models.recommender import Int32
+from models.histories import Int32
 from pipeline.config import MODEL
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.item_features import content_settings
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling import second_stage
-from pipeline.modelling.item_index import build_index, user_vectors
+from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.orchestration.context import Context
 from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
@@ -41,7 +41,7 @@ def build(ctx: Context) -> None:
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")
     queries = user_vectors(ctx.config.index, ctx.inputs["features"], encoder, mapping)
-    build_index(ctx.config.index, encoder, queries).save(bundle / "index")
+    encoder_index(ctx.config.index, encoder, queries).save(bundle / "index")
     _write_items(features, histories, mapping, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
     report = EvaluationReport.load(ctx.inputs["evaluate"])

@@ -13,12 +13,12 @@ from features.histories.splits import Split
 from models import checkpoint
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
+from models.histories import Int32
 from models.ranking.calibration import Calibration, cross_fitted, quality
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
-from models.recommender import Int32
 from models.topk import row_chunks
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import targets_of
 from pipeline.errors import LookbackError

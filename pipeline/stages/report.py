@@ -1,6 +1,5 @@
 """Stage report: one self-contained HTML page of the data, the training, the metrics and what is recommended."""
 
-import base64
 import datetime
 import math
 from collections.abc import Callable
@@ -11,19 +10,16 @@ import numpy as np
 import polars as pl
 
 from features.histories.jagged import JaggedHistories
-from features.profiling.drift import DRIFT, Drift
-from features.profiling.profile import PROFILE, Profile
-from pipeline.artifacts.store import read_json, read_manifest
+from features.profiling.drift import Drift
+from features.profiling.profile import DRIFT, PROFILE, Profile
+from pipeline.artifacts.files import read_json
+from pipeline.artifacts.store import read_manifest
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.orchestration.context import Context
 from pipeline.reporting import (
     champion_diff,
     charts,
     evaluation_tables,
-    figures,
-    interactive,
-    log_figures,
-    style,
     templates,
 )
 
@@ -42,15 +38,14 @@ Row = dict[str, Any]
 
 
 def build(ctx: Context) -> None:
-    """Write report.html from the folders of ingest, features, train, evaluate, publish and score."""
+    """Write report.html and figures.html from the folders of ingest, features, train, evaluate, publish and score."""
     manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
     judged = EvaluationReport.load(ctx.inputs["evaluate"])
     profile = Profile.load(ctx.inputs["features"] / PROFILE)
-    _draw_training(ctx.inputs["train"], ctx.folder / "training.svg")
-    _draw_log(profile, ctx.inputs["features"], ctx.folder)
-    people = _example_users(ctx, timed=profile.times is not None)
+    drawn = charts.of_run(ctx.inputs, exclude_seen=ctx.config.score.exclude_seen)
+    users = _example_users(ctx, timed=profile.times is not None)
     filled = templates.template(
-        "report", short=_short, spoken=_spoken, percent=_percent, number=_number, signed=_signed
+        "report", short=_short, spaced=_spaced, percent=_percent, number=_number, signed=_signed
     )
     page = filled.render(
         name=ctx.config.name,
@@ -64,17 +59,16 @@ def build(ctx: Context) -> None:
         training=_training(ctx.inputs["train"]),
         **evaluation_tables.of_evaluation(judged, ctx.inputs["evaluate"]),
         gate=evaluation_tables.of_gate(ctx.config.evaluate, judged),
-        pictures=_pictures(ctx.folder, ctx.inputs["evaluate"]),
+        charts={chart["name"]: chart for chart in drawn},
         champion=champion_diff.since_champion(ctx.config, ctx.inputs["publish"]),
-        people=people,
+        users=users,
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")
-    drawn = list(charts.charts(ctx))
-    (ctx.folder / "figures.html").write_text(interactive.page(ctx.config.name, drawn), encoding="utf-8")
-    for file in ("report.html", "figures.html"):
+    (ctx.folder / charts.PAGE).write_text(charts.page(ctx.config.name, drawn), encoding="utf-8")
+    for file in ("report.html", charts.PAGE):
         ctx.track.artifact(file)
-    ctx.manifest.update(rows_in=manifests["score"]["rows_out"], rows_out=len(people))
-    ctx.summary(f"{len(page.encode()) / 1e6:.1f} MB, {len(people)} example users: report.html")
+    ctx.manifest.update(rows_in=manifests["score"]["rows_out"], rows_out=len(users))
+    ctx.summary(f"{len(page.encode()) / 1e6:.1f} MB, {len(users)} example users: report.html")
 
 
 def _short(text: str) -> str:
@@ -82,7 +76,8 @@ def _short(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
-def _spoken(name: str) -> str:
+def _spaced(name: str) -> str:
+    """A name with spaces for underscores."""
     return name.replace("_", " ")
 
 
@@ -96,17 +91,8 @@ def _signed(difference: float) -> str:
     return f"{difference:+.4f}".replace("-", "−")
 
 
-def _pictures(*folders: Path) -> dict[str, str]:
-    """Name of every picture to an address that holds the picture itself."""
-    files = [path for folder in folders for path in sorted(folder.glob("*.svg"))]
-    return {
-        file.stem: f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
-        for file in files
-    }
-
-
 def _headlines(profile: Profile) -> dict[str, str]:
-    """What the log is like: a name and what there is to say."""
+    """Statistics of the log: name -> text."""
     popularity = profile.popularity
     top = (f"{name.split('_')[1]} % have {_percent(share)}" for name, share in popularity.top_shares.items())
     rows = {
@@ -146,30 +132,17 @@ def _span(seconds: float) -> str:
     return f"{number:.2g} {name}" if number < 10 else f"{number:.0f} {name}"
 
 
-def _draw_log(profile: Profile, features: Path, folder: Path) -> None:
-    split = read_json(features / "split" / "split.json")
-    begins = {part: split[f"{part}_from"] for part in ("validation", "test")}
-    for name, figure in log_figures.of_log(profile, begins).items():
-        style.save(figure, folder / name)
-
-
 def _drift(features: Path) -> Drift | None:
-    """How the log differs from last time's; None where there was no last time."""
+    """Difference from the last log; None where there was none."""
     path = features / DRIFT
     return Drift.load(path) if path.exists() else None
 
 
 def _worst_sources(ingest: Row) -> list[Row]:
-    """The source files of which most rows were left out."""
+    """Source files with the most rows left out."""
     return sorted(ingest["sources"], key=lambda source: source["rows_out"] - source["rows_in"])[
         :SHOWN_SOURCES
     ]
-
-
-def _draw_training(train: Path, path: Path) -> None:
-    """Training loss and validation metrics per epoch, side by side, the best epoch marked."""
-    best = read_json(train / "training.json")["best_epoch"]
-    style.save(figures.training(pl.read_parquet(train / "history.parquet"), best), path)
 
 
 def _refused_rows(ingest: Path) -> list[Row]:
@@ -183,7 +156,7 @@ def _refused_rows(ingest: Path) -> list[Row]:
 
 
 def _training(train: Path) -> Row:
-    """What was chosen, and how fast an epoch was."""
+    """Facts of the training, and its speed."""
     history = pl.read_parquet(train / "history.parquet")
     return {
         "facts": read_json(train / "training.json"),
@@ -193,15 +166,15 @@ def _training(train: Path) -> Row:
 
 
 def _example_users(ctx: Context, *, timed: bool) -> list[Row]:
-    """Users from short to long histories, each with recent events, recommendations and what these are based on."""
+    """Users from short to long histories, each with recent events, recommendations and their reasons."""
     features = ctx.inputs["features"]
     histories, users = JaggedHistories.load(features), pl.read_parquet(features / "users.parquet")
     shards = sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet"))
     if not shards:
         return []
     recommended = pl.scan_parquet(shards)
-    told = recommended.filter(pl.col("rank") == 1).select("user_id").collect()
-    chosen = _spread(users.join(told, on="user_id", how="semi"), histories, ctx.config.report.num_users)
+    answered = recommended.filter(pl.col("rank") == 1).select("user_id").collect()
+    chosen = _spread(users.join(answered, on="user_id", how="semi"), histories, ctx.config.report.num_users)
     lists = (
         recommended.filter(pl.col("user_id").is_in(chosen["user_id"].implode()))
         .collect()
@@ -224,7 +197,7 @@ def _example_users(ctx: Context, *, timed: bool) -> list[Row]:
 
 
 class _Item(NamedTuple):
-    """What is shown of an item."""
+    """An item as the report shows it."""
 
     title: str
     categories: str

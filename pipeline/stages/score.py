@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.artifacts.store import Artifact, write_json
+from pipeline.artifacts.files import write_json
+from pipeline.artifacts.store import Artifact
 from pipeline.evaluation import reranking_effects
 from pipeline.orchestration.context import Context
 from pipeline.serving import drift

@@ -11,9 +11,9 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models import checkpoint
-from models.baselines.popularity import FittedOn
+from models.baselines.base import FittedOn
 from models.encoder.encoder import Encoder
-from models.recommender import Histories, Int32
+from models.histories import Histories, Int32
 from pipeline.modelling.trainer import SELECTION, _facts
 from pipeline.orchestration.context import Context
 

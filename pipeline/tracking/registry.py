@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.artifacts.store import Artifact, now, read_json, read_manifest
+from pipeline.artifacts.files import now, read_json
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking.client import client_at, fluent, reported, server_at, tracking_uri, version_of

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.artifacts.store import fingerprint as digest_of
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import fingerprint as digest_of
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking.client import (
     client_at,

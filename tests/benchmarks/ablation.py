@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from models.evaluation.metrics import Float64, hit_rate, ndcg  # noqa: E402
-from models.settings import ATTENTION_BLOCKS, Block, Positions, Readout, Score, Weighting  # noqa: E402
+from models.settings.encoder import ATTENTION_BLOCKS, Block, Positions, Readout, Score, Weighting  # noqa: E402
 from tests.benchmarks.gpu import Data, Settings, configured, fitted, load, pack, ranks  # noqa: E402
 
 BUDGETS: dict[str, Settings] = {

@@ -24,9 +24,11 @@ import polars as pl  # noqa: E402
 from features.histories import splits  # noqa: E402
 from features.histories.jagged import JaggedHistories  # noqa: E402
 from models.baselines.als import ALS  # noqa: E402
+from models.baselines.base import Baseline, Settings  # noqa: E402
+from models.baselines.co_visitation import CoVisitation  # noqa: E402
 from models.baselines.ease import EASE  # noqa: E402
-from models.baselines.neighbours import CoVisitation, ItemKNN  # noqa: E402
-from models.baselines.popularity import Baseline, Popularity, RecentPopularity, Settings  # noqa: E402
+from models.baselines.item_knn import ItemKNN  # noqa: E402
+from models.baselines.popularity import Popularity, RecentPopularity  # noqa: E402
 from models.evaluation import metrics  # noqa: E402
 from models.evaluation.ranks import rank_targets  # noqa: E402
 from pipeline.dataset.dataset import known_items, training_rows  # noqa: E402

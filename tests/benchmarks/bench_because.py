@@ -28,9 +28,10 @@ from models.checkpoint import load_model  # noqa: E402
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked  # noqa: E402
 from models.explanation.contributions import Encoded, Method, contributions, parts  # noqa: E402
 from models.explanation.faithfulness import measure_encoder  # noqa: E402
-from models.recommender import Float32, Histories, Int32  # noqa: E402
+from models.histories import Float32, Histories, Int32  # noqa: E402
+from models.retrieval.build import build_index  # noqa: E402
 from models.retrieval.index import ItemIndex  # noqa: E402
-from pipeline.artifacts.store import read_json  # noqa: E402
+from pipeline.artifacts.files import read_json  # noqa: E402
 from pipeline.dataset import dataset as rows  # noqa: E402
 
 K = 10
@@ -96,7 +97,7 @@ def report(run: Path, num_users: int, seed: int) -> None:
     """Print the tables of one run."""
     encoder, histories, num_events = load(run, num_users, seed)
     vectors = encoder.item_vectors().detach().numpy()[1:]
-    index = ItemIndex.build(vectors, np.arange(1, encoder.num_items + 1, dtype=np.int32))
+    index = build_index(vectors, np.arange(1, encoder.num_items + 1, dtype=np.int32))
     scoring, cost = costs(encoder, index, histories)
     items, _ = index.search(AttentionRecommender(encoder).encode(histories), K, histories)
     found = measure_encoder(encoder, histories, items, num_events, methods=get_args(Method), seed=seed)

@@ -49,8 +49,9 @@ def train(num_items: int, num_users: int, num_targets: int, optimizer: Any, chec
     import numpy as np
 
     from models.checkpoint import save_training
-    from models.recommender import Histories
-    from models.settings import EncoderSettings, TrainSettings
+    from models.histories import Histories
+    from models.settings.encoder import EncoderSettings
+    from models.settings.training import TrainSettings
     from models.training.loop import fit
     from models.training.validation import Validation
 

@@ -29,7 +29,7 @@ from models.evaluation.beyond_accuracy import Catalogue, catalogue_metrics, list
 from models.evaluation.bootstrap import UserMeans, bootstrap, interval  # noqa: E402
 from models.evaluation.comparison import Judgement  # noqa: E402
 from models.evaluation.metrics import Float64, debias_weights, metrics_of_ranks, ranks  # noqa: E402
-from models.recommender import Float32, Histories, Int32  # noqa: E402
+from models.histories import Float32, Histories, Int32  # noqa: E402
 from models.topk import mask_seen, row_chunks, top_k  # noqa: E402
 
 DIM = 64

@@ -16,9 +16,9 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from models.baselines.neighbours import ItemKNN  # noqa: E402
+from models.baselines.item_knn import ItemKNN  # noqa: E402
+from models.histories import Float32, Int32, histories_from_lists  # noqa: E402
 from models.recommendation.rules import Rules, Traits, choose  # noqa: E402
-from models.recommender import Float32, Int32, histories_from_lists  # noqa: E402
 
 SHARED = Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT.parent / "shared" / "data"))
 

@@ -22,9 +22,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from models.index_settings import IndexSettings  # noqa: E402
-from models.recommender import Float32  # noqa: E402
+from models.histories import Float32  # noqa: E402
+from models.retrieval.build import build_index  # noqa: E402
 from models.retrieval.index import ItemIndex  # noqa: E402
+from models.settings.index import IndexSettings  # noqa: E402
 
 Figures = dict[str, Any]
 DIM, NOISE, NUM_QUERIES, ITEMS_PER_CENTRE = 64, 0.35, 1_000, 500
@@ -66,7 +67,7 @@ def measure(vectors: Float32, queries: Float32, kind: Any, most_bytes: int) -> F
     """Build one type and ask it."""
     items = np.arange(1, len(vectors) + 1, dtype=np.int32)
     started, cpu = time.monotonic(), time.process_time()
-    index = ItemIndex.build(vectors, items, IndexSettings(kind, max_bytes=most_bytes), queries)
+    index = build_index(vectors, items, IndexSettings(kind, max_bytes=most_bytes), queries)
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     facts = index.facts
     rate = best_rate(index, queries, exactly=False)
@@ -89,7 +90,7 @@ def measure(vectors: Float32, queries: Float32, kind: Any, most_bytes: int) -> F
 
 def flat_rate(vectors: Float32, queries: Float32) -> float:
     """FAISS's own exact search, lists of 100 a second on one thread."""
-    index = ItemIndex.build(vectors, np.arange(1, len(vectors) + 1, dtype=np.int32)).index
+    index = build_index(vectors, np.arange(1, len(vectors) + 1, dtype=np.int32)).index
     some = queries[:64]
     started = time.perf_counter()
     index.search(some, 100)

@@ -28,8 +28,8 @@ def make_bundle(folder: Path, num_items: int) -> None:
 
     from models import checkpoint
     from models.encoder.encoder import Encoder
-    from models.retrieval.index import ItemIndex
-    from models.settings import EncoderSettings
+    from models.retrieval.build import build_index
+    from models.settings.encoder import EncoderSettings
     from pipeline.serving.bundle import seal
 
     for name in ("deployed", "index"):
@@ -38,7 +38,7 @@ def make_bundle(folder: Path, num_items: int) -> None:
     encoder = Encoder(EncoderSettings(dim=DIM, num_blocks=1, num_heads=2), num_items, 0, LENGTH)
     checkpoint.save_model(encoder, folder / "deployed")
     numbers = np.arange(1, num_items + 1, dtype=np.int32)
-    ItemIndex.build(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
+    build_index(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
     table = {
         "item_index": numbers,
         "item_id": numbers.astype(np.int64),

@@ -36,8 +36,9 @@ from models.encoder.batching import BatchPlan  # noqa: E402
 from models.encoder.encoder import AttentionRecommender, Encoder  # noqa: E402
 from models.evaluation.metrics import Float64, hit_rate, ndcg  # noqa: E402
 from models.evaluation.ranks import rank_targets  # noqa: E402
-from models.recommender import Histories  # noqa: E402
-from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings  # noqa: E402
+from models.histories import Histories  # noqa: E402
+from models.settings.encoder import EncoderSettings  # noqa: E402
+from models.settings.training import SAMPLED_LOSSES, TrainSettings  # noqa: E402
 from models.training.flops import matrix_entries, step_flops  # noqa: E402
 from models.training.loop import fit  # noqa: E402
 from models.training.result import EpochRecord, FitResult  # noqa: E402

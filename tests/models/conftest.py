@@ -10,8 +10,8 @@ import torch
 
 from models.encoder.embeddings import ItemContent
 from models.encoder.encoder import Encoder
-from models.recommender import Histories, histories_from_lists
-from models.settings import EncoderSettings
+from models.histories import Histories, histories_from_lists
+from models.settings.encoder import EncoderSettings
 
 NUM_ITEMS, NUM_EVENT_TYPES, LENGTH = 29, 2, 7
 HOUR = 3_600_000_000

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from models.checkpoint import load_model, load_training, save_model, save_training
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings
+from models.histories import histories_from_lists
+from models.settings.encoder import EncoderSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,7 +185,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from models.checkpoint import save_model, save_training
-from models.encoder import Encoder
+from models.encoder.encoder import Encoder
 from models.settings import EncoderSettings
 folder = Path(sys.argv[1])
 save_training({"weights": torch.zeros(8)}, folder / "state.pt")

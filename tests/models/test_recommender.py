@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from models.baselines.als import ALS
+from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
-from models.baselines.neighbours import CoVisitation, ItemKNN
+from models.baselines.item_knn import ItemKNN
 from models.baselines.popularity import Popularity, RecentPopularity
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.recommender import Histories, Recommender, histories_from_lists
-from models.retrieval.index import ItemIndex
-from models.settings import EncoderSettings
+from models.histories import Histories, histories_from_lists
+from models.recommender import Recommender
+from models.retrieval.build import build_index
+from models.settings.encoder import EncoderSettings
 from tests.models.retrieval.index_recommender import IndexRecommender
 
 NUM_ITEMS, MAX_LENGTH = 113, 7
@@ -47,7 +49,7 @@ def target_attention() -> AttentionRecommender:
 def indexed() -> IndexRecommender:
     encoder = attention()
     vectors = encoder.encoder.item_vectors().detach().numpy()[1:]
-    return IndexRecommender(encoder, ItemIndex.build(vectors, np.arange(1, NUM_ITEMS + 1, dtype=np.int32)))
+    return IndexRecommender(encoder, build_index(vectors, np.arange(1, NUM_ITEMS + 1, dtype=np.int32)))
 
 
 def popularity() -> Popularity:

@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from models.settings import SAMPLED_LOSSES, EncoderSettings, Score, TrainSettings, check_together
+from models.settings.encoder import EncoderSettings, Score
+from models.settings.training import SAMPLED_LOSSES, TrainSettings, check_together
 
 REFUSED_MODELS: list[tuple[dict[str, Any], str]] = [
     *(({key: "nonsense"}, f"model.{key}: received 'nonsense', expected '") for key in (

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.recommender import histories_from_lists
+from models.histories import histories_from_lists
 from models.topk import contains, mask_seen, recommend_from_scores, recommend_in_chunks, row_chunks, top_k
 
 INF = np.inf

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.checkpoint import load_model
-from models.recommender import Histories
+from models.histories import Histories
 from models.training.validation import Validation
 from tests.benchmarks import gpu
 

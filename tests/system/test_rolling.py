@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from tests.workdir import Workdir
 
 SETTINGS = ("--set", "split.cuts=2", "--set", "train.epochs=1", "--set", 'evaluate.baselines=["popularity"]')

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from models.encoder.embeddings import ItemContent
-from models.recommender import Histories
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import Histories
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training.loop import fit
 from models.training.validation import Validation, validate
 

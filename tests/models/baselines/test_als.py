@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from models.baselines.als import ALS
-from models.baselines.popularity import interactions
-from models.recommender import Histories, histories_from_lists
+from models.baselines.base import interactions
+from models.histories import Histories, histories_from_lists
 
 NUM_ITEMS = 17
 

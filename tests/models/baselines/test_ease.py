@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from models.baselines import ease
+from models.baselines.base import interactions
 from models.baselines.ease import EASE
-from models.baselines.popularity import interactions
-from models.recommender import Histories, histories_from_lists
+from models.histories import Histories, histories_from_lists
 
 
 def log(num_items: int = 13) -> Histories:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from models.baselines.neighbours import CoVisitation, ItemKNN
-from models.baselines.popularity import interactions
-from models.recommender import histories_from_lists
+from models.baselines.base import interactions
+from models.baselines.co_visitation import CoVisitation
+from models.baselines.item_knn import ItemKNN
+from models.histories import histories_from_lists
 
 
 def test_co_visitation_by_pencil():

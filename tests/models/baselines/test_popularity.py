@@ -2,18 +2,12 @@ import numpy as np
 import pytest
 
 from models.baselines.als import ALS
+from models.baselines.base import Baseline, FittedOn, interactions, item_counts, popularity_prior
+from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
-from models.baselines.neighbours import CoVisitation, ItemKNN
-from models.baselines.popularity import (
-    Baseline,
-    FittedOn,
-    Popularity,
-    RecentPopularity,
-    interactions,
-    item_counts,
-    popularity_prior,
-)
-from models.recommender import Histories, histories_from_lists
+from models.baselines.item_knn import ItemKNN
+from models.baselines.popularity import Popularity, RecentPopularity
+from models.histories import Histories, histories_from_lists
 
 DAY = 86_400_000_000
 NOBODY = histories_from_lists([[]])
@@ -103,7 +97,7 @@ def test_chunks_of_events_change_nothing(baseline: type[Baseline], monkeypatch: 
     )
     whole = baseline.fit(histories, 7).score_items(histories)  # type: ignore[attr-defined]
     monkeypatch.setattr("models.topk._CHUNK_EVENTS", 10)
-    monkeypatch.setattr("models.baselines.popularity.neighbours._BLOCK_CELLS", 17)
+    monkeypatch.setattr("models.baselines.neighbours._BLOCK_CELLS", 17)
     monkeypatch.setattr("models.baselines.ease._BLOCK_CELLS", 15)
     cut = baseline.fit(histories, 7).score_items(histories)  # type: ignore[attr-defined]
     assert cut == pytest.approx(whole, rel=1e-5)

@@ -22,7 +22,7 @@ from models.encoder.attention import (
 )
 from models.encoder.attention_bias import all_places, last_places
 from models.encoder.batching import Window
-from models.settings import INNER_PRODUCTS, EncoderSettings
+from models.settings.encoder import INNER_PRODUCTS, EncoderSettings
 
 FAST: list[Implementation] = ["auto", "sdpa", "dense"]
 SCORES = ["dot", "scaled_dot", "cosine", "general", "additive", "concat"]

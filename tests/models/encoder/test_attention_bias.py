@@ -20,7 +20,7 @@ from models.encoder.attention_bias import (
     turn,
 )
 from models.encoder.batching import Window
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 
 SECOND = 1_000_000
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.encoder import batching
 from models.encoder.batching import BatchPlan, cut_by_tokens, pad, rounded_up
-from models.recommender import histories_from_lists
+from models.histories import histories_from_lists
 
 
 def typed(items, types):

@@ -10,7 +10,7 @@ from torch.nn import functional
 from models.encoder.attention_bias import all_places, last_places
 from models.encoder.batching import Window
 from models.encoder.blocks import BLOCKS, GELU, Dropout, SwiGLU, random_mask
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 
 LENGTHS = [1, 3, 7, 5]
 

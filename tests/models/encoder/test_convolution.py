@@ -10,7 +10,7 @@ from torch.nn import functional
 from models.encoder.attention_bias import Places, all_places
 from models.encoder.batching import Window
 from models.encoder.convolution import ConvBlock, PoolingBlock, causal_mean
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 
 
 def places(lengths, columns) -> Places:

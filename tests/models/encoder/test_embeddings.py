@@ -11,8 +11,9 @@ import torch
 from models.encoder.batching import BatchPlan, Window
 from models.encoder.embeddings import EventVectors, ItemContent, ItemVectors, blank_content
 from models.encoder.encoder import Encoder
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training.negatives import NegativeSampler
 from models.training.objective import Objective
 

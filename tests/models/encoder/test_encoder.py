@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from models.encoder.batching import Batch, BatchPlan, Window
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
-from models.recommender import Histories, histories_from_lists
-from models.settings import INNER_PRODUCTS, EncoderSettings
+from models.histories import Histories, histories_from_lists
+from models.settings.encoder import INNER_PRODUCTS, EncoderSettings
 
 NUM_ITEMS, LENGTH = 29, 7
 LENGTHS = [1, 7, 4, 3, 6]

@@ -6,7 +6,7 @@ import torch
 
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.encoder.extend import with_items
-from models.recommender import Histories, histories_from_lists
+from models.histories import Histories, histories_from_lists
 
 NOTHING = np.zeros((2, 0), np.float32), np.zeros((2, 0), np.int32)
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from models.encoder.attention_bias import Places, all_places, last_places
 from models.encoder.batching import Window
 from models.encoder.readout import AttentionReadout, MeanReadout, TargetReadout
-from models.settings import EncoderSettings, Score
+from models.settings.encoder import EncoderSettings, Score
 
 LENGTHS = [1, 3, 7, 5]
 

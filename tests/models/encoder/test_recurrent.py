@@ -7,7 +7,7 @@ import torch
 from models.encoder.attention_bias import Places, all_places
 from models.encoder.batching import Window
 from models.encoder.recurrent import GRUBlock, LSTMBlock
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 
 KINDS = {"gru": GRUBlock, "lstm": LSTMBlock}
 DIRECTIONS = ["causal", "bidirectional"]

@@ -20,7 +20,7 @@ from models.evaluation.beyond_accuracy import (
     serendipity,
 )
 from models.evaluation.bootstrap import draws
-from models.recommender import Histories, histories_from_lists
+from models.histories import Histories, histories_from_lists
 
 NAN = math.nan
 

@@ -10,8 +10,8 @@ from models.encoder.attention_bias import all_places
 from models.encoder.blocks import AttentionBlock
 from models.encoder.encoder import Encoder
 from models.explanation.attention_weights import attention_weights, has_attention
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings
+from models.histories import histories_from_lists
+from models.settings.encoder import EncoderSettings
 
 NUM_ITEMS = 29
 

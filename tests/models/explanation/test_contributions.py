@@ -13,7 +13,7 @@ from models.encoder.batching import Window
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.attribution import Way
 from models.explanation.contributions import Encoded, Method, contributions, kept_scores, strongest
-from models.recommender import Histories, histories_from_lists
+from models.histories import Histories, histories_from_lists
 
 NUM_ITEMS = 29
 

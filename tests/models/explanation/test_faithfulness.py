@@ -19,7 +19,7 @@ from models.explanation.faithfulness import (
     measure_encoder,
     spearman,
 )
-from models.recommender import Float32, Histories, Int32, histories_from_lists
+from models.histories import Float32, Histories, Int32, histories_from_lists
 
 WORTH = np.array([0, 8, 4, 2, 1, 16], np.float32)
 """What each item adds to any score."""

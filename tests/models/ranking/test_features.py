@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.histories import Float32, Histories, histories_from_lists
 from models.ranking.features import DAY, FEATURES, LATEST, ItemStatistics
-from models.recommender import Float32, Histories, histories_from_lists
 
 MICRO = DAY * 1_000_000
 ITEMS = 4

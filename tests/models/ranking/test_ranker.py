@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.second_stage import two_stage_contributions
+from models.histories import Float32, Histories, Int32, histories_from_lists
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
-from models.recommender import Float32, Histories, Int32, histories_from_lists
-from models.settings import RankerLoss, RankerSettings
+from models.settings.ranker import RankerLoss, RankerSettings
 from models.topk import top_k
 from tests.models.conftest import HOUR, LENGTH, NUM_EVENT_TYPES, NUM_ITEMS
 

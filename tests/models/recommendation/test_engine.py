@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from models.encoder.encoder import AttentionRecommender, Encoder
+from models.histories import Histories, histories_from_lists
 from models.recommendation.engine import Answering
 from models.recommendation.rules import Rules, Traits
-from models.recommender import Histories, histories_from_lists
-from models.retrieval.index import ItemIndex
-from models.settings import EncoderSettings
+from models.retrieval.build import build_index
+from models.settings.encoder import EncoderSettings
 
 NUM_ITEMS, ROWS = 3_000, 40
 POPULAR = np.array([[0, *range(NUM_ITEMS, 0, -1)], [0, *range(1, NUM_ITEMS + 1)]], np.float32)
@@ -28,7 +28,7 @@ def made(**settings: str) -> Answering:
     categories = np.where(np.arange(NUM_ITEMS + 1) > 500, 8, 1 + np.arange(NUM_ITEMS + 1) % 7)[:, None]
     categories[0] = 0
     traits = Traits(POPULAR[0], categories.astype(np.int32), vectors)
-    return Answering(AttentionRecommender(encoder), ItemIndex.build(vectors[1:], numbers), POPULAR, traits)
+    return Answering(AttentionRecommender(encoder), build_index(vectors[1:], numbers), POPULAR, traits)
 
 
 def histories(random: np.random.Generator) -> Histories:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from models.recommender import Float32, Histories, Int32
+from models.histories import Float32, Histories, Int32
 
 if TYPE_CHECKING:
     from models.retrieval.index import ItemIndex

@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.recommender import histories_from_lists
+from models.histories import histories_from_lists
+from models.retrieval.build import build_index, extend_index
 from models.retrieval.index import ItemIndex
 from models.topk import recommend_from_scores
 
@@ -13,7 +14,7 @@ NUM_ITEMS, DIM, ROWS = 401, 7, 23
 @pytest.fixture(scope="module")
 def index() -> ItemIndex:
     vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, DIM)).astype(np.float32)
-    return ItemIndex.build(vectors, np.arange(1, NUM_ITEMS + 1, dtype=np.int32))
+    return build_index(vectors, np.arange(1, NUM_ITEMS + 1, dtype=np.int32))
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +52,14 @@ def test_more_than_the_catalogue_is_filled_with_item_zero(index: ItemIndex, quer
 
 
 def test_equal_scores_the_lower_item_first_beyond_what_was_fetched(index: ItemIndex):
-    twins = ItemIndex.build(np.ones((NUM_ITEMS, DIM), np.float32), index.item_index)
+    twins = build_index(np.ones((NUM_ITEMS, DIM), np.float32), index.item_index)
     query = np.stack([np.ones(DIM, np.float32), np.zeros(DIM, np.float32)])
     assert twins.search(query, 3)[0].tolist() == [[1, 2, 3], [1, 2, 3]]
     assert twins.search(query, 3, histories_from_lists([[2], []]))[0].tolist() == [[1, 3, 4], [1, 2, 3]]
 
 
 def test_items_without_a_vector_cannot_be_found(queries: np.ndarray):
-    gaps = ItemIndex.build(
-        np.random.default_rng(0).random((3, DIM), np.float32), np.array([2, 5, 9], np.int32)
-    )
+    gaps = build_index(np.random.default_rng(0).random((3, DIM), np.float32), np.array([2, 5, 9], np.int32))
     assert np.isfinite(gaps.score_items(queries)).nonzero()[1].tolist() == [2, 5, 9] * ROWS
     assert sorted(gaps.search(queries[:1], 4)[0][0].tolist()) == [0, 2, 5, 9]
 
@@ -120,12 +119,12 @@ def test_only_allowed_items_are_found(index: ItemIndex, queries: np.ndarray):
 
 def test_exact_items_are_added_without_building_anew(index: ItemIndex, queries: np.ndarray):
     vectors = np.random.default_rng(2).normal(size=(3, DIM)).astype(np.float32)
-    grown, is_rebuilt = index.add(vectors, np.array([402, 405, 406], np.int32))
-    whole = ItemIndex.build(np.concatenate((index.vectors, vectors)), grown.item_index)
+    grown, is_rebuilt = extend_index(index, vectors, np.array([402, 405, 406], np.int32))
+    whole = build_index(np.concatenate((index.vectors, vectors)), grown.item_index)
     assert not is_rebuilt
     assert grown.num_items == 406
     for one, other in zip(grown.search(queries, 50), whole.search(queries, 50), strict=True):
         assert (one == other).all()
     assert index.num_items == NUM_ITEMS
     with pytest.raises(ValueError, match="ascending numbers above 401"):
-        index.add(vectors, np.array([401, 402, 403], np.int32))
+        extend_index(index, vectors, np.array([401, 402, 403], np.int32))

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.index_settings import ApproximateType, IndexSettings
-from models.recommender import histories_from_lists
+from models.histories import histories_from_lists
 from models.retrieval import index as module
 from models.retrieval import tuning
+from models.retrieval.build import build_index, extend_index
 from models.retrieval.index import ItemIndex
 from models.retrieval.tuning import candidates, share_found
+from models.settings.index import ApproximateType, IndexSettings
 from models.topk import recommend_from_scores
 
 NUM_ITEMS, DIM, NUM_CLUSTERS, NUM_QUERIES = 6_007, 16, 30, 120
@@ -31,12 +32,12 @@ ITEMS = np.arange(1, NUM_ITEMS + 1, dtype=np.int32)
 
 @pytest.fixture(scope="module", params=TYPES)
 def index(request: pytest.FixtureRequest) -> ItemIndex:
-    return ItemIndex.build(VECTORS, ITEMS, IndexSettings(request.param, 0.95), QUERIES)
+    return build_index(VECTORS, ITEMS, IndexSettings(request.param, 0.95), QUERIES)
 
 
 @pytest.fixture(scope="module")
 def exact() -> ItemIndex:
-    return ItemIndex.build(VECTORS, ITEMS)
+    return build_index(VECTORS, ITEMS)
 
 
 def test_the_recall_is_reached_on_queries_that_did_not_choose(index: ItemIndex, exact: ItemIndex):
@@ -103,7 +104,7 @@ def test_save_and_load_change_nothing_and_map_the_files(index: ItemIndex, tmp_pa
 
 def test_building_again_gives_the_same_bytes(index: ItemIndex, tmp_path: Path):
     settings = IndexSettings(index.facts.type, 0.95)
-    for name, each in (("one", index), ("other", ItemIndex.build(VECTORS, ITEMS, settings, QUERIES))):
+    for name, each in (("one", index), ("other", build_index(VECTORS, ITEMS, settings, QUERIES))):
         (tmp_path / name).mkdir()
         each.save(tmp_path / name)
     for path in sorted((tmp_path / "one").iterdir()):
@@ -114,30 +115,30 @@ def test_few_items_are_added_and_many_are_built_anew(index: ItemIndex, tmp_path:
     index.save(tmp_path)
     mapped = ItemIndex.load(tmp_path)
     few = VECTORS[np.linalg.norm(VECTORS, axis=1).argsort()[-7:]]
-    grown, is_rebuilt = mapped.add(few, ITEMS[-1] + 1 + np.arange(7, dtype=np.int32))
+    grown, is_rebuilt = extend_index(mapped, few, ITEMS[-1] + 1 + np.arange(7, dtype=np.int32))
     assert not is_rebuilt
     assert grown.facts.num_built == NUM_ITEMS
     found, _ = grown.search(few, 20)
-    exact = ItemIndex.build(grown.vectors, grown.item_index)
+    exact = build_index(grown.vectors, grown.item_index)
     assert (found > NUM_ITEMS).sum() > 7
     assert share_found(exact.search(few, 20)[0], found) > 0.9
     many = (1.5 * clustered(3_000, 4)).astype(np.float32)
     further = ITEMS[-1] + 1 + np.arange(3_000, dtype=np.int32)
-    grown, is_rebuilt = mapped.add(many, further, QUERIES)
+    grown, is_rebuilt = extend_index(mapped, many, further, QUERIES)
     assert is_rebuilt
     assert grown.facts.type == index.facts.type
     assert grown.recall(QUERIES, 100) > 0.9
     assert grown.facts.num_built == NUM_ITEMS + 3_000
-    assert mapped.add(many, further)[0].facts.type == "exact"
+    assert extend_index(mapped, many, further)[0].facts.type == "exact"
 
 
 def test_auto_is_exact_for_few_items_and_where_the_rest_is_more_work(monkeypatch: pytest.MonkeyPatch):
-    assert ItemIndex.build(VECTORS, ITEMS, queries=QUERIES).facts.type == "exact"
+    assert build_index(VECTORS, ITEMS, queries=QUERIES).facts.type == "exact"
     monkeypatch.setattr(module, "_EXACT_UP_TO", 1_000)
-    assert ItemIndex.build(VECTORS, ITEMS).facts.type == "exact"
-    assert ItemIndex.build(VECTORS, ITEMS, queries=QUERIES[:1]).facts.type == "exact"
+    assert build_index(VECTORS, ITEMS).facts.type == "exact"
+    assert build_index(VECTORS, ITEMS, queries=QUERIES[:1]).facts.type == "exact"
     without_structure = np.random.default_rng(0).normal(size=(2_003, DIM)).astype(np.float32)
-    built = ItemIndex.build(without_structure, ITEMS[:2_003], queries=without_structure[:50])
+    built = build_index(without_structure, ITEMS[:2_003], queries=without_structure[:50])
     assert built.facts.type == "exact"
     assert built.facts.recall == {"recall@10": 1.0, "recall@100": 1.0}
 
@@ -145,11 +146,11 @@ def test_auto_is_exact_for_few_items_and_where_the_rest_is_more_work(monkeypatch
 def test_auto_takes_the_first_type_that_reaches_the_recall(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_EXACT_UP_TO", 1_000)
     monkeypatch.setitem(tuning.MOST_SCANNED, "ivf", 0.4)
-    built = ItemIndex.build(VECTORS, ITEMS, IndexSettings(target_recall=0.95), QUERIES)
+    built = build_index(VECTORS, ITEMS, IndexSettings(target_recall=0.95), QUERIES)
     assert built.facts.type == "ivf"
     small = IndexSettings(target_recall=0.9, max_bytes=NUM_ITEMS * DIM)
     monkeypatch.setitem(tuning.MOST_SCANNED, "sq", 0.9)
-    assert ItemIndex.build(VECTORS, ITEMS, small, QUERIES).facts.type == "sq"
+    assert build_index(VECTORS, ITEMS, small, QUERIES).facts.type == "sq"
 
 
 def test_types_are_tried_by_the_bytes_that_they_take():
@@ -165,7 +166,7 @@ def test_a_type_below_the_recall_is_refused_with_what_was_measured():
     with pytest.raises(
         ValueError, match=r"'ivf_pq' has recall@100 0\.\d{4} on 20 user vectors, expected at least"
     ):
-        ItemIndex.build(noise, ITEMS[:5_003], IndexSettings("ivf_pq", 1.0), noise[:40] + 1)
+        build_index(noise, ITEMS[:5_003], IndexSettings("ivf_pq", 1.0), noise[:40] + 1)
     small: tuple[tuple[ApproximateType, int, int], ...] = (
         ("ivf", 100, 256),
         ("hnsw", 256, 256),
@@ -173,13 +174,13 @@ def test_a_type_below_the_recall_is_refused_with_what_was_measured():
     )
     for kind, size, least in small:
         with pytest.raises(ValueError, match=f"{kind!r} for {size} items, expected more than {least}"):
-            ItemIndex.build(VECTORS[:size], ITEMS[:size], IndexSettings(kind), QUERIES)
-    assert ItemIndex.build(VECTORS[:257], ITEMS[:257], IndexSettings("hnsw"), QUERIES).facts.type == "hnsw"
-    every_list = ItemIndex.build(VECTORS[:513], ITEMS[:513], IndexSettings("sq", 1.0), QUERIES).facts
+            build_index(VECTORS[:size], ITEMS[:size], IndexSettings(kind), QUERIES)
+    assert build_index(VECTORS[:257], ITEMS[:257], IndexSettings("hnsw"), QUERIES).facts.type == "hnsw"
+    every_list = build_index(VECTORS[:513], ITEMS[:513], IndexSettings("sq", 1.0), QUERIES).facts
     assert every_list.type == "sq"
     assert every_list.scanned_share > 1, "all vectors and the centroids: who asks for it gets it"
     with pytest.raises(ValueError, match="'ivf' and 0 user vectors"):
-        ItemIndex.build(VECTORS, ITEMS, IndexSettings("ivf"))
+        build_index(VECTORS, ITEMS, IndexSettings("ivf"))
 
 
 @pytest.mark.parametrize(

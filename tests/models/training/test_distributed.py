@@ -12,8 +12,9 @@ import torch
 
 from models.checkpoint import load_training
 from models.encoder.encoder import Encoder
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training import distributed
 from models.training.loop import fit
 from models.training.result import Initial
@@ -150,7 +151,7 @@ def test_without_a_group_there_is_one_process():
 
 
 def test_importing_it_imports_no_torch():
-    code = "import sys; import models.distributed; assert 'torch' not in sys.modules"
+    code = "import sys; import models.training.distributed; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

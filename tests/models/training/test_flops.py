@@ -1,7 +1,7 @@
 import numpy as np
 
 from models.encoder.encoder import Encoder
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 from models.training.flops import matrix_entries, num_pairs, step_flops
 
 

@@ -12,8 +12,9 @@ import torch
 from models.checkpoint import load_training, save_training
 from models.encoder.batching import BatchPlan
 from models.encoder.encoder import AttentionRecommender
-from models.recommender import Histories, histories_from_lists
-from models.settings import SAMPLED_LOSSES, EncoderSettings, TrainSettings
+from models.histories import Histories, histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import SAMPLED_LOSSES, TrainSettings
 from models.training import loop
 from models.training.loop import fit
 from models.training.negatives import NegativeSampler
@@ -72,23 +73,23 @@ def with_train(**changes):
 
 COMPILED = """
 import dataclasses, functools, os, torch
-from models import training
-from models.batching import BatchPlan
-from models.settings import EncoderSettings, TrainSettings
+from models.encoder.batching import BatchPlan
 from models.recommender import histories_from_lists
-from models.training import fit
+from models.settings import EncoderSettings, TrainSettings
+from models.training import loop
+from models.training.loop import fit
 torch.compile = functools.partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
 os.environ["CXX"] = "true"  # so none has to be there
 rows = histories_from_lists([[row % 9 + 1] * (2 + row % 13) for row in range(120)])
 train = TrainSettings(epochs=2, batch_histories=16, precision="fp32", compile="off")
 losses = []
 # what is compiled sees one window at a time, here what is not compiled too
-training.BatchPlan = lambda *given, **named: BatchPlan(*given, **(named | {"one_window": True}))
+loop.BatchPlan = lambda *given, **named: BatchPlan(*given, **(named | {"one_window": True}))
 for settings in (train, dataclasses.replace(train, compile="on")):
     encoder = EncoderSettings(dim=8, num_blocks=1, dropout=0.0)
     result = fit(rows, encoder=encoder, train=settings, num_items=9, num_event_types=0, max_length=16)
     assert result.resolved["compile"] == settings.compile
-    training.BatchPlan = BatchPlan
+    loop.BatchPlan = BatchPlan
     losses.append([record.loss for record in result.history])
 torch.testing.assert_close(*map(torch.tensor, losses))
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

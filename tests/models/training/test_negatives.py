@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.settings import TrainSettings
+from models.settings.training import TrainSettings
 from models.training.losses import sampled_loss_of_scores
 from models.training.negatives import Negatives, NegativeSampler
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.settings import TrainSettings
+from models.settings.training import TrainSettings
 from models.training.optimizers import (
     RowwiseAdagrad,
     WeightAverage,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models.encoder.batching import BatchPlan
-from models.recommender import histories_from_lists
-from models.settings import TrainSettings
+from models.histories import histories_from_lists
+from models.settings.training import TrainSettings
 from models.training.steps import cut, prefetched, steps
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from models.encoder.embeddings import ItemContent
-from models.recommender import Histories, histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import Histories, histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training import distributed, workers
 from models.training.loop import fit
 from models.training.workers import _plain, _rebuilt, announce, follow, release

@@ -1,7 +1,5 @@
 """The store: complete or not there, damaged files named, one maker at a time."""
 
-import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import store
-from pipeline.artifacts.store import Artifact, Digests, being_made, fingerprint
+from pipeline.artifacts.store import Artifact, being_made
 from pipeline.errors import DamagedArtifact
 
 
@@ -21,12 +19,6 @@ def make(artifact: Artifact, text: str, created: str = "2026-01-01") -> None:
     (artifact.workspace / "part").mkdir()
     (artifact.workspace / "part" / "data.txt").write_text(text)
     artifact.commit({"created_utc": created, "inputs": {}})
-
-
-def test_fingerprints_follow_content_not_order() -> None:
-    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
-    assert fingerprint({"a": 1}) == "015abd7f5cc57a2d"  # sha256 of {"a":1}, the first 16 digits
 
 
 def test_an_artifact_is_there_only_when_committed(tmp_path: Path) -> None:
@@ -95,20 +87,6 @@ def test_a_workspace_is_kept_only_for_a_stage_that_resumes(tmp_path: Path) -> No
     assert not (artifact.workspace / "checkpoint").exists()
 
 
-def test_digests_are_remembered_until_the_file_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, memory = tmp_path / "log.csv", tmp_path / "memory" / "digests.json"
-    source.write_text("a")
-    first = Digests(memory)(source)
-    monkeypatch.setattr(store, "digest_file", lambda _: pytest.fail("read again"))
-    assert Digests(memory)(source) == first
-    monkeypatch.undo()
-    source.write_text("b")
-    os.utime(source, ns=(1, 1))
-    assert Digests(memory)(source) != first
-
-
 def test_a_second_maker_waits_and_says_for_whom(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +94,7 @@ def test_a_second_maker_waits_and_says_for_whom(
         """
         import sys, time
         from pathlib import Path
-        from pipeline.store import Artifact
+        from pipeline.artifacts.store import Artifact
         with Artifact(Path(sys.argv[1]), "f" * 16).lock({"ingest": "abc"}):
             print("held", flush=True)
             sys.stdin.read()
@@ -151,10 +129,3 @@ def test_peak_memory_is_of_the_stage_not_of_the_process() -> None:
     during = store.PeakMemory().bytes()
     del block
     assert store.PeakMemory().bytes() < during - 100_000_000
-
-
-def test_json_is_replaced_whole(tmp_path: Path) -> None:
-    store.write_json(tmp_path / "deep" / "a.json", {"x": 1})
-    store.write_json(tmp_path / "deep" / "a.json", {"x": 2})
-    assert json.loads((tmp_path / "deep" / "a.json").read_text()) == {"x": 2}
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.json"]

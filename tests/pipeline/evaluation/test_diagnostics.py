@@ -13,8 +13,8 @@ import torch
 from features.histories.jagged import JaggedHistories
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.evaluation.ranks import SystemRanks, rank_targets
-from models.recommender import Float32, Histories, Int32, histories_from_lists
-from models.settings import EncoderSettings
+from models.histories import Float32, Histories, Int32, histories_from_lists
+from models.settings.encoder import EncoderSettings
 from models.topk import recommend_in_chunks, row_chunks
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation import diagnostics

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.ranks import SystemRanks
-from models.recommender import histories_from_lists
+from models.histories import histories_from_lists
 from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
 from pipeline.evaluation import metrics_report
 from pipeline.evaluation.metrics_report import MetricSettings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference
-from pipeline.artifacts.store import write_json
+from pipeline.artifacts.files import write_json
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.report import (
     FILE,

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from features.histories.jagged import JaggedHistories
-from models.recommender import Histories
+from models.histories import Histories
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation import segments
 

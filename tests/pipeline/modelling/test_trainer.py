@@ -15,8 +15,9 @@ from features.content import Content, ContentSettings
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
-from models.settings import EncoderSettings, TrainSettings
-from pipeline.artifacts.store import read_json, write_json
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
 from pipeline.dataset import dataset as rows
 from pipeline.modelling import trainer as trainer_module

@@ -14,8 +14,9 @@ from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
-from models.settings import EncoderSettings
-from pipeline.artifacts.store import Artifact, read_manifest, write_json
+from models.settings.encoder import EncoderSettings
+from pipeline.artifacts.files import write_json
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config, load_config
 from pipeline.dataset import dataset as rows
 from pipeline.errors import DamagedArtifact

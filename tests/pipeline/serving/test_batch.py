@@ -12,7 +12,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
 
-from pipeline.artifacts.store import read_json
+from pipeline.artifacts.files import read_json
 from pipeline.serving import _load_pyfunc
 from tests.workdir import Workdir
 

@@ -15,10 +15,10 @@ from features.content import ContentSettings
 from features.histories.vocabulary import Vocabulary
 from models.encoder.embeddings import ItemContent
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.index_settings import IndexFacts
-from models.retrieval import index
-from models.retrieval.index import ItemIndex
-from models.settings import EncoderSettings
+from models.retrieval import build
+from models.retrieval.build import build_index
+from models.settings.encoder import EncoderSettings
+from models.settings.index import IndexFacts
 from pipeline.serving import new_item_catalogue
 from pipeline.serving.bundle import Bundle
 from tests.workdir import Workdir
@@ -58,7 +58,7 @@ def planted(folder: Path, *, item_content: bool) -> Bundle:
     assert (worth is None) is item_content
     assert worth is None or worth.r2 > 0.9
     table.select("item_id", title=pl.col("item_id")).write_parquet(folder / "items.parquet")
-    exact = ItemIndex.build(vectors, np.arange(1, 41, dtype=np.int32))
+    exact = build_index(vectors, np.arange(1, 41, dtype=np.int32))
     counts = np.concatenate(([0], np.ones(40))).astype(np.float32)
     description = {"newest": 0, "event_types": []}
     return Bundle(
@@ -102,7 +102,7 @@ def test_an_index_that_cannot_take_a_new_item_is_built_anew_and_says_so(
     bundle = planted(tmp_path, item_content=False)
     vectors = length * bundle.index.vectors
     facts = IndexFacts("hnsw", {"num_refined": 0}, num_built=40)
-    graph = replace(bundle.index, index=index._trained("hnsw", vectors), vectors=vectors, facts=facts)
+    graph = replace(bundle.index, index=build._trained("hnsw", vectors), vectors=vectors, facts=facts)
     tonight = pl.DataFrame({"item_id": ["new-hot"], "categories": [["hot"]]})
     night = new_item_catalogue.extended(replace(bundle, index=graph), tonight)
     assert night.has_other_index is (length < 1)

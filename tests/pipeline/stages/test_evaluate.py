@@ -16,15 +16,17 @@ from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError
 from features.profiling import profile
 from models import checkpoint
-from models.baselines.popularity import FittedOn, Popularity
+from models.baselines.base import FittedOn
+from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
 from models.evaluation import ranks
 from models.evaluation.comparison import Judgement
-from models.index_settings import IndexSettings
-from models.recommender import Histories, histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import Histories, histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.index import IndexSettings
+from models.settings.training import TrainSettings
 from models.topk import row_chunks
-from pipeline.artifacts.store import read_json, write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import (
     BASELINES,
     MODEL,
@@ -262,7 +264,7 @@ def test_chunks_and_another_run_change_no_byte(
     evaluated: Context, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     judge(inputs, tmp_path / "again")
-    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "metrics.svg"):
+    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "charts.json"):
         assert (evaluated.folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     monkeypatch.setattr(ranks, "row_chunks", lambda rows, items: row_chunks(rows, items, cells=7 * 31))
     judge(inputs, tmp_path / "chunks")

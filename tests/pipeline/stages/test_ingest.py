@@ -12,7 +12,7 @@ import pytest
 
 from features import schema, tables
 from features.events import validation
-from pipeline.artifacts import event_parts, store
+from pipeline.artifacts import event_parts, files
 from pipeline.artifacts.event_parts import PARTS, unused
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import load_config
@@ -119,7 +119,7 @@ def test_a_row_ahead_of_its_time_is_an_event_when_its_time_has_come(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime.datetime(2020, 9, 15, tzinfo=datetime.UTC)
-    monkeypatch.setattr(store, "now", lambda: now)
+    monkeypatch.setattr("pipeline.stages.ingest.now", lambda: now)
     log.write("day2.csv", "4,12,1600400000,view\n1,10,9000000000,view\n")  # three days ahead, and much more
     assert read_manifest(log.ingest())["rows_left_out"] == {"impossible_time": 3}
     now += datetime.timedelta(days=1)
@@ -202,7 +202,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_part(
 
 def test_a_file_that_changes_while_it_is_digested(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     path = log.folder / "log" / "day1.csv"
-    original = store.digest_file
+    original = files.digest_file
 
     def slow(each: Path) -> str:
         digest = original(each)
@@ -210,7 +210,7 @@ def test_a_file_that_changes_while_it_is_digested(log: Log, monkeypatch: pytest.
             path.write_text(HEADER + DAY_2)
         return digest
 
-    monkeypatch.setattr(store, "digest_file", slow)
+    monkeypatch.setattr(files, "digest_file", slow)
     with pytest.raises(LookbackError, match=r"day1\.csv: changed while it was read"):
         log.ingest()
 
@@ -384,7 +384,7 @@ def test_a_store_that_was_copied_without_its_times_is_read_once(
         os.utime(path, ns=(1, 1))
     monkeypatch.setattr(validation, "ingest_file", None)  # reads no source
     log.ingest("events.max_refused_fraction=0.6")
-    monkeypatch.setattr(store, "digest_file", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(event_parts, "digest_file", lambda _: pytest.fail("read again"))
     for path in (first.parent / PARTS).glob("*/"):
         assert event_parts.read(path) is not None
 

@@ -1,6 +1,7 @@
 """The page from small fabricated stage folders: what it says, that it stands alone, that raw text cannot break it."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -35,7 +36,7 @@ class Tracked:
 
 
 class Page(HTMLParser):
-    """Collects tags and text, and checks that what opens is closed."""
+    """Tags, text and charts of a page; checks that what opens is closed."""
 
     VOID = ("meta", "img", "br", "link", "input", "hr")
 
@@ -44,6 +45,8 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.charts: list[str | None] = []
+        """Titles of the charts' figures."""
         self.feed(text)
         assert self.open == []
         self.text = " ".join(" ".join(self.words).split())
@@ -57,7 +60,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] == ["script"]:
+            if self.tags[-1][1].get("type") == "application/json":
+                self.charts.append(json.loads(data)["layout"].get("title"))
+        elif self.open[-1:] != ["style"]:
             self.words.append(data)
 
 
@@ -193,9 +199,15 @@ def evaluate(root: Path, form: str) -> Path:
         write_diagnostics(folder)
     write_segments(folder, list(systems))
     (folder / "metrics.json").write_text(json.dumps(content))
-    (folder / charts.CHARTS).write_text("[]")
-    for name in ("metrics", "by_history_length", *(("attention", "rolling") if form != "one type" else ())):
-        (folder / f"{name}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    names = ["metrics", "recall", "by_history_length", "training", "distributions"]
+    names += ["attention", "rolling"] if form != "one type" else []
+    names += ["events", "gaps"] if form != "position" else []
+    drawn = [
+        {"name": name, "title": HOSTILE, "caption": HOSTILE}
+        | {"figure": {"data": [], "layout": {"title": name, "height": 300}}}
+        for name in names
+    ]
+    (folder / charts.CHARTS).write_text(json.dumps(drawn))
     return folder
 
 
@@ -372,7 +384,7 @@ def test_says_how_good_it_is(written: tuple[Page, Path, Context]) -> None:
         "only if it beats EASE, the best baseline (here by +0.0100, interval -0.0200 to +0.0400: not shown ), and",
         "is not worse than the present champion by more than 0.005",
         "system coverage@10 novelty@10 lookback 0.500 [0.400, 0.600] 9.250 EASE",
-        "2 targets on items that nobody had in training They do not count in the numbers above.",
+        "2 targets on items without training events They do not count in the numbers above.",
         "lookback 0.0210 0.0420 EASE 0.0200 0.0400",
         "Checked for leaks before anything was measured: order of every history. None was found.",
         "training events later than the earliest target 75 %",
@@ -445,16 +457,39 @@ def test_example_users(written: tuple[Page, Path, Context]) -> None:
 def test_stands_alone(written: tuple[Page, Path, Context]) -> None:
     page, path, _ = written
     assert path.stat().st_size < 5_000_000
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 8
-    assert all(
-        each["alt"] and (each["src"] or "").startswith("data:image/svg+xml;base64,") for each in images
-    )
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"link", "iframe"}
-    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}], "the search alone"
+    assert not tags & {"link", "iframe", "img"}
+    assert not any(attributes.get("src") for _, attributes in page.tags)
+    scripts = [attributes for tag, attributes in page.tags if tag == "script" and "type" not in attributes]
+    assert scripts == [{}, {}], "the figures and the search"
+    assert sum(attributes.get("id") == "plotly" for _, attributes in page.tags) == 1
     assert not any(attributes.get("href") for _, attributes in page.tags)
     assert HOSTILE in page.text, "shown, not obeyed"
+
+
+def drawn(page: Page) -> dict[str | None, str]:
+    """Name of each chart on the page to its description, in their order."""
+    descriptions = [
+        attributes["aria-label"] for _, attributes in page.tags if attributes.get("class") == "chart"
+    ]
+    assert all(descriptions)
+    return dict(zip(page.charts, map(str, descriptions), strict=True))
+
+
+def test_shows_the_charts_of_the_evaluation(written: tuple[Page, Path, Context]) -> None:
+    page, path, _ = written
+    assert drawn(page) == {
+        "events": "Events per day by type, and where validation and test begin",
+        "distributions": "How many users have how many events, and how many items",
+        "gaps": "Time between adjacent events of a user",
+        "training": "Training loss and validation metrics per epoch",
+        "metrics": "Metrics of every system with 95 % intervals; the numbers are in the table below",
+        "rolling": "The metric of every system at each cut; mean and spread are in the table below",
+        "by_history_length": "The metric of every system along history length; the numbers are in the table below",
+        "attention": "Share of attention and of the history by place, age and type of the interactions",
+    }
+    figures = (path.parent / "figures.html").read_text(encoding="utf-8")
+    assert len(re.findall('class="chart"', figures)) == 10, "also recall, and popularity"
 
 
 def test_drift(written: tuple[Page, Path, Context]) -> None:
@@ -475,7 +510,7 @@ def test_log_without_times_and_types(written: tuple[Page, Path, Context]) -> Non
     assert "only the order of each user's events is known" in page.text
     for absent in ("1970", "sessions", "at the same time", "of type", "without a type", "last time"):
         assert absent not in page.text
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 6
+    assert not {"events", "gaps"} & set(drawn(page))
 
 
 @pytest.mark.parametrize("written", ["one type"], indirect=True)

@@ -20,9 +20,9 @@ from features.histories.jagged import JaggedHistories
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.recommendation.rules import Rules
-from models.retrieval.index import ItemIndex
-from models.settings import EncoderSettings
-from pipeline.artifacts.store import write_json
+from models.retrieval.build import build_index
+from models.settings.encoder import EncoderSettings
+from pipeline.artifacts.files import write_json
 from pipeline.config import ScoreConfig
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import EvaluatedModel
@@ -54,7 +54,7 @@ def a_bundle(folder: Path, seed: int = 0, settings: EncoderSettings = SMALL) -> 
     encoder = Encoder(settings, NUM_ITEMS, 0, 5)
     checkpoint.save_model(encoder, folder / "deployed")
     numbers = np.arange(1, NUM_ITEMS + 1, dtype=np.int32)
-    ItemIndex.build(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
+    build_index(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
     pl.DataFrame(
         {"item_index": numbers, "item_id": [f"i{n}" for n in numbers], "num_events": [1, 1, 1, 1, 1, 9, 5]},
     ).write_parquet(folder / "items.parquet")

@@ -61,7 +61,7 @@ def python(code: str, folder: Path, **variables: str) -> str:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database as MLflow's migrations leave it, made once."""
     folder = tmp_path_factory.mktemp("store")
-    python("from pipeline.tracking import client_at; client_at('sqlite:///mlflow.db')", folder)
+    python("from pipeline.tracking.client import client_at; client_at('sqlite:///mlflow.db')", folder)
     return folder / "mlflow.db"
 
 
@@ -162,7 +162,9 @@ def test_plan_is_what_it_was_after_saving(tmp_path: Path):
 
 
 def test_importing_loads_no_mlflow(tmp_path: Path):
-    loaded = python("import sys, pipeline.tracking, pipeline.registry; print(*sys.modules)", tmp_path).split()
+    loaded = python(
+        "import sys, pipeline.tracking.tracker, pipeline.tracking.registry; print(*sys.modules)", tmp_path
+    ).split()
     assert not {"mlflow", "pandas", "sqlalchemy", "torch"} & set(loaded)
 
 
@@ -225,7 +227,7 @@ def test_killed_process_is_resumed_in_its_run(tracker: Tracker, link: Path, tmp_
         f"""
 import os
 from pathlib import Path
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 tracker = Tracker({tracker.uri!r}, "small", {tracker.artifact_location!r})
 live = tracker.start(**{IDENTITY!r}, link_file=Path({str(link)!r}))
 live.metrics({{"validation_ndcg@10": 0.1}}, 1)
@@ -246,7 +248,8 @@ def test_deleted_store_is_filled_again(uri: str, tmp_path: Path):
     folder, store = a_stage(tmp_path / "stage"), tmp_path / "mlruns"
     code = f"""
 from pathlib import Path
-from pipeline.tracking import Tracker, DEFAULT_URI, artifact_root
+from pipeline.tracking.server import DEFAULT_URI, artifact_root
+from pipeline.tracking.tracker import Tracker
 tracker = Tracker(DEFAULT_URI, "small", artifact_root(DEFAULT_URI))
 link = Path("link.json")
 assert not tracker.is_logged(link)
@@ -361,7 +364,7 @@ def test_processes_that_start_together_share_one_database(tmp_path: Path):
     code = f"""
 import sys
 from pathlib import Path
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 tracker = Tracker("sqlite:///mlruns/mlflow.db", "small")
 tracker.start(**{IDENTITY!r}, link_file=Path(sys.argv[1]))
 """
@@ -478,7 +481,7 @@ def assert_answers_about_models(uri: str, run_id: str) -> None:
 def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
     tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
     run_id, port = tracker.linked_run(link), free_port()
-    command = [sys.executable, "-c", f"from pipeline.tracking import ui; ui({port}, {tracker.uri!r})"]
+    command = [sys.executable, "-c", f"from pipeline.tracking.ui import ui; ui({port}, {tracker.uri!r})"]
     (tmp_path / "elsewhere").mkdir()
     with running(command, port, tmp_path / "elsewhere"):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:

@@ -1,4 +1,4 @@
-"""What an item index is asked to be, and what it turned out to be: dataclasses that import nothing heavy."""
+"""Settings of an item index, and the measured facts of a built one."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args

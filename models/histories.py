@@ -1,0 +1,103 @@
+"""Past interactions as arrays, the input of every recommender.
+
+Item 0 is padding or unknown; items are numbered from 1. Times are microseconds since the epoch, UTC.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int16 = NDArray[np.int16]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Rows of past interactions as slices of flat arrays: row i is `flat[starts[i]:ends[i]]`, oldest first.
+
+    Rows may overlap (the prefixes of one history do), so a history is stored once whatever the number of its targets.
+    """
+
+    item_index: Int32
+    """[events], 1..num_items (0: unknown to whoever reads it)."""
+    time: Int64
+    """[events], microseconds since the epoch, UTC."""
+    event_type: Int16
+    """[events], 0: none, 1..num_event_types."""
+    starts: Int64
+    """[rows], first position of each row."""
+    ends: Int64
+    """[rows], one past the last position of each row."""
+    value: Float32 | None = None
+    """[events], the value that each event carries, NaN where it has none; None: no event has one."""
+    request_time: Int64 | None = None
+    """[rows], when the next item is asked for, microseconds; None: that is not said."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> Int64:
+        """[rows], number of interactions of each row."""
+        return self.ends - self.starts
+
+    def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> "Histories":
+        """The given rows, over the same flat arrays."""
+        asked = None if self.request_time is None else self.request_time[rows]
+        return replace(self, starts=self.starts[rows], ends=self.ends[rows], request_time=asked)
+
+    def last(self, max_length: int) -> "Histories":
+        """Each row cut to its `max_length` most recent interactions."""
+        return replace(self, starts=np.maximum(self.starts, self.ends - max_length))
+
+    def gather(self) -> tuple[Int64, Int64]:
+        """(row, position) of every interaction of every row: two arrays of [sum of lengths]."""
+        lengths = self.lengths
+        rows = np.repeat(np.arange(len(self), dtype=np.int64), lengths)
+        before = np.concatenate(([0], np.cumsum(lengths)[:-1])) if len(self) else np.zeros(0, np.int64)
+        positions = np.arange(len(rows), dtype=np.int64) + np.repeat(self.starts - before, lengths)
+        return rows, positions
+
+    def compact(self) -> "Histories":
+        """The same rows over flat arrays of their own, copied from wherever the old ones lie (a memory map, say)."""
+        _, positions = self.gather()
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        return replace(self._events(positions), starts=ends - self.lengths, ends=ends)
+
+    def translate(self, mapping: Int32) -> "Histories":
+        """Items renamed by `mapping` [old_num_items + 1]; interactions whose item maps to 0 are left out of every row.
+
+        Flat arrays are copied once; rows keep their number and order (one may become empty).
+        """
+        renamed = mapping[self.item_index]
+        kept = renamed > 0
+        position = np.concatenate((np.zeros(1, np.int64), np.cumsum(kept, dtype=np.int64)))
+        return replace(
+            self._events(kept),
+            item_index=renamed[kept].astype(np.int32, copy=False),
+            starts=position[self.starts],
+            ends=position[self.ends],
+        )
+
+    def _events(self, chosen: Int64 | NDArray[np.bool_]) -> "Histories":
+        """The flat arrays at the chosen positions, rows as they were."""
+        return replace(
+            self,
+            item_index=self.item_index[chosen],
+            time=self.time[chosen],
+            event_type=self.event_type[chosen],
+            value=None if self.value is None else self.value[chosen],
+        )
+
+
+def histories_from_lists(items: list[list[int]], times: list[list[int]] | None = None) -> Histories:
+    """Histories of the given item numbers per row; times default to 0, 1, 2 … microseconds."""
+    lengths = np.array([len(row) for row in items], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    flat = np.array([item for row in items for item in row], dtype=np.int32)
+    clock = times if times is not None else [list(range(len(row))) for row in items]
+    flat_times = np.array([moment for row in clock for moment in row], dtype=np.int64)
+    return Histories(flat, flat_times, np.zeros(len(flat), np.int16), ends - lengths, ends)

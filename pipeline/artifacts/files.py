@@ -1,0 +1,112 @@
+"""Files written whole, digests and fingerprints."""
+
+import datetime
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DamagedArtifact, LookbackError
+
+
+def fingerprint(content: Any) -> str:
+    """First 16 hexadecimal digits of the sha256 of JSON content in canonical form."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted by path."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, sort_keys=True, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file. Raises DamagedArtifact if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedArtifact(f"{path}: is damaged, not valid JSON ({error})") from None
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def now() -> datetime.datetime:
+    """Current time, UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+class Digests:
+    """Cache of file digests by (path, size, mtime, inode), so that each file is read once; thread-safe."""
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self._lock = threading.Lock()
+        try:
+            self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            self._known = {}
+
+    def __call__(self, path: Path) -> str:
+        """sha256 of a file, cached while its identity stays the same.
+
+        Raises LookbackError if the file changes meanwhile.
+        """
+
+        def compute() -> str:
+            digest = digest_file(path)
+            if _identity(path) != identity:
+                raise changed_meanwhile(str(path))
+            return digest
+
+        identity = _identity(path)
+        return self.remembered(str(path.absolute()), identity, compute)
+
+    def remembered(self, name: str, identity: list[int], compute: Callable[[], str]) -> str:
+        """Digest of a named file, computed only if its identity is new."""
+        known = self._known.get(name)
+        if known is not None and known[:-1] == identity:
+            return str(known[-1])
+        digest = compute()
+        with self._lock:
+            self._known[name] = [*identity, digest]
+            write_json(self._memory, self._known)
+        return digest
+
+
+def _identity(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def changed_meanwhile(path: str) -> LookbackError:
+    """Error for a source file that changed while it was read."""
+    return LookbackError(
+        f"{path}: changed while it was read, expected a complete file; nothing of it is kept: run again once it is complete"
+    )
