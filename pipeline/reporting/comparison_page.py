@@ -1,13 +1,13 @@
 """A comparison of runs as one self-contained HTML page."""
 
 import datetime
-from typing import Any
 
 from models.evaluation.bootstrap import NO_DIFFERENCE
 from models.evaluation.comparison import Judgement
 from pipeline.evaluation.comparison import Comparison, as_tree, by_chance, interval_text
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import figures, templates
+from pipeline.reporting.style import Chart
 
 
 def verdict(systems: Judgement, metric: str) -> str:
@@ -37,13 +37,13 @@ def page(comparison: Comparison, metrics: list[str], links: dict[str, str]) -> s
         metrics=metrics,
         verdicts=[verdict(comparison.systems, metric) for metric in metrics],
         links=links,
-        chart=_chart(comparison.systems, metrics),
+        chart=_chart(comparison.systems, metrics).as_json(),
         made=datetime.datetime.now(datetime.UTC),
     )
 
 
-def _chart(systems: Judgement, metrics: list[str]) -> dict[str, Any]:
+def _chart(systems: Judgement, metrics: list[str]) -> Chart:
     """Chart of every run with its intervals."""
     values = {label: systems.values(label) for label in systems.systems}
     intervals = {label: systems.intervals(label) for label in systems.systems}
-    return figures.systems(values, intervals, metrics[:3]).as_json()
+    return figures.systems(values, intervals, metrics[:3])

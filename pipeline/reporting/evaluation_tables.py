@@ -2,11 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from models.evaluation.bootstrap import NO_DIFFERENCE
+from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference
 from pipeline.artifacts.files import read_json
 from pipeline.config import MODEL, EvaluateConfig
 from pipeline.evaluation.report import EvaluationReport, Tuning
@@ -94,67 +94,101 @@ def _verdicts(judged: EvaluationReport, baselines: list[str], metric: str) -> di
     return {words: names for words, names in named.items() if names}
 
 
-def _tuned(name: str, tuning: Tuning) -> Row:
-    """Tuning of a baseline: the settings chosen, how many were tried, and their metrics on validation."""
-    grid = tuning.grid
-    measured = {key for point in grid for key in point if "@" in key}
-    best = {key: max(point[key] for point in grid if key in point) for key in measured}
-    return {
-        "name": name,
-        "settings": ", ".join(
-            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in tuning.settings.items()
-        ),
-        "num_tried": len(grid),
-        "validation": {key: best[key] for key in sorted(best)},
-    }
+class BaselineTuning(NamedTuple):
+    """Tuning of a baseline: the settings chosen, how many were tried, and their best metrics on validation."""
+
+    name: str
+    settings: str
+    num_tried: int
+    validation: dict[str, float]
 
 
-def of_gate(settings: EvaluateConfig, judged: EvaluationReport) -> Row | None:
-    """The gate's test against the best baseline on its metric; None where it is off."""
+def _tuned(name: str, tuning: Tuning) -> BaselineTuning:
+    measured = sorted({key for point in tuning.grid for key in point if "@" in key})
+    settings = ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in tuning.settings.items()
+    )
+    best = {key: max(point[key] for point in tuning.grid if key in point) for key in measured}
+    return BaselineTuning(name, settings, len(tuning.grid), best)
+
+
+class GateTest(NamedTuple):
+    """The gate's test against the best baseline on its metric."""
+
+    metric: str
+    margin: float
+    best: str | None
+    paired: PairedDifference | None
+
+
+def of_gate(settings: EvaluateConfig, judged: EvaluationReport) -> GateTest | None:
+    """The gate's test against the best baseline; None where it is off."""
     metric = settings.gate_metric
     if not settings.gate or metric not in judged.metric_names:
         return None
-    best = judged.best_baselines(metric)[:1]
-    return {
-        "metric": metric,
-        "margin": settings.gate_margin,
-        "best": best[0] if best else None,
-        "paired": judged.paired(best[0], metric) if best else None,
-    }
+    best, *_ = judged.best_baselines(metric) or [None]
+    paired = None if best is None else judged.paired(best, metric)
+    return GateTest(metric, settings.gate_margin, best, paired)
 
 
-def _segments(path: Path, metric: str, systems: list[str]) -> list[Row]:
-    """Every kind of segment: its name, its chart, and a row per value with the metric of each system, the best marked."""
+class Cell(NamedTuple):
+    """A system's metric on one value of a segment."""
+
+    value: float | None
+    best: bool
+
+
+class SegmentRow(NamedTuple):
+    """One value of a segment: the metric of each system, and the model's interval."""
+
+    value: str
+    targets: int
+    users: int
+    cells: list[Cell]
+    ends: list[float | None]
+
+
+class Segment(NamedTuple):
+    """One kind of segment: its name, its chart, and a row per value."""
+
+    name: str
+    of: str
+    chart: str
+    metric: str
+    rows: list[SegmentRow]
+
+
+def _segments(path: Path, metric: str, systems: list[str]) -> list[Segment]:
+    """Every kind of segment of an evaluation."""
     if not path.exists():
         return []
     table = pl.read_parquet(path)
     return [
-        {
-            "name": segment.removeprefix("user:"),
-            "of": "of the user" if segment.startswith("user:") else "",
-            "chart": figures.segment_chart(segment),
-            "metric": metric,
-            "rows": [
+        Segment(
+            segment.removeprefix("user:"),
+            "of the user" if segment.startswith("user:") else "",
+            figures.segment_chart(segment),
+            metric,
+            [
                 _segment_row(part.filter(pl.col("value") == value), metric, systems)
                 for value in part["value"].unique(maintain_order=True)
             ],
-        }
+        )
         for (segment,), part in table.group_by("segment", maintain_order=True)
         if isinstance(segment, str)
     ]
 
 
-def _segment_row(part: pl.DataFrame, metric: str, systems: list[str]) -> Row:
-    """One value of a segment."""
+def _segment_row(part: pl.DataFrame, metric: str, systems: list[str]) -> SegmentRow:
     of_system = {row["system"]: row for row in part.to_dicts()}
     values = [of_system.get(name, {}).get(metric) for name in systems]
     measured = [value for value in values if value is not None and not math.isnan(value)]
     first = part.row(0, named=True)
-    return {
-        "value": first["value"],
-        "targets": first["targets"],
-        "users": first["users"],
-        "cells": [{"value": value, "best": bool(measured) and value == max(measured)} for value in values],
-        "ends": [of_system.get(MODEL, {}).get(f"{metric}_{end}") for end in ("low", "high")],
-    }
+    return SegmentRow(
+        first["value"],
+        first["targets"],
+        first["users"],
+        [Cell(value, bool(measured) and value == max(measured)) for value in values],
+        [of_system.get(MODEL, {}).get(f"{metric}_{end}") for end in ("low", "high")],
+    )

@@ -72,7 +72,8 @@ def build(ctx: Context) -> None:
     why_not = {name: _not_applicable(ctx.config, name, test.num_items) for name in wanted(ctx.config)}
     found["not_applicable"] = {name: reason for name, reason in why_not.items() if reason is not None}
     for name in (name for name, reason in why_not.items() if reason is None):
-        facts = _ranked_before(ctx.folder, name)
+        path = ctx.folder / "systems" / f"{name}.json"
+        facts = read_json(path) if path.exists() else None  # of an interrupted run
         if facts is None:
             started = time.monotonic()
             if name == GRU:
@@ -239,12 +240,6 @@ def _gru(
     system = ColdStart(AttentionRecommender(model), Popularity.fit(own, model.num_items))
     renumbered = Renumbered(system, former_numbers(trained.mapping, mapping))
     return renumbered, FittedOn.of(trained.histories), Tuned(chosen, grid)
-
-
-def _ranked_before(folder: Path, name: str) -> dict[str, Any] | None:
-    """What an interrupted run found out about a baseline, where it got through with it."""
-    path = folder / "systems" / f"{name}.json"
-    return read_json(path) if path.exists() else None
 
 
 def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -87,7 +87,7 @@ def build(ctx: Context) -> None:
     _write_targets(ctx, found)
     _write_users(ctx, systems)
     _write_segments(ctx, found, settings)
-    write_json(ctx.folder / "diagnostics.json", _diagnostics(ctx, found))
+    _write_diagnostics(ctx, found)
     charts.draw_evaluation(ctx.folder, ctx.inputs, ctx.config.name, report)
     for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
@@ -303,10 +303,10 @@ def _point(fraction: float, num_users: int, systems: Judgement) -> LearningPoint
     return LearningPoint(fraction, num_users, values, intervals)
 
 
-def _diagnostics(ctx: Context, found: Evaluation) -> dict[str, Any]:
-    """Diagnostics of the model's decisions."""
+def _write_diagnostics(ctx: Context, found: Evaluation) -> None:
+    """diagnostics.json: the model's decisions, beside how good they are."""
     features = ctx.inputs["features"]
-    return diagnostics.build(
+    measured = diagnostics.build(
         found.recommender,
         found.targets,
         found.ranked[MODEL],
@@ -318,6 +318,7 @@ def _diagnostics(ctx: Context, found: Evaluation) -> dict[str, Any]:
         timed=ctx.config.events.timestamp_unit != "position",
         seed=ctx.config.seed,
     )
+    write_json(ctx.folder / "diagnostics.json", measured)
 
 
 def _write_targets(ctx: Context, found: Evaluation) -> None:

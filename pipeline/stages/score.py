@@ -144,8 +144,12 @@ def _compare(ctx: Context, digest: str) -> None:
     before = drift.last_night(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is None:
         return
-    found = drift.drift(before, ctx.folder, digest)
-    ctx.manifest["drift"] = found
-    for name in ("psi", "overlap", "users_in_both"):
-        if found[name] is not None:
-            ctx.track.metric(f"drift/{name}", found[name])
+    change = drift.drift(before, ctx.folder, digest)
+    ctx.manifest["drift"] = asdict(change)
+    for name, value in (
+        ("psi", change.psi),
+        ("overlap", change.overlap),
+        ("users_in_both", change.users_in_both),
+    ):
+        if value is not None:
+            ctx.track.metric(f"drift/{name}", value)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
 
 from pipeline.artifacts.files import fingerprint as digest_of
 from pipeline.artifacts.files import read_json, write_json
@@ -52,6 +52,17 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 AWAY_SECONDS = 60.0
 """How long a server that did not answer is not asked again."""
 _Answer = TypeVar("_Answer")
+
+
+class RunIdentity(TypedDict):
+    """Name, tags and link file of a stage's run: arguments of `Tracker.start` and `Tracker.replay`."""
+
+    stage: str
+    fingerprint: str
+    run_name: str
+    tags: dict[str, str]
+    link_file: Path
+    parent_link_file: NotRequired[Path]
 
 
 class Tracker:
