@@ -19,7 +19,9 @@ LOOKBACK := $(VENV)/bin/lookback
 SETTINGS = --config '$(CONFIG)' $(foreach pair,$(SET),--set '$(pair)')
 STAGES := ingest features train index rank baselines evaluate publish score report
 
-.PHONY: help install demo test data $(STAGES) all nightly tune ui compare prune check lint type bench clean
+PYTEST := $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
+
+.PHONY: help install demo test test-slow test-all data $(STAGES) all nightly tune ui compare prune check lint type bench clean
 
 ##@ Two commands
 demo: $(INSTALLED)  ## install, generate the demo log, run every stage on it, say where everything is
@@ -29,8 +31,8 @@ demo: $(INSTALLED)  ## install, generate the demo log, run every stage on it, sa
 	@echo "report           $$($(LOOKBACK) path report --config pipeline/configs/demo.toml | tail -n 1)/report.html"
 	@echo "MLflow           make ui, then the address that it prints"
 
-test: $(INSTALLED)  ## install, run the whole test suite
-	@$(VENV)/bin/pytest -n auto --maxprocesses 4
+test: $(INSTALLED)  ## install, run the tests: the whole behaviour in minutes
+	@$(PYTEST) -m 'not slow'
 
 ##@ Stages (CONFIG=file.toml SET="train.epochs=3 model.dim=128"); each first brings what it needs up to date
 ingest:    ## read the log: typed events, and a quarantine of refused rows
@@ -71,6 +73,11 @@ prune: $(INSTALLED)  ## remove old artifacts and model versions (KEEP=N)
 ##@ The code
 check: lint type test  ## everything below that judges the code, and the tests
 
+test-slow: $(INSTALLED)  ## the slow tests alone: kills, Ray, torchrun, processors, public data, a fresh environment
+	@$(PYTEST) -m slow
+
+test-all: test test-slow  ## all tests, in half an hour
+
 lint: $(INSTALLED)  ## ruff: format and lint
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
@@ -91,7 +98,7 @@ clean:  ## remove the virtual environment and every cache; data/ and mlruns/ sta
 help:  ## this help
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(INSTALLED): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lookback needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": make PYTHON=python3.12 …")'

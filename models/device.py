@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import sys
-import time
 
 import torch
 
@@ -14,8 +13,6 @@ from models.settings.training import Compile, Precision
 COMPILERS = ("g++", "clang++", "c++")
 COMPILE_MIN_TARGETS = 2e8
 """Targets over all epochs from which `compile = "auto"` compiles on a GPU."""
-MEASURE_SECONDS = 0.1
-"""How long the rate of a product is measured."""
 
 
 def pick_device() -> torch.device:
@@ -73,22 +70,3 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def matmul_flops(device: torch.device, dtype: torch.dtype, rows: int, dim: int, columns: int) -> float:
-    """Floating-point operations per second of `[rows, dim] @ [dim, columns]`, the best of a tenth of a second.
-
-    The plain line, memory for the result included: on the CPU that takes most of the time of a product so thin.
-    """
-    left, right = (
-        torch.ones(rows, dim, device=device, dtype=dtype),
-        torch.ones(dim, columns, device=device, dtype=dtype),
-    )
-    best, began = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - began < MEASURE_SECONDS:
-        started = time.perf_counter()
-        _ = left @ right
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * rows * dim * columns / best

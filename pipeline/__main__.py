@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +26,25 @@ STAGE_NAMES = (
 )
 
 
-def _configured(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --config and --set, and hand the loaded configuration to the command."""
+class _Configured(click.Command):
+    """A command with --config and --set, which takes the loaded configuration as `config`."""
 
-    @click.option(
-        "--config", "config_path", required=True, metavar="FILE", help="The configuration, a TOML file."
-    )
-    @click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a key, such as train.epochs=3.",
-    )
-    @functools.wraps(command)
-    def configured(config_path: str, overrides: tuple[str, ...], **arguments: Any) -> None:
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        file = "The configuration, a TOML file."
+        key = "Override a key, such as train.epochs=3."
+        self.params += [
+            click.Option(["--config", "config_path"], required=True, metavar="FILE", help=file),
+            click.Option(["--set", "overrides"], multiple=True, metavar="KEY=VALUE", help=key),
+        ]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, then load the configuration."""
+        rest = super().parse_args(ctx, args)
         from pipeline.config import load_config
 
-        command(load_config(config_path, overrides), **arguments)
-
-    return configured
+        ctx.params["config"] = load_config(ctx.params.pop("config_path"), ctx.params.pop("overrides"))
+        return rest
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,11 +53,10 @@ def cli() -> None:
     """Lookback looks back over each user's history to decide what to recommend next."""
 
 
-@cli.command()
+@cli.command(cls=_Configured)
 @click.argument("stages", nargs=-1, required=True, type=click.Choice([*STAGE_NAMES, "all"]))
 @click.option("--force", is_flag=True, help="Build the named stages again even if they are up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-@_configured
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and those they need (all: every one)."""
     from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm, led
@@ -88,9 +85,8 @@ def _print_evaluation(folder: Path) -> None:
     print(f"\n{as_text(EvaluationReport.load(folder))}")
 
 
-@cli.command()
+@cli.command(cls=_Configured)
 @click.argument("stage", type=click.Choice(STAGE_NAMES))
-@_configured
 def path(config: Any, stage: str) -> None:
     """Print the folder of STAGE's up-to-date artifact."""
     from pipeline.orchestration.graph import resolve
@@ -101,7 +97,7 @@ def path(config: Any, stage: str) -> None:
     print(artifact.folder)
 
 
-@cli.command()
+@cli.command(cls=_Configured)
 @click.option("--user", help="A user of the log.")
 @click.option(
     "--history",
@@ -109,7 +105,6 @@ def path(config: Any, stage: str) -> None:
 )
 @click.option("-k", "k", default=10, show_default=True, type=click.IntRange(min=1), help="How many items.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_configured
 def recommend(config: Any, user: str | None, history: str | None, k: int, as_json: bool) -> None:
     """Recommendations for a known user or a history, with what each is based on."""
     from pipeline.commands.recommend import recommend_one
@@ -151,11 +146,10 @@ def compare(
     compare_runs(config, runs, as_json=as_json, html=html)
 
 
-@cli.command()
+@cli.command(cls=_Configured)
 @click.option(
     "--trials", default=20, show_default=True, type=click.IntRange(min=1), help="Trials to reach in all."
 )
-@_configured
 def tune(config: Any, trials: int) -> None:
     """Search hyper-parameters on validation NDCG@10."""
     from models.training.distributed import launched
@@ -166,9 +160,8 @@ def tune(config: Any, trials: int) -> None:
     search(config, trials)
 
 
-@cli.command()
+@cli.command(cls=_Configured)
 @click.argument("version", type=click.IntRange(min=1))
-@_configured
 def promote(config: Any, version: int) -> None:
     """Move the alias `champion` to VERSION by hand; the version's tags say so."""
     from pipeline.release.promotion import promote as move
@@ -176,7 +169,7 @@ def promote(config: Any, version: int) -> None:
     print(move(config, version))
 
 
-@cli.command()
+@cli.command(cls=_Configured)
 @click.option(
     "--keep",
     default=2,
@@ -190,7 +183,6 @@ def promote(config: Any, version: int) -> None:
     help="Instead: all that was not made with the present events.exclude_users, however new.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
-@_configured
 def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
     """Remove old artifacts; never what the champion, the newest run or a running stage uses."""
     if excluded:
@@ -203,8 +195,7 @@ def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
     remove(config, keep=keep, dry_run=dry_run)
 
 
-@cli.command()
-@_configured
+@cli.command(cls=_Configured)
 def data(config: Any) -> None:
     """Download the public data set that the configuration names."""
     from pipeline.commands.download import download
@@ -212,9 +203,8 @@ def data(config: Any) -> None:
     print(download(config))
 
 
-@cli.command()
+@cli.command(cls=_Configured)
 @click.option("--port", type=click.IntRange(1, 65535), help="Instead of tracking.port.")
-@_configured
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
     from pipeline.orchestration.parent_run import end_abandoned

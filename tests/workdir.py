@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
+
+from tests import warm_commands
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = """
@@ -79,11 +82,22 @@ class Workdir:
 
     def environment(self) -> dict[str, str]:
         """Its environment: this checkout, one thread, no tracking server but its own."""
-        wanted = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")} | wanted
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
+        return kept | warm_commands.OURS
 
     def __call__(self, *arguments: str, config: bool = True) -> Result:
-        """Run `lookback ARGUMENTS --config …` to its end."""
+        """Run `lookback ARGUMENTS --config …` to its end, forked from a process that has imported already."""
+        words = (*arguments, *(("--config", self.config) if config else ()))
+        environment = self.environment()
+        server = warm_commands.server()
+        if not server.fits(environment):
+            return self.fresh(*words, config=False)
+        ended = server.run("pipeline", words, self.folder, environment)
+        assert "Traceback" not in ended.err, ended.err
+        return Result(ended.code, ended.out, ended.err)
+
+    def fresh(self, *arguments: str, config: bool = True) -> Result:
+        """The same in an interpreter of its own."""
         words = self.command(*arguments, *(("--config", self.config) if config else ()))
         done = subprocess.run(
             words, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False
@@ -108,15 +122,37 @@ class Workdir:
         return json.loads((self.artifact(stage) / "manifest.json").read_text())
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that one of the session's xdist workers fills and all of them read; the others wait meanwhile."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / f"shared-{name}", shared / f"shared-{name}.done"
+    with filelock.FileLock(shared / f"shared-{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # left by a worker that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database without any run, to copy: MLflow takes seconds to create one."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    create = f"from pipeline.tracking.client import client_at; client_at('sqlite:///{path}')"
-    subprocess.run([sys.executable, "-c", create], cwd=ROOT, check=True)
+
+    def make(folder: Path) -> None:
+        path = folder / "mlflow.db"
+        create = f"from pipeline.tracking.client import client_at; client_at('sqlite:///{path}')"
+        subprocess.run([sys.executable, "-c", create], cwd=ROOT, check=True)
+        in_one_file(path)
+
+    return made_once(tmp_path_factory, "database", make) / "mlflow.db"
+
+
+def in_one_file(path: Path) -> None:
+    """Write a database's journal into it, so that the one file is all of it."""
     with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that the one file is all of it
-    return path
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def with_database(folder: Path, database: Path) -> None:
@@ -134,20 +170,46 @@ def workdir(tmp_path: Path, empty_database: Path) -> Workdir:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+def pristine(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """A folder in which every stage has run, and which nobody changes: to copy."""
+
+    def make(folder: Path) -> None:
+        (folder / "tiny.toml").write_text(TINY)
+        with_database(folder, empty_database)
+        Workdir(folder).run("all")
+        in_one_file(folder / "mlruns" / "mlflow.db")
+
+    return made_once(tmp_path_factory, "finished", make)
+
+
+def copy_of(pristine: Path, folder: Path) -> Workdir:
+    """A copy that is as if it had been made there: absolute paths in the tracking database and in links to it are its own."""
+    shutil.copytree(pristine, folder, symlinks=True, dirs_exist_ok=True)
+    with contextlib.closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as database, database:
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})").fetchall():
+                if kind.startswith(("VARCHAR", "TEXT")):
+                    database.execute(
+                        f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE instr({column}, ?)",
+                        (str(pristine), str(folder), str(pristine)),
+                    )
+    for path in (*(folder / "data").rglob("*.json"), *(folder / "mlruns").rglob("MLmodel")):
+        text = path.read_text()
+        if str(pristine) in text:
+            path.write_text(text.replace(str(pristine), str(folder)))
+    return Workdir(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     """A working directory in which every stage has run; tests only read it."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "tiny.toml").write_text(TINY)
-    workdir = Workdir(folder)
-    workdir.run("all")
-    return workdir
+    return copy_of(pristine, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
-def copied(finished: Workdir, tmp_path: Path) -> Workdir:
+def copied(pristine: Path, tmp_path: Path) -> Workdir:
     """A copy of the finished working directory, to change."""
-    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True)
-    return Workdir(tmp_path / "copy")
+    return copy_of(pristine, tmp_path / "copy")
 
 
 @pytest.fixture

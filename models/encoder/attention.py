@@ -43,7 +43,7 @@ class HistoryAttention(nn.Module):
     """
 
     temperature: Tensor | None
-    """gumbel_softmax: see `models.encoder.Encoder.anneal`."""
+    """gumbel_softmax: see `models.encoder.encoder.Encoder.anneal`."""
 
     def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()

@@ -196,7 +196,11 @@ class _Warm:
     def retrieve(self, rows: Int64, number: int) -> Candidates:
         """The best of some rows: from the index, or scored one by one where no vector says it all, the first ones ranked."""
         part = self.histories.select(rows)
-        found = self._scored(part, number) if self._vectors is None else self._searched(rows, part, number)
+        if self._vectors is None:
+            found = self._scored(part, number)
+        else:
+            seen = part if self._rules.exclude_seen else None
+            found = self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
         if self._stage is None:
             return found
         if self._first is None:  # of all rows: more is only asked for those left short
@@ -220,11 +224,6 @@ class _Warm:
         if self._encoded is not None:
             return self._encoded.contributions(items)
         return contributions.contributions(encoder, self.histories, items, method)
-
-    def _searched(self, rows: Int64, part: Histories, number: int) -> Candidates:
-        assert self._vectors is not None
-        seen = part if self._rules.exclude_seen else None
-        return self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
 
     def _scored(self, part: Histories, number: int) -> Candidates:
         """The best of the whole catalogue, scored chunk after chunk of rows."""

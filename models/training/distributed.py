@@ -91,7 +91,7 @@ def total(values: Sequence[float]) -> list[float]:
     return [float(each) for each in sums]
 
 
-def of_first(values: Sequence[float]) -> list[float]:
+def broadcast_floats(values: Sequence[float]) -> list[float]:
     """Process 0's values, as many as everyone has."""
     return total(values if rank() == 0 else [0.0] * len(values))
 
@@ -107,7 +107,7 @@ def gathered(tensor: "Tensor") -> "list[Tensor]":
     return everyone
 
 
-def told(message: dict[str, Any] | None) -> dict[str, Any] | None:
+def broadcast(message: dict[str, Any] | None) -> dict[str, Any] | None:
     """Process 0's message: dictionaries and lists of tensors and plain values, in torch's weights-only format."""
     import torch
 
@@ -116,7 +116,7 @@ def told(message: dict[str, Any] | None) -> dict[str, Any] | None:
     content = io.BytesIO()
     if rank() == 0:
         torch.save(message, content)
-    (length,) = of_first([content.tell()])
+    (length,) = broadcast_floats([content.tell()])
     sent = torch.frombuffer(bytearray(content.getvalue()), dtype=torch.uint8) if rank() == 0 else None
     received = torch.empty(int(length), dtype=torch.uint8) if sent is None else sent
     for start in range(0, len(received), MESSAGE_BYTES):

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.encoder.encoder import Encoder
 from models.settings.training import SAMPLED_LOSSES, TrainSettings
 from models.shapes import Float
+from models.training import distributed
 
 LAST_FACTOR = 0.01
 """What the cosine schedule leaves of the learning rate."""
@@ -54,11 +56,25 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         weight.index_add_(0, rows, step.to(weight.dtype), alpha=-lr)
 
 
-def is_rowwise(settings: TrainSettings, num_items: int) -> bool:
-    """Whether item vectors get `RowwiseAdagrad`: where asked for, or (auto) with a sampled loss over a million items."""
-    if settings.item_optimizer == "auto":
-        return settings.loss in SAMPLED_LOSSES and num_items >= ROWWISE_MIN_ITEMS
-    return settings.item_optimizer == "rowwise_adagrad"
+def rowwise_table(model: Encoder, settings: TrainSettings) -> Tensor | None:
+    """Item vectors, with sparse gradients from now on, where `RowwiseAdagrad` optimises them; otherwise None.
+
+    It does where `item_optimizer` says so, or (auto) with a sampled loss over a million items. Raises ValueError for several
+    processes on CUDA.
+    """
+    table, wanted = model.items.ids, settings.item_optimizer
+    is_large = settings.loss in SAMPLED_LOSSES and model.num_items >= ROWWISE_MIN_ITEMS
+    if table is None or not (wanted == "rowwise_adagrad" or (wanted == "auto" and is_large)):
+        return None
+    if distributed.size() > 1 and table.weight.device.type == "cuda":
+        if wanted == "auto":
+            return None
+        raise ValueError(
+            f"train.item_optimizer: received 'rowwise_adagrad' with {distributed.size()} processes on CUDA, expected 'adamw' "
+            "there: nccl adds up no sparse gradients"
+        )
+    table.sparse = True
+    return table.weight
 
 
 def build(

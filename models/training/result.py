@@ -39,8 +39,6 @@ class EpochRecord:
     """That of the epoch's last step."""
     peak_bytes: int
     """The largest memory so far: of the allocator on CUDA, elsewhere resident in this process."""
-    matmul_share: float
-    """What `models.throughput.step_flops` counts per second, over what a plain product of the step's shape reaches."""
     validation: dict[str, float]
     """`validation_ndcg@10`, `validation_hit_rate@10`, `validation_seconds`; empty without validation."""
 

@@ -33,8 +33,6 @@ class Step:
     """The same for all parts and processes."""
     weight: float
     """Sum of the weights of the step's targets."""
-    lengths: Int64
-    """[rows], inputs of each history of the step."""
     num_targets: int
 
 
@@ -63,7 +61,6 @@ def steps(
             or [(plan.batch(rows[:1], epoch).to(device), 0.0)],
             negatives,
             whole,
-            lengths,
             len(target),
         )
 

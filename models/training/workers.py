@@ -32,12 +32,12 @@ def announce(arguments: Mapping[str, Any]) -> None:
     """
     if distributed.size() > 1:
         own = {"histories": arguments["histories"].compact()}
-        distributed.told({name: _plain(value) for name, value in (dict(arguments) | own).items()})
+        distributed.broadcast({name: _plain(value) for name, value in (dict(arguments) | own).items()})
 
 
 def release() -> None:
     """Tell the others that there is no more to train."""
-    distributed.told(None)
+    distributed.broadcast(None)
 
 
 def follow() -> None:
@@ -46,7 +46,7 @@ def follow() -> None:
     Raises ConnectionError where process 0 ends without that, between trainings or within one, and what `fit` raises.
     """
     try:
-        while (told := distributed.told(None)) is not None:
+        while (told := distributed.broadcast(None)) is not None:
             arguments = {name: _rebuilt(name, value) for name, value in told.items()}
             fit(arguments.pop("histories"), **arguments)
     except RuntimeError as error:

@@ -91,36 +91,23 @@ def bring_up_to_date(
     tracker = Tracker.from_config(config)
     summaries = []
     with parent_run.over(pipeline, tracker) as parent:
-        for name, node in pipeline.nodes.items():
-            if name == "evaluate":
-                _evaluate_earlier_cuts(pipeline, tracker, parent, show_progress=show_progress, say=say)
-                for each in pipeline.nodes.values() if pipeline.earlier_cuts else ():
-                    if each.artifact.is_complete():
-                        each.artifact.point_latest()  # not to what an earlier cut made
-            work = _Work(pipeline, node, tracker, parent, show_progress)
-            fresh = work.bring_up_to_date(name, force=force and name in names)
-            if name == "ingest":
+        for work in _works(pipeline, tracker, parent, names if force else ()):
+            with work.node.artifact.lock(work.node.inputs):
+                built = not work.is_up_to_date()
+                if built:
+                    stage = importlib.import_module(f"pipeline.stages.{work.node.stage.name}")
+                    with work.building(show_progress) as context:
+                        stage.build(context)
+                parent.saw(work.name, work.node, built=built)
+                work.ensure_logged()
+            summary = _summarise(work.node, built)
+            if work.pipeline is pipeline:
+                summaries.append(summary)
+            if work.name == "ingest":
                 source_files.release(config, pipeline.sources)
-            summary = _summarise(node, fresh)
-            summaries.append(summary)
-            say(f"{name:<9} {summary['summary']}")
+            if work.label is not None:
+                say(f"{work.label} {summary['summary']}")
     return summaries
-
-
-def _evaluate_earlier_cuts(
-    pipeline: Pipeline,
-    tracker: Tracker,
-    parent: ParentRun,
-    *,
-    show_progress: bool,
-    say: Callable[[str], None],
-) -> None:
-    """Bring the evaluations up to date that a rolling one takes its mean over."""
-    for called, cut in pipeline.earlier_cuts.items():
-        for name, node in cut.nodes.items():
-            work = _Work(cut, node, tracker, parent, show_progress)
-            fresh = work.bring_up_to_date(f"{called.removeprefix('evaluate ')}: {name}", force=False)
-        say(f"{called}: {_summarise(cut.nodes['evaluate'], fresh)['summary']}")
 
 
 @dataclass(frozen=True)
@@ -131,53 +118,59 @@ class _Work:
     node: Node
     tracker: Tracker
     parent: ParentRun
-    show_progress: bool
+    name: str
+    """In the parent run: the stage's, behind the cut's where it is one of an earlier cut."""
+    label: str | None
+    """Beginning of the line about its end; None: there is none."""
+    force: bool = False
 
-    def bring_up_to_date(self, called: str, *, force: bool) -> bool:
-        """Build the stage unless it is complete, and see to it that it is logged; True where it was built."""
-        with self.node.artifact.lock(self.node.inputs):
-            fresh = self._ensure(force=force)
-            self.parent.saw(called, self.node, built=fresh)
-            self._track()
-        return fresh
-
-    def _ensure(self, *, force: bool) -> bool:
-        pipeline, node, artifact = self.pipeline, self.node, self.node.artifact
+    def is_up_to_date(self) -> bool:
+        """Whether the artifact is complete and not to be built again; it is the latest then."""
         try:
-            if artifact.is_complete() and not force:
-                artifact.point_latest()
-                return False
+            if self.node.artifact.is_complete() and not self.force:
+                self.node.artifact.point_latest()
+                return True
         except DamagedArtifact:
-            if not force:
+            if not self.force:
                 raise
+        return False
+
+    @contextlib.contextmanager
+    def building(self, show_progress: bool) -> Iterator[Context]:
+        """Context to build the stage in; afterwards the workspace is committed as its artifact."""
+        pipeline, node, artifact = self.pipeline, self.node, self.node.artifact
         inputs = {name: pipeline.nodes[name].artifact for name in node.inputs if name in pipeline.nodes}
         inputs |= {
             name: cut.nodes["evaluate"].artifact
             for name, cut in pipeline.earlier_cuts.items()
             if name in node.inputs
         }
-        for each in inputs.values():
-            each.verify()
-        artifact.prepare(resume=node.stage.resumable and not force)
+        for made_before in inputs.values():
+            made_before.verify()
+        artifact.prepare(resume=node.stage.resumable and not self.force)
         self.parent.begin()
         with self.tracker.start(**_identity(pipeline, node), parent_link_file=self.parent.own_link) as live:
             context = Context(
                 config=pipeline.config,
                 folder=artifact.workspace,
-                inputs={name: each.folder for name, each in inputs.items()},
+                inputs={name: made_before.folder for name, made_before in inputs.items()},
                 sources=pipeline.sources,
                 model=pipeline.model,
                 track=Plan(),
                 live=live,
                 stage_folder=artifact.stage_folder,
-                show_progress=self.show_progress,
-                force=force,
+                show_progress=show_progress,
+                force=self.force,
             )
-            _build(node, context)
-        return True
+            started = time.monotonic()
+            store.give_back_memory()
+            memory = store.PeakMemory()
+            with _watched(context):
+                yield context
+            _commit(node, context, time.monotonic() - started, memory.bytes())
 
-    def _track(self) -> None:
-        """See to it that the present server has this artifact's run; milliseconds where it does."""
+    def ensure_logged(self) -> None:
+        """Give the present server this artifact's run; milliseconds where it has it."""
         pipeline, node = self.pipeline, self.node
         if not self.tracker.is_logged(node.artifact.run_link):
             judges = node.stage.name == "evaluate"
@@ -191,22 +184,31 @@ class _Work:
             promotion.ensure_registered(pipeline.config, self.tracker, node.artifact)
 
 
-def _build(node: Node, context: Context) -> None:
-    """Run the stage in its workspace and commit what it made."""
-    started = time.monotonic()
-    store.give_back_memory()
-    memory = store.PeakMemory()
-    module = importlib.import_module(f"pipeline.stages.{node.stage.name}")
-    with _watched(context):
-        module.build(context)
+def _works(pipeline: Pipeline, tracker: Tracker, parent: ParentRun, forced: Sequence[str]) -> Iterator[_Work]:
+    """Stages in order; before a rolling evaluation those of the earlier cuts that it takes its mean over."""
+    for name, node in pipeline.nodes.items():
+        if name == "evaluate" and pipeline.earlier_cuts:
+            for cut_name, cut in pipeline.earlier_cuts.items():
+                for stage, cut_node in cut.nodes.items():
+                    called = f"{cut_name.removeprefix('evaluate ')}: {stage}"
+                    label = f"{cut_name}:" if stage == "evaluate" else None
+                    yield _Work(cut, cut_node, tracker, parent, called, label)
+            for own in pipeline.nodes.values():
+                if own.artifact.is_complete():
+                    own.artifact.point_latest()  # not to what an earlier cut made
+        yield _Work(pipeline, node, tracker, parent, name, f"{name:<9}", name in forced)
+
+
+def _commit(node: Node, context: Context, seconds: float, peak_bytes: int) -> None:
+    """Add the manifest and what is tracked of every stage, and make the workspace the artifact."""
     manifest: dict[str, Any] = {"rows_in": 0, "rows_out": 0, "rows_left_out": {}} | context.manifest
     manifest |= {
         "stage": node.stage.name,
         "fingerprint": node.artifact.name,
         "inputs": node.inputs,
         "settings": node.settings,
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_bytes": memory.bytes(),
+        "seconds": round(seconds, 3),
+        "peak_bytes": peak_bytes,
         "created_utc": now().isoformat(),
         "versions": _versions(),
         "summary": context.said,

@@ -4,9 +4,10 @@ A shard is a function of the job and its number alone, whichever process writes 
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -133,19 +134,32 @@ class Scorer:
         known = read_json(done) if done.exists() and path.exists() else None
         if known is not None and known["digest"] == digest_file(path):
             progress(len(users))
-            found: Counts = known["counts"]
-            return found | {"users_before": len(users)}
-        counts: Counts = {}
+            before: Counts = known["counts"]
+            return before | {"users_before": len(users)}
+        counts: Counter[str] = Counter()
         temporary = path.with_suffix(".writing")
         schema = output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype)
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for table, found in _in_order(self._batch, self._batches(users)):
+        waiting: deque[Future[tuple[Any, Counts]]] = deque()
+        with (
+            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+            _single_threads() as (pool, num_threads),
+        ):
+
+            def write_next() -> None:
+                table, batch_counts = waiting.popleft().result()
                 writer.write_table(table.cast(schema))
-                counts = {name: counts.get(name, 0) + value for name, value in found.items()}
-                progress(found["users"])
+                counts.update(batch_counts)
+                progress(batch_counts["users"])
+
+            for batch in self._batches(users):
+                waiting.append(pool.submit(self._batch, batch))
+                if len(waiting) > num_threads:
+                    write_next()
+            while waiting:
+                write_next()
         temporary.replace(path)
         write_json(done, {"digest": digest_file(path), "counts": counts})
-        return counts
+        return dict(counts)
 
     def _batches(self, users: Int64) -> list[Int64]:
         size = self.job.settings.batch_users
@@ -156,7 +170,7 @@ class Scorer:
         settings = self.job.settings
         whole, known = self._histories(self.users.index[users])
         ids = self.users.ids.gather(users)
-        answer = self.bundle.recommend(
+        answer = self.bundle.answering.answer(
             known,
             settings.k,
             self.rules,
@@ -261,8 +275,9 @@ def keys_of(ids: pl.Series) -> UInt64:
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
-def _in_order(work: Callable[[Int64], Any], parts: Iterable[Int64]) -> Iterator[Any]:
-    """`work` of each part, in their order: as many threads as the process may use, each computing by itself.
+@contextmanager
+def _single_threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Pool of as many threads as the process may use, each computing by itself, and their number.
 
     Kernels of one thread give the same bits whatever the number of threads, and no core waits for another.
     """
@@ -271,14 +286,8 @@ def _in_order(work: Callable[[Int64], Any], parts: Iterable[Int64]) -> Iterator[
         threadpool_limits(1),
         ThreadPoolExecutor(num_threads, "score", initializer=_one_thread) as pool,
     ):
-        waiting: deque[Future[Any]] = deque()
         try:
-            for part in parts:
-                waiting.append(pool.submit(work, part))
-                if len(waiting) > num_threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield pool, num_threads
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(num_threads)

@@ -1,7 +1,7 @@
 """Stage score: recommendations for every user, streamed shard by shard into Parquet; it trains nothing."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,11 +31,14 @@ def build(ctx: Context) -> None:
     inputs = ctx.inputs
     job = Job(_bundle(ctx), inputs["features"], inputs["ingest"], folder, ctx.config.score, ctx.config.seed)
     scorer = Scorer.open(job)
-    total: Counts = {}
+    total: Counter[str] = Counter()
     started = time.monotonic()
     with tqdm(total=len(scorer.users), unit="users", desc="score", disable=not ctx.show_progress) as bar:
-        for counts in _shards(scorer, bar):
-            total = {name: total.get(name, 0) + counts.get(name, 0) for name in {**total, **counts}}
+        if ctx.config.score.engine == "ray":
+            total.update(_by_ray(scorer, bar))
+        else:
+            for number in range(scorer.num_shards):
+                total.update(scorer.score(number, bar.update))
     seconds = time.monotonic() - started
     (ctx.folder / "_SUCCESS").touch()
     for other in folder.iterdir():  # records of finished shards, and what a killed run was writing
@@ -56,20 +59,18 @@ def _bundle(ctx: Context) -> Path:
     return folder
 
 
-def _shards(scorer: Scorer, bar: "tqdm[None]") -> Iterator[Counts]:
-    """The counts of every shard, from the engine that is wanted."""
-    settings, num_shards = scorer.job.settings, scorer.num_shards
-    if settings.engine == "local":
-        for number in range(num_shards):
-            yield scorer.score(number, bar.update)
-        return
+def _by_ray(scorer: Scorer, bar: "tqdm[None]") -> Counts:
+    """Counts of all shards, each written by a task of Ray."""
     from pipeline.serving import ray_batch
 
+    settings, num_shards = scorer.job.settings, scorer.num_shards
+    total: Counter[str] = Counter()
     ends = [min((number + 1) * settings.shard_users, len(scorer.users)) for number in range(num_shards)]
     users = [end - number * settings.shard_users for number, end in enumerate(ends)]
     for done, counts in ray_batch.score(scorer.job, num_shards, users):
         bar.update(done)
-        yield counts
+        total.update(counts)
+    return total
 
 
 def _own_version(ctx: Context) -> int | None:

@@ -34,17 +34,14 @@ def machine() -> Figures:
     """GFLOP/s of matrix products, of a step's shapes and of a large square; bf16 where it is native; and the compiler."""
     import torch
 
-    from models.device import compiler, computes_bf16, matmul_flops
-    from tests.benchmarks.gpu import square_flops
+    from models.device import compiler, computes_bf16
+    from tests.benchmarks.gpu import product_flops, square_flops
 
     cpu = torch.device("cpu")
 
-    def best(precision: torch.dtype) -> float:
-        return round(max(matmul_flops(cpu, precision, 8192, 64, 4096) for _ in range(10)) / 1e9, 1)
-
     return {
-        "bf16": best(torch.bfloat16) if computes_bf16(cpu) else None,
-        "fp32": best(torch.float32),
+        "bf16": round(product_flops(torch.bfloat16) / 1e9, 1) if computes_bf16(cpu) else None,
+        "fp32": round(product_flops(torch.float32) / 1e9, 1),
         "square": round(square_flops(cpu) / 1e9, 1),
         "compiler": compiler(cpu),
     }

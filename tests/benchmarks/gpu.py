@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -39,15 +41,19 @@ from models.evaluation.ranks import rank_targets  # noqa: E402
 from models.histories import Histories  # noqa: E402
 from models.settings.encoder import EncoderSettings  # noqa: E402
 from models.settings.training import SAMPLED_LOSSES, TrainSettings  # noqa: E402
-from models.training.flops import matrix_entries, step_flops  # noqa: E402
 from models.training.loop import fit  # noqa: E402
+from models.training.negatives import NegativeSampler  # noqa: E402
+from models.training.objective import Objective  # noqa: E402
 from models.training.result import EpochRecord, FitResult  # noqa: E402
+from models.training.steps import steps  # noqa: E402
 from models.training.validation import Validation  # noqa: E402
 
 SHARED = Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT.parent / "shared" / "data"))
 FLAT = ("item_index", "time", "event_type", "value")
 PIECE = 15 * 2**20
 MOST_BACK = 60 * 2**20, 7
+COUNTED_STEPS = 8
+"""Steps of an epoch whose operations are counted."""
 """Bytes and files that come back from a borrowed machine, result.json apart."""
 SAVE_SECONDS = 60.0
 
@@ -269,16 +275,33 @@ def judge(model: Encoder, test: Validation) -> dict[str, float]:
 
 
 def epoch_flops(data: Data, model: Encoder, train: TrainSettings) -> tuple[int, int]:
-    """(floating-point operations of an epoch, its targets), nothing of padding counted."""
+    """(floating-point operations of an epoch's matrix products, its targets), from every so many of its steps.
+
+    Padding within a step's windows is counted, attention as the full square. Recurrent blocks are not: their kernels are opaque.
+    """
     plan = BatchPlan(data.training, model.max_length, train.batch_histories, None, 0, targets=train.targets)
-    flops = step_flops(
-        model.settings,
-        entries=matrix_entries(model),
-        lengths=plan.in_epoch(0).lengths - 1,
-        num_targets=plan.num_targets,
-        num_candidates=train.negatives + 1 if train.loss in SAMPLED_LOSSES else data.num_items,
-    )
-    return flops, plan.num_targets
+    sizes = data.num_items, model.num_event_types, model.max_length
+    dense = Encoder(model.settings, *sizes, "dense")  # torch counts no fused attention on the CPU
+    objective, sampler = Objective(dense, train), None
+    if train.loss in SAMPLED_LOSSES:
+        known = np.arange(1, data.num_items + 1)
+        sampler = NegativeSampler(train, plan.item_counts(data.num_items), known, 0)
+    place: dict[str, Any] = {"accumulate": 1, "rank": 0, "size": 1, "device": torch.device("cpu")}
+    flops = targets = 0
+    for first in range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // COUNTED_STEPS)):
+        step = next(steps(plan, 0, first, sampler=sampler, **place))
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.backward(objective(step.parts[0][0], step.negatives))
+        flops += counter.get_total_flops()
+        targets += step.num_targets
+    return round(flops * plan.num_targets / targets), plan.num_targets
+
+
+def product_flops(precision: torch.dtype) -> float:
+    """Floating-point operations per second of `[8192, 64] @ [64, 4096]` on the CPU, memory for the result included."""
+    left, right = torch.ones(8192, 64, dtype=precision), torch.ones(64, 4096, dtype=precision)
+    seconds = min(timeit.repeat(lambda: left @ right, number=1, repeat=100))
+    return 2 * 8192 * 64 * 4096 / seconds
 
 
 def square_flops(device: torch.device) -> float:

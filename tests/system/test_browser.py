@@ -19,7 +19,7 @@ from pipeline.evaluation.comparison import PHRASES
 from pipeline.tracking.client import client_at
 from pipeline.tracking.ui import AS_TRAINING
 from tests.pipeline.tracking.test_tracker import free_port, running
-from tests.workdir import Workdir
+from tests.workdir import Workdir, copy_of
 
 if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
     from mlflow import MlflowClient
@@ -50,10 +50,9 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(finished: Workdir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("browser")
-    shutil.copytree(finished.folder, folder / "copy", symlinks=True)
-    workdir = Workdir(folder / "copy")
+    workdir = copy_of(pristine, folder / "copy")
     for dim in ("8", "4"):
         workdir.run("evaluate", "--set", f"model.dim={dim}", "--set", "train.epochs=1")
     client = client_at(f"sqlite:///{workdir.folder}/mlruns/mlflow.db")
@@ -62,18 +61,19 @@ def place(finished: Workdir, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     names = [f"transformer-2x{dim} tiny temporal" for dim in (16, 8, 4)]
     compared = workdir("compare", *names, "--json", "--html", str(workdir.folder / "compare.html"))
     assert compared.code == 0, compared.err
-    port, elsewhere = free_port(), folder / "elsewhere"
+    with served(workdir, folder / "elsewhere") as server:
+        yield Place(workdir, client, experiment.experiment_id, server, compared.json["run_id"])
+
+
+@contextlib.contextmanager
+def served(workdir: Workdir, elsewhere: Path) -> Iterator[str]:
+    """The address of `lookback ui` over a working directory, started from another folder, where server.log is."""
     elsewhere.mkdir()
+    port = free_port()
     command = [sys.executable, "-m", "pipeline", "ui", "--config", str(workdir.folder / "tiny.toml")]
     uri = f"tracking.uri=sqlite:///{workdir.folder}/mlruns/mlflow.db"
     with running([*command, "--set", uri, "--port", str(port)], port, elsewhere):
-        yield Place(
-            workdir,
-            client,
-            experiment.experiment_id,
-            f"http://127.0.0.1:{port}",
-            compared.json["run_id"],
-        )
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -156,20 +156,36 @@ def cells(browser: webdriver.Chrome) -> dict[str, list[str]]:
     return found
 
 
+def test_the_ui_opens_on_the_runs(
+    copied: Workdir, tmp_path: Path, browser: webdriver.Chrome, see: Callable[..., str]
+) -> None:
+    with served(copied, tmp_path / "elsewhere") as server:
+        address = shown_address(tmp_path / "elsewhere")
+        assert address.startswith(f"{server}/#/experiments/")
+        see(address, "Best by NDCG@10", MODEL.split(maxsplit=1)[0])
+        assert len(cells(browser)["metrics.`test/ndcg_at_10`"]) == 1
+
+
+def shown_address(elsewhere: Path) -> str:
+    """The address that `lookback ui` printed."""
+    address = re.search(r"MLflow: (\S+) ", (elsewhere / "server.log").read_text())
+    assert address is not None
+    return address[1]
+
+
+@pytest.mark.slow
 def test_the_runs_of_the_experiment_are_listed_the_best_first(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
     see(f"{place.server}/#/experiments", "tiny")
-    told = (place.workdir.folder.parent / "elsewhere" / "server.log").read_text()
-    address = re.search(r"MLflow: (\S+) ", told)
-    assert address is not None
-    assert address[1].startswith(f"{place.server}/#/experiments/{place.experiment}/runs?")
+    address = shown_address(place.workdir.folder.parent / "elsewhere")
+    assert address.startswith(f"{place.server}/#/experiments/{place.experiment}/runs?")
     runs = sorted(
         (place.run(f"transformer-2x{dim} tiny temporal") for dim in (16, 8, 4)),
         key=lambda run: -float(run.data.metrics["test/ndcg_at_10"]),
     )
     browser.set_window_size(3200, 1300)  # columns out of sight are not on the page
-    page = see(address[1], "Best by NDCG@10", *(f"transformer-2x{dim}" for dim in (16, 8, 4)))
+    page = see(address, "Best by NDCG@10", *(f"transformer-2x{dim}" for dim in (16, 8, 4)))
     assert "train transformer" not in page, "the runs of stages are not in the way"
     names = re.findall(r"transformer-2x\d+", page)
     assert names[:3] == [run.info.run_name.split()[0] for run in runs], "the best first"
@@ -187,6 +203,7 @@ def test_the_runs_of_the_experiment_are_listed_the_best_first(
     assert all("ItemKNN" in each for each in columns["tags.`lookback.against_baselines`"])
 
 
+@pytest.mark.slow
 def test_a_run_says_how_good_it_is_and_whether_that_is_real(place: Place, see: Callable[..., str]) -> None:
     run = place.run("transformer-2x4 tiny temporal")
     shown = ("Finished", "Child runs", "evaluate transformer-2x4 tiny temporal", "lookback.protocol")
@@ -199,6 +216,7 @@ def test_a_run_says_how_good_it_is_and_whether_that_is_real(place: Place, see: C
     assert report.exists()
 
 
+@pytest.mark.slow
 def test_a_training_s_curves(place: Place, browser: webdriver.Chrome, see: Callable[..., str]) -> None:
     run_id = place.run(f"train {MODEL}").info.run_id
     see(place.page(f"runs/{run_id}/model-metrics"), "loss", "validation_ndcg_at_10")
@@ -208,6 +226,7 @@ def test_a_training_s_curves(place: Place, browser: webdriver.Chrome, see: Calla
     see(place.page(f"runs/{run_id}/system-metrics"), "cpu_utilization_percentage")
 
 
+@pytest.mark.slow
 def test_figures_and_report_are_shown_as_artifacts(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
@@ -226,6 +245,7 @@ def test_figures_and_report_are_shown_as_artifacts(
         wait_for(browser, "How good it is", "Since the champion", "What it recommends")
 
 
+@pytest.mark.slow
 def test_an_evaluation_alone_has_figures_to_look_into(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
@@ -242,11 +262,13 @@ def test_an_evaluation_alone_has_figures_to_look_into(
     assert "evaluate/figures.html" not in whole, "the report's page has them all"
 
 
+@pytest.mark.slow
 def test_the_table_of_systems(place: Place, see: Callable[..., str]) -> None:
     run_id = place.run(f"evaluate {MODEL}").info.run_id
     see(place.page(f"runs/{run_id}/artifacts/evaluate/systems.json"), "system", "lookback", "popularity")
 
 
+@pytest.mark.slow
 def test_the_registered_model_has_a_card_and_an_alias(place: Place, see: Callable[..., str]) -> None:
     page = see(f"{place.server}/#/models/lookback-tiny/versions/1", "@ champion", "Limits.")
     for said in (
@@ -260,6 +282,7 @@ def test_the_registered_model_has_a_card_and_an_alias(place: Place, see: Callabl
         assert said in page
 
 
+@pytest.mark.slow
 def test_who_has_never_seen_the_project_knows_which_of_three_runs_is_best(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
@@ -275,6 +298,7 @@ def test_who_has_never_seen_the_project_knows_which_of_three_runs_is_best(
     assert (place.workdir.folder / "compare.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_the_report_is_searched_without_a_network(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:

@@ -1,6 +1,6 @@
 """Night after night equals from zero: whatever comes late, twice, out of order, changed or in another form.
 
-A small number of examples here; LOOKBACK_EXAMPLES=200 for more.
+LOOKBACK_EXAMPLES=1000 for more examples in the slow test.
 """
 
 import gzip
@@ -29,7 +29,7 @@ from pipeline.orchestration.runner import bring_up_to_date
 START = 1_600_000_000
 COLUMNS = ("user", "item", "at", "kind", "worth")
 FORMS = ("csv", "csv.gz", "jsonl", "jsonl.gz")
-NUM_EXAMPLES = int(os.environ.get("LOOKBACK_EXAMPLES", "10"))
+MANY_EXAMPLES = int(os.environ.get("LOOKBACK_EXAMPLES", "100"))
 
 Row = tuple[str, str, str, str, str]
 FIRST: list[Row] = [
@@ -178,15 +178,30 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
-@settings(
-    max_examples=NUM_EXAMPLES,
+without_shrinking = settings(
     phases=(Phase.reuse, Phase.generate),  # making a failure small would take minutes
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.slow
+@settings(without_shrinking, max_examples=MANY_EXAMPLES)
+@given(nights=deliveries(), chosen=SETTINGS)
+def test_many_nights_equal_from_zero(
+    place: Path, nights: list[list[Delivery]], chosen: dict[str, Any]
+) -> None:
+    nightly_equals_from_zero(place, nights, chosen)
+
+
+@settings(without_shrinking, max_examples=10)
 @given(nights=deliveries(), chosen=SETTINGS)
 def test_incremental_equals_from_zero(
     place: Path, nights: list[list[Delivery]], chosen: dict[str, Any]
 ) -> None:
+    nightly_equals_from_zero(place, nights, chosen)
+
+
+def nightly_equals_from_zero(place: Path, nights: list[list[Delivery]], chosen: dict[str, Any]) -> None:
     for folder in ("nightly", "zero"):
         shutil.rmtree(place / folder, ignore_errors=True)
     nightly, zero = Log(place / "nightly", chosen), Log(place / "zero", chosen)

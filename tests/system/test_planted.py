@@ -25,6 +25,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
 
 
 SETTINGS = ("--set", "tracking.enabled=false")
+pytestmark = pytest.mark.slow
 
 
 def test_the_model_beats_every_baseline_by_a_paired_bootstrap(demo: Workdir) -> None:

@@ -17,6 +17,7 @@ from models.training.loop import fit
 from models.training.validation import Validation, validate
 
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
+pytestmark = pytest.mark.slow
 USERS, MAX_LENGTH, EPOCHS = 16, 12, 10
 LOSSES: list[dict[str, Any]] = [
     {

@@ -97,13 +97,13 @@ def in_each_process(folder: Path) -> None:
                 found["resumed"] = curve(resumed)
                 if leads:
                     save_training(states[7], folder / "state.pt")
-        message = distributed.told({"a": [torch.arange(5), "text"]} if leads else None)
+        message = distributed.broadcast({"a": [torch.arange(5), "text"]} if leads else None)
         assert message is not None
         assert message["a"][0].tolist() == [0, 1, 2, 3, 4]
         assert message["a"][1] == "text"
-        assert distributed.told(None) is None
+        assert distributed.broadcast(None) is None
         assert distributed.total([1.0 + distributed.rank(), 5.0]) == [3.0, 10.0]
-        assert distributed.of_first([7.0 + distributed.rank()]) == [7.0]
+        assert distributed.broadcast_floats([7.0 + distributed.rank()]) == [7.0]
         number = torch.tensor([distributed.rank()], dtype=torch.uint8)
         assert [each.item() for each in distributed.gathered(number)] == [0, 1]
         if leads:
@@ -128,16 +128,19 @@ def assert_same_curve(two, one):
     np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case != "with dropout"])
 def test_two_processes_train_as_one(found, case):
     initial = going_on() if case == "going on" else None
     assert_same_curve(found[0][case], curve(trained(case, initial=initial)))
 
 
+@pytest.mark.slow
 def test_two_processes_resumed_give_the_same_bits(found):
     assert found[0]["resumed"] == found[0]["with dropout"]
 
 
+@pytest.mark.slow
 def test_what_two_processes_began_one_can_end(found):
     one = curve(trained("with dropout", resume=load_training(found[1] / "state.pt")))
     # another dropout, so other numbers, but not another training
@@ -146,8 +149,8 @@ def test_what_two_processes_began_one_can_end(found):
 
 def test_without_a_group_there_is_one_process():
     assert (distributed.size(), distributed.rank(), distributed.launched()) == (1, 0, 1)
-    assert distributed.total([2.0]) == distributed.of_first([2.0]) == [2.0]
-    assert distributed.told({"a": 1}) == {"a": 1}
+    assert distributed.total([2.0]) == distributed.broadcast_floats([2.0]) == [2.0]
+    assert distributed.broadcast({"a": 1}) == {"a": 1}
 
 
 def test_importing_it_imports_no_torch():

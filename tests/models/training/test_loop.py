@@ -96,6 +96,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 """
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_serves_all_shapes():
     # in a process of its own: what checks shapes at every call cannot be traced
     done = subprocess.run(
@@ -228,7 +229,6 @@ def test_records():
     row = seen[0].row()
     assert row["targets_per_second"] == pytest.approx(targets / row["seconds"])
     assert row["learning_rate"] == 0.01
-    assert 0 < row["matmul_share"] < 1
     assert 2**24 < row["peak_bytes"] < 2**36
     assert set(train(validation=held_out()).history[0].row()) >= {
         "validation_ndcg@10",
@@ -419,6 +419,4 @@ def test_the_progress_line_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
     slow = {"train": with_train(checkpoint_seconds=0), "on_checkpoint": lambda _: time.sleep(0.15)}
     train(**slow, max_steps=4, show_progress=True)
     shown = capsys.readouterr().err
-    assert all(
-        each in shown for each in ("epoch 1", "loss=", "targets/s=", "lr=0.01", "grad=", "memory=", "matmul=")
-    )
+    assert all(each in shown for each in ("epoch 1", "loss=", "targets/s=", "lr=0.01", "grad=", "memory="))

@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from models.encoder.encoder import Encoder
+from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.training.optimizers import (
     RowwiseAdagrad,
     WeightAverage,
     build,
     clip_gradients,
-    is_rowwise,
     learning_rate,
+    rowwise_table,
 )
 
 
@@ -73,13 +75,22 @@ def test_rowwise_adagrad_refuses_a_dense_gradient():
         optimizer.step()
 
 
-def test_which_optimiser_items_get():
-    sampled = TrainSettings(loss="sampled_softmax")
-    assert not is_rowwise(sampled, 999_999)
-    assert is_rowwise(sampled, 1_000_000)
-    assert not is_rowwise(TrainSettings(), 5_000_000)
-    assert is_rowwise(TrainSettings(loss="bpr", item_optimizer="rowwise_adagrad"), 3)
-    assert not is_rowwise(TrainSettings(loss="bpr", item_optimizer="adamw"), 5_000_000)
+@pytest.mark.parametrize(
+    ("loss", "item_optimizer", "num_items", "rowwise"),
+    [
+        ("sampled_softmax", "auto", 999_999, False),
+        ("sampled_softmax", "auto", 1_000_000, True),
+        ("softmax", "auto", 1_000_000, False),
+        ("bpr", "rowwise_adagrad", 3, True),
+        ("bpr", "adamw", 1_000_000, False),
+    ],
+)
+def test_which_optimiser_items_get(loss, item_optimizer, num_items, rowwise):
+    model = Encoder(EncoderSettings(dim=2, num_blocks=1, num_heads=1), num_items, 0, 3)
+    table = rowwise_table(model, TrainSettings(loss=loss, item_optimizer=item_optimizer))
+    assert model.items.ids is not None
+    assert model.items.ids.sparse == rowwise
+    assert (table is model.items.ids.weight) == rowwise
 
 
 def test_only_matrices_of_layers_decay():

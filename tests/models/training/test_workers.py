@@ -91,6 +91,7 @@ def in_each_process(folder: Path) -> None:
         fit(arguments.pop("histories"), **arguments, on_checkpoint=lambda _: os._exit(0))
 
 
+@pytest.mark.slow
 def test_process_0_ends_within_a_training(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -111,7 +112,7 @@ def test_an_error_of_the_process_s_own_is_no_lost_connection(monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(workers, "fit", out_of_memory)
-    monkeypatch.setattr(distributed, "told", lambda _: {"histories": _plain(ARGUMENTS["histories"])})
+    monkeypatch.setattr(distributed, "broadcast", lambda _: {"histories": _plain(ARGUMENTS["histories"])})
     with pytest.raises(RuntimeError, match="out of memory"):
         follow()
 

@@ -96,6 +96,7 @@ def title(process: int) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_bytes_though_a_worker_is_killed(copied: Workdir) -> None:
     pytest.importorskip("ray")
     local = scored_anew(copied, *SMALL_SHARDS)
