@@ -20,7 +20,7 @@ NOT_IN = {
 }
 OWNER = {"mlflow": "pipeline/tracking*.py", "faiss": "models/retrieval/*.py"}
 HEAVY = {
-    *("torch", "polars", "mlflow", "numpy", "pyarrow", "pandas", "faiss", "sklearn", "scipy", "matplotlib"),
+    *("torch", "polars", "mlflow", "numpy", "pyarrow", "pandas", "faiss", "sklearn", "scipy", "plotly"),
     *("optuna", "pooch", "requests", "implicit"),
 }
 TOP_LEVEL = {

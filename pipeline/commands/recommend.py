@@ -3,20 +3,18 @@
 import contextlib
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import polars as pl
 
-from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import as_asked
 from models.histories import Histories, Int64, histories_from_lists
 from models.recommendation.engine import Answer
 from pipeline.config import Config
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset, rows
 from pipeline.errors import LookbackError
 from pipeline.orchestration.graph import Pipeline, resolve
 from pipeline.serving import new_item_catalogue, popularity_fallback
@@ -85,7 +83,7 @@ def _newest(pipeline: Pipeline, bundle: Bundle) -> int:
     features = pipeline.nodes["features"].artifact
     if not features.is_complete():
         return bundle.newest
-    return int(JaggedHistories.load(features.folder).time.max(initial=0))
+    return Dataset.open(features.folder).newest
 
 
 def _segment(pipeline: Pipeline, bundle: Bundle, user: str | None) -> Int64:
@@ -124,16 +122,17 @@ def _of_user(pipeline: Pipeline, bundle: Bundle, user: str) -> tuple[Histories, 
     features = pipeline.nodes["features"].artifact
     if not features.is_complete():
         return bundle.known_histories.select(_index(bundle.users, user)), 0
-    histories = JaggedHistories.load(features.folder)
-    users = Vocabulary(_ids(features.folder, "users", "user_id"), 0)
+    dataset = Dataset.open(features.folder)
+    users = Vocabulary(dataset.users["user_id"], 0)
     if users.encode_known(pl.Series([user]))[1] and _is_listed(pipeline, user):
-        return as_asked(histories_from_lists([[]]), int(histories.time.max())), 0
+        return as_asked(histories_from_lists([[]]), dataset.newest), 0
     index = _index(users, user)
-    items, _ = bundle.item_mapping(_ids(features.folder, "items", "item_id"))
-    types = bundle.type_mapping(rows.event_types(features.folder))
-    whole = rows.rows(histories, histories.offsets[index], histories.offsets[index + 1]).compact()
+    items, _ = bundle.item_mapping(dataset.items["item_id"])
+    types = bundle.type_mapping(dataset.event_types)
+    histories = dataset.histories
+    whole = rows(histories, histories.offsets[index], histories.offsets[index + 1]).compact()
     known = replace(whole, event_type=types[whole.event_type]).translate(items)
-    known = as_asked(known, int(histories.time.max()))
+    known = as_asked(known, dataset.newest)
     return known, int(whole.lengths[0] - known.lengths[0])
 
 
@@ -141,10 +140,6 @@ def _is_listed(pipeline: Pipeline, user: str) -> bool:
     """Whether the users' table has the user."""
     table = pipeline.nodes["ingest"].artifact.folder / "users.parquet"
     return table.exists() and user in pl.read_parquet(table, columns=["user_id"])["user_id"].cast(pl.String)
-
-
-def _ids(folder: Path, table: str, column: str) -> pl.Series:
-    return pl.read_parquet(folder / f"{table}.parquet", columns=[column])[column]
 
 
 def _index(users: Vocabulary, user: str) -> Any:

@@ -1,13 +1,15 @@
-"""From a features folder to the arrays that models read: rows to train on and held-out targets with their histories."""
+"""Features artifacts as arrays: histories, split, rows to train on, held-out events with their histories."""
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from models.histories import Histories, Int32, Int64
@@ -20,38 +22,117 @@ def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
     )
 
 
-def training_rows(histories: JaggedHistories, split: Split, *, with_validation: bool) -> Histories:
-    """The training events of every user over the core filter, with those of validation or without; items under it become 0."""
-    ends = split.validation_end if with_validation else split.train_end
-    wanted = rows(histories, histories.offsets[:-1], np.asarray(ends)).select(split.train_user)
-    kept = np.where(split.kept_item, np.arange(len(split.kept_item)), 0).astype(np.int32)
-    return wanted if split.kept_item[1:].all() else wanted.translate(kept)
+@dataclass(frozen=True)
+class Dataset:
+    """A features folder, memory-mapped; its tables are read when they are first used."""
 
+    folder: Path
+    histories: JaggedHistories
+    split: Split
 
-def event_types(folder: Path) -> list[str]:
-    """Names of the event types of a features folder; the name at position p has code p + 1."""
-    names: list[str] = json.loads((folder / "event_types.json").read_text(encoding="utf-8"))
-    return names
+    @classmethod
+    def open(cls, folder: Path) -> "Dataset":
+        """Open the folder of a features artifact."""
+        return cls(folder, JaggedHistories.load(folder), Split.load(folder / "split"))
 
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue."""
+        return len(self.split.kept_item) - 1
 
-def num_items(folder: Path) -> int:
-    """Items of the catalogue of a features folder."""
-    return int(pl.scan_parquet(folder / "items.parquet").select(pl.len()).collect().item())
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        """items.parquet: a row per item, in the order of the indices 1.."""
+        return pl.read_parquet(self.folder / "items.parquet")
 
+    @cached_property
+    def users(self) -> pl.DataFrame:
+        """users.parquet: a row per user, in the order of the indices 0.."""
+        return pl.read_parquet(self.folder / "users.parquet")
 
-def known_items(histories: Histories, num_items: int, also: NDArray[np.bool_] | None = None) -> Int32:
-    """[num_items + 1] item -> its number among the items that occur in the rows (`also`: or are known otherwise), else 0."""
-    _, positions = histories.gather()
-    seen = np.zeros(num_items + 1, bool)
-    seen[histories.item_index[positions]] = True
-    if also is not None:
-        seen |= also
-    seen[0] = False
-    return np.where(seen, np.cumsum(seen), 0).astype(np.int32)
+    @cached_property
+    def event_types(self) -> list[str]:
+        """Names of the event types; the name at position p has code p + 1."""
+        names: list[str] = json.loads((self.folder / "event_types.json").read_text(encoding="utf-8"))
+        return names
+
+    @cached_property
+    def content(self) -> Content | None:
+        """Item content; None where no item has any."""
+        path = self.folder / FOLDER
+        content = Content.load(path) if path.exists() else None
+        if content is None or not (content.categories or content.text.size or content.embedding.size):
+            return None
+        return content
+
+    @property
+    def newest(self) -> int:
+        """Time of the newest event, microseconds since the epoch; 0 without events."""
+        return int(self.histories.time.max(initial=0))
+
+    def all_rows(self) -> Histories:
+        """The whole history of every user, a row each."""
+        offsets = np.asarray(self.histories.offsets)
+        return rows(self.histories, offsets[:-1], offsets[1:])
+
+    def training_rows(self, *, with_validation: bool) -> Histories:
+        """Training events, with or without validation, of every user over the core filter; items under it become 0."""
+        split = self.split
+        ends = split.validation_end if with_validation else split.train_end
+        chosen = rows(self.histories, self.histories.offsets[:-1], np.asarray(ends)).select(split.train_user)
+        kept = np.where(split.kept_item, np.arange(len(split.kept_item)), 0).astype(np.int32)
+        return chosen if split.kept_item[1:].all() else chosen.translate(kept)
+
+    def occurring(self, histories: Histories) -> NDArray[np.bool_]:
+        """[num_items + 1] whether an item occurs in rows of this folder."""
+        _, positions = histories.gather()
+        occurs = np.zeros(self.num_items + 1, bool)
+        occurs[histories.item_index[positions]] = True
+        occurs[0] = False
+        return occurs
+
+    def under_core(self) -> NDArray[np.bool_]:
+        """[num_items + 1] items removed by the core filter; with a temporal split only those with training events."""
+        removed = ~self.split.kept_item
+        if self.split.protocol == "leave_one_out":
+            return removed
+        return removed & (self.histories.item_counts(self.num_items, self.split.train_end) > 0)
+
+    def without_held_back(self) -> "Dataset":
+        """The folder without events that belong to no part of the split: the log as it was then."""
+        histories, ends = self.histories, np.asarray(self.split.test_end)
+        if (ends == histories.offsets[1:]).all():
+            return self
+        kept = rows(histories, histories.offsets[:-1], ends)
+        _, positions = kept.gather()
+        offsets = np.concatenate(([0], np.cumsum(kept.lengths, dtype=np.int64)))
+        earlier = JaggedHistories(
+            offsets,
+            histories.item_index[positions],
+            histories.time[positions],
+            histories.event_type[positions],
+            histories.value[positions],
+        )
+        return replace(self, histories=earlier)
+
+    def held_out(self, part: str, ties: str) -> "HeldOut":
+        """Every event of the evaluated users in the `validation` or `test` part, by user and position.
+
+        Each history is all that came before: by order, or (ties = `strict`) by time alone.
+        """
+        histories, split = self.histories, self.split
+        starts, ends = split.stretch(histories, part)
+        lengths = np.where(split.kept_user, np.asarray(ends) - np.asarray(starts), 0)
+        user = np.repeat(np.arange(histories.num_users), lengths)
+        position = np.arange(len(user)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        first = histories.offsets[user]
+        end = _first_of_tie(histories, first, position) if ties == "strict" else position
+        before = replace(rows(histories, first, end), request_time=histories.time[position])
+        return HeldOut(user, position, histories.item_index[position], histories.time[position], before)
 
 
 @dataclass(frozen=True)
-class Targets:
+class HeldOut:
     """Held-out events, each with the history before it."""
 
     user: Int64
@@ -68,30 +149,15 @@ class Targets:
     def __len__(self) -> int:
         return len(self.user)
 
-    def select(self, chosen: NDArray[np.bool_]) -> "Targets":
+    def select(self, chosen: NDArray[np.bool_]) -> "HeldOut":
         """The chosen ones."""
-        return Targets(
+        return HeldOut(
             self.user[chosen],
             self.position[chosen],
             self.item[chosen],
             self.time[chosen],
             self.histories.select(chosen),
         )
-
-
-def held_out(histories: JaggedHistories, split: Split, part: str, ties: str) -> Targets:
-    """Every event of the evaluated users in the `validation` or `test` part, one after the other.
-
-    Each history is all that came before: by order, or (ties = `strict`) by time alone.
-    """
-    starts, ends = split.stretch(histories, part)
-    lengths = np.where(split.kept_user, np.asarray(ends) - np.asarray(starts), 0)
-    user = np.repeat(np.arange(histories.num_users), lengths)
-    position = np.arange(len(user)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-    history_start = histories.offsets[user]
-    history_end = _first_of_tie(histories, history_start, position) if ties == "strict" else position
-    before = replace(rows(histories, history_start, history_end), request_time=histories.time[position])
-    return Targets(user, position, histories.item_index[position], histories.time[position], before)
 
 
 def _first_of_tie(histories: JaggedHistories, start: Int64, position: Int64) -> Int64:
@@ -102,17 +168,3 @@ def _first_of_tie(histories: JaggedHistories, start: Int64, position: Int64) -> 
         is_earlier = is_open & (histories.time[middle] < histories.time[position])
         low, high = np.where(is_earlier, middle + 1, low), np.where(is_open & ~is_earlier, middle, high)
     return low
-
-
-def former_numbers(before: Int32, after: Int32) -> Int32:
-    """[new num_items + 1] what an item was numbered before, from two numberings of the same folder; 0: it was not known."""
-    former = np.zeros(int(after.max()) + 1, np.int32)
-    former[after[after > 0]] = before[after > 0]
-    return former
-
-
-def under_core(histories: JaggedHistories, split: Split) -> NDArray[np.bool_]:
-    """[num_items + 1]: items that the core filter took away; of others under it nothing was there to train on."""
-    if split.protocol == "leave_one_out":
-        return ~split.kept_item
-    return ~split.kept_item & (histories.item_counts(len(split.kept_item) - 1, split.train_end) > 0)

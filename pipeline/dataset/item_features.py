@@ -1,17 +1,15 @@
 """From a features folder's item content to what the encoder takes: dense features and categories in the model's numbering."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.content import FOLDER, Content, ContentSettings
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.content import Content, ContentSettings
+from features.histories.numbering import ItemNumbering
 from models.encoder.embeddings import ItemContent
 from models.histories import Float32, Int32
-from pipeline.dataset.dataset import under_core
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import LookbackError
 
 if TYPE_CHECKING:
@@ -25,26 +23,22 @@ MOST_SHARES = 1000
 """Categories of the catalogue that a vector is told from."""
 
 
-def known_by_content(
-    config: "Config", folder: Path, histories: JaggedHistories, split: Split
-) -> NDArray[np.bool_] | None:
-    """[num_items + 1] of a features folder: items that a model knows by what is said about them, trained or not.
+def known_by_content(config: "Config", dataset: Dataset) -> NDArray[np.bool_] | None:
+    """[num_items + 1] items that a model knows by their content, trained or not; None where it does not read content.
 
-    None where the configuration's model does not read content. Items under the core filter are not among them.
+    Items under the core filter are not among them. Raises LookbackError where no item has content.
     """
     if not config.model.item_content:
         return None
-    return np.asarray(says_something(_load(folder)) & ~under_core(histories, split))
+    return np.asarray(says_something(_required(dataset)) & ~dataset.under_core())
 
 
-def of_model(folder: Path, mapping: Int32, trained: NDArray[np.bool_]) -> ItemContent:
-    """The content of a model's items: `mapping` [num_items + 1] from the folder's items, 0 for those it has not.
+def of_model(dataset: Dataset, numbering: ItemNumbering, trained: NDArray[np.bool_]) -> ItemContent:
+    """Content of a model's items. trained: [num_items + 1] of the dataset, the items that occur in training.
 
-    trained: [num_items + 1] of the folder, the items that occur in training.
-    Raises LookbackError where nothing is known about items.
+    Raises LookbackError where no item has content.
     """
-    content = _load(folder)
-    ours = np.concatenate(([0], np.flatnonzero(mapping)))
+    content, ours = _required(dataset), numbering.inverse().new.astype(np.int64)
     return ItemContent(
         dense_features(content, ours),
         padded_categories(content, ours),
@@ -53,32 +47,19 @@ def of_model(folder: Path, mapping: Int32, trained: NDArray[np.bool_]) -> ItemCo
     )
 
 
-def of_ranker(folder: Path, mapping: Int32) -> Float32 | None:
-    """[items, c] what the second stage compares a model's items by, of length 1; None where nothing is known about any.
-
-    `mapping` [num_items + 1] from the folder's items, 0 for those that the model has not.
-    """
-    content = _found(folder)
-    return None if content is None else compared_by(content, np.concatenate(([0], np.flatnonzero(mapping))))
+def of_ranker(dataset: Dataset, numbering: ItemNumbering) -> Float32 | None:
+    """[items, c] unit vectors by which the second stage compares a model's items; None where no item has content."""
+    content = dataset.content
+    return None if content is None else compared_by(content, numbering.inverse().new.astype(np.int64))
 
 
-def _load(folder: Path) -> Content:
-    content = _found(folder)
-    if content is None:
+def _required(dataset: Dataset) -> Content:
+    if dataset.content is None:
         raise LookbackError(
             "model.item_content: received true, but nothing is known about items; expected [items] with categories, title, text "
             "or embedding: add it, or set model.item_content = false"
         )
-    return content
-
-
-def _found(folder: Path) -> Content | None:
-    """The content of a features folder, None where nothing is known."""
-    path = folder / FOLDER
-    content = Content.load(path) if path.exists() else None
-    if content is None or not (content.categories or content.text.size or content.embedding.size):
-        return None
-    return content
+    return dataset.content
 
 
 def content_settings(config: "Config") -> ContentSettings:

@@ -7,39 +7,41 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError, num_disordered
-from features.histories.splits import Block, Split, blocks
+from features.histories.numbering import ItemNumbering
+from features.histories.splits import Block, blocks
 from models.histories import Histories, Int32, Int64
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets
 
 
 def check_targets(
     targets: RankedTargets,
-    histories: JaggedHistories,
-    split: Split,
-    mapping: Int32,
+    dataset: Dataset,
+    numbering: ItemNumbering,
     *,
     ties: str,
     part: str = "test",
 ) -> None:
     """Raise LeakError where a row of `targets.histories`, which systems are given, holds what it may not.
 
-    Checked, block by block, on those very arrays: they are the features folder's events that the model knows (`mapping`
-    [num_items + 1]), each user's in order of time; every target is an event of its user in the given part and has that event's
+    Checked, block by block, on those very arrays: they are the features folder's events that the model knows (by
+    `numbering`), each user's in order of time; every target is an event of its user in the given part and has that event's
     item; every row lies within its user's own events, and ends at the latest with the last one ordered before the target, or
     with ties = `strict` with one of an earlier time.
     """
+    histories = dataset.histories
     if late := num_disordered(histories):
         raise LeakError(
             f"leak: {late} events stand in a history after one that came later: the features folder is damaged, "
             "build it again with --force"
         )
-    _check_held_out(targets, histories, split, mapping, part)
+    _check_held_out(targets, dataset, numbering, part)
     order = np.argsort(targets.user, kind="stable")
     users = targets.user[order]
     num_known = 0
     for block in blocks(histories):
         first, last = np.searchsorted(users, (block.users.start, block.users.stop))
-        known = mapping[block.cut(histories.item_index)]
+        known = numbering.new[block.cut(histories.item_index)]
         _check_events(targets.histories, histories, block, known, num_known)
         _check_rows(targets, block, known > 0, order[first:last], num_known)
         num_known += int(np.count_nonzero(known))
@@ -51,16 +53,15 @@ def check_targets(
     _check_times(targets, histories.time[targets.position], ties)
 
 
-def _check_held_out(
-    targets: RankedTargets, histories: JaggedHistories, split: Split, mapping: Int32, part: str
-) -> None:
+def _check_held_out(targets: RankedTargets, dataset: Dataset, numbering: ItemNumbering, part: str) -> None:
     """Raise LeakError unless every target is the event of an evaluated user in the part."""
+    histories, split = dataset.histories, dataset.split
     start, end = split.stretch(histories, part)
     is_held_out = (start[targets.user] <= targets.position) & (targets.position < end[targets.user])
     is_held_out &= split.kept_user[targets.user]
     if not is_held_out.all():
         _refuse(targets, np.flatnonzero(~is_held_out), f"no {part} event of an evaluated user is the target")
-    is_other = targets.item != mapping[histories.item_index[targets.position]]
+    is_other = targets.item != numbering.new[histories.item_index[targets.position]]
     if is_other.any():
         _refuse(targets, np.flatnonzero(is_other), "another item than that of its event is the target")
 

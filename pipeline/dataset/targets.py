@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split, blocks
+from features.histories.numbering import ItemNumbering
+from features.histories.splits import blocks
 from models.histories import Histories, Int32, Int64
 from pipeline.config import Config
-from pipeline.dataset import dataset as rows
-from pipeline.dataset.dataset import under_core
+from pipeline.dataset.dataset import Dataset, HeldOut
 from pipeline.errors import LookbackError
 
 ORDINARY, NO_HISTORY, UNKNOWN_ITEM = range(3)
@@ -63,10 +62,9 @@ class RankedTargets:
 
 
 def ranked_targets(
-    histories: JaggedHistories,
-    split: Split,
+    dataset: Dataset,
     part: str,
-    mapping: Int32,
+    numbering: ItemNumbering,
     *,
     ties: str,
     exclude_seen: bool,
@@ -81,13 +79,14 @@ def ranked_targets(
     `not_first` (with `first_only`: not the user's first event in the part, whatever becomes of that one: a user whose first
     event is no target has none), `already_seen` (in the history, known to the model or not, with `exclude_seen`), `other_type`
     (with `types` [num_event_types + 1]: not of those that count).
-    `mapping` [num_items + 1]: item of the features folder -> the model's, 0 where it knows none. Targets on others than the
-    `trained` items [num_items + 1] stand apart even where the model knows them, by their content.
+    `numbering`: items of the dataset -> the model's. Targets on others than the `trained` items [num_items + 1] stand apart
+    even where the model knows them, by their content.
     """
-    candidates = rows.held_out(histories, split, part, ties)
+    histories, split = dataset.histories, dataset.split
+    candidates = dataset.held_out(part, ties)
     none, first = np.zeros(len(candidates), bool), split.stretch(histories, part)[0][candidates.user]
     reasons = {
-        "under_core": under_core(histories, split)[candidates.item],
+        "under_core": dataset.under_core()[candidates.item],
         "not_first": candidates.position != first if first_only else none,
         "already_seen": _already_seen(histories, candidates) if exclude_seen else none,
     }
@@ -99,7 +98,7 @@ def ranked_targets(
         left_out[reason] = left_out.get(reason, 0) + int((kept & applies).sum())
         kept &= ~applies
     chosen = candidates.select(kept)
-    item, looked_at = mapping[chosen.item], chosen.histories.translate(mapping)
+    item, looked_at = numbering.new[chosen.item], chosen.histories.translate(numbering.new)
     apart = np.full(len(chosen), ORDINARY, np.int8)
     apart[looked_at.lengths == 0] = NO_HISTORY
     apart[item == 0 if trained is None else ~trained[chosen.item]] = UNKNOWN_ITEM
@@ -108,34 +107,31 @@ def ranked_targets(
 
 def targets_of(
     config: Config,
-    features: Path,
-    histories: JaggedHistories,
-    split: Split,
+    dataset: Dataset,
     part: str,
-    mapping: Int32,
+    numbering: ItemNumbering,
     *,
     trained: NDArray[np.bool_] | None = None,
     exclude_seen: bool | None = None,
 ) -> RankedTargets:
-    """The `ranked_targets` of a features folder, whose `histories` and `split` are given, by the rules of the configuration.
+    """The `ranked_targets` of a dataset by the rules of the configuration.
 
     `evaluate.targets` = first holds for the test. `exclude_seen` None: as the configuration says of evaluation.
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
     return ranked_targets(
-        histories,
-        split,
+        dataset,
         part,
-        mapping,
+        numbering,
         ties=config.split.ties,
         exclude_seen=config.exclude_seen if exclude_seen is None else exclude_seen,
         first_only=part == "test" and config.evaluate.targets == "first",
         trained=trained,
-        types=_target_types(config, features),
+        types=_target_types(config, dataset),
     )
 
 
-def _target_types(config: Config, features: Path) -> NDArray[np.bool_] | None:
+def _target_types(config: Config, dataset: Dataset) -> NDArray[np.bool_] | None:
     """[num_event_types + 1] whether an event of a type can be a target of validation and test; None: any can.
 
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
@@ -143,7 +139,7 @@ def _target_types(config: Config, features: Path) -> NDArray[np.bool_] | None:
     wanted = config.evaluate.target_types
     if wanted is None:
         return None
-    names = rows.event_types(features)
+    names = dataset.event_types
     if strangers := [name for name in wanted if name not in names]:
         raise LookbackError(
             f"evaluate.target_types: received {', '.join(strangers)}, "
@@ -152,7 +148,7 @@ def _target_types(config: Config, features: Path) -> NDArray[np.bool_] | None:
     return np.array([False, *(name in wanted for name in names)])
 
 
-def _already_seen(histories: JaggedHistories, candidates: rows.Targets) -> NDArray[np.bool_]:
+def _already_seen(histories: JaggedHistories, candidates: HeldOut) -> NDArray[np.bool_]:
     """[candidates]: whether the item stands in the history before it, that is, whether its user's first event on it does."""
     seen = np.zeros(len(candidates), bool)
     for block in blocks(histories):

@@ -6,7 +6,6 @@ Everything is found on the ordinary targets (a known item after a history that i
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import schema
-from features.histories.jagged import JaggedHistories
+from features.histories.numbering import ItemNumbering
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.evaluation import metrics
 from models.evaluation.metrics import Float64
@@ -23,6 +22,7 @@ from models.explanation import attention_weights, faithfulness
 from models.histories import Float32, Histories, Int32, Int64
 from models.recommender import Recommender
 from models.topk import contains, mask_seen, row_chunks, top_k
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets
 
 CALIBRATION_TARGETS = 3_000
@@ -60,20 +60,17 @@ def build(
     recommender: AttentionRecommender,
     targets: RankedTargets,
     ranked: SystemRanks,
-    histories: JaggedHistories,
+    dataset: Dataset,
+    numbering: ItemNumbering,
     *,
-    features: Path,
-    mapping: Int32,
     exclude_seen: bool,
-    event_types: Sequence[str],
     timed: bool,
     seed: int,
 ) -> Row:
     """All diagnostics of a model as what JSON can hold.
 
-    `ranked`: how it ranks the `targets`; the length of its lists is the `k` of everything. `features`: the folder with
-    users.parquet and items.parquet. `mapping` [num_items + 1]: item of that folder -> the model's. `calibration`, `attention`,
-    `because`, `repeats`, `users`: see the functions below.
+    `ranked`: how it ranks the `targets`; the length of its lists is the `k` of everything. `numbering`: items of the dataset ->
+    the model's. `calibration`, `attention`, `because`, `repeats`, `users`: see the functions below.
     """
     ordinary, k = np.flatnonzero(targets.ordinary), ranked.lists.shape[1]
     if not len(ordinary):
@@ -83,18 +80,21 @@ def build(
     sizes = (most, ATTENTION_TARGETS, BECAUSE_TARGETS)
     sample, fewer, fewest = (_sampled(ordinary, size, random) for size in sizes)
     looked_at, item = targets.histories.select(sample), targets.item[sample]
-    moments = np.asarray(histories.time[targets.position[fewer]])
+    moments = np.asarray(dataset.histories.time[targets.position[fewer]])
     return {
         "k": k,
         "targets": len(ordinary),
         "calibration": calibration(recommender, looked_at, item, k, exclude_seen=exclude_seen),
         "attention": attention(
-            recommender.encoder, targets.histories.select(fewer), moments if timed else None, event_types
+            recommender.encoder,
+            targets.histories.select(fewer),
+            moments if timed else None,
+            dataset.event_types,
         ),
         "because": because(recommender.encoder, targets.histories.select(fewest), ranked.lists[fewest], seed),
         "repeats": repeats(looked_at, ranked.lists[sample], item)
         | {"exclude_seen": exclude_seen, "left_out": targets.left_out.get("already_seen", 0)},
-        "users": best_and_worst(targets, ranked, ordinary, k, _Names.of(features, mapping)),
+        "users": best_and_worst(targets, ranked, ordinary, k, _Names.of(dataset, numbering)),
     }
 
 
@@ -297,17 +297,13 @@ class _Names:
         self._user_id, self._title = user_id, title
 
     @classmethod
-    def of(cls, features: Path, mapping: Int32) -> "_Names":
-        """As a features folder names them; an item without a title by its id."""
-        users = pl.read_parquet(features / "users.parquet", columns=["user_index", schema.USER_ID])
-        items = pl.read_parquet(features / "items.parquet").sort("item_index")
+    def of(cls, dataset: Dataset, numbering: ItemNumbering) -> "_Names":
+        """Ids of users and titles of items; an item without a title by its id."""
+        items = dataset.items
         by_id = pl.format("item {}", schema.ITEM_ID)
         title = pl.coalesce(pl.col(schema.TITLE), by_id) if schema.TITLE in items else by_id
-        known = np.flatnonzero(mapping > 0)
-        order = known[np.argsort(mapping[known], kind="stable")]
-        return cls(
-            users.sort("user_index")[schema.USER_ID], items.select(title).to_series().gather(order - 1)
-        )
+        order = numbering.inverse().new[1:].astype(np.int64) - 1
+        return cls(dataset.users[schema.USER_ID], items.select(title).to_series().gather(order))
 
     def user(self, index: int) -> Any:
         """The id of a user."""

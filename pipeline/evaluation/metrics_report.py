@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.content import Content
+from features.histories.numbering import ItemNumbering
 from models.evaluation import beyond_accuracy, metrics
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import Judgement
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
-from models.histories import Int32, Int64
+from models.histories import Int64
 from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
 from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling
 
@@ -35,16 +36,16 @@ class MetricSettings:
         return self.ks[0]
 
 
-def catalogue_of(counts: Int64, content: Content | None, mapping: Int32) -> Catalogue:
+def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumbering) -> Catalogue:
     """Items as metrics of lists need them, in the model's numbering.
 
-    counts: [n + 1] training events of each; content: in the numbering of the features folder; mapping: from that to the model's.
+    counts: [n + 1] training events of each; `numbering`: items of the content -> the model's.
     """
     from scipy.sparse import csr_array
 
     if content is None:
         return Catalogue(len(counts) - 1, counts, None, None)
-    ours = np.concatenate(([0], np.flatnonzero(mapping)))
+    ours = numbering.inverse().new
     shape = (content.num_items + 1, len(content.categories) + 1)
     ones = np.ones(len(content.category_index), np.float32)
     categories = csr_array((ones, content.category_index, content.category_offsets), shape=shape)[ours][:, 1:]

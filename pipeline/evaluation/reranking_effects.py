@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import polars as pl
 
 from features.content import Content
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int32
@@ -18,7 +16,7 @@ from models.recommendation.engine import Answering
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from pipeline.config import Config
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import padded_categories
 from pipeline.dataset.targets import targets_of
 from pipeline.evaluation import metrics_report
@@ -51,34 +49,31 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     The evaluated weights of the bundle rank the test targets of the features they were evaluated on.
     """
     evaluated = EvaluatedModel.open(bundle, verify=False)
-    histories, split = JaggedHistories.load(features), Split.load(features / "split")
-    mapping, _ = translation(evaluated.items, _ids(features, "item"))
-    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
+    dataset = Dataset.open(features)
+    numbering = ItemNumbering(translation(evaluated.items, dataset.items["item_id"])[0])
+    training = dataset.training_rows(with_validation=config.train.refit_validation)
     targets = targets_of(
         config,
-        features,
-        histories,
-        split,
+        dataset,
         "test",
-        mapping,
-        trained=rows.known_items(training, len(mapping) - 1) > 0,
+        numbering,
+        trained=dataset.occurring(training),
         exclude_seen=config.score.exclude_seen,
     )
     targets = targets.select(metrics_report.counted(targets, cold_users=False, cold_items=False))
-    training = training.translate(mapping)
+    training = training.translate(numbering.new)
     counts = np.bincount(
         training.item_index[training.gather()[1]], minlength=evaluated.recommender.num_items + 1
     )
-    content = Content.load(features / "content") if (features / "content").exists() else None
-    answering = _answering(evaluated, counts.astype(np.float32), content, mapping)
+    answering = _answering(evaluated, counts.astype(np.float32), dataset.content, numbering)
     plain = Rules(exclude_seen=config.score.exclude_seen)
-    keys = keys_of(_ids(features, "user").gather(targets.user))
+    keys = keys_of(dataset.users["user_id"].gather(targets.user))
     ranked = {}
     for name, each in {PLAIN: plain, **rules}.items():
         answer = answering.answer(targets.histories, config.score.k, replace(each, allowed=None), keys=keys)
         ranked[name] = _ranks(answer.item_index, targets.item)
     settings = MetricSettings((config.score.k,), config.evaluate.resamples, config.seed)
-    catalogue = metrics_report.catalogue_of(counts, content, mapping)
+    catalogue = metrics_report.catalogue_of(counts, dataset.content, numbering)
     systems = metrics_report.compute_metrics(ranked, targets, catalogue, settings)
     of_lists = metrics_report.catalogue_metrics(ranked, targets, len(counts) - 1, settings)
     return RerankingEffects(
@@ -89,17 +84,13 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     )
 
 
-def _ids(features: Path, kind: str) -> pl.Series:
-    return pl.read_parquet(features / f"{kind}s.parquet", columns=[f"{kind}_id"])[f"{kind}_id"]
-
-
 def _answering(
-    evaluated: EvaluatedModel, num_events: Any, content: Content | None, mapping: Int32
+    evaluated: EvaluatedModel, num_events: Any, content: Content | None, numbering: ItemNumbering
 ) -> Answering:
     """Recommendation engine with the evaluated weights."""
     vectors = evaluated.recommender.encoder.item_vectors().detach().float().numpy()
     numbers = np.arange(1, len(vectors), dtype=np.int32)
-    ours = np.concatenate(([0], np.flatnonzero(mapping)))
+    ours = numbering.inverse().new.astype(np.int64)
     categories = None if content is None or not content.categories else padded_categories(content, ours)
     traits = Traits(num_events, categories, vectors)
     index = build_index(vectors[1:], numbers)

@@ -12,6 +12,7 @@ from features import schema
 from features.histories.jagged import JaggedHistories
 from models.evaluation.metrics import Float64
 from models.histories import Int64
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets
 
 HISTORY_LENGTHS = (0, 1, 5, 20, 50, 200)
@@ -32,11 +33,9 @@ Segments = Iterator[tuple[str, str, Mask]]
 
 def segments_of(
     targets: RankedTargets,
-    histories: JaggedHistories,
+    dataset: Dataset,
     fitted_counts: Int64,
-    features: Path,
     ingest: Path | None,
-    event_types: Sequence[str],
     *,
     timed: bool = True,
 ) -> Segments:
@@ -50,16 +49,17 @@ def segments_of(
     `user:<name>`: each attribute of the users' table, of more than `MAX_VALUES` values numbers by quartiles of the users,
     text by the most frequent values.
 
-    `features` has users.parquet and items.parquet, `ingest` users.parquet where there is such a table; None: no attributes.
+    `ingest`: the folder with users.parquet where there is such a table; None: no attributes.
     """
+    histories = dataset.histories
     yield from _by_history_length(targets)
     yield from _by_item_popularity(targets, fitted_counts)
     if timed:
         yield from _by_recency(targets, histories)
-    yield from _by_event_type(targets, histories, event_types)
-    yield from _by_category(targets, histories, features / "items.parquet")
+    yield from _by_event_type(targets, histories, dataset.event_types)
+    yield from _by_category(targets, histories, dataset.items)
     if ingest is not None and (ingest / "users.parquet").exists():
-        yield from _by_user(targets, features / "users.parquet", ingest / "users.parquet")
+        yield from _by_user(targets, dataset.users, ingest / "users.parquet")
 
 
 def between(
@@ -133,9 +133,8 @@ def _by_event_type(
     yield from _named("event_type", _coded(code, ("without a type", *event_types)))
 
 
-def _by_category(targets: RankedTargets, histories: JaggedHistories, items: Path) -> Segments:
+def _by_category(targets: RankedTargets, histories: JaggedHistories, table: pl.DataFrame) -> Segments:
     """Targets of items of the most frequent categories, of any other, and of items without one."""
-    table = pl.read_parquet(items)
     if schema.CATEGORIES not in table or table[schema.CATEGORIES].null_count() == len(table):
         return
     item = np.asarray(histories.item_index[targets.position])
@@ -167,9 +166,9 @@ def _by_category(targets: RankedTargets, histories: JaggedHistories, items: Path
         yield "item_category", UNKNOWN, having(pl.col("category").is_null())
 
 
-def _by_user(targets: RankedTargets, users: Path, attributes: Path) -> Segments:
+def _by_user(targets: RankedTargets, users: pl.DataFrame, attributes: Path) -> Segments:
     """Targets of the users of each value of each attribute."""
-    order = pl.read_parquet(users, columns=["user_index", schema.USER_ID])
+    order = users.select("user_index", schema.USER_ID)
     known = schema.read(attributes, schema.USERS)
     table = order.join(
         known.with_columns(pl.col(schema.USER_ID).cast(order.schema[schema.USER_ID])),

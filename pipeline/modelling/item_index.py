@@ -1,18 +1,15 @@
 """Building an item index from an encoder, tuned on held-out user vectors."""
 
-from pathlib import Path
-
 import numpy as np
 
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
-from models.histories import Float32, Histories, Int32
+from models.histories import Float32, Histories
 from models.retrieval.build import build_index
 from models.retrieval.index import ItemIndex
 from models.settings.index import IndexSettings
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset, rows
 
 
 def encoder_index(settings: IndexSettings, encoder: Encoder, queries: Float32) -> ItemIndex:
@@ -26,26 +23,27 @@ def encoder_index(settings: IndexSettings, encoder: Encoder, queries: Float32) -
     return build_index(vectors, items, settings, asked, str(pick_device()))
 
 
-def user_vectors(settings: IndexSettings, features: Path, encoder: Encoder, mapping: Int32) -> Float32:
+def user_vectors(
+    settings: IndexSettings, dataset: Dataset, encoder: Encoder, numbering: ItemNumbering
+) -> Float32:
     """Query vectors of users, evenly spread over all: [at most index.recall_queries, d].
 
     Histories end in validation events, which the evaluated weights did not learn from; without any, training histories.
-    `mapping`: the features folder's item -> the encoder's.
+    `numbering`: items of the dataset -> the encoder's.
     """
-    histories = JaggedHistories.load(features)
-    split = Split.load(features / "split")
-    users = _held_out(histories, split).translate(mapping)
+    users = _held_out(dataset).translate(numbering.new)
     users = users.select(users.lengths > 0)
     if not len(users):
-        users = rows.training_rows(histories, split, with_validation=False).translate(mapping)
+        users = dataset.training_rows(with_validation=False).translate(numbering.new)
         users = users.select(users.lengths > 0)
     wanted = min(len(users), settings.recall_queries)
     chosen = np.unique(np.linspace(0, len(users) - 1, wanted).astype(np.int64))
-    asked = as_asked(users.select(chosen), int(histories.time.max(initial=0)))
+    asked = as_asked(users.select(chosen), dataset.newest)
     return AttentionRecommender(encoder).encode(asked)
 
 
-def _held_out(histories: JaggedHistories, split: Split) -> Histories:
+def _held_out(dataset: Dataset) -> Histories:
     """The history of every user with validation events, up to the last of them."""
-    starts, ends = (np.asarray(edge) for edge in split.stretch(histories, "validation"))
-    return rows.rows(histories, histories.offsets[:-1], ends).select(ends > starts)
+    histories = dataset.histories
+    starts, ends = (np.asarray(edge) for edge in dataset.split.stretch(histories, "validation"))
+    return rows(histories, histories.offsets[:-1], ends).select(ends > starts)

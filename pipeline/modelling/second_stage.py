@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.device import pick_device
-from models.histories import Histories, Int32
+from models.histories import Histories
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
 from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.dataset import item_features
-from pipeline.dataset.dataset import former_numbers
+from pipeline.dataset.dataset import Dataset
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -28,14 +27,18 @@ def is_timed(config: "Config") -> bool:
 
 
 def statistics(
-    config: "Config", features: Path, training: Histories, mapping: Int32, days: float | None = None
+    config: "Config",
+    dataset: Dataset,
+    training: Histories,
+    numbering: ItemNumbering,
+    days: float | None = None,
 ) -> ItemStatistics:
     """What the rows that a retriever learned from, in its numbering, say about items.
 
-    `mapping` [num_items + 1]: the retriever's number of each item of the features folder; `days`: as in `ItemStatistics.of`.
+    `numbering`: items of the dataset -> the retriever's; `days`: as in `ItemStatistics.of`.
     """
-    content = item_features.of_ranker(features, mapping)
-    return ItemStatistics.of(training, int(mapping.max()), content, timed=is_timed(config), days=days)
+    content = item_features.of_ranker(dataset, numbering)
+    return ItemStatistics.of(training, numbering.num_items, content, timed=is_timed(config), days=days)
 
 
 def trained(rank: Path) -> bool:
@@ -43,16 +46,17 @@ def trained(rank: Path) -> bool:
     return bool(read_json(rank / DESCRIPTION)["trained"])
 
 
-def own_numbers(rank: Path, mapping: Int32) -> Int32:
-    """[retriever's num_items + 1] the ranker's number of each item, 0 where it knows none."""
-    return former_numbers(np.load(rank / "items.npy"), mapping)
+def ranker_numbering(rank: Path, numbering: ItemNumbering) -> ItemNumbering:
+    """The retriever's items -> the ranker's. `numbering`: items of the dataset -> the retriever's."""
+    return numbering.inverse().compose(ItemNumbering.load(rank / "items.npy"))
 
 
 def opened(
-    config: "Config", features: Path, rank: Path, training: Histories, mapping: Int32
+    config: "Config", dataset: Dataset, rank: Path, training: Histories, numbering: ItemNumbering
 ) -> SecondStage | None:
     """The second stage for the encoder that learned from the given rows; None where stage rank trained no ranker."""
     if not trained(rank):
         return None
     ranker = checkpoint.load_ranker(rank, pick_device())
-    return SecondStage(ranker, statistics(config, features, training, mapping), own_numbers(rank, mapping))
+    own = ranker_numbering(rank, numbering).new
+    return SecondStage(ranker, statistics(config, dataset, training, numbering), own)

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.encoder.batching import BatchPlan
-from models.histories import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int64
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.training.loop import NAMED_ROWS, fit
@@ -21,8 +19,7 @@ from models.training.result import EpochRecord, FitResult, Initial, NotFinite
 from models.training.validation import Validation
 from models.training.workers import announce
 from pipeline.config import Config
-from pipeline.dataset import dataset as rows
-from pipeline.dataset.dataset import former_numbers
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import known_by_content, of_model
 from pipeline.dataset.targets import targets_of, told
 from pipeline.errors import LookbackError
@@ -49,11 +46,11 @@ class Trained:
     selection: FitResult
     """The training whose epoch validation chose."""
     histories: Histories
-    """What `result` learned from, in the numbering of the features folder"""
-    mapping: Int32
-    """[num_items + 1], item of the features folder -> the encoder's, 0 where it knows none"""
-    selection_mapping: Int32
-    """The same of the selection's encoder."""
+    """Rows that `result` learned from, in the items of the dataset."""
+    numbering: ItemNumbering
+    """Items of the dataset -> the encoder's."""
+    selection_numbering: ItemNumbering
+    """Items of the dataset -> those of the selection's encoder."""
 
 
 class Trainer:
@@ -67,7 +64,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        features: Path,
+        dataset: Dataset,
         checkpoints: Path,
         *,
         encoder: EncoderSettings | None = None,
@@ -79,65 +76,58 @@ class Trainer:
         self._config = config
         self._encoder, self._train = encoder or config.model, train or config.train
         self._on_epoch, self._log, self._show_progress = on_epoch, log, show_progress
-        self._features = features
-        self._num_items = rows.num_items(features)
-        self._types = rows.event_types(features)
+        self._dataset = dataset
+        self._types = dataset.event_types
         self._checkpoints = checkpoints
         self._checkpoints.mkdir(exist_ok=True)
 
-    def fit_split(
-        self,
-        histories: JaggedHistories,
-        split: Split,
-        name: str = "selection",
-        users: NDArray[np.bool_] | None = None,
-    ) -> Trained:
+    def fit_split(self, name: str = "selection", users: NDArray[np.bool_] | None = None) -> Trained:
         """Train on the training part, choose on validation, train again on both where the configuration asks for it.
 
         `users` [num_users]: only those train (they are validated on all).
         """
+        dataset = self._dataset
         if users is not None:
-            split = replace(split, train_user=split.train_user & users)
-        training = rows.training_rows(histories, split, with_validation=False)
-        of_user = np.flatnonzero(split.train_user)
-        mapping = self.numbering(training, histories, split)
-        trained = self._occurring(training)
-        validation = self._validation(histories, split, mapping, trained)
-        selection = result = self.fit(name, training, mapping, of_user, validation=validation)
-        before = mapping
+            split = replace(dataset.split, train_user=dataset.split.train_user & users)
+            dataset = replace(dataset, split=split)
+        training = dataset.training_rows(with_validation=False)
+        of_user = np.flatnonzero(dataset.split.train_user)
+        numbering = before = self.numbering(training)
+        validation = self._validation(numbering, dataset.occurring(training))
+        selection = result = self.fit(name, training, numbering, of_user, validation=validation)
         if self._train.refit_validation:
-            training = rows.training_rows(histories, split, with_validation=True)
-            mapping = self.numbering(training, histories, split)
+            training = dataset.training_rows(with_validation=True)
+            numbering = self.numbering(training)
             again = "refit_validation" if name == "selection" else f"{name}_refit_validation"
             if self._train.refit_from == "continue":
-                initial = Initial(selection.model, former_numbers(before, mapping))
-                result = self.fit(again, training, mapping, of_user, initial=initial)
+                initial = Initial(selection.model, numbering.inverse().compose(before).new)
+                result = self.fit(again, training, numbering, of_user, initial=initial)
             else:
-                result = self.refit(again, training, mapping, _facts(selection), of_user)
-        return Trained(result, selection, training, mapping, before)
+                result = self.refit(again, training, numbering, _facts(selection), of_user)
+        return Trained(result, selection, training, numbering, before)
 
-    def numbering(self, training: Histories, histories: JaggedHistories, split: Split) -> Int32:
-        """[num_items + 1] item of the features folder -> the encoder's: those to train on, and those known by content.
-
-        `histories` and `split` are those of the folder.
-        """
-        also = None
-        if self._encoder.item_content:
-            also = known_by_content(self._config, self._features, histories, split)
-        return rows.known_items(training, self._num_items, also)
+    def numbering(self, training: Histories) -> ItemNumbering:
+        """Items of the dataset -> the encoder's: those of the rows to train on, and those known by content."""
+        known = self._dataset.occurring(training)
+        if (
+            self._encoder.item_content
+            and (described := known_by_content(self._config, self._dataset)) is not None
+        ):
+            known |= described
+        return ItemNumbering.of_known(known)
 
     def fit(
         self,
         name: str,
         histories: Histories,
-        mapping: Int32,
+        numbering: ItemNumbering,
         of_user: Int64 | None = None,
         *,
         validation: Validation | None = None,
         max_steps: int | None = None,
         initial: Initial | None = None,
     ) -> FitResult:
-        """Train on histories of the features folder, going on from the checkpoint of that name where there is one.
+        """Train on rows of the dataset, going on from the checkpoint of that name where there is one.
 
         `of_user` [rows]: whose each row is; None: its number's. `initial`: from these weights, for one epoch. Other
         processes that torchrun started take part. Raises ValueError as `models.training.fit`, naming users where a step's
@@ -147,12 +137,12 @@ class Trainer:
         path = self._checkpoints / f"{name}.pt"
         content = None
         if self._encoder.item_content:
-            content = of_model(self._features, mapping, self._occurring(histories))
+            content = of_model(self._dataset, numbering, self._dataset.occurring(histories))
         arguments: dict[str, Any] = {
-            "histories": histories.translate(mapping),
+            "histories": histories.translate(numbering.new),
             "encoder": self._encoder,
             "train": self._train if initial is None else replace(self._train, epochs=1),
-            "num_items": int(mapping.max()),
+            "num_items": numbering.num_items,
             "num_event_types": len(self._types),
             "max_length": config.history.max_length,
             "type_weights": type_weights(config, self._types),
@@ -184,14 +174,14 @@ class Trainer:
         self,
         name: str,
         histories: Histories,
-        mapping: Int32,
+        numbering: ItemNumbering,
         selection: dict[str, Any],
         of_user: Int64 | None = None,
     ) -> FitResult:
         """Train again from the start on more events: the steps that validation chose, scaled by the number of targets."""
         config = self._config
         plan = BatchPlan(
-            histories.translate(mapping),
+            histories.translate(numbering.new),
             config.history.max_length,
             self._train.batch_histories,
             type_weights(config, self._types),
@@ -200,14 +190,12 @@ class Trainer:
         )
         scale = plan.num_targets / selection["targets_per_epoch"]
         steps = max(1, round(selection["best_step"] * scale))
-        return self.fit(name, histories, mapping, of_user, max_steps=steps)
+        return self.fit(name, histories, numbering, of_user, max_steps=steps)
 
-    def _validation(
-        self, histories: JaggedHistories, split: Split, mapping: Int32, trained: NDArray[np.bool_]
-    ) -> Validation:
+    def _validation(self, numbering: ItemNumbering, trained: NDArray[np.bool_]) -> Validation:
         """The validation targets that count: trained, with a history, and not in it where seen items are masked."""
         config = self._config
-        targets = targets_of(config, self._features, histories, split, "validation", mapping, trained=trained)
+        targets = targets_of(config, self._dataset, "validation", numbering, trained=trained)
         apart, targets = targets.num_apart, targets.select(targets.ordinary)
         if not len(targets):
             raise LookbackError(
@@ -221,14 +209,10 @@ class Trainer:
         """What to add to the message about a step that learned from these users."""
         if not len(users):
             return ""
-        ids = pl.read_parquet(self._features / "users.parquet", columns=["user_id"])["user_id"]
+        ids = self._dataset.users["user_id"]
         return f"; the step's users are {', '.join(map(str, ids.gather(users[:NAMED_ROWS])))}" + (
             f" and {len(users) - NAMED_ROWS} more" if len(users) > NAMED_ROWS else ""
         )
-
-    def _occurring(self, histories: Histories) -> NDArray[np.bool_]:
-        """[num_items + 1] of the features folder: whether an item occurs in the rows."""
-        return rows.known_items(histories, self._num_items) > 0
 
 
 def type_weights(config: Config, names: list[str]) -> Float32:

@@ -1,6 +1,7 @@
 """A stage's inputs, workspace and outputs."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from pipeline.config import Config
 if TYPE_CHECKING:
     from models.settings.encoder import EncoderSettings
     from models.settings.training import TrainSettings
+    from pipeline.dataset.dataset import Dataset
     from pipeline.modelling.trainer import Trainer
     from pipeline.tracking.live import Live
     from pipeline.tracking.record import Plan
@@ -47,6 +49,13 @@ class Context:
         """Set the one line that the stage ends with."""
         self.said = text
 
+    @cached_property
+    def dataset(self) -> "Dataset":
+        """The stage's features artifact, opened once."""
+        from pipeline.dataset.dataset import Dataset
+
+        return Dataset.open(self.inputs["features"])
+
     def trainer(
         self, *, encoder: "EncoderSettings | None" = None, train: "TrainSettings | None" = None
     ) -> "Trainer":
@@ -55,7 +64,7 @@ class Context:
 
         return Trainer(
             self.config,
-            self.inputs["features"],
+            self.dataset,
             self.folder / "checkpoints",
             encoder=encoder,
             train=train,

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models.device import pick_device
 from models.evaluation.bootstrap import Difference
 from models.evaluation.comparison import Judgement
@@ -23,7 +21,7 @@ from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
 from models.histories import Int32
 from pipeline.config import Config
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.evaluated_model import EvaluatedModel
@@ -174,15 +172,15 @@ def common_targets(
     Where both were made from the same features all targets are; else those later than the user's last event before the
     champion's own test, and at or after the time at which that began (temporal): its users' and all other users' events.
     """
-    histories, split = JaggedHistories.load(features), Split.load(features / "split")
-    item_ids = _ids(features, "items", "item_id")
+    dataset = Dataset.open(features)
+    item_ids = dataset.items["item_id"]
     is_known = sum(translation(model.items, item_ids)[0] > 0 for model in (challenger, champion))
-    either = np.where(is_known, np.arange(len(item_ids) + 1), 0).astype(np.int32)
-    targets = targets_of(config, features, histories, split, "test", either)
+    either = ItemNumbering(np.where(is_known, np.arange(len(item_ids) + 1), 0).astype(np.int32))
+    targets = targets_of(config, dataset, "test", either)
     later = np.ones(len(targets), bool)
     if challenger.features != champion.features:
-        until = champion.trained_until_of(_ids(features, "users", "user_id"))
-        time = np.asarray(histories.time[targets.position])
+        until = champion.trained_until_of(dataset.users["user_id"])
+        time = np.asarray(dataset.histories.time[targets.position])
         later = _is_later(time, until[targets.user], champion.trained_until)
     chosen = targets.select(later & targets.ordinary)
     return CommonTargets(chosen, int((~later).sum()), int((later & ~targets.ordinary).sum()))
@@ -197,8 +195,9 @@ def _is_later(
 
 def ranks(config: Config, features: Path, model: EvaluatedModel, targets: RankedTargets) -> Float64:
     """[targets] rank among the items that the model knows; infinity, a miss, where it does not know the item or any history."""
-    item_ids = _ids(features, "items", "item_id")
-    histories = model.translated(targets.histories, item_ids, rows.event_types(features))
+    dataset = Dataset.open(features)
+    item_ids = dataset.items["item_id"]
+    histories = model.translated(targets.histories, item_ids, dataset.event_types)
     item: Int32 = translation(model.items, item_ids)[0][targets.item]
     known = (item > 0) & (histories.lengths > 0)
     rank = np.full(len(targets), np.inf)
@@ -211,7 +210,3 @@ def ranks(config: Config, features: Path, model: EvaluatedModel, targets: Ranked
     )
     rank[known] = found.rank
     return rank
-
-
-def _ids(features: Path, table: str, column: str) -> pl.Series:
-    return pl.read_parquet(features / f"{table}.parquet", columns=[column])[column]

@@ -28,7 +28,7 @@ from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
 from pipeline.artifacts.files import digest_file, read_json, write_json
 from pipeline.config import ScoreConfig
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset, rows
 from pipeline.serving import new_item_catalogue, output_table, popularity_fallback
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import moment_of, read_ids, rules_of
@@ -55,30 +55,37 @@ class Job:
 class Log:
     """The log's histories and how its numbers translate into the bundle's."""
 
-    histories: JaggedHistories
-    users: pl.Series
+    dataset: Dataset
     items: Int32
     """[num_items + 1] -> the bundle's item, 0: unknown to it"""
     types: NDArray[np.int16]
     """[num_event_types + 1] -> the bundle's event type"""
 
     @classmethod
-    def read(cls, features: Path, bundle: Bundle) -> "Log":
-        """The log of a features folder."""
-        items, _ = bundle.item_mapping(_ids(features, "item"))
-        types = bundle.type_mapping(rows.event_types(features))
-        return cls(JaggedHistories.load(features), _ids(features, "user"), items, types)
+    def of(cls, dataset: Dataset, bundle: Bundle) -> "Log":
+        """The log of a features folder, for a bundle."""
+        items, _ = bundle.item_mapping(dataset.items["item_id"])
+        return cls(dataset, items, bundle.type_mapping(dataset.event_types))
+
+    @property
+    def histories(self) -> JaggedHistories:
+        """Histories of all users, in the items of the dataset."""
+        return self.dataset.histories
+
+    @property
+    def users(self) -> pl.Series:
+        """User ids in the order of the user index."""
+        return self.dataset.users["user_id"]
 
     @cached_property
     def newest(self) -> int:
-        """Time of the newest event, microseconds since the epoch: when recommendations are asked for."""
-        return int(self.histories.time.max(initial=0))
+        """Time of the newest event, microseconds since the epoch: the time of the request."""
+        return self.dataset.newest
 
     @property
     def known(self) -> Histories:
         """What the bundle knows of every user's history, in its numbering."""
-        offsets = np.asarray(self.histories.offsets)
-        return rows.rows(self.histories, offsets[:-1], offsets[1:]).translate(self.items)
+        return self.dataset.all_rows().translate(self.items)
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class Scorer:
         offsets, there = self.log.histories.offsets, index >= 0
         starts = np.where(there, offsets[index], 0)
         ends = np.where(there, offsets[index + 1], 0)
-        whole = rows.rows(self.log.histories, starts, ends).compact()
+        whole = rows(self.log.histories, starts, ends).compact()
         whole = replace(whole, event_type=self.log.types[whole.event_type])
         known = whole.translate(self.log.items)
         if self.bundle.answering.looks_at_request:
@@ -213,17 +220,13 @@ def as_of_tonight(bundle: Bundle, features: Path, ingest: Path, settings: ScoreC
 
     Items that are new to it, if these are wanted; for a ranker when and how often items were met.
     """
+    dataset = Dataset.open(features)
     if settings.new_items:
-        table = new_item_catalogue.unknown_to(
-            bundle.items.ids, _ids(features, "item"), ingest / "items.parquet"
-        )
+        log_ids = dataset.items["item_id"]
+        table = new_item_catalogue.unknown_to(bundle.items.ids, log_ids, ingest / "items.parquet")
         bundle = new_item_catalogue.extended(bundle, table)
-    log = Log.read(features, bundle)
+    log = Log.of(dataset, bundle)
     return (bundle if bundle.second_stage is None else bundle.counting(log.known)), log
-
-
-def _ids(features: Path, kind: str) -> pl.Series:
-    return pl.read_parquet(features / f"{kind}s.parquet", columns=[f"{kind}_id"])[f"{kind}_id"]
 
 
 def _chosen(job: Job, log: Log) -> Users:

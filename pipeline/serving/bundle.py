@@ -37,7 +37,7 @@ from models.recommendation.engine import AS_SCORED, Answer, Answering
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.retrieval.index import ItemIndex
 from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import rows
 from pipeline.dataset.item_features import compared_by
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_ranker, popularity_fallback
@@ -121,7 +121,7 @@ class Bundle:
     def known_histories(self) -> Histories:
         """Their histories, in the deployed numbering, asked for at the time of the newest event of the log."""
         saved = self._saved
-        return as_asked(rows.rows(saved, saved.offsets[:-1], saved.offsets[1:]), self.newest)
+        return as_asked(rows(saved, saved.offsets[:-1], saved.offsets[1:]), self.newest)
 
     @cached_property
     def segments(self) -> list[str]:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models.baselines.als import ALS
 from models.baselines.base import Baseline, FittedOn
 from models.baselines.co_visitation import CoVisitation
@@ -33,8 +32,6 @@ from models.settings.training import TrainSettings
 from models.topk import recommend_in_chunks
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import BASELINES, Config
-from pipeline.dataset import dataset as rows
-from pipeline.dataset.dataset import former_numbers
 from pipeline.dataset.item_features import known_by_content
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
@@ -60,13 +57,11 @@ class Tuned:
 
 def build(ctx: Context) -> None:
     """Write items.npy (the common numbering), systems/NAME.parquet (how each ranks the test targets), baselines.json."""
-    folder = ctx.inputs["features"]
-    histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
     (ctx.folder / "systems").mkdir(exist_ok=True)
-    selection, mapping = _part(ctx, histories, split, "validation", with_validation=False)
+    selection, _ = _part(ctx, "validation", with_validation=False)
     with_validation = ctx.config.train.refit_validation
-    test, mapping = _part(ctx, histories, split, "test", with_validation=with_validation)
-    np.save(ctx.folder / "items.npy", mapping, allow_pickle=False)
+    test, numbering = _part(ctx, "test", with_validation=with_validation)
+    numbering.save(ctx.folder / "items.npy")
     found: dict[str, Any] = {"systems": {}, "not_applicable": {}}
     seconds: dict[str, float] = {}
     why_not = {name: _not_applicable(ctx.config, name, test.num_items) for name in wanted(ctx.config)}
@@ -77,15 +72,15 @@ def build(ctx: Context) -> None:
         if facts is None:
             started = time.monotonic()
             if name == GRU:
-                system, fitted_on, tuned = _gru(ctx, histories, split, mapping)
+                system, fitted_on, tuned = _gru(ctx, numbering)
             else:
                 system, fitted_on, tuned = _fitted(ctx, name, selection, test)
             check_fitted(
                 name,
                 fitted_on.num_events,
                 fitted_on.latest,
-                histories,
-                split,
+                ctx.dataset.histories,
+                ctx.dataset.split,
                 with_validation=with_validation,
             )
             ranked = rank_all(system, test, ctx.config)
@@ -103,21 +98,16 @@ def wanted(config: Config) -> tuple[str, ...]:
     return BASELINES if asked == "all" else tuple(name for name in BASELINES if name in asked)
 
 
-def _part(
-    ctx: Context, histories: JaggedHistories, split: Split, name: str, *, with_validation: bool
-) -> tuple[Part, Int32]:
+def _part(ctx: Context, name: str, *, with_validation: bool) -> tuple[Part, ItemNumbering]:
     """What to fit on and the targets of a part, and the numbering of both."""
-    config = ctx.config
-    training = rows.training_rows(histories, split, with_validation=with_validation)
-    features = ctx.inputs["features"]
-    num_items = rows.num_items(features)
-    mapping = rows.known_items(training, num_items, known_by_content(config, features, histories, split))
-    targets = targets_of(
-        config, features, histories, split, name, mapping, trained=rows.known_items(training, num_items) > 0
-    )
+    config, dataset = ctx.config, ctx.dataset
+    training = dataset.training_rows(with_validation=with_validation)
+    trained, described = dataset.occurring(training), known_by_content(config, dataset)
+    numbering = ItemNumbering.of_known(trained if described is None else trained | described)
+    targets = targets_of(config, dataset, name, numbering, trained=trained)
     if name == "validation":
         targets = _sample(targets.select(targets.ordinary), config)
-    return Part(training.translate(mapping), targets, int(mapping.max())), mapping
+    return Part(training.translate(numbering.new), targets, numbering.num_items), numbering
 
 
 def _sample(targets: RankedTargets, config: Config) -> RankedTargets:
@@ -208,12 +198,10 @@ class Renumbered:
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
 
-def _gru(
-    ctx: Context, histories: JaggedHistories, split: Split, mapping: Int32
-) -> tuple[Recommender, FittedOn, Tuned]:
+def _gru(ctx: Context, numbering: ItemNumbering) -> tuple[Recommender, FittedOn, Tuned]:
     """GRU4Rec with the full softmax: one GRU layer, the epoch chosen on validation (its grid).
 
-    It reads no content, so items known by content alone are not among its own; `mapping` is the common numbering.
+    It reads no content, so items known by content alone are not among its own; `numbering` is the common one.
     """
     settings = ctx.config.evaluate
     encoder = EncoderSettings(block="gru", dim=settings.gru_dim, num_blocks=1)
@@ -226,7 +214,7 @@ def _gru(
         validation_targets=ctx.config.train.validation_targets,
         refit_validation=ctx.config.train.refit_validation,
     )
-    trained = ctx.trainer(encoder=encoder, train=train).fit_split(histories, split, GRU)
+    trained = ctx.trainer(encoder=encoder, train=train).fit_split(GRU)
     grid = [
         {"epoch": record.epoch, "ndcg@10": record.validation["validation_ndcg@10"]}
         for record in trained.selection.history
@@ -236,9 +224,9 @@ def _gru(
         "epoch": trained.selection.best_epoch,
         "steps": trained.result.best_step,
     }
-    model, own = trained.result.model, trained.histories.translate(trained.mapping)
+    model, own = trained.result.model, trained.histories.translate(trained.numbering.new)
     system = ColdStart(AttentionRecommender(model), Popularity.fit(own, model.num_items))
-    renumbered = Renumbered(system, former_numbers(trained.mapping, mapping))
+    renumbered = Renumbered(system, numbering.inverse().compose(trained.numbering).new)
     return renumbered, FittedOn.of(trained.histories), Tuned(chosen, grid)
 
 

@@ -7,15 +7,14 @@ import datetime
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import polars as pl
 
-from features.content import Content
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted, check_leaks, leaks_by_construction
+from features.histories.numbering import ItemNumbering
 from features.histories.splits import Split
 from models.checkpoint import load_model
 from models.device import pick_device
@@ -28,8 +27,7 @@ from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import MODEL
-from pipeline.dataset import dataset as rows
-from pipeline.dataset.dataset import former_numbers
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.leak_checks import check_targets
 from pipeline.dataset.targets import RankedTargets, targets_of, told
 from pipeline.errors import LookbackError
@@ -59,10 +57,9 @@ CUT = "evaluate cut "
 class Evaluation:
     """Test targets, and their ranks by the model and the baselines."""
 
-    histories: JaggedHistories
-    split: Split
-    mapping: Int32
-    """[num_items + 1], item of the features folder -> the systems'"""
+    dataset: Dataset
+    numbering: ItemNumbering
+    """Items of the dataset -> the systems'."""
     training: Histories
     """What every system learned from, in the systems' numbering"""
     every_target: RankedTargets
@@ -98,32 +95,23 @@ def build(ctx: Context) -> None:
 def _rank(ctx: Context) -> Evaluation:
     """Check for leaks, find the targets, rank them by the model, and take up how the baselines ranked them."""
     config, settings = ctx.config, ctx.config.evaluate
-    features = ctx.inputs["features"]
-    histories, split = JaggedHistories.load(features), Split.load(features / "split")
-    mapping = np.load(ctx.inputs["train"] / "items.npy")
-    assert np.array_equal(mapping, np.load(ctx.inputs["baselines"] / "items.npy"))
-    _check_leaks(ctx, histories, split)
-    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
-    targets = targets_of(
-        config,
-        features,
-        histories,
-        split,
-        "test",
-        mapping,
-        trained=rows.known_items(training, len(mapping) - 1) > 0,
-    )
-    check_targets(targets, histories, split, mapping, ties=config.split.ties)
+    dataset, split = ctx.dataset, ctx.dataset.split
+    numbering = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
+    assert np.array_equal(numbering.new, np.load(ctx.inputs["baselines"] / "items.npy"))
+    _check_leaks(ctx, dataset.histories, split)
+    training = dataset.training_rows(with_validation=config.train.refit_validation)
+    targets = targets_of(config, dataset, "test", numbering, trained=dataset.occurring(training))
+    check_targets(targets, dataset, numbering, ties=config.split.ties)
     chosen = metrics_report.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
     if not chosen.any():
         raise LookbackError(
             f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {told(_left_out(ctx, targets))});"
             " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
         )
-    training = training.translate(mapping)
+    training = training.translate(numbering.new)
     recommender = AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
     part = ranking.Part(training, targets, recommender.num_items)
-    stages = _stages(ctx, recommender, part, mapping)
+    stages = _stages(ctx, recommender, part, numbering)
     ranker = _ranker(
         ctx, {name: each.select(chosen) for name, each in stages.items()}, targets.select(chosen)
     )
@@ -133,29 +121,27 @@ def _rank(ctx: Context) -> Evaluation:
         for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
     }
     counts = np.bincount(training.item_index[training.gather()[1]], minlength=recommender.num_items + 1)
-    content = Content.load(features / "content") if (features / "content").exists() else None
     return Evaluation(
-        histories,
-        split,
-        mapping,
+        dataset,
+        numbering,
         training,
         targets,
         ranked,
         targets.select(chosen),
         {name: each.select(chosen) for name, each in ranked.items()},
-        metrics_report.catalogue_of(counts, content, mapping),
+        metrics_report.catalogue_of(counts, dataset.content, numbering),
         recommender,
         ranker,
     )
 
 
 def _stages(
-    ctx: Context, recommender: AttentionRecommender, part: ranking.Part, mapping: Int32
+    ctx: Context, recommender: AttentionRecommender, part: ranking.Part, numbering: ItemNumbering
 ) -> dict[str, SystemRanks]:
     """How retrieval ranks the targets, and how it does with the second stage behind it, where stage rank trained one."""
     config = ctx.config
     found = {second_stage.RETRIEVAL: ranking.rank_all(recommender, part, config)}
-    stage = second_stage.opened(config, ctx.inputs["features"], ctx.inputs["rank"], part.training, mapping)
+    stage = second_stage.opened(config, ctx.dataset, ctx.inputs["rank"], part.training, numbering)
     if stage is not None:
         both = TwoStage(recommender, stage, exclude_seen=config.exclude_seen)
         found[second_stage.TWO_STAGE] = ranking.rank_all(both, part, config)
@@ -206,8 +192,8 @@ def _report(
     tuned = read_json(ctx.inputs["baselines"] / "baselines.json")
     curve = _learning_curve(ctx, found, systems, settings) if config.evaluate.training_fractions else None
     report = EvaluationReport(
-        protocol=found.split.protocol,
-        test_from=_iso(found.split.test_from),
+        protocol=found.dataset.split.protocol,
+        test_from=_iso(found.dataset.split.test_from),
         targets_of_a_user=config.evaluate.targets,
         ties=config.split.ties,
         users=systems.num_users,
@@ -249,10 +235,12 @@ def _defined(values: Mapping[str, T]) -> dict[str, T]:
 
 def _leaks_by_construction(ctx: Context, found: Evaluation) -> dict[str, float]:
     """Leaks of leave-one-out from the future of its own test; empty without a common time."""
-    if found.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
+    if found.dataset.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
         return {}
     with_validation = ctx.config.train.refit_validation
-    return leaks_by_construction(found.histories, found.split, with_validation=with_validation)
+    return leaks_by_construction(
+        found.dataset.histories, found.dataset.split, with_validation=with_validation
+    )
 
 
 def _as_table(report: EvaluationReport) -> pl.DataFrame:
@@ -279,12 +267,12 @@ def _learning_curve(
 ) -> list[LearningPoint]:
     """The model trained on shares of the training users, evaluated on the same targets; unknown items are misses."""
     curve: list[LearningPoint] = []
-    order = np.random.default_rng(ctx.config.seed).permutation(np.flatnonzero(found.split.train_user))
+    order = np.random.default_rng(ctx.config.seed).permutation(np.flatnonzero(found.dataset.split.train_user))
     for fraction in sorted({fraction for fraction in ctx.config.evaluate.training_fractions if fraction < 1}):
-        users = np.zeros(found.histories.num_users, bool)
+        users = np.zeros(found.dataset.histories.num_users, bool)
         users[order[: max(1, round(fraction * len(order)))]] = True
-        trained = ctx.trainer().fit_split(found.histories, found.split, f"fraction_{fraction:g}", users)
-        translation = former_numbers(trained.mapping, found.mapping)
+        trained = ctx.trainer().fit_split(f"fraction_{fraction:g}", users)
+        translation = found.numbering.inverse().compose(trained.numbering).new
         ranked = rank_targets(
             AttentionRecommender(trained.result.model),
             found.targets.histories.translate(translation),
@@ -305,16 +293,13 @@ def _point(fraction: float, num_users: int, systems: Judgement) -> LearningPoint
 
 def _write_diagnostics(ctx: Context, found: Evaluation) -> None:
     """diagnostics.json: the model's decisions, beside how good they are."""
-    features = ctx.inputs["features"]
     measured = diagnostics.build(
         found.recommender,
         found.targets,
         found.ranked[MODEL],
-        found.histories,
-        features=features,
-        mapping=found.mapping,
+        found.dataset,
+        found.numbering,
         exclude_seen=ctx.config.exclude_seen,
-        event_types=rows.event_types(features),
         timed=ctx.config.events.timestamp_unit != "position",
         seed=ctx.config.seed,
     )
@@ -323,14 +308,14 @@ def _write_diagnostics(ctx: Context, found: Evaluation) -> None:
 
 def _write_targets(ctx: Context, found: Evaluation) -> None:
     """targets.parquet: a row per system and target, with its rank, the worst that ties allow, and what was recommended."""
-    targets, features = found.targets, ctx.inputs["features"]
-    users, items = (_ids(features, kind) for kind in ("user", "item"))
-    ours = items.gather(np.flatnonzero(found.mapping) - 1)
+    targets, histories = found.targets, found.dataset.histories
+    users, items = found.dataset.users["user_id"], found.dataset.items["item_id"]
+    ours = items.gather(found.numbering.inverse().new[1:].astype(np.int64) - 1)
     about = pl.DataFrame(
         {
             "user_id": users.gather(targets.user),
-            "item_id": items.gather(found.histories.item_index[targets.position].astype(np.int64) - 1),
-            "timestamp": pl.Series(found.histories.time[targets.position]).cast(pl.Datetime("us", "UTC")),
+            "item_id": items.gather(histories.item_index[targets.position].astype(np.int64) - 1),
+            "timestamp": pl.Series(histories.time[targets.position]).cast(pl.Datetime("us", "UTC")),
         }
     )
     length = pl.Series("history_length", targets.histories.lengths)
@@ -347,11 +332,6 @@ def _write_targets(ctx: Context, found: Evaluation) -> None:
     ).write_parquet(ctx.folder / "targets.parquet")
 
 
-def _ids(features: Path, kind: str) -> pl.Series:
-    """The ids of users or items in the order of their index."""
-    return pl.read_parquet(features / f"{kind}s.parquet", columns=[f"{kind}_id"])[f"{kind}_id"]
-
-
 def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
     """[targets] lists of ids, as long as they are; `ids` at position p is item p + 1."""
     import pyarrow as pa
@@ -366,7 +346,7 @@ def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
 
 def _write_users(ctx: Context, systems: Judgement) -> None:
     """per_user.parquet: a row per system and user, the mean of each metric over the user's targets."""
-    users = _ids(ctx.inputs["features"], "user").gather(systems.users)
+    users = ctx.dataset.users["user_id"].gather(systems.users)
     pl.concat(
         pl.DataFrame({"user_id": users} | systems.of_users(name)).select(
             pl.lit(name).alias("system"), pl.all()
@@ -379,11 +359,9 @@ def _write_segments(ctx: Context, found: Evaluation, settings: MetricSettings) -
     """segments.parquet: a row per segment, value and system."""
     segments = segments_of(
         found.targets,
-        found.histories,
+        found.dataset,
         found.catalogue.counts,
-        ctx.inputs["features"],
         ctx.inputs["ingest"],
-        rows.event_types(ctx.inputs["features"]),
         timed=ctx.config.events.timestamp_unit != "position",
     )
     table = pl.DataFrame(

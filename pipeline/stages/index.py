@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from features.histories.numbering import ItemNumbering
 from models.checkpoint import load_model
 from models.device import pick_device
 from models.histories import Float32
@@ -21,8 +22,8 @@ FIRST_QUERIES = 16
 def build(ctx: Context) -> None:
     """Write item_vectors.npy, the index, recall.json (against exact search: no clock enters it) and speed.json."""
     encoder = load_model(ctx.inputs["train"], pick_device())
-    mapping = np.load(ctx.inputs["train"] / "items.npy")
-    queries = user_vectors(ctx.config.index, ctx.inputs["features"], encoder, mapping)
+    numbering = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
+    queries = user_vectors(ctx.config.index, ctx.dataset, encoder, numbering)
     started = time.monotonic()
     index = encoder_index(ctx.config.index, encoder, queries)
     speed = {"build_seconds": time.monotonic() - started} | _rates(index, queries)

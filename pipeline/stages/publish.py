@@ -11,12 +11,11 @@ import polars as pl
 from features import content
 from features.content import ContentEncoder
 from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.encoder.encoder import Encoder
-from models.histories import Int32
 from pipeline.config import MODEL
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import content_settings
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling import second_stage
@@ -28,89 +27,63 @@ from pipeline.serving.bundle import seal
 
 def build(ctx: Context) -> None:
     """Write bundle/ : deployed weights (refit on everything unless train.refit is false) beside the evaluated ones."""
-    features, train = ctx.inputs["features"], ctx.inputs["train"]
-    whole, split = JaggedHistories.load(features), Split.load(features / "split")
-    histories = without_held_back(whole, split)
-    evaluated = np.load(train / "items.npy")
+    train, dataset = ctx.inputs["train"], ctx.dataset.without_held_back()
+    evaluated = ItemNumbering.load(train / "items.npy")
     bundle = ctx.folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
     for name in ("evaluated", "deployed", "index", "histories"):
         (bundle / name).mkdir(parents=True)
-    encoder, mapping, refit_steps = _deployed(ctx, whole, split, evaluated)
+    encoder, numbering, refit_steps = _deployed(ctx, dataset, evaluated)
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")
-    queries = user_vectors(ctx.config.index, ctx.inputs["features"], encoder, mapping)
+    queries = user_vectors(ctx.config.index, ctx.dataset, encoder, numbering)
     encoder_index(ctx.config.index, encoder, queries).save(bundle / "index")
-    _write_items(features, histories, mapping, evaluated, bundle)
+    _write_items(dataset, numbering, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
     report = EvaluationReport.load(ctx.inputs["evaluate"])
     if report.ranker.used:
-        _write_ranker(ctx, histories, split, evaluated, mapping, bundle)
-    newest = int(histories.time.max(initial=0))
+        _write_ranker(ctx, dataset, evaluated, numbering, bundle)
     content_map = _write_new_items(ctx, encoder, bundle)
     column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
     days = _popularity_days(report)
-    segment = _write_users(ctx, histories, mapping, trained_until(whole, split), bundle)
-    popularity_fallback.write(bundle, histories, mapping, segment, days)
+    segment = _write_users(ctx, dataset, numbering, bundle)
+    popularity_fallback.write(bundle, dataset.histories, numbering.new, segment, days)
     facts = {"content_map": content_map, "popularity": {"days": days, "segment": column}}
-    digest = seal(bundle, _description(ctx, features, split, report, refit_steps, newest) | facts)
+    digest = seal(bundle, _description(ctx, dataset, report, refit_steps) | facts)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _report(ctx, bundle, digest, report, encoder, refit_steps)
 
 
-def without_held_back(histories: JaggedHistories, split: Split) -> JaggedHistories:
-    """The histories without what is in no part of the split: the log as it was then."""
-    ends = np.asarray(split.test_end)
-    if (ends == histories.offsets[1:]).all():
-        return histories
-    kept = rows.rows(histories, histories.offsets[:-1], ends)
-    _, positions = kept.gather()
-    offsets = np.concatenate(([0], np.cumsum(kept.lengths, dtype=np.int64)))
-    return JaggedHistories(
-        offsets,
-        histories.item_index[positions],
-        histories.time[positions],
-        histories.event_type[positions],
-        histories.value[positions],
-    )
-
-
 def _deployed(
-    ctx: Context, whole: JaggedHistories, split: Split, evaluated: Int32
-) -> tuple[Encoder, Int32, int | None]:
-    """The encoder that recommends, its numbering, and the steps of its refit (None: the evaluated one is deployed).
-
-    `whole`: with what is in no part of the split, which is not learned from.
-    """
+    ctx: Context, dataset: Dataset, evaluated: ItemNumbering
+) -> tuple[Encoder, ItemNumbering, int | None]:
+    """The encoder that recommends, its numbering, and the steps of its refit (None: the evaluated one is deployed)."""
     train = ctx.inputs["train"]
     if not ctx.config.train.refit:
         return checkpoint.load_model(train), evaluated, None
     facts = json.loads((train / "training.json").read_text(encoding="utf-8"))
-    histories = without_held_back(whole, split)
-    everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
-    counts = np.bincount(histories.item_index, minlength=len(evaluated))
+    counts = np.bincount(dataset.histories.item_index, minlength=dataset.num_items + 1)
     kept = np.where(counts >= ctx.config.history.min_item_events, np.arange(len(counts)), 0).astype(np.int32)
-    everything = everything.translate(kept)
+    everything = dataset.all_rows().translate(kept)
     trainer = ctx.trainer()
-    mapping = trainer.numbering(everything, whole, split)
-    result = trainer.refit("refit", everything, mapping, facts)
-    return result.model, mapping, result.best_step
+    numbering = trainer.numbering(everything)
+    result = trainer.refit("refit", everything, numbering, facts)
+    return result.model, numbering, result.best_step
 
 
-def _write_items(
-    features: Path, histories: JaggedHistories, mapping: Int32, evaluated: Int32, bundle: Path
-) -> None:
+def _write_items(dataset: Dataset, numbering: ItemNumbering, evaluated: ItemNumbering, bundle: Path) -> None:
     """The deployed vocabulary: its numbering keeps the order of ids, so positions are indices.
 
     All that the evaluated weights know is in it: what was there to train on before is there in all of the events.
     """
-    assert not evaluated[mapping == 0].any(), "the deployed vocabulary lacks items of the evaluated one"
-    table = pl.read_parquet(features / "items.parquet")
-    table = table.with_columns(
-        pl.Series("num_events", histories.item_counts(len(table))[1:], dtype=pl.Int64),
-        pl.Series("item_index", mapping[1:], dtype=pl.Int32),
-        pl.Series("evaluated_index", evaluated[1:], dtype=pl.Int32),
+    assert not evaluated.known[~numbering.known].any(), (
+        "the deployed vocabulary lacks items of the evaluated one"
+    )
+    table = dataset.items.with_columns(
+        pl.Series("num_events", dataset.histories.item_counts(dataset.num_items)[1:], dtype=pl.Int64),
+        pl.Series("item_index", numbering.new[1:], dtype=pl.Int32),
+        pl.Series("evaluated_index", evaluated.new[1:], dtype=pl.Int32),
     )
     columns = ("item_index", "item_id", "title", "num_events", "evaluated_index")
     table.filter(pl.col("item_index") > 0).sort("item_index").select(columns).write_parquet(
@@ -134,7 +107,7 @@ def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
 def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, float] | None:
     """What gives items that the deployed weights do not know a vector, and how good these are."""
     known = pl.read_parquet(bundle / "items.parquet", columns=["item_id"])["item_id"]
-    log_ids = pl.read_parquet(ctx.inputs["features"] / "items.parquet", columns=["item_id"])["item_id"]
+    log_ids = ctx.dataset.items["item_id"]
     table = new_item_catalogue.unknown_to(known, log_ids, ctx.inputs["ingest"] / "items.parquet")
     own = encoder.items.all().detach().float().cpu().numpy()[1:]
     worth = new_item_catalogue.write(bundle, own, table, reads_content=encoder.settings.item_content)
@@ -155,17 +128,15 @@ def _popularity_days(report: EvaluationReport) -> float:
     )
 
 
-def _write_users(
-    ctx: Context, histories: JaggedHistories, mapping: Int32, until: pl.Series, bundle: Path
-) -> pl.Series | None:
-    """The users, their segments (which are returned) and their histories."""
-    known = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:]).translate(mapping)
-    kept = mapping[histories.item_index] > 0
+def _write_users(ctx: Context, dataset: Dataset, numbering: ItemNumbering, bundle: Path) -> pl.Series | None:
+    """Write the users, their segments (which are returned) and their histories."""
+    histories, known = dataset.histories, dataset.all_rows().translate(numbering.new)
+    kept = numbering.known[histories.item_index]
     offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
     JaggedHistories(offsets, known.item_index, known.time, known.event_type, histories.value[kept]).save(
         bundle / "histories"
     )
-    users = pl.read_parquet(ctx.inputs["features"] / "users.parquet").with_columns(until)
+    users = dataset.users.with_columns(trained_until(ctx.dataset))
     table = ctx.inputs["ingest"] / "users.parquet"
     column = popularity_fallback.segment_column(ctx.config, table)
     segment = None if column is None else popularity_fallback.segment_of(table, column, users["user_id"])
@@ -175,28 +146,29 @@ def _write_users(
 
 
 def _write_ranker(
-    ctx: Context, histories: JaggedHistories, split: Split, evaluated: Int32, mapping: Int32, bundle: Path
+    ctx: Context, dataset: Dataset, evaluated: ItemNumbering, numbering: ItemNumbering, bundle: Path
 ) -> None:
     """The second stage, and what it knows of the items behind the deployed encoder and behind the evaluated one."""
-    config, features, rank = ctx.config, ctx.inputs["features"], ctx.inputs["rank"]
-    everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:]).translate(mapping)
-    training = rows.training_rows(histories, split, with_validation=config.train.refit_validation)
-    timely = bundle_ranker.HORIZON_DAYS if split.protocol == "temporal" else None
+    config, rank = ctx.config, ctx.inputs["rank"]
+    everything = dataset.all_rows().translate(numbering.new)
+    training = dataset.training_rows(with_validation=config.train.refit_validation)
+    timely = bundle_ranker.HORIZON_DAYS if dataset.split.protocol == "temporal" else None
     bundle_ranker.write(bundle / bundle_ranker.FOLDER, rank)
     for name, learned, numbers, days in (
-        ("deployed", everything, mapping, bundle_ranker.HORIZON_DAYS),
-        ("evaluated", training.translate(evaluated), evaluated, timely),
+        ("deployed", everything, numbering, bundle_ranker.HORIZON_DAYS),
+        ("evaluated", training.translate(evaluated.new), evaluated, timely),
     ):
-        found = second_stage.statistics(config, features, learned, numbers, days)
-        bundle_ranker.write_knowledge(bundle / name, found, second_stage.own_numbers(rank, numbers))
+        statistics = second_stage.statistics(config, dataset, learned, numbers, days)
+        own = second_stage.ranker_numbering(rank, numbers).new
+        bundle_ranker.write_knowledge(bundle / name, statistics, own)
 
 
-def trained_until(histories: JaggedHistories, split: Split) -> pl.Series:
+def trained_until(dataset: Dataset) -> pl.Series:
     """[num_users] the time of each user's last event before the test, null where there is none.
 
     Validation counts even where the weights did not learn from it, because it chose them.
     """
-    last = np.asarray(split.validation_end) - 1
+    histories, last = dataset.histories, np.asarray(dataset.split.validation_end) - 1
     time = pl.Series("trained_until", np.asarray(histories.time)[np.maximum(last, 0)])
     moment = pl.col("trained_until").cast(pl.Datetime("us", "UTC"))
     is_there = pl.Series(last >= histories.offsets[:-1])
@@ -204,24 +176,19 @@ def trained_until(histories: JaggedHistories, split: Split) -> pl.Series:
 
 
 def _description(
-    ctx: Context,
-    features: Path,
-    split: Split,
-    report: EvaluationReport,
-    refit_steps: int | None,
-    newest: int,
+    ctx: Context, dataset: Dataset, report: EvaluationReport, refit_steps: int | None
 ) -> dict[str, Any]:
     config = ctx.config
     return {
         "name": config.name,
-        "event_types": rows.event_types(features),
+        "event_types": dataset.event_types,
         "max_length": config.history.max_length,
         "deployed": "evaluated" if refit_steps is None else "refit",
         "refit_steps": refit_steps,
-        "protocol": split.protocol,
-        "trained_until": split.test_from,
-        "newest": newest,
-        "features": features.name,
+        "protocol": dataset.split.protocol,
+        "trained_until": dataset.split.test_from,
+        "newest": dataset.newest,
+        "features": dataset.folder.name,
         "train": ctx.inputs["train"].name,
         "metrics": report.metrics[MODEL],
         "settings": {

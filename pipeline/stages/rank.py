@@ -8,18 +8,15 @@ import polars as pl
 import torch
 from torch.nn import functional
 
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.histories import Int32
 from models.ranking.calibration import Calibration, cross_fitted, quality
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.topk import row_chunks
 from pipeline.artifacts.files import write_json
-from pipeline.dataset import dataset as rows
 from pipeline.dataset.targets import targets_of
 from pipeline.errors import LookbackError
 from pipeline.modelling import second_stage
@@ -39,8 +36,9 @@ def build(ctx: Context) -> None:
         _without(ctx, "ranker.use is never: the order of retrieval stands")
         return
     folder = selection_folder(ctx.inputs["train"])
-    encoder, mapping = checkpoint.load_model(folder, pick_device()), np.load(folder / "items.npy")
-    stage, retrieved = _prepared(ctx, encoder, mapping)
+    encoder = checkpoint.load_model(folder, pick_device())
+    numbering = ItemNumbering.load(folder / "items.npy")
+    stage, retrieved = _prepared(ctx, encoder, numbering)
     num_lists = int((retrieved.place >= 0).sum())
     num_users = len(np.unique(retrieved.user))
     if num_lists < MIN_LISTS or num_users < MIN_USERS:
@@ -56,7 +54,7 @@ def build(ctx: Context) -> None:
         return
     fitted = fit_ranker(stage, retrieved, ctx.config.seed, on_epoch=lambda epoch: _tell(ctx, epoch))
     checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
-    np.save(ctx.folder / "items.npy", mapping, allow_pickle=False)
+    numbering.save(ctx.folder / "items.npy")
     pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
         ctx.folder / "ranker_history.parquet"
     )
@@ -69,20 +67,11 @@ def _without(ctx: Context, reason: str) -> None:
     ctx.summary(reason)
 
 
-def _prepared(ctx: Context, encoder: Encoder, mapping: Int32) -> tuple[SecondStage, Retrieved]:
+def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple[SecondStage, Retrieved]:
     """A fresh ranker behind the encoder that knows the training part alone, and its candidates for validation targets."""
-    config, features = ctx.config, ctx.inputs["features"]
-    histories, split = JaggedHistories.load(features), Split.load(features / "split")
-    training = rows.training_rows(histories, split, with_validation=False)
-    targets = targets_of(
-        config,
-        features,
-        histories,
-        split,
-        "validation",
-        mapping,
-        trained=rows.known_items(training, len(mapping) - 1) > 0,
-    )
+    config, dataset = ctx.config, ctx.dataset
+    training = dataset.training_rows(with_validation=False)
+    targets = targets_of(config, dataset, "validation", numbering, trained=dataset.occurring(training))
     targets = targets.select(targets.ordinary)
     most = round(config.ranker.max_lists / config.ranker.train_fraction)
     if len(targets) > most:
@@ -99,7 +88,7 @@ def _prepared(ctx: Context, encoder: Encoder, mapping: Int32) -> tuple[SecondSta
     retrieved = Retrieved(looked_at, items, scores, targets.item, targets.user)
     torch.manual_seed(config.seed)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types).to(encoder.device)
-    statistics = second_stage.statistics(config, features, training.translate(mapping), mapping)
+    statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
     return SecondStage(ranker, statistics, np.arange(encoder.num_items + 1, dtype=np.int32)), retrieved
 
 

@@ -16,12 +16,7 @@ from pipeline.artifacts.files import read_json
 from pipeline.artifacts.store import read_manifest
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.orchestration.context import Context
-from pipeline.reporting import (
-    champion_diff,
-    charts,
-    evaluation_tables,
-    templates,
-)
+from pipeline.reporting import champion_diff, charts, evaluation_tables, templates
 
 SHOWN_EVENTS = 15
 """Events of an example user's history, the most recent ones."""
@@ -220,8 +215,7 @@ class _ExampleUser(NamedTuple):
 
 def _example_users(ctx: Context, *, timed: bool) -> list[_ExampleUser]:
     """Users from short to long histories, each with recent events, recommendations and their reasons."""
-    features = ctx.inputs["features"]
-    histories, users = JaggedHistories.load(features), pl.read_parquet(features / "users.parquet")
+    histories, users = ctx.dataset.histories, ctx.dataset.users
     shards = sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet"))
     if not shards:
         return []
@@ -233,9 +227,9 @@ def _example_users(ctx: Context, *, timed: bool) -> list[_ExampleUser]:
         .collect()
         .sort("user_id", "rank")
     )
-    items = _items(features)
+    items = _items(ctx.dataset.items)
     by_index = [_Item("", ""), *items.values()]
-    types = ["", *read_json(features / "event_types.json")]
+    types = ["", *ctx.dataset.event_types]
     return [
         _ExampleUser(
             user_id,
@@ -252,9 +246,8 @@ def _example_users(ctx: Context, *, timed: bool) -> list[_ExampleUser]:
     ]
 
 
-def _items(features: Path) -> dict[Any, _Item]:
+def _items(table: pl.DataFrame) -> dict[Any, _Item]:
     """Item id -> what is shown, in the order of the indices."""
-    table = pl.read_parquet(features / "items.parquet")
     if "categories" not in table.columns:
         table = table.with_columns(pl.lit(None, pl.List(pl.String)).alias("categories"))
     rows = table.select("item_id", "title", "categories").iter_rows()

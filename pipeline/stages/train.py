@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.baselines.base import FittedOn
 from models.encoder.encoder import Encoder
-from models.histories import Histories, Int32
+from models.histories import Histories
 from pipeline.modelling.trainer import SELECTION, _facts
 from pipeline.orchestration.context import Context
 
@@ -26,24 +25,23 @@ def build(ctx: Context) -> None:
 
     Where validation is learned from in the end, selection/ has the first three as they were before.
     """
-    folder = ctx.inputs["features"]
-    histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
-    trained = ctx.trainer().fit_split(histories, split)
+    split = ctx.dataset.split
+    trained = ctx.trainer().fit_split()
     facts = _facts(trained.selection)
     if ctx.config.train.refit_validation:
         facts["refit_validation_steps"] = trained.result.best_step
-    _save(ctx.folder, trained.result.model, trained.mapping)
+    _save(ctx.folder, trained.result.model, trained.numbering)
     if ctx.config.train.refit_validation:
         (ctx.folder / SELECTION).mkdir(exist_ok=True)
-        _save(ctx.folder / SELECTION, trained.selection.model, trained.selection_mapping)
+        _save(ctx.folder / SELECTION, trained.selection.model, trained.selection_numbering)
     facts["fitted_on"] = asdict(FittedOn.of(trained.histories))
     num_validation_events = int((np.asarray(split.validation_end) - np.asarray(split.train_end)).sum())
-    _report(ctx, folder, trained.histories, num_validation_events, facts)
+    _report(ctx, ctx.dataset.folder, trained.histories, num_validation_events, facts)
 
 
-def _save(folder: Path, encoder: Encoder, mapping: Int32) -> None:
+def _save(folder: Path, encoder: Encoder, numbering: ItemNumbering) -> None:
     checkpoint.save_model(encoder, folder)
-    np.save(folder / "items.npy", mapping, allow_pickle=False)
+    numbering.save(folder / "items.npy")
 
 
 def _report(

@@ -23,6 +23,7 @@ import polars as pl  # noqa: E402
 
 from features.histories import splits  # noqa: E402
 from features.histories.jagged import JaggedHistories  # noqa: E402
+from features.histories.numbering import ItemNumbering  # noqa: E402
 from models.baselines.als import ALS  # noqa: E402
 from models.baselines.base import Baseline, Settings  # noqa: E402
 from models.baselines.co_visitation import CoVisitation  # noqa: E402
@@ -31,7 +32,7 @@ from models.baselines.item_knn import ItemKNN  # noqa: E402
 from models.baselines.popularity import Popularity, RecentPopularity  # noqa: E402
 from models.evaluation import metrics  # noqa: E402
 from models.evaluation.ranks import rank_targets  # noqa: E402
-from pipeline.dataset.dataset import known_items, training_rows  # noqa: E402
+from pipeline.dataset.dataset import Dataset  # noqa: E402
 from pipeline.dataset.targets import ranked_targets  # noqa: E402
 
 SHARED = Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT.parent / "shared" / "data"))
@@ -62,15 +63,16 @@ def read_ratings(path: Path) -> tuple[JaggedHistories, int]:
 
 
 def judge(
-    baseline: Any, settings: Settings, log: JaggedHistories, num_items: int, split: splits.Split, part: str
+    baseline: Any, settings: Settings, log: JaggedHistories, split: splits.Split, part: str
 ) -> dict[str, Any]:
     """Fit on what precedes a part, rank its targets with the seen items masked: metrics and seconds."""
-    fitted_on = training_rows(log, split, with_validation=part == "test")
-    mapping = known_items(fitted_on, num_items)
-    targets = ranked_targets(log, split, part, mapping, ties="order", exclude_seen=True)
+    dataset = Dataset(Path(), log, split)
+    fitted_on = dataset.training_rows(with_validation=part == "test")
+    numbering = ItemNumbering.of_known(dataset.occurring(fitted_on))
+    targets = ranked_targets(dataset, part, numbering, ties="order", exclude_seen=True)
     targets = targets.select(targets.ordinary)
     begin = time.perf_counter(), time.process_time()
-    system: Baseline = baseline.fit(fitted_on.translate(mapping), int(mapping.max()), **settings)
+    system: Baseline = baseline.fit(fitted_on.translate(numbering.new), numbering.num_items, **settings)
     fitted = time.perf_counter(), time.process_time()
     ranked = rank_targets(system, targets.histories, targets.item, 1, exclude_seen=True)
     found = metrics.metrics_of_ranks(ranked.rank, (10,))
@@ -89,14 +91,14 @@ def measure(name: str, min_events: int) -> dict[str, Any]:
     log, num_items = read_ratings(SHARED / "ml-1m" / "ratings.dat")
     split = splits.leave_one_out(log, num_items, min_user_events=min_events, min_item_events=min_events)
     baseline, begin, cpu = BASELINES[name], time.perf_counter(), time.process_time()
-    tried = [(point, judge(baseline, point, log, num_items, split, "validation")) for point in baseline.GRID]
+    tried = [(point, judge(baseline, point, log, split, "validation")) for point in baseline.GRID]
     best, _ = max(tried, key=lambda pair: pair[1]["ndcg@10"])
     return {
         "baseline": name,
         "items": int(split.kept_item.sum()),
         "validation": [point | found for point, found in tried],
         "chosen": best,
-        "test": judge(baseline, best, log, num_items, split, "test"),
+        "test": judge(baseline, best, log, split, "test"),
         "seconds": round(time.perf_counter() - begin, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "peak_gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),

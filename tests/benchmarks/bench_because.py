@@ -23,7 +23,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from features.histories.jagged import JaggedHistories  # noqa: E402
 from models.checkpoint import load_model  # noqa: E402
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked  # noqa: E402
 from models.explanation.contributions import Encoded, Method, contributions, parts  # noqa: E402
@@ -32,7 +31,7 @@ from models.histories import Float32, Histories, Int32  # noqa: E402
 from models.retrieval.build import build_index  # noqa: E402
 from models.retrieval.index import ItemIndex  # noqa: E402
 from pipeline.artifacts.files import read_json  # noqa: E402
-from pipeline.dataset import dataset as rows  # noqa: E402
+from pipeline.dataset.dataset import Dataset  # noqa: E402
 
 K = 10
 ROUNDS = 6
@@ -43,9 +42,8 @@ def load(run: Path, num_users: int, seed: int) -> tuple[Encoder, Histories, Floa
     """The trained model of a run, the histories of some of its users and the events of every item."""
     train = (run / "train" / "latest").resolve()
     features = run / "features" / read_json(train / "manifest.json")["inputs"]["features"]
-    log, mapping = JaggedHistories.load(features), np.load(train / "items.npy")
-    every = rows.rows(log, np.asarray(log.offsets[:-1]), np.asarray(log.offsets[1:])).compact()
-    every = as_asked(every.translate(mapping), int(log.time.max()))
+    dataset, mapping = Dataset.open(features), np.load(train / "items.npy")
+    every = as_asked(dataset.all_rows().compact().translate(mapping), dataset.newest)
     encoder = load_model(train)
     num_events = np.bincount(every.item_index, minlength=encoder.num_items + 1).astype(np.float32)
     known = np.flatnonzero(every.lengths > 0)

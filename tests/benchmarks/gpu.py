@@ -123,15 +123,14 @@ def features(name: str, folder: Path) -> Path:
 
 def of_features(folder: Path, *, with_validation: bool) -> Data:
     """What a model learns from a features folder, its training events with those of validation or without, and its targets."""
-    from features.histories.jagged import JaggedHistories
-    from features.histories.splits import Split
-    from pipeline.dataset import dataset as rows
+    from features.histories.numbering import ItemNumbering
+    from pipeline.dataset.dataset import Dataset
     from pipeline.dataset.targets import RankedTargets, ranked_targets
 
-    log, split = JaggedHistories.load(folder), Split.load(folder / "split")
-    training = rows.training_rows(log, split, with_validation=with_validation)
-    mapping = rows.known_items(training, rows.num_items(folder))
-    training = training.translate(mapping)
+    dataset = Dataset.open(folder)
+    training = dataset.training_rows(with_validation=with_validation)
+    numbering = ItemNumbering.of_known(dataset.occurring(training))
+    training = training.translate(numbering.new)
 
     def judged(targets: RankedTargets) -> Validation:
         chosen = targets.select(targets.ordinary)
@@ -139,11 +138,11 @@ def of_features(folder: Path, *, with_validation: bool) -> Data:
         return Validation(chosen.histories, chosen.item)
 
     validation, test = (
-        ranked_targets(log, split, part, mapping, ties="order", exclude_seen=True)
+        ranked_targets(dataset, part, numbering, ties="order", exclude_seen=True)
         for part in ("validation", "test")
     )
     num_held_out = len(test) + test.left_out["already_seen"]
-    sizes = int(mapping.max()), len(rows.event_types(folder)), num_held_out
+    sizes = numbering.num_items, len(dataset.event_types), num_held_out
     return Data(training, judged(validation), judged(test), *sizes)
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.explanation import contributions
 from pipeline.config import BASELINES
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import ranked_targets
 from tests.workdir import ROOT, Workdir
 
@@ -41,10 +41,11 @@ def test_the_model_beats_every_baseline_by_a_paired_bootstrap(demo: Workdir) -> 
 def test_noise_clicks_carry_less_weight_than_real_ones(demo: Workdir, method: contributions.Method) -> None:
     """Weights in the score of what the user really did next, over 1,500 held-out real events."""
     folder, train = demo.artifact("features", *SETTINGS), demo.artifact("train", *SETTINGS)
-    histories, split = JaggedHistories.load(folder), Split.load(folder / "split")
-    encoder, mapping = checkpoint.load_model(train), np.load(train / "items.npy")
+    dataset = Dataset.open(folder)
+    histories = dataset.histories
+    encoder, numbering = checkpoint.load_model(train), ItemNumbering.load(train / "items.npy")
     is_noise = _is_noise(demo)
-    targets = ranked_targets(histories, split, "test", mapping, ties="order", exclude_seen=True)
+    targets = ranked_targets(dataset, "test", numbering, ties="order", exclude_seen=True)
     targets = targets.select(targets.ordinary)
     real_targets = np.flatnonzero(~is_noise[targets.position])
     chosen = np.random.default_rng(0).choice(real_targets, 1500, replace=False)
@@ -52,7 +53,7 @@ def test_noise_clicks_carry_less_weight_than_real_ones(demo: Workdir, method: co
     drops = contributions.contributions(encoder, looked_at, targets.item[chosen][:, None], method)[:, 0]
     row, position = looked_at.gather()
     column = position - looked_at.starts[row]
-    drop, noisy = drops[row, column], is_noise[mapping[histories.item_index] > 0][position]
+    drop, noisy = drops[row, column], is_noise[numbering.known[histories.item_index]][position]
     for among in (
         column >= 0,
         column < looked_at.lengths[row] - 1,

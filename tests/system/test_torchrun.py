@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.dataset.dataset import former_numbers
 from tests.workdir import Workdir
 
 SETTINGS = (
@@ -67,9 +66,3 @@ def test_what_goes_wrong_is_said_once(workdir):
     said = [line for line in done.stderr.splitlines() if line.startswith("lookback: ")]
     assert len(said) == 1, done.stderr
     assert "epoch 1, step 2 (training histories [" in said[0]
-
-
-def test_numbers_of_items_in_an_earlier_numbering():
-    before = np.array([0, 1, 0, 2, 0], np.int32)
-    after = np.array([0, 1, 2, 3, 0], np.int32)
-    assert former_numbers(before, after).tolist() == [0, 1, 0, 2]

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from features.histories import splits
 from features.histories.jagged import JaggedHistories, user_ranges
 from features.histories.leaks import LeakError, check_fitted, check_leaks
+from features.histories.numbering import ItemNumbering
 from features.histories.splits import Split
 from models.baselines.popularity import Popularity
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.leak_checks import check_targets
 from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets, ranked_targets
 
@@ -56,7 +57,9 @@ MAPPING = np.array([0, 1, 2, 3, 0, 0], np.int32)
 
 
 def test_every_test_event_is_a_target_or_counted():
-    targets = ranked_targets(HISTORIES, SPLIT, "test", MAPPING, ties="order", exclude_seen=True)
+    targets = ranked_targets(
+        Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True
+    )
     assert HISTORIES.item_index[targets.position].tolist() == [C, E, C, C, A, B]
     assert targets.item.tolist() == [C, 0, C, C, A, B]
     assert targets.user.tolist() == [0, 0, 1, 2, 2, 3]
@@ -68,7 +71,9 @@ def test_every_test_event_is_a_target_or_counted():
 
 
 def test_the_ordinary_ones_have_a_known_item_and_a_history():
-    targets = ranked_targets(HISTORIES, SPLIT, "test", MAPPING, ties="order", exclude_seen=True)
+    targets = ranked_targets(
+        Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True
+    )
     ordinary = targets.select(targets.ordinary)
     assert (ordinary.user.tolist(), ordinary.item.tolist()) == ([0, 1, 2], [C, C, A])
     assert (ordinary.histories.lengths > 0).all()
@@ -78,7 +83,12 @@ def test_the_ordinary_ones_have_a_known_item_and_a_history():
 
 def test_only_the_first_event_of_each_user():
     targets = ranked_targets(
-        HISTORIES, SPLIT, "test", MAPPING, ties="order", exclude_seen=True, first_only=True
+        Dataset(Path(), HISTORIES, SPLIT),
+        "test",
+        ItemNumbering(MAPPING),
+        ties="order",
+        exclude_seen=True,
+        first_only=True,
     )
     assert targets.user.tolist() == [0, 2, 3]  # user 1's first event is on D, under the core
     assert targets.position.tolist() == [2, 9, 12]
@@ -87,7 +97,9 @@ def test_only_the_first_event_of_each_user():
 
 
 def test_repeats_are_targets_where_seen_items_are_not_masked():
-    targets = ranked_targets(HISTORIES, SPLIT, "test", MAPPING, ties="order", exclude_seen=False)
+    targets = ranked_targets(
+        Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=False
+    )
     targets = targets.select(targets.ordinary)
     assert HISTORIES.item_index[targets.position].tolist() == [C, A, C, B, A]
     assert targets.left_out["already_seen"] == 0
@@ -97,14 +109,18 @@ def test_a_repeat_of_an_item_that_the_model_does_not_know_was_seen_too():
     histories = jagged([(1, A), (2, B), (7, E), (8, E)])
     ends = np.array([2])
     split = Split("temporal", ends, ends, ends + 2, *ALL_KEPT, validation_from=7, test_from=7)
-    targets = ranked_targets(histories, split, "test", MAPPING, ties="order", exclude_seen=True)
+    targets = ranked_targets(
+        Dataset(Path(), histories, split), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True
+    )
     assert (targets.position.tolist(), targets.apart.tolist()) == ([2], [UNKNOWN_ITEM])
     assert targets.left_out["already_seen"] == 1
 
 
 def test_what_is_held_back_is_no_target():
     split = replace(SPLIT, test_end=np.array([3, 7, 10, 12, 14]))
-    targets = ranked_targets(HISTORIES, split, "test", MAPPING, ties="order", exclude_seen=True)
+    targets = ranked_targets(
+        Dataset(Path(), HISTORIES, split), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True
+    )
     assert targets.position.tolist() == [2, 9]
     assert targets.left_out == {"under_core": 1, "not_first": 0, "already_seen": 0}
 
@@ -113,13 +129,17 @@ def test_the_core_of_leave_one_out_counts_the_whole_log():
     histories = jagged([(1, A), (2, B), (3, A), (4, C)], [(1, A), (2, B), (3, A), (4, B)])
     split = splits.leave_one_out(histories, 3, min_item_events=2)
     mapping = np.array([0, 1, 2, 0], np.int32)
-    targets = ranked_targets(histories, split, "test", mapping, ties="order", exclude_seen=False)
+    targets = ranked_targets(
+        Dataset(Path(), histories, split), "test", ItemNumbering(mapping), ties="order", exclude_seen=False
+    )
     assert (targets.user.tolist(), targets.num_apart["unknown_item"]) == ([0, 1], 0)
     assert targets.left_out["under_core"] == 1  # C, of which nothing was there to train on
 
 
 def test_a_history_is_all_that_the_model_knows_before_the_target():
-    targets = ranked_targets(HISTORIES, SPLIT, "test", MAPPING, ties="order", exclude_seen=False)
+    targets = ranked_targets(
+        Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=False
+    )
     looked_at = targets.select(targets.ordinary).histories
     rows = [
         looked_at.item_index[start:end].tolist()
@@ -131,11 +151,12 @@ def test_a_history_is_all_that_the_model_knows_before_the_target():
 def test_strict_ties_leave_out_what_has_the_targets_own_time():
     histories = jagged([(1, A), (2, B), (3, A), (3, B), (3, C)])
     split = splits.leave_one_out(histories, 3)
+    every_item = ItemNumbering(np.arange(4, dtype=np.int32))
     by_order = ranked_targets(
-        histories, split, "test", np.arange(4, dtype=np.int32), ties="order", exclude_seen=True
+        Dataset(Path(), histories, split), "test", every_item, ties="order", exclude_seen=True
     )
     by_time = ranked_targets(
-        histories, split, "test", np.arange(4, dtype=np.int32), ties="strict", exclude_seen=True
+        Dataset(Path(), histories, split), "test", every_item, ties="strict", exclude_seen=True
     )
     assert (by_order.histories.lengths.tolist(), by_time.histories.lengths.tolist()) == ([4], [2])
 
@@ -175,15 +196,16 @@ def test_targets_and_their_histories_are_as_a_plain_loop_says(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JaggedHistories, "blocks", lambda self: user_ranges(self.offsets, block_events))
         targets = ranked_targets(
-            histories,
-            split,
+            Dataset(Path(), histories, split),
             part,
-            mapping,
+            ItemNumbering(mapping),
             ties=ties,
             exclude_seen=exclude_seen,
             first_only=first_only,
         )
-        check_targets(targets, histories, split, mapping, ties=ties, part=part)
+        check_targets(
+            targets, Dataset(Path(), histories, split), ItemNumbering(mapping), ties=ties, part=part
+        )
     starts, ends = split.stretch(histories, part)
     expected = []
     for user, row in enumerate(rows):
@@ -226,7 +248,9 @@ def split_of(histories: JaggedHistories, protocol: str) -> Split | None:
 
 def planted(**changes: Any) -> RankedTargets:
     """Targets without a leak, but for the given fields of their histories (of the second, user 0's A at 9)."""
-    targets = ranked_targets(HISTORIES, SPLIT, "test", MAPPING, ties="order", exclude_seen=False)
+    targets = ranked_targets(
+        Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=False
+    )
     changed = {name: getattr(targets.histories, name).copy() for name in changes}
     for name, add in changes.items():
         changed[name][1] += add
@@ -234,7 +258,7 @@ def planted(**changes: Any) -> RankedTargets:
 
 
 def check(targets: RankedTargets, ties: str = "order") -> None:
-    check_targets(targets, HISTORIES, SPLIT, MAPPING, ties=ties)
+    check_targets(targets, Dataset(Path(), HISTORIES, SPLIT), ItemNumbering(MAPPING), ties=ties)
 
 
 def test_targets_without_a_leak_pass_as_do_shorter_histories():
@@ -285,13 +309,15 @@ def test_a_tie_is_a_leak_where_ties_are_strict():
     histories = jagged([(1, A), (2, B), (3, A), (3, C)])
     split, mapping = splits.leave_one_out(histories, 3), np.arange(4, dtype=np.int32)
     by_order, by_time = (
-        ranked_targets(histories, split, "test", mapping, ties=ties, exclude_seen=True)
+        ranked_targets(
+            Dataset(Path(), histories, split), "test", ItemNumbering(mapping), ties=ties, exclude_seen=True
+        )
         for ties in ("order", "strict")
     )
-    check_targets(by_order, histories, split, mapping, ties="order")
-    check_targets(by_time, histories, split, mapping, ties="strict")
+    check_targets(by_order, Dataset(Path(), histories, split), ItemNumbering(mapping), ties="order")
+    check_targets(by_time, Dataset(Path(), histories, split), ItemNumbering(mapping), ties="strict")
     with pytest.raises(LeakError, match="an event at or after the target's time"):
-        check_targets(by_order, histories, split, mapping, ties="strict")
+        check_targets(by_order, Dataset(Path(), histories, split), ItemNumbering(mapping), ties="strict")
 
 
 def test_a_target_that_trained_is_found():
@@ -312,17 +338,21 @@ def test_a_features_folder_with_a_later_event_at_the_front_is_found(tmp_path: Pa
         array[:5] = np.roll(array[:5], 1)  # user 0's last event becomes the first
         np.save(tmp_path / f"{name}.npy", array)
     histories, split = JaggedHistories.load(tmp_path), Split.load(tmp_path / "split")
-    targets = ranked_targets(histories, split, "test", MAPPING, ties="order", exclude_seen=True)
+    targets = ranked_targets(
+        Dataset(Path(), histories, split), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True
+    )
     with pytest.raises(LeakError, match="1 events stand in a history after one that came later"):
-        check_targets(targets, histories, split, MAPPING, ties="order")
+        check_targets(targets, Dataset(Path(), histories, split), ItemNumbering(MAPPING), ties="order")
     with pytest.raises(LeakError, match="not in the order of time"):
         check_leaks(histories, split)
 
 
 def test_popularity_counted_over_the_test_period_is_found():
-    training = Popularity.fit(rows.training_rows(HISTORIES, SPLIT, with_validation=False), 5).fitted_on
+    training = Popularity.fit(
+        Dataset(Path(), HISTORIES, SPLIT).training_rows(with_validation=False), 5
+    ).fitted_on
     check_fitted("popularity", training.num_events, training.latest, HISTORIES, SPLIT, with_validation=False)
-    everything = rows.rows(HISTORIES, HISTORIES.offsets[:-1], HISTORIES.offsets[1:])
+    everything = Dataset(Path(), HISTORIES, SPLIT).all_rows()
     on = Popularity.fit(everything, 5).fitted_on
     with pytest.raises(LeakError, match=r"popularity was fitted on 15 events .*expected the 4 of"):
         check_fitted("popularity", on.num_events, on.latest, HISTORIES, SPLIT, with_validation=False)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from features.histories.jagged import JaggedHistories
+from features.histories.numbering import ItemNumbering
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.histories import Float32, Histories, Int32, histories_from_lists
 from models.settings.encoder import EncoderSettings
 from models.topk import recommend_in_chunks, row_chunks
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation import diagnostics
 
@@ -156,6 +159,12 @@ def test_repeats_by_pencil():
     assert found == {"targets": 3, "recommended": 2 / 4, "wanted": pytest.approx(1 / 3)}
 
 
+def a_dataset(folder: Path, histories: JaggedHistories, event_types: list[str]) -> Dataset:
+    """The histories with the tables in a folder; no diagnostic looks at the split."""
+    (folder / "event_types.json").write_text(json.dumps(event_types))
+    return Dataset(folder, histories, mock.sentinel.split)
+
+
 def served(rank: Sequence[float], user: list[int], folder: Path) -> Any:
     """The best and worst of users with a target at each rank; items 1..7 are features' items 2..8, titled but for the last."""
     num = len(rank)
@@ -171,7 +180,7 @@ def served(rank: Sequence[float], user: list[int], folder: Path) -> Any:
     targets = RankedTargets(histories, item, np.array(user), np.arange(num), np.zeros(num, np.int8), {})
     lists = np.tile(np.array([1, 2, 3], np.int32), (num, 1))
     ranked = SystemRanks(np.array(rank), np.array(rank), lists)
-    names = diagnostics._Names.of(folder, mapping)
+    names = diagnostics._Names.of(a_dataset(folder, mock.sentinel.histories, []), ItemNumbering(mapping))
     return diagnostics.best_and_worst(targets, ranked, np.arange(num), 3, names)
 
 
@@ -227,11 +236,9 @@ def test_all_of_a_model(tmp_path: Path, log: JaggedHistories, timed: bool):
             model,
             targets,
             ranked,
-            log,
-            features=tmp_path,
-            mapping=np.array([0, 0, 1, 2, 3, 4, 5, 6, 7], np.int32),
+            a_dataset(tmp_path, log, ["like", "view"]),
+            ItemNumbering(np.array([0, 0, 1, 2, 3, 4, 5, 6, 7], np.int32)),
             exclude_seen=False,
-            event_types=["like", "view"],
             timed=timed,
             seed=0,
         )
@@ -258,11 +265,9 @@ def test_nothing_to_diagnose(tmp_path: Path, log: JaggedHistories):
         AttentionRecommender(encoder()),
         targets,
         ranked,
-        log,
-        features=tmp_path,
-        mapping=np.zeros(9, np.int32),
+        a_dataset(tmp_path, log, []),
+        ItemNumbering(np.zeros(9, np.int32)),
         exclude_seen=True,
-        event_types=[],
         timed=True,
         seed=0,
     )

@@ -2,6 +2,7 @@
 
 from datetime import date
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -9,6 +10,7 @@ import pytest
 
 from features.histories.jagged import JaggedHistories
 from models.histories import Histories
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation import segments
 
@@ -49,6 +51,7 @@ def tables(
         items = items.with_columns(pl.Series("categories", categories, dtype=pl.List(pl.String)))
     items.write_parquet(folder / "items.parquet")
     (folder / "ingest").mkdir()
+    (folder / "event_types.json").write_text('["like", "view"]')
     pl.DataFrame({"user_index": range(3), "user_id": ["a", "b", "c"]}).write_parquet(folder / "users.parquet")
     if users is not None:
         users.write_parquet(folder / "ingest" / "users.parquet")
@@ -62,11 +65,9 @@ def found(
     fitted = np.array([0, *(counts or [9, 1, 5, 7, 3])])
     each = segments.segments_of(
         targets() if which is None else which,
-        log(),
+        Dataset(folder, log(), mock.sentinel.split),
         fitted,
-        folder,
         folder / "ingest",
-        ["like", "view"],
         timed=timed,
     )
     for segment, value, mask in each:

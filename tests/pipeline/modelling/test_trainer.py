@@ -14,12 +14,12 @@ from features import content
 from features.content import Content, ContentSettings
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
+from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
-from pipeline.dataset import dataset as rows
 from pipeline.modelling import trainer as trainer_module
 from pipeline.orchestration.context import Context
 from pipeline.serving.bundle import Bundle
@@ -100,10 +100,9 @@ def test_a_refit_on_the_same_events_takes_the_same_steps(
     settings = TrainSettings(targets=targets, epochs=2, batch_histories=4, precision="fp32", compile="off")
     ctx = context(train=settings, model=replace(READS_CONTENT, item_content=False))
     trainer, taken = ctx.trainer(), []
-    histories = log()
-    everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
-    mapping = rows.known_items(everything, NUM_ITEMS)
-    mapping[[3, 4]] = 0
+    everything = ctx.dataset.all_rows()
+    mapping = ItemNumbering.of_known(ctx.dataset.occurring(everything))
+    mapping.new[[3, 4]] = 0
     result = trainer.fit("selection", everything, mapping)
     facts = result.resolved | {"best_step": 10 * result.best_step}
     monkeypatch.setattr(trainer, "fit", lambda *_, max_steps: taken.append(max_steps))
@@ -115,13 +114,12 @@ def test_a_refit_on_the_same_events_takes_the_same_steps(
 
 
 def test_only_a_model_that_reads_content_knows_items_by_it(context: Callable[..., Context]):
-    ctx, histories = context(), log()
-    split = splits.Split.load(ctx.inputs["features"] / "split")
-    training = rows.training_rows(histories, split, with_validation=False)
+    ctx = context()
+    training = ctx.dataset.training_rows(with_validation=False)
     reading = ctx.trainer()
-    assert reading.numbering(training, histories, split).tolist() == [*range(11), 0]
+    assert reading.numbering(training).new.tolist() == [*range(11), 0]
     gru = ctx.trainer(encoder=EncoderSettings(block="gru"))
-    assert gru.numbering(training, histories, split).tolist() == [*range(10), 0, 0]
+    assert gru.numbering(training).new.tolist() == [*range(10), 0, 0]
 
 
 def test_a_damaged_checkpoint_is_refused_before_others_are_told(
@@ -132,10 +130,9 @@ def test_a_damaged_checkpoint_is_refused_before_others_are_told(
     trainer = ctx.trainer()
     (ctx.folder / "checkpoints" / "selection.pt").write_bytes(b"half a")
     monkeypatch.setattr(trainer_module, "announce", told.append)
-    histories = log()
-    everything = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
+    everything = ctx.dataset.all_rows()
     with pytest.raises(ValueError, match=r"selection\.pt: cannot be read"):
-        trainer.fit("selection", everything, rows.known_items(everything, NUM_ITEMS))
+        trainer.fit("selection", everything, ItemNumbering.of_known(ctx.dataset.occurring(everything)))
     assert not told
 
 
@@ -144,10 +141,9 @@ def test_users_of_a_step_whose_numbers_are_not_finite_are_named(context: Callabl
         learning_rate=1e30, max_grad_norm=0, batch_histories=4, precision="fp32", compile="off"
     )
     ctx = context(train=settings)
-    features = ctx.inputs["features"]
     some = np.arange(NUM_USERS) >= 10
     with pytest.raises(ValueError, match=r"training histories \[.*; the step's users are 1") as raised:
-        ctx.trainer().fit_split(log(), splits.Split.load(features / "split"), users=some)
+        ctx.trainer().fit_split(users=some)
     found = re.search(r"histories \[([\d, ]+)\].*users are ([\d, ]+)", str(raised.value))
     assert found is not None
     histories, users = ([int(each) for each in part.split(", ")] for part in found.groups())
@@ -162,9 +158,9 @@ def test_a_bundle_of_the_log_as_it_was_reads_the_content_it_learned_from(context
     for name in ("train", "evaluate"):
         held_back.inputs[name] = held_back.folder.with_name(name)
         held_back.inputs[name].mkdir()
-    trained = held_back.trainer().fit_split(histories, split)
+    trained = held_back.trainer().fit_split()
     checkpoint.save_model(trained.result.model, held_back.inputs["train"])
-    np.save(held_back.inputs["train"] / "items.npy", trained.mapping)
+    trained.numbering.save(held_back.inputs["train"] / "items.npy")
     facts = {"best_step": trained.selection.best_step} | trained.selection.resolved
     write_json(held_back.inputs["train"] / "training.json", facts)
     write_json(

@@ -18,7 +18,7 @@ from models.settings.encoder import EncoderSettings
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config, load_config
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset, rows
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.evaluated_model import NEVER, EvaluatedModel
 from pipeline.evaluation.report import EvaluationReport
@@ -342,7 +342,7 @@ def test_evaluated_weights_translate_items_types_and_users(place: Place):
     model = EvaluatedModel.open(place.folder / "b")
     assert model.items.ids.to_list() == ["i03", "i05", "i09"]
     histories = JaggedHistories.load(place.folder / "features")
-    walk = rows.rows(histories, histories.offsets[:1], histories.offsets[1:2])  # items 1..10
+    walk = rows(histories, histories.offsets[:1], histories.offsets[1:2])  # items 1..10
     ids = pl.read_parquet(place.folder / "features" / "items.parquet")["item_id"]
     found = model.translated(walk, ids, ["view"])
     assert found.item_index.tolist()[: int(found.ends[0])] == [1, 2, 3]
@@ -393,14 +393,14 @@ def test_published_users_say_until_when_they_were_learned_from():
     train_end, validation_end = np.array([1, 5, 8, 9]), np.array([2, 7, 8, 9])
     test_end = np.array([4, 8, 9, 9])
     split = splits.Split("temporal", train_end, validation_end, test_end, users, users, items, 2, 3)
-    until = publishing.trained_until(histories, split)
+    until = publishing.trained_until(Dataset(Path(), histories, split))
     assert until.dtype == pl.Datetime("us", "UTC")
     assert until.dt.timestamp("us").to_list() == [2, 3, None, None]
-    kept = publishing.without_held_back(histories, split)
+    kept = Dataset(Path(), histories, split).without_held_back().histories
     assert kept.offsets.tolist() == [0, 4, 8, 9, 9]
     assert kept.item_index.tolist() == list(range(1, 10))
     whole = replace(split, test_end=offsets[1:])
-    assert publishing.without_held_back(histories, whole) is histories
+    assert Dataset(Path(), histories, whole).without_held_back().histories is histories
 
 
 # --- the registry ---

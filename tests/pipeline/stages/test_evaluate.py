@@ -14,6 +14,7 @@ from features.content import ContentSettings
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError
+from features.histories.numbering import ItemNumbering
 from features.profiling import profile
 from models import checkpoint
 from models.baselines.base import FittedOn
@@ -36,8 +37,7 @@ from pipeline.config import (
     ItemsConfig,
     SplitConfig,
 )
-from pipeline.dataset import dataset as rows
-from pipeline.dataset.dataset import known_items, training_rows
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import of_model
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
@@ -99,8 +99,9 @@ def made_below(parent: Path) -> dict[str, Path]:
     items.write_parquet(features / "items.parquet")
     (features / "event_types.json").write_text("[]")
     profile.profile(histories, [], NUM_ITEMS, timed=True).save(features / "profile.json")
-    training = training_rows(histories, split, with_validation=False)
-    mapping = known_items(training, NUM_ITEMS)
+    dataset = Dataset(features, histories, split)
+    training = dataset.training_rows(with_validation=False)
+    mapping = ItemNumbering.of_known(dataset.occurring(training)).new
     np.save(folders["train"] / "items.npy", mapping)
     facts = {"fitted_on": asdict(FittedOn.of(training)), "best_epoch": 1}
     write_json(folders["train"] / "training.json", facts)
@@ -118,11 +119,12 @@ def with_content(inputs: dict[str, Path]) -> None:
     table = pl.DataFrame({"categories": [["odd" if number % 2 else "even"] for number in range(NUM_ITEMS)]})
     content.build(features, table, np.ones(NUM_ITEMS, bool), ContentSettings())
     split = splits.Split.load(features / "split")
-    trained = known_items(training_rows(histories, split, with_validation=False), NUM_ITEMS) > 0
+    dataset = Dataset(features, histories, split)
+    trained = dataset.occurring(dataset.training_rows(with_validation=False))
     mapping = np.arange(NUM_ITEMS + 1, dtype=np.int32)
     np.save(inputs["train"] / "items.npy", mapping)
     torch.manual_seed(0)
-    content_of = of_model(features, mapping, trained)
+    content_of = of_model(dataset, ItemNumbering(mapping), trained)
     encoder = Encoder(EncoderSettings(dim=8, item_content=True), NUM_ITEMS, 0, 6, content=content_of)
     checkpoint.save_model(encoder, inputs["train"])
 
@@ -188,7 +190,7 @@ def test_the_index_is_asked_as_users_stand_after_validation(inputs: dict[str, Pa
         asked = as_asked(histories_from_lists([items[items > 0].tolist()]), 0)
         expected.append(AttentionRecommender(encoder).encode(asked)[0])
     chosen = np.linspace(0, len(expected) - 1, 13).astype(int)
-    found = item_index.user_vectors(context.config.index, inputs["features"], encoder, mapping)
+    found = item_index.user_vectors(context.config.index, context.dataset, encoder, ItemNumbering(mapping))
     assert found == pytest.approx(np.array(expected)[chosen], abs=1e-5)
 
 
@@ -264,8 +266,16 @@ def test_chunks_and_another_run_change_no_byte(
     evaluated: Context, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     judge(inputs, tmp_path / "again")
-    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "charts.json"):
+    for name in ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet"):
         assert (evaluated.folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    drawn, again = (read_json(folder / "charts.json") for folder in (evaluated.folder, tmp_path / "again"))
+    names = [
+        chart["name"] for chart in drawn if chart["name"] != "index"
+    ]  # which shows seconds of each build
+    assert names
+    assert [chart for chart in drawn if chart["name"] in names] == [
+        chart for chart in again if chart["name"] in names
+    ]
     monkeypatch.setattr(ranks, "row_chunks", lambda rows, items: row_chunks(rows, items, cells=7 * 31))
     judge(inputs, tmp_path / "chunks")
     one, other = (
@@ -367,16 +377,10 @@ def test_metrics_follow_from_the_table_of_targets(evaluated: Context):
 def test_a_popularity_that_counted_the_test_stops_the_run(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def everything(histories: JaggedHistories, _: Any, *, with_validation: bool) -> Histories:
-        return Histories(
-            histories.item_index,
-            histories.time,
-            histories.event_type,
-            histories.offsets[:-1],
-            histories.offsets[1:],
-        )
+    def everything(dataset: Dataset, *, with_validation: bool) -> Histories:
+        return dataset.all_rows()
 
-    monkeypatch.setattr(rows, "training_rows", everything)
+    monkeypatch.setattr(Dataset, "training_rows", everything)
     with pytest.raises(LeakError, match=r"popularity was fitted on .* events up to"):
         judge(inputs, tmp_path / "leaking", baselines=["popularity"])
 

@@ -9,14 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.histories.jagged import JaggedHistories
-from features.histories.splits import Split
+from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.encoder.encoder import as_asked
 from models.ranking.calibration import Calibration
 from models.ranking.two_stage import TwoStage
 from pipeline.config import load_config
-from pipeline.dataset import dataset as rows
+from pipeline.dataset.dataset import Dataset
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.release.gate import ranks
 from pipeline.serving import bundle_ranker
@@ -59,10 +58,10 @@ def test_it_learns_from_a_retriever_that_does_not_know_the_validation_targets(co
     )
     before, after = np.load(train / "selection" / "items.npy"), np.load(train / "items.npy")
     assert np.array_equal(np.load(rank / "items.npy"), before)
-    histories, split = JaggedHistories.load(features), Split.load(features / "split")
+    dataset = Dataset.open(features)
     for numbering, with_validation in ((before, False), (after, True)):
-        training = rows.training_rows(histories, split, with_validation=with_validation)
-        assert np.array_equal(rows.known_items(training, len(numbering) - 1), numbering)
+        training = dataset.training_rows(with_validation=with_validation)
+        assert np.array_equal(ItemNumbering.of_known(dataset.occurring(training)).new, numbering)
     one, other = (checkpoint.load_model(path) for path in (train / "selection", train))
     assert one.num_items <= other.num_items
     vectors = checkpoint.load_ranker(rank).vectors[1:]
@@ -108,9 +107,10 @@ def test_the_gate_judges_both_stages(copied: Workdir) -> None:
     features, evaluate = (copied.artifact(stage, *setting) for stage in ("features", "evaluate"))
     evaluated = EvaluatedModel.open(copied.artifact("publish", *setting) / "bundle")
     config = load_config(copied.folder / copied.config, ["ranker.use=always"])
-    histories, split = JaggedHistories.load(features), Split.load(features / "split")
-    everything = np.arange(len(pl.read_parquet(features / "items.parquet")) + 1, dtype=np.int32)
-    targets = ranked_targets(histories, split, "test", everything, ties="order", exclude_seen=True)
+    dataset = Dataset.open(features)
+    histories = dataset.histories
+    everything = ItemNumbering(np.arange(dataset.num_items + 1, dtype=np.int32))
+    targets = ranked_targets(dataset, "test", everything, ties="order", exclude_seen=True)
     found = ranks(config, features, evaluated, targets)
     users = pl.read_parquet(features / "users.parquet")["user_id"].gather(targets.user)
     ours = pl.DataFrame({"user_id": users, "timestamp": histories.time[targets.position], "rank": found})
@@ -159,8 +159,8 @@ def test_scoring_puts_the_retrieved_in_the_rankers_order_and_says_why(copied: Wo
     assert stage is not None
     found = pl.read_parquet(score / "recommendations" / "*.parquet")
     users = pl.read_parquet(features / "users.parquet")["user_id"]
-    histories = JaggedHistories.load(features)
-    whole = rows.rows(histories, histories.offsets[:-1], histories.offsets[1:])
+    whole = Dataset.open(features).all_rows()
+    histories = Dataset.open(features).histories
     items, _ = bundle.item_mapping(pl.read_parquet(features / "items.parquet")["item_id"])
     asked = as_asked(whole.translate(items), int(histories.time.max()))
     expected, _ = TwoStage(bundle.recommender, stage, exclude_seen=True).recommend(asked, 10)
@@ -191,7 +191,7 @@ def test_a_later_log_counts_for_the_ranker(finished: Workdir) -> None:
     bundle = Bundle.open(publish / "bundle")
     if bundle.second_stage is None:
         pytest.skip("the ranker was not better on the tiny log")
-    log = Log.read(features, bundle)
+    log = Log.of(Dataset.open(features), bundle)
     same = bundle.counting(log.known)
     assert same.second_stage is not None
     for name, value in vars(bundle.second_stage.statistics).items():

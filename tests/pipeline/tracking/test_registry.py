@@ -9,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
@@ -24,6 +25,7 @@ from models.retrieval.build import build_index
 from models.settings.encoder import EncoderSettings
 from pipeline.artifacts.files import write_json
 from pipeline.config import ScoreConfig
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.serving import _load_pyfunc
@@ -164,7 +166,9 @@ def test_what_is_served_equals_what_is_scored_at_the_newest_event(tmp_path: Path
         shutil.rmtree(folder / "histories")
         (folder / "histories").mkdir()
         JaggedHistories(np.array([0, 3, 4, 6]), *known).save(folder / "histories")
-        log = Log(histories, pl.Series([10, 20, 30]), numbers, np.zeros(1, np.int16))
+        dataset = Dataset(tmp_path, histories, mock.sentinel.split)
+        dataset.__dict__["users"] = pl.DataFrame({"user_id": [10, 20, 30]})
+        log = Log(dataset, numbers, np.zeros(1, np.int16))
         job = Job(folder, tmp_path, tmp_path, tmp_path, ScoreConfig(k=3, because=False), seed=0)
         users = Users(log.users, np.arange(3), 0)
         scorer = Scorer(job, bundle, log, users, Rules(), {}, np.zeros(3, np.int64))
