@@ -104,7 +104,8 @@ class _Search:
         began = time.monotonic()
         for num_done in range(len(self._done()), trials):
             trial = self._next(num_done)
-            with self.tracker.start(**self._identity(trial.number)) as trial_live:
+            identity = self._identity(trial.number)
+            with self.tracker.start(**identity, parent_link_file=self.place.run_link) as trial_live:
                 self._try(trial, trial_live)
             done = self._done()
             self._log_trial(done[-1])
@@ -217,7 +218,6 @@ class _Search:
             "run_name": f"trial {number + 1}",
             "tags": tags | self._link_to_training(number),
             "link_file": trial_link,
-            "parent_link_file": link,
         }
 
     def _link_to_training(self, number: int) -> dict[str, str]:
@@ -266,7 +266,7 @@ class _Search:
             plan.save(folder)
         identity = self._identity(trial.number)
         if not self.tracker.is_logged(identity["link_file"]):
-            self.tracker.replay(folder=folder, **identity)
+            self.tracker.replay(folder=folder, **identity, parent_link_file=self.place.run_link)
 
     def _log(self) -> None:
         """See to it that the present server has the runs of the search and of all its trials."""

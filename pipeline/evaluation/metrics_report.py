@@ -180,13 +180,9 @@ def segment_metrics(
         for name in systems.systems:
             means, ends = systems.values(name), systems.intervals(name)
             for place, (value, chosen) in enumerate(values):
-                yield {
-                    "system": name,
-                    "segment": kind,
-                    "value": value,
-                    "targets": int(chosen.sum()),
-                    "users": len(np.unique(user[chosen])),
-                } | _columns(means, ends, place)
+                row: dict[str, str | float] = {"system": name, "segment": kind, "value": value}
+                counts = {"targets": int(chosen.sum()), "users": len(np.unique(user[chosen]))}
+                yield row | counts | _columns(means, ends, place)
 
 
 def _within(

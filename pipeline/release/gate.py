@@ -76,7 +76,7 @@ def against_best_baseline(report: EvaluationReport, metric: str) -> _Test:
 
     Passes where no baseline was evaluated.
     """
-    best, *_ = report.best_baselines(metric) or [None]
+    best = next(iter(report.best_baselines(metric)), None)
     if best is None:
         return _Test(True, "no baseline was evaluated", {"best_baseline": "none"})
     paired = report.paired(best, metric)

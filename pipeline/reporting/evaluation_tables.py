@@ -127,7 +127,7 @@ def of_gate(settings: EvaluateConfig, judged: EvaluationReport) -> GateTest | No
     metric = settings.gate_metric
     if not settings.gate or metric not in judged.metric_names:
         return None
-    best, *_ = judged.best_baselines(metric) or [None]
+    best = next(iter(judged.best_baselines(metric)), None)
     paired = None if best is None else judged.paired(best, metric)
     return GateTest(metric, settings.gate_margin, best, paired)
 

@@ -44,7 +44,8 @@ def of_evaluation(report: EvaluationReport, metric: str) -> str:
 
 
 def _ends(report: EvaluationReport, system: str, metric: str) -> str:
-    return interval_text(*report.intervals[system][metric])
+    low, high = report.intervals[system][metric]
+    return interval_text(low, high)
 
 
 def _verdicts(report: EvaluationReport, metric: str) -> str:

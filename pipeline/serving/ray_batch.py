@@ -67,8 +67,11 @@ class _PlainJob(NamedTuple):
 
     @classmethod
     def of(cls, job: Job) -> "_PlainJob":
-        paths = (str(path.absolute()) for path in (job.bundle, job.features, job.ingest, job.folder))
-        return cls(*paths, job.settings.model_dump_json(), job.seed, str(Path.cwd()))
+        bundle, features, ingest, folder = (
+            str(path.absolute()) for path in (job.bundle, job.features, job.ingest, job.folder)
+        )
+        settings = job.settings.model_dump_json()
+        return cls(bundle, features, ingest, folder, settings, job.seed, str(Path.cwd()))
 
 
 def _shard(job: _PlainJob, number: int) -> Counts:
@@ -88,5 +91,5 @@ def _opened(job: _PlainJob) -> Scorer:
 
     torch.set_num_threads(1)
     settings = ScoreConfig.model_validate_json(job.settings)
-    paths = (Path(path) for path in (job.bundle, job.features, job.ingest, job.folder))
-    return Scorer.open(Job(*paths, settings, job.seed))
+    bundle, features, ingest, folder = map(Path, (job.bundle, job.features, job.ingest, job.folder))
+    return Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed))

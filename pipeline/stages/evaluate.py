@@ -230,7 +230,9 @@ def _report(
 
 def _defined(values: Mapping[str, T]) -> dict[str, T]:
     """Metrics defined for at least one target: JSON has no NaN."""
-    return {name: value for name, value in values.items() if not np.isnan(value).any()}
+    return {
+        name: value for name, value in values.items() if not np.isnan(np.asarray(value, np.float64)).any()
+    }
 
 
 def _leaks_by_construction(ctx: Context, found: Evaluation) -> dict[str, float]:

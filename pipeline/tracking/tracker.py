@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from pipeline.artifacts.files import fingerprint as digest_of
 from pipeline.artifacts.files import read_json, write_json
@@ -62,7 +62,6 @@ class RunIdentity(TypedDict):
     run_name: str
     tags: dict[str, str]
     link_file: Path
-    parent_link_file: NotRequired[Path]
 
 
 class Tracker:
