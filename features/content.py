@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from features import schema
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, TEXT, TITLE
+from features.settings import ContentSettings
 
 FOLDER = "content"
 LONGEST_TEXT = 20_000
@@ -33,23 +34,6 @@ _SMALLEST_SINGULAR = 1e-4
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class ContentSettings:
-    """Size of text vectors and of their vocabulary."""
-
-    text_dim: int = 64
-    """Dimension of text vectors; 0: text is not used."""
-    text_max_words: int = 50_000
-    """Maximum vocabulary, in words; the most frequent are kept."""
-    text_min_items: int = 2
-    """Minimum number of known items that contain a word of the vocabulary."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("text_dim", 0), ("text_max_words", 1), ("text_min_items", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"items.{name}: received {getattr(self, name)}, expected at least {least}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.settings import SimulationSettings
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -71,37 +73,6 @@ TOPICS_PER_CATEGORY = 3
 ITEMS_PER_CATEGORY = 200
 ADJECTIVES = ("Quiet", "Curious", "Patient", "Bold", "Hidden", "Everyday", "Lost", "Golden", "Modern")
 FORMS = ("Notebook", "Stories", "Workshop", "Atlas", "Companion", "Letters", "Sketches", "Diary")
-
-
-@dataclass(frozen=True)
-class SimulationSettings:
-    """Size and noise of the demo log: the `[simulate]` section."""
-
-    num_users: int = 5_000
-    """Number of users; each has at least five events."""
-    num_items: int = 2_000
-    """Number of items, at least 50; a few of a large catalogue have no event."""
-    num_events: int = 200_000
-    """Number of events without bad rows, at least five per user."""
-    num_days: int = 90
-    """Length of the log, in days from 2026-01-01, at least 2."""
-    noise_fraction: float = 0.1
-    """Share of events independent of their user, in [0, 1)."""
-    bad_row_fraction: float = 0.01
-    """Share of bad rows of `events.csv`, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        for key, least in (
-            ("num_users", 1),
-            ("num_items", 50),
-            ("num_events", 5 * self.num_users),
-            ("num_days", 2),
-        ):
-            if getattr(self, key) < least:
-                raise ValueError(f"simulate.{key}: received {getattr(self, key)}, expected at least {least}")
-        for key in ("noise_fraction", "bad_row_fraction"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"simulate.{key}: received {getattr(self, key)}, expected a share in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -1,63 +1,23 @@
 """Format of source tables, and the chunks of rows in which they are read."""
 
 import codecs
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-FileFormat = Literal["csv", "jsonl", "parquet", "json"]
+from features.settings import TableFormat
+
 Rows = NDArray[np.int64]
 
 BLOCK_BYTES = 16 << 20
 """Bytes read at a time; a chunk holds the whole rows in them."""
 LONGEST_ROW_BYTES = 64 << 20
 _LINE_FEED = 10
-
-
-@dataclass(frozen=True)
-class TableFormat:
-    """Format of a table: the keys of a configuration's `[events]`, `[items]` or `[users]`, named `section` in messages."""
-
-    section: str
-    columns: Mapping[str, str | int]
-    """Our name of a column to the source's name or its position, from 1."""
-    format: FileFormat | None = None
-    """File format; None: by the extension."""
-    separator: str = ","
-    """Separator of csv fields, one or more characters."""
-    header: bool = True
-    """Whether the first row of a csv file names the columns."""
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
-    """Encoding of csv and jsonl files."""
-
-    def __post_init__(self) -> None:
-        if not self.separator or set(self.separator) & set('"\r\n'):
-            raise ValueError(
-                f"{self.section}.separator: received {self.separator!r}, expected text without quotes or line ends"
-            )
-        if not self.columns and self.section == "events":
-            raise ValueError(
-                "events.columns: received none, expected at least user_id, item_id and timestamp"
-            )
-        for ours, theirs in self.columns.items():
-            if isinstance(theirs, int) and theirs < 1:
-                raise ValueError(
-                    f"{self.section}.columns.{ours}: received position {theirs}, expected one from 1"
-                )
-
-    def describe(self) -> str:
-        """The settings in force, for a message."""
-        columns = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in self.columns.items())
-        form = "" if self.format is None else f"format {self.format}, "
-        header = f"header {str(self.header).lower()}"
-        return (
-            f"{form}separator {self.separator!r}, {header}, encoding {self.encoding}, columns {{ {columns} }}"
-        )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ FORMER_NAMES = {
     r"^(layers\.\d+)\.distances\.": r"\1.attention.distances.",
     r"\.gru\.": ".onward.",
 }
-"""Names of weights before 0.4, as patterns, and what they became."""
+"""Patterns of weight names before 0.4, and their names since."""
 
 
 def save_model(encoder: Encoder, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the machine can do, and what `auto` comes to on it."""
+"""Device, precision and compilation: the machine's capabilities, and the values that `auto` takes on it."""
 
 import importlib.util
 import os

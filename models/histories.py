@@ -34,7 +34,7 @@ class Histories:
     value: Float32 | None = None
     """[events], the value that each event carries, NaN where it has none; None: no event has one."""
     request_time: Int64 | None = None
-    """[rows], when the next item is asked for, microseconds; None: that is not said."""
+    """[rows], time of the request for the next item, microseconds; None: unknown."""
 
     def __len__(self) -> int:
         return len(self.starts)

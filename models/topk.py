@@ -1,4 +1,4 @@
-"""The best items of every row: masking what was seen, and an exact top-k with a fixed order of ties."""
+"""Exact top-k of every row with a fixed order of ties, and the mask of seen items."""
 
 import itertools
 from collections.abc import Callable

@@ -59,11 +59,12 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and those they need (all: every one)."""
-    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm, led
+    from pipeline.orchestration.ranks import is_leader
+    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
     say = (lambda _: None) if as_json else functools.partial(print, flush=True)
-    with led() as leads:
+    with is_leader() as leads:
         if not leads:
             return
         with ended_by_sigterm():
@@ -193,6 +194,17 @@ def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
     from pipeline.commands.prune import prune as remove
 
     remove(config, keep=keep, dry_run=dry_run)
+
+
+@cli.command("config")
+@click.argument("section", required=False)
+@click.option("--all", "include_experts", is_flag=True, help="Show the expert keys too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_keys(section: str | None, include_experts: bool, as_json: bool) -> None:
+    """Print every configuration key, or those of SECTION, with type, unit, default and meaning."""
+    from pipeline.config_reference import print_reference
+
+    print_reference(section, include_experts=include_experts, as_json=as_json)
 
 
 @cli.command(cls=_Configured)

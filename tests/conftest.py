@@ -29,16 +29,24 @@ SHAPED = [
     if "from models.shapes import" in path.read_text(encoding="utf-8")
 ]
 assert len(SHAPED) >= 16, f"shapes are checked in {SHAPED} alone: were the modules moved?"
-install_import_hook(SHAPED, "beartype.beartype")  # shapes in signatures are checked at every call
+if (
+    "LOOKBACK_UNCHECKED_SHAPES" not in os.environ
+):  # a call with its shapes checked takes more than twice as long
+    install_import_hook(SHAPED, "beartype.beartype")  # shapes in signatures are checked at every call
 
 
-LONGEST = ("test_planted.py", "test_nightly.py", "test_erase.py")
+LONGEST = ("test_planted.py", "test_processors.py", "test_nightly.py", "test_erase.py", "test_parent_run.py")
 """Files whose tests take minutes: they begin first, so that no worker is left alone with them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, the others in their order."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """The longest files first, then those that run commands, the others in their order."""
+
+    def key(item: pytest.Item) -> tuple[bool, bool]:
+        runs_commands = {"finished", "copied", "workdir"} & set(getattr(item, "fixturenames", ()))
+        return item.path.name not in LONGEST, not runs_commands
+
+    items.sort(key=key)
 
 
 @pytest.fixture(autouse=True)

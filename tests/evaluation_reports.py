@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict
-from pipeline.config import MODEL
 from pipeline.evaluation.report import ColdTargets, EvaluationReport, Leaks, SecondStageGain
+from pipeline.sections import MODEL
 
 
 def evaluation_report(metrics: Mapping[str, Mapping[str, float]], **changes: Any) -> EvaluationReport:

@@ -45,7 +45,7 @@ WARM = (
     *("pandas", "pyarrow.parquet", "pyarrow.dataset", "pydantic", "click", "filelock", "threadpoolctl"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("mlflow.pyfunc", "sqlalchemy.dialects.sqlite", "mlflow.system_metrics.metrics.cpu_monitor"),
-    *("matplotlib.figure", "matplotlib.backends.backend_svg", "plotly.graph_objects", "plotly.offline"),
+    *("plotly.graph_objects", "plotly.offline"),
     *("optuna", "jinja2", "safetensors.torch", "requests", "tqdm.auto", "tomli_w"),
 )
 HIDDEN = "torch"
@@ -144,7 +144,7 @@ def import_everything() -> None:
     from pipeline.tracking.client import _QUIET
 
     os.environ.update(_QUIET)
-    sys.modules["polars"] = None  # type: ignore[assignment]  (mlflow does without; its import starts a thread)
+    sys.modules["polars"] = None  # type: ignore[assignment]  # mlflow does without; its import starts a thread
     for name in WARM:
         importlib.import_module(name)
     del sys.modules["polars"]
@@ -184,7 +184,7 @@ class _Hidden:
         module.__spec__ = self._spec
         sys.modules.update(self._modules)
         self._modules = {}
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
 
 
 def serve(descriptor: int) -> None:
@@ -192,7 +192,7 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     inbox = socket.socket(fileno=descriptor)
     import_everything()
-    sys.meta_path.insert(0, _Hidden(HIDDEN))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Hidden(HIDDEN))
     gc.collect()
     gc.freeze()
     ready = selectors.DefaultSelector()

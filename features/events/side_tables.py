@@ -14,7 +14,7 @@ from features import schema, tables
 from features.events import ids
 from features.readers import json_lines, sources
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, USER_ID, IdType
-from features.tables import TableFormat
+from features.settings import TableFormat
 
 MAX_ODD_WIDTHS = 0.05
 """Maximum share of embeddings whose width is not the usual one; a table with more is refused."""

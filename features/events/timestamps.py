@@ -1,7 +1,6 @@
 """Timestamps of any format as microseconds since the epoch, UTC; integers stay integers all the way."""
 
 import datetime
-import zoneinfo
 
 import polars as pl
 
@@ -13,21 +12,6 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _ENDS = (":%SZ", ":%S", ":%S UTC", ":%S%.f%#z", ":%S%.f", ":%S%.f UTC", "")
 _ISO = (*(f"%Y-%m-%d{between}%H:%M{end}" for between in "T " for end in _ENDS), "%Y-%m-%d")
 """The usual formats. No two parse a text differently; those without fractions are listed because polars parses them faster."""
-
-
-def check_unit(unit: str, timezone: str) -> None:
-    """Raise ValueError for an unknown unit or time zone."""
-    if unit not in DIGITS and unit not in ("iso", "position") and "%" not in unit:
-        raise ValueError(
-            f"timestamp_unit: received {unit!r}, expected s, ms, us, ns, iso, position, or a strftime pattern such as "
-            "'%d/%m/%Y %H:%M'"
-        )
-    try:
-        zoneinfo.ZoneInfo(timezone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(
-            f"timezone: received {timezone!r}, expected a name such as 'UTC' or 'Europe/Berlin'"
-        ) from None
 
 
 def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:

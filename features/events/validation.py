@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,8 @@ from features.events.parquet_parts import PartWriter
 from features.parallel import in_order
 from features.readers import sources
 from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMESTAMP, USER_ID, VALUE, IdType
-from features.tables import Chunk, Reading, TableFormat
+from features.settings import EventSettings, iso_microseconds
+from features.tables import Chunk, Reading
 
 REFUSED = (
     "unparseable",  # wrong number of fields, an open quote, not a JSON object, undecodable bytes
@@ -45,35 +46,17 @@ HOPELESS_FRACTION = 0.95
 
 @dataclass(frozen=True)
 class EventFormat:
-    """Format of the log and filters of its rows: the keys of a configuration's `[events]`."""
+    """Settings of the log, and the newest time that is possible."""
 
-    table: TableFormat
-    """Maps user_id, item_id, timestamp and optionally event_type, value."""
+    settings: EventSettings
     latest: int
-    """Latest possible time, in microseconds since the epoch; later events have an impossible time."""
-    earliest: int = 631_152_000_000_000
-    """Earliest possible time, in microseconds since the epoch (1990-01-01)."""
-    timestamp_unit: str = "s"
-    timezone: str = "UTC"
-    """Time zone of timestamps without one."""
-    types: tuple[str, ...] | None = None
-    """Event types to keep; None: all."""
-    min_value: float | None = None
-    """Minimum value; events with a smaller one are left out, events without a value stay."""
-    id_types: Literal["auto", "int64", "string"] = "auto"
-
-    def __post_init__(self) -> None:
-        missing = [name for name in (USER_ID, ITEM_ID, TIMESTAMP) if name not in self.table.columns]
-        if missing:
-            raise ValueError(
-                f"events.columns: received {sorted(self.table.columns)}, expected {', '.join(missing)} too"
-            )
-        timestamps.check_unit(self.timestamp_unit, self.timezone)
+    """Microseconds since the epoch; events after it have an impossible time."""
 
     def describe(self) -> str:
         """The settings in force, for a message."""
-        times = f"timestamp_unit {self.timestamp_unit!r}, timezone {self.timezone}"
-        return f"{self.table.describe()}, {times}, id_types {self.id_types}"
+        settings = self.settings
+        times = f"timestamp_unit {settings.timestamp_unit!r}, timezone {settings.timezone}"
+        return f"{settings.table.describe()}, {times}, id_types {settings.id_types}"
 
 
 @dataclass
@@ -208,7 +191,7 @@ def ingest_file(
             folder / "quarantine.parquet",
             pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()}),
         ) as refused,
-        contextlib.closing(in_order(validated, sources.readings(path, form.table))) as results,
+        contextlib.closing(in_order(validated, sources.readings(path, form.settings.table))) as results,
     ):
         for result in results:
             if result.text_ids is not None:
@@ -318,10 +301,10 @@ def validate(
     verdict: null where the row is an event, else the position in `_ORDER` of the first reason against it.
     Raises TextIds as `ingest_file`, with the row's number within the chunk.
     """
-    source = chunk.frame
+    source, settings = chunk.frame, form.settings
     plain = {name: _plain_ids(source, name) for name in (USER_ID, ITEM_ID)}
     typed = {name: ids.typed(column, id_types[name]) for name, column in plain.items()}
-    moment = timestamps.microseconds(source[TIMESTAMP], form.timestamp_unit, form.timezone)
+    moment = timestamps.microseconds(source[TIMESTAMP], settings.timestamp_unit, settings.timezone)
     value, is_bad_value = (
         _numbers(source[VALUE]) if VALUE in source else (_nothing(len(source), pl.Float32()), None)
     )
@@ -336,17 +319,17 @@ def validate(
         "missing_time": _blank_among(source[TIMESTAMP], moment.is_null()) if moment.null_count() else None,
         "impossible_time": _impossible(moment, form),
         "bad_value": is_bad_value,
-        "bad_user": not_int64[USER_ID] if form.id_types == "int64" else None,
-        "bad_item": not_int64[ITEM_ID] if form.id_types == "int64" else None,
+        "bad_user": not_int64[USER_ID] if settings.id_types == "int64" else None,
+        "bad_item": not_int64[ITEM_ID] if settings.id_types == "int64" else None,
         "type_not_listed": None
-        if form.types is None
-        else ~event_type.is_in(pl.Series(form.types, dtype=_KIND).implode()).fill_null(value=False),
+        if settings.types is None
+        else ~event_type.is_in(pl.Series(list(settings.types), dtype=_KIND).implode()).fill_null(value=False),
         "value_below_minimum": None
-        if form.min_value is None
-        else (value < form.min_value).fill_null(value=False),
+        if settings.min_value is None
+        else (value < settings.min_value).fill_null(value=False),
     }
     verdict = _first_reason(reasons, len(source))
-    if form.id_types == "auto":
+    if settings.id_types == "auto":
         for name, flags in not_int64.items():
             if flags is not None and len(rows := (flags & verdict.is_null()).arg_true()):
                 raise TextIds(name, rows[0] + 1, str(plain[name][rows[0]]))
@@ -391,9 +374,11 @@ def _not_int64(typed: pl.Series, missing: pl.Series | None) -> pl.Series | None:
 
 
 def _impossible(moment: pl.Series, form: EventFormat) -> pl.Series | None:
-    if form.timestamp_unit == "position":
+    if form.settings.timestamp_unit == "position":
         return moment.is_null() if moment.null_count() else None
-    is_within = moment.is_between(form.earliest, form.latest).fill_null(value=False)
+    is_within = moment.is_between(iso_microseconds(form.settings.earliest), form.latest).fill_null(
+        value=False
+    )
     return None if is_within.all() else ~is_within
 
 

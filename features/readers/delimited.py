@@ -20,7 +20,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import tables
-from features.tables import Chunk, Reading, Rows, TableFormat
+from features.settings import TableFormat
+from features.tables import Chunk, Reading, Rows
 
 LINES_PER_ROW = 100
 """Maximum lines of a row; a quote not closed by then is a stray one."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from features import tables
 from features.readers.json_shapes import Shapes
 from features.schema import ITEM_ID, TIMESTAMP, USER_ID
-from features.tables import Chunk, Rows, TableFormat
+from features.settings import TableFormat
+from features.tables import Chunk, Rows
 
 
 class _Invalid(ValueError):

@@ -1,7 +1,7 @@
 """JSON lines by shape: one regular expression extracts the mapped values of all lines of the same shape, exactly.
 
 A shape is a line's keys in their order and the kind of each mapped value. A line that matches is valid JSON by construction;
-all others go to the parser. msgspec, the one library that keeps numbers as text, takes 2.0 to 2.5 times the CPU on regular
+all others go to the parser. msgspec, which can keep numbers as text, takes 2.0 to 2.5 times the CPU on regular
 logs (and a quarter on irregular ones); polars and pyarrow are slower and not exact
 (tests/benchmarks/results/2026-11-29-readers.md).
 """

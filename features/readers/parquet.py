@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import tables
-from features.tables import Chunk, Rows, TableFormat
+from features.settings import TableFormat
+from features.tables import Chunk, Rows
 
 BATCH_ROWS = 250_000
 """Rows of a chunk."""

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from features import tables
 from features.readers import delimited, json_lines, parquet
-from features.tables import Chunk, FileFormat, Reading, TableFormat
+from features.settings import FileFormat, TableFormat
+from features.tables import Chunk, Reading
 
 _COMPRESSED = (".gz", ".zst", ".bz2")
 _EXTENSIONS: dict[str, FileFormat] = {

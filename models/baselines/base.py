@@ -24,12 +24,12 @@ Settings = dict[str, float | int]
 """Keyword arguments of one `fit`, as a `GRID` lists them."""
 
 PRIOR_WEIGHT = 1e-4
-"""Score of an item with all of the events, in the order that stands behind what a baseline knows."""
+"""Score of an item with all of the events in `popularity_prior`, far below a baseline's own scores."""
 
 
 @dataclass(frozen=True)
 class FittedOn:
-    """Which events a system learned from, measured from the arrays that it was given."""
+    """Number and latest time of the events that a system was fitted on."""
 
     num_events: int
     """Interactions with a known item (> 0)."""
@@ -51,7 +51,7 @@ class FittedOn:
 
 
 class Baseline(abc.ABC):
-    """What baselines share: `recommend` is the top of `score_items`."""
+    """Base class of baselines: `recommend` is the top of `score_items`."""
 
     GRID: ClassVar[tuple[Settings, ...]] = ({},)
     """Settings of `fit` that are tried on validation, the default first; at most six."""
@@ -84,7 +84,7 @@ def item_counts(histories: Histories, num_items: int, since: int | None = None) 
 def popularity_prior(counts: Int64) -> Float32:
     """[n + 1]: `PRIOR_WEIGHT` times each item's share of all events.
 
-    Added to scores, it orders the items that a baseline knows nothing of and answers empty histories.
+    Added to scores, it orders the items that a baseline gives no score, and ranks items for empty histories.
     """
     prior: Float32 = (counts / max(int(counts.sum()), 1) * PRIOR_WEIGHT).astype(np.float32)
     return prior

@@ -1,4 +1,4 @@
-"""Attention over the positions of a history: how well they fit (scores), what follows (weights), and what is gathered.
+"""Attention over the positions of a history: scores, weights, and weighted values.
 
 Every score and weighting has its plain formula here; where an inner product meets a softmax or SiLU, fast forms of the whole
 stand beside it, chosen by `Implementation` and equal to the formula within its own rounding.
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from models.encoder.attention_bias import DistanceBias, Places, TimeBias, turn
+from models.encoder.attention_bias import AttentionGeometry, DistanceBias, TimeBias, apply_rotary
 from models.settings.encoder import EncoderSettings
 from models.shapes import Bool, Float, Int
 
@@ -27,17 +27,17 @@ DENSE_POSITIONS = 256
 HIDDEN_CELLS = 2**24
 """Numbers that additive scores hold at a time: looking x looked at x components."""
 COSINE_SCALE = 10.0
-"""What a head's cosine scores are multiplied by at the start."""
+"""Initial factor of a head's cosine scores."""
 
 
 class HistoryAttention(nn.Module):
-    """`weights(score(queries, keys) + biases) @ values`: which columns a state draws on, and how much.
+    """`weights(score(queries, keys) + biases) @ values`: the values of visible columns, weighted.
 
     Scores, with k and q of one head:
     dot `q . k`; scaled_dot `q . k / sqrt(c)` (Vaswani et al. 2017, 3.2.1); cosine `s q . k / (|q| |k|)` with a learned s per
     head, 10 at the start (Henry et al. 2020); general `q^T W k` with a W per head, `I / sqrt(c)` at the start (Luong et al.
     2015, 3.1); additive `w . tanh(W q + U k)` (Bahdanau et al. 2015, A.1.2); concat `w . tanh(W [q; k] + b)` (Luong et al.
-    2015, 3.1, with a bias). Added to them: a bias by distance, a bias by time (`models.places`); or queries (of general: `W^T q`)
+    2015, 3.1, with a bias). Added to them: biases by distance and time (`attention_bias`); or queries (of general: `W^T q`)
     and keys are turned by their places first (rotary), so that the difference of these alone counts. Weights: see `weigh`.
     `implementation` "reference" is the formula everywhere.
     """
@@ -72,49 +72,62 @@ class HistoryAttention(nn.Module):
         queries: Float[Tensor, "b h q c"],
         keys: Float[Tensor, "b h l c"],
         values: Float[Tensor, "b h l c"],
-        places: Places,
+        geometry: AttentionGeometry,
     ) -> Float[Tensor, "b h q c"]:
-        """What the columns that look gather."""
+        """Weighted values of the columns that look."""
         weighting, fast = self.settings.weighting, self.implementation != "reference"
         if fast and self.hidden is None and weighting == "softmax":
-            queries, keys = self._met(queries, keys, places)
+            queries, keys = self._met(queries, keys, geometry)
             return attend(
-                queries, keys, values, places.visible, self.implementation, self._bias(places), scaled=False
+                queries,
+                keys,
+                values,
+                geometry.visible,
+                self.implementation,
+                self._bias(geometry),
+                scaled=False,
             )
         if fast and self.hidden is None and weighting == "silu":
-            queries, keys = self._met(queries, keys, places)
-            return pointwise(queries, keys, values, places.visible, places.num_visible, self._bias(places))
-        gathered: Tensor = self.weights(queries, keys, places).to(values.dtype) @ values
+            queries, keys = self._met(queries, keys, geometry)
+            return pointwise(
+                queries, keys, values, geometry.visible, geometry.num_visible, self._bias(geometry)
+            )
+        gathered: Tensor = self.weights(queries, keys, geometry).to(values.dtype) @ values
         return gathered
 
     def weights(
         self,
         queries: Float[Tensor, "b h q c"],
         keys: Float[Tensor, "b h l c"],
-        places: Places,
+        geometry: AttentionGeometry,
     ) -> Float[Tensor, "b h q l"]:
         """The weight of each column looked at, 0 where it is hidden."""
-        scores = _masked(self.scores(queries, keys, places), places.visible)
-        return weigh(scores, self.settings, places.num_visible, self.temperature, noisy=self.training)
+        scores = _masked(self.scores(queries, keys, geometry), geometry.visible)
+        return weigh(scores, self.settings, geometry.num_visible, self.temperature, noisy=self.training)
 
     def scores(
-        self, queries: Float[Tensor, "#b h q c"], keys: Float[Tensor, "b h l c"], places: Places | None = None
+        self,
+        queries: Float[Tensor, "#b h q c"],
+        keys: Float[Tensor, "b h l c"],
+        geometry: AttentionGeometry | None = None,
     ) -> Float[Tensor, "b h q l"]:
-        """Score and biases, hidden columns like the others; without `places` no biases, and nothing is turned."""
+        """Score and biases, hidden columns like the others; without `geometry` no biases, and nothing is turned."""
         if self.hidden is not None:
             scores: Tensor = self.hidden(queries, keys, self.implementation)
         else:
-            queries, keys = self._met(queries, keys, places)
+            queries, keys = self._met(queries, keys, geometry)
             scores = queries @ keys.transpose(-2, -1)
-        bias = self._bias(places)
+        bias = self._bias(geometry)
         return scores if bias is None else scores + bias
 
-    def _met(self, queries: Tensor, keys: Tensor, places: Places | None) -> tuple[Tensor, Tensor]:
+    def _met(
+        self, queries: Tensor, keys: Tensor, geometry: AttentionGeometry | None
+    ) -> tuple[Tensor, Tensor]:
         """Queries and keys whose inner product is the score."""
         if self.general is not None:
             queries = queries @ self.general
-        if self.rotary and places is not None:
-            queries, keys = turn(queries, places.looking), turn(keys, places.seen)
+        if self.rotary and geometry is not None:
+            queries, keys = apply_rotary(queries, geometry.looking), apply_rotary(keys, geometry.seen)
         if self.scale is not None:
             kind = queries.dtype  # autocast on CUDA takes norms in fp32
             queries, keys = (functional.normalize(part, dim=-1).to(kind) for part in (queries, keys))
@@ -123,14 +136,14 @@ class HistoryAttention(nn.Module):
             return queries * (1 / math.sqrt(queries.shape[-1])), keys
         return queries, keys
 
-    def _bias(self, places: Places | None) -> Float[Tensor, "#b h q l"] | None:
-        if places is None:
+    def _bias(self, geometry: AttentionGeometry | None) -> Float[Tensor, "#b h q l"] | None:
+        if geometry is None:
             return None
         bias = None
-        if self.distances is not None and places.distance is not None:
-            bias = self.distances(places.distance)
-        if self.times is not None and places.elapsed is not None:
-            by_time: Tensor = self.times(places.elapsed)
+        if self.distances is not None and geometry.distance is not None:
+            bias = self.distances(geometry.distance)
+        if self.times is not None and geometry.elapsed is not None:
+            by_time: Tensor = self.times(geometry.elapsed)
             bias = by_time if bias is None else by_time + bias
         return bias
 
@@ -181,7 +194,7 @@ def weigh(
     *,
     noisy: bool = False,
 ) -> Float[Tensor, "b h q l"]:
-    """What scores, -inf at hidden columns, become: weights that are 0 there.
+    """Weights from scores that are -inf at hidden columns; 0 there.
 
     softmax; silu `silu(score) / number of visible columns` (Zhai et al. 2024, HSTU, 3.2, who divide by the longest length; by
     the true one as NetEase's version), which need not add up to 1; gumbel_softmax `softmax((score + g) / temperature)` with g

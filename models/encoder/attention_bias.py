@@ -1,4 +1,4 @@
-"""Where and when the columns of padded rows stand, and who sees whom: what attention knows beside queries and keys.
+"""Positions, timestamps and attention masks of padded rows; biases by distance and time; rotary positions.
 
 Letters: b rows, h heads, q columns that look, l columns looked at, c components of a head.
 """
@@ -25,8 +25,8 @@ ROTARY_BASE = 10_000.0
 
 
 @dataclass(frozen=True)
-class Places:
-    """What holds between the columns that look and those they look at."""
+class AttentionGeometry:
+    """Positions, masks and bias numbers between the columns that look and the columns looked at."""
 
     shape: tuple[int, int]
     """b rows, l columns looked at."""
@@ -46,7 +46,7 @@ class Places:
     """Number in `TimeBias`; None where there is no bias by time."""
 
 
-def all_places(window: Window, settings: EncoderSettings) -> Places:
+def full_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometry:
     """Every column looks: at itself and the ones before it, or in a bidirectional encoder at all of its row.
 
     Rows are padded on the right, so what a causal column sees is real, and needs no mask of its own.
@@ -65,10 +65,10 @@ def all_places(window: Window, settings: EncoderSettings) -> Places:
         num_visible = num_visible.clamp_max(settings.window)
     seen = _seen(window, column)
     numbers = _numbers(window, settings, seen, seen, _since(window, settings))
-    return Places(shape_of(window), window.lengths, visible, num_visible, seen, seen, *numbers)
+    return AttentionGeometry(shape_of(window), window.lengths, visible, num_visible, seen, seen, *numbers)
 
 
-def last_places(window: Window, settings: EncoderSettings) -> Places:
+def last_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometry:
     """The last column of each row looks, at all of its row or the columns of its local window; lengths >= 1."""
     rows, columns = window.item_index.shape
     lengths = window.lengths
@@ -83,7 +83,7 @@ def last_places(window: Window, settings: EncoderSettings) -> Places:
     since = _since(window, settings)
     since = None if since is None else since.gather(1, at_last)
     numbers = _numbers(window, settings, looking, seen, since)
-    return Places(shape_of(window), lengths, visible, num_visible, looking, seen, *numbers)
+    return AttentionGeometry(shape_of(window), lengths, visible, num_visible, looking, seen, *numbers)
 
 
 def shape_of(window: Window) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def _since(window: Window, settings: EncoderSettings) -> Tensor | None:
 def _numbers(
     window: Window, settings: EncoderSettings, looking: Tensor, seen: Tensor, since: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`distance` and `elapsed` of `Places`, where the settings ask for them."""
+    """`distance` and `elapsed` of `AttentionGeometry`, where the settings ask for them."""
     distance = elapsed = None
     if settings.resolved.positions == "relative":
         distance = distance_number(looking.unsqueeze(2) - seen.unsqueeze(1))
@@ -115,11 +115,13 @@ def _numbers(
     return distance, elapsed
 
 
-def windows_of(states: Float[Tensor, "n d"], places: Sequence[Places]) -> list[Float[Tensor, "_ _ d"]]:
+def windows_of(
+    states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
+) -> list[Float[Tensor, "_ _ d"]]:
     """The states of each window, which lie one after the other."""
-    sizes = [rows * columns for rows, columns in (each.shape for each in places)]
+    sizes = [rows * columns for rows, columns in (each.shape for each in geometry)]
     parts = torch.split(states[: sum(sizes)], sizes)
-    return [part.view(*each.shape, -1) for part, each in zip(parts, places, strict=True)]
+    return [part.view(*each.shape, -1) for part, each in zip(parts, geometry, strict=True)]
 
 
 def joined(parts: Sequence[Float[Tensor, "_ _ d"]], num_states: int) -> Float[Tensor, "n d"]:
@@ -206,7 +208,7 @@ class _LookUp(torch.autograd.Function):
         return torch.stack(sums).to(grad.dtype), None
 
 
-def turn(heads: Float[Tensor, "b h l c"], place: Int[Tensor, "#b #l"]) -> Float[Tensor, "b h l c"]:
+def apply_rotary(heads: Float[Tensor, "b h l c"], place: Int[Tensor, "#b #l"]) -> Float[Tensor, "b h l c"]:
     """Rotary positions: components (i, i + c / 2) turned by `place * 10000^(-2 i / c)`; c is even.
 
     Inner products of turned queries and keys depend on the difference of their places alone.

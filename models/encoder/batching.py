@@ -34,7 +34,7 @@ class Window:
     time: Int[Tensor, "b l"] | None = None
     """Microseconds since the epoch; None where nothing looks at it."""
     asked: Int[Tensor, "b l"] | None = None
-    """When what follows each column is asked for, microseconds: the next event's time, in the last column the request's; None
+    """Request time of each column's next item, microseconds: the next event's time, in the last column the request's; None
     where that is not known."""
     position: Int[Tensor, "b l"] | None = None
     """Place of each column in its window; None: where it stands."""
@@ -203,7 +203,7 @@ class BatchPlan:
         return [cuts[place] for place in random.permutation(len(cuts))]
 
     def in_epoch(self, epoch: int) -> Histories:
-        """[rows] what an epoch learns from: inputs and, behind them, the last target."""
+        """[rows] inputs of an epoch and, behind them, the last target."""
         if self.targets == "all":
             return self.windows
         if epoch != self._drawn_for:

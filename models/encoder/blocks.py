@@ -1,18 +1,17 @@
-"""What mixes the positions of a history by attention: blocks from states to states, one after the other.
+"""Attention blocks: transformer, HSTU and LiGR, from states to states.
 
 Letters: b rows, l positions, d components of a state, h heads, c = d / h components of a head, n >= b * l states.
 A block answers two calls: `forward` for every position, `last` for the final position of each row alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.encoder.attention import HistoryAttention, Implementation
-from models.encoder.attention_bias import Places, joined, windows_of
+from models.encoder.attention_bias import AttentionGeometry, joined, windows_of
 from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
 
@@ -49,35 +48,11 @@ def random_mask(shape: torch.Size, share: float) -> Int[Tensor, "*any"]:
     return numbers.view(torch.int16)[:num].ge_(round(share * 2**16) - 2**15).view(shape)
 
 
-@dataclass(frozen=True)
-class Look:
-    """What every column of a window looks with and at in a block, and what it finds there."""
-
-    states: Float[Tensor, "b l d"]
-    """Before the block."""
-    queries: Float[Tensor, "b h l c"]
-    keys: Float[Tensor, "b h l c"]
-    values: Float[Tensor, "b h l c"]
-    mixed: Float[Tensor, "b h l c"]
-    """What attention gathered; where gradients are taken they can be asked of it."""
-
-
-@dataclass(frozen=True)
-class LastLook:
-    """What the last position of each row, or q columns in its place, look with and at."""
-
-    state: Float[Tensor, "b q d"]
-    """Their states before the block."""
-    keys: Float[Tensor, "b h l c"]
-    values: Float[Tensor, "b h l c"]
-    places: Places
-
-
 class AttentionBlock(nn.Module):
-    """`x + what attention finds`, and what follows: the part that transformer, HSTU and LiGR share.
+    """Residual attention, then a feed-forward layer: the shared part of transformer, HSTU and LiGR.
 
-    A subclass says in `_finish` how states and what attention gathered become new states. `project` makes queries, keys and
-    values, its last three parts, and before them whatever a subclass wants as well (`num_more` parts).
+    A subclass adds what attention gathered in `merged`, and its feed-forward layer, if it has one, in `fed_forward`. `project`
+    makes queries, keys and values, its last three parts, and before them `num_more` parts of a subclass's own.
     """
 
     num_more = 0
@@ -91,68 +66,64 @@ class AttentionBlock(nn.Module):
         self.dropout = Dropout(settings.dropout)
 
     def forward(
-        self, states: Float[Tensor, "n d"], places: Sequence[Places], kept: list[Look] | None = None
+        self, states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
     ) -> Float[Tensor, "n d"]:
-        """New states of windows of b rows of l positions, one window and row after the other; states behind them see none.
-
-        `kept` is given what each window looked with and at.
-        """
+        """New states of windows of b rows of l positions, one window and row after the other; states behind them see none."""
         normed = self.attention_norm(states)
         projected = self._projected(normed, self.num_more, self.num_more + 3)
         mixed = []
-        for number, (part, each) in enumerate(zip(windows_of(projected, places), places, strict=True)):
+        for part, window in zip(windows_of(projected, geometry), geometry, strict=True):
             queries, keys, values = (self._heads(third) for third in part.chunk(3, -1))
-            found = self.attention(queries, keys, values, each)
-            if kept is not None:
-                found = found if found.requires_grad else found.requires_grad_(torch.is_grad_enabled())
-                before = windows_of(states, places)[number]
-                kept.append(Look(before, queries, keys, values, found))
-            mixed.append(_joined(found))
+            mixed.append(join_heads(self.attention(queries, keys, values, window)))
         return self._finish(states, normed, joined(mixed, len(states)))
 
     def last(
-        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], geometry: AttentionGeometry
     ) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row, computed for that position alone; lengths >= 1."""
-        return self.seen(self.last_look(states, lengths, places))
+        keys, values = self.keys_values(self.attention_norm(states))
+        return self.at(last_of(states, lengths), keys, values, geometry)
 
-    def seen(self, look: LastLook) -> Float[Tensor, "b q d"]:
-        """New states of what looks (any q columns), by itself."""
-        mixed = self.attention(self.queries(look.state), look.keys, look.values, look.places)
-        return self.finish(look.state, mixed)
-
-    def last_look(
-        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
-    ) -> LastLook:
-        """What attention at position `lengths - 1` of each row works on."""
-        state = states.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
-        keys, values = self._projected(
-            self.attention_norm(states), self.num_more + 1, self.num_more + 3
-        ).chunk(2, -1)
-        return LastLook(state, self._heads(keys), self._heads(values), places)
-
-    def queries(self, states: Float[Tensor, "b q d"]) -> Float[Tensor, "b h q c"]:
-        """What the given states look for."""
-        return self._heads(self._projected(self.attention_norm(states), self.num_more, self.num_more + 1))
-
-    def finish(
-        self, states: Float[Tensor, "b q d"], mixed: Float[Tensor, "b h q c"], *, alike: bool = False
+    def at(
+        self,
+        states: Float[Tensor, "b q d"],
+        keys: Float[Tensor, "b h l c"],
+        values: Float[Tensor, "b h l c"],
+        geometry: AttentionGeometry,
     ) -> Float[Tensor, "b q d"]:
-        """The new states, from those before the block and what attention gathered for them.
+        """New states of any q columns that look at the given keys and values."""
+        normed = self.attention_norm(states)
+        mixed = self.attention(self.queries(normed), keys, values, geometry)
+        return self._finish(states, normed, join_heads(mixed))
 
-        `alike`: the q columns are copies of one, and the feed-forward layer works on their mean alone: the same value, with a
-        gradient that is their mean.
-        """
-        return self._finish(states, self.attention_norm(states), _joined(mixed), alike=alike)
+    def queries(self, normed: Float[Tensor, "b q d"]) -> Float[Tensor, "b h q c"]:
+        """Queries of normed states."""
+        return self._heads(self._projected(normed, self.num_more, self.num_more + 1))
+
+    def keys_values(
+        self, normed: Float[Tensor, "b l d"]
+    ) -> tuple[Float[Tensor, "b h l c"], Float[Tensor, "b h l c"]]:
+        """Keys and values of normed states."""
+        keys, values = self._projected(normed, self.num_more + 1, self.num_more + 3).chunk(2, -1)
+        return self._heads(keys), self._heads(values)
+
+    def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        """The states with the attention output added; `normed`: their norm before attention."""
+        raise NotImplementedError
+
+    def fed_forward(self, states: Tensor, source: Tensor) -> Tensor:
+        """The states with the feed-forward layer's output of `source` added; as they are without such a layer."""
+        del source
+        return states
+
+    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        merged = self.merged(states, normed, mixed)
+        return self.fed_forward(merged, merged)
 
     def _projected(self, normed: Tensor, first: int, last: int) -> Tensor:
-        """Some parts of what `project` makes of normed states, side by side."""
+        """Some parts of `project(normed)`, side by side."""
         outputs = slice(first * normed.shape[-1], last * normed.shape[-1])
         return functional.linear(normed, self.project.weight[outputs], self.project.bias[outputs])
-
-    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
-        """New states from the old ones, their norm, and what attention gathered."""
-        raise NotImplementedError
 
     def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
         rows, positions, dim = states.shape
@@ -171,14 +142,16 @@ class TransformerBlock(AttentionBlock):
         self.feed_forward_norm = nn.LayerNorm(settings.dim)
         self.feed_forward = feed_forward(settings)
 
-    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
-        states = states + self.dropout(self.merge(mixed))
-        return states + self._fed_forward(states, alike)
+    def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        """`x + merge(mixed)`."""
+        del normed
+        added: Tensor = self.dropout(self.merge(mixed))
+        return states + added
 
-    def _fed_forward(self, states: Tensor, alike: bool) -> Tensor:
-        one = states.mean(-2, keepdim=True) if alike else states
-        added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(one)))
-        return added
+    def fed_forward(self, states: Tensor, source: Tensor) -> Tensor:
+        """`x + feed_forward(norm(source))`."""
+        added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(source)))
+        return states + added
 
 
 class LiGRBlock(TransformerBlock):
@@ -192,9 +165,16 @@ class LiGRBlock(TransformerBlock):
         self.attention_gate = nn.Linear(settings.dim, settings.dim)
         self.feed_forward_gate = nn.Linear(settings.dim, settings.dim)
 
-    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
-        states = states + self.dropout(self.merge(mixed)) * self.attention_gate(states).sigmoid()
-        gated: Tensor = self._fed_forward(states, alike) * self.feed_forward_gate(states).sigmoid()
+    def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        """`x + sigmoid(G x) * merge(mixed)`."""
+        del normed
+        added: Tensor = self.dropout(self.merge(mixed)) * self.attention_gate(states).sigmoid()
+        return states + added
+
+    def fed_forward(self, states: Tensor, source: Tensor) -> Tensor:
+        """`x + sigmoid(H x) * feed_forward(norm(source))`."""
+        fed: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(source)))
+        gated: Tensor = fed * self.feed_forward_gate(states).sigmoid()
         return states + gated
 
 
@@ -214,8 +194,8 @@ class HSTUBlock(AttentionBlock):
     def _projected(self, normed: Tensor, first: int, last: int) -> Tensor:
         return functional.silu(super()._projected(normed, first, last))
 
-    def _finish(self, states: Tensor, normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
-        del alike  # there is no feed-forward layer
+    def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        """`x + merge(norm(mixed) * u)`."""
         gate = self._projected(normed, 0, 1)
         added: Tensor = self.merge(self.dropout(self.mixed_norm(mixed) * gate))
         return states + added
@@ -265,5 +245,11 @@ class SwiGLU(nn.Module):
         return narrowed
 
 
-def _joined(mixed: Float[Tensor, "b h q c"]) -> Float[Tensor, "b q d"]:
+def join_heads(mixed: Float[Tensor, "b h q c"]) -> Float[Tensor, "b q d"]:
+    """The heads' components side by side."""
     return mixed.transpose(1, 2).flatten(-2)
+
+
+def last_of(states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b 1 d"]:
+    """The state at position `lengths - 1` of each row; lengths >= 1."""
+    return states.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))

@@ -1,6 +1,6 @@
-"""Blocks that mix neighbours or everything before alike: causal convolution and plain pooling.
+"""Causal convolution and mean-pooling blocks.
 
-Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `models.blocks`.
+Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `blocks`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.encoder.attention_bias import Places, joined, windows_of
+from models.encoder.attention_bias import AttentionGeometry, joined, windows_of
 from models.encoder.blocks import Dropout
 from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
@@ -27,21 +27,23 @@ class MixingBlock(nn.Module):
         self.merge = nn.Linear(settings.dim, settings.dim)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
+    def forward(
+        self, states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
+    ) -> Float[Tensor, "n d"]:
         """New states of windows of b rows of l positions, one window and row after the other; those behind them are of no use."""
-        mixed = [self.mixed(part) for part in windows_of(self.norm(states), places)]
+        mixed = [self.mixed(part) for part in windows_of(self.norm(states), geometry)]
         added: Tensor = self.dropout(self.merge(joined(mixed, len(states))))
         return states + added
 
     def last(
-        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], places: Places
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], geometry: AttentionGeometry
     ) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row; lengths >= 1."""
-        whole: Tensor = self(states.flatten(0, 1), (places,)).view_as(states)
+        whole: Tensor = self(states.flatten(0, 1), (geometry,)).view_as(states)
         return whole.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
 
     def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """What each column gathers from itself and the ones before it."""
+        """Mix of each column and the ones before it."""
         raise NotImplementedError
 
 
@@ -57,7 +59,7 @@ class ConvBlock(MixingBlock):
         self.convolution = nn.Conv1d(settings.dim, settings.dim, settings.kernel, dilation=self.dilation)
 
     def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """What each column gathers from itself and the ones before it."""
+        """Mix of each column and the ones before it."""
         behind = (self.convolution.kernel_size[0] - 1) * self.dilation
         padded = functional.pad(normed.transpose(1, 2), (behind, 0))
         convolved: Tensor = self.convolution(padded)
@@ -71,7 +73,7 @@ class PoolingBlock(MixingBlock):
     """
 
     def mixed(self, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """What each column gathers from itself and the ones before it."""
+        """Mix of each column and the ones before it."""
         return causal_mean(normed)
 
 
@@ -82,5 +84,5 @@ def causal_mean(states: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
 
 
 def precise(numbers: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """The numbers in fp32, or as they are in float64: what long sums are taken in."""
+    """The numbers in fp32, or as they are in float64, for long sums."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()

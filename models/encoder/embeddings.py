@@ -1,4 +1,4 @@
-"""What goes into the encoder: vectors of items, and of what else an event says.
+"""Embeddings: vectors of items, and of an event's type, value and time.
 
 Letters: b rows, l positions, d components, items = num_items + 1, f dense features, k categories of an item at most.
 """
@@ -24,7 +24,7 @@ THURSDAY = 3
 
 @dataclass(frozen=True)
 class ItemContent:
-    """What is known about items beside who interacted with them."""
+    """Content features of items: dense features and categories."""
 
     dense: Float32
     """[items, f], such as text and given embeddings; row 0 and unknown ones zero"""
@@ -35,7 +35,7 @@ class ItemContent:
     """[items], those that occur in training: the only ones that have a vector of their own, and that a loss may choose from"""
 
 
-class ItemVectors(nn.Module):
+class ItemEmbedding(nn.Module):
     """`e_i + W dense_i + mean over its categories of c_k`: an item's own vector, and that of its content.
 
     Items that training does not know have the vector of their content alone. Without content, `e_i`; without ids, the content.
@@ -120,7 +120,7 @@ def blank_content(items: int, dense: int, most: int, num_categories: int, traine
 
 
 class EventVectors(nn.Module):
-    """The sum of what an event says beside its item: type, value, hour of the day and day of the week.
+    """Sum of an event's vectors beside its item: type, value, hour of the day and day of the week.
 
     A value v counts as `sign(v) ln(1 + |v|)` times a learned vector, a missing one as another. Where the model sees the time of
     the request, the hour and day of what comes next are added too. Hours and days are those of UTC.

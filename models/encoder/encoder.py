@@ -1,4 +1,4 @@
-"""From a history to one vector: inputs, blocks, readout, and the recommender that scores the catalogue.
+"""Encoder from a history to one vector, and the recommender that scores the catalogue.
 
 Letters: b rows, l positions, d components, items = num_items + 1, n targets, m candidates.
 """
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.encoder.attention import HistoryAttention, Implementation
-from models.encoder.attention_bias import all_places, last_places
+from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import Batch, Window, cut_by_tokens, pad, rounded_up
-from models.encoder.blocks import BLOCKS, AttentionBlock, Dropout, Look
+from models.encoder.blocks import BLOCKS, AttentionBlock, Dropout, last_of
 from models.encoder.convolution import ConvBlock, PoolingBlock
-from models.encoder.embeddings import EventVectors, ItemContent, ItemVectors, normalised
+from models.encoder.embeddings import EventVectors, ItemContent, ItemEmbedding, normalised
 from models.encoder.readout import AttentionReadout, MeanReadout, TargetReadout
 from models.encoder.recurrent import GRUBlock, LSTMBlock
 from models.histories import Float32, Histories, Int32
@@ -35,7 +35,7 @@ Layer = AttentionBlock | GRUBlock | LSTMBlock | ConvBlock | PoolingBlock | MeanR
 
 
 class Encoder(nn.Module):
-    """`norm(layers(dropout(item + position + what else the event says)))`: a state per position, scored against item vectors.
+    """`norm(layers(dropout(item + position + event)))`: a state per position, scored against item vectors.
 
     Rows start in column 0 and are padded with item 0 on the right; in a causal encoder the state at column i depends on columns
     0..i, so neither future nor padding changes it; a bidirectional one looks at its whole row, which must then be closed.
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         self.num_items = num_items
         self.num_event_types = num_event_types
         self.max_length = max_length
-        self.items = ItemVectors(settings, num_items, content)
+        self.items = ItemEmbedding(settings, num_items, content)
         self.events = EventVectors(settings, num_event_types)
         placed = settings.positions == "absolute"
         self.positions = nn.Embedding(max_length, settings.dim) if placed else None
@@ -83,30 +83,26 @@ class Encoder(nn.Module):
 
     def states(self, windows: Sequence[Window]) -> Float[Tensor, "n d"]:
         """The state at every column of every window, one window and row after the other."""
-        places = [all_places(window, self.settings) for window in windows]
+        geometry = [full_geometry(window, self.settings) for window in windows]
         states = torch.cat([self.embed(window).flatten(0, 1) for window in windows])
         cells = len(states)
         if self.training and not torch.compiler.is_compiling():
             states = functional.pad(states, (0, 0, 0, rounded_up(cells) - cells))
         for layer in self.layers:
-            states = layer(states, places)
+            states = layer(states, geometry)
         return self.finished(states[:cells])
 
     def last_states(self, window: Window) -> Float[Tensor, "b d"]:
         """The state at the last column of each row, the last layer computing that column alone; lengths >= 1."""
         if not self.layers:
-            return self.finished(self._last_of(self.embed(window), window.lengths)).squeeze(1)
-        states = self.before_last_layer(window)
-        last = self.layer_list[-1].last(states, window.lengths, last_places(window, self.settings))
-        return self.finished(last).squeeze(1)
-
-    def before_last_layer(self, window: Window, kept: list[Look] | None = None) -> Float[Tensor, "b l d"]:
-        """The states that the last layer works on; `kept` is given what the layers before it, all of attention, looked at."""
-        places = (all_places(window, self.settings),)
+            return self.finished(last_of(self.embed(window), window.lengths)).squeeze(1)
+        geometry = (full_geometry(window, self.settings),)
         states = self.embed(window).flatten(0, 1)
         for layer in self.layer_list[:-1]:
-            states = layer(states, places) if kept is None else layer(states, places, kept)
-        return states.view(*window.item_index.shape, -1)
+            states = layer(states, geometry)
+        states = states.view(*window.item_index.shape, -1)
+        last = self.layer_list[-1].last(states, window.lengths, last_geometry(window, self.settings))
+        return self.finished(last).squeeze(1)
 
     def embed(self, window: Window) -> Float[Tensor, "b l d"]:
         """The states that the first layer works on."""
@@ -120,12 +116,12 @@ class Encoder(nn.Module):
         return dropped
 
     def item_vectors(self) -> Float[Tensor, "items d"]:
-        """What states are scored against: `states @ item_vectors.T`; row 0 is padding."""
+        """Vectors that states are scored against: `states @ item_vectors.T`; row 0 is padding."""
         vectors = self.items.all()
         return normalised(vectors) if self.settings.similarity == "cosine" else vectors
 
     def vectors_of(self, item_index: Int[Tensor, "*any"]) -> Float[Tensor, "*any d"]:
-        """Some of them."""
+        """Some rows of `item_vectors`."""
         vectors: Tensor = self.items(item_index)
         return normalised(vectors) if self.settings.similarity == "cosine" else vectors
 
@@ -200,10 +196,6 @@ class Encoder(nn.Module):
             return normalised(normed) * (-self.log_temperature).exp()
         return normalised(normed) / self.settings.temperature
 
-    @staticmethod
-    def _last_of(states: Tensor, lengths: Tensor) -> Tensor:
-        return states.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))
-
 
 def _layers(settings: EncoderSettings, implementation: Implementation) -> list[nn.Module]:
     """The blocks, and the readout where it is a layer."""
@@ -254,7 +246,7 @@ class AttentionRecommender:
 
     @torch.inference_mode()
     def score_items(self, histories: Histories) -> Float32:
-        """[rows, num_items + 1]: `encode(histories) @ item_vectors.T`, or what target attention gives; column 0 -inf."""
+        """[rows, num_items + 1]: `encode(histories) @ item_vectors.T`, or by target attention; column 0 -inf."""
         if not self.encoder.scores_by_vector:
             return self._score_by_target(histories)
         vectors = torch.from_numpy(self.encode(histories)).to(self.device)

@@ -1,4 +1,4 @@
-"""What the states of a history become: the last layers of an encoder, which answer the calls of a block.
+"""Readouts: the last layers of an encoder, which answer the calls of a block.
 
 Letters: b rows, l positions, d components of a state, n >= b * l states, h heads, c = d / h, m candidates.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.encoder.attention import HistoryAttention, Implementation
-from models.encoder.attention_bias import Places, joined, windows_of
+from models.encoder.attention_bias import AttentionGeometry, joined, windows_of
 from models.encoder.blocks import AttentionBlock
 from models.encoder.convolution import causal_mean, precise
 from models.settings.encoder import EncoderSettings
@@ -24,12 +24,14 @@ class MeanReadout(nn.Module):
     Source: Covington et al. 2016, section 3.2, who average the watched videos' vectors.
     """
 
-    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
+    def forward(
+        self, states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
+    ) -> Float[Tensor, "n d"]:
         """Of windows of b rows of l positions, one window and row after the other; states behind them become 0."""
-        return joined([causal_mean(part) for part in windows_of(states, places)], len(states))
+        return joined([causal_mean(part) for part in windows_of(states, geometry)], len(states))
 
     def last(
-        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _places: Places
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _geometry: AttentionGeometry
     ) -> Float[Tensor, "b 1 d"]:
         """The mean of the first `lengths` columns of each row; lengths >= 1."""
         real = torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1)
@@ -37,7 +39,7 @@ class MeanReadout(nn.Module):
 
 
 class AttentionReadout(AttentionBlock):
-    """`x + merge(attention(norm(x)))`: each state and what it finds among those up to it.
+    """`x + merge(attention(norm(x)))`: each state attends over the states up to it.
 
     Source: Li et al. 2017 (NARM), section 3.2, whose query is the last state too.
     """
@@ -46,17 +48,18 @@ class AttentionReadout(AttentionBlock):
         super().__init__(settings, implementation)
         self.merge = nn.Linear(settings.dim, settings.dim)
 
-    def _finish(self, states: Tensor, _normed: Tensor, mixed: Tensor, *, alike: bool = False) -> Tensor:
-        del alike  # there is no feed-forward layer
+    def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+        """`x + merge(mixed)`."""
+        del normed
         added: Tensor = self.dropout(self.merge(mixed))
         return states + added
 
 
 class TargetReadout(nn.Module):
-    """Target attention: every candidate looks at the history by itself, and is scored by what it finds there.
+    """Target attention: each candidate attends over the history by itself and is scored by the result.
 
     With candidate vector u, states s_0..s_i and heads h: `score = u . s_i + sum over h and j <= i of w_hj (u_h . (V s_j)_h)`,
-    `w_h` the weights over j of `score((Q u)_h, (K s_j)_h)` (`models.attention`, without biases), kept within +-30: softmax,
+    `w_h` the weights over j of `score((Q u)_h, (K s_j)_h)` (of `HistoryAttention`, no biases), kept within +-30: softmax,
     or silu divided by i + 1.
     A candidate's query does not depend on i, so that running sums over j serve all i at once.
     Source: Zhou et al. 2018 (DIN), section 4.3, whose activation unit is nearest to the score concat.
@@ -124,11 +127,11 @@ class TargetReadout(nn.Module):
         return precise(found).clamp(-self.LARGEST, self.LARGEST)
 
     def _weight(self, found: Tensor) -> Tensor:
-        """What is not divided yet."""
+        """Weights before division by `_whole`."""
         return found.exp() if self.settings.weighting == "softmax" else functional.silu(found)
 
     def _whole(self, total: Float[Tensor, "*any l"]) -> Tensor:
-        """What the weights up to each column are divided by."""
+        """Divisor of the weights up to each column."""
         if self.settings.weighting == "softmax":
             return total
         return torch.arange(1, total.shape[-1] + 1, device=total.device)

@@ -1,16 +1,15 @@
-"""Blocks that read a history from the oldest event to the newest: the order is in the recurrence, no position is needed.
+"""Recurrent blocks, GRU and LSTM: the order is in the recurrence, no position is needed.
 
-Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `models.blocks`.
+Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `blocks`.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.device import computes_bf16
-from models.encoder.attention_bias import Places, joined, windows_of
+from models.encoder.attention_bias import AttentionGeometry, joined, windows_of
 from models.encoder.blocks import Dropout
 from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
@@ -34,13 +33,15 @@ class RecurrentBlock(nn.Module):
         self.back = self.cell(settings.dim, width, batch_first=True) if both else None
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, states: Float[Tensor, "n d"], places: Sequence[Places]) -> Float[Tensor, "n d"]:
+    def forward(
+        self, states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
+    ) -> Float[Tensor, "n d"]:
         """New states of windows of b rows of l positions, one window and row after the other; states behind them become 0."""
-        parts = zip(windows_of(states, places), places, strict=True)
+        parts = zip(windows_of(states, geometry), geometry, strict=True)
         return joined([self._mixed(part, each.lengths) for part, each in parts], len(states))
 
     def last(
-        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _places: Places
+        self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _geometry: AttentionGeometry
     ) -> Float[Tensor, "b 1 d"]:
         """The new state at position `lengths - 1` of each row; lengths >= 1."""
         at_last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
@@ -96,27 +97,3 @@ class GRUBlock(RecurrentBlock):
     """
 
     cell = nn.GRU
-
-    def skippable(self, states: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor, Float[Tensor, "b l d"]]:
-        """(new states, zeros e, update gates z), all [b, l, d]: what it takes to leave an interaction out to first order.
-
-        e is added to what z is the logistic function of. Leaving out position i makes its z equal 1, so that
-        h_i = h_{i-1}; since dh_i / de_i = z (1 - z) (h_{i-1} - c), that changes a score by d score / d e_i / z_i, summed over
-        components, to first order in h_i. Without dropout; for a causal block.
-        """
-        dim = states.shape[-1]
-        normed = self.norm(states)
-        from_input, from_hidden, *biases = (weight.detach() for weight in self.onward.parameters())
-        pushes = torch.zeros_like(states, requires_grad=True)
-        onto_z = functional.pad(torch.eye(dim, device=states.device), (0, 0, dim, dim))
-        weights = [torch.cat([from_input, onto_z], 1), from_hidden, *biases]
-        steps = (
-            torch.cat([normed, pushes], -1).transpose(0, 1).contiguous()
-        )  # in this layout torch multiplies fast
-        start = states.new_zeros(1, len(states), dim)
-        hidden = torch.gru(steps, start, weights, True, 1, 0.0, True, False, False)[0].transpose(0, 1)
-        before = functional.pad(hidden.detach()[:, :-1], (0, 0, 1, 0))
-        middle = slice(dim, 2 * dim)
-        z = functional.linear(normed.detach(), from_input[middle], biases[0][middle])
-        z = (z + functional.linear(before, from_hidden[middle], biases[1][middle])).sigmoid()
-        return states + hidden, pushes, z.clamp_min(torch.finfo(z.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Metrics of the lists that a system recommends: what one list is like, and what all of them make of the catalogue.
+"""Beyond-accuracy metrics: of single lists, and of the share of the catalogue in all of them.
 
 `lists` [t, k] are item numbers, best first, 0 where a list is shorter. Functions here import scipy where they need it.
 """

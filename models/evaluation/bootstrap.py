@@ -33,7 +33,7 @@ _EXACT_CELLS = 2**24
 
 @dataclass(frozen=True)
 class UserMeans:
-    """Per-target values brought down to one mean and one weight per user: what a bootstrap over users draws from."""
+    """One mean and one weight per user, from per-target values: the sample of a bootstrap over users."""
 
     means: NDArray[np.floating]
     """[m, u], the weighted mean over the user's targets; NaN where the user has none for the metric."""

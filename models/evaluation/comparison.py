@@ -25,7 +25,7 @@ from models.evaluation.metrics import LOWER_IS_BETTER, Float64
 
 
 @dataclass(frozen=True)
-class Judgement:
+class SystemComparison:
     """Metrics of several systems on the same targets, resampled by the same draws so that differences are paired."""
 
     systems: tuple[str, ...]
@@ -50,7 +50,7 @@ class Judgement:
         resamples: int,
         seed: int,
         weights: Mapping[str, Float64] | None = None,
-    ) -> "Judgement":
+    ) -> "SystemComparison":
         """Judge systems given as (name, metric -> [t]) on targets that belong to `user` [t].
 
         `values` is read one system at a time, so that only one system's per-target values need to be held: pass a
@@ -65,7 +65,7 @@ class Judgement:
         for system, of_targets in values:
             if systems and tuple(of_targets) != names:
                 raise ValueError(
-                    f"Judgement: received metrics {', '.join(of_targets)} of {system!r},"
+                    f"SystemComparison: received metrics {', '.join(of_targets)} of {system!r},"
                     f" expected those of {systems[0]!r}: {', '.join(names)}"
                 )
             systems.append(system)
@@ -73,7 +73,7 @@ class Judgement:
             found.append(UserMeans.of(of_targets, row, len(users), weights))
             resampled.append(bootstrap(found[-1], resamples, seed))
         if not systems:
-            raise ValueError("Judgement: received no system, expected at least one")
+            raise ValueError("SystemComparison: received no system, expected at least one")
         return cls(
             tuple(systems),
             names + tuple(f"user_{name}" for name in names),
@@ -149,7 +149,7 @@ class Judgement:
         return difference, self.resampled[:, one, column] - self.resampled[:, other, column]
 
     def _difference(self, first: str, second: str, name: str) -> Difference:
-        """Of a single user nothing can be told: every resample is that user."""
+        """A single user gives no interval: every resample is that user."""
         kind = name.removeprefix("user_").partition("@")[0]
         found = paired_difference(
             *self._resampled_difference(first, second, name), lower_is_better=kind in LOWER_IS_BETTER

@@ -1,7 +1,7 @@
 """Ranking metrics over the whole catalogue: every one a function of the rank of a row's one target.
 
 A rank may end in .5: equal scores count half. What one user, or one resample of users, makes of the values of the
-targets is in `models.significance`; metrics of whole lists are in `models.lists`.
+targets is in `bootstrap`; metrics of whole lists are in `beyond_accuracy`.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the encoder looks at when it recommends: the attention that the last position pays to each past interaction.
+"""Attention weights of the last position over the past interactions.
 
 Letters: b rows, l positions of the longest window.
 """
@@ -6,9 +6,9 @@ Letters: b rows, l positions of the longest window.
 import numpy as np
 import torch
 
-from models.encoder.attention_bias import all_places, last_places
+from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import cut_by_tokens
-from models.encoder.blocks import AttentionBlock
+from models.encoder.blocks import AttentionBlock, last_of
 from models.encoder.encoder import Encoder
 from models.histories import Float32, Histories
 
@@ -25,17 +25,17 @@ def has_attention(encoder: Encoder) -> bool:
 def attention_weights(encoder: Encoder, histories: Histories) -> Float32:
     """Share of the last position's attention that each past interaction gets: Float32 [b, l].
 
-    `mean over layers that attend and over heads of the weights of models.attention`; those of SiLU are taken at their size and
-    made to add up to 1. Column i is the row's i-th interaction among its
+    `mean over layers that attend and over heads of HistoryAttention.weights`; those of SiLU are taken at their size and made to
+    add up to 1. Column i is the row's i-th interaction among its
     `max_length` most recent ones, the last position's own included; a row adds up to 1, columns behind the last are 0, and so
     is an empty row. These are the weights of Vaswani et al. 2017, section 3.2.1, averaged as they stand. They say where a
-    block looks, not what a score is made of (Jain and Wallace 2019): for that see `models.explain.contributions`.
+    block looks, not what a score is made of (Jain and Wallace 2019): for that see `contributions`.
     Raises ValueError for an encoder whose blocks pay no attention: see `has_attention`.
     """
     if not has_attention(encoder):
         raise ValueError(
             f"attention_weights: received an encoder of {encoder.settings.block!r} blocks, expected blocks with attention "
-            "(model.block = 'transformer'); ask has_attention first"
+            "(model.block = 'transformer'); check has_attention first"
         )
     windows = histories.last(encoder.max_length)
     weights = np.zeros((len(windows), int(windows.lengths.max(initial=0))), np.float32)
@@ -49,13 +49,14 @@ def _of_batch(encoder: Encoder, windows: Histories) -> Float32:
     """`attention_weights` of rows of similar length, none of them empty."""
     window = encoder.pad(windows)
     shape = tuple(window.item_index.shape)
-    everywhere, at_last = all_places(window, encoder.settings), last_places(window, encoder.settings)
+    everywhere, at_last = full_geometry(window, encoder.settings), last_geometry(window, encoder.settings)
     states = encoder.embed(window)
     total = torch.zeros(shape, device=encoder.device)
     for layer in encoder.layer_list:
         if isinstance(layer, AttentionBlock):
-            look = layer.last_look(states, window.lengths, at_last)
-            weights = layer.attention.weights(layer.queries(look.state), look.keys, look.places).float().abs()
+            keys, _ = layer.keys_values(layer.attention_norm(states))
+            queries = layer.queries(layer.attention_norm(last_of(states, window.lengths)))
+            weights = layer.attention.weights(queries, keys, at_last).float().abs()
             shares = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
             total += shares.mean(1).squeeze(1)
         states = layer(states.flatten(0, 1), (everywhere,)).view_as(states)

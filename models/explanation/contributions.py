@@ -1,10 +1,9 @@
-"""What in a history a recommendation is based on: a weight for every past interaction.
+"""Contributions: a weight for every past interaction in the score of a recommendation.
 
 Letters: b rows, k items explained per row, l positions of the longest window.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
@@ -16,12 +15,14 @@ from torch import Tensor
 from models.encoder.batching import Window, cut_by_tokens
 from models.encoder.blocks import AttentionBlock
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.encoder.recurrent import GRUBlock
-from models.explanation.attribution import Way, without_last
+from models.explanation.attribution import ForwardTrace
+from models.explanation.hidden_states import is_gru, slopes_in_time
 from models.histories import Float32, Histories, Int32, Int64
 
 Bools = NDArray[np.bool_]
 Method = Literal["fast", "balanced", "exact"]
+Explain = Callable[..., Float32]
+"""(items [b, k], less [b, d] or None) -> `contributions` [b, k, l], with columns as far as the longest row has."""
 
 BATCH_TOKENS = 2**13
 """Padded positions explained at a time."""
@@ -42,7 +43,7 @@ def contributions(
     columns behind the last are 0, and so is the row of item 0.
     "exact" leaves each interaction out, the others keeping their positions where there are positions, and scores again (an empty
     history scores 0): a pass for each interaction. The others leave the last interaction out so and estimate what the rest do,
-    where every layer attends, at a few passes' cost: "balanced" by `models.influence.Way.leaving_out`, "fast" by its
+    where every layer attends, at a few passes' cost: "balanced" by `ForwardTrace.leaving_out`, "fast" by its
     `slopes`. With `gru` blocks both are the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the
     hidden state, at a backward pass per item. Elsewhere, in bidirectional encoders, and for "fast" with hard Gumbel weights both
     are as "exact": what a slope says of a layer that norms its input has nothing to do with leaving it out.
@@ -53,8 +54,8 @@ def contributions(
     windows = histories.last(encoder.max_length)
     weights = np.zeros((*items.shape, int(windows.lengths.max(initial=0))), np.float32)
     for rows in parts(encoder, windows.lengths, items.shape[1]):
-        encoded = Encoded.of(encoder, windows.select(rows), method)
-        part = encoded.contributions(items[rows], None if less is None else less[rows])
+        _, explain = encode_to_explain(encoder, windows.select(rows), method)
+        part = explain(items[rows], None if less is None else less[rows])
         weights[rows, :, : part.shape[-1]] = part
     return weights
 
@@ -68,58 +69,54 @@ def parts(encoder: Encoder, lengths: Int64, num_items: int) -> Iterator[Int64]:
         yield from (batch[start : start + step] for start in range(0, len(batch), step))
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Rows encoded for both: what is recommended to them, and what that is based on."""
+def encode_to_explain(
+    encoder: Encoder, histories: Histories, method: Method
+) -> tuple[Float32 | None, Explain]:
+    """Vectors of rows as `AttentionRecommender.encode` computes them, and the function that explains items of these rows.
 
-    encoder: Encoder
-    vectors: Float32 | None
-    """[b, d] as `AttentionRecommender.encode`; None for encoders that do not score by vectors."""
-    _weigh: Callable[[Tensor], Float32]
-    """From candidates' vectors [b, k, d] to [b, k, l]."""
+    The rows are one of `parts`, none is empty. Vectors are None for encoders that do not score by vectors. Where every layer
+    attends one pass serves both: that of `encode`, traced. Raises ValueError for an unknown method.
+    """
+    if method not in get_args(Method):
+        names = ", ".join(map(repr, get_args(Method)))
+        raise ValueError(f"because_method: received {method!r}, expected one of {names}")
+    windows, vectors = histories.last(encoder.max_length), None
+    weigh: Callable[[Tensor], Float32]
+    if _is_traced(encoder, method):
+        trace = ForwardTrace.of(encoder, encoder.pad(windows), with_gradients=method == "balanced")
+        by_trace = trace.leaving_out if method == "balanced" else trace.slopes
+        vectors = _numbers(trace.vectors)
 
-    @classmethod
-    def of(cls, encoder: Encoder, histories: Histories, method: Method) -> "Encoded":
-        """Rows that are not empty, one of `parts`; a pass through layers that attend is made once for both."""
-        if method not in get_args(Method):
-            names = ", ".join(map(repr, get_args(Method)))
-            raise ValueError(f"because_method: received {method!r}, expected one of {names}")
-        windows = histories.last(encoder.max_length)
-        if _by_its_way(encoder, method):
-            way = Way.of(encoder, encoder.pad(windows), with_gradients=method == "balanced")
-            weigh = way.leaving_out if method == "balanced" else way.slopes
-            return cls(encoder, _numbers(way.vectors), lambda candidates: _numbers(weigh(candidates)))
-        vectors = AttentionRecommender(encoder).encode(windows) if encoder.scores_by_vector else None
-        own_way = _first_order_in_time if _is_gru(encoder) and method != "exact" else _leave_one_out
-        return cls(encoder, vectors, partial(own_way, encoder, windows))
+        def weigh(candidates: Tensor) -> Float32:
+            return _numbers(by_trace(candidates))
+    else:
+        if encoder.scores_by_vector:
+            vectors = AttentionRecommender(encoder).encode(windows)
+        by_pass = slopes_in_time if is_gru(encoder) and method != "exact" else _leave_one_out
+        weigh = partial(by_pass, encoder, windows)
 
-    def contributions(self, items: Int32, less: Float32 | None = None) -> Float32:
-        """[b, k, l] of items [b, k], with columns as far as the longest row has: see the function of this name."""
-        vectors = self.encoder.vectors_of(torch.from_numpy(items).to(self.encoder.device)).detach()
+    def explain(items: Int32, less: Float32 | None = None) -> Float32:
+        candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()
         if less is not None:
-            vectors = vectors - torch.from_numpy(less).to(vectors)[:, None]
-        weights = self._weigh(vectors)
+            candidates = candidates - torch.from_numpy(less).to(candidates)[:, None]
+        weights = weigh(candidates)
         weights[items == 0] = 0
         return weights
 
+    return vectors, explain
 
-def _by_its_way(encoder: Encoder, method: Method) -> bool:
-    """Whether `models.influence` tells."""
+
+def _is_traced(encoder: Encoder, method: Method) -> bool:
+    """Whether a `ForwardTrace` explains this encoder by this method."""
     layers = encoder.layer_list
     attends = bool(layers) and all(isinstance(layer, AttentionBlock) for layer in layers)
     follows = encoder.settings.direction == "causal" and encoder.scores_by_vector and attends
     return follows and (method == "balanced" or (method == "fast" and not encoder.settings.gumbel_hard))
 
 
-def _is_gru(encoder: Encoder) -> bool:
-    """Whether hidden states follow one another from layer to layer, and nothing else does."""
-    layers = encoder.layer_list
-    return encoder.scores_by_vector and bool(layers) and all(isinstance(each, GRUBlock) for each in layers)
-
-
 def _numbers(values: Tensor) -> Float32:
-    found: Float32 = values.detach().float().cpu().numpy()
-    return found
+    numbers: Float32 = values.detach().float().cpu().numpy()
+    return numbers
 
 
 def strongest(weights: Float32, histories: Histories, because_items: int) -> tuple[Int32, Float32]:
@@ -226,42 +223,3 @@ def _only(window: Window, kept: Tensor) -> Window:
         request = window.asked.gather(1, (window.lengths - 1).unsqueeze(1))
         asked = torch.cat([time[:, 1:], request], 1).scatter(1, (lengths - 1).unsqueeze(1), request)
     return Window(item_index, event_type, lengths, value, time, asked, place)
-
-
-def _first_order_in_time(encoder: Encoder, windows: Histories, candidates: Tensor) -> Float32:
-    """`contributions` through recurrences: what letting each hidden state pass unchanged would do to first order."""
-    window = encoder.pad(windows)
-    with torch.enable_grad():
-        states, skips = encoder.embed(window).detach(), []
-        for block in encoder.layer_list:
-            assert isinstance(block, GRUBlock)
-            states, *skip = block.skippable(states)
-            skips.append(skip)
-        states = encoder.finished(states)
-        at_last = states[torch.arange(len(windows), device=encoder.device), window.lengths - 1]
-        scores = (candidates * at_last.unsqueeze(1)).sum(-1)
-    pushed, gates = zip(*skips, strict=True)
-    weights = candidates.new_zeros(*candidates.shape[:2], window.item_index.shape[1])
-    for place in range(candidates.shape[1]):
-        gradients = torch.autograd.grad(scores[:, place].sum(), pushed, retain_graph=True)
-        for gradient, gate in zip(gradients, gates, strict=True):
-            weights[:, place] -= (gradient / gate).sum(-1)
-    return _with_exact_last(encoder, weights, states, window, candidates, scores)
-
-
-def _with_exact_last(
-    encoder: Encoder, weights: Tensor, states: Tensor, window: Window, candidates: Tensor, scores: Tensor
-) -> Float32:
-    """The weights with those of the last interactions measured: in a causal encoder the state before is there already, unless
-    it looks from the time of the request.
-    """
-    rows, lengths = torch.arange(len(weights), device=weights.device), window.lengths
-    if encoder.settings.request_time:
-        with torch.no_grad():
-            shorter = encoder.last_states(without_last(window))
-    else:
-        shorter = states.detach()[rows, (lengths - 2).clamp_min(0)]
-    shorter = shorter * (lengths > 1).unsqueeze(1)
-    weights[rows, :, lengths - 1] = scores.detach() - (candidates * shorter.unsqueeze(1)).sum(-1)
-    found: Float32 = weights.float().cpu().numpy()
-    return found

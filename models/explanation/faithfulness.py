@@ -1,12 +1,12 @@
-"""How faithful explanations are to the model they explain: agreement with leaving out, and curves of taking away and putting in.
+"""Faithfulness of explanations: agreement with leaving out, deletion and insertion curves.
 
 A weighting says of every past interaction how much it carried a score: Float32 [b, l], columns as in
-`models.explain.contributions`. Letters: b rows, l positions of the longest window, r resamples.
+`models.explanation.contributions`. Letters: b rows, l positions of the longest window, r resamples.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -84,24 +84,9 @@ def areas(curve: Float64, scale: float) -> Float64:
 
 
 def mean_spread(deletion: Float64) -> float:
-    """The mean over rows of what the whole history scores above none, from any weighting's curves; NaN unless it is positive."""
+    """Mean over rows of the whole history's score less that of none, from any weighting's curves; NaN unless positive."""
     spread = float((deletion[:, 0] - deletion[:, -1]).mean())
     return spread if spread > 0 else math.nan
-
-
-def closing_up(score_of: Callable[[Histories, Int32], Float32]) -> ScoreOf:
-    """Scores by what takes histories without places: the interactions that are left move together."""
-
-    def kept_score(histories: Histories, items: Int32, kept: Bools) -> Float32:
-        own = histories.compact()
-        rows, flat = own.gather()
-        left = np.where(kept[rows, flat - own.starts[rows]], own.item_index, 0)
-        same = np.arange(left.max(initial=0) + 1, dtype=np.int32)
-        shorter = replace(own, item_index=left).translate(same)
-        found: Float32 = np.where(kept.any(1), score_of(shorter, items), 0)
-        return found
-
-    return kept_score
 
 
 def controls(
@@ -110,7 +95,7 @@ def controls(
     """Weightings that know less of the score of each row's item [b] than an explanation should.
 
     `random`; `recency` (later ones more); `popularity` (by `num_events` [num_items + 1] of the item); `item_cosine` (of the past
-    item's vector and the recommended one's); `attention` (`models.attended`), where the model pays any.
+    item's vector and the recommended one's); `attention` (`attention_weights`), where the model pays any.
     """
     windows = histories.last(encoder.max_length)
     rows, flat = windows.gather()
@@ -141,12 +126,12 @@ def measure(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """How faithful weightings of each row's item [b] are, beside controls, as what JSON can hold.
+    """Faithfulness of weightings of each row's item [b] and of controls, as JSON values.
 
     `methods`: for each of both `spearman` with the `exact` drops (`mean` over rows; `rows_without`: see `spearman`), and for
     `deletion` and `insertion` the `area` and the mean `curve`; with the ends `low` and `high` of 95 % bootstrap intervals over
     rows, None where no row has a value. `against`: for each weighting and control and both areas a
-    `models.significance.Difference`, weighting minus control over the same rows.
+    `models.evaluation.bootstrap.Difference`, weighting minus control over the same rows.
     """
     every = {**weightings, **controls}
     values: dict[str, Float64] = {}
@@ -206,7 +191,7 @@ class _Drawn:
 
 
 def _number(value: float) -> float | None:
-    """None for what JSON has no number for."""
+    """None for NaN and infinity, which JSON lacks."""
     return float(value) if math.isfinite(value) else None
 
 

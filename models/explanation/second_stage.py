@@ -1,9 +1,10 @@
-"""What in a history a recommendation of both stages is based on: the retriever's share and the ranker's.
+"""Contributions of past interactions through both stages: the retriever's share and the ranker's.
 
 Letters: b rows, k items explained of each, n candidates that they were ranked among, l positions of the longest window.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,23 +28,21 @@ def two_stage_contributions(
     items: Int32,
     pool: tuple[Int32, Float32],
     method: contributions.Method = "balanced",
-    encoded: contributions.Encoded | None = None,
+    explain: contributions.Explain | None = None,
 ) -> Float32:
     """How much lower the ranker would score each item if a past interaction had not been seen: [b, k, l].
 
-    As `models.explain.contributions`, of what both stages make of a history: `items` [b, k] are among the candidates `pool`,
-    items and the retriever's scores, two [b, n]. "exact" leaves each interaction out, scores the same candidates by the
-    retriever, puts them in its order, and ranks them again. The others: the retriever's contributions to how far the item is
-    ahead of the other candidates, as `explain` has them, times the slope of the ranker in that, and the slope in the presence
-    of the interaction where the ranker looks at the history. `encoded`: the rows as they were encoded by that method before.
+    As `contributions`, through both stages: `items` [b, k] are among the candidates `pool`, items and the retriever's scores,
+    two [b, n]. "exact" leaves each interaction out, scores the same candidates by the retriever, puts them in its order, and
+    ranks them again. The others: the retriever's contributions to the item's lead over the other candidates, times the ranker's
+    slope in that lead, plus the ranker's slope in the presence of the interaction where it looks at the history. `explain`: from
+    `encode_to_explain` of these rows by the same method; None: encode them here.
     """
     if method == "exact":
         return _leave_one_out(encoder, stage, histories, items, pool)
     less = _expected(encoder, *pool)
-    if encoded is None:
-        weights = contributions.contributions(encoder, histories, items, method, less)
-    else:
-        weights = encoded.contributions(items, less)
+    explain = explain or partial(contributions.contributions, encoder, histories, method=method)
+    weights = explain(items, less=less)
     return _through_ranker(encoder, stage, histories, items, pool, weights)
 
 

@@ -1,4 +1,4 @@
-"""What a second stage knows of candidates beside the encoder: when and how often they were met, what they follow, their content.
+"""Features of candidates for the second stage: counts and times of events, co-occurrence with the history, content.
 
 Letters: r rows (histories), n candidates of each, f features, l latest interactions, items = num_items + 1, e events.
 """
@@ -102,7 +102,7 @@ class ItemStatistics:
         return replace(self, **_moments(histories, self.num_items, timed=self.timed, days=days))
 
     def features(self, histories: Histories, items: Int32, scores: Float32) -> Float32:
-        """[r, n, f]: what `FEATURES` name of each row's candidates [r, n], best first, with the retriever's scores [r, n].
+        """[r, n, f]: the `FEATURES` of each row's candidates [r, n], best first, with the retriever's scores [r, n].
 
         `retrieval_score` is the logarithm of the softmax over the row's candidates, popularity the logarithm of a share of
         events, times are ln(1 + days). A request is at `histories.request_time`, else at the row's last event. Candidate 0 is
@@ -160,7 +160,7 @@ class ItemStatistics:
         )
 
     def _asked(self, histories: Histories) -> Int64:
-        """[r] seconds since origin of each request, that of the last event where none is said."""
+        """[r] seconds since origin of each request; by default of the last event."""
         if not self.timed:
             return np.zeros(len(histories), np.int64)
         moment = histories.request_time

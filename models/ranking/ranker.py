@@ -1,4 +1,4 @@
-"""The second stage: target attention from each retrieved candidate to the history, and what is known of the candidate.
+"""Second stage: target attention from each retrieved candidate to the history, and the candidate's features.
 
 Letters: r rows, n candidates of each, l interactions of the longest history, f features, d width, u units, h heads, c = d / h,
 items = num_items + 1 in the ranker's own numbering.
@@ -156,7 +156,7 @@ def _heads(states: Float[Tensor, "r n d"], heads: int) -> Float[Tensor, "r h n c
 
 
 def _weights(fit: Tensor, there: Tensor, presence: Tensor | None) -> Tensor:
-    """`p_j exp(fit_j) / sum(p exp(fit))` over what is there, p presence; zero where nothing is."""
+    """`p_j exp(fit_j) / sum(p exp(fit))` over real columns, p presence; zero without any."""
     weights = fit.masked_fill(~there, -1e9).softmax(-1) * there
     if presence is None:
         return weights
@@ -169,7 +169,7 @@ def _log_bucket(places: Tensor) -> Tensor:
 
 
 class SecondStage:
-    """A ranker with what it needs to know of the items of a retriever, which numbers them in its own way."""
+    """A ranker, statistics of the items, and the map from the retriever's item numbers to its own."""
 
     def __init__(self, ranker: Ranker, statistics: ItemStatistics, own: Int32) -> None:
         """own: [num_items + 1], the ranker's number of each of the retriever's items, 0 for those it does not know."""
@@ -181,7 +181,7 @@ class SecondStage:
         return SecondStage(self.ranker, self.statistics.extended(content), np.concatenate([self.own, none]))
 
     def lists(self, histories: Histories, items: Int32, scores: Float32) -> Lists:
-        """What the ranker reads of candidates [r, n], best first by the retriever's `scores` [r, n]."""
+        """The ranker's inputs for candidates [r, n], best first by the retriever's `scores` [r, n]."""
         if not self.ranker.settings.request_time:
             histories = replace(histories, request_time=None)
         latest = histories.last(self.ranker.settings.max_length)

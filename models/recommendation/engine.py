@@ -1,4 +1,4 @@
-"""From rows of histories to lists: candidates are retrieved, ordered and chosen by rules, and reasons found.
+"""Recommendation engine: retrieves candidates, ranks them, applies the rules, explains the lists.
 
 Letters in shapes: n items, k places.
 """
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from models.retrieval.index import ItemIndex
 
 AS_SCORED = Rules()
-"""Nothing seen is recommended, and the order is that of the scores."""
+"""Default rules: exclude seen items, rank by score."""
 _GROWTH = 4
-"""How many times more candidates are retrieved for rows that they did not fill."""
-_BATCH_TOKENS = 2**13
-"""Padded size of the batches that histories are encoded in."""
+"""Factor by which more candidates are retrieved for rows that they did not fill."""
 
 Candidates = tuple[Int32, Float32]
 """Items and scores [rows, f], best first, 0 and -inf where there are fewer."""
@@ -41,7 +39,7 @@ class Because:
     item_index: Int32
     """[rows, k, because_items], 0 where there are fewer"""
     weight: Float32
-    """[rows, k, because_items], what the score loses without them, or an estimate of it"""
+    """[rows, k, because_items], the drop of the score without them, or an estimate"""
 
     @classmethod
     def none(cls, shape: tuple[int, ...], because_items: int) -> "Because":
@@ -64,16 +62,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answering:
-    """What makes lists of histories."""
+class RecommendationEngine:
+    """Top-k lists for histories, by retrieval, an optional second stage, and rules."""
 
     recommender: AttentionRecommender
     index: "ItemIndex"
     popularity: Float32
-    """[segments + 1, n + 1] what rows without a known interaction are answered by; row 0 for those of no segment"""
+    """[segments + 1, n + 1] scores for rows without a known interaction; row 0: rows of no segment"""
     traits: Traits
     second_stage: SecondStage | None = None
-    """What puts the candidates in order; None: they are as the index retrieves them."""
+    """Orders the candidates; None: they stay as the index retrieves them."""
 
     def answer(
         self,
@@ -86,12 +84,12 @@ class Answering:
         because: contributions.Method | None = None,
         because_items: int = 3,
     ) -> Answer:
-        """The k best items of each row; rows without interactions get what is popular, in their `segment` [rows] if it is given.
+        """The k best items of each row; rows without interactions get popular items, of their `segment` [rows] if it is given.
 
-        `keys` [rows]: what draws follow from (`Rules.exploration`). `because`: None, or by which method of `models.explain`. A
-        model that looks at the time of the request takes `histories.request_time`, or the time of the rows' newest event. A list
-        is shorter than k only where the catalogue has no more that the rules let through: for rows that candidates do not fill,
-        more are retrieved.
+        `keys` [rows]: seeds of random draws (`Rules.exploration`). `because`: None, or the method of `contributions`; lists are
+        the same to the bit either way, because rows are encoded and ranked in the same parts by the same calls. A model that
+        looks at the time of the request takes `histories.request_time`, or the time of the rows' newest event. A list is
+        shorter than k only where the rules let no more of the catalogue through: short rows get more candidates retrieved.
         """
         cold = histories.lengths == 0
         histories = self._asked(histories)
@@ -102,19 +100,17 @@ class Answering:
         reasons = None if because is None else Because.none(items.shape, because_items)
         if cold.any():
             items[cold], score[cold] = self._filled(self._popular(segment[cold], rules), k, rules, keys[cold])
-        for rows in self._parts(np.flatnonzero(~cold), histories, k, because):
-            warm = _Warm(self, histories.select(rows), rules, because)
+        for rows in self._parts(np.flatnonzero(~cold), histories, k):
+            warm = _WarmRows(self, histories.select(rows), rules, because)
             items[rows], score[rows] = self._filled(warm.retrieve, k, rules, keys[rows])
             if reasons is not None:
                 reasons.item_index[rows], reasons.weight[rows] = warm.because(items[rows], because_items)
         return Answer(items, score, cold, reasons)
 
-    def _parts(
-        self, warm: Int64, histories: Histories, k: int, because: contributions.Method | None
-    ) -> Iterator[Int64]:
-        """Rows to answer together: all of the `warm` ones, or as many as reasons are kept of."""
+    def _parts(self, warm: Int64, histories: Histories, k: int) -> Iterator[Int64]:
+        """The `warm` rows in parts to encode, rank and explain together, whether or not reasons are wanted."""
         encoder = self.recommender.encoder
-        if because is None or not encoder.scores_by_vector:
+        if not encoder.scores_by_vector:
             yield from (warm,) if len(warm) else ()
             return
         lengths = np.minimum(histories.lengths[warm], encoder.max_length)
@@ -123,20 +119,20 @@ class Answering:
     def contributions(
         self, histories: Histories, k: int, rules: Rules, method: contributions.Method
     ) -> tuple[Int32, Float32]:
-        """The k best items of rows that are not empty, and what each past interaction adds to each: [rows, k], [rows, k, l]."""
-        warm = _Warm(self, self._asked(histories), rules, method)
+        """The k best items of rows that are not empty, and each past interaction's contribution: [rows, k], [rows, k, l]."""
+        warm = _WarmRows(self, self._asked(histories), rules, method)
         items, _ = self._filled(warm.retrieve, k, rules, np.zeros(len(histories), np.uint64))
         return items, warm.contributions(items)
 
     @property
     def looks_at_request(self) -> bool:
-        """Whether it matters when recommendations are asked for."""
+        """Whether the time of the request matters to a stage."""
         ranker = self.second_stage
         by_ranker = ranker is not None and ranker.ranker.settings.request_time
         return self.recommender.encoder.settings.request_time or by_ranker
 
     def _asked(self, histories: Histories) -> Histories:
-        """The rows with a request time, where a stage looks at one and none is said: that of their newest event."""
+        """The rows with a request time where a stage needs one; by default that of their newest event."""
         if not self.looks_at_request or histories.request_time is not None:
             return histories
         return as_asked(histories, int(histories.time[histories.gather()[1]].max(initial=0)))
@@ -149,9 +145,9 @@ class Answering:
         while len(open_rows):
             candidates, values = retrieve(open_rows, pool)
             is_all = candidates[:, -1] == 0
-            found = choose(candidates, values, k, rules, self.traits, keys[open_rows], is_all)
-            items[open_rows], scores[open_rows] = found
-            is_short = (found[0][:, -1] == 0) & ~is_all
+            lists = choose(candidates, values, k, rules, self.traits, keys[open_rows], is_all)
+            items[open_rows], scores[open_rows] = lists
+            is_short = (lists[0][:, -1] == 0) & ~is_all
             open_rows, pool = open_rows[is_short], pool * _GROWTH
         return items, scores
 
@@ -161,7 +157,7 @@ class Answering:
         return 0 if self.second_stage is None else self.second_stage.ranker.settings.candidates
 
     def _popular(self, segment: Int64, rules: Rules) -> Retrieve:
-        """Candidates of empty rows: what is popular in their segments."""
+        """Candidates of empty rows: popular items of their segments."""
         popularity = self.popularity
         if rules.allowed is not None:
             popularity = np.where(rules.allowed, popularity, np.float32(-np.inf))
@@ -174,56 +170,57 @@ class Answering:
         return retrieve
 
 
-class _Warm:
-    """Rows that are not empty: their candidates, and what in the histories these are based on."""
+class _WarmRows:
+    """Rows that are not empty: their candidates, and the interactions these are based on."""
 
     def __init__(
-        self, answering: Answering, histories: Histories, rules: Rules, because: contributions.Method | None
+        self,
+        engine: RecommendationEngine,
+        histories: Histories,
+        rules: Rules,
+        because: contributions.Method | None,
     ) -> None:
-        self.histories, self._rules, self._index = histories, rules, answering.index
-        self._recommender, self._stage, self._method = answering.recommender, answering.second_stage, because
+        self.histories, self._rules, self._index = histories, rules, engine.index
+        self._recommender, self._stage, self._method = engine.recommender, engine.second_stage, because
         self._vectors: Float32 | None = None
-        self._encoded: contributions.Encoded | None = None
+        self._explain: contributions.Explain | None = None
         self._first: Candidates | None = None
-        if not self._recommender.encoder.scores_by_vector:
-            return
-        if because is None:
-            self._vectors = self._recommender.encode(histories, _BATCH_TOKENS)
-        else:
-            self._encoded = contributions.Encoded.of(self._recommender.encoder, histories, because)
-            self._vectors = self._encoded.vectors
+        if because is not None:
+            encoder = self._recommender.encoder
+            self._vectors, self._explain = contributions.encode_to_explain(encoder, histories, because)
+        elif self._recommender.encoder.scores_by_vector:
+            self._vectors = self._recommender.encode(histories)
 
     def retrieve(self, rows: Int64, number: int) -> Candidates:
-        """The best of some rows: from the index, or scored one by one where no vector says it all, the first ones ranked."""
+        """The best of some rows: from the index, or scored one by one without vectors; the first ones ranked."""
         part = self.histories.select(rows)
         if self._vectors is None:
-            found = self._scored(part, number)
+            candidates = self._scored(part, number)
         else:
             seen = part if self._rules.exclude_seen else None
-            found = self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
+            candidates = self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
         if self._stage is None:
-            return found
-        if self._first is None:  # of all rows: more is only asked for those left short
-            self._first = found
-        return _ranked(self._stage, part, *found)
+            return candidates
+        if self._first is None:  # of all rows: more are retrieved only for those left short
+            self._first = candidates
+        return _ranked(self._stage, part, *candidates)
 
     def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
         """The past items that carried each item [rows, k] and their weights, two [rows, k, because_items]."""
         return contributions.strongest(self.contributions(items), self.histories, because_items)
 
     def contributions(self, items: Int32) -> Float32:
-        """[rows, k, l] what each past interaction adds to the score of each item [rows, k] retrieved before."""
-        encoder, method = self._recommender.encoder, self._method
-        assert method is not None
+        """[rows, k, l] contribution of each past interaction to the score of each item [rows, k] retrieved before."""
+        assert self._method is not None
+        assert self._explain is not None
         if self._stage is not None and self._first is not None:
             number = self._stage.ranker.settings.candidates
             pool = self._first[0][:, :number], self._first[1][:, :number]
+            encoder = self._recommender.encoder
             return two_stage_contributions(
-                encoder, self._stage, self.histories, items, pool, method, self._encoded
+                encoder, self._stage, self.histories, items, pool, self._method, self._explain
             )
-        if self._encoded is not None:
-            return self._encoded.contributions(items)
-        return contributions.contributions(encoder, self.histories, items, method)
+        return self._explain(items)
 
     def _scored(self, part: Histories, number: int) -> Candidates:
         """The best of the whole catalogue, scored chunk after chunk of rows."""

@@ -24,7 +24,7 @@ _CHUNK_CELLS = 2**22
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be in a list, and what its order looks at beside the score; the defaults are the order of the scores."""
+    """Filters of a list and terms of its order beside the score; by default the order of the scores."""
 
     exclude_seen: bool = True
     """Whether the items of a row's history are left out."""

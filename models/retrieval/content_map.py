@@ -1,4 +1,4 @@
-"""From what is said about an item to its vector: ridge regression on the items that training knows.
+"""Map from an item's content to its vector: ridge regression on the items of training.
 
 Letters: n items, f features, d components.
 """
@@ -24,7 +24,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Worth:
-    """How well the vectors of items are told from their content, each by a map that was fitted without it."""
+    """Accuracy of item vectors predicted from content, each by a map fitted without it."""
 
     items: int
     features: int
@@ -33,7 +33,7 @@ class Worth:
     r2: float
     """1 - squared error / squared distance from the mean vector: 0 where content says nothing."""
     cosine: float
-    """Mean cosine of told and true vector."""
+    """Mean cosine of predicted and true vector."""
     mean_cosine: float
     """The same of the mean vector, which needs no content."""
 

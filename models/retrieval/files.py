@@ -1,4 +1,4 @@
-"""The files of an item index: what it is and the digest of each, in index.json."""
+"""Files of an item index: its facts and their digests, in index.json."""
 
 import hashlib
 import json

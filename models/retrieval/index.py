@@ -104,12 +104,12 @@ class ItemIndex:
         return scores
 
     def search_exactly(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
-        """What `search` of an exact index answers, whatever the type of this one."""
+        """`search` by exact inner products, whatever the type of this index."""
         positions, scores = self._exactly(queries, k)
         return self._items(positions), scores
 
     def search_approximately(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
-        """What FAISS finds, with exact scores; rows that it cannot fill end with item 0."""
+        """FAISS's candidates with exact scores; rows that it cannot fill end with item 0."""
         positions, scores = self._approximately(queries, k, None, None)
         return self._items(positions), scores
 

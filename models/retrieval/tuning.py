@@ -1,4 +1,4 @@
-"""The least work with which an approximate index finds what exact search finds: by counting, never by a clock."""
+"""Tuning of an approximate index: the least work that reaches the recall, counted, never timed."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Tunable(Protocol):
 
     @property
     def facts(self) -> IndexFacts:
-        """What it is."""
+        """Type, parameters and recall."""
         ...
 
     def search_approximately(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
-        """What the index itself finds: items and scores, two [r, k]."""
+        """Items and scores of the index alone, two [r, k]."""
         ...
 
     def search_exactly(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
-        """What is to be found."""
+        """Items and scores of exact search, two [r, k]."""
         ...
 
     def efforts(self, limit: float) -> list[int]:
@@ -91,7 +91,7 @@ def share_found(exact: Int32, found: Int32) -> float:
 
 
 def _recalls(index: Tunable, queries: Float32) -> dict[str, float]:
-    """Rows that the index cannot fill, which a search then answers exactly, count with what it found."""
+    """Recall at each length; rows that the index cannot fill count with the items it found."""
     exact, _ = index.search_exactly(queries, RECALL_AT[-1])
     return {
         f"recall@{k}": share_found(exact[:, :k], index.search_approximately(queries, k)[0]) for k in RECALL_AT

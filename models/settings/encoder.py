@@ -35,63 +35,60 @@ class EncoderSettings:
     """Shape of the history encoder: the `[model]` section."""
 
     block: Block = "transformer"
-    """What mixes the positions of a history."""
+    """Sequence encoder block."""
     dim: int = 64
-    """Width of item vectors and states, in components; where something attends a multiple of `num_heads`."""
+    """Embedding dimension, in components; with attention a multiple of `num_heads`."""
     num_blocks: int = 2
-    """Number of blocks, one after the other; 0: none, the readout sees the embeddings."""
+    """Encoder blocks, one after the other; 0: none, the readout sees the embeddings."""
     num_heads: int = 2
-    """Attention heads per block; blocks that read in order have none and ignore it."""
+    """Attention heads per block; blocks without attention ignore it."""
     dropout: float = 0.2
-    """Share of components set to zero during training, in [0, 1)."""
+    """Dropout rate, in [0, 1)."""
     score: Score | Literal["auto"] = "auto"
-    """How well a query and a key fit. auto: dot in hstu, else scaled_dot."""
+    """Attention score of a query and a key. auto: dot in hstu, else scaled_dot."""
     weighting: Weighting | Literal["auto"] = "auto"
-    """How scores become weights. auto: silu in hstu, else softmax."""
+    """Attention weights from scores. auto: silu in hstu, else softmax."""
     positions: Positions | Literal["auto"] = "auto"
-    """What attention knows of order. absolute: a learned vector per place in the window; relative: a learned bias per head
-    and distance, which tells near from far the same in short and in long histories; rotary: queries and keys are turned by
-    their places; none. auto: relative where the blocks attend, none elsewhere."""
+    """Position encoding of attention. absolute: a learned vector per position in the window; relative: a learned bias per head
+    and distance; rotary: rotated queries and keys; auto: relative where the blocks attend, else none."""
     time_bias: bool = False
-    """Attention: a learned bias per head and time between two events, in logarithmic buckets."""
+    """Attention bias, learned per head and logarithmic bucket of the time between two events."""
     request_time: bool = False
-    """Whether the model may see the time of the request: `time_bias` and `calendar` then count from it."""
+    """Access to the time of the request: `time_bias` and `calendar` then count from it."""
     window: int = 0
-    """Attention, causal: positions that each one sees, itself included, in the blocks and in readout attention; 0: all before
-    it."""
+    """Attention window of causal blocks and readout attention, in events, the position itself included; 0: all before it."""
     feed_forward: FeedForward | Literal["auto"] = "auto"
-    """What follows attention in transformer and ligr (hstu has nothing). auto: swiglu in ligr, gelu in transformer."""
+    """Feed-forward layer of transformer and ligr (hstu has none). auto: swiglu in ligr, gelu in transformer."""
     direction: Direction = "causal"
-    """causal: a state knows what came before; bidirectional: the whole history, which must then be closed
-    (`train.targets` last or random). For attention blocks, gru and lstm."""
+    """Direction of attention blocks, gru and lstm. bidirectional: a state sees the whole history, which must then end before its
+    target (`train.targets` last or random)."""
     kernel: int = 5
-    """conv: positions that each one sees in a block, itself included."""
+    """Kernel width of conv, in events, the position itself included."""
     readout: Readout = "last"
-    """What a history's states become. last: its last state; mean: the mean of its states; attention: the last state and what
-    it finds by attention over all of them; target: for each candidate what that finds by attention (DIN), with the same `score`
-    but no biases, weighted by softmax or silu."""
+    """User state from a history's states. last, mean; attention: the last state plus attention over all; target: attention of
+    each candidate over all (DIN), with the same `score`, no biases, and softmax or silu weights."""
     item_id: bool = True
-    """Whether an item has a learned vector of its own; without one it is its content."""
+    """Learned vector per item; without it an item is its content."""
     item_content: bool = False
-    """Whether categories, text and embeddings of items go into their vectors; items never seen in training then have one."""
+    """Categories, text and embeddings in item vectors; items unseen in training then have one too."""
     event_type: bool = True
-    """Whether the model sees the type of past events."""
+    """Types of past events as input."""
     value: bool = False
-    """Whether the model sees the value of past events."""
+    """Values of past events as input."""
     calendar: bool = False
-    """Whether the model sees hour of the day and day of the week (UTC) of past events."""
+    """Hour of the day and day of the week (UTC) of past events as input."""
     similarity: Similarity = "dot"
-    """dot: user and item vectors as they are; cosine: both of length 1, divided by `temperature`."""
+    """Similarity of user and item vectors. cosine: both of length 1, divided by `temperature`."""
     temperature: float = 0.05
-    """cosine: what similarities are divided by."""
+    """Temperature of cosine similarity, its divisor."""
     learned_temperature: bool = False
-    """cosine: whether the temperature is learned, from `temperature` on."""
+    """Learning of the cosine temperature, from `temperature` on."""
     gumbel_start: float = 1.0
-    """gumbel_softmax: temperature at the first step; falls geometrically to `gumbel_end` over `train.epochs`."""
+    """Initial temperature of gumbel_softmax; it falls geometrically to `gumbel_end` over `train.epochs`."""
     gumbel_end: float = 0.2
-    """gumbel_softmax: temperature at the end."""
+    """Final temperature of gumbel_softmax."""
     gumbel_hard: bool = False
-    """gumbel_softmax: straight-through, all weight on one position forward and the soft gradient backward."""
+    """Straight-through gumbel_softmax: all weight on one position forward, the soft gradient backward."""
 
     def __post_init__(self) -> None:
         for key, choices in _CHOICES.items():

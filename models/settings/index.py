@@ -9,18 +9,17 @@ IndexType = Literal["exact", "hnsw", "ivf", "ivf_pq", "sq"]
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How items are searched: the `[index]` section."""
+    """Search of items: the `[index]` section."""
 
     type: IndexType | Literal["auto"] = "auto"
-    """exact: every vector; hnsw: a graph of neighbours; ivf: lists around centroids; sq, ivf_pq: such lists of vectors in a byte
-    per component or less, the best of them scored exactly. auto: exact up to 30,000 items; above, the first of ivf and hnsw that
-    reaches the recall with little work, else exact."""
+    """Item index. exact: every vector; hnsw: neighbour graph; ivf: inverted lists; sq, ivf_pq: compressed lists, the best
+    re-scored exactly. auto: exact up to 30,000 items; above, ivf or hnsw where they reach the recall cheaply."""
     target_recall: float = 0.99
-    """Recall@100 against exact search that the index has to reach, in (0, 1]; an asked type that does not is refused."""
+    """Minimum recall@100 against exact search, in (0, 1]; a chosen type below it is refused."""
     recall_queries: int = 1000
-    """User vectors on which the index is tuned (half of them) and its recall measured (the others), at most."""
+    """Maximum sample for tuning (half) and recall (half), in user vectors."""
     max_bytes: int = 0
-    """Bytes that the searched vectors may take in memory; where they take more, auto tries sq, then ivf_pq. 0: no bound."""
+    """Memory limit of the searched vectors, in bytes; above it auto tries sq, then ivf_pq. 0: none."""
 
     def __post_init__(self) -> None:
         types = ("auto", *get_args(IndexType))

@@ -15,37 +15,37 @@ class RankerSettings:
     """Shape and training of the second stage: the `[ranker]` section."""
 
     use: RankerUse = "auto"
-    """auto: in scoring only where it is better than retrieval alone on the test targets, by a paired test; always, never."""
+    """Use of the second stage in scoring. auto: where a paired test on the test targets shows it better than retrieval."""
     candidates: int = 100
-    """Items retrieved for each user that the ranker puts in order."""
+    """Candidates per user, in items, retrieved for the ranker."""
     max_length: int = 50
-    """Past interactions that it looks back over, at most."""
+    """Maximum history length of the ranker, in events."""
     dim: int = 32
-    """Width of its vectors, in components; a multiple of `num_heads`."""
+    """Embedding dimension of the ranker, in components; a multiple of `num_heads`."""
     num_heads: int = 2
-    """Heads of its multi-head attention."""
+    """Attention heads of the ranker."""
     hidden: int = 64
-    """Units of the layer above features and attention."""
+    """Hidden layer above features and attention, in units."""
     dropout: float = 0.1
-    """Share of components set to zero during training, in [0, 1)."""
+    """Dropout rate of the ranker, in [0, 1)."""
     loss: RankerLoss = "listwise"
-    """listwise: softmax over each list's candidates; pointwise: binary cross-entropy of each candidate."""
+    """Ranker loss. listwise: softmax over each list's candidates; pointwise: binary cross-entropy of each."""
     request_time: bool = True
-    """Whether it may see the time of the request; times are else those before the last interaction."""
+    """Access to the time of the request; without it times end with the last interaction."""
     train_fraction: float = 0.8
-    """Share of users it learns from, the others are for early stopping and calibration."""
+    """Training share of users; the others are for early stopping and calibration."""
     max_lists: int = 20_000
-    """Validation targets that it learns from, at most."""
+    """Maximum training set, in lists, one per validation target."""
     epochs: int = 30
-    """Passes over its lists, at most."""
+    """Maximum training length of the ranker, in epochs."""
     patience: int = 4
-    """Epochs without a better NDCG@10 on the other users before it stops."""
+    """Early-stopping patience of the ranker, in epochs, by NDCG@10 on the held-out users."""
     batch_lists: int = 32
-    """Lists per optimiser step."""
+    """Batch size of the ranker, in lists per optimiser step."""
     learning_rate: float = 0.001
-    """AdamW's step size."""
+    """Learning rate of AdamW."""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
         for key, known in (("use", get_args(RankerUse)), ("loss", get_args(RankerLoss))):

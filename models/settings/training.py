@@ -20,64 +20,63 @@ SAMPLED_LOSSES: tuple[Loss, ...] = ("sampled_softmax", "gbce", "bce", "bpr")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How the encoder is trained: the `[train]` section."""
+    """Training of the encoder: the `[train]` section."""
 
     loss: Loss = "softmax"
-    """What is minimised: softmax over the whole catalogue; over sampled negatives: sampled_softmax, gbce, bce, bpr."""
+    """Training loss: softmax over the whole catalogue, or a loss over sampled negatives."""
     negatives: int = 256
-    """Items drawn for each optimiser step, the negatives of all its targets; in_batch: drawn from the step's own targets."""
+    """Negatives per optimiser step, in items, shared by its targets."""
     negative_sampling: NegativeSampling = "uniform"
-    """uniform: every item alike; popularity: as often as it occurs in training; in_batch: the step's own targets."""
+    """Sampling distribution of negatives. popularity: by training frequency; in_batch: the step's own targets."""
     logq_correction: bool = True
-    """sampled_softmax: take the logarithm of how often an item is drawn off its score: popular ones are not pushed down."""
+    """logQ correction of sampled_softmax: subtract log q(item) from scores, so that popular items are not under-scored."""
     gbce_calibration: float = 0.75
-    """gbce: t in [0, 1]; 0 is plain binary cross-entropy, 1 makes predictions calibrated probabilities."""
+    """Calibration t of gbce, in [0, 1]. 0: plain binary cross-entropy; 1: predictions are calibrated probabilities."""
     targets: TrainTargets = "all"
-    """all: every event that has one before it; last: each history's last alone; random: one of each history, another every
-    epoch. With the last two a history is closed before its target, as `model.direction` = "bidirectional" needs it."""
+    """Training targets per history. all: every event but the first; last: the last; random: one, a new one every epoch. With last
+    and random the history ends before its target, as `model.direction` = "bidirectional" needs."""
     epochs: int = 100
-    """Passes over the training histories, at most."""
+    """Maximum training length, in epochs."""
     patience: int = 10
-    """Epochs without a better validation NDCG@10 before training stops."""
+    """Early-stopping patience, in epochs, by validation NDCG@10."""
     batch_histories: int = 128
-    """Histories per optimiser step, on average: batches are cut by a budget of tokens."""
+    """Batch size, in histories, the average per optimiser step; batches are cut by a budget of tokens."""
     accumulate: int = 1
-    """Parts that an optimiser step is computed in, one after the other: less memory, the same step."""
+    """Gradient accumulation: parts that an optimiser step is computed in, with less memory and the same result."""
     learning_rate: float = 0.001
-    """AdamW's step size."""
+    """Learning rate of AdamW."""
     warmup_steps: int = 0
-    """Optimiser steps over which the learning rate rises from 0."""
+    """Linear warm-up of the learning rate, in optimiser steps."""
     schedule: Schedule = "constant"
-    """constant, or cosine: the learning rate falls to a hundredth over `epochs`."""
+    """Learning-rate schedule. cosine: decay to a hundredth over `epochs`."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     beta1: float = 0.9
-    """AdamW's decay of the first moment."""
+    """Decay of AdamW's first moment."""
     beta2: float = 0.98
-    """AdamW's decay of the second moment."""
+    """Decay of AdamW's second moment."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this Euclidean norm; 0 turns it off."""
+    """Maximum gradient norm (Euclidean), for clipping; 0: off."""
     ema_decay: float = 0.0
-    """Decay per step of the moving average of the weights that is validated and kept, such as 0.999; 0: none."""
+    """Decay per step of the weights' moving average that is validated and kept, such as 0.999; 0: none."""
     item_optimizer: ItemOptimizer = "auto"
-    """Of item vectors. rowwise_adagrad: one number of state per item, and only the items of a step are touched: for catalogues of
-    millions, with a sampled loss. auto: that from a million items on where the loss is sampled, else adamw."""
+    """Optimiser of item vectors. rowwise_adagrad: one state per item and sparse updates, for millions of items with a sampled
+    loss. auto: that from a million items on where the loss is sampled, else adamw."""
     precision: Precision = "auto"
-    """fp32, bf16 autocast, or bf16 where the hardware computes it natively."""
+    """Numeric precision: fp32 or bf16 autocast. auto: bf16 where the hardware computes it natively."""
     compile: Compile = "auto"
-    """Whether the step goes through torch.compile; auto: on CUDA, where a compiler is there and training is long enough to pay
-    for it (on the CPU the step is near its kernels' own time, and compiled is slower)."""
+    """Compilation of the step by torch.compile. auto: on CUDA with a compiler, where training is long enough to pay for it."""
     refit_validation: bool = False
-    """Train again on training + validation events, for the steps that validation chose, before testing."""
+    """Refit on training and validation events before testing, for the steps that validation chose."""
     refit_from: RefitFrom = "start"
-    """start: train again from fresh weights, the steps scaled by the number of targets; continue: go on from the chosen weights
-    for an epoch, at the end of every schedule (learning rate, Gumbel temperature) and without warm-up."""
+    """Starting weights of a refit. start: fresh ones, steps scaled by the number of targets; continue: the chosen ones, for an
+    epoch at the end of every schedule and without warm-up."""
     refit: bool = True
-    """Publish trains again on all events before anything is deployed."""
+    """Refit on all events before publishing."""
     validation_targets: int = 5_000
-    """Validation targets ranked after each epoch, at most (a fixed sample of them where there are more)."""
+    """Maximum validation set ranked after each epoch, in targets, a fixed sample."""
     checkpoint_seconds: float = 60.0
-    """Seconds between checkpoints to resume from (one is also written after each epoch)."""
+    """Interval of checkpoints to resume from, in seconds; one more follows each epoch."""
 
     def __post_init__(self) -> None:
         choices = {

@@ -1,10 +1,10 @@
-"""Several processes that train one model together: who is there, what they tell each other. Torch is imported where it is used.
+"""Process-group helpers for data-parallel training; torch is imported where it is used.
 
-Process 0 leads: it alone validates, writes and decides, and tells the others. Without a group all of this is about one process.
+Process 0 leads: it alone validates and writes. Without a group all of this is about one process.
 """
 
 import gc
-import io
+import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PATIENCE = timedelta(days=30)
-"""How long a process waits for the others: process 0 may be busy with other stages."""
-MESSAGE_BYTES = 2**28
-"""Largest piece that a message is sent in."""
+"""Longest wait of a process for the others: process 0 may be busy with other stages."""
 
 
 def launched() -> int:
@@ -30,7 +28,7 @@ def launched() -> int:
 def group() -> Iterator[None]:
     """Join the processes that torchrun started: gloo between CPUs, nccl between GPUs (one for each process of a machine).
 
-    After an error the group stays as it is, and the others learn of it when this process ends, having said what happened.
+    After an error the group stays as it is, and the others learn of it when this process ends, after its message.
 
     At the end nothing may hold the group any more: its threads end with it, and one that still gives a tensor back when the
     interpreter is closing aborts the process. So the module whose default arguments are the group of the moment it is
@@ -63,7 +61,7 @@ def rank() -> int:
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether it says that another process cannot be reached: nccl's errors have a class, gloo's name the file they come from."""
+    """Whether another process cannot be reached: nccl's errors have a class, gloo's name their source file."""
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
@@ -88,11 +86,11 @@ def total(values: Sequence[float]) -> list[float]:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
     torch.distributed.all_reduce(sums)
-    return [float(each) for each in sums]
+    return [float(value) for value in sums]
 
 
 def broadcast_floats(values: Sequence[float]) -> list[float]:
-    """Process 0's values, as many as everyone has."""
+    """Values of process 0, as many as every process passes."""
     return total(values if rank() == 0 else [0.0] * len(values))
 
 
@@ -108,20 +106,18 @@ def gathered(tensor: "Tensor") -> "list[Tensor]":
 
 
 def broadcast(message: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Process 0's message: dictionaries and lists of tensors and plain values, in torch's weights-only format."""
+    """Message of process 0, of plain values, in every process."""
     import torch
 
     if size() == 1:
         return message
-    content = io.BytesIO()
-    if rank() == 0:
-        torch.save(message, content)
-    (length,) = broadcast_floats([content.tell()])
-    sent = torch.frombuffer(bytearray(content.getvalue()), dtype=torch.uint8) if rank() == 0 else None
-    received = torch.empty(int(length), dtype=torch.uint8) if sent is None else sent
-    for start in range(0, len(received), MESSAGE_BYTES):
-        torch.distributed.broadcast(received[start : start + MESSAGE_BYTES], 0)
-    if rank() == 0:
-        return message
-    heard: dict[str, Any] | None = torch.load(io.BytesIO(received.numpy().tobytes()), weights_only=True)
-    return heard
+    own = bytearray(json.dumps(message).encode())
+    (length,) = broadcast_floats([len(own)])
+    content = (
+        torch.frombuffer(own, dtype=torch.uint8)
+        if rank() == 0
+        else torch.empty(int(length), dtype=torch.uint8)
+    )
+    torch.distributed.broadcast(content, 0)
+    received: dict[str, Any] | None = json.loads(content.numpy().tobytes())
+    return received

@@ -64,9 +64,9 @@ def fit(
     ends: without warm-up, at the last learning rate of the schedule and the last temperature of Gumbel-softmax.
     `on_checkpoint` receives the whole state every `train.checkpoint_seconds` and after each epoch; passed back as
     `resume`, the training goes on from there and on the CPU ends in the same bits as one never interrupted.
-    In a group of processes (`models.distributed`) all call this alike; `validation`, `resume` and what is called back are
-    those of process 0. Raises ValueError where the settings contradict each other, no history bears a target, `resume` is of
-    another training; NotFinite, one of these, where loss, gradient or weights are not.
+    In a group of processes (`models.training.distributed`) all call this alike; process 0 alone validates and calls back.
+    Raises ValueError where the settings contradict each other, no history bears a target, `resume` is of another training;
+    NotFinite, one of these, where loss, gradient or weights are not.
     """
     check_together(encoder, train)
     device = pick_device()
@@ -81,7 +81,7 @@ def fit(
         training = _Training(
             model.to(device), plan, train, validation, max_steps, initial is not None, on_checkpoint
         )
-        training.begin(distributed.broadcast(resume))
+        training.begin(resume)
         while not training.is_done:
             with closing(training.epoch(show_progress)) as coming:
                 for step in coming:
@@ -138,11 +138,9 @@ class _Training:
         self.model, self.plan, self.settings, self.max_steps = model, plan, settings, max_steps
         self.size, self.rank = distributed.size(), distributed.rank()
         self.device = next(model.parameters()).device
-        self.on_checkpoint, self.validation = on_checkpoint, None
-        if validation is not None and len(validation.target) and max_steps is None and not self.rank:
+        self.continues, self.on_checkpoint, self.validation = continues, on_checkpoint, None
+        if validation is not None and len(validation.target) and max_steps is None:
             self.validation = validation.sample(settings.validation_targets, plan.seed)
-        flags = [self.validation is not None, on_checkpoint is not None, continues]
-        self.validates, self.saves, self.continues = map(bool, distributed.broadcast_floats(flags))
         self.precision = resolved_precision(settings.precision, self.device)
         self.compiled = resolved_compile(settings.compile, self.device, plan.num_targets * settings.epochs)
         self.sampler = _sampler(model, plan, settings)
@@ -187,7 +185,7 @@ class _Training:
         progress = self.progress
         if self.max_steps is not None:
             return progress.total_steps >= self.max_steps
-        if self.validates and progress.epoch - progress.best_epoch >= self.settings.patience:
+        if self.validation is not None and progress.epoch - progress.best_epoch >= self.settings.patience:
             return True
         return progress.epoch >= self.settings.epochs
 
@@ -254,7 +252,10 @@ class _Training:
         """Take an optimiser step along the gradients; NotFinite where these or the loss are not."""
         progress = self.progress
         norm = clip_gradients(self.model.parameters(), self.settings.max_grad_norm or math.inf)
-        is_due = self.saves and time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
+        is_due = (
+            self.on_checkpoint is not None
+            and time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
+        )
         value, due = distributed.total([loss.item(), float(is_due and not self.rank)])
         grad_norm, self.save_is_due = norm.item(), due > 0
         self.last_rows = self.plan.rows[step.rows]
@@ -310,10 +311,10 @@ class _Training:
 
     def _validate(self) -> dict[str, float]:
         """Validation metrics of process 0, in every process."""
-        if not self.validates:
+        if self.validation is None:
             return {}
         started = time.monotonic()
-        measured = validate(self.model, self.validation) if self.validation is not None else {}
+        measured = {} if self.rank else validate(self.model, self.validation)
         measured["validation_seconds"] = time.monotonic() - started
         names = [
             f"validation_{name}" for name in (f"ndcg@{VALIDATION_K}", f"hit_rate@{VALIDATION_K}", "seconds")
@@ -330,10 +331,10 @@ class _Training:
 
     def save_checkpoint(self) -> None:
         """Hand the state to `on_checkpoint`, with the random state of every process."""
-        if not self.saves:
+        if self.on_checkpoint is None:
             return
         gathered = {name: distributed.gathered(own) for name, own in random_state(self.device).items()}
-        if self.on_checkpoint is not None and not self.rank:
+        if not self.rank:
             random = [dict(zip(gathered, own, strict=True)) for own in zip(*gathered.values(), strict=True)]
             self.on_checkpoint(self.state.content(random))
         self.saved_at = time.monotonic()

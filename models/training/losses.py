@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy of the next item over the whole catalogue, or losses over drawn negatives.
+"""Training losses: cross-entropy of the next item over the whole catalogue, or losses over drawn negatives.
 
 Letters: n targets, d components of a state, m negatives, items = num_items + 1 (row 0 is padding and never a candidate);
 s+ and s- are the scores of a target and of a negative.
@@ -113,7 +113,7 @@ def sampled_loss_of_scores(
         overconfidence that drawing few negatives brings. Source: Petrov & Macdonald 2023 (gSASRec).
     bpr: `mean over negatives of -log σ(s+ - s-)`. Source: Rendle et al. 2009.
 
-    A negative that is the target itself counts as one told apart for certain: it adds nothing and has no gradient.
+    A negative that is the target itself counts as one ranked below it for certain: it adds nothing and has no gradient.
     num_candidates: items that negatives are drawn from; weight >= 0 with a positive sum, whose precision the losses have.
     """
     hit = target.unsqueeze(1) == negatives.item_index
@@ -140,7 +140,7 @@ def _positive_weight(loss: SampledLoss, num_negatives: int, num_candidates: int,
 
 
 def _precision(vectors: Tensor) -> torch.dtype:
-    """What matrix products with the vectors are computed in."""
+    """Precision of matrix products with the vectors."""
     device = vectors.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else vectors.dtype
 

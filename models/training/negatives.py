@@ -29,8 +29,8 @@ class NegativeSampler:
 
     uniform: P(item) = 1 / c, in O(m), whatever the size of the catalogue.
     popularity: P(item) ~ item_counts + 1, in O(m log c) by inversion of the cumulative counts. The 1 lets an item that
-    is no target in training (new, or known by its content alone) be drawn at all: one that never is would never be told
-    apart from what comes next, and its correction would be infinite.
+    is no target in training (new, or known by its content alone) be drawn at all: one that never is would never be pushed
+    below the targets, and its correction would be infinite.
     in_batch: m of the step's own targets (without replacement; all where there are fewer), so P(item) ~ item_counts.
 
     What is drawn follows from (seed, epoch, step) alone, and in_batch from the targets: a training that is resumed, or

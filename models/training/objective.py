@@ -1,4 +1,4 @@
-"""What is minimised, as one module that several processes can share.
+"""Training loss as one module that several processes can share.
 
 Letters: n targets, m negatives, items = num_items + 1.
 """

@@ -1,4 +1,4 @@
-"""What turns gradients into steps: optimisers, the learning rate of each step, clipping, the moving average of weights.
+"""Optimisers, learning-rate schedule, gradient clipping, and moving average of the weights.
 
 Letters: rows of an embedding and d components of each; n rows that bear a gradient in a step.
 """
@@ -17,7 +17,7 @@ from models.shapes import Float
 from models.training import distributed
 
 LAST_FACTOR = 0.01
-"""What the cosine schedule leaves of the learning rate."""
+"""Last learning rate of the cosine schedule, as a share of the first."""
 ROWWISE_MIN_ITEMS = 1_000_000
 """Items from which `item_optimizer = "auto"` is rowwise_adagrad where the loss is sampled."""
 DECAYED = (nn.Linear, nn.RNNBase, nn.Conv1d)
@@ -108,7 +108,8 @@ def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float
 
     Over the first w = `warmup_steps` it is `(step + 1) / w` of `settings.learning_rate`; then, with the cosine schedule,
     `f + (1 - f) (1 + cos(pi p)) / 2` of it with p = (step - w) / (total_steps - w), at most 1, and f = 1/100.
-    Source: Loshchilov and Hutter 2017, without restarts.
+    Source: Loshchilov and Hutter 2017, without restarts. A plain function of the step, unlike torch's `LambdaLR`, needs no state
+    in checkpoints.
     """
     warmup = settings.warmup_steps
     if step < warmup:
@@ -121,21 +122,22 @@ def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
-    """The Euclidean norm of all gradients together, which are scaled down to `max_norm` (infinite: left as they are).
+    """Scale all gradients down to the Euclidean norm `max_norm` (infinite: as they are); return their norm before.
 
-    As `torch.nn.utils.clip_grad_norm_`, but for sparse gradients too: those are coalesced.
+    As `torch.nn.utils.clip_grad_norm_`, but for sparse gradients too, which have no norm there: they are coalesced.
     """
-    gradients = []
+    weights: list[Tensor] = []
+    gradients: list[Tensor] = []
     for weight in parameters:
-        if weight.grad is None:
+        gradient = weight.grad
+        if gradient is None:
             continue
-        if weight.grad.is_sparse:
-            weight.grad = weight.grad.coalesce()
-            gradients.append(weight.grad.values())
-        else:
-            gradients.append(weight.grad)
+        if gradient.is_sparse:
+            weight.grad = gradient = gradient.coalesce()
+        weights.append(weight)
+        gradients.append(gradient.values() if gradient.is_sparse else gradient)
     norm: Tensor = torch.nn.utils.get_total_norm(gradients)
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
     return norm
 
 
@@ -143,7 +145,8 @@ class WeightAverage:
     """Exponential moving average of weights: after step t (from 0) `average = k average + (1 - k) weight`.
 
     k = min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten. Source: Polyak and Juditsky 1992; the
-    rising decay is TensorFlow's ExponentialMovingAverage with num_updates.
+    rising decay is TensorFlow's ExponentialMovingAverage with num_updates. torch's `AveragedModel` also copies every buffer
+    at each step, the items' content among them (34 ms instead of 3 for 20,000 items with 384 features).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

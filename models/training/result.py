@@ -1,4 +1,4 @@
-"""What a training leaves: a record of each epoch, the trained encoder, and how another training goes on from it."""
+"""Training results: epoch records, the trained encoder, and initial weights for another training."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,7 +50,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A trained encoder and how it came about."""
+    """Trained encoder, its best epoch and the history of its training."""
 
     model: Encoder
     """In evaluation mode, with the weights of `best_epoch`."""
@@ -60,7 +60,7 @@ class FitResult:
     """Optimiser steps up to the end of that epoch."""
     history: list[EpochRecord]
     resolved: dict[str, Any]
-    """What `auto` came to, and the sizes that follow from the data."""
+    """Values chosen for `auto`, and sizes that follow from the data."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Initial:
 
     @torch.no_grad()
     def copy_into(self, model: Encoder) -> None:
-        """Give a fresh encoder of the same settings these weights, items theirs by what they are called here."""
+        """Copy the weights into a fresh encoder of the same settings, item vectors by `item`."""
         trained = dict(self.encoder.named_parameters())
         table = model.items.ids.weight if model.items.ids is not None else None
         known = torch.from_numpy(np.flatnonzero(self.item))

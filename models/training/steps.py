@@ -1,4 +1,4 @@
-"""What each optimiser step is given: its batch, cut into parts by tokens for processes and accumulation, and its negatives.
+"""Optimiser steps: batches cut into parts by tokens for processes and accumulation, and their negatives.
 
 Letters: b rows, l positions, n targets.
 """
@@ -28,7 +28,7 @@ class Step:
     rows: NDArray[np.int64]
     """The plan's histories that the step learns from, over all processes."""
     parts: list[tuple[Batch, float]]
-    """What this process computes, one after the other, each with its share of the step's weight; at least one."""
+    """Batches of this process, each with its share of the step's weight; at least one."""
     negatives: Negatives | None
     """The same for all parts and processes."""
     weight: float

@@ -1,4 +1,4 @@
-"""Held-out next items, each ranked among the whole catalogue: what chooses the epoch to keep."""
+"""Validation: held-out next items, each ranked among the whole catalogue, choose the epoch to keep."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Validation:
     target: Int32
     """[rows], the item that came next."""
     exclude_seen: bool = True
-    """Whether items of the history are out of the ranking (the target itself never is)."""
+    """Leave items of the history out of the ranking (the target itself never)."""
 
     def sample(self, targets: int, seed: int) -> "Validation":
         """At most so many of the targets, always the same for a seed."""
@@ -33,7 +33,7 @@ class Validation:
 def validate(encoder: Encoder, validation: Validation) -> dict[str, float]:
     """Mean NDCG@10 and hit rate@10 of the targets, each ranked among the whole catalogue; ties count half."""
     recommender = AttentionRecommender(encoder)
-    found = []
+    parts = []
     for rows in row_chunks(len(validation.target), encoder.num_items):
         part, target = validation.histories.select(rows), validation.target[rows]
         scores = recommender.score_items(part)
@@ -42,8 +42,8 @@ def validate(encoder: Encoder, validation: Validation) -> dict[str, float]:
             own = scores[at_target]
             mask_seen(scores, part)
             scores[at_target] = own
-        found.append(ranks(scores, target)[0])
-    rank = np.concatenate(found)
+        parts.append(ranks(scores, target)[0])
+    rank = np.concatenate(parts)
     return {
         f"validation_ndcg@{VALIDATION_K}": float(ndcg(rank, VALIDATION_K).mean()),
         f"validation_hit_rate@{VALIDATION_K}": float(hit_rate(rank, VALIDATION_K).mean()),

@@ -2,6 +2,7 @@
 
 import functools
 import glob
+from dataclasses import asdict
 from pathlib import Path
 
 from features.parallel import in_order
@@ -134,7 +135,7 @@ def simulate_if_needed(config: Config) -> None:
     if config.simulate is None:
         return
     folder = config.folder / "raw"
-    wanted = {"settings": config.simulate.model_dump(), "seed": config.seed, "version": SIMULATION_VERSION}
+    wanted = {"settings": asdict(config.simulate), "seed": config.seed, "version": SIMULATION_VERSION}
     marker = folder / "simulation.json"
     if marker.exists() and read_json(marker) == wanted:
         return
@@ -147,6 +148,5 @@ def simulate_if_needed(config: Config) -> None:
         if marker.exists() and read_json(marker) == wanted:
             return  # another process was faster
         marker.unlink(missing_ok=True)
-        settings = simulate.SimulationSettings(**config.simulate.model_dump())
-        simulate.write(simulate.simulate(settings, config.seed), folder)
+        simulate.write(simulate.simulate(config.simulate, config.seed), folder)
         write_json(marker, wanted)

@@ -10,14 +10,15 @@ from typing import Any
 import polars as pl
 
 from models.evaluation.bootstrap import PairedDifference
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from pipeline.artifacts.files import write_json
-from pipeline.config import Config, EvaluateConfig
+from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, metrics_of_runs
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import comparison_page
 from pipeline.reporting.text_table import aligned
+from pipeline.sections import EvaluateConfig
 from pipeline.tracking.record import Plan
 from pipeline.tracking.server import LoggedRun, chosen_uri
 from pipeline.tracking.tracker import NOTE, Tracker
@@ -180,7 +181,7 @@ def as_page(found: Sequence[Evaluation], comparison: Comparison) -> str:
     return comparison_page.page(comparison, shown, runs)
 
 
-def _shown_metrics(systems: Judgement) -> list[str]:
+def _shown_metrics(systems: SystemComparison) -> list[str]:
     """Metrics of the table, NDCG first."""
     names = [name for name in systems.names if name.partition("@")[0] in SHOWN]
     return sorted(names, key=lambda name: SHOWN.index(name.partition("@")[0]))
@@ -214,7 +215,7 @@ def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, p
         return tracker.log_beside(found[0].run, name, plan, Path(folder))
 
 
-def _description(found: Sequence[Evaluation], systems: Judgement) -> str:
+def _description(found: Sequence[Evaluation], systems: SystemComparison) -> str:
     """Which run is best, in Markdown: the first metric's verdict, every run's values, the verdicts on the other metrics."""
     shown = _shown_metrics(systems)
     first, *others = [comparison_page.verdict(systems, metric) for metric in shown]

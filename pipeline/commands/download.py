@@ -11,8 +11,9 @@ from pathlib import Path
 import pooch
 import requests
 
-from pipeline.config import Config, DataConfig
+from pipeline.config import Config
 from pipeline.errors import LookbackError
+from pipeline.sections import DataConfig
 
 TIMEOUT_SECONDS = 30.0
 

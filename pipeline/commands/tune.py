@@ -27,11 +27,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.artifacts.files import fingerprint, write_json
 from pipeline.artifacts.store import Artifact
-from pipeline.config import Config, TuneConfig, all_keys
+from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.orchestration.parent_run import SEARCHES
 from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
+from pipeline.sections import TuneConfig
 from pipeline.tracking.live import Enough, Live, observed
 from pipeline.tracking.record import TRACKING, Plan, Point, allowed
 from pipeline.tracking.tracker import NOTE, RunIdentity, Tracker
@@ -300,7 +301,7 @@ def _distribution(config: Config, key: str, what: dict[str, Any] | list[Any]) ->
     sections = ("model", "train", "history")
     searched = [
         name
-        for name in all_keys()
+        for name in key_types()
         if (section := name.partition(".")[0]) in sections and (name in read or section in read)
     ]
     if key not in searched:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from features.content import Content, ContentSettings
+from features.content import Content
 from features.histories.numbering import ItemNumbering
+from features.settings import ContentSettings
 from models.encoder.embeddings import ItemContent
 from models.histories import Float32, Int32
 from pipeline.dataset.dataset import Dataset

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict, over_seeds
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline.artifacts.store import read_manifest
-from pipeline.config import MODEL
 from pipeline.errors import LookbackError
 from pipeline.evaluation.metric_names import display_name
+from pipeline.sections import MODEL
 
 KEY = ("user_id", "item_id", "timestamp")
 PHRASES: dict[Verdict, str] = {
@@ -35,7 +35,7 @@ class SeedGroup:
 
 def metrics_of_runs(
     targets: Mapping[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int
-) -> Judgement:
+) -> SystemComparison:
     """Metrics of each run's model, by label; raises LookbackError where two runs have different targets."""
     ranked = {
         label: table.filter(pl.col("system") == MODEL).sort(*KEY, "history_length")
@@ -46,7 +46,7 @@ def metrics_of_runs(
         if not one.select(KEY).equals(other.select(KEY)):
             raise LookbackError(_difference_of(first, one, label, other))
     values = ((label, metrics_of_ranks(table["rank"].to_numpy(), ks)) for label, table in ranked.items())
-    return Judgement.of(values, one["user_id"].to_numpy(), resamples, seed)
+    return SystemComparison.of(values, one["user_id"].to_numpy(), resamples, seed)
 
 
 def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFrame) -> str:
@@ -66,14 +66,14 @@ def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFram
 class Comparison:
     """Metrics of several runs, their differences from the first, and means over seeds."""
 
-    systems: Judgement
+    systems: SystemComparison
     differences: Mapping[str, Mapping[str, PairedDifference]]
-    """Each run but the first -> metric -> run minus first: see `Judgement.compared`."""
+    """Each run but the first -> metric -> run minus first: see `SystemComparison.compared`."""
     over_seeds: Sequence[tuple[SeedGroup, Mapping[str, tuple[float, float]]]]
     """Group and metric -> (mean, sample standard deviation) over its runs."""
 
     @classmethod
-    def of(cls, systems: Judgement, groups: Sequence[SeedGroup] = ()) -> "Comparison":
+    def of(cls, systems: SystemComparison, groups: Sequence[SeedGroup] = ()) -> "Comparison":
         """Compare all systems with the first."""
         differences = {
             label: {name: difference.reversed() for name, difference in by_metric.items()}
@@ -157,7 +157,7 @@ def against_earlier(
     if not ranked:
         return None
     k = int(metric.rpartition("@")[2])
-    systems = Judgement.of(
+    systems = SystemComparison.of(
         (
             (name, {metric: metrics_of_ranks(table["rank"].to_numpy(), (k,))[metric]})
             for name, table in ({"this run": own} | ranked).items()

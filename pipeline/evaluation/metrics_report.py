@@ -10,7 +10,7 @@ from features.content import Content
 from features.histories.numbering import ItemNumbering
 from models.evaluation import beyond_accuracy, metrics
 from models.evaluation.beyond_accuracy import Catalogue
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int64
@@ -60,12 +60,12 @@ def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumberin
 
 def compute_metrics(
     ranked: Mapping[str, SystemRanks], targets: RankedTargets, catalogue: Catalogue, settings: MetricSettings
-) -> Judgement:
+) -> SystemComparison:
     """Compute every metric of a target for every system, all resampled together."""
     weight = metrics.debias_weights(catalogue.counts, targets.item)
     weights = {f"debiased_ndcg@{k}": weight for k in settings.ks}
     values = ((name, values_of(ranks, targets, catalogue, settings)) for name, ranks in ranked.items())
-    return Judgement.of(values, targets.user, settings.resamples, settings.seed, weights)
+    return SystemComparison.of(values, targets.user, settings.resamples, settings.seed, weights)
 
 
 def values_of(
@@ -113,7 +113,7 @@ def counted(targets: RankedTargets, *, cold_users: bool, cold_items: bool) -> ND
 def cold_targets(
     ranked: Mapping[str, SystemRanks],
     targets: RankedTargets,
-    systems: Judgement,
+    systems: SystemComparison,
     settings: MetricSettings,
     *,
     cold_users: bool,
@@ -171,7 +171,7 @@ def segment_metrics(
         if chosen.any():
             kinds.setdefault(kind, []).append((value, chosen))
     for kind, values in kinds.items():
-        systems = Judgement.of(
+        systems = SystemComparison.of(
             ((name, _within(ranks, values, settings.list_length)) for name, ranks in ranked.items()),
             user,
             settings.resamples,

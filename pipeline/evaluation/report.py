@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference
 from pipeline.artifacts.files import write_json
-from pipeline.config import MODEL
 from pipeline.errors import DamagedArtifact
+from pipeline.sections import MODEL
 
 FILE = "metrics.json"
 Values = Mapping[str, float]

@@ -12,7 +12,7 @@ from features.histories.numbering import ItemNumbering
 from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int32
-from models.recommendation.engine import Answering
+from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from pipeline.config import Config
@@ -86,7 +86,7 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
 
 def _answering(
     evaluated: EvaluatedModel, num_events: Any, content: Content | None, numbering: ItemNumbering
-) -> Answering:
+) -> RecommendationEngine:
     """Recommendation engine with the evaluated weights."""
     vectors = evaluated.recommender.encoder.item_vectors().detach().float().numpy()
     numbers = np.arange(1, len(vectors), dtype=np.int32)
@@ -94,7 +94,9 @@ def _answering(
     categories = None if content is None or not content.categories else padded_categories(content, ours)
     traits = Traits(num_events, categories, vectors)
     index = build_index(vectors[1:], numbers)
-    return Answering(evaluated.recommender, index, num_events[None].copy(), traits, evaluated.second_stage)
+    return RecommendationEngine(
+        evaluated.recommender, index, num_events[None].copy(), traits, evaluated.second_stage
+    )
 
 
 def _ranks(lists: Int32, item: Int32) -> SystemRanks:

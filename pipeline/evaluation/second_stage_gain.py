@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from models.evaluation import metrics
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
 from models.settings.ranker import RankerUse
 from pipeline.dataset.targets import RankedTargets
@@ -24,7 +24,7 @@ def compare_with_retrieval(
     `ranked` has `RETRIEVAL` and `TWO_STAGE`. auto: both stages where the interval of the difference in `metric` lies above 0.
     """
     values = {name: metrics.metrics_of_ranks(ranks.rank, settings.ks) for name, ranks in ranked.items()}
-    systems = Judgement.of(values.items(), targets.user, settings.resamples, settings.seed)
+    systems = SystemComparison.of(values.items(), targets.user, settings.resamples, settings.seed)
     paired = systems.paired(TWO_STAGE, RETRIEVAL)
     gain = paired[metric]
     better = "better" if gain.low > 0 else "not shown to be better"

@@ -17,7 +17,6 @@ from models.settings.training import TrainSettings
 from models.training.loop import NAMED_ROWS, fit
 from models.training.result import EpochRecord, FitResult, Initial, NotFinite
 from models.training.validation import Validation
-from models.training.workers import announce
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import known_by_content, of_model
@@ -129,8 +128,8 @@ class Trainer:
     ) -> FitResult:
         """Train on rows of the dataset, going on from the checkpoint of that name where there is one.
 
-        `of_user` [rows]: whose each row is; None: its number's. `initial`: from these weights, for one epoch. Other
-        processes that torchrun started take part. Raises ValueError as `models.training.fit`, naming users where a step's
+        `of_user` [rows]: whose each row is; None: its number's. `initial`: from these weights, for one epoch. All
+        ranks of torchrun call this alike. Raises ValueError as `models.training.fit`, naming users where a step's
         numbers are not finite.
         """
         config = self._config
@@ -151,7 +150,6 @@ class Trainer:
             "max_steps": max_steps,
         }
         resume = checkpoint.load_training(path) if path.exists() else None
-        announce(arguments)
         try:
             result = fit(
                 **arguments,

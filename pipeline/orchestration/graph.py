@@ -1,83 +1,42 @@
 """The stages: what each reads, in what order they run, and the fingerprints that follow."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from models.settings.training import TrainSettings
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint
-from pipeline.config import Config
+from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError
 from pipeline.tracking.registry import ModelSource
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its version number, the configuration keys it reads, and the stages whose folders it reads."""
+    """One stage: its version number, the configuration that it reads, and the stages whose folders it reads."""
 
     name: str
     version: int
-    keys: tuple[str, ...]
     needs: tuple[str, ...]
+    sections: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sections that it reads, with the keys in them that it does not read: a new key is read unless it is named here."""
+    single_keys: tuple[str, ...] = ()
+    """Keys that it reads of other sections, which belong to other stages."""
     resumable: bool = False
-    """Whether it can go on from the workspace that a killed run left."""
+    """Whether it can resume from the workspace that a killed run left."""
 
-
-_TABLE_KEYS = ("format", "separator", "header", "encoding", "columns")
-_EVENT_KEYS = [
-    "timestamp_unit",
-    "timezone",
-    "types",
-    "min_value",
-    "id_types",
-    "duplicates",
-    "max_refused_fraction",
-    "earliest",
-    "max_days_ahead",
-]
-_TRAIN_KEYS = [
-    field.name for field in fields(TrainSettings) if field.name not in ("refit", "checkpoint_seconds")
-]
-_SPLIT_KEYS = [
-    "protocol",
-    "test_fraction",
-    "test_from",
-    "validation_fraction",
-    "ties",
-    "held_back",
-]
-_TARGET_KEYS = (
-    "exclude_seen",
-    *(f"evaluate.{name}" for name in ("targets", "target_types", "cold_users", "cold_items")),
-)
-_SCORE_KEYS = [
-    "k",
-    "users",
-    "exclude_seen",
-    "allow",
-    "deny",
-    "availability",
-    "at",
-    "max_per_category",
-    "diversity",
-    "popularity_damping",
-    "exploration",
-    "new_items",
-    "segment",
-    "because",
-    "because_method",
-    "because_items",
-    "batch_users",
-    "shard_users",
-]
-
-
-def _keys(section: str, names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{section}.{name}" for name in names)
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that its fingerprint digests; a section of which all is read counts as one."""
+        of_sections = (
+            key
+            for section, unread in self.sections.items()
+            for key in (
+                [known for known in key_types() if known.startswith(f"{section}.")] if unread else [section]
+            )
+            if key.partition(".")[2] not in unread
+        )
+        return (*of_sections, *self.single_keys)
 
 
 STAGES = {
@@ -86,98 +45,91 @@ STAGES = {
         Stage(
             "ingest",
             2,
-            _keys("events", (*_TABLE_KEYS, *_EVENT_KEYS))
-            + _keys("items", (*_TABLE_KEYS, "category_separator"))
-            + _keys("users", _TABLE_KEYS),
             (),
+            {
+                "events": ("path", "exclude_users"),  # their contents are inputs
+                "items": ("path", "text_dim", "text_max_words", "text_min_items"),
+                "users": ("path",),
+            },
         ),
         Stage(
             "features",
             3,
-            (
-                "history.min_user_events",
-                "history.min_item_events",
-                "history.repeats",
-                *_keys("split", _SPLIT_KEYS),
-                *_keys("items", ("text_dim", "text_max_words", "text_min_items")),
-            ),
             ("ingest",),
+            {"history": ("max_length",), "split": ("cuts",)},
+            ("items.text_dim", "items.text_max_words", "items.text_min_items"),
         ),
         Stage(
             "train",
             4,
-            (
-                "seed",
-                "model",
-                "history.max_length",
-                "events.types",
-                "exclude_seen",
-                "evaluate.target_types",
-                *_keys("train", _TRAIN_KEYS),
-            ),
             ("features",),
+            {"model": (), "train": ("refit", "checkpoint_seconds")},
+            ("seed", "history.max_length", "events.types", "exclude_seen", "evaluate.target_types"),
             resumable=True,
         ),
-        Stage("index", 3, ("index",), ("features", "train")),
+        Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
             2,
-            ("seed", "ranker", "exclude_seen", "evaluate.target_types", "events.timestamp_unit"),
             ("features", "train", "index"),
+            {"ranker": ()},
+            ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit"),
         ),
         Stage(
             "baselines",
             2,
-            (
-                "seed",
-                "events.types",
-                "history.max_length",
-                "exclude_seen",
-                *_keys("evaluate", ("targets", "target_types", "cold_items")),
-                *_keys(
-                    "evaluate", ("k", "baselines", "recent_days", "gru_dim", "gru_epochs", "gru_patience")
-                ),
-                *_keys("train", ("batch_histories", "refit_validation", "validation_targets")),
-                "model.item_content",
-            ),
             ("features",),
+            {
+                "evaluate": (
+                    *("exclude_seen", "cold_users", "resamples", "training_fractions"),
+                    *("gate", "gate_metric", "gate_margin"),
+                )
+            },
+            (
+                *("seed", "events.types", "history.max_length", "exclude_seen", "model.item_content"),
+                *("train.batch_histories", "train.refit_validation", "train.validation_targets"),
+            ),
             resumable=True,
         ),
         Stage(
             "evaluate",
             6,
-            (
-                "seed",
-                "ranker.use",
-                *_TARGET_KEYS,
-                *_keys("evaluate", ("k", "resamples", "training_fractions")),
-                "split.cuts",
-            ),
             ("ingest", "features", "train", "index", "rank", "baselines"),
+            {
+                "evaluate": (
+                    *("exclude_seen", "baselines", "recent_days", "gru_dim", "gru_epochs", "gru_patience"),
+                    *("gate", "gate_metric", "gate_margin"),
+                )
+            },
+            ("seed", "ranker.use", "exclude_seen", "split.cuts"),
             resumable=True,
         ),
         Stage(
             "publish",
             5,
-            ("name", "train.refit", "index", "score.segment"),
             ("ingest", "features", "train", "index", "rank", "evaluate"),
+            {"index": ()},
+            ("name", "train.refit", "score.segment"),
             resumable=True,
         ),
         Stage(
             "score",
             4,
-            ("seed", *_keys("score", _SCORE_KEYS)),
             ("ingest", "features", "publish"),
+            {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
+            ("seed",),
             resumable=True,
         ),
         Stage(
             "report",
             6,
-            ("name", "report", *_keys("evaluate", ("gate", "gate_metric", "gate_margin"))),
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
+            {"report": ()},
+            ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),
         ),
     )
 }
+"""In the order in which they run. `exclude_seen` stands for `evaluate.exclude_seen`, or else `score.exclude_seen`."""
 
 
 @dataclass(frozen=True)
@@ -265,9 +217,7 @@ def earlier_cuts(config: Config) -> list[Config]:
 
     split = config.split
     return [
-        config.model_copy(
-            update={"split": split.model_copy(update={"cuts": 1, "held_back": split.held_back + back})}
-        )
+        config.model_copy(update={"split": replace(split, cuts=1, held_back=split.held_back + back)})
         for back in cuts(split.cuts, split.test_fraction, split.validation_fraction)[:-1]
     ]
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from models.training import distributed
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
-from pipeline.orchestration import parent_run, provenance
+from pipeline.orchestration import parent_run, provenance, ranks
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun
@@ -40,34 +39,6 @@ class Summary(TypedDict):
     up_to_date: bool
     seconds: float
     summary: str
-
-
-@contextlib.contextmanager
-def led() -> Iterator[bool]:
-    """Whether this process is to run the stages: of those that torchrun started the first does, and leads the others.
-
-    The others take part in what it trains until it is done, and have nothing left to do then. Where one fails, the first
-    says why.
-    """
-    if distributed.launched() == 1:
-        yield True
-        return
-    from models.training import workers
-
-    with distributed.group():
-        if distributed.rank() == 0:
-            yield True
-            workers.release()
-            return
-        try:
-            workers.follow()
-        except ConnectionError:
-            sys.exit(1)
-        except ValueError:  # as in process 0, which is left to say so and to end
-            with contextlib.suppress(ConnectionError):
-                workers.follow()
-            sys.exit(1)
-        yield False
 
 
 @contextlib.contextmanager
@@ -97,6 +68,7 @@ def bring_up_to_date(
                 if built:
                     stage = importlib.import_module(f"pipeline.stages.{work.node.stage.name}")
                     with work.building(show_progress) as context:
+                        ranks.announce(work.node.stage.name, context)
                         stage.build(context)
                 parent.saw(work.name, work.node, built=built)
                 work.ensure_logged()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features.histories.numbering import ItemNumbering
 from models.device import pick_device
 from models.evaluation.bootstrap import Difference
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
 from models.histories import Int32
@@ -141,7 +141,7 @@ def _paired(
     settings, metric = config.evaluate, config.evaluate.gate_metric
     length = int(metric.partition("@")[2])
     values = ((label, {metric: metrics_of_ranks(rank, (length,))[metric]}) for label, rank in ranked.items())
-    systems = Judgement.of(values, targets.user, settings.resamples, config.seed)
+    systems = SystemComparison.of(values, targets.user, settings.resamples, config.seed)
     return systems.paired(CHALLENGER, CHAMPION)[metric], {
         f"{label}_value": systems.values(label)[metric] for label in ranked
     }

@@ -8,10 +8,11 @@ from typing import Any
 import polars as pl
 
 from features.profiling.profile import PROFILE, Profile
-from pipeline.config import MODEL, Config
+from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.metric_names import display_name
 from pipeline.evaluation.report import EvaluationReport
+from pipeline.sections import MODEL
 
 MAX_SEGMENTS = 6
 """Parts of the targets that are named as served worst."""

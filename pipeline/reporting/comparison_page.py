@@ -3,14 +3,14 @@
 import datetime
 
 from models.evaluation.bootstrap import NO_DIFFERENCE
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from pipeline.evaluation.comparison import Comparison, as_tree, by_chance, interval_text
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import figures, templates
 from pipeline.reporting.style import Chart
 
 
-def verdict(systems: Judgement, metric: str) -> str:
+def verdict(systems: SystemComparison, metric: str) -> str:
     """Sentence on the best run on a metric, and the paired test of each other run against it."""
     best, *others = sorted(systems.systems, key=lambda label: -systems.values(label)[metric])
     sentence = f"{best} is best on {display_name(metric)} ({systems.values(best)[metric]:.4f})"
@@ -42,7 +42,7 @@ def page(comparison: Comparison, metrics: list[str], links: dict[str, str]) -> s
     )
 
 
-def _chart(systems: Judgement, metrics: list[str]) -> Chart:
+def _chart(systems: SystemComparison, metrics: list[str]) -> Chart:
     """Chart of every run with its intervals."""
     values = {label: systems.values(label) for label in systems.systems}
     intervals = {label: systems.intervals(label) for label in systems.systems}

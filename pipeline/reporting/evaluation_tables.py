@@ -8,9 +8,9 @@ import polars as pl
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference
 from pipeline.artifacts.files import read_json
-from pipeline.config import MODEL, EvaluateConfig
 from pipeline.evaluation.report import EvaluationReport, Tuning
 from pipeline.reporting import charts, figures
+from pipeline.sections import MODEL, EvaluateConfig
 
 ACCURACY = ("ndcg", "hit_rate", "mrr", "user_ndcg")
 """Metrics of the targets' ranks in the report's first table, at the shortest list length; NDCG also at the longest."""

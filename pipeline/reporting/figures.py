@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from features.profiling.profile import SESSION_SECONDS, Days, Histogram, Profile
-from pipeline.config import MODEL
 from pipeline.evaluation.metric_names import display_name
 from pipeline.evaluation.report import Cut, Intervals, LearningPoint, Values
 from pipeline.reporting.style import (
@@ -26,6 +25,7 @@ from pipeline.reporting.style import (
     system_style,
     wilson,
 )
+from pipeline.sections import MODEL
 
 MAX_VALUES = 12
 """Values of a segment that are drawn: those with most targets."""

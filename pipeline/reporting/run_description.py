@@ -1,9 +1,9 @@
 """Description of a whole run in Markdown, and its columns in the tracking server's list of runs."""
 
-from pipeline.config import MODEL
 from pipeline.evaluation.comparison import group_by_verdict, interval_text
 from pipeline.evaluation.metric_names import display_name
 from pipeline.evaluation.report import EvaluationReport
+from pipeline.sections import MODEL
 from pipeline.tracking.record import allowed
 from pipeline.tracking.ui import View
 

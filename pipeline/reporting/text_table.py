@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from models.evaluation.bootstrap import PairedDifference
-from pipeline.config import MODEL
 from pipeline.evaluation.report import ColdTargets, EvaluationReport
+from pipeline.sections import MODEL
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:

@@ -27,8 +27,8 @@ from models.histories import Histories, Int32, Int64
 from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
 from pipeline.artifacts.files import digest_file, read_json, write_json
-from pipeline.config import ScoreConfig
 from pipeline.dataset.dataset import Dataset, rows
+from pipeline.sections import ScoreConfig
 from pipeline.serving import new_item_catalogue, output_table, popularity_fallback
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import moment_of, read_ids, rules_of

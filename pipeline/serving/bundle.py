@@ -33,7 +33,7 @@ from models.explanation import contributions
 from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
-from models.recommendation.engine import AS_SCORED, Answer, Answering
+from models.recommendation.engine import AS_SCORED, Answer, RecommendationEngine
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.retrieval.index import ItemIndex
 from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
@@ -138,10 +138,10 @@ class Bundle:
         return Traits(self.num_events, categories_of(content), vectors)
 
     @cached_property
-    def answering(self) -> Answering:
+    def answering(self) -> RecommendationEngine:
         """What makes lists of histories."""
         scores = popularity_fallback.scores(self.folder, self.num_events)
-        return Answering(self.recommender, self.index, scores, self.traits, self.second_stage)
+        return RecommendationEngine(self.recommender, self.index, scores, self.traits, self.second_stage)
 
     @cached_property
     def second_stage(self) -> SecondStage | None:
@@ -193,7 +193,7 @@ class Bundle:
         because: contributions.Method | None = None,
         because_items: int = 3,
     ) -> Answer:
-        """The k best items of each row (deployed numbering) that `rules` let through; see `Answering.answer`."""
+        """The k best items of each row (deployed numbering) that `rules` let through; see `RecommendationEngine.answer`."""
         return self.answering.answer(
             histories,
             k,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
 from models.recommendation.rules import Rules
-from pipeline.config import ScoreConfig
 from pipeline.errors import LookbackError
+from pipeline.sections import ScoreConfig
 
 ITEM, FROM, UNTIL = "item_id", "available_from", "available_until"
 

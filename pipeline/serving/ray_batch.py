@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config import ScoreConfig
 from pipeline.errors import LookbackError
+from pipeline.sections import ScoreConfig
 from pipeline.serving.batch import Counts, Job, Scorer
 
 RETRIES = 5

@@ -30,13 +30,16 @@ from models.recommender import Recommender
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.topk import recommend_in_chunks
+from models.training import distributed
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.config import BASELINES, Config
+from pipeline.config import Config
 from pipeline.dataset.item_features import known_by_content
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
 from pipeline.evaluation.ranking import Part, rank_all
+from pipeline.modelling.trainer import Trained
 from pipeline.orchestration.context import Context
+from pipeline.sections import BASELINES
 
 VALIDATION_K = 10
 GRU = "gru"
@@ -57,6 +60,10 @@ class Tuned:
 
 def build(ctx: Context) -> None:
     """Write items.npy (the common numbering), systems/NAME.parquet (how each ranks the test targets), baselines.json."""
+    if distributed.rank():
+        if GRU in wanted(ctx.config) and _ranked_before(ctx.folder, GRU) is None:
+            _trained_gru(ctx)
+        return
     (ctx.folder / "systems").mkdir(exist_ok=True)
     selection, _ = _part(ctx, "validation", with_validation=False)
     with_validation = ctx.config.train.refit_validation
@@ -67,12 +74,11 @@ def build(ctx: Context) -> None:
     why_not = {name: _not_applicable(ctx.config, name, test.num_items) for name in wanted(ctx.config)}
     found["not_applicable"] = {name: reason for name, reason in why_not.items() if reason is not None}
     for name in (name for name, reason in why_not.items() if reason is None):
-        path = ctx.folder / "systems" / f"{name}.json"
-        facts = read_json(path) if path.exists() else None  # of an interrupted run
+        facts = _ranked_before(ctx.folder, name)
         if facts is None:
             started = time.monotonic()
             if name == GRU:
-                system, fitted_on, tuned = _gru(ctx, numbering)
+                system, fitted_on, tuned = _gru(_trained_gru(ctx), numbering)
             else:
                 system, fitted_on, tuned = _fitted(ctx, name, selection, test)
             check_fitted(
@@ -198,11 +204,8 @@ class Renumbered:
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
 
-def _gru(ctx: Context, numbering: ItemNumbering) -> tuple[Recommender, FittedOn, Tuned]:
-    """GRU4Rec with the full softmax: one GRU layer, the epoch chosen on validation (its grid).
-
-    It reads no content, so items known by content alone are not among its own; `numbering` is the common one.
-    """
+def _trained_gru(ctx: Context) -> Trained:
+    """GRU4Rec with the full softmax: one GRU layer, the epoch chosen on validation (its grid)."""
     settings = ctx.config.evaluate
     encoder = EncoderSettings(block="gru", dim=settings.gru_dim, num_blocks=1)
     train = replace(
@@ -214,13 +217,20 @@ def _gru(ctx: Context, numbering: ItemNumbering) -> tuple[Recommender, FittedOn,
         validation_targets=ctx.config.train.validation_targets,
         refit_validation=ctx.config.train.refit_validation,
     )
-    trained = ctx.trainer(encoder=encoder, train=train).fit_split(GRU)
+    return ctx.trainer(encoder=encoder, train=train).fit_split(GRU)
+
+
+def _gru(trained: Trained, numbering: ItemNumbering) -> tuple[Recommender, FittedOn, Tuned]:
+    """The trained GRU in the common `numbering`.
+
+    It reads no content, so items known by content alone are not among its own.
+    """
     grid = [
         {"epoch": record.epoch, "ndcg@10": record.validation["validation_ndcg@10"]}
         for record in trained.selection.history
     ]
     chosen = {
-        "dim": settings.gru_dim,
+        "dim": trained.result.model.settings.dim,
         "epoch": trained.selection.best_epoch,
         "steps": trained.result.best_step,
     }
@@ -228,6 +238,12 @@ def _gru(ctx: Context, numbering: ItemNumbering) -> tuple[Recommender, FittedOn,
     system = ColdStart(AttentionRecommender(model), Popularity.fit(own, model.num_items))
     renumbered = Renumbered(system, numbering.inverse().compose(trained.numbering).new)
     return renumbered, FittedOn.of(trained.histories), Tuned(chosen, grid)
+
+
+def _ranked_before(folder: Path, name: str) -> dict[str, Any] | None:
+    """What an interrupted run found out about a baseline, where it got through with it."""
+    path = folder / "systems" / f"{name}.json"
+    return read_json(path) if path.exists() else None
 
 
 def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) -> None:

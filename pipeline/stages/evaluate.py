@@ -21,12 +21,11 @@ from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks, rank_targets
 from models.histories import Histories, Int32
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.config import MODEL
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.leak_checks import check_targets
 from pipeline.dataset.targets import RankedTargets, targets_of, told
@@ -38,6 +37,7 @@ from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
+from pipeline.sections import MODEL
 
 T = TypeVar("T")
 
@@ -181,7 +181,7 @@ def _left_out(ctx: Context, targets: RankedTargets) -> dict[str, int]:
 
 
 def _report(
-    ctx: Context, found: Evaluation, systems: Judgement, settings: MetricSettings
+    ctx: Context, found: Evaluation, systems: SystemComparison, settings: MetricSettings
 ) -> EvaluationReport:
     """Report of the evaluation, with a learning curve and earlier cuts where the configuration has them."""
     config = ctx.config
@@ -265,7 +265,7 @@ def _iso(moment: int | None) -> str | None:
 
 
 def _learning_curve(
-    ctx: Context, found: Evaluation, systems: Judgement, settings: MetricSettings
+    ctx: Context, found: Evaluation, systems: SystemComparison, settings: MetricSettings
 ) -> list[LearningPoint]:
     """The model trained on shares of the training users, evaluated on the same targets; unknown items are misses."""
     curve: list[LearningPoint] = []
@@ -283,12 +283,12 @@ def _learning_curve(
             exclude_seen=ctx.config.exclude_seen,
         )
         values = metrics.metrics_of_ranks(ranked.rank, settings.ks)
-        own = Judgement.of([(MODEL, values)], found.targets.user, settings.resamples, settings.seed)
+        own = SystemComparison.of([(MODEL, values)], found.targets.user, settings.resamples, settings.seed)
         curve.append(_point(fraction, int(users.sum()), own))
     return [*curve, _point(1.0, len(order), systems)]
 
 
-def _point(fraction: float, num_users: int, systems: Judgement) -> LearningPoint:
+def _point(fraction: float, num_users: int, systems: SystemComparison) -> LearningPoint:
     values, intervals = _defined(systems.values(MODEL)), _defined(systems.intervals(MODEL))
     return LearningPoint(fraction, num_users, values, intervals)
 
@@ -346,7 +346,7 @@ def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
     return found
 
 
-def _write_users(ctx: Context, systems: Judgement) -> None:
+def _write_users(ctx: Context, systems: SystemComparison) -> None:
     """per_user.parquet: a row per system and user, the mean of each metric over the user's targets."""
     users = ctx.dataset.users["user_id"].gather(systems.users)
     pl.concat(

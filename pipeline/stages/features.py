@@ -1,6 +1,5 @@
 """Stage features: typed events -> vocabularies, whole per-user histories, the split, item content."""
 
-import datetime
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from features.histories.vocabulary import Vocabulary
 from features.profiling import drift, profile
 from features.profiling.drift import Drift
 from features.profiling.profile import Profile
+from features.settings import iso_microseconds
 from pipeline.dataset.item_features import content_settings
 from pipeline.orchestration.context import Context
 
@@ -82,19 +82,11 @@ def _split(ctx: Context, histories: JaggedHistories, num_items: int) -> splits.S
         histories,
         num_items,
         test_fraction=settings.test_fraction,
-        test_from=_microseconds(settings.test_from),
+        test_from=None if settings.test_from is None else iso_microseconds(settings.test_from),
         validation_fraction=settings.validation_fraction,
         held_back=settings.held_back,
         **core,
     )
-
-
-def _microseconds(iso: str | None) -> int | None:
-    if iso is None:
-        return None
-    moment = datetime.datetime.fromisoformat(iso)
-    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
-    return round(moment.timestamp() * 1e6)
 
 
 def _item_table(items: Vocabulary, histories: JaggedHistories, known: pl.DataFrame) -> pl.DataFrame:

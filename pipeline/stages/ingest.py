@@ -24,11 +24,10 @@ from features.events.validation import Counts, EventFormat
 from features.parallel import in_order
 from features.readers import sources as readers
 from features.schema import IdType
-from features.tables import TableFormat
+from features.settings import EventSettings, iso_microseconds
 from pipeline.artifacts import event_parts, source_changes, source_files
 from pipeline.artifacts.files import Digests, changed_meanwhile, files_below, fingerprint, now
 from pipeline.artifacts.source_changes import Changes, PreviousIngest, Source
-from pipeline.config import EventsConfig, Table
 from pipeline.errors import LookbackError
 from pipeline.orchestration.context import Context
 
@@ -106,31 +105,10 @@ def build(ctx: Context) -> None:
     _report(ctx, log, counts, changes)
 
 
-def event_format(config: EventsConfig, now: datetime.datetime) -> EventFormat:
+def event_format(settings: EventSettings, now: datetime.datetime) -> EventFormat:
     """The form of the log that the configuration describes; `now` bounds the times that are possible."""
-    earliest = datetime.datetime.fromisoformat(config.earliest)
-    earliest = earliest if earliest.tzinfo is not None else earliest.replace(tzinfo=datetime.UTC)
-    return EventFormat(
-        table_format("events", config),
-        latest=_microseconds(now) + round(min(config.max_days_ahead * 86_400_000_000, 2**62)),
-        earliest=_microseconds(earliest),
-        timestamp_unit=config.timestamp_unit,
-        timezone=config.timezone,
-        types=None if config.types is None else tuple(sorted(config.types)),
-        min_value=config.min_value,
-        id_types=config.id_types,
-    )
-
-
-def table_format(section: str, config: Table) -> TableFormat:
-    """The form of a table that the configuration describes."""
-    return TableFormat(
-        section, config.columns, config.format, config.separator, config.header, config.encoding
-    )
-
-
-def _microseconds(moment: datetime.datetime) -> int:
-    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+    ahead = round(min(settings.max_days_ahead * 86_400_000_000, 2**62))
+    return EventFormat(settings, latest=iso_microseconds(now.isoformat()) + ahead)
 
 
 # --- sources ---
@@ -178,7 +156,7 @@ def _read_log(
     ctx: Context, form: EventFormat, last: PreviousIngest, excluded: ExcludedUsers
 ) -> tuple[list[Part], dict[str, IdType]]:
     """A part of every source, all with the same types of ids: int64 until an accepted id is none, then string."""
-    first: IdType = "string" if form.id_types == "string" else "int64"
+    first: IdType = "string" if form.settings.id_types == "string" else "int64"
     id_types: dict[str, IdType] = {schema.USER_ID: first, schema.ITEM_ID: first}
     same = {f"events.{key}": ctx.config.get(f"events.{key}") for key in _WHAT_AN_ID_IS}
     settled = set[str]() if ctx.force else last.int64_columns(ctx.sources["events"], same)
@@ -205,7 +183,9 @@ def _parts(
     """The part of every source, in order: those that are kept and whole, and new ones."""
     log = source_changes.distinct(ctx.sources["events"])
     shaping = _shaping(ctx, form, id_types)
-    settings = {source: shaping | {"form": readers.form_of(Path(source.path), form.table)} for source in log}
+    settings = {
+        source: shaping | {"form": readers.form_of(Path(source.path), form.settings.table)} for source in log
+    }
     folders = {
         source: ctx.stage_folder / event_parts.PARTS / f"{source.source_file}-{fingerprint(each)[:8]}"
         for source, each in settings.items()
@@ -245,14 +225,16 @@ def _check_ids(source: Source, record: event_parts.Record) -> None:
 
 def _shaping(ctx: Context, form: EventFormat, id_types: dict[str, IdType]) -> dict[str, Any]:
     """Everything but the source that a part depends on (the present moment apart, see `_kept`)."""
-    settings = {name: value for name, value in vars(form).items() if name not in ("table", "latest")}
+    settings = form.settings
+    same = ("timestamp_unit", "timezone", "min_value", "id_types", "max_days_ahead")
     return {
         "version": PART_VERSION,
-        "table": {**vars(form.table), "columns": dict(form.table.columns)},
-        "max_days_ahead": ctx.config.events.max_days_ahead,
+        "table": vars(settings.table),
+        "earliest": iso_microseconds(settings.earliest),
+        "types": None if settings.types is None else sorted(settings.types),
         "resolved_id_types": dict(id_types),
         "excluded": sorted(set(ctx.sources.get("exclude_users", {}).values())),
-        **settings,
+        **{name: getattr(settings, name) for name in same},
     }
 
 
@@ -342,15 +324,13 @@ def _write_tables(ctx: Context, id_types: dict[str, IdType], excluded: ExcludedU
     """Write items.parquet and users.parquet, where configured, and their counts into the manifest."""
     config = ctx.config
     if config.items is not None:
-        form = item_tables.ItemFormat(table_format("items", config.items), config.items.category_separator)
+        form = item_tables.ItemFormat(config.items.table, config.items.category_separator)
         with _opened_all(ctx, "items") as paths:
             items = item_tables.read_items(paths, form, id_types[schema.ITEM_ID])
         _write_table(ctx, "items", items)
     if config.users is not None:
         with _opened_all(ctx, "users") as paths:
-            users = item_tables.read_users(
-                paths, table_format("users", config.users), id_types[schema.USER_ID]
-            )
+            users = item_tables.read_users(paths, config.users.table, id_types[schema.USER_ID])
         _write_table(ctx, "users", _without(users, excluded, id_types[schema.USER_ID]))
 
 

@@ -14,13 +14,14 @@ from features.histories.jagged import JaggedHistories
 from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.encoder.encoder import Encoder
-from pipeline.config import MODEL
+from models.training import distributed
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import content_settings
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling import second_stage
 from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.orchestration.context import Context
+from pipeline.sections import MODEL
 from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
 
@@ -29,11 +30,13 @@ def build(ctx: Context) -> None:
     """Write bundle/ : deployed weights (refit on everything unless train.refit is false) beside the evaluated ones."""
     train, dataset = ctx.inputs["train"], ctx.dataset.without_held_back()
     evaluated = ItemNumbering.load(train / "items.npy")
+    encoder, numbering, refit_steps = _deployed(ctx, dataset, evaluated)
+    if distributed.rank():
+        return
     bundle = ctx.folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
     for name in ("evaluated", "deployed", "index", "histories"):
         (bundle / name).mkdir(parents=True)
-    encoder, numbering, refit_steps = _deployed(ctx, dataset, evaluated)
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
         shutil.copyfile(train / name, bundle / "evaluated" / name)
     checkpoint.save_model(encoder, bundle / "deployed")

@@ -13,6 +13,7 @@ from models import checkpoint
 from models.baselines.base import FittedOn
 from models.encoder.encoder import Encoder
 from models.histories import Histories
+from models.training import distributed
 from pipeline.modelling.trainer import SELECTION, _facts
 from pipeline.orchestration.context import Context
 
@@ -27,6 +28,8 @@ def build(ctx: Context) -> None:
     """
     split = ctx.dataset.split
     trained = ctx.trainer().fit_split()
+    if distributed.rank():
+        return
     facts = _facts(trained.selection)
     if ctx.config.train.refit_validation:
         facts["refit_validation_steps"] = trained.result.best_step

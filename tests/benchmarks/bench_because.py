@@ -7,7 +7,7 @@ Each argument is the folder `<data_dir>/<name>` of a configuration that was run 
 with the whole history, gets its 10 best unseen items, and all 10 are explained. Cost: processor seconds of one thread, the least
 of several rounds in which scoring alone (encoding, retrieval) and with each method take turns, beyond those of scoring alone and
 over them; "exact" once, on 30 of the users. Rate: `1 / (1 + cost)`, the users that are scored with explanations in the time that
-one takes without. Faithfulness: `models.faithfulness` of the first item. Prints Markdown tables.
+one takes without. Faithfulness: `models.explanation.faithfulness` of the first item. Prints Markdown tables.
 """
 
 import argparse
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from models.checkpoint import load_model  # noqa: E402
 from models.encoder.encoder import AttentionRecommender, Encoder, as_asked  # noqa: E402
-from models.explanation.contributions import Encoded, Method, contributions, parts  # noqa: E402
+from models.explanation.contributions import Method, contributions, encode_to_explain, parts  # noqa: E402
 from models.explanation.faithfulness import measure_encoder  # noqa: E402
 from models.histories import Float32, Histories, Int32  # noqa: E402
 from models.retrieval.build import build_index  # noqa: E402
@@ -69,9 +69,9 @@ def costs(encoder: Encoder, index: ItemIndex, histories: Histories) -> tuple[flo
     def score_and_explain(method: Method) -> None:
         for chosen in parts(encoder, np.minimum(histories.lengths, encoder.max_length), K):
             some = histories.select(chosen)
-            encoded = Encoded.of(encoder, some, method)
-            assert encoded.vectors is not None
-            encoded.contributions(index.search(encoded.vectors, K, some)[0])
+            vectors, explain = encode_to_explain(encoder, some, method)
+            assert vectors is not None
+            explain(index.search(vectors, K, some)[0])
 
     items = score()
     works: dict[str, Callable[[], Any]] = {

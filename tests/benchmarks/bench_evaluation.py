@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from models.evaluation.beyond_accuracy import Catalogue, catalogue_metrics, list_metrics  # noqa: E402
 from models.evaluation.bootstrap import UserMeans, bootstrap, interval  # noqa: E402
-from models.evaluation.comparison import Judgement  # noqa: E402
+from models.evaluation.comparison import SystemComparison  # noqa: E402
 from models.evaluation.metrics import Float64, debias_weights, metrics_of_ranks, ranks  # noqa: E402
 from models.histories import Float32, Histories, Int32  # noqa: E402
 from models.topk import mask_seen, row_chunks, top_k  # noqa: E402
@@ -114,7 +114,7 @@ def evaluate(num_users: int, num_items: int, num_systems: int, resamples: int) -
             yield str(system), values
             clock.lap("means and bootstrap")
 
-    judged = Judgement.of(
+    judged = SystemComparison.of(
         systems(), np.arange(num_users), resamples, 0, {f"debiased_ndcg@{k}": debias for k in KS}
     )
     for system in judged.systems:
@@ -152,7 +152,7 @@ def judge_many(num_users: int, num_systems: int, resamples: int, num_metrics: in
             values.clear()
 
     clock = Clock()
-    Judgement.of(systems(), np.arange(num_users), resamples, 0)
+    SystemComparison.of(systems(), np.arange(num_users), resamples, 0)
     clock.lap("judged")
     return clock.seconds
 

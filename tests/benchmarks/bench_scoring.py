@@ -73,7 +73,7 @@ def make_features(folder: Path, num_users: int, num_items: int) -> None:
 def score(place: Path) -> dict[str, float]:
     """Score all users of a folder in this process."""
     from pipeline.artifacts.store import PeakMemory
-    from pipeline.config import ScoreConfig
+    from pipeline.sections import ScoreConfig
     from pipeline.serving.batch import Job, Scorer
 
     memory = PeakMemory()

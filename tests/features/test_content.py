@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import content, schema
-from features.content import Content, ContentEncoder, ContentSettings
+from features.content import Content, ContentEncoder
+from features.settings import ContentSettings
 
 EVERY_WORD = ContentSettings(text_min_items=1)
 SHELF = [

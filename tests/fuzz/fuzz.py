@@ -34,7 +34,7 @@ from features.events.side_tables import ItemFormat
 from features.events.validation import EventFormat
 from features.readers import delimited, json_shapes, parquet, sources
 from features.schema import IdType
-from features.tables import TableFormat
+from features.settings import EventSettings, TableFormat, iso_microseconds
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (
@@ -64,7 +64,7 @@ def columns(**names: str | int) -> dict[str, str | int]:
 
 def log_format(names: dict[str, str | int], unit: str = "s", **settings: Any) -> EventFormat:
     """A log's format with the given settings of its table."""
-    return EventFormat(TableFormat("events", names, **settings), latest=LATEST, timestamp_unit=unit)
+    return EventFormat(EventSettings("log", columns=names, timestamp_unit=unit, **settings), latest=LATEST)
 
 
 def real_files() -> list[Origin]:
@@ -288,13 +288,15 @@ def _is_message(text: str, path: Path) -> bool:
 def _check_log(rng: random.Random, path: Path, form: EventFormat, folder: Path) -> None:
     kind: IdType = rng.choice(["int64", "string"])
     id_types: dict[str, IdType] = {"user_id": kind, "item_id": rng.choice(["string", kind])}
-    form = replace(
-        form,
+    types, min_value = rng.choice([None, None, {"view": 1.0, "1": 1.0}]), rng.choice([None, None, 2.0])
+    settings = replace(
+        form.settings,
         id_types="int64" if rng.random() < 0.5 else "auto",
         timezone=rng.choice(["UTC", "Europe/Berlin"]),
-        types=rng.choice([None, None, ("view", "1")]),
-        min_value=rng.choice([None, None, 2.0]),
+        types=types if "event_type" in form.settings.columns else None,
+        min_value=min_value if "value" in form.settings.columns else None,
     )
+    form = replace(form, settings=settings)
     counts = validation.ingest_file(path, "f" * 16, form, id_types, folder)
     log = schema.read(folder / "events.parquet", schema.EVENTS)
     refused = schema.read(folder / "quarantine.parquet", schema.QUARANTINE)
@@ -308,10 +310,10 @@ def _check_log(rng: random.Random, path: Path, form: EventFormat, folder: Path) 
     assert refused["source_row"].is_sorted()
     assert log["source_row"].is_sorted()
     assert not log.select("user_id", "item_id", "timestamp").null_count().sum_horizontal().item()
-    if form.timestamp_unit != "position":
+    if settings.timestamp_unit != "position":
         moments = log["timestamp"].dt.epoch("us")
-        assert moments.is_between(form.earliest, form.latest).all()
-    expected = num_rows(path, form.table)
+        assert moments.is_between(iso_microseconds(settings.earliest), form.latest).all()
+    expected = num_rows(path, settings.table)
     assert expected is None or counts.rows_in == expected, (counts.rows_in, expected)
 
 

@@ -54,10 +54,16 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `variant` is run for each."""
+    """A test that asks for `variant` is run for each; those that add no setting to the others are slow tests."""
     if "variant" in metafunc.fixturenames:
-        names = [" ".join(f"{key}={value}" for key, value in variant.items()) for variant in VARIANTS]
-        metafunc.parametrize("variant", VARIANTS, ids=names)
+        seen = {pair for variant in VARIANTS if len(variant) == 1 for pair in variant.items()}
+        chosen = []
+        for variant in VARIANTS:
+            adds = len(variant) < 2 or not set(variant.items()) <= seen
+            seen |= set(variant.items())
+            name = " ".join(f"{key}={value}" for key, value in variant.items())
+            chosen.append(pytest.param(variant, id=name, marks=() if adds else pytest.mark.slow))
+        metafunc.parametrize("variant", chosen)
 
 
 def _random_content(num_items: int, seed: int = 0) -> ItemContent:

@@ -1,12 +1,17 @@
 """The configuration: typed, with defaults, refused where it makes no sense."""
 
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config import load_config, type_name
 from pipeline.errors import ConfigError
 
+SHIPPED = sorted((Path(__file__).parents[2] / "pipeline" / "configs").glob("*.toml"))
 MINIMAL = """
 name = "tiny"
 [events]
@@ -128,13 +133,115 @@ def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
         load_config(tmp_path / "broken.toml")
 
 
+def test_a_configuration_extends_another(minimal: Path) -> None:
+    folder = minimal.parent / "sub"
+    folder.mkdir()
+    path = folder / "more.toml"
+    path.write_text(
+        'extends = "../tiny.toml"\nname = "more"\n[events]\ntimestamp_unit = "ms"\n'
+        'columns = { value = "v" }\n[train]\nepochs = 3\n'
+    )
+    config, base = load_config(path), load_config(minimal)
+    assert config.name == "more"
+    assert (
+        config.events.path == "data/more/log.csv"
+    )  # filled in after merging, relative to the working directory
+    assert config.events.timestamp_unit == "ms"
+    assert config.events.columns == {**base.events.columns, "value": "v"}
+    assert config.train.epochs == 3
+    assert config.model == base.model
+    assert load_config(path, ["train.epochs=4", "events.timestamp_unit=s"]).train.epochs == 4
+
+
+def test_extending_goes_on_through_a_file_that_extends(minimal: Path) -> None:
+    middle, top = minimal.parent / "middle.toml", minimal.parent / "top.toml"
+    middle.write_text('extends = "tiny.toml"\nseed = 1\n[model]\ndim = 32\nnum_heads = 4\n')
+    top.write_text('extends = "middle.toml"\n[model]\ndim = 16\n')
+    config = load_config(top)
+    assert (config.name, config.seed, config.model.dim, config.model.num_heads) == ("tiny", 1, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        (
+            '"tinny.toml"',
+            r"received 'tinny.toml', but there is no file .*tinny.toml; .*did you mean 'tiny.toml'",
+        ),
+        (
+            '"other/base.toml"',
+            "there is no file .*base.toml; expected a TOML file, relative to .*correct or remove",
+        ),
+        ("3", "received 3"),
+        ('["tiny.toml"]', "expected a TOML file"),
+        ('"a.toml"', "a.toml extends .*a.toml: a circle; expected .*; remove"),
+        ('"b.toml"', "a.toml extends .*b.toml extends .*a.toml: a circle"),
+        (
+            '"unknown.toml"',
+            r"unknown.toml \(extended by .*a.toml\): unknown key 'train.epohs'; did you mean 'train.epochs'",
+        ),
+        ('"broken.toml"', r"broken.toml \(extended by .*a.toml\): not valid TOML"),
+        ('"refused.toml"', "a.toml extends .*refused.toml: train.epochs: received 0"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused_and_both_files_are_named(
+    minimal: Path, extends: str, message: str
+) -> None:
+    folder = minimal.parent
+    (folder / "a.toml").write_text(f"extends = {extends}\n")
+    (folder / "b.toml").write_text('extends = "a.toml"\n')
+    (folder / "unknown.toml").write_text(MINIMAL + "[train]\nepohs = 3\n")
+    (folder / "broken.toml").write_text("name = ")
+    (folder / "refused.toml").write_text(MINIMAL + "[train]\nepochs = 0\n")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(folder / "a.toml")
+    assert "a.toml" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_extends_is_no_key_to_set(minimal: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'extends'"):
+        load_config(minimal, ["extends=tiny.toml"])
+
+
 def test_every_shipped_configuration_loads() -> None:
-    folder = Path(__file__).parents[2] / "pipeline" / "configs"
-    shipped = sorted(folder.glob("*.toml"))
-    assert {"demo.toml", "ml-1m.toml", "ml-100k.toml", "beauty.toml", "deskdrop.toml"} <= {
-        path.name for path in shipped
-    }
-    for path in shipped:
+    for path in SHIPPED:
         config = load_config(path)
         assert config.data_dir == "data", path
         assert config.seed == 0, path
+    assert {"demo.toml", "ml-1m.toml", "ml-100k.toml", "beauty.toml", "deskdrop.toml"} <= {
+        path.name for path in SHIPPED
+    }
+
+
+def test_shipped_configurations_repeat_no_table_of_what_they_extend() -> None:
+    trees = {path.name: tomllib.loads(path.read_text()) for path in SHIPPED}
+    extending = [name for name, tree in trees.items() if "extends" in tree]
+    assert len(extending) == 8
+    for name in extending:
+        base = trees[trees[name]["extends"]]
+        repeated = [key for key, value in trees[name].items() if base.get(key) == value]
+        assert not repeated, name
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (bool, "true or false"),
+        (int | None, "integer"),
+        (float | list[float], "number or list of number"),
+        (Literal["a", "b"] | Literal["c"], "a, b or c"),
+        (dict[str, float] | None, "table"),
+    ],
+)
+def test_types_in_words(annotation: Any, words: str) -> None:
+    assert type_name(annotation) == words
+
+
+def test_loading_a_configuration_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pipeline.config import load_config; import pipeline.config_reference; "
+        "print(sorted({'torch', 'numpy', 'polars', 'mlflow', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

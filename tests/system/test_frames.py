@@ -58,7 +58,7 @@ setattr(owner, name, counted)
 sys.argv = ["lookback", *arguments]
 importlib.import_module("pipeline.__main__").main()
 """
-"""Runs a command until the first call of a kernel (of torch's attention: the first with gradients) and prints the frames."""
+"""Run a command until the first call of a kernel (of attention: the first with gradients) and print the frames above it."""
 
 
 def own_frames(workdir: Workdir, owner: str, kernel: str, *arguments: str) -> list[str]:
@@ -83,7 +83,7 @@ def own_frames(workdir: Workdir, owner: str, kernel: str, *arguments: str) -> li
     [
         # `attend` is ours and chooses the kernel: twelve above it
         ("train", "torch.nn.functional", "scaled_dot_product_attention", "models/encoder/attention.py:attend", 13),
-        ("score", "models.retrieval.index", "ItemIndex.search", "models/recommendation/engine.py:_Warm.retrieve", 9),
+        ("score", "models.retrieval.index", "ItemIndex.search", "models/recommendation/engine.py:_WarmRows.retrieve", 9),
     ],
 )  # fmt: skip
 def test_from_the_command_to_the_kernel(copied, stage, owner, kernel, innermost, limit):

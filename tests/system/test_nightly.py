@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 from features import simulate
+from features.settings import SimulationSettings
 from tests.workdir import TINY, Workdir
 
 SMALL = """
@@ -98,7 +100,7 @@ def check_scored(workdir: Workdir, first: pl.DataFrame, second: pl.DataFrame) ->
 
 
 def test_two_nights_of_a_simulated_log(tmp_path: Path) -> None:
-    settings = simulate.SimulationSettings(num_users=150, num_items=100, num_events=4000)
+    settings = SimulationSettings(num_users=150, num_items=100, num_events=4000)
     events = simulate.simulate(settings, 0).events.select("user_id", "item_id", "timestamp", "event_type")
     late = events["timestamp"].cast(pl.String).str.slice(0, 10) >= "2026-03-20"
     newcomer = pl.DataFrame(
@@ -119,6 +121,7 @@ def test_two_nights_of_a_simulated_log(tmp_path: Path) -> None:
     two_nights(Workdir(tmp_path), events.filter(~late), pl.concat([events.filter(late), newcomer]))
 
 
+@pytest.mark.slow
 def test_two_nights_of_deskdrop(tmp_path: Path, public_data: Callable[[str], Path]) -> None:
     log = pl.read_csv(public_data("deskdrop") / "users_interactions.csv", infer_schema_length=None)
     log = log.select("timestamp", "eventType", "contentId", "personId")

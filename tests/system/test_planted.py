@@ -10,9 +10,9 @@ import pytest
 from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.explanation import contributions
-from pipeline.config import BASELINES
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import ranked_targets
+from pipeline.sections import BASELINES
 from tests.workdir import ROOT, Workdir
 
 

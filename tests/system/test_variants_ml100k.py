@@ -15,6 +15,7 @@ from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.training.loop import fit
 from models.training.validation import Validation, validate
+from tests.models.conftest import VARIANTS
 
 CONFIGS = Path(__file__).parents[2] / "pipeline" / "configs"
 pytestmark = pytest.mark.slow
@@ -63,6 +64,7 @@ def entropy(targets: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_it_learns_from_histories(variant: dict[str, Any], public_data):
     histories, content = ratings(public_data("ml-100k"))
     settings = EncoderSettings(dim=16, num_heads=2, dropout=0.0, **variant)

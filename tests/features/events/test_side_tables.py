@@ -14,7 +14,7 @@ from features import schema
 from features.events import side_tables
 from features.events.side_tables import ItemFormat, Table
 from features.schema import IdType
-from features.tables import TableFormat
+from features.settings import TableFormat
 
 ALL: dict[str, str | int] = {
     "item_id": "id",

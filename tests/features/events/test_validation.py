@@ -15,7 +15,7 @@ import pytest
 from features import schema, tables
 from features.events import parquet_parts, validation
 from features.events.validation import Counts, EventFormat
-from features.tables import TableFormat
+from features.settings import EventSettings
 
 NOW = 1_800_000_000 * 10**6
 COLUMNS: dict[str, str | int] = {
@@ -49,10 +49,7 @@ BAD = {
 
 
 def form(columns: dict[str, str | int] = COLUMNS, **settings: Any) -> EventFormat:
-    table = {
-        name: settings.pop(name) for name in ("format", "separator", "header", "encoding") if name in settings
-    }
-    return EventFormat(TableFormat("events", columns, **table), latest=NOW, **settings)
+    return EventFormat(EventSettings(path="log", columns=columns, **settings), latest=NOW)
 
 
 @pytest.fixture
@@ -122,7 +119,7 @@ def test_what_is_left_out_on_purpose_is_counted(ingest: Any) -> None:
         HEADER
         + "1,10,1600000000,view,1\n2,10,1600000000,ad,5\n3,10,1600000000,view,\n4,10,1600000000,view,3\n,1,1,ad,1\n"
     )
-    settings = form(types=("view",), min_value=2.0)
+    settings = form(types={"view": 1.0}, min_value=2.0)
     log, _, counts = ingest(text, settings, excluded=pl.Series(["4"]))
     assert log["user_id"].to_list() == [3]
     assert counts.left_out == {"type_not_listed": 1, "value_below_minimum": 1, "excluded_user": 1}
@@ -309,7 +306,7 @@ def test_excluded_users_come_from_a_parquet_file(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be_meant() -> None:
-    with pytest.raises(ValueError, match="expected timestamp too"):
+    with pytest.raises(ValueError, match="expected a column for timestamp too"):
         form({"user_id": 1, "item_id": 2})
     with pytest.raises(ValueError, match="timestamp_unit"):
         form(timestamp_unit="minutes")
@@ -390,7 +387,7 @@ def test_a_value_that_is_no_number_is_refused_in_every_format(tmp_path: Path) ->
     frame.write_parquet(tmp_path / "log.parquet")
     frame.write_csv(tmp_path / "log.csv")
     for name in ("log.parquet", "log.csv"):
-        form = EventFormat(TableFormat("events", {each: each for each in frame.columns}), latest=2**62)
+        form = EventFormat(EventSettings("log", columns={each: each for each in frame.columns}), latest=2**62)
         counts = validation.ingest_file(
             tmp_path / name, "0" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path
         )

@@ -13,7 +13,8 @@ from features.histories import leaks, splits
 from features.histories.jagged import JaggedHistories, user_ranges
 from features.histories.leaks import LeakError
 from features.histories.splits import Split
-from tests.features.histories.test_splits import LOG, Rows, jagged, refused
+from tests.factories import Rows, jagged
+from tests.features.histories.test_splits import LOG, refused
 
 SPLIT = splits.temporal(LOG, 3, test_fraction=0.2, validation_fraction=0.2)
 HELD_BACK = splits.temporal(LOG, 3, test_fraction=0.2, validation_fraction=0.2, held_back=0.2)

@@ -14,21 +14,7 @@ from numpy.typing import NDArray
 from features.histories import splits
 from features.histories.jagged import JaggedHistories, user_ranges
 from features.histories.leaks import check_leaks
-
-Rows = list[list[tuple[int, int]]]
-
-
-def jagged(rows: Rows) -> JaggedHistories:
-    """Histories from (time, item) pairs per user."""
-    flat = [pair for row in rows for pair in row]
-    count = len(flat)
-    return JaggedHistories(
-        np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64),
-        np.array([item for _, item in flat], np.int32),
-        np.array([time for time, _ in flat], np.int64),
-        np.zeros(count, np.int16),
-        np.full(count, np.nan, np.float32),
-    )
+from tests.factories import Rows, jagged
 
 
 def refused(error: ValueError) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from features import tables
 from features.readers import delimited
-from features.tables import TableFormat
+from features.settings import TableFormat
 
 Rows = list[tuple[list[str] | None, str]]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from features import tables
 from features.readers import json_lines, json_shapes
 from features.readers.json_shapes import Shape
-from features.tables import TableFormat
+from features.settings import TableFormat
 
 FORM = TableFormat("events", {"user_id": "u.id", "item_id": "i", "timestamp": "t", "value": "u.deep.v"})
 

@@ -16,7 +16,7 @@ from features import schema
 from features.events import ids, timestamps, validation
 from features.events.validation import EventFormat
 from features.readers import parquet
-from features.tables import TableFormat
+from features.settings import EventSettings, TableFormat
 
 D = decimal.Decimal
 MOMENT = datetime.datetime(2016, 6, 8, 19, 10, 32, 250_000, tzinfo=datetime.UTC)
@@ -95,9 +95,8 @@ def test_times_no_calendar_has_are_refused_and_shown(tmp_path: Path, unit: str, 
     times = pa.array([2**62, -(2**62), 0], pa.int64()).cast(pa.timestamp(unit, zone))
     path = write(tmp_path / "log.parquet", {"u": pa.array([1, 2, 3]), "i": pa.array([1, 2, 3]), "t": times})
     form = EventFormat(
-        TableFormat("events", {"user_id": "u", "item_id": "i", "timestamp": "t"}),
+        EventSettings("log", columns={"user_id": "u", "item_id": "i", "timestamp": "t"}, timezone=BERLIN),
         latest=2 * 10**15,
-        timezone=BERLIN,
     )
     counts = validation.ingest_file(path, "f" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path)
     assert counts.refused == {"impossible_time": 3}
@@ -150,7 +149,7 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
 def test_lists_and_structs_are_refused_by_the_key(tmp_path: Path, name: str, value: Any) -> None:
     arrays = {each: pa.array([1_600_000_000]) for each in schema.EVENTS if not each.startswith("source")}
     path = write(tmp_path / "log.parquet", arrays | {name: pa.array([value])})
-    form = EventFormat(TableFormat("events", {each: each for each in arrays}), latest=2 * 10**15)
+    form = EventFormat(EventSettings("log", columns={each: each for each in arrays}), latest=2 * 10**15)
     with pytest.raises(ValueError, match=rf"events\.columns\.{name}: .*(List|Struct).*expected"):
         validation.ingest_file(path, "f" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path)
 

@@ -21,7 +21,7 @@ from features.events import validation
 from features.events.validation import EventFormat
 from features.readers import delimited, json_shapes, parquet, sources
 from features.schema import IdType
-from features.tables import TableFormat
+from features.settings import EventSettings, TableFormat
 
 NAMES: dict[str, str | int] = {"user_id": "u", "item_id": "i", "timestamp": "t", "value": "v"}
 PACKS: dict[str, Callable[[bytes], bytes]] = {
@@ -60,7 +60,7 @@ def ingest(content: bytes, name: str, folder: Path, separator: str = ",") -> tup
     """Events, (row, reason) of refused rows, and the types of the ids, found as the stage does."""
     path = folder / name
     path.write_bytes(content)
-    form = EventFormat(TableFormat("events", NAMES, separator=separator), latest=2 * 10**15)
+    form = EventFormat(EventSettings("log", columns=NAMES, separator=separator), latest=2 * 10**15)
     id_types: dict[str, IdType] = {"user_id": "int64", "item_id": "int64"}
     while True:
         try:

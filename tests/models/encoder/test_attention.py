@@ -20,7 +20,7 @@ from models.encoder.attention import (
     sparsemax,
     weigh,
 )
-from models.encoder.attention_bias import all_places, last_places
+from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import Window
 from models.settings.encoder import INNER_PRODUCTS, EncoderSettings
 
@@ -85,7 +85,7 @@ def rows(lengths: tuple[int, ...] = (2, 5, 4)) -> Window:
 
 
 def places(**settings: Any) -> Any:
-    return all_places(rows(), some_settings(**settings))
+    return full_geometry(rows(), some_settings(**settings))
 
 
 # attend: softmax of inner products
@@ -404,7 +404,7 @@ def test_rotary_turns_queries_and_keys_by_their_places(score):
         torch.testing.assert_close(diagonal, diagonal[..., :1].expand_as(diagonal), rtol=1e-5, atol=1e-5)
     at_one_place = module(score=score).scores(queries, keys, places())
     torch.testing.assert_close(scores.diagonal(0, -2, -1), at_one_place.diagonal(0, -2, -1))
-    last = last_places(rows(), some_settings(positions="rotary"))
+    last = last_geometry(rows(), some_settings(positions="rotary"))
     at_last = attending.scores(queries[:, :, :1], keys, last)
     torch.testing.assert_close(at_last[1, :, 0], scores[1, :, 4])
     torch.testing.assert_close(at_last[2, :, 0], scores[2, :, 3])

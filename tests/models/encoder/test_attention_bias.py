@@ -12,12 +12,12 @@ from models.encoder.attention_bias import (
     NUM_TIMES,
     DistanceBias,
     TimeBias,
-    all_places,
+    apply_rotary,
     distance_number,
     elapsed_number,
-    last_places,
+    full_geometry,
+    last_geometry,
     look_up,
-    turn,
 )
 from models.encoder.batching import Window
 from models.settings.encoder import EncoderSettings
@@ -97,10 +97,10 @@ def test_look_up_s_gradient_check():
 def test_a_turn_by_pencil():
     # c = 4: pairs (0, 2) and (1, 3), turned by place and place / 100
     heads = torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4)
-    turned = turn(heads, torch.tensor([[3]])).flatten()
+    turned = apply_rotary(heads, torch.tensor([[3]])).flatten()
     expected = [math.cos(3), -math.sin(0.03), math.sin(3), math.cos(0.03)]
     assert turned.tolist() == pytest.approx(expected, abs=1e-6)
-    assert torch.equal(turn(heads, torch.tensor([[0]])), heads)
+    assert torch.equal(apply_rotary(heads, torch.tensor([[0]])), heads)
 
 
 def test_inner_products_of_turned_ones_depend_on_the_difference_of_places_alone():
@@ -108,23 +108,28 @@ def test_inner_products_of_turned_ones_depend_on_the_difference_of_places_alone(
     queries, keys = torch.randn(2, 1, 3, 1, 6, dtype=torch.float64)
 
     def product(query_place, key_place):
-        turned = turn(queries, torch.tensor([[query_place]])), turn(keys, torch.tensor([[key_place]]))
+        turned = (
+            apply_rotary(queries, torch.tensor([[query_place]])),
+            apply_rotary(keys, torch.tensor([[key_place]])),
+        )
         return (turned[0] * turned[1]).sum(-1)
 
     for difference in (0, 1, 7):
         torch.testing.assert_close(product(difference, 0), product(difference + 90, 90), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(product(1, 0), product(0, 1))
-    torch.testing.assert_close(turn(queries, torch.tensor([[50]])).norm(), queries.norm(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        apply_rotary(queries, torch.tensor([[50]])).norm(), queries.norm(), rtol=1e-6, atol=0
+    )
 
 
 def test_a_turn_s_gradient_check():
     heads = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     place = torch.tensor([[0, 1, 5]])
-    assert torch.autograd.gradcheck(lambda states: turn(states, place), (heads,))
+    assert torch.autograd.gradcheck(lambda states: apply_rotary(states, place), (heads,))
 
 
 def test_causal_columns_need_no_mask():
-    places = all_places(window([2, 5]), EncoderSettings(positions="absolute"))
+    places = full_geometry(window([2, 5]), EncoderSettings(positions="absolute"))
     assert places.visible is None
     assert places.num_visible.tolist() == [[1, 2, 3, 4, 5]]
     assert places.distance is None
@@ -133,12 +138,12 @@ def test_causal_columns_need_no_mask():
 
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_a_local_window_by_pencil(width):
-    places = all_places(window([2, 5]), EncoderSettings(window=width))
+    places = full_geometry(window([2, 5]), EncoderSettings(window=width))
     expected = [[0 <= looking - seen < width for seen in range(5)] for looking in range(5)]
     assert places.visible is not None
     assert places.visible[0, 0].tolist() == expected
     assert places.num_visible[0].tolist() == [sum(row) for row in expected]
-    last = last_places(window([2, 5]), EncoderSettings(window=width))
+    last = last_geometry(window([2, 5]), EncoderSettings(window=width))
     assert last.visible is not None
     assert last.visible[0, 0, 0].tolist() == [seen < 2 and expected[1][seen] for seen in range(5)]
     assert last.visible[1, 0, 0].tolist() == expected[4]
@@ -146,11 +151,11 @@ def test_a_local_window_by_pencil(width):
 
 
 def test_a_window_as_wide_as_the_row_is_none():
-    assert all_places(window([5]), EncoderSettings(window=5)).visible is None
+    assert full_geometry(window([5]), EncoderSettings(window=5)).visible is None
 
 
 def test_a_bidirectional_row_is_seen_whole_and_no_further():
-    places = all_places(window([2, 3, 0]), EncoderSettings(direction="bidirectional"))
+    places = full_geometry(window([2, 3, 0]), EncoderSettings(direction="bidirectional"))
     assert places.visible is not None
     assert places.visible[:, 0].tolist() == [
         [[True, True, False]] * 3,
@@ -163,11 +168,11 @@ def test_a_bidirectional_row_is_seen_whole_and_no_further():
 def test_distances_are_those_of_places_not_of_columns():
     settings = EncoderSettings(positions="relative")
     kept = torch.tensor([[0, 2, 30]])
-    places = all_places(replace(window([3]), position=kept), settings)
+    places = full_geometry(replace(window([3]), position=kept), settings)
     assert places.distance is not None
     # 30 - 2 = 28: 16 + floor(4 log2 1.75) = 19; 30: 16 + floor(3.63)
     assert places.distance[0].tolist() == [[0, 2, 19], [2, 0, 19], [19, 19, 0]]
-    last = last_places(replace(window([2], 3), position=kept), settings)
+    last = last_geometry(replace(window([2], 3), position=kept), settings)
     assert last.distance is not None
     assert last.distance[0].tolist() == [[2, 0, 19]]
     assert last.looking.tolist() == [[2]]
@@ -177,12 +182,12 @@ def test_time_is_counted_from_the_event_or_from_what_is_asked_next():
     time, asked = torch.tensor([[0, 60, 3_660]]) * SECOND, torch.tensor([[60, 3_660, 90_060]]) * SECOND
     rows = window([3], time=time, asked=asked)
     # ln 60 = 4.09: 13; ln 3600 = 8.19: 27; ln 3660: 27; ln 86400: 37, ln 90000 and 90060: 37
-    own = all_places(rows, EncoderSettings(time_bias=True))
+    own = full_geometry(rows, EncoderSettings(time_bias=True))
     assert own.elapsed is not None
     assert own.elapsed[0].tolist() == [[0, 13, 27], [13, 0, 27], [27, 27, 0]]
-    requested = all_places(rows, EncoderSettings(time_bias=True, request_time=True))
+    requested = full_geometry(rows, EncoderSettings(time_bias=True, request_time=True))
     assert requested.elapsed is not None
     assert requested.elapsed[0].tolist() == [[13, 0, 27], [27, 27, 0], [37, 37, 37]]
-    last = last_places(rows, EncoderSettings(time_bias=True, request_time=True))
+    last = last_geometry(rows, EncoderSettings(time_bias=True, request_time=True))
     assert last.elapsed is not None
     assert last.elapsed[0].tolist() == [[37, 37, 37]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.encoder.attention_bias import all_places, last_places
+from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import Window
 from models.encoder.blocks import BLOCKS, GELU, Dropout, SwiGLU, random_mask
 from models.settings.encoder import EncoderSettings
@@ -31,7 +31,7 @@ def random_block(kind, dtype=torch.float64, **settings):
 
 
 def everywhere(lengths, columns, settings):
-    return all_places(window(lengths, columns), settings)
+    return full_geometry(window(lengths, columns), settings)
 
 
 def norm(x, weights, name):
@@ -119,7 +119,7 @@ def test_last_is_forward_at_the_last_position(kind, settings):
     block, chosen = random_block(kind, **settings)
     states, lengths = torch.randn(4, 7, 6, dtype=torch.float64), torch.tensor(LENGTHS)
     whole = block(states.flatten(0, 1), (everywhere(LENGTHS, 7, chosen),)).view(4, 7, 6)
-    last = block.last(states, lengths, last_places(window(LENGTHS, 7), chosen))
+    last = block.last(states, lengths, last_geometry(window(LENGTHS, 7), chosen))
     torch.testing.assert_close(last.squeeze(1), whole[torch.arange(4), lengths - 1])
 
 

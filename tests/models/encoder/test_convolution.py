@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.encoder.attention_bias import Places, all_places
+from models.encoder.attention_bias import AttentionGeometry, full_geometry
 from models.encoder.batching import Window
 from models.encoder.convolution import ConvBlock, PoolingBlock, causal_mean
 from models.settings.encoder import EncoderSettings
 
 
-def places(lengths, columns) -> Places:
+def places(lengths, columns) -> AttentionGeometry:
     zeros = torch.zeros(len(lengths), columns, dtype=torch.int32)
-    return all_places(Window(zeros, zeros, torch.tensor(lengths)), EncoderSettings())
+    return full_geometry(Window(zeros, zeros, torch.tensor(lengths)), EncoderSettings())
 
 
 def random_block(kind, number=0, kernel=3):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.encoder.batching import BatchPlan, Window
-from models.encoder.embeddings import EventVectors, ItemContent, ItemVectors, blank_content
+from models.encoder.embeddings import EventVectors, ItemContent, ItemEmbedding, blank_content
 from models.encoder.encoder import Encoder
 from models.histories import histories_from_lists
 from models.settings.encoder import EncoderSettings
@@ -113,7 +113,7 @@ def test_parts_add_up():
 def test_an_item_is_its_own_vector_and_its_content_s(item_id, random_content):
     torch.manual_seed(0)
     content = random_content(13)
-    items = ItemVectors(EncoderSettings(dim=6, item_content=True, item_id=item_id), 13, content)
+    items = ItemEmbedding(EncoderSettings(dim=6, item_content=True, item_id=item_id), 13, content)
     items.forget_untrained()
     assert items.project is not None
     assert items.categories is not None
@@ -137,10 +137,10 @@ def test_content_of_one_kind_alone():
     dense, categories = np.ones((4, 2), np.float32), np.array([[0], [1], [2], [0]], np.int32)
     trained = np.ones(4, np.bool_)
     settings = EncoderSettings(dim=6, item_content=True, item_id=False)
-    only_dense = ItemVectors(settings, 3, ItemContent(dense, np.zeros((4, 0), np.int32), 0, trained))
+    only_dense = ItemEmbedding(settings, 3, ItemContent(dense, np.zeros((4, 0), np.int32), 0, trained))
     assert only_dense.categories is None
     assert torch.equal(only_dense.all()[1], only_dense.all()[3])
-    only_categories = ItemVectors(
+    only_categories = ItemEmbedding(
         settings, 3, ItemContent(np.zeros((4, 0), np.float32), categories, 2, trained)
     )
     assert only_categories.project is None
@@ -151,12 +151,12 @@ def test_content_of_one_kind_alone():
 
 def test_blank_content_has_the_shape_of_what_it_stands_for(random_content):
     settings = EncoderSettings(dim=6, item_content=True)
-    items = ItemVectors(settings, 13, random_content(13))
+    items = ItemEmbedding(settings, 13, random_content(13))
     assert items.content_shape == (14, 5, 3, 4, 12)  # without padding and item 7
-    blank = ItemVectors(settings, 13, blank_content(*items.content_shape))
+    blank = ItemEmbedding(settings, 13, blank_content(*items.content_shape))
     blank.load_state_dict(items.state_dict())
     assert torch.equal(blank.all(), items.all())
-    assert ItemVectors(EncoderSettings(dim=6), 13, None).content_shape is None
+    assert ItemEmbedding(EncoderSettings(dim=6), 13, None).content_shape is None
 
 
 def trained(loss="softmax", **settings) -> Encoder:

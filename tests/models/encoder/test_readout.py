@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.encoder.attention_bias import Places, all_places, last_places
+from models.encoder.attention_bias import AttentionGeometry, full_geometry, last_geometry
 from models.encoder.batching import Window
 from models.encoder.readout import AttentionReadout, MeanReadout, TargetReadout
 from models.settings.encoder import EncoderSettings, Score
@@ -22,8 +22,8 @@ def window(lengths, columns) -> Window:
     return Window(zeros, zeros, torch.tensor(lengths))
 
 
-def places(lengths, columns) -> Places:
-    return all_places(window(lengths, columns), EncoderSettings(positions="none"))
+def places(lengths, columns) -> AttentionGeometry:
+    return full_geometry(window(lengths, columns), EncoderSettings(positions="none"))
 
 
 def test_a_mean_by_pencil():
@@ -47,7 +47,7 @@ def test_attention_over_states_is_its_formula():
     readout, settings = attention_readout()
     states = torch.randn(1, 7, 6, dtype=torch.float64)
     with torch.no_grad():
-        found = readout(states[0], (all_places(window([7], 7), settings),))
+        found = readout(states[0], (full_geometry(window([7], 7), settings),))
         queries, keys, values = readout.project(readout.attention_norm(states[0])).chunk(3, -1)
         for i in range(7):
             mixed = torch.zeros(6, dtype=torch.float64)
@@ -61,8 +61,8 @@ def test_attention_over_states_is_its_formula():
 def test_attention_over_states_at_the_last_position():
     readout, settings = attention_readout()
     states, lengths = torch.randn(4, 7, 6, dtype=torch.float64), torch.tensor(LENGTHS)
-    whole = readout(states.flatten(0, 1), (all_places(window(LENGTHS, 7), settings),)).view(4, 7, 6)
-    last = readout.last(states, lengths, last_places(window(LENGTHS, 7), settings))
+    whole = readout(states.flatten(0, 1), (full_geometry(window(LENGTHS, 7), settings),)).view(4, 7, 6)
+    last = readout.last(states, lengths, last_geometry(window(LENGTHS, 7), settings))
     torch.testing.assert_close(last.squeeze(1), whole[torch.arange(4), lengths - 1])
 
 

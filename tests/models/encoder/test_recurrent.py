@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoder.attention_bias import Places, all_places
+from models.encoder.attention_bias import AttentionGeometry, full_geometry
 from models.encoder.batching import Window
 from models.encoder.recurrent import GRUBlock, LSTMBlock
 from models.settings.encoder import EncoderSettings
@@ -25,9 +25,9 @@ def random_block(kind, direction="causal", dtype=torch.float64):
     return block.to(dtype).eval()
 
 
-def places(lengths, columns=None) -> Places:
+def places(lengths, columns=None) -> AttentionGeometry:
     zeros = torch.zeros(len(lengths), columns or max(lengths), dtype=torch.int32)
-    return all_places(Window(zeros, zeros, torch.tensor(lengths)), EncoderSettings())
+    return full_geometry(Window(zeros, zeros, torch.tensor(lengths)), EncoderSettings())
 
 
 def logistic(x):
@@ -150,18 +150,3 @@ def test_bf16_autocast_stays_near_fp32(kind, direction):
     assert lowered.dtype == torch.float32
     plain = block(states, (places([20] * 10),))
     assert ((lowered - plain).norm() / plain.norm()).item() < 5 * 2**-8
-
-
-def test_a_gru_that_can_leave_out_is_the_same_gru():
-    """`skippable` computes the block with its gates laid open; z = 1 lets a hidden state pass."""
-    block, states = random_block("gru"), torch.randn(2, 6, 5, dtype=torch.float64)
-    found, pushes, z = block.skippable(states)
-    expected = block(states.flatten(0, 1), (places([6, 6]),)).view(2, 6, 5)
-    torch.testing.assert_close(found, expected)
-    assert not pushes.any()
-    hidden = expected - states
-    before = torch.cat([torch.zeros(2, 1, 5), hidden[:, :-1]], 1)
-    # h_i = (1 - z) c + z h_{i-1}: more of z moves h_i by z (1 - z) (h_{i-1} - c)
-    candidate = (hidden - z * before) / (1 - z)
-    (slope,) = torch.autograd.grad(found[:, -1].sum(), pushes)
-    torch.testing.assert_close(slope[:, -1], (z * (1 - z) * (before - candidate))[:, -1])

@@ -251,9 +251,9 @@ def test_over_seeds_by_pencil():
 
 def test_ten_thousand_resamples_of_all_movielens_users_take_seconds():
     users = of_columns(np.random.default_rng(0).random((6040, 12)))
-    began = time.perf_counter()
+    began = time.process_time()
     bootstrap(users, 10_000)
-    assert time.perf_counter() - began < 20  # about one, where nothing else runs
+    assert time.process_time() - began < 20  # about one
 
 
 def test_a_reversed_difference_is_the_second_minus_the_first():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference
-from models.evaluation.comparison import Judgement
+from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 
 USER = np.array([7, 7, 7, 3])
@@ -16,22 +16,22 @@ OF_TARGETS = tuple(
 
 
 @pytest.fixture(scope="module")
-def judged() -> Judgement:
+def judged() -> SystemComparison:
     values = ((name, metrics_of_ranks(rank, (1, 10))) for name, rank in RANKS.items())
-    return Judgement.of(values, USER, resamples=400, seed=0)
+    return SystemComparison.of(values, USER, resamples=400, seed=0)
 
 
 def of_columns(
     columns: dict[str, np.ndarray], resamples: int = 300, seed: int = 0, name: str = "m"
-) -> Judgement:
+) -> SystemComparison:
     """Systems with one metric, a target per user."""
     num = len(next(iter(columns.values())))
-    return Judgement.of(
+    return SystemComparison.of(
         ((system, {name: column}) for system, column in columns.items()), np.arange(num), resamples, seed
     )
 
 
-def test_values_by_pencil(judged: Judgement):
+def test_values_by_pencil(judged: SystemComparison):
     assert (judged.num_users, judged.num_targets) == (2, 4)
     values = judged.values("one")
     assert values["hit_rate@1"] == 0.5
@@ -44,7 +44,7 @@ def test_values_by_pencil(judged: Judgement):
     assert tuple(values) == judged.names == OF_TARGETS + tuple(f"user_{name}" for name in OF_TARGETS)
 
 
-def test_users_by_pencil(judged: Judgement):
+def test_users_by_pencil(judged: SystemComparison):
     own = judged.of_users("other")
     assert judged.users.tolist() == [3, 7]
     assert own["targets"].tolist() == [1, 3]
@@ -52,13 +52,13 @@ def test_users_by_pencil(judged: Judgement):
     assert tuple(own) == ("targets", *OF_TARGETS)
 
 
-def test_intervals_are_the_extremes_of_two_users(judged: Judgement):
+def test_intervals_are_the_extremes_of_two_users(judged: SystemComparison):
     # a resample has user 3 twice (hit rate 1), user 7 twice (1/3), or both ((1 + 1) / 4 targets)
     assert judged.intervals("one")["hit_rate@1"] == pytest.approx([1 / 3, 1])
     assert set(np.round(judged.resampled[:, 0, judged.names.index("hit_rate@1")], 6)) == {0.333333, 0.5, 1.0}
 
 
-def test_differences_are_paired(judged: Judgement):
+def test_differences_are_paired(judged: SystemComparison):
     found = judged.paired("one", "other")
     assert found["hit_rate@10"].difference == pytest.approx(0.5)
     assert found["hit_rate@10"].low == pytest.approx(1 / 3)  # user 7 alone: 2/3 - 1/3
@@ -74,7 +74,7 @@ def test_a_metric_may_weigh_targets_and_be_undefined_for_some():
         "weighted": np.array([1.0, 0, 1, 0]),
         "rare": np.array([2.0, *[np.nan] * 3]),
     }
-    judged = Judgement.of([("s", values)], USER, 50, 0, {"weighted": np.array([4.0, 1, 2, 1])})
+    judged = SystemComparison.of([("s", values)], USER, 50, 0, {"weighted": np.array([4.0, 1, 2, 1])})
     assert judged.values("s")["weighted"] == pytest.approx(6 / 8)
     assert judged.values("s")["user_weighted"] == pytest.approx((6 / 7 + 0) / 2)
     assert judged.values("s")["rare"] == judged.values("s")["user_rare"] == 2.0
@@ -83,7 +83,9 @@ def test_a_metric_may_weigh_targets_and_be_undefined_for_some():
 
 
 def test_users_may_be_any_ids():
-    judged = Judgement.of([("s", {"m": np.arange(4.0)})], np.array(["b", "a", "b", "b"], object), 10, 0)
+    judged = SystemComparison.of(
+        [("s", {"m": np.arange(4.0)})], np.array(["b", "a", "b", "b"], object), 10, 0
+    )
     assert judged.users.tolist() == ["a", "b"]
     assert judged.of_users("s")["m"] == pytest.approx([1, 5 / 3])
 
@@ -105,7 +107,7 @@ def test_only_one_systems_values_are_asked_for_at_a_time():
             assert len(alive) <= 1  # the one before is let go of when the next is there
             yield name, Values(name)
 
-    assert Judgement.of(systems(), USER, 10, 0).systems == ("a", "b", "c")
+    assert SystemComparison.of(systems(), USER, 10, 0).systems == ("a", "b", "c")
 
 
 def test_a_system_with_the_same_values_never_differs():
@@ -169,15 +171,17 @@ def test_less_is_better_of_some_metrics():
 
 
 def test_of_one_user_nothing_can_be_told():
-    judged = Judgement.of([("a", {"m": np.ones(3)}), ("b", {"m": np.zeros(3)})], np.zeros(3, int), 20, 0)
+    judged = SystemComparison.of(
+        [("a", {"m": np.ones(3)}), ("b", {"m": np.zeros(3)})], np.zeros(3, int), 20, 0
+    )
     assert judged.paired("a", "b")["m"].verdict == NO_DIFFERENCE
 
 
-def test_what_does_not_fit_is_refused(judged: Judgement):
+def test_what_does_not_fit_is_refused(judged: SystemComparison):
     with pytest.raises(ValueError, match="expected those of 'a': m"):
-        Judgement.of([("a", {"m": np.ones(4)}), ("b", {"n": np.ones(4)})], USER, 10, 0)
+        SystemComparison.of([("a", {"m": np.ones(4)}), ("b", {"n": np.ones(4)})], USER, 10, 0)
     with pytest.raises(ValueError, match="no system"):
-        Judgement.of([], USER, 10, 0)
+        SystemComparison.of([], USER, 10, 0)
     with pytest.raises(ValueError, match="expected one of one, other"):
         judged.values("third")
     assert math.isfinite(judged.values("one")["ndcg@10"])

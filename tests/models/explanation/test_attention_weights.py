@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.encoder.attention_bias import all_places
+from models.encoder.attention_bias import full_geometry
 from models.encoder.blocks import AttentionBlock
 from models.encoder.encoder import Encoder
 from models.explanation.attention_weights import attention_weights, has_attention
@@ -57,7 +57,7 @@ def test_blocks_are_averaged_each_over_the_states_that_it_works_on():
     states = embedded(encoder, row)
     with torch.no_grad():
         window = encoder.pad(histories_from_lists([row]))
-        after = first(states, (all_places(window, encoder.settings),))
+        after = first(states, (full_geometry(window, encoder.settings),))
     expected = (plain(first, states) + plain(second, after)) / 2
     np.testing.assert_allclose(
         attention_weights(encoder, histories_from_lists([row]))[0], expected, rtol=1e-5
@@ -118,7 +118,7 @@ def test_of_a_recurrent_encoder_s_layers_the_readout_looks():
     window = encoder.pad(histories_from_lists([row]))
     with torch.no_grad():
         for layer in encoder.layer_list[:-1]:
-            states = layer(states, (all_places(window, encoder.settings),))
+            states = layer(states, (full_geometry(window, encoder.settings),))
     weights = attention_weights(encoder, histories_from_lists([row]))
     np.testing.assert_allclose(weights[0], plain(encoder.attention_layers[0], states), rtol=1e-5)
 

@@ -1,5 +1,6 @@
 """Weights of past interactions: leaving out by hand, slopes by finite differences, the strongest by pencil."""
 
+import threading
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -8,11 +9,18 @@ import pytest
 import torch
 
 from models.encoder.attention import HistoryAttention
-from models.encoder.attention_bias import all_places, last_places
+from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import Window
+from models.encoder.blocks import join_heads
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.explanation.attribution import Way
-from models.explanation.contributions import Encoded, Method, contributions, kept_scores, strongest
+from models.explanation.attribution import ForwardTrace
+from models.explanation.contributions import (
+    Method,
+    contributions,
+    encode_to_explain,
+    kept_scores,
+    strongest,
+)
 from models.histories import Histories, histories_from_lists
 
 NUM_ITEMS = 29
@@ -115,8 +123,8 @@ def test_balanced_takes_slopes_of_what_the_other_positions_see(settings, random_
     window, small = encoder.pad(random_histories([5])), 1e-6
     candidate = encoder.item_vectors()[[7]].unsqueeze(0).detach()
     (first, second), lengths = encoder.attention_layers, window.lengths
-    at_last = last_places(window, encoder.settings)
-    everywhere = all_places(window, encoder.settings)
+    at_last = last_geometry(window, encoder.settings)
+    everywhere = full_geometry(window, encoder.settings)
     is_sum = encoder.settings.resolved.weighting == "silu"
 
     def score_with(column, share):
@@ -125,16 +133,17 @@ def test_balanced_takes_slopes_of_what_the_other_positions_see(settings, random_
         presence[:, column] = share
         presence.fill_diagonal_(1)
         states = encoder.embed(window)
-        look = first.last_look(states, lengths, at_last)
-        weights = first.attention.weights(first.queries(states), look.keys, everywhere) * presence
+        normed = first.attention_norm(states)
+        keys, values = first.keys_values(normed)
+        weights = first.attention.weights(first.queries(normed), keys, everywhere) * presence
         whole = (presence.tril().sum(-1) / torch.arange(1, 6)).view(1, 1, 5, 1)
         weights = weights / (whole if is_sum else weights.sum(-1, keepdim=True))
-        onward = second.last_look(first.finish(states, weights @ look.values), lengths, at_last)
-        state = first.last(states, lengths, at_last)
-        mixed = second.attention(second.queries(state), onward.keys, onward.values, at_last)
-        return (encoder.finished(second.finish(state, mixed)) @ candidate.mT).item()
+        merged = first.merged(states, normed, join_heads(weights @ values))
+        keys, values = second.keys_values(second.attention_norm(first.fed_forward(merged, merged)))
+        state = second.at(first.last(states, lengths, at_last), keys, values, at_last)
+        return (encoder.finished(state) @ candidate.mT).item()
 
-    found = Way.of(encoder, window, with_gradients=True).leaving_out(candidate)[0, 0]
+    found = ForwardTrace.of(encoder, window, with_gradients=True).leaving_out(candidate)[0, 0]
     direct = leaving_out_directly(encoder, window, candidate)
     for column in range(4):
         slope = (score_with(column, 1 + small) - score_with(column, 1 - small)) / (2 * small)
@@ -144,7 +153,7 @@ def test_balanced_takes_slopes_of_what_the_other_positions_see(settings, random_
 def leaving_out_directly(encoder: Encoder, window: Window, candidate: torch.Tensor) -> torch.Tensor:
     """[l] what the score loses where the last position alone does not see a column, in any layer."""
     layers, lengths = encoder.attention_layers, window.lengths
-    at_last, everywhere = last_places(window, encoder.settings), all_places(window, encoder.settings)
+    at_last, everywhere = last_geometry(window, encoder.settings), full_geometry(window, encoder.settings)
     with torch.no_grad():
         before = [encoder.embed(window)]
         for block in layers:
@@ -160,10 +169,7 @@ def leaving_out_directly(encoder: Encoder, window: Window, candidate: torch.Tens
             )
             state = before[0][:, lengths - 1]
             for block, states in zip(layers, before, strict=False):
-                look = block.last_look(states, lengths, at_last)
-                state = block.finish(
-                    state, block.attention(block.queries(state), look.keys, look.values, seen)
-                )
+                state = block.at(state, *block.keys_values(block.attention_norm(states)), seen)
             return (encoder.finished(state) @ candidate.mT).squeeze()
 
         whole = score_without(None)
@@ -347,12 +353,34 @@ def test_strongest_of_nothing():
 def test_rows_encoded_to_be_explained_have_the_bits_of_rows_encoded(
     method, variant, random_encoder, random_histories
 ):
-    """So that a list is the same whether or not reasons are asked for; of frozen weights, as a loaded model has them."""
+    """In the order of `parts`, as both are encoded in; of frozen weights, as a loaded model has them."""
     encoder = random_encoder(**{"num_blocks": 3, **variant}).requires_grad_(requires_grad=False)
-    histories = random_histories([7, 6, 1, 6])
-    encoded = Encoded.of(encoder, histories, method)
+    histories = random_histories([1, 6, 6, 7])
+    vectors, _ = encode_to_explain(encoder, histories, method)
     if not encoder.scores_by_vector:
-        assert encoded.vectors is None
+        assert vectors is None
         return
-    assert encoded.vectors is not None
-    np.testing.assert_array_equal(encoded.vectors, AttentionRecommender(encoder).encode(histories))
+    assert vectors is not None
+    np.testing.assert_array_equal(vectors, AttentionRecommender(encoder).encode(histories))
+
+
+def test_a_trace_leaves_no_hook_behind_and_records_its_own_thread_alone(random_encoder, random_histories):
+    encoder = random_encoder(num_blocks=2).requires_grad_(requires_grad=False)
+    window, other = (encoder.pad(random_histories([5, 3], seed=seed)) for seed in (0, 1))
+    alone = ForwardTrace.of(encoder, window, with_gradients=True)
+    plain, last_states = [], encoder.last_states
+
+    def interrupted(rows: Window) -> torch.Tensor:
+        thread = threading.Thread(target=lambda: plain.append(last_states(other)))
+        thread.start()
+        thread.join()
+        states: torch.Tensor = last_states(rows)
+        return states
+
+    encoder.last_states = interrupted
+    trace = ForwardTrace.of(encoder, window, with_gradients=True)
+    assert torch.equal(plain[0], last_states(other))
+    for name in ("states", "queries", "keys", "values", "mixed"):
+        for one, two in zip(getattr(alone, name), getattr(trace, name), strict=True):
+            assert torch.equal(one, two)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())

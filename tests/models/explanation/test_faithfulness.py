@@ -11,7 +11,6 @@ from models.explanation.contributions import contributions, kept_scores
 from models.explanation.faithfulness import (
     STEPS,
     areas,
-    closing_up,
     controls,
     curves,
     mean_spread,
@@ -82,21 +81,6 @@ def test_the_right_order_is_better_than_any_other():
     assert methods["right"]["deletion"]["area"] == pytest.approx(1 - methods["right"]["insertion"]["area"])
     assert methods["right"]["insertion"]["area"] == pytest.approx(methods["reversed"]["deletion"]["area"])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-
-
-def test_closing_up_moves_what_is_left_together():
-    met: list[list[int]] = []
-
-    def score_of(histories: Histories, items: Int32) -> Float32:
-        ends = np.split(histories.item_index, histories.ends[:-1])
-        met.extend(part.tolist() for part in ends)
-        return items.astype(np.float32)
-
-    histories = histories_from_lists([[1, 2, 3], [4, 5], [3]])
-    kept = np.array([[True, False, True], [False, True, True], [False, False, False]])
-    found = closing_up(score_of)(histories, np.array([7, 8, 9], np.int32), kept)
-    assert met == [[1, 3], [5], []]
-    assert found.tolist() == [7, 8, 0]
 
 
 def test_controls_by_pencil(random_encoder):

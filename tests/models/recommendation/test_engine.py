@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from models.encoder.encoder import AttentionRecommender, Encoder
+from models.explanation.contributions import Method
 from models.histories import Histories, histories_from_lists
-from models.recommendation.engine import Answering
+from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from models.settings.encoder import EncoderSettings
@@ -17,7 +18,7 @@ NUM_ITEMS, ROWS = 3_000, 40
 POPULAR = np.array([[0, *range(NUM_ITEMS, 0, -1)], [0, *range(1, NUM_ITEMS + 1)]], np.float32)
 
 
-def made(**settings: str) -> Answering:
+def made(**settings: str) -> RecommendationEngine:
     """Random weights; item i is of category 1 + i % 7, but for those above 500: all of category 8."""
     torch.manual_seed(0)
     encoder = Encoder(EncoderSettings(dim=8, num_blocks=1, num_heads=1, **settings), NUM_ITEMS, 0, 20)  # type: ignore[arg-type]
@@ -28,7 +29,9 @@ def made(**settings: str) -> Answering:
     categories = np.where(np.arange(NUM_ITEMS + 1) > 500, 8, 1 + np.arange(NUM_ITEMS + 1) % 7)[:, None]
     categories[0] = 0
     traits = Traits(POPULAR[0], categories.astype(np.int32), vectors)
-    return Answering(AttentionRecommender(encoder), build_index(vectors[1:], numbers), POPULAR, traits)
+    return RecommendationEngine(
+        AttentionRecommender(encoder), build_index(vectors[1:], numbers), POPULAR, traits
+    )
 
 
 def histories(random: np.random.Generator) -> Histories:
@@ -142,3 +145,34 @@ def test_target_attention_follows_the_rules_too() -> None:
     assert ((answer.item_index > 0).sum(1) == 29).all(), "30 are allowed, one of them was seen"
     assert allowed[answer.item_index[answer.item_index > 0]].all()
     assert 7 not in answer.item_index[0]
+
+
+@pytest.mark.parametrize("method", ["fast", "balanced", "exact"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"block": "hstu"},
+        {"block": "ligr"},
+        {"weighting": "silu"},
+        {"block": "gru"},
+        {"readout": "target"},
+    ],
+    ids=str,
+)
+def test_lists_are_the_same_to_the_bit_whether_or_not_reasons_are_wanted(
+    settings: dict[str, str], method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With rows of different lengths, and more of them than are explained in one part."""
+    engine = made(**settings)
+    engine.recommender.encoder.requires_grad_(requires_grad=False)
+    random = np.random.default_rng(4)
+    rows = histories_from_lists(
+        [random.integers(1, NUM_ITEMS + 1, length).tolist() for length in [7, 3, 0, 9, 1, 7, 7, 2, 5, 5, 8]]
+    )
+    monkeypatch.setattr("models.explanation.contributions.BATCH_CELLS", 4 * 6 * 8)
+    plain, explained = (engine.answer(rows, 6, Rules(), because=because) for because in (None, method))
+    np.testing.assert_array_equal(explained.item_index, plain.item_index)
+    np.testing.assert_array_equal(explained.score, plain.score)
+    assert explained.because is not None
+    assert explained.because.item_index.any()

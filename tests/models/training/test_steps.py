@@ -1,5 +1,4 @@
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -131,12 +130,13 @@ def test_the_thread_ends_with_its_user():
     def running():
         return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
-    before = len(running())
+    before = running()
     coming = prefetched(iter(range(100)))
     assert next(coming) == 0
+    (thread,) = set(running()) - set(before)
     coming.close()
-    time.sleep(0.05)
-    assert len(running()) == before
+    thread.join(timeout=60)
+    assert not thread.is_alive()
 
 
 def test_nothing_is_read_back_from_the_device():

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from features.settings import EventSettings
 from pipeline.commands import download
-from pipeline.config import Config, DataConfig, EventsConfig
+from pipeline.config import Config
 from pipeline.errors import LookbackError
+from pipeline.sections import DataConfig
 
 RATINGS = b"1::1193::5::978300760\n" * 50
 
@@ -59,7 +61,7 @@ def configuration(folder: Path, url: str | None, digest: str | None = None, **mo
     md5 = hashlib.md5(archive_bytes(), usedforsecurity=False).hexdigest()
     return Config(
         name="tiny",
-        events=EventsConfig(path="ratings.dat", columns={"user_id": 1, "item_id": 2, "timestamp": 3}),
+        events=EventSettings(path="ratings.dat", columns={"user_id": 1, "item_id": 2, "timestamp": 3}),
         data=DataConfig(
             url=url,
             digest=digest or f"md5:{md5}",

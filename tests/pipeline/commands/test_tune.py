@@ -12,11 +12,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from features.settings import EventSettings
 from pipeline.commands import tune
-from pipeline.config import Config, EventsConfig, TrackingConfig, TuneConfig, load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import resolve
 from pipeline.orchestration.runner import ended_by_sigterm
+from pipeline.sections import TrackingConfig, TuneConfig
 from pipeline.tracking.client import client_at
 from pipeline.tracking.live import Enough, Live, observed
 from pipeline.tracking.record import Plan
@@ -66,7 +68,7 @@ def configuration(folder: Path, space: dict[str, Any] | None = None, **settings:
     folder.mkdir(exist_ok=True)
     log = folder.parent / "log.csv"
     log.write_text("1,1,1\n")
-    events = EventsConfig(path=str(log), columns={"user_id": 1, "item_id": 2, "timestamp": 3}, header=False)
+    events = EventSettings(path=str(log), columns={"user_id": 1, "item_id": 2, "timestamp": 3}, header=False)
     return Config(
         name="tiny",
         data_dir=str(folder),

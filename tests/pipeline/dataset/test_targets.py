@@ -18,28 +18,19 @@ from models.baselines.popularity import Popularity
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.leak_checks import check_targets
 from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets, ranked_targets
+from tests.factories import jagged
 
 A, B, C, D, E = 1, 2, 3, 4, 5
 
 
-def jagged(*rows: list[tuple[int, int]]) -> JaggedHistories:
-    """(time, item) of each user's events."""
-    flat = [event for row in rows for event in row]
-    return JaggedHistories(
-        np.cumsum([0, *(len(row) for row in rows)]).astype(np.int64),
-        np.array([item for _, item in flat], np.int32),
-        np.array([time for time, _ in flat], np.int64),
-        np.zeros(len(flat), np.int16),
-        np.zeros(len(flat), np.float32),
-    )
-
-
 HISTORIES = jagged(
-    [(1, A), (2, B), (8, C), (9, A), (9, E)],  # C ranked; A already seen; E unknown
-    [(3, B), (7, D), (7, C), (8, B)],  # D under the core; C ranked; B already seen
-    [(6, C), (8, A)],  # C without any history; A ranked
-    [(2, D), (9, B)],  # B without a history that the model knows
-    [(1, A), (9, B)],  # the user is under the core
+    [
+        [(1, A), (2, B), (8, C), (9, A), (9, E)],  # C ranked; A already seen; E unknown
+        [(3, B), (7, D), (7, C), (8, B)],  # D under the core; C ranked; B already seen
+        [(6, C), (8, A)],  # C without any history; A ranked
+        [(2, D), (9, B)],  # B without a history that the model knows
+        [(1, A), (9, B)],  # the user is under the core
+    ]
 )
 SPLIT = Split(
     "temporal",
@@ -106,7 +97,7 @@ def test_repeats_are_targets_where_seen_items_are_not_masked():
 
 
 def test_a_repeat_of_an_item_that_the_model_does_not_know_was_seen_too():
-    histories = jagged([(1, A), (2, B), (7, E), (8, E)])
+    histories = jagged([[(1, A), (2, B), (7, E), (8, E)]])
     ends = np.array([2])
     split = Split("temporal", ends, ends, ends + 2, *ALL_KEPT, validation_from=7, test_from=7)
     targets = ranked_targets(
@@ -126,7 +117,7 @@ def test_what_is_held_back_is_no_target():
 
 
 def test_the_core_of_leave_one_out_counts_the_whole_log():
-    histories = jagged([(1, A), (2, B), (3, A), (4, C)], [(1, A), (2, B), (3, A), (4, B)])
+    histories = jagged([[(1, A), (2, B), (3, A), (4, C)], [(1, A), (2, B), (3, A), (4, B)]])
     split = splits.leave_one_out(histories, 3, min_item_events=2)
     mapping = np.array([0, 1, 2, 0], np.int32)
     targets = ranked_targets(
@@ -149,7 +140,7 @@ def test_a_history_is_all_that_the_model_knows_before_the_target():
 
 
 def test_strict_ties_leave_out_what_has_the_targets_own_time():
-    histories = jagged([(1, A), (2, B), (3, A), (3, B), (3, C)])
+    histories = jagged([[(1, A), (2, B), (3, A), (3, B), (3, C)]])
     split = splits.leave_one_out(histories, 3)
     every_item = ItemNumbering(np.arange(4, dtype=np.int32))
     by_order = ranked_targets(
@@ -188,7 +179,7 @@ def test_targets_and_their_histories_are_as_a_plain_loop_says(
     first_only: bool,
     block_events: int,
 ):
-    histories = jagged(*rows)
+    histories = jagged(rows)
     split = split_of(histories, protocol)
     assume(split is not None)
     assert split is not None
@@ -306,7 +297,7 @@ def test_more_events_than_the_features_folder_has_are_found():
 
 
 def test_a_tie_is_a_leak_where_ties_are_strict():
-    histories = jagged([(1, A), (2, B), (3, A), (3, C)])
+    histories = jagged([[(1, A), (2, B), (3, A), (3, C)]])
     split, mapping = splits.leave_one_out(histories, 3), np.arange(4, dtype=np.int32)
     by_order, by_time = (
         ranked_targets(

@@ -11,15 +11,16 @@ import polars as pl
 import pytest
 
 from features import content
-from features.content import Content, ContentSettings
+from features.content import Content
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.numbering import ItemNumbering
+from features.settings import ContentSettings, EventSettings, HistorySettings, ItemSettings
 from models import checkpoint
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.config import Config, EventsConfig, HistoryConfig, ItemsConfig
+from pipeline.config import Config
 from pipeline.modelling import trainer as trainer_module
 from pipeline.orchestration.context import Context
 from pipeline.serving.bundle import Bundle
@@ -79,10 +80,10 @@ def context(tmp_path: Path) -> Callable[..., Context]:
         given: dict[str, Any] = {
             "model": READS_CONTENT,
             "train": TrainSettings(epochs=1, precision="fp32", compile="off"),
-            "items": ItemsConfig(path="items.csv"),
+            "items": ItemSettings(path="items.csv"),
         }
-        events = EventsConfig(path="log.csv", columns=COLUMNS, types={"ad": 0.0, "view": 1.0})
-        history = HistoryConfig(min_item_events=2)
+        events = EventSettings(path="log.csv", columns=COLUMNS, types={"ad": 0.0, "view": 1.0})
+        history = HistorySettings(min_item_events=2)
         config = Config(name="tiny", events=events, history=history, **given | sections)
         inputs = {"features": folder, "ingest": tmp_path / "ingest"}
         live = Live(None, lambda _: None, lambda _: None)
@@ -122,18 +123,18 @@ def test_only_a_model_that_reads_content_knows_items_by_it(context: Callable[...
     assert gru.numbering(training).new.tolist() == [*range(10), 0, 0]
 
 
-def test_a_damaged_checkpoint_is_refused_before_others_are_told(
+def test_a_damaged_checkpoint_is_refused_before_the_training(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ):
     ctx = context()
-    told: list[Any] = []
+    started: list[Any] = []
     trainer = ctx.trainer()
     (ctx.folder / "checkpoints" / "selection.pt").write_bytes(b"half a")
-    monkeypatch.setattr(trainer_module, "announce", told.append)
+    monkeypatch.setattr(trainer_module, "fit", started.append)
     everything = ctx.dataset.all_rows()
     with pytest.raises(ValueError, match=r"selection\.pt: cannot be read"):
         trainer.fit("selection", everything, ItemNumbering.of_known(ctx.dataset.occurring(everything)))
-    assert not told
+    assert not started
 
 
 def test_users_of_a_step_whose_numbers_are_not_finite_are_named(context: Callable[..., Context]):

@@ -66,7 +66,9 @@ def uri(copied: Workdir) -> str:
     return f"sqlite:///{copied.folder}/mlruns/mlflow.db"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+)
 def test_a_killed_run_does_not_stay_running(copied: Workdir, uri: str, number: signal.Signals) -> None:
     process = started(copied, "run", "train", *LONG)
     training = training_with_metrics(uri, besides=1)
@@ -161,6 +163,7 @@ def test_what_is_up_to_date_is_linked_and_a_run_that_builds_nothing_leaves_nothi
     )
 
 
+@pytest.mark.slow
 def test_two_trainings_at_once_under_the_eyes_of_the_ui(copied: Workdir, uri: str) -> None:
     copied.run("features")  # the log is known in its new place
     port = free_port()

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from features.histories.vocabulary import Vocabulary
-from pipeline.config import ScoreConfig
 from pipeline.errors import LookbackError
+from pipeline.sections import ScoreConfig
 from pipeline.serving.business_rules import moment_of, rules_of
 
 ITEMS = Vocabulary(pl.Series("item_id", [10, 20, 30, 40]), 1)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from features import content
-from features.content import ContentSettings
 from features.histories.vocabulary import Vocabulary
+from features.settings import ContentSettings
 from models.encoder.embeddings import ItemContent
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.retrieval import build

@@ -7,17 +7,19 @@ import polars as pl
 import pytest
 
 from features.histories.jagged import JaggedHistories
-from pipeline.config import Config, EventsConfig, ScoreConfig
+from features.settings import EventSettings
+from pipeline.config import Config
 from pipeline.errors import LookbackError
+from pipeline.sections import ScoreConfig
 from pipeline.serving import popularity_fallback
 
 DAY = popularity_fallback.DAY
 
 
 def config(segment: str) -> Config:
-    columns = {"user_id": 1, "item_id": 2, "timestamp": 3}
+    columns: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
     return Config(
-        name="x", events=EventsConfig(path="log.csv", columns=columns), score=ScoreConfig(segment=segment)
+        name="x", events=EventSettings(path="log.csv", columns=columns), score=ScoreConfig(segment=segment)
     )
 
 

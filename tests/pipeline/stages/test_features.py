@@ -10,7 +10,8 @@ import pytest
 from features.histories.jagged import JaggedHistories
 from features.profiling.drift import Drift
 from features.profiling.profile import Profile
-from pipeline.config import Config, EventsConfig, SplitConfig
+from features.settings import EventSettings, SplitSettings
+from pipeline.config import Config
 from pipeline.orchestration.context import Context
 from pipeline.stages import features
 from pipeline.tracking.record import Plan
@@ -18,8 +19,8 @@ from pipeline.tracking.record import Plan
 
 def context(stage_folder: Path, name: str, unit: str = "s") -> Context:
     columns: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
-    events = EventsConfig(path="log.csv", columns=columns, timestamp_unit=unit)
-    config = Config(name="tiny", events=events, split=SplitConfig(protocol="leave_one_out"))
+    events = EventSettings(path="log.csv", columns=columns, timestamp_unit=unit)
+    config = Config(name="tiny", events=events, split=SplitSettings(protocol="leave_one_out"))
     (stage_folder / name).mkdir()
     nothing = cast("Any", None)
     return Context(

@@ -14,9 +14,11 @@ import pytest
 from features.histories.jagged import JaggedHistories
 from features.histories.splits import Split
 from features.profiling import drift, profile
-from pipeline.config import Config, EventsConfig, ReportConfig
+from features.settings import EventSettings
+from pipeline.config import Config
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
+from pipeline.sections import ReportConfig
 from pipeline.stages import report
 
 DAY = 86_400_000_000
@@ -339,7 +341,7 @@ def written(
     folder.mkdir()
     columns: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
     config = Config(
-        name="tiny", events=EventsConfig(path="log.csv", columns=columns), report=ReportConfig(num_users=2)
+        name="tiny", events=EventSettings(path="log.csv", columns=columns), report=ReportConfig(num_users=2)
     )
     nothing = cast("Any", None)
     context = Context(

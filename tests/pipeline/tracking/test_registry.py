@@ -24,10 +24,10 @@ from models.recommendation.rules import Rules
 from models.retrieval.build import build_index
 from models.settings.encoder import EncoderSettings
 from pipeline.artifacts.files import write_json
-from pipeline.config import ScoreConfig
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import EvaluatedModel
+from pipeline.sections import ScoreConfig
 from pipeline.serving import _load_pyfunc
 from pipeline.serving.batch import Job, Log, Scorer, Users
 from pipeline.serving.bundle import SECOND, Bundle, seal

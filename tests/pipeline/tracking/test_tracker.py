@@ -196,11 +196,12 @@ def test_live_then_replay(tracker: Tracker, link: Path, tmp_path: Path):
     assert tracker.linked_run(link) == live.run_id
 
 
-def test_is_logged_takes_milliseconds(tracker: Tracker, link: Path, tmp_path: Path):
+def test_is_logged_needs_no_client(
+    tracker: Tracker, link: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
-    started = time.perf_counter()
-    assert all(tracker.is_logged(link) for _ in range(10))
-    assert time.perf_counter() - started < 1
+    monkeypatch.setattr("pipeline.tracking.tracker.client_at", None)
+    assert tracker.is_logged(link)
 
 
 def test_failed_attempt_ends_as_failed_and_goes_on(tracker: Tracker, link: Path):
@@ -344,13 +345,12 @@ def test_server_that_is_away_costs_one_line(
     make: Callable[[Path], str], tmp_path: Path, link: Path, capsys: pytest.CaptureFixture[str]
 ):
     tracker = Tracker(make(tmp_path), "small")
-    started = time.perf_counter()
     for _ in range(3):
         tracker.is_logged(link)
         with tracker.start(**IDENTITY, link_file=link) as live:
             live.metrics({"loss": 1.0}, 1)
     tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
-    assert time.perf_counter() - started < 5
+    assert tracker._away_until > time.monotonic()  # nobody waits for it a second time
     assert live.run_id is None
     assert not link.exists()
     said = capsys.readouterr().err.splitlines()
@@ -397,13 +397,15 @@ def running(command: list[str], port: int, folder: Path) -> Iterator[None]:
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + 600
+        while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
                 break
             except OSError:
-                assert process.poll() is None, (folder / "server.log").read_text()
+                log_text = (folder / "server.log").read_text()
+                assert process.poll() is None, log_text
+                assert time.monotonic() < deadline, log_text
                 time.sleep(0.1)
         yield
     finally:
@@ -454,9 +456,7 @@ def test_remote_server_and_its_absence(
         for _ in range(2):
             tracker.replay(**IDENTITY, folder=folder, link_file=link)
             assert_complete(tracker, live.run_id, tmp_path / "downloads")
-        started = time.perf_counter()
         assert tracker.is_logged(link)
-        assert time.perf_counter() - started < 2
         assert_answers_about_models(uri, live.run_id)
 
 

@@ -1,0 +1,330 @@
+"""Settings of the log, the side tables, histories, split and demo log: frozen dataclasses that import nothing heavy.
+
+The command line checks a configuration with them without importing polars or numpy.
+"""
+
+import datetime
+import difflib
+import zoneinfo
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+FileFormat = Literal["csv", "jsonl", "parquet", "json"]
+Column = str | int
+EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type")
+ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
+TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
+
+
+def _refuse(condition: bool, key: str, received: object, expected: str) -> None:
+    if condition:
+        raise ValueError(f"{key}: received {received!r}, expected {expected}")
+
+
+def check_iso(key: str, text: str, otherwise: str = "") -> None:
+    """Raise ValueError, naming the key and its other forms, for text that is no ISO date or time."""
+    try:
+        datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"{key}: received {text!r}, expected {otherwise}an ISO date such as 2026-01-31"
+        ) from None
+
+
+def iso_microseconds(iso: str) -> int:
+    """Microseconds since the epoch of an ISO date or time, UTC where it carries no zone."""
+    moment = datetime.datetime.fromisoformat(iso)
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+def _check_columns(section: str, columns: Mapping[str, Column], known: Sequence[str], *needed: str) -> None:
+    for ours in columns:
+        if ours not in known:
+            near = difflib.get_close_matches(ours, known, 1, 0.0)[0]
+            raise ValueError(
+                f"unknown key '{section}.columns.{ours}'; did you mean '{section}.columns.{near}'?"
+            )
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{section}.columns: received {sorted(columns)}, expected a column for {', '.join(missing)} too"
+        )
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """Form of a table: the keys that its readers need, named `section` in messages."""
+
+    section: str
+    columns: Mapping[str, Column]
+    """Our name for a column to the source's name, or to its position from 1."""
+    format: FileFormat | None = None
+    """None: by the extension."""
+    separator: str = ","
+    """csv, any number of characters."""
+    header: bool = True
+    """csv: whether the first row names the columns."""
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    """csv, jsonl."""
+
+    def __post_init__(self) -> None:
+        _refuse(
+            not self.separator or bool(set(self.separator) & set('"\r\n')),
+            f"{self.section}.separator",
+            self.separator,
+            "text without quotes or line ends",
+        )
+        if not self.columns and self.section == "events":
+            raise ValueError(
+                "events.columns: received none, expected at least user_id, item_id and timestamp"
+            )
+        for ours, theirs in self.columns.items():
+            if isinstance(theirs, int) and theirs < 1:
+                raise ValueError(
+                    f"{self.section}.columns.{ours}: received position {theirs}, expected one from 1"
+                )
+
+    def describe(self) -> str:
+        """The settings in force, for a message."""
+        columns = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in self.columns.items())
+        form = "" if self.format is None else f"format {self.format}, "
+        header = f"header {str(self.header).lower()}"
+        return (
+            f"{form}separator {self.separator!r}, {header}, encoding {self.encoding}, columns {{ {columns} }}"
+        )
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """Location and form of a table of the log."""
+
+    section: ClassVar[str]
+
+    path: str | list[str]
+    """Location of the table: file, folder, glob or a list of them, local or in an object store (`s3://`, `gs://`, `az://`).
+    Relative to the working directory; `{data_dir}` and `{name}` are filled in."""
+    format: FileFormat | None = None
+    """File format; by default that of the extension. json: one object from item to attributes."""
+    separator: str = ","
+    """csv: field separator, of any number of characters."""
+    header: bool = True
+    """csv: header line with the names of the columns."""
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    """csv, jsonl: text encoding."""
+    columns: dict[str, Column] = field(default_factory=dict)
+    """Column mapping: our name to the source's name, or to its position from 1."""
+
+    def __post_init__(self) -> None:
+        _refuse(
+            not self.path or (isinstance(self.path, list) and "" in self.path),
+            f"{self.section}.path",
+            self.path,
+            "a file, folder or glob, or a list of them",
+        )
+        assert self.table.section  # its own checks are done
+
+    @property
+    def table(self) -> TableFormat:
+        """The form of the table, for its readers."""
+        return TableFormat(
+            self.section, self.columns, self.format, self.separator, self.header, self.encoding
+        )
+
+
+@dataclass(frozen=True)
+class EventSettings(TableSettings):
+    """Behaviour log, one row per event: the `[events]` section."""
+
+    section: ClassVar[str] = "events"
+
+    timestamp_unit: str = "s"
+    """Unit of timestamps: s, ms, us, ns, iso, a strftime pattern, or position (only each user's order is known)."""
+    timezone: str = "UTC"
+    """Time zone of timestamps that carry none, as an IANA name."""
+    types: dict[str, float] | None = None
+    """Event types that count, with their weights in training; all with weight 1 by default. Others are left out and counted."""
+    min_value: float | None = None
+    """Minimum value of an event, in the log's own unit. Events below it are left out and counted."""
+    id_types: Literal["auto", "int64", "string"] = "auto"
+    """Type of user and item ids; auto: int64 if every accepted id of the column is a canonical int64, else string. A later file
+    with text among int64 ids stops the run: set string, or int64, which refuses such rows; `--force` decides anew."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Exact repeats of user, item, timestamp and type; drop reads the whole log every time."""
+    max_refused_fraction: float = 0.05
+    """Share of rows in quarantine above which ingest stops. A hopeless file stops it after a million rows."""
+    exclude_users: str | None = None
+    """Parquet file with `user_id`: users left out of everything from now on; `prune --excluded` removes artifacts that hold them.
+    Rows that cannot be parsed have no user and stay in quarantine."""
+    earliest: str = "1990-01-01"
+    """Earliest possible time, as an ISO date."""
+    max_days_ahead: float = 1.0
+    """Latest possible time, in days after now."""
+
+    def __post_init__(self) -> None:
+        _check_columns(self.section, self.columns, EVENT_COLUMNS, "user_id", "item_id", "timestamp")
+        super().__post_init__()
+        for key, column in (("types", "event_type"), ("min_value", "value")):
+            if getattr(self, key) is not None and column not in self.columns:
+                received = "types" if key == "types" else "a value"
+                raise ValueError(
+                    f"events.{key}: received {received}, but events.columns names no {column}; expected a column for it"
+                )
+        types = self.types
+        _refuse(
+            types is not None and (not types or min(types.values()) < 0),
+            "events.types",
+            types,
+            "at least one type and no negative weight",
+        )
+        _refuse(
+            self.timestamp_unit not in TIMESTAMP_UNITS and "%" not in self.timestamp_unit,
+            "events.timestamp_unit",
+            self.timestamp_unit,
+            f"{', '.join(TIMESTAMP_UNITS)} or a strftime pattern such as '%d/%m/%Y %H:%M'",
+        )
+        fraction = self.max_refused_fraction
+        _refuse(not 0 <= fraction <= 1, "events.max_refused_fraction", fraction, "a share in [0, 1]")
+        _refuse(not self.max_days_ahead >= 0, "events.max_days_ahead", self.max_days_ahead, "0 or more")
+        check_iso("events.earliest", self.earliest)
+        try:
+            zoneinfo.ZoneInfo(self.timezone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"events.timezone: received {self.timezone!r}, expected an IANA name such as Europe/Berlin"
+            ) from None
+
+
+@dataclass(frozen=True)
+class ContentSettings:
+    """How the text of items becomes vectors."""
+
+    text_dim: int = 64
+    """Text embedding dimension, in components; 0: text is not used."""
+    text_max_words: int = 50_000
+    """Maximum vocabulary of titles and texts, in words, the most frequent first."""
+    text_min_items: int = 2
+    """Minimum document frequency of a word, in items."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("text_dim", 0), ("text_max_words", 1), ("text_min_items", 1)):
+            value = getattr(self, name)
+            _refuse(value < least, f"items.{name}", value, f"at least {least}")
+
+
+@dataclass(frozen=True)
+class ItemSettings(ContentSettings, TableSettings):
+    """Item table and its content: the `[items]` section."""
+
+    section: ClassVar[str] = "items"
+
+    category_separator: str = "|"
+    """Separator between the categories of one item."""
+
+    def __post_init__(self) -> None:
+        if self.columns:
+            _check_columns(self.section, self.columns, ITEM_COLUMNS, "item_id")
+        TableSettings.__post_init__(self)
+        ContentSettings.__post_init__(self)
+        separator = self.category_separator
+        _refuse(not separator, "items.category_separator", separator, "at least one character")
+
+
+@dataclass(frozen=True)
+class UserSettings(TableSettings):
+    """User table, with `user_id` and any attributes: the `[users]` section."""
+
+    section: ClassVar[str] = "users"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse("user_id" not in self.columns, "users.columns", sorted(self.columns), "a column for user_id")
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """Histories that the model reads: the `[history]` section."""
+
+    max_length: int = 200
+    """Maximum history length, in events."""
+    min_user_events: int = 1
+    """Core filter: minimum per user, in events, repeated with `min_item_events` until stable."""
+    min_item_events: int = 1
+    """Core filter: minimum per item, in events."""
+    repeats: Literal["keep", "drop_consecutive"] = "keep"
+    """Events on the same item as the user's previous one; drop_consecutive leaves them out of the history."""
+
+    def __post_init__(self) -> None:
+        for key in ("max_length", "min_user_events", "min_item_events"):
+            _refuse(getattr(self, key) < 1, f"history.{key}", getattr(self, key), "at least 1")
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Held-out parts of the log: the `[split]` section."""
+
+    protocol: Literal["temporal", "leave_one_out"] = "temporal"
+    """Split protocol. temporal: the last events by time; leave_one_out: each user's last event."""
+    test_fraction: float = 0.1
+    """temporal: test share of all events, the last by time."""
+    test_from: str | None = None
+    """temporal: start of the test, as an ISO time, instead of `test_fraction`."""
+    validation_fraction: float = 0.1
+    """temporal: validation share of all events, those before the test."""
+    ties: Literal["order", "strict"] = "order"
+    """Equal timestamps. order: by source file and row; strict: events at the target's own time are not in its history."""
+    cuts: int = 1
+    """temporal: rolling cuts of the log, each `test_fraction` earlier than the next; 1: once, at its end."""
+    held_back: float = 0.0
+    """temporal: share of all events, the last by time, left out: the log as it was some time ago."""
+
+    def __post_init__(self) -> None:
+        for key in ("test_fraction", "validation_fraction"):
+            _refuse(not 0 < getattr(self, key) < 1, f"split.{key}", getattr(self, key), "a share in (0, 1)")
+        _refuse(not 0 <= self.held_back < 1, "split.held_back", self.held_back, "a share in [0, 1)")
+        _refuse(self.cuts < 1, "split.cuts", self.cuts, "at least 1")
+        if self.test_from is not None:
+            check_iso("split.test_from", self.test_from)
+        if (self.cuts > 1 or self.held_back) and (self.test_from is not None or self.protocol != "temporal"):
+            raise ValueError(
+                f"split: received cuts {self.cuts} and held_back {self.held_back} with protocol {self.protocol!r} and test_from "
+                f"{self.test_from!r}, expected protocol 'temporal' with test_fraction: cuts are shares of the log by time"
+            )
+        taken = self.cuts * self.test_fraction + self.validation_fraction + self.held_back
+        if self.test_from is None and taken >= 1:
+            raise ValueError(
+                f"split: received test_fraction {self.test_fraction} x cuts {self.cuts} + validation_fraction "
+                f"{self.validation_fraction} + held_back {self.held_back}, expected less than 1 together, so that something is "
+                "left to train on"
+            )
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """Size and noise of the demo log, generated before it is read: the `[simulate]` section."""
+
+    num_users: int = 5_000
+    """Users, each with at least five events."""
+    num_items: int = 2_000
+    """Items of the catalogue; a few of a large one occur in no event."""
+    num_events: int = 200_000
+    """Events, bad rows not counted; at least five per user."""
+    num_days: int = 90
+    """Length of the log, in days, from 2026-01-01 on."""
+    noise_fraction: float = 0.1
+    """Share of events unrelated to the user's tastes."""
+    bad_row_fraction: float = 0.01
+    """Share of rows of `events.csv` that are broken in various ways."""
+
+    def __post_init__(self) -> None:
+        for key, least in (
+            ("num_users", 10),
+            ("num_items", 50),
+            ("num_events", 5 * self.num_users),
+            ("num_days", 2),
+        ):
+            _refuse(getattr(self, key) < least, f"simulate.{key}", getattr(self, key), f"at least {least}")
+        for key in ("noise_fraction", "bad_row_fraction"):
+            value = getattr(self, key)
+            _refuse(not 0 <= value < 1, f"simulate.{key}", value, "a share in [0, 1)")

@@ -1,0 +1,257 @@
+"""Sections of the configuration that the pipeline reads itself, as frozen pydantic models."""
+
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from features.settings import check_iso
+
+MODEL = "lookback"
+"""Name of the model beside the baselines, in metrics.json and targets.parquet."""
+BASELINES = ("popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru")
+GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=()
+    )
+
+
+class EvaluateConfig(Section):
+    """Evaluation of the model and the gate: the `[evaluate]` section."""
+
+    k: list[int] = [10, 200]
+    """Lengths of the evaluated lists, in items."""
+    exclude_seen: bool | None = None
+    """Masking of items already in the history; by default as `score.exclude_seen`."""
+    targets: Literal["successive", "first"] = "successive"
+    """Held-out targets per user. successive: each event, one after the other; first: the first alone."""
+    target_types: list[str] | None = None
+    """Event types of validation and test targets; all by default. `events.types` is about training."""
+    cold_users: bool = False
+    """Targets without any history in the metrics. They are reported separately in either case."""
+    cold_items: bool = False
+    """Targets on items unseen in training in the metrics: misses, except for systems that know them by content
+    (`model.item_content`). They are reported separately in either case."""
+    baselines: Literal["all"] | list[str] = "all"
+    """Baselines beside the model: all, or a list of names."""
+    recent_days: float | list[float] = [1.0, 3.0, 7.0, 30.0]
+    """Windows of recent popularity, in days, up to the end of the training data. Of several, validation chooses."""
+    gru_dim: int = Field(64, ge=1)
+    """Embedding dimension of the baseline `gru`, in components."""
+    gru_epochs: int = Field(30, ge=1)
+    """Maximum passes of the baseline `gru` over the training histories; validation chooses the epoch."""
+    gru_patience: int = Field(3, ge=1)
+    """Early-stopping patience of the baseline `gru`, in epochs, by validation NDCG@10."""
+    resamples: int = Field(1000, ge=100)
+    """Bootstrap size per interval, in resamples of the users."""
+    training_fractions: list[float] = []
+    """Learning curve: shares of the training users, such as [0.1, 0.3], on which the model is trained once more."""
+    gate: bool = True
+    """Paired test before the alias champion moves."""
+    gate_metric: str = "ndcg@10"
+    """Metric that the gate compares over targets; its list length must be among `k`."""
+    gate_margin: float = Field(0.005, ge=0)
+    """Tolerated loss against the champion at the interval's lower end, in the metric's unit."""
+
+    @pydantic.field_validator("k")
+    @classmethod
+    def _positive(cls, k: list[int]) -> list[int]:
+        if not k or min(k) < 1:
+            raise ValueError(f"evaluate.k: received {k}, expected list lengths of at least 1")
+        return sorted(set(k))
+
+    @pydantic.field_validator("baselines")
+    @classmethod
+    def _known_baselines(cls, names: str | list[str]) -> str | list[str]:
+        for name in names if isinstance(names, list) else []:
+            if name not in BASELINES:
+                raise ValueError(
+                    f"evaluate.baselines: received {name!r}, expected names among {', '.join(BASELINES)}"
+                )
+        return names
+
+    @pydantic.field_validator("recent_days", "training_fractions")
+    @classmethod
+    def _positive_numbers(
+        cls, value: float | list[float], about: pydantic.ValidationInfo
+    ) -> float | list[float]:
+        numbers = value if isinstance(value, list) else [value]
+        most = 1.0 if about.field_name == "training_fractions" else float("inf")
+        if not all(0 < number <= most for number in numbers) or (
+            about.field_name == "recent_days" and not numbers
+        ):
+            raise ValueError(
+                f"evaluate.{about.field_name}: received {value}, expected numbers above 0"
+                + (", 1 at most" if most == 1 else "")
+            )
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _gate_can_be_measured(self) -> "EvaluateConfig":
+        measured = [f"{metric}@{k}" for k in self.k for metric in GATE_METRICS]
+        if self.gate and self.gate_metric not in measured:
+            if "gate_metric" in self.model_fields_set:
+                raise ValueError(
+                    f"evaluate.gate_metric: received {self.gate_metric!r}, expected one of {', '.join(measured)}"
+                )
+            object.__setattr__(self, "gate_metric", f"ndcg@{self.k[0]}")
+        return self
+
+
+class ScoreConfig(Section):
+    """Recommendations for users in batch: the `[score]` section."""
+
+    model: str = "run"
+    """Model to score with. run: the one that this configuration published; champion, or models:/NAME/VERSION: trains nothing."""
+    k: int = Field(10, ge=1)
+    """List length per user, in items."""
+    users: str = "all"
+    """Users to score: all, a Parquet file with `user_id`, or an ISO date (users active since)."""
+    exclude_seen: bool = True
+    """Exclusion of items already in the user's history."""
+    allow: str | list[str] | None = None
+    """Allowlist, the only items recommended: a Parquet file with `item_id`, or a list of ids; all by default."""
+    deny: str | list[str] | None = None
+    """Denylist, items never recommended: a Parquet file with `item_id`, or a list of ids. Unknown ids are counted."""
+    availability: str | None = None
+    """Availability windows: a Parquet file with `item_id`, `available_from`, `available_until` (UTC without a zone;
+    null: no limit). Items not in the file are always available."""
+    at: str | None = None
+    """Time at which recommendations are shown, as an ISO time, for `availability`; by default that of the log's newest event."""
+    max_per_category: int = Field(0, ge=0)
+    """Maximum per category and user, in items; 0: any number."""
+    diversity: float = Field(0.0, ge=0, lt=1)
+    """Weight of dissimilarity to the items higher in the list, in [0, 1): 1 - lambda of maximal marginal relevance; 0: off."""
+    popularity_damping: float = Field(0.0, ge=0)
+    """Penalty of the most popular item, where 1 is the score range of a user's candidates; 0: off."""
+    exploration: float = Field(0.0, ge=0, le=1)
+    """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off."""
+    new_items: bool = True
+    """Recommendation of items that came after training and have content."""
+    segment: str = "auto"
+    """Column of the users' table with segments: users without a known interaction get what is popular in theirs. auto: the first
+    column with 2 to 20 values; none."""
+    because: bool = True
+    """Reasons of each recommendation, as past interactions."""
+    because_method: Literal["fast", "balanced", "exact"] = "balanced"
+    """Attribution method. exact: a pass without each interaction; fast: gradients alone; balanced: exact along the last
+    position's own path, gradients beside it."""
+    because_items: int = Field(3, ge=1)
+    """Maximum reasons per recommendation, in past interactions."""
+    batch_users: int = Field(1024, ge=1)
+    """Users encoded and searched at a time."""
+    shard_users: int = Field(50_000, ge=1)
+    """Users per Parquet file, the unit in which an interrupted run resumes."""
+    engine: Literal["local", "ray"] = "local"
+    """Execution engine. local: this process; ray: one Ray task per shard (extra `ray`), in a cluster (RAY_ADDRESS) or on
+    this machine."""
+    workers: int = Field(2, ge=1)
+    """ray: processes on this machine, where there is no cluster."""
+
+    @pydantic.field_validator("users")
+    @classmethod
+    def _known_users(cls, users: str) -> str:
+        if users != "all" and not users.endswith(".parquet"):
+            check_iso("score.users", users, "all, a .parquet file with user_id, or ")
+        return users
+
+    @pydantic.field_validator("at")
+    @classmethod
+    def _known_time(cls, at: str | None) -> str | None:
+        if at is not None:
+            check_iso("score.at", at)
+        return at
+
+    @pydantic.field_validator("allow", "deny", "availability")
+    @classmethod
+    def _a_parquet_file(
+        cls, items: str | list[str] | None, about: pydantic.ValidationInfo
+    ) -> str | list[str] | None:
+        if isinstance(items, str) and not items.endswith(".parquet"):
+            raise ValueError(
+                f"score.{about.field_name}: received {items!r}, expected a .parquet file with item_id"
+                + ("" if about.field_name == "availability" else ", or a list of ids")
+            )
+        return items
+
+    @pydantic.field_validator("model")
+    @classmethod
+    def _known_model(cls, model: str) -> str:
+        if model in ("run", "champion") or (model.startswith("models:/") and model.count("/") == 2):
+            return model
+        raise ValueError(f"score.model: received {model!r}, expected run, champion, or models:/NAME/VERSION")
+
+
+class TrackingConfig(Section):
+    """MLflow: the `[tracking]` section."""
+
+    enabled: bool = True
+    """Logging of runs to MLflow."""
+    uri: str | None = None
+    """Tracking server; by default MLFLOW_TRACKING_URI, else sqlite:///mlruns/mlflow.db."""
+    port: int = Field(5000, ge=1, le=65535)
+    """Port of `make ui`, on 127.0.0.1."""
+    system_seconds: float = Field(10.0, ge=0)
+    """Sampling interval of processor, memory, disk, network and GPU during a stage, in seconds; 0: none."""
+
+
+class ReportConfig(Section):
+    """HTML page: the `[report]` section."""
+
+    num_users: int = Field(20, ge=1)
+    """Example users with their history and recommendations."""
+
+
+class DataConfig(Section):
+    """Download of the public data set: the `[data]` section."""
+
+    url: str | None = None
+    """Address of the archive; without one `instructions` say how to get it."""
+    digest: str | None = None
+    """Pinned digest of the archive: md5:… or sha256:…"""
+    member: str = ""
+    """Folder inside the archive with the files."""
+    folder: str
+    """Destination of the files, relative to the working directory."""
+    files: list[str] = []
+    """Files that must exist afterwards."""
+    instructions: str = ""
+    """Manual steps where there is no address."""
+
+
+class TuneConfig(Section):
+    """Hyper-parameter search: the `[tune]` section."""
+
+    space: dict[str, dict[str, float | int | bool] | list[Any]] = {
+        "train.learning_rate": {"low": 0.0003, "high": 0.003, "log": True},
+        "model.dropout": {"low": 0.1, "high": 0.5},
+        "model.dim": [32, 64, 128],
+        "model.num_blocks": [1, 2, 3],
+    }
+    """Search space: a key to {low, high, log} or to a list of choices."""
+    pruner: Literal["median", "halving", "none"] = "median"
+    """Pruner of trials, by validation NDCG@10. median: best epoch below the median of finished trials at the same epoch;
+    halving: not among the best third after `warmup_epochs`, and 3, 9, … times as many."""
+    warmup_epochs: int = Field(5, ge=1)
+    """Minimum training of every trial, in epochs."""
+    warmup_trials: int = Field(5, ge=1)
+    """median: completed trials before the first is pruned."""
+    max_seconds: float = Field(0, ge=0)
+    """Time budget of the search, in seconds, after which no further trial begins; 0: none."""
+
+    @pydantic.field_validator("space", mode="before")
+    @classmethod
+    def _keys_without_quotes(cls, space: Any) -> Any:
+        """In TOML `train.dropout = …` without quotes is a table in a table."""
+        if not isinstance(space, dict):
+            return space
+        flat: dict[str, Any] = {}
+        for key, what in space.items():
+            is_section = isinstance(what, dict) and "." not in key and not {"low", "high"} & set(what)
+            flat |= {f"{key}.{name}": each for name, each in what.items()} if is_section else {key: what}
+        return flat

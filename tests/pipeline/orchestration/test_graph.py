@@ -1,0 +1,229 @@
+"""The graph of the stages: what each digests, the order, the inputs, the earlier cuts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.config import Config, key_types, load_config
+from pipeline.errors import ConfigError
+from pipeline.orchestration import graph
+from pipeline.orchestration.graph import STAGES, earlier_cuts, order, resolve
+
+READ_BY_NO_STAGE = {
+    "data_dir": "where artifacts lie does not shape them",
+    "events.path": "the content is an input, wherever it lies",
+    "events.exclude_users": "the content is an input",
+    "items.path": "the content is an input",
+    "users.path": "the content is an input",
+    "train.checkpoint_seconds": "a resumed training gives the same bits",
+    "score.model": "its bundle's digest is an input",
+    "score.engine": "either engine writes the same shards",
+    "score.workers": "the number of processes changes no shard",
+    **{key: "logging shapes no artifact" for key in key_types() if key.startswith("tracking.")},
+    **{key: "the generated log's content is an input" for key in key_types() if key.startswith("simulate.")},
+    **{key: "the downloaded files' content is an input" for key in key_types() if key.startswith("data.")},
+    **{key: "a search is no stage; its study digests them" for key in key_types() if key.startswith("tune.")},
+}
+LOG = "u,i,t\n1,a,1\n1,b,2\n2,a,3\n2,c,4\n"
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """The configuration of a tiny log in an empty working directory, with overrides."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "items.csv").write_text("item_id,title\na,Tea\nb,Pot\n")
+    (tmp_path / "tiny.toml").write_text(
+        'name = "tiny"\n[events]\npath = "log.csv"\ncolumns = { user_id = "u", item_id = "i", timestamp = "t" }\n'
+        '[items]\npath = "items.csv"\n'
+    )
+    return lambda *overrides: load_config("tiny.toml", overrides)
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    return {name: node.artifact.name for name, node in resolve(config, list(STAGES)).nodes.items()}
+
+
+def changed(one: Config, other: Config) -> set[str]:
+    before, after = fingerprints(one), fingerprints(other)
+    return {name for name in STAGES if before[name] != after[name]}
+
+
+def reads(key: str) -> set[str]:
+    """The stages that read a key themselves."""
+    names = {key, key.partition(".")[0]}
+    resolved = {"exclude_seen"} if key in ("evaluate.exclude_seen", "score.exclude_seen") else set()
+    return {stage.name for stage in STAGES.values() if (names | resolved) & set(stage.keys)}
+
+
+def downstream(names: set[str]) -> set[str]:
+    """The named stages and all that need them."""
+    for stage in STAGES.values():  # in the order in which they run
+        if set(stage.needs) & names:
+            names = names | {stage.name}
+    return names
+
+
+def test_every_key_is_read_by_a_stage_or_listed_with_the_reason_why_not() -> None:
+    unread = {key for key in key_types() if not reads(key)}
+    assert unread == set(READ_BY_NO_STAGE)
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
+def test_a_stage_names_keys_that_exist_and_each_once(stage: graph.Stage) -> None:
+    unread = {f"{section}.{name}" for section, names in stage.sections.items() for name in names}
+    assert unread <= set(key_types())
+    assert set(stage.single_keys) - {"exclude_seen"} <= set(key_types())
+    assert not {key.partition(".")[0] for key in stage.single_keys if "." in key} & {
+        section for section, names in stage.sections.items() if not names
+    }
+    assert len(set(stage.keys)) == len(stage.keys)
+    assert not unread & set(stage.keys)
+
+
+def test_a_new_key_of_a_section_is_read_without_anything_being_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "key_types", lambda: {**key_types(), "split.new": int})
+    assert [stage.name for stage in STAGES.values() if "split.new" in stage.keys] == ["features"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("events.earliest=1980-01-01", "events.earliest"),
+        ("items.text_dim=8", "items.text_dim"),
+        ("history.max_length=7", "history.max_length"),
+        ("history.min_item_events=2", "history.min_item_events"),
+        ("split.test_fraction=0.2", "split.test_fraction"),
+        ("model.dim=32", "model.dim"),
+        ("train.epochs=3", "train.epochs"),
+        ("train.refit=false", "train.refit"),
+        ("index.target_recall=0.9", "index.target_recall"),
+        ("ranker.use=never", "ranker.use"),
+        ("evaluate.gru_epochs=2", "evaluate.gru_epochs"),
+        ("evaluate.cold_users=true", "evaluate.cold_users"),
+        ("evaluate.gate_margin=0.1", "evaluate.gate_margin"),
+        ("score.diversity=0.5", "score.diversity"),
+        ("score.exclude_seen=false", "score.exclude_seen"),
+        ("report.num_users=3", "report.num_users"),
+        ("seed=1", "seed"),
+    ],
+)
+def test_a_key_changes_the_stages_that_read_it_and_those_after_them(
+    load: Callable[..., Config], override: str, key: str
+) -> None:
+    assert reads(key)
+    assert changed(load(), load(override)) == downstream(reads(key))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.checkpoint_seconds=5",
+        "score.engine=ray",
+        "score.workers=7",
+        "tracking.enabled=false",
+        "tune.max_seconds=5",
+        "data.folder=elsewhere",
+    ],
+)
+def test_a_key_that_shapes_nothing_changes_no_stage(load: Callable[..., Config], override: str) -> None:
+    assert changed(load(), load(override)) == set()
+
+
+def test_masking_as_in_scoring_is_what_the_stages_read(load: Callable[..., Config]) -> None:
+    same = load("evaluate.exclude_seen=true")  # score.exclude_seen is true by default
+    assert changed(load(), same) == set()
+    other = load("evaluate.exclude_seen=false")
+    assert changed(same, other) == downstream({"train", "rank", "baselines", "evaluate"})
+    settings = graph.resolve(other, ["train"]).nodes["train"].settings
+    assert settings["exclude_seen"] is False
+
+
+def test_a_section_that_is_not_there_is_digested_as_nothing(load: Callable[..., Config]) -> None:
+    settings = resolve(load(), ["ingest"]).nodes["ingest"].settings
+    assert settings["users.columns"] is None
+    assert settings["items.category_separator"] == "|"
+    assert "items.text_dim" not in settings
+
+
+def test_the_content_of_sources_counts_and_not_their_names(
+    load: Callable[..., Config], tmp_path: Path
+) -> None:
+    before = fingerprints(load())
+    (tmp_path / "log.csv").rename(tmp_path / "renamed.csv")
+    assert fingerprints(load("events.path=renamed.csv")) == before
+    (tmp_path / "log.csv").write_text(LOG + "3,a,5\n")
+    after = fingerprints(load())
+    assert all(before[name] != after[name] for name in STAGES)
+
+
+def test_the_order_of_item_files_counts_as_the_first_row_of_an_item_does(
+    load: Callable[..., Config], tmp_path: Path
+) -> None:
+    for name in ("x", "y"):
+        (tmp_path / f"{name}1.csv").write_text("item_id,title\na,One\n")
+        (tmp_path / f"{name}2.csv").write_text("item_id,title\na,Two\n")
+    (tmp_path / "y1.csv").rename(tmp_path / "y3.csv")
+    there, swapped = load("items.path=x*.csv"), load("items.path=y*.csv")
+    assert changed(there, swapped) == set(STAGES)
+
+
+def test_files_of_scoring_count_by_their_content(load: Callable[..., Config], tmp_path: Path) -> None:
+    pl.DataFrame({"item_id": ["a"]}).write_parquet(tmp_path / "deny.parquet")
+    denied = load("score.deny=deny.parquet")
+    before = resolve(denied, ["score"]).nodes["score"]
+    pl.DataFrame({"item_id": ["b"]}).write_parquet(tmp_path / "deny.parquet")
+    after = resolve(denied, ["score"]).nodes["score"]
+    assert before.settings == after.settings
+    assert before.inputs["deny"] != after.inputs["deny"]
+    assert before.artifact.name != after.artifact.name
+
+
+def test_the_order_puts_every_stage_after_what_it_needs(load: Callable[..., Config]) -> None:
+    assert order(load(), list(reversed(STAGES))) == list(STAGES)
+    assert order(load(), ["index"]) == ["ingest", "features", "train", "index"]
+    assert order(load(), ["baselines", "features"]) == ["ingest", "features", "baselines"]
+
+
+def test_scoring_with_a_registered_model_needs_no_training(load: Callable[..., Config]) -> None:
+    assert order(load("score.model=champion"), ["score"]) == ["ingest", "features", "score"]
+    assert "train" in order(load(), ["score"])
+
+
+def test_a_stage_that_is_none_is_refused(load: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match="stage 'trian': no such stage; expected one of ingest"):
+        order(load(), ["trian"])
+
+
+def test_a_node_is_made_of_its_settings_and_the_fingerprints_of_what_it_needs(
+    load: Callable[..., Config],
+) -> None:
+    config = load()
+    nodes = resolve(config, ["train"]).nodes
+    assert list(nodes) == ["ingest", "features", "train"]
+    assert nodes["train"].inputs == {"features": nodes["features"].artifact.name}
+    assert nodes["train"].settings["model"] == config.get("model")
+    assert nodes["train"].artifact.folder == config.folder / "train" / nodes["train"].artifact.name
+    assert set(nodes["ingest"].inputs) == {"events", "items"}
+
+
+def test_the_evaluation_needs_that_of_every_earlier_cut(load: Callable[..., Config]) -> None:
+    config = load("split.cuts=3")
+    cuts = earlier_cuts(config)
+    assert [cut.split.held_back for cut in cuts] == [0.2, 0.1]
+    assert {cut.split.cuts for cut in cuts} == {1}
+    pipeline = resolve(config, ["evaluate"])
+    assert list(pipeline.earlier_cuts) == ["evaluate cut 1", "evaluate cut 2"]
+    inputs = pipeline.nodes["evaluate"].inputs
+    for name, cut in pipeline.earlier_cuts.items():
+        assert inputs[name] == cut.nodes["evaluate"].artifact.name
+        assert cut.nodes["ingest"].artifact.name == pipeline.nodes["ingest"].artifact.name
+        assert cut.nodes["features"].artifact.name != pipeline.nodes["features"].artifact.name
+    assert len(set(inputs.values())) == len(inputs)
+
+
+def test_one_cut_and_stages_before_the_evaluation_have_no_earlier_ones(load: Callable[..., Config]) -> None:
+    assert resolve(load(), ["evaluate"]).earlier_cuts == {}
+    assert resolve(load("split.cuts=3"), ["train"]).earlier_cuts == {}
