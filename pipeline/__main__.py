@@ -76,16 +76,15 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
         named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
         print(json.dumps({**named, "stages": summaries}))
     elif "evaluate" in names:
-        _print_standings(summaries)
+        _print_evaluation(next(Path(each["folder"]) for each in summaries if each["stage"] == "evaluate"))
 
 
-def _print_standings(summaries: list[dict[str, Any]]) -> None:
-    """The evaluation's table: every system beside the model."""
-    from pipeline.artifacts.files import read_json
+def _print_evaluation(folder: Path) -> None:
+    """Print the table of an evaluation: the model and every baseline."""
+    from pipeline.evaluation.report import EvaluationReport
     from pipeline.reporting.text_table import as_text
 
-    folder = next(summary["folder"] for summary in summaries if summary["stage"] == "evaluate")
-    print(f"\n{as_text(read_json(Path(folder) / 'metrics.json'))}")
+    print(f"\n{as_text(EvaluationReport.load(folder))}")
 
 
 @cli.command(cls=_Configured)

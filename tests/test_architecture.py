@@ -36,6 +36,9 @@ TOP_LEVEL = {
     *("features", "mlruns", "models", "pipeline", "tests"),
 }
 
+MAX_UNTYPED = 49
+"""Functions that may return `dict[str, Any]`; to be lowered to 40."""
+
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
@@ -125,6 +128,49 @@ def test_features_load_no_torch() -> None:
     modules = [module_of(path) for path in SOURCES if path.is_relative_to(ROOT / "features")]
     assert len(modules) > 20
     assert "torch" not in modules_after("\n".join(f"import {name}" for name in modules))
+
+
+def untyped_dictionaries(code: str) -> list[str]:
+    """Functions that return `dict[str, Any]`, alone, within another type, or under a name of the module."""
+    tree = ast.parse(code)
+    names = {
+        target.id
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and "dict[str, Any]" in ast.unparse(statement.value)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    return [
+        function.name
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        and function.returns is not None
+        and (
+            "dict[str, Any]" in ast.unparse(function.returns)
+            or names & {node.id for node in ast.walk(function.returns) if isinstance(node, ast.Name)}
+        )
+    ]
+
+
+def test_few_functions_return_untyped_dictionaries() -> None:
+    """JSON trees that the same module writes may stay such; what another module reads by key has a type."""
+    found = [
+        f"{name_of(path)}: {function}"
+        for path in SOURCES
+        for function in untyped_dictionaries(path.read_text(encoding="utf-8"))
+    ]
+    assert len(found) <= MAX_UNTYPED, "\n".join(found)
+
+
+def test_untyped_dictionaries_are_found_under_other_names() -> None:
+    code = """
+Row = dict[str, Any]
+def a() -> list[Row]: ...
+def b() -> dict[str, int]: ...
+class C:
+    def d(self) -> dict[str, Any] | None: ...
+"""
+    assert sorted(untyped_dictionaries(code)) == ["a", "d"]
 
 
 def test_command_line_starts_without_heavy_libraries() -> None:

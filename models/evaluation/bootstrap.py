@@ -5,8 +5,8 @@ Users, not targets, are what a log is a sample of: targets of one user are alike
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from models.evaluation.metrics import Float64
 
 # Letters in shapes: t targets, u users, m metrics, d distinct weightings, b resamples, s systems.
 
-Verdict = Literal["better", "worse", "can't tell"]
+Verdict = Literal["better", "worse", "no significant difference"]
+NO_DIFFERENCE: Final = "no significant difference"
 
 LEAST_P = 1e-4
 """Least p of the bootstrap: a tail beyond what 10,000 resamples show is not claimed."""
@@ -186,6 +187,30 @@ class Difference:
     """better or worse where the interval leaves 0 out."""
 
 
+@dataclass(frozen=True)
+class PairedDifference(Difference):
+    """A difference with its p-values; adjusted for several comparisons by Holm (1979)."""
+
+    p_value: float | None = None
+    """Wilcoxon's signed-rank test of the users' means."""
+    p_holm: float | None = None
+    p_bootstrap: float | None = None
+    """Paired bootstrap of the metric."""
+    p_bootstrap_holm: float | None = None
+
+    def reversed(self) -> "PairedDifference":
+        """The same difference, second system minus first."""
+        opposite: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
+        return replace(
+            self,
+            difference=-self.difference,
+            low=-self.high,
+            high=-self.low,
+            share=1 - self.share,
+            verdict=opposite.get(self.verdict, self.verdict),
+        )
+
+
 def paired_difference(
     difference: float,
     resampled: NDArray[np.float64],
@@ -199,7 +224,7 @@ def paired_difference(
     ahead = -known if lower_is_better else known
     share = float(np.mean((ahead > 0) + (ahead == 0) / 2)) if len(ahead) else math.nan
     leads, trails = (high < 0, low > 0) if lower_is_better else (low > 0, high < 0)
-    verdict: Verdict = "better" if leads else "worse" if trails else "can't tell"
+    verdict: Verdict = "better" if leads else "worse" if trails else NO_DIFFERENCE
     return Difference(difference, low, high, share, verdict)
 
 

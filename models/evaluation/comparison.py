@@ -1,14 +1,16 @@
 """Several systems judged on the same targets: metrics, intervals, and differences that are paired by user."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluation.bootstrap import (
+    NO_DIFFERENCE,
     Difference,
+    PairedDifference,
     UserMeans,
     bootstrap,
     bootstrap_p,
@@ -20,8 +22,6 @@ from models.evaluation.bootstrap import (
 from models.evaluation.metrics import LOWER_IS_BETTER, Float64
 
 # Letters in shapes: t targets, u users, s systems, m metrics over targets, b resamples.
-
-_P_VALUES = ("p_value", "p_holm", "p_bootstrap", "p_bootstrap_holm")
 
 
 @dataclass(frozen=True)
@@ -108,25 +108,22 @@ class SystemComparison:
         own = self.by_user[self._place(system)]
         return {"targets": self.targets, **dict(zip(self.names, own, strict=False))}
 
-    def paired(self, first: str, second: str) -> dict[str, dict[str, Any]]:
-        """Metric -> how much better `first` is than `second`, from the same draws of users."""
-        return {name: asdict(self._difference(first, second, name)) for name in self.names}
+    def paired(self, first: str, second: str) -> dict[str, Difference]:
+        """Metric -> `first` minus `second`, from the same draws of users."""
+        return {name: self._difference(first, second, name) for name in self.names}
 
     def compared(
         self, first: str, others: Sequence[str] | None = None
-    ) -> dict[str, dict[str, dict[str, Any]]]:
-        """Other system -> metric -> how much better `first` is: `paired`, and how likely by chance.
+    ) -> dict[str, dict[str, PairedDifference]]:
+        """Other system -> metric -> `first` minus other, with p-values, adjusted metric by metric for several others.
 
-        Adds to `difference` (first minus other), `low`, `high` and `share`:
-        `p_value`, of a Wilcoxon signed-rank test on users' means, and `p_holm`, adjusted for there being several
-        others (Holm 1979, metric by metric); `p_bootstrap`, of the paired bootstrap of the metric itself, and
-        `p_bootstrap_holm`. The verdict is better or worse where the 95 % bootstrap interval of the difference leaves 0
+        The verdict is better or worse where the 95 % bootstrap interval of the difference leaves 0
         out and, with several others, `p_bootstrap_holm` is below .05 too: then one chance in twenty that any of the
         verdicts on a metric is wrong if no system differs. Wilcoxon's test is of another question (whether users tend
         to be served better, each as one) and decides nothing. `others`: all other systems.
         """
         chosen = [name for name in self.systems if name != first] if others is None else list(others)
-        table: dict[str, dict[str, dict[str, Any]]] = {other: {} for other in chosen}
+        table: dict[str, dict[str, PairedDifference]] = {other: {} for other in chosen}
         signed_ranks: dict[str, list[float]] = {}
         for name in self.names:
             own = name.removeprefix("user_")
@@ -136,10 +133,9 @@ class SystemComparison:
             resampled = [self._bootstrap_p(first, other, name) for other in chosen]
             p_values = (signed_ranks[own], holm(signed_ranks[own]), resampled, holm(resampled))
             for other, difference, *four in zip(chosen, found, *p_values, strict=True):
-                row = asdict(difference) | dict(zip(_P_VALUES, four, strict=True))
-                if len(chosen) > 1 and not four[3] < 0.05:
-                    row["verdict"] = "can't tell"
-                table[other][name] = row
+                paired = PairedDifference(*vars(difference).values(), *four)
+                is_sure = len(chosen) == 1 or four[3] < 0.05
+                table[other][name] = paired if is_sure else replace(paired, verdict=NO_DIFFERENCE)
         return table
 
     def _place(self, system: str) -> int:
@@ -158,7 +154,7 @@ class SystemComparison:
         found = paired_difference(
             *self._resampled_difference(first, second, name), lower_is_better=kind in LOWER_IS_BETTER
         )
-        return found if self.num_users > 1 else replace(found, verdict="can't tell")
+        return found if self.num_users > 1 else replace(found, verdict=NO_DIFFERENCE)
 
     def _bootstrap_p(self, first: str, second: str, name: str) -> float:
         return bootstrap_p(*self._resampled_difference(first, second, name))

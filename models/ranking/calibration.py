@@ -1,7 +1,6 @@
 """From a ranker's scores to probabilities: isotonic regression, and how well it holds for users that it was not fitted on."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,30 +49,45 @@ def cross_fitted(scores: Float32, wanted: NDArray[np.bool_], user: Int64, seed: 
     return found
 
 
-def quality(probability: Float32, wanted: NDArray[np.bool_]) -> dict[str, Any]:
-    """Log loss (nats), AUC, expected calibration error, and the reliability table of probabilities [m].
+@dataclass(frozen=True)
+class Bin:
+    """Mean predicted probability and observed share of hits of several candidates."""
 
-    The table has up to `BINS` bins of as many candidates each: mean probability, share that came next, candidates. The error is
-    the mean distance of the two, weighted by candidates (Naeini et al. 2015).
-    """
+    probability: float
+    observed: float
+    candidates: int
+
+
+@dataclass(frozen=True)
+class CalibrationQuality:
+    """Quality of predicted probabilities."""
+
+    log_loss: float
+    """nats"""
+    auc: float | None
+    """None where all candidates have the same label."""
+    calibration_error: float
+    """Mean distance of `reliability`'s probabilities and shares, weighted by candidates (Naeini et al. 2015)."""
+    reliability: tuple[Bin, ...]
+    """Up to `BINS` bins of as many candidates each, in the order of their probabilities."""
+
+
+def quality(probability: Float32, wanted: NDArray[np.bool_]) -> CalibrationQuality:
+    """Measure probabilities [m] of labels [m]."""
     from sklearn.metrics import log_loss, roc_auc_score
 
     kept = np.clip(probability.astype(np.float64), LEAST, 1 - LEAST)
     order = np.argsort(probability, kind="stable")
-    table = [
-        {
-            "probability": float(probability[rows].mean()),
-            "observed": float(wanted[rows].mean()),
-            "candidates": len(rows),
-        }
+    bins = tuple(
+        Bin(float(probability[rows].mean()), float(wanted[rows].mean()), len(rows))
         for rows in np.array_split(order, BINS)
         if len(rows)
-    ]
-    error = sum(abs(row["probability"] - row["observed"]) * row["candidates"] for row in table) / len(wanted)
+    )
+    error = sum(abs(row.probability - row.observed) * row.candidates for row in bins) / len(wanted)
     both = wanted.any() and not wanted.all()
-    return {
-        "log_loss": float(log_loss(wanted, kept, labels=[False, True])),
-        "auc": float(roc_auc_score(wanted, probability)) if both else None,
-        "calibration_error": error,
-        "reliability": table,
-    }
+    return CalibrationQuality(
+        float(log_loss(wanted, kept, labels=[False, True])),
+        float(roc_auc_score(wanted, probability)) if both else None,
+        error,
+        bins,
+    )

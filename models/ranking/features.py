@@ -5,7 +5,7 @@ Letters: r rows (histories), n candidates of each, f features, l latest interact
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,8 +217,19 @@ class ItemStatistics:
         return found
 
 
-def _moments(histories: Histories, num_items: int, *, timed: bool, days: float | None) -> dict[str, Any]:
-    """When and how often each item was met: fields of `ItemStatistics`."""
+class _Moments(TypedDict):
+    """Fields of `ItemStatistics` that count events in time."""
+
+    moments: Int64
+    latest: Int64
+    earlier: Int64
+    first: Int64
+    before: Int64
+    origin: int
+    span: int
+
+
+def _moments(histories: Histories, num_items: int, *, timed: bool, days: float | None) -> _Moments:
     _, position = histories.gather()
     position = position[histories.item_index[position] > 0]
     item = histories.item_index[position].astype(np.int64)

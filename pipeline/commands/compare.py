@@ -9,11 +9,12 @@ from typing import Any
 
 import polars as pl
 
+from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.comparison import SystemComparison
 from pipeline.artifacts.files import write_json
 from pipeline.config import Config
 from pipeline.errors import LookbackError
-from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, judge
+from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, metrics_of_runs
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import comparison_page
 from pipeline.reporting.text_table import aligned
@@ -61,8 +62,8 @@ def compare_runs(
     tracker = Tracker.from_config(config) if config is not None else Tracker(chosen_uri(), "")
     found = evaluations(tracker, config.name if config is not None else None, runs)
     targets = {each.label: each.targets for each in found}
-    judged = judge(targets, tuple(settings.k), settings.resamples, seed)
-    comparison = Comparison.of(judged, seed_groups(found))
+    systems = metrics_of_runs(targets, tuple(settings.k), settings.resamples, seed)
+    comparison = Comparison.of(systems, seed_groups(found))
     text, page = as_text(comparison), as_page(found, comparison)
     if html is not None:
         html.write_text(page, encoding="utf-8")
@@ -150,46 +151,46 @@ def seed_groups(found: Sequence[Evaluation]) -> list[SeedGroup]:
 
 def as_text(comparison: Comparison) -> str:
     """A row per metric that is shown: each run's value, each later run's difference from the first, means over seeds."""
-    judged, differences = comparison.judged, comparison.differences
-    first = judged.systems[0]
-    values = [(judged.values(label), judged.intervals(label)) for label in judged.systems]
+    systems, differences = comparison.systems, comparison.differences
+    first = systems.systems[0]
+    values = [(systems.values(label), systems.intervals(label)) for label in systems.systems]
     means = [
         f"mean ± sd of {', '.join(group.labels)} (seeds {', '.join(group.seeds)})"
         for group, _ in comparison.over_seeds
     ]
-    rows = [["", *judged.systems, *(f"{label} minus {first}" for label in differences), *means]]
-    for name in _shown_metrics(judged):
+    rows = [["", *systems.systems, *(f"{label} minus {first}" for label in differences), *means]]
+    for name in _shown_metrics(systems):
         cells = [f"{own[name]:.4f} [{ends[name][0]:.4f}, {ends[name][1]:.4f}]" for own, ends in values]
         cells += [_shown(found[name]) for found in differences.values()]
         cells += [f"{found[name][0]:.4f} ± {found[name][1]:.4f}" for _, found in comparison.over_seeds]
         rows.append([name, *cells])
     about = [
-        f"{judged.num_targets:,} targets of {judged.num_users:,} users; 95 % intervals, bootstrap over users"
+        f"{systems.num_targets:,} targets of {systems.num_users:,} users; 95 % intervals, bootstrap over users"
     ]
     if differences:
         about.append("p: paired bootstrap")
     if len(differences) > 1:
         about[1] += f"; p and verdicts corrected for {len(differences)} comparisons (Holm)"
-    best = ["", comparison_page.verdict(judged, _shown_metrics(judged)[0])] if differences else []
+    best = ["", comparison_page.verdict(systems, _shown_metrics(systems)[0])] if differences else []
     return "\n".join([*about, "", aligned(rows), *best])
 
 
 def as_page(found: Sequence[Evaluation], comparison: Comparison) -> str:
     """The HTML page."""
-    shown = _shown_metrics(comparison.judged)
+    shown = _shown_metrics(comparison.systems)
     runs = {each.label: each.run.run_id for each in found}
-    return comparison_page.page(as_tree(comparison), comparison.judged, shown, runs)
+    return comparison_page.page(comparison, shown, runs)
 
 
-def _shown_metrics(judged: SystemComparison) -> list[str]:
-    """Those of the table, NDCG first."""
-    names = [name for name in judged.names if name.partition("@")[0] in SHOWN]
+def _shown_metrics(systems: SystemComparison) -> list[str]:
+    """Metrics of the table, NDCG first."""
+    names = [name for name in systems.names if name.partition("@")[0] in SHOWN]
     return sorted(names, key=lambda name: SHOWN.index(name.partition("@")[0]))
 
 
-def _shown(found: dict[str, Any]) -> str:
-    difference = f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-    return f"{difference} p {found['p_bootstrap_holm']:.3f} {found['verdict']}"
+def _shown(paired: PairedDifference) -> str:
+    difference = f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]"
+    return f"{difference} p {paired.p_bootstrap_holm:.3f} {paired.verdict}"
 
 
 def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, page: str) -> str | None:
@@ -200,11 +201,11 @@ def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, p
     plan = RunRecord()
     plan.tag(STAGE, "compare")
     plan.tag("lookback.compared", ",".join(each.run.run_id for each in found))
-    plan.tag(NOTE, _description(found, comparison.judged))
+    plan.tag(NOTE, _description(found, comparison.systems))
     for label, differences in comparison.differences.items():
         for name, each in differences.items():
             for part in ("difference", "low", "high"):
-                plan.metric(f"{label}/{name}_{part}", each[part])
+                plan.metric(f"{label}/{name}_{part}", getattr(each, part))
     name = f"compare {' '.join(each.label for each in found)}"[:250]
     plan.table(TABLE)
     plan.artifact(PAGE)
@@ -215,19 +216,19 @@ def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, p
         return tracker.log_beside(found[0].run, name, plan, Path(folder))
 
 
-def _description(found: Sequence[Evaluation], judged: SystemComparison) -> str:
+def _description(found: Sequence[Evaluation], systems: SystemComparison) -> str:
     """Which run is best, in Markdown: the first metric's verdict, every run's values, the verdicts on the other metrics."""
-    shown = _shown_metrics(judged)
-    first, *others = [comparison_page.verdict(judged, metric) for metric in shown]
+    shown = _shown_metrics(systems)
+    first, *others = [comparison_page.verdict(systems, metric) for metric in shown]
     links = [
         f"[{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
     ]
     lines = [["run", *map(display_name, shown)], ["---"] * (1 + len(shown))]
     for each, link in zip(found, links, strict=True):
-        values, ends = judged.values(each.label), judged.intervals(each.label)
+        values, ends = systems.values(each.label), systems.intervals(each.label)
         told = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)
         lines.append([link, *told])
-    about = f"{judged.num_users:,} users; values with 95 % intervals; differences by the paired test."
+    about = f"{systems.num_users:,} users; values with 95 % intervals; differences by the paired test."
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([f"**{first}**", about, table, *others])
 
@@ -235,13 +236,13 @@ def _description(found: Sequence[Evaluation], judged: SystemComparison) -> str:
 def _table(found: Sequence[Evaluation], comparison: Comparison) -> dict[str, list[Any]]:
     """{"columns": names, "data": rows}, a row per run and metric; the first run has no difference."""
     parts = ("difference", "low", "high", "p_value", "p_holm", "p_bootstrap_holm", "verdict")
-    judged = comparison.judged
+    systems = comparison.systems
     rows = []
     for each in found:
-        values, ends = judged.values(each.label), judged.intervals(each.label)
+        values, ends = systems.values(each.label), systems.intervals(each.label)
         differences = comparison.differences.get(each.label, {})
-        for name in judged.names:
+        for name in systems.names:
             row = {"metric": name, "run": each.label, "run_id": each.run.run_id, "value": values[name]}
             row |= dict(zip(("value_low", "value_high"), ends[name], strict=True))
-            rows.append(row | {part: differences.get(name, {}).get(part) for part in parts})
+            rows.append(row | {part: getattr(differences.get(name), part, None) for part in parts})
     return {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}

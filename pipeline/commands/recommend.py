@@ -172,15 +172,16 @@ def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
     probability = None if answer.cold[0] else bundle.probability
     ids = bundle.items.decode(answer.item_index[0][given]).to_list()
 
-    def named(index: int) -> dict[str, Any]:
-        return {"item_id": bundle.items.ids[index - 1], "title": titles[index - 1]}
-
     listed = []
     for place, item in enumerate(ids):
         because = []
         if answer.because is not None:
             pairs = zip(answer.because.item_index[0, place], answer.because.weight[0, place], strict=True)
-            because = [named(int(index)) | {"weight": float(weight)} for index, weight in pairs if index > 0]
+            because = [
+                {"item_id": bundle.items.ids[index - 1], "title": titles[index - 1], "weight": float(weight)}
+                for index, weight in ((int(index), weight) for index, weight in pairs)
+                if index > 0
+            ]
         score = answer.score[0, place]
         likely = {} if probability is None else {"probability": float(probability(score))}
         row = {"rank": place + 1, "item_id": item, "title": titles[int(answer.item_index[0, place]) - 1]}

@@ -35,7 +35,7 @@ from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 from pipeline.sections import TuneConfig
 from pipeline.tracking.live import LiveRun, StopEarly, observed
 from pipeline.tracking.record import TRACKING, Point, RunRecord, allowed
-from pipeline.tracking.tracker import NOTE, Tracker
+from pipeline.tracking.tracker import NOTE, RunIdentity, Tracker
 
 OBJECTIVE = "validation_ndcg@10"
 SHOWN_TRIALS = 10
@@ -105,7 +105,8 @@ class _Search:
         began = time.monotonic()
         for num_done in range(len(self._done()), trials):
             trial = self._next(num_done)
-            with self.tracker.start(**self._identity(trial.number)) as trial_live:
+            identity = self._identity(trial.number)
+            with self.tracker.start(**identity, parent_link_file=self.place.run_link) as trial_live:
                 self._try(trial, trial_live)
             done = self._done()
             self._log_trial(done[-1])
@@ -198,20 +199,27 @@ class _Search:
 
     # --- what MLflow is told ---
 
-    def _identity(self, number: int | None = None) -> dict[str, Any]:
-        """What names the run of the search, or that of one of its trials."""
-        run_link = self.place.run_link
+    def _identity(self, number: int | None = None) -> RunIdentity:
+        """Identity of the search's run, or of the run of one of its trials."""
+        link = self.place.run_link
         tags = {f"lookback.input.{name}": value for name, value in self.inputs.items()}
         if number is None:
             name = f"tune {' '.join(key.rpartition('.')[2] for key in self.space)}"
-            identity: dict[str, Any] = {"stage": "tune", "run_name": name[:200], "link_file": run_link}
-            tags |= {NOTE: "running"}
-        else:
-            link = run_link.with_name(f"{run_link.stem}-{number:04}.json")
-            identity = {"stage": "trial", "run_name": f"trial {number + 1}", "link_file": link}
-            identity |= {"parent_link_file": run_link}
-            tags |= self._link_to_training(number)
-        return identity | {"fingerprint": identity["link_file"].stem, "tags": tags}
+            return {
+                "stage": "tune",
+                "fingerprint": link.stem,
+                "run_name": name[:200],
+                "tags": tags | {NOTE: "running"},
+                "link_file": link,
+            }
+        trial_link = link.with_name(f"{link.stem}-{number:04}.json")
+        return {
+            "stage": "trial",
+            "fingerprint": trial_link.stem,
+            "run_name": f"trial {number + 1}",
+            "tags": tags | self._link_to_training(number),
+            "link_file": trial_link,
+        }
 
     def _link_to_training(self, number: int) -> dict[str, str]:
         name = self.study.get_trials(deepcopy=False)[number].user_attrs.get(_TRAIN)
@@ -259,7 +267,7 @@ class _Search:
             plan.save(folder)
         identity = self._identity(trial.number)
         if not self.tracker.is_logged(identity["link_file"]):
-            self.tracker.replay(folder=folder, **identity)
+            self.tracker.replay(folder=folder, **identity, parent_link_file=self.place.run_link)
 
     def _log(self) -> None:
         """See to it that the present server has the runs of the search and of all its trials."""

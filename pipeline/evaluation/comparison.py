@@ -1,13 +1,13 @@
 """Paired comparison of evaluated runs on the same targets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from models.evaluation.bootstrap import over_seeds
+from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict, over_seeds
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 from pipeline.artifacts.store import read_manifest
@@ -16,20 +16,27 @@ from pipeline.evaluation.metric_names import display_name
 from pipeline.sections import MODEL
 
 KEY = ("user_id", "item_id", "timestamp")
+PHRASES: dict[Verdict, str] = {
+    "better": "better than",
+    NO_DIFFERENCE: f"{NO_DIFFERENCE} from",
+    "worse": "worse than",
+}
+"""Verdict -> words before the other system's name."""
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs with the same settings that differ in their seed alone."""
+    """Runs that differ in their seed alone."""
 
     labels: tuple[str, ...]
     seeds: tuple[str, ...]
 
 
-def judge(
-    targets: dict[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int
+def metrics_of_runs(
+    targets: Mapping[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int
 ) -> SystemComparison:
-    """The models of all runs on their common targets; LookbackError where two runs do not have the same ones."""
+    """Metrics of each run's model, by label; raises LookbackError where two runs have different targets."""
     ranked = {
         label: table.filter(pl.col("system") == MODEL).sort(*KEY, "history_length")
         for label, table in targets.items()
@@ -57,106 +64,92 @@ def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFram
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is told of the runs."""
+    """Metrics of several runs, their differences from the first, and means over seeds."""
 
-    judged: SystemComparison
-    differences: dict[str, dict[str, dict[str, Any]]]
-    """Each run but the first -> metric -> how much better it is than the first: see `SystemComparison.compared`."""
-    over_seeds: list[tuple[SeedGroup, dict[str, tuple[float, float]]]]
-    """Of each group, metric -> (mean, sample standard deviation) over its runs."""
+    systems: SystemComparison
+    differences: Mapping[str, Mapping[str, PairedDifference]]
+    """Each run but the first -> metric -> run minus first: see `SystemComparison.compared`."""
+    over_seeds: Sequence[tuple[SeedGroup, Mapping[str, tuple[float, float]]]]
+    """Group and metric -> (mean, sample standard deviation) over its runs."""
 
     @classmethod
-    def of(cls, judged: SystemComparison, groups: Sequence[SeedGroup] = ()) -> "Comparison":
+    def of(cls, systems: SystemComparison, groups: Sequence[SeedGroup] = ()) -> "Comparison":
         """Compare all systems with the first."""
         differences = {
-            label: {name: _turned(each) for name, each in found.items()}
-            for label, found in judged.compared(judged.systems[0]).items()
+            label: {name: difference.reversed() for name, difference in by_metric.items()}
+            for label, by_metric in systems.compared(systems.systems[0]).items()
         }
         return cls(
-            judged,
+            systems,
             differences,
-            [(group, over_seeds(judged.values(label) for label in group.labels)) for group in groups],
+            [(group, over_seeds(systems.values(label) for label in group.labels)) for group in groups],
         )
 
 
-def _turned(found: dict[str, Any]) -> dict[str, Any]:
-    """How much better the second is, from how much better the first is."""
-    opposite = {"better": "worse", "worse": "better"}
-    return found | {
-        "difference": -found["difference"],
-        "low": -found["high"],
-        "high": -found["low"],
-        "share": 1 - found["share"],
-        "verdict": opposite.get(found["verdict"], found["verdict"]),
-    }
-
-
 def as_tree(comparison: Comparison) -> dict[str, Any]:
-    """What --json prints: users, targets, then metrics, intervals and differences from the first run, by run."""
-    judged = comparison.judged
-    first = judged.systems[0]
+    """JSON tree of --json: users, targets, then metrics, intervals and differences from the first run, by run."""
+    systems = comparison.systems
+    first = systems.systems[0]
     return {
-        "users": judged.num_users,
-        "targets": judged.num_targets,
-        "metrics": {label: judged.values(label) for label in judged.systems},
-        "intervals": {label: judged.intervals(label) for label in judged.systems},
-        "differences": {label: {"from": first, **found} for label, found in comparison.differences.items()},
+        "users": systems.num_users,
+        "targets": systems.num_targets,
+        "metrics": {label: systems.values(label) for label in systems.systems},
+        "intervals": {label: systems.intervals(label) for label in systems.systems},
+        "differences": {
+            label: {"from": first} | {name: asdict(difference) for name, difference in by_metric.items()}
+            for label, by_metric in comparison.differences.items()
+        },
         "seeds": [
             {
                 "runs": list(group.labels),
                 "seeds": list(group.seeds),
-                "metrics": {name: {"mean": mean, "sd": spread} for name, (mean, spread) in found.items()},
+                "metrics": {name: {"mean": mean, "sd": sd} for name, (mean, sd) in by_metric.items()},
             }
-            for group, found in comparison.over_seeds
+            for group, by_metric in comparison.over_seeds
         ],
     }
 
 
-SAYS = {"better": "better than", "can't tell": "not told apart from", "worse": "worse than"}
-
-
-_RESAMPLES = 1000
-
-
-def _groups(verdicts: Mapping[str, str]) -> str:
-    """`better than A, B; worse than C`, from name to verdict."""
-    found = {
-        words: [name for name, given in verdicts.items() if given == verdict]
-        for verdict, words in SAYS.items()
+def group_by_verdict(verdicts: Mapping[str, Verdict]) -> str:
+    """`better than A, B; no significant difference from C`, from system -> verdict."""
+    groups = {
+        phrase: [name for name, own in verdicts.items() if own == verdict]
+        for verdict, phrase in PHRASES.items()
     }
-    return "; ".join(f"{words} {', '.join(names)}" for words, names in found.items() if names)
+    return "; ".join(f"{phrase} {', '.join(names)}" for phrase, names in groups.items() if names)
 
 
-def _ends(ends: Sequence[float], form: str = ".4f") -> str:
-    return f"{ends[0]:{form}} to {ends[1]:{form}}"
+def interval_text(low: float, high: float, form: str = ".4f") -> str:
+    """`0.2000 to 0.2200`."""
+    return f"{low:{form}} to {high:{form}}"
 
 
 def same_targets(evaluate: Path, other: Path) -> bool:
-    """Whether two evaluations may have the same test targets, as far as their manifests tell."""
+    """Whether the manifests of two evaluations allow the same test targets."""
     one, two = read_manifest(evaluate), read_manifest(other)
-    asked = [key for key in one["settings"] if key == "exclude_seen" or key.startswith("evaluate.")]
-    asked = [key for key in asked if not key.endswith((".k", ".resamples", ".training_fractions"))]
+    keys = [key for key in one["settings"] if key == "exclude_seen" or key.startswith("evaluate.")]
+    keys = [key for key in keys if not key.endswith((".k", ".resamples", ".training_fractions"))]
     return bool(
         one["inputs"]["features"] == two["inputs"]["features"]
-        and all(one["settings"].get(key) == two["settings"].get(key) for key in asked)
+        and all(one["settings"].get(key) == two["settings"].get(key) for key in keys)
     )
 
 
 class AgainstEarlier(NamedTuple):
-    """How a run stands to earlier ones on the same targets."""
+    """Comparison of a run with earlier ones on the same targets."""
 
     sentence: str
     table: str
-    of_best: str
-    """In a few words, how it stands to the best of them."""
+    against_best: str
+    """Verdict against the best of them, in a few words."""
 
 
 def against_earlier(
     evaluate: Path, earlier: Mapping[str, Path], metric: str, seed: int
 ) -> AgainstEarlier | None:
-    """How much better a run is than earlier ones on the same targets; None where none has the same.
+    """Compare a run with earlier ones on the same targets; None where no earlier run has the same.
 
-    earlier: what each is called in Markdown -> the folder of its evaluation.
+    earlier: Markdown name of a run -> folder of its evaluation.
     """
     own = _ranks(evaluate)
     ranked = {name: _ranks(folder) for name, folder in earlier.items()}
@@ -164,36 +157,35 @@ def against_earlier(
     if not ranked:
         return None
     k = int(metric.rpartition("@")[2])
-    systems = {"this run": own} | ranked
-    judged = SystemComparison.of(
+    systems = SystemComparison.of(
         (
-            (name, {metric: metrics_of_ranks(each["rank"].to_numpy(), (k,))[metric]})
-            for name, each in systems.items()
+            (name, {metric: metrics_of_ranks(table["rank"].to_numpy(), (k,))[metric]})
+            for name, table in ({"this run": own} | ranked).items()
         ),
         own["user_id"].to_numpy(),
         _RESAMPLES,
         seed,
     )
-    compared = {name: found[metric] for name, found in judged.compared("this run").items()}
+    differences = {name: by_metric[metric] for name, by_metric in systems.compared("this run").items()}
     lines = [
         "### Against earlier runs on the same targets",
         "",
         f"| run | its {display_name(metric)} | this run minus it | 95 % interval | this run is |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name, each in compared.items():
-        ends = _ends((each["low"], each["high"]), "+.4f")
-        value = judged.values(name)[metric]
-        lines.append(f"| {name} | {value:.4f} | {each['difference']:+.4f} | {ends} | {each['verdict']} |")
-    told = _groups({name: each["verdict"] for name, each in compared.items()})
-    best = max(compared, key=lambda name: judged.values(name)[metric])
-    found, called = compared[best], best.lstrip("[").partition("]")[0]
-    verdict, _, joined = SAYS[found["verdict"]].rpartition(" ")
+    for name, difference in differences.items():
+        cells = [f"{systems.values(name)[metric]:.4f}", f"{difference.difference:+.4f}"]
+        interval = interval_text(difference.low, difference.high, "+.4f")
+        lines.append(f"| {name} | {' | '.join(cells)} | {interval} | {difference.verdict} |")
+    groups = group_by_verdict({name: difference.verdict for name, difference in differences.items()})
+    best = max(differences, key=lambda name: systems.values(name)[metric])
+    difference = differences[best]
+    verdict, _, preposition = PHRASES[difference.verdict].rpartition(" ")
     return AgainstEarlier(
-        f"Of the earlier runs on the same targets it is {told}.",
+        f"Earlier runs on the same targets: {groups}.",
         "\n".join(lines),
-        f"{verdict}, {found['difference']:+.4f} ({_ends((found['low'], found['high']), '+.4f')}"
-        f"{by_chance(found, len(compared))}), {joined} {called}",
+        f"{verdict}, {difference.difference:+.4f} ({interval_text(difference.low, difference.high, '+.4f')}"
+        f"{by_chance(difference, len(differences))}), {preposition} {best.lstrip('[').partition(']')[0]}",
     )
 
 
@@ -203,8 +195,8 @@ def _ranks(evaluate: Path) -> pl.DataFrame:
     return table.select(*KEY, "history_length", "rank").collect().sort(*KEY, "history_length")
 
 
-def by_chance(found: Mapping[str, Any], comparisons: int) -> str:
-    """Why a difference is not told though its own interval leaves 0 out: one of several may do so by chance."""
-    if found["verdict"] != "can't tell" or found["low"] <= 0 <= found["high"]:
+def by_chance(difference: PairedDifference, comparisons: int) -> str:
+    """Corrected p of a difference whose own interval leaves 0 out, but which one of several may have by chance."""
+    if difference.verdict != NO_DIFFERENCE or difference.low <= 0 <= difference.high:
         return ""
-    return f", but p {found['p_bootstrap_holm']:.2g} when corrected for {comparisons} comparisons"
+    return f", but p {difference.p_bootstrap_holm:.2g} when corrected for {comparisons} comparisons"

@@ -1,4 +1,4 @@
-"""The weights of a bundle that were judged, for the gate."""
+"""Evaluated weights of a bundle, for the gate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,25 +24,27 @@ NEVER = int(np.iinfo(np.int64).min)
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """The weights of a bundle that were judged, and what they have seen; item indices are their own numbering."""
+class EvaluatedModel:
+    """Evaluated weights of a bundle, and the end of their training data; item indices are their own numbering."""
 
     recommender: AttentionRecommender
     items: Vocabulary
     event_types: list[str]
     features: str
-    """Fingerprint of the features artifact that they were trained and judged on."""
+    """Fingerprint of the features artifact they were trained and evaluated on."""
     trained_until: int | None
     """temporal: microseconds since the epoch at which the test began; every event before it trained or chose them"""
     users: Vocabulary
-    """The users of that artifact."""
+    """Users of that artifact."""
     users_trained_until: Int64
     """[users], microseconds: the last event of each that trained or chose them; `NEVER` where there is none"""
     second_stage: SecondStage | None
-    """The ranker that was judged behind them, where the bundle has one."""
+    """Evaluated ranker behind them, where the bundle has one."""
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True, device: str | torch.device = "cpu") -> "Evaluated":
+    def open(
+        cls, folder: Path, *, verify: bool = True, device: str | torch.device = "cpu"
+    ) -> "EvaluatedModel":
         """Open the evaluated weights of a bundle's folder.
 
         Raises DamagedArtifact where files are missing or damaged, or the bundle's format does not say what it learned from.
@@ -70,13 +72,13 @@ class Evaluated:
         )
 
     def system(self, *, exclude_seen: bool) -> Recommender:
-        """What was judged: the encoder, or where the bundle has a ranker both stages."""
+        """Evaluated system: the encoder, or both stages where the bundle has a ranker."""
         if self.second_stage is None:
             return self.recommender
         return TwoStage(self.recommender, self.second_stage, exclude_seen=exclude_seen)
 
     def translated(self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str]) -> Histories:
-        """Rows in another log's numbering (ids at 1.., type names at 1..) in this one's; what it does not know is left out."""
+        """Translate rows from another log's numbering (ids at 1.., type names at 1..) to this one's, without unknown items."""
         items, _ = translation(self.items, item_ids)
         types = type_translation(self.event_types, type_names)
         return replace(histories, event_type=types[histories.event_type]).translate(items)

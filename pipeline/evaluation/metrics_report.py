@@ -1,11 +1,7 @@
-"""From ranks and lists to numbers: every metric of every system, with intervals, paired differences and what stands apart.
-
-Nothing here reads or writes files; evaluate.py does.
-"""
+"""Metrics of ranked targets: every system with intervals, cold targets, segments of users and items, cuts of a rolling split."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,28 +15,29 @@ from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int64
 from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
+from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling
 
 OF_RANKS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
-"""Metrics that are means over targets of what follows from a rank: 0 for a miss."""
+"""Means over targets of a function of the rank, 0 for a miss."""
 
 
 @dataclass(frozen=True)
-class Judging:
-    """How targets are turned into numbers."""
+class MetricSettings:
+    """List lengths of the metrics, and resamples of their intervals."""
 
     ks: tuple[int, ...]
-    """List lengths of metrics of ranks; the shortest is that of metrics of lists."""
+    """List lengths of metrics of ranks; metrics of lists use the first."""
     resamples: int
     seed: int
 
     @property
     def list_length(self) -> int:
-        """Items of the lists that novelty, diversity, coverage … look at."""
+        """List length of novelty, diversity, coverage and other metrics of lists."""
         return self.ks[0]
 
 
 def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumbering) -> Catalogue:
-    """What metrics of lists know of the items, in the model's numbering.
+    """Items as metrics of lists need them, in the model's numbering.
 
     counts: [n + 1] training events of each; `numbering`: items of the content -> the model's.
     """
@@ -61,108 +58,99 @@ def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumberin
     )
 
 
-def judge(
-    ranked: Mapping[str, SystemRanks], targets: RankedTargets, catalogue: Catalogue, judging: Judging
+def compute_metrics(
+    ranked: Mapping[str, SystemRanks], targets: RankedTargets, catalogue: Catalogue, settings: MetricSettings
 ) -> SystemComparison:
-    """Every metric of a target, of every system, resampled together."""
+    """Compute every metric of a target for every system, all resampled together."""
     weight = metrics.debias_weights(catalogue.counts, targets.item)
-    weights = {f"debiased_ndcg@{k}": weight for k in judging.ks}
-    values = ((name, values_of(each, targets, catalogue, judging)) for name, each in ranked.items())
-    return SystemComparison.of(values, targets.user, judging.resamples, judging.seed, weights)
+    weights = {f"debiased_ndcg@{k}": weight for k in settings.ks}
+    values = ((name, values_of(ranks, targets, catalogue, settings)) for name, ranks in ranked.items())
+    return SystemComparison.of(values, targets.user, settings.resamples, settings.seed, weights)
 
 
 def values_of(
-    ranked: SystemRanks, targets: RankedTargets, catalogue: Catalogue, judging: Judging
+    ranked: SystemRanks, targets: RankedTargets, catalogue: Catalogue, settings: MetricSettings
 ) -> dict[str, Float64]:
     """Metric -> [targets] of one system."""
-    worst = metrics.metrics_of_ranks(ranked.pessimistic, judging.ks)
+    worst = metrics.metrics_of_ranks(ranked.pessimistic, settings.ks)
     return (
-        metrics.metrics_of_ranks(ranked.rank, judging.ks)
-        | {f"debiased_ndcg@{k}": metrics.ndcg(ranked.rank, k) for k in judging.ks}
+        metrics.metrics_of_ranks(ranked.rank, settings.ks)
+        | {f"debiased_ndcg@{k}": metrics.ndcg(ranked.rank, k) for k in settings.ks}
         | {
             f"pessimistic_{name}": values
             for name, values in worst.items()
             if name.startswith(("ndcg", "hit"))
         }
         | beyond_accuracy.list_metrics(
-            ranked.lists, targets.histories, targets.item, catalogue, judging.list_length
+            ranked.lists, targets.histories, targets.item, catalogue, settings.list_length
         )
     )
 
 
 def catalogue_metrics(
-    ranked: Mapping[str, SystemRanks], targets: RankedTargets, num_items: int, judging: Judging
+    ranked: Mapping[str, SystemRanks], targets: RankedTargets, num_items: int, settings: MetricSettings
 ) -> dict[str, tuple[dict[str, float], dict[str, list[float]]]]:
-    """System -> values and intervals of what only all lists together tell: coverage and Gini."""
+    """System -> values and intervals of metrics of all lists together: coverage and Gini."""
     users, row = np.unique(targets.user, return_inverse=True)
     return {
         name: beyond_accuracy.catalogue_metrics(
-            each.lists, row, len(users), num_items, judging.list_length, judging.resamples, judging.seed
+            system.lists, row, len(users), num_items, settings.list_length, settings.resamples, settings.seed
         )
-        for name, each in ranked.items()
+        for name, system in ranked.items()
     }
 
 
 def counted(targets: RankedTargets, *, cold_users: bool, cold_items: bool) -> NDArray[np.bool_]:
-    """[targets] that the metrics are means over."""
-    found: NDArray[np.bool_] = targets.apart == ORDINARY
+    """[targets] Mask of the targets that metrics average over."""
+    included: NDArray[np.bool_] = targets.apart == ORDINARY
     if cold_users:
-        found = found | (targets.apart == NO_HISTORY)
+        included = included | (targets.apart == NO_HISTORY)
     if cold_items:
-        found = found | (targets.apart == UNKNOWN_ITEM)
-    return found
+        included = included | (targets.apart == UNKNOWN_ITEM)
+    return included
 
 
-def apart(
+def cold_targets(
     ranked: Mapping[str, SystemRanks],
     targets: RankedTargets,
-    judged: SystemComparison,
-    judging: Judging,
+    systems: SystemComparison,
+    settings: MetricSettings,
     *,
     cold_users: bool,
     cold_items: bool,
-) -> dict[str, Any]:
-    """What is reported beside the headline: targets without a history, and those on items unseen in training.
+) -> dict[str, ColdTargets]:
+    """Metrics over targets without a history (`no_history`), and over those on items without training events (`unknown_item`).
 
-    The latter are misses but for systems that know such items by their content. The metrics with them are means over the
-    targets that the headline's are, and over them.
+    The latter are misses of every system that does not know the item by its content. `systems`: metrics of the report's targets,
+    which the metrics with them average over as well.
     """
-    no_history, unseen = targets.apart == NO_HISTORY, targets.apart == UNKNOWN_ITEM
-    of_unseen = _means(ranked, unseen, judging)
-    share = 0.0 if cold_items else float(unseen.sum() / (judged.num_targets + unseen.sum()))
-    with_unseen = {
+    no_history, unknown = targets.apart == NO_HISTORY, targets.apart == UNKNOWN_ITEM
+    of_unknown = _means(ranked, unknown, settings)
+    share = 0.0 if cold_items else float(unknown.sum() / (systems.num_targets + unknown.sum()))
+    with_unknown = {
         name: {
-            metric: value if not share else (1 - share) * value + share * of_unseen[name][metric]
-            for metric, value in judged.values(name).items()
+            metric: value if not share else (1 - share) * value + share * of_unknown[name][metric]
+            for metric, value in systems.values(name).items()
             if metric.partition("@")[0] in OF_RANKS
         }
-        for name in judged.systems
+        for name in systems.systems
     }
     return {
-        "no_history": {
-            "targets": int(no_history.sum()),
-            "included": cold_users,
-            "metrics": _means(ranked, no_history, judging),
-        },
-        "unknown_item": {
-            "targets": int(unseen.sum()),
-            "included": cold_items,
-            "metrics": of_unseen,
-            "metrics_with_them": with_unseen,
-        },
+        "no_history": ColdTargets(int(no_history.sum()), cold_users, _means(ranked, no_history, settings)),
+        "unknown_item": ColdTargets(int(unknown.sum()), cold_items, of_unknown, with_unknown),
     }
 
 
 def _means(
-    ranked: Mapping[str, SystemRanks], chosen: NDArray[np.bool_], judging: Judging
+    ranked: Mapping[str, SystemRanks], chosen: NDArray[np.bool_], settings: MetricSettings
 ) -> dict[str, dict[str, float]]:
-    """System -> the mean over the chosen targets of each metric of ranks; nothing where none is chosen."""
+    """System -> mean of each metric of ranks over the chosen targets; empty where none is chosen."""
     if not chosen.any():
         return {}
     return {
         name: {
             metric: float(values.mean())
-            for metric, values in metrics.metrics_of_ranks(each.rank[chosen], judging.ks).items()
+            for metric, values in metrics.metrics_of_ranks(each.rank[chosen], settings.ks).items()
         }
         for name, each in ranked.items()
     }
@@ -171,34 +159,30 @@ def _means(
 Segment = tuple[str, str, NDArray[np.bool_]]
 
 
-def judge_segments(
-    ranked: Mapping[str, SystemRanks], user: Int64, segments: Iterator[Segment], judging: Judging
-) -> Iterator[dict[str, Any]]:
-    """A row per segment, value and system: targets, users, NDCG, hit rate and MRR at the shortest list, with intervals.
+def segment_metrics(
+    ranked: Mapping[str, SystemRanks], user: Int64, segments: Iterator[Segment], settings: MetricSettings
+) -> Iterator[dict[str, str | float]]:
+    """Compute a row per segment, value and system: targets, users, NDCG, hit rate and MRR at the shortest list, with intervals.
 
-    All values of one kind of segment are resampled together: each is a measure whose targets are those that belong to it.
+    All values of one kind of segment are resampled together, as metrics that are undefined for targets outside the value.
     """
     kinds: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
     for kind, value, chosen in segments:
         if chosen.any():
             kinds.setdefault(kind, []).append((value, chosen))
     for kind, values in kinds.items():
-        judged = SystemComparison.of(
-            ((name, _within(each, values, judging.list_length)) for name, each in ranked.items()),
+        systems = SystemComparison.of(
+            ((name, _within(ranks, values, settings.list_length)) for name, ranks in ranked.items()),
             user,
-            judging.resamples,
-            judging.seed,
+            settings.resamples,
+            settings.seed,
         )
-        for name in judged.systems:
-            means, ends = judged.values(name), judged.intervals(name)
+        for name in systems.systems:
+            means, ends = systems.values(name), systems.intervals(name)
             for place, (value, chosen) in enumerate(values):
-                yield {
-                    "system": name,
-                    "segment": kind,
-                    "value": value,
-                    "targets": int(chosen.sum()),
-                    "users": len(np.unique(user[chosen])),
-                } | _columns(means, ends, place)
+                row: dict[str, str | float] = {"system": name, "segment": kind, "value": value}
+                counts = {"targets": int(chosen.sum()), "users": len(np.unique(user[chosen]))}
+                yield {**row, **counts, **_columns(means, ends, place)}
 
 
 def _within(
@@ -228,24 +212,19 @@ def _columns(means: dict[str, float], ends: dict[str, list[float]], place: int) 
     return row
 
 
-def rolling(cuts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and spread (sample standard deviation) over cut points of every metric that all of them have.
-
-    cuts: the metrics.json of each cut, earliest first.
-    """
-    systems = [name for name in cuts[-1]["metrics"] if all(name in cut["metrics"] for cut in cuts)]
-    means: dict[str, dict[str, float]] = {}
-    spreads: dict[str, dict[str, float]] = {}
-    for name in systems:
-        shared = [
-            metric
-            for metric in cuts[-1]["metrics"][name]
-            if all(metric in cut["metrics"][name] for cut in cuts)
-        ]
-        values = np.array([[cut["metrics"][name][metric] for metric in shared] for cut in cuts])
-        means[name] = dict(zip(shared, values.mean(axis=0).tolist(), strict=True))
-        spreads[name] = dict(zip(shared, values.std(axis=0, ddof=1).tolist(), strict=True))
-    shown = [
-        {key: cut[key] for key in ("test_from", "users", "targets", "metrics", "intervals")} for cut in cuts
-    ]
-    return {"cuts": shown, "mean": means, "spread": spreads}
+def rolling(reports: Sequence[EvaluationReport]) -> Rolling:
+    """Mean and sample standard deviation over the cuts of every metric that all of them have; reports: earliest cut first."""
+    *_, last = reports
+    mean: dict[str, dict[str, float]] = {}
+    spread: dict[str, dict[str, float]] = {}
+    for name, own in last.metrics.items():
+        if all(name in report.metrics for report in reports):
+            shared = [metric for metric in own if all(metric in report.metrics[name] for report in reports)]
+            values = np.array([[report.metrics[name][metric] for metric in shared] for report in reports])
+            mean[name] = dict(zip(shared, values.mean(axis=0).tolist(), strict=True))
+            spread[name] = dict(zip(shared, values.std(axis=0, ddof=1).tolist(), strict=True))
+    cuts = tuple(
+        Cut(report.test_from, report.users, report.targets, report.metrics, report.intervals)
+        for report in reports
+    )
+    return Rolling(cuts, mean, spread)

@@ -1,14 +1,15 @@
-"""What rules that change the order of lists do to the metrics, on the test targets of the model that was judged."""
+"""Effects of re-ranking rules on the metrics, on the test targets of the evaluated model."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from features.content import Content
 from features.histories.numbering import ItemNumbering
+from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int32
 from models.recommendation.engine import RecommendationEngine
@@ -19,23 +20,35 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import padded_categories
 from pipeline.dataset.targets import targets_of
 from pipeline.evaluation import metrics_report
-from pipeline.evaluation.evaluated_model import Evaluated
-from pipeline.evaluation.metrics_report import Judging
+from pipeline.evaluation.evaluated_model import EvaluatedModel
+from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.serving.batch import keys_of
 from pipeline.serving.bundle import translation
 
+T = TypeVar("T")
+
 PLAIN = "by score"
-"""What the lists without any such rule are called."""
+"""Name of the lists without any such rule."""
 SHOWN = ("ndcg", "hit_rate", "diversity", "popularity_share", "novelty", "coverage", "full_lists")
 
 
-def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Rules]) -> dict[str, Any]:
-    """Metrics of lists of `score.k` by each of the rules and by score alone, with intervals, and paired differences of the former
-    from the latter.
+@dataclass(frozen=True)
+class RerankingEffects:
+    """Metrics of the lists under each of several rules, and by score alone."""
 
-    The evaluated weights of the bundle rank the test targets of the features that they were judged on.
+    targets: int
+    metrics: Mapping[str, Mapping[str, float]]
+    intervals: Mapping[str, Mapping[str, Sequence[float]]]
+    paired: Mapping[str, Mapping[str, PairedDifference]]
+    """Rules -> metric -> lists under the rules minus lists by score."""
+
+
+def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Rules]) -> RerankingEffects:
+    """Compute metrics of lists of `score.k` under each of the rules and by score alone, with intervals and paired differences.
+
+    The evaluated weights of the bundle rank the test targets of the features they were evaluated on.
     """
-    evaluated = Evaluated.open(bundle, verify=False)
+    evaluated = EvaluatedModel.open(bundle, verify=False)
     dataset = Dataset.open(features)
     numbering = ItemNumbering(translation(evaluated.items, dataset.items["item_id"])[0])
     training = dataset.training_rows(with_validation=config.train.refit_validation)
@@ -59,22 +72,22 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     for name, each in {PLAIN: plain, **rules}.items():
         answer = answering.answer(targets.histories, config.score.k, replace(each, allowed=None), keys=keys)
         ranked[name] = _ranks(answer.item_index, targets.item)
-    judged_by = Judging((config.score.k,), config.evaluate.resamples, config.seed)
+    settings = MetricSettings((config.score.k,), config.evaluate.resamples, config.seed)
     catalogue = metrics_report.catalogue_of(counts, dataset.content, numbering)
-    judged = metrics_report.judge(ranked, targets, catalogue, judged_by)
-    of_lists = metrics_report.catalogue_metrics(ranked, targets, len(counts) - 1, judged_by)
-    return {
-        "targets": len(targets),
-        "metrics": {name: _shown(judged.values(name) | of_lists[name][0]) for name in ranked},
-        "intervals": {name: _shown(judged.intervals(name) | of_lists[name][1]) for name in ranked},
-        "paired": {name: _shown(judged.compared(name, [PLAIN])[PLAIN]) for name in rules},
-    }
+    systems = metrics_report.compute_metrics(ranked, targets, catalogue, settings)
+    of_lists = metrics_report.catalogue_metrics(ranked, targets, len(counts) - 1, settings)
+    return RerankingEffects(
+        len(targets),
+        {name: _shown(systems.values(name) | of_lists[name][0]) for name in ranked},
+        {name: _shown(systems.intervals(name) | of_lists[name][1]) for name in ranked},
+        {name: _shown(systems.compared(name, [PLAIN])[PLAIN]) for name in rules},
+    )
 
 
 def _answering(
-    evaluated: Evaluated, num_events: Any, content: Content | None, numbering: ItemNumbering
+    evaluated: EvaluatedModel, num_events: Any, content: Content | None, numbering: ItemNumbering
 ) -> RecommendationEngine:
-    """What makes lists by the evaluated weights."""
+    """Recommendation engine with the evaluated weights."""
     vectors = evaluated.recommender.encoder.item_vectors().detach().float().numpy()
     numbers = np.arange(1, len(vectors), dtype=np.int32)
     ours = numbering.inverse().new.astype(np.int64)
@@ -87,11 +100,11 @@ def _answering(
 
 
 def _ranks(lists: Int32, item: Int32) -> SystemRanks:
-    """Each target's place in its list; a miss where it is not in it."""
-    found = lists == item[:, None]
-    rank = np.where(found.any(axis=1), found.argmax(axis=1) + 1.0, np.inf)
+    """Each target's place in its list, infinity for a miss."""
+    hits = lists == item[:, None]
+    rank = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
     return SystemRanks(rank, rank, lists)
 
 
-def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(values: Mapping[str, T]) -> dict[str, T]:
     return {name: value for name, value in values.items() if name.partition("@")[0] in SHOWN}

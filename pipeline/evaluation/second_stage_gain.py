@@ -1,36 +1,39 @@
 """The second stage against retrieval alone, on the same targets."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from models.evaluation import metrics
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
 from models.settings.ranker import RankerUse
 from pipeline.dataset.targets import RankedTargets
-from pipeline.evaluation.metrics_report import Judging
+from pipeline.evaluation.metrics_report import MetricSettings
+from pipeline.evaluation.report import SecondStageGain
 from pipeline.modelling.second_stage import RETRIEVAL, TWO_STAGE
 
 
-def compared(
-    ranked: Mapping[str, SystemRanks], targets: RankedTargets, judging: Judging, use: RankerUse, metric: str
-) -> dict[str, Any]:
-    """Retrieval alone and both stages on the same targets, their paired difference, and which of them is to be used.
+def compare_with_retrieval(
+    ranked: Mapping[str, SystemRanks],
+    targets: RankedTargets,
+    settings: MetricSettings,
+    use: RankerUse,
+    metric: str,
+) -> SecondStageGain:
+    """Compare both stages with retrieval alone on the same targets, and decide which of them to use.
 
     `ranked` has `RETRIEVAL` and `TWO_STAGE`. auto: both stages where the interval of the difference in `metric` lies above 0.
     """
-    values = {name: metrics.metrics_of_ranks(each.rank, judging.ks) for name, each in ranked.items()}
-    judged = SystemComparison.of(values.items(), targets.user, judging.resamples, judging.seed)
-    paired = judged.paired(TWO_STAGE, RETRIEVAL)
-    found = paired[metric]
-    used = use == "always" or found["low"] > 0
-    interval = f"{metric} {found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-    better = "better" if found["low"] > 0 else "not shown to be better"
-    return {
-        "used": used,
-        "setting": use,
-        "reason": f"two stages are {better} than retrieval alone: {interval}",
-        "metrics": {name: judged.values(name) for name in judged.systems},
-        "intervals": {name: judged.intervals(name) for name in judged.systems},
-        "paired": paired,
-    }
+    values = {name: metrics.metrics_of_ranks(ranks.rank, settings.ks) for name, ranks in ranked.items()}
+    systems = SystemComparison.of(values.items(), targets.user, settings.resamples, settings.seed)
+    paired = systems.paired(TWO_STAGE, RETRIEVAL)
+    gain = paired[metric]
+    better = "better" if gain.low > 0 else "not shown to be better"
+    interval = f"{metric} {gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+    return SecondStageGain(
+        use == "always" or gain.low > 0,
+        use,
+        f"two stages are {better} than retrieval alone: {interval}",
+        {name: systems.values(name) for name in systems.systems},
+        {name: systems.intervals(name) for name in systems.systems},
+        paired,
+    )

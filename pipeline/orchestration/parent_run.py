@@ -21,7 +21,7 @@ from pipeline.orchestration.graph import Node, Pipeline, order
 from pipeline.tracking import queries, registry
 from pipeline.tracking.record import TRACKING, DatasetInput, Point, RunRecord
 from pipeline.tracking.server import GATE, ServerAway
-from pipeline.tracking.tracker import NOTE, Tracker
+from pipeline.tracking.tracker import NOTE, RunIdentity, Tracker
 
 RUNS = ".runs"
 SEARCHES = "tune"
@@ -178,7 +178,7 @@ class ParentRun:
         self._held.enter_context(filelock.FileLock(_lock(folder)))
         self._record = Record(folder, run_name(config, list(self._pipeline.nodes)))
         self._record.save()
-        self._tracker.start(**self._identity(self._record), link_file=self._record.link)
+        self._tracker.start(**self._identity(self._record))
 
     @property
     def own_link(self) -> Path | None:
@@ -222,12 +222,11 @@ class ParentRun:
         if (record.folder / TRACKING).exists():
             self._tracker.replay(
                 folder=record.folder,
-                link_file=record.link,
                 status=record.status,
                 **self._identity(record),
             )
 
-    def _identity(self, record: Record) -> dict[str, Any]:
+    def _identity(self, record: Record) -> RunIdentity:
         runs = {
             name: self._tracker.linked_run(self._artifact(each).run_link)
             for name, each in record.stages.items()
@@ -242,6 +241,7 @@ class ParentRun:
             "fingerprint": record.folder.name,
             "run_name": record.name,
             "tags": provenance.tags() | tags | {"lookback.protocol": protocol, NOTE: note or "running"},
+            "link_file": record.link,
         }
 
     def _line(self, name: str, each: dict[str, Any], run_id: str | None) -> str:
@@ -298,10 +298,11 @@ class ParentRun:
         if "evaluate" not in self._seen:
             return ""
         from pipeline.evaluation import comparison
+        from pipeline.evaluation.report import EvaluationReport
         from pipeline.reporting import run_description
 
         evaluate, built = self._artifact(self._seen["evaluate"]).folder, self._seen["evaluate"]["built"]
-        report = run_description.read_report(evaluate)
+        report = EvaluationReport.load(evaluate)
         metric = run_description.metric_of(report, self._pipeline.config.evaluate.gate_metric)
         said, _, table = run_description.of_evaluation(report, metric).partition("\n\n")
         earlier = self._evaluations(evaluate) if built else {}
@@ -312,7 +313,9 @@ class ParentRun:
         self._plan.tag(run_description.AGAINST_BASELINES, verdict)
         if built:
             first = "no earlier run has the same targets"
-            self._plan.tag(run_description.AGAINST_EARLIER, found.of_best if found is not None else first)
+            self._plan.tag(
+                run_description.AGAINST_EARLIER, found.against_best if found is not None else first
+            )
         else:
             self._plan.tag(run_description.AGAINST_EARLIER, "the evaluation of an earlier run, as it was")
         self._tracker.offer(run_description.view_of(metric))

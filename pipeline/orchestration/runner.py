@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now
@@ -20,11 +20,24 @@ from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun
 from pipeline.release import promotion
 from pipeline.tracking.record import RunRecord
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import RunIdentity, Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
 
-Summary = dict[str, Any]
+
+class Summary(TypedDict):
+    """Summary of a stage, as `--json` prints it."""
+
+    stage: str
+    fingerprint: str
+    rows_in: int
+    rows_out: int
+    rows_left_out: dict[str, int]
+    peak_bytes: int
+    folder: str
+    up_to_date: bool
+    seconds: float
+    summary: str
 
 
 @contextlib.contextmanager
@@ -193,8 +206,7 @@ def _watched(context: Context) -> contextlib.AbstractContextManager[None]:
     return sampled(context.track, context.live, tracking.system_seconds)
 
 
-def _identity(pipeline: Pipeline, node: Node) -> dict[str, Any]:
-    """What names a stage's run on the tracking server."""
+def _identity(pipeline: Pipeline, node: Node) -> RunIdentity:
     config = pipeline.config
     ingest = pipeline.nodes.get("ingest")
     tags = {f"lookback.input.{name}": value[:200] for name, value in node.inputs.items()}
@@ -212,8 +224,13 @@ def _identity(pipeline: Pipeline, node: Node) -> dict[str, Any]:
 
 def _summarise(node: Node, fresh: bool) -> Summary:
     manifest = store.read_manifest(node.artifact.folder)
-    keys = ("stage", "fingerprint", "rows_in", "rows_out", "rows_left_out", "peak_bytes")
-    return {key: manifest[key] for key in keys} | {
+    return {
+        "stage": manifest["stage"],
+        "fingerprint": manifest["fingerprint"],
+        "rows_in": manifest["rows_in"],
+        "rows_out": manifest["rows_out"],
+        "rows_left_out": manifest["rows_left_out"],
+        "peak_bytes": manifest["peak_bytes"],
         "folder": str(node.artifact.folder),
         "up_to_date": not fresh,
         "seconds": manifest["seconds"] if fresh else 0.0,

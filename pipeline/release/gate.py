@@ -9,24 +9,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.histories.numbering import ItemNumbering
 from models.device import pick_device
+from models.evaluation.bootstrap import Difference
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.evaluation.ranks import rank_targets
 from models.histories import Int32
-from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import DamagedArtifact
-from pipeline.evaluation.evaluated_model import Evaluated
-from pipeline.sections import MODEL
+from pipeline.evaluation.evaluated_model import EvaluatedModel
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.serving.bundle import translation
 from pipeline.tracking.registry import Decision
 
@@ -52,7 +51,7 @@ def decide(
     """
     settings = config.evaluate
     figures: dict[str, float | str] = {"metric": settings.gate_metric, "margin": settings.gate_margin}
-    tests = [against_best_baseline(read_json(evaluate / "metrics.json"), settings.gate_metric)]
+    tests = [against_best_baseline(EvaluationReport.load(evaluate), settings.gate_metric)]
     if champion is not None:
         tests.append(_against(config, features, challenger, champion))
     for test in tests:
@@ -72,30 +71,28 @@ class _Test:
 # --- the best baseline ---
 
 
-def against_best_baseline(report: Mapping[str, Any], metric: str) -> _Test:
-    """Whether the model is better than the baseline with the highest value: its paired interval lies above 0.
+def against_best_baseline(report: EvaluationReport, metric: str) -> _Test:
+    """Test that the model beats the baseline with the highest value: its paired interval lies above 0.
 
-    report: metrics.json of an evaluate artifact. Where no baseline was evaluated there is none to beat, which is said.
+    Passes where no baseline was evaluated.
     """
-    values = {name: each.get(metric) for name, each in report["metrics"].items() if name != MODEL}
-    measured = {name: float(value) for name, value in values.items() if value is not None}
-    if not measured:
+    best = next(iter(report.best_baselines(metric)), None)
+    if best is None:
         return _Test(True, "no baseline was evaluated", {"best_baseline": "none"})
-    best = max(measured, key=lambda name: measured[name])
-    found = report["paired"][best][metric]
+    paired = report.paired(best, metric)
     figures: dict[str, float | str] = {
         "best_baseline": best,
-        "baseline_difference": found["difference"],
-        "baseline_low": found["low"],
-        "baseline_high": found["high"],
+        "baseline_difference": paired.difference,
+        "baseline_low": paired.low,
+        "baseline_high": paired.high,
     }
-    passed = found["low"] > 0
-    said = f"{'better' if passed else 'not shown to be better'} than {best}, the best baseline: {metric} {_interval(found)}"
-    return _Test(passed, said, figures)
+    better = "better" if paired.low > 0 else "not shown to be better"
+    message = f"{better} than {best}, the best baseline: {metric} {_interval(paired)}"
+    return _Test(paired.low > 0, message, figures)
 
 
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+def _interval(paired: Difference) -> str:
+    return f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]"
 
 
 # --- the champion ---
@@ -107,10 +104,10 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
     name = f"version {champion.version}, the champion"
     device = pick_device()
     try:
-        standing = Evaluated.open(champion.folder, device=device)
+        standing = EvaluatedModel.open(champion.folder, device=device)
     except (DamagedArtifact, ValueError, OSError) as error:
         return _Test(False, f"cannot be compared with {name}: {error}", about)
-    own = Evaluated.open(challenger, verify=False, device=device)
+    own = EvaluatedModel.open(challenger, verify=False, device=device)
     common = common_targets(config, features, own, standing)
     about |= {
         "targets": len(common.targets),
@@ -125,28 +122,28 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
             f"training of both, expected at least {MIN_USERS} users",
             about,
         )
-    values = {CHALLENGER: own, CHAMPION: standing}
-    ranked = {label: ranks(config, features, model, common.targets) for label, model in values.items()}
-    found, levels = _paired(config, ranked, common.targets)
-    about |= {name: found[name] for name in ("difference", "low", "high")} | levels
-    passed = found["low"] >= -config.evaluate.gate_margin
+    models = {CHALLENGER: own, CHAMPION: standing}
+    ranked = {label: ranks(config, features, model, common.targets) for label, model in models.items()}
+    paired, values = _paired(config, ranked, common.targets)
+    about |= {"difference": paired.difference, "low": paired.low, "high": paired.high} | values
+    passed = paired.low >= -config.evaluate.gate_margin
     said = (
         f"{'not worse' if passed else 'not shown to be no worse'} than {name}, by more than {config.evaluate.gate_margin:g}: "
-        f"{config.evaluate.gate_metric} {_interval(found)} on {len(common.targets):,} targets of {common.num_users:,} users"
+        f"{config.evaluate.gate_metric} {_interval(paired)} on {len(common.targets):,} targets of {common.num_users:,} users"
     )
     return _Test(passed, said, about)
 
 
 def _paired(
     config: Config, ranked: Mapping[str, Float64], targets: RankedTargets
-) -> tuple[dict[str, Any], dict[str, float]]:
+) -> tuple[Difference, dict[str, float]]:
     """The challenger's difference from the champion in the gate's metric, and the value of each."""
     settings, metric = config.evaluate, config.evaluate.gate_metric
     length = int(metric.partition("@")[2])
     values = ((label, {metric: metrics_of_ranks(rank, (length,))[metric]}) for label, rank in ranked.items())
-    judged = SystemComparison.of(values, targets.user, settings.resamples, config.seed)
-    return judged.paired(CHALLENGER, CHAMPION)[metric], {
-        f"{label}_value": judged.values(label)[metric] for label in ranked
+    systems = SystemComparison.of(values, targets.user, settings.resamples, config.seed)
+    return systems.paired(CHALLENGER, CHAMPION)[metric], {
+        f"{label}_value": systems.values(label)[metric] for label in ranked
     }
 
 
@@ -168,7 +165,7 @@ class CommonTargets:
 
 
 def common_targets(
-    config: Config, features: Path, challenger: Evaluated, champion: Evaluated
+    config: Config, features: Path, challenger: EvaluatedModel, champion: EvaluatedModel
 ) -> CommonTargets:
     """The challenger's test targets that the champion could not learn from either.
 
@@ -196,7 +193,7 @@ def _is_later(
     return (time > user_until) & (time >= (-math.inf if boundary is None else boundary))
 
 
-def ranks(config: Config, features: Path, model: Evaluated, targets: RankedTargets) -> Float64:
+def ranks(config: Config, features: Path, model: EvaluatedModel, targets: RankedTargets) -> Float64:
     """[targets] rank among the items that the model knows; infinity, a miss, where it does not know the item or any history."""
     dataset = Dataset.open(features)
     item_ids = dataset.items["item_id"]

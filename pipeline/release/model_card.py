@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 
 from features.profiling.profile import PROFILE, Profile
-from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.metric_names import display_name
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.sections import MODEL
 
 MAX_SEGMENTS = 6
@@ -36,8 +36,8 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
     with contextlib.suppress(OSError, DamagedArtifact):
         parts.append(f"**Data.** {_data(Profile.load(features / PROFILE))}")
     try:
-        parts += _judgement(evaluate)
-    except (OSError, DamagedArtifact, KeyError):
+        parts += _evaluation(evaluate)
+    except DamagedArtifact:
         parts += [
             f"**Protocol.** {display_name(description['protocol'])} split.",
             _plain_metrics(description["metrics"]),
@@ -45,9 +45,9 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
     return "\n\n".join([*parts, f"**Limits.** {_limits(description)}", _how_to_score(config)])
 
 
-def _judgement(evaluate: Path) -> list[str]:
-    """Protocol, metrics and who is served worst, from the folder of an evaluation of this version."""
-    report = read_json(evaluate / "metrics.json")
+def _evaluation(evaluate: Path) -> list[str]:
+    """Protocol, metrics and the segments served worst, from the folder of an evaluation of this version."""
+    report = EvaluationReport.load(evaluate)
     parts = [f"**Protocol.** {_protocol(report)}"]
     parts.append(f"**Metrics** of the evaluated weights.\n\n{_metrics(report)}")
     return parts + [f"**Served worst.** {said}" for said in _worst(evaluate / "segments.parquet", report)]
@@ -74,37 +74,29 @@ def _data(profile: Profile) -> str:
     return f"{told}{' (' + ', '.join(types) + ')' if types else ''}."
 
 
-def _protocol(report: Row) -> str:
-    masked = "never recommended" if report["exclude_seen"] else "recommended too"
+def _protocol(report: EvaluationReport) -> str:
+    masked = "never recommended" if report.exclude_seen else "recommended too"
     return (
-        f"{display_name(report['protocol']).capitalize()} split; {report['targets']:,} held-out events of "
-        f"{report['users']:,} users, each ranked among all {report['num_items']:,} items; items of the history are {masked}."
+        f"{display_name(report.protocol).capitalize()} split; {report.targets:,} held-out events of {report.users:,} users, "
+        f"each ranked among all {report.num_items:,} items; items of the history are {masked}."
     )
 
 
-def _metrics(report: Row) -> str:
+def _metrics(report: EvaluationReport) -> str:
     """A row per metric: the model and the best baseline, with 95 % intervals."""
-    first = f"ndcg@{_shortest(report)}"
-    others = sorted(report["paired"], key=lambda name: -float(report["metrics"][name][first]))[:1]
-    names = [name for name in report["metrics"][MODEL] if name.partition("@")[0] in _METRICS]
+    others = report.best_baselines(f"ndcg@{report.list_lengths[0]}")[:1]
+    names = [name for name in report.metric_names if name.partition("@")[0] in _METRICS]
     systems = [MODEL, *others]
     rows = [
-        f"| {display_name(name)} | {' | '.join(_with_ends(report, system, name) for system in systems)} |"
+        f"| {display_name(name)} | {' | '.join(_estimate(report, system, name) for system in systems)} |"
         for name in names
     ]
     head = f"| metric | lookback |{''.join(f' {display_name(name)}, the best baseline |' for name in others)}"
     return "\n".join([head, f"| --- |{' --- |' * len(systems)}", *rows])
 
 
-def _shortest(report: Row) -> int:
-    return min(int(name.rpartition("@")[2]) for name in report["metrics"][MODEL])
-
-
-def _with_ends(report: Row, system: str, name: str) -> str:
-    value, ends = report["metrics"][system].get(name), report["intervals"][system].get(name)
-    if value is None:
-        return "–"
-    return f"{value:.4f}" + (f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else "")
+def _estimate(report: EvaluationReport, system: str, metric: str) -> str:
+    return str(report.value(system, metric)) if metric in report.metrics[system] else "–"
 
 
 def _plain_metrics(metrics: Mapping[str, float | None]) -> str:
@@ -112,11 +104,11 @@ def _plain_metrics(metrics: Mapping[str, float | None]) -> str:
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
-def _worst(path: Path, report: Row) -> Iterator[str]:
-    """The parts of the targets on which the model is worst, of those with enough targets."""
+def _worst(path: Path, report: EvaluationReport) -> Iterator[str]:
+    """Segments on which the model is worst, among those with enough targets."""
     if not path.exists():
         return
-    metric = f"ndcg@{_shortest(report)}"
+    metric = f"ndcg@{report.list_lengths[0]}"
     table = pl.read_parquet(path).filter((pl.col("system") == MODEL) & (pl.col("targets") >= MIN_TARGETS))
     if len(table):
         rows = table.sort(metric).head(MAX_SEGMENTS).to_dicts()

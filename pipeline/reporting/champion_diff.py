@@ -1,10 +1,11 @@
 """What the report says of the model that was live before: what was decided, and what is different since."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from models.evaluation.bootstrap import NO_DIFFERENCE
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
@@ -17,13 +18,60 @@ from pipeline.tracking.server import GATE, Version
 SHOWN = ("ndcg", "hit_rate", "mrr", "coverage", "novelty")
 """Metrics of which both versions' values are shown."""
 
-Row = dict[str, Any]
+
+class AgainstChampion(NamedTuple):
+    """Difference from the champion on targets later than the training of both."""
+
+    difference: float
+    low: float
+    high: float
+    targets: float
+    users: float
+    margin: float
+    challenger_value: float
+    champion_value: float
+    metric: str
+    verdict: str
 
 
-def since_champion(config: Config, publish: Path) -> Row | None:
-    """The registry's decision on a published bundle, and how it differs from the champion that it met.
+class AgainstBaseline(NamedTuple):
+    """Difference from the best baseline of the version's own evaluation."""
 
-    It is as the registry stands when the report is made; None where it is away, off, or does not know the bundle.
+    difference: float
+    low: float
+    high: float
+    name: str
+    metric: str
+    verdict: str
+
+
+class Differences(NamedTuple):
+    """Differences of two bundles as (name, value of the earlier, value of the later)."""
+
+    metrics: Sequence[tuple[str, float, float]] = ()
+    settings: Sequence[tuple[str, Any, Any]] = ()
+    facts: Sequence[tuple[str, int, int]] = ()
+    same_events: bool = False
+
+
+class SinceChampion(NamedTuple):
+    """Decision on a published version, and its differences from the champion at that time."""
+
+    version: Version
+    before: Version | None
+    """The champion at that time."""
+    gate: str
+    is_live: bool
+    reason: str
+    paired: AgainstChampion | None
+    best: AgainstBaseline | None
+    differences: Differences
+
+
+def since_champion(config: Config, publish: Path) -> SinceChampion | None:
+    """Decision of the registry on a published bundle, as the registry stands now.
+
+    None where it is away, off, or does not know the bundle.
     """
     if not config.tracking.enabled:
         return None
@@ -36,74 +84,69 @@ def since_champion(config: Config, publish: Path) -> Row | None:
         tags = models.tags(version)
         before = models.version(name, int(tags.get(f"{GATE}.champion_before", 0)))
         decision = {key.removeprefix(f"{GATE}."): value for key, value in tags.items()}
-        found: Row = {
-            "version": version,
-            "before": before,
-            "gate": tags.get(GATE, ""),
-            "is_live": tags.get(GATE, registry.REFUSED) != registry.REFUSED,
-            "reason": decision.get("reason", ""),
-            "paired": _paired(decision),
-            "best": _best_baseline(decision),
-            "metrics": [],
-            "settings": [],
-            "facts": [],
-        }
-        return found | (_differences(config, publish / "bundle", before) if before is not None else {})
+        return SinceChampion(
+            version,
+            before,
+            tags.get(GATE, ""),
+            tags.get(GATE, registry.REFUSED) != registry.REFUSED,
+            decision.get("reason", ""),
+            _paired(decision),
+            _best_baseline(decision),
+            _differences(config, publish / "bundle", before) if before is not None else Differences(),
+        )
     return None
 
 
-def _paired(decision: Mapping[str, str]) -> Row | None:
-    """The difference from the champion on targets later than what either learned from, where there was such a test."""
-    names = ("difference", "low", "high", "targets", "users", "margin", "challenger_value", "champion_value")
+def _paired(decision: Mapping[str, str]) -> AgainstChampion | None:
+    """Test against the champion, where there was one."""
+    *names, _, _ = AgainstChampion._fields
     if any(name not in decision for name in (*names, "metric")):
         return None
-    found: Row = {name: float(decision[name]) for name in names}
-    return found | {"metric": decision["metric"], "verdict": _verdict(found["low"], found["high"])}
+    numbers = {name: float(decision[name]) for name in names}
+    verdict = _verdict(numbers["low"], numbers["high"])
+    return AgainstChampion(**numbers, metric=decision["metric"], verdict=verdict)
 
 
-def _best_baseline(decision: Mapping[str, str]) -> Row | None:
-    """The difference from the best baseline of the version's own evaluation, where there was one."""
+def _best_baseline(decision: Mapping[str, str]) -> AgainstBaseline | None:
+    """Test against the best baseline, where there was one."""
     names = ("difference", "low", "high")
     if any(f"baseline_{name}" not in decision for name in names):
         return None
-    found: Row = {name: float(decision[f"baseline_{name}"]) for name in names}
-    return found | {
-        "name": decision["best_baseline"],
-        "metric": decision["metric"],
-        "verdict": _verdict(found["low"], found["high"]),
-    }
+    difference, low, high = (float(decision[f"baseline_{name}"]) for name in names)
+    names_of = decision["best_baseline"], decision["metric"]
+    return AgainstBaseline(difference, low, high, *names_of, _verdict(low, high))
 
 
 def _verdict(low: float, high: float) -> str:
-    """How an interval of a difference is said, where more is better."""
-    return "better" if low > 0 else "worse" if high < 0 else "can't tell"
+    """Verdict on the interval of a difference where more is better."""
+    return "better" if low > 0 else "worse" if high < 0 else NO_DIFFERENCE
 
 
-def _differences(config: Config, bundle: Path, before: Version) -> Row:
-    """Metrics of both versions, settings that changed, and what the two bundles know."""
+def _differences(config: Config, bundle: Path, before: Version) -> Differences:
+    """Metrics of both versions, settings that changed, and sizes of the vocabularies."""
     try:
         folder = bundle_cache.bundle_folder(
             config, ModelSource(before.version, before.bundle_digest, before.uri)
         )
         old, new = read_description(folder, verify=False), read_description(bundle, verify=False)
     except (DamagedArtifact, OSError, LookbackError):
-        return {}
+        return Differences()
     was, now = flat(old["settings"]), flat(new["settings"])
     changed = [(key, was.get(key), now.get(key)) for key in sorted(was | now) if was.get(key) != now.get(key)]
     tables = {name: f"{name}.parquet" for name in ("items", "users")}
     facts = [(name, _num_rows(folder / file), _num_rows(bundle / file)) for name, file in tables.items()]
-    return {
-        "metrics": _metrics(old["metrics"], new["metrics"]),
-        "same_events": old.get("features", "") == new.get("features"),
-        "settings": changed,
-        "facts": [fact for fact in facts if fact[1] != fact[2]],
-    }
+    return Differences(
+        _metrics(old["metrics"], new["metrics"]),
+        changed,
+        [fact for fact in facts if fact[1] != fact[2]],
+        old.get("features", "") == new.get("features"),
+    )
 
 
 def _metrics(
     old: Mapping[str, float | None], new: Mapping[str, float | None]
 ) -> list[tuple[str, float, float]]:
-    """What both versions were evaluated to have, of the metrics shown, at the shortest list length that they share."""
+    """Shown metrics of both versions, at the shortest list length that they share."""
     found = []
     for metric in SHOWN:
         lengths = [

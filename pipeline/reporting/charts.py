@@ -10,9 +10,9 @@ import polars as pl
 from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
 from pipeline.artifacts.files import read_json, write_json
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.reporting import figures, templates
 from pipeline.reporting.style import Chart
-from pipeline.sections import MODEL
 from pipeline.serving.bundle import Bundle
 
 CHARTS, PAGE = "charts.json", "figures.html"
@@ -30,8 +30,8 @@ Folders = Mapping[str, Path]
 """Stage -> folder of its artifact."""
 
 
-def draw_evaluation(folder: Path, inputs: Folders, name: str, report: Row) -> None:
-    """Write the charts of an evaluation, and the page of them, into its folder; report: the content of metrics.json."""
+def draw_evaluation(folder: Path, inputs: Folders, name: str, report: EvaluationReport) -> None:
+    """Write the charts of an evaluation, and the page of them, into its folder."""
     drawn = [chart.as_json() for chart in of_evaluation(folder, inputs, report)]
     write_json(folder / CHARTS, drawn)
     (folder / PAGE).write_text(page(name, drawn), encoding="utf-8")
@@ -49,29 +49,25 @@ def of_run(inputs: Folders, *, exclude_seen: bool) -> list[Row]:
     return [*evaluated, *(chart.as_json() for chart in added)]
 
 
-def of_evaluation(folder: Path, inputs: Folders, report: Row) -> Iterator[Chart]:
+def of_evaluation(folder: Path, inputs: Folders, report: EvaluationReport) -> Iterator[Chart]:
     """Charts of an evaluation in a folder, of its training and index, and of the log."""
-    metrics = report["metrics"]
-    k = min(int(name.rpartition("@")[2]) for name in metrics[MODEL])
-    names = figures.model_first(metrics)
-    shown = [name for name in (f"ndcg@{k}", f"hit_rate@{k}", f"mrr@{k}") if name in metrics[MODEL]]
-    yield figures.systems({name: metrics[name] for name in names}, report["intervals"], shown)
+    k, names = report.list_lengths[0], figures.model_first(report.metrics)
+    shown = [name for name in (f"ndcg@{k}", f"hit_rate@{k}", f"mrr@{k}") if name in report.metric_names]
+    yield figures.systems({name: report.metrics[name] for name in names}, report.intervals, shown)
     if (path := folder / "targets.parquet").exists():
         yield figures.recall_at_k(pl.read_parquet(path, columns=["system", "rank"]))
     segments = pl.read_parquet(folder / "segments.parquet")
     kinds = segments["segment"].unique(maintain_order=True).to_list() if len(segments) else []
     for kind in kinds[:MAX_SEGMENTS]:
         yield figures.segment(segments, kind, f"ndcg@{k}")
-    if report.get("rolling"):
-        yield figures.rolling_cuts(report["rolling"]["cuts"], names, f"ndcg@{k}")
+    if report.rolling is not None:
+        yield figures.rolling_cuts(report.rolling.cuts, names, f"ndcg@{k}")
     history = pl.read_parquet(inputs["train"] / "history.parquet")
     yield figures.training(history, read_json(inputs["train"] / "training.json")["best_epoch"])
-    if report.get("learning_curve"):
-        yield figures.learning_curve(report["learning_curve"], (f"ndcg@{k}", f"hit_rate@{k}"))
+    if report.learning_curve:
+        yield figures.learning_curve(report.learning_curve, (f"ndcg@{k}", f"hit_rate@{k}"))
     yield from _of_diagnostics(folder / DIAGNOSTICS)
-    if "index" in report and (
-        trade := figures.index_trade(report["index"], read_json(inputs["index"] / "speed.json"))
-    ):
+    if trade := figures.index_trade(report.index, read_json(inputs["index"] / "speed.json")):
         yield trade
     split = read_json(inputs["features"] / "split" / "split.json")
     begins = {part: split[f"{part}_from"] for part in ("validation", "test")}

@@ -1,47 +1,49 @@
 """A comparison of runs as one self-contained HTML page."""
 
 import datetime
-from typing import Any
 
+from models.evaluation.bootstrap import NO_DIFFERENCE
 from models.evaluation.comparison import SystemComparison
-from pipeline.evaluation.comparison import by_chance
+from pipeline.evaluation.comparison import Comparison, as_tree, by_chance, interval_text
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import figures, templates
+from pipeline.reporting.style import Chart
 
 
-def verdict(judged: SystemComparison, metric: str) -> str:
-    """Which run is best on a metric, and from which of the others the paired test tells it."""
-    best, *others = sorted(judged.systems, key=lambda label: -judged.values(label)[metric])
-    said = f"{best} is best on {display_name(metric)} ({judged.values(best)[metric]:.4f})"
+def verdict(systems: SystemComparison, metric: str) -> str:
+    """Sentence on the best run on a metric, and the paired test of each other run against it."""
+    best, *others = sorted(systems.systems, key=lambda label: -systems.values(label)[metric])
+    sentence = f"{best} is best on {display_name(metric)} ({systems.values(best)[metric]:.4f})"
     if not others:
-        return f"{said}."
-    found = {label: each[metric] for label, each in judged.compared(best, others).items()}
-    told = []
-    for label in others:
-        each = found[label]
-        interval = f"95 % interval {each['low']:+.4f} to {each['high']:+.4f}{by_chance(each, len(others))}"
-        if each["verdict"] == "can't tell":
-            told.append(f"not told apart from {label} ({each['difference']:+.4f}, {interval})")
+        return f"{sentence}."
+    parts = []
+    for label, differences in systems.compared(best, others).items():
+        paired = differences[metric]
+        interval = (
+            f"95 % interval {interval_text(paired.low, paired.high, '+.4f')}{by_chance(paired, len(others))}"
+        )
+        if paired.verdict == NO_DIFFERENCE:
+            parts.append(f"{NO_DIFFERENCE} from {label} ({paired.difference:+.4f}, {interval})")
         else:
-            told.append(f"{each['verdict']} than {label} by {each['difference']:+.4f} ({interval})")
-    return f"{said}: {'; '.join(told)}."
+            parts.append(f"{paired.verdict} than {label} by {paired.difference:+.4f} ({interval})")
+    return f"{sentence}: {'; '.join(parts)}."
 
 
-def page(tree: dict[str, Any], judged: SystemComparison, metrics: list[str], links: dict[str, str]) -> str:
-    """The page of what `compare.as_tree` says; `metrics` are those shown, links: label -> id of the run."""
+def page(comparison: Comparison, metrics: list[str], links: dict[str, str]) -> str:
+    """HTML page of a comparison; metrics: those shown; links: label -> id of the run."""
     return templates.template("compare").render(
-        tree=tree,
-        labels=judged.systems,
+        tree=as_tree(comparison),
+        labels=comparison.systems.systems,
         metrics=metrics,
-        verdicts=[verdict(judged, metric) for metric in metrics],
+        verdicts=[verdict(comparison.systems, metric) for metric in metrics],
         links=links,
-        chart=_chart(judged, metrics),
+        chart=_chart(comparison.systems, metrics).as_json(),
         made=datetime.datetime.now(datetime.UTC),
     )
 
 
-def _chart(judged: SystemComparison, metrics: list[str]) -> dict[str, Any]:
-    """The chart of every run with its intervals."""
-    values = {label: judged.values(label) for label in judged.systems}
-    intervals = {label: judged.intervals(label) for label in judged.systems}
-    return figures.systems(values, intervals, metrics[:3]).as_json()
+def _chart(systems: SystemComparison, metrics: list[str]) -> Chart:
+    """Chart of every run with its intervals."""
+    values = {label: systems.values(label) for label in systems.systems}
+    intervals = {label: systems.intervals(label) for label in systems.systems}
+    return figures.systems(values, intervals, metrics[:3])

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from features.profiling.profile import SESSION_SECONDS, Days, Histogram, Profile
 from pipeline.evaluation.metric_names import display_name
+from pipeline.evaluation.report import Cut, Intervals, LearningPoint, Values
 from pipeline.reporting.style import (
     COLOURS,
     GREY,
@@ -97,12 +98,12 @@ def _panels(titles: Sequence[str], columns: int, **more: Any) -> go.Figure:
     return make_subplots(rows, columns, subplot_titles=titles, **more).update_layout(showlegend=False)
 
 
-def systems(values: Mapping[str, Row], intervals: Mapping[str, Row], names: Sequence[str]) -> Chart:
+def systems(values: Mapping[str, Values], intervals: Mapping[str, Intervals], names: Sequence[str]) -> Chart:
     """A panel per metric, a row per system, the best on the first metric on top, with 95 % intervals.
 
     values: system -> metric -> value, the model (or the first of the compared runs) first; intervals: the same of (low, high).
     """
-    order = sorted(values, key=lambda system: float(values[system][names[0]]), reverse=True)
+    order = sorted(values, key=lambda system: values[system][names[0]], reverse=True)
     panels = {
         display_name(name): {
             system: (values[system][name], *intervals[system].get(name, (None, None))) for system in order
@@ -202,12 +203,12 @@ def segment_chart(kind: str) -> str:
     return f"by_{kind}"
 
 
-def rolling_cuts(cuts: Sequence[Row], names: Sequence[str], metric: str) -> Chart:
+def rolling_cuts(cuts: Sequence[Cut], names: Sequence[str], metric: str) -> Chart:
     """The metric of every system at each cut of a rolling split, by the first day of the test part."""
     figure = go.Figure()
-    days = [str(cut["test_from"])[:10] for cut in cuts]
+    days = [str(cut.test_from)[:10] for cut in cuts]
     for row, system in enumerate(names):
-        values = [cut["metrics"].get(system, {}).get(metric) for cut in cuts]
+        values = [cut.metrics.get(system, {}).get(metric) for cut in cuts]
         figure.add_scatter(**system_style(row, system), x=days, y=values)
     figure.update_xaxes(type="category", title_text="first day of the test part")
     figure.update_yaxes(title_text=display_name(metric), rangemode="tozero")
@@ -215,19 +216,16 @@ def rolling_cuts(cuts: Sequence[Row], names: Sequence[str], metric: str) -> Char
     return Chart("rolling", "At several cuts of the log", caption, styled(figure, 400))
 
 
-def learning_curve(points: Sequence[Row], names: Sequence[str]) -> Chart:
-    """Metrics of the model against its share of the training data, with 95 % intervals where there are any.
-
-    points: `fraction`, `metrics` and `intervals` each, as in metrics.json.
-    """
-    ordered = sorted(points, key=lambda point: float(point["fraction"]))
-    names = [name for name in names if all(point["metrics"].get(name) is not None for point in ordered)]
-    shares = [f"{100 * float(point['fraction']):.3g} %" for point in ordered]
+def learning_curve(points: Sequence[LearningPoint], names: Sequence[str]) -> Chart:
+    """Metrics of the model against its share of the training data, with 95 % intervals where there are any."""
+    ordered = sorted(points, key=lambda point: point.fraction)
+    names = [name for name in names if all(name in point.metrics for point in ordered)]
+    shares = [f"{100 * point.fraction:.3g} %" for point in ordered]
     figure = _panels([display_name(name) for name in names], max(1, len(names)))
     for column, name in enumerate(names, 1):
         at = {"row": 1, "col": column}
-        values = [point["metrics"][name] for point in ordered]
-        ends = [point.get("intervals", {}).get(name) or (None, None) for point in ordered]
+        values = [point.metrics[name] for point in ordered]
+        ends = [point.intervals.get(name, (None, None)) for point in ordered]
         bars = error_bars(values, *np.array(ends, float).T)
         figure.add_scatter(**system_style(0, MODEL), x=shares, y=values, error_y=bars, **at)
     figure.update_xaxes(type="category", title_text="share of the training data")
@@ -365,7 +363,7 @@ def popularity(events: NDArray[np.int64], recommended: NDArray[np.int64], titles
     return Chart("popularity", "What is popular and what is recommended", caption, styled(figure, 420))
 
 
-def index_trade(recall: Row, speed: Row) -> Chart | None:
+def index_trade(recall: Mapping[str, Any], speed: Row) -> Chart | None:
     """Recall of the index against its queries per second, beside exact search; None where either was not measured.
 
     recall, speed: recall.json and speed.json of stage index.

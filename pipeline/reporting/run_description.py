@@ -1,79 +1,76 @@
-"""What is said of a whole run where experiments are reviewed: its description in Markdown, and its row in the list of runs."""
+"""Description of a whole run in Markdown, and its columns in the tracking server's list of runs."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from pipeline.artifacts.files import read_json
-from pipeline.evaluation.comparison import _ends, _groups
+from pipeline.evaluation.comparison import group_by_verdict, interval_text
 from pipeline.evaluation.metric_names import display_name
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.sections import MODEL
 from pipeline.tracking.record import allowed
 from pipeline.tracking.ui import View
 
-Row = dict[str, Any]
 AGAINST_EARLIER, AGAINST_BASELINES = "lookback.against_earlier_runs", "lookback.against_baselines"
-"""Tags of a whole run, shown in the list of runs: the verdicts of the paired tests."""
+"""Tags of a whole run with the verdicts of the paired tests, shown in the list of runs."""
 MAX_EARLIER = 5
-"""Earlier runs that a run is held against."""
+"""Earlier runs that a run is compared with."""
 
 
-def of_evaluation(report: Row, metric: str) -> str:
-    """The headline in a paragraph, below it what it was measured on and the table of every system, best baseline first."""
-    value, ends = report["metrics"][MODEL][metric], report["intervals"][MODEL][metric]
-    paired = {name: found[metric] for name, found in report["paired"].items()}
-    ordered = sorted(paired, key=lambda name: -float(report["metrics"][name][metric]))
-    told = (
-        f"**{display_name(metric)} {value:.4f}** (95 % interval {_ends(ends)}). {_verdicts(paired, ordered)}"
-    )
+def of_evaluation(report: EvaluationReport, metric: str) -> str:
+    """Summary paragraph, then the test targets, then a table of every system, the best baseline first."""
+    own, baselines = report.value(MODEL, metric), report.best_baselines(metric)
+    summary = f"**{display_name(metric)} {own.value:.4f}** (95 % interval {_ends(report, MODEL, metric)})."
+    if baselines:
+        summary += f" Paired test: {_verdicts(report, metric)}."
     about = (
-        f"On {report['targets']:,} held-out events of {report['users']:,} users, {report['protocol'].replace('_', '-')} split, "
-        f"ranked among all {report['num_items']:,} items."
+        f"On {report.targets:,} held-out events of {report.users:,} users, {report.protocol.replace('_', '-')} split, "
+        f"ranked among all {report.num_items:,} items."
     )
-    if "metrics" in report.get("ranker", {}):
-        about += f" {display_name(report['ranker']['reason'].capitalize())}."
+    if report.ranker.metrics is not None:
+        about += f" {display_name(report.ranker.reason.capitalize())}."
     lines = [
-        told.strip(),
+        summary,
         "",
         about,
         "",
         f"| system | {display_name(metric)} | 95 % interval | lookback minus it | 95 % interval | verdict |",
         "| --- | --- | --- | --- | --- | --- |",
-        f"| **lookback** | **{value:.4f}** | {_ends(ends)} | | | |",
+        f"| **lookback** | **{own.value:.4f}** | {_ends(report, MODEL, metric)} | | | |",
     ]
-    for name in ordered:
-        own, each = report["intervals"][name][metric], paired[name]
+    for name in baselines:
+        paired = report.paired(name, metric)
         lines.append(
-            f"| {display_name(name)} | {report['metrics'][name][metric]:.4f} | {_ends(own)} | {each['difference']:+.4f} | "
-            f"{_ends((each['low'], each['high']), '+.4f')} | {each['verdict']} |"
+            f"| {display_name(name)} | {report.value(name, metric).value:.4f} | {_ends(report, name, metric)} | "
+            f"{paired.difference:+.4f} | {interval_text(paired.low, paired.high, '+.4f')} | {paired.verdict} |"
         )
     return "\n".join(lines)
 
 
-def _verdicts(paired: Mapping[str, Row], ordered: Sequence[str]) -> str:
-    told = _groups({display_name(name): paired[name]["verdict"] for name in ordered})
-    return f"By the paired test it is {told}." if told else ""
+def _ends(report: EvaluationReport, system: str, metric: str) -> str:
+    low, high = report.intervals[system][metric]
+    return interval_text(low, high)
 
 
-def row_of(report: Row, metric: str) -> tuple[dict[str, float], str]:
-    """What the list of runs shows of metrics.json: metrics by name, and the verdict against the baselines."""
-    low, high = report["intervals"][MODEL][metric]
-    paired = {name: found[metric] for name, found in report["paired"].items()}
-    ordered = sorted(paired, key=lambda name: -float(report["metrics"][name][metric]))
+def _verdicts(report: EvaluationReport, metric: str) -> str:
+    names = report.best_baselines(metric)
+    return group_by_verdict({display_name(name): report.paired(name, metric).verdict for name in names})
+
+
+def row_of(report: EvaluationReport, metric: str) -> tuple[dict[str, float], str]:
+    """Columns of the list of runs: metrics by name, and the verdict against the baselines."""
+    low, high = report.intervals[MODEL][metric]
+    baselines = report.best_baselines(metric)
     numbers = {f"test/{metric}_low": low, f"test/{metric}_high": high}
-    if not ordered:
+    if not baselines:
         return numbers, "no baseline was evaluated"
-    numbers[f"best_baseline/{metric}"] = float(report["metrics"][ordered[0]][metric])
-    told = _groups({display_name(name): paired[name]["verdict"] for name in ordered})
-    is_best = all(each["verdict"] == "better" for each in paired.values())
+    numbers[f"best_baseline/{metric}"] = report.metrics[baselines[0]][metric]
+    verdicts = _verdicts(report, metric)
+    is_best = all(report.paired(name, metric).verdict == "better" for name in baselines)
     return (
         numbers,
-        f"better than all {len(ordered)}: {told.removeprefix('better than ')}" if is_best else told,
+        f"better than all {len(baselines)}: {verdicts.removeprefix('better than ')}" if is_best else verdicts,
     )
 
 
 def view_of(metric: str) -> View:
-    """The list of runs by which of them is best: the columns of row_of, the best run first."""
+    """List of runs, best first, with the columns of row_of."""
     length = metric.rpartition("@")[2]
     metrics = [f"test/{metric}", f"test/{metric}_low", f"test/{metric}_high", f"best_baseline/{metric}"]
     shown = dict.fromkeys([*metrics, f"test/hit_rate@{length}"])
@@ -86,13 +83,6 @@ def view_of(metric: str) -> View:
     )
 
 
-def metric_of(report: Row, wanted: str) -> str:
-    """The metric of the headline: the wanted one, or NDCG at the shortest list length where that was not measured."""
-    names = report["metrics"][MODEL]
-    return wanted if wanted in names else f"ndcg@{min(int(name.rpartition('@')[2]) for name in names)}"
-
-
-def read_report(evaluate: Path) -> Row:
-    """The content of metrics.json."""
-    content: Row = read_json(evaluate / "metrics.json")
-    return content
+def metric_of(report: EvaluationReport, wanted: str) -> str:
+    """The wanted metric, or NDCG at the shortest list length where that was not measured."""
+    return wanted if wanted in report.metric_names else f"ndcg@{report.list_lengths[0]}"

@@ -1,7 +1,7 @@
 """How tonight's recommendations differ from the last night's."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -26,8 +26,23 @@ def last_night(stage_folder: Path, fingerprint: str) -> Path | None:
     return None if folder.name == fingerprint else folder
 
 
-def drift(before: Path, folder: Path, bundle_digest: str) -> dict[str, Any]:
-    """Population stability index of the first places' scores, overlap of the lists of users in both, share of users in both.
+@dataclass(frozen=True)
+class ScoreDrift:
+    """Difference of a night's recommendations from an earlier night's."""
+
+    before: str
+    """Artifact of the earlier night."""
+    same_model: bool
+    psi: float | None
+    """Population stability index of the first places' scores."""
+    users_in_both: float
+    """Share of the later night's users with lists in both."""
+    overlap: float | None
+    """Mean overlap of the lists of users in both."""
+
+
+def drift(before: Path, folder: Path, bundle_digest: str) -> ScoreDrift:
+    """Compare a night's recommendations with an earlier night's; numbers to four decimals.
 
     psi = sum over bins (p - q) ln(p / q), p tonight's and q the last night's share of each tenth of the last night's scores:
     below .1 nothing has changed, above .25 much has (Siddiqi 2006). overlap: mean over users in both of the items that both lists
@@ -35,14 +50,15 @@ def drift(before: Path, folder: Path, bundle_digest: str) -> dict[str, Any]:
     """
     first, second = (_read(each) for each in (before, folder))
     both = first[0].join(second[0], on="user_id")
-    found: dict[str, Any] = {
-        "before": before.name,
-        "same_model": read_json(before / MANIFEST).get("bundle_digest") == bundle_digest,
-        "psi": _psi(first[0]["score"].to_numpy(), second[0]["score"].to_numpy()),
-        "users_in_both": len(both) / max(1, len(second[0])),
-        "overlap": _overlap(first[1], second[1], both["user_id"]),
-    }
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+    psi = _psi(first[0]["score"].to_numpy(), second[0]["score"].to_numpy())
+    overlap = _overlap(first[1], second[1], both["user_id"])
+    return ScoreDrift(
+        before.name,
+        read_json(before / MANIFEST).get("bundle_digest") == bundle_digest,
+        None if psi is None else round(psi, 4),
+        round(len(both) / max(1, len(second[0])), 4),
+        None if overlap is None else round(overlap, 4),
+    )
 
 
 def _read(folder: Path) -> tuple[pl.DataFrame, pl.LazyFrame]:

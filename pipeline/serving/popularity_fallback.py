@@ -5,7 +5,7 @@ num_events in the last days of its log.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -76,12 +76,6 @@ def scores(bundle: Path, num_events: Float32) -> Float32:
     always = num_events / max(float(num_events.sum(dtype=np.float64)), 1.0)
     together: Float32 = (shares + RECENT_WEIGHT * shares[:1] + ALWAYS_WEIGHT * always).astype(np.float32)
     return together
-
-
-def chosen_days(metrics: dict[str, Any]) -> float:
-    """The days that validation chose for the baseline recent_popularity, else `DAYS`."""
-    recent = metrics.get("baselines", {}).get("recent_popularity", {}).get("settings", {})
-    return float(recent.get("days", DAYS))
 
 
 def segment_column(config: "Config", users: Path) -> str | None:

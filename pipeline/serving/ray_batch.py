@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
@@ -30,8 +30,8 @@ def score(job: Job, num_shards: int, users: list[int]) -> Iterator[tuple[int, Co
     own = _connect(ray, job.settings.workers)
     try:
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(_shard)
-        said = _plain(job)
-        waiting = {task.remote(said, number): number for number in range(num_shards)}
+        plain = _PlainJob.of(job)
+        waiting = {task.remote(plain, number): number for number in range(num_shards)}
         while waiting:
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
             number = waiting.pop(done)
@@ -54,20 +54,30 @@ def _connect(ray: Any, workers: int) -> bool:
     return True
 
 
-def _plain(job: Job) -> dict[str, Any]:
-    """The job as what every process can be sent."""
-    paths = {name: str(getattr(job, name).absolute()) for name in ("bundle", "features", "ingest", "folder")}
-    return paths | {
-        "settings": job.settings.model_dump_json(),
-        "seed": job.seed,
-        "directory": str(Path.cwd()),
-    }
+class _PlainJob(NamedTuple):
+    """A job in plain values, which any process can receive."""
+
+    bundle: str
+    features: str
+    ingest: str
+    folder: str
+    settings: str
+    seed: int
+    directory: str
+
+    @classmethod
+    def of(cls, job: Job) -> "_PlainJob":
+        bundle, features, ingest, folder = (
+            str(path.absolute()) for path in (job.bundle, job.features, job.ingest, job.folder)
+        )
+        settings = job.settings.model_dump_json()
+        return cls(bundle, features, ingest, folder, settings, job.seed, str(Path.cwd()))
 
 
-def _shard(said: dict[str, Any], number: int) -> Counts:
-    """Score one shard in whatever process this is."""
-    os.chdir(said["directory"])  # where relative paths of the settings lead from
-    return _opened(tuple(sorted(said.items()))).score(number, _silently)
+def _shard(job: _PlainJob, number: int) -> Counts:
+    """Score one shard in a worker process."""
+    os.chdir(job.directory)  # where relative paths of the settings lead from
+    return _opened(job).score(number, _silently)
 
 
 def _silently(_users: int) -> None:
@@ -75,13 +85,11 @@ def _silently(_users: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _opened(said: tuple[tuple[str, Any], ...]) -> Scorer:
+def _opened(job: _PlainJob) -> Scorer:
     """The job, opened once per process."""
     import torch
 
     torch.set_num_threads(1)
-    parts = dict(said)
-    paths = {name: Path(parts[name]) for name in ("bundle", "features", "ingest", "folder")}
-    return Scorer.open(
-        Job(**paths, settings=ScoreConfig.model_validate_json(parts["settings"]), seed=parts["seed"])
-    )
+    settings = ScoreConfig.model_validate_json(job.settings)
+    bundle, features, ingest, folder = map(Path, (job.bundle, job.features, job.ingest, job.folder))
+    return Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed))

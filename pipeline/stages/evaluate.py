@@ -6,8 +6,8 @@ Metrics are written with bootstrap intervals over users and paired differences b
 import datetime
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -31,21 +31,31 @@ from pipeline.dataset.leak_checks import check_targets
 from pipeline.dataset.targets import RankedTargets, targets_of, told
 from pipeline.errors import LookbackError
 from pipeline.evaluation import diagnostics, metrics_report, ranking, second_stage_gain
-from pipeline.evaluation.metrics_report import Judging
+from pipeline.evaluation.metrics_report import MetricSettings
+from pipeline.evaluation.report import EvaluationReport, Leaks, LearningPoint, SecondStageGain, Tuning
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import MODEL
 
+T = TypeVar("T")
+
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
+CHECKED = [
+    "order of every history",
+    "boundaries of the parts",
+    "events that each system was fitted on",
+    "history of every target",
+]
+"""Leak checks that every evaluation passes."""
 CUT = "evaluate cut "
-"""What the evaluations of earlier cuts are called among a stage's inputs."""
+"""Prefix of earlier cuts' evaluations among a stage's inputs."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the model and the baselines make of the test targets."""
+    """Test targets, and their ranks by the model and the baselines."""
 
     dataset: Dataset
     numbering: ItemNumbering
@@ -60,22 +70,21 @@ class Evaluation:
     ranked: Mapping[str, SystemRanks]
     catalogue: Catalogue
     recommender: AttentionRecommender
-    ranker: dict[str, Any]
-    """Whether the model's ranks are those of retrieval alone or of the second stage behind it, and why."""
+    ranker: SecondStageGain
 
 
 def build(ctx: Context) -> None:
     """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and a page of figures."""
-    judged_by = Judging(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
+    settings = MetricSettings(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
     found = _rank(ctx)
-    judged = metrics_report.judge(found.ranked, found.targets, found.catalogue, judged_by)
-    report = _report(ctx, found, judged, judged_by)
-    write_json(ctx.folder / "metrics.json", report)
+    systems = metrics_report.compute_metrics(found.ranked, found.targets, found.catalogue, settings)
+    report = _report(ctx, found, systems, settings)
+    report.save(ctx.folder)
     _write_table(ctx, "systems.json", _as_table(report))
     _write_targets(ctx, found)
-    _write_users(ctx, judged)
-    _write_segments(ctx, found, judged_by)
-    write_json(ctx.folder / "diagnostics.json", _diagnostics(ctx, found))
+    _write_users(ctx, systems)
+    _write_segments(ctx, found, settings)
+    _write_diagnostics(ctx, found)
     charts.draw_evaluation(ctx.folder, ctx.inputs, ctx.config.name, report)
     for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
@@ -106,7 +115,7 @@ def _rank(ctx: Context) -> Evaluation:
     ranker = _ranker(
         ctx, {name: each.select(chosen) for name, each in stages.items()}, targets.select(chosen)
     )
-    own = stages[second_stage.TWO_STAGE if ranker["used"] else second_stage.RETRIEVAL]
+    own = stages[second_stage.TWO_STAGE if ranker.used else second_stage.RETRIEVAL]
     ranked = {MODEL: own} | {
         name: ranking.load(ctx.inputs["baselines"], name)
         for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
@@ -139,15 +148,15 @@ def _stages(
     return found
 
 
-def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTargets) -> dict[str, Any]:
-    """Whether the second stage is used, with its difference from retrieval alone on the targets that count."""
+def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTargets) -> SecondStageGain:
+    """Decide on the second stage, by its difference from retrieval alone on the targets."""
     config = ctx.config
     if second_stage.TWO_STAGE not in stages:
         reason = read_json(ctx.inputs["rank"] / second_stage.DESCRIPTION)["reason"]
-        return {"used": False, "setting": config.ranker.use, "reason": reason}
-    judged_by = Judging(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
-    metric = f"ndcg@{judged_by.list_length}"
-    return second_stage_gain.compared(stages, targets, judged_by, config.ranker.use, metric)
+        return SecondStageGain(False, config.ranker.use, reason)
+    settings = MetricSettings(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
+    metric = f"ndcg@{settings.list_length}"
+    return second_stage_gain.compare_with_retrieval(stages, targets, settings, config.ranker.use, metric)
 
 
 def _check_leaks(ctx: Context, histories: JaggedHistories, split: Split) -> None:
@@ -171,73 +180,63 @@ def _left_out(ctx: Context, targets: RankedTargets) -> dict[str, int]:
     }
 
 
-def _report(ctx: Context, found: Evaluation, judged: SystemComparison, judged_by: Judging) -> dict[str, Any]:
-    """What metrics.json holds: counts, then a tree of system, metric and value for each kind of number."""
-    config, settings = ctx.config, ctx.config.evaluate
+def _report(
+    ctx: Context, found: Evaluation, systems: SystemComparison, settings: MetricSettings
+) -> EvaluationReport:
+    """Report of the evaluation, with a learning curve and earlier cuts where the configuration has them."""
+    config = ctx.config
     num_items = found.recommender.num_items
-    of_lists = metrics_report.catalogue_metrics(found.ranked, found.targets, num_items, judged_by)
-    others = [name for name in judged.systems if name != MODEL]
+    of_lists = metrics_report.catalogue_metrics(found.ranked, found.targets, num_items, settings)
+    others = [name for name in systems.systems if name != MODEL]
+    differences = systems.compared(MODEL, others) if others else {}
     tuned = read_json(ctx.inputs["baselines"] / "baselines.json")
-    report: dict[str, Any] = {
-        "protocol": found.dataset.split.protocol,
-        "test_from": _iso(found.dataset.split.test_from),
-        "targets_of_a_user": settings.targets,
-        "ties": config.split.ties,
-        "users": judged.num_users,
-        "targets": len(found.targets),
-        "targets_left_out": _left_out(ctx, found.every_target),
-        "num_items": num_items,
-        "exclude_seen": config.exclude_seen,
-        "refit_validation": config.train.refit_validation,
-        "resamples": settings.resamples,
-        "metrics": {name: _known(judged.values(name) | of_lists[name][0]) for name in judged.systems},
-        "intervals": {name: _known(judged.intervals(name) | of_lists[name][1]) for name in judged.systems},
-        "paired": {
-            other: {name: row for name, row in compared.items() if not np.isnan(row["difference"])}
-            for other, compared in (judged.compared(MODEL, others) if others else {}).items()
+    curve = _learning_curve(ctx, found, systems, settings) if config.evaluate.training_fractions else None
+    report = EvaluationReport(
+        protocol=found.dataset.split.protocol,
+        test_from=_iso(found.dataset.split.test_from),
+        targets_of_a_user=config.evaluate.targets,
+        ties=config.split.ties,
+        users=systems.num_users,
+        targets=len(found.targets),
+        targets_left_out=_left_out(ctx, found.every_target),
+        num_items=num_items,
+        exclude_seen=config.exclude_seen,
+        refit_validation=config.train.refit_validation,
+        resamples=config.evaluate.resamples,
+        metrics={name: _defined(systems.values(name) | of_lists[name][0]) for name in systems.systems},
+        intervals={name: _defined(systems.intervals(name) | of_lists[name][1]) for name in systems.systems},
+        differences={
+            other: {name: paired for name, paired in by_metric.items() if not np.isnan(paired.difference)}
+            for other, by_metric in differences.items()
         },
-        "apart": metrics_report.apart(
+        cold_targets=metrics_report.cold_targets(
             found.every_rank,
             found.every_target,
-            judged,
-            judged_by,
-            cold_users=settings.cold_users,
-            cold_items=settings.cold_items,
+            systems,
+            settings,
+            cold_users=config.evaluate.cold_users,
+            cold_items=config.evaluate.cold_items,
         ),
-        "leaks": {
-            "checked": [
-                "order of every history",
-                "boundaries of the parts",
-                "events that each system was fitted on",
-                "history of every target",
-            ],
-            "by_construction": _leaks_by_construction(ctx, found),
-        },
-        "baselines": {
-            name: {key: facts[key] for key in ("settings", "grid")}
-            for name, facts in tuned["systems"].items()
-        },
-        "not_applicable": tuned["not_applicable"],
-        "index": read_json(ctx.inputs["index"] / "recall.json"),
-        "ranker": found.ranker,
+        leaks=Leaks(CHECKED, _leaks_by_construction(ctx, found)),
+        tuning={name: Tuning(facts["settings"], facts["grid"]) for name, facts in tuned["systems"].items()},
+        not_applicable=tuned["not_applicable"],
+        index=read_json(ctx.inputs["index"] / "recall.json"),
+        ranker=found.ranker,
+        learning_curve=curve,
+    )
+    earlier = [EvaluationReport.load(folder) for name, folder in ctx.inputs.items() if name.startswith(CUT)]
+    return replace(report, rolling=metrics_report.rolling([*earlier, report])) if earlier else report
+
+
+def _defined(values: Mapping[str, T]) -> dict[str, T]:
+    """Metrics defined for at least one target: JSON has no NaN."""
+    return {
+        name: value for name, value in values.items() if not np.isnan(np.asarray(value, np.float64)).any()
     }
-    if settings.training_fractions:
-        report["learning_curve"] = _learning_curve(ctx, found, judged, judged_by)
-    earlier = [
-        read_json(folder / "metrics.json") for name, folder in ctx.inputs.items() if name.startswith(CUT)
-    ]
-    if earlier:
-        report["rolling"] = metrics_report.rolling([*earlier, report])
-    return report
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are defined for any target: JSON has no NaN."""
-    return {name: value for name, value in values.items() if not np.isnan(value).any()}
 
 
 def _leaks_by_construction(ctx: Context, found: Evaluation) -> dict[str, float]:
-    """What leave-one-out lets every system learn from the future of its own test; nothing where there is no common time."""
+    """Leaks of leave-one-out from the future of its own test; empty without a common time."""
     if found.dataset.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
         return {}
     with_validation = ctx.config.train.refit_validation
@@ -246,18 +245,19 @@ def _leaks_by_construction(ctx: Context, found: Evaluation) -> dict[str, float]:
     )
 
 
-def _as_table(report: dict[str, Any]) -> pl.DataFrame:
-    """A row per system and metric: value, interval, and how the model differs from it."""
-    found = []
-    for system, values in report["metrics"].items():
-        for metric, value in values.items():
-            low, high = report["intervals"][system].get(metric, (None, None))
-            against = report["paired"].get(system, {}).get(metric, {})
-            difference = {f"model_minus_it_{key}": against.get(key) for key in ("difference", "low", "high")}
-            rest = {key: against.get(key) for key in ("p_bootstrap_holm", "p_holm", "verdict")}
-            row = {"system": system, "metric": metric, "value": value, "low": low, "high": high}
-            found.append(row | difference | rest)
-    return pl.DataFrame(found, infer_schema_length=None)
+def _as_table(report: EvaluationReport) -> pl.DataFrame:
+    """A row per system and metric: value, interval, and the model's difference from it."""
+    rows = []
+    for system, values in report.metrics.items():
+        for metric in values:
+            row = {"system": system, "metric": metric, **report.value(system, metric)._asdict()}
+            paired = report.differences.get(system, {}).get(metric)
+            for key in ("difference", "low", "high"):
+                row[f"model_minus_it_{key}"] = getattr(paired, key, None)
+            rows.append(
+                row | {key: getattr(paired, key, None) for key in ("p_bootstrap_holm", "p_holm", "verdict")}
+            )
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def _iso(moment: int | None) -> str | None:
@@ -265,12 +265,12 @@ def _iso(moment: int | None) -> str | None:
 
 
 def _learning_curve(
-    ctx: Context, found: Evaluation, judged: SystemComparison, judged_by: Judging
-) -> list[dict[str, Any]]:
-    """The model trained on shares of the training users, judged on the same targets; items it never saw are misses."""
-    curve: list[dict[str, Any]] = []
+    ctx: Context, found: Evaluation, systems: SystemComparison, settings: MetricSettings
+) -> list[LearningPoint]:
+    """The model trained on shares of the training users, evaluated on the same targets; unknown items are misses."""
+    curve: list[LearningPoint] = []
     order = np.random.default_rng(ctx.config.seed).permutation(np.flatnonzero(found.dataset.split.train_user))
-    for fraction in sorted({each for each in ctx.config.evaluate.training_fractions if each < 1}):
+    for fraction in sorted({fraction for fraction in ctx.config.evaluate.training_fractions if fraction < 1}):
         users = np.zeros(found.dataset.histories.num_users, bool)
         users[order[: max(1, round(fraction * len(order)))]] = True
         trained = ctx.trainer().fit_split(f"fraction_{fraction:g}", users)
@@ -279,27 +279,23 @@ def _learning_curve(
             AttentionRecommender(trained.result.model),
             found.targets.histories.translate(translation),
             translation[found.targets.item],
-            judged_by.list_length,
+            settings.list_length,
             exclude_seen=ctx.config.exclude_seen,
         )
-        values = metrics.metrics_of_ranks(ranked.rank, judged_by.ks)
-        own = SystemComparison.of([(MODEL, values)], found.targets.user, judged_by.resamples, judged_by.seed)
+        values = metrics.metrics_of_ranks(ranked.rank, settings.ks)
+        own = SystemComparison.of([(MODEL, values)], found.targets.user, settings.resamples, settings.seed)
         curve.append(_point(fraction, int(users.sum()), own))
-    return [*curve, _point(1.0, len(order), judged)]
+    return [*curve, _point(1.0, len(order), systems)]
 
 
-def _point(fraction: float, num_users: int, judged: SystemComparison) -> dict[str, Any]:
-    return {
-        "fraction": fraction,
-        "users": num_users,
-        "metrics": _known(judged.values(MODEL)),
-        "intervals": _known(judged.intervals(MODEL)),
-    }
+def _point(fraction: float, num_users: int, systems: SystemComparison) -> LearningPoint:
+    values, intervals = _defined(systems.values(MODEL)), _defined(systems.intervals(MODEL))
+    return LearningPoint(fraction, num_users, values, intervals)
 
 
-def _diagnostics(ctx: Context, found: Evaluation) -> dict[str, Any]:
-    """What can be seen of how the model decides, beside how well."""
-    return diagnostics.build(
+def _write_diagnostics(ctx: Context, found: Evaluation) -> None:
+    """diagnostics.json: the model's decisions, beside how good they are."""
+    measured = diagnostics.build(
         found.recommender,
         found.targets,
         found.ranked[MODEL],
@@ -309,6 +305,7 @@ def _diagnostics(ctx: Context, found: Evaluation) -> dict[str, Any]:
         timed=ctx.config.events.timestamp_unit != "position",
         seed=ctx.config.seed,
     )
+    write_json(ctx.folder / "diagnostics.json", measured)
 
 
 def _write_targets(ctx: Context, found: Evaluation) -> None:
@@ -349,18 +346,18 @@ def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
     return found
 
 
-def _write_users(ctx: Context, judged: SystemComparison) -> None:
+def _write_users(ctx: Context, systems: SystemComparison) -> None:
     """per_user.parquet: a row per system and user, the mean of each metric over the user's targets."""
-    users = ctx.dataset.users["user_id"].gather(judged.users)
+    users = ctx.dataset.users["user_id"].gather(systems.users)
     pl.concat(
-        pl.DataFrame({"user_id": users} | judged.of_users(name)).select(
+        pl.DataFrame({"user_id": users} | systems.of_users(name)).select(
             pl.lit(name).alias("system"), pl.all()
         )
-        for name in judged.systems
+        for name in systems.systems
     ).write_parquet(ctx.folder / "per_user.parquet")
 
 
-def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> None:
+def _write_segments(ctx: Context, found: Evaluation, settings: MetricSettings) -> None:
     """segments.parquet: a row per segment, value and system."""
     segments = segments_of(
         found.targets,
@@ -370,7 +367,7 @@ def _write_segments(ctx: Context, found: Evaluation, judged_by: Judging) -> None
         timed=ctx.config.events.timestamp_unit != "position",
     )
     table = pl.DataFrame(
-        list(metrics_report.judge_segments(found.ranked, found.targets.user, segments, judged_by))
+        list(metrics_report.segment_metrics(found.ranked, found.targets.user, segments, settings))
     )
     table.write_parquet(ctx.folder / "segments.parquet")
     _write_table(ctx, "segments.json", table)
@@ -385,31 +382,30 @@ def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
     ctx.track.table(name, "evaluate")
 
 
-def _say(ctx: Context, report: dict[str, Any]) -> None:
+def _say(ctx: Context, report: EvaluationReport) -> None:
     """Counts in the manifest, metrics to track, one line."""
-    left_out = report["targets_left_out"]
-    ctx.manifest.update(rows_in=report["targets"] + sum(left_out.values()), rows_out=report["targets"])
+    left_out = report.targets_left_out
+    ctx.manifest.update(rows_in=report.targets + sum(left_out.values()), rows_out=report.targets)
     ctx.manifest["rows_left_out"] = left_out
-    for system, values in report["metrics"].items():
+    for system, values in report.metrics.items():
         for name, value in values.items():
             if system == MODEL:
                 ctx.track.parent_metric(f"test/{name}", value)
             elif not name.startswith(("pessimistic_", "user_pessimistic_")):
                 ctx.track.metric(f"{system}/{name}", value)
-    for stage, values in report["ranker"].get("metrics", {}).items():
+    for stage, values in (report.ranker.metrics or {}).items():
         for name, value in values.items():
             ctx.track.metric(f"{stage}/{name}", value)
-    for kind in ("mean", "spread"):
-        for name, value in report.get("rolling", {}).get(kind, {}).get(MODEL, {}).items():
-            ctx.track.metric(f"rolling_{kind}/{name}", value)
-    for name in ("targets", "users"):
-        ctx.track.metric(f"test/{name}", report[name])
+    if report.rolling is not None:
+        for kind, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
+            for name, value in means.get(MODEL, {}).items():
+                ctx.track.metric(f"rolling_{kind}/{name}", value)
+    ctx.track.metric("test/targets", report.targets)
+    ctx.track.metric("test/users", report.users)
     features = ctx.inputs["features"]
-    ctx.track.dataset(ctx.config.name, features.name, "test", str(features), report["targets"])
+    ctx.track.dataset(ctx.config.name, features.name, "test", str(features), report.targets)
     shown = f"ndcg@{ctx.config.evaluate.k[0]}"
-    values = ", ".join(f"{system} {report['metrics'][system][shown]:.4f}" for system in report["metrics"])
-    counts = (
-        f"{report['targets']:,} targets of {report['users']:,} users ({sum(left_out.values()):,} left out)"
-    )
-    ctx.track.tag("lookback.ranker", report["ranker"]["reason"])
-    ctx.summary(f"{shown} {values} on {counts}; {report['ranker']['reason']}")
+    values_shown = ", ".join(f"{system} {values[shown]:.4f}" for system, values in report.metrics.items())
+    counts = f"{report.targets:,} targets of {report.users:,} users ({sum(left_out.values()):,} left out)"
+    ctx.track.tag("lookback.ranker", report.ranker.reason)
+    ctx.summary(f"{shown} {values_shown} on {counts}; {report.ranker.reason}")

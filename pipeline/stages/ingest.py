@@ -100,8 +100,9 @@ def build(ctx: Context) -> None:
         counts.left_out["duplicate"] = len(repeats)
     counts.check()
     _check_sizes(log, counts)
-    tables = _write_tables(ctx, id_types, excluded)
-    _report(ctx, log, counts, changes, {"id_types": id_types, **tables})
+    _write_tables(ctx, id_types, excluded)
+    ctx.manifest["id_types"] = id_types
+    _report(ctx, log, counts, changes)
 
 
 def event_format(settings: EventSettings, now: datetime.datetime) -> EventFormat:
@@ -319,20 +320,18 @@ def _check_sizes(log: Sequence[Part], counts: Counts) -> None:
             )
 
 
-def _write_tables(ctx: Context, id_types: dict[str, IdType], excluded: ExcludedUsers) -> dict[str, Any]:
-    """items.parquet and users.parquet, where configured; what to say of them."""
+def _write_tables(ctx: Context, id_types: dict[str, IdType], excluded: ExcludedUsers) -> None:
+    """Write items.parquet and users.parquet, where configured, and their counts into the manifest."""
     config = ctx.config
-    said: dict[str, Any] = {}
     if config.items is not None:
         form = item_tables.ItemFormat(config.items.table, config.items.category_separator)
         with _opened_all(ctx, "items") as paths:
             items = item_tables.read_items(paths, form, id_types[schema.ITEM_ID])
-        said |= _write_table(ctx, "items", items)
+        _write_table(ctx, "items", items)
     if config.users is not None:
         with _opened_all(ctx, "users") as paths:
             users = item_tables.read_users(paths, config.users.table, id_types[schema.USER_ID])
-        said |= _write_table(ctx, "users", _without(users, excluded, id_types[schema.USER_ID]))
-    return said
+        _write_table(ctx, "users", _without(users, excluded, id_types[schema.USER_ID]))
 
 
 @contextlib.contextmanager
@@ -352,26 +351,22 @@ def _without(users: item_tables.Table, excluded: ExcludedUsers, kind: IdType) ->
     return replace(users, frame=frame, left_out=left_out)
 
 
-def _write_table(ctx: Context, name: str, table: item_tables.Table) -> dict[str, Any]:
+def _write_table(ctx: Context, name: str, table: item_tables.Table) -> None:
     table.frame.write_parquet(ctx.folder / f"{name}.parquet")
-    counts = {
+    ctx.manifest[f"{name}_table"] = {
         "rows_in": table.rows_in,
         "rows_out": len(table.frame),
         "rows_left_out": table.left_out,
         **table.notes,
     }
-    return {f"{name}_table": counts}
 
 
-def _report(
-    ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes, facts: dict[str, Any]
-) -> None:
+def _report(ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes) -> None:
     ctx.manifest |= {
         "rows_in": counts.rows_in,
         "rows_out": counts.rows_out,
         "rows_left_out": counts.reasons(),
         "rows_refused": counts.refused.total(),
-        **facts,
         **changes.to_json(),
         "sources": [_said_of(part) for part in log],
     }

@@ -17,9 +17,11 @@ from models.encoder.encoder import Encoder
 from models.training import distributed
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import content_settings
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling import second_stage
 from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.orchestration.context import Context
+from pipeline.sections import MODEL
 from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
 
@@ -42,15 +44,18 @@ def build(ctx: Context) -> None:
     encoder_index(ctx.config.index, encoder, queries).save(bundle / "index")
     _write_items(dataset, numbering, evaluated, bundle)
     _write_content(ctx, bundle, refit=refit_steps is not None)
-    metrics = json.loads((ctx.inputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
-    if metrics["ranker"]["used"]:
+    report = EvaluationReport.load(ctx.inputs["evaluate"])
+    if report.ranker.used:
         _write_ranker(ctx, dataset, evaluated, numbering, bundle)
-    facts = {"content_map": _write_new_items(ctx, encoder, bundle)} | _popularity(ctx, metrics)
+    content_map = _write_new_items(ctx, encoder, bundle)
+    column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
+    days = _popularity_days(report)
     segment = _write_users(ctx, dataset, numbering, bundle)
-    popularity_fallback.write(bundle, dataset.histories, numbering.new, segment, facts["popularity"]["days"])
-    digest = seal(bundle, _description(ctx, dataset, metrics, refit_steps) | facts)
+    popularity_fallback.write(bundle, dataset.histories, numbering.new, segment, days)
+    facts = {"content_map": content_map, "popularity": {"days": days, "segment": column}}
+    digest = seal(bundle, _description(ctx, dataset, report, refit_steps) | facts)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
-    _report(ctx, bundle, digest, metrics, encoder, refit_steps)
+    _report(ctx, bundle, digest, report, encoder, refit_steps)
 
 
 def _deployed(
@@ -116,10 +121,14 @@ def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, 
     return worth.as_dict()
 
 
-def _popularity(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Over how many days, and by which column of users."""
-    column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
-    return {"popularity": {"days": popularity_fallback.chosen_days(metrics), "segment": column}}
+def _popularity_days(report: EvaluationReport) -> float:
+    """Days of the popularity fallback: those chosen for the baseline of recent popularity, where it was evaluated."""
+    chosen = report.tuning.get("recent_popularity")
+    return (
+        popularity_fallback.DAYS
+        if chosen is None
+        else float(chosen.settings.get("days", popularity_fallback.DAYS))
+    )
 
 
 def _write_users(ctx: Context, dataset: Dataset, numbering: ItemNumbering, bundle: Path) -> pl.Series | None:
@@ -170,7 +179,7 @@ def trained_until(dataset: Dataset) -> pl.Series:
 
 
 def _description(
-    ctx: Context, dataset: Dataset, metrics: dict[str, Any], refit_steps: int | None
+    ctx: Context, dataset: Dataset, report: EvaluationReport, refit_steps: int | None
 ) -> dict[str, Any]:
     config = ctx.config
     return {
@@ -184,7 +193,7 @@ def _description(
         "newest": dataset.newest,
         "features": dataset.folder.name,
         "train": ctx.inputs["train"].name,
-        "metrics": metrics["metrics"]["lookback"],
+        "metrics": report.metrics[MODEL],
         "settings": {
             key: config.get(key) for key in ("events.types", "history", "split", "model", "train", "seed")
         },
@@ -195,13 +204,13 @@ def _report(
     ctx: Context,
     bundle: Path,
     digest: str,
-    metrics: dict[str, Any],
+    report: EvaluationReport,
     encoder: Encoder,
     refit_steps: int | None,
 ) -> None:
     num_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     ctx.manifest.update(
-        rows_in=metrics["targets"],
+        rows_in=report.targets,
         rows_out=encoder.num_items,
         bundle_digest=digest,
         refit_steps=refit_steps,

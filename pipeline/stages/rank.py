@@ -115,7 +115,7 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
     user = np.broadcast_to(judged.user[:, None], there.shape)[there]
     calibration = Calibration.fit(scores[there], wanted)
     probability = cross_fitted(scores[there], wanted, user, ctx.config.seed)
-    found = quality(probability, wanted)
+    measured = asdict(quality(probability, wanted))
     one, two = (float(ndcg_of(each, judged).mean()) for each in (judged.scores, scores))
     facts: dict[str, Any] = {
         "trained": True,
@@ -125,7 +125,7 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
         "lists": num_lists,
         "targets": len(retrieved),
         "candidates": ctx.config.ranker.candidates,
-        "held_out": {"targets": len(judged), "retrieval_ndcg@10": one, "two_stage_ndcg@10": two} | found,
+        "held_out": {"targets": len(judged), "retrieval_ndcg@10": one, "two_stage_ndcg@10": two} | measured,
         "calibration": {
             "score": calibration.score.tolist(),
             "probability": calibration.probability.tolist(),
@@ -141,5 +141,5 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
         ctx.track.artifact(name)
     ctx.summary(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "
-        f"users' NDCG@10 {two:.4f}, of retrieval alone {one:.4f}; log loss {found['log_loss']:.4f}"
+        f"users' NDCG@10 {two:.4f}, of retrieval alone {one:.4f}; log loss {measured['log_loss']:.4f}"
     )

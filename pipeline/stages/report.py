@@ -2,7 +2,7 @@
 
 import datetime
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from features.profiling.drift import Drift
 from features.profiling.profile import DRIFT, PROFILE, Profile
 from pipeline.artifacts.files import read_json
 from pipeline.artifacts.store import read_manifest
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.orchestration.context import Context
 from pipeline.reporting import champion_diff, charts, evaluation_tables, templates
 
@@ -34,7 +35,7 @@ Row = dict[str, Any]
 def build(ctx: Context) -> None:
     """Write report.html and figures.html from the folders of ingest, features, train, evaluate, publish and score."""
     manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
-    judged = read_json(ctx.inputs["evaluate"] / "metrics.json")
+    judged = EvaluationReport.load(ctx.inputs["evaluate"])
     profile = Profile.load(ctx.inputs["features"] / PROFILE)
     drawn = charts.of_run(ctx.inputs, exclude_seen=ctx.config.score.exclude_seen)
     users = _example_users(ctx, timed=profile.times is not None)
@@ -139,27 +140,80 @@ def _worst_sources(ingest: Row) -> list[Row]:
     ]
 
 
-def _refused_rows(ingest: Path) -> list[Row]:
-    """The first refused rows of each reason, with where they stand in the log."""
+class _RefusedRow(NamedTuple):
+    """A refused row of the log, with its place there."""
+
+    source_path: str
+    source_row: int
+    raw: str | None
+    reason: str
+
+
+def _refused_rows(ingest: Path) -> list[_RefusedRow]:
+    """The first refused rows of each reason."""
     files = sorted((ingest / "quarantine").glob("*.parquet"))
     if not files:
         return []
-    rows = pl.scan_parquet(files).select("source_path", "source_row", "raw", "reason")
+    rows = pl.scan_parquet(files).select(_RefusedRow._fields)
     first = rows.sort("source_path", "source_row").group_by("reason", maintain_order=True).head(1)
-    return first.head(SHOWN_REFUSED).collect().to_dicts()
+    shown = first.head(SHOWN_REFUSED).select(_RefusedRow._fields).collect()
+    return [_RefusedRow(*row) for row in shown.iter_rows()]
 
 
-def _training(train: Path) -> Row:
-    """Facts of the training, and its speed."""
+class _Training(NamedTuple):
+    """Facts of the training (training.json), and its speed."""
+
+    facts: Mapping[str, Any]
+    seconds_per_epoch: float
+    targets_per_second: float
+
+
+def _training(train: Path) -> _Training:
     history = pl.read_parquet(train / "history.parquet")
-    return {
-        "facts": read_json(train / "training.json"),
-        "seconds_per_epoch": history["seconds"].mean(),
-        "targets_per_second": history["targets_per_second"].median(),
-    }
+    seconds, speed = history.select(pl.col("seconds").mean(), pl.col("targets_per_second").median()).row(0)
+    return _Training(read_json(train / "training.json"), seconds, speed)
 
 
-def _example_users(ctx: Context, *, timed: bool) -> list[Row]:
+class _Item(NamedTuple):
+    """An item as the report shows it."""
+
+    title: str
+    categories: str
+    """the first few, with commas between"""
+
+
+class _Event(NamedTuple):
+    """A past event of an example user."""
+
+    item: _Item
+    when: str | None
+    type: str
+
+
+class _Reason(NamedTuple):
+    """A past item that carried a recommendation."""
+
+    title: str
+    weight: float
+
+
+class _Recommendation(NamedTuple):
+    """A recommendation to an example user."""
+
+    item: _Item
+    because: list[_Reason]
+
+
+class _ExampleUser(NamedTuple):
+    """A user with recent events and recommendations."""
+
+    user_id: Any
+    num_events: int
+    history: list[_Event]
+    recommendations: list[_Recommendation]
+
+
+def _example_users(ctx: Context, *, timed: bool) -> list[_ExampleUser]:
     """Users from short to long histories, each with recent events, recommendations and their reasons."""
     histories, users = ctx.dataset.histories, ctx.dataset.users
     shards = sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet"))
@@ -177,24 +231,19 @@ def _example_users(ctx: Context, *, timed: bool) -> list[Row]:
     by_index = [_Item("", ""), *items.values()]
     types = ["", *ctx.dataset.event_types]
     return [
-        {
-            "user_id": user_id,
-            "num_events": int(histories.offsets[user + 1] - histories.offsets[user]),
-            "history": _recent_events(histories, user, by_index, types, timed=timed),
-            "recommendations": [
-                _named(row, items) for row in lists.filter(pl.col("user_id") == user_id).to_dicts()
+        _ExampleUser(
+            user_id,
+            int(histories.offsets[user + 1] - histories.offsets[user]),
+            _recent_events(histories, user, by_index, types, timed=timed),
+            [
+                _recommendation(item_id, because or [], items)
+                for item_id, because in lists.filter(pl.col("user_id") == user_id)
+                .select("item_id", "because")
+                .iter_rows()
             ],
-        }
+        )
         for user, user_id in chosen.select("user_index", "user_id").iter_rows()
     ]
-
-
-class _Item(NamedTuple):
-    """An item as the report shows it."""
-
-    title: str
-    categories: str
-    """the first few, with commas between"""
 
 
 def _items(table: pl.DataFrame) -> dict[Any, _Item]:
@@ -210,31 +259,27 @@ def _items(table: pl.DataFrame) -> dict[Any, _Item]:
 
 def _recent_events(
     histories: JaggedHistories, user: int, items: list[_Item], types: list[str], *, timed: bool
-) -> list[Row]:
+) -> list[_Event]:
     """The user's most recent events, newest first."""
     start, end = histories.offsets[user : user + 2].tolist()
     return [
-        {
-            "item": items[histories.item_index[at]],
-            "when": str(np.datetime64(int(histories.time[at]), "us"))[:16].replace("T", " ")
-            if timed
-            else None,
-            "type": types[histories.event_type[at]],
-        }
+        _Event(
+            items[histories.item_index[at]],
+            str(np.datetime64(int(histories.time[at]), "us"))[:16].replace("T", " ") if timed else None,
+            types[histories.event_type[at]],
+        )
         for at in reversed(range(max(start, end - SHOWN_EVENTS), end))
     ]
 
 
-def _named(row: Row, items: dict[Any, _Item]) -> Row:
+def _recommendation(item_id: Any, because: list[Row], items: dict[Any, _Item]) -> _Recommendation:
     """One recommendation with titles in place of item ids (the id where no title is known)."""
 
     def shown(item_id: Any) -> _Item:
         return items.get(item_id, _Item(f"item {item_id}", ""))
 
-    because = [
-        {"title": shown(past["item_id"]).title, "weight": past["weight"]} for past in row["because"] or []
-    ]
-    return {"item": shown(row["item_id"]), "because": because}
+    reasons = [_Reason(shown(past["item_id"]).title, past["weight"]) for past in because]
+    return _Recommendation(shown(item_id), reasons)
 
 
 def _spread(users: pl.DataFrame, histories: JaggedHistories, num_users: int) -> pl.DataFrame:

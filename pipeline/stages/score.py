@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -124,19 +125,19 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
 
 
 def _show_reranking(ctx: Context, scorer: Scorer) -> None:
-    """reranking.json: what rules that change the order do to the metrics, where the model was judged on this very split."""
+    """reranking.json: effects of re-ranking rules on the metrics, where the model was evaluated on this very split."""
     rules = scorer.rules
     judged_on = scorer.bundle.description.get("features")
     if not (rules.reranks or rules.max_per_category) or judged_on != ctx.inputs["features"].name:
         return
-    found = reranking_effects.effects(
+    effects = reranking_effects.effects(
         ctx.config, scorer.job.bundle, ctx.inputs["features"], {"reranked": rules}
     )
-    write_json(ctx.folder / "reranking.json", found)
+    write_json(ctx.folder / "reranking.json", asdict(effects))
     ctx.track.artifact("reranking.json")
-    for name, row in found["paired"]["reranked"].items():
-        ctx.track.metric(f"reranking/{name}", found["metrics"]["reranked"][name])
-        ctx.track.metric(f"reranking_difference/{name}", row["difference"])
+    for name, paired in effects.paired["reranked"].items():
+        ctx.track.metric(f"reranking/{name}", effects.metrics["reranked"][name])
+        ctx.track.metric(f"reranking_difference/{name}", paired.difference)
 
 
 def _compare(ctx: Context, digest: str) -> None:
@@ -144,8 +145,12 @@ def _compare(ctx: Context, digest: str) -> None:
     before = drift.last_night(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is None:
         return
-    found = drift.drift(before, ctx.folder, digest)
-    ctx.manifest["drift"] = found
-    for name in ("psi", "overlap", "users_in_both"):
-        if found[name] is not None:
-            ctx.track.metric(f"drift/{name}", found[name])
+    change = drift.drift(before, ctx.folder, digest)
+    ctx.manifest["drift"] = asdict(change)
+    for name, value in (
+        ("psi", change.psi),
+        ("overlap", change.overlap),
+        ("users_in_both", change.users_in_both),
+    ):
+        if value is not None:
+            ctx.track.metric(f"drift/{name}", value)

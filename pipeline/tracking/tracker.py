@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from pipeline.artifacts.files import fingerprint as digest_of
 from pipeline.artifacts.files import read_json, write_json
@@ -52,6 +52,16 @@ AWAY_SECONDS = 60.0
 """Pause after a server did not answer, before the next request."""
 _AWAY = "away"
 _Answer = TypeVar("_Answer")
+
+
+class RunIdentity(TypedDict):
+    """Name, tags and link file of a stage's run: arguments of `Tracker.start` and `Tracker.replay`."""
+
+    stage: str
+    fingerprint: str
+    run_name: str
+    tags: dict[str, str]
+    link_file: Path
 
 
 class Tracker:

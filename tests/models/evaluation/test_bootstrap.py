@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.evaluation.bootstrap import (
+    PairedDifference,
     UserMeans,
     bootstrap,
     bootstrap_p,
@@ -149,9 +150,9 @@ def test_paired_difference_says_better_worse_or_cannot_tell():
     assert (lead.verdict, lead.share) == ("better", 1.0)
     assert lead.low == pytest.approx(0.01)
     assert paired_difference(-0.01, resampled[:, 1] - resampled[:, 0]).verdict == "worse"
-    assert paired_difference(0.0, resampled[:, 2] - resampled[:, 1]).verdict == "can't tell"
+    assert paired_difference(0.0, resampled[:, 2] - resampled[:, 1]).verdict == "no significant difference"
     nothing = paired_difference(0.0, resampled[:, 1] - resampled[:, 1])
-    assert (nothing.verdict, nothing.share) == ("can't tell", 0.5)
+    assert (nothing.verdict, nothing.share) == ("no significant difference", 0.5)
     less = paired_difference(0.01, resampled[:, 0] - resampled[:, 1], lower_is_better=True)
     assert (less.verdict, less.share, less.low) == ("worse", 0.0, lead.low)
 
@@ -211,7 +212,7 @@ def test_without_a_difference_one_paired_test_in_twenty_finds_one():
         column = resampled[:, one] - resampled[:, one + 1]
         found += (
             bootstrap_p(difference, column) < 0.05,
-            paired_difference(difference, column).verdict != "can't tell",
+            paired_difference(difference, column).verdict != "no significant difference",
             wilcoxon_p(users.means[one], users.means[one + 1]) < 0.05,
         )
     # the standard error of a share of 5 % over 400 simulations is 1.1 %
@@ -253,3 +254,12 @@ def test_ten_thousand_resamples_of_all_movielens_users_take_seconds():
     began = time.process_time()
     bootstrap(users, 10_000)
     assert time.process_time() - began < 20  # about one
+
+
+def test_a_reversed_difference_is_the_second_minus_the_first():
+    """By pencil: ends change places and signs, the share is the other system's, better becomes worse."""
+    one = PairedDifference(0.25, 0.125, 0.5, 1.0, "better", 0.01, 0.02, 0.03, 0.04)
+    assert one.reversed() == PairedDifference(-0.25, -0.5, -0.125, 0.0, "worse", 0.01, 0.02, 0.03, 0.04)
+    assert one.reversed().reversed() == one
+    unsure = PairedDifference(0.25, -0.25, 0.5, 0.75, "no significant difference")
+    assert unsure.reversed().verdict == "no significant difference"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 
@@ -59,12 +60,12 @@ def test_intervals_are_the_extremes_of_two_users(judged: SystemComparison):
 
 def test_differences_are_paired(judged: SystemComparison):
     found = judged.paired("one", "other")
-    assert found["hit_rate@10"]["difference"] == pytest.approx(0.5)
-    assert found["hit_rate@10"]["low"] == pytest.approx(1 / 3)  # user 7 alone: 2/3 - 1/3
-    assert found["hit_rate@10"]["high"] == pytest.approx(1)
-    assert found["hit_rate@10"]["verdict"] == "better"
-    assert judged.paired("other", "one")["hit_rate@10"]["verdict"] == "worse"
-    assert judged.paired("one", "one")["ndcg@10"]["verdict"] == "can't tell"
+    assert found["hit_rate@10"].difference == pytest.approx(0.5)
+    assert found["hit_rate@10"].low == pytest.approx(1 / 3)  # user 7 alone: 2/3 - 1/3
+    assert found["hit_rate@10"].high == pytest.approx(1)
+    assert found["hit_rate@10"].verdict == "better"
+    assert judged.paired("other", "one")["hit_rate@10"].verdict == "worse"
+    assert judged.paired("one", "one")["ndcg@10"].verdict == NO_DIFFERENCE
 
 
 def test_a_metric_may_weigh_targets_and_be_undefined_for_some():
@@ -114,13 +115,17 @@ def test_a_system_with_the_same_values_never_differs():
     judged = of_columns({"a": column, "b": column.copy()})
     assert (judged.resampled[:, 0] == judged.resampled[:, 1]).all()
     found = judged.compared("a")["b"]["m"]
-    assert (found["difference"], found["verdict"], found["share"]) == (0, "can't tell", 0.5)
-    assert (found["p_value"], found["p_holm"], found["p_bootstrap"], found["p_bootstrap_holm"]) == (
+    assert (found.difference, found.verdict, found.share) == (0, NO_DIFFERENCE, 0.5)
+    assert (found.p_value, found.p_holm, found.p_bootstrap, found.p_bootstrap_holm) == (
         1,
         1,
         1,
         1,
     )
+
+
+def p_values(paired: PairedDifference) -> dict[str, float]:
+    return {name: value for name, value in vars(paired).items() if name.startswith("p_")}
 
 
 def test_compared_adds_p_values_to_paired():
@@ -129,16 +134,17 @@ def test_compared_adds_p_values_to_paired():
     judged = of_columns({"a": base + 0.1, "b": base, "c": base + random.normal(0.1, 0.5, 200)})
     table = judged.compared("a")
     assert list(table) == ["b", "c"]
-    assert table["b"]["m"]["verdict"] == "better"
-    assert table["b"]["m"]["p_bootstrap"] <= 1 / 301  # no resample is as far off
-    assert table["b"]["m"]["p_bootstrap_holm"] == pytest.approx(2 * table["b"]["m"]["p_bootstrap"])
-    assert table["b"]["m"]["p_value"] < 1e-10
-    assert table["c"]["m"]["verdict"] == "can't tell"
+    assert table["b"]["m"].verdict == "better"
+    p = p_values(table["b"]["m"])
+    assert p["p_bootstrap"] <= 1 / 301  # no resample is as far off
+    assert p["p_bootstrap_holm"] == pytest.approx(2 * p["p_bootstrap"])
+    assert p["p_value"] < 1e-10
+    assert table["c"]["m"].verdict == NO_DIFFERENCE
     for other in ("b", "c"):
         for name, row in judged.paired("a", other).items():
-            assert {**table[other][name], **row} == table[other][name]
+            assert {**vars(table[other][name]), **vars(row)} == vars(table[other][name])
     alone = judged.compared("b", ["a"])["a"]["user_m"]
-    assert (alone["verdict"], alone["p_value"]) == ("worse", alone["p_holm"])
+    assert (alone.verdict, alone.p_value) == ("worse", alone.p_holm)
 
 
 def test_a_doubtful_difference_among_many_is_not_told():
@@ -149,25 +155,26 @@ def test_a_doubtful_difference_among_many_is_not_told():
     others = {f"null {number}": base + random.normal(0, 0.3, 150) for number in range(6)}
     judged = of_columns({"a": base, "b": doubtful, **others}, resamples=2000)
     alone, among = judged.compared("a", ["b"])["b"]["m"], judged.compared("a")["b"]["m"]
-    assert alone["verdict"] == "better"
-    assert among["low"] > 0
-    assert 0.05 < among["p_bootstrap_holm"] <= 7 * among["p_bootstrap"]
-    assert among["verdict"] == "can't tell"
+    assert alone.verdict == "better"
+    assert among.low > 0
+    p = p_values(among)
+    assert 0.05 < p["p_bootstrap_holm"] <= 7 * p["p_bootstrap"]
+    assert among.verdict == NO_DIFFERENCE
 
 
 def test_less_is_better_of_some_metrics():
     low, high = np.linspace(0, 1, 50), np.linspace(1, 2, 50)
     for name, verdict in (("calibration@10", "worse"), ("novelty@10", "better")):
         found = of_columns({"a": high, "b": low}, name=name).compared("a")["b"]
-        assert found[name]["verdict"] == found[f"user_{name}"]["verdict"] == verdict
-        assert found[name]["difference"] == pytest.approx(1)
+        assert found[name].verdict == found[f"user_{name}"].verdict == verdict
+        assert found[name].difference == pytest.approx(1)
 
 
 def test_of_one_user_nothing_can_be_told():
     judged = SystemComparison.of(
         [("a", {"m": np.ones(3)}), ("b", {"m": np.zeros(3)})], np.zeros(3, int), 20, 0
     )
-    assert judged.paired("a", "b")["m"]["verdict"] == "can't tell"
+    assert judged.paired("a", "b")["m"].verdict == NO_DIFFERENCE
 
 
 def test_what_does_not_fit_is_refused(judged: SystemComparison):

@@ -32,18 +32,16 @@ def test_it_finds_the_probability_that_drew_the_labels() -> None:
     found = cross_fitted(scores, wanted, np.arange(len(scores)) // 10, 0)
     assert np.abs(found - truth).mean() < 0.02
     measured = quality(found, wanted)
-    assert measured["calibration_error"] < 0.01
-    assert measured["log_loss"] == pytest.approx(
-        quality(truth.astype(np.float32), wanted)["log_loss"], abs=0.005
-    )
+    assert measured.calibration_error < 0.01
+    assert measured.log_loss == pytest.approx(quality(truth.astype(np.float32), wanted).log_loss, abs=0.005)
 
 
 def test_quality_by_pencil() -> None:
     measured = quality(np.array([0.25, 0.5, 0.75], np.float32), np.array([False, True, True]))
-    assert measured["log_loss"] == pytest.approx(-(np.log(0.75) + np.log(0.5) + np.log(0.75)) / 3)
-    assert measured["auc"] == 1
-    assert measured["calibration_error"] == pytest.approx((0.25 + 0.5 + 0.25) / 3)
-    assert [row["candidates"] for row in measured["reliability"]] == [1, 1, 1]
+    assert measured.log_loss == pytest.approx(-(np.log(0.75) + np.log(0.5) + np.log(0.75)) / 3)
+    assert measured.auc == 1
+    assert measured.calibration_error == pytest.approx((0.25 + 0.5 + 0.25) / 3)
+    assert [row.candidates for row in measured.reliability] == [1, 1, 1]
 
 
 def test_each_half_of_the_users_is_judged_by_the_other() -> None:
@@ -52,5 +50,5 @@ def test_each_half_of_the_users_is_judged_by_the_other() -> None:
     scores = np.linspace(0, 1, 400).astype(np.float32)
     wanted = random.random(400) < 0.5
     found = quality(cross_fitted(scores, wanted, np.arange(400), 0), wanted)
-    assert found["log_loss"] > quality(Calibration.fit(scores, wanted)(scores), wanted)["log_loss"]
-    assert found["log_loss"] > np.log(2) - 0.01
+    assert found.log_loss > quality(Calibration.fit(scores, wanted)(scores), wanted).log_loss
+    assert found.log_loss > np.log(2) - 0.01

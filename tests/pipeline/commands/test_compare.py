@@ -3,6 +3,7 @@
 import datetime
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference
 from pipeline.commands.compare import as_text, compare_runs
 from pipeline.errors import LookbackError
 from pipeline.evaluation import comparison
-from pipeline.evaluation.comparison import Comparison, SeedGroup, as_tree, judge
+from pipeline.evaluation.comparison import Comparison, SeedGroup, as_tree, metrics_of_runs
 from pipeline.tracking import sending
 from pipeline.tracking.client import client_at, fluent
 from pipeline.tracking.queries import find_run
@@ -36,7 +38,7 @@ def targets(ranks: list[float], users: Sequence[str] = "abcdef", item: int = 1) 
 
 
 def compared(tables: dict[str, pl.DataFrame], groups: Sequence[SeedGroup] = ()) -> Comparison:
-    return Comparison.of(judge(tables, (10,), 400, 0), groups)
+    return Comparison.of(metrics_of_runs(tables, (10,), 400, 0), groups)
 
 
 def test_differences_by_pencil():
@@ -89,7 +91,7 @@ def test_a_verdict_has_to_stand_among_several_comparisons():
     found = as_tree(compared(tables))["differences"]
     of_ndcg = [each["ndcg@10"] for each in found.values()]
     assert any(each["low"] > 0 or each["high"] < 0 for each in of_ndcg), "some interval leaves 0 out"
-    assert {each["verdict"] for each in of_ndcg} == {"can't tell"}
+    assert {each["verdict"] for each in of_ndcg} == {NO_DIFFERENCE}
     assert all(each["p_holm"] >= each["p_value"] for each in of_ndcg)
 
 
@@ -129,7 +131,7 @@ def test_runs_that_differ_in_their_seed_have_a_mean_and_a_spread():
 )
 def test_other_targets_are_refused(other: pl.DataFrame, said: str):
     with pytest.raises(LookbackError, match=f"different test targets.*{said}"):
-        judge({"one": targets([1] * 6), "other": other}, (10,), 100, 0)
+        metrics_of_runs({"one": targets([1] * 6), "other": other}, (10,), 100, 0)
 
 
 def log_run(folder: Path, tracker: Tracker, name: str, ranks: list[float], seed: int, dim: int = 8) -> None:
@@ -249,7 +251,7 @@ def test_runs_that_cannot_be_compared(runs: list[str], said: str):
 
 
 def test_a_difference_that_one_of_several_may_have_by_chance_says_so():
-    told = {"verdict": "can't tell", "low": 0.001, "high": 0.04, "p_bootstrap_holm": 0.061}
-    assert comparison.by_chance(told, 3) == ", but p 0.061 when corrected for 3 comparisons"
-    assert not comparison.by_chance(told | {"low": -0.001}, 3)
-    assert not comparison.by_chance(told | {"verdict": "better"}, 3)
+    unsure = PairedDifference(0.02, 0.001, 0.04, 0.9, NO_DIFFERENCE, p_bootstrap_holm=0.061)
+    assert comparison.by_chance(unsure, 3) == ", but p 0.061 when corrected for 3 comparisons"
+    assert not comparison.by_chance(replace(unsure, low=-0.001), 3)
+    assert not comparison.by_chance(replace(unsure, verdict="better"), 3)

@@ -20,7 +20,8 @@ from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config, load_config
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.errors import DamagedArtifact
-from pipeline.evaluation.evaluated_model import NEVER, Evaluated
+from pipeline.evaluation.evaluated_model import NEVER, EvaluatedModel
+from pipeline.evaluation.report import EvaluationReport
 from pipeline.release import gate, promotion
 from pipeline.serving.bundle import seal
 from pipeline.stages import publish as publishing
@@ -30,6 +31,7 @@ from pipeline.tracking.queries import find_run
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import GATE, ServerAway, Version, absolute_uri, artifact_root
 from pipeline.tracking.tracker import Tracker
+from tests.evaluation_reports import evaluation_report
 from tests.workdir import Workdir
 
 NUM_ITEMS, NUM_USERS, WALK = 40, 40, 10
@@ -127,18 +129,12 @@ def a_bundle(
     return seal(folder, description)
 
 
-def a_report(folder: Path, values: dict[str, float] | None = None) -> dict[str, Any]:
-    """metrics.json of an evaluation with these values of ndcg@10, each with an interval of half a width of .05."""
+def a_report(folder: Path, values: dict[str, float] | None = None) -> EvaluationReport:
+    """An evaluation with these values of ndcg@10, each with an interval of half a width of .05."""
     values = BETTER if values is None else values
-    difference = {name: values["lookback"] - value for name, value in values.items() if name != "lookback"}
-    report = {
-        "metrics": {name: {"ndcg@10": value} for name, value in values.items()},
-        "paired": {
-            name: {"ndcg@10": {"difference": each, "low": each - 0.05, "high": each + 0.05}}
-            for name, each in difference.items()
-        },
-    }
-    write_json(folder / "metrics.json", report)
+    report = evaluation_report({name: {"ndcg@10": value} for name, value in values.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    report.save(folder)
     return report
 
 
@@ -311,11 +307,13 @@ def test_without_a_boundary_each_users_own_last_event_counts(place: Place):
     """As in leave-one-out: the second half of the users had events up to the last but one, the others earlier ones."""
     config = config_of(place.folder)
     a_bundle(place.folder / "challenger")
-    own = Evaluated.open(place.folder / "challenger")
+    own = EvaluatedModel.open(place.folder / "challenger")
     users = own.users_trained_until.copy()
     users[NUM_USERS // 2 :] += HOUR
     users[0] = NEVER
-    champion = Evaluated(own.recommender, own.items, own.event_types, "other", None, own.users, users, None)
+    champion = EvaluatedModel(
+        own.recommender, own.items, own.event_types, "other", None, own.users, users, None
+    )
     common = gate.common_targets(config, place.folder / "features", own, champion)
     expected = [2] * (NUM_USERS // 2) + [1] * (NUM_USERS // 2)
     assert np.bincount(common.targets.user).tolist() == expected
@@ -342,7 +340,7 @@ def test_a_champion_that_cannot_be_opened_is_no_pass(place: Place):
 
 def test_evaluated_weights_translate_items_types_and_users(place: Place):
     a_bundle(place.folder / "b", items=(3, 5, 9))
-    model = Evaluated.open(place.folder / "b")
+    model = EvaluatedModel.open(place.folder / "b")
     assert model.items.ids.to_list() == ["i03", "i05", "i09"]
     histories = JaggedHistories.load(place.folder / "features")
     walk = rows(histories, histories.offsets[:1], histories.offsets[1:2])  # items 1..10
@@ -362,7 +360,7 @@ def test_parts_that_do_not_fit_are_refused(place: Place):
     with pytest.raises(
         DamagedArtifact, match="3 items in the evaluated vocabulary, 2 in the evaluated model"
     ):
-        Evaluated.open(place.folder / "b", verify=False)
+        EvaluatedModel.open(place.folder / "b", verify=False)
 
 
 def test_the_gate_ranks_as_the_evaluation_did(finished: Workdir, monkeypatch: pytest.MonkeyPatch):
@@ -372,7 +370,7 @@ def test_the_gate_ranks_as_the_evaluation_did(finished: Workdir, monkeypatch: py
     published = finished.artifact("publish")
     inputs = read_manifest(published)["inputs"]
     features, evaluate = (config.folder / stage / inputs[stage] for stage in ("features", "evaluate"))
-    model = Evaluated.open(published / "bundle")
+    model = EvaluatedModel.open(published / "bundle")
     common = gate.common_targets(config, features, model, model)
     rank = gate.ranks(config, features, model, common.targets)
     expected = pl.read_parquet(evaluate / "targets.parquet").filter(pl.col("system") == "lookback")

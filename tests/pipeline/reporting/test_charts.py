@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from pipeline.reporting import charts, figures
+from tests.evaluation_reports import evaluation_report
 from tests.pipeline.reporting.test_figures import segments
 from tests.workdir import Workdir
 
@@ -23,12 +24,13 @@ def folders(root: Path) -> dict[str, Path]:
     """What evaluate's charts are made from, but for the evaluation itself."""
     from tests.pipeline.stages.test_report import features, train
 
-    return {"features": features(root, "timed"), "train": train(root)}
+    (root / "speed.json").write_text("{}")
+    return {"features": features(root, "timed"), "train": train(root), "index": root}
 
 
 def test_a_small_evaluation_has_few_charts(tmp_path: Path) -> None:
     pl.DataFrame().write_parquet(tmp_path / "segments.parquet")
-    report = {"metrics": {"lookback": {"ndcg@3": 0.1}}, "intervals": {"lookback": {}}}
+    report = evaluation_report({"lookback": {"ndcg@3": 0.1}})
     drawn = charts.of_evaluation(tmp_path, folders(tmp_path), report)
     assert [chart.name for chart in drawn] == ["metrics", "training", "events", "distributions", "gaps"]
 
@@ -36,7 +38,7 @@ def test_a_small_evaluation_has_few_charts(tmp_path: Path) -> None:
 def test_no_more_segments_than_one_can_look_at(tmp_path: Path) -> None:
     kinds = {f"user:attribute {number}": ["a"] for number in range(20)}
     segments(kinds, ("lookback",)).write_parquet(tmp_path / "segments.parquet")
-    report = {"metrics": {"lookback": {"ndcg@3": 0.1}}, "intervals": {"lookback": {}}}
+    report = evaluation_report({"lookback": {"ndcg@3": 0.1}})
     names = [chart.name for chart in charts.of_evaluation(tmp_path, folders(tmp_path), report)]
     drawn = [name for name in names if name.startswith("by_user:attribute ")]
     assert drawn == [f"by_user:attribute {number}" for number in range(charts.MAX_SEGMENTS)]

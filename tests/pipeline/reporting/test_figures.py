@@ -1,5 +1,6 @@
 """Figures of logs, trainings and evaluations of every shape: the traces hold what was measured."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from features.histories.jagged import JaggedHistories
 from features.profiling import profile
 from features.profiling.profile import Days, Profile
 from pipeline.evaluation.metric_names import display_name
+from pipeline.evaluation.report import Cut, LearningPoint
 from pipeline.reporting import figures, style
 
 SYSTEMS = (
@@ -137,7 +139,7 @@ def test_no_two_systems_look_alike() -> None:
 
 def test_rolling_cuts() -> None:
     cuts = [
-        {"test_from": f"2026-0{month}-01T00:00:00+00:00", "metrics": {"lookback": {"ndcg@3": 0.1 * month}}}
+        Cut(f"2026-0{month}-01T00:00:00+00:00", 3, 5, {"lookback": {"ndcg@3": 0.1 * month}}, {})
         for month in (1, 2, 3)
     ]
     model, ease = figures.rolling_cuts(cuts, ["lookback", "ease"], "ndcg@3").figure.data
@@ -147,12 +149,12 @@ def test_rolling_cuts() -> None:
 
 
 def test_learning_curve_in_the_order_of_the_shares() -> None:
-    def point(fraction: float) -> dict[str, Any]:
+    def point(fraction: float) -> LearningPoint:
         values = {"ndcg@3": fraction / 10, "hit_rate@3": fraction / 5}
         ends = {name: [value * 0.5, value * 2] for name, value in values.items()}
-        return {"fraction": fraction, "metrics": values, "intervals": ends}
+        return LearningPoint(fraction, 3, values, ends)
 
-    points = [point(1.0), point(0.1), {"fraction": 0.3, "metrics": point(0.3)["metrics"]}]
+    points = [point(1.0), point(0.1), replace(point(0.3), intervals={})]
     figure = figures.learning_curve(points, ("ndcg@3", "hit_rate@3", "mrr@3")).figure
     ndcg, hits = figure.data
     assert ndcg.x == ("10 %", "30 %", "100 %")

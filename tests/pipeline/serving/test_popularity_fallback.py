@@ -74,9 +74,3 @@ def test_the_column_of_segments(tmp_path: Path) -> None:
     with pytest.raises(LookbackError, match="no table of users"):
         popularity_fallback.segment_column(config("age"), tmp_path / "absent.parquet")
     assert popularity_fallback.segment_of(path, "age", pl.Series([8, 99, 0])).to_list() == ["1", None, "0"]
-
-
-def test_the_days_that_validation_chose() -> None:
-    chosen = {"baselines": {"recent_popularity": {"settings": {"days": 3.0}}}}
-    assert popularity_fallback.chosen_days(chosen) == 3.0
-    assert popularity_fallback.chosen_days({"baselines": {}}) == popularity_fallback.DAYS

@@ -16,7 +16,7 @@ from models.ranking.calibration import Calibration
 from models.ranking.two_stage import TwoStage
 from pipeline.config import load_config
 from pipeline.dataset.dataset import Dataset
-from pipeline.evaluation.evaluated_model import Evaluated
+from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.release.gate import ranks
 from pipeline.serving import bundle_ranker
 from pipeline.serving.batch import Log
@@ -91,7 +91,7 @@ def test_always_and_never_are_obeyed(copied: Workdir, use: str) -> None:
     if use == "never":
         assert ranker["reason"] == "ranker.use is never: the order of retrieval stands"
         return
-    evaluated = Evaluated.open(bundle)
+    evaluated = EvaluatedModel.open(bundle)
     stage = bundle_ranker.of_bundle(bundle, "deployed")
     assert evaluated.second_stage is not None
     assert stage is not None
@@ -105,7 +105,7 @@ def test_the_gate_judges_both_stages(copied: Workdir) -> None:
     setting = ("--set", "ranker.use=always")
     copied.run("publish", *setting)
     features, evaluate = (copied.artifact(stage, *setting) for stage in ("features", "evaluate"))
-    evaluated = Evaluated.open(copied.artifact("publish", *setting) / "bundle")
+    evaluated = EvaluatedModel.open(copied.artifact("publish", *setting) / "bundle")
     config = load_config(copied.folder / copied.config, ["ranker.use=always"])
     dataset = Dataset.open(features)
     histories = dataset.histories

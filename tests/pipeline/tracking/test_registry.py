@@ -26,7 +26,7 @@ from models.settings.encoder import EncoderSettings
 from pipeline.artifacts.files import write_json
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import DamagedArtifact, LookbackError
-from pipeline.evaluation.evaluated_model import Evaluated
+from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.sections import ScoreConfig
 from pipeline.serving import _load_pyfunc
 from pipeline.serving.batch import Job, Log, Scorer, Users
@@ -214,7 +214,7 @@ def test_a_bundle_of_the_format_before_still_recommends_but_cannot_be_compared(t
                 Bundle.open(tmp_path / "old")
     write_json(tmp_path / "old" / "bundle.json", description | {"format_version": 1})
     with pytest.raises(DamagedArtifact, match="received bundle format 1, expected 2 or 3; publish again"):
-        Evaluated.open(tmp_path / "old")
+        EvaluatedModel.open(tmp_path / "old")
 
 
 def test_bundle_is_registered_once(published: Registry, place: Path, digest: str, run_id: str):

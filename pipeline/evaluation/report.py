@@ -1,0 +1,228 @@
+"""Evaluation report: the typed content of metrics.json."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference
+from pipeline.artifacts.files import write_json
+from pipeline.errors import DamagedArtifact
+from pipeline.sections import MODEL
+
+FILE = "metrics.json"
+Values = Mapping[str, float]
+"""Metric -> value of one system."""
+Intervals = Mapping[str, Sequence[float]]
+"""Metric -> [low, high] of one system, 95 % bootstrap over users."""
+_KEYS = {"differences": "paired", "cold_targets": "apart", "tuning": "baselines"}
+"""Field -> its key in metrics.json, where the two differ."""
+
+
+class Estimate(NamedTuple):
+    """Value of a metric with the ends of its 95 % interval, None where it has none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        """`0.2100 [0.2000, 0.2200]`."""
+        return f"{self.value:.4f}" + ("" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]")
+
+
+@dataclass(frozen=True)
+class ColdTargets:
+    """Targets without a history, or on items without training events."""
+
+    targets: int
+    included: bool
+    """Whether the report's metrics include them."""
+    metrics: Mapping[str, Values]
+    """System -> metrics over these targets alone; empty where there are none."""
+    metrics_with_them: Mapping[str, Values] | None = None
+    """System -> metrics over the report's targets and these."""
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Leak checks that passed, and shares of events that the protocol leaks by construction."""
+
+    checked: Sequence[str]
+    by_construction: Values
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Settings chosen for a baseline, and the grid of settings tried with their validation metrics."""
+
+    settings: Mapping[str, Any]
+    grid: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class SecondStageGain:
+    """Decision on the second stage, with its metrics and those of retrieval alone where it was trained."""
+
+    used: bool
+    setting: str
+    """`ranker.use`"""
+    reason: str
+    metrics: Mapping[str, Values] | None = None
+    intervals: Mapping[str, Intervals] | None = None
+    paired: Mapping[str, Difference] | None = None
+    """Metric -> two stages minus retrieval alone."""
+
+
+@dataclass(frozen=True)
+class LearningPoint:
+    """Metrics of the model trained on a share of the training users."""
+
+    fraction: float
+    users: int
+    metrics: Values
+    intervals: Intervals
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Metrics of every system at one cut of a rolling split."""
+
+    test_from: str | None
+    users: int
+    targets: int
+    metrics: Mapping[str, Values]
+    intervals: Mapping[str, Intervals]
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """Cuts of a rolling split, earliest first; mean and sample standard deviation of each system's metrics over them."""
+
+    cuts: tuple[Cut, ...]
+    mean: Mapping[str, Values]
+    spread: Mapping[str, Values]
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Metrics of the model and the baselines on the test targets, with intervals and paired differences."""
+
+    protocol: str
+    test_from: str | None
+    """Start of the test part, ISO 8601; None for leave-one-out."""
+    targets_of_a_user: str
+    ties: str
+    users: int
+    targets: int
+    targets_left_out: Mapping[str, int]
+    """Reason -> test events that are no targets."""
+    num_items: int
+    exclude_seen: bool
+    refit_validation: bool
+    resamples: int
+    metrics: Mapping[str, Values]
+    """System -> metric -> value; metrics undefined for every target are missing."""
+    intervals: Mapping[str, Intervals]
+    differences: Mapping[str, Mapping[str, PairedDifference]]
+    """Baseline -> metric -> model minus baseline."""
+    cold_targets: Mapping[str, ColdTargets]
+    """`no_history` and `unknown_item`."""
+    leaks: Leaks
+    tuning: Mapping[str, Tuning]
+    """Baseline -> its tuning."""
+    not_applicable: Mapping[str, str]
+    """Baseline that was not evaluated -> reason."""
+    index: Mapping[str, Any]
+    """Recall of the index against exact search."""
+    ranker: SecondStageGain
+    learning_curve: Sequence[LearningPoint] | None = None
+    rolling: Rolling | None = None
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Systems beside the model."""
+        return tuple(name for name in self.metrics if name != MODEL)
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """The model, then the baselines."""
+        return (MODEL, *self.baselines)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Metrics of the model."""
+        return tuple(self.metrics[MODEL])
+
+    @property
+    def list_lengths(self) -> tuple[int, ...]:
+        """List lengths of the metrics, shortest first."""
+        return tuple(sorted({int(name.rpartition("@")[2]) for name in self.metric_names}))
+
+    def value(self, system: str, metric: str) -> Estimate:
+        """Value and interval of a metric; raises KeyError where it was not measured."""
+        low, high = self.intervals[system].get(metric, (None, None))
+        return Estimate(self.metrics[system][metric], low, high)
+
+    def paired(self, baseline: str, metric: str) -> PairedDifference:
+        """Model minus baseline on the same targets; raises KeyError where it was not measured."""
+        return self.differences[baseline][metric]
+
+    def best_baselines(self, metric: str) -> list[str]:
+        """Baselines with the metric, highest value first."""
+        measured = [name for name in self.baselines if metric in self.metrics[name]]
+        return sorted(measured, key=lambda name: -self.metrics[name][metric])
+
+    def save(self, folder: Path) -> None:
+        """Write metrics.json into a folder."""
+        write_json(folder / FILE, _as_tree(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "EvaluationReport":
+        """Read metrics.json from an evaluation's folder, or a file; keys that this version does not know are ignored.
+
+        Raises DamagedArtifact where the file is missing, not JSON, or lacks a key.
+        """
+        file = path / FILE if path.is_dir() else path
+        fields = {key: field for field, key in _KEYS.items()}
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"), object_hook=_present_verdict)
+            if isinstance(content, dict):
+                content = {fields.get(key, key): value for key, value in content.items()}
+            return TypeAdapter(cls).validate_python(content)
+        except (OSError, ValueError) as error:
+            raise DamagedArtifact(
+                f"{file}: is damaged or of another version ({_reason(error)}); "
+                "evaluate again with: lookback run evaluate --force --config …"
+            ) from None
+
+
+def _as_tree(content: Any) -> Any:
+    """JSON tree of dataclasses, without optional fields that have no value."""
+    if dataclasses.is_dataclass(content):
+        fields = {field.name: field.default for field in dataclasses.fields(content)}
+        values = {name: getattr(content, name) for name in fields}
+        content = {
+            _KEYS.get(name, name): value
+            for name, value in values.items()
+            if value is not None or fields[name] is dataclasses.MISSING
+        }
+    if isinstance(content, Mapping):
+        return {key: _as_tree(value) for key, value in content.items()}
+    return [_as_tree(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def _present_verdict(tree: dict[Any, Any]) -> dict[Any, Any]:
+    """A JSON object with the verdict's wording of versions before 0.7 replaced."""
+    return tree | {"verdict": NO_DIFFERENCE} if tree.get("verdict") == "can't tell" else tree
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

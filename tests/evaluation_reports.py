@@ -1,0 +1,52 @@
+"""Evaluation reports for tests."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict
+from pipeline.evaluation.report import ColdTargets, EvaluationReport, Leaks, SecondStageGain
+from pipeline.sections import MODEL
+
+
+def evaluation_report(metrics: Mapping[str, Mapping[str, float]], **changes: Any) -> EvaluationReport:
+    """A report with these metrics by system, each interval and paired difference .05 to either side; changes: other fields."""
+    fields: dict[str, Any] = {
+        "protocol": "temporal",
+        "test_from": "2026-01-02T00:00:00+00:00",
+        "targets_of_a_user": "successive",
+        "ties": "order",
+        "users": 3,
+        "targets": 5,
+        "targets_left_out": {"unknown_item": 2, "no_history": 0},
+        "num_items": 23,
+        "exclude_seen": True,
+        "refit_validation": True,
+        "resamples": 100,
+        "metrics": metrics,
+        "intervals": {
+            system: {name: [value - 0.05, value + 0.05] for name, value in values.items()}
+            for system, values in metrics.items()
+        },
+        "differences": {
+            system: {name: difference(metrics[MODEL][name] - value) for name, value in values.items()}
+            for system, values in metrics.items()
+            if system != MODEL
+        },
+        "cold_targets": {
+            "no_history": ColdTargets(0, False, {}),
+            "unknown_item": ColdTargets(0, False, {}, {}),
+        },
+        "leaks": Leaks([], {}),
+        "tuning": {},
+        "not_applicable": {},
+        "index": {"recall@10": 1.0},
+        "ranker": SecondStageGain(False, "never", "ranker.use is never"),
+    }
+    return EvaluationReport(**fields | changes)
+
+
+def difference(value: float, **p_values: float) -> PairedDifference:
+    """A paired difference with an interval .05 to either side."""
+    low, high = value - 0.05, value + 0.05
+    verdict: Verdict = "better" if low > 0 else "worse" if high < 0 else NO_DIFFERENCE
+    return PairedDifference(value, low, high, 0.5, verdict, **p_values)

@@ -1,0 +1,54 @@
+"""A run's description and its row in the list of runs, from a report of known numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.evaluation.report import SecondStageGain
+from pipeline.reporting import run_description
+from tests.evaluation_reports import evaluation_report
+
+REPORT = evaluation_report(
+    {"lookback": {"ndcg@10": 0.5}, "popularity": {"ndcg@10": 0.25}, "ease": {"ndcg@10": 0.475}}
+)
+
+
+def test_description() -> None:
+    summary, about, table = run_description.of_evaluation(REPORT, "ndcg@10").split("\n\n")
+    assert summary == (
+        "**NDCG@10 0.5000** (95 % interval 0.4500 to 0.5500). "
+        "Paired test: better than popularity; no significant difference from EASE."
+    )
+    assert about == "On 5 held-out events of 3 users, temporal split, ranked among all 23 items."
+    assert table.splitlines()[2:] == [
+        "| **lookback** | **0.5000** | 0.4500 to 0.5500 | | | |",
+        "| EASE | 0.4750 | 0.4250 to 0.5250 | +0.0250 | -0.0250 to +0.0750 | no significant difference |",
+        "| popularity | 0.2500 | 0.2000 to 0.3000 | +0.2500 | +0.2000 to +0.3000 | better |",
+    ]
+
+
+def test_description_with_a_second_stage_and_without_baselines() -> None:
+    gain = SecondStageGain(True, "auto", "two stages are better", {"retrieval": {}}, {}, {})
+    alone = replace(evaluation_report({"lookback": {"ndcg@10": 0.5}}), ranker=gain)
+    summary, about, table = run_description.of_evaluation(alone, "ndcg@10").split("\n\n")
+    assert summary == "**NDCG@10 0.5000** (95 % interval 0.4500 to 0.5500)."
+    assert about.endswith("all 23 items. Two stages are better.")
+    assert len(table.splitlines()) == 3
+
+
+def test_row_of_the_list_of_runs() -> None:
+    numbers, verdict = run_description.row_of(REPORT, "ndcg@10")
+    assert numbers == pytest.approx(
+        {"test/ndcg@10_low": 0.45, "test/ndcg@10_high": 0.55, "best_baseline/ndcg@10": 0.475}
+    )
+    assert verdict == "better than popularity; no significant difference from EASE"
+    alone = evaluation_report({"lookback": {"ndcg@10": 0.5}})
+    assert run_description.row_of(alone, "ndcg@10")[1] == "no baseline was evaluated"
+    best = evaluation_report({"lookback": {"ndcg@10": 0.5}, "als": {"ndcg@10": 0.25}})
+    assert run_description.row_of(best, "ndcg@10")[1] == "better than all 1: ALS"
+
+
+def test_metric_of_the_description() -> None:
+    report = evaluation_report({"lookback": {"ndcg@5": 0.5, "ndcg@20": 0.5, "mrr@20": 0.5}})
+    assert run_description.metric_of(report, "mrr@20") == "mrr@20"
+    assert run_description.metric_of(report, "ndcg@10") == "ndcg@5"

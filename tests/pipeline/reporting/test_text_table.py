@@ -1,0 +1,51 @@
+"""The printed table of an evaluation, from a report of known numbers."""
+
+from dataclasses import replace
+
+from pipeline.evaluation.report import ColdTargets, Cut, Leaks, Rolling
+from pipeline.reporting.text_table import aligned, as_text
+from tests.evaluation_reports import difference, evaluation_report
+
+METRICS = {
+    "lookback": {"ndcg@10": 0.5, "ndcg@200": 0.625},
+    "popularity": {"ndcg@10": 0.25, "ndcg@200": 0.375},
+    "ease": {"ndcg@10": 0.475, "ndcg@200": 0.5},
+}
+PAIRED = {"ndcg@10": difference(0.25, p_bootstrap_holm=0.004)}
+REPORT = evaluation_report(METRICS, differences={"popularity": PAIRED, "ease": PAIRED})
+
+
+def test_cells_are_padded_to_their_column() -> None:
+    assert aligned([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc  d"
+
+
+def test_a_row_per_system_the_best_baseline_first() -> None:
+    about, blank, head, *rows = as_text(replace(REPORT, not_applicable={"als": "no users"})).splitlines()
+    assert about.startswith("5 targets of 3 users, temporal, all 23 items ranked, seen ones masked")
+    assert blank == ""
+    assert head.split() == ["ndcg@10", "ndcg@200", "the", "model", "on", "ndcg@10"]
+    assert [row.split()[0] for row in rows] == ["lookback", "ease", "popularity", "als:"]
+    assert rows[0].split() == ["lookback", "0.5000", "[0.4500,", "0.5500]", "0.6250", "[0.5750,", "0.6750]"]
+    assert rows[2].endswith("better (+0.2500 [+0.2000, +0.3000], p 0.004)")
+    assert rows[3] == "als: not evaluated, no users"
+
+
+def test_cold_targets_leaks_and_cuts() -> None:
+    own = {"lookback": {"ndcg@10": 0.125}}
+    report = replace(
+        REPORT,
+        cold_targets={
+            "no_history": ColdTargets(1, True, own),
+            "unknown_item": ColdTargets(2, False, own, own),
+        },
+        leaks=Leaks([], {"targets_before_training_end": 0.5}),
+        rolling=Rolling((Cut("2026-01-02T00:00:00+00:00", 3, 5, METRICS, {}),) * 2, METRICS, METRICS),
+    )
+    lines = as_text(report).splitlines()[6:]
+    assert lines[:3] == [
+        "1 targets without a history (counted above): ndcg@10 lookback 0.1250",
+        "2 targets on items unseen in training (not counted above); with them ndcg@10 of the model 0.1250",
+        "leaked by the protocol: targets before training end 50.0%",
+    ]
+    assert lines[4].split() == ["ndcg@10,", "test", "from", "2026-01-02", "2026-01-02", "mean", "spread"]
+    assert lines[5].split() == ["lookback", *["0.5000"] * 4]
