@@ -96,10 +96,7 @@ class HistoryAttention(nn.Module):
         return gathered
 
     def weights(
-        self,
-        queries: Float[Tensor, "b h q c"],
-        keys: Float[Tensor, "b h l c"],
-        geometry: AttentionGeometry,
+        self, queries: Float[Tensor, "b h q c"], keys: Float[Tensor, "b h l c"], geometry: AttentionGeometry
     ) -> Float[Tensor, "b h q l"]:
         """The weight of each column looked at, 0 where it is hidden."""
         scores = _masked(self.scores(queries, keys, geometry), geometry.visible)

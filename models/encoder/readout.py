@@ -77,10 +77,7 @@ class TargetReadout(nn.Module):
         self.seen = nn.Linear(settings.dim, 2 * settings.dim)
 
     def scores(
-        self,
-        states: Float[Tensor, "b l d"],
-        position: Int[Tensor, " n"],
-        candidates: Float[Tensor, "m d"],
+        self, states: Float[Tensor, "b l d"], position: Int[Tensor, " n"], candidates: Float[Tensor, "m d"]
     ) -> Float[Tensor, "n m"]:
         """Score of each candidate at flat position row * l + column, from the states up to there."""
         found, worth = self._each(states, candidates)
