@@ -184,7 +184,7 @@ class Encoder(nn.Module):
                 "histories: received no request_time, expected the time at which each row's next item is asked for: "
                 "the model was trained with model.request_time"
             )
-        window = pad(histories, with_time=self.settings.looks_at_time, with_value=self.settings.value)
+        window = pad(histories, with_time=self.settings.uses_time, with_value=self.settings.value)
         return window.to(self.device)
 
     def finished(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "*any d"]:

@@ -1,7 +1,6 @@
-"""Encoder settings: blocks, attention, positions, readout.
+"""Encoder settings: blocks, attention, positions, readout; `auto` is the chosen block's usual value.
 
-They live apart from the modules that use them so that the command line can check a configuration without importing torch.
-`auto` stands for the chosen block's usual value; `EncoderSettings.resolved` fills it in.
+Settings import no torch, so that the command line checks a configuration quickly.
 """
 
 import math
@@ -18,16 +17,24 @@ Readout = Literal["last", "mean", "attention", "target"]
 Similarity = Literal["dot", "cosine"]
 
 ATTENTION_BLOCKS: tuple[Block, ...] = ("transformer", "hstu", "ligr")
-"""Blocks whose positions look at each other, with `num_heads` heads; the others read a history in order."""
+"""Blocks with attention heads; the others read a history in order."""
 RECURRENT_BLOCKS: tuple[Block, ...] = ("gru", "lstm")
 INNER_PRODUCTS: tuple[Score, ...] = ("dot", "scaled_dot", "cosine", "general")
-"""Scores that are inner products of transformed queries and keys: these have fast kernels, and can be turned (rotary)."""
+"""Scores that are inner products of transformed queries and keys: these have fast kernels and rotary positions."""
 
 
-def refuse(condition: bool, key: str, received: object, expected: str) -> None:
-    """Raise ValueError where `condition` holds."""
+def refuse(settings: object, key: str, condition: bool, expected: str) -> None:
+    """Raise ValueError with the received value of `key` ("section.field") where `condition` holds."""
     if condition:
+        received = getattr(settings, key.partition(".")[2])
         raise ValueError(f"{key}: received {received!r}, expected {expected}")
+
+
+def refuse_unread(settings: object, key: str, condition: bool, reason: str) -> None:
+    """Raise ValueError for a value other than the default where `condition` says that nothing reads it."""
+    field = key.partition(".")[2]
+    default = getattr(type(settings), field)
+    refuse(settings, key, condition and getattr(settings, field) != default, f"{default!r} with {reason}")
 
 
 @dataclass(frozen=True)
@@ -92,144 +99,124 @@ class EncoderSettings:
 
     def __post_init__(self) -> None:
         for key, choices in _CHOICES.items():
-            value = getattr(self, key)
-            refuse(value not in choices, f"model.{key}", value, " or ".join(map(repr, choices)))
-        refuse(self.dim < 1, "model.dim", self.dim, "at least 1")
-        refuse(self.num_blocks < 0, "model.num_blocks", self.num_blocks, "0 or more")
-        refuse(self.num_heads < 1, "model.num_heads", self.num_heads, "at least 1")
-        refuse(not 0 <= self.dropout < 1, "model.dropout", self.dropout, "a share in [0, 1)")
-        refuse(self.window < 0, "model.window", self.window, "0 or more")
-        refuse(self.kernel < 1, "model.kernel", self.kernel, "at least 1")
+            is_unknown = getattr(self, key) not in choices
+            refuse(self, f"model.{key}", is_unknown, " or ".join(map(repr, choices)))
+        for key in ("dim", "num_heads", "kernel"):
+            refuse(self, f"model.{key}", getattr(self, key) < 1, "at least 1")
+        for key in ("num_blocks", "window"):
+            refuse(self, f"model.{key}", getattr(self, key) < 0, "0 or more")
+        refuse(self, "model.dropout", not 0 <= self.dropout < 1, "a share in [0, 1)")
         for key in ("temperature", "gumbel_start", "gumbel_end"):
-            value = getattr(self, key)
-            refuse(not 0 < value < math.inf, f"model.{key}", value, "a number above 0")
-        self._refuse_what_nothing_reads()
+            refuse(self, f"model.{key}", not 0 < getattr(self, key) < math.inf, "a number above 0")
+        self._refuse_unread()
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
-        settings = self.resolved
+        settings, bidirectional = self.resolved, self.direction == "bidirectional"
+        is_divided = not self.has_attention or self.dim % self.num_heads == 0
+        refuse(self, "model.dim", not is_divided, f"a multiple of num_heads ({self.num_heads})")
+        rotates = settings.score in INNER_PRODUCTS and self.dim // self.num_heads % 2 == 0
         refuse(
-            self.looks and self.dim % self.num_heads != 0,
-            "model.dim",
-            self.dim,
-            f"a multiple of num_heads ({self.num_heads})",
-        )
-        turnable = settings.score in INNER_PRODUCTS and self.dim // self.num_heads % 2 == 0
-        refuse(
-            settings.positions == "rotary" and not turnable,
+            self,
             "model.positions",
-            "rotary",
-            f"another with score {settings.score!r}, dim {self.dim} and {self.num_heads} heads: it turns pairs of components "
+            settings.positions == "rotary" and not rotates,
+            f"another with score {settings.score!r}, dim {self.dim} and {self.num_heads} heads: rotary turns pairs of components "
             f"of queries and keys that meet in an inner product ({', '.join(INNER_PRODUCTS)})",
         )
         refuse(
-            self.direction == "bidirectional" and (self.block in ("conv", "pooling") or not self.num_blocks),
+            self,
             "model.direction",
-            self.direction,
+            bidirectional and (self.block in ("conv", "pooling") or not self.num_blocks),
             f"'causal' with {self._blocks}: only {', '.join(ATTENTION_BLOCKS + RECURRENT_BLOCKS)} read from both ends",
         )
         refuse(
-            self.direction == "bidirectional" and self.block in RECURRENT_BLOCKS and self.readout == "last",
+            self,
             "model.readout",
-            "last",
+            bidirectional and self.block in RECURRENT_BLOCKS and self.readout == "last",
             f"'mean' or 'attention' with block {self.block!r} and direction 'bidirectional': the last state of the pass from the "
             "end has read one event only",
         )
         refuse(
-            self.direction == "bidirectional" and self.window > 0,
+            self,
             "model.window",
-            self.window,
+            bidirectional and self.window > 0,
             "0 with direction 'bidirectional': a position then sees all of its row, and a window looks back only",
         )
+        has_vector = self.item_id or self.item_content
         refuse(
-            not (self.item_id or self.item_content),
+            self,
             "model.item_id",
-            False,
+            not has_vector,
             "true, or model.item_content: an item must have some vector",
         )
         refuse(
-            self.readout == "target" and settings.weighting not in ("softmax", "silu"),
+            self,
             "model.weighting",
-            settings.weighting,
+            self.readout == "target" and settings.weighting not in ("softmax", "silu"),
             "'softmax' or 'silu' with readout 'target': their running sums serve all positions of a history at once",
         )
 
-    def _refuse_what_nothing_reads(self) -> None:
+    def _refuse_unread(self) -> None:
         blocks = self._blocks
         for key in ("score", "weighting"):
-            refuse(
-                getattr(self, key) != "auto" and not self.looks,
-                f"model.{key}",
-                getattr(self, key),
-                f"'auto' with {blocks} and readout {self.readout!r}: nothing attends",
-            )
+            reason = f"{blocks} and readout {self.readout!r}: nothing attends"
+            refuse_unread(self, f"model.{key}", not self.has_attention, reason)
         for key in ("time_bias", "window"):
-            self._refuse_other(key, not self.attends, f"{blocks}: only {', '.join(ATTENTION_BLOCKS)} attend")
+            reason = f"{blocks}: only {', '.join(ATTENTION_BLOCKS)} attend"
+            refuse_unread(self, f"model.{key}", not self.attends, reason)
         refuse(
-            self.resolved.positions != "none" and not self.attends,
+            self,
             "model.positions",
-            self.positions,
-            f"'auto' or 'none' with {blocks}: it is attention that reads them",
+            self.resolved.positions != "none" and not self.attends,
+            f"'auto' or 'none' with {blocks}: only attention reads them",
         )
         for key in ("gumbel_start", "gumbel_end", "gumbel_hard"):
-            self._refuse_other(
-                key,
-                self.weighting != "gumbel_softmax",
-                f"weighting {self.weighting!r}: gumbel_softmax alone reads it",
-            )
-        self._refuse_other(
-            "kernel", self.block != "conv" or not self.num_blocks, f"{blocks}: conv alone has one"
-        )
-        self._refuse_other(
-            "feed_forward",
-            self.block not in ("transformer", "ligr") or not self.num_blocks,
-            f"{blocks}: no feed-forward layer there",
-        )
+            reason = f"weighting {self.weighting!r}: gumbel_softmax alone reads it"
+            refuse_unread(self, f"model.{key}", self.weighting != "gumbel_softmax", reason)
+        has_kernel = self.block == "conv" and self.num_blocks > 0
+        refuse_unread(self, "model.kernel", not has_kernel, f"{blocks}: conv alone has one")
+        feeds = self.block in ("transformer", "ligr") and self.num_blocks > 0
+        refuse_unread(self, "model.feed_forward", not feeds, f"{blocks}: no feed-forward layer there")
         refuse(
-            self.request_time and not self.looks_at_time,
+            self,
             "model.request_time",
-            True,
-            "false, or model.time_bias or model.calendar: nothing else in the model looks at time",
+            self.request_time and not self.uses_time,
+            "false, or model.time_bias or model.calendar: nothing else in the model reads times",
         )
         for key in ("temperature", "learned_temperature"):
-            self._refuse_other(key, self.similarity != "cosine", "similarity 'dot', which has no temperature")
-
-    def _refuse_other(self, key: str, is_unread: bool, because: str) -> None:
-        """Refuse another value than the default where nothing reads it."""
-        value, default = getattr(self, key), getattr(type(self), key)
-        refuse(is_unread and value != default, f"model.{key}", value, f"{default!r} with {because}")
+            reason = "similarity 'dot', which has no temperature"
+            refuse_unread(self, f"model.{key}", self.similarity != "cosine", reason)
 
     @property
     def _blocks(self) -> str:
-        """As messages call them."""
         return f"block {self.block!r}" if self.num_blocks else "num_blocks 0"
 
     @property
     def attends(self) -> bool:
-        """Whether there are blocks and they attend."""
+        """Whether the encoder has attention blocks."""
         return self.block in ATTENTION_BLOCKS and self.num_blocks > 0
 
     @property
-    def looks(self) -> bool:
-        """Whether anything attends: the blocks, or the readout."""
+    def has_attention(self) -> bool:
+        """Whether the blocks or the readout attend."""
         return self.attends or self.readout in ("attention", "target")
 
     @property
     def resolved(self) -> "EncoderSettings":
-        """The same settings, `auto` replaced by what it stands for; what nothing reads stays as it is."""
+        """The same settings with `auto` resolved where something reads the value."""
         is_hstu = self.block == "hstu"
-        stands_for: dict[str, Any] = {"positions": "relative" if self.attends else "none"}
-        if self.looks:
-            stands_for["score"] = "dot" if is_hstu else "scaled_dot"
-            stands_for["weighting"] = "silu" if is_hstu else "softmax"
+        usual: dict[str, Any] = {"positions": "relative" if self.attends else "none"}
+        if self.has_attention:
+            usual["score"] = "dot" if is_hstu else "scaled_dot"
+            usual["weighting"] = "silu" if is_hstu else "softmax"
         if self.block in ("transformer", "ligr") and self.num_blocks:
-            stands_for["feed_forward"] = "swiglu" if self.block == "ligr" else "gelu"
-        chosen = {key: value for key, value in stands_for.items() if getattr(self, key) == "auto"}
+            usual["feed_forward"] = "swiglu" if self.block == "ligr" else "gelu"
+        chosen = {key: value for key, value in usual.items() if getattr(self, key) == "auto"}
         return replace(self, **chosen) if chosen else self
 
     @property
-    def looks_at_time(self) -> bool:
-        """Whether the times of events matter."""
+    def uses_time(self) -> bool:
+        """Whether the model reads event times."""
         return self.time_bias or self.calendar
 
 

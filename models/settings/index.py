@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from models.settings.encoder import refuse
+
 ApproximateType = Literal["hnsw", "ivf", "ivf_pq", "sq"]
 IndexType = Literal["exact", "hnsw", "ivf", "ivf_pq", "sq"]
 
@@ -23,40 +25,37 @@ class IndexSettings:
 
     def __post_init__(self) -> None:
         types = ("auto", *get_args(IndexType))
-        for name, is_valid, expected in (
-            ("type", self.type in types, f"one of {', '.join(types)}"),
-            ("target_recall", 0 < self.target_recall <= 1, "more than 0, at most 1"),
-            ("recall_queries", self.recall_queries >= 2, "at least 2: half to tune on, half to measure on"),
-            ("max_bytes", self.max_bytes >= 0, "0 (no bound) or more"),
-        ):
-            if not is_valid:
-                raise ValueError(f"index.{name}: received {getattr(self, name)!r}, expected {expected}")
+        refuse(self, "index.type", self.type not in types, f"one of {', '.join(types)}")
+        refuse(self, "index.target_recall", not 0 < self.target_recall <= 1, "more than 0, at most 1")
+        is_small = self.recall_queries < 2
+        refuse(self, "index.recall_queries", is_small, "at least 2: half to tune on, half to measure on")
+        refuse(self, "index.max_bytes", self.max_bytes < 0, "0 (no bound) or more")
 
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What an index is and how well it finds; no clock enters, so the same vectors give the same facts."""
+    """Parameters and measured recall of an index; the same vectors give the same facts."""
 
     type: IndexType = "exact"
-    """What was built."""
+    """Type that was built."""
     parameters: dict[str, int] = field(default_factory=dict)
-    """num_lists and nprobe (lists looked into), or num_links and ef_search (candidates kept on the way); num_refined: further
+    """num_lists and nprobe (lists searched), or num_links and ef_search (candidates kept in the search); num_refined: further
     candidates that are scored exactly."""
     target_recall: float = 0.99
-    """What it was asked to reach."""
+    """Required recall@100."""
     recall: dict[str, float] = field(default_factory=dict)
     """recall@10 and recall@100 against exact search on vectors that it was not tuned on; empty: not measured."""
     queries: int = 0
-    """Vectors that it was measured on."""
+    """Vectors that recall was measured on."""
     scanned_share: float = 1.0
     """Vectors that a query is compared with, centroids included, per vector in the index."""
     num_bytes: int = 0
-    """Of FAISS's index; the exact vectors beside it, where it does not hold them, are not counted."""
+    """Size of FAISS's index, without exact vectors that lie beside it."""
     num_built: int = 0
-    """Vectors that it was built of; what was added later is neither tuned for nor measured."""
+    """Vectors at build time; later ones are neither tuned for nor measured."""
 
     def flat(self) -> dict[str, Any]:
         """One level of keys, `recall@k` among them."""
-        found = asdict(self)
-        recall: dict[str, Any] = found.pop("recall")
-        return recall | found
+        facts = asdict(self)
+        recall: dict[str, Any] = facts.pop("recall")
+        return recall | facts

@@ -49,31 +49,14 @@ class RankerSettings:
 
     def __post_init__(self) -> None:
         for key, known in (("use", get_args(RankerUse)), ("loss", get_args(RankerLoss))):
-            value = getattr(self, key)
-            refuse(value not in known, f"ranker.{key}", value, " or ".join(map(repr, known)))
-        counts = (
-            "max_length",
-            "dim",
-            "num_heads",
-            "hidden",
-            "max_lists",
-            "epochs",
-            "patience",
-            "batch_lists",
-        )
-        for key in counts:
-            refuse(getattr(self, key) < 1, f"ranker.{key}", getattr(self, key), "at least 1")
-        refuse(self.candidates < 2, "ranker.candidates", self.candidates, "at least 2")
-        refuse(self.dim % self.num_heads > 0, "ranker.dim", self.dim, "a multiple of ranker.num_heads")
-        refuse(not 0 <= self.dropout < 1, "ranker.dropout", self.dropout, "a share in [0, 1)")
-        refuse(
-            not 0 < self.train_fraction < 1, "ranker.train_fraction", self.train_fraction, "a share in (0, 1)"
-        )
-        for key, least in (("learning_rate", 0), ("weight_decay", -1)):
-            value = getattr(self, key)
-            refuse(
-                not least < value < math.inf,
-                f"ranker.{key}",
-                value,
-                "0 or more" if least else "a number above 0",
-            )
+            refuse(self, f"ranker.{key}", getattr(self, key) not in known, " or ".join(map(repr, known)))
+        for key in ("max_length", "dim", "num_heads", "hidden"):
+            refuse(self, f"ranker.{key}", getattr(self, key) < 1, "at least 1")
+        for key in ("max_lists", "epochs", "patience", "batch_lists"):
+            refuse(self, f"ranker.{key}", getattr(self, key) < 1, "at least 1")
+        refuse(self, "ranker.candidates", self.candidates < 2, "at least 2")
+        refuse(self, "ranker.dim", self.dim % self.num_heads > 0, "a multiple of ranker.num_heads")
+        refuse(self, "ranker.dropout", not 0 <= self.dropout < 1, "a share in [0, 1)")
+        refuse(self, "ranker.train_fraction", not 0 < self.train_fraction < 1, "a share in (0, 1)")
+        refuse(self, "ranker.learning_rate", not 0 < self.learning_rate < math.inf, "a number above 0")
+        refuse(self, "ranker.weight_decay", not -1 < self.weight_decay < math.inf, "0 or more")

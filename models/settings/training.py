@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from models.settings.encoder import EncoderSettings, refuse
+from models.settings.encoder import EncoderSettings, refuse, refuse_unread
 
 Loss = Literal["softmax", "sampled_softmax", "gbce", "bce", "bpr"]
 NegativeSampling = Literal["uniform", "in_batch", "popularity"]
@@ -90,79 +90,62 @@ class TrainSettings:
             "compile": get_args(Compile),
         }
         for key, known in choices.items():
-            value = getattr(self, key)
-            refuse(value not in known, f"train.{key}", value, " or ".join(map(repr, known)))
-        counts = ("epochs", "patience", "batch_histories", "accumulate", "negatives", "validation_targets")
-        for key in counts:
-            refuse(getattr(self, key) < 1, f"train.{key}", getattr(self, key), "at least 1")
-        refuse(
-            not 0 < self.learning_rate < math.inf,
-            "train.learning_rate",
-            self.learning_rate,
-            "a number above 0",
-        )
+            refuse(self, f"train.{key}", getattr(self, key) not in known, " or ".join(map(repr, known)))
+        for key in ("epochs", "patience", "batch_histories", "accumulate", "negatives", "validation_targets"):
+            refuse(self, f"train.{key}", getattr(self, key) < 1, "at least 1")
+        refuse(self, "train.learning_rate", not 0 < self.learning_rate < math.inf, "a number above 0")
         for key in ("weight_decay", "max_grad_norm", "checkpoint_seconds", "warmup_steps"):
-            refuse(not 0 <= getattr(self, key) < math.inf, f"train.{key}", getattr(self, key), "0 or more")
+            refuse(self, f"train.{key}", not 0 <= getattr(self, key) < math.inf, "0 or more")
         for key in ("beta1", "beta2", "ema_decay"):
-            refuse(not 0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "in [0, 1)")
+            refuse(self, f"train.{key}", not 0 <= getattr(self, key) < 1, "in [0, 1)")
+        refuse(self, "train.gbce_calibration", not 0 <= self.gbce_calibration <= 1, "in [0, 1]")
         refuse(
-            not 0 <= self.gbce_calibration <= 1, "train.gbce_calibration", self.gbce_calibration, "in [0, 1]"
-        )
-        refuse(
-            self.loss == "gbce" and self.negative_sampling != "uniform",
+            self,
             "train.negative_sampling",
-            self.negative_sampling,
-            "'uniform' with loss 'gbce': its calibration assumes that every item is drawn alike",
+            self.loss == "gbce" and self.negative_sampling != "uniform",
+            "'uniform' with loss 'gbce': its calibration assumes equal probabilities of all items",
         )
         refuse(
-            self.item_optimizer == "rowwise_adagrad" and self.loss not in SAMPLED_LOSSES,
+            self,
             "train.item_optimizer",
-            self.item_optimizer,
+            self.item_optimizer == "rowwise_adagrad" and self.loss not in SAMPLED_LOSSES,
             f"'adamw' with loss {self.loss!r}: it touches every item at every step",
         )
-        self._refuse_what_nothing_reads()
-
-    def _refuse_what_nothing_reads(self) -> None:
-        read_by = {
+        losses_of: dict[str, tuple[Loss, ...]] = {
             "negatives": SAMPLED_LOSSES,
             "negative_sampling": SAMPLED_LOSSES,
             "logq_correction": ("sampled_softmax",),
             "gbce_calibration": ("gbce",),
         }
-        for key, losses in read_by.items():
-            value, default = getattr(self, key), getattr(type(self), key)
-            refuse(
-                self.loss not in losses and value != default,
-                f"train.{key}",
-                value,
-                f"{default!r} with loss {self.loss!r}: {', '.join(losses)} alone read{'s' * (len(losses) == 1)} it",
-            )
+        for key, losses in losses_of.items():
+            reason = f"loss {self.loss!r}: {', '.join(losses)} alone read{'s' * (len(losses) == 1)} it"
+            refuse_unread(self, f"train.{key}", self.loss not in losses, reason)
 
 
 def check_together(encoder: EncoderSettings, train: TrainSettings) -> None:
-    """Raise ValueError where a model cannot be trained that way."""
+    """Raise ValueError for a model that cannot be trained that way."""
     refuse(
-        encoder.direction == "bidirectional" and train.targets == "all",
+        train,
         "train.targets",
-        train.targets,
-        "'last' or 'random' with model.direction 'bidirectional': a state that knows what comes later would know its target",
+        encoder.direction == "bidirectional" and train.targets == "all",
+        "'last' or 'random' with model.direction 'bidirectional': a state that sees later events would see its own target",
     )
     refuse(
-        encoder.readout == "target" and train.loss == "softmax",
+        train,
         "train.loss",
-        train.loss,
-        f"one of {', '.join(SAMPLED_LOSSES)} with model.readout 'target': each candidate looks at the history by itself, "
-        "the whole catalogue would at every target",
+        encoder.readout == "target" and train.loss == "softmax",
+        f"one of {', '.join(SAMPLED_LOSSES)} with model.readout 'target': each candidate attends over the history, "
+        "which is too slow for the whole catalogue at every target",
     )
     refuse(
-        encoder.readout == "target" and encoder.similarity == "cosine",
+        encoder,
         "model.similarity",
-        "cosine",
-        "'dot' with model.readout 'target': what a candidate finds adds to its score as an inner product, of any length",
+        encoder.readout == "target" and encoder.similarity == "cosine",
+        "'dot' with model.readout 'target': its attention adds an unnormalised inner product to the score",
     )
     refuse(
-        train.item_optimizer == "rowwise_adagrad" and not encoder.item_id,
+        train,
         "train.item_optimizer",
-        train.item_optimizer,
-        "'auto' or 'adamw' with model.item_id false: it is for the items' own vectors",
+        train.item_optimizer == "rowwise_adagrad" and not encoder.item_id,
+        "'auto' or 'adamw' with model.item_id false: it optimises the learned vectors of items",
     )

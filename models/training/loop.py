@@ -110,7 +110,7 @@ def _plan(
         type_weights,
         seed,
         targets=train.targets,
-        with_time=encoder.looks_at_time,
+        with_time=encoder.uses_time,
         with_value=encoder.value,
         one_window=encoder.block in RECURRENT_BLOCKS or device.type != "cpu" or train.compile == "on",
         window_tokens=WINDOW_WORK // encoder.dim,

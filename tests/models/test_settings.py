@@ -173,6 +173,6 @@ def test_heads_are_of_no_concern_where_nothing_attends():
 
 
 def test_only_bias_by_time_and_calendar_look_at_time():
-    assert not EncoderSettings().looks_at_time
-    assert EncoderSettings(time_bias=True).looks_at_time
-    assert EncoderSettings(calendar=True, block="gru").looks_at_time
+    assert not EncoderSettings().uses_time
+    assert EncoderSettings(time_bias=True).uses_time
+    assert EncoderSettings(calendar=True, block="gru").uses_time
