@@ -1,4 +1,4 @@
-"""Device, precision and compilation: the machine's capabilities, and the values that `auto` takes on it."""
+"""Device, precision and compilation: capabilities of the machine, and the values of `auto` on it."""
 
 import importlib.util
 import os
@@ -7,7 +7,9 @@ import shutil
 import sys
 
 import torch
+from torch import Tensor
 
+from models.histories import Float32
 from models.settings.training import Compile, Precision
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -25,29 +27,35 @@ def pick_device() -> torch.device:
 def computes_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products run natively: AMX or AVX-512 BF16 on the CPU, compute capability 8 on CUDA."""
     if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def resolved_precision(wanted: Precision, device: torch.device) -> str:
+def to_numpy(values: Tensor) -> Float32:
+    """Detached fp32 copy on the CPU."""
+    array: Float32 = values.detach().float().cpu().numpy()
+    return array
+
+
+def resolved_precision(setting: Precision, device: torch.device) -> str:
     """fp32 or bf16; auto: bf16 where the hardware computes it natively."""
-    if wanted != "auto":
-        return wanted
+    if setting != "auto":
+        return setting
     return "bf16" if computes_bf16(device) else "fp32"
 
 
-def resolved_compile(wanted: Compile, device: torch.device, num_targets: int) -> str:
-    """on, off, or why it is off; auto compiles long trainings on CUDA: on the CPU the step is near its kernels' own time.
+def resolved_compile(setting: Compile, device: torch.device, num_targets: int) -> str:
+    """on, off, or off with its reason; auto compiles long trainings on CUDA alone: elsewhere kernels dominate the step.
 
-    num_targets: over all epochs. Raises ValueError where it is wanted and there is no compiler.
+    num_targets: over all epochs. Raises ValueError for "on" without a compiler.
     """
     is_long = device.type == "cuda" and num_targets >= COMPILE_MIN_TARGETS
-    if wanted == "off" or (wanted == "auto" and not is_long):
+    if setting == "off" or (setting == "auto" and not is_long):
         return "off"
     if compiler(device) is not None:
         return "on"
-    if wanted == "auto":
+    if setting == "auto":
         return "off: no compiler"
     raise ValueError(
         "train.compile: received 'on', but there is no compiler for torch.compile to use; expected a C++ compiler (g++ or "
@@ -56,16 +64,15 @@ def resolved_compile(wanted: Compile, device: torch.device, num_targets: int) ->
 
 
 def compiler(device: torch.device) -> str | None:
-    """The C++ compiler that torch.compile would use, None where there is none (or, on CUDA, no triton)."""
+    """C++ compiler for torch.compile; None where there is none (or, on CUDA, no triton)."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return None
-    asked = os.environ.get("CXX")
-    found = (shutil.which(name) for name in ((asked,) if asked else COMPILERS))
-    return next((path for path in found if path is not None), None)
+    chosen = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, [chosen] if chosen else COMPILERS)), None)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The largest memory so far: of the allocator on CUDA, elsewhere resident in this process."""
+    """Peak memory in bytes: of the allocator on CUDA, elsewhere of the process (resident)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

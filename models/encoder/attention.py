@@ -1,9 +1,9 @@
 """Attention over the positions of a history: scores, weights, and weighted values.
 
-Every score and weighting has its plain formula here; where an inner product meets a softmax or SiLU, fast forms of the whole
-stand beside it, chosen by `Implementation` and equal to the formula within its own rounding.
+Every score and weighting has its plain formula here; fast forms for inner products with softmax or SiLU stand beside it,
+chosen by `Implementation` and equal to the formula within its own rounding.
 
-Letters: b rows, h heads, q columns that look, l columns looked at, c components of a head.
+Letters: b rows, h heads, q query columns, l key columns, c components of a head.
 """
 
 import math
@@ -25,25 +25,24 @@ Implementation = Literal["auto", "sdpa", "dense", "reference"]
 DENSE_POSITIONS = 256
 """Longest rows for which `auto` takes the dense form."""
 HIDDEN_CELLS = 2**24
-"""Numbers that additive scores hold at a time: looking x looked at x components."""
+"""Numbers that additive scores hold at a time: queries x keys x components."""
 COSINE_SCALE = 10.0
-"""Initial factor of a head's cosine scores."""
+"""Initial factor of cosine scores, per head."""
 
 
 class HistoryAttention(nn.Module):
-    """`weights(score(queries, keys) + biases) @ values`: the values of visible columns, weighted.
+    """`weights(score(queries, keys) + biases) @ values` over the visible columns.
 
-    Scores, with k and q of one head:
-    dot `q . k`; scaled_dot `q . k / sqrt(c)` (Vaswani et al. 2017, 3.2.1); cosine `s q . k / (|q| |k|)` with a learned s per
+    Scores, with k and q of one head: dot `q . k`;
+    scaled_dot `q . k / sqrt(c)` (Vaswani et al. 2017, 3.2.1); cosine `s q . k / (|q| |k|)` with a learned s per
     head, 10 at the start (Henry et al. 2020); general `q^T W k` with a W per head, `I / sqrt(c)` at the start (Luong et al.
     2015, 3.1); additive `w . tanh(W q + U k)` (Bahdanau et al. 2015, A.1.2); concat `w . tanh(W [q; k] + b)` (Luong et al.
-    2015, 3.1, with a bias). Added to them: biases by distance and time (`attention_bias`); or queries (of general: `W^T q`)
-    and keys are turned by their places first (rotary), so that the difference of these alone counts. Weights: see `weigh`.
-    `implementation` "reference" is the formula everywhere.
+    2015, 3.1, with a bias). Biases by distance and time (`attention_bias`) are added; or queries (general: `W^T q`) and keys
+    are rotated by their positions first. Weights: see `weigh`. `implementation` "reference" is the formula everywhere.
     """
 
     temperature: Tensor | None
-    """gumbel_softmax: see `models.encoder.encoder.Encoder.anneal`."""
+    """Temperature of gumbel_softmax: see `models.encoder.encoder.Encoder.anneal`."""
 
     def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()
@@ -54,15 +53,13 @@ class HistoryAttention(nn.Module):
         self.distances = DistanceBias(heads) if settings.positions == "relative" else None
         self.times = TimeBias(heads) if settings.time_bias else None
         self.rotary = settings.positions == "rotary"
-        self.scale = (
-            nn.Parameter(torch.full((heads, 1, 1), COSINE_SCALE)) if settings.score == "cosine" else None
-        )
-        self.general = None
-        if settings.score == "general":
+        self.scale = self.general = self.hidden = None
+        if settings.score == "cosine":
+            self.scale = nn.Parameter(torch.full((heads, 1, 1), COSINE_SCALE))
+        elif settings.score == "general":
             start = torch.eye(components) / math.sqrt(components)
             self.general = nn.Parameter(start.repeat(heads, 1, 1))
-        self.hidden = None
-        if settings.score in ("additive", "concat"):
+        elif settings.score in ("additive", "concat"):
             self.hidden = HiddenLayerScore(heads, components, with_bias=settings.score == "concat")
         annealed = torch.tensor(settings.gumbel_start) if settings.weighting == "gumbel_softmax" else None
         self.register_buffer("temperature", annealed)
@@ -74,31 +71,21 @@ class HistoryAttention(nn.Module):
         values: Float[Tensor, "b h l c"],
         geometry: AttentionGeometry,
     ) -> Float[Tensor, "b h q c"]:
-        """Weighted values of the columns that look."""
-        weighting, fast = self.settings.weighting, self.implementation != "reference"
-        if fast and self.hidden is None and weighting == "softmax":
-            queries, keys = self._met(queries, keys, geometry)
-            return attend(
-                queries,
-                keys,
-                values,
-                geometry.visible,
-                self.implementation,
-                self._bias(geometry),
-                scaled=False,
-            )
-        if fast and self.hidden is None and weighting == "silu":
-            queries, keys = self._met(queries, keys, geometry)
-            return pointwise(
-                queries, keys, values, geometry.visible, geometry.num_visible, self._bias(geometry)
-            )
-        gathered: Tensor = self.weights(queries, keys, geometry).to(values.dtype) @ values
-        return gathered
+        """Weighted values of each query column."""
+        weighting, visible = self.settings.weighting, geometry.visible
+        if weighting in ("softmax", "silu") and self.hidden is None and self.implementation != "reference":
+            queries, keys = self._transformed(queries, keys, geometry)
+            bias = self._bias(geometry)
+            if weighting == "silu":
+                return pointwise(queries, keys, values, visible, geometry.num_visible, bias)
+            return attend(queries, keys, values, visible, self.implementation, bias, scaled=False)
+        mixed: Tensor = self.weights(queries, keys, geometry).to(values.dtype) @ values
+        return mixed
 
     def weights(
         self, queries: Float[Tensor, "b h q c"], keys: Float[Tensor, "b h l c"], geometry: AttentionGeometry
     ) -> Float[Tensor, "b h q l"]:
-        """The weight of each column looked at, 0 where it is hidden."""
+        """Weight of each key column, 0 where hidden."""
         scores = _masked(self.scores(queries, keys, geometry), geometry.visible)
         return weigh(scores, self.settings, geometry.num_visible, self.temperature, noisy=self.training)
 
@@ -108,27 +95,28 @@ class HistoryAttention(nn.Module):
         keys: Float[Tensor, "b h l c"],
         geometry: AttentionGeometry | None = None,
     ) -> Float[Tensor, "b h q l"]:
-        """Score and biases, hidden columns like the others; without `geometry` no biases, and nothing is turned."""
+        """Score plus biases, hidden columns included; without `geometry` no biases and no rotation."""
         if self.hidden is not None:
             scores: Tensor = self.hidden(queries, keys, self.implementation)
         else:
-            queries, keys = self._met(queries, keys, geometry)
+            queries, keys = self._transformed(queries, keys, geometry)
             scores = queries @ keys.transpose(-2, -1)
         bias = self._bias(geometry)
         return scores if bias is None else scores + bias
 
-    def _met(
+    def _transformed(
         self, queries: Tensor, keys: Tensor, geometry: AttentionGeometry | None
     ) -> tuple[Tensor, Tensor]:
         """Queries and keys whose inner product is the score."""
         if self.general is not None:
             queries = queries @ self.general
         if self.rotary and geometry is not None:
-            queries, keys = apply_rotary(queries, geometry.looking), apply_rotary(keys, geometry.seen)
+            queries = apply_rotary(queries, geometry.query_position)
+            keys = apply_rotary(keys, geometry.key_position)
         if self.scale is not None:
-            kind = queries.dtype  # autocast on CUDA takes norms in fp32
-            queries, keys = (functional.normalize(part, dim=-1).to(kind) for part in (queries, keys))
-            return queries * self.scale.to(kind), keys
+            dtype = queries.dtype  # autocast on CUDA takes norms in fp32
+            queries, keys = (functional.normalize(part, dim=-1).to(dtype) for part in (queries, keys))
+            return queries * self.scale.to(dtype), keys
         if self.settings.score == "scaled_dot":
             return queries * (1 / math.sqrt(queries.shape[-1])), keys
         return queries, keys
@@ -148,8 +136,7 @@ class HistoryAttention(nn.Module):
 class HiddenLayerScore(nn.Module):
     """`w . tanh(W q + U k [+ b])` per head: a hidden layer over query and key.
 
-    "reference" holds all looking x looked at x components numbers; otherwise columns that look come a few at a time, and are
-    computed again for the gradient.
+    "reference" holds all q x l x c numbers; otherwise query columns come in chunks, recomputed for the gradient.
     """
 
     def __init__(self, num_heads: int, components: int, *, with_bias: bool) -> None:
@@ -166,7 +153,7 @@ class HiddenLayerScore(nn.Module):
         keys: Float[Tensor, "b h l c"],
         implementation: Implementation = "auto",
     ) -> Float[Tensor, "b h q l"]:
-        """[b, h, q, l] scores."""
+        """Score of each query and key."""
         from_queries = queries @ self.of_query
         from_keys = keys @ self.of_key
         if self.bias is not None:
@@ -174,11 +161,13 @@ class HiddenLayerScore(nn.Module):
         columns = from_queries.shape[2]
         cells = from_keys.numel() * columns
         if implementation == "reference" or cells <= HIDDEN_CELLS:
-            return self._meet(from_queries, from_keys)
-        parts = torch.split(from_queries, max(1, columns * HIDDEN_CELLS // cells), 2)
-        return torch.cat([checkpoint(self._meet, part, from_keys, use_reentrant=False) for part in parts], 2)
+            return self._score(from_queries, from_keys)
+        chunks = torch.split(from_queries, max(1, columns * HIDDEN_CELLS // cells), 2)
+        return torch.cat(
+            [checkpoint(self._score, chunk, from_keys, use_reentrant=False) for chunk in chunks], 2
+        )
 
-    def _meet(self, from_queries: Tensor, from_keys: Tensor) -> Tensor:
+    def _score(self, from_queries: Tensor, from_keys: Tensor) -> Tensor:
         hidden = (from_queries.unsqueeze(3) + from_keys.unsqueeze(2)).tanh()
         return (hidden * self.weight[:, None, None, :].to(hidden.dtype)).sum(-1)
 
@@ -191,12 +180,12 @@ def weigh(
     *,
     noisy: bool = False,
 ) -> Float[Tensor, "b h q l"]:
-    """Weights from scores that are -inf at hidden columns; 0 there.
+    """Attention weights from scores that are -inf at hidden columns; 0 there.
 
-    softmax; silu `silu(score) / number of visible columns` (Zhai et al. 2024, HSTU, 3.2, who divide by the longest length; by
-    the true one as NetEase's version), which need not add up to 1; gumbel_softmax `softmax((score + g) / temperature)` with g
-    from Gumbel(0, 1) where `noisy`, and with `settings.gumbel_hard` all weight on the largest, the gradient that of the soft
-    ones (Jang et al. 2017, section 2); sparsemax (Martins and Astudillo 2016), entmax with alpha 1.5 (Peters et al. 2019).
+    softmax; silu `silu(score) / number of visible columns` (Zhai et al. 2024, HSTU, 3.2, who divide by the longest length;
+    NetEase's version by the true one), whose sum need not be 1; gumbel_softmax `softmax((score + g) / temperature)` with g from
+    Gumbel(0, 1) where `noisy`, and with `settings.gumbel_hard` all weight on the largest, straight-through (Jang et al. 2017,
+    section 2); sparsemax (Martins and Astudillo 2016), entmax with alpha 1.5 (Peters et al. 2019).
     """
     if settings.weighting == "silu":
         return functional.silu(scores).masked_fill(torch.isneginf(scores), 0) / num_visible[:, None, :, None]
@@ -218,13 +207,12 @@ def weigh(
 
 
 def sparsemax(scores: Float[Tensor, "*any l"]) -> Float[Tensor, "*any l"]:
-    """`max(0, z - t)` with t such that a row adds up to 1: the nearest point of the simplex. Some score must be finite.
+    """`max(0, z - t)` with t such that a row sums to 1: projection onto the simplex. Some score must be finite.
 
     Source: Martins and Astudillo 2016, algorithm 1.
     """
-    shifted = (scores - scores.amax(-1, keepdim=True).detach()).clamp_min(
-        -2
-    )  # more than 1 below the best weighs nothing
+    # scores more than 1 below the best have no weight
+    shifted = (scores - scores.amax(-1, keepdim=True).detach()).clamp_min(-2)
     ordered = shifted.sort(-1, descending=True).values
     total, rank = ordered.cumsum(-1), _ranks(ordered)
     support = (1 + rank * ordered > total).sum(-1, keepdim=True)
@@ -233,7 +221,7 @@ def sparsemax(scores: Float[Tensor, "*any l"]) -> Float[Tensor, "*any l"]:
 
 
 def entmax(scores: Float[Tensor, "*any l"]) -> Float[Tensor, "*any l"]:
-    """`max(0, z / 2 - t)^2` with t such that a row adds up to 1: between softmax and sparsemax. Some score must be finite.
+    """`max(0, z / 2 - t)^2` with t such that a row sums to 1: between softmax and sparsemax. Some score must be finite.
 
     Source: Peters, Niculae and Martins 2019, algorithm 2 (alpha = 1.5).
     """
@@ -264,12 +252,11 @@ def attend(
 ) -> Float[Tensor, "b h q c"]:
     """Mean of the values weighted by `softmax(queries @ keys.T / sqrt(c) + bias)` over the visible columns.
 
-    Without `visible` column i sees columns 0..i (then q = l); rows padded on the right therefore need no mask:
-    what real columns see is real. With it, every query must see at least one column. `scaled` False: not divided by sqrt(c).
-    "sdpa" is torch's fused kernel (on CUDA flash attention, but with `visible` or a bias, which that does not take, the
-    memory-efficient kernel), "dense" batched matrix products that keep the q x l weights for the gradient, "reference" the
-    formula; "auto" is "sdpa" but for training in bf16 on the CPU, where the gradient of the fused kernel is several times slower
-    than the dense one.
+    Without `visible` column i sees columns 0..i (then q = l), so rows padded on the right need no mask; with it, every query
+    must see at least one column. `scaled` False: no division by sqrt(c).
+    "sdpa" is torch's fused kernel (on CUDA flash attention, with `visible` or a bias the memory-efficient kernel), "dense"
+    batched matrix products that keep the q x l weights for the gradient, "reference" the formula; "auto" is "sdpa" except for
+    training in bf16 on the CPU, where the fused kernel's gradient is several times slower than the dense one.
     Source: Vaswani et al. 2017, section 3.2.1 (their d_k is our c).
     """
     scale = 1 / math.sqrt(queries.shape[-1]) if scaled else 1.0
@@ -288,7 +275,7 @@ def attend(
 
 
 def _masked(scores: Float[Tensor, "#b h #q l"], visible: Tensor | None) -> Float[Tensor, "_ h _ l"]:
-    """The scores, -inf at columns that are not visible; None: column i sees columns 0..i."""
+    """Scores with -inf at hidden columns; `visible` None: column i sees columns 0..i."""
     if visible is None:
         visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     return scores.masked_fill(~visible, -math.inf)
@@ -303,20 +290,15 @@ def _dense(
     queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, bias: Tensor | None, scale: float
 ) -> Tensor:
     """Attention as batched matrix products, bias and mask added within the first."""
-    rows, heads, looking, components = queries.shape
+    rows, heads, columns, components = queries.shape
     batch, positions = rows * heads, keys.shape[-2]
-    hidden = queries.new_full((looking, positions), -math.inf).triu(1).expand(batch, -1, -1)
-    if bias is not None:
-        hidden = _masked(bias.to(queries.dtype), visible).expand(rows, heads, looking, positions)
-        hidden = hidden.reshape(batch, looking, positions)
-    elif visible is not None:
-        hidden = queries.new_zeros(visible.shape).masked_fill(~visible, -math.inf)
-        hidden = hidden.expand(rows, heads, looking, positions).reshape(batch, looking, positions)
+    added = queries.new_zeros(1, 1, columns, positions) if bias is None else bias.to(queries.dtype)
+    added = _masked(added, visible).expand(rows, heads, columns, positions).reshape(batch, columns, positions)
     transposed = keys.reshape(batch, positions, components).transpose(1, 2)
-    flat_queries = queries.reshape(batch, looking, components)
-    scores = torch.baddbmm(hidden, flat_queries, transposed, alpha=scale)
+    flat_queries = queries.reshape(batch, columns, components)
+    scores = torch.baddbmm(added, flat_queries, transposed, alpha=scale)
     mixed = scores.softmax(-1) @ values.reshape(batch, positions, components)
-    return mixed.view(rows, heads, looking, components)
+    return mixed.view(rows, heads, columns, components)
 
 
 def pointwise(

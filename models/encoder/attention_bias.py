@@ -1,6 +1,6 @@
 """Positions, timestamps and attention masks of padded rows; biases by distance and time; rotary positions.
 
-Letters: b rows, h heads, q columns that look, l columns looked at, c components of a head.
+Letters: b rows, h heads, q query columns, l key columns, c components of a head.
 """
 
 import math
@@ -17,45 +17,43 @@ from models.settings.encoder import EncoderSettings
 from models.shapes import Bool, Float, Int
 
 EXACT_DISTANCES, NUM_DISTANCES = 16, 32
-"""Distances with a number of their own in `DistanceBias`, and numbers in all."""
+"""Distances with a bucket of their own in `DistanceBias`, and number of buckets."""
 TIME_STEP, NUM_TIMES = 0.301, 128
-"""Width of a bucket of `TimeBias` in natural logarithms of seconds, and number of buckets."""
+"""Bucket width of `TimeBias` in natural logarithms of seconds, and number of buckets."""
 MICROSECONDS = 1_000_000
 ROTARY_BASE = 10_000.0
 
 
 @dataclass(frozen=True)
 class AttentionGeometry:
-    """Positions, masks and bias numbers between the columns that look and the columns looked at."""
+    """Positions, masks and bias buckets of query and key columns."""
 
     shape: tuple[int, int]
-    """b rows, l columns looked at."""
+    """b rows, l key columns."""
     lengths: Int[Tensor, " b"]
-    """Columns of each row that are real."""
+    """Real columns of each row."""
     visible: Bool[Tensor, "#b 1 q l"] | None
-    """None: column i looks at columns 0..i, and every column looks."""
+    """Visible key columns; None: every column is a query, and column i sees columns 0..i."""
     num_visible: Int[Tensor, "#b q"]
-    """Columns that each one sees."""
-    looking: Int[Tensor, "#b #q"]
-    """Place in the window of each column that looks."""
-    seen: Int[Tensor, "#b l"]
-    """Place in the window of each column looked at."""
+    query_position: Int[Tensor, "#b #q"]
+    """Position of each query column in the window."""
+    key_position: Int[Tensor, "#b l"]
     distance: Int[Tensor, "#b #q l"] | None
-    """Number in `DistanceBias`; None where positions are not relative."""
+    """Bucket of `DistanceBias`; None where positions are not relative."""
     elapsed: Int[Tensor, "#b #q l"] | None
-    """Number in `TimeBias`; None where there is no bias by time."""
+    """Bucket of `TimeBias`; None without a time bias."""
 
 
 def full_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometry:
-    """Every column looks: at itself and the ones before it, or in a bidirectional encoder at all of its row.
+    """Geometry with a query in every column, which sees columns 0..i of its row, or in a bidirectional encoder all of it.
 
-    Rows are padded on the right, so what a causal column sees is real, and needs no mask of its own.
+    Rows are padded on the right, so a causal column sees real columns only and needs no mask.
     """
-    columns = window.item_index.shape[1]
+    rows, columns = window.item_index.shape
     column = torch.arange(columns, device=window.item_index.device)
     visible, num_visible = None, (column + 1).unsqueeze(0)
     if settings.direction == "bidirectional":
-        # rows of length 0 are there to fill up a batch; they see their first column, so that no mean is over nothing
+        # rows of length 0, which pad a batch, see their first column, so that no mean is over nothing
         lengths = window.lengths.clamp_min(1)
         visible = (column < lengths.view(-1, 1, 1, 1)).expand(-1, 1, columns, -1)
         num_visible = lengths.unsqueeze(1).expand(-1, columns)
@@ -63,13 +61,14 @@ def full_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometr
         behind = column.unsqueeze(1) - column
         visible = ((behind >= 0) & (behind < settings.window)).view(1, 1, columns, columns)
         num_visible = num_visible.clamp_max(settings.window)
-    seen = _seen(window, column)
-    numbers = _numbers(window, settings, seen, seen, _since(window, settings))
-    return AttentionGeometry(shape_of(window), window.lengths, visible, num_visible, seen, seen, *numbers)
+    position = _position(window, column)
+    buckets = _buckets(window, settings, position, position, _query_time(window, settings))
+    shape = rows, columns
+    return AttentionGeometry(shape, window.lengths, visible, num_visible, position, position, *buckets)
 
 
 def last_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometry:
-    """The last column of each row looks, at all of its row or the columns of its local window; lengths >= 1."""
+    """Geometry with one query per row, its last column, which sees its row or local window; lengths >= 1."""
     rows, columns = window.item_index.shape
     lengths = window.lengths
     column = torch.arange(columns, device=lengths.device)
@@ -78,111 +77,95 @@ def last_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometr
     if settings.window:
         visible = visible & (column >= lengths.view(-1, 1, 1, 1) - settings.window)
         num_visible = num_visible.clamp_max(settings.window)
-    seen, at_last = _seen(window, column), (lengths - 1).unsqueeze(1)
-    looking = seen.expand(rows, -1).gather(1, at_last)
-    since = _since(window, settings)
-    since = None if since is None else since.gather(1, at_last)
-    numbers = _numbers(window, settings, looking, seen, since)
-    return AttentionGeometry(shape_of(window), lengths, visible, num_visible, looking, seen, *numbers)
+    keys, at_last = _position(window, column), (lengths - 1).unsqueeze(1)
+    query = keys.expand(rows, -1).gather(1, at_last)
+    time = _query_time(window, settings)
+    buckets = _buckets(window, settings, query, keys, None if time is None else time.gather(1, at_last))
+    return AttentionGeometry((rows, columns), lengths, visible, num_visible, query, keys, *buckets)
 
 
-def shape_of(window: Window) -> tuple[int, int]:
-    """b, l."""
-    rows, columns = window.item_index.shape
-    return rows, columns
-
-
-def _seen(window: Window, column: Tensor) -> Tensor:
+def _position(window: Window, column: Tensor) -> Tensor:
     return window.position if window.position is not None else column.unsqueeze(0)
 
 
-def _since(window: Window, settings: EncoderSettings) -> Tensor | None:
-    """[b, l] the time that each column looks from."""
-    return window.asked if settings.request_time else window.time
+def _query_time(window: Window, settings: EncoderSettings) -> Tensor | None:
+    """[b, l] the time from which `TimeBias` counts back."""
+    return window.request_time if settings.request_time else window.time
 
 
-def _numbers(
-    window: Window, settings: EncoderSettings, looking: Tensor, seen: Tensor, since: Tensor | None
+def _buckets(
+    window: Window, settings: EncoderSettings, query: Tensor, keys: Tensor, time: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`distance` and `elapsed` of `AttentionGeometry`, where the settings ask for them."""
+    """`distance` and `elapsed` of `AttentionGeometry`, None where the settings have no such bias."""
     distance = elapsed = None
     if settings.resolved.positions == "relative":
-        distance = distance_number(looking.unsqueeze(2) - seen.unsqueeze(1))
+        distance = distance_bucket(query.unsqueeze(2) - keys.unsqueeze(1))
     if settings.time_bias:
-        assert since is not None, "a model that looks at time needs windows with times"
+        assert time is not None, "a model with a time bias needs windows with times"
         assert window.time is not None
-        elapsed = elapsed_number(since.unsqueeze(2) - window.time.unsqueeze(1))
+        elapsed = elapsed_bucket(time.unsqueeze(2) - window.time.unsqueeze(1))
     return distance, elapsed
 
 
 def windows_of(
     states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
 ) -> list[Float[Tensor, "_ _ d"]]:
-    """The states of each window, which lie one after the other."""
-    sizes = [rows * columns for rows, columns in (each.shape for each in geometry)]
+    """States of each window, cut from the concatenated states."""
+    sizes = [math.prod(window.shape) for window in geometry]
     parts = torch.split(states[: sum(sizes)], sizes)
-    return [part.view(*each.shape, -1) for part, each in zip(parts, geometry, strict=True)]
+    return [part.view(*window.shape, -1) for part, window in zip(parts, geometry, strict=True)]
 
 
 def joined(parts: Sequence[Float[Tensor, "_ _ d"]], num_states: int) -> Float[Tensor, "n d"]:
-    """The states of all windows one after the other, zeros behind them."""
+    """Concatenated states of all windows, padded with zeros."""
     flat = [part.flatten(0, 1) for part in parts]
-    behind = num_states - sum(len(part) for part in flat)
-    return (
-        torch.cat([*flat, flat[0].new_zeros(behind, flat[0].shape[1])])
-        if behind or len(flat) > 1
-        else flat[0]
-    )
+    padding = num_states - sum(len(part) for part in flat)
+    if not padding and len(flat) == 1:
+        return flat[0]
+    return torch.cat([*flat, flat[0].new_zeros(padding, flat[0].shape[1])])
 
 
-def distance_number(distance: Int[Tensor, "b q l"]) -> Int[Tensor, "b q l"]:
-    """0..15 for themselves, from 16 on `16 + floor(4 log2(distance / 16))`, from 256 on 31; negative ones, seen by a
-    bidirectional encoder alone, count as their opposite.
-    """
+def distance_bucket(distance: Int[Tensor, "b q l"]) -> Int[Tensor, "b q l"]:
+    """Bucket of |distance|: itself up to 15, from 16 on `16 + floor(4 log2(distance / 16))`, from 256 on 31."""
     near = distance.abs()
     far = EXACT_DISTANCES + (4 * torch.log2(near.clamp_min(1) / EXACT_DISTANCES)).floor().long()
     return torch.where(near < EXACT_DISTANCES, near, far.clamp(EXACT_DISTANCES, NUM_DISTANCES - 1))
 
 
-def elapsed_number(microseconds: Int[Tensor, "b q l"]) -> Int[Tensor, "b q l"]:
-    """`floor(ln(max(1, |seconds|)) / .301)`, 127 at most. Source: Zhai et al. 2024 (HSTU), the public code's bucketisation."""
+def elapsed_bucket(microseconds: Int[Tensor, "b q l"]) -> Int[Tensor, "b q l"]:
+    """`min(127, floor(ln(max(1, |seconds|)) / .301))`. Source: Zhai et al. 2024 (HSTU), the public code's bucketisation."""
     seconds = microseconds.abs().float().mul_(1 / MICROSECONDS).clamp_min_(1)
     return seconds.log_().mul_(1 / TIME_STEP).clamp_max_(NUM_TIMES - 1).int()
 
 
-class DistanceBias(nn.Module):
-    """A learned number per head and distance, added to attention's scores: near and far mean the same anywhere.
+class BucketBias(nn.Module):
+    """Learned attention bias per head and bucket, zero at the start."""
 
-    Distances are numbered by `distance_number`. Zero at the start.
-    Source: Raffel et al. 2020 (T5), section 2.1, whose buckets are as fine near and as coarse far.
-    """
+    num_buckets: int
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_heads, NUM_DISTANCES))
+        self.weight = nn.Parameter(torch.zeros(num_heads, self.num_buckets))
 
-    def forward(self, distance: Int[Tensor, "b q l"]) -> Float[Tensor, "b h q l"]:
-        """The number of each distance."""
-        return look_up(self.weight, distance)
-
-
-class TimeBias(nn.Module):
-    """A learned number per head and time between two events (or an event and the request), added to attention's scores.
-
-    Times are numbered by `elapsed_number`. Zero at the start. Source: Zhai et al. 2024 (HSTU), section 3.2, rab^t.
-    """
-
-    def __init__(self, num_heads: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_heads, NUM_TIMES))
-
-    def forward(self, elapsed: Int[Tensor, "b q l"]) -> Float[Tensor, "b h q l"]:
-        """The number of each time."""
-        return look_up(self.weight, elapsed)
+    def forward(self, bucket: Int[Tensor, "b q l"]) -> Float[Tensor, "b h q l"]:
+        """Bias of each bucket."""
+        return look_up(self.weight, bucket)
 
 
-def look_up(table: Float[Tensor, "h numbers"], index: Int[Tensor, "b q l"]) -> Float[Tensor, "b h q l"]:
-    """`table[:, index]`, heads second; the gradient is a sum per number instead of one scattered add per element."""
+class DistanceBias(BucketBias):
+    """Attention bias by distance (`distance_bucket`). Source: Raffel et al. 2020 (T5), section 2.1, with other buckets."""
+
+    num_buckets = NUM_DISTANCES
+
+
+class TimeBias(BucketBias):
+    """Attention bias by time since an event (`elapsed_bucket`). Source: Zhai et al. 2024 (HSTU), section 3.2, rab^t."""
+
+    num_buckets = NUM_TIMES
+
+
+def look_up(table: Float[Tensor, "h buckets"], index: Int[Tensor, "b q l"]) -> Float[Tensor, "b h q l"]:
+    """`table[:, index]`, heads second; the gradient is a sum per bucket instead of a scattered add per element."""
     if torch.compiler.is_compiling() or table.device.type != "cpu":
         return table[:, index.long()].transpose(0, 1)
     apply: Callable[..., Tensor] = _LookUp.apply
@@ -193,7 +176,7 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
-        ctx.num_numbers = table.shape[1]
+        ctx.num_buckets = table.shape[1]
         return torch.stack([row[index] for row in table], 1)
 
     @staticmethod
@@ -202,21 +185,21 @@ class _LookUp(torch.autograd.Function):
         (index,) = ctx.saved_tensors
         flat = index.flatten()
         sums = [
-            torch.bincount(flat, weights=grad[:, head].flatten(), minlength=ctx.num_numbers)
+            torch.bincount(flat, weights=grad[:, head].flatten(), minlength=ctx.num_buckets)
             for head in range(grad.shape[1])
         ]
         return torch.stack(sums).to(grad.dtype), None
 
 
-def apply_rotary(heads: Float[Tensor, "b h l c"], place: Int[Tensor, "#b #l"]) -> Float[Tensor, "b h l c"]:
-    """Rotary positions: components (i, i + c / 2) turned by `place * 10000^(-2 i / c)`; c is even.
+def apply_rotary(heads: Float[Tensor, "b h l c"], position: Int[Tensor, "#b #l"]) -> Float[Tensor, "b h l c"]:
+    """Rotary positions: components (i, i + c / 2) rotated by `position * 10000^(-2 i / c)`; c is even.
 
-    Inner products of turned queries and keys depend on the difference of their places alone.
+    Inner products of rotated queries and keys depend on the difference of their positions alone.
     Source: Su et al. 2021 (RoFormer), section 3.2.2, with halves instead of neighbours paired, as in GPT-NeoX.
     """
     half = heads.shape[-1] // 2
     exponent = torch.arange(half, device=heads.device, dtype=torch.float32) / half
-    angle = place.unsqueeze(-1) * torch.exp(-math.log(ROTARY_BASE) * exponent)
+    angle = position.unsqueeze(-1) * torch.exp(-math.log(ROTARY_BASE) * exponent)
     cosine, sine = (part.unsqueeze(1).to(heads.dtype) for part in (angle.cos(), angle.sin()))
     first, second = heads[..., :half], heads[..., half:]
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], -1)

@@ -17,9 +17,9 @@ from models.settings.training import TrainTargets
 from models.shapes import Float, Int
 
 WINDOWS = 8
-"""Windows of similar tokens that a batch comes in: more of them pad less, fewer are quicker to go through."""
+"""Windows of a batch, of similar numbers of tokens: more of them pad less, fewer run faster."""
 POOL_BATCHES = 4
-"""Where a batch is one window: batches' worth of histories that are sorted by length together."""
+"""Batches of histories sorted by length together, where a batch is one window."""
 
 
 @dataclass(frozen=True)
@@ -30,38 +30,37 @@ class Window:
     event_type: Int[Tensor, "b l"]
     lengths: Int[Tensor, " b"]
     value: Float[Tensor, "b l"] | None = None
-    """NaN where an event has none; None where no event has one."""
+    """Values, NaN where an event has none; None where no event has one."""
     time: Int[Tensor, "b l"] | None = None
-    """Microseconds since the epoch; None where nothing looks at it."""
-    asked: Int[Tensor, "b l"] | None = None
-    """Request time of each column's next item, microseconds: the next event's time, in the last column the request's; None
-    where that is not known."""
+    """Microseconds since the epoch; None where the model reads no times."""
+    request_time: Int[Tensor, "b l"] | None = None
+    """Request time of each column's next item, microseconds: the next event's time, in the last column the request's; None:
+    unknown."""
     position: Int[Tensor, "b l"] | None = None
-    """Place of each column in its window; None: where it stands."""
+    """Position of each column; None: 0, 1, 2 …"""
 
     def to(self, device: torch.device) -> "Window":
         """The same rows on a device."""
-        there = {name: part for name, part in vars(self).items() if part is not None}
-        return Window(**{name: _moved(part, device) for name, part in there.items()})
+        return Window(
+            **{name: None if part is None else _moved(part, device) for name, part in vars(self).items()}
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs, and the next item after each position that bears loss."""
+    """Input windows and the targets of their positions."""
 
     windows: tuple[Window, ...]
-    """Rows of similar length together, so that little is padding."""
+    """Windows of rows of similar length, so that little is padding."""
     position: Int[Tensor, " n"]
-    """Of the state that each target is predicted from, among those of all windows' cells, one window and row after the other."""
+    """Cell whose state predicts each target, counted over all windows, row by row."""
     target: Int[Tensor, " n"]
     weight: Float[Tensor, " n"]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        position, target, weight = (
-            _moved(part, device) for part in (self.position, self.target, self.weight)
-        )
-        return Batch(tuple(window.to(device) for window in self.windows), position, target, weight)
+        parts = (_moved(part, device) for part in (self.position, self.target, self.weight))
+        return Batch(tuple(window.to(device) for window in self.windows), *parts)
 
 
 def _moved(part: Tensor, device: torch.device) -> Tensor:
@@ -69,9 +68,9 @@ def _moved(part: Tensor, device: torch.device) -> Tensor:
 
 
 def rounded_up(number: int, digits: int = 5) -> int:
-    """The next number with at most so many significant binary digits: with five at most 1/16 more, with four 1/8.
+    """`number` rounded up to `digits` significant binary digits: with five at most 1/16 more, with four 1/8.
 
-    Kernels for bf16 products on the CPU are compiled for each new shape and kept: batches must come in few shapes.
+    Kernels for bf16 products on the CPU are compiled for each new shape and kept, so batches must come in few shapes.
     """
     step = 1 << max(0, number.bit_length() - digits)
     return -(-number // step) * step
@@ -84,10 +83,9 @@ def pad(
     with_time: bool = False,
     with_value: bool = False,
 ) -> Window:
-    """The rows as a window, `asked` filled in where the histories know when the next item is asked for.
+    """Window of the rows, with times (and request times, where known) and values if chosen.
 
-    `shape` b, l; by default as many rows as there are and as many columns as the longest has (at least 1). Times and values
-    are left out unless they are wanted.
+    `shape` b, l; by default the number of rows and the longest length (at least 1).
     """
     rows, flat = histories.gather()
     shape = shape or (len(histories), max(1, int(histories.lengths.max(initial=0))))
@@ -100,25 +98,25 @@ def pad(
         cell[cells] = values
         return torch.from_numpy(cell)
 
-    asked = None
+    request_time = None
     if with_time and histories.request_time is not None:
         is_last = flat == histories.ends[rows] - 1
         following = histories.time[np.where(is_last, flat, flat + 1)]
-        asked = filled(np.where(is_last, histories.request_time[rows], following), np.int64)
+        request_time = filled(np.where(is_last, histories.request_time[rows], following), np.int64)
     return Window(
         filled(histories.item_index[flat], np.int32),
         filled(histories.event_type[flat], np.int32),
         torch.from_numpy(lengths),
         filled(histories.value[flat], np.float32) if with_value and histories.value is not None else None,
         filled(histories.time[flat], np.int64) if with_time else None,
-        asked,
+        request_time,
     )
 
 
 def cut_by_tokens(lengths: Int64, batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Rows in batches of similar length, shortest first, whose padded size stays within `batch_tokens`.
+    """Batches of rows of similar length, shortest first, whose padded size stays within `batch_tokens`.
 
-    A row longer than that is a batch of its own; rows of length 0 are in none.
+    A longer row is a batch of its own; empty rows are left out.
     """
     order = np.argsort(lengths, kind="stable")
     order = order[np.searchsorted(lengths[order], 1) :]
@@ -133,16 +131,16 @@ def cut_by_tokens(lengths: Int64, batch_tokens: int) -> list[NDArray[np.int64]]:
 
 
 class BatchPlan:
-    """Which histories each optimiser step of each epoch sees: every history that bears a target, once per epoch.
+    """Assignment of histories to the optimiser steps of every epoch: each history with a target, once per epoch.
 
     A history is its `max_length + 1` most recent events: inputs are all but the last, targets all but the first, each
     weighted by `type_weights` of its event type (default 1). A target of weight 0 or of item 0 bears no loss; a history
-    without any target is left out. `targets` "last": each history's last target alone, from what precedes it; "random": one of
-    each history, another every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
+    without any target is left out. `targets` "last": each history's last target alone, from the events before it; "random": one
+    of each history, another every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
     Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
-    A batch's histories are drawn at random and packed by length into several windows; `one_window` is for what takes time by
-    column, however many rows there are: then a batch's histories are of similar length. So they are where a step has not the
-    tokens for two windows of `window_tokens`, below which a window costs more than the padding that it saves.
+    A batch's histories are drawn at random and packed by length into several windows. With `one_window`, for encoders whose time
+    grows with columns rather than rows, a batch's histories are of similar length instead; so they are where a step has too few
+    tokens for two windows of `window_tokens`, below which a window costs more than the padding it saves.
     """
 
     def __init__(
@@ -159,20 +157,15 @@ class BatchPlan:
         one_window: bool = False,
         window_tokens: int = 0,
     ) -> None:
-        events = np.ones(len(histories.item_index), np.float32)
-        if type_weights is not None:
-            events = type_weights[histories.event_type].astype(np.float32, copy=False)
-        self.event_weight = np.where(histories.item_index > 0, events, np.float32(0))
-        self.targets = targets
-        self.max_length = max_length
-        self.seed = seed
-        self.with_time, self.with_value = with_time, with_value
-        self.window_tokens = window_tokens
+        weight = np.float32(1) if type_weights is None else type_weights[histories.event_type]
+        self.event_weight = np.where(histories.item_index > 0, weight, 0).astype(np.float32, copy=False)
+        self.targets, self.max_length, self.seed = targets, max_length, seed
+        self.with_time, self.with_value, self.window_tokens = with_time, with_value, window_tokens
         self._bearing = np.concatenate(([0], np.cumsum(self.event_weight > 0)))
         windows = replace(histories, request_time=None)
         windows = windows.last(max_length + 1) if targets == "all" else windows
         num_targets = self._num_targets(windows)
-        self.rows = np.flatnonzero(num_targets > 0)  # of the histories given
+        self.rows = np.flatnonzero(num_targets > 0)  # of `histories`
         self.windows = windows.select(self.rows)
         self.num_targets = int(num_targets.sum()) if targets == "all" else len(self.windows)
         self.steps_per_epoch = max(1, round(len(self.windows) / batch_histories))
@@ -180,10 +173,10 @@ class BatchPlan:
         self.one_window = one_window or tokens < 2 * window_tokens
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
-        """The rows of each step, in the order of the steps: shuffled histories cut at equal numbers of tokens.
+        """Rows of each step, in order: shuffled histories cut at equal numbers of tokens.
 
         For `one_window` they are first sorted by length within pools, longest first in every other pool so that neighbours stay
-        similar where pools meet, and the cuts are shuffled.
+        similar between pools, and the cuts are shuffled.
         """
         if not self.num_targets:
             return []
@@ -195,31 +188,31 @@ class BatchPlan:
             order = order[np.lexsort((np.where(pool % 2, -lengths[order], lengths[order]), pool))]
         middle = np.cumsum(lengths[order]) - lengths[order] / 2
         step = (middle * (self.steps_per_epoch / lengths.sum())).astype(np.int64)
-        # a history longer than a step's budget leaves no step empty: from row to row one further at most, and the last is reached
+        # a history longer than a step's budget leaves no step empty: steps grow by at most one per row, up to the last
         row = np.arange(len(order))
         step = np.minimum(row + np.minimum.accumulate(step - row), row)
         step = np.maximum(step, row + self.steps_per_epoch - len(order))
         cuts = np.split(order, np.flatnonzero(np.diff(step)) + 1)
-        return [cuts[place] for place in random.permutation(len(cuts))]
+        return [cuts[number] for number in random.permutation(len(cuts))]
 
     def in_epoch(self, epoch: int) -> Histories:
-        """[rows] inputs of an epoch and, behind them, the last target."""
+        """Rows of an epoch: inputs, then the last target."""
         if self.targets == "all":
             return self.windows
         if epoch != self._drawn_for:
-            self._drawn, self._drawn_for = self._one_target_each(epoch), epoch
+            self._drawn, self._drawn_for = self._up_to_one_target(epoch), epoch
         return self._drawn
 
     def targets_of(
         self, rows: NDArray[np.int64], epoch: int
     ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-        """Item and weight of every target of the given rows, in their order."""
+        """Item and weight of every target of the given rows, in order."""
         histories = self.in_epoch(epoch).select(rows)
         row, event = replace(histories, starts=self._second(histories)).gather()
         return self._targets_at(event[self._bears(histories, row, event)])
 
     def item_counts(self, num_items: int) -> Float64:
-        """[num_items + 1] how often each item is a target in an epoch, in expectation where targets are drawn."""
+        """[num_items + 1] expected number of times that each item is a target in an epoch."""
         row, event = replace(self.windows, starts=self._second(self.windows)).gather()
         bears = self.event_weight[event] > 0
         row, event = row[bears], event[bears]
@@ -233,17 +226,18 @@ class BatchPlan:
 
     def batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
         """Inputs and targets of the given rows."""
-        parts = [self._one_window(each, epoch) for each in self._packed(rows, epoch)]
-        cells = np.cumsum([0, *(part.windows[0].item_index.numel() for part in parts)]).tolist()
+        parts = [self._one_window(window_rows, epoch) for window_rows in self._packed(rows, epoch)]
+        windows = tuple(part.windows[0] for part in parts)
+        before = np.cumsum([0, *(window.item_index.numel() for window in windows)]).tolist()
         return Batch(
-            tuple(part.windows[0] for part in parts),
-            torch.cat([part.position + before for part, before in zip(parts, cells, strict=False)]),
+            windows,
+            torch.cat([part.position + cells for part, cells in zip(parts, before, strict=False)]),
             torch.cat([part.target for part in parts]),
             torch.cat([part.weight for part in parts]),
         )
 
     def _packed(self, rows: NDArray[np.int64], epoch: int) -> list[NDArray[np.int64]]:
-        """The rows of each window, longest first: as many as its longest leaves room for, in few different numbers."""
+        """Rows of each window, longest first, as many as the budget allows, in few different numbers."""
         if self.one_window:
             return [rows]
         lengths = self.in_epoch(epoch).lengths[rows] - 1
@@ -259,8 +253,8 @@ class BatchPlan:
     def _one_window(self, rows: NDArray[np.int64], epoch: int) -> Batch:
         """Inputs and targets of rows that become one window."""
         histories = self.in_epoch(epoch).select(rows)
-        asked = histories.time[histories.ends - 1] if self.with_time else None
-        inputs = replace(histories, ends=histories.ends - 1, request_time=asked)
+        request_time = histories.time[histories.ends - 1] if self.with_time else None
+        inputs = replace(histories, ends=histories.ends - 1, request_time=request_time)
         shape = rounded_up(len(rows)), self._columns(int(inputs.lengths.max()))
         window = pad(inputs, shape, with_time=self.with_time, with_value=self.with_value)
         row, flat = inputs.gather()
@@ -272,7 +266,7 @@ class BatchPlan:
         return min(rounded_up(longest, 4), self.max_length)
 
     def _bears(self, histories: Histories, row: Int64, event: Int64) -> NDArray[np.bool_]:
-        """Which events, each of a row, are targets."""
+        """Whether each event, of the given row, is a target."""
         bears = self.event_weight[event] > 0 if self.targets == "all" else event == histories.ends[row] - 1
         return np.asarray(bears)
 
@@ -281,12 +275,12 @@ class BatchPlan:
         return torch.from_numpy(item), torch.from_numpy(self.event_weight[event])
 
     def _num_targets(self, windows: Histories) -> Int64:
-        """[rows] events behind the first that bear loss."""
+        """[rows] events after the first that bear loss."""
         counts: Int64 = self._bearing[windows.ends] - self._bearing[self._second(windows)]
         return counts
 
-    def _one_target_each(self, epoch: int) -> Histories:
-        """Each row up to one of its targets: the last, or one drawn for the epoch."""
+    def _up_to_one_target(self, epoch: int) -> Histories:
+        """Rows cut after one of their targets: the last, or one drawn for the epoch."""
         counts, first = self._num_targets(self.windows), self._bearing[self._second(self.windows)]
         chosen = counts - 1
         if self.targets == "random":

@@ -1,7 +1,8 @@
-"""Attention blocks: transformer, HSTU and LiGR, from states to states.
+"""Attention blocks: transformer, HSTU and LiGR.
 
 Letters: b rows, l positions, d components of a state, h heads, c = d / h components of a head, n >= b * l states.
-A block answers two calls: `forward` for every position, `last` for the final position of each row alone.
+A block has two calls: `forward` for every position of concatenated windows, whose padding states carry no meaning; `last` for
+the final position of each row alone.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,13 @@ from models.shapes import Float, Int
 FEED_FORWARD_WIDTH = 4
 """Width of the feed-forward layer with GELU, in multiples of d."""
 SWIGLU_WIDTH = 8 / 3
-"""Width of the gated one, in multiples of d: as many weights (Shazeer 2020)."""
+"""Width of the gated layer, in multiples of d: as many weights (Shazeer 2020)."""
 
 
 class Dropout(nn.Module):
-    """Each component is zero with probability `share`, otherwise divided by `1 - share`; the identity outside training.
+    """Dropout with probability `share` in [0, 1), on the CPU rounded to a multiple of 2^-16.
 
-    On the CPU four components share a 64-bit random number (torch draws one for each, several times as slow): there the
-    share is a multiple of 2^-16. `share` in [0, 1).
+    There four components share a 64-bit random number; torch draws one for each, several times as slow.
     """
 
     def __init__(self, share: float) -> None:
@@ -33,7 +33,7 @@ class Dropout(nn.Module):
         self.share = share
 
     def forward(self, states: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """The states, thinned out."""
+        """States with random components zero, the others divided by `1 - share`; unchanged outside training."""
         if not self.training or self.share == 0:
             return states
         if states.device.type != "cpu" or torch.compiler.is_compiling():
@@ -49,13 +49,13 @@ def random_mask(shape: torch.Size, share: float) -> Int[Tensor, "*any"]:
 
 
 class AttentionBlock(nn.Module):
-    """Residual attention, then a feed-forward layer: the shared part of transformer, HSTU and LiGR.
+    """Base of transformer, HSTU and LiGR: residual attention (`merged`), then a feed-forward layer (`fed_forward`), if any.
 
-    A subclass adds what attention gathered in `merged`, and its feed-forward layer, if it has one, in `fed_forward`. `project`
-    makes queries, keys and values, its last three parts, and before them `num_more` parts of a subclass's own.
+    `project` makes `num_more` parts of a subclass's own, then queries, keys and values.
     """
 
     num_more = 0
+    merge: nn.Linear
 
     def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()
@@ -68,19 +68,19 @@ class AttentionBlock(nn.Module):
     def forward(
         self, states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
     ) -> Float[Tensor, "n d"]:
-        """New states of windows of b rows of l positions, one window and row after the other; states behind them see none."""
+        """New states of concatenated windows of b rows and l positions."""
         normed = self.attention_norm(states)
         projected = self._projected(normed, self.num_more, self.num_more + 3)
-        mixed = []
-        for part, window in zip(windows_of(projected, geometry), geometry, strict=True):
-            queries, keys, values = (self._heads(third) for third in part.chunk(3, -1))
-            mixed.append(join_heads(self.attention(queries, keys, values, window)))
+        mixed = [
+            join_heads(self.attention(*map(self._heads, part.chunk(3, -1)), window))
+            for part, window in zip(windows_of(projected, geometry), geometry, strict=True)
+        ]
         return self._finish(states, normed, joined(mixed, len(states)))
 
     def last(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], geometry: AttentionGeometry
     ) -> Float[Tensor, "b 1 d"]:
-        """The new state at position `lengths - 1` of each row, computed for that position alone; lengths >= 1."""
+        """New state at position `lengths - 1` of each row, computed for that position alone; lengths >= 1."""
         keys, values = self.keys_values(self.attention_norm(states))
         return self.at(last_of(states, lengths), keys, values, geometry)
 
@@ -91,7 +91,7 @@ class AttentionBlock(nn.Module):
         values: Float[Tensor, "b h l c"],
         geometry: AttentionGeometry,
     ) -> Float[Tensor, "b q d"]:
-        """New states of any q columns that look at the given keys and values."""
+        """New states of any q query columns over the given keys and values."""
         normed = self.attention_norm(states)
         mixed = self.attention(self.queries(normed), keys, values, geometry)
         return self._finish(states, normed, join_heads(mixed))
@@ -108,11 +108,13 @@ class AttentionBlock(nn.Module):
         return self._heads(keys), self._heads(values)
 
     def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
-        """The states with the attention output added; `normed`: their norm before attention."""
-        raise NotImplementedError
+        """States plus attention output, here `x + merge(mixed)`; `normed`: their norm before attention."""
+        del normed
+        added: Tensor = self.dropout(self.merge(mixed))
+        return states + added
 
     def fed_forward(self, states: Tensor, source: Tensor) -> Tensor:
-        """The states with the feed-forward layer's output of `source` added; as they are without such a layer."""
+        """States plus the feed-forward layer's output of `source`; unchanged without such a layer."""
         del source
         return states
 
@@ -121,13 +123,12 @@ class AttentionBlock(nn.Module):
         return self.fed_forward(merged, merged)
 
     def _projected(self, normed: Tensor, first: int, last: int) -> Tensor:
-        """Some parts of `project(normed)`, side by side."""
+        """Parts `first` to `last - 1` of `project(normed)`, concatenated."""
         outputs = slice(first * normed.shape[-1], last * normed.shape[-1])
         return functional.linear(normed, self.project.weight[outputs], self.project.bias[outputs])
 
     def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
-        rows, positions, dim = states.shape
-        return states.view(rows, positions, self.num_heads, dim // self.num_heads).transpose(1, 2)
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class TransformerBlock(AttentionBlock):
@@ -140,13 +141,7 @@ class TransformerBlock(AttentionBlock):
         super().__init__(settings, implementation)
         self.merge = nn.Linear(settings.dim, settings.dim)
         self.feed_forward_norm = nn.LayerNorm(settings.dim)
-        self.feed_forward = feed_forward(settings)
-
-    def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
-        """`x + merge(mixed)`."""
-        del normed
-        added: Tensor = self.dropout(self.merge(mixed))
-        return states + added
+        self.feed_forward = SwiGLU(settings) if settings.resolved.feed_forward == "swiglu" else GELU(settings)
 
     def fed_forward(self, states: Tensor, source: Tensor) -> Tensor:
         """`x + feed_forward(norm(source))`."""
@@ -208,11 +203,6 @@ BLOCKS: dict[str, type[AttentionBlock]] = {
 }
 
 
-def feed_forward(settings: EncoderSettings) -> nn.Module:
-    """The layer that follows attention, with the kind of gate that the settings ask for."""
-    return SwiGLU(settings) if settings.resolved.feed_forward == "swiglu" else GELU(settings)
-
-
 class GELU(nn.Module):
     """`narrow(dropout(gelu(widen(x))))`, four times as wide in between."""
 
@@ -223,7 +213,7 @@ class GELU(nn.Module):
         self.dropout = Dropout(settings.dropout)
 
     def forward(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "*any d"]:
-        """Each state by itself."""
+        """Output of each state."""
         narrowed: Tensor = self.narrow(self.dropout(functional.gelu(self.widen(states))))
         return narrowed
 
@@ -239,17 +229,17 @@ class SwiGLU(nn.Module):
         self.dropout = Dropout(settings.dropout)
 
     def forward(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "*any d"]:
-        """Each state by itself."""
+        """Output of each state."""
         gate, wide = self.widen(states).chunk(2, -1)
         narrowed: Tensor = self.narrow(self.dropout(functional.silu(gate) * wide))
         return narrowed
 
 
 def join_heads(mixed: Float[Tensor, "b h q c"]) -> Float[Tensor, "b q d"]:
-    """The heads' components side by side."""
+    """Concatenated components of all heads."""
     return mixed.transpose(1, 2).flatten(-2)
 
 
 def last_of(states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b 1 d"]:
-    """The state at position `lengths - 1` of each row; lengths >= 1."""
+    """State at position `lengths - 1` of each row; lengths >= 1."""
     return states.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1]))

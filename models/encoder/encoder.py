@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.device import to_numpy
 from models.encoder.attention import HistoryAttention, Implementation
 from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import Batch, Window, cut_by_tokens, pad, rounded_up
@@ -29,19 +30,19 @@ from models.topk import recommend_in_chunks
 INITIAL_SCALE = 0.02
 """Standard deviation of fresh embeddings and linear weights."""
 TARGET_CELLS = 2**24
-"""Positions x candidates that target attention looks at a time when it scores a catalogue."""
+"""Positions x candidates per chunk of target attention when it scores a catalogue."""
 
 Layer = AttentionBlock | GRUBlock | LSTMBlock | ConvBlock | PoolingBlock | MeanReadout
 
 
 class Encoder(nn.Module):
-    """`norm(layers(dropout(item + position + event)))`: a state per position, scored against item vectors.
+    """Sequence encoder `norm(layers(dropout(item + position + event)))`: a state per position, scored against item vectors.
 
-    Rows start in column 0 and are padded with item 0 on the right; in a causal encoder the state at column i depends on columns
-    0..i, so neither future nor padding changes it; a bidirectional one looks at its whole row, which must then be closed.
-    `layers` are the blocks and, for readout mean and attention, one more. Item vectors are tied: those that go in are those that
-    states are scored against. With similarity cosine states have length 1 / temperature and item vectors length 1.
-    `num_event_types` 0: events carry no type. `content`: needed where the settings ask for it.
+    Rows start in column 0 and are padded with item 0 on the right. In a causal encoder the state at column i depends on columns
+    0..i alone; a bidirectional one reads the whole row, which must end before its target.
+    `layers` are the blocks and, for readout mean and attention, one more. Input and output item vectors are tied. With similarity
+    cosine states have length 1 / temperature and item vectors length 1. `num_event_types` 0: events carry no type.
+    Raises ValueError for `content` without `settings.item_content` or the reverse.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Encoder(nn.Module):
         if settings.item_content != (content is not None):
             raise ValueError(
                 f"model.item_content: received {settings.item_content} and {'some' if content is not None else 'no'} content of "
-                "items, expected both or neither: the configuration's [items] says where it is"
+                "items, expected both or neither: configure it in [items]"
             )
         settings = settings.resolved
         self.settings = settings
@@ -66,8 +67,8 @@ class Encoder(nn.Module):
         self.max_length = max_length
         self.items = ItemEmbedding(settings, num_items, content)
         self.events = EventVectors(settings, num_event_types)
-        placed = settings.positions == "absolute"
-        self.positions = nn.Embedding(max_length, settings.dim) if placed else None
+        is_absolute = settings.positions == "absolute"
+        self.positions = nn.Embedding(max_length, settings.dim) if is_absolute else None
         self.dropout = Dropout(settings.dropout)
         self.layers = nn.ModuleList(_layers(settings, implementation))
         self.target = TargetReadout(settings, implementation) if settings.readout == "target" else None
@@ -78,11 +79,11 @@ class Encoder(nn.Module):
         self.items.forget_untrained()
 
     def forward(self, window: Window) -> Float[Tensor, "b l d"]:
-        """The state at every column; l <= max_length."""
+        """State at every column; l <= max_length."""
         return self.states((window,)).view(*window.item_index.shape, -1)
 
     def states(self, windows: Sequence[Window]) -> Float[Tensor, "n d"]:
-        """The state at every column of every window, one window and row after the other."""
+        """States at every column of every window, concatenated by window and row."""
         geometry = [full_geometry(window, self.settings) for window in windows]
         states = torch.cat([self.embed(window).flatten(0, 1) for window in windows])
         cells = len(states)
@@ -93,7 +94,7 @@ class Encoder(nn.Module):
         return self.finished(states[:cells])
 
     def last_states(self, window: Window) -> Float[Tensor, "b d"]:
-        """The state at the last column of each row, the last layer computing that column alone; lengths >= 1."""
+        """State at the last column of each row, the last layer computing that column alone; lengths >= 1."""
         if not self.layers:
             return self.finished(last_of(self.embed(window), window.lengths)).squeeze(1)
         geometry = (full_geometry(window, self.settings),)
@@ -105,49 +106,50 @@ class Encoder(nn.Module):
         return self.finished(last).squeeze(1)
 
     def embed(self, window: Window) -> Float[Tensor, "b l d"]:
-        """The states that the first layer works on."""
+        """Input of the first layer."""
         states = self.items(window.item_index)
         if self.positions is not None and window.position is not None:
             states = states + self.positions(window.position)
         elif self.positions is not None:
             states = states + self.positions.weight[: window.item_index.shape[1]]
-        said = self.events(window)
-        dropped: Tensor = self.dropout(states if said is None else states + said)
+        events = self.events(window)
+        dropped: Tensor = self.dropout(states if events is None else states + events)
         return dropped
 
     def item_vectors(self) -> Float[Tensor, "items d"]:
-        """Vectors that states are scored against: `states @ item_vectors.T`; row 0 is padding."""
+        """Output item vectors, for `states @ item_vectors.T`; row 0 is padding."""
         vectors = self.items.all()
         return normalised(vectors) if self.settings.similarity == "cosine" else vectors
 
     def vectors_of(self, item_index: Int[Tensor, "*any"]) -> Float[Tensor, "*any d"]:
-        """Some rows of `item_vectors`."""
+        """Rows of `item_vectors`."""
         vectors: Tensor = self.items(item_index)
         return normalised(vectors) if self.settings.similarity == "cosine" else vectors
 
     def candidates(self) -> Int[Tensor, " n"] | None:
-        """The items that a loss may choose from, ascending: those that training knows; None: all of 1..num_items."""
+        """Candidate items of the loss, seen in training, ascending; None: all of 1..num_items."""
         return self.items.trained
 
     def target_scores(
         self, states: Float[Tensor, "cells d"], batch: Batch, negatives: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n m"]]:
-        """Readout target: scores of each target's own item and of the negatives that all share, from the states of a batch."""
+        """Scores of each target's item and of the shared negatives by readout target, from the states of a batch."""
         assert self.target is not None, "only readout 'target' scores candidate by candidate"
-        shared, own, others = self.vectors_of(negatives), [], []
+        shared, positive, negative = self.vectors_of(negatives), [], []
         first = 0
         for window in batch.windows:
             cells = window.item_index.numel()
             here = (batch.position >= first) & (batch.position < first + cells)
-            seen = states[first : first + cells].view(*window.item_index.shape, -1)
+            window_states = states[first : first + cells].view(*window.item_index.shape, -1)
             position = batch.position[here] - first
-            own.append(self.target.own_scores(seen, position, self.vectors_of(batch.target[here])))
-            others.append(self.target.scores(seen, position, shared))
+            vectors = self.vectors_of(batch.target[here])
+            positive.append(self.target.own_scores(window_states, position, vectors))
+            negative.append(self.target.scores(window_states, position, shared))
             first += cells
-        return torch.cat(own), torch.cat(others)
+        return torch.cat(positive), torch.cat(negative)
 
     def anneal(self, progress: float) -> None:
-        """Set the temperature of Gumbel-softmax for a share of the training, in [0, 1]; others have none."""
+        """Set the temperature of Gumbel-softmax, if any, at a share of the training in [0, 1]."""
         settings = self.settings
         temperature = settings.gumbel_start * (settings.gumbel_end / settings.gumbel_start) ** progress
         for module in self.modules():
@@ -161,7 +163,7 @@ class Encoder(nn.Module):
 
     @property
     def attention_layers(self) -> list[AttentionBlock]:
-        """The layers that attend, first to last."""
+        """Attention blocks and readout, first to last."""
         return [layer for layer in self.layer_list if isinstance(layer, AttentionBlock)]
 
     @property
@@ -171,24 +173,24 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.items.device
 
     def pad(self, histories: Histories) -> Window:
-        """The rows as the encoder reads them, on its device, each cut to `max_length` before.
+        """Window on the encoder's device of rows of at most `max_length` events.
 
-        Raises ValueError where the model sees the time of the request and the histories don't say it.
+        Raises ValueError for a model trained with `request_time` and histories without.
         """
         if self.settings.request_time and histories.request_time is None:
             raise ValueError(
-                "histories: received no request_time, expected the time at which each row's next item is asked for: "
+                "histories: received no request_time, expected the time at which each row's next item is requested: "
                 "the model was trained with model.request_time"
             )
         window = pad(histories, with_time=self.settings.uses_time, with_value=self.settings.value)
         return window.to(self.device)
 
     def finished(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "*any d"]:
-        """Normed, and for cosine at length 1 / temperature."""
+        """Normed states, for cosine of length 1 / temperature."""
         normed: Tensor = self.norm(states)
         if self.settings.similarity == "dot":
             return normed
@@ -198,16 +200,16 @@ class Encoder(nn.Module):
 
 
 def _layers(settings: EncoderSettings, implementation: Implementation) -> list[nn.Module]:
-    """The blocks, and the readout where it is a layer."""
+    """Blocks, and the readout where it is a layer."""
     layers: list[nn.Module] = []
+    others = {"gru": GRUBlock, "lstm": LSTMBlock, "pooling": PoolingBlock}
     for number in range(settings.num_blocks):
         if settings.attends:
             layers.append(BLOCKS[settings.block](settings, implementation))
         elif settings.block == "conv":
             layers.append(ConvBlock(settings, number))
         else:
-            kinds = {"gru": GRUBlock, "lstm": LSTMBlock, "pooling": PoolingBlock}
-            layers.append(kinds[settings.block](settings))
+            layers.append(others[settings.block](settings))
     if settings.readout == "mean":
         layers.append(MeanReadout())
     elif settings.readout == "attention":
@@ -223,7 +225,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 class AttentionRecommender:
-    """Ranks the catalogue by the inner product of a history's last state and the item vectors (or by target attention)."""
+    """Recommender that scores items by inner products with a history's last state, or by target attention."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder.eval()
@@ -232,16 +234,15 @@ class AttentionRecommender:
 
     @torch.inference_mode()
     def encode(self, histories: Histories, batch_tokens: int = 2**13) -> Float32:
-        """[rows, d]: the last state of each row's `max_length` most recent events; zeros for an empty row.
+        """[rows, d] last state of each row's `max_length` most recent events; zeros for an empty row.
 
-        `batch_tokens` bounds the padded size of the batches that rows of similar length are put in.
-        Raises ValueError where the model sees the time of the request and the histories don't say it.
+        `batch_tokens`: maximum padded size of a batch. Raises ValueError as `Encoder.pad`.
         """
         windows = histories.last(self.encoder.max_length)
         vectors = np.zeros((len(windows), self.encoder.settings.dim), np.float32)
         for rows in cut_by_tokens(windows.lengths, batch_tokens):
             window = self.encoder.pad(windows.select(rows))
-            vectors[rows] = self.encoder.last_states(window).float().cpu().numpy()
+            vectors[rows] = to_numpy(self.encoder.last_states(window))
         return vectors
 
     @torch.inference_mode()
@@ -252,14 +253,10 @@ class AttentionRecommender:
         vectors = torch.from_numpy(self.encode(histories)).to(self.device)
         scores = vectors @ self.encoder.item_vectors().T
         scores[:, 0] = -torch.inf
-        found: Float32 = scores.cpu().numpy()
-        return found
+        return to_numpy(scores)
 
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
-        """The k best items of each row, best first, and their scores: two [rows, k].
-
-        Equal scores: the lower item first. Where fewer than k can be given the rest is item 0 with score -inf.
-        """
+        """The k best items and scores of each row, as in `models.recommender.Recommender.recommend`."""
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
     def _score_by_target(self, histories: Histories) -> Float32:
@@ -274,12 +271,12 @@ class AttentionRecommender:
             step = max(1, TARGET_CELLS // (window.item_index.numel() * encoder.settings.num_heads))
             for start in range(0, len(vectors), step):
                 part = vectors[start : start + step]
-                found = encoder.target.last_scores(states, window.lengths, part)
-                scores[rows, start : start + step] = found.cpu().numpy()
+                part_scores = encoder.target.last_scores(states, window.lengths, part)
+                scores[rows, start : start + step] = part_scores.cpu().numpy()
         scores[:, 0] = -np.inf
         return scores
 
 
 def as_asked(histories: Histories, request_time: int) -> Histories:
-    """The same rows, their next items asked for at one time, microseconds since the epoch."""
+    """The same rows with one request time, microseconds since the epoch."""
     return replace(histories, request_time=np.full(len(histories), request_time, np.int64))

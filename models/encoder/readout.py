@@ -1,4 +1,4 @@
-"""Readouts: the last layers of an encoder, which answer the calls of a block.
+"""Readouts: last layers of an encoder, with the two calls of a block (see `blocks`).
 
 Letters: b rows, l positions, d components of a state, n >= b * l states, h heads, c = d / h, m candidates.
 """
@@ -19,27 +19,27 @@ from models.shapes import Float, Int
 
 
 class MeanReadout(nn.Module):
-    """The mean of the states of columns 0..i, at column i; in a bidirectional encoder too.
+    """Mean of the states of columns 0..i, in a bidirectional encoder too.
 
-    Source: Covington et al. 2016, section 3.2, who average the watched videos' vectors.
+    Source: Covington et al. 2016, section 3.2, who average the vectors of watched videos.
     """
 
     def forward(
         self, states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
     ) -> Float[Tensor, "n d"]:
-        """Of windows of b rows of l positions, one window and row after the other; states behind them become 0."""
+        """Means in concatenated windows of b rows and l positions."""
         return joined([causal_mean(part) for part in windows_of(states, geometry)], len(states))
 
     def last(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _geometry: AttentionGeometry
     ) -> Float[Tensor, "b 1 d"]:
-        """The mean of the first `lengths` columns of each row; lengths >= 1."""
+        """Mean of the first `lengths` columns of each row; lengths >= 1."""
         real = torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1)
         return (states * real.unsqueeze(2)).sum(1, keepdim=True) / lengths.view(-1, 1, 1)
 
 
 class AttentionReadout(AttentionBlock):
-    """`x + merge(attention(norm(x)))`: each state attends over the states up to it.
+    """Attention readout `x + merge(attention(norm(x)))`: each state attends over the states up to it.
 
     Source: Li et al. 2017 (NARM), section 3.2, whose query is the last state too.
     """
@@ -48,21 +48,15 @@ class AttentionReadout(AttentionBlock):
         super().__init__(settings, implementation)
         self.merge = nn.Linear(settings.dim, settings.dim)
 
-    def merged(self, states: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
-        """`x + merge(mixed)`."""
-        del normed
-        added: Tensor = self.dropout(self.merge(mixed))
-        return states + added
-
 
 class TargetReadout(nn.Module):
-    """Target attention: each candidate attends over the history by itself and is scored by the result.
+    """Target attention: each candidate attends over the history and is scored by the result.
 
     With candidate vector u, states s_0..s_i and heads h: `score = u . s_i + sum over h and j <= i of w_hj (u_h . (V s_j)_h)`,
     `w_h` the weights over j of `score((Q u)_h, (K s_j)_h)` (of `HistoryAttention`, no biases), kept within +-30: softmax,
     or silu divided by i + 1.
-    A candidate's query does not depend on i, so that running sums over j serve all i at once.
-    Source: Zhou et al. 2018 (DIN), section 4.3, whose activation unit is nearest to the score concat.
+    A candidate's query does not depend on i, so running sums over j serve all i at once.
+    Source: Zhou et al. 2018 (DIN), section 4.3, whose activation unit is closest to the score concat.
     """
 
     LARGEST = 30.0
@@ -70,8 +64,8 @@ class TargetReadout(nn.Module):
     def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()
         self.settings = settings.resolved
-        unplaced = replace(self.settings, positions="none", time_bias=False, request_time=False)
-        self.attention = HistoryAttention(unplaced, implementation)
+        unbiased = replace(self.settings, positions="none", time_bias=False, request_time=False)
+        self.attention = HistoryAttention(unbiased, implementation)
         self.norm = nn.LayerNorm(settings.dim)
         self.looking = nn.Linear(settings.dim, settings.dim)
         self.seen = nn.Linear(settings.dim, 2 * settings.dim)
@@ -80,54 +74,53 @@ class TargetReadout(nn.Module):
         self, states: Float[Tensor, "b l d"], position: Int[Tensor, " n"], candidates: Float[Tensor, "m d"]
     ) -> Float[Tensor, "n m"]:
         """Score of each candidate at flat position row * l + column, from the states up to there."""
-        found, worth = self._each(states, candidates)
-        weight = self._weight(found)
-        gathered = (weight * worth).cumsum(-1) / self._whole(weight.cumsum(-1))
-        at_position = states.flatten(0, 1)[position]
-        added = gathered.sum(1).transpose(1, 2).flatten(0, 1)[position]
-        return added + precise(at_position @ candidates.T)
+        attention, worth = self._attention_and_worth(states, candidates)
+        weight = self._weight(attention)
+        mixed = (weight * worth).cumsum(-1) / self._divisor(weight.cumsum(-1))
+        added = mixed.sum(1).transpose(1, 2).flatten(0, 1)[position]
+        return added + precise(states.flatten(0, 1)[position] @ candidates.T)
 
     def last_scores(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], candidates: Float[Tensor, "m d"]
     ) -> Float[Tensor, "b m"]:
         """Score of each candidate at column `lengths - 1` of each row; lengths >= 1."""
-        found, worth = self._each(states, candidates)
+        attention, worth = self._attention_and_worth(states, candidates)
         real = (torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1))[:, None, None]
         if self.settings.weighting == "softmax":
-            weight = found.masked_fill(~real, -torch.inf).softmax(-1)
+            weight = attention.masked_fill(~real, -torch.inf).softmax(-1)
         else:
-            weight = functional.silu(found) * real / lengths.view(-1, 1, 1, 1)
+            weight = functional.silu(attention) * real / lengths.view(-1, 1, 1, 1)
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
         return (weight * worth).sum((1, 3)) + precise(last @ candidates.T)
 
     def own_scores(
         self, states: Float[Tensor, "b l d"], position: Int[Tensor, " n"], candidates: Float[Tensor, "n d"]
     ) -> Float[Tensor, " n"]:
-        """Score of a candidate of its own at each of the flat positions, each position at most once."""
+        """Score of one candidate at each of the flat positions, which are distinct."""
         queries = torch.zeros_like(states).flatten(0, 1).index_copy(0, position, candidates.to(states.dtype))
         keys, values = self._keys_and_values(states)
-        looking = self._heads(self.looking(queries.view_as(states)))
-        weight = self._weight(self._kept_within(self.attention.scores(looking, keys))).tril()
+        heads = self._heads(self.looking(queries.view_as(states)))
+        weight = self._weight(self._clamped(self.attention.scores(heads, keys))).tril()
         worth = precise(self._heads(queries.view_as(states)) @ values.transpose(-2, -1))
-        gathered = (weight * worth).sum(-1) / self._whole(weight.sum(-1))
-        found = gathered.sum(1).flatten()[position]
-        return found + precise((states.flatten(0, 1)[position] * candidates).sum(-1))
+        mixed = (weight * worth).sum(-1) / self._divisor(weight.sum(-1))
+        added = mixed.sum(1).flatten()[position]
+        return added + precise((states.flatten(0, 1)[position] * candidates).sum(-1))
 
-    def _each(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """(score, worth) of each column for each candidate: two [b, h, m, l]."""
+    def _attention_and_worth(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """(attention score, worth) of each column for each candidate: two [b, h, m, l]."""
         keys, values = self._keys_and_values(states)
-        looking = self._heads(self.looking(candidates).unsqueeze(0))
+        queries = self._heads(self.looking(candidates).unsqueeze(0))
         worth = self._heads(candidates.unsqueeze(0)) @ values.transpose(-2, -1)
-        return self._kept_within(self.attention.scores(looking, keys)), precise(worth)
+        return self._clamped(self.attention.scores(queries, keys)), precise(worth)
 
-    def _kept_within(self, found: Tensor) -> Tensor:
-        return precise(found).clamp(-self.LARGEST, self.LARGEST)
+    def _clamped(self, scores: Tensor) -> Tensor:
+        return precise(scores).clamp(-self.LARGEST, self.LARGEST)
 
-    def _weight(self, found: Tensor) -> Tensor:
-        """Weights before division by `_whole`."""
-        return found.exp() if self.settings.weighting == "softmax" else functional.silu(found)
+    def _weight(self, scores: Tensor) -> Tensor:
+        """Weights before division by `_divisor`."""
+        return scores.exp() if self.settings.weighting == "softmax" else functional.silu(scores)
 
-    def _whole(self, total: Float[Tensor, "*any l"]) -> Tensor:
+    def _divisor(self, total: Float[Tensor, "*any l"]) -> Tensor:
         """Divisor of the weights up to each column."""
         if self.settings.weighting == "softmax":
             return total
@@ -138,6 +131,4 @@ class TargetReadout(nn.Module):
         return self._heads(keys), self._heads(values)
 
     def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
-        rows, columns, dim = states.shape
-        heads = self.settings.num_heads
-        return states.view(rows, columns, heads, dim // heads).transpose(1, 2)
+        return states.unflatten(-1, (self.settings.num_heads, -1)).transpose(1, 2)

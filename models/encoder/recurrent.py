@@ -1,6 +1,6 @@
-"""Recurrent blocks, GRU and LSTM: the order is in the recurrence, no position is needed.
+"""Recurrent blocks, GRU and LSTM, with the two calls of a block (see `blocks`).
 
-Letters: b rows, l positions, d components of a state, n >= b * l states. The two calls of a block: see `blocks`.
+Letters: b rows, l positions, d components of a state, n >= b * l states.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from models.device import computes_bf16
 from models.encoder.attention_bias import AttentionGeometry, joined, windows_of
-from models.encoder.blocks import Dropout
+from models.encoder.blocks import Dropout, last_of
 from models.settings.encoder import EncoderSettings
 from models.shapes import Float, Int
 
 
 class RecurrentBlock(nn.Module):
-    """`x + dropout(cell(norm(x)))` from a zero hidden state at column 0.
+    """Residual recurrence `x + dropout(cell(norm(x)))` from a zero hidden state at column 0.
 
-    A bidirectional one reads each row a second time from its last event back: half of the components know what came before,
-    half what comes after. The residual sum and the norm are this project's, as in its transformer.
+    A bidirectional block also reads each row backwards from its last event, for half of the components. The residual sum and the
+    norm are this project's, as in its transformer.
     """
 
     cell: type[nn.GRU] | type[nn.LSTM]
@@ -36,46 +36,45 @@ class RecurrentBlock(nn.Module):
     def forward(
         self, states: Float[Tensor, "n d"], geometry: Sequence[AttentionGeometry]
     ) -> Float[Tensor, "n d"]:
-        """New states of windows of b rows of l positions, one window and row after the other; states behind them become 0."""
+        """New states of concatenated windows of b rows and l positions."""
         parts = zip(windows_of(states, geometry), geometry, strict=True)
-        return joined([self._mixed(part, each.lengths) for part, each in parts], len(states))
+        return joined([self._mixed(part, window.lengths) for part, window in parts], len(states))
 
     def last(
         self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"], _geometry: AttentionGeometry
     ) -> Float[Tensor, "b 1 d"]:
-        """The new state at position `lengths - 1` of each row; lengths >= 1."""
-        at_last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
-        return self._mixed(states, lengths).gather(1, at_last)
+        """New state at position `lengths - 1` of each row; lengths >= 1."""
+        return last_of(self._mixed(states, lengths), lengths)
 
     def _mixed(self, states: Float[Tensor, "b l d"], lengths: Int[Tensor, " b"]) -> Float[Tensor, "b l d"]:
         normed = self.norm(states)
         read = self._read(self.onward, normed)
         if self.back is not None:
-            order = _from_the_end(lengths, states.shape[1])
+            order = _reversed_columns(lengths, states.shape[1])
             read_back = self._read(self.back, normed.gather(1, order.expand_as(normed)))
             read = torch.cat([read, read_back.gather(1, order.expand_as(read_back))], -1)
-        thinned: Tensor = self.dropout(read)
-        return states + thinned
+        dropped: Tensor = self.dropout(read)
+        return states + dropped
 
     def _read(self, cell: nn.RNNBase, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l _"]:
-        """The hidden states of one direction."""
+        """Hidden states of one direction."""
         hidden: Tensor = cell(normed)[0]
         return hidden
 
 
-def _from_the_end(lengths: Int[Tensor, " b"], columns: int) -> Int[Tensor, "b l 1"]:
-    """For each column the one as far from its row's end as it is from the start; padding stays where it is."""
+def _reversed_columns(lengths: Int[Tensor, " b"], columns: int) -> Int[Tensor, "b l 1"]:
+    """Columns of each row in reverse order; padding stays in place."""
     column = torch.arange(columns, device=lengths.device)
     mirrored = lengths.unsqueeze(1) - 1 - column
     return torch.where(mirrored >= 0, mirrored, column).unsqueeze(2)
 
 
 class LSTMBlock(RecurrentBlock):
-    """Long short-term memory. With u = norm(x_i), sigma the logistic function and * by component:
+    """Long short-term memory, with u = norm(x_i), sigma the logistic function and * by component.
 
     i, f, o = sigma(W u + U h + b) each with its own, g = tanh(W_g u + U_g h + b_g), c_i = f * c_{i-1} + i * g,
     h_i = o * tanh(c_i). Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
-    Under bf16 autocast it stays fp32 on a CPU that does not compute bf16: there torch has no such kernel, and raises.
+    Under bf16 autocast it stays fp32 on a CPU without native bf16, where torch has no such kernel and raises.
     """
 
     cell = nn.LSTM
@@ -88,7 +87,7 @@ class LSTMBlock(RecurrentBlock):
 
 
 class GRUBlock(RecurrentBlock):
-    """Gated recurrent units. With u = norm(x_i), sigma the logistic function and * by component:
+    """Gated recurrent units, with u = norm(x_i), sigma the logistic function and * by component.
 
     r = sigma(W_r u + U_r h + b_r), z = sigma(W_z u + U_z h + b_z), c = tanh(W_c u + a_c + r * (U_c h + b_c)),
     h_i = (1 - z) * c + z * h_{i-1}.

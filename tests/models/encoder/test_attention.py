@@ -81,7 +81,7 @@ def looks(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 def rows(lengths: tuple[int, ...] = (2, 5, 4)) -> Window:
     zeros = torch.zeros(3, 5, dtype=torch.int32)
     time = torch.tensor([[0, 5, 100, 101, 10_000]] * 3) * 1_000_000
-    return Window(zeros, zeros, torch.tensor(lengths), time=time, asked=time + 7_000_000)
+    return Window(zeros, zeros, torch.tensor(lengths), time=time, request_time=time + 7_000_000)
 
 
 def places(**settings: Any) -> Any:

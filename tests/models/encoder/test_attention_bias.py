@@ -13,8 +13,8 @@ from models.encoder.attention_bias import (
     DistanceBias,
     TimeBias,
     apply_rotary,
-    distance_number,
-    elapsed_number,
+    distance_bucket,
+    elapsed_bucket,
     full_geometry,
     last_geometry,
     look_up,
@@ -41,7 +41,7 @@ def test_distances_by_integers_alone():
         return min(16 + steps, NUM_DISTANCES - 1)
 
     distances = [*range(-300, 301), 1_000, 10_000]
-    found = distance_number(torch.tensor(distances).view(1, 1, -1)).flatten().tolist()
+    found = distance_bucket(torch.tensor(distances).view(1, 1, -1)).flatten().tolist()
     assert found == [expected(distance) for distance in distances]
     assert max(found) == 31
 
@@ -52,7 +52,7 @@ def test_times_on_both_sides_of_every_bucket_s_edge():
     below = [int(edge * MICROSECONDS * (1 - 1e-4)) for edge in edges]
     above = [int(edge * MICROSECONDS * (1 + 1e-4)) + 1 for edge in edges]
     for sign in (1, -1):
-        found = elapsed_number(sign * torch.tensor([below, above]).view(1, 2, -1))
+        found = elapsed_bucket(sign * torch.tensor([below, above]).view(1, 2, -1))
         assert found[0, 0].tolist() == list(range(99))
         assert found[0, 1].tolist() == list(range(1, 100))
 
@@ -60,7 +60,7 @@ def test_times_on_both_sides_of_every_bucket_s_edge():
 def test_times_by_pencil():
     # ln 60 / .301 = 13.6; ln 86400 / .301 = 37.76; a million years, ln 3.15e13 / .301 = 103.2
     moments = [0, 1, SECOND, -SECOND, 60 * SECOND, 86_400 * SECOND, 9_200_000_000_000_000_000]
-    found = elapsed_number(torch.tensor(moments).view(1, 1, -1)).flatten().tolist()
+    found = elapsed_bucket(torch.tensor(moments).view(1, 1, -1)).flatten().tolist()
     assert found == [0, 0, 0, 0, 13, 37, int(math.log(9.2e12) / 0.301)]
     assert found[-1] < NUM_TIMES
 
@@ -175,12 +175,12 @@ def test_distances_are_those_of_places_not_of_columns():
     last = last_geometry(replace(window([2], 3), position=kept), settings)
     assert last.distance is not None
     assert last.distance[0].tolist() == [[2, 0, 19]]
-    assert last.looking.tolist() == [[2]]
+    assert last.query_position.tolist() == [[2]]
 
 
 def test_time_is_counted_from_the_event_or_from_what_is_asked_next():
     time, asked = torch.tensor([[0, 60, 3_660]]) * SECOND, torch.tensor([[60, 3_660, 90_060]]) * SECOND
-    rows = window([3], time=time, asked=asked)
+    rows = window([3], time=time, request_time=asked)
     # ln 60 = 4.09: 13; ln 3600 = 8.19: 27; ln 3660: 27; ln 86400: 37, ln 90000 and 90060: 37
     own = full_geometry(rows, EncoderSettings(time_bias=True))
     assert own.elapsed is not None

@@ -55,7 +55,7 @@ def test_pad_by_pencil():
     assert window.item_index.tolist() == [[5, 6, 7], [0, 0, 0], [8, 0, 0]]
     assert window.event_type.tolist() == [[1, 2, 3], [0, 0, 0], [4, 0, 0]]
     assert window.lengths.tolist() == [3, 0, 1]
-    assert window.value is window.time is window.asked is window.position is None
+    assert window.value is window.time is window.request_time is window.position is None
 
 
 def test_pad_with_times_values_and_what_is_asked():
@@ -67,14 +67,14 @@ def test_pad_with_times_values_and_what_is_asked():
     )
     window = pad(histories, (3, 4), with_time=True, with_value=True)
     assert window.time is not None
-    assert window.asked is not None
+    assert window.request_time is not None
     assert window.value is not None
     assert window.time.tolist() == [[10, 20, 40, 0], [-30, 0, 0, 0], [0] * 4]
-    assert window.asked.tolist() == [[20, 40, 70, 0], [90, 0, 0, 0], [0] * 4]
+    assert window.request_time.tolist() == [[20, 40, 70, 0], [90, 0, 0, 0], [0] * 4]
     assert window.value.nan_to_num(-1).tolist() == [[1.5, -1, 2, 0], [0] * 4, [0] * 4]
     assert window.lengths.tolist() == [3, 1, 0]
     unasked = pad(replace(histories, request_time=None), with_time=True)
-    assert unasked.asked is None
+    assert unasked.request_time is None
     assert unasked.value is None
     assert pad(histories, with_value=True).time is None
 
@@ -86,8 +86,8 @@ def test_pad_of_part_of_a_row_knows_what_followed_it():
         starts=np.array([0, 1]), ends=np.array([2, 3]), request_time=np.array([33, 44]),
     )  # fmt: skip
     window = pad(histories, with_time=True)
-    assert window.asked is not None
-    assert window.asked.tolist() == [[20, 33], [40, 44]]
+    assert window.request_time is not None
+    assert window.request_time.tolist() == [[20, 33], [40, 44]]
 
 
 def test_a_window_s_parts_go_together():
@@ -140,10 +140,10 @@ def test_a_target_s_own_time_is_when_it_was_asked_for():
     plan = BatchPlan(histories, 5, 2, None, seed=0, with_time=True, with_value=True, one_window=True)
     (window,) = plan.batch(np.array([0, 1]), 0).windows
     assert window.time is not None
-    assert window.asked is not None
+    assert window.request_time is not None
     assert window.value is not None
     assert window.time.tolist() == [[10, 20], [40, 0]]
-    assert window.asked.tolist() == [[20, 30], [50, 0]]
+    assert window.request_time.tolist() == [[20, 30], [50, 0]]
     assert window.value.tolist() == [[0, 1], [3, 0]]
 
 
@@ -212,9 +212,9 @@ def test_batches_hold_every_target_once_and_nothing_after_it(targets, one_window
     assert len(pairs) == plan.num_targets
     for window in (window for batch in batches for window in batch.windows):
         assert window.time is not None
-        assert window.asked is not None
+        assert window.request_time is not None
         real = torch.arange(window.time.shape[1]) < window.lengths.unsqueeze(1)
-        assert (window.asked[real] == window.time[real] + 1).all()  # times count events
+        assert (window.request_time[real] == window.time[real] + 1).all()  # times count events
         assert not window.item_index[~real].any()
 
 

@@ -60,7 +60,7 @@ def test_the_calendar_of_what_is_asked_has_vectors_of_its_own():
     assert events.asked_hours is not None
     assert events.asked_days is not None
     time, asked = moments(TIMES[0][0]), moments(TIMES[3][0])
-    found = events(window([[1]], time=time, asked=asked))
+    found = events(window([[1]], time=time, request_time=asked))
     assert found is not None
     expected = (
         events.hours.weight[13]
