@@ -33,7 +33,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def to_numpy(values: Tensor) -> Float32:
-    """Detached fp32 copy on the CPU."""
+    """Detached fp32 array on the CPU."""
     array: Float32 = values.detach().float().cpu().numpy()
     return array
 

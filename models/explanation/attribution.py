@@ -1,10 +1,9 @@
-"""Attribution through attention: how a past interaction reaches the last state, in closed form and by slopes.
+"""Attribution through attention of a score to past interactions, in closed form and by gradients.
 
-*Directly*: the last position looks at it, in every layer. *Indirectly*: other positions look at it, and the last position looks
-at them in a later layer.
+The *direct* path of an interaction: the last position attends to it, in every layer. The *indirect* path: other positions attend
+to it, and the last position attends to them in a later layer.
 
-Letters: b rows, k items explained per row, l positions of the longest window, d components, h heads, c = d / h, q columns that
-look.
+Letters: b rows, k items explained per row, l positions of the longest window, d components, h heads, c = d / h, q query columns.
 """
 
 import contextlib
@@ -25,26 +24,26 @@ from models.shapes import Float, Int
 
 @dataclass(frozen=True)
 class ForwardTrace:
-    """A forward pass through layers that all attend, with the tensors that attention worked on in each layer."""
+    """Recorded forward pass of an encoder of attention layers only."""
 
     encoder: Encoder
     window: Window
     vectors: Float[Tensor, "b d"]
-    """Output of `encoder.last_states(window)`, the call that is traced."""
+    """Output of the traced call, `encoder.last_states(window)`."""
     geometry: AttentionGeometry
-    """Of the last position."""
+    """Geometry of the last position."""
     states: list[Float[Tensor, "b l d"]]
-    """Before each layer."""
+    """Input of each layer."""
     queries: list[Float[Tensor, "b h _ c"]]
-    """Of every column; in the last layer of the last position."""
+    """Queries of every column; in the last layer of the last position alone."""
     keys: list[Float[Tensor, "b h l c"]]
     values: list[Float[Tensor, "b h l c"]]
     mixed: list[Float[Tensor, "b h _ c"]]
-    """What the queries gathered; gradients can be taken of all but the last layer's where the trace has them."""
+    """Attention outputs; leaves of the gradient in all layers but the last, where the trace has gradients."""
 
     @classmethod
     def of(cls, encoder: Encoder, window: Window, *, with_gradients: bool) -> "ForwardTrace":
-        """Trace rows of at least one interaction; `with_gradients` for `leaving_out`."""
+        """Trace non-empty rows; `with_gradients` for `leaving_out`."""
         layers = encoder.attention_layers
         with torch.set_grad_enabled(with_gradients and len(layers) > 1), _recorded(layers) as (states, calls):
             vectors = encoder.last_states(window).detach()
@@ -54,25 +53,25 @@ class ForwardTrace:
         return cls(encoder, window, vectors, geometry, states, queries, keys, values, mixed)
 
     def slopes(self, candidates: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
-        """The direct way to first order: sum over layers of `d score / d presence` in the attention of the last position.
+        """Direct path to first order: sum over layers of `d score / d presence` in the attention of the last position.
 
-        The last interaction is left out for good. A gradient through the last position alone, of which each item has a copy;
-        through feed-forward layers all items of a row share that of their mean.
+        The last interaction's drop is exact. The gradient passes through a copy of the last position per item; in feed-forward
+        layers all items of a row share that of their mean.
         """
         with torch.enable_grad():
             finished, weights, mixed = self._at_last(candidates.shape[1])
             gradients = torch.autograd.grad((finished * candidates).sum(), mixed)
         parts = zip(self.encoder.attention_layers, weights, self.values, mixed, gradients, strict=True)
         slopes = [_presence_slopes(block, self.geometry, *tensors) for block, *tensors in parts]
-        drop = ((finished.detach() - self._shorter()) * candidates).sum(-1, keepdim=True)
+        drop = ((finished.detach() - self._without_last()) * candidates).sum(-1, keepdim=True)
         return _with_last(torch.stack(slopes).sum(0), drop, self.window.lengths)
 
     def leaving_out(self, candidates: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
-        """The direct way as it is; the indirect one to first order, and the same for all items of a row.
+        """Direct path exactly; indirect path to first order, shared by all items of a row.
 
-        Directly: the last position looks in every layer at all but the interaction, and its state is followed to the end, at
-        about the cost of a pass whatever the number of items. With a single layer there is no other way: then this is leaving
-        it out. Indirectly: slopes of the other positions' attention, by one gradient of the row's mean score.
+        Direct: a pass of the last position with the interaction masked in every layer, at about the cost of a forward pass for
+        any number of items; with a single layer this is leave-one-out. Indirect: slopes of the other positions' attention, by
+        one gradient of the row's mean score.
         """
         others = self.mixed[:-1]
         with torch.set_grad_enabled(bool(others)):
@@ -81,13 +80,13 @@ class ForwardTrace:
             gradients = torch.autograd.grad(score, others) if others else ()
         with torch.no_grad():
             whole = finished.detach()
-            drops = candidates @ (whole - self._each_unseen()).transpose(1, 2)
-            drop = candidates @ (whole - self._shorter()).transpose(1, 2)
+            drops = candidates @ (whole - self._each_masked()).transpose(1, 2)
+            drop = candidates @ (whole - self._without_last()).transpose(1, 2)
             geometry = full_geometry(self.window, self.encoder.settings)
-            looked = zip(self.encoder.attention_layers, self.queries, self.keys, self.values, strict=True)
-            # the last layer has no gradient: nobody looks at the others after it
-            for (block, queries, keys, values), mixed, gradient in zip(
-                looked, others, gradients, strict=False
+            layers = self.encoder.attention_layers, self.queries, self.keys, self.values
+            # others and gradients lack the last layer: no later one attends to its other positions
+            for block, queries, keys, values, mixed, gradient in zip(
+                *layers, others, gradients, strict=False
             ):
                 weights = block.attention.weights(queries, keys, geometry).to(values.dtype)
                 slopes = _presence_slopes(block, geometry, weights, values, mixed, gradient)
@@ -95,13 +94,13 @@ class ForwardTrace:
         return _with_last(drops, drop, self.window.lengths)
 
     def _first_state(self) -> Float[Tensor, "b 1 d"]:
-        """The last position's state before the first layer."""
+        """Last position's input of the first layer."""
         return last_of(self.states[0], self.window.lengths).detach()
 
     def _at_last(self, copies: int = 1) -> tuple[Float[Tensor, "b _ d"], list[Tensor], list[Tensor]]:
-        """The finished state of the last position [b, copies, d]; weights and mixed values of each layer's attention.
+        """Finished state of the last position [b, copies, d]; attention weights and outputs of each layer.
 
-        Copies differ in their gradients alone: their numbers are the same.
+        Copies have equal values and differ in their gradients alone.
         """
         state, every_weights, every_mixed = self._first_state(), list[Tensor](), list[Tensor]()
         for block, keys, values in zip(self.encoder.attention_layers, self.keys, self.values, strict=True):
@@ -117,54 +116,52 @@ class ForwardTrace:
             every_mixed.append(mixed)
         return self.encoder.finished(state), every_weights, every_mixed
 
-    def _each_unseen(self) -> Float[Tensor, "b l d"]:
-        """The finished state of a last position that looks in every layer at all columns but one: in column i at all but i."""
+    def _each_masked(self) -> Float[Tensor, "b l d"]:
+        """Finished state of the last position with column i masked in every layer, for each i."""
         geometry, columns = self.geometry, self.keys[0].shape[2]
         assert geometry.visible is not None
         hidden = torch.eye(columns, dtype=torch.bool, device=geometry.visible.device) & geometry.visible
         visible = geometry.visible & ~hidden
-        visible = visible | ~visible.any(-1, keepdim=True)  # a row of one; see `_shorter`
+        visible = visible | ~visible.any(-1, keepdim=True)  # a row of one; see `_without_last`
         num_visible = (geometry.num_visible - hidden.sum(-1).squeeze(1)).clamp_min(1)
-        unseen = replace(geometry, visible=visible, num_visible=num_visible)
+        masked = replace(geometry, visible=visible, num_visible=num_visible)
         state = self._first_state().expand(-1, columns, -1)
         for block, keys, values in zip(self.encoder.attention_layers, self.keys, self.values, strict=True):
-            state = block.at(state, keys, values, unseen)
+            state = block.at(state, keys, values, masked)
         return self.encoder.finished(state)
 
     @torch.no_grad()
-    def _shorter(self) -> Float[Tensor, "b 1 d"]:
-        """The finished state without the last interaction: that of the one before, looking from the time of the request.
-
-        The other positions' states stay as they were. 0 for rows of one.
-        """
+    def _without_last(self) -> Float[Tensor, "b 1 d"]:
+        """Finished state of the last but one position at the request time, other positions unchanged; 0 for rows of one."""
         encoder, layers = self.encoder, self.encoder.attention_layers
         window = without_last(self.window)
         geometry, rows = last_geometry(window, encoder.settings), torch.arange(len(window.lengths))
         column = window.lengths - 1
-        if not encoder.settings.request_time:  # nor did this one's state change
-            state = self.states[-1][rows, column].unsqueeze(1)
-            state = layers[-1].at(state, self.keys[-1], self.values[-1], geometry)
-            return encoder.finished(state) * (self.window.lengths > 1)[:, None, None]
-        state = encoder.embed(window)[rows, column].unsqueeze(1)
-        for block, every_key, every_value in zip(layers, self.keys, self.values, strict=True):
-            own_keys, own_values = block.keys_values(block.attention_norm(state))
-            keys, values = every_key.clone(), every_value.clone()
-            keys[rows, :, column], values[rows, :, column] = own_keys.squeeze(2), own_values.squeeze(2)
-            state = block.at(state, keys, values, geometry)
+        if not encoder.settings.request_time:  # without it this position's state is unchanged too
+            state = layers[-1].at(
+                last_of(self.states[-1], window.lengths), self.keys[-1], self.values[-1], geometry
+            )
+        else:
+            state = last_of(encoder.embed(window), window.lengths)
+            for block, layer_keys, layer_values in zip(layers, self.keys, self.values, strict=True):
+                own_keys, own_values = block.keys_values(block.attention_norm(state))
+                keys, values = layer_keys.clone(), layer_values.clone()
+                keys[rows, :, column], values[rows, :, column] = own_keys.squeeze(2), own_values.squeeze(2)
+                state = block.at(state, keys, values, geometry)
         return encoder.finished(state) * (self.window.lengths > 1)[:, None, None]
 
 
 @contextlib.contextmanager
 def _recorded(layers: list[AttentionBlock]) -> Iterator[tuple[list[Tensor], list[tuple[Tensor, ...]]]]:
-    """Record this thread's passes: the states before each layer, and queries, keys, values and result of its attention.
+    """Record this thread's forward passes: input of each layer; queries, keys, values and output of its attention.
 
-    Results of all layers but the last become leaves of the gradient where gradients are on.
+    Outputs of all layers but the last become leaves of the gradient where gradients are on.
     """
     states, calls, thread = list[Tensor](), list[tuple[Tensor, ...]](), threading.get_ident()
 
     def keep_states(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if threading.get_ident() == thread and len(states) == len(calls) < len(layers):
-            states.append(inputs[0])  # a layer's first norm; further ones are of columns of the same states
+            states.append(inputs[0])  # a layer's first norm; further norms are of columns of the same states
 
     def keep_call(_: torch.nn.Module, inputs: tuple[Any, ...], mixed: Tensor) -> None:
         if threading.get_ident() == thread:
@@ -189,10 +186,10 @@ def _presence_slopes(
     mixed: Float[Tensor, "b h q c"],
     gradient: Float[Tensor, "b h q c"],
 ) -> Float[Tensor, "b q l"]:
-    """`d score / d presence` of each column looked at, from `gradient = d score / d mixed`, `mixed = weights @ values`.
+    """`d score / d presence` of each key column, from `gradient = d score / d mixed`, `mixed = weights @ values`.
 
-    `presence`, 1, is what a column's weight is multiplied by, the others then taking up the difference in proportion:
-    `w_j (v_j - mixed) . g`. Where weights are a sum over the number of columns seen (silu) it is what the column counts in both.
+    `presence` (1) multiplies a column's weight before normalisation: `w_j (v_j - mixed) . g`. With silu, whose weights are
+    divided by the number of visible columns, it multiplies the column's weight and its count.
     """
     worth, whole = gradient @ values.transpose(-2, -1), (gradient * mixed).sum(-1, keepdim=True)
     if block.attention.settings.weighting != "silu":
@@ -205,19 +202,19 @@ def _presence_slopes(
 
 
 def without_last(window: Window) -> Window:
-    """The rows without their last interaction (those of one keep it), asked for at the same time."""
+    """Rows without their last interaction (rows of one keep it), with the same request time."""
     lengths = (window.lengths - 1).clamp_min(1)
-    asked = window.asked
-    if asked is not None:
-        request = asked.gather(1, (window.lengths - 1).unsqueeze(1))
-        asked = asked.scatter(1, (lengths - 1).unsqueeze(1), request)
-    return replace(window, lengths=lengths, asked=asked)
+    request_time = window.request_time
+    if request_time is not None:
+        last = request_time.gather(1, (window.lengths - 1).unsqueeze(1))
+        request_time = request_time.scatter(1, (lengths - 1).unsqueeze(1), last)
+    return replace(window, lengths=lengths, request_time=request_time)
 
 
 def _with_last(
     weights: Float[Tensor, "b k l"], drop: Float[Tensor, "b k 1"], lengths: Int[Tensor, " b"]
 ) -> Float[Tensor, "b k l"]:
-    """The weights with the last interaction's drop in its column, and nothing behind."""
+    """Weights with the last interaction's drop in its column, 0 behind it."""
     last = (lengths - 1).view(-1, 1, 1)
     column = torch.arange(weights.shape[2], device=weights.device)
     return torch.where(column < last, weights, torch.where(column == last, drop, 0))

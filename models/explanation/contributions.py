@@ -1,4 +1,4 @@
-"""Contributions: a weight for every past interaction in the score of a recommendation.
+"""Contributions of past interactions to the score of a recommendation.
 
 Letters: b rows, k items explained per row, l positions of the longest window.
 """
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.device import to_numpy
 from models.encoder.batching import Window, cut_by_tokens
 from models.encoder.blocks import AttentionBlock
 from models.encoder.encoder import AttentionRecommender, Encoder
@@ -22,12 +23,12 @@ from models.histories import Float32, Histories, Int32, Int64
 Bools = NDArray[np.bool_]
 Method = Literal["fast", "balanced", "exact"]
 Explain = Callable[..., Float32]
-"""(items [b, k], less [b, d] or None) -> `contributions` [b, k, l], with columns as far as the longest row has."""
+"""(items [b, k], less [b, d] or None) -> `contributions` [b, k, l], l the length of the longest row."""
 
 BATCH_TOKENS = 2**13
-"""Padded positions explained at a time."""
+"""Padded positions per batch."""
 BATCH_CELLS = 2**20
-"""Rows x items x dim of one pass: each item has a copy of the last position's states with their gradients."""
+"""Rows x items x dim per pass: each item has a copy of the last position's states and their gradients."""
 
 
 def contributions(
@@ -37,18 +38,16 @@ def contributions(
     method: Method = "balanced",
     less: Float32 | None = None,
 ) -> Float32:
-    """How much lower each item would score if a past interaction had not been seen: [b, k, l].
+    """Drop of each item's score without a past interaction: [b, k, l].
 
-    `items` [b, k], 0 for none. Column i is the row's i-th interaction among its `max_length` most recent ones; the
-    columns behind the last are 0, and so is the row of item 0.
-    "exact" leaves each interaction out, the others keeping their positions where there are positions, and scores again (an empty
-    history scores 0): a pass for each interaction. The others leave the last interaction out so and estimate what the rest do,
-    where every layer attends, at a few passes' cost: "balanced" by `ForwardTrace.leaving_out`, "fast" by its
-    `slopes`. With `gru` blocks both are the sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the
-    hidden state, at a backward pass per item. Elsewhere, in bidirectional encoders, and for "fast" with hard Gumbel weights both
-    are as "exact": what a slope says of a layer that norms its input has nothing to do with leaving it out.
-    `less` [b, d]: a vector to take from each of the row's item vectors, for how much higher an item scores than that; for
-    encoders that score by vectors.
+    `items` [b, k], 0 for none. Column i is the row's i-th interaction among its `max_length` most recent ones; padding columns
+    and the row of item 0 are 0.
+    "exact" is leave-one-out, a pass per interaction: the others keep their positions, an empty history scores 0. The others leave
+    the last interaction out exactly and estimate the rest. With attention layers alone, at a few passes' cost: "balanced" by
+    `ForwardTrace.leaving_out`, "fast" by `ForwardTrace.slopes`. With `gru` blocks both are the sum over blocks of
+    `d score / d h_i . (h_i - h_{i-1})`, h the hidden state, at a backward pass per item. In other and bidirectional encoders, and
+    for "fast" with hard Gumbel weights both equal "exact", since gradients of normed inputs do not estimate leaving one out.
+    `less` [b, d]: vector subtracted from the row's item vectors, for encoders that score by vectors.
     Raises ValueError for an unknown method.
     """
     windows = histories.last(encoder.max_length)
@@ -61,10 +60,10 @@ def contributions(
 
 
 def parts(encoder: Encoder, lengths: Int64, num_items: int) -> Iterator[Int64]:
-    """Rows, of the given lengths, to encode and explain together: of similar length, and none that is empty."""
+    """Batches of non-empty rows of similar length, given all lengths, to encode and explain together."""
     step = max(1, BATCH_CELLS // (num_items * encoder.settings.dim))
     if not encoder.scores_by_vector:
-        step = 1  # each row's candidates look at its own history
+        step = 1  # each row's candidates attend over its own history
     for batch in cut_by_tokens(lengths, BATCH_TOKENS):
         yield from (batch[start : start + step] for start in range(0, len(batch), step))
 
@@ -72,10 +71,10 @@ def parts(encoder: Encoder, lengths: Int64, num_items: int) -> Iterator[Int64]:
 def encode_to_explain(
     encoder: Encoder, histories: Histories, method: Method
 ) -> tuple[Float32 | None, Explain]:
-    """Vectors of rows as `AttentionRecommender.encode` computes them, and the function that explains items of these rows.
+    """Vectors of rows as by `AttentionRecommender.encode`, and the function that explains items of these rows.
 
-    The rows are one of `parts`, none is empty. Vectors are None for encoders that do not score by vectors. Where every layer
-    attends one pass serves both: that of `encode`, traced. Raises ValueError for an unknown method.
+    The rows are one batch of `parts`. Vectors are None for encoders that do not score by vectors. With attention layers alone one
+    traced pass serves both. Raises ValueError for an unknown method.
     """
     if method not in get_args(Method):
         names = ", ".join(map(repr, get_args(Method)))
@@ -85,10 +84,10 @@ def encode_to_explain(
     if _is_traced(encoder, method):
         trace = ForwardTrace.of(encoder, encoder.pad(windows), with_gradients=method == "balanced")
         by_trace = trace.leaving_out if method == "balanced" else trace.slopes
-        vectors = _numbers(trace.vectors)
+        vectors = to_numpy(trace.vectors)
 
         def weigh(candidates: Tensor) -> Float32:
-            return _numbers(by_trace(candidates))
+            return to_numpy(by_trace(candidates))
     else:
         if encoder.scores_by_vector:
             vectors = AttentionRecommender(encoder).encode(windows)
@@ -108,40 +107,34 @@ def encode_to_explain(
 
 def _is_traced(encoder: Encoder, method: Method) -> bool:
     """Whether a `ForwardTrace` explains this encoder by this method."""
-    layers = encoder.layer_list
+    layers, settings = encoder.layer_list, encoder.settings
     attends = bool(layers) and all(isinstance(layer, AttentionBlock) for layer in layers)
-    follows = encoder.settings.direction == "causal" and encoder.scores_by_vector and attends
-    return follows and (method == "balanced" or (method == "fast" and not encoder.settings.gumbel_hard))
-
-
-def _numbers(values: Tensor) -> Float32:
-    numbers: Float32 = values.detach().float().cpu().numpy()
-    return numbers
+    is_traceable = settings.direction == "causal" and encoder.scores_by_vector and attends
+    return is_traceable and (method == "balanced" or (method == "fast" and not settings.gumbel_hard))
 
 
 def strongest(weights: Float32, histories: Histories, because_items: int) -> tuple[Int32, Float32]:
-    """The `because_items` past items that weigh most for each (row, item): items and weights, [b, k, because_items].
+    """Past items with the largest positive weights for each (row, item): items and weights, [b, k, because_items].
 
-    `weights` [b, k, l] as `contributions` returns them for `histories`. Strongest first, positive ones only, the rest
-    item 0 with weight 0; an item met several times counts once, with its strongest interaction.
-    Equal weights: the older interaction first.
+    `weights` [b, k, l]: `contributions` for `histories`. Strongest first, then item 0 with weight 0; a repeated item counts once,
+    with its strongest interaction. Equal weights: the older interaction first.
     """
     rows, explained, positions = weights.shape
     items = np.zeros((rows, explained, because_items), np.int32)
-    found = np.zeros((rows, explained, because_items), np.float32)
+    strengths = np.zeros(items.shape, np.float32)
     past = _past_items(histories.last(positions), positions)
     left = weights.copy()
     for place in range(because_items if positions else 0):
         best = left.argmax(-1, keepdims=True)
         weight = np.take_along_axis(left, best, -1)
         item = np.where(weight > 0, np.take_along_axis(past[:, None, :], best, -1), 0)
-        items[..., place], found[..., place] = item[..., 0], np.maximum(weight, 0)[..., 0]
+        items[..., place], strengths[..., place] = item[..., 0], np.maximum(weight, 0)[..., 0]
         left[(past[:, None, :] == item) & (item > 0)] = 0
-    return items, found
+    return items, strengths
 
 
 def _past_items(windows: Histories, positions: int) -> Int32:
-    """[b, positions]: the item of each column, 0 behind the last."""
+    """[b, positions] item of each column, 0 in padding."""
     rows, flat = windows.gather()
     past = np.zeros((len(windows), positions), np.int32)
     past[rows, flat - windows.starts[rows]] = windows.item_index[flat]
@@ -150,22 +143,21 @@ def _past_items(windows: Histories, positions: int) -> Int32:
 
 @torch.no_grad()
 def _leave_one_out(encoder: Encoder, windows: Histories, candidates: Tensor) -> Float32:
-    """`contributions` of rows of any lengths, one row after the other."""
+    """`contributions` by leave-one-out, row by row."""
     weights = np.zeros((*candidates.shape[:2], int(windows.lengths.max())), np.float32)
     for row, length in enumerate(windows.lengths.tolist()):
         window = windows.select(slice(row, row + 1))
         whole = _last_scores(encoder, encoder.pad(window), candidates[row])
         left = _left_out(encoder, window, candidates[row])
-        weights[row, :, :length] = (whole - left).T.float().cpu().numpy()
+        weights[row, :, :length] = to_numpy(whole - left).T
     return weights
 
 
 @torch.no_grad()
 def left_out_scores(encoder: Encoder, window: Histories, items: Int32) -> Float32:
-    """[l, n] scores of `items` [n] for one row of l >= 1 interactions without each of them in turn; without the only one 0."""
+    """[l, n] scores of `items` [n] for one row without each of its l >= 1 interactions in turn; 0 without the only one."""
     candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device))
-    found: Float32 = _left_out(encoder, window, candidates).float().cpu().numpy()
-    return found
+    return to_numpy(_left_out(encoder, window, candidates))
 
 
 def _left_out(encoder: Encoder, window: Histories, candidates: Tensor) -> Tensor:
@@ -173,53 +165,50 @@ def _left_out(encoder: Encoder, window: Histories, candidates: Tensor) -> Tensor
     length = int(window.lengths[0])
     if length == 1:
         return torch.zeros(1, len(candidates), device=encoder.device)
-    every = encoder.pad(window.select(np.zeros(length, np.int64)))
-    others = ~torch.eye(length, dtype=torch.bool, device=encoder.device)
-    return _last_scores(encoder, _only(every, others), candidates)
+    copies = encoder.pad(window.select(np.zeros(length, np.int64)))
+    kept = ~torch.eye(length, dtype=torch.bool, device=encoder.device)
+    return _last_scores(encoder, _only(copies, kept), candidates)
 
 
 @torch.inference_mode()
 def kept_scores(encoder: Encoder, histories: Histories, items: Int32, kept: Bools) -> Float32:
-    """[b] the score of each row's item [b] when only some of its interactions had been seen, left out as in "exact".
+    """[b] score of each row's item [b] with the kept interactions alone, the others left out as in "exact".
 
-    `kept` [b, l]: of the row's `max_length` most recent interactions, in columns as in `contributions`; more columns than the
-    longest row has may follow. A row that keeps none scores 0.
+    `kept` [b, l]: columns as in `contributions`, more may follow. A row that keeps none scores 0.
     """
     windows = histories.last(encoder.max_length)
     kept = kept & (np.arange(kept.shape[1]) < windows.lengths[:, None])
     scores = np.zeros(len(items), np.float32)
     for rows in cut_by_tokens(kept.sum(1), BATCH_TOKENS):
         window = encoder.pad(windows.select(rows))
-        there = torch.from_numpy(kept[rows, : window.item_index.shape[1]]).to(encoder.device)
+        chosen = torch.from_numpy(kept[rows, : window.item_index.shape[1]]).to(encoder.device)
         candidates = encoder.vectors_of(torch.from_numpy(items[rows]).to(encoder.device))
-        scores[rows] = _own_scores(encoder, _only(window, there), candidates).float().cpu().numpy()
+        scores[rows] = to_numpy(_own_scores(encoder, _only(window, chosen), candidates))
     return scores
 
 
 def _own_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
-    """[b] the score of each row's own candidate [b, d]."""
+    """[b] score of each row's own candidate [b, d]."""
     if encoder.target is None:
         return (encoder.last_states(window) * candidates).sum(1)
     return encoder.target.last_scores(encoder(window), window.lengths, candidates).diagonal()
 
 
 def _last_scores(encoder: Encoder, window: Window, candidates: Tensor) -> Tensor:
-    """[b, k] scores of k candidates that all rows share."""
+    """[b, k] scores of k shared candidates."""
     if encoder.target is None:
         return encoder.last_states(window) @ candidates.T
     return encoder.target.last_scores(encoder(window), window.lengths, candidates)
 
 
 def _only(window: Window, kept: Tensor) -> Window:
-    """The rows with the kept interactions [b, l] alone, moved to the front but at their old places; each keeps at least one."""
+    """Rows with the kept interactions [b, l] alone, at least one, moved to the front but at their old positions."""
     lengths = kept.sum(1)
-    place = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(lengths.max())]
-    parts = (window.item_index, window.event_type, window.value, window.time)
-    item_index, event_type, value, time = (None if part is None else part.gather(1, place) for part in parts)
-    assert item_index is not None
-    assert event_type is not None
-    asked = None
-    if window.asked is not None and time is not None:
-        request = window.asked.gather(1, (window.lengths - 1).unsqueeze(1))
-        asked = torch.cat([time[:, 1:], request], 1).scatter(1, (lengths - 1).unsqueeze(1), request)
-    return Window(item_index, event_type, lengths, value, time, asked, place)
+    position = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(lengths.max())]
+    item_index, event_type = window.item_index.gather(1, position), window.event_type.gather(1, position)
+    value, time = (None if part is None else part.gather(1, position) for part in (window.value, window.time))
+    request_time = None
+    if window.request_time is not None and time is not None:
+        last = window.request_time.gather(1, (window.lengths - 1).unsqueeze(1))
+        request_time = torch.cat([time[:, 1:], last], 1).scatter(1, (lengths - 1).unsqueeze(1), last)
+    return Window(item_index, event_type, lengths, value, time, request_time, position)

@@ -1,4 +1,4 @@
-"""Attribution through GRUs: the first-order change of a score when a hidden state passes unchanged.
+"""Attribution through GRUs: first-order change of a score when a step leaves the hidden state unchanged.
 
 Letters: b rows, k items explained per row, l positions of the longest window, d components of a state.
 """
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.device import to_numpy
 from models.encoder.encoder import Encoder
 from models.encoder.recurrent import GRUBlock
 from models.explanation.attribution import without_last
@@ -21,7 +22,7 @@ def is_gru(encoder: Encoder) -> bool:
 
 
 def slopes_in_time(encoder: Encoder, windows: Histories, candidates: Float[Tensor, "b k d"]) -> Float32:
-    """Sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state: [b, k, l]; the last interaction left out."""
+    """Sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state: [b, k, l]; exact for the last interaction."""
     window = encoder.pad(windows)
     with torch.enable_grad():
         states, pushed, gates = encoder.embed(window).detach(), list[Tensor](), list[Tensor]()
@@ -38,7 +39,7 @@ def slopes_in_time(encoder: Encoder, windows: Histories, candidates: Float[Tenso
         gradients = torch.autograd.grad(scores[:, place].sum(), pushed, retain_graph=True)
         for gradient, gate in zip(gradients, gates, strict=True):
             weights[:, place] -= (gradient / gate).sum(-1)
-    # the last interactions' drops are exact: a causal encoder has the state before, unless it looks from the time of the request
+    # a causal encoder has computed the state before the last interaction, unless it depends on the request time
     rows, lengths = torch.arange(len(weights), device=weights.device), window.lengths
     if encoder.settings.request_time:
         with torch.no_grad():
@@ -47,8 +48,7 @@ def slopes_in_time(encoder: Encoder, windows: Histories, candidates: Float[Tenso
         shorter = states.detach()[rows, (lengths - 2).clamp_min(0)]
     shorter = shorter * (lengths > 1).unsqueeze(1)
     weights[rows, :, lengths - 1] = scores.detach() - (candidates * shorter.unsqueeze(1)).sum(-1)
-    numbers: Float32 = weights.float().cpu().numpy()
-    return numbers
+    return to_numpy(weights)
 
 
 def _skippable(
@@ -56,9 +56,9 @@ def _skippable(
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
     """(new states, zeros e, update gates z), for leaving an interaction out to first order.
 
-    e is added to the argument of z's logistic function. Leaving out position i makes its z equal 1, so that h_i = h_{i-1};
-    since dh_i / de_i = z (1 - z) (h_{i-1} - c), that changes a score by d score / d e_i / z_i, summed over components, to first
-    order in h_i. Without dropout; for a causal block.
+    e is added to the argument of z's logistic function. Leaving out position i sets its z to 1, so h_i = h_{i-1}; since
+    dh_i / de_i = z (1 - z) (h_{i-1} - c), a score then changes to first order by d score / d e_i / z_i, summed over components.
+    Without dropout; for a causal block.
     """
     dim = states.shape[-1]
     normed = block.norm(states)
