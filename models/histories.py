@@ -18,11 +18,11 @@ Float32 = NDArray[np.float32]
 class Histories:
     """Rows of past interactions as slices of flat arrays: row i is `flat[starts[i]:ends[i]]`, oldest first.
 
-    Rows may overlap (the prefixes of one history do), so a history is stored once whatever the number of its targets.
+    Rows may overlap, so prefixes of one history share its storage.
     """
 
     item_index: Int32
-    """[events], 1..num_items (0: unknown to whoever reads it)."""
+    """[events], 1..num_items; 0: unknown to the reader."""
     time: Int64
     """[events], microseconds since the epoch, UTC."""
     event_type: Int16
@@ -32,7 +32,7 @@ class Histories:
     ends: Int64
     """[rows], one past the last position of each row."""
     value: Float32 | None = None
-    """[events], the value that each event carries, NaN where it has none; None: no event has one."""
+    """[events], event values, NaN where missing; None: no event has one."""
     request_time: Int64 | None = None
     """[rows], time of the request for the next item, microseconds; None: unknown."""
 
@@ -41,13 +41,13 @@ class Histories:
 
     @property
     def lengths(self) -> Int64:
-        """[rows], number of interactions of each row."""
+        """[rows], interactions of each row."""
         return self.ends - self.starts
 
     def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> "Histories":
         """The given rows, over the same flat arrays."""
-        asked = None if self.request_time is None else self.request_time[rows]
-        return replace(self, starts=self.starts[rows], ends=self.ends[rows], request_time=asked)
+        request_time = None if self.request_time is None else self.request_time[rows]
+        return replace(self, starts=self.starts[rows], ends=self.ends[rows], request_time=request_time)
 
     def last(self, max_length: int) -> "Histories":
         """Each row cut to its `max_length` most recent interactions."""
@@ -62,13 +62,13 @@ class Histories:
         return rows, positions
 
     def compact(self) -> "Histories":
-        """The same rows over flat arrays of their own, copied from wherever the old ones lie (a memory map, say)."""
+        """The same rows over copied flat arrays, which hold nothing else."""
         _, positions = self.gather()
         ends = np.cumsum(self.lengths, dtype=np.int64)
         return replace(self._events(positions), starts=ends - self.lengths, ends=ends)
 
     def translate(self, mapping: Int32) -> "Histories":
-        """Items renamed by `mapping` [old_num_items + 1]; interactions whose item maps to 0 are left out of every row.
+        """Items renumbered by `mapping` [old_num_items + 1], without interactions whose item maps to 0.
 
         Flat arrays are copied once; rows keep their number and order (one may become empty).
         """
@@ -94,10 +94,10 @@ class Histories:
 
 
 def histories_from_lists(items: list[list[int]], times: list[list[int]] | None = None) -> Histories:
-    """Histories of the given item numbers per row; times default to 0, 1, 2 … microseconds."""
+    """Histories of the given item indices per row; times default to 0, 1, 2 … microseconds."""
     lengths = np.array([len(row) for row in items], dtype=np.int64)
     ends = np.cumsum(lengths)
-    flat = np.array([item for row in items for item in row], dtype=np.int32)
-    clock = times if times is not None else [list(range(len(row))) for row in items]
-    flat_times = np.array([moment for row in clock for moment in row], dtype=np.int64)
-    return Histories(flat, flat_times, np.zeros(len(flat), np.int16), ends - lengths, ends)
+    times = times if times is not None else [list(range(len(row))) for row in items]
+    flat_items = np.array([item for row in items for item in row], dtype=np.int32)
+    flat_times = np.array([time for row in times for time in row], dtype=np.int64)
+    return Histories(flat_items, flat_times, np.zeros(len(flat_items), np.int16), ends - lengths, ends)

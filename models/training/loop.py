@@ -1,6 +1,6 @@
-"""The training loop over arrays: histories in, the weights that validated best out; no files, no tracking.
+"""Training loop over arrays, without files or tracking: histories in, the weights of the best validation out.
 
-Letters: rows and items as in `models.recommender`; a target is a position whose next item bears loss.
+A target is a position whose next item bears loss.
 """
 
 import math
@@ -31,9 +31,9 @@ from models.training.steps import Step, prefetched, steps
 from models.training.validation import VALIDATION_K, Validation, validate
 
 WINDOW_WORK = 110_000
-"""Tokens x dim of a window from which the padding that it saves is worth its own calls."""
+"""Tokens x dim of a window from which the saved padding outweighs its own kernel calls."""
 NAMED_ROWS = 20
-"""Longest list of histories in the message about a step."""
+"""Maximum number of histories in the message about a step."""
 
 
 def fit(
@@ -57,16 +57,15 @@ def fit(
 ) -> FitResult:
     """Minimise `train.loss` of the next item until validation NDCG@10 stops rising.
 
-    `type_weights` [num_event_types + 1] weighs each target by its event type. With `validation` the best weights
-    are returned and `train.patience` epochs without a better one end the training; without, all of `train.epochs` run.
-    `max_steps` runs exactly that many optimiser steps, whatever `train.epochs` says, without validation; the learning rate
-    goes the way it would over `train.epochs`. `initial`: go on from these weights instead of fresh ones, where a training
-    ends: without warm-up, at the last learning rate of the schedule and the last temperature of Gumbel-softmax.
-    `on_checkpoint` receives the whole state every `train.checkpoint_seconds` and after each epoch; passed back as
-    `resume`, the training goes on from there and on the CPU ends in the same bits as one never interrupted.
-    In a group of processes (`models.training.distributed`) all call this alike; process 0 alone validates and calls back.
-    Raises ValueError where the settings contradict each other, no history bears a target, `resume` is of another training;
-    NotFinite, one of these, where loss, gradient or weights are not.
+    `type_weights` [num_event_types + 1]: weight of a target by its event type. With `validation` the best weights are returned
+    and training ends after `train.patience` epochs without improvement; without, all of `train.epochs` run.
+    `max_steps`: exact number of optimiser steps, without validation; the learning-rate schedule still spans `train.epochs`.
+    `initial`: starting weights, trained on without warm-up at the last learning rate and Gumbel-softmax temperature.
+    `on_checkpoint` receives the whole state every `train.checkpoint_seconds` and after each epoch; passed back as `resume`, the
+    training continues, on the CPU to the same bits as an uninterrupted one.
+    In a process group (`models.training.distributed`) all call this alike; process 0 alone validates and calls back.
+    Raises ValueError for contradicting settings, histories without a target, and a `resume` of another training; its subclass
+    NotFinite for a loss, gradient or weights that are not finite.
     """
     check_together(encoder, train)
     device = pick_device()
@@ -102,7 +101,7 @@ def _plan(
     seed: int,
     device: torch.device,
 ) -> BatchPlan:
-    """Batches of every epoch; ValueError where no history bears a target."""
+    """Batches of every epoch; ValueError without any target."""
     plan = BatchPlan(
         histories,
         max_length,
@@ -168,16 +167,16 @@ class _Training:
         self.saved_at = time.monotonic()
         self.save_is_due = False
         self.last_rows: Int64 = np.zeros(0, np.int64)
-        """Histories of the last step."""
+        """Histories of the last step, for messages."""
 
     @property
     def progress(self) -> Progress:
-        """Epochs and steps completed, and sums over the present epoch."""
+        """Progress of the state."""
         return self.state.progress
 
     @property
     def is_done(self) -> bool:
-        """Whether no epoch is left; a resumed one that has run all its steps is still to be recorded."""
+        """Whether no epoch is left; a resumed epoch whose steps are complete is still to be recorded."""
         return not self.progress.step and self._has_spent_its_steps
 
     @property
@@ -190,7 +189,7 @@ class _Training:
         return progress.epoch >= self.settings.epochs
 
     def begin(self, resume: dict[str, Any] | None) -> None:
-        """Restore the state in `resume`, and compile on the epoch's first batch, outside the clock."""
+        """Restore the state in `resume`, and compile on the epoch's first batch, untimed."""
         if resume is not None:
             self.state.load(resume, self.rank)
         if self.compiled == "on" and not self._has_spent_its_steps:
@@ -202,7 +201,7 @@ class _Training:
             set_random_state(random)
 
     def epoch(self, show_progress: bool) -> Generator[Step, None, None]:
-        """Remaining steps of the present epoch, up to `max_steps`; after each, clock, progress bar and due checkpoint."""
+        """Remaining steps of the current epoch, up to `max_steps`; timed, with progress bar and due checkpoints."""
         progress = self.progress
         self.model.train()
         started = time.monotonic()
@@ -221,7 +220,7 @@ class _Training:
                     self.save_checkpoint()
 
     def _steps(self, first: int) -> Iterator[Step]:
-        """The present epoch's steps from `first` on."""
+        """Steps of the current epoch from `first` on."""
         return steps(
             self.plan,
             self.progress.epoch,
@@ -234,7 +233,7 @@ class _Training:
         )
 
     def backward(self, step: Step) -> Tensor:
-        """Loss of this process's part of a step; its gradients are those of the whole step, over all processes."""
+        """Loss of this process's part of a step; leaves gradients of the whole step, over all processes."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.model.anneal(min(1.0, self._planned_step / self.planned_steps))
@@ -244,18 +243,16 @@ class _Training:
             with self.objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self._autocast():
                     loss = self.objective(batch, step.negatives) * share
-                torch.autograd.backward(loss * self.size)  # their mean is taken
+                torch.autograd.backward(loss * self.size)  # processes average gradients
             total += loss.detach()
         return total
 
     def update(self, step: Step, loss: Tensor) -> None:
-        """Take an optimiser step along the gradients; NotFinite where these or the loss are not."""
+        """Take an optimiser step; NotFinite for a loss or gradient that is not finite."""
         progress = self.progress
         norm = clip_gradients(self.model.parameters(), self.settings.max_grad_norm or math.inf)
-        is_due = (
-            self.on_checkpoint is not None
-            and time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
-        )
+        is_late = time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
+        is_due = self.on_checkpoint is not None and is_late
         value, due = distributed.total([loss.item(), float(is_due and not self.rank)])
         grad_norm, self.save_is_due = norm.item(), due > 0
         self.last_rows = self.plan.rows[step.rows]
@@ -273,7 +270,7 @@ class _Training:
 
     @property
     def _planned_step(self) -> int:
-        """Step of the schedules: behind their end where training continues from trained weights."""
+        """Step of the schedules, past their end where training continues from trained weights."""
         if self.continues:
             return self.planned_steps + self.settings.warmup_steps
         return self.progress.total_steps
@@ -282,7 +279,7 @@ class _Training:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def end_epoch(self) -> EpochRecord:
-        """Validate, keep the weights if they are the best, and record the epoch."""
+        """Validate, keep the best weights, and record the epoch."""
         progress = self.progress
         self._check_weights()
         with self.average.in_place() if self.average is not None else nullcontext():
@@ -316,21 +313,21 @@ class _Training:
         started = time.monotonic()
         measured = {} if self.rank else validate(self.model, self.validation)
         measured["validation_seconds"] = time.monotonic() - started
-        names = [
-            f"validation_{name}" for name in (f"ndcg@{VALIDATION_K}", f"hit_rate@{VALIDATION_K}", "seconds")
-        ]
+        metrics = f"ndcg@{VALIDATION_K}", f"hit_rate@{VALIDATION_K}", "seconds"
+        names = [f"validation_{metric}" for metric in metrics]
         values = distributed.broadcast_floats([measured.get(name, 0.0) for name in names])
         return dict(zip(names, values, strict=True))
 
     def _check_weights(self) -> None:
-        """Raise NotFinite for weights that the last step has carried beyond all numbers."""
+        """Raise NotFinite for weights that are not finite."""
         extremes = [torch.stack(weight.detach().aminmax()).float() for weight in self.model.parameters()]
         if not torch.stack(extremes).isfinite().all():
-            progress = self.progress
-            raise _not_finite(progress.epoch, progress.step, "weights that are not finite", self.last_rows)
+            raise _not_finite(
+                self.progress.epoch, self.progress.step, "weights that are not finite", self.last_rows
+            )
 
     def save_checkpoint(self) -> None:
-        """Hand the state to `on_checkpoint`, with the random state of every process."""
+        """Pass the state, with the random state of every process, to `on_checkpoint`."""
         if self.on_checkpoint is None:
             return
         gathered = {name: distributed.gathered(own) for name, own in random_state(self.device).items()}
@@ -340,7 +337,7 @@ class _Training:
         self.saved_at = time.monotonic()
 
     def result(self) -> FitResult:
-        """Trained encoder, with the best weights in it."""
+        """Encoder with the best weights."""
         if self.state.best:
             self.model.load_state_dict(self.state.best)
         elif self.average is not None:
@@ -349,7 +346,7 @@ class _Training:
         return FitResult(self.model.eval(), progress.best_epoch, progress.best_step, history, self.resolved)
 
     def _show(self, bar: Any) -> None:
-        """Refresh the progress line, if there is one."""
+        """Update the progress bar, if any."""
         if bar is None:
             return
         progress = self.progress
@@ -367,7 +364,7 @@ class _Training:
 
 
 def _sampler(model: Encoder, plan: BatchPlan, settings: TrainSettings) -> NegativeSampler | None:
-    """Sampler of negatives among the items that the loss may choose from; None where the loss takes none."""
+    """Sampler of negatives among the candidates of the loss; None for a loss without negatives."""
     if settings.loss not in SAMPLED_LOSSES:
         return None
     known = model.candidates()
@@ -375,19 +372,19 @@ def _sampler(model: Encoder, plan: BatchPlan, settings: TrainSettings) -> Negati
     return NegativeSampler(settings, plan.item_counts(model.num_items), items, plan.seed)
 
 
-def _not_finite(epoch: int, step: int, what: str, rows: Int64) -> NotFinite:
-    """Error about a step, counted from 1, that names the rows it learned from."""
+def _not_finite(epoch: int, step: int, received: str, rows: Int64) -> NotFinite:
+    """Error about a step, counted from 1, and its histories."""
     more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
     return NotFinite(
-        f"training: received {what} at epoch {epoch + 1}, step {step} "
-        f"(training histories {rows[:NAMED_ROWS].tolist()}{more}), expected finite numbers; the last checkpoint is kept as it "
-        "was: lower train.learning_rate or train.max_grad_norm, add train.warmup_steps, or set train.precision = 'fp32'",
+        f"training: received {received} at epoch {epoch + 1}, step {step} "
+        f"(training histories {rows[:NAMED_ROWS].tolist()}{more}), expected finite numbers; the last checkpoint is kept "
+        "unchanged: lower train.learning_rate or train.max_grad_norm, add train.warmup_steps, or set train.precision = 'fp32'",
         rows,
     )
 
 
 def _bar(num_steps: int, progress: Progress, show_progress: bool) -> AbstractContextManager[Any]:
-    """Progress bar on stderr where that is a terminal, otherwise None."""
+    """Progress bar on a terminal, otherwise a context of None."""
     if not (show_progress and sys.stderr.isatty()):
         return nullcontext()
     from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Training losses: cross-entropy of the next item over the whole catalogue, or losses over drawn negatives.
+"""Training losses: cross-entropy of the next item over the whole catalogue, or losses over sampled negatives.
 
 Letters: n targets, d components of a state, m negatives, items = num_items + 1 (row 0 is padding and never a candidate);
 s+ and s- are the scores of a target and of a negative.
@@ -20,7 +20,7 @@ Implementation = Literal["chunked", "reference"]
 SampledLoss = Literal["sampled_softmax", "gbce", "bce", "bpr"]
 
 CHUNK_SCORES = 2**22
-"""Scores held at a time by the chunked losses: 8 MB in bf16, near the caches of a few cores."""
+"""Scores per chunk of the chunked losses: 8 MB in bf16, near the caches of a few cores."""
 
 
 def softmax_loss(
@@ -32,11 +32,10 @@ def softmax_loss(
 ) -> Float[Tensor, ""]:
     """Weighted mean over targets of `-log softmax(states @ item_vectors[1:].T)[target]`.
 
-    target in 1..num_items; weight >= 0 with a positive sum. "chunked" never holds the n x items scores (but for at least
-    d targets at a time: these weigh what the item vectors do): it computes the gradients chunk by chunk in the forward
-    pass, matrix products and probabilities at autocast's precision. A target less likely than e^-87 counts as e^-87
-    there, in the value of the loss only. "reference" is the plain torch line.
-    Source: Hsu et al. 2024 (Liger, fused linear cross-entropy).
+    target in 1..num_items; weight >= 0 with a positive sum. "chunked" never holds the n x items scores (only those of at least d
+    targets, as large as the item vectors): it computes gradients chunk by chunk in the forward pass, matrix products and
+    probabilities at autocast's precision, and raises likelihoods below e^-87 to it in the loss value alone. "reference" is the
+    plain torch line. Source: Hsu et al. 2024 (Liger, fused linear cross-entropy).
     """
     if implementation == "reference":
         losses = functional.cross_entropy(states @ item_vectors[1:].T, target.long() - 1, reduction="none")
@@ -63,8 +62,8 @@ def sampled_loss(
     """`sampled_loss_of_scores` of inner products: s+ = states · positive, s- = states @ negative.T.
 
     positive, negative: vectors of the targets and of `negatives.item_index`. "chunked" holds at most CHUNK_SCORES of the
-    n x m scores: it computes the gradients chunk by chunk in the forward pass, matrix products at autocast's precision,
-    losses at that of `weight`. "reference" is the plain torch line.
+    n x m scores: it computes gradients chunk by chunk in the forward pass, matrix products at autocast's precision, losses at
+    that of `weight`. "reference" is the plain torch line.
     """
     if implementation == "reference":
         return sampled_loss_of_scores(
@@ -99,22 +98,21 @@ def sampled_loss_of_scores(
     logq_correction: bool,
     gbce_calibration: float,
 ) -> Float[Tensor, ""]:
-    """Weighted mean over targets of a loss of their scores s+ and those s- of the negatives.
+    """Weighted mean over targets of a loss of positive scores s+ and negative scores s-.
 
-    sampled_softmax: `-log(exp(s+) / (exp(s+) + sum exp(s- - log_expected)))`, with `logq_correction`. The divisor is in
-        expectation that of the softmax over the whole catalogue: a negative stands for as many as it is rarer than
-        certain, the target is certain to be there and stands for itself (Yi et al. correct its score too, and then
-        leave its other copies in). Without correction the plain `exp(s-)`.
+    sampled_softmax: `-log(exp(s+) / (exp(s+) + sum exp(s- - log_expected)))`, with `logq_correction`. The expected divisor is
+        that of the softmax over the whole catalogue; the target, always present, has no correction (Yi et al. correct its score
+        too and keep its other copies). Without correction `exp(s-)`.
         Source: Bengio & Senécal 2008; Jean et al. 2015; Yi et al. 2019.
-    bce: `-(log σ(s+) + sum log(1 - σ(s-))) / (m + 1)`: the sum, since each negative is a decision of its own, over the
-        number of decisions, so that the step does not grow with m. Source: Kang & McAuley 2018 (SASRec; there m = 1).
-    gbce: the same with β log σ(s+), β = α (t (1 - 1/α) + 1/α) = 1 - t (1 - α), where α = m / (num_candidates - 1), at
-        most 1, is the share of the negatives that is drawn and t `gbce_calibration`: 0 is bce, 1 undoes the
-        overconfidence that drawing few negatives brings. Source: Petrov & Macdonald 2023 (gSASRec).
+    bce: `-(log σ(s+) + sum log(1 - σ(s-))) / (m + 1)`, divided by the number of decisions so that steps do not grow with m.
+        Source: Kang & McAuley 2018 (SASRec; there m = 1).
+    gbce: the same with β log σ(s+), β = α (t (1 - 1/α) + 1/α) = 1 - t (1 - α), where α = min(1, m / (num_candidates - 1)) is the
+        sampling rate of negatives and t `gbce_calibration`: 0 is bce, 1 removes the overconfidence of sampling few negatives.
+        Source: Petrov & Macdonald 2023 (gSASRec).
     bpr: `mean over negatives of -log σ(s+ - s-)`. Source: Rendle et al. 2009.
 
-    A negative that is the target itself counts as one ranked below it for certain: it adds nothing and has no gradient.
-    num_candidates: items that negatives are drawn from; weight >= 0 with a positive sum, whose precision the losses have.
+    A negative equal to the target adds neither loss nor gradient. num_candidates: items that negatives are drawn from;
+    weight >= 0 with a positive sum, in the precision of the losses.
     """
     hit = target.unsqueeze(1) == negatives.item_index
     negative = negative_scores.to(weight.dtype)
@@ -166,7 +164,7 @@ class _ChunkedSoftmaxLoss(torch.autograd.Function):
 def _softmax_gradients(
     states: Tensor, item_vectors: Tensor, target: Tensor, weight: Tensor, precision: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and its gradients with respect to states and item vectors, a slice of the targets at a time.
+    """Loss and its gradients by states and item vectors, a chunk of targets at a time.
 
     With p the likelihood of a target and r the sum of the other probabilities, the loss is log(1 + r / p) and its
     derivative by the target's score -r: near certainty 1 - p has few digits in bf16, r has all.
@@ -198,7 +196,7 @@ def _softmax_gradients(
 
 
 class _ChunkedSampledLoss(torch.autograd.Function):
-    """`sampled_loss` with weights that sum to one; drawn: (item_index, log_expected to take off the scores or None)."""
+    """`sampled_loss` with weights that sum to one; drawn: (item_index, log_expected to subtract from scores or None)."""
 
     @staticmethod
     def forward(
@@ -237,7 +235,7 @@ def _sampled_gradients(
     beta: float,
     precision: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss and its gradients by states, positive and negative vectors, a slice of the targets at a time."""
+    """Loss and its gradients by states, positive and negative vectors, a chunk of targets at a time."""
     vectors = negative.to(precision)
     vectors_t = vectors.T.contiguous()
     (item_index, log_expected), num_targets = drawn, len(states)
@@ -271,10 +269,7 @@ def _sampled_gradients(
 def _losses_and_derivatives(
     loss: SampledLoss, positive: Tensor, negative: Tensor, weight: Tensor, beta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses [n] of `sampled_loss_of_scores` and, times weight, their derivatives by s+ [n] and s- [n, m].
-
-    The last is written over s-.
-    """
+    """Losses [n] of `sampled_loss_of_scores`; weighted derivatives by s+ [n] and s- [n, m], the last written over s-."""
     num_negatives = negative.shape[1]
     if loss == "sampled_softmax":
         highest = negative.amax(-1, keepdim=True)
@@ -288,8 +283,7 @@ def _losses_and_derivatives(
         losses = functional.softplus(margins).mean(-1)
         slopes = margins.sigmoid_().mul_(weight.unsqueeze(1) / num_negatives)
         return losses, -slopes.sum(-1), slopes
-    losses = (beta * functional.softplus(-positive) + functional.softplus(negative).sum(-1)) / (
-        num_negatives + 1
-    )
+    losses = beta * functional.softplus(-positive) + functional.softplus(negative).sum(-1)
+    losses = losses / (num_negatives + 1)
     share = weight / (num_negatives + 1)
     return losses, -beta * (-positive).sigmoid() * share, negative.sigmoid_().mul_(share.unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Negatives drawn for an optimiser step, shared by all its targets.
+"""Negative sampling for an optimiser step, shared by all its targets.
 
 Letters: n targets of a step, m negatives, c candidates. Item 0 is padding and never drawn.
 """
@@ -17,32 +17,28 @@ from models.shapes import Float, Int
 
 @dataclass(frozen=True)
 class Negatives:
-    """Items drawn for a step; one drawn twice is there twice."""
+    """Items drawn for a step, repeated where drawn repeatedly."""
 
     item_index: Int[Tensor, " m"]
     log_expected: Float[Tensor, " m"]
-    """Logarithm of the number of times that each is drawn in a step, in expectation."""
+    """Logarithm of each item's expected number of draws in a step."""
 
 
 class NegativeSampler:
-    """`settings.negatives` = m items a step, drawn with replacement by `settings.negative_sampling`.
+    """Sampler of `settings.negatives` = m items a step, with replacement, by `settings.negative_sampling`.
 
-    uniform: P(item) = 1 / c, in O(m), whatever the size of the catalogue.
-    popularity: P(item) ~ item_counts + 1, in O(m log c) by inversion of the cumulative counts. The 1 lets an item that
-    is no target in training (new, or known by its content alone) be drawn at all: one that never is would never be pushed
-    below the targets, and its correction would be infinite.
+    uniform: P(item) = 1 / c, in O(m).
+    popularity: P(item) ~ item_counts + 1, in O(m log c) by inversion of the cumulative counts. Without the 1 an item that is no
+    target in training would never be pushed below the targets, and its correction would be infinite.
     in_batch: m of the step's own targets (without replacement; all where there are fewer), so P(item) ~ item_counts.
 
-    What is drawn follows from (seed, epoch, step) alone, and in_batch from the targets: a training that is resumed, or
-    spread over processes, draws the same.
+    Draws depend on (seed, epoch, step) alone, in_batch on the targets too, so resumed and distributed trainings draw alike.
     """
 
     def __init__(
         self, settings: TrainSettings, item_counts: Float64 | Int64, candidates: Int64, seed: int
     ) -> None:
-        """item_counts: [num_items + 1] how often each item is a target in an epoch; candidates: [c] items that may be drawn, at
-        least one; in_batch draws targets, whatever the candidates. seed >= 0.
-        """
+        """item_counts: [num_items + 1] expected targets per epoch; candidates: [c >= 1], ignored by in_batch; seed >= 0."""
         assert len(candidates), "there is no item to draw"
         self.settings, self.item_counts, self.candidates, self.seed = settings, item_counts, candidates, seed
         popularity = settings.negative_sampling == "popularity"
@@ -50,7 +46,7 @@ class NegativeSampler:
         self.num_targets = item_counts.sum()
 
     def draw(self, epoch: int, step: int, target: Int[Tensor, " n"]) -> Negatives:
-        """The negatives of a step, counted from 0 in its epoch, on the device of its targets."""
+        """Negatives of a step, counted from 0 in its epoch, on the device of its targets."""
         random = np.random.default_rng((self.seed, epoch, step, 1))  # (seed, epoch) alone orders the batches
         number = self.settings.negatives
         if self.settings.negative_sampling == "in_batch":

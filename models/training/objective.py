@@ -1,4 +1,4 @@
-"""Training loss as one module that several processes can share.
+"""Training loss as one module, for data-parallel training.
 
 Letters: n targets, m negatives, items = num_items + 1.
 """
@@ -17,10 +17,10 @@ from models.training.negatives import Negatives
 
 
 class Objective(nn.Module):
-    """The weighted mean loss of a batch's targets: `settings.loss` of the encoder's states and item vectors.
+    """Weighted mean of `settings.loss` over a batch's targets, from the encoder's states and item vectors.
 
-    Softmax is over the items that training knows, sampled losses over the step's negatives. `compile`: the encoder goes through
-    torch.compile; losses loop over chunks by themselves.
+    Softmax is over the items seen in training, sampled losses are over the step's negatives. `compile`: torch.compile for the
+    encoder alone, since losses loop over chunks.
     """
 
     def __init__(self, encoder: Encoder, settings: TrainSettings, *, compile: bool = False) -> None:  # noqa: A002
@@ -32,7 +32,7 @@ class Objective(nn.Module):
         self.num_candidates = encoder.num_items if known is None else len(known)
 
     def forward(self, batch: Batch, negatives: Negatives | None) -> Float[Tensor, ""]:
-        """Of one batch; `negatives` where the loss is sampled."""
+        """Loss of a batch; `negatives` for sampled losses."""
         states = self.states(batch.windows)
         if negatives is None:
             return self._softmax(states[batch.position], batch)
@@ -45,9 +45,9 @@ class Objective(nn.Module):
         }
         drawn = negatives.item_index
         if not encoder.scores_by_vector:
-            own, others = encoder.target_scores(states, batch, drawn)
+            scores = encoder.target_scores(states, batch, drawn)
             return sampled_loss_of_scores(
-                settings.loss, own, others, batch.target, negatives, batch.weight, **options
+                settings.loss, *scores, batch.target, negatives, batch.weight, **options
             )
         vectors = encoder.vectors_of(batch.target), encoder.vectors_of(drawn)
         chosen = states[batch.position]

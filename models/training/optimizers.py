@@ -1,6 +1,6 @@
 """Optimisers, learning-rate schedule, gradient clipping, and moving average of the weights.
 
-Letters: rows of an embedding and d components of each; n rows that bear a gradient in a step.
+Letters: rows of an embedding, d components of each.
 """
 
 import math
@@ -19,16 +19,16 @@ from models.training import distributed
 LAST_FACTOR = 0.01
 """Last learning rate of the cosine schedule, as a share of the first."""
 ROWWISE_MIN_ITEMS = 1_000_000
-"""Items from which `item_optimizer = "auto"` is rowwise_adagrad where the loss is sampled."""
+"""Number of items from which `item_optimizer = "auto"` is rowwise_adagrad with a sampled loss."""
 DECAYED = (nn.Linear, nn.RNNBase, nn.Conv1d)
 """Modules whose matrices decay."""
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
-    """Adagrad with one accumulator per row, for embeddings with sparse gradients: only rows that bear one are touched.
+    """Adagrad with one accumulator per row, for embeddings with sparse gradients.
 
-    For each such row i with gradient g_i of d components: `a_i += mean(g_i ** 2)`, `w_i -= lr * g_i / (sqrt(a_i) + eps)`.
-    ValueError where a gradient is dense. Source: Duchi et al. 2011; by rows: Mudigere et al. 2022 (DLRM), FBGEMM.
+    Each row i with a gradient g_i: `a_i += mean(g_i ** 2)`, `w_i -= lr * g_i / (sqrt(a_i) + eps)`; others stay.
+    ValueError for a dense gradient. Source: Duchi et al. 2011; by rows: Mudigere et al. 2022 (DLRM), FBGEMM.
     """
 
     def __init__(self, parameters: list[Tensor], lr: float, eps: float = 1e-8) -> None:
@@ -57,21 +57,21 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
 
 def rowwise_table(model: Encoder, settings: TrainSettings) -> Tensor | None:
-    """Item vectors, with sparse gradients from now on, where `RowwiseAdagrad` optimises them; otherwise None.
+    """Item vectors, set to sparse gradients, where `RowwiseAdagrad` optimises them; otherwise None.
 
-    It does where `item_optimizer` says so, or (auto) with a sampled loss over a million items. Raises ValueError for several
-    processes on CUDA.
+    That is by `item_optimizer`, or (auto) with a sampled loss over a million items. Raises ValueError for several processes on
+    CUDA.
     """
-    table, wanted = model.items.ids, settings.item_optimizer
+    table, optimizer = model.items.ids, settings.item_optimizer
     is_large = settings.loss in SAMPLED_LOSSES and model.num_items >= ROWWISE_MIN_ITEMS
-    if table is None or not (wanted == "rowwise_adagrad" or (wanted == "auto" and is_large)):
+    if table is None or not (optimizer == "rowwise_adagrad" or (optimizer == "auto" and is_large)):
         return None
     if distributed.size() > 1 and table.weight.device.type == "cuda":
-        if wanted == "auto":
+        if optimizer == "auto":
             return None
         raise ValueError(
             f"train.item_optimizer: received 'rowwise_adagrad' with {distributed.size()} processes on CUDA, expected 'adamw' "
-            "there: nccl adds up no sparse gradients"
+            "there: nccl reduces no sparse gradients"
         )
     table.sparse = True
     return table.weight
@@ -80,7 +80,7 @@ def rowwise_table(model: Encoder, settings: TrainSettings) -> Tensor | None:
 def build(
     model: nn.Module, settings: TrainSettings, sparse: Tensor | None = None
 ) -> list[torch.optim.Optimizer]:
-    """AdamW, where only matrices of linear, recurrent and convolutional layers decay; `sparse` gets RowwiseAdagrad instead."""
+    """AdamW with decay for matrices of linear, recurrent and convolutional layers; RowwiseAdagrad for `sparse`."""
     matrices = {
         id(weight)
         for module in model.modules()
@@ -88,10 +88,10 @@ def build(
         for weight in module.parameters(recurse=False)
         if weight.ndim >= 2
     }
-    parameters = [weight for weight in model.parameters() if weight is not sparse]
+    dense = [weight for weight in model.parameters() if weight is not sparse]
     groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in parameters if id(weight) in matrices]},
-        {"params": [weight for weight in parameters if id(weight) not in matrices], "weight_decay": 0.0},
+        {"params": [weight for weight in dense if id(weight) in matrices]},
+        {"params": [weight for weight in dense if id(weight) not in matrices], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(
         groups,
@@ -104,12 +104,11 @@ def build(
 
 
 def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:
-    """The learning rate of a step, counted from 0, of a training planned for `total_steps`.
+    """Learning rate of a step, counted from 0, of a training planned for `total_steps`.
 
-    Over the first w = `warmup_steps` it is `(step + 1) / w` of `settings.learning_rate`; then, with the cosine schedule,
-    `f + (1 - f) (1 + cos(pi p)) / 2` of it with p = (step - w) / (total_steps - w), at most 1, and f = 1/100.
-    Source: Loshchilov and Hutter 2017, without restarts. A plain function of the step, unlike torch's `LambdaLR`, needs no state
-    in checkpoints.
+    In the first w = `warmup_steps` it is `(step + 1) / w` of `settings.learning_rate`; then, with the cosine schedule,
+    `f + (1 - f) (1 + cos(pi p)) / 2` of it with p = (step - w) / (total_steps - w), at most 1, and f = 1/100. Unlike torch's
+    `LambdaLR` it needs no state in checkpoints. Source: Loshchilov and Hutter 2017, without restarts.
     """
     warmup = settings.warmup_steps
     if step < warmup:
@@ -122,12 +121,11 @@ def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tensor, ""]:
-    """Scale all gradients down to the Euclidean norm `max_norm` (infinite: as they are); return their norm before.
+    """Clip gradients to the Euclidean norm `max_norm` (may be infinite); return their norm before.
 
-    As `torch.nn.utils.clip_grad_norm_`, but for sparse gradients too, which have no norm there: they are coalesced.
+    As `torch.nn.utils.clip_grad_norm_`, but for sparse gradients too, which it coalesces.
     """
-    weights: list[Tensor] = []
-    gradients: list[Tensor] = []
+    weights, gradients = list[Tensor](), list[Tensor]()
     for weight in parameters:
         gradient = weight.grad
         if gradient is None:
@@ -144,9 +142,9 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Float[Tenso
 class WeightAverage:
     """Exponential moving average of weights: after step t (from 0) `average = k average + (1 - k) weight`.
 
-    k = min(decay, (1 + t) / (10 + t)), so that the start is soon forgotten. Source: Polyak and Juditsky 1992; the
-    rising decay is TensorFlow's ExponentialMovingAverage with num_updates. torch's `AveragedModel` also copies every buffer
-    at each step, the items' content among them (34 ms instead of 3 for 20,000 items with 384 features).
+    k = min(decay, (1 + t) / (10 + t)), so that initial weights fade soon. Source: Polyak and Juditsky 1992; rising decay as in
+    TensorFlow's ExponentialMovingAverage with num_updates. torch's `AveragedModel` also copies every buffer at each step, item
+    content among them (34 ms instead of 3 for 20,000 items with 384 features).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -156,14 +154,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 0."""
+        """Update the average with the weights after a step, counted from 0."""
         kept = min(self.decay, (1 + step) / (10 + step))
         weights = [weight.detach() for weight in self._weights.values()]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - kept)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the average for weights in here."""
+        """Use the averaged weights in the model within this context."""
         self.swap()
         try:
             yield
@@ -171,11 +169,11 @@ class WeightAverage:
             self.swap()
 
     def load(self, average: dict[str, Tensor]) -> None:
-        """Go on from an average that was saved."""
+        """Restore a saved average."""
         for name, weight in self.average.items():
             weight.copy_(average[name])
 
     def swap(self) -> None:
-        """Exchange the model's weights and the average."""
+        """Swap the model's weights and the average."""
         for name, weight in self._weights.items():
             weight.data, self.average[name] = self.average[name], weight.data

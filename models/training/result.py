@@ -11,7 +11,7 @@ from models.histories import Int32, Int64
 
 
 class NotFinite(ValueError):
-    """A training's numbers that are not finite, and `rows` of the histories given to it that its last step learned from."""
+    """Loss, gradient or weights that are not finite; `rows` are the training histories of the last step."""
 
     def __init__(self, message: str, rows: Int64) -> None:
         super().__init__(message)
@@ -20,32 +20,31 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One pass over the training histories, or the part of it that `max_steps` left."""
+    """Measurements of one epoch, or of its part within `max_steps`."""
 
     epoch: int
-    """From 1."""
+    """Epoch number, from 1."""
     steps: int
     """Optimiser steps so far, over all epochs."""
     loss: float
-    """Weighted mean over the epoch's targets, in nats."""
+    """Weighted mean loss of the epoch's targets, in nats."""
     seconds: float
     """Wall time of the optimiser steps, without validation and compilation."""
     targets: int
-    """Targets that bear loss."""
     targets_per_second: float
     grad_norm: float
-    """Mean over steps of the gradient's Euclidean norm before it is clipped."""
+    """Mean over steps of the gradient's Euclidean norm before clipping."""
     learning_rate: float
-    """That of the epoch's last step."""
+    """Learning rate of the epoch's last step."""
     peak_bytes: int
-    """The largest memory so far: of the allocator on CUDA, elsewhere resident in this process."""
+    """Peak memory so far, as in `models.device.peak_bytes`."""
     validation: dict[str, float]
     """`validation_ndcg@10`, `validation_hit_rate@10`, `validation_seconds`; empty without validation."""
 
     def row(self) -> dict[str, float]:
-        """The record as one flat row."""
+        """Record as one flat row."""
         flat = asdict(self)
-        return {**{key: value for key, value in flat.items() if key != "validation"}, **self.validation}
+        return flat | flat.pop("validation")
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,25 @@ class FitResult:
     model: Encoder
     """In evaluation mode, with the weights of `best_epoch`."""
     best_epoch: int
-    """The epoch whose validation NDCG@10 was highest; the last one without validation."""
+    """Epoch of the highest validation NDCG@10; the last epoch without validation."""
     best_step: int
-    """Optimiser steps up to the end of that epoch."""
+    """Optimiser steps up to the end of the best epoch."""
     history: list[EpochRecord]
     resolved: dict[str, Any]
-    """Values chosen for `auto`, and sizes that follow from the data."""
+    """Values of `auto` settings, and sizes of data and model."""
 
 
 @dataclass(frozen=True)
 class Initial:
-    """A trained encoder to go on from; it may number items otherwise."""
+    """Starting weights: a trained encoder, possibly with another item numbering."""
 
     encoder: Encoder
     item: Int32
-    """[num_items + 1], the number in `encoder` of each item, 0 where it knows none: that one starts fresh."""
+    """[num_items + 1] index in `encoder` of each item; 0: unknown there, its vector starts fresh."""
 
     @torch.no_grad()
     def copy_into(self, model: Encoder) -> None:
-        """Copy the weights into a fresh encoder of the same settings, item vectors by `item`."""
+        """Copy the weights into a fresh encoder of equal settings, item vectors by `item`."""
         trained = dict(self.encoder.named_parameters())
         table = model.items.ids.weight if model.items.ids is not None else None
         known = torch.from_numpy(np.flatnonzero(self.item))

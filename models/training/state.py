@@ -1,4 +1,4 @@
-"""State of a training: progress, weights, optimisers and random generators, saved and restored as plain values."""
+"""Training state: progress, weights, optimisers and random generators, saved and restored as plain values."""
 
 import copy
 import math
@@ -18,12 +18,12 @@ STATE_VERSION = 3
 
 @dataclass
 class Progress:
-    """Epochs and steps completed, and sums over the steps of the present epoch."""
+    """Completed epochs and steps, and sums over the steps of the current epoch."""
 
     epoch: int = 0
-    """Epochs completed."""
+    """Completed epochs."""
     step: int = 0
-    """Steps completed within the next epoch."""
+    """Completed steps of the current epoch."""
     total_steps: int = 0
     loss_sum: float = 0.0
     weight_sum: float = 0.0
@@ -44,27 +44,27 @@ class Progress:
         self.grad_norm_sum += grad_norm
 
     def next_epoch(self) -> None:
-        """Begin another epoch, its sums at zero."""
+        """Start another epoch with its sums at zero."""
         self.epoch, self.step, self.targets = self.epoch + 1, 0, 0
         self.loss_sum = self.weight_sum = self.grad_norm_sum = self.seconds = 0.0
 
 
 @dataclass
 class TrainingState:
-    """Everything that the rest of a training depends on but random generators."""
+    """State that determines the rest of a training, without random generators."""
 
     identity: list[int]
-    """Sizes that tell one training from another."""
+    """Sizes that distinguish trainings."""
     model: Encoder
     optimizers: list[torch.optim.Optimizer]
     average: WeightAverage | None
     progress: Progress = field(default_factory=Progress)
     history: list[EpochRecord] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
-    """Weights of the epoch that validated best, on the CPU; empty without validation."""
+    """Weights of the best epoch, on the CPU; empty without validation."""
 
     def content(self, random: list[dict[str, Tensor]]) -> dict[str, Any]:
-        """Checkpoint in tensors and plain values, with the random state of each process."""
+        """Checkpoint of tensors and plain values, with the random state of each process."""
         return {
             "version": STATE_VERSION,
             "identity": self.identity,
@@ -78,7 +78,7 @@ class TrainingState:
         }
 
     def load(self, content: dict[str, Any], rank: int) -> None:
-        """Restore a checkpoint in process `rank`; ValueError where it is of another training."""
+        """Restore a checkpoint in process `rank`; ValueError for one of another training."""
         expected = {"version": STATE_VERSION, "identity": self.identity}
         received = {key: content.get(key) for key in expected}
         if received != expected:
@@ -93,12 +93,12 @@ class TrainingState:
         self.best = dict(content["best"])
         self.progress = Progress(**content["progress"])
         self.history = [EpochRecord(**record) for record in content["history"]]
-        if rank < len(content["random"]):  # else a process that was not there: its dropout starts afresh
+        if rank < len(content["random"]):  # an additional process starts with fresh dropout
             set_random_state(content["random"][rank])
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """State of torch's generators of the CPU and, where it is the device, of CUDA."""
+    """State of torch's random generators: of the CPU, and of CUDA on such a device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -106,12 +106,12 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor]) -> None:
-    """Restore what `random_state` returned; that of CUDA where there is one."""
+    """Restore a result of `random_state`."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
 
 def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU."""
+    """CPU copies of weights."""
     return {name: weight.detach().cpu().clone() for name, weight in weights.items()}

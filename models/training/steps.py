@@ -1,7 +1,4 @@
-"""Optimiser steps: batches cut into parts by tokens for processes and accumulation, and their negatives.
-
-Letters: b rows, l positions, n targets.
-"""
+"""Optimiser steps: batches, split by tokens for processes and accumulation, and their negatives."""
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +23,13 @@ class Step:
     """One optimiser step of one process."""
 
     rows: NDArray[np.int64]
-    """The plan's histories that the step learns from, over all processes."""
+    """The plan's histories in the step, over all processes."""
     parts: list[tuple[Batch, float]]
-    """Batches of this process, each with its share of the step's weight; at least one."""
+    """Batches of this process, at least one, each with its share of the step's weight."""
     negatives: Negatives | None
-    """The same for all parts and processes."""
+    """Negatives shared by all parts and processes."""
     weight: float
-    """Sum of the weights of the step's targets."""
+    """Sum of target weights."""
     num_targets: int
 
 
@@ -47,12 +44,12 @@ def steps(
     size: int,
     device: torch.device,
 ) -> Iterator[Step]:
-    """The steps of an epoch from step `first` on, as process `rank` of `size` takes them, its parts on the device."""
+    """Steps of an epoch from step `first` on, in process `rank` of `size`, with parts on the device."""
     for number, rows in enumerate(plan.epoch(epoch)[first:], first):
         target, weight = plan.targets_of(rows, epoch)
         lengths = plan.in_epoch(epoch).lengths[rows] - 1
-        mine = cut(rows, lengths, size * accumulate)[rank * accumulate : (rank + 1) * accumulate]
-        batches = [plan.batch(part, epoch) for part in mine if len(part)]
+        own = cut(rows, lengths, size * accumulate)[rank * accumulate : (rank + 1) * accumulate]
+        batches = [plan.batch(part, epoch) for part in own if len(part)]
         negatives = sampler.draw(epoch, number, target.to(device)) if sampler is not None else None
         whole = _total(weight)
         yield Step(
@@ -66,7 +63,7 @@ def steps(
 
 
 def cut(rows: NDArray[np.int64], lengths: Int64, parts: int) -> list[NDArray[np.int64]]:
-    """The rows in so many parts of about equally many tokens, in order; some are empty where there are few rows."""
+    """Rows in `parts` parts of about equally many tokens, in order; some are empty where there are few rows."""
     ends = np.cumsum(lengths)
     part = ((ends - lengths / 2) * (parts / ends[-1])).astype(np.int64)
     return np.split(rows, np.searchsorted(part, np.arange(1, parts)))
@@ -77,10 +74,10 @@ def _total(weight: Float[Tensor, " n"]) -> float:
 
 
 def prefetched(items: Iterator[T]) -> Generator[T, None, None]:
-    """The same items in the same order, each made in a thread while the one before it is used; exceptions come through."""
+    """Items in order, each computed in a thread while the previous one is used; raises their exceptions."""
     end = object()
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
+        upcoming = thread.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = thread.submit(next, items, end)
             yield item  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Validation: held-out next items, each ranked among the whole catalogue, choose the epoch to keep."""
+"""Validation by held-out next items, each ranked among the whole catalogue."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ VALIDATION_K = 10
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out next items, each ranked among the whole catalogue after every epoch."""
+    """Held-out next items of histories."""
 
     histories: Histories
     target: Int32
-    """[rows], the item that came next."""
+    """[rows] next item."""
     exclude_seen: bool = True
-    """Leave items of the history out of the ranking (the target itself never)."""
+    """Exclusion of history items from the ranking, the target excepted."""
 
     def sample(self, targets: int, seed: int) -> "Validation":
-        """At most so many of the targets, always the same for a seed."""
+        """Sample of at most `targets` targets, fixed by the seed."""
         if len(self.target) <= targets:
             return self
         rows = np.sort(np.random.default_rng(seed).choice(len(self.target), targets, replace=False))
@@ -33,7 +33,7 @@ class Validation:
 def validate(encoder: Encoder, validation: Validation) -> dict[str, float]:
     """Mean NDCG@10 and hit rate@10 of the targets, each ranked among the whole catalogue; ties count half."""
     recommender = AttentionRecommender(encoder)
-    parts = []
+    ranks_of_chunks = []
     for rows in row_chunks(len(validation.target), encoder.num_items):
         part, target = validation.histories.select(rows), validation.target[rows]
         scores = recommender.score_items(part)
@@ -42,8 +42,8 @@ def validate(encoder: Encoder, validation: Validation) -> dict[str, float]:
             own = scores[at_target]
             mask_seen(scores, part)
             scores[at_target] = own
-        parts.append(ranks(scores, target)[0])
-    rank = np.concatenate(parts)
+        ranks_of_chunks.append(ranks(scores, target)[0])
+    rank = np.concatenate(ranks_of_chunks)
     return {
         f"validation_ndcg@{VALIDATION_K}": float(ndcg(rank, VALIDATION_K).mean()),
         f"validation_hit_rate@{VALIDATION_K}": float(hit_rate(rank, VALIDATION_K).mean()),
