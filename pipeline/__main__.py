@@ -31,7 +31,7 @@ class _Configured(click.Command):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        file = "The configuration, a TOML file."
+        file = "The configuration: a TOML file, or the name of a shipped one, such as demo."
         key = "Override a key, such as train.epochs=3."
         self.params += [
             click.Option(["--config", "config_path"], required=True, metavar="FILE", help=file),
@@ -42,8 +42,9 @@ class _Configured(click.Command):
         """Parse, then load the configuration."""
         rest = super().parse_args(ctx, args)
         from pipeline.config import load_config
+        from pipeline.configs import find
 
-        ctx.params["config"] = load_config(ctx.params.pop("config_path"), ctx.params.pop("overrides"))
+        ctx.params["config"] = load_config(find(ctx.params.pop("config_path")), ctx.params.pop("overrides"))
         return rest
 
 
@@ -90,12 +91,9 @@ def _print_evaluation(folder: Path) -> None:
 @click.argument("stage", type=click.Choice(STAGE_NAMES))
 def path(config: Any, stage: str) -> None:
     """Print the folder of STAGE's up-to-date artifact."""
-    from pipeline.orchestration.graph import resolve
+    from pipeline.orchestration.graph import finished_folder
 
-    artifact = resolve(config, [stage]).nodes[stage].artifact
-    if not artifact.is_complete():
-        raise LookbackError(f"{stage}: no up-to-date artifact; make it with: lookback run {stage} --config …")
-    print(artifact.folder)
+    print(finished_folder(config, stage))
 
 
 @cli.command(cls=_Configured)
@@ -142,8 +140,9 @@ def compare(
     """RUNS (MLflow run ids or names) side by side, with paired differences and intervals; logged as a run of its own."""
     from pipeline.commands.compare import compare_runs
     from pipeline.config import load_config
+    from pipeline.configs import find
 
-    config = load_config(config_path, overrides) if config_path is not None else None
+    config = load_config(find(config_path), overrides) if config_path is not None else None
     compare_runs(config, runs, as_json=as_json, html=html)
 
 

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.artifacts import event_parts
 from pipeline.artifacts.files import changed_meanwhile
 from pipeline.errors import LookbackError
@@ -208,6 +206,8 @@ def _fetch(url: str, scheme: str, path: str, target: Path) -> str:
 
 def _read(url: str, scheme: str, path: str) -> Iterator[bytes]:
     """Bytes of an object. Raises _Changed at the end if its version changed meanwhile."""
+    from tqdm import tqdm
+
     with _explained(url, scheme):
         system = _connect(scheme, path.partition("/")[0])
         stream = system.open_input_file(path)

@@ -19,7 +19,8 @@ from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import comparison_page
 from pipeline.reporting.text_table import aligned
 from pipeline.sections import EvaluateConfig
-from pipeline.tracking.record import Plan
+from pipeline.tracking import queries
+from pipeline.tracking.record import RunRecord
 from pipeline.tracking.server import LoggedRun, chosen_uri
 from pipeline.tracking.tracker import NOTE, Tracker
 
@@ -75,13 +76,13 @@ def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -
     found: dict[str, Evaluation] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, each in enumerate(runs):
-            run = tracker.find_run(each, experiment)
+            run = queries.find_run(tracker.uri, each, experiment)
             evaluated = _evaluation_of(tracker, run, each)
             if evaluated.run_id in {other.run.run_id for other in found.values()}:
                 raise LookbackError(
                     f"compare: {each!r} is an evaluation that was named before; expected different ones"
                 )
-            path = tracker.run_artifact(evaluated.run_id, TARGETS, Path(folder, str(number)))
+            path = queries.run_artifact(tracker.uri, evaluated.run_id, TARGETS, Path(folder, str(number)))
             label = f"{run.name} {run.run_id[:8]}" if run.name in found else run.name
             found[label] = Evaluation(
                 label,
@@ -100,10 +101,10 @@ def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
         found := _find(tracker, run, "evaluate", FROM_TRAINING, FINGERPRINT)
     ):
         return found
-    whole = tracker.find_run(run.parent_run_id) if run.parent_run_id is not None else run
+    whole = queries.find_run(tracker.uri, run.parent_run_id) if run.parent_run_id is not None else run
     if EVALUATION in whole.tags:
-        return tracker.find_run(whole.tags[EVALUATION])
-    beneath = tracker.children(whole.run_id)
+        return queries.find_run(tracker.uri, whole.tags[EVALUATION])
+    beneath = queries.children(tracker.uri, whole.run_id)
     evaluations = [
         child for child in beneath if child.tags.get(STAGE) == "evaluate" and child.status == "FINISHED"
     ]
@@ -119,7 +120,7 @@ def _training_of(tracker: Tracker, evaluated: LoggedRun) -> LoggedRun | None:
     """The training of what was evaluated, where the server has it."""
     found = _find(tracker, evaluated, "train", FINGERPRINT, FROM_TRAINING)
     if found is None and evaluated.parent_run_id is not None:
-        return tracker.find_run(evaluated.parent_run_id)
+        return queries.find_run(tracker.uri, evaluated.parent_run_id)
     return found
 
 
@@ -127,7 +128,7 @@ def _find(tracker: Tracker, run: LoggedRun, stage: str, tag: str, own: str) -> L
     """The newest finished run of a stage that has under `tag` what this one has under `own`."""
     if own not in run.tags:
         return None
-    return tracker.find_tagged(run.experiment_id, {STAGE: stage, tag: run.tags[own]})
+    return queries.find_tagged(tracker.uri, run.experiment_id, {STAGE: stage, tag: run.tags[own]})
 
 
 def seed_groups(found: Sequence[Evaluation]) -> list[SeedGroup]:
@@ -197,7 +198,7 @@ def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, p
 
     None where the server does not take it, which costs one warning.
     """
-    plan = Plan()
+    plan = RunRecord()
     plan.tag(STAGE, "compare")
     plan.tag("lookback.compared", ",".join(each.run.run_id for each in found))
     plan.tag(NOTE, _description(found, comparison.systems))

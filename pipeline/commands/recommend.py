@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import click
@@ -23,20 +24,42 @@ from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import rules_of
 
 
+@dataclass(frozen=True)
+class Recommendations:
+    """The best items of one user or history."""
+
+    user_id: str | None
+    history_length: int
+    """Interactions that the model knows."""
+    unknown_items: int
+    """Interactions with items that it does not know."""
+    recommendations: list[dict[str, Any]]
+    """Best first: rank, item_id, title, score, probability where calibrated, because (item_id, title and weight)."""
+
+
 def recommend_one(config: Config, user: str | None, history: str | None, k: int, *, as_json: bool) -> None:
     """Print the k best items for a user of the log, or for a history of item ids: with commas between, or a JSON list.
 
-    The filters and the order are those of `[score]`.
+    Raises LookbackError as `recommend` does.
+    """
+    answer = recommend(config, user, None if history is None else _listed(history), k)
+    click.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else _text(answer))
+
+
+def recommend(config: Config, user: str | None, history: Sequence[str] | None, k: int) -> Recommendations:
+    """The k best items for a user of the log, or for a history of item ids, oldest first.
+
+    Filters and order are those of `[score]`.
     Raises LookbackError where no model is published, the user is not in the log, or no item of the history is known.
     """
     pipeline = resolve(config, ["score"])
     bundle = _as_of_tonight(pipeline, _bundle(pipeline))
-    found, unknown = (
+    known, unknown = (
         _typed_in(bundle, history) if history is not None else _of_user(pipeline, bundle, str(user))
     )
     rules, _ = rules_of(config.score, bundle.items, lambda: _newest(pipeline, bundle), config.seed)
     answer = bundle.recommend(
-        found,
+        known,
         k,
         rules,
         keys=None if user is None else keys_of(pl.Series([user])),
@@ -44,16 +67,7 @@ def recommend_one(config: Config, user: str | None, history: str | None, k: int,
         because="exact",
         because_items=config.score.because_items,
     )
-    listed = _rows(bundle, answer)
-    content = {
-        "user_id": user,
-        "history_length": int(found.lengths[0]),
-        "unknown_items": unknown,
-        "recommendations": listed,
-    }
-    click.echo(
-        json.dumps(content, ensure_ascii=False) if as_json else _text(content, cold=bool(answer.cold[0]))
-    )
+    return Recommendations(user, int(known.lengths[0]), unknown, _rows(bundle, answer))
 
 
 def _bundle(pipeline: Pipeline) -> Bundle:
@@ -97,13 +111,13 @@ def _segment(pipeline: Pipeline, bundle: Bundle, user: str | None) -> Int64:
     )
 
 
-def _typed_in(bundle: Bundle, history: str) -> tuple[Histories, int]:
-    found, unknown = bundle.from_ids([_listed(history)])
+def _typed_in(bundle: Bundle, history: Sequence[str]) -> tuple[Histories, int]:
+    found, unknown = bundle.from_ids([list(history)])
     if not found.lengths[0]:
         near = ", ".join(map(repr, map(str, bundle.items.ids.head(3))))
         raise LookbackError(
-            f"--history: received {history!r}, in which the model knows no item; expected item ids such as {near}, with commas "
-            "between, or a JSON list of them"
+            f"--history: received {','.join(history)!r}, in which the model knows no item; expected item ids such as {near}, "
+            "with commas between, or a JSON list of them"
         )
     return found, unknown
 
@@ -175,11 +189,11 @@ def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
     return listed
 
 
-def _text(content: dict[str, Any], *, cold: bool) -> str:
-    lines = [f"{content['history_length']} known interactions, {content['unknown_items']} with unknown items"]
-    if cold:
+def _text(answer: Recommendations) -> str:
+    lines = [f"{answer.history_length} known interactions, {answer.unknown_items} with unknown items"]
+    if not answer.history_length:
         lines.append("no known interaction: what was popular of late")
-    for row in content["recommendations"]:
+    for row in answer.recommendations:
         because = "; ".join(
             f"{each['title'] or each['item_id']} ({each['weight']:+.2f})" for each in row["because"]
         )

@@ -33,8 +33,8 @@ from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.orchestration.parent_run import SEARCHES
 from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 from pipeline.sections import TuneConfig
-from pipeline.tracking.live import Enough, Live, observed
-from pipeline.tracking.record import TRACKING, Plan, Point, allowed
+from pipeline.tracking.live import LiveRun, StopEarly, observed
+from pipeline.tracking.record import TRACKING, Point, RunRecord, allowed
 from pipeline.tracking.tracker import NOTE, RunIdentity, Tracker
 
 OBJECTIVE = "validation_ndcg@10"
@@ -100,7 +100,7 @@ class _Search:
     def _done(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=_FINISHED)
 
-    def _search(self, trials: int, live: Live) -> None:
+    def _search(self, trials: int, live: LiveRun) -> None:
         seconds = self.config.tune.max_seconds or math.inf
         began = time.monotonic()
         for num_done in range(len(self._done()), trials):
@@ -124,7 +124,7 @@ class _Search:
             self.study.tell(left.number, state=TrialState.FAIL)  # killed while it was drawn: drawn again
         return self.study.ask(self.space)
 
-    def _try(self, trial: optuna.Trial, live: Live) -> None:
+    def _try(self, trial: optuna.Trial, live: LiveRun) -> None:
         """Train with a trial's settings, and tell the study how that ended."""
         score: float | None = None
         state, reason = "COMPLETE", ""
@@ -132,7 +132,7 @@ class _Search:
             score = self._train(trial, live)
         except pydantic.ValidationError as error:
             state, reason = "REFUSED", _problem(error)
-        except Enough as error:
+        except StopEarly as error:
             state, reason = "PRUNED", str(error)
         except ValueError as error:  # a loss that is not finite; what else the user can cause ends the search
             state, reason = "FAILED", str(error)
@@ -140,8 +140,8 @@ class _Search:
         trial.set_user_attr(_REASON, reason)
         self.study.tell(trial, score, TrialState.COMPLETE if score is not None else TrialState.PRUNED)
 
-    def _train(self, trial: optuna.Trial, live: Live) -> float:
-        """The best validation NDCG@10 of a trial's epochs; raises Enough where the pruner ends it before its last one."""
+    def _train(self, trial: optuna.Trial, live: LiveRun) -> float:
+        """The best validation NDCG@10 of a trial's epochs; raises StopEarly where the pruner ends it before its last one."""
         tried = with_settings(self.config, {"train.refit_validation": False} | trial.params)
         trial.set_user_attr(_TRAIN, resolve(tried, ["train"]).nodes["train"].artifact.name)
         told = set(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
@@ -156,7 +156,7 @@ class _Search:
             if OBJECTIVE in values:
                 report(epoch, values[OBJECTIVE])
                 if trial.should_prune():
-                    raise Enough(f"after epoch {epoch}, by pruner {self.config.tune.pruner!r}")
+                    raise StopEarly(f"after epoch {epoch}, by pruner {self.config.tune.pruner!r}")
 
         with observed(observe):
             folder = self._bring_up_to_date(tried, "train")
@@ -231,7 +231,7 @@ class _Search:
     def _save(self) -> None:
         """Write what the search's run holds: the best so far and the table of trials, counted by trials that have ended."""
         done, best = self._done(), self._best()
-        plan = Plan(started=_milliseconds(done[0].datetime_start))
+        plan = RunRecord(started=_milliseconds(done[0].datetime_start))
         plan.params({"tune": self.settings, "seed": self.config.seed})
         for number, (trial, values) in enumerate(zip(done, _standings(done), strict=True), 1):
             moment = _milliseconds(trial.datetime_complete)
@@ -255,7 +255,7 @@ class _Search:
         """See to it that the present server has a trial's run."""
         folder = self.place.folder / "trials" / f"{trial.number:04}"
         if not (folder / TRACKING).exists():
-            plan = Plan(started=_milliseconds(trial.datetime_start))
+            plan = RunRecord(started=_milliseconds(trial.datetime_start))
             plan.params(trial.params)
             for epoch, value in sorted(trial.intermediate_values.items()):
                 plan.metric(OBJECTIVE, value, epoch)

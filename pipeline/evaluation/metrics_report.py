@@ -182,7 +182,7 @@ def segment_metrics(
             for place, (value, chosen) in enumerate(values):
                 row: dict[str, str | float] = {"system": name, "segment": kind, "value": value}
                 counts = {"targets": int(chosen.sum()), "users": len(np.unique(user[chosen]))}
-                yield row | counts | _columns(means, ends, place)
+                yield {**row, **counts, **_columns(means, ends, place)}
 
 
 def _within(

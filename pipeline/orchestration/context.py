@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from models.settings.training import TrainSettings
     from pipeline.dataset.dataset import Dataset
     from pipeline.modelling.trainer import Trainer
-    from pipeline.tracking.live import Live
-    from pipeline.tracking.record import Plan
+    from pipeline.tracking.live import LiveRun
+    from pipeline.tracking.record import RunRecord
     from pipeline.tracking.registry import ModelSource
 
 
@@ -30,9 +30,9 @@ class Context:
     """Role to {path: content digest} of the source files (ingest)."""
     model: "ModelSource | None"
     """Where the bundle to score with comes from (score)."""
-    track: "Plan"
+    track: "RunRecord"
     """What to log."""
-    live: "Live"
+    live: "LiveRun"
     """Metrics that are worth seeing before the stage ends."""
     stage_folder: Path
     """The folder of all artifacts of this stage."""

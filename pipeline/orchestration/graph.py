@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LookbackError
 from pipeline.tracking.registry import ModelSource
 
 
@@ -211,11 +212,21 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
     return Pipeline(config, nodes, found, model, cuts)
 
 
+def finished_folder(config: Config, stage: str) -> Path:
+    """Folder of a stage's up-to-date artifact; raises LookbackError where there is none."""
+    artifact = resolve(config, [stage]).nodes[stage].artifact
+    if not artifact.is_complete():
+        raise LookbackError(f"{stage}: no up-to-date artifact; make it with: lookback run {stage} --config …")
+    return artifact.folder
+
+
 def earlier_cuts(config: Config) -> list[Config]:
     """The configuration at each cut point before the last one, earliest first: the log as it was then."""
+    split = config.split
+    if split.cuts == 1:
+        return []  # the usual case, without importing numpy
     from features.histories.splits import cuts
 
-    split = config.split
     return [
         config.model_copy(update={"split": replace(split, cuts=1, held_back=split.held_back + back)})
         for back in cuts(split.cuts, split.test_fraction, split.validation_fraction)[:-1]

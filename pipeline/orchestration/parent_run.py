@@ -1,6 +1,6 @@
 """The run of one `lookback run` on the tracking server, above the runs of the stages that it built.
 
-What it was lies in <data_dir>/<name>/.runs/<key>/: a Plan, and which stages it built and which it found up to date; so any
+Its record lies in <data_dir>/<name>/.runs/<key>/: a RunRecord, and which stages it built and which it found up to date; so any
 server can be given it later. A run that built nothing leaves nothing.
 """
 
@@ -18,8 +18,8 @@ from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration import provenance
 from pipeline.orchestration.graph import Node, Pipeline, order
-from pipeline.tracking import registry
-from pipeline.tracking.record import TRACKING, DatasetInput, Plan, Point
+from pipeline.tracking import queries, registry
+from pipeline.tracking.record import TRACKING, DatasetInput, Point, RunRecord
 from pipeline.tracking.server import GATE, ServerAway
 from pipeline.tracking.tracker import NOTE, RunIdentity, Tracker
 
@@ -93,7 +93,7 @@ def end_abandoned(config: Config) -> None:
                 record.status, record.said = "KILLED", ABANDONED
                 tracker.end_abandoned(record.link, record.said)
                 if not (record.folder / TRACKING).exists():
-                    Plan().save(record.folder)
+                    RunRecord().save(record.folder)
                 record.save()
     for search in searches(config):
         if tracker.is_running(search.run_link):
@@ -149,7 +149,7 @@ class ParentRun:
         self._pipeline = pipeline
         self._tracker = tracker
         self._record: Record | None = None
-        self._plan = Plan()
+        self._plan = RunRecord()
         self._held = contextlib.ExitStack()
         self._seen: dict[str, dict[str, Any]] = {}
         self._earlier = records(pipeline.config)
@@ -246,16 +246,22 @@ class ParentRun:
 
     def _line(self, name: str, each: dict[str, Any], run_id: str | None) -> str:
         what = "built" if each["built"] else "up to date"
-        address = self._tracker.address(run_id) if run_id is not None else None
+        address = self._address(run_id)
         link = f"[{what}]({address})" if address is not None else what
         return f"| {name} | {link} | {each['summary']} |"
+
+    def _address(self, run_id: str | None) -> str | None:
+        """Address of a run in MLflow's UI; None where there is no run, or the server is away."""
+        if run_id is None:
+            return None
+        return self._tracker.attempt(lambda _: queries.address(self._tracker.uri, run_id))
 
     def _artifact(self, each: dict[str, Any]) -> Artifact:
         return Artifact(self._pipeline.config.folder / each["stage"], each["fingerprint"])
 
     # --- what is said of it ---
 
-    def _fill(self, plan: Plan) -> None:
+    def _fill(self, plan: RunRecord) -> None:
         """All resolved settings, and of the stages: headline numbers, data sets, tags that hold for all, files to look at."""
         config = self._pipeline.config
         plan.params(config.model_dump(mode="json"))
@@ -266,7 +272,7 @@ class ParentRun:
             artifact = self._artifact(each)
             for key, value in read_manifest(artifact.folder).get("resolved", {}).items():
                 plan.param(f"resolved.{key}", value)
-            said = Plan.load(artifact.folder)
+            said = RunRecord.load(artifact.folder)
             points |= {point.name: point for point in said.parent_points}
             datasets += [
                 data for data in said.datasets if data not in datasets and name in self._pipeline.nodes
@@ -330,7 +336,7 @@ class ParentRun:
             with contextlib.suppress(OSError, DamagedArtifact, KeyError):
                 if folder != evaluate and folder not in found and comparison.same_targets(evaluate, folder):
                     run_id = self._tracker.linked_run(record.link)
-                    address = self._tracker.address(run_id) if run_id is not None else None
+                    address = self._address(run_id)
                     called = f"{record.name} of {_began(record)}"
                     found[folder] = f"[{called}]({address})" if address is not None else called
             if len(found) == run_description.MAX_EARLIER:

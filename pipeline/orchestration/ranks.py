@@ -10,8 +10,8 @@ from models.training import distributed
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.orchestration.context import Context
-from pipeline.tracking.live import Live
-from pipeline.tracking.record import Plan
+from pipeline.tracking.live import LiveRun
+from pipeline.tracking.record import RunRecord
 
 TRAINING = ("train", "baselines", "publish")
 """Stages that train; on ranks other than 0 their `build` returns after that."""
@@ -62,8 +62,8 @@ def _follow() -> None:
             inputs={name: Path(folder) for name, folder in work["inputs"].items()},
             sources={},
             model=None,
-            track=Plan(),
-            live=Live(None, lambda _: None, lambda _: None),
+            track=RunRecord(),
+            live=LiveRun(None, lambda _: None, lambda _: None),
             stage_folder=Path(work["folder"]).parent,
             show_progress=False,
         )

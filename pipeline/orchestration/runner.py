@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import importlib.metadata
 import platform
 import signal
 import sys
@@ -20,7 +19,7 @@ from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun
 from pipeline.release import promotion
-from pipeline.tracking.record import Plan
+from pipeline.tracking.record import RunRecord
 from pipeline.tracking.tracker import RunIdentity, Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
@@ -128,7 +127,7 @@ class _Work:
                 inputs={name: made_before.folder for name, made_before in inputs.items()},
                 sources=pipeline.sources,
                 model=pipeline.model,
-                track=Plan(),
+                track=RunRecord(),
                 live=live,
                 stage_folder=artifact.stage_folder,
                 show_progress=show_progress,
@@ -242,6 +241,8 @@ def _summarise(node: Node, fresh: bool) -> Summary:
 
 
 def _versions() -> dict[str, str]:
+    import importlib.metadata
+
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _VERSIONS_OF:
         try:

@@ -15,19 +15,19 @@ LIVE_SECONDS = 5.0
 
 
 Observer = Callable[[Mapping[str, float], int], object]
-"""Sees the numbers of a running stage and their step; may raise Enough."""
+"""Receives the metrics of a running stage and their step; may raise StopEarly."""
 
 
 _observer: ContextVar[Observer] = ContextVar("observer", default=lambda *_: None)
 
 
-class Enough(Exception):
-    """Raised by an observer to end the stage: nothing is committed, and its workspace stays to go on from."""
+class StopEarly(Exception):
+    """Raised by an observer to end the stage: nothing is committed, and its workspace stays, to resume from."""
 
 
 @contextlib.contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Show an observer the numbers of every stage that begins within."""
+    """Pass the metrics of every stage that begins within to an observer."""
     token = _observer.set(observer)
     try:
         yield
@@ -35,8 +35,8 @@ def observed(observer: Observer) -> Iterator[None]:
         _observer.reset(token)
 
 
-class Live:
-    """A stage's run while it runs; as a context manager it ends a failed stage's run, and leaves a good one to replay."""
+class LiveRun:
+    """The run of a running stage; as a context manager it ends a failed stage's run, and leaves a good one to replay."""
 
     def __init__(
         self, run_id: str | None, send: Callable[[list[Point]], object], end: Callable[[str], object]
@@ -73,11 +73,13 @@ class Live:
         if points:
             self._send(points)
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> "LiveRun":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self.failed("KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit | Enough) else "FAILED")
+            self.failed(
+                "KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit | StopEarly) else "FAILED"
+            )

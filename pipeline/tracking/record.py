@@ -1,4 +1,4 @@
-"""What a stage says of itself: a Plan, kept in its folder for any tracking server, and Live numbers in the meantime."""
+"""The record of a stage's run, kept in its folder so that any tracking server can be given it later."""
 
 import json
 import re
@@ -37,7 +37,7 @@ class Point(NamedTuple):
 
 
 class DatasetInput(NamedTuple):
-    """Data that a stage was given."""
+    """Input data of a stage."""
 
     name: str
     digest: str
@@ -48,8 +48,8 @@ class DatasetInput(NamedTuple):
 
 
 @dataclass
-class Plan:
-    """What a stage logs, kept in its folder so that any server can be given it later."""
+class RunRecord:
+    """Settings, metrics, tags, data sets and files that a stage logs."""
 
     param_values: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Plan:
     datasets: list[DatasetInput] = field(default_factory=list)
     artifacts: list[tuple[str, str]] = field(default_factory=list)
     model: str = ""
-    """What the model that this stage trained is called; empty where it trained none."""
+    """Name of the model that this stage trained; empty where it trained none."""
     started: int = field(default_factory=now_ms)
     ended: int = 0
 
@@ -101,7 +101,7 @@ class Plan:
         self.tag(TABLES_TAG, json.dumps([*known, {"path": shown, "type": "table"}]))
 
     def dataset(self, name: str, digest: str, context: str, source: str, rows: int) -> None:
-        """Data that the stage was given; context is training, validation or test."""
+        """Input data of the stage; context is training, validation or test."""
         self.datasets.append(DatasetInput(name, digest, context, source, rows))
 
     def save(self, folder: Path) -> None:
@@ -110,8 +110,8 @@ class Plan:
         write_json(folder / TRACKING, asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> "Plan":
-        """What save wrote."""
+    def load(cls, folder: Path) -> "RunRecord":
+        """Read tracking.json; raises DamagedArtifact where it is not one."""
         content = read_json(folder / TRACKING)
         try:
             for name, kind in (("points", Point), ("parent_points", Point), ("datasets", DatasetInput)):

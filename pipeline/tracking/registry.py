@@ -4,7 +4,6 @@ What the gate or a hand decided about a version is written to it: tags `lookback
 """
 
 import contextlib
-import importlib.metadata
 import re
 import shutil
 import tempfile
@@ -220,7 +219,9 @@ class Registry:
 
 def requirements() -> list[str]:
     """What serving needs, in the versions that are installed here (without a local suffix such as +cpu)."""
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in SERVING_NEEDS]
+    from importlib.metadata import version
+
+    return [f"{name}=={version(name).partition('+')[0]}" for name in SERVING_NEEDS]
 
 
 def model_source(config: Config) -> ModelSource:

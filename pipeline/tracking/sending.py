@@ -1,4 +1,4 @@
-"""A Plan on its way to a run: settings, points, data sets, files, and the model that its metrics are of."""
+"""Sending a RunRecord to a run: settings, points, data sets, files, and the model of its metrics."""
 
 import getpass
 import json
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.tracking.record import DatasetInput, Plan, Point
+from pipeline.tracking.record import DatasetInput, Point, RunRecord
 from pipeline.tracking.server import LoggedRun
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ MEASURED_ON = {"validation_": "validation", "test/": "test"}
 _BATCH_METRICS, _BATCH_PARAMS = 1000, 100
 
 
-def log_plan(client: "MlflowClient", run_id: str, plan: Plan, tags: dict[str, str], folder: Path) -> None:
+def log_plan(
+    client: "MlflowClient", run_id: str, plan: RunRecord, tags: dict[str, str], folder: Path
+) -> None:
     """Send what the run does not have yet."""
     from mlflow.entities import Param, RunTag
 

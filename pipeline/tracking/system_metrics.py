@@ -5,15 +5,15 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.tracking.live import Live
-from pipeline.tracking.record import Plan
+from pipeline.tracking.live import LiveRun
+from pipeline.tracking.record import RunRecord
 
 PREFIX = "system/"
 """How MLflow's UI tells system metrics from others."""
 
 
 @contextlib.contextmanager
-def sampled(plan: Plan, live: Live, seconds: float) -> Iterator[None]:
+def sampled(plan: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
     """Sample every `seconds` while what is within runs, and once more when it ends; into the plan and the live run.
 
     Nothing where `seconds` is 0. Points are steps from 0: means over the time since the step before.
@@ -32,7 +32,9 @@ def sampled(plan: Plan, live: Live, seconds: float) -> Iterator[None]:
         thread.join()
 
 
-def _watch(monitors: "_Monitors", plan: Plan, live: Live, seconds: float, ended: threading.Event) -> None:
+def _watch(
+    monitors: "_Monitors", plan: RunRecord, live: LiveRun, seconds: float, ended: threading.Event
+) -> None:
     step, over = 0, False
     while not over:
         over = ended.wait(seconds)

@@ -1,13 +1,12 @@
-"""Runs on the tracking server. `import mlflow` stands here and in the other files tracking*.py, and nowhere else.
+"""Logging to the tracking server: each stage's RunRecord becomes a run.
 
-A stage's Plan lies in its folder as `tracking.json`; a Tracker makes sure that the present server has a run with
-all of it, and remembers the run in a link file ({tracking URI: run id}). A server that is away costs one line on
-stderr: the next run replays.
+The record lies in the stage's folder as `tracking.json`; a Tracker ensures that the present server has a run with all of it,
+and keeps the run's id in a link file ({tracking URI: run id}). A server that is away costs one line on stderr: the next
+command replays.
 """
 
 import contextlib
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,27 +15,27 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from pipeline.artifacts.files import fingerprint as digest_of
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.errors import DamagedArtifact
+from pipeline.tracking import queries
 from pipeline.tracking.client import (
     client_at,
     reported,
     server_at,
     tracking_uri,
 )
-from pipeline.tracking.live import Live
-from pipeline.tracking.record import Plan, now_ms
+from pipeline.tracking.live import LiveRun
+from pipeline.tracking.record import RunRecord, now_ms
 from pipeline.tracking.sending import (
     MODEL_ID,
     attach,
     labels,
     log_plan,
     log_points,
-    logged,
     model_of,
     send_points,
 )
 from pipeline.tracking.server import LoggedRun, ServerAway, absolute_uri, artifact_root
-from pipeline.tracking.ui import AS_TRAINING, View, offer
+from pipeline.tracking.ui import View, offer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,7 +49,8 @@ NOTE = "mlflow.note.content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment: MLflow's UI calls it machine learning, not an application of language models."""
 AWAY_SECONDS = 60.0
-"""How long a server that did not answer is not asked again."""
+"""Pause after a server did not answer, before the next request."""
+_AWAY = "away"
 _Answer = TypeVar("_Answer")
 
 
@@ -80,29 +80,21 @@ class Tracker:
 
     @classmethod
     def from_config(cls, config: "Config") -> "Tracker":
-        """The tracker that a configuration names: tracking.uri, MLFLOW_TRACKING_URI or mlruns/mlflow.db."""
+        """Tracker of a configuration: tracking.uri, MLFLOW_TRACKING_URI or mlruns/mlflow.db."""
         uri = tracking_uri(config)
         return cls(uri, config.name, artifact_root(uri), enabled=config.tracking.enabled)
 
     def is_logged(self, link_file: Path, status: str = "FINISHED") -> bool:
-        """Whether nothing is left to do for a run: the server has it, ended as it should (or is away, which is said once)."""
-        if not self._enabled or time.monotonic() < self._away_until:
-            return True
-        try:
-            return self._status(self._linked(link_file)) == status
-        except ServerAway as error:
-            self._say_away(error)
-            return True
+        """Whether a run needs nothing more: the server has it with this final status, or is away (one warning)."""
+        return self._linked_status(link_file) in (status, _AWAY)
 
     def is_running(self, link_file: Path) -> bool:
         """Whether the server shows a run as under way; False where it is away."""
-        if not self._enabled or time.monotonic() < self._away_until:
-            return False
-        try:
-            return self._status(self._linked(link_file)) == "RUNNING"
-        except ServerAway as error:
-            self._say_away(error)
-            return False
+        return self._linked_status(link_file) == "RUNNING"
+
+    def linked_run(self, link_file: Path) -> str | None:
+        """Id of the run that a link file names on this server; None where there is none, or the server is away."""
+        return self._linked(link_file) if self._linked_status(link_file) not in (None, _AWAY) else None
 
     def start(
         self,
@@ -114,7 +106,7 @@ class Tracker:
         link_file: Path,
         parent_link_file: Path | None = None,
         reopen: bool = False,
-    ) -> "Live":
+    ) -> "LiveRun":
         """A running run, so that metrics are seen before the stage ends; the one of an interrupted attempt goes on.
 
         `reopen`: a finished one goes on too.
@@ -136,8 +128,8 @@ class Tracker:
 
         run_id = self.attempt(begin)
         if run_id is None:
-            return Live(None, lambda _: None, lambda _: None)
-        return Live(
+            return LiveRun(None, lambda _: None, lambda _: None)
+        return LiveRun(
             run_id,
             lambda points: self.attempt(lambda client: send_points(client, run_id, points)),
             lambda status: self.attempt(lambda client: client.set_terminated(run_id, status)),
@@ -156,11 +148,11 @@ class Tracker:
         model_link_file: Path | None = None,
         status: str = "FINISHED",
     ) -> None:
-        """See to it that the server has an ended run with all of folder/tracking.json; nothing is sent twice.
+        """Ensure that the server has an ended run with all of folder/tracking.json; nothing is sent twice.
 
         `model_link_file`: the link of the training whose model the metrics are of, where it is another run.
         """
-        plan = Plan.load(folder)
+        plan = RunRecord.load(folder)
         all_tags = (
             labels(stage, fingerprint, tags)
             | plan.tags
@@ -185,70 +177,11 @@ class Tracker:
         self.attempt(complete)
 
     def offer(self, view: View) -> None:
-        """See to it that MLflow's UI has a view of this experiment's runs among the saved ones."""
+        """Ensure that MLflow's UI offers a saved view of this experiment's runs."""
         self.attempt(lambda client: offer(client, self._experiment_id(client), view))
 
-    def linked_run(self, link_file: Path) -> str | None:
-        """The run that a link file names on this server; None where there is none, or the server is away."""
-        try:
-            run_id = self._linked(link_file)
-            return run_id if self._enabled and self._status(run_id) is not None else None
-        except ServerAway as error:
-            self._say_away(error)
-            return None
-
-    def find_run(self, id_or_name: str, experiment: str | None = None) -> LoggedRun:
-        """A run by its id, or by its name in one experiment (all of them by default).
-
-        Raises LookbackError where there is none or several, ServerAway where the server does not answer.
-        """
-        with reported(self.uri):
-            client = client_at(self.uri)
-            if re.fullmatch("[0-9a-f]{32}", id_or_name) and self._status(id_or_name) is not None:
-                return logged(client.get_run(id_or_name))
-            experiments = (
-                [client.get_experiment_by_name(experiment)] if experiment else client.search_experiments()
-            )
-            ids = [each.experiment_id for each in experiments if each is not None]
-            name = id_or_name.replace("'", "")
-            found = list(client.search_runs(ids, f"attributes.run_name = '{name}'")) if ids else []
-        if len(found) == 1:
-            return logged(found[0])
-        where = f"on {self.uri}" + (f", experiment {experiment}" if experiment else "")
-        if not found:
-            raise LookbackError(
-                f"run {id_or_name!r}: no such run {where}; expected an id or name that the UI shows"
-            )
-        ids = [f"{run.info.run_id} ({run.info.status})" for run in found]
-        raise LookbackError(
-            f"run {id_or_name!r}: {len(found)} runs have this name {where}; expected an id: {', '.join(ids)}"
-        )
-
-    def address(self, run_id: str) -> str | None:
-        """Where MLflow's UI shows a run, for a link on one of its pages; None where the server is away."""
-        known = self.attempt(lambda client: client.get_run(run_id).info.experiment_id)
-        return f"#/experiments/{known}/runs/{run_id}{AS_TRAINING}" if known is not None else None
-
-    def children(self, run_id: str) -> list[LoggedRun]:
-        """The runs nested under one, oldest first."""
-        with reported(self.uri):
-            client = client_at(self.uri)
-            experiment = client.get_run(run_id).info.experiment_id
-            runs = client.search_runs(
-                [experiment],
-                f"tags.`mlflow.parentRunId` = '{run_id}'",
-                order_by=["attributes.start_time ASC"],
-            )
-            return [logged(run) for run in runs]
-
-    def run_artifact(self, run_id: str, path: str, to: Path) -> Path:
-        """Download a file or folder of a run into a folder; returns where it is."""
-        with reported(self.uri):
-            to.mkdir(parents=True, exist_ok=True)
-            return Path(client_at(self.uri).download_artifacts(run_id, path, str(to)))
-
     def attempt(self, action: Callable[["MlflowClient"], _Answer]) -> _Answer | None:
-        """What the action returns; None, and one warning, where the server is away or refuses."""
+        """The action's result; None, and one warning, where the server is away or refuses."""
         if not self._enabled or time.monotonic() < self._away_until:
             return None
         try:
@@ -261,14 +194,14 @@ class Tracker:
 
     @contextlib.contextmanager
     def tolerated(self) -> Iterator[None]:
-        """What is asked of the server within ends with one warning where the server is away."""
+        """Turn ServerAway within into one warning."""
         try:
             yield
         except ServerAway as error:
             self._say_away(error)
 
-    def log_beside(self, other: LoggedRun, run_name: str, plan: Plan, folder: Path) -> str | None:
-        """A finished run of its own with all of a plan, whose files lie in a folder, in the experiment of another run; its id.
+    def log_beside(self, other: LoggedRun, run_name: str, plan: RunRecord, folder: Path) -> str | None:
+        """Log a record, with files from a folder, as a finished run in the experiment of another run; returns its id.
 
         None, and one warning, where the server is away.
         """
@@ -282,32 +215,24 @@ class Tracker:
 
         return self.attempt(send)
 
-    def find_tagged(self, experiment_id: str, tags: dict[str, str]) -> LoggedRun | None:
-        """The newest finished run with all of the tags in an experiment; None where there is none."""
-        wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        wanted.append("attributes.status = 'FINISHED'")
-        with reported(self.uri):
-            found = client_at(self.uri).search_runs(
-                [experiment_id], " AND ".join(wanted), max_results=1, order_by=["attributes.start_time DESC"]
-            )
-            return logged(found[0]) if found else None
-
     def end_abandoned(self, link_file: Path, note: str) -> None:
-        """End as KILLED what a process that is gone left RUNNING: the runs under a linked one, and that one, which says so."""
+        """End as KILLED a linked run whose process is gone, with the running ones under it; `note` becomes its description."""
 
         def end(client: "MlflowClient") -> None:
             run_id = self._linked(link_file)
             if self._status(run_id) is None:
                 return
-            under = [each.run_id for each in self.children(run_id) if each.status == "RUNNING"]
+            under = [each.run_id for each in queries.children(self.uri, run_id) if each.status == "RUNNING"]
             for each in (*under, run_id):
                 client.set_terminated(each, "KILLED")
             client.set_tag(run_id, NOTE, note)
 
         self.attempt(end)
 
-    def _attach(self, client: "MlflowClient", run_id: str, plan: Plan, model_link_file: Path | None) -> None:
-        """Hang metrics of validation and test on the model that they are of, with their data set."""
+    def _attach(
+        self, client: "MlflowClient", run_id: str, plan: RunRecord, model_link_file: Path | None
+    ) -> None:
+        """Attach metrics of validation and test to their model and data set."""
         if plan.model:
             attach(client, run_id, model_of(client, run_id, plan.model), plan.datasets)
         elif self._status(training := self._linked(model_link_file)) is not None:
@@ -322,11 +247,21 @@ class Tracker:
             print(text, file=sys.stderr, flush=True)
         self._warned = True
 
+    def _linked_status(self, link_file: Path) -> str | None:
+        """Status of the run that a link file names; None where there is no such run, _AWAY where nobody can be asked."""
+        if not self._enabled or time.monotonic() < self._away_until:
+            return _AWAY
+        try:
+            return self._status(self._linked(link_file))
+        except ServerAway as error:
+            self._say_away(error)
+            return _AWAY
+
     def _status(self, run_id: str) -> str | None:
         return self._server.run_status(run_id)
 
     def _linked(self, link_file: Path | None) -> str:
-        """The run id that a link file holds for this server, empty where it holds none."""
+        """Run id of this server in a link file; empty where there is none."""
         if link_file is None or not link_file.exists():
             return ""
         with contextlib.suppress(DamagedArtifact):
@@ -356,7 +291,7 @@ class Tracker:
         return run_id
 
     def _find_build(self, client: "MlflowClient", build: str) -> str:
-        """The run of this very build, whose link was lost; empty where there is none."""
+        """Run of this build, whose link was lost; empty where there is none."""
         found = client.search_runs(
             [self._experiment_id(client)], f"tags.`{BUILD}` = '{build}'", max_results=1
         )

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.orchestration.graph import STAGES
 from pipeline.tracking.client import client_at, fluent
-from pipeline.tracking.record import Plan
+from pipeline.tracking.record import RunRecord
 from tests.workdir import Workdir
 
 if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
@@ -37,7 +37,7 @@ def folder_of(finished: Workdir, stage: str) -> Path:
 @pytest.mark.parametrize("stage", ["run", *STAGES])
 def test_a_plan_comes_back(finished: Workdir, client: "MlflowClient", stage: str, tmp_path: Path) -> None:
     folder, run = folder_of(finished, stage), the_run(client, stage)
-    plan = Plan.load(folder)
+    plan = RunRecord.load(folder)
     assert run.data.params == plan.param_values
     assert plan.tags.items() <= run.data.tags.items()
     for name in {point.name for point in plan.points}:

@@ -13,9 +13,9 @@ SHOWN = """
 import json
 print(json.dumps({
     "columns": sorted(run.recommendations.columns),
-    "events": len(run.events),
-    "has_metrics": bool(run.metrics),
-    "report": run.report.is_file() if hasattr(run.report, "is_file") else bool(run.report),
+    "events": run.events.collect().height,
+    "has_metrics": run.metrics.height > 0,
+    "report": run.report.is_file(),
     "train": str(run.folder("train")),
 }))
 """

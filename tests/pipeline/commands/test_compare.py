@@ -18,7 +18,8 @@ from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Comparison, SeedGroup, as_tree, metrics_of_runs
 from pipeline.tracking import sending
 from pipeline.tracking.client import client_at, fluent
-from pipeline.tracking.record import Plan
+from pipeline.tracking.queries import find_run
+from pipeline.tracking.record import RunRecord
 from pipeline.tracking.tracker import Tracker
 
 NOON = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
@@ -138,7 +139,7 @@ def log_run(folder: Path, tracker: Tracker, name: str, ranks: list[float], seed:
     for stage in ("train", "evaluate"):
         artifact = folder / name / stage
         artifact.mkdir(parents=True)
-        plan = Plan()
+        plan = RunRecord()
         if stage == "train":
             plan.params(
                 {"seed": seed, "model": {"dim": dim}, "score": {"k": seed}, "resolved": {"threads": seed}}
@@ -167,7 +168,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> str:
     log_run(folder, tracker, "first", [1, 1, 1, 1, 1, 3], 0)
     log_run(folder, tracker, "second", [3, 3, 3, 3, 3, 3], 1)
     log_run(folder, tracker, "wider", [1, 1, 1, 1, 3, 3], 1, dim=16)
-    Plan().save(folder)
+    RunRecord().save(folder)
     link = folder / "lonely.json"
     tracker.replay(folder=folder, stage="train", fingerprint="f", run_name="lonely", tags={}, link_file=link)
     return uri
@@ -197,10 +198,10 @@ def test_the_comparison_is_a_run_of_its_own(server: str, capsys: pytest.CaptureF
         (["train first", "train second"], ["0", "1"])
     ], "the wider one is another model"
     tracker = Tracker(server, "tiny")
-    logged = tracker.find_run(tree["run_id"])
-    evaluated = [tracker.find_run(f"evaluate {name}").run_id for name in ("first", "second", "wider")]
+    logged = find_run(tracker.uri, tree["run_id"])
+    evaluated = [find_run(tracker.uri, f"evaluate {name}").run_id for name in ("first", "second", "wider")]
     assert (logged.name, logged.status) == ("compare train first train second train wider", "FINISHED")
-    assert logged.experiment_id == tracker.find_run("train first").experiment_id
+    assert logged.experiment_id == find_run(tracker.uri, "train first").experiment_id
     assert logged.tags["lookback.compared"].split(",") == evaluated
     assert all(run_id in logged.tags["mlflow.note.content"] for run_id in evaluated)
     found = tree["differences"]["train second"]["ndcg@10"]

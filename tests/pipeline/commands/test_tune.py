@@ -20,8 +20,8 @@ from pipeline.orchestration.graph import resolve
 from pipeline.orchestration.runner import ended_by_sigterm
 from pipeline.sections import TrackingConfig, TuneConfig
 from pipeline.tracking.client import client_at
-from pipeline.tracking.live import Enough, Live, observed
-from pipeline.tracking.record import Plan
+from pipeline.tracking.live import LiveRun, StopEarly, observed
+from pipeline.tracking.record import RunRecord
 from pipeline.tracking.tracker import Tracker
 from tests.workdir import TINY
 
@@ -45,7 +45,7 @@ class Trained:
         self.asked.append(config)
         rate, blocks = settings_of(config)
         score = 0.2 - 0.02 * abs(math.log10(rate) + 2) - 0.01 * abs(blocks - 2)
-        live = Live(None, lambda _: None, lambda _: None)
+        live = LiveRun(None, lambda _: None, lambda _: None)
         for epoch in range(1, EPOCHS + 1):
             if self.epochs == self.die_at_epoch:
                 raise KeyboardInterrupt
@@ -97,7 +97,7 @@ def test_finds_the_planted_best_and_writes_a_configuration(trained: Trained, tmp
     assert best.events.columns == {"user_id": 1, "item_id": 2, "timestamp": 3}
     assert len(trained.asked) == 25
     assert str(path) in lines[-1]
-    points = Plan.load(path.parent).points
+    points = RunRecord.load(path.parent).points
     shares = {point.name: point.value for point in points if point.name.startswith("importance/")}
     assert shares.keys() == {f"importance/{key}" for key in SPACE}
     assert sum(shares.values()) == pytest.approx(1)
@@ -244,14 +244,14 @@ def test_observer_sees_what_begins_within_and_ends_it() -> None:
 
     def observer(values: Any, step: int) -> None:
         seen.append((dict(values), step))
-        raise Enough
+        raise StopEarly
 
-    before = Live(None, lambda _: None, ends.append)
+    before = LiveRun(None, lambda _: None, ends.append)
     with observed(observer):
         before.metrics({"a": 1.0}, 1)
-        with pytest.raises(Enough), Live(None, lambda _: None, ends.append) as live:
+        with pytest.raises(StopEarly), LiveRun(None, lambda _: None, ends.append) as live:
             live.metrics({"a": 2.0}, 7)
-    Live(None, lambda _: None, ends.append).metrics({"a": 3.0}, 3)
+    LiveRun(None, lambda _: None, ends.append).metrics({"a": 3.0}, 3)
     assert seen == [({"a": 2.0}, 7)]
     assert ends == ["KILLED"]
 

@@ -25,8 +25,8 @@ from pipeline.modelling import trainer as trainer_module
 from pipeline.orchestration.context import Context
 from pipeline.serving.bundle import Bundle
 from pipeline.stages import publish
-from pipeline.tracking.live import Live
-from pipeline.tracking.record import Plan
+from pipeline.tracking.live import LiveRun
+from pipeline.tracking.record import RunRecord
 
 NUM_USERS, NUM_ITEMS = 23, 11
 COLUMNS: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3, "event_type": 4}
@@ -86,9 +86,9 @@ def context(tmp_path: Path) -> Callable[..., Context]:
         history = HistorySettings(min_item_events=2)
         config = Config(name="tiny", events=events, history=history, **given | sections)
         inputs = {"features": folder, "ingest": tmp_path / "ingest"}
-        live = Live(None, lambda _: None, lambda _: None)
+        live = LiveRun(None, lambda _: None, lambda _: None)
         return Context(
-            config, tmp_path / "stage", inputs, {}, None, Plan(), live, tmp_path, show_progress=False
+            config, tmp_path / "stage", inputs, {}, None, RunRecord(), live, tmp_path, show_progress=False
         )
 
     return made

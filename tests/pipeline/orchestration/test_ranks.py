@@ -10,29 +10,30 @@ from typing import Any
 
 import pytest
 
+from features.settings import EventSettings, SplitSettings
 from models.training import distributed
-from pipeline.config import Config, EventsConfig, SplitConfig
+from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.orchestration import ranks
 from pipeline.orchestration.context import Context
-from pipeline.tracking.live import Live
-from pipeline.tracking.record import Plan
+from pipeline.tracking.live import LiveRun
+from pipeline.tracking.record import RunRecord
 
-EVENTS = EventsConfig(path="log.csv", columns={"user_id": 1, "item_id": 2, "timestamp": 3})
+EVENTS = EventSettings(path="log.csv", columns={"user_id": 1, "item_id": 2, "timestamp": 3})
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 
 
 def context(tmp_path: Path) -> Context:
     return Context(
         config=Config(
-            name="a", data_dir=str(tmp_path), events=EVENTS, split=SplitConfig(held_back=0.1 + 0.2)
+            name="a", data_dir=str(tmp_path), events=EVENTS, split=SplitSettings(held_back=0.1 + 0.2)
         ),
         folder=tmp_path / "train" / ".building-1",
         inputs={"features": tmp_path / "features" / "f"},
         sources={"events": {"a": "b"}},
         model=None,
-        track=Plan(),
-        live=Live(None, lambda _: None, lambda _: None),
+        track=RunRecord(),
+        live=LiveRun(None, lambda _: None, lambda _: None),
         stage_folder=tmp_path / "train",
         show_progress=True,
     )

@@ -27,6 +27,7 @@ from pipeline.serving.bundle import seal
 from pipeline.stages import publish as publishing
 from pipeline.tracking import registry
 from pipeline.tracking.client import client_at, tracking_uri
+from pipeline.tracking.queries import find_run
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import GATE, ServerAway, Version, absolute_uri, artifact_root
 from pipeline.tracking.tracker import Tracker
@@ -520,7 +521,7 @@ def test_a_later_version_passes_or_is_refused_by_the_test(three: Config):
     assert details.description is not None
     assert "| NDCG@10 | 0.5000 |" in details.description
     assert "**Gate.** champion; passed: better than item_knn" in details.description
-    run = Tracker.from_config(three).find_run(champion.run_id)
+    run = find_run(Tracker.from_config(three).uri, champion.run_id)
     assert run.metrics["gate/difference"] == pytest.approx(float(tags["difference"]), rel=1e-5)
     assert (run.metrics["gate/targets"], run.tags[GATE]) == (80, "passed")
     assert (three.folder / ".bundles").is_dir(), "the champion's bundle comes from the registry"

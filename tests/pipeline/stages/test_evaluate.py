@@ -37,8 +37,8 @@ from pipeline.modelling import item_index
 from pipeline.orchestration.context import Context
 from pipeline.sections import BASELINES, MODEL, EvaluateConfig
 from pipeline.stages import baselines, evaluate, index
-from pipeline.tracking.live import Live
-from pipeline.tracking.record import Plan
+from pipeline.tracking.live import LiveRun
+from pipeline.tracking.record import RunRecord
 
 NUM_USERS, NUM_ITEMS = 61, 31
 QUICK: dict[str, Any] = {"k": [3, 10], "resamples": 100, "gru_dim": 8, "gru_epochs": 2}
@@ -136,8 +136,10 @@ def build(stage: Any, inputs: dict[str, Path], folder: Path, unit: str = "s", **
         evaluate=EvaluateConfig(**QUICK | settings),
         train=TrainSettings(epochs=2, precision="fp32", compile="off"),
     )
-    unseen = Live(None, lambda _: None, lambda _: None)
-    context = Context(config, folder, inputs, {}, None, Plan(), unseen, folder.parent, show_progress=False)
+    unseen = LiveRun(None, lambda _: None, lambda _: None)
+    context = Context(
+        config, folder, inputs, {}, None, RunRecord(), unseen, folder.parent, show_progress=False
+    )
     stage.build(context)
     return context
 

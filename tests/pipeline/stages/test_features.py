@@ -14,7 +14,7 @@ from features.settings import EventSettings, SplitSettings
 from pipeline.config import Config
 from pipeline.orchestration.context import Context
 from pipeline.stages import features
-from pipeline.tracking.record import Plan
+from pipeline.tracking.record import RunRecord
 
 
 def context(stage_folder: Path, name: str, unit: str = "s") -> Context:
@@ -24,7 +24,7 @@ def context(stage_folder: Path, name: str, unit: str = "s") -> Context:
     (stage_folder / name).mkdir()
     nothing = cast("Any", None)
     return Context(
-        config, stage_folder / name, {}, {}, None, Plan(), nothing, stage_folder, show_progress=False
+        config, stage_folder / name, {}, {}, None, RunRecord(), nothing, stage_folder, show_progress=False
     )
 
 

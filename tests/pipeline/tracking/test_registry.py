@@ -34,7 +34,8 @@ from pipeline.serving.bundle import SECOND, Bundle, seal
 from pipeline.serving.pyfunc import Recommender
 from pipeline.tracking import registry
 from pipeline.tracking.client import client_at, fluent
-from pipeline.tracking.record import Plan
+from pipeline.tracking.queries import find_run
+from pipeline.tracking.record import RunRecord
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import BUNDLE_DIGEST, absolute_uri, artifact_root
 from pipeline.tracking.tracker import Tracker
@@ -89,7 +90,7 @@ def digest(place: Path) -> str:
 def run_id(place: Path, uri: str) -> str:
     """A finished run to publish from."""
     tracker, link = Tracker(uri, "small", artifact_root(uri)), place / "link.json"
-    Plan().save(place)
+    RunRecord().save(place)
     tracker.replay(
         stage="publish", fingerprint="f", run_name="publish", tags={}, folder=place, link_file=link
     )
@@ -220,7 +221,7 @@ def test_bundle_is_registered_once(published: Registry, place: Path, digest: str
     again = published.register(NAME, place / "bundle", digest, run_id)
     assert again.version == 1
     assert [version.version for version in published.versions(NAME)] == [1]
-    assert Tracker(published.uri, "small").find_run(run_id).status == "FINISHED"
+    assert find_run(published.uri, run_id).status == "FINISHED"
     details = client_at(published.uri).get_model_version(NAME, "1")
     assert details.description == "# A small model"
     assert details.tags == {BUNDLE_DIGEST: digest, "lookback.protocol": "temporal"}

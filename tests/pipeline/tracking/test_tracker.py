@@ -18,10 +18,13 @@ import pytest
 
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking.client import ClientServer, client_at
-from pipeline.tracking.record import Plan, allowed
+from pipeline.tracking.queries import children, find_run, run_artifact
+from pipeline.tracking.record import RunRecord, allowed
 from pipeline.tracking.server import (
     BUNDLE_DIGEST,
+    GATE,
     ServerAway,
+    SqliteServer,
     Version,
     absolute_uri,
     artifact_root,
@@ -87,7 +90,7 @@ def a_stage(folder: Path, epochs: int = 3) -> Path:
     (folder / "figures").mkdir(parents=True)
     (folder / "figures" / "loss.svg").write_text("<svg/>")
     (folder / "history.json").write_text("[]")
-    content = Plan()
+    content = RunRecord()
     content.params(
         {"model": {"dim": 64, "block": "transformer"}, "events.types": None, "evaluate.k": [10, 200]}
     )
@@ -109,7 +112,7 @@ def steps(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
 
 
 def assert_complete(tracker: Tracker, run_id: str, to: Path) -> None:
-    run = tracker.find_run(run_id)
+    run = find_run(tracker.uri, run_id)
     assert run.status == "FINISHED"
     assert run.params == {
         "model.dim": "64",
@@ -130,8 +133,8 @@ def assert_complete(tracker: Tracker, run_id: str, to: Path) -> None:
         ("training", "0123456789abcdef", '{"num_rows": 90}'),
         ("validation", "0123456789abcdef", '{"num_rows": 10}'),
     }
-    assert tracker.run_artifact(run_id, "figures/loss.svg", to).read_text() == "<svg/>"
-    assert tracker.run_artifact(run_id, "tables/history.json", to).read_text() == "[]"
+    assert run_artifact(tracker.uri, run_id, "figures/loss.svg", to).read_text() == "<svg/>"
+    assert run_artifact(tracker.uri, run_id, "tables/history.json", to).read_text() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -147,9 +150,9 @@ def test_names_are_spelled_as_mlflow_takes_them(name: str, logged: str):
     assert allowed(name) == logged
 
 
-def test_plan_is_what_it_was_after_saving(tmp_path: Path):
+def test_record_is_what_it_was_after_saving(tmp_path: Path):
     folder = a_stage(tmp_path / "stage")
-    loaded = Plan.load(folder)
+    loaded = RunRecord.load(folder)
     assert [(point.name, point.value, point.step) for point in loaded.parent_points] == [
         ("ndcg_at_10", 0.25, 0)
     ]
@@ -158,7 +161,7 @@ def test_plan_is_what_it_was_after_saving(tmp_path: Path):
     assert 0 < loaded.started <= loaded.points[0].timestamp <= loaded.ended
     (folder / "tracking.json").write_text('{"points": 3}')
     with pytest.raises(DamagedArtifact, match=r"tracking\.json: is damaged"):
-        Plan.load(folder)
+        RunRecord.load(folder)
 
 
 def test_importing_loads_no_mlflow(tmp_path: Path):
@@ -186,7 +189,7 @@ def test_live_then_replay(tracker: Tracker, link: Path, tmp_path: Path):
         assert steps(tracker, live.run_id, "validation_ndcg_at_10") == [(1, 0.1)]
         live.metrics({"validation_ndcg@10": 0.2}, 2)  # kept back: too soon after the first
         assert steps(tracker, live.run_id, "validation_ndcg_at_10") == [(1, 0.1)]
-        assert tracker.find_run("train small").status == "RUNNING"
+        assert find_run(tracker.uri, "train small").status == "RUNNING"
     assert not tracker.is_logged(link)
     folder = a_stage(tmp_path / "stage")
     for _ in range(2):  # the second time changes nothing
@@ -208,7 +211,7 @@ def test_failed_attempt_ends_as_failed_and_goes_on(tracker: Tracker, link: Path)
     def attempt(error: type[BaseException]) -> str:
         with tracker.start(**IDENTITY, link_file=link) as live:
             assert live.run_id is not None
-            assert tracker.find_run(live.run_id).status == "RUNNING"
+            assert find_run(tracker.uri, live.run_id).status == "RUNNING"
             started.append(live.run_id)
             live.metrics({"loss": 3.0}, 1)
             live.metrics({"loss": 2.0}, 2)
@@ -218,7 +221,7 @@ def test_failed_attempt_ends_as_failed_and_goes_on(tracker: Tracker, link: Path)
     for error, status in ((ZeroDivisionError, "FAILED"), (KeyboardInterrupt, "KILLED")):
         with pytest.raises(error):
             attempt(error)
-        assert tracker.find_run(started[0]).status == status
+        assert find_run(tracker.uri, started[0]).status == status
     assert started[0] == started[1], "the second attempt goes on in the same run"
     assert set(steps(tracker, started[0], "loss")) == {(1, 3.0), (2, 2.0)}
 
@@ -237,7 +240,7 @@ os._exit(0)
         tmp_path,
     )
     killed = json.loads(link.read_text())[tracker.uri]
-    assert tracker.find_run(killed).status == "RUNNING"
+    assert find_run(tracker.uri, killed).status == "RUNNING"
     assert not tracker.is_logged(link)
     assert tracker.start(**IDENTITY, link_file=link).run_id == killed
     tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
@@ -279,7 +282,7 @@ def test_deleted_run_is_logged_again_and_a_lost_link_found(tracker: Tracker, lin
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     second = tracker.linked_run(link)
     assert second not in (first, None)
-    client_at(tracker.uri).delete_experiment(tracker.find_run("train small").experiment_id)
+    client_at(tracker.uri).delete_experiment(find_run(tracker.uri, "train small").experiment_id)
     assert not tracker.is_logged(link)
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     assert tracker.is_logged(link)
@@ -288,7 +291,7 @@ def test_deleted_run_is_logged_again_and_a_lost_link_found(tracker: Tracker, lin
 def test_stage_is_nested_under_its_training(tracker: Tracker, link: Path, tmp_path: Path):
     train = tmp_path / "stage"
     train.mkdir()
-    Plan().save(train)
+    RunRecord().save(train)
     tracker.replay(**IDENTITY, folder=train, link_file=link)
     parent = tracker.linked_run(link)
     assert parent is not None
@@ -296,24 +299,24 @@ def test_stage_is_nested_under_its_training(tracker: Tracker, link: Path, tmp_pa
     folder = a_stage(tmp_path / "evaluate")
     for _ in range(2):
         tracker.replay(**identity, folder=folder, link_file=tmp_path / "evaluate.json", parent_link_file=link)
-    (child,) = tracker.children(parent)
+    (child,) = children(tracker.uri, parent)
     assert (child.name, child.parent_run_id) == ("evaluate small", parent)
-    assert tracker.find_run(parent).metrics == {"ndcg_at_10": 0.25}
+    assert find_run(tracker.uri, parent).metrics == {"ndcg_at_10": 0.25}
     assert steps(tracker, parent, "ndcg_at_10") == [(0, 0.25)]
 
 
 def test_runs_are_found_by_name_or_id(tracker: Tracker, tmp_path: Path):
     folder = a_stage(tmp_path / "stage")
     tracker.replay(**IDENTITY, folder=folder, link_file=tmp_path / "1.json")
-    found = tracker.find_run("train small", "small")
-    assert tracker.find_run(found.run_id) == found
+    found = find_run(tracker.uri, "train small", "small")
+    assert find_run(tracker.uri, found.run_id) == found
     with pytest.raises(LookbackError, match="'other': no such run"):
-        tracker.find_run("other")
+        find_run(tracker.uri, "other")
     with pytest.raises(LookbackError, match="no such run"):
-        tracker.find_run("train small", "no such experiment")
+        find_run(tracker.uri, "train small", "no such experiment")
     tracker.start(**IDENTITY, link_file=tmp_path / "2.json")
     with pytest.raises(LookbackError, match="2 runs have this name"):
-        tracker.find_run("train small")
+        find_run(tracker.uri, "train small")
 
 
 def test_tracking_can_be_turned_off(tmp_path: Path, link: Path):
@@ -357,7 +360,7 @@ def test_server_that_is_away_costs_one_line(
     assert len(said) == 1
     assert "the next run logs what is missing" in said[0]
     with pytest.raises(ServerAway):
-        tracker.find_run("train small")
+        find_run(tracker.uri, "train small")
 
 
 def test_processes_that_start_together_share_one_database(tmp_path: Path):
@@ -442,7 +445,7 @@ def test_remote_server_and_its_absence(
         live = tracker.start(**IDENTITY, link_file=link)
         live.metrics({"validation_ndcg@10": 0.1}, 1)
         assert live.run_id is not None
-        assert tracker.find_run(live.run_id).status == "RUNNING"
+        assert find_run(tracker.uri, live.run_id).status == "RUNNING"
     monkeypatch.setattr("pipeline.tracking.live.LIVE_SECONDS", 0.0)
     for epoch in (2, 3):
         live.metrics({"validation_ndcg@10": epoch / 10}, epoch)
@@ -476,6 +479,33 @@ def assert_answers_about_models(uri: str, run_id: str) -> None:
     client.set_registered_model_alias("m", "champion", "1")
     assert asked.alias("m", "champion") == 1
     assert asked.version("m", 1) == ClientServer(uri).version("m", 1) == Version("m", 1, "d", run_id, source)
+
+
+def test_database_read_without_mlflow_answers_as_the_client_does(
+    tracker: Tracker, link: Path, tmp_path: Path
+):
+    """The queries are on MLflow's private schema: a release that changes it fails here."""
+    tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
+    run_id, client = tracker.linked_run(link), client_at(tracker.uri)
+    assert run_id is not None
+    source = client.get_run(run_id).info.artifact_uri
+    client.create_registered_model("m")
+    for number in ("1", "2"):
+        client.create_model_version("m", source, run_id, tags={BUNDLE_DIGEST: "d", GATE: "passed"})
+        client.set_registered_model_alias("m", "champion", number)
+    client.delete_model_version("m", "1")
+    gone = client.create_run("0").info.run_id
+    client.delete_run(gone)
+    direct, through_client = open_server(tracker.uri), ClientServer(tracker.uri)
+    assert isinstance(direct, SqliteServer)
+    for known in (run_id, gone, "f" * 32):
+        assert direct.run_status(known) == through_client.run_status(known)
+    for alias in ("champion", "nobody"):
+        assert direct.alias("m", alias) == through_client.alias("m", alias)
+    for version in (1, 2, 3):
+        assert direct.version("m", version) == through_client.version("m", version)
+    assert direct.version("m", 2) == Version("m", 2, "d", run_id, source, "passed")
+    assert direct.run_status(run_id) == "FINISHED"
 
 
 def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
