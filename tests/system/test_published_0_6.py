@@ -54,7 +54,7 @@ def test_a_night_with_the_champion_of_0_6_recommends_what_it_did(published: Work
 def test_pyfunc_loads_what_0_6_logged(published: Workdir) -> None:
     with fluent(f"sqlite:///{published.folder}/mlruns/mlflow.db"):
         import mlflow
-        import pandas as pd
+        import pandas as pd  # type: ignore[import-untyped]
 
         model = mlflow.pyfunc.load_model(str(published.folder / "model"))
         held = pl.read_parquet(published.folder / "recommendations.parquet")
