@@ -41,9 +41,8 @@ class Window:
 
     def to(self, device: torch.device) -> "Window":
         """The same rows on a device."""
-        return Window(
-            **{name: None if part is None else _moved(part, device) for name, part in vars(self).items()}
-        )
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return Window(**{name: _moved(part, device) for name, part in parts.items()})
 
 
 @dataclass(frozen=True)

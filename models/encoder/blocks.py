@@ -128,7 +128,8 @@ class AttentionBlock(nn.Module):
         return functional.linear(normed, self.project.weight[outputs], self.project.bias[outputs])
 
     def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads = self.num_heads
+        return states.view(*states.shape[:2], heads, states.shape[2] // heads).transpose(1, 2)
 
 
 class TransformerBlock(AttentionBlock):

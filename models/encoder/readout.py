@@ -131,4 +131,5 @@ class TargetReadout(nn.Module):
         return self._heads(keys), self._heads(values)
 
     def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
-        return states.unflatten(-1, (self.settings.num_heads, -1)).transpose(1, 2)
+        heads = self.settings.num_heads
+        return states.view(*states.shape[:2], heads, states.shape[2] // heads).transpose(1, 2)

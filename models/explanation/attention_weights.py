@@ -1,7 +1,4 @@
-"""Attention weights of the last position over the past interactions.
-
-Letters: b rows, l positions of the longest window.
-"""
+"""Attention weights of the last position over the past interactions. Letters: b rows, l positions of the longest window."""
 
 import numpy as np
 import torch

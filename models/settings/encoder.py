@@ -5,7 +5,7 @@ Settings import no torch, so that the command line checks a configuration quickl
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 Block = Literal["transformer", "hstu", "ligr", "gru", "lstm", "conv", "pooling"]
 Score = Literal["dot", "scaled_dot", "cosine", "general", "additive", "concat"]
@@ -28,6 +28,19 @@ def refuse(settings: object, key: str, condition: bool, expected: str) -> None:
     if condition:
         received = getattr(settings, key.partition(".")[2])
         raise ValueError(f"{key}: received {received!r}, expected {expected}")
+
+
+def refuse_other_choices(settings: object, section: str) -> None:
+    """Raise ValueError for a value outside its field's Literal type."""
+    for key, kind in get_type_hints(type(settings)).items():
+        choices = _choices(kind)
+        is_other = bool(choices) and getattr(settings, key) not in choices
+        refuse(settings, f"{section}.{key}", is_other, " or ".join(map(repr, choices)))
+
+
+def _choices(kind: object) -> list[object]:
+    """Values of a Literal type or of a union of such types."""
+    return [value for part in get_args(kind) for value in _choices(part) or [part]]
 
 
 def refuse_unread(settings: object, key: str, condition: bool, reason: str) -> None:
@@ -98,9 +111,7 @@ class EncoderSettings:
     """Straight-through gumbel_softmax: all weight on one position forward, the soft gradient backward."""
 
     def __post_init__(self) -> None:
-        for key, choices in _CHOICES.items():
-            is_unknown = getattr(self, key) not in choices
-            refuse(self, f"model.{key}", is_unknown, " or ".join(map(repr, choices)))
+        refuse_other_choices(self, "model")
         for key in ("dim", "num_heads", "kernel"):
             refuse(self, f"model.{key}", getattr(self, key) < 1, "at least 1")
         for key in ("num_blocks", "window"):
@@ -218,15 +229,3 @@ class EncoderSettings:
     def uses_time(self) -> bool:
         """Whether the model reads event times."""
         return self.time_bias or self.calendar
-
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "block": get_args(Block),
-    "score": ("auto", *get_args(Score)),
-    "weighting": ("auto", *get_args(Weighting)),
-    "positions": ("auto", *get_args(Positions)),
-    "feed_forward": ("auto", *get_args(FeedForward)),
-    "direction": get_args(Direction),
-    "readout": get_args(Readout),
-    "similarity": get_args(Similarity),
-}

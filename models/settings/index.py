@@ -1,9 +1,9 @@
 """Settings of an item index, and the measured facts of a built one."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from models.settings.encoder import refuse
+from models.settings.encoder import refuse, refuse_other_choices
 
 ApproximateType = Literal["hnsw", "ivf", "ivf_pq", "sq"]
 IndexType = Literal["exact", "hnsw", "ivf", "ivf_pq", "sq"]
@@ -24,8 +24,7 @@ class IndexSettings:
     """Memory limit of the searched vectors, in bytes; above it auto tries sq, then ivf_pq. 0: none."""
 
     def __post_init__(self) -> None:
-        types = ("auto", *get_args(IndexType))
-        refuse(self, "index.type", self.type not in types, f"one of {', '.join(types)}")
+        refuse_other_choices(self, "index")
         refuse(self, "index.target_recall", not 0 < self.target_recall <= 1, "more than 0, at most 1")
         is_small = self.recall_queries < 2
         refuse(self, "index.recall_queries", is_small, "at least 2: half to tune on, half to measure on")

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from models.settings.encoder import refuse
+from models.settings.encoder import refuse, refuse_other_choices
 
 RankerUse = Literal["auto", "always", "never"]
 RankerLoss = Literal["listwise", "pointwise"]
@@ -48,8 +48,7 @@ class RankerSettings:
     """Decoupled weight decay of AdamW."""
 
     def __post_init__(self) -> None:
-        for key, known in (("use", get_args(RankerUse)), ("loss", get_args(RankerLoss))):
-            refuse(self, f"ranker.{key}", getattr(self, key) not in known, " or ".join(map(repr, known)))
+        refuse_other_choices(self, "ranker")
         for key in ("max_length", "dim", "num_heads", "hidden"):
             refuse(self, f"ranker.{key}", getattr(self, key) < 1, "at least 1")
         for key in ("max_lists", "epochs", "patience", "batch_lists"):

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from models.settings.encoder import EncoderSettings, refuse, refuse_unread
+from models.settings.encoder import EncoderSettings, refuse, refuse_other_choices, refuse_unread
 
 Loss = Literal["softmax", "sampled_softmax", "gbce", "bce", "bpr"]
 NegativeSampling = Literal["uniform", "in_batch", "popularity"]
@@ -79,18 +79,7 @@ class TrainSettings:
     """Interval of checkpoints to resume from, in seconds; one more follows each epoch."""
 
     def __post_init__(self) -> None:
-        choices = {
-            "loss": get_args(Loss),
-            "negative_sampling": get_args(NegativeSampling),
-            "targets": get_args(TrainTargets),
-            "schedule": get_args(Schedule),
-            "item_optimizer": get_args(ItemOptimizer),
-            "refit_from": get_args(RefitFrom),
-            "precision": get_args(Precision),
-            "compile": get_args(Compile),
-        }
-        for key, known in choices.items():
-            refuse(self, f"train.{key}", getattr(self, key) not in known, " or ".join(map(repr, known)))
+        refuse_other_choices(self, "train")
         for key in ("epochs", "patience", "batch_histories", "accumulate", "negatives", "validation_targets"):
             refuse(self, f"train.{key}", getattr(self, key) < 1, "at least 1")
         refuse(self, "train.learning_rate", not 0 < self.learning_rate < math.inf, "a number above 0")

@@ -41,8 +41,9 @@ def softmax_loss(
         losses = functional.cross_entropy(states @ item_vectors[1:].T, target.long() - 1, reduction="none")
         return (losses * weight).sum() / weight.sum()
     assert implementation == "chunked", implementation
-    apply: Callable[..., Tensor] = _ChunkedSoftmaxLoss.apply
-    return apply(states, item_vectors, target.long() - 1, weight / weight.sum(), _precision(item_vectors))
+    share, precision = weight / weight.sum(), _precision(item_vectors)
+    apply: Callable[..., Tensor] = _LossWithGradients.apply
+    return apply(_softmax_gradients, states, item_vectors, target.long() - 1, share, precision)
 
 
 def sampled_loss(
@@ -81,9 +82,9 @@ def sampled_loss(
     beta = _positive_weight(loss, len(negative), num_candidates, gbce_calibration)
     log_expected = negatives.log_expected if loss == "sampled_softmax" and logq_correction else None
     drawn = negatives.item_index, log_expected
-    apply: Callable[..., Tensor] = _ChunkedSampledLoss.apply
-    share = weight / weight.sum()
-    return apply(states, positive, negative, target, drawn, share, loss, beta, _precision(negative))
+    share, precision = weight / weight.sum(), _precision(negative)
+    apply: Callable[..., Tensor] = _LossWithGradients.apply
+    return apply(_sampled_gradients, states, positive, negative, target, drawn, share, loss, beta, precision)
 
 
 def sampled_loss_of_scores(
@@ -143,28 +144,28 @@ def _precision(vectors: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else vectors.dtype
 
 
-class _ChunkedSoftmaxLoss(torch.autograd.Function):
-    """`softmax_loss` with weights that sum to one and targets from 0."""
+class _LossWithGradients(torch.autograd.Function):
+    """Loss whose gradients by its first arguments `function` computes in the forward pass, without autocast."""
 
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, item_vectors: Tensor, target: Tensor, weight: Tensor, precision: torch.dtype
-    ) -> Tensor:
-        with torch.autocast(states.device.type, enabled=False):
-            loss, *gradients = _softmax_gradients(states, item_vectors, target, weight, precision)
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> Tensor:
+        with torch.autocast(arguments[0].device.type, enabled=False):
+            loss, *gradients = function(*arguments)
         ctx.save_for_backward(*gradients)
+        ctx.num_constants = len(arguments) - len(gradients)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return *((part * grad_loss).to(part.dtype) for part in ctx.saved_tensors), None, None, None
+        gradients = ((part * grad_loss).to(part.dtype) for part in ctx.saved_tensors)
+        return None, *gradients, *(None,) * ctx.num_constants
 
 
 def _softmax_gradients(
     states: Tensor, item_vectors: Tensor, target: Tensor, weight: Tensor, precision: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and its gradients by states and item vectors, a chunk of targets at a time.
+    """Loss and its gradients by states and item vectors, for weights of sum 1 and targets from 0, chunk by chunk.
 
     With p the likelihood of a target and r the sum of the other probabilities, the loss is log(1 + r / p) and its
     derivative by the target's score -r: near certainty 1 - p has few digits in bf16, r has all.
@@ -195,35 +196,6 @@ def _softmax_gradients(
     return loss, grad_states[: len(states)], grad_items
 
 
-class _ChunkedSampledLoss(torch.autograd.Function):
-    """`sampled_loss` with weights that sum to one; drawn: (item_index, log_expected to subtract from scores or None)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,
-        positive: Tensor,
-        negative: Tensor,
-        target: Tensor,
-        drawn: tuple[Tensor, Tensor | None],
-        weight: Tensor,
-        loss: SampledLoss,
-        beta: float,
-        precision: torch.dtype,
-    ) -> Tensor:
-        with torch.autocast(states.device.type, enabled=False):
-            value, *gradients = _sampled_gradients(
-                states, positive, negative, target, drawn, weight, loss, beta, precision
-            )
-        ctx.save_for_backward(*gradients)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return *((part * grad_loss).to(part.dtype) for part in ctx.saved_tensors), *(None,) * 6
-
-
 def _sampled_gradients(
     states: Tensor,
     positive: Tensor,
@@ -235,7 +207,10 @@ def _sampled_gradients(
     beta: float,
     precision: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss and its gradients by states, positive and negative vectors, a chunk of targets at a time."""
+    """Loss and its gradients by states, positive and negative vectors, for weights of sum 1, chunk by chunk.
+
+    drawn: (item_index, log_expected to subtract from scores or None).
+    """
     vectors = negative.to(precision)
     vectors_t = vectors.T.contiguous()
     (item_index, log_expected), num_targets = drawn, len(states)

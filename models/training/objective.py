@@ -1,7 +1,4 @@
-"""Training loss as one module, for data-parallel training.
-
-Letters: n targets, m negatives, items = num_items + 1.
-"""
+"""Training loss as one module, for data-parallel training. Letters: n targets, m negatives, items = num_items + 1."""
 
 from typing import Any
 

@@ -186,7 +186,7 @@ def test_a_type_below_the_recall_is_refused_with_what_was_measured():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"type": "flat"}, "index.type: received 'flat', expected one of auto, exact"),
+        ({"type": "flat"}, "index.type: received 'flat', expected 'exact' or 'hnsw' or 'ivf'"),
         ({"target_recall": 0.0}, "index.target_recall"),
         ({"target_recall": 1.5}, "index.target_recall"),
         ({"recall_queries": 1}, "index.recall_queries: received 1, expected at least 2"),
