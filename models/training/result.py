@@ -1,6 +1,6 @@
 """Training results: epoch records, the trained encoder, and initial weights for another training."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,7 @@ class EpochRecord:
 
     def row(self) -> dict[str, float]:
         """Record as one flat row."""
-        flat = asdict(self)
-        return flat | flat.pop("validation")
+        return {**{key: value for key, value in vars(self).items() if key != "validation"}, **self.validation}
 
 
 @dataclass(frozen=True)
