@@ -285,7 +285,7 @@ def epoch_flops(data: Data, model: Encoder, train: TrainSettings) -> tuple[int, 
         None,
         0,
         targets=train.targets,
-        with_time=model.settings.looks_at_time,
+        with_time=model.settings.uses_time,
         with_value=model.settings.value,
     )
     sizes = data.num_items, model.num_event_types, model.max_length
