@@ -61,7 +61,7 @@ class Tuned:
 def build(ctx: Context) -> None:
     """Write items.npy (the common numbering), systems/NAME.parquet (how each ranks the test targets), baselines.json."""
     if distributed.rank():
-        if GRU in wanted(ctx.config) and _ranked_before(ctx.folder, GRU) is None:
+        if GRU in wanted(ctx.config) and not _facts_file(ctx.folder, GRU).exists():
             _trained_gru(ctx)
         return
     (ctx.folder / "systems").mkdir(exist_ok=True)
@@ -74,7 +74,8 @@ def build(ctx: Context) -> None:
     why_not = {name: _not_applicable(ctx.config, name, test.num_items) for name in wanted(ctx.config)}
     found["not_applicable"] = {name: reason for name, reason in why_not.items() if reason is not None}
     for name in (name for name, reason in why_not.items() if reason is None):
-        facts = _ranked_before(ctx.folder, name)
+        path = _facts_file(ctx.folder, name)
+        facts = read_json(path) if path.exists() else None
         if facts is None:
             started = time.monotonic()
             if name == GRU:
@@ -240,10 +241,9 @@ def _gru(trained: Trained, numbering: ItemNumbering) -> tuple[Recommender, Fitte
     return renumbered, FittedOn.of(trained.histories), Tuned(chosen, grid)
 
 
-def _ranked_before(folder: Path, name: str) -> dict[str, Any] | None:
-    """What an interrupted run found out about a baseline, where it got through with it."""
-    path = folder / "systems" / f"{name}.json"
-    return read_json(path) if path.exists() else None
+def _facts_file(folder: Path, name: str) -> Path:
+    """Facts of a baseline whose ranks are complete, kept for an interrupted run to resume from."""
+    return folder / "systems" / f"{name}.json"
 
 
 def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) -> None:

@@ -368,7 +368,7 @@ def _report(ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes)
         "rows_left_out": counts.reasons(),
         "rows_refused": counts.refused.total(),
         **changes.to_json(),
-        "sources": [_said_of(part) for part in log],
+        "sources": [asdict(_SourceSummary.of(part)) for part in log],
     }
     for name in ("rows_in", "rows_out", "rows_refused", "new_sources"):
         ctx.track.metric(name, ctx.manifest[name])
@@ -383,20 +383,34 @@ def _report(ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes)
     )
 
 
-def _said_of(part: Part) -> dict[str, Any]:
-    """A source in the manifest; its numbers are those of its part, before duplicates of other parts are dropped."""
-    counts, events = part.counts, part.description
-    return {
-        "paths": list(part.source.paths),
-        "digest": part.source.digest,
-        "part": part.file_name,
-        "rows_in": counts.rows_in,
-        "rows_out": counts.rows_out,
-        "rows_left_out": counts.reasons(),
-        "earliest": _iso(events.earliest),
-        "latest": _iso(events.latest),
-        "events_by_type": events.events_by_type,
-    }
+@dataclass(frozen=True)
+class _SourceSummary:
+    """A source in the manifest, with the counts of its part before duplicates of other parts are dropped."""
+
+    paths: list[str]
+    digest: str
+    part: str
+    rows_in: int
+    rows_out: int
+    rows_left_out: dict[str, int]
+    earliest: str | None
+    latest: str | None
+    events_by_type: dict[str, int]
+
+    @classmethod
+    def of(cls, part: Part) -> "_SourceSummary":
+        counts, events = part.counts, part.description
+        return cls(
+            list(part.source.paths),
+            part.source.digest,
+            part.file_name,
+            counts.rows_in,
+            counts.rows_out,
+            counts.reasons(),
+            _iso(events.earliest),
+            _iso(events.latest),
+            events.events_by_type,
+        )
 
 
 def _iso(microseconds: int | None) -> str | None:
