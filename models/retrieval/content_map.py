@@ -76,7 +76,7 @@ class ContentMap:
         r2 = float(1 - errors[best] / max(float(((y - mean) ** 2).sum()), 1e-30))
         cosines = _cosine(predicted[best], y), _cosine(mean, y)
         ((weight, offset),) = _solve(x, y, PENALTIES[best : best + 1])
-        accuracy = ContentMapAccuracy(*x.shape, PENALTIES[best], r2, *cosines)
+        accuracy = ContentMapAccuracy(len(x), x.shape[1], PENALTIES[best], r2, *cosines)
         return cls(weight.astype(np.float32), offset.astype(np.float32)), accuracy
 
     def __call__(self, features: Float32) -> Float32:
