@@ -1,10 +1,10 @@
 """Item content as arrays by item index: categories, text as TF-IDF and truncated SVD, given embeddings.
 
-Categories, words, their weights and the SVD are fitted on the items marked as known and kept, so that later items get the same
-features. Words and categories of no known item are left out and counted: no model could have learned about them.
+Categories, words, weights and SVD are fitted on the known items and stored, so that later items get the same features. Words and
+categories of no known item are left out and counted: no model could have learned from them.
 
-Words are runs of two or more letters, digits or underscores in title and text, in lower case, without accents; a script that
-writes no blanks between words gives one word per run. The weight of a word in an item is (1 + ln count) * idf, where
+Words are runs of two or more letters, digits or underscores in title and text, in lower case, without accents; a script without
+blanks between words gives one word per run. The weight of a word in an item is (1 + ln count) * idf, where
 idf = 1 + ln((1 + n) / (1 + n_word)) over the n known items with text; an item's weights are L2-normalised, projected onto the
 leading right singular vectors of the known items' weights (latent semantic analysis), and L2-normalised again.
 """
@@ -24,13 +24,13 @@ from features.settings import ContentSettings
 
 FOLDER = "content"
 LONGEST_TEXT = 20_000
-"""Characters of an item's title and text; the rest is cut off."""
+"""Maximum length of an item's title and text, in characters; the rest is cut."""
 
 _FORMAT_VERSION = 1
 _WORD = r"(?u)\b\w\w+\b"
 _POWER_ITERATIONS = 4
 _SMALLEST_SINGULAR = 1e-4
-"""Share of the largest singular value below which a direction is noise."""
+"""Minimum singular value, as a share of the largest; smaller directions are noise."""
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -45,23 +45,23 @@ class Content:
     category_index: NDArray[np.int32]
     """[pairs], 1..num_categories, ascending and distinct within an item; 0 stays free for padding"""
     text: Float32
-    """[num_items + 1, text_dim], of length 1; zeros where there is no known word"""
+    """[num_items + 1, text_dim], unit vectors; zeros without a known word"""
     embedding: Float32
-    """[num_items + 1, embedding_dim], as given; zeros where there is none"""
+    """[num_items + 1, embedding_dim], as in the items table; zeros if missing"""
     has_embedding: Bool
     """[num_items + 1]"""
     categories: tuple[str, ...]
     """Name of category index i at position i - 1."""
     notes: dict[str, int]
-    """unknown_categories: pairs of an item and a category of no known item; texts_cut; texts_without_known_word."""
+    """Counts: unknown_categories (pairs of an item and a category of no known item), texts_cut, texts_without_known_word."""
 
     @property
     def num_items(self) -> int:
-        """Items, padding apart."""
+        """Number of items, without padding."""
         return len(self.has_embedding) - 1
 
     def save(self, folder: Path) -> None:
-        """One .npy per array and content.json."""
+        """Write one .npy file per array and content.json."""
         for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
         _write_json(folder / "content.json", {"categories": self.categories, "notes": self.notes})
@@ -83,19 +83,19 @@ class ContentEncoder:
 
     settings: ContentSettings
     categories: tuple[str, ...]
-    """Of the known items, sorted; index 1 is the first."""
+    """Sorted categories of the known items; index 1 is the first."""
     words: tuple[str, ...]
-    """Sorted; none where no text is known, or no word is common enough."""
+    """Sorted vocabulary; empty without known text or a common enough word."""
     idf: NDArray[np.floating]
     """[words]"""
     word_vectors: Float32
     """[words, rank], the leading right singular vectors, rank <= text_dim"""
     text_explained: float
-    """Share of the known items' squared weights that the singular vectors hold, in [0, 1]."""
+    """Share of the known items' squared weights in the singular vectors, in [0, 1]."""
     text_dim: int
-    """`settings.text_dim`, or 0 where no known item has text."""
+    """`settings.text_dim`, or 0 without known text."""
     embedding_dim: int
-    """Width of given embeddings; 0: none are given."""
+    """Width of the embeddings; 0: none."""
 
     @classmethod
     def fit(cls, table: pl.DataFrame, known: Bool, settings: ContentSettings, seed: int) -> "ContentEncoder":
@@ -125,21 +125,13 @@ class ContentEncoder:
         Raises ValueError for an embedding of another width or with a value that is not a finite number.
         """
         offsets, index, unknown = self._categories_of(table)
-        text, notes = self._text_of(table)
-        embedding, has_embedding = self._embeddings_of(table)
-        notes = {"unknown_categories": unknown, **notes}
-        return Content(
-            offsets,
-            index,
-            text,
-            embedding,
-            has_embedding,
-            self.categories,
-            {note: number for note, number in notes.items() if number},
-        )
+        text, text_notes = self._text_of(table)
+        notes = {"unknown_categories": unknown, **text_notes}
+        notes = {note: number for note, number in notes.items() if number}
+        return Content(offsets, index, text, *self._embeddings_of(table), self.categories, notes)
 
     def save(self, folder: Path) -> None:
-        """encoder.json, idf.npy and word_vectors.npy."""
+        """Write encoder.json, idf.npy and word_vectors.npy."""
         names = ("categories", "words", "text_explained", "text_dim", "embedding_dim")
         facts = {name: getattr(self, name) for name in names}
         _write_json(
@@ -151,10 +143,7 @@ class ContentEncoder:
 
     @classmethod
     def load(cls, folder: Path) -> "ContentEncoder":
-        """Load a saved encoder, which transforms to the same bits.
-
-        Raises ValueError for another version's format.
-        """
+        """Load a saved encoder, which transforms to the same bits. Raises ValueError for another format version."""
         saved = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         if saved["format_version"] != _FORMAT_VERSION:
             raise ValueError(
@@ -190,32 +179,32 @@ class ContentEncoder:
     def _text_of(self, table: pl.DataFrame) -> tuple[Float32, dict[str, int]]:
         vectors = np.zeros((len(table) + 1, self.text_dim), np.float32)
         texts = _texts(table)
-        given = texts.drop_nulls()
-        if not self.text_dim or not len(given):
+        present = texts.drop_nulls()
+        if not self.text_dim or not len(present):
             return vectors, {}
         rows = np.flatnonzero(texts.is_not_null().to_numpy()) + 1
         if self.words:
             vectorizer = _vectorizer(vocabulary=self.words)
             vectorizer.idf_ = self.idf
-            projected = vectorizer.transform(given.str.head(LONGEST_TEXT)) @ self.word_vectors
+            projected = vectorizer.transform(present.str.head(LONGEST_TEXT)) @ self.word_vectors
             length = np.linalg.norm(projected, axis=1, keepdims=True)
             vectors[rows, : projected.shape[1]] = np.divide(
                 projected, length, where=length > 0, out=projected
             )
         return vectors, {
-            "texts_cut": int((given.str.len_chars() > LONGEST_TEXT).sum()),
+            "texts_cut": int((present.str.len_chars() > LONGEST_TEXT).sum()),
             "texts_without_known_word": int((~vectors[rows].any(axis=1)).sum()),
         }
 
     def _embeddings_of(self, table: pl.DataFrame) -> tuple[Float32, Bool]:
         column = _column(table, EMBEDDING)
-        given = column.is_not_null()
+        is_present = column.is_not_null()
         vectors = np.zeros((len(table) + 1, self.embedding_dim), np.float32)
-        has_embedding = np.concatenate(([False], given.to_numpy()))
-        if not given.any():
+        has_embedding = np.concatenate(([False], is_present.to_numpy()))
+        if not is_present.any():
             return vectors, has_embedding
         is_finite = column.list.eval(pl.element().is_finite().fill_null(value=False)).list.all()
-        bad = (given & ((column.list.len() != self.embedding_dim) | ~is_finite)).arg_true()
+        bad = (is_present & ((column.list.len() != self.embedding_dim) | ~is_finite)).arg_true()
         if len(bad):
             row = bad[0]
             item = f"item {table[ITEM_ID][row]!r}" if ITEM_ID in table else f"row {row + 1}"
@@ -233,7 +222,7 @@ def build(
 ) -> dict[str, Any]:
     """Fit on the known rows, write `folder`/content/ (arrays) with encoder/ in it, and return counts for the report.
 
-    The row of `table` at position p is item p + 1. Without content columns the arrays are of width 0, and cost nothing.
+    The row of `table` at position p is item p + 1. Without content columns the arrays have width 0.
     """
     return write(folder, ContentEncoder.fit(table, known, settings, seed), table)
 
@@ -267,7 +256,7 @@ def write(folder: Path, encoder: ContentEncoder, table: pl.DataFrame) -> dict[st
 
 
 def aligned(item_ids: pl.Series, items: Path) -> pl.DataFrame:
-    """Content and `in_table` (whether the items table has a row) for each of `item_ids`, in order; ids alone without a table."""
+    """Content and `in_table` (whether the items table has a row) of each of `item_ids`, in order; ids only without a table."""
     ids = pl.DataFrame({ITEM_ID: item_ids})
     if not items.exists():
         return ids
@@ -282,7 +271,7 @@ def aligned(item_ids: pl.Series, items: Path) -> pl.DataFrame:
 
 
 def _column(table: pl.DataFrame, name: str) -> pl.Series:
-    """A content column in its type; nulls where the table has none. An empty list is null."""
+    """Content column in its schema type; null if absent or an empty list."""
     (kind,) = schema.ITEM_CONTENT[name]
     if name not in table:
         return pl.Series(name, [None], dtype=kind).new_from_index(0, len(table))
@@ -291,7 +280,7 @@ def _column(table: pl.DataFrame, name: str) -> pl.Series:
 
 
 def _texts(table: pl.DataFrame) -> pl.Series:
-    """[items] title and text, null where there is neither."""
+    """[items] title and text, null without either."""
     columns = [_column(table, name) for name in (TITLE, TEXT)]
     text = pl.select(pl.concat_str(columns, separator=" ", ignore_nulls=True)).to_series()
     return text.set(text == "", None)

@@ -1,10 +1,10 @@
 """Demo log: seeded users with planted tastes, so that the best recommendations are known.
 
-A user has two or three lasting tastes (categories of items) and one style that no column of the log shows. An *intent*
-is a few events in a row on one topic of a taste; intents return to topics of long ago more readily than they begin new
-ones. Which items of the topic a user takes depends on the style, of which every earlier event, on whatever topic, tells
-a little. So to know what comes next is to look near for the topic, far for the style, and past the noise: the tenth of
-all events that is any item, whoever the user. Items are born and fade.
+A user has two or three lasting tastes (categories of items) and one style that no column of the log shows. An *intent* is a
+few consecutive events on one topic of a taste; intents return to earlier topics more often than they begin new ones. The choice
+among a topic's items depends on the style, which every earlier event, on any topic, reveals a little. So predicting the next
+event needs recent events for the topic, distant ones for the style, and robustness to noise: a tenth of all events is a random
+item. Items appear and fade.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = 86_400
 """Seconds."""
 EVENT_TYPES = {"view": 0.72, "like": 0.20, "purchase": 0.08}
-"""The three event types and their shares, which are those of the noise too."""
+"""Event types and their shares, the same in noise."""
 BAD_KINDS = (
     "missing_user",
     "missing_item",
@@ -38,23 +38,23 @@ BAD_KINDS = (
 """Kinds of bad rows of `events.csv`."""
 
 STYLE = 6.0
-"""How much an item of the user's own style is preferred to one of the opposite style: twice this, in nats."""
+"""Preference for the user's own style, in nats; twice this over the opposite style."""
 STYLE_DIM = 3
-"""A style is a direction in a space of so many dimensions."""
+"""Dimension of the space of styles, which are directions in it."""
 RETURN = 2.0
-"""How much a topic that the user was on before is preferred to an equal new one, in nats."""
+"""Preference for an earlier topic of the user over an equal new one, in nats."""
 REST = 2.0
-"""How much the topic that was just left is put off, in nats."""
+"""Penalty of the topic just left, in nats."""
 FAVOUR = 1.0
-"""How much a user's liking of the topics of one category differs: the scale of a Gumbel distribution, in nats."""
+"""Spread of a user's liking within a category: scale of a Gumbel distribution, in nats."""
 OUTSIDE = 9.0
-"""How much a category that is none of the user's tastes is put off, in nats."""
+"""Penalty of categories outside the user's tastes, in nats."""
 INTENT_EVENTS = 4.0
-"""Mean number of events of an intent."""
+"""Mean events per intent."""
 NEW_ITEMS = 0.2
-"""Share of the items that come out during the log's days."""
+"""Share of items released during the log's days."""
 FADE_DAYS = 30.0
-"""Days in which an item's popularity falls to 1/e."""
+"""Decay time of an item's popularity to 1/e, in days."""
 
 TOPICS = {
     "Cooking": ("Sourdough", "Ramen", "Preserves"),
@@ -182,8 +182,7 @@ def write(simulation: Simulation, folder: Path) -> None:
 def _directions(count: int, rng: np.random.Generator) -> Floats:
     """[count, STYLE_DIM], unit vectors in random directions."""
     vectors = rng.normal(size=(count, STYLE_DIM))
-    unit: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def _make_catalogue(settings: SimulationSettings, rng: np.random.Generator) -> _Catalogue:
@@ -277,14 +276,13 @@ def _walk(
 
 def _sample(logits: Floats, rng: np.random.Generator) -> Ints:
     """[rows], a column of each row of logits, with probability proportional to exp(logit): the Gumbel-max trick."""
-    columns: Ints = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
-    return columns
+    return np.asarray(np.argmax(logits + rng.gumbel(size=logits.shape), axis=1))
 
 
 def _sample_items(
     catalogue: _Catalogue, topic: Ints, now: Floats, style: Floats, met: Bools, rng: np.random.Generator
 ) -> Ints:
-    """[rows], an item of each row's topic; the law is in `simulate`."""
+    """[rows], an item of each row's topic, with the probabilities in `simulate`."""
     rows = np.arange(len(topic))[:, None]
     column = np.arange(np.diff(catalogue.first).max())
     item = np.minimum(catalogue.first[topic][:, None] + column, len(catalogue.born) - 1)
@@ -292,16 +290,14 @@ def _sample_items(
     likeness = np.einsum("rs,rcs->rc", style, catalogue.style[item])
     logits = catalogue.appeal[item] - age / FADE_DAYS + STYLE * likeness
     logits -= 12.0 * met[rows, item] + 100.0 * (age < 0) + 1000.0 * (catalogue.topic[item] != topic[:, None])
-    chosen: Ints = item[rows[:, 0], _sample(logits, rng)]
-    return chosen
+    return np.asarray(item[rows[:, 0], _sample(logits, rng)])
 
 
 def _any_item(catalogue: _Catalogue, now: Floats, rng: np.random.Generator) -> Ints:
-    """[moments], a uniformly drawn item of those already out."""
+    """[moments], a uniformly drawn item among those already released."""
     by_birth = np.argsort(catalogue.born, kind="stable")
     num_out = np.searchsorted(catalogue.born[by_birth], now, side="right")
-    drawn: Ints = by_birth[np.floor(rng.random(len(now)) * num_out).astype(np.int64)]
-    return drawn
+    return np.asarray(by_birth[np.floor(rng.random(len(now)) * num_out).astype(np.int64)])
 
 
 def _moments(seconds: Floats) -> pl.Series:
@@ -328,7 +324,7 @@ def _item_frames(catalogue: _Catalogue, rng: np.random.Generator) -> tuple[pl.Da
 
 
 def _names(titles: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    """`count` different titles, numbered where the given ones do not suffice."""
+    """`count` distinct titles, numbered beyond the number of `titles`."""
     order = rng.permutation(len(titles))
     rounds, within = np.divmod(np.arange(count), len(titles))
     return [

@@ -269,8 +269,8 @@ def _count(counts: Counts, result: _Validated, refused: pl.DataFrame) -> None:
     for reason, number in result.reasons.items():
         (counts.left_out if reason in LEFT_OUT else counts.refused)[reason] += number
     counts.first_ahead = _earliest(counts.first_ahead, result.first_ahead)
-    wanted = NUM_EXAMPLES - len(counts.examples)
-    counts.examples += refused.head(wanted).drop(SOURCE_FILE).rows(named=True)
+    num_missing = NUM_EXAMPLES - len(counts.examples)
+    counts.examples += refused.head(num_missing).drop(SOURCE_FILE).rows(named=True)
 
 
 def _quarantine(chunk: Chunk, verdict: pl.Series) -> pl.DataFrame:

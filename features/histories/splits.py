@@ -65,11 +65,11 @@ class Split:
         return cls(**rest, **{name: np.load(folder / f"{name}.npy") for name in _ARRAYS})
 
     def edges(self, histories: JaggedHistories) -> tuple[NDArray[np.int64], ...]:
-        """[num_users] flat positions at which each of the PARTS begins, and at which the last one ends."""
+        """[num_users] each, flat positions at which the PARTS begin, and at which the last one ends."""
         return (histories.offsets[:-1], self.train_end, self.validation_end, self.test_end)
 
     def stretch(self, histories: JaggedHistories, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Two [num_users]: where a part of each user's history begins and ends."""
+        """Begin and end of a part of each user's history, two [num_users]."""
         edges, place = self.edges(histories), PARTS.index(part)
         return edges[place], edges[place + 1]
 
@@ -84,7 +84,7 @@ class Split:
 
 
 def num_under_core(histories: JaggedHistories, split: Split) -> dict[str, int]:
-    """Number of events of each part whose user or item is under the core filter, so that they neither train nor are evaluated."""
+    """Events of each part whose user or item is under the core filter, neither trained on nor evaluated."""
     users = (split.train_user, split.kept_user, split.kept_user)
     counts = dict.fromkeys(PARTS, 0)
     for block in blocks(histories):
@@ -144,12 +144,11 @@ class Block:
     def count(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         """[users] chosen events of each."""
         before = np.concatenate(([0], np.cumsum(chosen)))
-        counts: NDArray[np.int64] = before[self.starts + self.lengths] - before[self.starts]
-        return counts
+        return np.asarray(before[self.starts + self.lengths] - before[self.starts])
 
 
 def blocks(histories: JaggedHistories) -> Iterator[Block]:
-    """Blocks of users, in order, that together are all events."""
+    """Blocks of users, in order, over all events."""
     offsets = histories.offsets
     for first, last in histories.blocks():
         edges = offsets[first : last + 1]
@@ -190,8 +189,7 @@ def nth_time(histories: JaggedHistories, place: int) -> int:
 
 
 def _between(times: NDArray[np.int64], low: int, high: int) -> NDArray[np.int64]:
-    chosen: NDArray[np.int64] = times[(times >= low) & (times <= high)]
-    return chosen
+    return np.asarray(times[(times >= low) & (times <= high)])
 
 
 def cuts(num_cuts: int, test_fraction: float, validation_fraction: float) -> list[float]:

@@ -118,11 +118,11 @@ def compare(before_items: pl.DataFrame, before: Profile, now_items: pl.DataFrame
     removed = max(int(-change.clip(max=0).sum()) for change in (difference, type_difference))
     notes, items, types = [], None, None
     if added < MIN_EVENTS:
-        notes.append(f"{added} events are new since last time: too few to tell how they differ")
+        notes.append(f"{added} events are new since last time: too few to measure how they differ")
     elif removed > MAX_REMOVED * added:
         notes.append(
             f"{removed:,} events of last time or more are gone (other settings, excluded users, changed or removed files): "
-            "how the new ones differ cannot be told from counts"
+            "counts do not show how the new ones differ"
         )
     else:
         if removed:

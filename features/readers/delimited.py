@@ -45,7 +45,7 @@ class _Layout:
 
     separator: bytes
     num_fields: int
-    wanted: dict[str, int]
+    positions: dict[str, int]
     """Our name to the field's position from 0."""
 
 
@@ -119,11 +119,11 @@ def _layout(start: bytes, names: Sequence[str] | None, form: TableFormat, where:
     shown = [tables.as_text(line, "utf-8")[:200] for line in lines[:3]]
     if names is None:
         names = _numbered(lines, form)
-    wanted = {}
+    positions = {}
     for ours, theirs in form.columns.items():
         name = tables.column_at(form, ours, names, where, shown)
-        wanted[ours] = theirs - 1 if isinstance(theirs, int) else names.index(name)
-    return _Layout(form.separator.encode(), len(names), wanted)
+        positions[ours] = theirs - 1 if isinstance(theirs, int) else names.index(name)
+    return _Layout(form.separator.encode(), len(names), positions)
 
 
 def _numbered(lines: Sequence[bytes], form: TableFormat) -> list[str]:
@@ -185,14 +185,14 @@ def _parse(text: bytes, layout: _Layout, one_byte: bytes) -> Chunk:
     frame = _fields(plain, layout, one_byte, is_valid=is_valid)
     suspects = ((frame["_last"] == "") | (frame["_beyond"] != "")).arg_true().to_numpy()
     if is_valid and _is_regular_block(plain, suspects, len(frame), layout, one_byte):
-        return Chunk(frame.select(*layout.wanted), np.zeros(len(frame), dtype=bool), _raw(text))
+        return Chunk(frame.select(*layout.positions), np.zeros(len(frame), dtype=bool), _raw(text))
     lines = tables.Lines.of(text)
     assert len(frame) == len(lines)
     broken = _wrong_counts(plain, suspects, lines, layout, one_byte) | lines.undecodable()
     kept = np.flatnonzero(lines.ends > lines.starts)
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
-    return Chunk(frame.select(*layout.wanted), broken, lines.raw(kept, kept))
+    return Chunk(frame.select(*layout.positions), broken, lines.raw(kept, kept))
 
 
 def _raw(text: bytes) -> Callable[[Rows], list[str]]:
@@ -223,7 +223,7 @@ def _fields(
 ) -> pl.DataFrame:
     """Mapped fields of every line as text, the last one (`_last`) and the one beyond (`_beyond`); empty if absent."""
     names = [str(position).encode() for position in range(layout.num_fields + 1)]
-    positions = layout.wanted | {"_last": layout.num_fields - 1, "_beyond": layout.num_fields}
+    positions = layout.positions | {"_last": layout.num_fields - 1, "_beyond": layout.num_fields}
     return pl.read_csv(
         b"".join((separator.join(names), b"\n", text)),
         columns=sorted({str(position) for position in positions.values()}),
@@ -298,7 +298,7 @@ def _split_quoted(
     is_regular = _is_regular(column, layout, one_byte) & (lines.ends > lines.starts)
     if one_byte is not None and lines.is_valid and is_regular.all():
         text = lines.text.replace(layout.separator, one_byte)
-        frame = _fields(text, layout, one_byte, quotes=True).select(*layout.wanted)
+        frame = _fields(text, layout, one_byte, quotes=True).select(*layout.positions)
         indices = np.arange(len(lines))
         return Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(indices, indices)), len(lines.text)
     odd, used = _odd_rows(lines, is_regular, layout, last=last)
@@ -332,19 +332,19 @@ def _is_regular(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> ND
 
 def _regular_rows(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> pl.DataFrame:
     if one_byte is None or not len(texts):
-        return pl.DataFrame(schema=dict.fromkeys(layout.wanted, pl.String))
+        return pl.DataFrame(schema=dict.fromkeys(layout.positions, pl.String))
     text = texts.str.join("").item().encode()
     return _fields(text.replace(layout.separator, one_byte), layout, one_byte, quotes=True).select(
-        *layout.wanted
+        *layout.positions
     )
 
 
 def _odd_frame(odd: Sequence[_Odd], layout: _Layout) -> pl.DataFrame:
     fields = [row.fields for row in odd]
     columns = {
-        ours: [None if row is None else row[at] for row in fields] for ours, at in layout.wanted.items()
+        ours: [None if row is None else row[at] for row in fields] for ours, at in layout.positions.items()
     }
-    return pl.DataFrame(columns, schema=dict.fromkeys(layout.wanted, pl.String))
+    return pl.DataFrame(columns, schema=dict.fromkeys(layout.positions, pl.String))
 
 
 def _odd_rows(

@@ -55,19 +55,11 @@ class Shape:
 
     @classmethod
     def of(cls, line: str, paths: Mapping[str, str]) -> "Shape | None":
-        """Shape of a line; None if it is not a JSON object, or an unsuitable one.
-
-        paths: our names to dotted paths.
-        """
+        """Shape of a line, or None for an unsuitable object or none at all; paths: our names to dotted paths."""
         try:
             tree = json.loads(line, object_pairs_hook=tuple, parse_int=float)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(tree, tuple):
-            return None
-        try:
-            return cls._of_members(tree, paths)
-        except _Unsuitable:
+            return cls._of_members(tree, paths) if isinstance(tree, tuple) else None
+        except (ValueError, RecursionError, _Unsuitable):
             return None
 
     @classmethod

@@ -56,10 +56,10 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
     with _opened(path) as file:
         present = list(file.schema_arrow.names)
         places = {ours: _place(form, ours, file.schema_arrow, str(path)) for ours in form.columns}
-        wanted = sorted({place.name for place in places.values()})
+        columns = sorted({place.name for place in places.values()})
         shown = [place.shown(present) for place in places.values()]
         num_rows = 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             num_rows += len(batch)
             broken = np.zeros(len(batch), dtype=bool)
             frame = pl.DataFrame(
@@ -71,10 +71,7 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
 
 
 def names(path: Path) -> list[str]:
-    """The columns of a Parquet file.
-
-    Raises ValueError for a damaged file or one of another format.
-    """
+    """Column names of a Parquet file. Raises ValueError for a damaged file or one of another format."""
     with _opened(path) as file:
         return list(file.schema_arrow.names)
 
@@ -178,9 +175,7 @@ def _within_calendar(column: pl.Series) -> pl.Series:
     else:
         return column
     number = column.to_physical()
-    if number.is_between(*limits).all():
-        return column
-    return number.clip(*limits).cast(kind)
+    return column if number.is_between(*limits).all() else number.clip(*limits).cast(kind)
 
 
 def _raw(frame: pl.DataFrame, names: Sequence[str]) -> Callable[[Rows], list[str]]:

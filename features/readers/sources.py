@@ -23,17 +23,14 @@ _EXTENSIONS: dict[str, FileFormat] = {
 
 
 def format_of(path: Path, form: TableFormat) -> FileFormat:
-    """The configured format, else the format of the extension.
-
-    Raises ValueError for an unknown extension.
-    """
+    """The configured format, else that of the extension. Raises ValueError for an unknown extension."""
     if form.format is not None:
         return form.format
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
     by_extension = _EXTENSIONS.get(suffixes[-1]) if suffixes else None
     if by_extension is None:
         raise ValueError(
-            f"{form.section}.path: {path}: its extension does not tell the format (known: {' '.join(_EXTENSIONS)}, and "
+            f"{form.section}.path: {path}: received a file of unknown extension (expected {' '.join(_EXTENSIONS)}, and "
             f"{' '.join(_COMPRESSED)} after them); set {form.section}.format to csv, jsonl or parquet"
         )
     return by_extension

@@ -1,4 +1,4 @@
-"""Alternating least squares on implicit feedback (Hu, Koren & Volinsky 2008), by the library implicit."""
+"""Alternating least squares for implicit feedback (Hu, Koren & Volinsky 2008), by the library implicit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class ALS(Baseline):
-    """score(j) = x . y_j, plus `popularity_prior`, where x is solved for the history alone: any history can be scored.
+    """score(j) = x . y_j, plus `popularity_prior`, with x solved from the history alone, so any history can be scored.
 
     Minimises sum over users and items of c (p - x . y)^2 + regularization (|x|^2 + |y|^2) with p = 1 and c = alpha where
     the user holds the item, p = 0 and c = 1 elsewhere. (The paper's confidence is 1 + alpha r; implicit's is alpha r.)
-    For a history with the items S: x = (Y'Y + (alpha - 1) Y_S' Y_S + regularization I)^-1 alpha Y_S' 1, and 0 for an empty one.
+    For a history of items S: x = (Y'Y + (alpha - 1) Y_S' Y_S + regularization I)^-1 alpha Y_S' 1; 0 for an empty one.
     """
 
     GRID = (
@@ -46,7 +46,7 @@ class ALS(Baseline):
         iterations: int = 15,
         seed: int = 0,
     ) -> Self:
-        """Alternate `iterations` times, from factors drawn with `seed`: the same seed gives the same factors.
+        """Alternate `iterations` times from factors drawn by `seed`; deterministic for a seed.
 
         Raises ValueError for factors or iterations < 1, regularization < 0, alpha <= 0.
         """
@@ -59,7 +59,7 @@ class ALS(Baseline):
         from scipy.sparse import csr_matrix
         from threadpoolctl import threadpool_limits
 
-        with threadpool_limits(1, "blas"):  # implicit has threads of its own, a user each
+        with threadpool_limits(1, "blas"):  # implicit runs its own threads
             model = AlternatingLeastSquares(
                 factors=factors,
                 regularization=regularization,
@@ -68,21 +68,20 @@ class ALS(Baseline):
                 random_state=seed,
             )
             model.fit(csr_matrix(interactions(histories, num_items)[:, 1:]), show_progress=False)
-        model.user_factors = model.user_factors[:0]  # every history is folded in, known or not
+        model.user_factors = model.user_factors[:0]  # every history is folded in
         return cls(model, item_counts(histories, num_items), FittedOn.of(histories))
 
     def score_items(self, histories: Histories) -> Float32:
-        """Fold every row in, then its products with all items: [r, n + 1]."""
+        """[r, n + 1], inner products of folded-in rows with all items."""
         scores = np.full((len(histories), self.num_items + 1), -np.inf, np.float32)
         scores[:, 1:] = self.factors_of(histories) @ self.model.item_factors.T + self.prior[1:]
         return scores
 
     def factors_of(self, histories: Histories) -> Float32:
-        """Vector x of every row, solved exactly: [r, f]."""
+        """[r, f], vector x of every row, solved exactly."""
         from scipy.sparse import csr_matrix
         from threadpoolctl import threadpool_limits
 
         held = csr_matrix(interactions(histories, self.num_items)[:, 1:])
         with threadpool_limits(1, "blas"):
-            found: Float32 = self.model.recalculate_user(np.arange(len(histories)), held)
-        return found
+            return np.asarray(self.model.recalculate_user(np.arange(len(histories)), held))

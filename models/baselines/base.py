@@ -1,7 +1,7 @@
-"""Base class of the reference recommenders, and the counts that they share.
+"""Base class and shared counts of the reference recommenders.
 
-Each is fitted by `X.fit(histories, num_items, **settings)` and answers `Recommender`; the settings in its `GRID` are tried on
-validation, the first of them where nothing is tuned.
+Each is fitted by `X.fit(histories, num_items, **settings)` and implements `Recommender`. Its `GRID` lists the settings tried on
+validation, the default first.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 # Letters in shapes: r rows (histories), n items, e events.
 
 Settings = dict[str, float | int]
-"""Keyword arguments of one `fit`, as a `GRID` lists them."""
+"""Keyword arguments of `fit`."""
 
 PRIOR_WEIGHT = 1e-4
-"""Score of an item with all of the events in `popularity_prior`, far below a baseline's own scores."""
+"""Prior score of an item with all events, far below a baseline's own scores."""
 
 
 @dataclass(frozen=True)
 class FittedOn:
-    """Number and latest time of the events that a system was fitted on."""
+    """Number and latest time of a system's training events."""
 
     num_events: int
     """Interactions with a known item (> 0)."""
     latest: int | None
-    """Their latest time, microseconds since the epoch; None where there are none, or times were not given."""
+    """Latest time, in microseconds since the epoch; None without events or times."""
 
     @classmethod
     def of(cls, histories: Histories) -> FittedOn:
-        """Count the interactions of all rows and find the latest; rows that overlap count theirs once each."""
+        """Count the interactions of all rows and find the latest; overlapping rows count separately."""
         num_events, latest = 0, None
         for rows in event_chunks(histories.lengths):
             _, positions = histories.select(rows).gather()
@@ -51,10 +51,10 @@ class FittedOn:
 
 
 class Baseline(abc.ABC):
-    """Base class of baselines: `recommend` is the top of `score_items`."""
+    """Base class of baselines: `recommend` takes the top of `score_items`."""
 
     GRID: ClassVar[tuple[Settings, ...]] = ({},)
-    """Settings of `fit` that are tried on validation, the default first; at most six."""
+    """Settings of `fit` tried on validation, the default first; at most six."""
 
     def __init__(self, num_items: int, fitted_on: FittedOn) -> None:
         self.num_items = num_items
@@ -62,15 +62,15 @@ class Baseline(abc.ABC):
 
     @abc.abstractmethod
     def score_items(self, histories: Histories) -> Float32:
-        """[r, n + 1], higher is better; column 0 is -inf."""
+        """[r, n + 1] scores, higher is better; column 0 is -inf."""
 
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
-        """The k best items of each row and their scores, as every `Recommender` answers."""
+        """Top-k items of each row and their scores, as in `Recommender`."""
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
 
 def item_counts(histories: Histories, num_items: int, since: int | None = None) -> Int64:
-    """[n + 1] events of each item over all rows, those later than `since` (microseconds) only if given; 0 at item 0."""
+    """[n + 1], events of each item over all rows, only those later than `since` (microseconds) if given; 0 at item 0."""
     counts = np.zeros(num_items + 1, np.int64)
     for rows in event_chunks(histories.lengths):
         _, positions = histories.select(rows).gather()
@@ -82,16 +82,12 @@ def item_counts(histories: Histories, num_items: int, since: int | None = None) 
 
 
 def popularity_prior(counts: Int64) -> Float32:
-    """[n + 1]: `PRIOR_WEIGHT` times each item's share of all events.
-
-    Added to scores, it orders the items that a baseline gives no score, and ranks items for empty histories.
-    """
-    prior: Float32 = (counts / max(int(counts.sum()), 1) * PRIOR_WEIGHT).astype(np.float32)
-    return prior
+    """[n + 1], `PRIOR_WEIGHT` times each item's share of all events: ranks unscored items, and all for empty histories."""
+    return np.asarray(counts / max(int(counts.sum()), 1) * PRIOR_WEIGHT, np.float32)
 
 
 def interactions(histories: Histories, num_items: int) -> csr_array:
-    """X [r, n + 1], float32: X[i, j] = 1 where row i holds item j however often, else 0; column 0 is empty."""
+    """Binary interaction matrix X [r, n + 1], float32: X[i, j] = 1 if row i holds item j; column 0 is empty."""
     from scipy.sparse import csr_array, vstack
 
     parts = [csr_array((0, num_items + 1), dtype=np.float32)]

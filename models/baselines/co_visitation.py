@@ -1,4 +1,4 @@
-"""Co-visitation: items that follow the last ones of a history; with window 1 a first-order Markov chain."""
+"""Co-visitation: items that followed the latest ones of a history."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class CoVisitation(Baseline):
-    """What follows what: items seen shortly after the ones at the end of the history.
+    """Items that often came shortly after the last ones of the history.
 
     follows[i, j] = sum over events of i of decay**(d - 1) for every j that comes d = 1..window events later in the same
     history, divided by the number of events of i. score(j) = sum over the last `window` interactions, at age
     a = 0, 1, …, of decay**a * follows[item, j], plus `popularity_prior`. Each row of `follows` keeps its `max_neighbours`
-    largest. window = 1 is a first-order Markov chain: the share of i's events that j came next to.
+    largest. window = 1 is a first-order Markov chain: the share of i's events followed directly by j.
     """
 
     GRID = (
@@ -51,7 +51,7 @@ class CoVisitation(Baseline):
         decay: float = 0.8,
         max_neighbours: int = 500,
     ) -> Self:
-        """Count the pairs of `histories`; memory grows with the distinct pairs, never with num_items squared."""
+        """Count pairs in `histories`; memory grows with the distinct pairs, not with num_items squared."""
         assert window >= 1
         assert 0 < decay <= 1
         from scipy.sparse import csr_array
@@ -66,7 +66,7 @@ class CoVisitation(Baseline):
         return cls(largest_per_row(follows, max_neighbours), counts, window, decay, FittedOn.of(histories))
 
     def score_items(self, histories: Histories) -> Float32:
-        """Decayed sum of the last interactions' rows of `follows`: [r, n + 1]."""
+        """[r, n + 1], decayed sum of the last interactions' rows of `follows`."""
         from scipy.sparse import csr_array
 
         last = histories.last(self.window)
@@ -80,7 +80,7 @@ class CoVisitation(Baseline):
 
 
 def _pairs(row: Int64, item: Int32, size: int, window: int, decay: float) -> csr_array:
-    """decay**(d - 1) summed over pairs of one row's items d = 1..window apart: earlier x later, [size, size]."""
+    """[size, size] (earlier x later), decay**(d - 1) summed over pairs of a row's items d = 1..window apart."""
     from scipy.sparse import csr_array
 
     pairs = csr_array((size, size), dtype=np.float32)

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 # Letters in shapes: r rows (histories), n items; X [r, n + 1] is 0/1, see `interactions`.
 
 EASE_MAX_ITEMS = 30_000
-"""Largest catalogue: its pairs are held whole, and inverted in a time that grows with n cubed."""
+"""Maximum catalogue: memory grows with n squared, time with n cubed."""
 _BYTES_PER_PAIR = 8 + 4
-"""float64 while it is inverted, and the float32 weights that stay."""
+"""Bytes of a float64 under inversion and a float32 weight."""
 _BLOCK_CELLS = 2**20
-"""Pairs that are mirrored at once."""
+"""Pairs mirrored at once."""
 
 
 class EASE(Baseline):
     """score(j) = sum over the distinct items i of the history of B[i, j], plus `popularity_prior`.
 
     B = I - P diag(P)^-1 with P = (X'X + l2 I)^-1, the minimum of |X - X B|^2 + l2 |B|^2 with a zero diagonal: every item is
-    told from the others. P is computed in float64 (X'X of a long log has eigenvalues 10^5 times l2, which leaves float32 two
-    digits) and B kept in float32: at n = 30,000 that is 10.8 GB at the end of fitting, then 3.6.
+    predicted from the others. P is float64 (X'X of a long log has eigenvalues 10^5 times l2, which leaves float32 two digits)
+    and B float32: at n = 30,000 that is 10.8 GB at the end of fitting, then 3.6.
     """
 
     GRID = ({"l2": 250.0}, {"l2": 50.0}, {"l2": 1000.0}, {"l2": 5000.0})
@@ -43,7 +43,7 @@ class EASE(Baseline):
 
     @classmethod
     def fit(cls, histories: Histories, num_items: int, l2: float = 250.0) -> Self:
-        """Count pairs, invert. Raises ValueError for l2 <= 0, and beyond `EASE_MAX_ITEMS` items before anything is held."""
+        """Count pairs and invert. Raises ValueError for l2 <= 0, and for more than `EASE_MAX_ITEMS` items up front."""
         if not l2 > 0:
             raise ValueError(f"EASE: received l2={l2}, expected more than 0")
         if (refusal := cls.refusal(num_items)) is not None:
@@ -53,7 +53,7 @@ class EASE(Baseline):
 
     @staticmethod
     def refusal(num_items: int) -> str | None:
-        """Why a catalogue is too large for it; None where it is not."""
+        """Reason why a catalogue is too large; None if it is not."""
         if num_items <= EASE_MAX_ITEMS:
             return None
         return (
@@ -63,7 +63,7 @@ class EASE(Baseline):
         )
 
     def score_items(self, histories: Histories) -> Float32:
-        """X B: [r, n + 1]."""
+        """[r, n + 1], X B."""
         held = interactions(histories, self.num_items)[:, 1:]
         scores = np.full((len(histories), self.num_items + 1), -np.inf, np.float32)
         scores[:, 1:] = held @ self.weights + self.prior[1:]
@@ -71,7 +71,7 @@ class EASE(Baseline):
 
 
 def _gram(held: csr_array, l2: float) -> NDArray[np.float64]:
-    """X'X + l2 I of items 1..n: [n, n]."""
+    """[n, n], X'X + l2 I of items 1..n."""
     size = held.shape[1] - 1
     gram = np.empty((size, size))
     for block, pairs in pair_counts(held[:, 1:]):
@@ -81,17 +81,17 @@ def _gram(held: csr_array, l2: float) -> NDArray[np.float64]:
 
 
 def _weights(gram: NDArray[np.float64]) -> Float32:
-    """B of a symmetric positive definite [n, n], which is overwritten by its inverse (Cholesky)."""
+    """[n, n], B from a symmetric positive definite matrix, overwritten by its inverse (Cholesky)."""
     from scipy.linalg import lapack
 
     if not len(gram):
         return np.zeros((0, 0), np.float32)
-    # the transpose of a symmetric matrix is itself, and in the order of memory that LAPACK overwrites
+    # the transpose of a symmetric matrix equals it, in the memory order that LAPACK overwrites
     factor, failed = lapack.dpotrf(gram.T, lower=1, overwrite_a=1)
     assert not failed
     inverse, failed = lapack.dpotri(factor, lower=1, overwrite_c=1)
     assert not failed
-    upper = inverse.T  # LAPACK fills one triangle alone
+    upper = inverse.T  # LAPACK fills one triangle only
     diagonal = np.diagonal(upper).copy()
     weights = np.empty(gram.shape, np.float32)
     for rows in row_chunks(len(weights), len(weights), _BLOCK_CELLS):

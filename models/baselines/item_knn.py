@@ -1,4 +1,4 @@
-"""Item-kNN: items held by the same users, by shrunk cosine."""
+"""Item-kNN by shrunk cosine of co-occurrence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class ItemKNN(Baseline):
-    """Items held by the same users as the history's: cosine of the columns of the 0/1 matrix, shrunk.
+    """Items most similar to the history's, by shrunk cosine of the columns of the 0/1 matrix.
 
     similarity[i, j] = c_ij / (sqrt(c_i c_j) + shrinkage) with c_ij rows that hold both, c_i rows that hold i; each row keeps
-    its `max_neighbours` largest beside itself. score(j) = sum over the distinct items i of the history of similarity[i, j],
+    the `max_neighbours` largest others. score(j) = sum over the distinct items i of the history of similarity[i, j],
     plus `popularity_prior`. Sarwar et al. 2001, Deshpande & Karypis 2004; the shrinkage as in Dacrema et al. 2019.
     """
 
@@ -42,7 +42,7 @@ class ItemKNN(Baseline):
     def fit(
         cls, histories: Histories, num_items: int, shrinkage: float = 10.0, max_neighbours: int = 100
     ) -> Self:
-        """Count pairs block by block: memory grows with n * max_neighbours, never with n squared.
+        """Count pairs block by block; memory grows with n * max_neighbours, not with n squared.
 
         Raises ValueError for a negative shrinkage or fewer than one neighbour.
         """
@@ -65,7 +65,7 @@ class ItemKNN(Baseline):
         return cls(similarity, item_counts(histories, num_items), FittedOn.of(histories))
 
     def score_items(self, histories: Histories) -> Float32:
-        """Sum of the similarities of each row's distinct items: [r, n + 1]."""
+        """[r, n + 1], sum of the similarities of each row's distinct items."""
         held = interactions(histories, self.num_items)
         scores: Float32 = (held @ self.similarity).toarray() + self.prior
         scores[:, 0] = -np.inf

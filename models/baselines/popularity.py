@@ -1,4 +1,4 @@
-"""Popularity baselines: over all events, and over the last days."""
+"""Popularity baselines: over all events and over the last days."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Popularity(Baseline):
 
     @classmethod
     def fit(cls, histories: Histories, num_items: int) -> Self:
-        """Count the events of every item (0: unknown, not counted) of a catalogue of `num_items`."""
+        """Count the events of items 1..`num_items`; 0 is unknown."""
         return cls(item_counts(histories, num_items).astype(np.float32), FittedOn.of(histories))
 
     def score_items(self, histories: Histories) -> Float32:
-        """The counts, once per row: [r, n + 1]."""
+        """[r, n + 1], the counts in every row."""
         return np.tile(self.scores, (len(histories), 1))
 
 
 class RecentPopularity(Popularity):
-    """score(item) = number of its events in the last `days` days before the end of the events it is fitted on."""
+    """score(item) = number of its events in the last `days` days of the training events."""
 
     GRID = ({"days": 7.0}, {"days": 1.0}, {"days": 3.0}, {"days": 30.0})
 
@@ -44,8 +44,6 @@ class RecentPopularity(Popularity):
             raise ValueError(f"RecentPopularity: received days={days}, expected more than 0")
         fitted_on = FittedOn.of(histories)
         if fitted_on.latest is None:
-            raise ValueError(
-                "RecentPopularity: received no events, expected at least one to date the last days by"
-            )
+            raise ValueError("RecentPopularity: received no events, expected at least one with a time")
         since = fitted_on.latest - round(days * _MICROSECONDS_PER_DAY)
         return cls(item_counts(histories, num_items, since).astype(np.float32), fitted_on)

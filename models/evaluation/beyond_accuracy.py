@@ -1,6 +1,6 @@
-"""Beyond-accuracy metrics: of single lists, and of the share of the catalogue in all of them.
+"""Beyond-accuracy metrics of single lists and of catalogue coverage.
 
-`lists` [t, k] are item numbers, best first, 0 where a list is shorter. Functions here import scipy where they need it.
+`lists` [t, k] are item numbers, best first, padded with 0. scipy is imported where needed.
 """
 
 import math
@@ -20,20 +20,20 @@ from models.topk import event_chunks, row_chunks
 # b resamples.
 
 SMOOTHING = 0.01
-"""Share of the history's own distribution that is mixed into the list's, so that KL is finite (Steck's alpha)."""
+"""Share of the history's distribution mixed into the list's, so that KL is finite (Steck's alpha)."""
 _HEAD = 0.1
 _NEVER = np.iinfo(np.int32).max
 _DENSE_CELLS = 2**25
 """Users x recommended items up to which their counts are multiplied as a dense matrix (128 MiB of float32)."""
 _DENSE_FROM = 0.02
-"""Share of cells that are not 0 from which that is faster than a sparse product."""
+"""Density from which a dense product is faster than a sparse one."""
 _COUNT_CELLS = 2**23
 """Counts of items held at once while resampling (32 MiB of float32)."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What is known about the items that systems recommend."""
+    """Item attributes that the metrics read."""
 
     num_items: int
     counts: Int64
@@ -45,7 +45,7 @@ class Catalogue:
 
     @cached_property
     def information(self) -> Float64:
-        """[n + 1], -log2 of each item's share of the training events; an item without any counts as one with one."""
+        """[n + 1], -log2 of each item's share of the training events; items without any count one."""
         counts = np.maximum(self.counts, 1)
         return -np.log2(counts / max(1, int(self.counts[1:].sum())))
 
@@ -55,16 +55,16 @@ class Catalogue:
         return np.argsort(-self.counts[1:], kind="stable") + 1
 
     def popular(self, num_most: int) -> NDArray[np.bool_]:
-        """[n + 1], whether an item is among the `num_most` with the most training events."""
+        """[n + 1], mask of the `num_most` items with the most training events."""
         chosen = np.zeros(self.num_items + 1, bool)
         chosen[self.by_popularity[:num_most]] = True
         return chosen
 
     @cached_property
     def vectors(self) -> tuple[Any, ...]:
-        """What items are compared by, the best first: content [n + 1, f], categories [n + 1, c]; empty without both."""
+        """Item vectors, the preferred first: content [n + 1, f], categories [n + 1, c]; empty without both."""
         categories = None if self.categories is None else self.categories.astype(np.float32)
-        return tuple(each for each in (self.content, categories) if each is not None)
+        return tuple(vectors for vectors in (self.content, categories) if vectors is not None)
 
     @cached_property
     def shares(self) -> Any:
@@ -84,8 +84,7 @@ class Catalogue:
         norms = np.sqrt(np.asarray(squares, np.float64).ravel())
         inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
         inverse[0] = 0
-        found: Float32 = inverse.astype(np.float32)
-        return found
+        return np.asarray(inverse, np.float32)
 
 
 def list_metrics(
@@ -93,14 +92,14 @@ def list_metrics(
 ) -> dict[str, Float64]:
     """Every metric of the first k places of each list: `{"novelty@10": [t], …}`, NaN where it is undefined.
 
-    `histories`: what each list was made from, row by row; `target` [t], the item that came next. `diversity` needs
-    content or categories, `calibration` categories; they are left out without. Rows are worked on in chunks.
+    `histories`: history behind each list; `target` [t], the next item. `diversity` needs content or categories,
+    `calibration` categories; they are left out without. Raises ValueError for k beyond the lists.
     """
     if not 1 <= k <= lists.shape[1]:
         raise ValueError(
             f"list_metrics: received k={k}, expected 1..{lists.shape[1]}, the length of the lists"
         )
-    width = max(catalogue.num_items, k, *(each.shape[1] for each in catalogue.vectors))
+    width = max(catalogue.num_items, k, *(vectors.shape[1] for vectors in catalogue.vectors))
     chunks = _chunks(histories, width)
     most_rows = max((rows.stop - rows.start for rows in chunks), default=0)
     places = np.full((most_rows, catalogue.num_items + 1), _NEVER, np.int32)
@@ -173,7 +172,7 @@ def repeats(lists: Int32, histories: Histories, num_items: int) -> Float64:
 def _repeats(lists: Int32, histories: Histories, places: Int32) -> Float64:
     """`repeats` with a table [at least r, n + 1] of `_NEVER` for scratch, left as it was.
 
-    In it is for a while each item's first place in the longest of the rows that begin where this one does.
+    It temporarily holds each item's first place in the longest row with the same start.
     """
     starts, own = np.unique(histories.starts, return_inverse=True)
     ends = np.zeros(len(starts), np.int64)
@@ -201,8 +200,7 @@ def diversity(lists: Int32, catalogue: Catalogue) -> Float64:
     num = np.count_nonzero(scale, axis=1).astype(np.float64)
     of_pairs = np.asarray(squared.sum(axis=1), np.float64).ravel() - num
     cosine = np.divide(of_pairs, num * (num - 1), out=np.full(len(lists), np.nan), where=num > 1)
-    varied: Float64 = 1.0 - np.clip(cosine, -1.0, 1.0)
-    return varied
+    return np.asarray(1.0 - np.clip(cosine, -1.0, 1.0))
 
 
 def calibration(
@@ -220,15 +218,14 @@ def calibration(
     p, q = _normalised(_past_shares(histories, shares)), _normalised(listed)
     mixed = (1 - smoothing) * q + smoothing * p
     terms = p * np.log(np.divide(p, mixed, out=np.ones_like(p), where=p > 0))
-    divergence: Float64 = terms.sum(axis=1)
-    return divergence
+    return np.asarray(terms.sum(axis=1))
 
 
 def _past_shares(histories: Histories, shares: Any) -> Float64:
     """[r, c], p(c | i) summed over the interactions of each row.
 
-    Rows that begin at the same place are prefixes of one another (successive targets of a user), so only what each
-    adds to the one before it is looked up, and then added up.
+    Rows with the same start are prefixes of one another (successive targets of a user), so only each row's additional
+    events are looked up, and then summed cumulatively.
     """
     from scipy.sparse import csr_array
 
@@ -253,8 +250,7 @@ def _past_shares(histories: Histories, shares: Any) -> Float64:
 def _normalised(weight: Float64) -> Float64:
     """Rows [r, c] divided by their sum; NaN where it is 0."""
     total = weight.sum(axis=1, keepdims=True)
-    normalised: Float64 = np.divide(weight, total, out=np.full_like(weight, np.nan), where=total > 1e-9)
-    return normalised
+    return np.asarray(np.divide(weight, total, out=np.full_like(weight, np.nan), where=total > 1e-9))
 
 
 def catalogue_metrics(
@@ -302,7 +298,7 @@ def catalogue_metrics(
 def _lists_by_user(
     shown: Int32, user_row: NDArray[np.integer], num_users: int, recommended: NDArray[np.bool_]
 ) -> Any:
-    """[u, d] float32: in how many of a user's lists each recommended item is; dense where that is faster and not too large."""
+    """[u, d] float32, number of a user's lists with each recommended item; dense where faster and small enough."""
     from scipy.sparse import coo_array
 
     column = np.cumsum(recommended) - 1
@@ -331,17 +327,14 @@ def _mean_over(own: NDArray[Any], lists: Int32) -> Float64:
     filled = lists > 0
     num = filled.sum(axis=1)
     total = (own * filled).sum(axis=1, dtype=np.float64)
-    mean: Float64 = np.divide(total, num, out=np.full(len(num), np.nan), where=num > 0)
-    return mean
+    return np.asarray(np.divide(total, num, out=np.full(len(num), np.nan), where=num > 0))
 
 
 def _indicator(lists: Int32, weights: NDArray[np.floating], num_columns: int) -> Any:
     """csr_array [r, num_columns] with `weights` [r, k] at the items of each list."""
     from scipy.sparse import csr_array
 
-    indptr = (
-        np.arange(len(lists) + 1, dtype=np.int32) * lists.shape[1]
-    )  # as wide as the items: nothing is converted
+    indptr = np.arange(len(lists) + 1, dtype=np.int32) * lists.shape[1]  # int32 as the items: no conversion
     return csr_array((weights.ravel(), lists.ravel(), indptr), shape=(len(lists), num_columns))
 
 

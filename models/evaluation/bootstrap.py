@@ -1,6 +1,6 @@
-"""How sure one can be of a mean: bootstrap over users, paired tests, correction for many of them, spread over seeds.
+"""Uncertainty of means: bootstrap over users, paired tests, correction for multiple tests, spread over seeds.
 
-Users, not targets, are what a log is a sample of: targets of one user are alike, so whole users are drawn.
+A log is a sample of users, and one user's targets are correlated, so whole users are resampled.
 """
 
 import math
@@ -18,8 +18,8 @@ from models.evaluation.metrics import Float64
 Verdict = Literal["better", "worse", "no significant difference"]
 NO_DIFFERENCE: Final = "no significant difference"
 
-LEAST_P = 1e-4
-"""Least p of the bootstrap: a tail beyond what 10,000 resamples show is not claimed."""
+MIN_P = 1e-4
+"""Minimum p of the bootstrap: no tail beyond the resolution of 10,000 resamples is claimed."""
 _CHUNK_RESAMPLES = 256
 _CHUNK_DRAWS = 2**26
 """Counts of drawn users held at once (128 MiB of uint16)."""
@@ -33,7 +33,7 @@ _EXACT_CELLS = 2**24
 
 @dataclass(frozen=True)
 class UserMeans:
-    """One mean and one weight per user, from per-target values: the sample of a bootstrap over users."""
+    """Mean and weight per user from per-target values: the sample of a bootstrap over users."""
 
     means: NDArray[np.floating]
     """[m, u], the weighted mean over the user's targets; NaN where the user has none for the metric."""
@@ -54,10 +54,10 @@ class UserMeans:
         num_users: int,
         weights: Mapping[str, Float64] | None = None,
     ) -> "UserMeans":
-        """Bring down `values` (metric -> [t]) of targets that belong to `user` [t] in 0..num_users-1.
+        """Aggregate `values` (metric -> [t]) over the targets of each `user` [t] in 0..num_users-1.
 
-        A NaN is not a target of its metric. `weights` (metric -> [t]) of some metrics; all others weigh targets alike.
-        Values are read one metric at a time, once. Beyond 16 M means (users x metrics) they are kept as float32.
+        NaN is no target of its metric. `weights` (metric -> [t]) of some metrics; the others weigh targets equally.
+        Values are read one metric at a time, once. Beyond 16 M means (users x metrics) they are float32.
         """
         kind = np.float64 if len(values) * num_users <= _EXACT_CELLS else np.float32
         means = np.empty((len(values), num_users), kind)
@@ -69,7 +69,7 @@ class UserMeans:
             means[row] = own
             over_targets.append(_ratio(sums.sum(), totals.sum()))
             over_users.append(_ratio(np.nansum(own), np.count_nonzero(totals)))
-            weighting.append(_place(totals, distinct))
+            weighting.append(_weighting_row(totals, distinct))
         return cls(means, np.array(distinct), tuple(weighting), np.array(over_targets), np.array(over_users))
 
     @property
@@ -90,8 +90,8 @@ def _sums(
     return sums.astype(np.float64), totals.astype(np.float64)
 
 
-def _place(totals: Float64, distinct: list[Float64]) -> int:
-    """Row of `distinct` that equals `totals`, added where there is none."""
+def _weighting_row(totals: Float64, distinct: list[Float64]) -> int:
+    """Row of `distinct` equal to `totals`, appended if there is none."""
     for row, known in enumerate(distinct):
         if np.array_equal(known, totals):
             return row
@@ -100,9 +100,9 @@ def _place(totals: Float64, distinct: list[Float64]) -> int:
 
 
 def draws(num_users: int, num_resamples: int, seed: int) -> Iterator[tuple[slice, NDArray[np.uint16]]]:
-    """How often each user is drawn when `num_users` are drawn with replacement: (resamples, [len, u]) chunk by chunk.
+    """Multinomial counts of `num_users` users drawn with replacement, in chunks: (resamples, [len, u]).
 
-    Exact multinomial counts, the same for the same seed however they are chunked.
+    The same seed gives the same counts, however they are chunked.
     """
     random = np.random.default_rng(seed)
     step = max(1, min(_CHUNK_RESAMPLES, _CHUNK_DRAWS // max(num_users, 1)))
@@ -120,12 +120,11 @@ def draws(num_users: int, num_resamples: int, seed: int) -> Iterator[tuple[slice
 
 
 def bootstrap(users: UserMeans, num_resamples: int = 1000, seed: int = 0) -> Float64:
-    """Means when users are drawn with replacement: float64 [b, 2 m], over targets, then over users.
+    """Bootstrapped means, float64 [b, 2 m]: over targets, then over users.
 
-    Row i draws u users; its mean of a metric over targets is sum of the drawn users' sums / sum of their weights (a
-    ratio, because users differ in their number of targets). All metrics, and every system with the same users and
-    seed, share the draw, so differences are paired. Efron & Tibshirani 1993, chapters 6 and 13. NaN where no drawn
-    user has a target of the metric.
+    Row i draws u users with replacement; its mean over targets is the drawn users' sum of sums / sum of weights (a ratio,
+    because users differ in their number of targets). All metrics, and all systems with the same users and seed, share the
+    draws, so differences are paired. Efron & Tibshirani 1993, chapters 6 and 13. NaN without a drawn target of the metric.
     """
     num_metrics, num_weights = len(users.means), len(users.weights)
     weighting = np.array(users.weighting, np.int64)
@@ -144,7 +143,7 @@ def bootstrap(users: UserMeans, num_resamples: int = 1000, seed: int = 0) -> Flo
 
 
 def _blocks(num_users: int) -> list[slice]:
-    """Slices of users whose counts, in a chunk of resamples, are multiplied at once."""
+    """Slices of users multiplied at once in a chunk of resamples."""
     step = _BLOCK_CELLS // _CHUNK_RESAMPLES
     return [slice(start, start + step) for start in range(0, num_users, step)]
 
@@ -174,7 +173,7 @@ def interval(resampled: Float64, level: float = 0.95) -> tuple[Float64, Float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one system is than another on the same targets."""
+    """Difference of two systems in a metric on the same targets."""
 
     difference: float
     """Metric of the first minus metric of the second."""
@@ -182,9 +181,9 @@ class Difference:
     high: float
     """Ends of the bootstrap interval of the difference."""
     share: float
-    """Share of resamples in which the first is ahead, equal ones half."""
+    """Share of resamples in which the first is better, ties half."""
     verdict: Verdict
-    """better or worse where the interval leaves 0 out."""
+    """better or worse where the interval excludes 0."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def paired_difference(
     *,
     lower_is_better: bool = False,
 ) -> Difference:
-    """The verdict on `difference`, from differences [b] of two systems over the same draws of users."""
+    """Interval and verdict of `difference` from resampled differences [b] over the same draws of users."""
     low, high = (float(end[0]) for end in interval(resampled[:, None], level))
     known = resampled[~np.isnan(resampled)]
     ahead = -known if lower_is_better else known
@@ -231,9 +230,9 @@ def paired_difference(
 def bootstrap_p(difference: float, resampled: NDArray[np.float64]) -> float:
     """Two-sided p of "no difference": (1 + number of |d* - d| >= |d|) / (b + 1), over resampled differences d* [b].
 
-    The resamples, moved by the observed difference d, stand for what would be seen if there were none (Davison &
-    Hinkley 1997, section 4.4). Where none is that far off, b alone would set p: there it is the tail of a normal
-    distribution with the resamples' standard deviation, if that is less, and at least `LEAST_P`. NaN where d is.
+    The resamples shifted by the observed difference d simulate the null hypothesis (Davison & Hinkley 1997, section 4.4).
+    If none is that extreme, p would depend on b alone: then it is the smaller tail of a normal distribution with the
+    resamples' standard deviation, at least `MIN_P`. NaN for a d of NaN.
     """
     if math.isnan(difference):
         return math.nan
@@ -243,7 +242,7 @@ def bootstrap_p(difference: float, resampled: NDArray[np.float64]) -> float:
     spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
     if as_far or not spread:
         return p_value
-    return min(p_value, max(math.erfc(abs(difference) / spread / math.sqrt(2)), LEAST_P))
+    return min(p_value, max(math.erfc(abs(difference) / spread / math.sqrt(2)), MIN_P))
 
 
 def wilcoxon_p(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
@@ -276,18 +275,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def over_seeds(values: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Metric -> (mean, sample standard deviation) over runs that differ in their seed, for metrics that all runs have.
-
-    Standard deviation with n - 1 below the sum of squares; NaN of a single run.
-    """
+    """Metric -> (mean, sample standard deviation, NaN for one run) over seeds, for metrics that all runs have."""
     runs = list(values)
-    found = {}
+    spreads = {}
     for name in runs[0] if runs else ():
         if all(name in run for run in runs):
             column = np.array([run[name] for run in runs])
             spread = float(column.std(ddof=1)) if len(column) > 1 else math.nan
-            found[name] = (float(column.mean()), spread)
-    return found
+            spreads[name] = (float(column.mean()), spread)
+    return spreads
 
 
 def _ratio(numerator: Any, denominator: Any) -> Any:

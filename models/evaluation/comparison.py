@@ -1,4 +1,4 @@
-"""Several systems judged on the same targets: metrics, intervals, and differences that are paired by user."""
+"""Comparison of systems on the same targets: metrics, intervals, and differences paired by user."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class SystemComparison:
     names: tuple[str, ...]
     """Metric names: over targets (`ndcg@10`), then over users (`user_ndcg@10`)."""
     users: NDArray[Any]
-    """[u], the users that have targets."""
+    """[u], users with targets."""
     targets: NDArray[np.int64]
     """[u], targets of each user."""
     means: Float64
@@ -40,7 +40,7 @@ class SystemComparison:
     resampled: Float64
     """[b, s, 2 m]"""
     by_user: tuple[NDArray[np.floating], ...]
-    """For each system [m, u]: the mean over each user's targets, NaN where the metric is undefined for all of them."""
+    """[m, u] per system: mean over each user's targets, NaN where the metric is undefined for all of them."""
 
     @classmethod
     def of(
@@ -51,17 +51,16 @@ class SystemComparison:
         seed: int,
         weights: Mapping[str, Float64] | None = None,
     ) -> "SystemComparison":
-        """Judge systems given as (name, metric -> [t]) on targets that belong to `user` [t].
+        """Compare systems, given as (name, metric -> [t]), on targets of `user` [t].
 
-        `values` is read one system at a time, so that only one system's per-target values need to be held: pass a
-        generator. NaN: the metric is undefined for that target, which is then none of its targets. `weights` of a
-        metric ([t], see `metrics.debias_weights`) make its mean sum(w v) / sum(w). Every system is resampled by the
-        same draws of users, made again from `seed`. Raises ValueError for systems that differ in their metrics.
+        `values` is read one system at a time: pass a generator to hold only one system's per-target values. NaN: the
+        target does not count for that metric. `weights` of a metric ([t], see `metrics.debias_weights`) make its mean
+        sum(w v) / sum(w). All systems share the draws of users from `seed`. Raises ValueError for different metrics.
         """
         users, row, targets = np.unique(user, return_inverse=True, return_counts=True)
         systems: list[str] = []
         names: tuple[str, ...] = ()
-        found, resampled = [], []
+        user_means, resampled = [], []
         for system, of_targets in values:
             if systems and tuple(of_targets) != names:
                 raise ValueError(
@@ -70,8 +69,8 @@ class SystemComparison:
                 )
             systems.append(system)
             names = tuple(of_targets)
-            found.append(UserMeans.of(of_targets, row, len(users), weights))
-            resampled.append(bootstrap(found[-1], resamples, seed))
+            user_means.append(UserMeans.of(of_targets, row, len(users), weights))
+            resampled.append(bootstrap(user_means[-1], resamples, seed))
         if not systems:
             raise ValueError("SystemComparison: received no system, expected at least one")
         return cls(
@@ -79,9 +78,9 @@ class SystemComparison:
             names + tuple(f"user_{name}" for name in names),
             users,
             targets.astype(np.int64),
-            np.array([np.concatenate([each.over_targets, each.over_users]) for each in found]),
+            np.array([np.concatenate([means.over_targets, means.over_users]) for means in user_means]),
             np.stack(resampled, axis=1),
-            tuple(each.means for each in found),
+            tuple(means.means for means in user_means),
         )
 
     @property
@@ -117,10 +116,10 @@ class SystemComparison:
     ) -> dict[str, dict[str, PairedDifference]]:
         """Other system -> metric -> `first` minus other, with p-values, adjusted metric by metric for several others.
 
-        The verdict is better or worse where the 95 % bootstrap interval of the difference leaves 0
-        out and, with several others, `p_bootstrap_holm` is below .05 too: then one chance in twenty that any of the
-        verdicts on a metric is wrong if no system differs. Wilcoxon's test is of another question (whether users tend
-        to be served better, each as one) and decides nothing. `others`: all other systems.
+        The verdict is better or worse where the 95 % bootstrap interval of the difference excludes 0 and, with several
+        others, `p_bootstrap_holm` is below .05 too: a 5 % chance of any false verdict on a metric if no system differs.
+        Wilcoxon's test answers another question (whether users, each as one, are served better) and decides nothing.
+        `others`: by default all other systems.
         """
         chosen = [name for name in self.systems if name != first] if others is None else list(others)
         table: dict[str, dict[str, PairedDifference]] = {other: {} for other in chosen}
@@ -129,10 +128,10 @@ class SystemComparison:
             own = name.removeprefix("user_")
             if own not in signed_ranks:
                 signed_ranks[own] = [self._wilcoxon(first, other, own) for other in chosen]
-            found = [self._difference(first, other, name) for other in chosen]
+            differences = [self._difference(first, other, name) for other in chosen]
             resampled = [self._bootstrap_p(first, other, name) for other in chosen]
             p_values = (signed_ranks[own], holm(signed_ranks[own]), resampled, holm(resampled))
-            for other, difference, *four in zip(chosen, found, *p_values, strict=True):
+            for other, difference, *four in zip(chosen, differences, *p_values, strict=True):
                 paired = PairedDifference(*vars(difference).values(), *four)
                 is_sure = len(chosen) == 1 or four[3] < 0.05
                 table[other][name] = paired if is_sure else replace(paired, verdict=NO_DIFFERENCE)
@@ -149,12 +148,12 @@ class SystemComparison:
         return difference, self.resampled[:, one, column] - self.resampled[:, other, column]
 
     def _difference(self, first: str, second: str, name: str) -> Difference:
-        """A single user gives no interval: every resample is that user."""
+        """Difference of two systems; a single user gives no interval, since every resample is that user."""
         kind = name.removeprefix("user_").partition("@")[0]
-        found = paired_difference(
+        paired = paired_difference(
             *self._resampled_difference(first, second, name), lower_is_better=kind in LOWER_IS_BETTER
         )
-        return found if self.num_users > 1 else replace(found, verdict=NO_DIFFERENCE)
+        return paired if self.num_users > 1 else replace(paired, verdict=NO_DIFFERENCE)
 
     def _bootstrap_p(self, first: str, second: str, name: str) -> float:
         return bootstrap_p(*self._resampled_difference(first, second, name))

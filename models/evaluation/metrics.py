@@ -1,7 +1,6 @@
-"""Ranking metrics over the whole catalogue: every one a function of the rank of a row's one target.
+"""Ranking metrics over the whole catalogue, as functions of the rank of a row's single target.
 
-A rank may end in .5: equal scores count half. What one user, or one resample of users, makes of the values of the
-targets is in `bootstrap`; metrics of whole lists are in `beyond_accuracy`.
+A rank may end in .5: equal scores count half. `bootstrap` aggregates over users; `beyond_accuracy` measures whole lists.
 """
 
 import numpy as np
@@ -14,18 +13,17 @@ from models.histories import Float32, Int32, Int64
 Float64 = NDArray[np.float64]
 
 LOWER_IS_BETTER = frozenset({"calibration", "popularity_share", "repeats"})
-"""Of two systems the better one has less of these metrics (named without `@k`), and more of all others."""
+"""Metrics (named without `@k`) of which less is better; of all others more is better."""
 _BLOCK_CELLS = 2**17
 """Scores compared at once while ranking (512 KiB of float32): they stay in the cache between the comparisons."""
 
 
 def ranks(scores: Float32, targets: Int32) -> tuple[Float64, Float64]:
-    """Rank of each row's target among the other items, and the worst that ties allow: (rank [t], pessimistic [t]).
+    """Rank of each row's target by mean and by pessimistic tie-breaking: (rank [t], pessimistic [t]), float64 in [1, n].
 
-    rank = 1 + number of greater + half the number of equal scores, the mean of the best and the worst place that ties
-    allow, so a constant scorer gets (n + 1) / 2; pessimistic = 1 + number of greater + number of equal scores, so it
-    gets n. `scores` [t, n + 1], column j is item j, column 0 is not an item and is ignored; `targets` [t] in 1..n. An
-    item at -inf cannot be recommended: a target there is behind every finite score. Both float64 in [1, n].
+    rank = 1 + number of greater + half the number of equal scores, so a constant scorer gets (n + 1) / 2; pessimistic =
+    1 + number of greater + number of equal scores, so it gets n. `scores` [t, n + 1], column j is item j, column 0 is
+    ignored; `targets` [t] in 1..n. Items at -inf cannot be recommended: a target there is behind every finite score.
     Raises ValueError for NaN among the scores, which would otherwise look like a good rank.
     """
     own = np.take_along_axis(scores, targets[:, None].astype(np.int64), axis=1)
@@ -105,5 +103,4 @@ def debias_weights(counts: Int64, target: Int32, power: float = 0.5) -> Float64:
     target 0, an item unknown in training, weighs as much as one with a single event.
     """
     observed = np.where(target > 0, counts[target], 1)
-    weight: Float64 = np.maximum(observed, 1).astype(np.float64) ** -power
-    return weight
+    return np.asarray(np.maximum(observed, 1).astype(np.float64) ** -power)

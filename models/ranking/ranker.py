@@ -1,6 +1,6 @@
-"""Second stage: target attention from each retrieved candidate to the history, and the candidate's features.
+"""Second-stage ranker: target attention from each retrieved candidate to the history, plus candidate features.
 
-Letters: r rows, n candidates of each, l interactions of the longest history, f features, d width, u units, h heads, c = d / h,
+Letters: r rows, n candidates per row, l interactions of the longest history, f features, d width, u units, h heads, c = d / h,
 items = num_items + 1 in the ranker's own numbering.
 """
 
@@ -23,33 +23,33 @@ GAP_BUCKETS, PLACE_BUCKETS = 32, 12
 UNITS = 8
 """Hidden units of the activation unit."""
 BATCH_CELLS = 2**19
-"""Candidates x interactions scored at a time."""
+"""Candidates x interactions per batch."""
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Candidates and the histories that they are for, as the ranker reads them."""
+    """Ranker inputs: candidates and their histories."""
 
     item: Int[Tensor, "r n"]
-    """Candidates in the ranker's numbering; 0: none, or one that it does not know."""
+    """Candidates in the ranker's numbering; 0: padding, or an item unknown to the ranker."""
     there: Tensor
-    """[r, n], whether there is a candidate"""
+    """[r, n], candidate mask: False is padding"""
     features: Float[Tensor, "r n f"]
     followed: Float[Tensor, "r n latest"]
     past_item: Int[Tensor, "r l"]
-    """The latest interactions, the last of them in column 0."""
+    """Latest interactions, the last one in column 0."""
     past_type: Int[Tensor, "r l"]
     past_gap: Int[Tensor, "r l"]
     """Bucket of the time between each interaction and the request."""
     past_there: Tensor
-    """[r, l]"""
+    """[r, l], interaction mask: False is padding"""
 
     def select(self, rows: Tensor) -> "Lists":
-        """The given rows."""
+        """Keep the given rows."""
         return Lists(**{name: part[rows] for name, part in vars(self).items()})
 
     def of_candidates(self, columns: Int[Tensor, "r m"]) -> "Lists":
-        """Some of each row's candidates."""
+        """Keep the given candidates of each row."""
         wide = columns.unsqueeze(-1)
         return replace(
             self,
@@ -60,18 +60,17 @@ class Lists:
         )
 
     def to(self, device: torch.device) -> "Lists":
-        """The same lists on a device."""
+        """Copy to a device."""
         return Lists(**{name: part.to(device) for name, part in vars(self).items()})
 
 
 class Ranker(nn.Module):
-    """`score = w . features + MLP([c, a, a * c, m, followed, features])`, which begins as the retriever's own order.
+    """`score = w . features + MLP([c, a, a * c, m, followed, features])`, initialised to the retriever's order.
 
-    c is the candidate's vector, a the history's interactions weighted by an activation unit that looks at candidate,
-    interaction, and product of both (softmax over the history), m what attention with several heads finds there; an interaction
-    is its item's vector, type, time before the request and place. Vectors come from the retriever that the ranker learned
-    behind, and stay: the ranker is then as good behind a retriever that was trained again.
-    Source: Zhou et al. 2018 (DIN), section 4.3, with a softmax; Vaswani et al. 2017 for m.
+    c is the candidate's vector; a the interactions weighted by an activation unit over candidate, interaction and their product
+    (softmax over the history); m multi-head attention from candidate to history. An interaction is the sum of item vector, type,
+    time before the request and position. Item vectors are those of the first retriever and stay fixed, so the ranker keeps its
+    quality behind a retrained one. Sources: Zhou et al. 2018 (DIN), 4.3, with a softmax; Vaswani et al. 2017 for m.
     """
 
     vectors: Tensor
@@ -105,49 +104,43 @@ class Ranker(nn.Module):
         self.linear = nn.Parameter(torch.zeros(len(FEATURES)))
 
     def forward(self, lists: Lists, presence: Float[Tensor, "r p l"] | None = None) -> Float[Tensor, "r n"]:
-        """The score of each candidate, -inf where there is none; `presence` 1: an interaction is there, 0: it is not;
-        p is n or 1.
-        """
+        """Score each candidate, -inf for padding; `presence` weighs interactions from 0 (absent) to 1, and p is n or 1."""
         features = (lists.features - self.mean) / self.scale
         past = self.project(self.vectors[lists.past_item]) + self.types(lists.past_type)
         places = torch.arange(past.shape[1], device=past.device)
         past = self.dropout(past + self.gaps(lists.past_gap) + self.places(_log_bucket(places)))
         candidate = self.dropout(self.project(self.vectors[lists.item]))
-        found = self._activated(candidate, past, lists.past_there, presence)
+        activated = self._activated(candidate, past, lists.past_there, presence)
         attended = self._attended(candidate, past, lists.past_there, presence)
         followed = lists.followed
         if presence is not None:
             gate = presence[..., :LATEST]
             followed = followed * functional.pad(gate, (0, LATEST - gate.shape[-1]), value=1.0)
-        followed = (followed * self.decay.exp()).sum(-1, keepdim=True)
-        seen = torch.cat(
-            [candidate, found, found * candidate, attended, (followed + 1e-3).log(), features], -1
-        )
-        added = self.last(self.dropout(functional.gelu(self.hidden(seen)))).squeeze(-1)
-        score = lists.features[..., RETRIEVAL_SCORE] + features @ self.linear + added
-        scores: Tensor = score.masked_fill(~lists.there, -torch.inf)
-        return scores
+        followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
+        joined = torch.cat([candidate, activated, activated * candidate, attended, followed, features], -1)
+        added = self.last(self.dropout(functional.gelu(self.hidden(joined)))).squeeze(-1)
+        scores: Tensor = lists.features[..., RETRIEVAL_SCORE] + features @ self.linear + added
+        return scores.masked_fill(~lists.there, -torch.inf)
 
     def _activated(
-        self, candidate: Tensor, past: Tensor, there: Tensor, presence: Tensor | None
+        self, candidate: Tensor, past: Tensor, mask: Tensor, presence: Tensor | None
     ) -> Float[Tensor, "r n d"]:
         rows, number, dim = candidate.shape
         product = (candidate.unsqueeze(2) * self.of_product).view(rows, number * UNITS, dim)
         shift = self.of_past(past).transpose(1, 2).unsqueeze(1) + self.of_candidate(candidate).unsqueeze(-1)
         units = (product @ past.transpose(1, 2)).view(rows, number, UNITS, -1) + shift
         fit = (self.activation.weight @ functional.relu_(units)).squeeze(2)
-        found: Tensor = _weights(fit, there.unsqueeze(1), presence) @ past
-        return found
+        return _weights(fit, mask.unsqueeze(1), presence) @ past
 
     def _attended(
-        self, candidate: Tensor, past: Tensor, there: Tensor, presence: Tensor | None
+        self, candidate: Tensor, past: Tensor, mask: Tensor, presence: Tensor | None
     ) -> Float[Tensor, "r n d"]:
         heads = self.settings.num_heads
         keys, values = (_heads(part, heads) for part in self.keys_values(past).chunk(2, -1))
         queries = _heads(self.queries(candidate), heads)
         fit = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
         gate = None if presence is None else presence.unsqueeze(1)
-        mixed: Tensor = _weights(fit, there[:, None, None], gate) @ values
+        mixed: Tensor = _weights(fit, mask[:, None, None], gate) @ values
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -155,9 +148,9 @@ def _heads(states: Float[Tensor, "r n d"], heads: int) -> Float[Tensor, "r h n c
     return states.view(*states.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _weights(fit: Tensor, there: Tensor, presence: Tensor | None) -> Tensor:
-    """`p_j exp(fit_j) / sum(p exp(fit))` over real columns, p presence; zero without any."""
-    weights = fit.masked_fill(~there, -1e9).softmax(-1) * there
+def _weights(fit: Tensor, mask: Tensor, presence: Tensor | None) -> Tensor:
+    """`p_j exp(fit_j) / sum(p exp(fit))` over unmasked columns, p presence; zero without any."""
+    weights = fit.masked_fill(~mask, -1e9).softmax(-1) * mask
     if presence is None:
         return weights
     weights = weights * presence
@@ -169,29 +162,29 @@ def _log_bucket(places: Tensor) -> Tensor:
 
 
 class SecondStage:
-    """A ranker, statistics of the items, and the map from the retriever's item numbers to its own."""
+    """Ranker, item statistics, and the map from the retriever's item numbers to the ranker's."""
 
     def __init__(self, ranker: Ranker, statistics: ItemStatistics, own: Int32) -> None:
-        """own: [num_items + 1], the ranker's number of each of the retriever's items, 0 for those it does not know."""
+        """own: [num_items + 1], the ranker's number of each of the retriever's items, 0 if unknown."""
         self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
 
     def extended(self, content: Float32) -> "SecondStage":
-        """The same for more items, behind the retriever's last, which nobody has met: `content` [more, c] of each."""
+        """Append items without events after the retriever's last, with `content` [more, c]."""
         none = np.zeros(len(content), np.int32)
         return SecondStage(self.ranker, self.statistics.extended(content), np.concatenate([self.own, none]))
 
     def lists(self, histories: Histories, items: Int32, scores: Float32) -> Lists:
-        """The ranker's inputs for candidates [r, n], best first by the retriever's `scores` [r, n]."""
+        """Ranker inputs for candidates [r, n], best first by the retriever's `scores` [r, n]."""
         if not self.ranker.settings.request_time:
             histories = replace(histories, request_time=None)
         latest = histories.last(self.ranker.settings.max_length)
         length = max(1, int(latest.lengths.max(initial=0)))
         position = latest.ends[:, None] - 1 - np.arange(length)
-        there = position >= latest.starts[:, None]
-        position = np.where(there, position, 0)
-        flat = len(latest.item_index) > 0
-        past = np.where(there, self.own[latest.item_index[position]], 0) if flat else there.astype(np.int32)
-        kind = np.where(there, latest.event_type[position], 0) if flat else past
+        mask = position >= latest.starts[:, None]
+        position = np.where(mask, position, 0)
+        has_events = len(latest.item_index) > 0
+        past = np.where(mask, self.own[latest.item_index[position]], 0) if has_events else 0 * position
+        kind = np.where(mask, latest.event_type[position], 0) if has_events else past
         return Lists(
             torch.from_numpy(self.own[items]),
             torch.from_numpy(items > 0),
@@ -199,28 +192,28 @@ class SecondStage:
             torch.from_numpy(self.statistics.followed(histories, items)),
             torch.from_numpy(past.astype(np.int32)),
             torch.from_numpy(kind.astype(np.int32)),
-            torch.from_numpy(self._gaps(latest, position, there)),
-            torch.from_numpy(there),
+            torch.from_numpy(self._gaps(latest, position, mask)),
+            torch.from_numpy(mask),
         )
 
     @torch.inference_mode()
     def score(self, histories: Histories, items: Int32, scores: Float32) -> Float32:
-        """The ranker's score of each candidate [r, n], -inf for item 0."""
-        found = np.full(items.shape, -np.inf, np.float32)
+        """Ranker scores of candidates [r, n], -inf for item 0."""
+        ranked = np.full(items.shape, -np.inf, np.float32)
         step = max(1, BATCH_CELLS // (items.shape[1] * self.ranker.settings.max_length))
         for start in range(0, len(items), step):
             rows = slice(start, start + step)
             lists = self.lists(histories.select(rows), items[rows], scores[rows])
-            found[rows] = self.ranker(lists.to(self.ranker.linear.device)).float().cpu().numpy()
-        return found
+            ranked[rows] = self.ranker(lists.to(self.ranker.linear.device)).float().cpu().numpy()
+        return ranked
 
-    def _gaps(self, latest: Histories, position: Int64, there: NDArray[np.bool_]) -> Int32:
-        """Bucket of the time before the request, two to each doubling of seconds."""
+    def _gaps(self, latest: Histories, position: Int64, mask: NDArray[np.bool_]) -> Int32:
+        """Bucket of the time before the request: log2(1 + seconds)."""
         if not self.statistics.timed or not len(latest.item_index):
             return np.zeros(position.shape, np.int32)
-        asked = latest.request_time
-        if asked is None:
-            asked = latest.time[np.maximum(latest.ends - 1, 0)]
-        seconds = np.maximum(asked[:, None] - latest.time[position], 0) / 1e6
+        request = latest.request_time
+        if request is None:
+            request = latest.time[np.maximum(latest.ends - 1, 0)]
+        seconds = np.maximum(request[:, None] - latest.time[position], 0) / 1e6
         bucket = np.log2(1 + seconds).astype(np.int32)
-        return np.where(there, np.minimum(bucket, GAP_BUCKETS - 1), 0).astype(np.int32)
+        return np.where(mask, np.minimum(bucket, GAP_BUCKETS - 1), 0).astype(np.int32)

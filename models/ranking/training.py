@@ -1,4 +1,4 @@
-"""Training of the second stage on the candidates that a retriever found for targets which it did not learn from."""
+"""Training of the second stage on a retriever's candidates for held-out targets."""
 
 import copy
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.ranker import Lists, Ranker, SecondStage
 
 K = 10
-"""Length of the lists that early stopping looks at."""
-DRAWN = 50
-"""Candidates of a list that a step looks at, the target and others drawn from the list."""
+"""List length of the early-stopping metric."""
+STEP_CANDIDATES = 50
+"""Candidates per list and training step: the target and others drawn from the list."""
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Targets with the candidates that a retriever found from the history before each."""
+    """Targets with a retriever's candidates for the history before each."""
 
     histories: Histories
     items: Int32
-    """[r, n], best first, 0 where there are fewer"""
+    """[r, n], best first, padded with 0"""
     scores: Float32
-    """[r, n], the retriever's"""
+    """[r, n], retriever scores"""
     target: Int32
     """[r]"""
     user: Int64
@@ -39,54 +39,48 @@ class Retrieved:
 
     @property
     def place(self) -> Int64:
-        """[r] column of the target among the candidates, -1 where it is not there."""
+        """[r], column of the target among the candidates, -1 if absent."""
         hit = self.items == self.target[:, None]
-        found: Int64 = np.where(hit.any(1), hit.argmax(1), -1)
-        return found
+        return np.where(hit.any(1), hit.argmax(1), -1)
 
     def select(self, rows: NDArray[np.bool_] | Int64) -> "Retrieved":
-        """The given rows."""
-        return Retrieved(
-            self.histories.select(rows),
-            self.items[rows],
-            self.scores[rows],
-            self.target[rows],
-            self.user[rows],
-        )
+        """Keep the given rows."""
+        arrays = (self.items[rows], self.scores[rows], self.target[rows], self.user[rows])
+        return Retrieved(self.histories.select(rows), *arrays)
 
 
 @dataclass(frozen=True)
 class RankerEpoch:
-    """One pass over the lists."""
+    """Training loss and held-out NDCG of one epoch."""
 
     epoch: int
-    """From 1; 0 is the retriever's own order."""
+    """From 1; 0 is the retriever's order."""
     loss: float
     """Mean over lists, in nats; NaN for epoch 0."""
     ndcg: float
-    """NDCG@10 of the held-out users' targets, those not among the candidates being misses."""
+    """NDCG@10 of the held-out users' targets; targets outside the candidates are misses."""
 
 
 @dataclass(frozen=True)
 class RankerFit:
-    """A trained ranker and how it came about."""
+    """Trained ranker with its training history."""
 
     stage: SecondStage
     history: list[RankerEpoch]
     best_epoch: int
     held_out: NDArray[np.bool_]
-    """[r] targets of the users that it did not learn from"""
+    """[r], targets of held-out users"""
 
 
 def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
-    """[r] NDCG@10 of each target by its score among the candidates [r, n]; 0 where it is none of them."""
+    """[r], NDCG@10 of each target by the scores [r, n] of the candidates; 0 if it is none of them."""
     place = retrieved.place
-    found = np.zeros(len(place))
+    values = np.zeros(len(place))
     known = np.flatnonzero(place >= 0)
     if len(known):
         padded = np.pad(scores[known], ((0, 0), (1, 0)), constant_values=-np.inf)
-        found[known] = ndcg(ranks(padded, (place[known] + 1).astype(np.int32))[0], K)
-    return found
+        values[known] = ndcg(ranks(padded, (place[known] + 1).astype(np.int32))[0], K)
+    return values
 
 
 def fit_ranker(
@@ -96,10 +90,10 @@ def fit_ranker(
     *,
     on_epoch: Callable[[RankerEpoch], object] = lambda _: None,
 ) -> RankerFit:
-    """Train `stage`'s ranker on the lists of `train_fraction` of the users, keeping the epoch best for the others.
+    """Train `stage`'s ranker on the lists of `train_fraction` of the users; keep the best epoch on the others.
 
-    Epoch 0, the retriever's own order, is kept where none is better. Lists without their target bear no loss.
-    The same seed and threads give the same weights. Raises ValueError where no list has its target.
+    Epoch 0, the retriever's order, is kept if none is better. Lists without their target are not trained on. The same seed and
+    threads give the same weights. Raises ValueError if no list has its target or no user is held out.
     """
     settings, ranker = stage.ranker.settings, stage.ranker
     random = np.random.default_rng(seed)
@@ -112,28 +106,22 @@ def fit_ranker(
             f"ranker: received {len(rows):,} lists of {len(retrieved):,} with their target among {settings.candidates} "
             "candidates, expected some, of two users at least; raise ranker.candidates or set ranker.use = 'never'"
         )
-    rows = (
-        rows
-        if len(rows) <= settings.max_lists
-        else np.sort(random.choice(rows, settings.max_lists, replace=False))
-    )
-    judged, learned = retrieved.select(held_out), retrieved.select(rows)
-    lists, place = (
-        stage.lists(learned.histories, learned.items, learned.scores),
-        torch.from_numpy(learned.place),
-    )
+    if len(rows) > settings.max_lists:
+        rows = np.sort(random.choice(rows, settings.max_lists, replace=False))
+    validation, train = retrieved.select(held_out), retrieved.select(rows)
+    lists, place = stage.lists(train.histories, train.items, train.scores), torch.from_numpy(train.place)
     _standardise(stage.ranker, lists)
     optimizer = torch.optim.AdamW(
         ranker.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    history = [RankerEpoch(0, float("nan"), float(ndcg_of(judged.scores, judged).mean()))]
+    history = [RankerEpoch(0, float("nan"), float(ndcg_of(validation.scores, validation).mean()))]
     best, best_epoch = copy.deepcopy(ranker.state_dict()), 0
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     for epoch in range(1, settings.epochs + 1):
         loss = _epoch(ranker, lists, place, optimizer, draw)
-        scores = stage.score(judged.histories, judged.items, judged.scores)
-        history.append(RankerEpoch(epoch, loss, float(ndcg_of(scores, judged).mean())))
+        scores = stage.score(validation.histories, validation.items, validation.scores)
+        history.append(RankerEpoch(epoch, loss, float(ndcg_of(scores, validation).mean())))
         on_epoch(history[-1])
         if history[-1].ndcg > history[best_epoch].ndcg:
             best, best_epoch = copy.deepcopy(ranker.state_dict()), epoch
@@ -144,22 +132,22 @@ def fit_ranker(
 
 
 def _standardise(ranker: Ranker, lists: Lists) -> None:
-    """Give the ranker the mean and spread of every feature over the candidates."""
-    found = lists.features[lists.there]
-    ranker.mean.copy_(found.mean(0))
-    ranker.scale.copy_(found.std(0, correction=0).clamp_min(1e-3))
+    """Set the ranker's mean and standard deviation of every feature over the candidates."""
+    features = lists.features[lists.there]
+    ranker.mean.copy_(features.mean(0))
+    ranker.scale.copy_(features.std(0, correction=0).clamp_min(1e-3))
 
 
 def _epoch(
     ranker: Ranker, lists: Lists, place: Tensor, optimizer: torch.optim.Optimizer, draw: torch.Generator
 ) -> float:
-    """One pass over the lists in an order drawn anew, each with its target and some of the others; the mean loss."""
+    """Train on all lists in a random order, each with its target and some other candidates; return the mean loss."""
     settings, device = ranker.settings, ranker.linear.device
     ranker.train()
     total = 0.0
     for rows in torch.split(torch.randperm(len(place), generator=draw), settings.batch_lists):
-        part, wanted = _some(lists.select(rows), place[rows], draw)
-        loss = _loss(ranker(part.to(device)), wanted.to(device), part, settings.loss)
+        part, target = _sampled(lists.select(rows), place[rows], draw)
+        loss = _loss(ranker(part.to(device)), target.to(device), part, settings.loss)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
@@ -169,17 +157,17 @@ def _epoch(
     return total / len(place)
 
 
-def _some(lists: Lists, place: Tensor, draw: torch.Generator) -> tuple[Lists, Tensor]:
-    """The lists with `DRAWN` candidates each, the target in column 0 and others drawn alike, and the targets' columns."""
+def _sampled(lists: Lists, place: Tensor, draw: torch.Generator) -> tuple[Lists, Tensor]:
+    """Lists of `STEP_CANDIDATES`, the target in column 0 and others drawn uniformly, and the targets' columns."""
     chance = torch.rand(lists.item.shape, generator=draw).masked_fill(~lists.there, -1.0)
     chance.scatter_(1, place[:, None], 2.0)
-    columns = chance.topk(min(DRAWN, chance.shape[1]), dim=1).indices
+    columns = chance.topk(min(STEP_CANDIDATES, chance.shape[1]), dim=1).indices
     return lists.of_candidates(columns), torch.zeros_like(place)
 
 
 def _loss(scores: Tensor, place: Tensor, lists: Lists, kind: str) -> Tensor:
     if kind == "listwise":
         return functional.cross_entropy(scores, place)
-    wanted = functional.one_hot(place, scores.shape[1]).float()[lists.there]
-    found = functional.binary_cross_entropy_with_logits(scores[lists.there], wanted, reduction="sum")
-    return found / len(scores)
+    labels = functional.one_hot(place, scores.shape[1]).float()[lists.there]
+    total = functional.binary_cross_entropy_with_logits(scores[lists.there], labels, reduction="sum")
+    return total / len(scores)

@@ -1,4 +1,4 @@
-"""Retrieve, then rank: the encoder's nearest items, put in order by the second stage."""
+"""Two-stage recommender: the encoder's nearest items, ordered by the second stage."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ from models.topk import mask_seen, recommend_in_chunks, top_k
 
 
 class TwoStage:
-    """Ranks the catalogue: the retriever's best candidates in the ranker's order, and behind them the rest in the retriever's.
+    """Recommender that ranks the retriever's best candidates by the ranker, then the rest by the retriever.
 
-    Candidates are those not in the history where `exclude_seen` is set: what is masked later must not take their places.
+    With `exclude_seen` candidates leave out the history, so that items masked later take no candidate's place.
     """
 
     def __init__(self, retriever: AttentionRecommender, stage: SecondStage, *, exclude_seen: bool) -> None:
@@ -19,11 +19,11 @@ class TwoStage:
         self.num_items = retriever.num_items
 
     def score_items(self, histories: Histories) -> Float32:
-        """[rows, num_items + 1]: the retriever's score, for candidates lifted above all others; column 0 is -inf."""
+        """[rows, num_items + 1], retriever scores, with candidates lifted above all others; column 0 is -inf."""
         scores = self.retriever.score_items(histories)
         open_items = mask_seen(scores.copy(), histories) if self.exclude_seen else scores
-        items, found = top_k(open_items, min(self.stage.ranker.settings.candidates, self.num_items))
-        ranked = self.stage.score(histories, items, found)
+        items, retrieved = top_k(open_items, min(self.stage.ranker.settings.candidates, self.num_items))
+        ranked = self.stage.score(histories, items, retrieved)
         lowest = np.where(items > 0, ranked, np.inf).min(1, keepdims=True)
         lifted = scores.max(1, keepdims=True) + 1 + ranked - lowest
         row, column = np.nonzero(items > 0)
@@ -31,5 +31,5 @@ class TwoStage:
         return scores
 
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
-        """The k best items of each row and these scores, as every `Recommender` answers."""
+        """Top-k items of each row and their scores, as in `Recommender`."""
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)

@@ -1,6 +1,6 @@
-"""The largest list that room for categories allows, where filling one place after the other falls short: an integer program.
+"""Category quota: the largest list under a limit per category, as an integer program where greedy filling falls short.
 
-Letters in shapes: f candidates, c categories of an item at most, p items chosen.
+Letters in shapes: f candidates, c maximum categories per item, p chosen items.
 """
 
 from typing import TYPE_CHECKING
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _SCALE = 2.0**10
-"""Of the objective: HiGHS stops within 1e-6 of the best, that is 1e-9 of the range of worth."""
-_MOST_NODES = 200
-"""Branches that HiGHS looks at, so that no row takes for ever; catalogues of shops and films are solved at the first."""
+"""Factor of the objective: HiGHS stops within 1e-6 of the optimum, 1e-9 of the range of worth."""
+_MAX_NODES = 200
+"""Maximum branch-and-bound nodes of HiGHS, to bound the time per row; shop and film catalogues need one."""
 
 
 def is_fullest(categories: Int32, chosen: Int64, most: int) -> bool:
-    """Whether a bound shows that no choice is larger than `chosen` [p], to which no candidate can be added; False tells nothing.
+    """Whether a bound proves that no choice is larger than the maximal `chosen` [p]; False proves nothing.
 
-    Every candidate [f, c] beside `chosen` is of a full category. So any choice has at most `most` items of each of the full ones,
-    and what else it has is in `chosen`: none is larger if (full categories) * most items of `chosen` are of full ones.
+    Every candidate [f, c] outside `chosen` has a full category. So any choice has at most `most` items of each full category,
+    and its others are in `chosen`: none is larger if `chosen` has (full categories) * most items of full categories.
     """
     own = categories[chosen]
     is_full = np.bincount(own.ravel(), minlength=1) >= most
@@ -32,36 +32,33 @@ def is_fullest(categories: Int32, chosen: Int64, most: int) -> bool:
 
 
 def fullest(categories: Int32, kind: Int64, worth: Float32, k: int, most: int) -> Int64:
-    """The largest choice of at most k of f candidates, `most` of each category, and of these the one of greatest total worth.
+    """Largest choice of at most k of f candidates and `most` per category; among equals that of greatest total worth.
 
     maximise sum_i x_i (1 + w_i / (k + 1)) subject to sum_i x_i <= k, sum_{i of category} x_i <= most, x_i in {0, 1}, where w is
-    `worth` [f] brought to [0, 1]: what k items are worth together adds less than one item more. Solved by HiGHS (Huangfu & Hall
-    2018), the same way each time, over candidates that can matter; the problem is NP-hard, and what is not solved after
-    `_MOST_NODES` branches is the best choice found by then, none if there is none. `categories` [f, c] as in `Traits`, `kind` [f]
-    the same number for those of the same categories. Returns ascending places [p] of candidates.
+    `worth` [f] scaled to [0, 1]: the worth of k items adds less than one more item. Solved by HiGHS (Huangfu & Hall 2018),
+    deterministically, over candidates that can matter; the problem is NP-hard, and after `_MAX_NODES` branches the best choice
+    so far stands, or none. `categories` [f, c] as in `Traits`; `kind` [f] numbers the sets of categories. Returns ascending
+    places [p] of candidates.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    places = _that_matter(categories, kind, worth, k, most)
+    places = _relevant(categories, kind, worth, k, most)
     value = worth[places].astype(np.float64)
     low, high = value.min(), value.max()
     gain = 1 + (value - low) / ((high - low or 1) * (k + 1))
     members, limits = _limits(categories[places], k, most)
-    found = milp(
+    solution = milp(
         -_SCALE * (k + 1) * gain,
         integrality=np.ones(len(places)),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(members, ub=limits),
-        options={"mip_rel_gap": 0, "node_limit": _MOST_NODES},
+        options={"mip_rel_gap": 0, "node_limit": _MAX_NODES},
     )
-    if found.x is None:
-        return np.zeros(0, np.int64)
-    is_chosen: NDArray[np.bool_] = found.x > 0.5
-    return places[is_chosen]
+    return places[:0] if solution.x is None else places[solution.x > 0.5]
 
 
-def _that_matter(categories: Int32, kind: Int64, worth: Float32, k: int, most: int) -> Int64:
-    """Ascending places of the best min(k, `most`) candidates of each kind, k of those without a category: as many as fit."""
+def _relevant(categories: Int32, kind: Int64, worth: Float32, k: int, most: int) -> Int64:
+    """Ascending places of the best min(k, `most`) candidates of each kind, k without a category."""
     order = np.lexsort((-worth, kind))
     before = np.arange(len(order)) - np.searchsorted(kind[order], kind[order])
     fit = np.where(categories.any(axis=1), min(k, most), k)
@@ -69,14 +66,13 @@ def _that_matter(categories: Int32, kind: Int64, worth: Float32, k: int, most: i
 
 
 def _limits(categories: Int32, k: int, most: int) -> tuple["csr_array", NDArray[np.float64]]:
-    """Who counts in which limit, a row of 0 and 1 for each category and one for the list, and the limits."""
+    """Constraint matrix of 0 and 1, a row per category and one for the list, and the limits."""
     from scipy.sparse import csr_array
 
     number, column = np.nonzero(categories)
     names, row = np.unique(categories[number, column], return_inverse=True)
-    everyone = np.arange(len(categories))
-    rows = np.concatenate([row, np.full(len(everyone), len(names))])
-    columns = np.concatenate([number, everyone])
-    limits = np.full(len(names) + 1, float(most))
-    limits[-1] = k
-    return csr_array((np.ones(len(rows)), (rows, columns)), (len(limits), len(everyone))), limits
+    candidates = np.arange(len(categories))
+    rows = np.concatenate([row, np.full(len(candidates), len(names))])
+    columns = np.concatenate([number, candidates])
+    limits = np.append(np.full(len(names), float(most)), k)
+    return csr_array((np.ones(len(rows)), (rows, columns)), (len(limits), len(candidates))), limits

@@ -1,4 +1,4 @@
-"""Recommendation engine: retrieves candidates, ranks them, applies the rules, explains the lists.
+"""Recommendation engine: retrieval, ranking, rules and explanations of lists.
 
 Letters in shapes: n items, k places.
 """
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 AS_SCORED = Rules()
 """Default rules: exclude seen items, rank by score."""
 _GROWTH = 4
-"""Factor by which more candidates are retrieved for rows that they did not fill."""
+"""Growth of the candidate pool per round, for rows left short."""
 
 Candidates = tuple[Int32, Float32]
-"""Items and scores [rows, f], best first, 0 and -inf where there are fewer."""
+"""Items and scores [rows, f], best first, padded with 0 and -inf."""
 Retrieve = Callable[[Int64, int], Candidates]
-"""The best f candidates of some rows."""
+"""Function from row numbers and f to the best f candidates of each."""
 
 
 @dataclass(frozen=True)
 class Because:
-    """The past interactions that carried each recommendation, strongest first."""
+    """Past interactions behind each recommendation, strongest first."""
 
     item_index: Int32
-    """[rows, k, because_items], 0 where there are fewer"""
+    """[rows, k, because_items], padded with 0"""
     weight: Float32
-    """[rows, k, because_items], the drop of the score without them, or an estimate"""
+    """[rows, k, because_items], drop of the score without the interaction, or an estimate"""
 
     @classmethod
     def none(cls, shape: tuple[int, ...], because_items: int) -> "Because":
-        """No reasons yet for items [rows, k]."""
+        """Empty reasons for items [rows, k]."""
         whole = (*shape, because_items)
         return cls(np.zeros(whole, np.int32), np.zeros(whole, np.float32))
 
@@ -53,11 +53,11 @@ class Answer:
     """Recommendations for rows of histories."""
 
     item_index: Int32
-    """[rows, k], best first, 0 where there are fewer"""
+    """[rows, k], best first, padded with 0"""
     score: Float32
-    """[rows, k], -inf where there are fewer"""
+    """[rows, k], padded with -inf"""
     cold: NDArray[np.bool_]
-    """[rows], answered by popularity, for want of a known item in the history"""
+    """[rows], whether the history has no known item, so that popular items are recommended"""
     because: Because | None
 
 
@@ -68,10 +68,10 @@ class RecommendationEngine:
     recommender: AttentionRecommender
     index: "ItemIndex"
     popularity: Float32
-    """[segments + 1, n + 1] scores for rows without a known interaction; row 0: rows of no segment"""
+    """[segments + 1, n + 1], scores for rows without a known interaction; row 0: rows of no segment"""
     traits: Traits
     second_stage: SecondStage | None = None
-    """Orders the candidates; None: they stay as the index retrieves them."""
+    """Ranker of the candidates; None: the index's order."""
 
     def answer(
         self,
@@ -84,15 +84,15 @@ class RecommendationEngine:
         because: contributions.Method | None = None,
         because_items: int = 3,
     ) -> Answer:
-        """The k best items of each row; rows without interactions get popular items, of their `segment` [rows] if it is given.
+        """Top-k items of each row; rows without interactions get popular items, of their `segment` [rows] if given.
 
-        `keys` [rows]: seeds of random draws (`Rules.exploration`). `because`: None, or the method of `contributions`; lists are
-        the same to the bit either way, because rows are encoded and ranked in the same parts by the same calls. A model that
-        looks at the time of the request takes `histories.request_time`, or the time of the rows' newest event. A list is
-        shorter than k only where the rules let no more of the catalogue through: short rows get more candidates retrieved.
+        `keys` [rows]: seeds of random draws (`Rules.exploration`). `because`: method of `contributions`, or None; lists are
+        bit-identical either way, because rows are encoded and ranked in the same parts by the same calls. The request time is
+        `histories.request_time`, by default the newest event of all rows. Short rows get more candidates, so a list is shorter
+        than k only where the rules allow no more items.
         """
         cold = histories.lengths == 0
-        histories = self._asked(histories)
+        histories = self._with_request_time(histories)
         keys = np.zeros(len(histories), np.uint64) if keys is None else keys
         segment = np.zeros(len(histories), np.int64) if segment is None else segment
         items = np.zeros((len(histories), k), np.int32)
@@ -108,7 +108,7 @@ class RecommendationEngine:
         return Answer(items, score, cold, reasons)
 
     def _parts(self, warm: Int64, histories: Histories, k: int) -> Iterator[Int64]:
-        """The `warm` rows in parts to encode, rank and explain together, whether or not reasons are wanted."""
+        """Split the `warm` rows into parts that are encoded, ranked and explained together."""
         encoder = self.recommender.encoder
         if not encoder.scores_by_vector:
             yield from (warm,) if len(warm) else ()
@@ -119,26 +119,26 @@ class RecommendationEngine:
     def contributions(
         self, histories: Histories, k: int, rules: Rules, method: contributions.Method
     ) -> tuple[Int32, Float32]:
-        """The k best items of rows that are not empty, and each past interaction's contribution: [rows, k], [rows, k, l]."""
-        warm = _WarmRows(self, self._asked(histories), rules, method)
+        """Top-k items [rows, k] of rows that are not empty, and each interaction's contribution [rows, k, l]."""
+        warm = _WarmRows(self, self._with_request_time(histories), rules, method)
         items, _ = self._filled(warm.retrieve, k, rules, np.zeros(len(histories), np.uint64))
         return items, warm.contributions(items)
 
     @property
     def looks_at_request(self) -> bool:
-        """Whether the time of the request matters to a stage."""
-        ranker = self.second_stage
-        by_ranker = ranker is not None and ranker.ranker.settings.request_time
+        """Whether a stage reads the request time."""
+        stage = self.second_stage
+        by_ranker = stage is not None and stage.ranker.settings.request_time
         return self.recommender.encoder.settings.request_time or by_ranker
 
-    def _asked(self, histories: Histories) -> Histories:
-        """The rows with a request time where a stage needs one; by default that of their newest event."""
+    def _with_request_time(self, histories: Histories) -> Histories:
+        """Add a request time if a stage reads it; by default that of the newest event."""
         if not self.looks_at_request or histories.request_time is not None:
             return histories
         return as_asked(histories, int(histories.time[histories.gather()[1]].max(initial=0)))
 
     def _filled(self, retrieve: Retrieve, k: int, rules: Rules, keys: UInt64) -> Candidates:
-        """Lists [rows, k] by the rules, for rows left short from ever more candidates until there are no more."""
+        """Fill lists [rows, k] by the rules, retrieving more candidates for short rows until none are left."""
         items = np.zeros((len(keys), k), np.int32)
         scores = np.full((len(keys), k), -np.inf, np.float32)
         pool, open_rows = max(rules.pool(k), self._num_ranked), np.arange(len(keys))
@@ -153,25 +153,25 @@ class RecommendationEngine:
 
     @property
     def _num_ranked(self) -> int:
-        """Candidates that the second stage puts in order."""
+        """Number of candidates that the second stage ranks."""
         return 0 if self.second_stage is None else self.second_stage.ranker.settings.candidates
 
     def _popular(self, segment: Int64, rules: Rules) -> Retrieve:
-        """Candidates of empty rows: popular items of their segments."""
+        """Retrieve popular items of the segments of empty rows."""
         popularity = self.popularity
         if rules.allowed is not None:
             popularity = np.where(rules.allowed, popularity, np.float32(-np.inf))
 
         def retrieve(rows: Int64, number: int) -> Candidates:
-            wanted, row = np.unique(segment[rows], return_inverse=True)
-            items, scores = top_k(popularity[wanted], number)
+            segments, row = np.unique(segment[rows], return_inverse=True)
+            items, scores = top_k(popularity[segments], number)
             return items[row], scores[row]
 
         return retrieve
 
 
 class _WarmRows:
-    """Rows that are not empty: their candidates, and the interactions these are based on."""
+    """Candidates and explanations of rows that are not empty."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class _WarmRows:
             self._vectors = self._recommender.encode(histories)
 
     def retrieve(self, rows: Int64, number: int) -> Candidates:
-        """The best of some rows: from the index, or scored one by one without vectors; the first ones ranked."""
+        """Best items of some rows, from the index or, without vectors, by scoring the catalogue; the first ones ranked."""
         part = self.histories.select(rows)
         if self._vectors is None:
             candidates = self._scored(part, number)
@@ -206,24 +206,24 @@ class _WarmRows:
         return _ranked(self._stage, part, *candidates)
 
     def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
-        """The past items that carried each item [rows, k] and their weights, two [rows, k, because_items]."""
+        """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]."""
         return contributions.strongest(self.contributions(items), self.histories, because_items)
 
     def contributions(self, items: Int32) -> Float32:
-        """[rows, k, l] contribution of each past interaction to the score of each item [rows, k] retrieved before."""
+        """[rows, k, l], contribution of each past interaction to the score of each retrieved item [rows, k]."""
         assert self._method is not None
         assert self._explain is not None
         if self._stage is not None and self._first is not None:
             number = self._stage.ranker.settings.candidates
             pool = self._first[0][:, :number], self._first[1][:, :number]
-            encoder = self._recommender.encoder
+            encoder, stage = self._recommender.encoder, self._stage
             return two_stage_contributions(
-                encoder, self._stage, self.histories, items, pool, self._method, self._explain
+                encoder, stage, self.histories, items, pool, self._method, self._explain
             )
         return self._explain(items)
 
     def _scored(self, part: Histories, number: int) -> Candidates:
-        """The best of the whole catalogue, scored chunk after chunk of rows."""
+        """Score the whole catalogue in chunks of rows; keep the best."""
         items, scores = np.zeros((len(part), number), np.int32), np.zeros((len(part), number), np.float32)
         for rows in row_chunks(len(part), self._recommender.num_items):
             values = self._recommender.score_items(part.select(rows))
@@ -236,12 +236,12 @@ class _WarmRows:
 
 
 def _ranked(stage: SecondStage, part: Histories, items: Int32, scores: Float32) -> Candidates:
-    """The first candidates in the ranker's order, with its scores; the others behind them, as far apart as they were."""
+    """Order the first candidates by the ranker's scores; put the others behind them at their retrieval distances."""
     number = stage.ranker.settings.candidates
     first, rest = items[:, :number], items[:, number:]
     ranked = stage.score(part, first, scores[:, :number])
     order = np.lexsort((first, -ranked), axis=1)
-    best, values = (np.take_along_axis(each, order, 1) for each in (first, ranked))
+    best, values = (np.take_along_axis(part, order, 1) for part in (first, ranked))
     lowest = np.where(first > 0, ranked, np.inf).min(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         behind = np.where(rest > 0, lowest + scores[:, number:] - scores[:, number - 1 : number], -np.inf)

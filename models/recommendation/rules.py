@@ -1,6 +1,6 @@
-"""From retrieved candidates to lists: room for categories, damped popularity, diversity, exploration.
+"""Re-ranking rules from candidates to lists: category quota, popularity damping, diversity, exploration.
 
-Letters in shapes: r rows, f candidates, k places, n items, c categories of an item at most, d components.
+Letters in shapes: r rows, f candidates, k places, n items, c maximum categories per item, d components.
 """
 
 from dataclasses import dataclass
@@ -16,30 +16,30 @@ from models.topk import row_chunks
 Bool = NDArray[np.bool_]
 UInt64 = NDArray[np.uint64]
 
-LEAST_POOL, POOL_FACTOR = 100, 4
-"""Candidates that an order beside the score's is chosen from: so many, or so many times k."""
+MIN_POOL, POOL_FACTOR = 100, 4
+"""Minimum candidate pool for re-ranking: absolute, and as a multiple of k."""
 _CHUNK_CELLS = 2**22
-"""Numbers of candidates looked at at a time (16 MiB of float32)."""
+"""Candidate components processed at once (16 MiB of float32)."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Filters of a list and terms of its order beside the score; by default the order of the scores."""
+    """Filters and re-ranking terms of a list; by default the order of the scores."""
 
     exclude_seen: bool = True
-    """Whether the items of a row's history are left out."""
+    """Exclusion of the items in a row's history."""
     allowed: Bool | None = None
-    """[n + 1] the only items that are recommended; None: all."""
+    """[n + 1], mask of items that may be recommended; None: all."""
     max_per_category: int = 0
-    """Items of one category in a list, at most; an item of several counts in each; 0: any number."""
+    """Maximum items per category in a list; an item counts in each of its categories; 0: no limit."""
     diversity: float = 0.0
-    """Weight of being unlike what is in the list already, in [0, 1): 1 - lambda of maximal marginal relevance."""
+    """Weight of dissimilarity to the list so far, in [0, 1): 1 - lambda of maximal marginal relevance."""
     popularity_damping: float = 0.0
-    """What the most popular item loses, in units of relevance (1: the range of the candidates' scores); 0: nothing."""
+    """Penalty of the most popular item, in units of relevance (1: the range of the candidates' scores)."""
     exploration: float = 0.0
-    """Share of the k places, the last ones, that are drawn from the candidates beyond, in [0, 1]."""
+    """Share of the k places, the last ones, drawn from the remaining candidates, in [0, 1]."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -54,52 +54,49 @@ class Rules:
 
     @property
     def reranks(self) -> bool:
-        """Whether the order is another than that of the scores."""
+        """Whether the order may differ from that of the scores."""
         return bool(self.diversity or self.popularity_damping or self.exploration)
 
     def pool(self, k: int) -> int:
-        """Candidates to retrieve for k places."""
-        return max(LEAST_POOL, POOL_FACTOR * k) if self.reranks or self.max_per_category else k
+        """Number of candidates to retrieve for k places."""
+        return max(MIN_POOL, POOL_FACTOR * k) if self.reranks or self.max_per_category else k
 
-    def explored(self, k: int) -> int:
-        """Of k places, those that are drawn."""
+    def num_explored(self, k: int) -> int:
+        """Number of the k places that are drawn."""
         return int(self.exploration * k + 0.5)
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What rules look at in items."""
+    """Item attributes that the rules read."""
 
     num_events: Float32
-    """[n + 1] how often each occurs in the log"""
+    """[n + 1], events of each item in the log"""
     categories: Int32 | None = None
-    """[n + 1, c] from 1, distinct within an item, 0 where it has fewer; None: no item has any"""
+    """[n + 1, c], from 1, distinct within an item, padded with 0; None: no item has any"""
     vectors: Float32 | None = None
-    """[n + 1, d] of any length; needed for diversity"""
+    """[n + 1, d], of any length; needed for diversity"""
 
     @cached_property
     def popularity(self) -> Float32:
-        """[n + 1] ln(1 + events) / ln(1 + events of the most popular item), in [0, 1]."""
+        """[n + 1], ln(1 + events) / ln(1 + events of the most popular item), in [0, 1]."""
         logarithm = np.log1p(self.num_events)
-        share: Float32 = (logarithm / max(float(logarithm[1:].max(initial=0)), 1e-9)).astype(np.float32)
-        return share
+        return np.asarray(logarithm / max(float(logarithm[1:].max(initial=0)), 1e-9), np.float32)
 
     @cached_property
     def kinds(self) -> Int64:
-        """[n + 1] a number for each set of categories."""
-        assert self.categories is not None, "there are no sets"
+        """[n + 1], number of each item's set of categories."""
+        assert self.categories is not None, "there are no categories"
         _, kind = np.unique(np.sort(self.categories, axis=1), axis=0, return_inverse=True)
         return kind.reshape(-1)
 
     @cached_property
     def directions(self) -> Float32:
-        """[n + 1, d] vectors at length 1; zero stays zero."""
+        """[n + 1, d], vectors scaled to length 1; zero stays zero."""
         assert self.vectors is not None, "diversity compares vectors"
         length = np.linalg.norm(self.vectors, axis=1, keepdims=True)
-        unit: Float32 = np.divide(
-            self.vectors, length, out=np.zeros_like(self.vectors, np.float32), where=length > 0
-        )
-        return unit
+        zeros = np.zeros_like(self.vectors, np.float32)
+        return np.asarray(np.divide(self.vectors, length, out=zeros, where=length > 0))
 
 
 def choose(
@@ -111,41 +108,38 @@ def choose(
     keys: UInt64 | None = None,
     is_all: Bool | None = None,
 ) -> tuple[Int32, Float32]:
-    """The lists [r, k] that `rules` make of candidates [r, f] (best first, 0 where there are fewer), and their scores.
+    """Lists [r, k] by `rules` from candidates [r, f] (best first, padded with 0), and their scores.
 
-    Places are filled one after the other by the candidate of greatest worth whose categories all have room. With
-    relevance = (score - the row's lowest) / (the row's range), in [0, 1] for any model, and
+    Greedy: each place takes the candidate of greatest worth whose categories are all below the quota. With
+    relevance = (score - row minimum) / (row range), in [0, 1] for any model, and
     worth = relevance - popularity_damping * `Traits.popularity`, diversity D makes it
     (1 - D) worth - D max over the list's items j of cos(i, j): maximal marginal relevance (Carbonell & Goldstein 1998,
-    lambda = 1 - D). The last `rules.explored(k)` places are drawn evenly from the candidates that are left, by numbers that
+    lambda = 1 - D). The last `rules.num_explored(k)` places are drawn uniformly from the remaining candidates, by numbers that
     follow from (rules.seed, `keys` [r], item). A row's list depends on that row alone.
-    The scores given are the model's own: with any of these they need not descend. A list is shorter than k, item 0 with score
-    -inf, where the candidates do not fill it.
-    Items of many categories may use up what others would need. So a row whose candidates are all there are (`is_all` [r]) is made
-    of its `fullest` choice, if it could be longer: no list by the rules is longer, and none as long has a greater sum of worth.
-    Its places are filled as above from that choice: diversity and draws set its order, not its items.
+    Scores are the model's own, so they need not descend. Unfilled places have item 0 and score -inf.
+    Items of many categories may use up the quotas of others. So a row that has all candidates (`is_all` [r]) is filled from its
+    `fullest` choice if that is longer: then no list by the rules is longer, and none as long has a greater sum of worth.
+    Diversity and draws set the order of that choice, not its items.
     """
     if not (rules.reranks or rules.max_per_category):
         return _widened(items, scores, k)
     keys = np.zeros(len(items), np.uint64) if keys is None else keys
     chosen = np.zeros((len(items), k), np.int32)
-    given = np.full((len(items), k), -np.inf, np.float32)
+    chosen_scores = np.full((len(items), k), -np.inf, np.float32)
     width = max(1, 0 if traits.vectors is None else traits.vectors.shape[1])
     for rows in row_chunks(len(items), items.shape[1] * width, _CHUNK_CELLS):
-        worth = (
-            relevance(items[rows], scores[rows]) - rules.popularity_damping * traits.popularity[items[rows]]
-        )
-        place = _places(items[rows], worth, k, rules, traits, keys[rows])
+        item, score, key = items[rows], scores[rows], keys[rows]
+        worth = relevance(item, score) - rules.popularity_damping * traits.popularity[item]
+        place = _places(item, worth, k, rules, traits, key)
         if is_all is not None and rules.max_per_category and traits.categories is not None:
-            _lengthen(place, is_all[rows], items[rows], worth, rules, traits, keys[rows])
-        found = place >= 0
-        chosen[rows] = np.where(found, np.take_along_axis(items[rows], place, 1), 0)
-        given[rows] = np.where(found, np.take_along_axis(scores[rows], place, 1), -np.inf)
-    return chosen, given
+            _lengthen(place, is_all[rows], item, worth, rules, traits, key)
+        chosen[rows] = np.where(place >= 0, np.take_along_axis(item, place, 1), 0)
+        chosen_scores[rows] = np.where(place >= 0, np.take_along_axis(score, place, 1), -np.inf)
+    return chosen, chosen_scores
 
 
 def _widened(items: Int32, scores: Float32, k: int) -> tuple[Int32, Float32]:
-    """The first k columns, as many as there are."""
+    """First k columns, padded."""
     missing = ((0, 0), (0, max(0, k - items.shape[1])))
     return np.pad(items[:, :k], missing), np.pad(scores[:, :k], missing, constant_values=-np.inf)
 
@@ -153,57 +147,57 @@ def _widened(items: Int32, scores: Float32, k: int) -> tuple[Int32, Float32]:
 def _lengthen(
     place: Int64, is_all: Bool, items: Int32, worth: Float32, rules: Rules, traits: Traits, keys: UInt64
 ) -> None:
-    """Fill the rows of `place` [r, k] that could be longer, and whose candidates are all there are, from their fullest choice."""
+    """Refill short rows of `place` [r, k] that have all candidates (`is_all`) from their fullest choice, in place."""
     assert traits.categories is not None
     k, most = place.shape[1], rules.max_per_category
     for row in np.flatnonzero(is_all & (place[:, -1] < 0)):
-        there, chosen = np.flatnonzero(items[row]), place[row][place[row] >= 0]
-        item, value = items[row, there], worth[row, there]
+        column, chosen = np.flatnonzero(items[row]), place[row][place[row] >= 0]
+        item, value = items[row, column], worth[row, column]
         categories = traits.categories[item]
         if is_fullest(categories, chosen, most):
             continue
         fuller = fullest(categories, traits.kinds[item], value, k, most)
         if len(fuller) > len(chosen):
-            among = _places(item[None, fuller], value[None, fuller], k, rules, traits, keys[row : row + 1])
-            place[row] = np.where(among[0] >= 0, there[fuller[among[0]]], -1)
+            (order,) = _places(item[None, fuller], value[None, fuller], k, rules, traits, keys[row : row + 1])
+            place[row] = np.where(order >= 0, column[fuller[order]], -1)
 
 
 def _places(items: Int32, worth: Float32, k: int, rules: Rules, traits: Traits, keys: UInt64) -> Int64:
-    """[r, k] the candidate at each place, -1 where none is left."""
+    """[r, k], the candidate at each place, -1 where none is left."""
     drawn = draws(rules.seed, keys, items) if rules.exploration else worth
-    open_ = items > 0
+    is_open = items > 0
     row = np.arange(len(items))
-    room = None
+    quota = None
     if rules.max_per_category and traits.categories is not None:
-        room = _Room(traits.categories[items], rules.max_per_category)
-    unlike = _Unlike(traits.directions[items], rules.diversity) if rules.diversity else None
+        quota = _CategoryQuota(traits.categories[items], rules.max_per_category)
+    diversity = _Diversity(traits.directions[items], rules.diversity) if rules.diversity else None
     places = np.full((len(items), k), -1, np.int64)
-    by_worth = k - rules.explored(k)
+    num_by_worth = k - rules.num_explored(k)
     for place in range(k):
-        value = drawn if place >= by_worth else worth if unlike is None else unlike.worth(worth)
-        value = np.where(open_ if room is None else open_ & room.is_left, value, -np.inf)
+        value = drawn if place >= num_by_worth else worth if diversity is None else diversity.worth(worth)
+        value = np.where(is_open if quota is None else is_open & quota.is_left, value, -np.inf)
         best = value.argmax(axis=1)
-        found = value[row, best] > -np.inf
-        places[found, place] = best[found]
-        open_[row, best] = False
-        for state in (room, unlike):
+        is_filled = value[row, best] > -np.inf
+        places[is_filled, place] = best[is_filled]
+        is_open[row, best] = False
+        for state in (quota, diversity):
             if state is not None:
-                state.take(best, found)
+                state.take(best, is_filled)
     return places
 
 
 def relevance(items: Int32, scores: Float32) -> Float32:
-    """[r, f] the candidates' scores from 0, the row's lowest, to 1, its highest; all 1 where they are equal."""
-    there = items > 0
-    low = np.where(there, scores, np.inf).min(axis=1, keepdims=True, initial=np.inf)
-    high = np.where(there, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
+    """[r, f], candidates' scores scaled from 0, the row's minimum, to 1, its maximum; 1 if all are equal."""
+    is_real = items > 0
+    low = np.where(is_real, scores, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+    high = np.where(is_real, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
     spread = np.where(high > low, high - low, 1).astype(np.float32)
-    scaled = 1 - (np.where(high > -np.inf, high, 0) - np.where(there, scores, 0)) / spread
+    scaled = 1 - (np.where(high > -np.inf, high, 0) - np.where(is_real, scores, 0)) / spread
     return scaled.astype(np.float32)
 
 
 def draws(seed: int, keys: UInt64, items: Int32) -> Float32:
-    """[r, f] numbers in [0, 1) that follow from (seed, the row's key, the item) alone, by splitmix64 (Steele et al. 2014)."""
+    """[r, f], random numbers in [0, 1) from (seed, row key, item) alone, by splitmix64 (Steele et al. 2014)."""
     mixed = _mix(keys ^ _mix(np.array([seed % 2**64], np.uint64)))[:, None]
     return (_mix(mixed + items.astype(np.uint64)) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
 
@@ -215,44 +209,42 @@ def _mix(state: UInt64) -> UInt64:
     return state ^ (state >> np.uint64(31))
 
 
-class _Room:
-    """How much room the lists have for each candidate's categories."""
+class _CategoryQuota:
+    """Remaining quota of each candidate's categories."""
 
     def __init__(self, categories: Int32, most: int) -> None:
         self._categories, self._most = categories, most
-        self._taken = np.zeros(
-            categories.shape, np.int16
-        )  # of each candidate's categories, in its row's list
+        self._taken = np.zeros(categories.shape, np.int16)
+        """[r, f, c], items in the row's list of each candidate's categories."""
 
     @property
     def is_left(self) -> Bool:
-        """[r, f]"""
+        """[r, f], whether all of a candidate's categories are below the quota."""
         return np.asarray((self._taken < self._most).all(axis=2))
 
-    def take(self, best: Int64, found: Bool) -> None:
-        """Put candidate `best` [r] into the lists, where one was `found`."""
+    def take(self, best: Int64, is_filled: Bool) -> None:
+        """Add candidate `best` [r] to the lists where `is_filled` [r]."""
         own = self._categories[np.arange(len(best)), best]
         for column in range(own.shape[1]):
             category = own[:, column, None, None]
-            self._taken += (self._categories == category) & (category > 0) & found[:, None, None]
+            self._taken += (self._categories == category) & (category > 0) & is_filled[:, None, None]
 
 
-class _Unlike:
-    """How like the lists' items each candidate is."""
+class _Diversity:
+    """Similarity of each candidate to the lists' items."""
 
     def __init__(self, directions: Float32, weight: float) -> None:
         self._directions, self._weight = directions, np.float32(weight)
         self._likeness: Float32 | None = None
 
     def worth(self, relevance: Float32) -> Float32:
-        """[r, f] (1 - D) relevance - D the greatest cosine with an item of the list."""
+        """[r, f], (1 - D) relevance - D * greatest cosine with an item of the list."""
         if self._likeness is None:
             return relevance
-        both: Float32 = (1 - self._weight) * relevance - self._weight * self._likeness
-        return both
+        return np.asarray((1 - self._weight) * relevance - self._weight * self._likeness)
 
-    def take(self, best: Int64, _found: Bool) -> None:
-        """Put candidate `best` [r] into the lists."""
+    def take(self, best: Int64, _is_filled: Bool) -> None:
+        """Add candidate `best` [r] to the lists."""
         own = self._directions[np.arange(len(best)), best]
         cosine = np.matmul(self._directions, own[:, :, None])[:, :, 0]
         self._likeness = cosine if self._likeness is None else np.maximum(self._likeness, cosine)

@@ -1,4 +1,4 @@
-"""Map from an item's content to its vector: ridge regression on the items of training.
+"""Content map: ridge regression from the content of training items to their vectors.
 
 Letters: n items, f features, d components.
 """
@@ -14,31 +14,31 @@ from models.histories import Float32
 
 FILE = "content_map.safetensors"
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Tried for each map."""
+"""Ridge penalties, chosen by cross-validation."""
 FOLDS = 5
-FEWEST_ITEMS = 20
-"""From fewer nothing is learned."""
+MIN_ITEMS = 20
+"""Minimum number of training items for a map."""
 
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Worth:
-    """Accuracy of item vectors predicted from content, each by a map fitted without it."""
+class ContentMapAccuracy:
+    """Cross-validated accuracy of item vectors predicted from content."""
 
     items: int
     features: int
     penalty: float
-    """The one of `PENALTIES` with the greatest r2."""
+    """Member of `PENALTIES` with the greatest r2."""
     r2: float
-    """1 - squared error / squared distance from the mean vector: 0 where content says nothing."""
+    """1 - squared error / squared distance from the mean vector; 0: content predicts nothing."""
     cosine: float
-    """Mean cosine of predicted and true vector."""
+    """Mean cosine of predicted and true vectors."""
     mean_cosine: float
-    """The same of the mean vector, which needs no content."""
+    """Mean cosine of the mean vector, which needs no content, and true vectors."""
 
     def as_dict(self) -> dict[str, float]:
-        """Rounded, for a file."""
+        """Fields rounded to four decimals, for a file."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
@@ -52,39 +52,35 @@ class ContentMap:
     """[d]"""
 
     @classmethod
-    def fit(cls, features: Float32, vectors: Float32, seed: int = 0) -> tuple["ContentMap", Worth] | None:
-        """The map of [n, f] to [n, d] and its worth by cross-validation; None where there is too little to learn from.
+    def fit(
+        cls, features: Float32, vectors: Float32, seed: int = 0
+    ) -> tuple["ContentMap", ContentMapAccuracy] | None:
+        """Fit the map [n, f] -> [n, d] and its accuracy; None for fewer than `MIN_ITEMS` items or features of zeros.
 
-        Minimises |y - Y~ - (x - X~) W|² + penalty |W|² over the items (Hoerl and Kennard 1970), with the penalty of the best
-        squared error in `FOLDS` folds that are drawn by `seed`.
+        Minimises |y - Y~ - (x - X~) W|² + penalty |W|² over the items (Hoerl and Kennard 1970), with the penalty of least
+        squared error over `FOLDS` folds drawn by `seed`.
         """
-        if len(features) < FEWEST_ITEMS or not features.any():
+        if len(features) < MIN_ITEMS or not features.any():
             return None
         x, y = features.astype(np.float64), vectors.astype(np.float64)
-        told = np.empty((len(PENALTIES), *y.shape))
+        predicted = np.empty((len(PENALTIES), *y.shape))
         mean = np.empty_like(y)
         for fold in np.array_split(np.random.default_rng(seed).permutation(len(x)), FOLDS):
             others = np.ones(len(x), bool)
             others[fold] = False
             solutions = _solve(x[others], y[others], PENALTIES)
-            told[:, fold] = [offset + x[fold] @ weight for weight, offset in solutions]
+            predicted[:, fold] = [offset + x[fold] @ weight for weight, offset in solutions]
             mean[fold] = y[others].mean(axis=0)
-        errors = ((told - y) ** 2).sum(axis=(1, 2))
+        errors = ((predicted - y) ** 2).sum(axis=(1, 2))
         best = int(errors.argmin())
-        spread = max(float(((y - mean) ** 2).sum()), 1e-30)
-        worth = Worth(
-            len(x),
-            x.shape[1],
-            PENALTIES[best],
-            float(1 - errors[best] / spread),
-            _cosine(told[best], y),
-            _cosine(mean, y),
-        )
+        r2 = float(1 - errors[best] / max(float(((y - mean) ** 2).sum()), 1e-30))
+        cosines = _cosine(predicted[best], y), _cosine(mean, y)
         ((weight, offset),) = _solve(x, y, PENALTIES[best : best + 1])
-        return cls(weight.astype(np.float32), offset.astype(np.float32)), worth
+        accuracy = ContentMapAccuracy(len(x), x.shape[1], PENALTIES[best], r2, *cosines)
+        return cls(weight.astype(np.float32), offset.astype(np.float32)), accuracy
 
     def __call__(self, features: Float32) -> Float32:
-        """[n, d] vectors of items with the given features [n, f]."""
+        """Predicted vectors [n, d] from features [n, f]."""
         return self.offset + features @ self.weight
 
     def save(self, folder: Path) -> None:
@@ -93,12 +89,12 @@ class ContentMap:
 
     @classmethod
     def load(cls, folder: Path) -> "ContentMap | None":
-        """What was saved; None where nothing was."""
+        """Load a saved map; None without a file."""
         return cls(**load_file(folder / FILE)) if (folder / FILE).exists() else None
 
 
 def _solve(x: Float64, y: Float64, penalties: tuple[float, ...]) -> list[tuple[Float64, Float64]]:
-    """(weight, offset) for each penalty: one eigendecomposition for all of them."""
+    """(weight, offset) for each penalty, from one eigendecomposition."""
     x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
     centred = x - x_mean
     values, basis = np.linalg.eigh(centred.T @ centred)

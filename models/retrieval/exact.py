@@ -1,8 +1,8 @@
-"""The vectors of highest inner product, exactly, by torch on any device: the same bits whatever rows are asked together.
+"""Exact maximum inner product search by torch on any device, bit-identical however the rows are batched.
 
-A matrix product finds candidates, but its last bits change with the number of rows. So every candidate's score is computed
-again by itself (`inner_products`), and a row is done when nothing left out can reach its k-th score, however the product
-rounded. The answer is then that of scoring every pair with `inner_products` alone (`nearest_plainly`).
+A matrix product finds candidates, but its last bits change with the number of rows. So each candidate's score is recomputed
+alone (`inner_products`), and a row is done when nothing left out can reach its k-th score, however the product rounded. The
+result is that of scoring every pair with `inner_products` (`nearest_by_sorting`).
 """
 
 import math
@@ -16,23 +16,22 @@ from models.histories import Int64
 # Letters in shapes: r rows (queries), n vectors, d their width, f candidates per row.
 
 Hidden = Callable[[Int64], tuple[Int64, Int64]]
-"""From row numbers [s] to the pairs (place among them, position of a vector) that are no answer there: two [pairs]."""
+"""Row numbers [s] to the excluded pairs (place among them, vector position): two [pairs]."""
 
 _TILE_VECTORS = 2**14
 """Vectors scored at once."""
 _TILE_CELLS = 2**21
-"""Scores held at once, about (8 MiB)."""
+"""Approximate number of scores held at once (8 MiB)."""
 _PAIR_CELLS = 2**19
-"""Components multiplied at once when single pairs are scored."""
+"""Components multiplied at once in pairwise scoring."""
 _SPARE = 6
-"""Candidates beyond k: scores so close to the k-th that rounding decides are few."""
+"""Candidates fetched beyond k; scores within rounding of the k-th are few."""
 
 
 def inner_products(queries: Tensor, vectors: Tensor) -> Tensor:
     """[…]: `(queries * vectors).sum(-1)` of [… , d] in float32, summed as a binary tree.
 
-    Each sum is of elementwise operations alone, so a pair's bits depend on nothing but the pair: neither on the other rows nor
-    on the device.
+    Operations are elementwise, so a pair's bits depend neither on the other rows nor on the device.
     """
     products = queries * vectors
     while (width := products.shape[-1]) > 1:
@@ -45,7 +44,7 @@ def inner_products(queries: Tensor, vectors: Tensor) -> Tensor:
 def nearest(queries: Tensor, vectors: Tensor, k: int, hidden: Hidden | None = None) -> tuple[Tensor, Tensor]:
     """Positions and scores [r, k] of the k `vectors` [n, d] of highest inner product with each of `queries` [r, d].
 
-    Best first, the lower position of equal scores; -1 with score -inf where there are fewer than k. Both on one device, float32.
+    Best first, the lower position of equal scores; -1 with score -inf beyond the last. Inputs: float32 on one device.
     """
     positions = torch.full((len(queries), k), -1, device=queries.device)
     scores = torch.full((len(queries), k), -torch.inf, device=queries.device)
@@ -56,41 +55,41 @@ def nearest(queries: Tensor, vectors: Tensor, k: int, hidden: Hidden | None = No
     for chunk in torch.split(torch.arange(len(queries), device=queries.device), rows):
         open_rows, fetch = chunk, k + _SPARE
         while len(open_rows):
-            kept = None if hidden is None else hidden(open_rows.cpu().numpy())
-            found, last = _candidates(queries[open_rows], vectors, min(fetch, len(vectors)), kept)
-            positions[open_rows], scores[open_rows] = best_of(queries[open_rows], vectors, found, k)
+            excluded = None if hidden is None else hidden(open_rows.cpu().numpy())
+            part, last = _candidates(queries[open_rows], vectors, min(fetch, len(vectors)), excluded)
+            positions[open_rows], scores[open_rows] = best_of(queries[open_rows], vectors, part, k)
             open_rows = open_rows[(last > -torch.inf) & (scores[open_rows, -1] <= last + slack[open_rows])]
             fetch *= 4
     return positions, scores
 
 
-def nearest_plainly(queries: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What `nearest` answers, by scoring every pair and sorting: k at most n."""
+def nearest_by_sorting(queries: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Reference for `nearest`: score every pair and sort, k <= n."""
     scores = inner_products(queries[:, None], vectors)
     values, positions = scores.sort(dim=1, descending=True, stable=True)
     return positions[:, :k], values[:, :k]
 
 
-def best_of(queries: Tensor, vectors: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Positions and scores [r, k] of the k best of candidates `found` [r, f] (positions, -1: none), as `nearest` orders them."""
-    found = found.sort(dim=1).values
-    scores = torch.empty(found.shape, device=queries.device)
-    step = max(1, _PAIR_CELLS // max(1, found.shape[1] * queries.shape[1]))
-    for start in range(0, len(found), step):
+def best_of(queries: Tensor, vectors: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Positions and scores [r, k] of the k best `candidates` [r, f] (positions, -1: none), in the order of `nearest`."""
+    candidates = candidates.sort(dim=1).values
+    scores = torch.empty(candidates.shape, device=queries.device)
+    step = max(1, _PAIR_CELLS // max(1, candidates.shape[1] * queries.shape[1]))
+    for start in range(0, len(candidates), step):
         rows = slice(start, start + step)
-        scores[rows] = inner_products(queries[rows, None], vectors[found[rows]])
-    scores[found < 0] = -torch.inf
+        scores[rows] = inner_products(queries[rows, None], vectors[candidates[rows]])
+    scores[candidates < 0] = -torch.inf
     values, order = scores.sort(dim=1, descending=True, stable=True)
-    missing = max(0, k - found.shape[1])
-    positions = found.gather(1, order)[:, :k].masked_fill(values[:, :k].isneginf(), -1)
+    missing = max(0, k - candidates.shape[1])
+    positions = candidates.gather(1, order)[:, :k].masked_fill(values[:, :k].isneginf(), -1)
     pad = torch.nn.functional.pad
     return pad(positions, (0, missing), value=-1), pad(values[:, :k], (0, missing), value=-torch.inf)
 
 
 def _rounding(queries: Tensor, vectors: Tensor) -> Tensor:
-    """[r]: by how much two float32 computations of an inner product can differ at most.
+    """[r], maximum difference of two float32 computations of an inner product.
 
-    Each is off by d·2⁻²⁴/(1 - d·2⁻²⁴)·|q|·|v| at most in any order of summation (Higham, Accuracy and Stability, 3.1).
+    Each errs by at most d·2⁻²⁴/(1 - d·2⁻²⁴)·|q|·|v| in any order of summation (Higham, Accuracy and Stability, 3.1).
     """
     unit = queries.shape[1] * 2.0**-24
     longest = math.sqrt(float(vectors.square().sum(1).max())) if len(vectors) else 0.0
@@ -101,7 +100,7 @@ def _rounding(queries: Tensor, vectors: Tensor) -> Tensor:
 def _candidates(
     queries: Tensor, vectors: Tensor, fetch: int, hidden: tuple[Int64, Int64] | None
 ) -> tuple[Tensor, Tensor]:
-    """Positions [r, fetch] of the highest scores as a matrix product rounds them, and a bound [r] on all that are left out."""
+    """Positions [r, fetch] of the highest scores by matrix product, and an upper bound [r] on the rest."""
     parts = []
     for start in range(0, len(vectors), _TILE_VECTORS):
         scores = queries @ vectors[start : start + _TILE_VECTORS].T
@@ -112,19 +111,19 @@ def _candidates(
             scores[tuple(pair.to(scores.device) for pair in here)] = -torch.inf
         values, columns = _largest(scores, min(fetch, scores.shape[1]))
         parts.append((values, columns + start))
-    values, found = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
-    if found.shape[1] > fetch:
+    values, best = (torch.cat(pieces, 1) for pieces in zip(*parts, strict=True))
+    if best.shape[1] > fetch:
         values, order = values.topk(fetch, dim=1)
-        found = found.gather(1, order)
+        best = best.gather(1, order)
     last = values.amin(1) if fetch < len(vectors) else torch.full_like(values[:, 0], -torch.inf)
-    return found.masked_fill(values.isneginf(), -1), last
+    return best.masked_fill(values.isneginf(), -1), last
 
 
 def _largest(scores: Tensor, fetch: int) -> tuple[Tensor, Tensor]:
-    """The `fetch` largest of each row of [r, n] and their columns, in any order.
+    """Largest `fetch` values of each row of [r, n] and their columns, in any order.
 
-    They lie in the `fetch` groups of columns with the largest maxima, and a maximum is cheaper than a place: groups are made of
-    every m-th column, as many as make the two steps about equal.
+    They lie in the `fetch` groups of columns with the largest maxima, and a maximum is cheaper than a top-k. A group holds
+    every m-th column, with m such that both steps cost about the same.
     """
     num_columns = scores.shape[1]
     size = math.isqrt(num_columns // fetch)

@@ -1,4 +1,4 @@
-"""Files of an item index: its facts and their digests, in index.json."""
+"""Facts of an item index and digests of its files, in index.json."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ FACTS = "index.json"
 
 
 def write_facts(folder: Path, facts: IndexFacts, names: Iterable[str]) -> None:
-    """Write index.json beside the files `names` of the folder."""
+    """Write index.json beside the folder's files `names`."""
     content = {"facts": asdict(facts), "files": {name: _digest(folder / name) for name in names}}
     (folder / FACTS).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_facts(folder: Path, names: Iterable[str], *, verify: bool) -> IndexFacts:
-    """What the index of a folder is; without index.json an exact one of the files `names` (bundles of earlier versions).
+    """Facts of a folder's index; without index.json those of an exact index in files `names` (bundles of earlier versions).
 
-    Raises ValueError if a file is missing or (`verify`) is not what index.json says.
+    Raises ValueError for a missing file or (`verify`) one that differs from its digest.
     """
     path = folder / FACTS
     is_there = path.is_file()

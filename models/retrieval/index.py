@@ -1,7 +1,6 @@
-"""Nearest items by inner product, in the answer form of every recommender: exact by torch, or approximate by FAISS.
+"""Item index: nearest items by inner product, exact by torch or approximate by FAISS.
 
-Whatever finds the candidates, the scores returned are exact inner products, computed pair by pair: a row's answer depends on no
-other row of the call.
+Scores are exact inner products computed pair by pair, so a row's result depends on no other row of the call.
 """
 
 from __future__ import annotations
@@ -23,52 +22,52 @@ from torch import Tensor
 from models.histories import Float32, Histories, Int32, Int64
 from models.retrieval.exact import best_of, nearest
 from models.retrieval.files import read_facts, write_facts
-from models.retrieval.tuning import RECALL_AT, share_found
+from models.retrieval.tuning import RECALL_AT, mean_recall
 from models.settings.index import IndexFacts
 
 # Letters in shapes: r rows (queries), n vectors in the index, d their width, f fetched per query.
 
 _UNTYPED: Any = faiss
-"""For names that its stubs leave out."""
+"""FAISS with the names that its type stubs leave out."""
 _INDEX_FILE, _ITEMS_FILE, _VECTORS_FILE = "items.faiss", "items.npy", "item_vectors.npy"
 _EXACT_UP_TO = 30_000
-"""Vectors up to which scoring all of them is faster than any index (measured, see tests/benchmarks)."""
+"""Number of vectors up to which exact search is fastest (measured, see tests/benchmarks)."""
 SPARE = 6
-"""Candidates fetched beyond k, so that rounding does not decide who is among the k."""
+"""Candidates fetched beyond k, so that rounding does not decide the k-th."""
 RECALLED = RECALL_AT[-1]
-"""Neighbours that a graph is searched for at least: as many as recall is asked for."""
+"""Minimum neighbours of a graph search: the list length of the target recall."""
 _MOST_EF = 2048
-"""Candidates that a search through the graph keeps, at most."""
+"""Maximum efSearch."""
 _FETCH_CELLS = 2**20
 """Candidates held at once."""
 NUM_LINKS = 32
-"""Neighbours of a vector in the graph (HNSW's M)."""
+"""Links per vector in the graph (HNSW's M)."""
 
 
 @dataclass(frozen=True)
 class ItemIndex:
-    """A FAISS index over item vectors, the vectors themselves, and our own array of the items they stand for."""
+    """FAISS index over item vectors, with the exact vectors and their item numbers."""
 
     index: Any
-    """FAISS's: n vectors of width d, searched by inner product; position i is `item_index[i]`."""
+    """FAISS index of n vectors of width d by inner product; position i is item `item_index[i]`."""
     item_index: Int32
     """[n], ascending, from 1."""
     vectors: Float32
-    """[n, d], exact; perhaps a memory map."""
+    """[n, d], exact, possibly memory-mapped."""
     facts: IndexFacts
     device: str = "cpu"
-    """Where exact search runs; the vectors are copied there once."""
+    """Device of exact search; the vectors are copied to it once."""
 
     def __post_init__(self) -> None:
         if not self.index.ntotal == len(self.item_index) == len(self.vectors):
             raise ValueError(
-                f"ItemIndex: received {self.index.ntotal} vectors and {len(self.item_index)} items,"
-                f" {len(self.vectors)} exact vectors, expected as many of each; build the index again"
+                f"ItemIndex: received {self.index.ntotal} indexed vectors, {len(self.item_index)} items and"
+                f" {len(self.vectors)} exact vectors, expected equal numbers; build the index again"
             )
 
     @property
     def num_items(self) -> int:
-        """The highest item; score matrices have a column more."""
+        """Highest item number; score matrices have one column more."""
         return int(self.item_index[-1]) if len(self.item_index) else 0
 
     def search(
@@ -78,14 +77,13 @@ class ItemIndex:
         seen: Histories | None = None,
         allowed: NDArray[np.bool_] | None = None,
     ) -> tuple[Int32, Float32]:
-        """The k items of highest inner product with each of `queries` [r, d], best first: items and scores, two [r, k].
+        """Items of highest inner product with each of `queries` [r, d], best first, and their scores: two [r, k].
 
-        Items of `seen`'s row r, and those that `allowed` [num_items + 1] says no to, are left out of answer r. Fewer than k
-        answers: item 0 with score -inf. Equal scores: the lower item first. An approximate index fetches as many more as the row
-        has seen; rows that it cannot fill, and masks that leave few items, are searched exactly. Raises ValueError where the
-        vectors or the mask are not of this index.
+        Row r excludes the items of `seen`'s row r and those that `allowed` [num_items + 1] masks. Missing items: 0 with score
+        -inf. Equal scores: the lower item first. An approximate index fetches more by the number of seen items; rows that it
+        cannot fill, and masks that leave few items, are searched exactly. Raises ValueError for another width or mask length.
         """
-        self._refuse_others(queries, k, allowed)
+        self._check(queries, k, allowed)
         chosen = None if allowed is None else np.flatnonzero(allowed[self.item_index])
         is_selective = chosen is not None and len(chosen) <= max(_EXACT_UP_TO, len(self.item_index) // 20)
         if self.facts.type == "exact" or is_selective:
@@ -98,38 +96,38 @@ class ItemIndex:
         return self._items(positions), scores
 
     def score_items(self, queries: Float32) -> Float32:
-        """Inner products with every item: [r, num_items + 1], -inf for column 0 and items without a vector."""
+        """Inner products with every item [r, num_items + 1]; -inf for column 0 and items without a vector."""
         scores = np.full((len(queries), self.num_items + 1), -np.inf, np.float32)
         scores[:, self.item_index] = (_tensor(queries) @ torch.from_numpy(self.vectors).T).numpy()
         return scores
 
     def search_exactly(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
-        """`search` by exact inner products, whatever the type of this index."""
+        """Search exactly, whatever the type of this index."""
         positions, scores = self._exactly(queries, k)
         return self._items(positions), scores
 
     def search_approximately(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
-        """FAISS's candidates with exact scores; rows that it cannot fill end with item 0."""
+        """Search by FAISS alone, with exact scores; rows that it cannot fill end with item 0."""
         positions, scores = self._approximately(queries, k, None, None)
         return self._items(positions), scores
 
     def recall(self, queries: Float32, k: int) -> float:
-        """Share of the exact k best items of `queries` [r, d] that `search` finds."""
-        return share_found(self.search_exactly(queries, k)[0], self.search(queries, k)[0])
+        """Mean recall@k of `search` against exact search on `queries` [r, d]."""
+        return mean_recall(self.search_exactly(queries, k)[0], self.search(queries, k)[0])
 
     def efforts(self, limit: float) -> list[int]:
-        """Values of nprobe or efSearch in steps of about a half, from little work to about the share `limit` of all of it."""
+        """Values of nprobe or efSearch in steps of about 50 %, up to about the share `limit` of all work."""
         effort, most = RECALLED + SPARE, max(RECALLED + SPARE, min(self.index.ntotal, _MOST_EF))
         if _has_lists(self.index):
             effort, most = 1, max(1, int(limit * self.index.nlist))
-        found = []
+        efforts = []
         while effort < most:
-            found.append(effort)
+            efforts.append(effort)
             effort = max(effort + 1, effort * 3 // 2)
-        return [*found, most]
+        return [*efforts, most]
 
     def with_effort(self, effort: int) -> Self:
-        """The same index (FAISS's is changed) with nprobe or efSearch as given."""
+        """Set nprobe or efSearch, in place for FAISS's index."""
         if _has_lists(self.index):
             self.index.nprobe, shape = effort, {"num_lists": self.index.nlist, "nprobe": effort}
         else:
@@ -137,25 +135,22 @@ class ItemIndex:
         return self.with_facts(parameters=self.facts.parameters | shape)
 
     def with_facts(self, **changes: Any) -> Self:
-        """The same index with some facts replaced."""
+        """Replace some facts."""
         return replace(self, facts=replace(self.facts, **changes))
 
     def scanned_share(self, queries: Float32) -> float:
-        """Vectors and centroids that one of `queries` [r, d] is compared with on average, counted, per vector in the index."""
+        """Mean number of vectors and centroids compared with one of `queries` [r, d], per vector in the index."""
         return _num_scanned(self.index, queries) / len(self.item_index)
 
     def queries_per_second(self, queries: Float32, k: int, *, exactly: bool = False) -> float:
-        """Rows of `queries` [r, d] answered a second by one thread, `exactly` or as `search` does."""
+        """Rows of `queries` [r, d] per second on one thread, by exact search or by `search`."""
         with one_thread():
             started = time.perf_counter()
-            if exactly:
-                self._exactly(queries, k)
-            else:
-                self.search(queries, k)
+            _ = self._exactly(queries, k) if exactly else self.search(queries, k)
             return len(queries) / (time.perf_counter() - started)
 
     def save(self, folder: Path) -> None:
-        """Write FAISS's own file, the items, the exact vectors where FAISS's file lacks them, and index.json with digests."""
+        """Write FAISS's file, the items, the exact vectors if FAISS's file lacks them, and index.json with digests."""
         names = [_INDEX_FILE, _ITEMS_FILE]
         faiss.write_index(self.index, str(folder / _INDEX_FILE))
         np.save(folder / _ITEMS_FILE, self.item_index, allow_pickle=False)
@@ -166,9 +161,9 @@ class ItemIndex:
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", *, verify: bool = True) -> ItemIndex:
-        """Open what `save` wrote, memory-mapped. A folder without index.json holds an exact index (bundles of earlier versions).
+        """Load a saved index, memory-mapped; a folder without index.json holds an exact one (bundles of earlier versions).
 
-        Raises ValueError if a file is missing, damaged (`verify`: not of the digest in index.json), or the parts don't fit.
+        Raises ValueError for files that are missing, damaged (`verify`: by their digests) or of different lengths.
         """
         facts = read_facts(folder, (_INDEX_FILE, _ITEMS_FILE), verify=verify)
         try:
@@ -187,16 +182,16 @@ class ItemIndex:
         return torch.from_numpy(self.vectors).to(self.device)
 
     @cached_property
-    def _places(self) -> Int32:
-        return _places(self.item_index, self.num_items)
+    def _positions(self) -> Int32:
+        return _positions(self.item_index, self.num_items)
 
-    def _refuse_others(self, queries: Float32, k: int, allowed: NDArray[np.bool_] | None) -> None:
+    def _check(self, queries: Float32, k: int, allowed: NDArray[np.bool_] | None) -> None:
         if k < 1:
             raise ValueError(f"ItemIndex.search: received k={k}, expected at least 1")
         if queries.shape[1] != self.vectors.shape[1]:
             raise ValueError(
-                f"ItemIndex.search: received vectors of {queries.shape[1]} components, expected {self.vectors.shape[1]}: this "
-                "index is of another model; build it again"
+                f"ItemIndex.search: received vectors of {queries.shape[1]} components, expected {self.vectors.shape[1]}: the "
+                "index belongs to another model; build it again"
             )
         if allowed is not None and len(allowed) != self.num_items + 1:
             raise ValueError(
@@ -206,14 +201,14 @@ class ItemIndex:
     def _exactly(
         self, queries: Float32, k: int, seen: Histories | None = None, chosen: Int64 | None = None
     ) -> tuple[Int64, Float32]:
-        """Positions (-1: none) and scores [r, k] of the best among all vectors, or those at the positions `chosen`."""
-        vectors, places = self._on_device, self._places
+        """Positions (-1: none) and scores [r, k] of the best among all vectors, or those at positions `chosen`."""
+        vectors, position_of = self._on_device, self._positions
         if chosen is not None:
             vectors = vectors[torch.from_numpy(chosen).to(self.device)]
-            places = _places(self.item_index[chosen], self.num_items)
-        hidden = None if seen is None else partial(_seen_places, seen, places)
-        found, scores = nearest(_tensor(queries).to(self.device), vectors, k, hidden)
-        positions: Int64 = found.cpu().numpy()
+            position_of = _positions(self.item_index[chosen], self.num_items)
+        hidden = None if seen is None else partial(_seen_positions, seen, position_of)
+        best, scores = nearest(_tensor(queries).to(self.device), vectors, k, hidden)
+        positions: Int64 = best.cpu().numpy()
         if chosen is not None and len(chosen):
             positions = np.where(positions >= 0, chosen[positions], -1)
         return positions, scores.cpu().numpy()
@@ -221,54 +216,54 @@ class ItemIndex:
     def _approximately(
         self, queries: Float32, k: int, seen: Histories | None, chosen: Int64 | None
     ) -> tuple[Int64, Float32]:
-        """Positions (-1: none) and scores [r, k] of the best that FAISS finds; rows with the same number to fetch together.
+        """Positions (-1: none) and scores [r, k] of FAISS's best, batched by the number of candidates to fetch.
 
-        Where more is fetched than the effort was tuned for, the effort grows as much.
+        Effort grows in proportion where more is fetched than it was tuned for.
         """
         positions = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         num_vectors = len(self.item_index)
         share = 1.0 if chosen is None else len(chosen) / num_vectors
-        is_out = None if chosen is None else np.isin(np.arange(num_vectors), chosen, invert=True)
+        is_masked = None if chosen is None else np.isin(np.arange(num_vectors), chosen, invert=True)
         spare = SPARE + self.facts.parameters["num_refined"]
-        wanted = (k + spare + (0 if seen is None else seen.lengths)) / share
-        fetch = np.broadcast_to(power_of_two(wanted), len(queries))
+        needed = (k + spare + (0 if seen is None else seen.lengths)) / share
+        fetch = np.broadcast_to(power_of_two(needed), len(queries))
         for size in np.unique(fetch[2 * fetch < num_vectors]).tolist():
             same = np.flatnonzero(fetch == size)
             for rows in np.array_split(same, -(-len(same) * size // _FETCH_CELLS)):
                 part = np.ascontiguousarray(queries[rows], np.float32)
-                found = _probe(self.index, part, size, max(1.0, size / power_of_two(RECALLED + spare)))
-                if is_out is not None:
-                    found[is_out[found]] = -1
+                probed = _probe(self.index, part, size, max(1.0, size / power_of_two(RECALLED + spare)))
+                if is_masked is not None:
+                    probed[is_masked[probed]] = -1
                 if seen is not None:
-                    found[self._is_seen(found, seen.select(rows))] = -1
-                best = best_of(_tensor(part), torch.from_numpy(self.vectors), torch.from_numpy(found), k)
+                    probed[self._is_seen(probed, seen.select(rows))] = -1
+                best = best_of(_tensor(part), torch.from_numpy(self.vectors), torch.from_numpy(probed), k)
                 positions[rows], scores[rows] = best[0].numpy(), best[1].numpy()
         return positions, scores
 
-    def _is_seen(self, found: Int64, seen: Histories) -> NDArray[np.bool_]:
-        """[r, f]: whether the vector at `found[r, j]` is of an item in row r; each (row, position) is one number."""
-        row, place = _seen_places(seen, self._places, np.arange(len(seen)))
-        keys = np.arange(len(found))[:, None] * len(self.item_index) + found
-        return np.isin(keys, row * len(self.item_index) + place) & (found >= 0)
+    def _is_seen(self, positions: Int64, seen: Histories) -> NDArray[np.bool_]:
+        """[r, f], whether the item at a position is in row r; each (row, position) is one number."""
+        row, seen_position = _seen_positions(seen, self._positions, np.arange(len(seen)))
+        keys = np.arange(len(positions))[:, None] * len(self.item_index) + positions
+        return np.isin(keys, row * len(self.item_index) + seen_position) & (positions >= 0)
 
     def _items(self, positions: Int64) -> Int32:
-        found = self.item_index[positions] if len(self.item_index) else positions
-        return np.where(positions >= 0, found, 0).astype(np.int32)
+        items = self.item_index[positions] if len(self.item_index) else positions
+        return np.where(positions >= 0, items, 0).astype(np.int32)
 
 
-def on_a_sphere(vectors: Float32, longest: float) -> Float32:
-    """[n, d + 1]: vectors with a component more that makes every squared length `longest`.
+def with_squared_norm(vectors: Float32, squared_norm: float) -> Float32:
+    """[n, d + 1], vectors with one more component that brings every squared norm to `squared_norm`.
 
-    By distance from (q, 0) they come in the order of their inner products with q, and a graph needs distances: where links
-    follow inner products, clusters of short vectors are out of reach (Bachrach et al., Speeding up the Xbox recommender, 2014).
+    Their distances from (q, 0) then order them by inner product with q, and a graph needs distances: with links by inner
+    product, clusters of short vectors are unreachable (Bachrach et al., Speeding up the Xbox recommender, 2014).
     """
-    rest = np.sqrt(np.maximum(longest - np.square(vectors).sum(1, dtype=np.float64), 0))
+    rest = np.sqrt(np.maximum(squared_norm - np.square(vectors).sum(1, dtype=np.float64), 0))
     return np.concatenate((vectors, rest[:, None].astype(np.float32)), axis=1)
 
 
 def is_exact_fastest(num_vectors: int) -> bool:
-    """Whether scoring all vectors is faster than any index."""
+    """Whether exact search is faster than any index."""
     return num_vectors <= _EXACT_UP_TO
 
 
@@ -277,20 +272,19 @@ def _has_lists(index: Any) -> bool:
 
 
 def _probe(index: Any, queries: Float32, fetch: int, depth: float) -> Int64:
-    """[r, fetch] positions of the best that FAISS finds (-1: no more) with `depth` times the tuned nprobe or efSearch.
+    """FAISS's best positions [r, fetch] (-1: none left) at `depth` times the tuned nprobe or efSearch.
 
-    Lists are chosen by `nearest`, for each row by itself.
+    Lists are chosen by `nearest`, row by row.
     """
     if not _has_lists(index):
         parameters = _UNTYPED.SearchParametersHNSW(efSearch=int(index.hnsw.efSearch * depth))
-        found: Int64 = index.search(on_a_sphere(queries, 0.0), fetch, params=parameters)[1]
-        return found
+        return np.asarray(index.search(with_squared_norm(queries, 0.0), fetch, params=parameters)[1])
     num_probes = min(index.nlist, int(index.nprobe * depth))
-    lists, scores = (each.numpy() for each in _nearest_lists(index, queries, num_probes))
+    lists, scores = (part.numpy() for part in _nearest_lists(index, queries, num_probes))
     tuned, index.nprobe = index.nprobe, num_probes
-    _, found = index.search_preassigned(queries, fetch, lists, scores)
+    _, positions = index.search_preassigned(queries, fetch, lists, scores)
     index.nprobe = tuned
-    return found
+    return np.asarray(positions)
 
 
 def _nearest_lists(index: Any, queries: Float32, num_probes: int) -> tuple[Tensor, Tensor]:
@@ -300,31 +294,30 @@ def _nearest_lists(index: Any, queries: Float32, num_probes: int) -> tuple[Tenso
 
 
 def power_of_two(number: Any) -> Any:
-    """The next power of two, elementwise."""
+    """Next power of two, elementwise."""
     return 2 ** np.ceil(np.log2(number)).astype(np.int64)
 
 
 def _num_scanned(index: Any, queries: Float32) -> float:
-    """Vectors and centroids that one of `queries` is compared with, on average: counted, not timed."""
+    """Mean number of vectors and centroids compared with one of `queries`."""
     if _has_lists(index):
         sizes = np.array([index.invlists.list_size(number) for number in range(index.nlist)])
-        return float(
-            index.nlist + sizes[_nearest_lists(index, queries, index.nprobe)[0].numpy()].sum(1).mean()
-        )
+        lists = _nearest_lists(index, queries, index.nprobe)[0].numpy()
+        return float(index.nlist + sizes[lists].sum(1).mean())
     counts = _UNTYPED.cvar.hnsw_stats
     before = counts.ndis
-    index.search(on_a_sphere(queries, 0.0), RECALLED)
+    index.search(with_squared_norm(queries, 0.0), RECALLED)
     return float((counts.ndis - before) / len(queries))
 
 
 def _stored(index: Any) -> Float32 | None:
-    """[n, d] the exact vectors where FAISS keeps them in order (no copy), None where it does not."""
+    """[n, d], the exact vectors if FAISS keeps them in order (no copy), else None."""
     if not isinstance(index, faiss.IndexFlat):
         return None
     if not index.ntotal:
         return np.zeros((0, index.d), np.float32)
-    found: Float32 = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
-    return found.reshape(index.ntotal, index.d)
+    vectors: Float32 = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return vectors.reshape(index.ntotal, index.d)
 
 
 @contextlib.contextmanager
@@ -344,15 +337,15 @@ def _tensor(queries: Float32) -> Tensor:
     return torch.from_numpy(np.array(queries, dtype=np.float32))
 
 
-def _places(item_index: Int32, num_items: int) -> Int32:
-    """[num_items + 2] from item to position, -1 where there is none; the last entry is for all items beyond."""
-    places = np.full(num_items + 2, -1, np.int32)
-    places[item_index] = np.arange(len(item_index), dtype=np.int32)
-    return places
+def _positions(item_index: Int32, num_items: int) -> Int32:
+    """[num_items + 2], position of each item, -1: none; the last entry is for all higher items."""
+    positions = np.full(num_items + 2, -1, np.int32)
+    positions[item_index] = np.arange(len(item_index), dtype=np.int32)
+    return positions
 
 
-def _seen_places(seen: Histories, places: Int32, rows: Int64) -> tuple[Int64, Int64]:
-    """(place among `rows`, position of the vector) of every item of these rows that has a vector: two [pairs]."""
-    row, position = seen.select(rows).gather()
-    place = places[np.minimum(seen.item_index[position], len(places) - 1)]
-    return row[place >= 0], place[place >= 0].astype(np.int64)
+def _seen_positions(seen: Histories, position_of: Int32, rows: Int64) -> tuple[Int64, Int64]:
+    """(place among `rows`, vector position) of every item of these rows that has a vector: two [pairs]."""
+    row, event = seen.select(rows).gather()
+    position = position_of[np.minimum(seen.item_index[event], len(position_of) - 1)]
+    return row[position >= 0], position[position >= 0].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Tuning of an approximate index: the least work that reaches the recall, counted, never timed."""
+"""Tuning of an approximate index: the least work that reaches the target recall, counted, never timed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from models.histories import Float32, Int32
 from models.settings.index import ApproximateType, IndexFacts, IndexSettings
 
 RECALL_AT = (10, 100)
-"""Lengths of the lists whose recall is measured; the last one's is asked for."""
+"""List lengths at which recall is measured; the target applies to the last."""
 MOST_SCANNED = {"ivf": 0.05, "hnsw": 0.02, "sq": 0.25, "ivf_pq": 0.5}
-"""Share of the vectors compared with a query above which auto prefers exact search: a vector of a list costs several times, one
-of a graph some ten times what it costs in a matrix product. The quantised types are for memory, not for speed."""
+"""Maximum share of the vectors compared with a query under auto: a vector in a list costs several times, one in a graph about
+ten times as much as in a matrix product. The quantised types save memory, not time."""
 MOST_REFINED = {"hnsw": 0, "ivf": 0, "sq": 256, "ivf_pq": 2048}
-"""Candidates beyond k whose exact scores decide, at most: those found by rounded vectors."""
+"""Maximum candidates beyond k that are rescored exactly, for quantised vectors."""
 _LEAST_REFINED = 16
-"""And at least, where vectors are rounded."""
+"""Minimum candidates beyond k that are rescored, for quantised vectors."""
 
 
 class Tunable(Protocol):
-    """An approximate index whose effort can be chosen."""
+    """Approximate index with adjustable search effort."""
 
     @property
     def facts(self) -> IndexFacts:
@@ -31,7 +31,7 @@ class Tunable(Protocol):
         ...
 
     def search_approximately(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
-        """Items and scores of the index alone, two [r, k]."""
+        """Items and scores of approximate search, two [r, k]."""
         ...
 
     def search_exactly(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
@@ -39,15 +39,15 @@ class Tunable(Protocol):
         ...
 
     def efforts(self, limit: float) -> list[int]:
-        """Nprobe or efSearch from little to about the share `limit` of all work."""
+        """Values of nprobe or efSearch, up to about the share `limit` of all work."""
         ...
 
     def with_effort(self, effort: int) -> Self:
-        """Searched with this nprobe or efSearch."""
+        """Set nprobe or efSearch."""
         ...
 
     def with_facts(self, **changes: Any) -> Self:
-        """Known by other facts."""
+        """Replace some facts."""
         ...
 
     def scanned_share(self, queries: Float32) -> float:
@@ -59,7 +59,7 @@ T = TypeVar("T", bound=Tunable)
 
 
 def candidates(settings: IndexSettings, num_vectors: int, dim: int) -> tuple[ApproximateType, ...]:
-    """The approximate types to try, in this order; auto: by the bytes of a vector in each."""
+    """Approximate types to try, in this order; for auto those whose bytes per vector fit `max_bytes`."""
     if settings.type != "auto":
         assert settings.type != "exact", "exact search is not approximate"
         return (settings.type,)
@@ -70,41 +70,40 @@ def candidates(settings: IndexSettings, num_vectors: int, dim: int) -> tuple[App
 
 
 def tuned(index: T, queries: Float32, limit: float) -> T:
-    """`index` with the effort tuned on every second of `queries` [q, d] and its recall measured on the others.
+    """Tune the effort of `index` on every second of `queries` [q, d] and measure its recall on the others.
 
-    A quarter more than the target is aimed at (of what the target leaves to 1), since the others differ a little. Where the
-    target is out of reach the result is that of most effort. `limit`: share of the vectors that a query may be compared with.
+    Tuning aims a quarter of the way from the target to 1 above it, since the other queries differ a little; an unreachable
+    target gives the greatest effort. `limit`: maximum share of the vectors compared with a query.
     """
-    target = index.facts.target_recall
-    found = _least_effort(index, queries[::2], target + (1 - target) / 4, limit)
-    held_out = queries[1::2]
-    return found.with_facts(recall=_recalls(found, held_out), queries=len(held_out))
+    target, held_out = index.facts.target_recall, queries[1::2]
+    best = _least_effort(index, queries[::2], target + (1 - target) / 4, limit)
+    return best.with_facts(recall=_recalls(best, held_out), queries=len(held_out))
 
 
-def share_found(exact: Int32, found: Int32) -> float:
-    """Mean share of each row's items in `exact` [r, k] that are in the same row of `found`; item 0 is none."""
+def mean_recall(exact: Int32, approximate: Int32) -> float:
+    """Mean over rows of the share of items in `exact` [r, k] that `approximate` [r, k] has too; item 0 is none."""
     shares = [
-        len(np.intersect1d(wanted[wanted > 0], got)) / max(1, int((wanted > 0).sum()))
-        for wanted, got in zip(exact, found, strict=True)
+        len(np.intersect1d(items[items > 0], row)) / max(1, int((items > 0).sum()))
+        for items, row in zip(exact, approximate, strict=True)
     ]
     return float(np.mean(shares))
 
 
 def _recalls(index: Tunable, queries: Float32) -> dict[str, float]:
-    """Recall at each length; rows that the index cannot fill count with the items it found."""
+    """Recall at each length; rows that the index cannot fill count with their items."""
     exact, _ = index.search_exactly(queries, RECALL_AT[-1])
     return {
-        f"recall@{k}": share_found(exact[:, :k], index.search_approximately(queries, k)[0]) for k in RECALL_AT
+        f"recall@{k}": mean_recall(exact[:, :k], index.search_approximately(queries, k)[0]) for k in RECALL_AT
     }
 
 
 def _least_effort(index: T, queries: Float32, aim: float, limit: float) -> T:
-    """The least effort, then the fewest refined candidates, with which recall@100 on `queries` reaches `aim`; else the most."""
+    """Set the least effort, then the fewest refined candidates, at which recall@100 on `queries` reaches `aim`; else the most."""
     k = RECALL_AT[-1]
     exact, _ = index.search_exactly(queries, k)
 
     def reaches(tried: T) -> bool:
-        return share_found(exact, tried.search_approximately(queries, k)[0]) >= aim
+        return mean_recall(exact, tried.search_approximately(queries, k)[0]) >= aim
 
     efforts: Sequence[int] = index.efforts(limit)
     least = bisect.bisect_left(efforts, True, key=lambda effort: reaches(index.with_effort(effort)))

@@ -161,7 +161,7 @@ class Bundle:
         stage = self.second_stage
         if stage is None:
             return self
-        known = stage.statistics.counted_anew(histories, bundle_ranker.HORIZON_DAYS)
+        known = stage.statistics.recounted(histories, bundle_ranker.HORIZON_DAYS)
         later = replace(self)
         later.__dict__["second_stage"] = SecondStage(stage.ranker, known, stage.own)
         return later

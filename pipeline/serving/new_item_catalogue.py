@@ -17,7 +17,7 @@ from models.encoder.encoder import AttentionRecommender
 from models.encoder.extend import with_items
 from models.histories import Float32
 from models.retrieval.build import extend_index
-from models.retrieval.content_map import ContentMap, Worth
+from models.retrieval.content_map import ContentMap, ContentMapAccuracy
 from pipeline.dataset.item_features import all_features, dense_features, padded_categories, says_something
 from pipeline.serving.catalogue import CATALOGUE, ITEMS, Added
 
@@ -35,7 +35,9 @@ def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFram
     return content.aligned(others.join(own, on=schema.ITEM_ID, how="anti")[schema.ITEM_ID].sort(), items)
 
 
-def write(bundle: Path, vectors: Float32, table: pl.DataFrame, *, reads_content: bool) -> Worth | None:
+def write(
+    bundle: Path, vectors: Float32, table: pl.DataFrame, *, reads_content: bool
+) -> ContentMapAccuracy | None:
     """catalogue/, and for a model that reads no content the map from the deployed items' content to `vectors` [n, d].
 
     table: `unknown_to` the bundle. Returns what the map is worth; None where there is none.

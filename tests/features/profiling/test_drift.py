@@ -107,7 +107,7 @@ def test_too_few_are_new(num_new: int):
     new = np.array([0] * 9 + [num_new])
     found = compared(POPULARITY, new, ({"": 1000}, {"": 1000 + num_new}))
     assert (found.items, found.types, found.new_item_share, found.warnings) == (None, None, None, [])
-    assert found.notes == [f"{num_new} events are new since last time: too few to tell how they differ"]
+    assert found.notes == [f"{num_new} events are new since last time: too few to measure how they differ"]
     assert found.metrics() == {"num_new_events": num_new, "num_removed_events": 0, "num_new_users": 0}
 
 
@@ -118,7 +118,7 @@ def test_removed_events():
     assert few.notes[0].startswith("5 events of last time or more are gone: what follows")
     many = compared(POPULARITY, POPULARITY // 5 - np.array([0] * 9 + [12]), ({"": 1000}, {"": 1188}))
     assert (many.items, many.warnings) == (None, [])
-    assert "cannot be told from counts" in many.notes[0]
+    assert "counts do not show how the new ones differ" in many.notes[0]
 
 
 def test_an_item_that_is_gone_counts_as_removed_and_ids_may_change_type():

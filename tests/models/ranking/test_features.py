@@ -123,11 +123,11 @@ def test_content_is_compared_with_the_latest_items() -> None:
     assert feature(found, "content_of_history") == pytest.approx([1.4 / np.sqrt(2), 0])
 
 
-def test_it_is_saved_and_loaded_and_counted_anew(tmp_path: Path) -> None:
+def test_it_is_saved_and_loaded_and_recounted(tmp_path: Path) -> None:
     statistics = ItemStatistics.of(LOG, ITEMS, days=5)
     statistics.save(tmp_path)
     loaded = ItemStatistics.load(tmp_path)
-    other = ItemStatistics.of(LOG.select(slice(0, 2)), ITEMS).counted_anew(LOG, days=5)
+    other = ItemStatistics.of(LOG.select(slice(0, 2)), ITEMS).recounted(LOG, days=5)
     for name, value in vars(statistics).items():
         assert np.array_equal(getattr(loaded, name), value), name
         if not name.startswith("follower"):

@@ -238,7 +238,7 @@ def plainly(items: np.ndarray, scores: np.ndarray, rules: Rules, traits: Traits,
             ]
             if rules.max_per_category and any(count >= rules.max_per_category for count in counts):
                 continue
-            if place >= 10 - rules.explored(10):
+            if place >= 10 - rules.num_explored(10):
                 worth = float(draws(rules.seed, np.array([key]), np.array([[item]], np.int32))[0, 0])
             else:
                 worth = (of[item] - low) / (high - low) - rules.popularity_damping * float(
@@ -260,7 +260,13 @@ def test_the_number_of_candidates_and_of_drawn_places() -> None:
     assert Rules().pool(10) == 10
     assert Rules(diversity=0.1).pool(10) == 100
     assert Rules(max_per_category=1).pool(50) == 200
-    assert [Rules(exploration=share).explored(10) for share in (0, 0.04, 0.1, 0.25, 1)] == [0, 0, 1, 3, 10]
+    assert [Rules(exploration=share).num_explored(10) for share in (0, 0.04, 0.1, 0.25, 1)] == [
+        0,
+        0,
+        1,
+        3,
+        10,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.retrieval.exact import inner_products, nearest, nearest_plainly
+from models.retrieval.exact import inner_products, nearest, nearest_by_sorting
 
 ROWS, NUM_VECTORS = 37, 20_011
 
@@ -30,7 +30,7 @@ def test_the_bits_are_those_of_every_pair_scored_alone_whatever_is_asked_togethe
     vectors[::3] = vectors[0] + 1e-6 * torch.randn(vectors[::3].shape, generator=random)
     queries = torch.randn(ROWS, width, generator=random)
     positions, scores = nearest(queries, vectors, 23)
-    plain_positions, plain_scores = nearest_plainly(queries, vectors, 23)
+    plain_positions, plain_scores = nearest_by_sorting(queries, vectors, 23)
     assert torch.equal(positions, plain_positions)
     assert torch.equal(scores, plain_scores)
     for rows in (slice(0, 1), slice(3, 20), slice(36, 37)):

@@ -78,7 +78,7 @@ def test_missing_damaged_or_unmatched_files_are_refused(index: ItemIndex, tmp_pa
     np.save(tmp_path / "items.npy", index.item_index[:-1])
     with pytest.raises(ValueError, match=r"items\.npy is damaged"):
         ItemIndex.load(tmp_path)
-    with pytest.raises(ValueError, match="401 vectors and 400 items"):
+    with pytest.raises(ValueError, match="401 indexed vectors, 400 items and 401 exact vectors"):
         ItemIndex.load(tmp_path, verify=False)
     (tmp_path / "items.faiss").write_bytes(b"no index")
     with pytest.raises(ValueError, match=r"items\.faiss is damaged"):

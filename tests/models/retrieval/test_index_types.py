@@ -10,7 +10,7 @@ from models.retrieval import index as module
 from models.retrieval import tuning
 from models.retrieval.build import build_index, extend_index
 from models.retrieval.index import ItemIndex
-from models.retrieval.tuning import candidates, share_found
+from models.retrieval.tuning import candidates, mean_recall
 from models.settings.index import ApproximateType, IndexSettings
 from models.topk import recommend_from_scores
 
@@ -42,7 +42,7 @@ def exact() -> ItemIndex:
 
 def test_the_recall_is_reached_on_queries_that_did_not_choose(index: ItemIndex, exact: ItemIndex):
     held_out = QUERIES[1::2]
-    recall = share_found(exact.search(held_out, 100)[0], index.search(held_out, 100)[0])
+    recall = mean_recall(exact.search(held_out, 100)[0], index.search(held_out, 100)[0])
     assert index.facts.recall["recall@100"] == recall >= 0.95
     assert index.facts.queries == 60
     assert 0 < index.facts.scanned_share < 1
@@ -73,7 +73,7 @@ def test_seen_and_forbidden_items_are_replaced(index: ItemIndex, exact: ItemInde
     expected, _ = exact.search(QUERIES, 10, seen)
     assert (items > 0).all()
     assert not any(np.isin(items[row], best[row, : 3 * row]).any() for row in range(NUM_QUERIES))
-    assert share_found(expected, items) > 0.8
+    assert mean_recall(expected, items) > 0.8
     allowed = np.arange(NUM_ITEMS + 1) % 2 == 0
     scores = exact.score_items(QUERIES)
     scores[:, ~allowed] = -np.inf
@@ -121,7 +121,7 @@ def test_few_items_are_added_and_many_are_built_anew(index: ItemIndex, tmp_path:
     found, _ = grown.search(few, 20)
     exact = build_index(grown.vectors, grown.item_index)
     assert (found > NUM_ITEMS).sum() > 7
-    assert share_found(exact.search(few, 20)[0], found) > 0.9
+    assert mean_recall(exact.search(few, 20)[0], found) > 0.9
     many = (1.5 * clustered(3_000, 4)).astype(np.float32)
     further = ITEMS[-1] + 1 + np.arange(3_000, dtype=np.int32)
     grown, is_rebuilt = extend_index(mapped, many, further, QUERIES)
