@@ -72,7 +72,7 @@ def build(
     `ranked`: how it ranks the `targets`; the length of its lists is the `k` of everything. `numbering`: items of the dataset ->
     the model's. `calibration`, `attention`, `because`, `repeats`, `users`: see the functions below.
     """
-    ordinary, k = np.flatnonzero(targets.ordinary), ranked.lists.shape[1]
+    ordinary, k = np.flatnonzero(targets.warm), ranked.lists.shape[1]
     if not len(ordinary):
         return {"k": k, "targets": 0}
     random = np.random.default_rng(seed)
