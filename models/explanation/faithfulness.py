@@ -179,7 +179,7 @@ class _Drawn:
         (low,), (high,) = interval(self.resampled[:, [place]])
         return {called: _number(self.means[place]), "low": _number(low), "high": _number(high)}
 
-    def difference(self, first: str, second: str, kind: str) -> dict[str, Any]:
+    def difference(self, first: str, second: str, kind: str) -> dict[str, str | float | None]:
         """Of the areas of two."""
         one, other = self.place[f"{first} {kind}"], self.place[f"{second} {kind}"]
         found = paired_difference(
