@@ -1,6 +1,7 @@
 """Ranker of stage rank behind any retrieving encoder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from features.histories.numbering import ItemNumbering
 from models import checkpoint
@@ -12,17 +13,20 @@ from pipeline.artifacts.files import read_json
 from pipeline.dataset import item_features
 from pipeline.dataset.dataset import Dataset
 
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
 RETRIEVAL, TWO_STAGE = "retrieval", "two_stage"
 DESCRIPTION = "ranker.json"
 
 
-def is_timed(config: Config) -> bool:
+def is_timed(config: "Config") -> bool:
     """Whether the log has times, not only an order."""
     return config.events.timestamp_unit != "position"
 
 
 def statistics(
-    config: Config,
+    config: "Config",
     dataset: Dataset,
     training: Histories,
     numbering: ItemNumbering,
@@ -47,7 +51,7 @@ def ranker_numbering(rank: Path, numbering: ItemNumbering) -> ItemNumbering:
 
 
 def opened(
-    config: Config, dataset: Dataset, rank: Path, training: Histories, numbering: ItemNumbering
+    config: "Config", dataset: Dataset, rank: Path, training: Histories, numbering: ItemNumbering
 ) -> SecondStage | None:
     """Second stage behind the encoder that learned from `training`; None where stage rank trained no ranker."""
     if not trained(rank):
