@@ -39,7 +39,7 @@ class RankedTargets:
         return len(self.item)
 
     @property
-    def ordinary(self) -> NDArray[np.bool_]:
+    def warm(self) -> NDArray[np.bool_]:
         """Targets with a known item and a history: [targets]."""
         return np.asarray(self.cold == WARM)
 

@@ -62,13 +62,8 @@ class Record:
 
     def save(self) -> None:
         """Write record.json."""
-        content = {
-            "name": self.name,
-            "status": self.status,
-            "said": self.description,
-            "stages": self.stages,
-        }
-        write_json(self.folder / "record.json", content)
+        content = {"name": self.name, "status": self.status, "said": self.description}
+        write_json(self.folder / "record.json", content | {"stages": self.stages})
 
     @classmethod
     def load(cls, folder: Path) -> "Record":

@@ -82,14 +82,9 @@ def build(ctx: Context) -> None:
                 system, fitted_on, tuned = _gru(_trained_gru(ctx), numbering)
             else:
                 system, fitted_on, tuned = _fitted(ctx, name, selection, test)
-            check_fitted(
-                name,
-                fitted_on.num_events,
-                fitted_on.latest,
-                ctx.dataset.histories,
-                ctx.dataset.split,
-                with_validation=with_validation,
-            )
+            events, split = ctx.dataset.histories, ctx.dataset.split
+            num_events, latest = fitted_on.num_events, fitted_on.latest
+            check_fitted(name, num_events, latest, events, split, with_validation=with_validation)
             ranked = rank_all(system, test, ctx.config)
             facts = asdict(tuned) | {"fitted_on": asdict(fitted_on)}
             seconds[name] = round(time.monotonic() - started, 3)
@@ -263,11 +258,7 @@ def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) 
 
 
 def _report(
-    ctx: Context,
-    systems: dict[str, Any],
-    not_applicable: dict[str, str],
-    num_targets: int,
-    seconds: dict[str, float],
+    ctx: Context, systems: dict[str, Any], absent: dict[str, str], num_targets: int, seconds: dict[str, float]
 ) -> None:
     """Counts in the manifest, settings and validation metrics to track, one line."""
     ctx.manifest.update(rows_in=num_targets, rows_out=num_targets * len(systems))
@@ -281,5 +272,5 @@ def _report(
                 ctx.track.metric(f"{name}/validation_ndcg@10", point["ndcg@10"], step)
     ctx.track.artifact("baselines.json")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
-    absent = "".join(f"; no {name}: {reason}" for name, reason in not_applicable.items())
-    ctx.summary(f"{', '.join(systems) or 'none'} on {num_targets:,} targets{absent}")
+    reasons = "".join(f"; no {name}: {reason}" for name, reason in absent.items())
+    ctx.summary(f"{', '.join(systems) or 'none'} on {num_targets:,} targets{reasons}")

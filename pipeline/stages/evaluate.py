@@ -79,9 +79,8 @@ def build(ctx: Context) -> None:
     """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and a page of figures."""
     settings = MetricSettings(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
     evaluation = _rank(ctx)
-    systems = metrics_report.compute_metrics(
-        evaluation.ranked, evaluation.targets, evaluation.catalogue, settings
-    )
+    ranked, targets = evaluation.ranked, evaluation.targets
+    systems = metrics_report.compute_metrics(ranked, targets, evaluation.catalogue, settings)
     report = _report(ctx, evaluation, systems, settings)
     report.save(ctx.folder)
     _write_table(ctx, "systems.json", _as_table(report))

@@ -55,14 +55,8 @@ def build(ctx: Context) -> None:
     days = _popularity_days(report)
     segment = _write_users(ctx, dataset, numbering, column, bundle)
     popularity_fallback.write(bundle, dataset.histories, numbering.new, segment, days)
-    digest = _seal(
-        ctx,
-        dataset,
-        report,
-        refit_steps,
-        content_map=content_map,
-        popularity={"days": days, "segment": column},
-    )
+    popularity = {"days": days, "segment": column}
+    digest = _seal(ctx, dataset, report, refit_steps, content_map=content_map, popularity=popularity)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _report(ctx, bundle, digest, report, encoder, refit_steps)
 

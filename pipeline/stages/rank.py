@@ -125,12 +125,8 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
         "lists": num_lists,
         "targets": len(retrieved),
         "candidates": ctx.config.ranker.candidates,
-        "held_out": {
-            "targets": len(held_out),
-            "retrieval_ndcg@10": retrieval,
-            "two_stage_ndcg@10": two_stage,
-            **calibrated,
-        },
+        "held_out": {"targets": len(held_out), "retrieval_ndcg@10": retrieval, "two_stage_ndcg@10": two_stage}
+        | calibrated,
         "calibration": {name: values.tolist() for name, values in vars(calibration).items()},
     }
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)

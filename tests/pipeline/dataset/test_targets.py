@@ -61,15 +61,15 @@ def test_every_test_event_is_a_target_or_counted():
     assert len(targets) + sum(targets.left_out.values()) == SPLIT.num_events(HISTORIES)["test"]
 
 
-def test_the_ordinary_ones_have_a_known_item_and_a_history():
+def test_warm_targets_have_a_known_item_and_a_history():
     targets = ranked_targets(
         Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True
     )
-    ordinary = targets.select(targets.warm)
-    assert (ordinary.user.tolist(), ordinary.item.tolist()) == ([0, 1, 2], [C, C, A])
-    assert (ordinary.histories.lengths > 0).all()
-    assert ordinary.num_cold == {"no_history": 0, "unknown_item": 0}
-    assert ordinary.left_out == targets.left_out
+    warm = targets.select(targets.warm)
+    assert (warm.user.tolist(), warm.item.tolist()) == ([0, 1, 2], [C, C, A])
+    assert (warm.histories.lengths > 0).all()
+    assert warm.num_cold == {"no_history": 0, "unknown_item": 0}
+    assert warm.left_out == targets.left_out
 
 
 def test_only_the_first_event_of_each_user():
@@ -210,12 +210,12 @@ def test_targets_and_their_histories_are_as_a_plain_loop_says(
             if exclude_seen and item in {seen for _, seen in before}:
                 continue
             known = [int(mapping[seen]) for _, seen in before if mapping[seen]]
-            apart = UNKNOWN_ITEM if not mapping[item] else WARM if known else NO_HISTORY
-            expected.append((offset + place, int(mapping[item]), known, apart))
+            cold = UNKNOWN_ITEM if not mapping[item] else WARM if known else NO_HISTORY
+            expected.append((offset + place, int(mapping[item]), known, cold))
     looked_at = targets.histories
     found = [
-        (int(position), int(item), looked_at.item_index[start:end].tolist(), int(apart))
-        for position, item, start, end, apart in zip(
+        (int(position), int(item), looked_at.item_index[start:end].tolist(), int(cold))
+        for position, item, start, end, cold in zip(
             targets.position, targets.item, looked_at.starts, looked_at.ends, targets.cold, strict=True
         )
     ]

@@ -30,10 +30,10 @@ def system(*rank: float) -> SystemRanks:
 RANKED = {"lookback": system(1, 2, 3, np.inf), "popularity": system(2, 2, 2, 2)}
 
 
-def targets(apart: list[int]) -> RankedTargets:
+def targets(cold: list[int]) -> RankedTargets:
     user = np.arange(4)
     return RankedTargets(
-        histories_from_lists([[2], [3], [1], [2]]), ITEM, user, user, np.array(apart, np.int8), {}
+        histories_from_lists([[2], [3], [1], [2]]), ITEM, user, user, np.array(cold, np.int8), {}
     )
 
 
