@@ -176,7 +176,7 @@ class _ResampledMeans:
         (low,), (high,) = interval(self.resampled[:, [column]])
         return {key: _number(self.means[column]), "low": _number(low), "high": _number(high)}
 
-    def difference(self, first: str, second: str, kind: str) -> dict[str, Any]:
+    def difference(self, first: str, second: str, kind: str) -> dict[str, str | float | None]:
         """Difference of two areas."""
         one, other = self.column[f"{first} {kind}"], self.column[f"{second} {kind}"]
         difference = paired_difference(

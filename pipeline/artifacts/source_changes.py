@@ -49,14 +49,6 @@ class Changes:
     removed: list[dict[str, str]]
     """path, and the digest before, of contents at no path any more"""
 
-    def to_json(self) -> dict[str, Any]:
-        """Entries of the manifest."""
-        return {
-            "new_sources": self.new,
-            "changed_sources": self.changed,
-            "removed_sources": self.removed,
-        }
-
     def describe(self) -> str:
         """One line; empty without changed or removed files."""
         parts = [

@@ -61,14 +61,14 @@ def source_digests(config: Config) -> dict[str, dict[str, str]]:
     """
     simulate_if_needed(config)
     digests = _digests(config)
-    wanted = {
+    paths = {
         "events": config.events.path,
         "items": config.items.path if config.items else None,
         "users": config.users.path if config.users else None,
         "exclude_users": config.events.exclude_users,
     }
     sources = {}
-    for role, path in wanted.items():
+    for role, path in paths.items():
         key = "events.exclude_users" if role == "exclude_users" else f"{role}.path"
         if path is not None:
             files = list_files(key, path)
@@ -135,9 +135,9 @@ def simulate_if_needed(config: Config) -> None:
     if config.simulate is None:
         return
     folder = config.folder / "raw"
-    wanted = {"settings": asdict(config.simulate), "seed": config.seed, "version": SIMULATION_VERSION}
+    content = {"settings": asdict(config.simulate), "seed": config.seed, "version": SIMULATION_VERSION}
     marker = folder / "simulation.json"
-    if marker.exists() and read_json(marker) == wanted:
+    if marker.exists() and read_json(marker) == content:
         return
     import filelock
 
@@ -145,8 +145,8 @@ def simulate_if_needed(config: Config) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
-        if marker.exists() and read_json(marker) == wanted:
+        if marker.exists() and read_json(marker) == content:
             return  # another process was faster
         marker.unlink(missing_ok=True)
         simulate.write(simulate.simulate(config.simulate, config.seed), folder)
-        write_json(marker, wanted)
+        write_json(marker, content)

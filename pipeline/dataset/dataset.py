@@ -1,4 +1,4 @@
-"""Features artifacts as arrays: histories, split, rows to train on, held-out events with their histories."""
+"""Features artifacts as arrays: histories, split, training rows, held-out events with their histories."""
 
 import json
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from models.histories import Histories, Int32, Int64
 
 
 def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
-    """Rows `[starts[i], ends[i])` of the flat arrays, nothing copied."""
+    """Rows `[starts[i], ends[i])` of the flat arrays, without a copy."""
     return Histories(
         histories.item_index, histories.time, histories.event_type, starts, ends, histories.value
     )
@@ -24,7 +24,7 @@ def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A features folder, memory-mapped; its tables are read when they are first used."""
+    """Memory-mapped features folder; tables are read on first use."""
 
     folder: Path
     histories: JaggedHistories
@@ -71,7 +71,7 @@ class Dataset:
         return int(self.histories.time.max(initial=0))
 
     def all_rows(self) -> Histories:
-        """The whole history of every user, a row each."""
+        """Whole histories, a row per user."""
         offsets = np.asarray(self.histories.offsets)
         return rows(self.histories, offsets[:-1], offsets[1:])
 
@@ -84,7 +84,7 @@ class Dataset:
         return chosen if split.kept_item[1:].all() else chosen.translate(kept)
 
     def occurring(self, histories: Histories) -> NDArray[np.bool_]:
-        """[num_items + 1] whether an item occurs in rows of this folder."""
+        """Whether an item occurs in rows of this folder: [num_items + 1]."""
         _, positions = histories.gather()
         occurs = np.zeros(self.num_items + 1, bool)
         occurs[histories.item_index[positions]] = True
@@ -92,14 +92,14 @@ class Dataset:
         return occurs
 
     def under_core(self) -> NDArray[np.bool_]:
-        """[num_items + 1] items removed by the core filter; with a temporal split only those with training events."""
+        """Items removed by the core filter, in a temporal split only trained ones: [num_items + 1]."""
         removed = ~self.split.kept_item
         if self.split.protocol == "leave_one_out":
             return removed
         return removed & (self.histories.item_counts(self.num_items, self.split.train_end) > 0)
 
     def without_held_back(self) -> "Dataset":
-        """The folder without events that belong to no part of the split: the log as it was then."""
+        """Dataset without events after the test part: the log as it was at an earlier cut."""
         histories, ends = self.histories, np.asarray(self.split.test_end)
         if (ends == histories.offsets[1:]).all():
             return self
@@ -116,9 +116,9 @@ class Dataset:
         return replace(self, histories=earlier)
 
     def held_out(self, part: str, ties: str) -> "HeldOut":
-        """Every event of the evaluated users in the `validation` or `test` part, by user and position.
+        """Events of the evaluated users in the `validation` or `test` part, by user and position.
 
-        Each history is all that came before: by order, or (ties = `strict`) by time alone.
+        Each history holds all earlier events: by order, or (ties = `strict`) by time alone.
         """
         histories, split = self.histories, self.split
         starts, ends = split.stretch(histories, part)
@@ -150,7 +150,7 @@ class HeldOut:
         return len(self.user)
 
     def select(self, chosen: NDArray[np.bool_]) -> "HeldOut":
-        """The chosen ones."""
+        """Events of a mask."""
         return HeldOut(
             self.user[chosen],
             self.position[chosen],
@@ -161,7 +161,7 @@ class HeldOut:
 
 
 def _first_of_tie(histories: JaggedHistories, start: Int64, position: Int64) -> Int64:
-    """[targets] first position from `start` on whose event has the time of the one at `position`: times ascend in between."""
+    """First position from `start` on with the time at `position`, by bisection of ascending times: [targets]."""
     low, high = start.copy(), position.copy()
     while (is_open := low < high).any():
         middle = (low + high) // 2

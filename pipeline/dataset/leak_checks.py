@@ -1,4 +1,4 @@
-"""Leak checks of held-out targets: no system is given an event at or after its target."""
+"""Leak checks of held-out targets: no history holds an event at or after its target."""
 
 from typing import Any
 
@@ -22,12 +22,11 @@ def check_targets(
     ties: str,
     part: str = "test",
 ) -> None:
-    """Raise LeakError where a row of `targets.histories`, which systems are given, holds what it may not.
+    """Raise LeakError where `targets.histories`, the input of every system, leaks.
 
-    Checked, block by block, on those very arrays: they are the features folder's events that the model knows (by
-    `numbering`), each user's in order of time; every target is an event of its user in the given part and has that event's
-    item; every row lies within its user's own events, and ends at the latest with the last one ordered before the target, or
-    with ties = `strict` with one of an earlier time.
+    Checked block by block on those very arrays: they hold the features folder's events on known items (by `numbering`) in
+    each user's order of time; every target is an event of its user in the part, with that event's item; every row lies within
+    its user's events and ends before the target in order, with ties = `strict` also in time.
     """
     histories = dataset.histories
     if late := num_disordered(histories):
@@ -54,7 +53,7 @@ def check_targets(
 
 
 def _check_held_out(targets: RankedTargets, dataset: Dataset, numbering: ItemNumbering, part: str) -> None:
-    """Raise LeakError unless every target is the event of an evaluated user in the part."""
+    """Raise LeakError unless every target is an event of an evaluated user in the part."""
     histories, split = dataset.histories, dataset.split
     start, end = split.stretch(histories, part)
     is_held_out = (start[targets.user] <= targets.position) & (targets.position < end[targets.user])
@@ -69,9 +68,9 @@ def _check_held_out(targets: RankedTargets, dataset: Dataset, numbering: ItemNum
 def _check_events(
     given: Histories, histories: JaggedHistories, block: Block, known: Int32, before: int
 ) -> None:
-    """Raise LeakError unless the flat arrays given to systems hold a block's known events, from position `before` on.
+    """Raise LeakError unless the systems' flat arrays hold a block's known events from position `before` on.
 
-    known: [events of the block] their items in the model's numbering, 0 for those it does not know.
+    known: [events of the block] items in the model's numbering, 0 for unknown ones.
     """
     is_known = known > 0
     here = slice(before, before + int(np.count_nonzero(is_known)))
@@ -80,8 +79,8 @@ def _check_events(
         "times": (given.time, block.cut(histories.time)),
         "event types": (given.event_type, block.cut(histories.event_type)),
     }
-    for name, (found, expected) in pairs.items():
-        if not np.array_equal(found[here], expected[is_known]):
+    for name, (received, expected) in pairs.items():
+        if not np.array_equal(received[here], expected[is_known]):
             raise LeakError(
                 f"leak: the {name} of the histories given to systems are not those of the features folder, "
                 f"among user indices {block.users.start} to {block.users.stop - 1}"
@@ -91,11 +90,11 @@ def _check_events(
 def _check_rows(
     targets: RankedTargets, block: Block, is_known: NDArray[np.bool_], chosen: Int64, before: int
 ) -> None:
-    """Raise LeakError unless the rows of the `chosen` targets, those of a block's users, lie between offset and target.
+    """Raise LeakError unless the rows of a block's `chosen` targets lie between the user's first event and the target.
 
     is_known: [events of the block]; before: known events of the users before the block.
     """
-    num_before = before + np.concatenate(([0], np.cumsum(is_known)))  # [events + 1] known ones before each
+    num_before = before + np.concatenate(([0], np.cumsum(is_known)))  # [events + 1]
     earliest = num_before[block.starts[targets.user[chosen] - block.users.start]]
     latest = num_before[targets.position[chosen] - block.events.start]
     start, end = targets.histories.starts[chosen], targets.histories.ends[chosen]
@@ -106,7 +105,7 @@ def _check_rows(
 
 
 def _check_times(targets: RankedTargets, time: Int64, ties: str) -> None:
-    """Raise LeakError where a history's last event is after its target's `time` [targets], or (ties = `strict`) at it."""
+    """Raise LeakError where a history ends after its target's `time` [targets], or (ties = `strict`) at it."""
     given = np.flatnonzero(targets.histories.lengths > 0)
     latest = targets.histories.time[targets.histories.ends[given] - 1]
     is_late = latest >= time[given] if ties == "strict" else latest > time[given]
@@ -115,9 +114,9 @@ def _check_times(targets: RankedTargets, time: Int64, ties: str) -> None:
         _refuse(targets, given[is_late], f"an event {at} the target's time stands in the history")
 
 
-def _refuse(targets: RankedTargets, wrong: Int64, what: str) -> None:
+def _refuse(targets: RankedTargets, wrong: Int64, leak: str) -> None:
     row = int(wrong[0])
     raise LeakError(
-        f"leak: {what}, for {len(wrong):,} of {len(targets):,} targets; the first one is the event at position "
+        f"leak: {leak}, for {len(wrong):,} of {len(targets):,} targets; the first one is the event at position "
         f"{int(targets.position[row])} of the features folder, of user index {int(targets.user[row])}"
     )

@@ -1,4 +1,4 @@
-"""The targets a model is judged on: the held-out events, which of them stand apart, and why the others are none."""
+"""Held-out targets: warm ones, cold ones reported separately, and counts of excluded events by reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,50 +14,50 @@ from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset, HeldOut
 from pipeline.errors import LookbackError
 
-ORDINARY, NO_HISTORY, UNKNOWN_ITEM = range(3)
-"""Codes of `RankedTargets.apart`."""
+WARM, NO_HISTORY, UNKNOWN_ITEM = range(3)
+"""Codes of `RankedTargets.cold`."""
 
 
 @dataclass(frozen=True)
 class RankedTargets:
-    """Held-out targets in a model's own items, a row each, by user and position."""
+    """Held-out targets in a model's own item numbering, ordered by user and position."""
 
     histories: Histories
-    """What the model may look at; empty rows are apart."""
+    """History before each target, empty for cold users."""
     item: Int32
-    """[targets], 1..num_items of the model, 0 for an item that it does not know"""
+    """[targets], 1..num_items of the model, 0 for an unknown item"""
     user: Int64
     """[targets], user index"""
     position: Int64
     """[targets], flat position of the event in the features folder"""
-    apart: NDArray[np.int8]
-    """[targets], ORDINARY, NO_HISTORY (nothing that the model knows comes before) or UNKNOWN_ITEM: unseen in training"""
+    cold: NDArray[np.int8]
+    """[targets], WARM, NO_HISTORY (no known item before it) or UNKNOWN_ITEM (unseen in training)"""
     left_out: dict[str, int]
-    """Held-out events that are no targets, by reason."""
+    """Counts of held-out events that are no targets, by reason."""
 
     def __len__(self) -> int:
         return len(self.item)
 
     @property
-    def ordinary(self) -> NDArray[np.bool_]:
-        """[targets], those with a known item and a history."""
-        return np.asarray(self.apart == ORDINARY)
+    def warm(self) -> NDArray[np.bool_]:
+        """Targets with a known item and a history: [targets]."""
+        return np.asarray(self.cold == WARM)
 
     @property
-    def num_apart(self) -> dict[str, int]:
-        """How many stand apart, by reason."""
-        counts = np.bincount(self.apart, minlength=3)
+    def num_cold(self) -> dict[str, int]:
+        """Counts of cold targets, by reason."""
+        counts = np.bincount(self.cold, minlength=3)
         return {"no_history": int(counts[NO_HISTORY]), "unknown_item": int(counts[UNKNOWN_ITEM])}
 
     def select(self, chosen: NDArray[np.bool_] | NDArray[np.integer] | slice) -> "RankedTargets":
-        """The chosen ones; `left_out` stays what it is, the events that were no targets to begin with."""
+        """Targets of a mask, of indices or of a slice; `left_out` stays the same."""
         return replace(
             self,
             histories=self.histories.select(chosen),
             item=self.item[chosen],
             user=self.user[chosen],
             position=self.position[chosen],
-            apart=self.apart[chosen],
+            cold=self.cold[chosen],
         )
 
 
@@ -72,15 +72,14 @@ def ranked_targets(
     trained: NDArray[np.bool_] | None = None,
     types: NDArray[np.bool_] | None = None,
 ) -> RankedTargets:
-    """The events of the `validation` or `test` part that a model is judged on.
+    """Targets among the events of the `validation` or `test` part.
 
-    Every other one is counted in `left_out` under the first reason that applies: `under_core` (the user, or an item that was
-    there to train on, is under the core filter; in leave-one-out, whose filter counts the whole log, any item under it),
-    `not_first` (with `first_only`: not the user's first event in the part, whatever becomes of that one: a user whose first
-    event is no target has none), `already_seen` (in the history, known to the model or not, with `exclude_seen`), `other_type`
-    (with `types` [num_event_types + 1]: not of those that count).
-    `numbering`: items of the dataset -> the model's. Targets on others than the `trained` items [num_items + 1] stand apart
-    even where the model knows them, by their content.
+    Other events count in `left_out` under the first reason that applies: `under_core` (user or training item under the core
+    filter; in leave-one-out, whose filter counts the whole log, any item under it), `not_first` (with `first_only`: not the
+    user's first event in the part, even if that one is no target), `already_seen` (with `exclude_seen`: item in the history,
+    known to the model or not), `other_type` (with `types` [num_event_types + 1]: type not included).
+    `numbering`: items of the dataset -> the model's. Items outside `trained` [num_items + 1] are cold even where the model
+    knows them by content.
     """
     histories, split = dataset.histories, dataset.split
     candidates = dataset.held_out(part, ties)
@@ -98,11 +97,11 @@ def ranked_targets(
         left_out[reason] = left_out.get(reason, 0) + int((kept & applies).sum())
         kept &= ~applies
     chosen = candidates.select(kept)
-    item, looked_at = numbering.new[chosen.item], chosen.histories.translate(numbering.new)
-    apart = np.full(len(chosen), ORDINARY, np.int8)
-    apart[looked_at.lengths == 0] = NO_HISTORY
-    apart[item == 0 if trained is None else ~trained[chosen.item]] = UNKNOWN_ITEM
-    return RankedTargets(looked_at, item, chosen.user, chosen.position, apart, left_out)
+    item, before = numbering.new[chosen.item], chosen.histories.translate(numbering.new)
+    cold = np.full(len(chosen), WARM, np.int8)
+    cold[before.lengths == 0] = NO_HISTORY
+    cold[item == 0 if trained is None else ~trained[chosen.item]] = UNKNOWN_ITEM
+    return RankedTargets(before, item, chosen.user, chosen.position, cold, left_out)
 
 
 def targets_of(
@@ -114,9 +113,9 @@ def targets_of(
     trained: NDArray[np.bool_] | None = None,
     exclude_seen: bool | None = None,
 ) -> RankedTargets:
-    """The `ranked_targets` of a dataset by the rules of the configuration.
+    """Targets of a dataset by the configuration (see `ranked_targets`).
 
-    `evaluate.targets` = first holds for the test. `exclude_seen` None: as the configuration says of evaluation.
+    `evaluate.targets` = first applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
     return ranked_targets(
@@ -132,24 +131,23 @@ def targets_of(
 
 
 def _target_types(config: Config, dataset: Dataset) -> NDArray[np.bool_] | None:
-    """[num_event_types + 1] whether an event of a type can be a target of validation and test; None: any can.
+    """Event types that can be targets: [num_event_types + 1]; None for all.
 
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
-    wanted = config.evaluate.target_types
-    if wanted is None:
+    included, names = config.evaluate.target_types, dataset.event_types
+    if included is None:
         return None
-    names = dataset.event_types
-    if strangers := [name for name in wanted if name not in names]:
+    if unknown := [name for name in included if name not in names]:
         raise LookbackError(
-            f"evaluate.target_types: received {', '.join(strangers)}, "
+            f"evaluate.target_types: received {', '.join(unknown)}, "
             f"expected types of the log: {', '.join(names) or 'it has none'}"
         )
-    return np.array([False, *(name in wanted for name in names)])
+    return np.array([False, *(name in included for name in names)])
 
 
 def _already_seen(histories: JaggedHistories, candidates: HeldOut) -> NDArray[np.bool_]:
-    """[candidates]: whether the item stands in the history before it, that is, whether its user's first event on it does."""
+    """Whether an item occurs in its user's history before the target: [candidates]."""
     seen = np.zeros(len(candidates), bool)
     for block in blocks(histories):
         here = slice(*np.searchsorted(candidates.user, (block.users.start, block.users.stop)))
@@ -161,7 +159,7 @@ def _already_seen(histories: JaggedHistories, candidates: HeldOut) -> NDArray[np
     return seen
 
 
-def told(left_out: Mapping[str, int]) -> str:
-    """What was left out, by reason, as a message says it."""
+def counts_by_reason(left_out: Mapping[str, int]) -> str:
+    """Text of the counts by reason, zeros left out."""
     reasons = (f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items() if count)
     return ", ".join(reasons) or "nothing"

@@ -1,12 +1,12 @@
 """Diagnostics of an evaluated model: is it as sure as it should be, what does it look at, is what its recommendations are said to
 be based on so, does it repeat, whom does it serve.
 
-Everything is found on the ordinary targets (a known item after a history that is not empty), most of it on a sample of them.
+Everything is measured on the warm targets (a known item after a history that is not empty), most of it on a sample of them.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import polars as pl
@@ -72,18 +72,18 @@ def build(
     `ranked`: how it ranks the `targets`; the length of its lists is the `k` of everything. `numbering`: items of the dataset ->
     the model's. `calibration`, `attention`, `because`, `repeats`, `users`: see the functions below.
     """
-    ordinary, k = np.flatnonzero(targets.ordinary), ranked.lists.shape[1]
-    if not len(ordinary):
+    warm, k = np.flatnonzero(targets.warm), ranked.lists.shape[1]
+    if not len(warm):
         return {"k": k, "targets": 0}
     random = np.random.default_rng(seed)
     most = min(CALIBRATION_TARGETS, max(200, CALIBRATION_CELLS // recommender.num_items))
     sizes = (most, ATTENTION_TARGETS, BECAUSE_TARGETS)
-    sample, fewer, fewest = (_sampled(ordinary, size, random) for size in sizes)
+    sample, fewer, fewest = (_sampled(warm, size, random) for size in sizes)
     looked_at, item = targets.histories.select(sample), targets.item[sample]
     moments = np.asarray(dataset.histories.time[targets.position[fewer]])
     return {
         "k": k,
-        "targets": len(ordinary),
+        "targets": len(warm),
         "calibration": calibration(recommender, looked_at, item, k, exclude_seen=exclude_seen),
         "attention": attention(
             recommender.encoder,
@@ -94,7 +94,7 @@ def build(
         "because": because(recommender.encoder, targets.histories.select(fewest), ranked.lists[fewest], seed),
         "repeats": repeats(looked_at, ranked.lists[sample], item)
         | {"exclude_seen": exclude_seen, "left_out": targets.left_out.get("already_seen", 0)},
-        "users": best_and_worst(targets, ranked, ordinary, k, _Names.of(dataset, numbering)),
+        "users": best_and_worst(targets, ranked, warm, k, _Names.of(dataset, numbering)),
     }
 
 
@@ -272,7 +272,7 @@ def because(encoder: Encoder, histories: Histories, lists: Int32, seed: int) -> 
 # --- repeats ---
 
 
-def repeats(histories: Histories, lists: Int32, target: Int32) -> Row:
+def repeats(histories: Histories, lists: Int32, target: Int32) -> dict[str, float]:
     """`recommended`: share of recommended items that are in the history; `wanted`: share of targets that are.
 
     histories: t rows; lists [t, k], 0 where there are fewer; target [t]. Where items of the history are excluded both are 0
@@ -288,6 +288,28 @@ def repeats(histories: Histories, lists: Int32, target: Int32) -> Row:
 
 
 # --- users ---
+
+
+class ShownUser(TypedDict):
+    """A user among the best or worst served, by one of the user's targets."""
+
+    user_id: Any
+    targets: int
+    ndcg: float
+    history_length: int
+    history: list[str | None]
+    """Titles of the most recent items, newest first."""
+    target: str | None
+    rank: float
+    recommended: str | None
+
+
+class BestAndWorst(TypedDict):
+    """Users with the highest and the lowest mean NDCG@k."""
+
+    min_targets: int
+    best: list[ShownUser]
+    worst: list[ShownUser]
 
 
 class _Names:
@@ -315,20 +337,20 @@ class _Names:
 
 
 def best_and_worst(
-    targets: RankedTargets, ranked: SystemRanks, ordinary: Int64, k: int, names: _Names
-) -> Row:
-    """`best` and `worst`: the `SHOWN_USERS` users with the highest and the lowest mean NDCG@k over their ordinary targets.
+    targets: RankedTargets, ranked: SystemRanks, warm: Int64, k: int, names: _Names
+) -> BestAndWorst:
+    """`best` and `worst`: the `SHOWN_USERS` users with the highest and the lowest mean NDCG@k over their warm targets.
 
     Users with at least `min_targets` = `MIN_USER_TARGETS` of them, or as many as any user has. Equal means: by the mean
     reciprocal rank, then by the user. Each with the target that it had ranked best (of the worst: worst), its rank, what was
     recommended first in its place, and the most recent events before it.
     """
-    user, rank = targets.user[ordinary], ranked.rank[ordinary]
+    user, rank = targets.user[warm], ranked.rank[warm]
     table = (
         pl.DataFrame(
             {
                 "user": user,
-                "row": ordinary,
+                "row": warm,
                 "rank": rank,
                 "ndcg": metrics.ndcg(rank, k),
                 "reciprocal": 1 / rank,
@@ -350,17 +372,17 @@ def best_and_worst(
     return {
         "min_targets": least,
         "best": [
-            _told(row, int(row["best"]), targets, ranked, names) for row in order.head(num_shown).to_dicts()
+            _shown(row, int(row["best"]), targets, ranked, names) for row in order.head(num_shown).to_dicts()
         ],
         "worst": [
-            _told(row, int(row["worst"]), targets, ranked, names)
+            _shown(row, int(row["worst"]), targets, ranked, names)
             for row in order.reverse().head(min(num_shown, len(order) // 2)).to_dicts()
         ],
     }
 
 
-def _told(row: Row, at: int, targets: RankedTargets, ranked: SystemRanks, names: _Names) -> Row:
-    """What is told of one user, by the target at `at`."""
+def _shown(row: Row, at: int, targets: RankedTargets, ranked: SystemRanks, names: _Names) -> ShownUser:
+    """Entry of one user, by the target at `at`."""
     history = targets.histories.select(slice(at, at + 1))
     last = history.item_index[history.ends[0] - min(SHOWN_EVENTS, int(history.lengths[0])) : history.ends[0]]
     return {

@@ -14,7 +14,7 @@ from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int64
-from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
+from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, WARM, RankedTargets
 from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling
 
 OF_RANKS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
@@ -102,11 +102,11 @@ def catalogue_metrics(
 
 def counted(targets: RankedTargets, *, cold_users: bool, cold_items: bool) -> NDArray[np.bool_]:
     """[targets] Mask of the targets that metrics average over."""
-    included: NDArray[np.bool_] = targets.apart == ORDINARY
+    included: NDArray[np.bool_] = targets.cold == WARM
     if cold_users:
-        included = included | (targets.apart == NO_HISTORY)
+        included = included | (targets.cold == NO_HISTORY)
     if cold_items:
-        included = included | (targets.apart == UNKNOWN_ITEM)
+        included = included | (targets.cold == UNKNOWN_ITEM)
     return included
 
 
@@ -124,7 +124,7 @@ def cold_targets(
     The latter are misses of every system that does not know the item by its content. `systems`: metrics of the report's targets,
     which the metrics with them average over as well.
     """
-    no_history, unknown = targets.apart == NO_HISTORY, targets.apart == UNKNOWN_ITEM
+    no_history, unknown = targets.cold == NO_HISTORY, targets.cold == UNKNOWN_ITEM
     of_unknown = _means(ranked, unknown, settings)
     share = 0.0 if cold_items else float(unknown.sum() / (systems.num_targets + unknown.sum()))
     with_unknown = {

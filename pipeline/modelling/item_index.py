@@ -1,4 +1,4 @@
-"""Building an item index from an encoder, tuned on held-out user vectors."""
+"""Item index of an encoder, tuned on held-out user vectors."""
 
 import numpy as np
 
@@ -19,16 +19,15 @@ def encoder_index(settings: IndexSettings, encoder: Encoder, queries: Float32) -
     """
     vectors: Float32 = encoder.item_vectors().detach().float().cpu().numpy()[1:]
     items = np.arange(1, encoder.num_items + 1, dtype=np.int32)
-    asked = queries if len(queries) else None
-    return build_index(vectors, items, settings, asked, str(pick_device()))
+    return build_index(vectors, items, settings, queries if len(queries) else None, str(pick_device()))
 
 
 def user_vectors(
     settings: IndexSettings, dataset: Dataset, encoder: Encoder, numbering: ItemNumbering
 ) -> Float32:
-    """Query vectors of users, evenly spread over all: [at most index.recall_queries, d].
+    """Query vectors of evenly spread users: [at most index.recall_queries, d].
 
-    Histories end in validation events, which the evaluated weights did not learn from; without any, training histories.
+    Histories end with validation events, unseen by the evaluated weights; without any, with training events.
     `numbering`: items of the dataset -> the encoder's.
     """
     users = _held_out(dataset).translate(numbering.new)
@@ -36,14 +35,13 @@ def user_vectors(
     if not len(users):
         users = dataset.training_rows(with_validation=False).translate(numbering.new)
         users = users.select(users.lengths > 0)
-    wanted = min(len(users), settings.recall_queries)
-    chosen = np.unique(np.linspace(0, len(users) - 1, wanted).astype(np.int64))
-    asked = as_asked(users.select(chosen), dataset.newest)
-    return AttentionRecommender(encoder).encode(asked)
+    number = min(len(users), settings.recall_queries)
+    chosen = np.unique(np.linspace(0, len(users) - 1, number).astype(np.int64))
+    return AttentionRecommender(encoder).encode(as_asked(users.select(chosen), dataset.newest))
 
 
 def _held_out(dataset: Dataset) -> Histories:
-    """The history of every user with validation events, up to the last of them."""
+    """Histories of users with validation events, up to the last of them."""
     histories = dataset.histories
     starts, ends = (np.asarray(edge) for edge in dataset.split.stretch(histories, "validation"))
     return rows(histories, histories.offsets[:-1], ends).select(ends > starts)

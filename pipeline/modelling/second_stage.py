@@ -1,4 +1,4 @@
-"""The ranker behind the retriever: opened from stage rank for whichever encoder retrieves, and held against retrieval alone."""
+"""Ranker of stage rank behind any retrieving encoder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ DESCRIPTION = "ranker.json"
 
 
 def is_timed(config: "Config") -> bool:
-    """Whether the log has times, and not only an order."""
+    """Whether the log has times, not only an order."""
     return config.events.timestamp_unit != "position"
 
 
@@ -32,7 +32,7 @@ def statistics(
     numbering: ItemNumbering,
     days: float | None = None,
 ) -> ItemStatistics:
-    """What the rows that a retriever learned from, in its numbering, say about items.
+    """Item statistics over a retriever's training rows, in its numbering.
 
     `numbering`: items of the dataset -> the retriever's; `days`: as in `ItemStatistics.of`.
     """
@@ -46,14 +46,14 @@ def trained(rank: Path) -> bool:
 
 
 def ranker_numbering(rank: Path, numbering: ItemNumbering) -> ItemNumbering:
-    """The retriever's items -> the ranker's. `numbering`: items of the dataset -> the retriever's."""
+    """Numbering from a retriever's items to the ranker's. `numbering`: items of the dataset -> the retriever's."""
     return numbering.inverse().compose(ItemNumbering.load(rank / "items.npy"))
 
 
 def opened(
     config: "Config", dataset: Dataset, rank: Path, training: Histories, numbering: ItemNumbering
 ) -> SecondStage | None:
-    """The second stage for the encoder that learned from the given rows; None where stage rank trained no ranker."""
+    """Second stage behind the encoder that learned from `training`; None where stage rank trained no ranker."""
     if not trained(rank):
         return None
     ranker = checkpoint.load_ranker(rank, pick_device())

@@ -1,4 +1,4 @@
-"""The trainer: fits encoders for a configuration, with checkpoints in a stage's workspace."""
+"""Trainer of encoders for a configuration, with checkpoints in a stage's workspace."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,19 +20,20 @@ from models.training.validation import Validation
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import known_by_content, of_model
-from pipeline.dataset.targets import targets_of, told
+from pipeline.dataset.targets import counts_by_reason, targets_of
 from pipeline.errors import LookbackError
+from pipeline.modelling.training_facts import TrainingFacts
 
 OnEpoch = Callable[[Mapping[str, float], int], None]
 """Receives the metrics of an epoch and its number."""
 LogMetric = Callable[[str, float, int], None]
 """Receives a metric's name, value and epoch."""
 SELECTION = "selection"
-"""Folder of the weights that validation chose, where the others learned from validation too."""
+"""Folder of the weights that validation chose, where a refit learned from validation too."""
 
 
 def selection_folder(train: Path) -> Path:
-    """Where a train artifact has the weights that learned from the training part alone, and chose their epoch on validation."""
+    """Folder of the weights that learned from the training part alone, their epoch chosen on validation."""
     return train / SELECTION if (train / SELECTION).exists() else train
 
 
@@ -41,23 +42,23 @@ class Trained:
     """An encoder trained on one part of a split and chosen on the next."""
 
     result: FitResult
-    """The encoder to judge: of the selection, or of the refit with validation where the configuration asks for it."""
+    """Training of the evaluated encoder: the selection or, with `train.refit_validation`, the refit."""
     selection: FitResult
-    """The training whose epoch validation chose."""
+    """Training whose epoch validation chose."""
     histories: Histories
     """Rows that `result` learned from, in the items of the dataset."""
     numbering: ItemNumbering
     """Items of the dataset -> the encoder's."""
     selection_numbering: ItemNumbering
-    """Items of the dataset -> those of the selection's encoder."""
+    """Items of the dataset -> the selection encoder's."""
 
 
 class Trainer:
-    """Trains encoders for a configuration, each under a name with its own file in the folder `checkpoints`.
+    """Trains named encoders for a configuration, each with its own file in the folder `checkpoints`.
 
     `encoder` and `train` replace the configuration's own sections (for trained baselines). `on_epoch` receives the metrics
-    of an epoch as it ends; `log` receives each of them once the training is complete. Trainings other than the selection
-    carry their name as a prefix.
+    of an epoch as it ends; `log` receives each of them once the training is complete; metrics of trainings other
+    than the selection carry the training's name as a prefix.
     """
 
     def __init__(
@@ -78,12 +79,12 @@ class Trainer:
         self._dataset = dataset
         self._types = dataset.event_types
         self._checkpoints = checkpoints
-        self._checkpoints.mkdir(exist_ok=True)
+        checkpoints.mkdir(exist_ok=True)
 
     def fit_split(self, name: str = "selection", users: NDArray[np.bool_] | None = None) -> Trained:
-        """Train on the training part, choose on validation, train again on both where the configuration asks for it.
+        """Train on the training part, choose on validation, refit on both with `train.refit_validation`.
 
-        `users` [num_users]: only those train (they are validated on all).
+        `users` [num_users]: train on these users alone, validate on all.
         """
         dataset = self._dataset
         if users is not None:
@@ -102,11 +103,11 @@ class Trainer:
                 initial = Initial(selection.model, numbering.inverse().compose(before).new)
                 result = self.fit(again, training, numbering, of_user, initial=initial)
             else:
-                result = self.refit(again, training, numbering, _facts(selection), of_user)
+                result = self.refit(again, training, numbering, TrainingFacts.of(selection), of_user)
         return Trained(result, selection, training, numbering, before)
 
     def numbering(self, training: Histories) -> ItemNumbering:
-        """Items of the dataset -> the encoder's: those of the rows to train on, and those known by content."""
+        """Numbering of the encoder's items: those of the rows to train on, and those known by content."""
         known = self._dataset.occurring(training)
         if (
             self._encoder.item_content
@@ -126,10 +127,10 @@ class Trainer:
         max_steps: int | None = None,
         initial: Initial | None = None,
     ) -> FitResult:
-        """Train on rows of the dataset, going on from the checkpoint of that name where there is one.
+        """Train on rows of the dataset, resuming from the checkpoint of that name where there is one.
 
-        `of_user` [rows]: whose each row is; None: its number's. `initial`: from these weights, for one epoch. All
-        ranks of torchrun call this alike. Raises ValueError as `models.training.fit`, naming users where a step's
+        `of_user` [rows]: user of each row (None: its row number). `initial`: start from these weights, for one epoch. All
+        ranks of torchrun call this alike. Raises ValueError as `models.training.fit`, naming the users of a step whose
         numbers are not finite.
         """
         config = self._config
@@ -173,10 +174,10 @@ class Trainer:
         name: str,
         histories: Histories,
         numbering: ItemNumbering,
-        selection: dict[str, Any],
+        selection: TrainingFacts,
         of_user: Int64 | None = None,
     ) -> FitResult:
-        """Train again from the start on more events: the steps that validation chose, scaled by the number of targets."""
+        """Train from the start on more events for the selection's best step, scaled by the number of targets."""
         config = self._config
         plan = BatchPlan(
             histories.translate(numbering.new),
@@ -186,51 +187,40 @@ class Trainer:
             config.seed,
             targets=self._train.targets,
         )
-        scale = plan.num_targets / selection["targets_per_epoch"]
-        steps = max(1, round(selection["best_step"] * scale))
+        scale = plan.num_targets / selection.resolved["targets_per_epoch"]
+        steps = max(1, round(selection.best_step * scale))
         return self.fit(name, histories, numbering, of_user, max_steps=steps)
 
     def _validation(self, numbering: ItemNumbering, trained: NDArray[np.bool_]) -> Validation:
-        """The validation targets that count: trained, with a history, and not in it where seen items are masked."""
+        """Warm validation targets; items of the history are excluded where seen items are."""
         config = self._config
         targets = targets_of(config, self._dataset, "validation", numbering, trained=trained)
-        apart, targets = targets.num_apart, targets.select(targets.ordinary)
-        if not len(targets):
+        warm = targets.select(targets.warm)
+        if not len(warm):
+            left_out = counts_by_reason(targets.left_out | targets.num_cold)
             raise LookbackError(
-                f"train: none of the validation targets can be ranked (left out: {told(targets.left_out | apart)}); expected "
+                f"train: none of the validation targets can be ranked (left out: {left_out}); expected "
                 "known items after known histories: use a longer log, or split.protocol = 'leave_one_out', which takes users of "
                 "three events"
             )
-        return Validation(targets.histories, targets.item, config.exclude_seen)
+        return Validation(warm.histories, warm.item, config.exclude_seen)
 
     def _named(self, users: Int64) -> str:
-        """What to add to the message about a step that learned from these users."""
+        """Ending of an error message that names a step's users; empty without users."""
         if not len(users):
             return ""
-        ids = self._dataset.users["user_id"]
-        return f"; the step's users are {', '.join(map(str, ids.gather(users[:NAMED_ROWS])))}" + (
-            f" and {len(users) - NAMED_ROWS} more" if len(users) > NAMED_ROWS else ""
-        )
+        ids = self._dataset.users["user_id"].gather(users[:NAMED_ROWS])
+        more = f" and {len(users) - NAMED_ROWS} more" if len(users) > NAMED_ROWS else ""
+        return f"; the step's users are {', '.join(map(str, ids))}{more}"
 
 
 def type_weights(config: Config, names: list[str]) -> Float32:
-    """[num_event_types + 1] weight in the loss of a target of each type."""
-    wanted = config.events.types or {}
-    return np.array([1.0, *(wanted.get(name, 1.0) for name in names)], np.float32)
-
-
-def _facts(result: FitResult) -> dict[str, Any]:
-    best = max(result.history, key=lambda record: record.epoch == result.best_epoch)
-    return {
-        "best_epoch": result.best_epoch,
-        "best_step": result.best_step,
-        "epochs": len(result.history),
-        "history": [record.row() for record in result.history],
-        "best": best.row(),
-    } | result.resolved
+    """Loss weight of a target by event type: [num_event_types + 1]."""
+    weights = config.events.types or {}
+    return np.array([1.0, *(weights.get(name, 1.0) for name in names)], np.float32)
 
 
 def _metrics(name: str, record: EpochRecord) -> dict[str, float]:
-    """An epoch's numbers as MLflow shows them: those of the selection plainly, those of another training under its name."""
+    """An epoch's metrics as logged, prefixed by the training's name unless it is the selection."""
     prefix = "" if name == "selection" else f"{name}/"
     return {prefix + key: value for key, value in record.row().items() if key != "epoch"}

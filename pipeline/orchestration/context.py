@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 
 @dataclass
 class Context:
-    """What a stage is given: where to read, where to write, and what to say of itself."""
+    """Inputs, workspace and records of a running stage."""
 
     config: Config
     folder: Path
     """The workspace; committed when the stage returns."""
     inputs: dict[str, Path]
-    """Folder of each stage it needs."""
+    """Needed stages to their artifact folders."""
     sources: dict[str, dict[str, str]]
     """Role to {path: content digest} of the source files (ingest)."""
     model: "ModelSource | None"
-    """Where the bundle to score with comes from (score)."""
+    """Source of the bundle to score with (score)."""
     track: "RunRecord"
-    """What to log."""
+    """Parameters, metrics and files to log."""
     live: "LiveRun"
-    """Metrics that are worth seeing before the stage ends."""
+    """Metrics logged before the stage ends."""
     stage_folder: Path
-    """The folder of all artifacts of this stage."""
+    """Folder of all artifacts of this stage."""
     show_progress: bool
     force: bool = False
-    """Whether --force asked for the stage: then nothing that is kept is trusted."""
+    """Whether --force names the stage: nothing kept is reused."""
     digests: dict[str, str] = field(default_factory=dict)
-    """sha256 by relative path of files in the workspace that are links to files on disk: not read again when it is committed."""
+    """Relative path to sha256 of hard links in the workspace, which the commit need not read."""
     manifest: dict[str, Any] = field(default_factory=dict)
-    """rows_in, rows_out, rows_left_out and what the stage adds."""
-    said: str = ""
+    """rows_in, rows_out, rows_left_out and the stage's own entries."""
+    summary_line: str = ""
 
     def summary(self, text: str) -> None:
-        """Set the one line that the stage ends with."""
-        self.said = text
+        """Set the line printed at the end of the stage."""
+        self.summary_line = text
 
     @cached_property
     def dataset(self) -> "Dataset":
-        """The stage's features artifact, opened once."""
+        """Features artifact, opened once."""
         from pipeline.dataset.dataset import Dataset
 
         return Dataset.open(self.inputs["features"])
@@ -59,7 +59,7 @@ class Context:
     def trainer(
         self, *, encoder: "EncoderSettings | None" = None, train: "TrainSettings | None" = None
     ) -> "Trainer":
-        """A trainer with checkpoints in the workspace whose metrics are shown and logged as this stage's."""
+        """Trainer with checkpoints in the workspace and metrics logged to this stage's run."""
         from pipeline.modelling.trainer import Trainer
 
         return Trainer(

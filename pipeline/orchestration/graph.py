@@ -1,4 +1,4 @@
-"""The stages: what each reads, in what order they run, and the fingerprints that follow."""
+"""Stage graph: inputs and order of the stages, and their fingerprints."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,21 +14,21 @@ from pipeline.tracking.registry import ModelSource
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its version number, the configuration that it reads, and the stages whose folders it reads."""
+    """Declaration of a stage: version number, and the configuration and stages that it reads."""
 
     name: str
     version: int
     needs: tuple[str, ...]
     sections: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Sections that it reads, with the keys in them that it does not read: a new key is read unless it is named here."""
+    """Sections read, each with its unread keys: a new key is read unless named here."""
     single_keys: tuple[str, ...] = ()
-    """Keys that it reads of other sections, which belong to other stages."""
+    """Keys read from sections of other stages."""
     resumable: bool = False
-    """Whether it can resume from the workspace that a killed run left."""
+    """Whether the stage can resume from the workspace of a killed run."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys that its fingerprint digests; a section of which all is read counts as one."""
+        """Keys in the fingerprint; a section read as a whole counts as one."""
         of_sections = (
             key
             for section, unread in self.sections.items()
@@ -130,90 +130,90 @@ STAGES = {
         ),
     )
 }
-"""In the order in which they run. `exclude_seen` stands for `evaluate.exclude_seen`, or else `score.exclude_seen`."""
+"""Stages in running order. `exclude_seen` stands for `evaluate.exclude_seen`, or else `score.exclude_seen`."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One stage of one configuration: its fingerprint, and what that was made of."""
+    """A stage of one configuration: its artifact and the inputs of its fingerprint."""
 
     stage: Stage
     artifact: store.Artifact
     settings: dict[str, Any]
     inputs: dict[str, str]
-    """Name of each needed stage to its fingerprint; source roles and models to content digests."""
+    """Needed stages to fingerprints; source roles and models to content digests."""
 
 
 def _needs(config: Config, name: str) -> tuple[str, ...]:
-    """The stages a stage reads; scoring with a registered model needs no training."""
+    """Stages that a stage reads; scoring with a registered model needs no training."""
     needs = STAGES[name].needs
-    return (
-        tuple(each for each in needs if each != "publish")
-        if name == "score" and config.score.model != "run"
-        else needs
-    )
+    if name == "score" and config.score.model != "run":
+        return tuple(needed for needed in needs if needed != "publish")
+    return needs
 
 
 def order(config: Config, names: Iterable[str]) -> list[str]:
-    """The named stages and all they need, each after what it needs."""
-    wanted: list[str] = []
+    """Named stages and the stages they need, in running order."""
+    ordered: list[str] = []
 
     def visit(name: str) -> None:
         if name not in STAGES:
             raise ConfigError(f"stage {name!r}: no such stage; expected one of {', '.join(STAGES)}")
         for needed in _needs(config, name):
             visit(needed)
-        if name not in wanted:
-            wanted.append(name)
+        if name not in ordered:
+            ordered.append(name)
 
     for name in names:
         visit(name)
-    return wanted
+    return ordered
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One configuration's stages, in the order in which they run, with fingerprints."""
+    """Stages of one configuration, in running order, with fingerprints."""
 
     config: Config
     nodes: dict[str, Node]
     sources: dict[str, dict[str, str]]
-    """Role to {path: content digest} of every source file."""
+    """Role to {path: content digest} of the source files."""
     model: ModelSource | None
-    """The registered model to score with, where the configuration names one."""
+    """Registered model to score with, where the configuration names one."""
     earlier_cuts: "dict[str, Pipeline]"
-    """What the evaluation of each earlier cut is called among the inputs of this one's, to its stages (`split.cuts`)."""
+    """Input name of each earlier cut's evaluation to that cut's stages (`split.cuts`)."""
 
 
 def resolve(config: Config, names: Iterable[str]) -> Pipeline:
-    """The named stages and all they need, with fingerprints; nothing is built, and a source file is read only if it is new."""
-    found = source_files.source_digests(config)
-    model = _model_source(config) if "score" in (wanted := order(config, names)) else None
+    """Resolve the named stages and the stages they need to fingerprints; builds nothing, reads only new source files."""
+    sources = source_files.source_digests(config)
+    model = _model_source(config) if "score" in (ordered := order(config, names)) else None
     cuts = (
         {
             f"evaluate cut {number}": resolve(cut, ["evaluate"])
             for number, cut in enumerate(earlier_cuts(config), 1)
         }
-        if "evaluate" in wanted
+        if "evaluate" in ordered
         else {}
     )
     nodes: dict[str, Node] = {}
-    for name in wanted:
+    for name in ordered:
         stage = STAGES[name]
-        inputs = {each: nodes[each].artifact.name for each in _needs(config, name)}
-        inputs |= _outside_inputs(config, name, found, model)
+        inputs = {needed: nodes[needed].artifact.name for needed in _needs(config, name)}
+        inputs |= _outside_inputs(config, name, sources, model)
         if name == "evaluate":
-            inputs |= {each: cut.nodes["evaluate"].artifact.name for each, cut in cuts.items()}
-        settings = _settings(config, stage)
+            inputs |= {cut: stages.nodes["evaluate"].artifact.name for cut, stages in cuts.items()}
+        settings = {
+            key: config.exclude_seen if key == "exclude_seen" else config.get(key) for key in stage.keys
+        }
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
         nodes[name] = Node(
             stage, store.Artifact(config.folder / name, fingerprint(content)), settings, inputs
         )
-    return Pipeline(config, nodes, found, model, cuts)
+    return Pipeline(config, nodes, sources, model, cuts)
 
 
 def finished_folder(config: Config, stage: str) -> Path:
-    """Folder of a stage's up-to-date artifact; raises LookbackError where there is none."""
+    """Folder of a stage's up-to-date artifact. Raises LookbackError where there is none."""
     artifact = resolve(config, [stage]).nodes[stage].artifact
     if not artifact.is_complete():
         raise LookbackError(f"{stage}: no up-to-date artifact; make it with: lookback run {stage} --config …")
@@ -221,7 +221,7 @@ def finished_folder(config: Config, stage: str) -> Path:
 
 
 def earlier_cuts(config: Config) -> list[Config]:
-    """The configuration at each cut point before the last one, earliest first: the log as it was then."""
+    """Configurations at each cut point before the last, earliest first: the log as it was then."""
     split = config.split
     if split.cuts == 1:
         return []  # the usual case, without importing numpy
@@ -233,17 +233,12 @@ def earlier_cuts(config: Config) -> list[Config]:
     ]
 
 
-def _settings(config: Config, stage: Stage) -> dict[str, Any]:
-    """The value of every key that the stage declares."""
-    return {key: config.exclude_seen if key == "exclude_seen" else config.get(key) for key in stage.keys}
-
-
 def _outside_inputs(
-    config: Config, name: str, found: dict[str, dict[str, str]], model: ModelSource | None
+    config: Config, name: str, sources: dict[str, dict[str, str]], model: ModelSource | None
 ) -> dict[str, str]:
-    """Content digests of what a stage reads that is no stage's folder."""
+    """Content digests of a stage's inputs other than stage folders."""
     if name == "ingest":
-        return {role: ",".join(_contents(role, digests)) for role, digests in found.items()}
+        return {role: ",".join(_contents(role, digests)) for role, digests in sources.items()}
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
@@ -255,9 +250,9 @@ def _outside_inputs(
 
 
 def _contents(role: str, digests: dict[str, str]) -> list[str]:
-    """What shapes a stage of a role's files: contents, and the extensions that say how they are read.
+    """Digests of a role's files with the extensions that decide the reader.
 
-    Of tables in order of their paths, as the first row of an item counts; else whatever the paths are.
+    Tables in order of their paths, as the first row of an item counts; other roles independent of paths.
     """
     if role == "exclude_users":
         return sorted(set(digests.values()))

@@ -1,4 +1,4 @@
-"""Where and with which code something was made, as tags of a run."""
+"""Host and code version of a run, as tags."""
 
 import functools
 import os
@@ -10,24 +10,24 @@ from pathlib import Path
 
 @functools.cache
 def tags() -> dict[str, str]:
-    """Host and cores; in a git checkout also the commit, and whether files were changed since."""
-    found = {"lookback.host": socket.gethostname(), "lookback.cores": str(os.cpu_count())}
+    """Host and cores; in a git checkout also the commit, and whether files differ from it."""
+    values = {"lookback.host": socket.gethostname(), "lookback.cores": str(os.cpu_count())}
     commit = _git("rev-parse", "HEAD")
     if commit is not None:
         changed = _git("status", "--porcelain", "--untracked-files=no")
-        found |= {
+        values |= {
             "mlflow.source.git.commit": commit,
             "lookback.git": commit[:12],
             "lookback.git_dirty": str(bool(changed)).lower(),
         }
-    return found
+    return values
 
 
 def _git(*words: str) -> str | None:
-    """What git answers in the folder of this code; None where there is no git or no checkout."""
+    """Output of a git command in the folder of this code; None without git or a checkout."""
     if shutil.which("git") is None:
         return None
-    answer = subprocess.run(
+    result = subprocess.run(
         ["git", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
     )
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

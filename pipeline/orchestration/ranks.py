@@ -1,4 +1,4 @@
-"""Processes that torchrun starts: every rank runs the stages that train, rank 0 alone resolves, writes, tracks and reports."""
+"""Ranks of torchrun: all run the stages that train; rank 0 alone resolves, writes, tracks and reports."""
 
 import contextlib
 import importlib
@@ -14,14 +14,14 @@ from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
 
 TRAINING = ("train", "baselines", "publish")
-"""Stages that train; on ranks other than 0 their `build` returns after that."""
+"""Stages that train; on ranks other than 0 their `build` returns after training."""
 
 
 @contextlib.contextmanager
 def is_leader() -> Iterator[bool]:
     """Yield True on rank 0; other ranks join its training and yield False.
 
-    Where a rank ends early the others end with exit code 1: it has reported why.
+    If a rank fails and reports its error, the others exit with code 1.
     """
     if distributed.launched() == 1:
         yield True
@@ -41,7 +41,7 @@ def is_leader() -> Iterator[bool]:
 
 
 def announce(stage: str, context: Context) -> None:
-    """Let the other ranks build a stage that trains, as rank 0 is about to."""
+    """Make the other ranks build a stage that trains, as rank 0 does next."""
     if distributed.launched() > 1 and stage in TRAINING:
         distributed.broadcast(
             {
@@ -54,7 +54,7 @@ def announce(stage: str, context: Context) -> None:
 
 
 def _follow() -> None:
-    """Build every stage that rank 0 announces, up to the end of its training."""
+    """Build every announced stage up to the end of its training."""
     while (work := distributed.broadcast(None)) is not None:
         context = Context(
             config=Config.model_validate_json(work["config"]),
@@ -69,6 +69,6 @@ def _follow() -> None:
         )
         try:
             importlib.import_module(f"pipeline.stages.{work['stage']}").build(context)
-        except (ValueError, LookbackError):  # on rank 0 as well, which reports it and ends
+        except (ValueError, LookbackError):  # raised on rank 0 as well, which reports it
             distributed.broadcast(None)
             sys.exit(1)

@@ -1,4 +1,4 @@
-"""Bringing stages up to date: lock, build aside, commit, track."""
+"""Stage runner: lock, build in a workspace, commit, track."""
 
 import contextlib
 import importlib
@@ -14,10 +14,10 @@ from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
-from pipeline.orchestration import parent_run, provenance, ranks
+from pipeline.orchestration import provenance, ranks
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
-from pipeline.orchestration.parent_run import ParentRun
+from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
 from pipeline.release import promotion
 from pipeline.tracking.record import RunRecord
 from pipeline.tracking.tracker import RunIdentity, Tracker
@@ -42,7 +42,7 @@ class Summary(TypedDict):
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that runs under way end as KILLED."""
+    """Let SIGTERM raise SystemExit, so that active runs end as KILLED."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
@@ -53,50 +53,50 @@ def ended_by_sigterm() -> Iterator[None]:
 def bring_up_to_date(
     config: Config, names: Sequence[str], *, force: bool, show_progress: bool, say: Callable[[str], None]
 ) -> list[Summary]:
-    """Run the named stages and those they need, where they are not up to date already; one summary each.
+    """Run the named stages and the stages they need unless up to date; returns a summary each.
 
-    `force` builds the named stages again. Raises LookbackError where the data or the run fails.
+    `force` rebuilds the named stages. Raises LookbackError where the data or the run fails.
     """
     pipeline = resolve(config, names)
     tracker = Tracker.from_config(config)
     summaries = []
-    with parent_run.over(pipeline, tracker) as parent:
-        for work in _works(pipeline, tracker, parent, names if force else ()):
-            with work.node.artifact.lock(work.node.inputs):
-                built = not work.is_up_to_date()
+    with parent_run(pipeline, tracker) as parent:
+        for task in _tasks(pipeline, tracker, parent, names if force else ()):
+            with task.node.artifact.lock(task.node.inputs):
+                built = not task.is_up_to_date()
                 if built:
-                    stage = importlib.import_module(f"pipeline.stages.{work.node.stage.name}")
-                    with work.building(show_progress) as context:
-                        ranks.announce(work.node.stage.name, context)
+                    stage = importlib.import_module(f"pipeline.stages.{task.node.stage.name}")
+                    with task.building(show_progress) as context:
+                        ranks.announce(task.node.stage.name, context)
                         stage.build(context)
-                parent.saw(work.name, work.node, built=built)
-                work.ensure_logged()
-            summary = _summarise(work.node, built)
-            if work.pipeline is pipeline:
+                parent.stage_done(task.name, task.node, built=built)
+                task.ensure_logged()
+            summary = _summary(task.node, built)
+            if task.pipeline is pipeline:
                 summaries.append(summary)
-            if work.name == "ingest":
+            if task.name == "ingest":
                 source_files.release(config, pipeline.sources)
-            if work.label is not None:
-                say(f"{work.label} {summary['summary']}")
+            if task.label is not None:
+                say(f"{task.label} {summary['summary']}")
     return summaries
 
 
 @dataclass(frozen=True)
-class _Work:
-    """One stage to bring up to date, and the run that it is part of."""
+class _Task:
+    """A stage to bring up to date within a parent run."""
 
     pipeline: Pipeline
     node: Node
     tracker: Tracker
     parent: ParentRun
     name: str
-    """In the parent run: the stage's, behind the cut's where it is one of an earlier cut."""
+    """Name in the parent run: the stage's, after the cut's for an earlier cut."""
     label: str | None
-    """Beginning of the line about its end; None: there is none."""
+    """Beginning of the printed line; None prints none."""
     force: bool = False
 
     def is_up_to_date(self) -> bool:
-        """Whether the artifact is complete and not to be built again; it is the latest then."""
+        """Whether the artifact is complete and not forced; points `latest` to it."""
         try:
             if self.node.artifact.is_complete() and not self.force:
                 self.node.artifact.point_latest()
@@ -108,7 +108,7 @@ class _Work:
 
     @contextlib.contextmanager
     def building(self, show_progress: bool) -> Iterator[Context]:
-        """Context to build the stage in; afterwards the workspace is committed as its artifact."""
+        """Yield the context to build the stage in, then commit the workspace as its artifact."""
         pipeline, node, artifact = self.pipeline, self.node, self.node.artifact
         inputs = {name: pipeline.nodes[name].artifact for name in node.inputs if name in pipeline.nodes}
         inputs |= {
@@ -116,15 +116,15 @@ class _Work:
             for name, cut in pipeline.earlier_cuts.items()
             if name in node.inputs
         }
-        for made_before in inputs.values():
-            made_before.verify()
+        for input_ in inputs.values():
+            input_.verify()
         artifact.prepare(resume=node.stage.resumable and not self.force)
         self.parent.begin()
         with self.tracker.start(**_identity(pipeline, node), parent_link_file=self.parent.own_link) as live:
             context = Context(
                 config=pipeline.config,
                 folder=artifact.workspace,
-                inputs={name: made_before.folder for name, made_before in inputs.items()},
+                inputs={name: input_.folder for name, input_ in inputs.items()},
                 sources=pipeline.sources,
                 model=pipeline.model,
                 track=RunRecord(),
@@ -141,37 +141,38 @@ class _Work:
             _commit(node, context, time.monotonic() - started, memory.bytes())
 
     def ensure_logged(self) -> None:
-        """Give the present server this artifact's run; milliseconds where it has it."""
+        """Log this artifact's run unless the server has it (checked in milliseconds)."""
         pipeline, node = self.pipeline, self.node
         if not self.tracker.is_logged(node.artifact.run_link):
-            judges = node.stage.name == "evaluate"
             self.tracker.replay(
                 folder=node.artifact.folder,
                 parent_link_file=self.parent.link_of(node),
-                model_link_file=pipeline.nodes["train"].artifact.run_link if judges else None,
+                model_link_file=pipeline.nodes["train"].artifact.run_link
+                if node.stage.name == "evaluate"
+                else None,
                 **_identity(pipeline, node),
             )
         if node.stage.name == "publish":
             promotion.ensure_registered(pipeline.config, self.tracker, node.artifact)
 
 
-def _works(pipeline: Pipeline, tracker: Tracker, parent: ParentRun, forced: Sequence[str]) -> Iterator[_Work]:
-    """Stages in order; before a rolling evaluation those of the earlier cuts that it takes its mean over."""
+def _tasks(pipeline: Pipeline, tracker: Tracker, parent: ParentRun, forced: Sequence[str]) -> Iterator[_Task]:
+    """Stages in order; before a rolling evaluation the stages of its earlier cuts."""
     for name, node in pipeline.nodes.items():
         if name == "evaluate" and pipeline.earlier_cuts:
             for cut_name, cut in pipeline.earlier_cuts.items():
                 for stage, cut_node in cut.nodes.items():
-                    called = f"{cut_name.removeprefix('evaluate ')}: {stage}"
+                    name_of_cut = f"{cut_name.removeprefix('evaluate ')}: {stage}"
                     label = f"{cut_name}:" if stage == "evaluate" else None
-                    yield _Work(cut, cut_node, tracker, parent, called, label)
+                    yield _Task(cut, cut_node, tracker, parent, name_of_cut, label)
             for own in pipeline.nodes.values():
                 if own.artifact.is_complete():
-                    own.artifact.point_latest()  # not to what an earlier cut made
-        yield _Work(pipeline, node, tracker, parent, name, f"{name:<9}", name in forced)
+                    own.artifact.point_latest()  # not to an artifact of an earlier cut
+        yield _Task(pipeline, node, tracker, parent, name, f"{name:<9}", name in forced)
 
 
 def _commit(node: Node, context: Context, seconds: float, peak_bytes: int) -> None:
-    """Add the manifest and what is tracked of every stage, and make the workspace the artifact."""
+    """Write the manifest and the run record, then commit the workspace as the artifact."""
     manifest: dict[str, Any] = {"rows_in": 0, "rows_out": 0, "rows_left_out": {}} | context.manifest
     manifest |= {
         "stage": node.stage.name,
@@ -182,13 +183,13 @@ def _commit(node: Node, context: Context, seconds: float, peak_bytes: int) -> No
         "peak_bytes": peak_bytes,
         "created_utc": now().isoformat(),
         "versions": _versions(),
-        "summary": context.said,
+        "summary": context.summary_line,
     }
     if "torch" in sys.modules:
         from models.device import pick_device
 
         context.track.tag("lookback.device", str(pick_device()))
-    context.track.tags |= provenance.tags()  # of this build, whenever and by whichever code it is sent
+    context.track.tags |= provenance.tags()  # of this build, not of the code that sends it later
     context.track.params(node.settings)
     context.track.metric("seconds", manifest["seconds"])
     context.track.metric("peak_bytes", manifest["peak_bytes"])
@@ -197,7 +198,7 @@ def _commit(node: Node, context: Context, seconds: float, peak_bytes: int) -> No
 
 
 def _watched(context: Context) -> contextlib.AbstractContextManager[None]:
-    """The machine's own numbers while a stage runs, where runs are logged."""
+    """Sampling of system metrics while a stage runs, if tracking is enabled."""
     tracking = context.config.tracking
     if not tracking.enabled:
         return contextlib.nullcontext()
@@ -216,13 +217,13 @@ def _identity(pipeline: Pipeline, node: Node) -> RunIdentity:
     return {
         "stage": node.stage.name,
         "fingerprint": node.artifact.name,
-        "run_name": parent_run.stage_run_name(config, node.stage.name),
+        "run_name": stage_run_name(config, node.stage.name),
         "tags": tags | provenance.tags(),
         "link_file": node.artifact.run_link,
     }
 
 
-def _summarise(node: Node, fresh: bool) -> Summary:
+def _summary(node: Node, built: bool) -> Summary:
     manifest = store.read_manifest(node.artifact.folder)
     return {
         "stage": manifest["stage"],
@@ -232,10 +233,10 @@ def _summarise(node: Node, fresh: bool) -> Summary:
         "rows_left_out": manifest["rows_left_out"],
         "peak_bytes": manifest["peak_bytes"],
         "folder": str(node.artifact.folder),
-        "up_to_date": not fresh,
-        "seconds": manifest["seconds"] if fresh else 0.0,
+        "up_to_date": not built,
+        "seconds": manifest["seconds"] if built else 0.0,
         "summary": f"{manifest['summary']} ({manifest['seconds']:.1f} s)"
-        if fresh
+        if built
         else f"is up to date ({node.artifact.folder})",
     }
 

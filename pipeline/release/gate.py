@@ -182,8 +182,8 @@ def common_targets(
         until = champion.trained_until_of(dataset.users["user_id"])
         time = np.asarray(dataset.histories.time[targets.position])
         later = _is_later(time, until[targets.user], champion.trained_until)
-    chosen = targets.select(later & targets.ordinary)
-    return CommonTargets(chosen, int((~later).sum()), int((later & ~targets.ordinary).sum()))
+    chosen = targets.select(later & targets.warm)
+    return CommonTargets(chosen, int((~later).sum()), int((later & ~targets.warm).sum()))
 
 
 def _is_later(

@@ -11,6 +11,7 @@ from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.evaluation.report import EvaluationReport
+from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.reporting import figures, templates
 from pipeline.reporting.style import Chart
 from pipeline.serving.bundle import Bundle
@@ -63,7 +64,7 @@ def of_evaluation(folder: Path, inputs: Folders, report: EvaluationReport) -> It
     if report.rolling is not None:
         yield figures.rolling_cuts(report.rolling.cuts, names, f"ndcg@{k}")
     history = pl.read_parquet(inputs["train"] / "history.parquet")
-    yield figures.training(history, read_json(inputs["train"] / "training.json")["best_epoch"])
+    yield figures.training(history, TrainingFacts.load(inputs["train"]).best_epoch)
     if report.learning_curve:
         yield figures.learning_curve(report.learning_curve, (f"ndcg@{k}", f"hit_rate@{k}"))
     yield from _of_diagnostics(folder / DIAGNOSTICS)

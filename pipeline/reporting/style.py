@@ -92,12 +92,18 @@ def label(text: str) -> str:
     return html.escape("".join(letter if letter.isprintable() else " " for letter in short), quote=False)
 
 
-def error_bars(value: Values, low: Values, high: Values) -> dict[str, Any]:
+def error_bars(value: Values, low: Values, high: Values) -> dict[str, str | float | list[float]]:
     """Bars from the values to the ends of their intervals; none where an end is undefined."""
     middle, bottom, top = (np.array(list(part), float) for part in (value, low, high))
     above, below = np.maximum(np.nan_to_num([top - middle, middle - bottom]), 0).tolist()
-    ends = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
-    return ends | {"width": 2, "thickness": 1.2}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": above,
+        "arrayminus": below,
+        "width": 2,
+        "thickness": 1.2,
+    }
 
 
 def histogram_bars(histogram: Histogram, unit: str) -> dict[str, Any]:

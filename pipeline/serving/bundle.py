@@ -38,7 +38,7 @@ from models.recommendation.rules import Rules, Traits, UInt64
 from models.retrieval.index import ItemIndex
 from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.dataset.dataset import rows
-from pipeline.dataset.item_features import compared_by
+from pipeline.dataset.item_features import comparison_vectors
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_ranker, popularity_fallback
 from pipeline.serving.catalogue import Added, categories_of
@@ -149,7 +149,7 @@ class Bundle:
         found = bundle_ranker.of_bundle(self.folder, "deployed")
         if found is None or self.added is None:
             return found
-        return found.extended(compared_by(self.added.content, np.arange(1, self.num_added + 1)))
+        return found.extended(comparison_vectors(self.added.content, np.arange(1, self.num_added + 1)))
 
     @cached_property
     def probability(self) -> Calibration | None:

@@ -19,6 +19,8 @@ from models.histories import Float32
 from models.retrieval.build import extend_index
 from models.retrieval.content_map import ContentMap, ContentMapAccuracy
 from pipeline.dataset.item_features import all_features, dense_features, padded_categories, says_something
+from models.retrieval.content_map import ContentMap, Worth
+from pipeline.dataset.item_features import all_features, dense_features, has_content, padded_categories
 from pipeline.serving.catalogue import CATALOGUE, ITEMS, Added
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def write(
         return None
     own = Content.load(bundle / FOLDER)
     positions = np.arange(1, own.num_items + 1)
-    said = positions[says_something(own)[1:]]
+    said = positions[has_content(own)[1:]]
     fitted = ContentMap.fit(all_features(own, said), vectors[said - 1])
     if fitted is None:
         return None
@@ -79,7 +81,7 @@ def extended(bundle: "Bundle", table: pl.DataFrame) -> "Bundle":
 def _said(bundle: Path, table: pl.DataFrame) -> tuple[pl.DataFrame, Content]:
     """The rows of a table about which something is said that the bundle's items know, and their features."""
     reader = ContentEncoder.load(bundle / FOLDER / "encoder")
-    table = table.filter(pl.Series(says_something(reader.transform(table))[1:]))
+    table = table.filter(pl.Series(has_content(reader.transform(table))[1:]))
     return table, reader.transform(table)
 
 

@@ -1,6 +1,6 @@
-"""Stage baselines: every recommender to beat, tuned on validation, fitted as the model is, ranking the same test targets.
+"""Stage baselines: recommenders tuned on validation, fitted on the model's training events, ranking its test targets.
 
-They depend on the log and the split alone, so every model of the same split is held against the same ones.
+They depend on the log and the split alone, so that all models of a split are compared with the same baselines.
 """
 
 import json
@@ -44,24 +44,24 @@ from pipeline.sections import BASELINES
 VALIDATION_K = 10
 GRU = "gru"
 GRU_LEARNING_RATE = 0.002
-"""AdamW's step size of the baseline `gru`: that of its results on MovieLens-1M."""
+"""AdamW learning rate of the baseline `gru`, from its results on MovieLens-1M."""
 Settings = Mapping[str, float | int]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What validation chose for one baseline."""
+    """Settings that validation chose for a baseline."""
 
     settings: Settings
-    """Of the best point of the grid."""
+    """Settings of the best grid point."""
     grid: list[dict[str, Any]]
-    """Every point: its settings and `ndcg@10` on the validation targets."""
+    """Grid points: settings and `ndcg@10` on the validation targets."""
 
 
 def build(ctx: Context) -> None:
-    """Write items.npy (the common numbering), systems/NAME.parquet (how each ranks the test targets), baselines.json."""
+    """Write items.npy (the common numbering), systems/NAME.parquet (ranks of the test targets), baselines.json."""
     if distributed.rank():
-        if GRU in wanted(ctx.config) and not _facts_file(ctx.folder, GRU).exists():
+        if GRU in names(ctx.config) and not _facts_file(ctx.folder, GRU).exists():
             _trained_gru(ctx)
         return
     (ctx.folder / "systems").mkdir(exist_ok=True)
@@ -69,11 +69,11 @@ def build(ctx: Context) -> None:
     with_validation = ctx.config.train.refit_validation
     test, numbering = _part(ctx, "test", with_validation=with_validation)
     numbering.save(ctx.folder / "items.npy")
-    found: dict[str, Any] = {"systems": {}, "not_applicable": {}}
+    systems: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    why_not = {name: _not_applicable(ctx.config, name, test.num_items) for name in wanted(ctx.config)}
-    found["not_applicable"] = {name: reason for name, reason in why_not.items() if reason is not None}
-    for name in (name for name, reason in why_not.items() if reason is None):
+    reasons = {name: _not_applicable(ctx.config, name, test.num_items) for name in names(ctx.config)}
+    not_applicable = {name: reason for name, reason in reasons.items() if reason is not None}
+    for name in (name for name in reasons if name not in not_applicable):
         path = _facts_file(ctx.folder, name)
         facts = read_json(path) if path.exists() else None
         if facts is None:
@@ -82,43 +82,38 @@ def build(ctx: Context) -> None:
                 system, fitted_on, tuned = _gru(_trained_gru(ctx), numbering)
             else:
                 system, fitted_on, tuned = _fitted(ctx, name, selection, test)
-            check_fitted(
-                name,
-                fitted_on.num_events,
-                fitted_on.latest,
-                ctx.dataset.histories,
-                ctx.dataset.split,
-                with_validation=with_validation,
-            )
+            events, split = ctx.dataset.histories, ctx.dataset.split
+            num_events, latest = fitted_on.num_events, fitted_on.latest
+            check_fitted(name, num_events, latest, events, split, with_validation=with_validation)
             ranked = rank_all(system, test, ctx.config)
             facts = asdict(tuned) | {"fitted_on": asdict(fitted_on)}
             seconds[name] = round(time.monotonic() - started, 3)
             _write(ctx.folder, name, ranked, facts)
-        found["systems"][name] = facts
-    write_json(ctx.folder / "baselines.json", found)
-    _report(ctx, found, len(test.targets), seconds)
+        systems[name] = facts
+    write_json(ctx.folder / "baselines.json", {"systems": systems, "not_applicable": not_applicable})
+    _report(ctx, systems, not_applicable, len(test.targets), seconds)
 
 
-def wanted(config: Config) -> tuple[str, ...]:
-    """The names of the baselines that the configuration asks for, in the order of the table."""
-    asked = config.evaluate.baselines
-    return BASELINES if asked == "all" else tuple(name for name in BASELINES if name in asked)
+def names(config: Config) -> tuple[str, ...]:
+    """Configured baselines, in the order of `BASELINES`."""
+    chosen = config.evaluate.baselines
+    return tuple(name for name in BASELINES if chosen == "all" or name in chosen)
 
 
 def _part(ctx: Context, name: str, *, with_validation: bool) -> tuple[Part, ItemNumbering]:
-    """What to fit on and the targets of a part, and the numbering of both."""
+    """Training rows and targets of a part, and the numbering of both."""
     config, dataset = ctx.config, ctx.dataset
     training = dataset.training_rows(with_validation=with_validation)
     trained, described = dataset.occurring(training), known_by_content(config, dataset)
     numbering = ItemNumbering.of_known(trained if described is None else trained | described)
     targets = targets_of(config, dataset, name, numbering, trained=trained)
     if name == "validation":
-        targets = _sample(targets.select(targets.ordinary), config)
+        targets = _sample(targets.select(targets.warm), config)
     return Part(training.translate(numbering.new), targets, numbering.num_items), numbering
 
 
 def _sample(targets: RankedTargets, config: Config) -> RankedTargets:
-    """At most `train.validation_targets` of them, always the same for a seed."""
+    """Sample of at most `train.validation_targets` targets, fixed by the seed."""
     most = config.train.validation_targets
     if len(targets) <= most:
         return targets
@@ -128,7 +123,10 @@ def _sample(targets: RankedTargets, config: Config) -> RankedTargets:
 
 
 def _not_applicable(config: Config, name: str, num_items: int) -> str | None:
-    """Why a baseline cannot be had for this log; LookbackError for EASE asked for by name on too large a catalogue."""
+    """Reason why a baseline does not apply to this log, or None.
+
+    Raises LookbackError where EASE is configured by name for too large a catalogue.
+    """
     reason = None
     if name == "recent_popularity" and config.events.timestamp_unit == "position":
         reason = "the log has no times, only each user's order"
@@ -140,7 +138,7 @@ def _not_applicable(config: Config, name: str, num_items: int) -> str | None:
 
 
 def _fitted(ctx: Context, name: str, selection: Part, test: Part) -> tuple[Recommender, FittedOn, Tuned]:
-    """The tuned baseline, fitted on what the model that is judged may learn from."""
+    """Tuned baseline, fitted on the evaluated model's training events."""
     fit, grid = _candidates(ctx.config, name)
     tuned = _tune(fit, grid, selection, ctx.config)
     system = fit(test.training, test.num_items, tuned.settings)
@@ -151,10 +149,10 @@ Fit = Callable[[Histories, int, Settings], Baseline]
 
 
 def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
-    """How a baseline is fitted with settings, and the grid of settings to choose from."""
+    """Fitting function of a baseline, and its grid of settings."""
     if name == "recent_popularity":
         days = config.evaluate.recent_days
-        grid = tuple({"days": each} for each in (days if isinstance(days, list) else [days]))
+        grid = tuple({"days": number} for number in (days if isinstance(days, list) else [days]))
         return lambda histories, num_items, point: RecentPopularity.fit(histories, num_items, **point), grid
     kinds: Mapping[str, Any] = {
         "popularity": Popularity,
@@ -169,7 +167,7 @@ def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
 
 
 def _tune(fit: Fit, grid: tuple[Settings, ...], selection: Part, config: Config) -> Tuned:
-    """The point of the grid with the highest NDCG@10 on the validation targets, the first of equal ones."""
+    """Grid point with the highest NDCG@10 on the validation targets, the first of ties."""
     if len(grid) == 1 or not len(selection.targets):
         return Tuned(dict(grid[0]), [dict(grid[0])])
     points = []
@@ -179,14 +177,14 @@ def _tune(fit: Fit, grid: tuple[Settings, ...], selection: Part, config: Config)
             system, selection.targets.histories, selection.targets.item, 1, exclude_seen=config.exclude_seen
         )
         points.append(dict(point) | {"ndcg@10": float(metrics.ndcg(ranked.rank, VALIDATION_K).mean())})
-    best = max(range(len(grid)), key=lambda place: (points[place]["ndcg@10"], -place))
+    best = max(range(len(grid)), key=lambda index: points[index]["ndcg@10"])
     return Tuned(dict(grid[best]), points)
 
 
 class Renumbered:
-    """A recommender of some of the items, in a numbering of all of them; those it does not know score -inf.
+    """Recommender in a numbering of more items than it knows; unknown items score -inf.
 
-    numbers: [num_items + 1] item -> the recommender's, 0 where it knows none.
+    numbers: [num_items + 1], item -> the recommender's, 0 where unknown.
     """
 
     def __init__(self, system: Recommender, numbers: Int32) -> None:
@@ -194,19 +192,19 @@ class Renumbered:
         self.num_items = len(numbers) - 1
 
     def score_items(self, histories: Histories) -> Float32:
-        """[rows, num_items + 1], from what the recommender knows of each history."""
+        """Scores from the known part of each history: [rows, num_items + 1]."""
         own = histories.compact().translate(self._numbers)
         scores = self._system.score_items(own)[:, self._numbers]
         scores[:, self._numbers == 0] = -np.inf
         return scores
 
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
-        """The k best items of each row and their scores, as every `Recommender` answers."""
+        """Top k items of each row and their scores (see `Recommender`)."""
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
 
 def _trained_gru(ctx: Context) -> Trained:
-    """GRU4Rec with the full softmax: one GRU layer, the epoch chosen on validation (its grid)."""
+    """Train GRU4Rec with the full softmax: one GRU layer, epoch chosen on validation."""
     settings = ctx.config.evaluate
     encoder = EncoderSettings(block="gru", dim=settings.gru_dim, num_blocks=1)
     train = replace(
@@ -222,10 +220,7 @@ def _trained_gru(ctx: Context) -> Trained:
 
 
 def _gru(trained: Trained, numbering: ItemNumbering) -> tuple[Recommender, FittedOn, Tuned]:
-    """The trained GRU in the common `numbering`.
-
-    It reads no content, so items known by content alone are not among its own.
-    """
+    """Trained GRU in the common `numbering`, without items known by content alone, as it reads no content."""
     grid = [
         {"epoch": record.epoch, "ndcg@10": record.validation["validation_ndcg@10"]}
         for record in trained.selection.history
@@ -242,12 +237,12 @@ def _gru(trained: Trained, numbering: ItemNumbering) -> tuple[Recommender, Fitte
 
 
 def _facts_file(folder: Path, name: str) -> Path:
-    """Facts of a baseline whose ranks are complete, kept for an interrupted run to resume from."""
+    """File with the facts of a finished baseline, from which an interrupted run resumes."""
     return folder / "systems" / f"{name}.json"
 
 
 def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) -> None:
-    """NAME.parquet, then NAME.json: where the second is there, the first is whole."""
+    """Write NAME.parquet, then NAME.json, whose existence marks the first as complete."""
     table = pl.DataFrame(
         {
             "rank": ranked.rank,
@@ -262,18 +257,20 @@ def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) 
     write_json(path.with_suffix(".json"), facts)
 
 
-def _report(ctx: Context, found: dict[str, Any], num_targets: int, seconds: dict[str, float]) -> None:
-    """Counts in the manifest, settings and validation scores to track, one line."""
-    ctx.manifest.update(rows_in=num_targets, rows_out=num_targets * len(found["systems"]))
+def _report(
+    ctx: Context, systems: dict[str, Any], absent: dict[str, str], num_targets: int, seconds: dict[str, float]
+) -> None:
+    """Counts in the manifest, settings and validation metrics to track, one line."""
+    ctx.manifest.update(rows_in=num_targets, rows_out=num_targets * len(systems))
     ctx.manifest["seconds_of_systems"] = seconds
-    for name, each in seconds.items():
-        ctx.track.metric(f"{name}/seconds", each)
-    for name, facts in found["systems"].items():
+    for name, value in seconds.items():
+        ctx.track.metric(f"{name}/seconds", value)
+    for name, facts in systems.items():
         ctx.track.param(f"baseline.{name}", json.dumps(facts["settings"]))
-        for place, point in enumerate(facts["grid"] if name != GRU else []):
+        for step, point in enumerate(facts["grid"] if name != GRU else []):
             if "ndcg@10" in point:
-                ctx.track.metric(f"{name}/validation_ndcg@10", point["ndcg@10"], place)
+                ctx.track.metric(f"{name}/validation_ndcg@10", point["ndcg@10"], step)
     ctx.track.artifact("baselines.json")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
-    not_there = "".join(f"; no {name}: {why}" for name, why in found["not_applicable"].items())
-    ctx.summary(f"{', '.join(found['systems']) or 'none'} on {num_targets:,} targets{not_there}")
+    reasons = "".join(f"; no {name}: {reason}" for name, reason in absent.items())
+    ctx.summary(f"{', '.join(systems) or 'none'} on {num_targets:,} targets{reasons}")

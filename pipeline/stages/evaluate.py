@@ -1,6 +1,6 @@
-"""Stage evaluate: every held-out event ranked against the whole catalogue by the model, beside the baselines.
+"""Stage evaluate: held-out events ranked against the whole catalogue by the model and the baselines.
 
-Metrics are written with bootstrap intervals over users and paired differences between the model and each baseline.
+Metrics come with bootstrap intervals over users and paired differences between the model and each baseline.
 """
 
 import datetime
@@ -16,6 +16,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.leaks import check_fitted, check_leaks, leaks_by_construction
 from features.histories.numbering import ItemNumbering
 from features.histories.splits import Split
+from models.baselines.base import FittedOn
 from models.checkpoint import load_model
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
@@ -28,13 +29,14 @@ from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.leak_checks import check_targets
-from pipeline.dataset.targets import RankedTargets, targets_of, told
+from pipeline.dataset.targets import RankedTargets, counts_by_reason, targets_of
 from pipeline.errors import LookbackError
 from pipeline.evaluation import diagnostics, metrics_report, ranking, second_stage_gain
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.report import EvaluationReport, Leaks, LearningPoint, SecondStageGain, Tuning
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
+from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import MODEL
@@ -61,12 +63,12 @@ class Evaluation:
     numbering: ItemNumbering
     """Items of the dataset -> the systems'."""
     training: Histories
-    """What every system learned from, in the systems' numbering"""
+    """Rows that every system learned from, in the systems' numbering."""
     every_target: RankedTargets
-    """Those that stand apart too."""
+    """All targets, cold ones included."""
     every_rank: Mapping[str, SystemRanks]
     targets: RankedTargets
-    """Those that the metrics are means over."""
+    """Targets that the metrics average over."""
     ranked: Mapping[str, SystemRanks]
     catalogue: Catalogue
     recommender: AttentionRecommender
@@ -76,24 +78,25 @@ class Evaluation:
 def build(ctx: Context) -> None:
     """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and a page of figures."""
     settings = MetricSettings(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
-    found = _rank(ctx)
-    systems = metrics_report.compute_metrics(found.ranked, found.targets, found.catalogue, settings)
-    report = _report(ctx, found, systems, settings)
+    evaluation = _rank(ctx)
+    ranked, targets = evaluation.ranked, evaluation.targets
+    systems = metrics_report.compute_metrics(ranked, targets, evaluation.catalogue, settings)
+    report = _report(ctx, evaluation, systems, settings)
     report.save(ctx.folder)
     _write_table(ctx, "systems.json", _as_table(report))
-    _write_targets(ctx, found)
+    _write_targets(ctx, evaluation)
     _write_users(ctx, systems)
-    _write_segments(ctx, found, settings)
-    _write_diagnostics(ctx, found)
+    _write_segments(ctx, evaluation, settings)
+    _write_diagnostics(ctx, evaluation)
     charts.draw_evaluation(ctx.folder, ctx.inputs, ctx.config.name, report)
     for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
-    _say(ctx, report)
+    _log(ctx, report)
 
 
 def _rank(ctx: Context) -> Evaluation:
-    """Check for leaks, find the targets, rank them by the model, and take up how the baselines ranked them."""
+    """Check for leaks, rank the targets by the model, and load the baselines' ranks."""
     config, settings = ctx.config, ctx.config.evaluate
     dataset, split = ctx.dataset, ctx.dataset.split
     numbering = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
@@ -102,19 +105,19 @@ def _rank(ctx: Context) -> Evaluation:
     training = dataset.training_rows(with_validation=config.train.refit_validation)
     targets = targets_of(config, dataset, "test", numbering, trained=dataset.occurring(training))
     check_targets(targets, dataset, numbering, ties=config.split.ties)
-    chosen = metrics_report.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
-    if not chosen.any():
+    included = metrics_report.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
+    if not included.any():
+        left_out = counts_by_reason(_left_out(ctx, targets))
         raise LookbackError(
-            f"evaluate: no target is left of the test events of {split.protocol!r} (left out: {told(_left_out(ctx, targets))});"
+            f"evaluate: no target is left among the test events of {split.protocol!r} (left out: {left_out});"
             " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
         )
     training = training.translate(numbering.new)
     recommender = AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
     part = ranking.Part(training, targets, recommender.num_items)
     stages = _stages(ctx, recommender, part, numbering)
-    ranker = _ranker(
-        ctx, {name: each.select(chosen) for name, each in stages.items()}, targets.select(chosen)
-    )
+    chosen = targets.select(included)
+    ranker = _ranker(ctx, {name: ranks.select(included) for name, ranks in stages.items()}, chosen)
     own = stages[second_stage.TWO_STAGE if ranker.used else second_stage.RETRIEVAL]
     ranked = {MODEL: own} | {
         name: ranking.load(ctx.inputs["baselines"], name)
@@ -127,8 +130,8 @@ def _rank(ctx: Context) -> Evaluation:
         training,
         targets,
         ranked,
-        targets.select(chosen),
-        {name: each.select(chosen) for name, each in ranked.items()},
+        chosen,
+        {name: ranks.select(included) for name, ranks in ranked.items()},
         metrics_report.catalogue_of(counts, dataset.content, numbering),
         recommender,
         ranker,
@@ -138,18 +141,18 @@ def _rank(ctx: Context) -> Evaluation:
 def _stages(
     ctx: Context, recommender: AttentionRecommender, part: ranking.Part, numbering: ItemNumbering
 ) -> dict[str, SystemRanks]:
-    """How retrieval ranks the targets, and how it does with the second stage behind it, where stage rank trained one."""
+    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages."""
     config = ctx.config
-    found = {second_stage.RETRIEVAL: ranking.rank_all(recommender, part, config)}
+    ranks = {second_stage.RETRIEVAL: ranking.rank_all(recommender, part, config)}
     stage = second_stage.opened(config, ctx.dataset, ctx.inputs["rank"], part.training, numbering)
     if stage is not None:
         both = TwoStage(recommender, stage, exclude_seen=config.exclude_seen)
-        found[second_stage.TWO_STAGE] = ranking.rank_all(both, part, config)
-    return found
+        ranks[second_stage.TWO_STAGE] = ranking.rank_all(both, part, config)
+    return ranks
 
 
 def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTargets) -> SecondStageGain:
-    """Decide on the second stage, by its difference from retrieval alone on the targets."""
+    """Decision on the second stage, by its difference from retrieval alone on the targets."""
     config = ctx.config
     if second_stage.TWO_STAGE not in stages:
         reason = read_json(ctx.inputs["rank"] / second_stage.DESCRIPTION)["reason"]
@@ -162,43 +165,45 @@ def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTarg
 def _check_leaks(ctx: Context, histories: JaggedHistories, split: Split) -> None:
     """Raise LeakError where a history is out of order, the parts overlap, or a system was fitted on other events."""
     check_leaks(histories, split)
-    fitted = {MODEL: read_json(ctx.inputs["train"] / "training.json")["fitted_on"]} | {
-        name: facts["fitted_on"]
+    fitted = {
+        name: FittedOn(**facts["fitted_on"])
         for name, facts in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"].items()
     }
-    for name, on in fitted.items():
-        with_validation = ctx.config.train.refit_validation
-        check_fitted(name, on["num_events"], on["latest"], histories, split, with_validation=with_validation)
+    with_validation = ctx.config.train.refit_validation
+    for name, on in {MODEL: TrainingFacts.load(ctx.inputs["train"]).fitted_on, **fitted}.items():
+        assert on is not None
+        check_fitted(name, on.num_events, on.latest, histories, split, with_validation=with_validation)
 
 
 def _left_out(ctx: Context, targets: RankedTargets) -> dict[str, int]:
-    """Test events that the metrics do not look at, by reason."""
+    """Counts of test events outside the metrics, by reason."""
     settings = ctx.config.evaluate
     included = {"no_history": settings.cold_users, "unknown_item": settings.cold_items}
-    return targets.left_out | {
-        name: 0 if included[name] else count for name, count in targets.num_apart.items()
-    }
+    cold = {reason: 0 if included[reason] else count for reason, count in targets.num_cold.items()}
+    return targets.left_out | cold
 
 
 def _report(
-    ctx: Context, found: Evaluation, systems: SystemComparison, settings: MetricSettings
+    ctx: Context, evaluation: Evaluation, systems: SystemComparison, settings: MetricSettings
 ) -> EvaluationReport:
-    """Report of the evaluation, with a learning curve and earlier cuts where the configuration has them."""
+    """Report of the evaluation, with a learning curve and earlier cuts where configured."""
     config = ctx.config
-    num_items = found.recommender.num_items
-    of_lists = metrics_report.catalogue_metrics(found.ranked, found.targets, num_items, settings)
+    num_items = evaluation.recommender.num_items
+    of_lists = metrics_report.catalogue_metrics(evaluation.ranked, evaluation.targets, num_items, settings)
     others = [name for name in systems.systems if name != MODEL]
     differences = systems.compared(MODEL, others) if others else {}
     tuned = read_json(ctx.inputs["baselines"] / "baselines.json")
-    curve = _learning_curve(ctx, found, systems, settings) if config.evaluate.training_fractions else None
+    curve = (
+        _learning_curve(ctx, evaluation, systems, settings) if config.evaluate.training_fractions else None
+    )
     report = EvaluationReport(
-        protocol=found.dataset.split.protocol,
-        test_from=_iso(found.dataset.split.test_from),
+        protocol=evaluation.dataset.split.protocol,
+        test_from=_iso(evaluation.dataset.split.test_from),
         targets_of_a_user=config.evaluate.targets,
         ties=config.split.ties,
         users=systems.num_users,
-        targets=len(found.targets),
-        targets_left_out=_left_out(ctx, found.every_target),
+        targets=len(evaluation.targets),
+        targets_left_out=_left_out(ctx, evaluation.every_target),
         num_items=num_items,
         exclude_seen=config.exclude_seen,
         refit_validation=config.train.refit_validation,
@@ -210,18 +215,18 @@ def _report(
             for other, by_metric in differences.items()
         },
         cold_targets=metrics_report.cold_targets(
-            found.every_rank,
-            found.every_target,
+            evaluation.every_rank,
+            evaluation.every_target,
             systems,
             settings,
             cold_users=config.evaluate.cold_users,
             cold_items=config.evaluate.cold_items,
         ),
-        leaks=Leaks(CHECKED, _leaks_by_construction(ctx, found)),
+        leaks=Leaks(CHECKED, _leaks_by_construction(ctx, evaluation)),
         tuning={name: Tuning(facts["settings"], facts["grid"]) for name, facts in tuned["systems"].items()},
         not_applicable=tuned["not_applicable"],
         index=read_json(ctx.inputs["index"] / "recall.json"),
-        ranker=found.ranker,
+        ranker=evaluation.ranker,
         learning_curve=curve,
     )
     earlier = [EvaluationReport.load(folder) for name, folder in ctx.inputs.items() if name.startswith(CUT)]
@@ -229,24 +234,24 @@ def _report(
 
 
 def _defined(values: Mapping[str, T]) -> dict[str, T]:
-    """Metrics defined for at least one target: JSON has no NaN."""
+    """Metrics without NaN, which JSON lacks."""
     return {
         name: value for name, value in values.items() if not np.isnan(np.asarray(value, np.float64)).any()
     }
 
 
-def _leaks_by_construction(ctx: Context, found: Evaluation) -> dict[str, float]:
+def _leaks_by_construction(ctx: Context, evaluation: Evaluation) -> dict[str, float]:
     """Leaks of leave-one-out from the future of its own test; empty without a common time."""
-    if found.dataset.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
+    if evaluation.dataset.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
         return {}
     with_validation = ctx.config.train.refit_validation
     return leaks_by_construction(
-        found.dataset.histories, found.dataset.split, with_validation=with_validation
+        evaluation.dataset.histories, evaluation.dataset.split, with_validation=with_validation
     )
 
 
 def _as_table(report: EvaluationReport) -> pl.DataFrame:
-    """A row per system and metric: value, interval, and the model's difference from it."""
+    """A row per system and metric: value, interval, and the model's difference from the system."""
     rows = []
     for system, values in report.metrics.items():
         for metric in values:
@@ -265,25 +270,29 @@ def _iso(moment: int | None) -> str | None:
 
 
 def _learning_curve(
-    ctx: Context, found: Evaluation, systems: SystemComparison, settings: MetricSettings
+    ctx: Context, evaluation: Evaluation, systems: SystemComparison, settings: MetricSettings
 ) -> list[LearningPoint]:
-    """The model trained on shares of the training users, evaluated on the same targets; unknown items are misses."""
+    """Metrics of the model trained on shares of the training users, on the same targets; unknown items are misses."""
     curve: list[LearningPoint] = []
-    order = np.random.default_rng(ctx.config.seed).permutation(np.flatnonzero(found.dataset.split.train_user))
+    order = np.random.default_rng(ctx.config.seed).permutation(
+        np.flatnonzero(evaluation.dataset.split.train_user)
+    )
     for fraction in sorted({fraction for fraction in ctx.config.evaluate.training_fractions if fraction < 1}):
-        users = np.zeros(found.dataset.histories.num_users, bool)
+        users = np.zeros(evaluation.dataset.histories.num_users, bool)
         users[order[: max(1, round(fraction * len(order)))]] = True
         trained = ctx.trainer().fit_split(f"fraction_{fraction:g}", users)
-        translation = found.numbering.inverse().compose(trained.numbering).new
+        translation = evaluation.numbering.inverse().compose(trained.numbering).new
         ranked = rank_targets(
             AttentionRecommender(trained.result.model),
-            found.targets.histories.translate(translation),
-            translation[found.targets.item],
+            evaluation.targets.histories.translate(translation),
+            translation[evaluation.targets.item],
             settings.list_length,
             exclude_seen=ctx.config.exclude_seen,
         )
         values = metrics.metrics_of_ranks(ranked.rank, settings.ks)
-        own = SystemComparison.of([(MODEL, values)], found.targets.user, settings.resamples, settings.seed)
+        own = SystemComparison.of(
+            [(MODEL, values)], evaluation.targets.user, settings.resamples, settings.seed
+        )
         curve.append(_point(fraction, int(users.sum()), own))
     return [*curve, _point(1.0, len(order), systems)]
 
@@ -293,27 +302,27 @@ def _point(fraction: float, num_users: int, systems: SystemComparison) -> Learni
     return LearningPoint(fraction, num_users, values, intervals)
 
 
-def _write_diagnostics(ctx: Context, found: Evaluation) -> None:
-    """diagnostics.json: the model's decisions, beside how good they are."""
-    measured = diagnostics.build(
-        found.recommender,
-        found.targets,
-        found.ranked[MODEL],
-        found.dataset,
-        found.numbering,
+def _write_diagnostics(ctx: Context, evaluation: Evaluation) -> None:
+    """Write diagnostics.json."""
+    content = diagnostics.build(
+        evaluation.recommender,
+        evaluation.targets,
+        evaluation.ranked[MODEL],
+        evaluation.dataset,
+        evaluation.numbering,
         exclude_seen=ctx.config.exclude_seen,
         timed=ctx.config.events.timestamp_unit != "position",
         seed=ctx.config.seed,
     )
-    write_json(ctx.folder / "diagnostics.json", measured)
+    write_json(ctx.folder / "diagnostics.json", content)
 
 
-def _write_targets(ctx: Context, found: Evaluation) -> None:
-    """targets.parquet: a row per system and target, with its rank, the worst that ties allow, and what was recommended."""
-    targets, histories = found.targets, found.dataset.histories
-    users, items = found.dataset.users["user_id"], found.dataset.items["item_id"]
-    ours = items.gather(found.numbering.inverse().new[1:].astype(np.int64) - 1)
-    about = pl.DataFrame(
+def _write_targets(ctx: Context, evaluation: Evaluation) -> None:
+    """Write targets.parquet: rank, pessimistic rank and recommended items per system and target."""
+    targets, histories = evaluation.targets, evaluation.dataset.histories
+    users, items = evaluation.dataset.users["user_id"], evaluation.dataset.items["item_id"]
+    model_items = items.gather(evaluation.numbering.inverse().new[1:].astype(np.int64) - 1)
+    columns = pl.DataFrame(
         {
             "user_id": users.gather(targets.user),
             "item_id": items.gather(histories.item_index[targets.position].astype(np.int64) - 1),
@@ -322,32 +331,32 @@ def _write_targets(ctx: Context, found: Evaluation) -> None:
     )
     length = pl.Series("history_length", targets.histories.lengths)
     pl.concat(
-        about.select(
+        columns.select(
             pl.lit(name).alias("system"),
             pl.all(),
-            pl.Series("rank", each.rank),
+            pl.Series("rank", ranks.rank),
             length,
-            pl.Series("pessimistic_rank", each.pessimistic),
-            _id_lists(each.lists, ours).alias("recommended"),
+            pl.Series("pessimistic_rank", ranks.pessimistic),
+            _id_lists(ranks.lists, model_items).alias("recommended"),
         )
-        for name, each in found.ranked.items()
+        for name, ranks in evaluation.ranked.items()
     ).write_parquet(ctx.folder / "targets.parquet")
 
 
 def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
-    """[targets] lists of ids, as long as they are; `ids` at position p is item p + 1."""
+    """Lists of ids without padding: [targets]; `ids` at position p is item p + 1."""
     import pyarrow as pa
 
     filled = lists > 0
     offsets = np.concatenate(([0], np.cumsum(filled.sum(axis=1)))).astype(np.int32)
     values = ids.gather(lists[filled].astype(np.int64) - 1).to_arrow(compat_level=pl.CompatLevel.oldest())
-    found = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values))
-    assert isinstance(found, pl.Series)
-    return found
+    series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values))
+    assert isinstance(series, pl.Series)
+    return series
 
 
 def _write_users(ctx: Context, systems: SystemComparison) -> None:
-    """per_user.parquet: a row per system and user, the mean of each metric over the user's targets."""
+    """Write per_user.parquet: the mean of each metric over a user's targets, per system and user."""
     users = ctx.dataset.users["user_id"].gather(systems.users)
     pl.concat(
         pl.DataFrame({"user_id": users} | systems.of_users(name)).select(
@@ -357,24 +366,24 @@ def _write_users(ctx: Context, systems: SystemComparison) -> None:
     ).write_parquet(ctx.folder / "per_user.parquet")
 
 
-def _write_segments(ctx: Context, found: Evaluation, settings: MetricSettings) -> None:
-    """segments.parquet: a row per segment, value and system."""
+def _write_segments(ctx: Context, evaluation: Evaluation, settings: MetricSettings) -> None:
+    """Write segments.parquet and segments.json: a row per segment, value and system."""
     segments = segments_of(
-        found.targets,
-        found.dataset,
-        found.catalogue.counts,
+        evaluation.targets,
+        evaluation.dataset,
+        evaluation.catalogue.counts,
         ctx.inputs["ingest"],
         timed=ctx.config.events.timestamp_unit != "position",
     )
     table = pl.DataFrame(
-        list(metrics_report.segment_metrics(found.ranked, found.targets.user, segments, settings))
+        list(metrics_report.segment_metrics(evaluation.ranked, evaluation.targets.user, segments, settings))
     )
     table.write_parquet(ctx.folder / "segments.parquet")
     _write_table(ctx, "segments.json", table)
 
 
 def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
-    """Write a table as MLflow's UI shows it, and log it there."""
+    """Write a table in the JSON form of MLflow's UI, and log it."""
     write_json(
         ctx.folder / name,
         {"columns": table.columns, "data": [list(row) for row in table.fill_nan(None).rows()]},
@@ -382,7 +391,7 @@ def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
     ctx.track.table(name, "evaluate")
 
 
-def _say(ctx: Context, report: EvaluationReport) -> None:
+def _log(ctx: Context, report: EvaluationReport) -> None:
     """Counts in the manifest, metrics to track, one line."""
     left_out = report.targets_left_out
     ctx.manifest.update(rows_in=report.targets + sum(left_out.values()), rows_out=report.targets)

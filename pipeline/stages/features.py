@@ -23,7 +23,7 @@ from pipeline.orchestration.context import Context
 def build(ctx: Context) -> None:
     """Write users.parquet, items.parquet, event_types.json, the flat arrays, split/, content/, profile.json, drift.json.
 
-    Events are never all in memory: they are sorted by ranges of users, and looked at block by block.
+    Events are sorted by ranges of users and read block by block, never all in memory.
     """
     ingest = ctx.inputs["ingest"]
     log = event_log.scan(ingest / "events")
@@ -48,18 +48,13 @@ def build(ctx: Context) -> None:
     table = _item_table(items, histories, known)
     table.write_parquet(ctx.folder / "items.parquet")
     is_known = histories.item_counts(len(items), split.train_end)[1:] > 0
-    ctx.manifest["content"] = content.build(
-        ctx.folder,
-        known,
-        is_known,
-        content_settings(ctx.config),
-    )
+    ctx.manifest["content"] = content.build(ctx.folder, known, is_known, content_settings(ctx.config))
     _write_profile(ctx, histories, event_types, table)
     _report(ctx, histories, split, left_out, table)
 
 
 def _catalogue(log: pl.LazyFrame, ingest: Path) -> Vocabulary:
-    """Every item of the log in sorted order; one that only the items table knows keeps its place among them."""
+    """Items of the log and the items table, sorted."""
     items, _ = Vocabulary.counted(log, schema.ITEM_ID, 1)
     if not (ingest / "items.parquet").exists():
         return items
@@ -68,7 +63,7 @@ def _catalogue(log: pl.LazyFrame, ingest: Path) -> Vocabulary:
 
 
 def _event_types(log: pl.LazyFrame) -> list[str]:
-    """The names of event types in the log, sorted."""
+    """Sorted names of the log's event types."""
     names = log.select(pl.col(schema.EVENT_TYPE).cast(pl.String).unique()).collect(engine="streaming")
     return names[schema.EVENT_TYPE].drop_nulls().sort().to_list()
 
@@ -90,7 +85,7 @@ def _split(ctx: Context, histories: JaggedHistories, num_items: int) -> splits.S
 
 
 def _item_table(items: Vocabulary, histories: JaggedHistories, known: pl.DataFrame) -> pl.DataFrame:
-    """item_index, item_id, num_events, title, categories of every item of the catalogue; known: content in their order."""
+    """Catalogue: item_index, item_id, num_events, title, categories. known: content in item order."""
     table = items.frame("item_index", schema.ITEM_ID).with_columns(
         pl.Series("num_events", histories.item_counts(len(items))[1:], dtype=pl.Int64)
     )
@@ -136,32 +131,32 @@ def _report(
 def _write_profile(
     ctx: Context, histories: JaggedHistories, event_types: list[str], items: pl.DataFrame
 ) -> None:
-    """Write profile.json, and drift.json where there is an artifact to compare with; log both, and warn of large drifts.
+    """Write and log profile.json and, with a previous artifact, drift.json; warn of large drifts.
 
-    items: item_id and num_events of the whole catalogue. Neither file shapes any result, and so neither is fingerprinted.
+    items: item_id and num_events of the catalogue. No result depends on either file, so neither is fingerprinted.
     """
     timed = ctx.config.events.timestamp_unit != "position"
-    now = profile.profile(histories, event_types, len(items), timed=timed)
-    now.save(ctx.folder / profile.PROFILE)
+    present = profile.profile(histories, event_types, len(items), timed=timed)
+    present.save(ctx.folder / profile.PROFILE)
     ctx.track.artifact(profile.PROFILE)
-    metrics = now.metrics()
-    if (found := _drift(ctx.stage_folder / "latest", items, now)) is not None:
-        found.save(ctx.folder / profile.DRIFT)
+    metrics = present.metrics()
+    if (change := _drift(ctx.stage_folder / "latest", items, present)) is not None:
+        change.save(ctx.folder / profile.DRIFT)
         ctx.track.artifact(profile.DRIFT)
-        metrics |= found.metrics()
-        for warning in found.warnings:
+        metrics |= change.metrics()
+        for warning in change.warnings:
             print(f"features: {warning}", file=sys.stderr, flush=True)
-        if found.warnings:
-            ctx.track.tag("drift", "; ".join(found.warnings))
+        if change.warnings:
+            ctx.track.tag("drift", "; ".join(change.warnings))
     for name, value in metrics.items():
         ctx.track.metric(f"data/{name}", value)
 
 
-def _drift(last: Path, items: pl.DataFrame, now: Profile) -> Drift | None:
-    """How the log differs from the last artifact's; None where there is none that can be read."""
+def _drift(latest: Path, items: pl.DataFrame, present: Profile) -> Drift | None:
+    """Drift of the log since the latest artifact; None without a readable one."""
     try:
-        before = Profile.load(last / profile.PROFILE)
-        before_items = pl.read_parquet(last / "items.parquet", columns=[schema.ITEM_ID, "num_events"])
+        before = Profile.load(latest / profile.PROFILE)
+        before_items = pl.read_parquet(latest / "items.parquet", columns=[schema.ITEM_ID, "num_events"])
     except (OSError, ValueError, pl.exceptions.PolarsError):
         return None
-    return drift.compare(before_items, before, items, now)
+    return drift.compare(before_items, before, items, present)

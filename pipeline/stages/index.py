@@ -1,4 +1,4 @@
-"""Stage index: the item vectors of the trained model and the index over them."""
+"""Stage index: item vectors of the trained model and the index over them."""
 
 import time
 
@@ -14,13 +14,13 @@ from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.orchestration.context import Context
 
 RATE_SECONDS = 0.3
-"""How long a rate is measured, about."""
+"""Approximate duration of a rate measurement, in seconds."""
 FIRST_QUERIES = 16
-"""Queries from whose time the number to measure on follows."""
+"""Queries of the first timing, which sets the number of queries to measure."""
 
 
 def build(ctx: Context) -> None:
-    """Write item_vectors.npy, the index, recall.json (against exact search: no clock enters it) and speed.json."""
+    """Write item_vectors.npy, the index, recall.json (against exact search) and speed.json (clock times)."""
     encoder = load_model(ctx.inputs["train"], pick_device())
     numbering = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
     queries = user_vectors(ctx.config.index, ctx.dataset, encoder, numbering)
@@ -44,15 +44,15 @@ def build(ctx: Context) -> None:
 
 
 def _rates(index: ItemIndex, queries: Float32) -> dict[str, float]:
-    """Lists of 100 a second on one thread, by the index and by exact search."""
+    """Top-100 lists per second on one thread, by the index and by exact search."""
     if not len(queries):
         return {}
-    found = {}
+    rates = {}
     for name, exactly in (("queries_per_second", False), ("exact_queries_per_second", True)):
         first = index.queries_per_second(queries[:FIRST_QUERIES], 100, exactly=exactly)
-        wanted = max(FIRST_QUERIES, int(first * RATE_SECONDS))
-        found[name] = index.queries_per_second(queries[:wanted], 100, exactly=exactly)
-    return found
+        number = max(FIRST_QUERIES, int(first * RATE_SECONDS))
+        rates[name] = index.queries_per_second(queries[:number], 100, exactly=exactly)
+    return rates
 
 
 def _summary(index: ItemIndex) -> str:

@@ -1,7 +1,7 @@
 """Stage ingest: source files -> typed events, one part per file; quarantine; items and users.
 
-Finished parts are kept in `.parts/` beside the artifacts, addressed by the source's content and the settings that shape
-them, and hard-linked into each artifact: another night reads only the new file. A file delivered twice counts once.
+Finished parts stay in `.parts/` beside the artifacts, addressed by content and settings and hard-linked into each artifact:
+a later run reads only new files. A file delivered twice counts once.
 """
 
 import contextlib
@@ -32,45 +32,47 @@ from pipeline.errors import LookbackError
 from pipeline.orchestration.context import Context
 
 PART_VERSION = 2
-"""Raised when the same source and settings would give another part."""
+"""Version of a part for the same source and settings."""
 FILES_AT_A_TIME = 2
-"""So that the cores have work while a file begins or ends; each is read by all of them."""
-_WHAT_AN_ID_IS = ("columns", "format", "separator", "header", "encoding")
-"""Keys of [events] that decide what the text of an id is."""
+"""Files read at once, each by all cores: the second keeps them busy while the first begins or ends."""
+_ID_KEYS = ("columns", "format", "separator", "header", "encoding")
+"""Keys of [events] that decide the text of an id."""
+_PART_KEYS = ("timestamp_unit", "timezone", "min_value", "id_types", "max_days_ahead")
+"""Further keys of [events] in the fingerprint of a part."""
 
 ExcludedUsers = pl.Series | None
-"""The users that `events.exclude_users` names, as text."""
+"""Users of `events.exclude_users`, as text."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one source became."""
+    """Typed events and quarantine of one source."""
 
     source: Source
     folder: Path
-    """With events.parquet, quarantine.parquet, part.json."""
+    """Folder with events.parquet, quarantine.parquet, part.json."""
     record: event_parts.Record
 
     @property
     def file_name(self) -> str:
-        """Its name in the artifact."""
+        """File name in the artifact."""
         return f"{self.folder.name}.parquet"
 
     @property
     def counts(self) -> Counts:
-        """What became of its rows; the examples are named after the file as it is called now."""
+        """Row counts; examples carry the present path of the file."""
         counts = Counts.from_json(self.record.facts["counts"])
-        counts.examples = [each | {schema.SOURCE_PATH: self.source.path} for each in counts.examples]
+        counts.examples = [row | {schema.SOURCE_PATH: self.source.path} for row in counts.examples]
         return counts
 
     @property
     def description(self) -> Description:
-        """What its events are like."""
+        """Statistics of the events."""
         return Description(**self.record.facts["description"])
 
 
 class _TextIds(Exception):
-    """A source has an accepted id that is no int64."""
+    """An accepted id of a source is no int64."""
 
     def __init__(self, source: Source, column: str, source_row: int, text: str) -> None:
         super().__init__(source, column, source_row, text)
@@ -80,17 +82,17 @@ class _TextIds(Exception):
 def build(ctx: Context) -> None:
     """Write events/, quarantine/, and items.parquet and users.parquet where the configuration has them.
 
-    Raises LookbackError (or ValueError) for a log that is empty, of another form than the settings say, without events, or
-    with fewer than two users or items; where a file changes while it is read; where a new file has other ids than all before.
+    Raises LookbackError or ValueError for a log that is empty, in another format than configured, without events, or with
+    fewer than two users or items; for a file that changes while it is read; for a new file whose ids are of another type.
     """
     config = ctx.config.events
     form = event_format(config, now())
-    last = PreviousIngest.of(ctx.stage_folder)
-    changes = last.changes(ctx.sources["events"])
+    previous = PreviousIngest.of(ctx.stage_folder)
+    changes = previous.changes(ctx.sources["events"])
     if announced := changes.describe():
         print(f"ingest: {announced}", file=sys.stderr, flush=True)
     excluded = _excluded(ctx)
-    log, id_types = _read_log(ctx, form, last, excluded)
+    log, id_types = _read_log(ctx, form, previous, excluded)
     counts = sum((part.counts for part in log), Counts())
     event_log.check_refused(counts, form, config.max_refused_fraction)
     repeats = _repeats(log, counts.rows_out, drop=config.duplicates == "drop")
@@ -106,7 +108,7 @@ def build(ctx: Context) -> None:
 
 
 def event_format(settings: EventSettings, now: datetime.datetime) -> EventFormat:
-    """The form of the log that the configuration describes; `now` bounds the times that are possible."""
+    """Event format of the configuration; `now` bounds the possible times."""
     ahead = round(min(settings.max_days_ahead * 86_400_000_000, 2**62))
     return EventFormat(settings, latest=iso_microseconds(now.isoformat()) + ahead)
 
@@ -116,9 +118,9 @@ def event_format(settings: EventSettings, now: datetime.datetime) -> EventFormat
 
 @contextlib.contextmanager
 def _opened(ctx: Context, role: str, path: str) -> Iterator[Path]:
-    """Where a source file can be read; messages name the file that the configuration names.
+    """Yield the path to read a source file from; error messages name the configured path.
 
-    Raises LookbackError where it is another one by now than when it was digested.
+    Raises LookbackError if the file changed since it was digested.
     """
     digest = ctx.sources[role][path]
     place = source_files.local_path(ctx.config, path, digest)
@@ -135,43 +137,43 @@ def _opened(ctx: Context, role: str, path: str) -> Iterator[Path]:
 
 
 def _check_unchanged(ctx: Context, path: str, digest: str, *, is_copy: bool) -> None:
-    """Ask for the digest again: it comes from memory where size, time and inode are the same."""
+    """Raise LookbackError if the digest, cached by size, time and inode, is another one now."""
     digests = Digests(ctx.config.folder / ".digests.json")
     if not is_copy and digests(Path(path)) != digest:
         raise changed_meanwhile(path)
 
 
 def _excluded(ctx: Context) -> ExcludedUsers:
-    found = []
+    users = []
     for path in sorted(ctx.sources.get("exclude_users", {})):
         with _opened(ctx, "exclude_users", path) as place:
-            found.append(event_log.read_excluded(place).cast(pl.String))
-    return pl.concat(found).unique() if found else None
+            users.append(event_log.read_excluded(place).cast(pl.String))
+    return pl.concat(users).unique() if users else None
 
 
 # --- parts ---
 
 
 def _read_log(
-    ctx: Context, form: EventFormat, last: PreviousIngest, excluded: ExcludedUsers
+    ctx: Context, form: EventFormat, previous: PreviousIngest, excluded: ExcludedUsers
 ) -> tuple[list[Part], dict[str, IdType]]:
-    """A part of every source, all with the same types of ids: int64 until an accepted id is none, then string."""
+    """Parts of all sources with common id types: int64, or string once an accepted id is no int64."""
     first: IdType = "string" if form.settings.id_types == "string" else "int64"
     id_types: dict[str, IdType] = {schema.USER_ID: first, schema.ITEM_ID: first}
-    same = {f"events.{key}": ctx.config.get(f"events.{key}") for key in _WHAT_AN_ID_IS}
-    settled = set[str]() if ctx.force else last.int64_columns(ctx.sources["events"], same)
+    same = {f"events.{key}": ctx.config.get(f"events.{key}") for key in _ID_KEYS}
+    settled = set[str]() if ctx.force else previous.int64_columns(ctx.sources["events"], same)
     while True:
         try:
             return _parts(ctx, form, id_types, excluded), id_types
-        except _TextIds as found:
-            if found.column in settled:
-                raise _other_ids(found) from None
-            id_types[found.column] = "string"
+        except _TextIds as error:
+            if error.column in settled:
+                raise _other_ids(error) from None
+            id_types[error.column] = "string"
 
 
-def _other_ids(found: _TextIds) -> LookbackError:
+def _other_ids(error: _TextIds) -> LookbackError:
     return LookbackError(
-        f"events.id_types: {found.source.path} row {found.source_row}: {found.column} {found.text[:100]!r} is not an int64, "
+        f"events.id_types: {error.source.path} row {error.source_row}: {error.column} {error.text[:100]!r} is not an int64, "
         f'but with "auto" all of this log were until now. Set events.id_types = "string" (every file is read again as '
         'text) or "int64" (such rows are refused), or correct the file; --force decides anew'
     )
@@ -180,15 +182,23 @@ def _other_ids(found: _TextIds) -> LookbackError:
 def _parts(
     ctx: Context, form: EventFormat, id_types: dict[str, IdType], excluded: ExcludedUsers
 ) -> list[Part]:
-    """The part of every source, in order: those that are kept and whole, and new ones."""
+    """Parts of all sources in order, kept ones reused and missing ones made."""
     log = source_changes.distinct(ctx.sources["events"])
-    shaping = _shaping(ctx, form, id_types)
+    shaping = {
+        "version": PART_VERSION,
+        "table": vars(form.settings.table),
+        "earliest": iso_microseconds(form.settings.earliest),
+        "types": None if form.settings.types is None else sorted(form.settings.types),
+        "resolved_id_types": dict(id_types),
+        "excluded": sorted(set(ctx.sources.get("exclude_users", {}).values())),
+        **{key: getattr(form.settings, key) for key in _PART_KEYS},
+    }
     settings = {
         source: shaping | {"form": readers.form_of(Path(source.path), form.settings.table)} for source in log
     }
     folders = {
-        source: ctx.stage_folder / event_parts.PARTS / f"{source.source_file}-{fingerprint(each)[:8]}"
-        for source, each in settings.items()
+        source: ctx.stage_folder / event_parts.PARTS / f"{source.source_file}-{fingerprint(content)[:8]}"
+        for source, content in settings.items()
     }
     records = {source: _kept(ctx, form, folder) for source, folder in folders.items()}
     for source, record in records.items():
@@ -212,7 +222,7 @@ def _parts(
 
 
 def _kept(ctx: Context, form: EventFormat, folder: Path) -> event_parts.Record | None:
-    """The record of a whole part; None too where a row that was ahead of its time then is not any more, and with --force."""
+    """Record of a whole part; None with --force, or once a row refused as future is no longer so."""
     record = None if ctx.force else event_parts.read(folder)
     ahead = record.facts["counts"]["first_ahead"] if record is not None and "counts" in record.facts else None
     return None if ahead is not None and ahead <= form.latest else record
@@ -221,21 +231,6 @@ def _kept(ctx: Context, form: EventFormat, folder: Path) -> event_parts.Record |
 def _check_ids(source: Source, record: event_parts.Record) -> None:
     if "text_ids" in record.facts:
         raise _TextIds(source, **record.facts["text_ids"])
-
-
-def _shaping(ctx: Context, form: EventFormat, id_types: dict[str, IdType]) -> dict[str, Any]:
-    """Everything but the source that a part depends on (the present moment apart, see `_kept`)."""
-    settings = form.settings
-    same = ("timestamp_unit", "timezone", "min_value", "id_types", "max_days_ahead")
-    return {
-        "version": PART_VERSION,
-        "table": vars(settings.table),
-        "earliest": iso_microseconds(settings.earliest),
-        "types": None if settings.types is None else sorted(settings.types),
-        "resolved_id_types": dict(id_types),
-        "excluded": sorted(set(ctx.sources.get("exclude_users", {}).values())),
-        **{name: getattr(settings, name) for name in same},
-    }
 
 
 def _make(
@@ -247,8 +242,8 @@ def _make(
     folder: Path,
     settings: dict[str, Any],
 ) -> event_parts.Record:
-    """Read a source into a part; its record has what it counted and what it is like, or which of its ids is text."""
-    said: dict[str, Any] = {"source": source.digest, "path": source.path, "settings": settings}
+    """Read a source into a part; its record has counts and statistics, or the first text id."""
+    facts: dict[str, Any] = {"source": source.digest, "path": source.path, "settings": settings}
     with event_parts.workspace(folder) as place:
         try:
             with _opened(ctx, "events", source.path) as path:
@@ -262,24 +257,24 @@ def _make(
                     source_path=source.path,
                     max_refused_fraction=ctx.config.events.max_refused_fraction,
                 )
-            said["counts"] = counts.to_json()
-            said["description"] = asdict(describe(place / "events.parquet"))
-        except event_log.TextIds as found:
+            facts["counts"] = counts.to_json()
+            facts["description"] = asdict(describe(place / "events.parquet"))
+        except event_log.TextIds as error:
             for file in files_below(place):
                 file.unlink()
-            said["text_ids"] = vars(found)
-        return event_parts.write(place, folder, said)
+            facts["text_ids"] = vars(error)
+        return event_parts.write(place, folder, facts)
 
 
 def _repeats(log: Sequence[Part], num_rows: int, *, drop: bool) -> pl.DataFrame:
-    """(source_file, source_row) of the duplicates to drop."""
+    """Duplicates to drop: source_file, source_row."""
     if not drop or not num_rows:
         return pl.DataFrame(schema={schema.SOURCE_FILE: pl.String, schema.SOURCE_ROW: pl.Int64})
     return find_duplicates([part.folder / "events.parquet" for part in log], num_rows)
 
 
 def _place(ctx: Context, log: Sequence[Part], repeats: pl.DataFrame) -> None:
-    """Link the parts into the artifact; one with duplicates is written again without them."""
+    """Link parts into the artifact; rewrite those with duplicates."""
     for name in ("events", "quarantine"):
         (ctx.folder / name).mkdir(parents=True)
     rows = {source: frame[schema.SOURCE_ROW] for (source,), frame in repeats.group_by(schema.SOURCE_FILE)}
@@ -291,7 +286,7 @@ def _place(ctx: Context, log: Sequence[Part], repeats: pl.DataFrame) -> None:
             _link(ctx, part, "events")
         if part.record.facts["path"] == part.source.path:
             _link(ctx, part, "quarantine")
-        else:  # the file has another name by now
+        else:  # the file was renamed
             refused = schema.read(part.folder / "quarantine.parquet", schema.QUARANTINE)
             named = refused.with_columns(pl.lit(part.source.path).alias(schema.SOURCE_PATH))
             named.write_parquet(ctx.folder / "quarantine" / part.file_name)
@@ -307,16 +302,16 @@ def _link(ctx: Context, part: Part, name: str) -> None:
 
 
 def _check_sizes(log: Sequence[Part], counts: Counts) -> None:
-    """Two users and two items at least, as far as the ends of every part's ids tell: and they do."""
+    """Raise LookbackError for fewer than two users or items, counted by each part's first and last id."""
     ends = {
-        "user": {each for part in log for each in part.description.user_ids},
-        "item": {each for part in log for each in part.description.item_ids},
+        "user": {id_ for part in log for id_ in part.description.user_ids},
+        "item": {id_ for part in log for id_ in part.description.item_ids},
     }
-    for what, found in ends.items():
-        if len(found) < 2:
+    for kind, ids in ends.items():
+        if len(ids) < 2:
             raise LookbackError(
-                f"events: {counts.rows_out:,} events of {len(found)} {what}, expected at least 2 {what}s: there is "
-                f"nothing to learn to recommend from; check events.path and events.columns.{what}_id"
+                f"events: {counts.rows_out:,} events of {len(ids)} {kind}, expected at least 2 {kind}s: there is "
+                f"nothing to learn to recommend from; check events.path and events.columns.{kind}_id"
             )
 
 
@@ -341,7 +336,7 @@ def _opened_all(ctx: Context, role: str) -> Iterator[list[Path]]:
 
 
 def _without(users: item_tables.Table, excluded: ExcludedUsers, kind: IdType) -> item_tables.Table:
-    """The users' table without the users who are excluded."""
+    """Users table without excluded users."""
     if excluded is None:
         return users
     ids = users.frame[schema.USER_ID]
@@ -367,7 +362,9 @@ def _report(ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes)
         "rows_out": counts.rows_out,
         "rows_left_out": counts.reasons(),
         "rows_refused": counts.refused.total(),
-        **changes.to_json(),
+        "new_sources": changes.new,
+        "changed_sources": changes.changed,
+        "removed_sources": changes.removed,
         "sources": [asdict(_SourceSummary.of(part)) for part in log],
     }
     for name in ("rows_in", "rows_out", "rows_refused", "new_sources"):
@@ -385,7 +382,7 @@ def _report(ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes)
 
 @dataclass(frozen=True)
 class _SourceSummary:
-    """A source in the manifest, with the counts of its part before duplicates of other parts are dropped."""
+    """A source in the manifest; counts before duplicates across parts are dropped."""
 
     paths: list[str]
     digest: str

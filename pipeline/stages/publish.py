@@ -1,6 +1,5 @@
 """Stage publish: refit on all events, the bundle, its registration."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,18 @@ from pipeline.dataset.item_features import content_settings
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling import second_stage
 from pipeline.modelling.item_index import encoder_index, user_vectors
+from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.sections import MODEL
 from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
 
+_SETTINGS = ("events.types", "history", "split", "model", "train", "seed")
+"""Configuration keys recorded in bundle.json."""
+
 
 def build(ctx: Context) -> None:
-    """Write bundle/ : deployed weights (refit on everything unless train.refit is false) beside the evaluated ones."""
+    """Write bundle/: deployed weights (refit on all events unless train.refit is false) beside the evaluated ones."""
     train, dataset = ctx.inputs["train"], ctx.dataset.without_held_back()
     evaluated = ItemNumbering.load(train / "items.npy")
     encoder, numbering, refit_steps = _deployed(ctx, dataset, evaluated)
@@ -50,10 +53,10 @@ def build(ctx: Context) -> None:
     content_map = _write_new_items(ctx, encoder, bundle)
     column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
     days = _popularity_days(report)
-    segment = _write_users(ctx, dataset, numbering, bundle)
+    segment = _write_users(ctx, dataset, numbering, column, bundle)
     popularity_fallback.write(bundle, dataset.histories, numbering.new, segment, days)
-    facts = {"content_map": content_map, "popularity": {"days": days, "segment": column}}
-    digest = seal(bundle, _description(ctx, dataset, report, refit_steps) | facts)
+    popularity = {"days": days, "segment": column}
+    digest = _seal(ctx, dataset, report, refit_steps, content_map=content_map, popularity=popularity)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     _report(ctx, bundle, digest, report, encoder, refit_steps)
 
@@ -61,24 +64,23 @@ def build(ctx: Context) -> None:
 def _deployed(
     ctx: Context, dataset: Dataset, evaluated: ItemNumbering
 ) -> tuple[Encoder, ItemNumbering, int | None]:
-    """The encoder that recommends, its numbering, and the steps of its refit (None: the evaluated one is deployed)."""
+    """Deployed encoder, its numbering, and the steps of its refit (None: the evaluated encoder is deployed)."""
     train = ctx.inputs["train"]
     if not ctx.config.train.refit:
         return checkpoint.load_model(train), evaluated, None
-    facts = json.loads((train / "training.json").read_text(encoding="utf-8"))
     counts = np.bincount(dataset.histories.item_index, minlength=dataset.num_items + 1)
     kept = np.where(counts >= ctx.config.history.min_item_events, np.arange(len(counts)), 0).astype(np.int32)
     everything = dataset.all_rows().translate(kept)
     trainer = ctx.trainer()
     numbering = trainer.numbering(everything)
-    result = trainer.refit("refit", everything, numbering, facts)
+    result = trainer.refit("refit", everything, numbering, TrainingFacts.load(train))
     return result.model, numbering, result.best_step
 
 
 def _write_items(dataset: Dataset, numbering: ItemNumbering, evaluated: ItemNumbering, bundle: Path) -> None:
-    """The deployed vocabulary: its numbering keeps the order of ids, so positions are indices.
+    """Write items.parquet, the deployed vocabulary: numbered in the order of ids, so positions are indices.
 
-    All that the evaluated weights know is in it: what was there to train on before is there in all of the events.
+    It contains the evaluated vocabulary, since the evaluated weights learned from a part of the same events.
     """
     assert not evaluated.known[~numbering.known].any(), (
         "the deployed vocabulary lacks items of the evaluated one"
@@ -95,9 +97,9 @@ def _write_items(dataset: Dataset, numbering: ItemNumbering, evaluated: ItemNumb
 
 
 def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
-    """The deployed items' content and what turns other items into the same: learned from all of them where it is refit.
+    """Write the deployed items' content and its encoder, fitted on all of them with `refit`.
 
-    What the deployed weights read (`model.item_content`) stays as it was when they learned to.
+    With `model.item_content` the encoder stays the one whose features the deployed weights learned from.
     """
     ids = pl.read_parquet(bundle / "items.parquet", columns=["item_id"])["item_id"]
     table = content.aligned(ids, ctx.inputs["ingest"] / "items.parquet")
@@ -108,31 +110,30 @@ def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
 
 
 def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, float] | None:
-    """What gives items that the deployed weights do not know a vector, and how good these are."""
+    """Write the content map, which gives items unknown to the deployed weights a vector; returns its quality."""
     known = pl.read_parquet(bundle / "items.parquet", columns=["item_id"])["item_id"]
-    log_ids = ctx.dataset.items["item_id"]
-    table = new_item_catalogue.unknown_to(known, log_ids, ctx.inputs["ingest"] / "items.parquet")
-    own = encoder.items.all().detach().float().cpu().numpy()[1:]
-    worth = new_item_catalogue.write(bundle, own, table, reads_content=encoder.settings.item_content)
-    if worth is None:
+    table = new_item_catalogue.unknown_to(
+        known, ctx.dataset.items["item_id"], ctx.inputs["ingest"] / "items.parquet"
+    )
+    vectors = encoder.items.all().detach().float().cpu().numpy()[1:]
+    quality = new_item_catalogue.write(bundle, vectors, table, reads_content=encoder.settings.item_content)
+    if quality is None:
         return None
-    for name, value in worth.as_dict().items():
+    for name, value in quality.as_dict().items():
         ctx.track.metric(f"content_map/{name}", value)
-    return worth.as_dict()
+    return quality.as_dict()
 
 
 def _popularity_days(report: EvaluationReport) -> float:
-    """Days of the popularity fallback: those chosen for the baseline of recent popularity, where it was evaluated."""
-    chosen = report.tuning.get("recent_popularity")
-    return (
-        popularity_fallback.DAYS
-        if chosen is None
-        else float(chosen.settings.get("days", popularity_fallback.DAYS))
-    )
+    """Days of the popularity fallback: the window tuned for the baseline of recent popularity, if evaluated."""
+    tuning = report.tuning.get("recent_popularity")
+    return float((tuning.settings if tuning is not None else {}).get("days", popularity_fallback.DAYS))
 
 
-def _write_users(ctx: Context, dataset: Dataset, numbering: ItemNumbering, bundle: Path) -> pl.Series | None:
-    """Write the users, their segments (which are returned) and their histories."""
+def _write_users(
+    ctx: Context, dataset: Dataset, numbering: ItemNumbering, column: str | None, bundle: Path
+) -> pl.Series | None:
+    """Write users with their segments, and histories; returns the segments."""
     histories, known = dataset.histories, dataset.all_rows().translate(numbering.new)
     kept = numbering.known[histories.item_index]
     offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
@@ -140,10 +141,11 @@ def _write_users(ctx: Context, dataset: Dataset, numbering: ItemNumbering, bundl
         bundle / "histories"
     )
     users = dataset.users.with_columns(trained_until(ctx.dataset))
-    table = ctx.inputs["ingest"] / "users.parquet"
-    column = popularity_fallback.segment_column(ctx.config, table)
-    segment = None if column is None else popularity_fallback.segment_of(table, column, users["user_id"])
-    users = users if segment is None else users.with_columns(segment)
+    segment = None
+    if column is not None:
+        table = ctx.inputs["ingest"] / "users.parquet"
+        segment = popularity_fallback.segment_of(table, column, users["user_id"])
+        users = users.with_columns(segment)
     users.write_parquet(bundle / "users.parquet")
     return segment
 
@@ -151,7 +153,7 @@ def _write_users(ctx: Context, dataset: Dataset, numbering: ItemNumbering, bundl
 def _write_ranker(
     ctx: Context, dataset: Dataset, evaluated: ItemNumbering, numbering: ItemNumbering, bundle: Path
 ) -> None:
-    """The second stage, and what it knows of the items behind the deployed encoder and behind the evaluated one."""
+    """Write the ranker, and its item statistics behind the deployed and the evaluated encoder."""
     config, rank = ctx.config, ctx.inputs["rank"]
     everything = dataset.all_rows().translate(numbering.new)
     training = dataset.training_rows(with_validation=config.train.refit_validation)
@@ -167,9 +169,9 @@ def _write_ranker(
 
 
 def trained_until(dataset: Dataset) -> pl.Series:
-    """[num_users] the time of each user's last event before the test, null where there is none.
+    """Time of each user's last event before the test, null without one: [num_users].
 
-    Validation counts even where the weights did not learn from it, because it chose them.
+    Validation events count even where the weights did not learn from them, because they chose the weights.
     """
     histories, last = dataset.histories, np.asarray(dataset.split.validation_end) - 1
     time = pl.Series("trained_until", np.asarray(histories.time)[np.maximum(last, 0)])
@@ -178,11 +180,12 @@ def trained_until(dataset: Dataset) -> pl.Series:
     return time.to_frame().select(pl.when(is_there).then(moment)).to_series()
 
 
-def _description(
-    ctx: Context, dataset: Dataset, report: EvaluationReport, refit_steps: int | None
-) -> dict[str, Any]:
+def _seal(
+    ctx: Context, dataset: Dataset, report: EvaluationReport, refit_steps: int | None, **facts: Any
+) -> str:
+    """Write bundle.json with further `facts`; returns the digest of the bundle."""
     config = ctx.config
-    return {
+    description = {
         "name": config.name,
         "event_types": dataset.event_types,
         "max_length": config.history.max_length,
@@ -194,10 +197,9 @@ def _description(
         "features": dataset.folder.name,
         "train": ctx.inputs["train"].name,
         "metrics": report.metrics[MODEL],
-        "settings": {
-            key: config.get(key) for key in ("events.types", "history", "split", "model", "train", "seed")
-        },
+        "settings": {key: config.get(key) for key in _SETTINGS},
     }
+    return seal(ctx.folder / "bundle", description | facts)
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""Stage rank: the second stage, trained on what the retriever finds for validation targets that it did not learn from."""
+"""Stage rank: the second stage, trained on retrieved candidates for validation targets unseen by the retriever."""
 
 from dataclasses import asdict
 from typing import Any
@@ -24,13 +24,13 @@ from pipeline.modelling.trainer import selection_folder
 from pipeline.orchestration.context import Context
 
 MIN_LISTS = 100
-"""Lists with their target among the candidates below which no ranker is trained."""
+"""Minimum number of lists with their target among the candidates; a ranker is trained on no fewer."""
 MIN_USERS = 20
-"""Users below which none is: some of them are held out to stop it, and their halves calibrate each other."""
+"""Minimum number of users: some are held out for early stopping, and their halves calibrate each other."""
 
 
 def build(ctx: Context) -> None:
-    """Write ranker.json, and where one is trained ranker.safetensors, ranker_config.json, items.npy, ranker_history.parquet."""
+    """Write ranker.json; with a trained ranker also ranker.safetensors, ranker_config.json, items.npy, ranker_history.parquet."""
     settings = ctx.config.ranker
     if settings.use == "never":
         _without(ctx, "ranker.use is never: the order of retrieval stands")
@@ -52,7 +52,7 @@ def build(ctx: Context) -> None:
             )
         _without(ctx, f"{reason}: the order of retrieval stands")
         return
-    fitted = fit_ranker(stage, retrieved, ctx.config.seed, on_epoch=lambda epoch: _tell(ctx, epoch))
+    fitted = fit_ranker(stage, retrieved, ctx.config.seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch))
     checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
     numbering.save(ctx.folder / "items.npy")
     pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
@@ -68,24 +68,24 @@ def _without(ctx: Context, reason: str) -> None:
 
 
 def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple[SecondStage, Retrieved]:
-    """A fresh ranker behind the encoder that knows the training part alone, and its candidates for validation targets."""
+    """Untrained ranker behind the encoder of the training part, and its candidates for validation targets."""
     config, dataset = ctx.config, ctx.dataset
     training = dataset.training_rows(with_validation=False)
     targets = targets_of(config, dataset, "validation", numbering, trained=dataset.occurring(training))
-    targets = targets.select(targets.ordinary)
+    targets = targets.select(targets.warm)
     most = round(config.ranker.max_lists / config.ranker.train_fraction)
     if len(targets) > most:
         targets = targets.select(
             np.sort(np.random.default_rng(config.seed).choice(len(targets), most, replace=False))
         )
-    looked_at = targets.histories
+    before = targets.histories
     recommender = AttentionRecommender(encoder)
-    found = [
-        recommender.recommend(looked_at.select(part), config.ranker.candidates, config.exclude_seen)
+    lists = [
+        recommender.recommend(before.select(part), config.ranker.candidates, config.exclude_seen)
         for part in row_chunks(len(targets), encoder.num_items)
     ]
-    items, scores = (np.concatenate([each[which] for each in found]) for which in range(2))
-    retrieved = Retrieved(looked_at, items, scores, targets.item, targets.user)
+    items, scores = map(np.concatenate, zip(*lists, strict=True))
+    retrieved = Retrieved(before, items, scores, targets.item, targets.user)
     torch.manual_seed(config.seed)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
@@ -93,13 +93,13 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:
-    """The encoder's item vectors at length 1; row 0 is zero."""
+    """Unit item vectors of the encoder; row 0 is zero."""
     vectors = functional.normalize(encoder.item_vectors().detach().float(), dim=-1).cpu()
     vectors[0] = 0
     return vectors
 
 
-def _tell(ctx: Context, epoch: RankerEpoch) -> None:
+def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
     values = {"ranker/loss": epoch.loss, "ranker/held_out_ndcg@10": epoch.ndcg}
     ctx.live.metrics(values, epoch.epoch)
     for name, value in values.items():
@@ -107,16 +107,16 @@ def _tell(ctx: Context, epoch: RankerEpoch) -> None:
 
 
 def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int) -> None:
-    """Calibrate on the users that it did not learn from, and say how it did there."""
-    judged = retrieved.select(fitted.held_out)
-    scores = fitted.stage.score(judged.histories, judged.items, judged.scores)
-    there = judged.items > 0
-    wanted = (judged.items == judged.target[:, None])[there]
-    user = np.broadcast_to(judged.user[:, None], there.shape)[there]
-    calibration = Calibration.fit(scores[there], wanted)
-    probability = cross_fitted(scores[there], wanted, user, ctx.config.seed)
-    measured = asdict(quality(probability, wanted))
-    one, two = (float(ndcg_of(each, judged).mean()) for each in (judged.scores, scores))
+    """Calibrate on held-out users; write ranker.json, metrics to track, one line."""
+    held_out = retrieved.select(fitted.held_out)
+    scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
+    is_filled = held_out.items > 0
+    hit = (held_out.items == held_out.target[:, None])[is_filled]
+    user = np.broadcast_to(held_out.user[:, None], is_filled.shape)[is_filled]
+    calibration = Calibration.fit(scores[is_filled], hit)
+    calibrated = asdict(quality(cross_fitted(scores[is_filled], hit, user, ctx.config.seed), hit))
+    retrieval = float(ndcg_of(held_out.scores, held_out).mean())
+    two_stage = float(ndcg_of(scores, held_out).mean())
     facts: dict[str, Any] = {
         "trained": True,
         "setting": ctx.config.ranker.use,
@@ -125,21 +125,19 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
         "lists": num_lists,
         "targets": len(retrieved),
         "candidates": ctx.config.ranker.candidates,
-        "held_out": {"targets": len(judged), "retrieval_ndcg@10": one, "two_stage_ndcg@10": two} | measured,
-        "calibration": {
-            "score": calibration.score.tolist(),
-            "probability": calibration.probability.tolist(),
-        },
+        "held_out": {"targets": len(held_out), "retrieval_ndcg@10": retrieval, "two_stage_ndcg@10": two_stage}
+        | calibrated,
+        "calibration": {name: values.tolist() for name, values in vars(calibration).items()},
     }
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)
     ctx.manifest["rows_left_out"] = {"target_not_retrieved": len(retrieved) - num_lists}
-    for name, value in (facts["held_out"]).items():
+    for name, value in facts["held_out"].items():
         if isinstance(value, float):
             ctx.track.metric(f"ranker/held_out_{name}" if "ndcg" not in name else f"ranker/{name}", value)
     for name in (second_stage.DESCRIPTION, "ranker_history.parquet"):
         ctx.track.artifact(name)
     ctx.summary(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "
-        f"users' NDCG@10 {two:.4f}, of retrieval alone {one:.4f}; log loss {measured['log_loss']:.4f}"
+        f"users' NDCG@10 {two_stage:.4f}, of retrieval alone {retrieval:.4f}; log loss {calibrated['log_loss']:.4f}"
     )

@@ -1,8 +1,8 @@
-"""Stage report: one self-contained HTML page of the data, the training, the metrics and what is recommended."""
+"""Stage report: self-contained HTML page of the data, the training, the metrics and example recommendations."""
 
 import datetime
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +12,16 @@ import polars as pl
 from features.histories.jagged import JaggedHistories
 from features.profiling.drift import Drift
 from features.profiling.profile import DRIFT, PROFILE, Profile
-from pipeline.artifacts.files import read_json
 from pipeline.artifacts.store import read_manifest
 from pipeline.evaluation.report import EvaluationReport
+from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.reporting import champion_diff, charts, evaluation_tables, templates
 
 SHOWN_EVENTS = 15
-"""Events of an example user's history, the most recent ones."""
+"""Most recent events of an example user."""
 SHOWN_CATEGORIES = 3
-"""Categories of an item that are shown."""
+"""Categories shown per item."""
 SHOWN_REFUSED = 5
 """Refused rows shown with their raw text."""
 SHOWN_SOURCES = 20
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 def build(ctx: Context) -> None:
     """Write report.html and figures.html from the folders of ingest, features, train, evaluate, publish and score."""
     manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
-    judged = EvaluationReport.load(ctx.inputs["evaluate"])
+    evaluation = EvaluationReport.load(ctx.inputs["evaluate"])
     profile = Profile.load(ctx.inputs["features"] / PROFILE)
     drawn = charts.of_run(ctx.inputs, exclude_seen=ctx.config.score.exclude_seen)
     users = _example_users(ctx, timed=profile.times is not None)
@@ -52,8 +52,8 @@ def build(ctx: Context) -> None:
         sources=_worst_sources(manifests["ingest"]),
         refused=_refused_rows(ctx.inputs["ingest"]),
         training=_training(ctx.inputs["train"]),
-        **evaluation_tables.of_evaluation(judged, ctx.inputs["evaluate"]),
-        gate=evaluation_tables.of_gate(ctx.config.evaluate, judged),
+        **evaluation_tables.of_evaluation(evaluation, ctx.inputs["evaluate"]),
+        gate=evaluation_tables.of_gate(ctx.config.evaluate, evaluation),
         charts={chart["name"]: chart for chart in drawn},
         champion=champion_diff.since_champion(ctx.config, ctx.inputs["publish"]),
         users=users,
@@ -67,7 +67,7 @@ def build(ctx: Context) -> None:
 
 
 def _short(text: str) -> str:
-    """The beginning of a long text."""
+    """Beginning of a long text."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
@@ -120,7 +120,7 @@ def _percent(share: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A time span in the largest unit that it has two of, to two digits."""
+    """Time span to two digits, in the largest unit of which it has at least two."""
     units = {"years": 365 * 86_400, "days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
     name = next((name for name, unit in units.items() if seconds >= 2 * unit), "seconds")
     number = seconds / units[name]
@@ -128,7 +128,7 @@ def _span(seconds: float) -> str:
 
 
 def _drift(features: Path) -> Drift | None:
-    """Difference from the last log; None where there was none."""
+    """Drift since the previous log; None without one."""
     path = features / DRIFT
     return Drift.load(path) if path.exists() else None
 
@@ -141,7 +141,7 @@ def _worst_sources(ingest: Row) -> list[Row]:
 
 
 class _RefusedRow(NamedTuple):
-    """A refused row of the log, with its place there."""
+    """A refused row of the log and its source."""
 
     source_path: str
     source_row: int
@@ -150,7 +150,7 @@ class _RefusedRow(NamedTuple):
 
 
 def _refused_rows(ingest: Path) -> list[_RefusedRow]:
-    """The first refused rows of each reason."""
+    """First refused row of each reason."""
     files = sorted((ingest / "quarantine").glob("*.parquet"))
     if not files:
         return []
@@ -161,9 +161,9 @@ def _refused_rows(ingest: Path) -> list[_RefusedRow]:
 
 
 class _Training(NamedTuple):
-    """Facts of the training (training.json), and its speed."""
+    """Facts of the training and its speed."""
 
-    facts: Mapping[str, Any]
+    facts: TrainingFacts
     seconds_per_epoch: float
     targets_per_second: float
 
@@ -171,11 +171,11 @@ class _Training(NamedTuple):
 def _training(train: Path) -> _Training:
     history = pl.read_parquet(train / "history.parquet")
     seconds, speed = history.select(pl.col("seconds").mean(), pl.col("targets_per_second").median()).row(0)
-    return _Training(read_json(train / "training.json"), seconds, speed)
+    return _Training(TrainingFacts.load(train), seconds, speed)
 
 
 class _Item(NamedTuple):
-    """An item as the report shows it."""
+    """Title and categories of an item."""
 
     title: str
     categories: str
@@ -191,7 +191,7 @@ class _Event(NamedTuple):
 
 
 class _Reason(NamedTuple):
-    """A past item that carried a recommendation."""
+    """A past item and its weight in a recommendation."""
 
     title: str
     weight: float
@@ -214,14 +214,14 @@ class _ExampleUser(NamedTuple):
 
 
 def _example_users(ctx: Context, *, timed: bool) -> list[_ExampleUser]:
-    """Users from short to long histories, each with recent events, recommendations and their reasons."""
+    """Example users from short to long histories, with recent events, recommendations and reasons."""
     histories, users = ctx.dataset.histories, ctx.dataset.users
     shards = sorted((ctx.inputs["score"] / "recommendations").glob("*.parquet"))
     if not shards:
         return []
     recommended = pl.scan_parquet(shards)
-    answered = recommended.filter(pl.col("rank") == 1).select("user_id").collect()
-    chosen = _spread(users.join(answered, on="user_id", how="semi"), histories, ctx.config.report.num_users)
+    served = recommended.filter(pl.col("rank") == 1).select("user_id").collect()
+    chosen = _spread(users.join(served, on="user_id", how="semi"), histories, ctx.config.report.num_users)
     lists = (
         recommended.filter(pl.col("user_id").is_in(chosen["user_id"].implode()))
         .collect()
@@ -247,7 +247,7 @@ def _example_users(ctx: Context, *, timed: bool) -> list[_ExampleUser]:
 
 
 def _items(table: pl.DataFrame) -> dict[Any, _Item]:
-    """Item id -> what is shown, in the order of the indices."""
+    """Item id to title and categories, in the order of the indices."""
     if "categories" not in table.columns:
         table = table.with_columns(pl.lit(None, pl.List(pl.String)).alias("categories"))
     rows = table.select("item_id", "title", "categories").iter_rows()
@@ -260,7 +260,7 @@ def _items(table: pl.DataFrame) -> dict[Any, _Item]:
 def _recent_events(
     histories: JaggedHistories, user: int, items: list[_Item], types: list[str], *, timed: bool
 ) -> list[_Event]:
-    """The user's most recent events, newest first."""
+    """Most recent events of a user, newest first."""
     start, end = histories.offsets[user : user + 2].tolist()
     return [
         _Event(
@@ -273,7 +273,7 @@ def _recent_events(
 
 
 def _recommendation(item_id: Any, because: list[Row], items: dict[Any, _Item]) -> _Recommendation:
-    """One recommendation with titles in place of item ids (the id where no title is known)."""
+    """Recommendation with titles in place of item ids (ids without a title)."""
 
     def shown(item_id: Any) -> _Item:
         return items.get(item_id, _Item(f"item {item_id}", ""))
@@ -283,10 +283,10 @@ def _recommendation(item_id: Any, because: list[Row], items: dict[Any, _Item]) -
 
 
 def _spread(users: pl.DataFrame, histories: JaggedHistories, num_users: int) -> pl.DataFrame:
-    """`num_users` of the users with at least 5 events (or of all), evenly spread over their number of events."""
+    """`num_users` users with at least 5 events (or of all), evenly spread over the number of events."""
     lengths = np.diff(histories.offsets)[users["user_index"].to_numpy()]
     ordered = users.with_columns(pl.Series("num_events", lengths)).sort("num_events", "user_index")
     long = ordered.filter(pl.col("num_events") >= 5)
     pool = long if len(long) >= num_users else ordered
-    places = np.unique(np.linspace(0, len(pool) - 1, min(num_users, len(pool))).astype(np.int64))
-    return pool.select(pl.all().gather(places))
+    rows = np.unique(np.linspace(0, len(pool) - 1, min(num_users, len(pool))).astype(np.int64))
+    return pool.select(pl.all().gather(rows))

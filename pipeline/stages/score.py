@@ -1,4 +1,4 @@
-"""Stage score: recommendations for every user, streamed shard by shard into Parquet; it trains nothing."""
+"""Stage score: recommendations for every user, written shard by shard to Parquet."""
 
 import time
 from collections import Counter
@@ -25,7 +25,7 @@ _COUNTED = (
 
 
 def build(ctx: Context) -> None:
-    """Write recommendations/part-*.parquet and _SUCCESS; shards that an interrupted run finished are kept."""
+    """Write recommendations/part-*.parquet and _SUCCESS, resuming after the last finished shard."""
     folder = ctx.folder / "recommendations"
     folder.mkdir(exist_ok=True)
     inputs = ctx.inputs
@@ -41,14 +41,14 @@ def build(ctx: Context) -> None:
                 total.update(scorer.score(number, bar.update))
     seconds = time.monotonic() - started
     (ctx.folder / "_SUCCESS").touch()
-    for other in folder.iterdir():  # records of finished shards, and what a killed run was writing
+    for other in folder.iterdir():  # records of finished shards, temporary files of a killed run
         if not (other.name.startswith("part-") and other.suffix == ".parquet"):
             other.unlink()
     _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
 
 
 def _bundle(ctx: Context) -> Path:
-    """The folder of the bundle to score with, checked."""
+    """Verified folder of the bundle to score with."""
     if ctx.model is None:
         return ctx.inputs["publish"] / "bundle"
     from pipeline.serving import bundle_cache
@@ -60,13 +60,13 @@ def _bundle(ctx: Context) -> Path:
 
 
 def _by_ray(scorer: Scorer, bar: "tqdm[None]") -> Counts:
-    """Counts of all shards, each written by a task of Ray."""
+    """Score all shards as Ray tasks; returns their counts."""
     from pipeline.serving import ray_batch
 
     settings, num_shards = scorer.job.settings, scorer.num_shards
     total: Counter[str] = Counter()
-    ends = [min((number + 1) * settings.shard_users, len(scorer.users)) for number in range(num_shards)]
-    users = [end - number * settings.shard_users for number, end in enumerate(ends)]
+    starts = range(0, num_shards * settings.shard_users, settings.shard_users)
+    users = [min(settings.shard_users, len(scorer.users) - start) for start in starts]
     for done, counts in ray_batch.score(scorer.job, num_shards, users):
         bar.update(done)
         total.update(counts)
@@ -74,26 +74,24 @@ def _by_ray(scorer: Scorer, bar: "tqdm[None]") -> Counts:
 
 
 def _own_version(ctx: Context) -> int | None:
-    """The version under which this configuration's own bundle is registered, if it is."""
+    """Registered version of this configuration's own bundle, or None."""
+    if not ctx.config.tracking.enabled:
+        return None
     from pipeline.tracking import registry
 
     folder = ctx.inputs["publish"]
-    return (
-        registry.version_of_bundle(ctx.config, Artifact(folder.parent, folder.name))
-        if ctx.config.tracking.enabled
-        else None
-    )
+    return registry.version_of_bundle(ctx.config, Artifact(folder.parent, folder.name))
 
 
 def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
-    """Counts in the manifest and on the tracking server, one line."""
-    digest, strangers = scorer.bundle.digest, scorer.users.strangers
+    """Counts in the manifest and to track, one line."""
+    digest, unknown = scorer.bundle.digest, scorer.users.strangers
     version = ctx.model.version if ctx.model is not None else _own_version(ctx)
     counted = {name: total.get(name, 0) for name in _COUNTED} | {"new_items": scorer.bundle.num_added}
     ctx.manifest.update(
-        rows_in=counted["users"] + strangers,
+        rows_in=counted["users"] + unknown,
         rows_out=total.get("recommendations", 0),
-        rows_left_out={"user_not_in_log": strangers},
+        rows_left_out={"user_not_in_log": unknown},
         model=ctx.config.score.model,
         model_version=version,
         bundle_digest=digest,
@@ -109,7 +107,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     ctx.track.tag("lookback.bundle_digest", digest)
     if version is not None:
         ctx.track.tag("lookback.model_version", str(version))
-    stale = f", {strangers:,} asked for are not in the log" if strangers else ""
+    missing = f", {unknown:,} requested users are not in the log" if unknown else ""
     lists = "".join(
         f", {number:,} ids of score.{name.partition('_')[0]} unknown"
         for name, number in scorer.rule_counts.items()
@@ -118,17 +116,17 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     anew = " (the index could not take them: built anew, exact)" if scorer.bundle.has_other_index else ""
     ctx.summary(
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
-        f"({counted['cold_users']:,} by popularity{stale}), "
+        f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {counted['new_items']:,} new items{anew}, "
         f"{counted['short_lists']:,} short lists{lists}, {rate:,.0f} users/s"
     )
 
 
 def _show_reranking(ctx: Context, scorer: Scorer) -> None:
-    """reranking.json: effects of re-ranking rules on the metrics, where the model was evaluated on this very split."""
+    """Write reranking.json, effects of re-ranking rules on the metrics, if the model was evaluated on this split."""
     rules = scorer.rules
-    judged_on = scorer.bundle.description.get("features")
-    if not (rules.reranks or rules.max_per_category) or judged_on != ctx.inputs["features"].name:
+    evaluated_on = scorer.bundle.description.get("features")
+    if not (rules.reranks or rules.max_per_category) or evaluated_on != ctx.inputs["features"].name:
         return
     effects = reranking_effects.effects(
         ctx.config, scorer.job.bundle, ctx.inputs["features"], {"reranked": rules}
@@ -141,7 +139,7 @@ def _show_reranking(ctx: Context, scorer: Scorer) -> None:
 
 
 def _compare(ctx: Context, digest: str) -> None:
-    """What has changed since the last night, if there was one."""
+    """Add the drift since the previous score artifact, if any, to the manifest and tracking."""
     before = drift.last_night(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is None:
         return

@@ -70,7 +70,7 @@ def judge(
     fitted_on = dataset.training_rows(with_validation=part == "test")
     numbering = ItemNumbering.of_known(dataset.occurring(fitted_on))
     targets = ranked_targets(dataset, part, numbering, ties="order", exclude_seen=True)
-    targets = targets.select(targets.ordinary)
+    targets = targets.select(targets.warm)
     begin = time.perf_counter(), time.process_time()
     system: Baseline = baseline.fit(fitted_on.translate(numbering.new), numbering.num_items, **settings)
     fitted = time.perf_counter(), time.process_time()

@@ -133,7 +133,7 @@ def of_features(folder: Path, *, with_validation: bool) -> Data:
     training = training.translate(numbering.new)
 
     def judged(targets: RankedTargets) -> Validation:
-        chosen = targets.select(targets.ordinary)
+        chosen = targets.select(targets.warm)
         assert np.array_equal(chosen.histories.item_index, training.item_index), "one numbering, one log"
         return Validation(chosen.histories, chosen.item)
 

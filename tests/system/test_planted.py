@@ -46,7 +46,7 @@ def test_noise_clicks_carry_less_weight_than_real_ones(demo: Workdir, method: co
     encoder, numbering = checkpoint.load_model(train), ItemNumbering.load(train / "items.npy")
     is_noise = _is_noise(demo)
     targets = ranked_targets(dataset, "test", numbering, ties="order", exclude_seen=True)
-    targets = targets.select(targets.ordinary)
+    targets = targets.select(targets.warm)
     real_targets = np.flatnonzero(~is_noise[targets.position])
     chosen = np.random.default_rng(0).choice(real_targets, 1500, replace=False)
     looked_at = targets.histories.select(chosen).last(30)

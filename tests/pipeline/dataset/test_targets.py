@@ -17,7 +17,7 @@ from features.histories.splits import Split
 from models.baselines.popularity import Popularity
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.leak_checks import check_targets
-from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets, ranked_targets
+from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, WARM, RankedTargets, ranked_targets
 from tests.factories import jagged
 
 A, B, C, D, E = 1, 2, 3, 4, 5
@@ -54,22 +54,22 @@ def test_every_test_event_is_a_target_or_counted():
     assert HISTORIES.item_index[targets.position].tolist() == [C, E, C, C, A, B]
     assert targets.item.tolist() == [C, 0, C, C, A, B]
     assert targets.user.tolist() == [0, 0, 1, 2, 2, 3]
-    plain, cold_user, cold_item = ORDINARY, NO_HISTORY, UNKNOWN_ITEM
-    assert targets.apart.tolist() == [plain, cold_item, plain, cold_user, plain, cold_user]
-    assert targets.num_apart == {"no_history": 2, "unknown_item": 1}
+    plain, cold_user, cold_item = WARM, NO_HISTORY, UNKNOWN_ITEM
+    assert targets.cold.tolist() == [plain, cold_item, plain, cold_user, plain, cold_user]
+    assert targets.num_cold == {"no_history": 2, "unknown_item": 1}
     assert targets.left_out == {"under_core": 2, "not_first": 0, "already_seen": 2}
     assert len(targets) + sum(targets.left_out.values()) == SPLIT.num_events(HISTORIES)["test"]
 
 
-def test_the_ordinary_ones_have_a_known_item_and_a_history():
+def test_warm_targets_have_a_known_item_and_a_history():
     targets = ranked_targets(
         Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True
     )
-    ordinary = targets.select(targets.ordinary)
-    assert (ordinary.user.tolist(), ordinary.item.tolist()) == ([0, 1, 2], [C, C, A])
-    assert (ordinary.histories.lengths > 0).all()
-    assert ordinary.num_apart == {"no_history": 0, "unknown_item": 0}
-    assert ordinary.left_out == targets.left_out
+    warm = targets.select(targets.warm)
+    assert (warm.user.tolist(), warm.item.tolist()) == ([0, 1, 2], [C, C, A])
+    assert (warm.histories.lengths > 0).all()
+    assert warm.num_cold == {"no_history": 0, "unknown_item": 0}
+    assert warm.left_out == targets.left_out
 
 
 def test_only_the_first_event_of_each_user():
@@ -83,7 +83,7 @@ def test_only_the_first_event_of_each_user():
     )
     assert targets.user.tolist() == [0, 2, 3]  # user 1's first event is on D, under the core
     assert targets.position.tolist() == [2, 9, 12]
-    assert targets.apart.tolist() == [ORDINARY, NO_HISTORY, NO_HISTORY]
+    assert targets.cold.tolist() == [WARM, NO_HISTORY, NO_HISTORY]
     assert targets.left_out == {"under_core": 2, "not_first": 5, "already_seen": 0}
 
 
@@ -91,7 +91,7 @@ def test_repeats_are_targets_where_seen_items_are_not_masked():
     targets = ranked_targets(
         Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=False
     )
-    targets = targets.select(targets.ordinary)
+    targets = targets.select(targets.warm)
     assert HISTORIES.item_index[targets.position].tolist() == [C, A, C, B, A]
     assert targets.left_out["already_seen"] == 0
 
@@ -103,7 +103,7 @@ def test_a_repeat_of_an_item_that_the_model_does_not_know_was_seen_too():
     targets = ranked_targets(
         Dataset(Path(), histories, split), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True
     )
-    assert (targets.position.tolist(), targets.apart.tolist()) == ([2], [UNKNOWN_ITEM])
+    assert (targets.position.tolist(), targets.cold.tolist()) == ([2], [UNKNOWN_ITEM])
     assert targets.left_out["already_seen"] == 1
 
 
@@ -123,7 +123,7 @@ def test_the_core_of_leave_one_out_counts_the_whole_log():
     targets = ranked_targets(
         Dataset(Path(), histories, split), "test", ItemNumbering(mapping), ties="order", exclude_seen=False
     )
-    assert (targets.user.tolist(), targets.num_apart["unknown_item"]) == ([0, 1], 0)
+    assert (targets.user.tolist(), targets.num_cold["unknown_item"]) == ([0, 1], 0)
     assert targets.left_out["under_core"] == 1  # C, of which nothing was there to train on
 
 
@@ -131,7 +131,7 @@ def test_a_history_is_all_that_the_model_knows_before_the_target():
     targets = ranked_targets(
         Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=False
     )
-    looked_at = targets.select(targets.ordinary).histories
+    looked_at = targets.select(targets.warm).histories
     rows = [
         looked_at.item_index[start:end].tolist()
         for start, end in zip(looked_at.starts, looked_at.ends, strict=True)
@@ -210,13 +210,13 @@ def test_targets_and_their_histories_are_as_a_plain_loop_says(
             if exclude_seen and item in {seen for _, seen in before}:
                 continue
             known = [int(mapping[seen]) for _, seen in before if mapping[seen]]
-            apart = UNKNOWN_ITEM if not mapping[item] else ORDINARY if known else NO_HISTORY
-            expected.append((offset + place, int(mapping[item]), known, apart))
+            cold = UNKNOWN_ITEM if not mapping[item] else WARM if known else NO_HISTORY
+            expected.append((offset + place, int(mapping[item]), known, cold))
     looked_at = targets.histories
     found = [
-        (int(position), int(item), looked_at.item_index[start:end].tolist(), int(apart))
-        for position, item, start, end, apart in zip(
-            targets.position, targets.item, looked_at.starts, looked_at.ends, targets.apart, strict=True
+        (int(position), int(item), looked_at.item_index[start:end].tolist(), int(cold))
+        for position, item, start, end, cold in zip(
+            targets.position, targets.item, looked_at.starts, looked_at.ends, targets.cold, strict=True
         )
     ]
     assert found == expected

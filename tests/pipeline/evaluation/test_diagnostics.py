@@ -227,8 +227,8 @@ def test_all_of_a_model(tmp_path: Path, log: JaggedHistories, timed: bool):
     position = np.arange(len(user))
     before = Histories(log.item_index, log.time, log.event_type, log.offsets[user], position)
     item = np.where(position == 3, 0, log.item_index).astype(np.int32)
-    apart = np.where(before.lengths == 0, 1, np.where(item == 0, 2, 0)).astype(np.int8)
-    targets = RankedTargets(before, item, user, position, apart, {"already_seen": 4})
+    cold = np.where(before.lengths == 0, 1, np.where(item == 0, 2, 0)).astype(np.int8)
+    targets = RankedTargets(before, item, user, position, cold, {"already_seen": 4})
     model = AttentionRecommender(encoder())
     ranked = rank_targets(model, before, item, 3, exclude_seen=False)
     found = [

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.ranks import SystemRanks
 from models.histories import histories_from_lists
-from pipeline.dataset.targets import NO_HISTORY, ORDINARY, UNKNOWN_ITEM, RankedTargets
+from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, WARM, RankedTargets
 from pipeline.evaluation import metrics_report
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.report import ColdTargets
@@ -30,19 +30,19 @@ def system(*rank: float) -> SystemRanks:
 RANKED = {"lookback": system(1, 2, 3, np.inf), "popularity": system(2, 2, 2, 2)}
 
 
-def targets(apart: list[int]) -> RankedTargets:
+def targets(cold: list[int]) -> RankedTargets:
     user = np.arange(4)
     return RankedTargets(
-        histories_from_lists([[2], [3], [1], [2]]), ITEM, user, user, np.array(apart, np.int8), {}
+        histories_from_lists([[2], [3], [1], [2]]), ITEM, user, user, np.array(cold, np.int8), {}
     )
 
 
-WARM = targets([ORDINARY] * 4)
+ALL_WARM = targets([WARM] * 4)
 
 
 def test_metrics_of_a_rank() -> None:
     """Ranks 1, 2, 3 and a miss at lists of 2: NDCG 1, 1 / log2(3), 0, 0; each user has one target."""
-    systems = metrics_report.compute_metrics(RANKED, WARM, Catalogue(4, COUNTS, None, None), SETTINGS)
+    systems = metrics_report.compute_metrics(RANKED, ALL_WARM, Catalogue(4, COUNTS, None, None), SETTINGS)
     values = systems.values("lookback")
     gains = [1, 1 / log2(3), 0, 0]
     assert values["ndcg@2"] == pytest.approx(sum(gains) / 4)
@@ -58,7 +58,7 @@ def test_metrics_of_a_rank() -> None:
 
 
 def test_coverage_of_all_lists_together() -> None:
-    values, intervals = metrics_report.catalogue_metrics(RANKED, WARM, 8, SETTINGS)["lookback"]
+    values, intervals = metrics_report.catalogue_metrics(RANKED, ALL_WARM, 8, SETTINGS)["lookback"]
     assert values["coverage@2"] == 0.5, "items 1 to 4 of eight"
     low, high = intervals["coverage@2"]
     assert low <= 0.5 <= high
@@ -76,13 +76,13 @@ def test_coverage_of_all_lists_together() -> None:
 def test_cold_targets_are_included_where_asked_for(
     cold_users: bool, cold_items: bool, included: list[bool]
 ) -> None:
-    mixed = targets([ORDINARY, NO_HISTORY, UNKNOWN_ITEM, ORDINARY])
+    mixed = targets([WARM, NO_HISTORY, UNKNOWN_ITEM, WARM])
     mask = metrics_report.counted(mixed, cold_users=cold_users, cold_items=cold_items)
     assert mask.tolist() == included
 
 
 def cold(*, cold_items: bool) -> dict[str, ColdTargets]:
-    mixed = targets([ORDINARY, NO_HISTORY, UNKNOWN_ITEM, ORDINARY])
+    mixed = targets([WARM, NO_HISTORY, UNKNOWN_ITEM, WARM])
     chosen = metrics_report.counted(mixed, cold_users=False, cold_items=cold_items)
     catalogue = Catalogue(4, COUNTS, None, None)
     systems = metrics_report.compute_metrics(
@@ -121,8 +121,10 @@ def test_metrics_with_cold_targets_that_are_included_already() -> None:
 
 
 def test_no_cold_targets_no_metrics() -> None:
-    systems = metrics_report.compute_metrics(RANKED, WARM, Catalogue(4, COUNTS, None, None), SETTINGS)
-    by_kind = metrics_report.cold_targets(RANKED, WARM, systems, SETTINGS, cold_users=True, cold_items=True)
+    systems = metrics_report.compute_metrics(RANKED, ALL_WARM, Catalogue(4, COUNTS, None, None), SETTINGS)
+    by_kind = metrics_report.cold_targets(
+        RANKED, ALL_WARM, systems, SETTINGS, cold_users=True, cold_items=True
+    )
     assert [(group.targets, dict(group.metrics)) for group in by_kind.values()] == [(0, {}), (0, {})]
 
 

@@ -38,8 +38,8 @@ def targets(positions: list[int] | None = None) -> RankedTargets:
         histories.offsets[user],
         position.astype(np.int64),
     )
-    apart = (before.lengths == 0).astype(np.int8)
-    return RankedTargets(before, histories.item_index[position], user, position, apart, {})
+    cold = (before.lengths == 0).astype(np.int8)
+    return RankedTargets(before, histories.item_index[position], user, position, cold, {})
 
 
 def tables(

@@ -22,6 +22,7 @@ from models.settings.training import TrainSettings
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config
 from pipeline.modelling import trainer as trainer_module
+from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.serving.bundle import Bundle
 from pipeline.stages import publish
@@ -105,13 +106,13 @@ def test_a_refit_on_the_same_events_takes_the_same_steps(
     mapping = ItemNumbering.of_known(ctx.dataset.occurring(everything))
     mapping.new[[3, 4]] = 0
     result = trainer.fit("selection", everything, mapping)
-    facts = result.resolved | {"best_step": 10 * result.best_step}
+    facts = replace(TrainingFacts.of(result), best_step=10 * result.best_step)
     monkeypatch.setattr(trainer, "fit", lambda *_, max_steps: taken.append(max_steps))
     trainer.refit("again", everything, mapping, facts)
     twice = replace(everything, starts=np.repeat(everything.starts, 2), ends=np.repeat(everything.ends, 2))
     trainer.refit("twice", twice, mapping, facts)
-    assert taken == [facts["best_step"], 2 * facts["best_step"]]
-    assert facts["best_step"] == 10 * 2 * 6  # two epochs of 23 histories in fours
+    assert taken == [facts.best_step, 2 * facts.best_step]
+    assert facts.best_step == 10 * 2 * 6  # two epochs of 23 histories in fours
 
 
 def test_only_a_model_that_reads_content_knows_items_by_it(context: Callable[..., Context]):
@@ -162,8 +163,7 @@ def test_a_bundle_of_the_log_as_it_was_reads_the_content_it_learned_from(context
     trained = held_back.trainer().fit_split()
     checkpoint.save_model(trained.result.model, held_back.inputs["train"])
     trained.numbering.save(held_back.inputs["train"] / "items.npy")
-    facts = {"best_step": trained.selection.best_step} | trained.selection.resolved
-    write_json(held_back.inputs["train"] / "training.json", facts)
+    TrainingFacts.of(trained.selection).save(held_back.inputs["train"])
     write_json(
         held_back.inputs["evaluate"] / "metrics.json",
         {"metrics": {"lookback": {}}, "targets": 0, "ranker": {"used": False}},

@@ -1,6 +1,6 @@
 """Stages index and evaluate on a small log, every number checked against a plain computation."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from pipeline.dataset.item_features import of_model
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import LookbackError
 from pipeline.modelling import item_index
+from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.sections import BASELINES, MODEL, EvaluateConfig
 from pipeline.stages import baselines, evaluate, index
@@ -96,8 +97,7 @@ def made_below(parent: Path) -> dict[str, Path]:
     training = dataset.training_rows(with_validation=False)
     mapping = ItemNumbering.of_known(dataset.occurring(training)).new
     np.save(folders["train"] / "items.npy", mapping)
-    facts = {"fitted_on": asdict(FittedOn.of(training)), "best_epoch": 1}
-    write_json(folders["train"] / "training.json", facts)
+    TrainingFacts(1, 10, 1, {}, {}, fitted_on=FittedOn.of(training)).save(folders["train"])
     epoch = pl.DataFrame({"epoch": [1], "loss": [1.0], "validation_ndcg@10": [0.0]})
     epoch.write_parquet(folders["train"] / "history.parquet")
     write_json(folders["rank"] / "ranker.json", {"trained": False, "reason": "none here"})

@@ -16,6 +16,7 @@ from features.histories.splits import Split
 from features.profiling import drift, profile
 from features.settings import EventSettings
 from pipeline.config import Config
+from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import ReportConfig
@@ -154,7 +155,7 @@ def train(root: Path) -> Path:
     pl.DataFrame(epochs | {"seconds": [2.0] * 3, "targets_per_second": [1000.0] * 3}).write_parquet(
         folder / "history.parquet"
     )
-    (folder / "training.json").write_text('{"best_epoch": 2, "epochs": 3, "refit_validation_steps": 12}')
+    TrainingFacts(2, 40, 3, {}, {}, refit_validation_steps=12).save(folder)
     return folder
 
 
