@@ -113,7 +113,7 @@ def _reasons(folder: Path, *, exclude_seen: bool) -> Iterator[Chart]:
     user = int(long[np.argsort(known.lengths[long], kind="stable")[len(long) // 2]])
     history = known.select(np.array([user])).last(SHOWN_HISTORY)
     rules = Rules(exclude_seen=exclude_seen)
-    items, weights = bundle.answering.contributions(history, SHOWN_ITEMS, rules, "exact")
+    items, weights = bundle.engine.contributions(history, SHOWN_ITEMS, rules, "exact")
     items, weights = items[:, items[0] > 0], weights[0, items[0] > 0]
     if not items.size:
         return

@@ -87,13 +87,13 @@ def _own_version(ctx: Context) -> int | None:
 
 def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     """Counts in the manifest and on the tracking server, one line."""
-    digest, strangers = scorer.bundle.digest, scorer.users.strangers
+    digest, num_unknown = scorer.bundle.digest, scorer.users.num_unknown
     version = ctx.model.version if ctx.model is not None else _own_version(ctx)
     counted = {name: total.get(name, 0) for name in _COUNTED} | {"new_items": scorer.bundle.num_added}
     ctx.manifest.update(
-        rows_in=counted["users"] + strangers,
+        rows_in=counted["users"] + num_unknown,
         rows_out=total.get("recommendations", 0),
-        rows_left_out={"user_not_in_log": strangers},
+        rows_left_out={"user_not_in_log": num_unknown},
         model=ctx.config.score.model,
         model_version=version,
         bundle_digest=digest,
@@ -109,7 +109,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     ctx.track.tag("lookback.bundle_digest", digest)
     if version is not None:
         ctx.track.tag("lookback.model_version", str(version))
-    stale = f", {strangers:,} asked for are not in the log" if strangers else ""
+    stale = f", {num_unknown:,} requested ones not in the log" if num_unknown else ""
     lists = "".join(
         f", {number:,} ids of score.{name.partition('_')[0]} unknown"
         for name, number in scorer.rule_counts.items()
@@ -142,7 +142,7 @@ def _show_reranking(ctx: Context, scorer: Scorer) -> None:
 
 def _compare(ctx: Context, digest: str) -> None:
     """What has changed since the last night, if there was one."""
-    before = drift.last_night(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
+    before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is None:
         return
     change = drift.drift(before, ctx.folder, digest)
