@@ -35,7 +35,7 @@ Row = dict[str, Any]
 def build(ctx: Context) -> None:
     """Write report.html and figures.html from the folders of ingest, features, train, evaluate, publish and score."""
     manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
-    judged = EvaluationReport.load(ctx.inputs["evaluate"])
+    report = EvaluationReport.load(ctx.inputs["evaluate"])
     profile = Profile.load(ctx.inputs["features"] / PROFILE)
     drawn = charts.of_run(ctx.inputs, exclude_seen=ctx.config.score.exclude_seen)
     users = _example_users(ctx, timed=profile.times is not None)
@@ -54,8 +54,8 @@ def build(ctx: Context) -> None:
         )[:SHOWN_SOURCES],
         refused=_refused_rows(ctx.inputs["ingest"]),
         training=_training(ctx.inputs["train"]),
-        **evaluation_tables.of_evaluation(judged, ctx.inputs["evaluate"]),
-        gate=evaluation_tables.of_gate(ctx.config.evaluate, judged),
+        **evaluation_tables.of_evaluation(report, ctx.inputs["evaluate"]),
+        gate=evaluation_tables.of_gate(ctx.config.evaluate, report),
         charts={chart["name"]: chart for chart in drawn},
         champion=champion_diff.since_champion(ctx.config, ctx.inputs["publish"]),
         users=users,
