@@ -25,7 +25,7 @@ SHOWN_CATEGORIES = 3
 SHOWN_REFUSED = 5
 """Refused rows shown with their raw text."""
 SHOWN_SOURCES = 20
-"""Source files shown, those with the most rows left out."""
+"""Source files shown."""
 MAX_TEXT = 160
 """Characters of a title or a raw row."""
 
@@ -49,9 +49,7 @@ def build(ctx: Context) -> None:
         profile=profile,
         headlines=_headlines(profile),
         drift=_drift(ctx.inputs["features"]),
-        sources=sorted(
-            manifests["ingest"]["sources"], key=lambda source: source["rows_out"] - source["rows_in"]
-        )[:SHOWN_SOURCES],
+        sources=_worst_sources(manifests["ingest"]),
         refused=_refused_rows(ctx.inputs["ingest"]),
         training=_training(ctx.inputs["train"]),
         **evaluation_tables.of_evaluation(report, ctx.inputs["evaluate"]),
@@ -133,6 +131,13 @@ def _drift(features: Path) -> Drift | None:
     """Difference from the last log; None where there was none."""
     path = features / DRIFT
     return Drift.load(path) if path.exists() else None
+
+
+def _worst_sources(ingest: Row) -> list[Row]:
+    """Source files with the most rows left out."""
+    return sorted(ingest["sources"], key=lambda source: source["rows_out"] - source["rows_in"])[
+        :SHOWN_SOURCES
+    ]
 
 
 class _RefusedRow(NamedTuple):
