@@ -58,7 +58,7 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
         _typed_in(bundle, history) if history is not None else _of_user(pipeline, bundle, str(user))
     )
     rules, _ = rules_of(config.score, bundle.items, lambda: _newest(pipeline, bundle), config.seed)
-    answer = bundle.recommend(
+    answer = bundle.engine.answer(
         known,
         k,
         rules,

@@ -51,11 +51,14 @@ def segments_of(
     ingest: the folder with users.parquet; None: no attributes.
     """
     histories = dataset.histories
-    yield from _by_history_length(targets)
+    lengths = between(targets.histories.lengths, HISTORY_LENGTHS, length_names())
+    yield from _named("history_length", lengths)
     yield from _by_item_popularity(targets, fitted_counts)
     if timed:
         yield from _by_recency(targets, histories)
-    yield from _by_event_type(targets, histories, dataset.event_types)
+    if dataset.event_types:
+        code = np.asarray(histories.event_type[targets.position])
+        yield from _named("event_type", _coded(code, ("without a type", *dataset.event_types)))
     yield from _by_category(targets, histories, dataset.items)
     if ingest is not None and (ingest / "users.parquet").exists():
         yield from _by_user(targets, dataset.users, ingest / "users.parquet")
@@ -87,11 +90,6 @@ def length_names() -> list[str]:
     return [*names, f"{HISTORY_LENGTHS[-1]}+"]
 
 
-def age_names() -> list[str]:
-    """Names of the classes of `AGES`, shortest first, the last without an end."""
-    return [*AGES, "a month or more"]
-
-
 def _coded(code: NDArray[np.integer], names: Sequence[str]) -> Iterator[tuple[str, Mask]]:
     """Yield (name, mask of its number) in the order of the names, where any target has it; -1 is no class."""
     for number, name in enumerate(names):
@@ -102,10 +100,6 @@ def _coded(code: NDArray[np.integer], names: Sequence[str]) -> Iterator[tuple[st
 
 def _named(segment: str, values: Iterator[tuple[str, Mask]]) -> Segments:
     yield from ((segment, value, chosen) for value, chosen in values)
-
-
-def _by_history_length(targets: RankedTargets) -> Segments:
-    yield from _named("history_length", between(targets.histories.lengths, HISTORY_LENGTHS, length_names()))
 
 
 def _by_item_popularity(targets: RankedTargets, fitted_counts: Int64) -> Segments:
@@ -119,16 +113,7 @@ def _by_item_popularity(targets: RankedTargets, fitted_counts: Int64) -> Segment
 def _by_recency(targets: RankedTargets, histories: JaggedHistories) -> Segments:
     seconds = recency_of(targets, histories)
     known = np.where(np.isnan(seconds), -1, seconds)
-    yield from _named("recency", between(known, (0, *AGES.values()), age_names()))
-
-
-def _by_event_type(
-    targets: RankedTargets, histories: JaggedHistories, event_types: Sequence[str]
-) -> Segments:
-    if not event_types:
-        return
-    code = np.asarray(histories.event_type[targets.position])
-    yield from _named("event_type", _coded(code, ("without a type", *event_types)))
+    yield from _named("recency", between(known, (0, *AGES.values()), (*AGES, "a month or more")))
 
 
 def _by_category(targets: RankedTargets, histories: JaggedHistories, table: pl.DataFrame) -> Segments:

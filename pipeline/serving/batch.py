@@ -253,8 +253,8 @@ def _users_in_file(job: Job, log: Log) -> Users:
         others = Vocabulary.of(
             pl.read_parquet(table, columns=["user_id"])["user_id"].cast(log.users.dtype), 0
         )
-        rows, num_unknown = others.encode_known(ids.filter(pl.Series(index < 0)), unknown=-1)
-        inactive = pl.DataFrame({"id": others.ids.gather(np.unique(rows[rows >= 0]))})
+        row, num_unknown = others.encode_known(ids.filter(pl.Series(index < 0)), unknown=-1)
+        inactive = pl.DataFrame({"id": others.ids.gather(np.unique(row[row >= 0]))})
         users = pl.concat([users, inactive.with_columns(index=pl.lit(-1, pl.Int64))]).sort("id")
     return Users(users["id"].rename("user_id"), users["index"].to_numpy(), num_unknown)
 

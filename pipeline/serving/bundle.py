@@ -29,12 +29,11 @@ from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, as_asked
-from models.explanation import contributions
 from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
-from models.recommendation.engine import AS_SCORED, Answer, RecommendationEngine
-from models.recommendation.rules import Rules, Traits, UInt64
+from models.recommendation.engine import RecommendationEngine
+from models.recommendation.rules import Rules, Traits
 from models.retrieval.index import ItemIndex
 from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.dataset.dataset import rows
@@ -180,22 +179,6 @@ class Bundle:
         own = pl.read_parquet(self.folder / "items.parquet", columns=["title"])["title"]
         return own if self.added is None else pl.concat([own, self.added.titles])
 
-    def recommend(
-        self,
-        histories: Histories,
-        k: int,
-        rules: Rules = AS_SCORED,
-        *,
-        keys: UInt64 | None = None,
-        segment: Int64 | None = None,
-        because: contributions.Method | None = None,
-        because_items: int = 3,
-    ) -> Answer:
-        """Recommend the k best items for each row (deployed numbering) under `rules`; see `RecommendationEngine.answer`."""
-        return self.engine.answer(
-            histories, k, rules, keys=keys, segment=segment, because=because, because_items=because_items
-        )
-
     def item_mapping(self, item_ids: pl.Series) -> tuple[Int32, int]:
         """Translation [len + 1] from another numbering (ids at 1..), 0 for unknown ids, and their number."""
         return translation(self.items, item_ids)
@@ -237,7 +220,7 @@ class Bundle:
     def _lists(
         self, histories: Histories, k: int, exclude_seen: bool, segment: Int64 | None = None
     ) -> list[tuple[list[Any], list[float]]]:
-        answer = self.recommend(histories, k, Rules(exclude_seen=exclude_seen), segment=segment)
+        answer = self.engine.answer(histories, k, Rules(exclude_seen=exclude_seen), segment=segment)
         ids = self.items.decode(answer.item_index.ravel()).to_list()
         lists = []
         for row in range(len(histories)):
