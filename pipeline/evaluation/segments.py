@@ -56,9 +56,7 @@ def segments_of(
     yield from _by_item_popularity(targets, fitted_counts)
     if timed:
         yield from _by_recency(targets, histories)
-    if dataset.event_types:
-        code = np.asarray(histories.event_type[targets.position])
-        yield from _named("event_type", _coded(code, ("without a type", *dataset.event_types)))
+    yield from _by_event_type(targets, histories, dataset.event_types)
     yield from _by_category(targets, histories, dataset.items)
     if ingest is not None and (ingest / "users.parquet").exists():
         yield from _by_user(targets, dataset.users, ingest / "users.parquet")
@@ -114,6 +112,14 @@ def _by_recency(targets: RankedTargets, histories: JaggedHistories) -> Segments:
     seconds = recency_of(targets, histories)
     known = np.where(np.isnan(seconds), -1, seconds)
     yield from _named("recency", between(known, (0, *AGES.values()), (*AGES, "a month or more")))
+
+
+def _by_event_type(
+    targets: RankedTargets, histories: JaggedHistories, event_types: Sequence[str]
+) -> Segments:
+    if event_types:
+        code = np.asarray(histories.event_type[targets.position])
+        yield from _named("event_type", _coded(code, ("without a type", *event_types)))
 
 
 def _by_category(targets: RankedTargets, histories: JaggedHistories, table: pl.DataFrame) -> Segments:
