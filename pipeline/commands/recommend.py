@@ -19,7 +19,7 @@ from pipeline.dataset.dataset import Dataset, rows
 from pipeline.errors import LookbackError
 from pipeline.orchestration.graph import Pipeline, resolve
 from pipeline.serving import new_item_catalogue, popularity_fallback
-from pipeline.serving.batch import as_of_tonight, keys_of
+from pipeline.serving.batch import keys_of, with_current_log
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import rules_of
 
@@ -53,12 +53,12 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
     Raises LookbackError where no model is published, the user is not in the log, or no item of the history is known.
     """
     pipeline = resolve(config, ["score"])
-    bundle = _as_of_tonight(pipeline, _bundle(pipeline))
+    bundle = _with_current_log(pipeline, _bundle(pipeline))
     known, unknown = (
         _typed_in(bundle, history) if history is not None else _of_user(pipeline, bundle, str(user))
     )
     rules, _ = rules_of(config.score, bundle.items, lambda: _newest(pipeline, bundle), config.seed)
-    answer = bundle.recommend(
+    answer = bundle.engine.answer(
         known,
         k,
         rules,
@@ -84,11 +84,11 @@ def _bundle(pipeline: Pipeline) -> Bundle:
     return Bundle.open(publish.folder / "bundle")
 
 
-def _as_of_tonight(pipeline: Pipeline, bundle: Bundle) -> Bundle:
+def _with_current_log(pipeline: Pipeline, bundle: Bundle) -> Bundle:
     """The bundle as scoring sees it with the up-to-date log, or else with what was new when it was made."""
     features, ingest = (pipeline.nodes[name].artifact for name in ("features", "ingest"))
     if features.is_complete() and ingest.is_complete():
-        return as_of_tonight(bundle, features.folder, ingest.folder, pipeline.config.score)[0]
+        return with_current_log(bundle, features.folder, ingest.folder, pipeline.config.score)[0]
     return new_item_catalogue.with_catalogue(bundle) if pipeline.config.score.new_items else bundle
 
 

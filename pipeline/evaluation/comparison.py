@@ -50,12 +50,9 @@ def metrics_of_runs(
 
 
 def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFrame) -> str:
-    same_types = one.select(KEY).schema == other.select(KEY).schema
-    shared = (
-        f"{len(one.join(other, on=KEY, how='semi')):,} of {first!r} also in {label!r}"
-        if same_types
-        else "ids of other types"
-    )
+    shared = "ids of other types"
+    if one.select(KEY).schema == other.select(KEY).schema:
+        shared = f"{len(one.join(other, on=KEY, how='semi')):,} of {first!r} also in {label!r}"
     return (
         f"compare: different test targets: {len(one):,} in {first!r}, {len(other):,} in {label!r}, {shared};"
         " expected runs with the same log, split, core filter and exclude_seen"
@@ -141,13 +138,13 @@ class AgainstEarlier(NamedTuple):
     sentence: str
     table: str
     against_best: str
-    """Verdict against the best of them, in a few words."""
+    """Verdict against the best earlier run, for the list of runs."""
 
 
 def against_earlier(
     evaluate: Path, earlier: Mapping[str, Path], metric: str, seed: int
 ) -> AgainstEarlier | None:
-    """Compare a run with earlier ones on the same targets; None where no earlier run has the same.
+    """Compare a run with earlier ones on the same targets; None without such a run.
 
     earlier: Markdown name of a run -> folder of its evaluation.
     """
@@ -190,13 +187,13 @@ def against_earlier(
 
 
 def _ranks(evaluate: Path) -> pl.DataFrame:
-    """The model's rank of every target, in an order that two evaluations of the same targets share."""
+    """Ranks of the targets by the model, in an order common to evaluations of the same targets."""
     table = pl.scan_parquet(evaluate / "targets.parquet").filter(pl.col("system") == MODEL)
     return table.select(*KEY, "history_length", "rank").collect().sort(*KEY, "history_length")
 
 
 def by_chance(difference: PairedDifference, comparisons: int) -> str:
-    """Corrected p of a difference whose own interval leaves 0 out, but which one of several may have by chance."""
+    """Corrected p of a difference whose interval excludes 0, but which is not significant among several."""
     if difference.verdict != NO_DIFFERENCE or difference.low <= 0 <= difference.high:
         return ""
     return f", but p {difference.p_bootstrap_holm:.2g} when corrected for {comparisons} comparisons"

@@ -1,7 +1,6 @@
-"""Diagnostics of an evaluated model: is it as sure as it should be, what does it look at, is what its recommendations are said to
-be based on so, does it repeat, whom does it serve.
+"""Diagnostics of an evaluated model: calibration, attention, faithfulness of explanations, repeats, best and worst served users.
 
-Everything is measured on the warm targets (a known item after a history that is not empty), most of it on a sample of them.
+All on warm targets (a known item after a non-empty history), most on a sample.
 """
 
 import math
@@ -26,22 +25,22 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets
 
 CALIBRATION_TARGETS = 3_000
-"""Targets that calibration looks at: their histories are encoded once more, which is what diagnostics take time for."""
+"""Targets sampled for calibration, at most; encoding their histories again dominates the time of diagnostics."""
 CALIBRATION_CELLS = 2**30
-"""Targets x items that it looks at, at most (but at least 200 targets)."""
+"""Targets x items scored for calibration, at most (but at least 200 targets)."""
 ATTENTION_TARGETS = 1_000
-"""Targets whose attention is looked at."""
+"""Targets sampled for attention."""
 BECAUSE_TARGETS = 100
-"""Targets before which the first recommendation is explained."""
+"""Targets sampled for faithfulness of explanations of the first recommendation."""
 BECAUSE_CELLS = 2**20
-"""Positions that leaving each interaction out of them passes over, at most."""
+"""Positions encoded by leave-one-out of those interactions, at most."""
 MIN_USER_TARGETS = 3
-"""Targets of a user among the best or worst served, where any user has as many."""
+"""Targets that a best or worst served user has at least, where any user has as many."""
 SHOWN_USERS = 5
 SHOWN_EVENTS = 5
-"""Most recent events shown of such a user."""
+"""Events of such a user shown, the most recent ones."""
 POSITIONS = {"1": 1, "2": 2, "3-5": 3, "6-10": 6, "11-20": 11, "21-50": 21, "51+": 51}
-"""Classes of places from the end of the history, 1 being the last event, each with its first place."""
+"""Classes of positions from the end of the history (1: last event), each with its first position."""
 AGES = {
     "under a minute": 0,
     "under an hour": 60,
@@ -67,10 +66,10 @@ def build(
     timed: bool,
     seed: int,
 ) -> Row:
-    """All diagnostics of a model as what JSON can hold.
+    """Compute all diagnostics of a model, as JSON.
 
-    `ranked`: how it ranks the `targets`; the length of its lists is the `k` of everything. `numbering`: items of the dataset ->
-    the model's. `calibration`, `attention`, `because`, `repeats`, `users`: see the functions below.
+    `ranked`: the model's ranks of the `targets`, with lists of length `k`. `numbering`: items of the dataset -> the model's.
+    `calibration`, `attention`, `because`, `repeats`, `users`: see the functions below.
     """
     warm, k = np.flatnonzero(targets.warm), ranked.lists.shape[1]
     if not len(warm):
@@ -79,12 +78,12 @@ def build(
     most = min(CALIBRATION_TARGETS, max(200, CALIBRATION_CELLS // recommender.num_items))
     sizes = (most, ATTENTION_TARGETS, BECAUSE_TARGETS)
     sample, fewer, fewest = (_sampled(warm, size, random) for size in sizes)
-    looked_at, item = targets.histories.select(sample), targets.item[sample]
+    histories, item = targets.histories.select(sample), targets.item[sample]
     moments = np.asarray(dataset.histories.time[targets.position[fewer]])
     return {
         "k": k,
         "targets": len(warm),
-        "calibration": calibration(recommender, looked_at, item, k, exclude_seen=exclude_seen),
+        "calibration": calibration(recommender, histories, item, k, exclude_seen=exclude_seen),
         "attention": attention(
             recommender.encoder,
             targets.histories.select(fewer),
@@ -92,14 +91,14 @@ def build(
             dataset.event_types,
         ),
         "because": because(recommender.encoder, targets.histories.select(fewest), ranked.lists[fewest], seed),
-        "repeats": repeats(looked_at, ranked.lists[sample], item)
+        "repeats": repeats(histories, ranked.lists[sample], item)
         | {"exclude_seen": exclude_seen, "left_out": targets.left_out.get("already_seen", 0)},
         "users": best_and_worst(targets, ranked, warm, k, _Names.of(dataset, numbering)),
     }
 
 
 def _sampled(rows: Int64, most: int, random: np.random.Generator) -> Int64:
-    """`most` of the rows drawn without replacement, in their order; all where there are no more."""
+    """Draw at most `most` rows without replacement, in their order."""
     return rows if len(rows) <= most else np.sort(random.choice(rows, most, replace=False))
 
 
@@ -115,59 +114,58 @@ def calibration(
     exclude_seen: bool,
     bins: int = 10,
 ) -> Row:
-    """How well the softmax of the scores tells how often the recommendations are hit.
+    """Calibration of the softmax of the scores against hits.
 
-    `top_1` and `list` (the k best items) each: `error`, and `bins` with the mean predicted probability, the share observed
-    and the targets of each; see `reliability`. `log_loss`: mean of `-ln p(target)` in nats, and `log_loss_of_chance`, mean
-    of `ln(items that can be recommended)`, what a recommender has that holds all of them for equally likely.
-    histories: t rows; target [t], items of the recommender.
+    `top_1` and `list` (the k best items): `error`, and `bins` with mean predicted probability, observed share and number of
+    targets; see `reliability`. `log_loss`: mean of `-ln p(target)`, nats; `log_loss_of_chance`: mean of
+    `ln(number of candidates)`, the log loss of a uniform prediction. histories: t rows; target [t], items of the recommender.
     """
-    told = predicted(recommender, histories, target, k, exclude_seen=exclude_seen)
-    found: Row = {
+    predictions = predicted(recommender, histories, target, k, exclude_seen=exclude_seen)
+    values: Row = {
         "targets": len(target),
-        "log_loss": _number(-float(np.mean(told["log_probability"]))),
-        "log_loss_of_chance": _number(float(np.mean(np.log(told["candidates"])))),
+        "log_loss": _number(-float(np.mean(predictions["log_probability"]))),
+        "log_loss_of_chance": _number(float(np.mean(np.log(predictions["candidates"])))),
     }
     for name in ("top_1", "list"):
-        table = reliability(told[name], told[f"{name}_hit"], bins)
-        found[name] = {"error": calibration_error(table), "bins": table.to_dicts()}
-    return found
+        table = reliability(predictions[name], predictions[f"{name}_hit"], bins)
+        values[name] = {"error": calibration_error(table), "bins": table.to_dicts()}
+    return values
 
 
 def predicted(
     recommender: Recommender, histories: Histories, target: Int32, k: int, *, exclude_seen: bool
 ) -> Mapping[str, Float64]:
-    """Per target, [t] each: probabilities by the softmax of the scores over every item that can be recommended.
+    """Probabilities of targets, [t] each, by the softmax of the scores over all candidates (items that can be recommended).
 
-    `top_1` and `list`: of the best item and of the k best together; `top_1_hit`, `list_hit`: whether the target is among
-    them; `log_probability`: of the target; `candidates`: number of items that can be recommended.
+    `top_1`, `list`: of the best item, and of the k best together; `top_1_hit`, `list_hit`: whether they hold the target;
+    `log_probability`: of the target; `candidates`: their number.
     """
     names = ("top_1", "top_1_hit", "list", "list_hit", "log_probability", "candidates")
-    told = {name: np.empty(len(target)) for name in names}
+    values = {name: np.empty(len(target)) for name in names}
     for rows in row_chunks(len(target), recommender.num_items):
-        part, wanted = histories.select(rows), target[rows]
+        part, targets = histories.select(rows), target[rows]
         scores = recommender.score_items(part)
         if exclude_seen:
             mask_seen(scores, part)
         items, best = top_k(scores, k)
-        told["candidates"][rows] = np.isfinite(scores).sum(1)
-        own = scores[np.arange(len(wanted)), wanted].astype(np.float64)
+        values["candidates"][rows] = np.isfinite(scores).sum(1)
+        own = scores[np.arange(len(targets)), targets].astype(np.float64)
         highest = best[:, 0].astype(np.float64)
         with np.errstate(under="ignore"):
             sums = highest + np.log(np.exp(scores - best[:, :1]).sum(1, dtype=np.float64))
             share = np.exp(best.astype(np.float64) - sums[:, None])
-        told["top_1"][rows], told["list"][rows] = share[:, 0], share.sum(1)
-        hit = items == wanted[:, None]
-        told["top_1_hit"][rows], told["list_hit"][rows] = hit[:, 0], hit.any(1)
-        told["log_probability"][rows] = own - sums
-    return told
+        values["top_1"][rows], values["list"][rows] = share[:, 0], share.sum(1)
+        hit = items == targets[:, None]
+        values["top_1_hit"][rows], values["list_hit"][rows] = hit[:, 0], hit.any(1)
+        values["log_probability"][rows] = own - sums
+    return values
 
 
 def reliability(probability: Float64, hit: Float64, bins: int = 10) -> pl.DataFrame:
-    """The reliability diagram of predictions [t]: a row per bin, `mean_predicted`, `observed` (share of hits), `targets`.
+    """Reliability diagram of predictions [t]: a row per bin with `mean_predicted`, `observed` (share of hits), `targets`.
 
-    Bins hold equally many targets, ordered by probability: over a catalogue nearly all probabilities are small, and bins of
-    equal width (Guo et al. 2017) would put them into one. Source: Nixon et al. 2019, section 4, adaptive bins.
+    Bins hold equally many targets, ordered by probability (adaptive bins, Nixon et al. 2019, section 4): over a catalogue nearly
+    all probabilities are small, and would share one bin of equal width (Guo et al. 2017).
     """
     order = np.argsort(probability, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
@@ -186,8 +184,8 @@ def calibration_error(table: pl.DataFrame) -> float:
 
     Source: Guo et al. 2017, equation 3, over bins of equally many targets.
     """
-    observed, told, targets = table.to_numpy().T[[1, 0, 2]]
-    return float(np.average(np.abs(observed - told), weights=targets))
+    observed, mean_predicted, targets = table.to_numpy().T[[1, 0, 2]]
+    return float(np.average(np.abs(observed - mean_predicted), weights=targets))
 
 
 # --- attention ---
@@ -196,11 +194,10 @@ def calibration_error(table: pl.DataFrame) -> float:
 def attention(
     encoder: Encoder, histories: Histories, moments: Int64 | None, event_types: Sequence[str]
 ) -> Row:
-    """Where the model looks when it recommends: `rows` of `attention_by` over several ways to class the interactions.
+    """Attention by class of interaction: `rows` of `attention_by` for several kinds of classes.
 
-    `position` (from the end), `age` (at the target's moment, where there are `moments` [t], microseconds), `event_type` (where
-    there are types). Rows of one interaction are left out: they can look nowhere else. `not_applicable` says why where the
-    model pays no attention.
+    Kinds: `position` (from the end), `age` (at the target's time, where `moments` [t] are given, microseconds), `event_type`
+    (where there are types). Histories of one interaction are excluded. `not_applicable`: reason, for a model without attention.
     """
     if not attention_weights.has_attention(encoder):
         return {
@@ -228,18 +225,17 @@ def attention(
 
 
 def _class_of(values: NDArray[np.number], firsts: Mapping[str, float]) -> Int64:
-    """The number of the class that each value falls in, by the first value of each."""
-    found: Int64 = np.searchsorted(np.array(list(firsts.values())), values, side="right") - 1
-    return found
+    """Class of each value, by the first value of each class."""
+    code: Int64 = np.searchsorted(np.array(list(firsts.values())), values, side="right") - 1
+    return code
 
 
 def attention_by(weights: Float32, windows: Histories, code: Int64, names: Sequence[str]) -> pl.DataFrame:
-    """How attention is shared out between classes of interactions, beside how the interactions are.
+    """Share of attention of each class of interactions, beside its share of the interactions.
 
-    weights [t, l] as `attention_weights` returns them for the t rows of `windows`; code: the class of every interaction, as
-    `windows.gather()` orders them. A row per class that occurs: `value` (its name), `attention` (mean over rows of the weight
-    that its interactions have), `interactions` (mean over rows of their share of the row, which is what even attention would
-    give them), `lift` (the one over the other) and `num_interactions`.
+    weights: [t, l] from `attention_weights` for the t rows of `windows`; code: class of every interaction, in the order of
+    `windows.gather()`. A row per class that occurs: `value` (its name), `attention` (mean over rows of its weight),
+    `interactions` (mean over rows of its share of the row: uniform attention), `lift` (their ratio), `num_interactions`.
     """
     rows, positions = windows.gather()
     own = weights[rows, positions - windows.starts[rows]].astype(np.float64)
@@ -258,10 +254,9 @@ def attention_by(weights: Float32, windows: Histories, code: Int64, names: Seque
 
 
 def because(encoder: Encoder, histories: Histories, lists: Int32, seed: int) -> Row:
-    """How faithful is what the first of each list [t, k] is said to be based on: `models.faithfulness.measure`, of as many of the
-    t rows, from the first on, as `BECAUSE_CELLS` allows.
+    """Faithfulness of the explanations of the first item of each list [t, k], of as many rows as `BECAUSE_CELLS` allows.
 
-    The control `popularity` goes by the events in the flat arrays of the histories.
+    See `faithfulness.measure_encoder`; its control `popularity` counts events in the flat arrays of the histories.
     """
     cost = np.minimum(histories.lengths, encoder.max_length) ** 2
     rows = slice(int(np.searchsorted(np.cumsum(cost), BECAUSE_CELLS, side="right")))
@@ -273,10 +268,9 @@ def because(encoder: Encoder, histories: Histories, lists: Int32, seed: int) -> 
 
 
 def repeats(histories: Histories, lists: Int32, target: Int32) -> dict[str, float]:
-    """`recommended`: share of recommended items that are in the history; `wanted`: share of targets that are.
+    """Shares of recommended items (`recommended`) and of targets (`wanted`) that are in the history.
 
-    histories: t rows; lists [t, k], 0 where there are fewer; target [t]. Where items of the history are excluded both are 0
-    by construction: `build` adds whether they are, and how many repeats are no targets for that reason.
+    histories: t rows; lists: [t, k], 0 for an empty place; target: [t]. Both are 0 where items of the history are excluded.
     """
     num_items = int(np.count_nonzero(lists))
     num_repeats = sum(int(contains(histories, column)[column > 0].sum()) for column in lists.T.copy())
@@ -313,14 +307,14 @@ class BestAndWorst(TypedDict):
 
 
 class _Names:
-    """How users and the model's items are called."""
+    """Ids of users and titles of the model's items."""
 
     def __init__(self, user_id: pl.Series, title: pl.Series) -> None:
         self._user_id, self._title = user_id, title
 
     @classmethod
     def of(cls, dataset: Dataset, numbering: ItemNumbering) -> "_Names":
-        """Ids of users and titles of items; an item without a title by its id."""
+        """Names from a dataset; an item without a title has its id."""
         items = dataset.items
         by_id = pl.format("item {}", schema.ITEM_ID)
         title = pl.coalesce(pl.col(schema.TITLE), by_id) if schema.TITLE in items else by_id
@@ -328,22 +322,22 @@ class _Names:
         return cls(dataset.users[schema.USER_ID], items.select(title).to_series().gather(order))
 
     def user(self, index: int) -> Any:
-        """The id of a user."""
+        """Id of a user."""
         return self._user_id[index]
 
     def item(self, index: int) -> str | None:
-        """The title of one of the model's items; None for item 0."""
+        """Title of an item; None for item 0."""
         return str(self._title[index - 1]) if index > 0 else None
 
 
 def best_and_worst(
     targets: RankedTargets, ranked: SystemRanks, warm: Int64, k: int, names: _Names
 ) -> BestAndWorst:
-    """`best` and `worst`: the `SHOWN_USERS` users with the highest and the lowest mean NDCG@k over their warm targets.
+    """`SHOWN_USERS` users with the highest (`best`) and lowest (`worst`) mean NDCG@k over their warm targets.
 
-    Users with at least `min_targets` = `MIN_USER_TARGETS` of them, or as many as any user has. Equal means: by the mean
-    reciprocal rank, then by the user. Each with the target that it had ranked best (of the worst: worst), its rank, what was
-    recommended first in its place, and the most recent events before it.
+    Among users with at least `min_targets` = `MIN_USER_TARGETS` targets, or as many as any user has; ties by mean reciprocal
+    rank, then by user. Each with its best ranked target (worst users: worst ranked), the first recommendation instead, and the
+    most recent events before it.
     """
     user, rank = targets.user[warm], ranked.rank[warm]
     table = (
@@ -372,17 +366,18 @@ def best_and_worst(
     return {
         "min_targets": least,
         "best": [
-            _shown(row, int(row["best"]), targets, ranked, names) for row in order.head(num_shown).to_dicts()
+            _user_row(row, int(row["best"]), targets, ranked, names)
+            for row in order.head(num_shown).to_dicts()
         ],
         "worst": [
-            _shown(row, int(row["worst"]), targets, ranked, names)
+            _user_row(row, int(row["worst"]), targets, ranked, names)
             for row in order.reverse().head(min(num_shown, len(order) // 2)).to_dicts()
         ],
     }
 
 
-def _shown(row: Row, at: int, targets: RankedTargets, ranked: SystemRanks, names: _Names) -> ShownUser:
-    """Entry of one user, by the target at `at`."""
+def _user_row(row: Row, at: int, targets: RankedTargets, ranked: SystemRanks, names: _Names) -> ShownUser:
+    """Description of a user by the target at `at`."""
     history = targets.histories.select(slice(at, at + 1))
     last = history.item_index[history.ends[0] - min(SHOWN_EVENTS, int(history.lengths[0])) : history.ends[0]]
     return {
@@ -398,5 +393,5 @@ def _shown(row: Row, at: int, targets: RankedTargets, ranked: SystemRanks, names
 
 
 def _number(value: float) -> float | None:
-    """None for what JSON has no number for."""
+    """Finite number, else None, as JSON has no others."""
     return value if math.isfinite(value) else None

@@ -20,7 +20,7 @@ from pipeline.serving import bundle_ranker
 from pipeline.serving.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
 
 NEVER = int(np.iinfo(np.int64).min)
-"""The time of no event: before all others."""
+"""Time before all events."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class EvaluatedModel:
     features: str
     """Fingerprint of the features artifact they were trained and evaluated on."""
     trained_until: int | None
-    """temporal: microseconds since the epoch at which the test began; every event before it trained or chose them"""
+    """Start of the test part (temporal), microseconds since the epoch; every earlier event trained or selected the weights."""
     users: Vocabulary
     """Users of that artifact."""
     users_trained_until: Int64
-    """[users], microseconds: the last event of each that trained or chose them; `NEVER` where there is none"""
+    """[users] last event that trained or selected the weights, microseconds since the epoch; `NEVER` where there is none"""
     second_stage: SecondStage | None
     """Evaluated ranker behind them, where the bundle has one."""
 
@@ -47,7 +47,7 @@ class EvaluatedModel:
     ) -> "EvaluatedModel":
         """Open the evaluated weights of a bundle's folder.
 
-        Raises DamagedArtifact where files are missing or damaged, or the bundle's format does not say what it learned from.
+        Raises DamagedArtifact where files are missing or damaged, or the bundle's format lacks the training data's end.
         """
         description = read_description(folder, COMPARABLE_FORMATS, verify=verify)
         known = pl.read_parquet(folder / "items.parquet", columns=["item_id", "evaluated_index"])
@@ -78,12 +78,12 @@ class EvaluatedModel:
         return TwoStage(self.recommender, self.second_stage, exclude_seen=exclude_seen)
 
     def translated(self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str]) -> Histories:
-        """Translate rows from another log's numbering (ids at 1.., type names at 1..) to this one's, without unknown items."""
+        """Translate rows from another log's numbering (ids at 1.., type names at 1..), without unknown items."""
         items, _ = translation(self.items, item_ids)
         types = type_translation(self.event_types, type_names)
         return replace(histories, event_type=types[histories.event_type]).translate(items)
 
     def trained_until_of(self, user_ids: pl.Series) -> Int64:
-        """[len] microseconds: the last event of each user that trained or chose the weights; `NEVER` for strangers."""
+        """[len] `users_trained_until` of each user, `NEVER` for unknown users."""
         index, _ = self.users.encode_known(user_ids, unknown=-1)
         return np.append(self.users_trained_until, NEVER)[index]

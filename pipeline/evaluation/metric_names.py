@@ -10,5 +10,5 @@ _WORD = re.compile(rf"\b({'|'.join(_UPPER)})\b")
 
 
 def display_name(name: str) -> str:
-    """Usual spelling of a metric's or system's name: `user_ndcg@10` is user NDCG@10, `ease` is EASE."""
+    """Spell a metric's or system's name for display: `user_ndcg@10` is user NDCG@10, `ease` is EASE."""
     return _WORD.sub(lambda match: _UPPER[match[0]], name.replace("_", " "))

@@ -1,4 +1,4 @@
-"""Metrics of ranked targets: every system with intervals, cold targets, segments of users and items, cuts of a rolling split."""
+"""Metrics of ranked targets: every system with intervals, cold targets, segments, cuts of a rolling split."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, WARM, RankedTarge
 from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling
 
 OF_RANKS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
-"""Means over targets of a function of the rank, 0 for a miss."""
+"""Metrics that average a function of the target's rank, 0 for a miss."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,30 @@ class MetricSettings:
 
 
 def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumbering) -> Catalogue:
-    """Items as metrics of lists need them, in the model's numbering.
+    """Catalogue for metrics of lists, in the model's numbering.
 
-    counts: [n + 1] training events of each; `numbering`: items of the content -> the model's.
+    counts: [n + 1] training events; `numbering`: the content's items -> the model's.
     """
     from scipy.sparse import csr_array
 
     if content is None:
         return Catalogue(len(counts) - 1, counts, None, None)
-    ours = numbering.inverse().new
+    items = numbering.inverse().new
     shape = (content.num_items + 1, len(content.categories) + 1)
     ones = np.ones(len(content.category_index), np.float32)
-    categories = csr_array((ones, content.category_index, content.category_offsets), shape=shape)[ours][:, 1:]
-    dense = np.hstack([content.text[ours], content.embedding[ours]])
+    categories = csr_array((ones, content.category_index, content.category_offsets), shape=shape)[items][
+        :, 1:
+    ]
+    dense = np.hstack([content.text[items], content.embedding[items]])
     return Catalogue(
-        len(counts) - 1,
-        counts,
-        categories if categories.nnz else None,
-        dense if dense.any() else None,
+        len(counts) - 1, counts, categories if categories.nnz else None, dense if dense.any() else None
     )
 
 
 def compute_metrics(
     ranked: Mapping[str, SystemRanks], targets: RankedTargets, catalogue: Catalogue, settings: MetricSettings
 ) -> SystemComparison:
-    """Compute every metric of a target for every system, all resampled together."""
+    """Compute every metric of every system, resampled together."""
     weight = metrics.debias_weights(catalogue.counts, targets.item)
     weights = {f"debiased_ndcg@{k}": weight for k in settings.ks}
     values = ((name, values_of(ranks, targets, catalogue, settings)) for name, ranks in ranked.items())
@@ -71,7 +70,7 @@ def compute_metrics(
 def values_of(
     ranked: SystemRanks, targets: RankedTargets, catalogue: Catalogue, settings: MetricSettings
 ) -> dict[str, Float64]:
-    """Metric -> [targets] of one system."""
+    """Metric -> values [targets] of one system."""
     worst = metrics.metrics_of_ranks(ranked.pessimistic, settings.ks)
     return (
         metrics.metrics_of_ranks(ranked.rank, settings.ks)
@@ -90,7 +89,7 @@ def values_of(
 def catalogue_metrics(
     ranked: Mapping[str, SystemRanks], targets: RankedTargets, num_items: int, settings: MetricSettings
 ) -> dict[str, tuple[dict[str, float], dict[str, list[float]]]]:
-    """System -> values and intervals of metrics of all lists together: coverage and Gini."""
+    """System -> values and intervals of coverage and Gini, over all lists together."""
     users, row = np.unique(targets.user, return_inverse=True)
     return {
         name: beyond_accuracy.catalogue_metrics(
@@ -101,7 +100,7 @@ def catalogue_metrics(
 
 
 def counted(targets: RankedTargets, *, cold_users: bool, cold_items: bool) -> NDArray[np.bool_]:
-    """[targets] Mask of the targets that metrics average over."""
+    """Mask [targets] of the targets included in metrics."""
     included: NDArray[np.bool_] = targets.cold == WARM
     if cold_users:
         included = included | (targets.cold == NO_HISTORY)
@@ -119,10 +118,9 @@ def cold_targets(
     cold_users: bool,
     cold_items: bool,
 ) -> dict[str, ColdTargets]:
-    """Metrics over targets without a history (`no_history`), and over those on items without training events (`unknown_item`).
+    """Metrics over targets without a history (`no_history`), and on items without training events (`unknown_item`).
 
-    The latter are misses of every system that does not know the item by its content. `systems`: metrics of the report's targets,
-    which the metrics with them average over as well.
+    The latter are misses of systems that don't know the item by its content. `systems`: metrics of the report's targets.
     """
     no_history, unknown = targets.cold == NO_HISTORY, targets.cold == UNKNOWN_ITEM
     of_unknown = _means(ranked, unknown, settings)
@@ -150,9 +148,9 @@ def _means(
     return {
         name: {
             metric: float(values.mean())
-            for metric, values in metrics.metrics_of_ranks(each.rank[chosen], settings.ks).items()
+            for metric, values in metrics.metrics_of_ranks(ranks.rank[chosen], settings.ks).items()
         }
-        for name, each in ranked.items()
+        for name, ranks in ranked.items()
     }
 
 
@@ -162,9 +160,9 @@ Segment = tuple[str, str, NDArray[np.bool_]]
 def segment_metrics(
     ranked: Mapping[str, SystemRanks], user: Int64, segments: Iterator[Segment], settings: MetricSettings
 ) -> Iterator[dict[str, str | float]]:
-    """Compute a row per segment, value and system: targets, users, NDCG, hit rate and MRR at the shortest list, with intervals.
+    """Yield a row per segment, value and system: targets, users, NDCG, hit rate and MRR at the shortest list, with intervals.
 
-    All values of one kind of segment are resampled together, as metrics that are undefined for targets outside the value.
+    Values of one kind of segment are resampled together, as metrics undefined for targets outside the value.
     """
     kinds: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
     for kind, value, chosen in segments:
@@ -195,14 +193,14 @@ def _within(
         f"mrr@{k}": metrics.mrr(ranked.rank, k),
     }
     return {
-        f"{place} {name}": np.where(chosen, each, np.nan)
+        f"{place} {name}": np.where(chosen, column, np.nan)
         for place, (_, chosen) in enumerate(values)
-        for name, each in measured.items()
+        for name, column in measured.items()
     }
 
 
 def _columns(means: dict[str, float], ends: dict[str, list[float]], place: int) -> dict[str, float]:
-    """`ndcg@10`, `ndcg@10_low`, `ndcg@10_high`, … of one value of a segment."""
+    """Columns `ndcg@10`, `ndcg@10_low`, `ndcg@10_high`, … of one value of a segment."""
     row: dict[str, float] = {}
     for name, value in means.items():
         number, _, metric = name.partition(" ")
@@ -213,7 +211,7 @@ def _columns(means: dict[str, float], ends: dict[str, list[float]], place: int) 
 
 
 def rolling(reports: Sequence[EvaluationReport]) -> Rolling:
-    """Mean and sample standard deviation over the cuts of every metric that all of them have; reports: earliest cut first."""
+    """Mean and sample standard deviation over the cuts of the metrics in all reports; reports: earliest cut first."""
     *_, last = reports
     mean: dict[str, dict[str, float]] = {}
     spread: dict[str, dict[str, float]] = {}

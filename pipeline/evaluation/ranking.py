@@ -18,7 +18,7 @@ from pipeline.dataset.targets import RankedTargets
 
 @dataclass(frozen=True)
 class Part:
-    """What a baseline is fitted on, and the targets that it then ranks, in the numbering of what it is fitted on."""
+    """Training rows of a baseline and the targets that it ranks, in the training rows' numbering."""
 
     training: Histories
     targets: RankedTargets
@@ -26,10 +26,9 @@ class Part:
 
 
 def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
-    """How a system ranks the targets; where there is no history an encoder answers by popularity, as scoring does.
+    """Rank the targets by a system; an encoder ranks targets without a history by popularity, as in scoring.
 
-    Targets on items that no system knows, by training or by content, are asked for only where they count
-    (`evaluate.cold_items`).
+    Targets on items unknown to every system, by training and by content, are ranked only with `evaluate.cold_items`.
     """
     if isinstance(system, AttentionRecommender | TwoStage):
         system = ColdStart(system, Popularity.fit(part.training, part.num_items))
@@ -50,12 +49,12 @@ def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
 
 
 def list_length(config: Config) -> int:
-    """Items of the lists that metrics of whole lists look at: the shortest of `evaluate.k`."""
+    """List length of metrics of lists: the shortest of `evaluate.k`."""
     return min(config.evaluate.k)
 
 
 def load(folder: Path, name: str) -> SystemRanks:
-    """How a baseline ranked the test targets."""
+    """Read a baseline's ranks of the test targets."""
     table = pl.read_parquet(folder / "systems" / f"{name}.parquet")
     return SystemRanks(
         table["rank"].to_numpy(), table["pessimistic_rank"].to_numpy(), table["recommended"].to_numpy()

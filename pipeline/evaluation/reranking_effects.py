@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from features.content import Content
 from features.histories.numbering import ItemNumbering
 from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.ranks import SystemRanks
-from models.histories import Int32
+from models.histories import Float32, Int32
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
@@ -28,8 +28,9 @@ from pipeline.serving.bundle import translation
 T = TypeVar("T")
 
 PLAIN = "by score"
-"""Name of the lists without any such rule."""
+"""Name of the lists without re-ranking rules."""
 SHOWN = ("ndcg", "hit_rate", "diversity", "popularity_share", "novelty", "coverage", "full_lists")
+"""Metrics kept."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class RerankingEffects:
 def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Rules]) -> RerankingEffects:
     """Compute metrics of lists of `score.k` under each of the rules and by score alone, with intervals and paired differences.
 
-    The evaluated weights of the bundle rank the test targets of the features they were evaluated on.
+    features: the artifact that the bundle's evaluated weights were evaluated on.
     """
     evaluated = EvaluatedModel.open(bundle, verify=False)
     dataset = Dataset.open(features)
@@ -65,12 +66,11 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     counts = np.bincount(
         training.item_index[training.gather()[1]], minlength=evaluated.recommender.num_items + 1
     )
-    answering = _answering(evaluated, counts.astype(np.float32), dataset.content, numbering)
-    plain = Rules(exclude_seen=config.score.exclude_seen)
+    engine = _engine(evaluated, counts.astype(np.float32), dataset.content, numbering)
     keys = keys_of(dataset.users["user_id"].gather(targets.user))
     ranked = {}
-    for name, each in {PLAIN: plain, **rules}.items():
-        answer = answering.answer(targets.histories, config.score.k, replace(each, allowed=None), keys=keys)
+    for name, rule in {PLAIN: Rules(exclude_seen=config.score.exclude_seen), **rules}.items():
+        answer = engine.answer(targets.histories, config.score.k, replace(rule, allowed=None), keys=keys)
         ranked[name] = _ranks(answer.item_index, targets.item)
     settings = MetricSettings((config.score.k,), config.evaluate.resamples, config.seed)
     catalogue = metrics_report.catalogue_of(counts, dataset.content, numbering)
@@ -84,23 +84,25 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     )
 
 
-def _answering(
-    evaluated: EvaluatedModel, num_events: Any, content: Content | None, numbering: ItemNumbering
+def _engine(
+    evaluated: EvaluatedModel, num_events: Float32, content: Content | None, numbering: ItemNumbering
 ) -> RecommendationEngine:
     """Recommendation engine with the evaluated weights."""
     vectors = evaluated.recommender.encoder.item_vectors().detach().float().numpy()
     numbers = np.arange(1, len(vectors), dtype=np.int32)
-    ours = numbering.inverse().new.astype(np.int64)
-    categories = None if content is None or not content.categories else padded_categories(content, ours)
-    traits = Traits(num_events, categories, vectors)
-    index = build_index(vectors[1:], numbers)
+    items = numbering.inverse().new.astype(np.int64)
+    categories = None if content is None or not content.categories else padded_categories(content, items)
     return RecommendationEngine(
-        evaluated.recommender, index, num_events[None].copy(), traits, evaluated.second_stage
+        evaluated.recommender,
+        build_index(vectors[1:], numbers),
+        num_events[None].copy(),
+        Traits(num_events, categories, vectors),
+        evaluated.second_stage,
     )
 
 
 def _ranks(lists: Int32, item: Int32) -> SystemRanks:
-    """Each target's place in its list, infinity for a miss."""
+    """Ranks of the targets in their lists, infinity for a miss."""
     hits = lists == item[:, None]
     rank = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
     return SystemRanks(rank, rank, lists)

@@ -1,8 +1,8 @@
-"""The gate: whether a published version becomes `champion`, by paired tests of the evaluated weights.
+"""Champion gate: paired tests of the evaluated weights decide whether a published version becomes `champion`.
 
-A challenger has to beat the best baseline of its own evaluation and, where there is a champion, must not be worse than it
-by more than a margin, on targets that neither model could learn from. Both tests look at the 95 % bootstrap interval over
-users of a paired difference: at its lower end.
+A challenger must beat the best baseline of its own evaluation and, where there is a champion, must not be worse than it by more
+than a margin, on targets that neither model could learn from. Both tests use the lower end of the 95 % bootstrap interval over
+users of a paired difference.
 """
 
 import math
@@ -31,12 +31,12 @@ from pipeline.tracking.registry import Decision
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 MIN_USERS = 30
-"""Users with common targets below which no difference is computed: an interval over so few draws of users means nothing."""
+"""Users with common targets needed for a difference: an interval over fewer users means nothing."""
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that stands, and the folder of its bundle."""
+    """Current champion: its version, and the folder of its bundle."""
 
     version: int
     folder: Path
@@ -45,9 +45,9 @@ class Champion:
 def decide(
     config: Config, features: Path, evaluate: Path, challenger: Path, champion: Champion | None
 ) -> Decision:
-    """Whether a challenger becomes champion.
+    """Decide whether a challenger becomes champion.
 
-    features, evaluate: the artifacts that the challenger was made from; challenger: its bundle's folder.
+    features, evaluate: artifacts that the challenger was built from; challenger: folder of its bundle.
     """
     settings = config.evaluate
     figures: dict[str, float | str] = {"metric": settings.gate_metric, "margin": settings.gate_margin}
@@ -56,19 +56,16 @@ def decide(
         tests.append(_against(config, features, challenger, champion))
     for test in tests:
         figures |= test.figures
-    failed = [test.said for test in tests if not test.passed]
-    reason = "; ".join(failed or [test.said for test in tests])
+    failed = [test.message for test in tests if not test.passed]
+    reason = "; ".join(failed or [test.message for test in tests])
     return Decision("refused" if failed else "passed" if champion is not None else "first", reason, figures)
 
 
 @dataclass(frozen=True)
 class _Test:
     passed: bool
-    said: str
+    message: str
     figures: Mapping[str, float | str] = field(default_factory=dict)
-
-
-# --- the best baseline ---
 
 
 def against_best_baseline(report: EvaluationReport, metric: str) -> _Test:
@@ -95,21 +92,17 @@ def _interval(paired: Difference) -> str:
     return f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]"
 
 
-# --- the champion ---
-
-
 def _against(config: Config, features: Path, challenger: Path, champion: Champion) -> _Test:
-    """Whether the challenger is not worse than the champion by more than the margin."""
-    about: dict[str, float | str] = {}
+    """Test that the challenger is not worse than the champion by more than the margin."""
     name = f"version {champion.version}, the champion"
     device = pick_device()
     try:
-        standing = EvaluatedModel.open(champion.folder, device=device)
+        current = EvaluatedModel.open(champion.folder, device=device)
     except (DamagedArtifact, ValueError, OSError) as error:
-        return _Test(False, f"cannot be compared with {name}: {error}", about)
+        return _Test(False, f"cannot be compared with {name}: {error}")
     own = EvaluatedModel.open(challenger, verify=False, device=device)
-    common = common_targets(config, features, own, standing)
-    about |= {
+    common = common_targets(config, features, own, current)
+    figures: dict[str, float | str] = {
         "targets": len(common.targets),
         "users": common.num_users,
         "earlier_targets": common.num_earlier,
@@ -120,24 +113,24 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
             False,
             f"cannot be compared with {name}: {len(common.targets):,} targets of {common.num_users:,} users are later than the "
             f"training of both, expected at least {MIN_USERS} users",
-            about,
+            figures,
         )
-    models = {CHALLENGER: own, CHAMPION: standing}
+    models = {CHALLENGER: own, CHAMPION: current}
     ranked = {label: ranks(config, features, model, common.targets) for label, model in models.items()}
     paired, values = _paired(config, ranked, common.targets)
-    about |= {"difference": paired.difference, "low": paired.low, "high": paired.high} | values
+    figures |= {"difference": paired.difference, "low": paired.low, "high": paired.high} | values
     passed = paired.low >= -config.evaluate.gate_margin
-    said = (
+    message = (
         f"{'not worse' if passed else 'not shown to be no worse'} than {name}, by more than {config.evaluate.gate_margin:g}: "
         f"{config.evaluate.gate_metric} {_interval(paired)} on {len(common.targets):,} targets of {common.num_users:,} users"
     )
-    return _Test(passed, said, about)
+    return _Test(passed, message, figures)
 
 
 def _paired(
     config: Config, ranked: Mapping[str, Float64], targets: RankedTargets
 ) -> tuple[Difference, dict[str, float]]:
-    """The challenger's difference from the champion in the gate's metric, and the value of each."""
+    """Challenger minus champion in the gate's metric, and the values of both."""
     settings, metric = config.evaluate, config.evaluate.gate_metric
     length = int(metric.partition("@")[2])
     values = ((label, {metric: metrics_of_ranks(rank, (length,))[metric]}) for label, rank in ranked.items())
@@ -149,14 +142,14 @@ def _paired(
 
 @dataclass(frozen=True)
 class CommonTargets:
-    """Test targets on which two models can be compared."""
+    """Test targets common to two models."""
 
     targets: RankedTargets
-    """In the numbering of the features folder; each item is known to one of the models at least, and so is its history."""
+    """In the dataset's numbering; at least one model knows the item and an item of the history."""
     num_earlier: int
-    """Left out: not later than what the champion was trained on."""
+    """Excluded: not later than the champion's training data."""
     num_unknown: int
-    """Left out: the item, or all of the history, is known to neither."""
+    """Excluded: the item, or the whole history, is unknown to both models."""
 
     @property
     def num_users(self) -> int:
@@ -167,10 +160,10 @@ class CommonTargets:
 def common_targets(
     config: Config, features: Path, challenger: EvaluatedModel, champion: EvaluatedModel
 ) -> CommonTargets:
-    """The challenger's test targets that the champion could not learn from either.
+    """Test targets of the challenger that the champion could not learn from either.
 
-    Where both were made from the same features all targets are; else those later than the user's last event before the
-    champion's own test, and at or after the time at which that began (temporal): its users' and all other users' events.
+    All targets where both were built from the same features; else those later than the user's last event in the champion's
+    training data, and not before the champion's own test part began (temporal).
     """
     dataset = Dataset.open(features)
     item_ids = dataset.items["item_id"]
@@ -189,24 +182,24 @@ def common_targets(
 def _is_later(
     time: NDArray[np.int64], user_until: NDArray[np.int64], boundary: int | None
 ) -> NDArray[np.bool_]:
-    """[targets] after the user's own last event that counted, and not before the boundary of all users."""
+    """Mask [targets] of times after the user's last training event and not before the boundary of all users."""
     return (time > user_until) & (time >= (-math.inf if boundary is None else boundary))
 
 
 def ranks(config: Config, features: Path, model: EvaluatedModel, targets: RankedTargets) -> Float64:
-    """[targets] rank among the items that the model knows; infinity, a miss, where it does not know the item or any history."""
+    """Ranks [targets] among the model's items; infinity, a miss, where the item or the whole history is unknown to it."""
     dataset = Dataset.open(features)
     item_ids = dataset.items["item_id"]
     histories = model.translated(targets.histories, item_ids, dataset.event_types)
     item: Int32 = translation(model.items, item_ids)[0][targets.item]
     known = (item > 0) & (histories.lengths > 0)
+    exclude_seen = config.exclude_seen
     rank = np.full(len(targets), np.inf)
-    found = rank_targets(
-        model.system(exclude_seen=config.exclude_seen),
+    rank[known] = rank_targets(
+        model.system(exclude_seen=exclude_seen),
         histories.select(known),
         item[known],
         1,
-        exclude_seen=config.exclude_seen,
-    )
-    rank[known] = found.rank
+        exclude_seen=exclude_seen,
+    ).rank
     return rank

@@ -1,4 +1,4 @@
-"""The description of a registered version: what a person needs to know before scoring with it, in Markdown."""
+"""Model card of a registered version, in Markdown."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,19 +15,19 @@ from pipeline.evaluation.report import EvaluationReport
 from pipeline.sections import MODEL
 
 MAX_SEGMENTS = 6
-"""Parts of the targets that are named as served worst."""
+"""Segments listed as served worst."""
 MIN_TARGETS = 30
-"""Targets that such a part has at least."""
+"""Targets that a listed segment has at least."""
 _METRICS = ("ndcg", "hit_rate", "mrr", "user_ndcg", "coverage", "novelty")
 
 Row = dict[str, Any]
 
 
 def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Data, protocol, metrics with intervals, who is served worst, limits, how to score.
+    """Describe data, protocol, metrics with intervals, worst segments, limits and scoring.
 
-    description: the content of bundle.json. inputs: stage -> fingerprint of what the bundle was made from; what of it is gone
-    by now, or says less as an older version wrote it, is left out.
+    description: content of bundle.json. inputs: stage -> fingerprint of the bundle's inputs; sections whose artifacts are
+    missing or of an older version are left out.
     """
     features, evaluate = (
         config.folder / stage / inputs.get(stage, "-") for stage in ("features", "evaluate")
@@ -46,11 +46,13 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
 
 
 def _evaluation(evaluate: Path) -> list[str]:
-    """Protocol, metrics and the segments served worst, from the folder of an evaluation of this version."""
+    """Protocol, metrics and worst segments, from the folder of the version's evaluation."""
     report = EvaluationReport.load(evaluate)
-    parts = [f"**Protocol.** {_protocol(report)}"]
-    parts.append(f"**Metrics** of the evaluated weights.\n\n{_metrics(report)}")
-    return parts + [f"**Served worst.** {said}" for said in _worst(evaluate / "segments.parquet", report)]
+    return [
+        f"**Protocol.** {_protocol(report)}",
+        f"**Metrics** of the evaluated weights.\n\n{_metrics(report)}",
+        *_worst(evaluate / "segments.parquet", report),
+    ]
 
 
 def _model(description: Mapping[str, Any]) -> str:
@@ -67,11 +69,11 @@ def _deployed(description: Mapping[str, Any]) -> str:
 
 
 def _data(profile: Profile) -> str:
-    told = f"{profile.num_events:,} events of {profile.num_users:,} users on {profile.num_items:,} items"
+    text = f"{profile.num_events:,} events of {profile.num_users:,} users on {profile.num_items:,} items"
     if profile.times is not None:
-        told += f", {profile.times.first[:10]} to {profile.times.last[:10]}"
+        text += f", {profile.times.first[:10]} to {profile.times.last[:10]}"
     types = [f"{name} {count:,}" for name, count in profile.events_by_type.items() if name]
-    return f"{told}{' (' + ', '.join(types) + ')' if types else ''}."
+    return f"{text}{' (' + ', '.join(types) + ')' if types else ''}."
 
 
 def _protocol(report: EvaluationReport) -> str:
@@ -83,7 +85,7 @@ def _protocol(report: EvaluationReport) -> str:
 
 
 def _metrics(report: EvaluationReport) -> str:
-    """A row per metric: the model and the best baseline, with 95 % intervals."""
+    """Table of the model and the best baseline, with 95 % intervals."""
     others = report.best_baselines(f"ndcg@{report.list_lengths[0]}")[:1]
     names = [name for name in report.metric_names if name.partition("@")[0] in _METRICS]
     systems = [MODEL, *others]
@@ -105,18 +107,15 @@ def _plain_metrics(metrics: Mapping[str, float | None]) -> str:
 
 
 def _worst(path: Path, report: EvaluationReport) -> Iterator[str]:
-    """Segments on which the model is worst, among those with enough targets."""
+    """Sentence on the segments with the lowest metric, among those with enough targets."""
     if not path.exists():
         return
     metric = f"ndcg@{report.list_lengths[0]}"
     table = pl.read_parquet(path).filter((pl.col("system") == MODEL) & (pl.col("targets") >= MIN_TARGETS))
     if len(table):
         rows = table.sort(metric).head(MAX_SEGMENTS).to_dicts()
-        yield (
-            f"{display_name(metric)} by part of the targets: "
-            + "; ".join(_segment(row, metric) for row in rows)
-            + "."
-        )
+        segments = "; ".join(_segment(row, metric) for row in rows)
+        yield f"**Served worst.** {display_name(metric)} by segment of the targets: {segments}."
 
 
 def _segment(row: Row, metric: str) -> str:
@@ -126,11 +125,10 @@ def _segment(row: Row, metric: str) -> str:
 
 def _limits(description: Mapping[str, Any]) -> str:
     length = description.get("max_length")
-    read = f"Of a history the last {length:,} events are read. " if length is not None else ""
+    read = f"The model reads the last {length:,} events of a history. " if length is not None else ""
     return (
-        f"{read}Items that the log did not have when this was "
-        "trained are passed over; users without a known interaction get what is popular. The numbers are of held-out "
-        "events of the same log: what would have been clicked had it been shown is not in them."
+        f"{read}Items newer than the training are ignored; users without a known interaction get popular items. "
+        "The metrics are of held-out events of the same log: clicks on items that were never shown are not in it."
     )
 
 

@@ -1,18 +1,12 @@
-"""Registration of a published bundle, and whether its version becomes champion."""
+"""Registration of published bundles and promotion of versions to champion."""
 
 import sys
-from typing import TYPE_CHECKING
 
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.serving.bundle_cache import bundle_folder
-from pipeline.tracking.server import GATE, ServerAway, Version
-from pipeline.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    pass
 from pipeline.tracking.registry import (
     REFUSED,
     Decision,
@@ -23,15 +17,17 @@ from pipeline.tracking.registry import (
     model_name,
     version_link,
 )
+from pipeline.tracking.server import GATE, ServerAway, Version
+from pipeline.tracking.tracker import Tracker
 
 _ATTEMPTS = 3
 
 
 def ensure_registered(config: Config, tracker: Tracker, publish: Artifact) -> None:
-    """Register a published bundle where the server lacks it, and decide once whether it becomes champion: see gate.py.
+    """Register a published bundle where the server lacks it, and decide once whether it becomes champion (gate.py).
 
-    A version that was refused becomes champion when this is asked again with `evaluate.gate` off; nothing else is decided
-    twice. A server that is away costs one warning, and the next run registers or decides.
+    A refused version becomes champion when called again with `evaluate.gate` off; other decisions are final. Without a
+    reachable server this warns once, and the next run registers or decides.
     """
     if not config.tracking.enabled:
         return
@@ -57,8 +53,8 @@ def _register(config: Config, tracker: Tracker, publish: Artifact) -> Version | 
         example = input_example(bundle)
         version = registry.register(name, bundle, description["digest"], run_id, card, example)
         link = version_link(publish)
-        known = read_json(link) if link.exists() else {}
-        write_json(link, known | {registry.uri: version.version})
+        links = read_json(link) if link.exists() else {}
+        write_json(link, links | {registry.uri: version.version})
         return version
 
     return tracker.attempt(register)
@@ -69,7 +65,7 @@ def _is_settled(config: Config, version: Version) -> bool:
 
 
 def _settle(config: Config, version: Version, publish: Artifact) -> None:
-    """Decide about a version and record it, against the champion that stands at that moment; say so in one line."""
+    """Decide about a version against the current champion, record the decision and print it in one line."""
     registry = Registry.from_config(config)
     before = registry.champion(version.name)
     for _ in range(_ATTEMPTS):
@@ -87,12 +83,12 @@ def _settle(config: Config, version: Version, publish: Artifact) -> None:
         decision = Decision(REFUSED, f"the champion moved {_ATTEMPTS} times while it was compared")
     registry.record(version, decision, before)
     remedy = f"; to move it all the same: lookback promote {version.version}, or --set evaluate.gate=false"
-    said = f"gate: {version.name} version {version.version} is {decision.text(before)}"
-    print(said + ("" if decision.moves else remedy), file=sys.stderr, flush=True)
+    message = f"gate: {version.name} version {version.version} is {decision.text(before)}"
+    print(message + ("" if decision.moves else remedy), file=sys.stderr, flush=True)
 
 
 def _decide(config: Config, version: Version, publish: Artifact, champion: Version | None) -> Decision:
-    """What the gate says of a version; a server that is away or a bundle that is gone is not the version's fault."""
+    """Decision of the gate; a missing server or bundle of the champion raises LookbackError."""
     if champion is not None and champion.version == version.version:
         return Decision("by hand", "was champion before anything was decided about it")
     if not config.evaluate.gate:
@@ -100,22 +96,22 @@ def _decide(config: Config, version: Version, publish: Artifact, champion: Versi
     from pipeline.release import gate
 
     inputs = read_manifest(publish.folder)["inputs"]
-    standing = None
+    current = None
     if champion is not None:
         digest = Registry.from_config(config).resolve(champion.uri).bundle_digest
         folder = bundle_folder(config, ModelSource(champion.version, digest, champion.uri))
-        standing = gate.Champion(champion.version, folder)
+        current = gate.Champion(champion.version, folder)
     features, evaluate = (config.folder / stage / inputs[stage] for stage in ("features", "evaluate"))
-    return gate.decide(config, features, evaluate, publish.folder / "bundle", standing)
+    return gate.decide(config, features, evaluate, publish.folder / "bundle", current)
 
 
 def promote(config: Config, version: int) -> str:
-    """Move `champion` to a version by hand, which its tags record; returns what to say."""
+    """Move `champion` to a version by hand and record it in the version's tags; returns the message to print."""
     registry, name = Registry.from_config(config), model_name(config)
-    found, before = registry.resolve(f"models:/{name}/{version}"), registry.champion(name)
+    promoted, before = registry.resolve(f"models:/{name}/{version}"), registry.champion(name)
     was = f", was version {before.version}" if before is not None else ""
     if before is None or before.version != version:
-        said = registry.tags(found).get(f"{GATE}.reason", "")
-        earlier = f"; before that it was {found.gate}: {said}" if found.gate else ""
-        registry.record(found, Decision("by hand", f"lookback promote{was}{earlier}"), before)
-    return f"{name}: champion is version {version} (bundle {found.bundle_digest}){was}"
+        reason = registry.tags(promoted).get(f"{GATE}.reason", "")
+        earlier = f"; before that it was {promoted.gate}: {reason}" if promoted.gate else ""
+        registry.record(promoted, Decision("by hand", f"lookback promote{was}{earlier}"), before)
+    return f"{name}: champion is version {version} (bundle {promoted.bundle_digest}){was}"

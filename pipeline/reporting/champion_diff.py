@@ -1,4 +1,4 @@
-"""What the report says of the model that was live before: what was decided, and what is different since."""
+"""Decision of the gate on a version, and its differences from the previous champion, for the report."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from pipeline.tracking.registry import ModelSource, Registry
 from pipeline.tracking.server import GATE, Version
 
 SHOWN = ("ndcg", "hit_rate", "mrr", "coverage", "novelty")
-"""Metrics of which both versions' values are shown."""
+"""Metrics shown for both versions."""
 
 
 class AgainstChampion(NamedTuple):
@@ -46,7 +46,7 @@ class AgainstBaseline(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Differences of two bundles as (name, value of the earlier, value of the later)."""
+    """Differences of two bundles as (name, earlier value, later value)."""
 
     metrics: Sequence[tuple[str, float, float]] = ()
     settings: Sequence[tuple[str, Any, Any]] = ()
@@ -69,10 +69,7 @@ class SinceChampion(NamedTuple):
 
 
 def since_champion(config: Config, publish: Path) -> SinceChampion | None:
-    """Decision of the registry on a published bundle, as the registry stands now.
-
-    None where it is away, off, or does not know the bundle.
-    """
+    """Read the registry's decision on a published bundle; None where it is off, unreachable, or lacks the bundle."""
     if not config.tracking.enabled:
         return None
     with contextlib.suppress(LookbackError, OSError):
@@ -113,12 +110,12 @@ def _best_baseline(decision: Mapping[str, str]) -> AgainstBaseline | None:
     if any(f"baseline_{name}" not in decision for name in names):
         return None
     difference, low, high = (float(decision[f"baseline_{name}"]) for name in names)
-    names_of = decision["best_baseline"], decision["metric"]
-    return AgainstBaseline(difference, low, high, *names_of, _verdict(low, high))
+    baseline, metric = decision["best_baseline"], decision["metric"]
+    return AgainstBaseline(difference, low, high, baseline, metric, _verdict(low, high))
 
 
 def _verdict(low: float, high: float) -> str:
-    """Verdict on the interval of a difference where more is better."""
+    """Verdict on the interval of a difference, more being better."""
     return "better" if low > 0 else "worse" if high < 0 else NO_DIFFERENCE
 
 
@@ -147,24 +144,22 @@ def _metrics(
     old: Mapping[str, float | None], new: Mapping[str, float | None]
 ) -> list[tuple[str, float, float]]:
     """Shown metrics of both versions, at the shortest list length that they share."""
-    found = []
+    rows = []
     for metric in SHOWN:
-        lengths = [
-            int(name.rpartition("@")[2]) for name in old.keys() & new.keys() if name.startswith(f"{metric}@")
-        ]
-        for name in [f"{metric}@{length}" for length in sorted(lengths)[:1]]:
+        shared = [name for name in old.keys() & new.keys() if name.startswith(f"{metric}@")]
+        for name in sorted(shared, key=lambda name: int(name.rpartition("@")[2]))[:1]:
             was, now = old[name], new[name]
             if was is not None and now is not None:
-                found.append((name, was, now))
-    return found
+                rows.append((name, was, now))
+    return rows
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings as `section.key` -> value."""
-    found: dict[str, Any] = {}
+    """Flatten a tree of settings to `section.key` -> value."""
+    values: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
 def _num_rows(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Charts of an evaluation and of a whole run, gathered from the folders of the stages."""
+"""Charts of an evaluation and of a whole run, from the folders of the stages."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ from pipeline.reporting.style import Chart
 from pipeline.serving.bundle import Bundle
 
 CHARTS, PAGE = "charts.json", "figures.html"
-"""Files of an evaluation: its charts, and the page of them."""
+"""Files of an evaluation: charts, and a page of them."""
 DIAGNOSTICS = "diagnostics.json"
 """Diagnostics of an evaluation, in its folder."""
 MAX_SEGMENTS = 12
-"""Kinds of segments that are drawn."""
+"""Kinds of segments drawn."""
 SHOWN_HISTORY = 25
 """Events of the example user's history, the most recent ones."""
 SHOWN_ITEMS = 10
@@ -103,7 +103,7 @@ def _titles(items: pl.DataFrame) -> list[str]:
 
 
 def _reasons(folder: Path, *, exclude_seen: bool) -> Iterator[Chart]:
-    """Contributions of past interactions to the recommendations of the bundle to a user with a history of middling length."""
+    """Contributions of past interactions to the recommendations for a user with a history of median length."""
     if not folder.exists():
         return
     bundle = Bundle.open(folder, verify=False)
@@ -114,7 +114,7 @@ def _reasons(folder: Path, *, exclude_seen: bool) -> Iterator[Chart]:
     user = int(long[np.argsort(known.lengths[long], kind="stable")[len(long) // 2]])
     history = known.select(np.array([user])).last(SHOWN_HISTORY)
     rules = Rules(exclude_seen=exclude_seen)
-    items, weights = bundle.answering.contributions(history, SHOWN_ITEMS, rules, "exact")
+    items, weights = bundle.engine.contributions(history, SHOWN_ITEMS, rules, "exact")
     items, weights = items[:, items[0] > 0], weights[0, items[0] > 0]
     if not items.size:
         return

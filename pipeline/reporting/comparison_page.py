@@ -1,4 +1,4 @@
-"""A comparison of runs as one self-contained HTML page."""
+"""Self-contained HTML page of a comparison of runs."""
 
 import datetime
 
@@ -30,7 +30,7 @@ def verdict(systems: SystemComparison, metric: str) -> str:
 
 
 def page(comparison: Comparison, metrics: list[str], links: dict[str, str]) -> str:
-    """HTML page of a comparison; metrics: those shown; links: label -> id of the run."""
+    """HTML page of a comparison; metrics: names to show; links: label -> run id."""
     return templates.template("compare").render(
         tree=as_tree(comparison),
         labels=comparison.systems.systems,

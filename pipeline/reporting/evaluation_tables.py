@@ -13,15 +13,15 @@ from pipeline.reporting import charts, figures
 from pipeline.sections import MODEL, EvaluateConfig
 
 ACCURACY = ("ndcg", "hit_rate", "mrr", "user_ndcg")
-"""Metrics of the targets' ranks in the report's first table, at the shortest list length; NDCG also at the longest."""
+"""Metrics of ranks in the report's first table, at the shortest list length; NDCG also at the longest."""
 LISTS = {
     "coverage": "share of the catalogue in at least one list",
-    "gini": "how unevenly items are recommended: 0 all alike, 1 one alone",
+    "gini": "inequality of recommendations over items: 0 all alike, 1 one item alone",
     "novelty": "mean -log2 of an item's share of the training events, in bits",
     "popularity_share": "share of recommended items among the most popular tenth",
-    "diversity": "mean distance of two items of a list by their content",
-    "calibration": "distance of a list's categories from the history's, in nats: 0 is as varied as the user",
-    "serendipity": "share of targets hit that the most popular items would have missed",
+    "diversity": "mean content distance between two items of a list",
+    "calibration": "divergence of a list's categories from the history's, in nats: 0 is the same mix",
+    "serendipity": "share of targets hit but missed by the most popular items",
     "repeats": "share of recommended items already in the history",
     "full_lists": "share of full-length lists",
 }
@@ -37,65 +37,63 @@ LEAKS = {
 Row = dict[str, Any]
 
 
-def of_evaluation(judged: EvaluationReport, evaluate: Path) -> Row:
-    """Values for the template, from metrics.json and the files beside it."""
-    accuracy = _metrics_shown(judged)
-    systems = [MODEL, *judged.best_baselines(accuracy[0])]
-    diagnosed = evaluate / charts.DIAGNOSTICS
+def of_evaluation(report: EvaluationReport, evaluate: Path) -> Row:
+    """Template values of an evaluation, from metrics.json and the files beside it."""
+    accuracy = _metrics_shown(report)
+    systems = [MODEL, *report.best_baselines(accuracy[0])]
+    diagnostics = evaluate / charts.DIAGNOSTICS
     return {
-        "judged": judged,
+        "report": report,
         "model": MODEL,
         "baselines": systems[1:],
         "headline": accuracy,
-        "of_lists": _list_metrics(judged),
+        "of_lists": _list_metrics(report),
         "with_p": any(
-            paired.p_holm is not None
-            for metrics in judged.differences.values()
-            for paired in metrics.values()
+            paired.p_holm is not None for by in report.differences.values() for paired in by.values()
         ),
-        "leaks_say": LEAKS,
-        "verdicts": _verdicts(judged, systems[1:], accuracy[0]),
-        "tuned": [_tuned(name, judged.tuning[name]) for name in systems if name in judged.tuning],
+        "leak_names": LEAKS,
+        "verdicts": _verdicts(report, systems[1:], accuracy[0]),
+        "tuned": [_tuned(name, report.tuning[name]) for name in systems if name in report.tuning],
         "segments": _segments(evaluate / "segments.parquet", accuracy[0], systems),
-        "diagnosed": read_json(diagnosed) if diagnosed.exists() else {},
+        "diagnostics": read_json(diagnostics) if diagnostics.exists() else {},
     }
 
 
-def _metrics_shown(judged: EvaluationReport) -> list[str]:
-    """The metrics of the first table: at the shortest list length, NDCG also at the longest."""
-    lengths = judged.list_lengths
-    wanted = [f"{metric}@{lengths[0]}" for metric in ACCURACY]
-    wanted.insert(3, f"ndcg@{lengths[-1]}")
-    return [name for name in dict.fromkeys(wanted) if name in judged.metric_names]
+def _metrics_shown(report: EvaluationReport) -> list[str]:
+    """Metrics of the first table: at the shortest list length, NDCG also at the longest."""
+    lengths = report.list_lengths
+    names = [f"{metric}@{lengths[0]}" for metric in ACCURACY]
+    names.insert(3, f"ndcg@{lengths[-1]}")
+    return [name for name in dict.fromkeys(names) if name in report.metric_names]
 
 
-def _list_metrics(judged: EvaluationReport) -> dict[str, str]:
-    """Metrics of the second table and their meaning: the defined ones that are not constant by construction."""
-    by_metric = {name.partition("@")[0]: name for name in judged.metric_names}
+def _list_metrics(report: EvaluationReport) -> dict[str, str]:
+    """Metrics of the second table and their meaning, without those constant by construction."""
+    by_metric = {name.partition("@")[0]: name for name in report.metric_names}
     meanings = {by_metric[metric]: text for metric, text in LISTS.items() if metric in by_metric}
-    values = {name: {system.get(name) for system in judged.metrics.values()} for name in meanings}
+    values = {name: {system.get(name) for system in report.metrics.values()} for name in meanings}
     trivial = {"repeats": {0.0}, "full_lists": {1.0}}
     return {
         name: text for name, text in meanings.items() if values[name] != trivial.get(name.partition("@")[0])
     }
 
 
-def _verdicts(judged: EvaluationReport, baselines: list[str], metric: str) -> dict[str, list[str]]:
-    """Baselines that the model is better than, not significantly different from, and worse than."""
+def _verdicts(report: EvaluationReport, baselines: list[str], metric: str) -> dict[str, list[str]]:
+    """Verdict of the model, in words -> baselines."""
     phrases = {
         "better": "is better than",
         NO_DIFFERENCE: "shows no significant difference from",
         "worse": "is worse than",
     }
     named = {
-        words: [name for name in baselines if judged.paired(name, metric).verdict == verdict]
+        words: [name for name in baselines if report.paired(name, metric).verdict == verdict]
         for verdict, words in phrases.items()
     }
     return {words: names for words, names in named.items() if names}
 
 
 class BaselineTuning(NamedTuple):
-    """Tuning of a baseline: the settings chosen, how many were tried, and their best metrics on validation."""
+    """Tuning of a baseline: settings chosen, number of settings tried, best metrics on validation."""
 
     name: str
     settings: str
@@ -114,7 +112,7 @@ def _tuned(name: str, tuning: Tuning) -> BaselineTuning:
 
 
 class GateTest(NamedTuple):
-    """The gate's test against the best baseline on its metric."""
+    """Gate test against the best baseline."""
 
     metric: str
     margin: float
@@ -122,25 +120,25 @@ class GateTest(NamedTuple):
     paired: PairedDifference | None
 
 
-def of_gate(settings: EvaluateConfig, judged: EvaluationReport) -> GateTest | None:
-    """The gate's test against the best baseline; None where it is off."""
+def of_gate(settings: EvaluateConfig, report: EvaluationReport) -> GateTest | None:
+    """Gate test against the best baseline; None where the gate is off."""
     metric = settings.gate_metric
-    if not settings.gate or metric not in judged.metric_names:
+    if not settings.gate or metric not in report.metric_names:
         return None
-    best = next(iter(judged.best_baselines(metric)), None)
-    paired = None if best is None else judged.paired(best, metric)
+    best = next(iter(report.best_baselines(metric)), None)
+    paired = None if best is None else report.paired(best, metric)
     return GateTest(metric, settings.gate_margin, best, paired)
 
 
 class Cell(NamedTuple):
-    """A system's metric on one value of a segment."""
+    """Metric of a system on one value of a segment."""
 
     value: float | None
     best: bool
 
 
 class SegmentRow(NamedTuple):
-    """One value of a segment: the metric of each system, and the model's interval."""
+    """One value of a segment: metric of each system, interval of the model."""
 
     value: str
     targets: int
@@ -150,7 +148,7 @@ class SegmentRow(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """One kind of segment: its name, its chart, and a row per value."""
+    """One kind of segment: name, chart, and a row per value."""
 
     name: str
     of: str
@@ -160,7 +158,7 @@ class Segment(NamedTuple):
 
 
 def _segments(path: Path, metric: str, systems: list[str]) -> list[Segment]:
-    """Every kind of segment of an evaluation."""
+    """All kinds of segments of an evaluation."""
     if not path.exists():
         return []
     table = pl.read_parquet(path)

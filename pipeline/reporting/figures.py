@@ -28,11 +28,11 @@ from pipeline.reporting.style import (
 from pipeline.sections import MODEL
 
 MAX_VALUES = 12
-"""Values of a segment that are drawn: those with most targets."""
+"""Values of a segment drawn: those with most targets."""
 MAX_POINTS = 4000
-"""Items that are drawn one by one."""
+"""Items drawn as points."""
 MAX_K = 200
-"""Longest list whose recall is drawn."""
+"""Longest list of the recall curve."""
 MAX_BARS = 366
 """Bars of events over time; longer logs are averaged over several days."""
 _MAX_TYPES = 6
@@ -44,15 +44,15 @@ _ORDERED_SEGMENTS = {
 }
 """Segments whose values have an order, with the title of their axis."""
 _ATTENTION = {
-    "position": "place of the interaction from the end of the history (1: the last)",
+    "position": "position from the end of the history (1: last)",
     "age": "age of the interaction",
     "event_type": "type of the interaction",
 }
 """Classes of interactions, as `pipeline.evaluation.diagnostics` names them, with the title of their axis."""
 _FAITHFULNESS = {
-    "spearman": "rank correlation with leaving out",
-    "deletion": "area of deletion (low is good)",
-    "insertion": "area of insertion (high is good)",
+    "spearman": "rank correlation with leave-one-out",
+    "deletion": "deletion area (low is good)",
+    "insertion": "insertion area (high is good)",
 }
 _SPANS = {"1 s": 1, "1 min": 60, "1 h": 3600, "1 day": 86_400, "1 month": 30 * 86_400, "1 year": 365 * 86_400}
 """Ticks of an axis of time spans, in seconds."""
@@ -89,7 +89,7 @@ def training(history: pl.DataFrame, best_epoch: int) -> Chart:
         figure.add_vline(best_epoch, line={"color": GREY, "dash": "dot"}, **at)
     figure.update_xaxes(title_text=f"epoch (dotted: {best_epoch})", dtick=-(-len(history) // 8))
     caption = "Training loss, and metrics on the validation part per epoch; dotted: the best epoch."
-    return Chart("training", "How it learned", caption, styled(figure, 260 * num_rows + 40))
+    return Chart("training", "Training", caption, styled(figure, 260 * num_rows + 40))
 
 
 def _panels(titles: Sequence[str], columns: int, **more: Any) -> go.Figure:
@@ -113,14 +113,14 @@ def systems(values: Mapping[str, Values], intervals: Mapping[str, Intervals], na
     styles = {system: system_style(row, system)["marker"] for row, system in enumerate(values)}
     figure = _rows_with_intervals(panels, styles, bold=next(iter(values)))
     figure.update_xaxes(rangemode="tozero")
-    caption = "The same held-out events, 95 % bootstrap intervals over users. Where they overlap, the paired test decides."
+    caption = "The same held-out events, 95 % bootstrap intervals over users. For overlapping ones see the paired test."
     return Chart("metrics", "Against the baselines", caption, figure)
 
 
 def _rows_with_intervals(
     panels: Mapping[str, Mapping[str, Ends]], styles: Mapping[str, Row], bold: str = ""
 ) -> go.Figure:
-    """A panel per measure, in it a row per name from the top down: the value and its interval."""
+    """Panel per measure with a row per name from the top down: value and interval."""
     order = list(next(iter(panels.values())))
     figure = _panels(list(panels), len(panels), shared_yaxes=True, horizontal_spacing=0.03)
     for column, measured in enumerate(panels.values(), 1):
@@ -152,15 +152,14 @@ def recall_at_k(targets: pl.DataFrame) -> Chart:
 
 
 def model_first(names: Iterable[str]) -> list[str]:
-    """The systems in the order of their colours."""
+    """Systems in the order of their colours."""
     return [MODEL, *sorted(name for name in names if name != MODEL)]
 
 
 def segment(segments: pl.DataFrame, kind: str, metric: str) -> Chart:
-    """The metric of every system over the values of one kind of segment, with 95 % intervals.
+    """Metric of every system over the values of one kind of segment, with 95 % intervals.
 
-    Ordered values are joined by lines from left to right; others are a row each, those with most targets if there are more
-    than MAX_VALUES.
+    Ordered values are joined by lines; others are a row each, at most the MAX_VALUES with most targets.
     """
     part = segments.filter(pl.col("segment") == kind)
     counts = dict(part.group_by("value", maintain_order=True).agg(pl.col("targets").first()).iter_rows())
@@ -193,7 +192,7 @@ def segment(segments: pl.DataFrame, kind: str, metric: str) -> Chart:
     axis |= {"type": "category", "tickson": "boundaries", "title": {"text": title}}
     value_axis = {"rangemode": "tozero", "hoverformat": ".4f", "title": {"text": display_name(metric)}}
     figure.update_layout({f"{along}axis": axis, f"{across}axis": value_axis, "scattermode": "group"})
-    caption = f"{display_name(metric)} of each part of the targets (with their number), and 95 % intervals over users."
+    caption = f"{display_name(metric)} of each segment of the targets (with their number), and 95 % intervals over users."
     height = 460 if ordered else 160 + 46 * len(kept)
     return Chart(segment_chart(kind), f"By {name}", caption, styled(figure, height))
 
@@ -204,7 +203,7 @@ def segment_chart(kind: str) -> str:
 
 
 def rolling_cuts(cuts: Sequence[Cut], names: Sequence[str], metric: str) -> Chart:
-    """The metric of every system at each cut of a rolling split, by the first day of the test part."""
+    """Metric of every system at each cut of a rolling split, by the first day of the test part."""
     figure = go.Figure()
     days = [str(cut.test_from)[:10] for cut in cuts]
     for row, system in enumerate(names):
@@ -231,7 +230,7 @@ def learning_curve(points: Sequence[LearningPoint], names: Sequence[str]) -> Cha
     figure.update_xaxes(type="category", title_text="share of the training data")
     figure.update_yaxes(rangemode="tozero")
     caption = "The model trained on shares of the users, on the same targets, with 95 % intervals over users."
-    return Chart("learning_curve", "What more data would bring", caption, styled(figure, 320))
+    return Chart("learning_curve", "Learning curve", caption, styled(figure, 320))
 
 
 # --- calibration, attention, explanations, index ---
@@ -244,9 +243,9 @@ def calibration(measured: Row, k: int) -> Chart:
     figure = _panels(titles, 2)
     for column, part in enumerate(parts, 1):
         bins = measured[part]["bins"]
-        predicted = [each["mean_predicted"] for each in bins]
-        observed = np.array([each["observed"] for each in bins])
-        low, high = wilson(observed, np.array([each["targets"] for each in bins]))
+        predicted = [row["mean_predicted"] for row in bins]
+        observed = np.array([row["observed"] for row in bins])
+        low, high = wilson(observed, np.array([row["targets"] for row in bins]))
         most = 1.05 * max(*predicted, *high, 1e-9)
         at = {"row": 1, "col": column}
         line = {"color": GREY, "dash": "dash", "width": 1}
@@ -255,7 +254,7 @@ def calibration(measured: Row, k: int) -> Chart:
             x=predicted,
             y=observed.tolist(),
             error_y=error_bars(observed, low, high),
-            text=[f"{each['targets']:,} targets" for each in bins],
+            text=[f"{row['targets']:,} targets" for row in bins],
             mode="lines+markers",
             name=parts[part],
             line={"color": COLOURS[0]},
@@ -266,7 +265,7 @@ def calibration(measured: Row, k: int) -> Chart:
     figure.update_xaxes(title_text="predicted probability")
     figure.update_yaxes(title_text="share of hits", col=1)
     caption = "Ten groups of targets by predicted probability, with 95 % intervals. Under the dashed line: overconfident."
-    return Chart("calibration", "Is it as sure as it should be?", caption, styled(figure, 380))
+    return Chart("calibration", "Calibration", caption, styled(figure, 380))
 
 
 def attention(rows: Sequence[Row]) -> Chart:
@@ -294,7 +293,7 @@ def attention(rows: Sequence[Row]) -> Chart:
     caption = (
         "Attention of the last position to each class of interactions; × 2: twice its share of the history."
     )
-    return Chart("attention", "What it looks at", caption, styled(figure, 80 + 250 * len(kinds)))
+    return Chart("attention", "Attention", caption, styled(figure, 80 + 250 * len(kinds)))
 
 
 def because(methods: Mapping[str, Any]) -> Chart:
@@ -307,8 +306,8 @@ def because(methods: Mapping[str, Any]) -> Chart:
             for name, parts in methods.items()
         }
     figure = _rows_with_intervals(panels, dict.fromkeys(methods, system_style(0, MODEL)["marker"]))
-    caption = "Weightings of the past interactions against what the score loses without them, with 95 % intervals over targets."
-    return Chart("because", "How faithful explanations are", caption, figure)
+    caption = "Weightings of past interactions against the loss in score without them, with 95 % intervals over targets."
+    return Chart("because", "Faithfulness of explanations", caption, figure)
 
 
 def reasons(weights: NDArray[np.float32], history: Sequence[str], items: Sequence[str], user: str) -> Chart:
@@ -330,14 +329,14 @@ def reasons(weights: NDArray[np.float32], history: Sequence[str], items: Sequenc
         )
     )
     figure.update_xaxes(tickangle=-35)
-    caption = f"User {user}: how much lower each recommendation (column) would score without each interaction (row; 1: the "
-    caption += "last). Blue counts for it, orange against it."
+    caption = f"User {user}: loss in score of each recommendation (column) without each interaction (row; 1: the last); "
+    caption += "blue supports it, orange opposes it."
     title = "One user's history and recommendations"
     return Chart("reasons", title, caption, styled(figure, 300 + 22 * len(history)))
 
 
 def popularity(events: NDArray[np.int64], recommended: NDArray[np.int64], titles: Sequence[str]) -> Chart:
-    """Each item's events against its recommendations; of many items an even choice by popularity."""
+    """Events of each item against its recommendations; many items are sampled evenly by popularity."""
     order = np.argsort(-events, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(MAX_POINTS, len(order))).astype(int))]
     figure = go.Figure(
@@ -360,7 +359,7 @@ def popularity(events: NDArray[np.int64], recommended: NDArray[np.int64], titles
     never = float((recommended == 0).mean())
     caption = "Items above the dashed line are recommended more often than their share of the events, those below less often; "
     caption += f"{never:.0%} of the items are in no list."
-    return Chart("popularity", "What is popular and what is recommended", caption, styled(figure, 420))
+    return Chart("popularity", "Popularity against recommendations", caption, styled(figure, 420))
 
 
 def index_trade(recall: Mapping[str, Any], speed: Row) -> Chart | None:
@@ -393,9 +392,9 @@ def index_trade(recall: Mapping[str, Any], speed: Row) -> Chart | None:
 
 
 def log(profile: Profile, begins: Mapping[str, int | None]) -> Iterator[Chart]:
-    """Events per day, numbers of events per user and item, gaps between events; the first and last only where there are times.
+    """Events per day, events per user and item, gaps between events; the first and last only where there are times.
 
-    begins: microseconds since the epoch at which each held-out part begins, None where it has no such moment.
+    begins: start of each held-out part, microseconds since the epoch, None where undefined.
     """
     times = profile.times
     if times is not None and _fits_calendar(times.days):
@@ -412,19 +411,19 @@ def log(profile: Profile, begins: Mapping[str, int | None]) -> Iterator[Chart]:
         figure.update_xaxes(type="log", dtick="D2", title_text=title, **at)
         figure.update_yaxes(type="log", dtick="D2", range=ends, title_text=counted, **at)
     caption = f"{profile.num_users:,} users, {profile.num_items:,} items, {profile.num_events:,} events; logarithmic axes."
-    yield Chart("distributions", "How events are spread", caption, styled(figure, 340))
+    yield Chart("distributions", "Distribution of events", caption, styled(figure, 340))
     if times is not None and times.gap_seconds is not None and times.gap_seconds.histogram.counts:
         yield gaps(times.gap_seconds.histogram)
 
 
 def _fits_calendar(days: Days) -> bool:
-    """Whether every day is of the years 1 to 9999, which all calendars know."""
+    """Whether every day is in the years 1 to 9999."""
     first, last = np.array([days.day[0], days.day[-1]], "datetime64[Y]").astype(int) + 1970
     return bool(first > 1 and last < 9999)
 
 
 def events_over_time(days: Days, begins: Mapping[str, int | None]) -> Chart:
-    """Events per day, the most frequent types on top of each other, and where the held-out parts begin."""
+    """Events per day, stacked by the most frequent types, and the starts of the held-out parts."""
     day = np.array(days.day, "datetime64[D]").astype(np.int64)
     begin, end = int(day[0]), int(day[-1]) + days.days_per_period
     width = max(days.days_per_period, -(-(end - begin) // MAX_BARS))
@@ -450,12 +449,12 @@ def events_over_time(days: Days, begins: Mapping[str, int | None]) -> Chart:
             figure.add_annotation(x=at, y=1, yref="paper", xanchor=side, yanchor="bottom", **text)
     figure.update_xaxes(range=[str(np.datetime64(moment, "D")) for moment in (begin, end)], type="date")
     figure.update_yaxes(title_text="events per day")
-    caption = "Events per day by type, on top of each other; dashed: the beginnings of the held-out parts."
+    caption = "Events per day, stacked by type; dashed: starts of the held-out parts."
     return Chart("events", "Events over time", caption, styled(figure, 340, barmode="stack", bargap=0))
 
 
 def _most_frequent(days: Days) -> dict[str, list[int]]:
-    """Events of as many types as have a colour, the last being all others where there are more."""
+    """Events by type, the rarer ones combined where there are more types than colours."""
     named = list(days.events_by_type.items())
     others = np.array(days.events) - sum(np.array(events) for _, events in named)
     if len(named) + bool(others.any()) > _MAX_TYPES:
@@ -466,7 +465,7 @@ def _most_frequent(days: Days) -> dict[str, list[int]]:
 
 
 def gaps(seconds: Histogram) -> Chart:
-    """Time between adjacent events of a user, and the pause that ends a session."""
+    """Time between adjacent events of a user, with the pause that ends a session marked."""
     low, high = min(seconds.edges[0], SESSION_SECONDS / 2), max(seconds.edges[-1], SESSION_SECONDS * 2)
     spans = {name: span for name, span in _SPANS.items() if low <= span <= high}
     figure = go.Figure(go.Bar(**histogram_bars(seconds, "seconds"), marker={"color": COLOURS[4]}))

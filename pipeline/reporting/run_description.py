@@ -1,4 +1,4 @@
-"""Description of a whole run in Markdown, and its columns in the tracking server's list of runs."""
+"""Markdown description of a whole run, and its columns in the list of runs."""
 
 from pipeline.evaluation.comparison import group_by_verdict, interval_text
 from pipeline.evaluation.metric_names import display_name
@@ -83,6 +83,6 @@ def view_of(metric: str) -> View:
     )
 
 
-def metric_of(report: EvaluationReport, wanted: str) -> str:
-    """The wanted metric, or NDCG at the shortest list length where that was not measured."""
-    return wanted if wanted in report.metric_names else f"ndcg@{report.list_lengths[0]}"
+def metric_of(report: EvaluationReport, preferred: str) -> str:
+    """Preferred metric, or NDCG at the shortest list length where it was not measured."""
+    return preferred if preferred in report.metric_names else f"ndcg@{report.list_lengths[0]}"

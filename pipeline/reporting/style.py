@@ -1,4 +1,4 @@
-"""Look of the figures: colours and symbols of the systems, axes, error bars, labels."""
+"""Style of the figures: colours and symbols of the systems, axes, error bars, labels."""
 
 import html
 import itertools
@@ -16,7 +16,7 @@ from features.profiling.profile import Histogram
 from pipeline.evaluation.metric_names import display_name
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#8C6D31")
-"""Okabe and Ito (2008), distinct for colour-blind readers too; a brown in place of their yellow, which is pale on white."""
+"""Okabe and Ito (2008), distinct for colour-blind readers too; brown replaces their yellow, pale on white."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-down", "cross", "x", "triangle-up", "star")
 DASHES = ("solid", "dash", "dashdot", "dot")
 GREY = "#7F7F7F"
@@ -54,29 +54,29 @@ _TEMPLATE = {
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure and how to read it."""
+    """Figure with title and caption."""
 
     name: str
-    """Key by which a page refers to the chart."""
+    """Key of the chart in a page."""
     title: str
     caption: str
     figure: go.Figure
 
     def as_json(self) -> dict[str, Any]:
-        """The chart as JSON, its figure as plotly.js takes it."""
+        """JSON of the chart, with its figure for plotly.js."""
         figure = json.loads(self.figure.to_json())
         return {"name": self.name, "title": self.title, "caption": self.caption, "figure": figure}
 
 
 def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
-    """The figure with the common layout, `height` in pixels."""
+    """Apply the common layout; height: pixels."""
     figure.update_layout(template=_TEMPLATE, height=height, **layout)
     figure.update_annotations(font_size=13)
     return figure
 
 
 def system_style(row: int, name: str) -> dict[str, Any]:
-    """Name, marker and line of the system in a place, the same in every figure; the first, the model, stands out."""
+    """Name, marker and line of a system by its row, the same in every figure; the first, the model, is emphasised."""
     first, colour = row == 0, COLOURS[row % len(COLOURS)]
     dash = "solid" if first else DASHES[row % len(DASHES)]
     return {
@@ -87,13 +87,13 @@ def system_style(row: int, name: str) -> dict[str, Any]:
 
 
 def label(text: str) -> str:
-    """A name from the log as plotly shows it literally: short, printable, no markup."""
+    """Escape a name from the log for plotly: short, printable, no markup."""
     short = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
     return html.escape("".join(letter if letter.isprintable() else " " for letter in short), quote=False)
 
 
 def error_bars(value: Values, low: Values, high: Values) -> dict[str, str | float | list[float]]:
-    """Bars from the values to the ends of their intervals; none where an end is undefined."""
+    """Error bars of values with intervals; none where an end is undefined."""
     middle, bottom, top = (np.array(list(part), float) for part in (value, low, high))
     above, below = np.maximum(np.nan_to_num([top - middle, middle - bottom]), 0).tolist()
     return {
@@ -107,7 +107,7 @@ def error_bars(value: Values, low: Values, high: Values) -> dict[str, str | floa
 
 
 def histogram_bars(histogram: Histogram, unit: str) -> dict[str, Any]:
-    """A bar from edge to edge for each bin of a histogram."""
+    """Bars of a histogram, from edge to edge."""
     edges = np.asarray(histogram.edges, float)
     return {
         "x": edges[:-1].tolist(),

@@ -1,4 +1,4 @@
-"""HTML pages: their templates and filters."""
+"""Templates of HTML pages."""
 
 import base64
 import functools
@@ -13,7 +13,7 @@ from pipeline.evaluation.metric_names import display_name
 
 
 def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
-    """The template NAME.html.j2 beside this file, with the `filters` and with `named`, which is `display_name`.
+    """Load the template NAME.html.j2 with `filters` and with `named`, which is `display_name`.
 
     Values are escaped; a missing one raises jinja2.UndefinedError.
     """
@@ -31,7 +31,7 @@ def template(name: str, **filters: Callable[..., Any]) -> jinja2.Template:
 
 @functools.cache
 def _plotly_js() -> str:
-    """The script that draws figures, compressed with gzip, in base64."""
+    """plotly.js, compressed with gzip, in base64."""
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()

@@ -1,4 +1,4 @@
-"""The model bundle and batch scoring: business rules, cold start, output tables."""
+"""Model bundle and batch scoring: business rules, cold start, output tables."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Recommendations shard by shard: what a process opens by path, and how it writes one shard.
+"""Batch scoring by shards.
 
 A shard is a function of the job and its number alone, whichever process writes it, with however many threads.
 """
@@ -35,41 +35,41 @@ from pipeline.serving.business_rules import moment_of, read_ids, rules_of
 
 Counts = dict[str, int]
 Progress = Callable[[int], object]
-"""Told how many users are done."""
+"""Called with the number of users just scored."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What there is to score, by path."""
+    """Scoring job, by path."""
 
     bundle: Path
     features: Path
     ingest: Path
     folder: Path
-    """Where the shards go."""
+    """Output folder of the shards."""
     settings: ScoreConfig
     seed: int
 
 
 @dataclass(frozen=True)
 class Log:
-    """The log's histories and how its numbers translate into the bundle's."""
+    """Histories of the log, and their translation into the bundle's numbering."""
 
     dataset: Dataset
     items: Int32
-    """[num_items + 1] -> the bundle's item, 0: unknown to it"""
+    """[num_items + 1] -> the bundle's item, 0: unknown"""
     types: NDArray[np.int16]
     """[num_event_types + 1] -> the bundle's event type"""
 
     @classmethod
     def of(cls, dataset: Dataset, bundle: Bundle) -> "Log":
-        """The log of a features folder, for a bundle."""
+        """Log of a dataset, translated for a bundle."""
         items, _ = bundle.item_mapping(dataset.items["item_id"])
         return cls(dataset, items, bundle.type_mapping(dataset.event_types))
 
     @property
     def histories(self) -> JaggedHistories:
-        """Histories of all users, in the items of the dataset."""
+        """Histories of all users, in the dataset's numbering."""
         return self.dataset.histories
 
     @property
@@ -84,19 +84,19 @@ class Log:
 
     @property
     def known(self) -> Histories:
-        """What the bundle knows of every user's history, in its numbering."""
+        """Histories in the bundle's numbering, without unknown items."""
         return self.dataset.all_rows().translate(self.items)
 
 
 @dataclass(frozen=True)
 class Users:
-    """Those to score, in the order of their ids."""
+    """Users to score, in the order of their ids."""
 
     ids: pl.Series
     index: Int64
-    """[users] in the log, -1 for those of the users' table without any event"""
-    strangers: int
-    """Asked for, and neither in the log nor in the users' table."""
+    """[users] in the log, -1: in the users' table, without events"""
+    num_unknown: int
+    """Requested ids that are neither in the log nor in the users' table."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -104,7 +104,7 @@ class Users:
 
 @dataclass(frozen=True)
 class Scorer:
-    """An opened job."""
+    """Opened job."""
 
     job: Job
     bundle: Bundle
@@ -113,36 +113,36 @@ class Scorer:
     rules: Rules
     rule_counts: Counts
     segment: Int64
-    """[users] the row of the bundle's popularity of each."""
+    """[users] rows of the bundle's popularity."""
 
     @classmethod
     def open(cls, job: Job) -> "Scorer":
-        """Open the bundle, with tonight's new items if they are wanted, and the log.
+        """Open the bundle, extended by new items if set, and the log.
 
-        Raises LookbackError where a file that the settings name cannot be used.
+        Raises LookbackError where a file named in the settings is unusable.
         """
         opened = Bundle.open(job.bundle, verify=False)
-        bundle, log = as_of_tonight(opened, job.features, job.ingest, job.settings)
-        users = _chosen(job, log)
+        bundle, log = with_current_log(opened, job.features, job.ingest, job.settings)
+        users = _selected_users(job, log)
         rules, counts = rules_of(job.settings, bundle.items, lambda: log.newest, job.seed)
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
 
     @property
     def num_shards(self) -> int:
-        """Nobody to score: one empty file with its columns."""
+        """Number of shards; without users, one empty shard."""
         return max(1, -(-len(self.users) // self.job.settings.shard_users))
 
     def score(self, number: int, progress: Progress) -> Counts:
-        """Write one shard and return its counts; a shard that is there already, whole, is only counted."""
+        """Write one shard and return its counts; a complete shard is kept."""
         path = self.job.folder / f"part-{number:05d}.parquet"
         done = path.with_name(f".{path.name}.json")
         size = self.job.settings.shard_users
         users = np.arange(number * size, min((number + 1) * size, len(self.users)))
-        known = read_json(done) if done.exists() and path.exists() else None
-        if known is not None and known["digest"] == digest_file(path):
+        record = read_json(done) if done.exists() and path.exists() else None
+        if record is not None and record["digest"] == digest_file(path):
             progress(len(users))
-            before: Counts = known["counts"]
-            return before | {"users_before": len(users)}
+            previous: Counts = record["counts"]
+            return previous | {"users_before": len(users)}
         counts: Counter[str] = Counter()
         temporary = path.with_suffix(".writing")
         schema = output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype)
@@ -158,8 +158,9 @@ class Scorer:
                 counts.update(batch_counts)
                 progress(batch_counts["users"])
 
-            for batch in self._batches(users):
-                waiting.append(pool.submit(self._batch, batch))
+            batch_users = self.job.settings.batch_users
+            for start in range(0, len(users), batch_users):
+                waiting.append(pool.submit(self._batch, users[start : start + batch_users]))
                 if len(waiting) > num_threads:
                     write_next()
             while waiting:
@@ -168,16 +169,12 @@ class Scorer:
         write_json(done, {"digest": digest_file(path), "counts": counts})
         return dict(counts)
 
-    def _batches(self, users: Int64) -> list[Int64]:
-        size = self.job.settings.batch_users
-        return [users[start : start + size] for start in range(0, len(users), size)]
-
     def _batch(self, users: Int64) -> tuple[Any, Counts]:
-        """The Arrow table of a batch of users, and its counts."""
+        """Arrow table of a batch of users, and its counts."""
         settings = self.job.settings
         whole, known = self._histories(self.users.index[users])
         ids = self.users.ids.gather(users)
-        answer = self.bundle.answering.answer(
+        answer = self.bundle.engine.answer(
             known,
             settings.k,
             self.rules,
@@ -189,14 +186,14 @@ class Scorer:
         return output_table.table(ids, self.bundle.items, answer), self._counts(whole, known, answer)
 
     def _histories(self, index: Int64) -> tuple[Histories, Histories]:
-        """Users' whole histories, and what the bundle knows of them in its numbering."""
-        offsets, there = self.log.histories.offsets, index >= 0
-        starts = np.where(there, offsets[index], 0)
-        ends = np.where(there, offsets[index + 1], 0)
+        """Whole histories of users, and the same in the bundle's numbering without unknown items."""
+        offsets, in_log = self.log.histories.offsets, index >= 0
+        starts = np.where(in_log, offsets[index], 0)
+        ends = np.where(in_log, offsets[index + 1], 0)
         whole = rows(self.log.histories, starts, ends).compact()
         whole = replace(whole, event_type=self.log.types[whole.event_type])
         known = whole.translate(self.log.items)
-        if self.bundle.answering.looks_at_request:
+        if self.bundle.engine.looks_at_request:
             known = as_asked(known, self.log.newest)
         return whole, known
 
@@ -215,10 +212,12 @@ class Scorer:
         }
 
 
-def as_of_tonight(bundle: Bundle, features: Path, ingest: Path, settings: ScoreConfig) -> tuple[Bundle, Log]:
-    """The bundle with what the log and the items' table of two artifacts add to it, and that log.
+def with_current_log(
+    bundle: Bundle, features: Path, ingest: Path, settings: ScoreConfig
+) -> tuple[Bundle, Log]:
+    """Extend a bundle by the log's new items, if set, and its ranker by the log's item statistics.
 
-    Items that are new to it, if these are wanted; for a ranker when and how often items were met.
+    Returns the log too. features, ingest: artifact folders.
     """
     dataset = Dataset.open(features)
     if settings.new_items:
@@ -229,40 +228,39 @@ def as_of_tonight(bundle: Bundle, features: Path, ingest: Path, settings: ScoreC
     return (bundle if bundle.second_stage is None else bundle.counting(log.known)), log
 
 
-def _chosen(job: Job, log: Log) -> Users:
-    """The users that the settings ask for."""
-    wanted, num_users = job.settings.users, log.histories.num_users
-    if wanted == "all":
-        return Users(log.users, np.arange(num_users), 0)
-    if wanted.endswith(".parquet"):
-        return _asked(job, log)
-    last = np.asarray(log.histories.offsets[1:]) - 1
-    has_events = last >= log.histories.offsets[:-1]
-    since = moment_of(wanted)
-    index = np.flatnonzero(has_events & (np.asarray(log.histories.time)[np.maximum(last, 0)] >= since))
+def _selected_users(job: Job, log: Log) -> Users:
+    """Users selected by `score.users`."""
+    selection, histories = job.settings.users, log.histories
+    if selection == "all":
+        return Users(log.users, np.arange(histories.num_users), 0)
+    if selection.endswith(".parquet"):
+        return _users_in_file(job, log)
+    last = np.asarray(histories.offsets[1:]) - 1
+    has_events = last >= histories.offsets[:-1]
+    last_time = np.asarray(histories.time)[np.maximum(last, 0)]
+    index = np.flatnonzero(has_events & (last_time >= moment_of(selection)))
     return Users(log.users.gather(index), index, 0)
 
 
-def _asked(job: Job, log: Log) -> Users:
-    """The users that a file names: those of the log, and those of the users' table without any event."""
-    asked = read_ids("score.users", Path(job.settings.users), "user_id")
-    index, strangers = Vocabulary(log.users, 0).encode_known(asked, unknown=-1)
-    users = pl.DataFrame({"id": log.users.gather(np.unique(index[index >= 0]))}).with_columns(
-        index=pl.Series(np.unique(index[index >= 0]), dtype=pl.Int64)
-    )
+def _users_in_file(job: Job, log: Log) -> Users:
+    """Users whose ids a file lists: in the log, or in the users' table without events."""
+    ids = read_ids("score.users", Path(job.settings.users), "user_id")
+    index, num_unknown = Vocabulary(log.users, 0).encode_known(ids, unknown=-1)
+    in_log = np.unique(index[index >= 0]).astype(np.int64)
+    users = pl.DataFrame({"id": log.users.gather(in_log), "index": in_log})
     table = job.ingest / "users.parquet"
-    if strangers and table.exists():
+    if num_unknown and table.exists():
         others = Vocabulary.of(
             pl.read_parquet(table, columns=["user_id"])["user_id"].cast(log.users.dtype), 0
         )
-        found, strangers = others.encode_known(asked.filter(pl.Series(index < 0)), unknown=-1)
-        silent = pl.DataFrame({"id": others.ids.gather(np.unique(found[found >= 0]))})
-        users = pl.concat([users, silent.with_columns(index=pl.lit(-1, pl.Int64))]).sort("id")
-    return Users(users["id"].rename("user_id"), users["index"].to_numpy(), strangers)
+        row, num_unknown = others.encode_known(ids.filter(pl.Series(index < 0)), unknown=-1)
+        inactive = pl.DataFrame({"id": others.ids.gather(np.unique(row[row >= 0]))})
+        users = pl.concat([users, inactive.with_columns(index=pl.lit(-1, pl.Int64))]).sort("id")
+    return Users(users["id"].rename("user_id"), users["index"].to_numpy(), num_unknown)
 
 
 def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
-    """[users] the row of popularity of each, by tonight's users' table."""
+    """[users] rows of the bundle's popularity, by the current users' table."""
     column = bundle.description.get("popularity", {}).get("segment")
     table = job.ingest / "users.parquet"
     if column is None or not table.exists() or column not in pl.read_parquet_schema(table):
@@ -273,16 +271,16 @@ def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
 
 
 def keys_of(ids: pl.Series) -> UInt64:
-    """[n] a number for each id that is the same in every log."""
-    digests = (hashlib.blake2b(str(each).encode(), digest_size=8).digest() for each in ids)
+    """[n] hashes of the ids, the same in every log."""
+    digests = (hashlib.blake2b(str(value).encode(), digest_size=8).digest() for value in ids)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 @contextmanager
 def _single_threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
-    """Pool of as many threads as the process may use, each computing by itself, and their number.
+    """Pool of torch's number of threads, each with single-threaded kernels, and their number.
 
-    Kernels of one thread give the same bits whatever the number of threads, and no core waits for another.
+    Single-threaded kernels give the same bits whatever the number of threads.
     """
     num_threads = torch.get_num_threads()
     with (

@@ -1,17 +1,17 @@
-"""The bundle: one self-contained folder that recommends, with evaluated and deployed weights and its own vocabulary.
+"""Bundle: one self-contained folder that recommends, with evaluated and deployed weights and its own vocabulary.
 
-bundle.json                  what it is, its settings, the time of its log's newest event, the digest of every file
-items.parquet                item_index (the deployed numbering), item_id, title, num_events, evaluated_index (0: unknown then)
-users.parquet                user_id, segment, trained_until (the user's last event that trained or chose the evaluated weights)
-histories/                   the users' histories, in the deployed numbering
-evaluated/, deployed/        model.safetensors, config.json: the weights that were judged, and those that recommend
+bundle.json                  description, settings, time of the log's newest event, digest of every file
+items.parquet                item_index (deployed numbering), item_id, title, num_events, evaluated_index (0: unknown)
+users.parquet                user_id, segment, trained_until (last event that trained or selected the evaluated weights)
+histories/                   histories of the users, in the deployed numbering
+evaluated/, deployed/        model.safetensors, config.json: evaluated weights, and those that recommend
 index/                       FAISS over the deployed item vectors
-ranker/                      the second stage and its calibration, where it was better; deployed/ and evaluated/ then have
-                             statistics/ and ranker_items.npy, what it knows of their items
-content/                     what is said about the deployed items, and what turns others into the same features
-content_map.safetensors      from those features to item vectors, where the model itself reads none (new_items.py)
-catalogue/                   the items that the model does not know but by what is said about them, and their features
-popularity.parquet           events of the last days by item and segment of users (popular.py)
+ranker/                      second stage and its calibration, where it was better; deployed/ and evaluated/ then have
+                             statistics/ and ranker_items.npy, the ranker's statistics and numbers of their items
+content/                     content features of the deployed items, and their encoder
+content_map.safetensors      map from content features to item vectors, where the model reads no content (new_item_catalogue.py)
+catalogue/                   items known by their content alone, and their features
+popularity.parquet           recent events by item and user segment (popularity_fallback.py)
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,11 @@ from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, as_asked
-from models.explanation import contributions
 from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
-from models.recommendation.engine import AS_SCORED, Answer, RecommendationEngine
-from models.recommendation.rules import Rules, Traits, UInt64
+from models.recommendation.engine import RecommendationEngine
+from models.recommendation.rules import Rules, Traits
 from models.retrieval.index import ItemIndex
 from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.dataset.dataset import rows
@@ -45,7 +44,7 @@ from pipeline.serving.catalogue import Added, categories_of
 
 FORMAT_VERSION = 3
 READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3), (2, 3)
-"""Format 1 does not say what the evaluated weights learned from: it recommends, but cannot be compared. 2 has no ranker."""
+"""Format 1 lacks the evaluated weights' training data: it recommends, but cannot be compared. Format 2 has no ranker."""
 DESCRIPTION = "bundle.json"
 SECOND = 1_000_000
 """Microseconds."""
@@ -53,23 +52,23 @@ SECOND = 1_000_000
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; item indices are the deployed numbering."""
+    """Opened bundle; item indices are the deployed numbering."""
 
     description: dict[str, Any]
     items: Vocabulary
     num_events: Float32
-    """[num_items + 1], events per item in the data it was made with"""
+    """[num_items + 1] events per item in the log of the bundle"""
     recommender: AttentionRecommender
     index: ItemIndex
     folder: Path
     added: Added | None = None
-    """Of the items that are not the folder's own."""
+    """New items, numbered after the folder's own."""
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> "Bundle":
-        """Open a bundle's folder, every file checked against its digest.
+        """Open a bundle's folder, with `verify` every file checked against its digest.
 
-        Raises DamagedArtifact where a file is missing or another than it was, or the parts don't fit together.
+        Raises DamagedArtifact where a file is missing or changed, or the parts don't fit together.
         """
         description = read_description(folder, READABLE_FORMATS, verify=verify)
         table = pl.read_parquet(folder / "items.parquet")
@@ -85,52 +84,52 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """What the bundle's content is called by."""
+        """Digest of the bundle's content."""
         return str(self.description["digest"])
 
     @property
     def num_added(self) -> int:
-        """Items behind the folder's own."""
+        """Number of new items."""
         return 0 if self.added is None else len(self.added.titles)
 
     @property
     def has_other_index(self) -> bool:
-        """Whether the index was built anew, exact, because the folder's own could not take the items behind its own."""
+        """Whether an exact index replaces the folder's own, which could not take the new items."""
         return self.added is not None and self.added.needs_other_index
 
     @cached_property
     def users(self) -> Vocabulary:
-        """The users it was made with."""
+        """Users of the bundle's log."""
         return Vocabulary(pl.read_parquet(self.folder / "users.parquet")["user_id"], 0)
 
     @cached_property
     def _saved(self) -> JaggedHistories:
-        """Their histories, in the deployed numbering."""
+        """Histories of `users`, in the deployed numbering."""
         return JaggedHistories.load(self.folder / "histories")
 
     @cached_property
     def newest(self) -> int:
-        """Time of the newest event of the log it was made with, microseconds since the epoch: when it is asked.
+        """Time of the newest event of the bundle's log, microseconds since the epoch.
 
-        Bundles that do not say it know the newest one on an item of theirs.
+        Older bundles: of the newest event on one of their items.
         """
-        said: int | None = self.description.get("newest")
-        return int(self._saved.time.max(initial=0)) if said is None else said
+        newest: int | None = self.description.get("newest")
+        return int(self._saved.time.max(initial=0)) if newest is None else newest
 
     @cached_property
     def known_histories(self) -> Histories:
-        """Their histories, in the deployed numbering, asked for at the time of the newest event of the log."""
+        """Histories of `users`, in the deployed numbering, requested at time `newest`."""
         saved = self._saved
         return as_asked(rows(saved, saved.offsets[:-1], saved.offsets[1:]), self.newest)
 
     @cached_property
     def segments(self) -> list[str]:
-        """Values of the column of users that popularity is known by; row 1 of `popularity` is the first."""
+        """User segments with their own popularity, in the order of its rows from 1."""
         return popularity_fallback.segments(self.folder)
 
     @cached_property
     def traits(self) -> Traits:
-        """What rules look at in items."""
+        """Item traits for the rules: events, categories, vectors."""
         content = [Content.load(self.folder / FOLDER)] if (self.folder / FOLDER).exists() else []
         if self.added is not None:
             content.append(self.added.content)
@@ -138,84 +137,60 @@ class Bundle:
         return Traits(self.num_events, categories_of(content), vectors)
 
     @cached_property
-    def answering(self) -> RecommendationEngine:
-        """What makes lists of histories."""
+    def engine(self) -> RecommendationEngine:
+        """Recommendation engine of the deployed weights."""
         scores = popularity_fallback.scores(self.folder, self.num_events)
         return RecommendationEngine(self.recommender, self.index, scores, self.traits, self.second_stage)
 
     @cached_property
     def second_stage(self) -> SecondStage | None:
-        """What puts the candidates in order, with what was known of the items when the bundle was made; None: nothing does."""
-        found = bundle_ranker.of_bundle(self.folder, "deployed")
-        if found is None or self.added is None:
-            return found
-        return found.extended(comparison_vectors(self.added.content, np.arange(1, self.num_added + 1)))
+        """Ranker of the candidates, with item statistics of the bundle's log; None where there is none."""
+        stage = bundle_ranker.of_bundle(self.folder, "deployed")
+        if stage is None or self.added is None:
+            return stage
+        return stage.extended(comparison_vectors(self.added.content, np.arange(1, self.num_added + 1)))
 
     @cached_property
     def probability(self) -> Calibration | None:
-        """From the ranker's score to the probability that an item comes next; None where there is no ranker."""
+        """Calibration of the ranker's score to a probability; None where there is no ranker."""
         return None if self.second_stage is None else bundle_ranker.calibration_of(self.folder)
 
     def counting(self, histories: Histories) -> "Bundle":
-        """The same bundle, whose second stage knows when and how often items were met in other histories, of a later log."""
+        """The same bundle, its ranker's item statistics recounted from the histories of a later log."""
         stage = self.second_stage
         if stage is None:
             return self
-        known = stage.statistics.recounted(histories, bundle_ranker.HORIZON_DAYS)
+        statistics = stage.statistics.recounted(histories, bundle_ranker.HORIZON_DAYS)
         later = replace(self)
-        later.__dict__["second_stage"] = SecondStage(stage.ranker, known, stage.own)
+        later.__dict__["second_stage"] = SecondStage(stage.ranker, statistics, stage.own)
         return later
 
     @cached_property
     def _segment_of_users(self) -> Int64:
-        """[users] the row of popularity of each."""
+        """[users] rows of popularity."""
         table = pl.read_parquet(self.folder / "users.parquet")
-        return (
-            popularity_fallback.codes(self.segments, table["segment"])
-            if "segment" in table
-            else np.zeros(len(table), np.int64)
-        )
+        if "segment" not in table:
+            return np.zeros(len(table), np.int64)
+        return popularity_fallback.codes(self.segments, table["segment"])
 
     @property
     def titles(self) -> pl.Series:
-        """Of items 1.., null where there is none."""
+        """Titles of items 1.., null where there is none."""
         own = pl.read_parquet(self.folder / "items.parquet", columns=["title"])["title"]
         return own if self.added is None else pl.concat([own, self.added.titles])
 
-    def recommend(
-        self,
-        histories: Histories,
-        k: int,
-        rules: Rules = AS_SCORED,
-        *,
-        keys: UInt64 | None = None,
-        segment: Int64 | None = None,
-        because: contributions.Method | None = None,
-        because_items: int = 3,
-    ) -> Answer:
-        """The k best items of each row (deployed numbering) that `rules` let through; see `RecommendationEngine.answer`."""
-        return self.answering.answer(
-            histories,
-            k,
-            rules,
-            keys=keys,
-            segment=segment,
-            because=because,
-            because_items=because_items,
-        )
-
     def item_mapping(self, item_ids: pl.Series) -> tuple[Int32, int]:
-        """[len + 1] from another numbering (ids at 1..) to this one's, 0 for strangers; and how many strangers there are."""
+        """Translation [len + 1] from another numbering (ids at 1..), 0 for unknown ids, and their number."""
         return translation(self.items, item_ids)
 
     def type_mapping(self, names: Sequence[str]) -> NDArray[np.int16]:
-        """[len + 1] from another log's event types (names at 1..) to this one's, 0 for those it does not know."""
+        """Translation [len + 1] from another log's event types (names at 1..), 0 for unknown ones."""
         return type_translation(self.description["event_types"], names)
 
     def recommend_users(
         self, user_ids: Sequence[Any], k: int, exclude_seen: bool = True
     ) -> list[tuple[list[Any], list[float]]]:
-        """(item ids, scores) for each user by the histories in the bundle; strangers get what is popular."""
+        """Recommend (item ids, scores) to each user by the bundle's histories; to unknown users by popularity."""
         index, _ = self.users.encode_known(pl.Series(values=list(user_ids), strict=False), unknown=-1)
         known = self.known_histories.select(np.maximum(index, 0))
         ends = np.where(index >= 0, known.ends, known.starts)
@@ -225,14 +200,13 @@ class Bundle:
     def recommend_item_lists(
         self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool = True
     ) -> list[tuple[list[Any], list[float]]]:
-        """(item ids, scores) for each history of item ids, oldest first; unknown items are passed over."""
+        """Recommend (item ids, scores) for each history of item ids, oldest first; unknown items are ignored."""
         return self._lists(self.from_ids(histories)[0], k, exclude_seen)
 
     def from_ids(self, histories: Sequence[Sequence[Any]]) -> tuple[Histories, int]:
-        """Histories of item ids, oldest first, in the deployed numbering; unknown ids are left out and counted.
+        """Translate histories of item ids, oldest first, to the deployed numbering; returns the number of unknown ids too.
 
-        They have no times: each is taken as interactions a second apart, the last of them at the time of the newest event of
-        the log that the bundle was made with, and asked for then.
+        Without times, interactions count as a second apart, the last at time `newest`, which is the time of the request too.
         """
         lengths = [len(row) for row in histories]
         flat = pl.Series("item_id", [item for row in histories for item in row], strict=False)
@@ -240,13 +214,13 @@ class Bundle:
         known = (
             [part[part > 0].tolist() for part in np.split(index, np.cumsum(lengths)[:-1])] if lengths else []
         )
-        times = [[self.newest - SECOND * back for back in reversed(range(len(row)))] for row in known]
+        times = [[self.newest - SECOND * age for age in reversed(range(len(row)))] for row in known]
         return as_asked(histories_from_lists(known, times), self.newest), unknown
 
     def _lists(
         self, histories: Histories, k: int, exclude_seen: bool, segment: Int64 | None = None
     ) -> list[tuple[list[Any], list[float]]]:
-        answer = self.recommend(histories, k, Rules(exclude_seen=exclude_seen), segment=segment)
+        answer = self.engine.answer(histories, k, Rules(exclude_seen=exclude_seen), segment=segment)
         ids = self.items.decode(answer.item_index.ravel()).to_list()
         lists = []
         for row in range(len(histories)):
@@ -256,13 +230,13 @@ class Bundle:
 
 
 def translation(items: Vocabulary, item_ids: pl.Series) -> tuple[Int32, int]:
-    """[len + 1] from another numbering (ids at 1..) to that of `items`, 0 for strangers; and how many strangers there are."""
-    known, strangers = items.encode_known(item_ids)
-    return np.concatenate((np.zeros(1, np.int32), known)), strangers
+    """Translation [len + 1] from another numbering (ids at 1..) to that of `items`, 0 for unknown ids, and their number."""
+    known, num_unknown = items.encode_known(item_ids)
+    return np.concatenate((np.zeros(1, np.int32), known)), num_unknown
 
 
 def type_translation(own_names: Sequence[str], names: Sequence[str]) -> NDArray[np.int16]:
-    """[len + 1] from another log's event types (names at 1..) to one's own, 0 for those that are not among them."""
+    """Translation [len + 1] from another log's event types (names at 1..) to `own_names`, 0 for unknown ones."""
     own = {name: code for code, name in enumerate(own_names, 1)}
     return np.array([0, *(own.get(name, 0) for name in names)], np.int16)
 
@@ -270,9 +244,9 @@ def type_translation(own_names: Sequence[str], names: Sequence[str]) -> NDArray[
 def read_description(
     folder: Path, formats: Sequence[int] = READABLE_FORMATS, *, verify: bool
 ) -> dict[str, Any]:
-    """bundle.json of a folder, with `verify` every file checked against its digest.
+    """Read bundle.json of a folder, with `verify` every file checked against its digest.
 
-    Raises DamagedArtifact where the format is another one, or a file is missing or not what it was.
+    Raises DamagedArtifact for another format, or a missing or changed file.
     """
     description: dict[str, Any] = read_json(folder / DESCRIPTION)
     if description.get("format_version") not in formats:
@@ -289,7 +263,7 @@ def read_description(
 
 
 def seal(folder: Path, description: dict[str, Any]) -> str:
-    """Write bundle.json with every file's digest; returns the digest of the whole, which no clock enters."""
+    """Write bundle.json with every file's digest; returns the digest of the whole, free of timestamps."""
     files = {
         path.relative_to(folder).as_posix(): digest_file(path)
         for path in files_below(folder)

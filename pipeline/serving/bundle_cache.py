@@ -3,18 +3,14 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
-
-if TYPE_CHECKING:
-    pass
 from pipeline.tracking.registry import ModelSource, Registry
 
 
 def bundle_folder(config: Config, model: ModelSource) -> Path:
-    """The bundle of a registered model, downloaded once to <data_dir>/<name>/.bundles/<digest>; a damaged copy anew."""
+    """Bundle of a registered model, downloaded once to <data_dir>/<name>/.bundles/<digest>; a damaged copy again."""
     from pipeline.serving.bundle import READABLE_FORMATS, read_description
 
     registry = Registry.from_config(config)

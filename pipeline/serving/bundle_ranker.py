@@ -1,4 +1,4 @@
-"""The ranker in a bundle: its files, written by publish and opened by what recommends."""
+"""Ranker files of a bundle."""
 
 import shutil
 from pathlib import Path
@@ -15,36 +15,35 @@ from pipeline.artifacts.files import read_json
 from pipeline.modelling.second_stage import DESCRIPTION
 
 FOLDER, STATISTICS, OWN = "ranker", "statistics", "ranker_items.npy"
-"""In a bundle: of the ranker; in the folders of its encoders: what is known of their items, and the ranker's numbers of them."""
+"""Folder of the ranker in a bundle; item statistics, and the ranker's item numbers, in the folders of the encoders."""
 HORIZON_DAYS = 90.0
-"""Days before the last event within which a bundle knows when items were met, and not only how often."""
+"""Days before the last event whose event times the item statistics keep; earlier events are only counted."""
 
 
 def write(folder: Path, rank: Path) -> None:
-    """Copy the ranker of an artifact of stage rank, and its calibration, into a folder of a bundle."""
+    """Copy the ranker and its calibration from an artifact of stage rank into a folder of a bundle."""
     folder.mkdir()
     for name in (checkpoint.RANKER_WEIGHTS, checkpoint.RANKER_CONFIG, DESCRIPTION):
         shutil.copyfile(rank / name, folder / name)
 
 
-def write_knowledge(folder: Path, known: ItemStatistics, own: Int32) -> None:
-    """Write what a ranker knows of the items of the encoder in the same folder of a bundle."""
+def write_statistics(folder: Path, statistics: ItemStatistics, own: Int32) -> None:
+    """Write the ranker's statistics and numbers of an encoder's items into the encoder's folder."""
     (folder / STATISTICS).mkdir()
-    known.save(folder / STATISTICS)
+    statistics.save(folder / STATISTICS)
     np.save(folder / OWN, own, allow_pickle=False)
 
 
 def of_bundle(bundle: Path, which: str, device: str | torch.device = "cpu") -> SecondStage | None:
-    """The second stage behind the `deployed` or `evaluated` encoder of a bundle; None where it has none."""
+    """Open the second stage of the `deployed` or `evaluated` encoder of a bundle; None where there is none."""
     if not (bundle / FOLDER).exists():
         return None
     ranker = checkpoint.load_ranker(bundle / FOLDER, device)
-    return SecondStage(
-        ranker, ItemStatistics.load(bundle / which / STATISTICS), np.load(bundle / which / OWN)
-    )
+    encoder = bundle / which
+    return SecondStage(ranker, ItemStatistics.load(encoder / STATISTICS), np.load(encoder / OWN))
 
 
 def calibration_of(bundle: Path) -> Calibration:
-    """What turns the scores of a bundle's ranker into probabilities."""
+    """Calibration of the ranker's scores to probabilities."""
     points = read_json(bundle / FOLDER / DESCRIPTION)["calibration"]
     return Calibration(np.array(points["score"]), np.array(points["probability"]))

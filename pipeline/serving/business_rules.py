@@ -1,4 +1,4 @@
-"""What the configuration lets through: allow and deny lists, availability, and the rules that make lists of candidates."""
+"""Business rules of the configuration: allow and deny lists, availability, re-ranking."""
 
 import datetime
 from collections.abc import Callable
@@ -19,10 +19,10 @@ ITEM, FROM, UNTIL = "item_id", "available_from", "available_until"
 def rules_of(
     settings: ScoreConfig, items: Vocabulary, newest: Callable[[], int], seed: int
 ) -> tuple[Rules, dict[str, int]]:
-    """The rules of `[score]` over a vocabulary, and what is to be counted: ids of its lists that are not known, items left out.
+    """Rules of `[score]` over a vocabulary, with counts of unknown ids in its lists and of excluded items.
 
-    newest: when recommendations are shown where `score.at` does not say it, microseconds since the epoch; asked where it matters.
-    Raises LookbackError for a file that cannot be read, and for an allow list of which nothing is known.
+    newest: returns the time of the request without `score.at`, microseconds since the epoch; called only where needed.
+    Raises LookbackError for an unreadable file, and for an allow list without a known item.
     """
     allowed, counts = np.ones(len(items) + 1, bool), {}
     allowed[0] = False
@@ -31,7 +31,7 @@ def rules_of(
         if not len(index):
             raise LookbackError(
                 f"score.allow: received {counts['allow_unknown']:,} ids, of which the model knows none; expected ids such as "
-                + ", ".join(str(each) for each in items.ids.head(3))
+                + ", ".join(map(str, items.ids.head(3)))
             )
         allowed &= _mask(index, items)
     if settings.deny is not None:
@@ -49,21 +49,21 @@ def rules_of(
         settings.diversity,
         settings.popularity_damping,
         settings.exploration,
-        seed + (newest() if settings.exploration else 0),  # another night draws others
+        seed + (newest() if settings.exploration else 0),  # a later log draws others
     )
     return rules, counts
 
 
 def moment_of(iso: str) -> int:
-    """Microseconds since the epoch of an ISO time, in UTC where it carries no zone."""
+    """Parse an ISO time, UTC where it has no zone, to microseconds since the epoch."""
     moment = datetime.datetime.fromisoformat(iso)
-    return round(
-        (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1e6
-    )
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return round(moment.timestamp() * 1e6)
 
 
 def read_ids(key: str, path: Path, column: str) -> pl.Series:
-    """The distinct ids in a column of a Parquet file that a configuration key names; an empty one asks for nobody."""
+    """Read the distinct ids of a column of a Parquet file; `key`: its configuration key, for messages."""
     return _read(key, path, (column,))[column].drop_nulls().unique()
 
 
@@ -81,14 +81,14 @@ def _read(key: str, path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _known(key: str, listed: str | list[str], items: Vocabulary) -> tuple[NDArray[np.int32], int]:
-    """The items of a list that are known, and how many are not."""
+    """Known items of a list, and the number of unknown ids."""
     ids = (
         read_ids(key, Path(listed), ITEM)
         if isinstance(listed, str)
         else pl.Series(ITEM, listed, dtype=pl.String).unique()
     )
-    index, unknown = items.encode_known(ids)
-    return index[index > 0], unknown
+    index, num_unknown = items.encode_known(ids)
+    return index[index > 0], num_unknown
 
 
 def _mask(index: NDArray[np.int32], items: Vocabulary) -> NDArray[np.bool_]:
@@ -98,7 +98,7 @@ def _mask(index: NDArray[np.int32], items: Vocabulary) -> NDArray[np.bool_]:
 
 
 def _available(path: Path, items: Vocabulary, at: int) -> tuple[NDArray[np.bool_], int]:
-    """[n + 1] items that may be shown at a time: in one of their windows, or without any; and how many ids are not known."""
+    """[n + 1] mask of items available at a time (in one of their windows, or without any), and the number of unknown ids."""
     key = "score.availability"
     table = _read(key, path, (ITEM,))
     if FROM not in table.columns and UNTIL not in table.columns:
@@ -112,19 +112,19 @@ def _available(path: Path, items: Vocabulary, at: int) -> tuple[NDArray[np.bool_
             inside = limit <= at if name == FROM else limit > at
             is_open = is_open & pl.lit(inside.fill_null(value=True))
     windows = table.select(ITEM, is_open=is_open).drop_nulls(ITEM).group_by(ITEM).agg(pl.col("is_open").any())
-    index, unknown = items.encode_known(windows[ITEM])
+    index, num_unknown = items.encode_known(windows[ITEM])
     available = np.ones(len(items) + 1, bool)
     available[index] = windows["is_open"].to_numpy()
-    return available, unknown
+    return available, num_unknown
 
 
 def _microseconds(key: str, path: Path, column: pl.Series) -> pl.Series:
-    """A column of dates, times or ISO texts as microseconds since the epoch, in UTC where it carries no zone."""
+    """Convert dates, times or ISO texts, UTC where they have no zone, to microseconds since the epoch."""
     try:
         if column.dtype == pl.String:
-            texts = [None if each is None else moment_of(each) for each in column]
-            return pl.Series(column.name, texts, dtype=pl.Int64)
-        if column.dtype in (pl.Date, pl.Datetime, pl.Null):  # of a number nobody says what it counts
+            times = [None if text is None else moment_of(text) for text in column]
+            return pl.Series(column.name, times, dtype=pl.Int64)
+        if column.dtype in (pl.Date, pl.Datetime, pl.Null):  # the unit of a number is unknown
             return column.cast(pl.Datetime("us")).dt.timestamp("us")
     except (pl.exceptions.PolarsError, ValueError):
         pass

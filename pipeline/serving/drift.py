@@ -1,4 +1,4 @@
-"""How tonight's recommendations differ from the last night's."""
+"""Drift of the recommendations against the previous scoring."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,14 @@ from pipeline.artifacts.files import read_json
 from pipeline.artifacts.store import MANIFEST
 
 BINS = 10
-SMALLEST_SHARE = 1e-4
-"""Of a bin, in place of 0, so that logarithms are finite."""
-MOST_USERS = 100_000
-"""Users whose lists are compared, evenly spread over the last night's."""
+MIN_SHARE = 1e-4
+"""Share of an empty bin, so that logarithms are finite."""
+MAX_USERS = 100_000
+"""Users whose lists are compared, evenly spread over those with lists in both."""
 
 
-def last_night(stage_folder: Path, fingerprint: str) -> Path | None:
-    """The newest complete artifact of the stage, but for the one that is being made; None where there is none."""
+def previous_artifact(stage_folder: Path, fingerprint: str) -> Path | None:
+    """Newest complete artifact of the stage other than `fingerprint`; None where there is none."""
     latest = stage_folder / "latest"
     if not (latest / "_SUCCESS").exists() or not (latest / MANIFEST).exists():
         return None
@@ -28,68 +28,70 @@ def last_night(stage_folder: Path, fingerprint: str) -> Path | None:
 
 @dataclass(frozen=True)
 class ScoreDrift:
-    """Difference of a night's recommendations from an earlier night's."""
+    """Difference of recommendations from those of an earlier scoring."""
 
     before: str
-    """Artifact of the earlier night."""
+    """Fingerprint of the earlier artifact."""
     same_model: bool
     psi: float | None
-    """Population stability index of the first places' scores."""
+    """Population stability index of the scores at rank 1."""
     users_in_both: float
-    """Share of the later night's users with lists in both."""
+    """Share of the later scoring's users with lists in both."""
     overlap: float | None
     """Mean overlap of the lists of users in both."""
 
 
 def drift(before: Path, folder: Path, bundle_digest: str) -> ScoreDrift:
-    """Compare a night's recommendations with an earlier night's; numbers to four decimals.
+    """Compare the recommendations of two scoring artifacts; numbers to four decimals.
 
-    psi = sum over bins (p - q) ln(p / q), p tonight's and q the last night's share of each tenth of the last night's scores:
-    below .1 nothing has changed, above .25 much has (Siddiqi 2006). overlap: mean over users in both of the items that both lists
-    have, as a share of the longer one. Scores of different models need not be alike.
+    psi = sum over bins (p - q) ln(p / q), p the later and q the earlier share of each decile of the earlier scores: below .1 no
+    shift, above .25 a large one (Siddiqi 2006). overlap: mean over users in both of the items in both lists, as a share of the
+    longer list. Scores of different models need not be comparable.
     """
-    first, second = (_read(each) for each in (before, folder))
-    both = first[0].join(second[0], on="user_id")
-    psi = _psi(first[0]["score"].to_numpy(), second[0]["score"].to_numpy())
-    overlap = _overlap(first[1], second[1], both["user_id"])
+    (earlier_top, earlier_lists), (later_top, later_lists) = _read(before), _read(folder)
+    both = earlier_top.join(later_top, on="user_id")
+    psi = _psi(earlier_top["score"].to_numpy(), later_top["score"].to_numpy())
+    overlap = _overlap(earlier_lists, later_lists, both["user_id"])
     return ScoreDrift(
         before.name,
         read_json(before / MANIFEST).get("bundle_digest") == bundle_digest,
         None if psi is None else round(psi, 4),
-        round(len(both) / max(1, len(second[0])), 4),
+        round(len(both) / max(1, len(later_top)), 4),
         None if overlap is None else round(overlap, 4),
     )
 
 
 def _read(folder: Path) -> tuple[pl.DataFrame, pl.LazyFrame]:
-    """(user_id, score) of every first place, and all recommendations."""
+    """(user_id, score) at rank 1, and all recommendations."""
     table = pl.scan_parquet(folder / "recommendations" / "*.parquet")
-    first = table.filter(pl.col("rank") == 1).select("user_id", "score").collect(engine="streaming")
-    return first, table.select("user_id", "item_id")
+    top = table.filter(pl.col("rank") == 1).select("user_id", "score").collect(engine="streaming")
+    return top, table.select("user_id", "item_id")
 
 
 def _psi(before: Float32, now: Float32) -> float | None:
     if not len(before) or not len(now):
         return None
     edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
-    share = [
-        np.bincount(np.searchsorted(edges, each, side="right"), minlength=len(edges) + 1) / len(each)
-        for each in (before, now)
-    ]
-    q, p = (np.maximum(each, SMALLEST_SHARE) for each in share)
+    shares = (
+        np.bincount(np.searchsorted(edges, scores, side="right"), minlength=len(edges) + 1) / len(scores)
+        for scores in (before, now)
+    )
+    q, p = (np.maximum(share, MIN_SHARE) for share in shares)
     return float(((p - q) * np.log(p / q)).sum())
 
 
 def _overlap(before: pl.LazyFrame, now: pl.LazyFrame, users: pl.Series) -> float | None:
-    """Mean share of the lists that both nights have."""
+    """Mean overlap of the users' lists, as a share of the longer one."""
     if before.collect_schema()["item_id"] != now.collect_schema()["item_id"] or not len(users):
         return None
-    chosen = users.sort().gather_every(-(-len(users) // MOST_USERS)).to_frame().lazy()
-    lists = [each.join(chosen, on="user_id", how="semi") for each in (before, now)]
-    lengths = [
-        each.group_by("user_id").len(name) for each, name in zip(lists, ("before", "now"), strict=True)
-    ]
-    common = lists[0].join(lists[1], on=["user_id", "item_id"]).group_by("user_id").len("common")
-    shares = lengths[0].join(lengths[1], on="user_id").join(common, on="user_id", how="left")
+    chosen = users.sort().gather_every(-(-len(users) // MAX_USERS)).to_frame().lazy()
+    before, now = (table.join(chosen, on="user_id", how="semi") for table in (before, now))
+    common = before.join(now, on=["user_id", "item_id"]).group_by("user_id").len("common")
+    shares = (
+        before.group_by("user_id")
+        .len("before")
+        .join(now.group_by("user_id").len("now"), on="user_id")
+        .join(common, on="user_id", how="left")
+    )
     share = pl.col("common").fill_null(0) / pl.max_horizontal("before", "now")
     return float(shares.select(share.mean()).collect().item())

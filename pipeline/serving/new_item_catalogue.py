@@ -1,7 +1,7 @@
-"""Items that came after training: those about which something is said get a vector from it, and are recommended the same night.
+"""Items newer than the training, recommended by vectors from their content.
 
-A model that reads content (`model.item_content`) has vectors for them by itself. For others the bundle holds a map from content
-to its vectors (content_map.safetensors). catalogue/ has the items unknown to it when it was made, and their features.
+A model that reads content (`model.item_content`) computes the vectors itself; for others the bundle holds a map from content
+to its vectors (content_map.safetensors). catalogue/ has the items unknown to the model at publication, and their features.
 """
 
 from dataclasses import replace
@@ -18,9 +18,12 @@ from models.encoder.extend import with_items
 from models.histories import Float32
 from models.retrieval.build import extend_index
 from models.retrieval.content_map import ContentMap, ContentMapAccuracy
-from pipeline.dataset.item_features import all_features, dense_features, padded_categories, says_something
-from models.retrieval.content_map import ContentMap, Worth
-from pipeline.dataset.item_features import all_features, dense_features, has_content, padded_categories
+from pipeline.dataset.item_features import (
+    all_features,
+    dense_features,
+    has_content,
+    padded_categories,
+)
 from pipeline.serving.catalogue import CATALOGUE, ITEMS, Added
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFrame:
-    """item_id and content of the items of a log or of an items' table that are not `known`, sorted by id."""
+    """item_id and content of items of a log or an items' table that are not `known`, sorted by id."""
     ids = [log_ids.rename(schema.ITEM_ID)]
     if items.exists():
         ids.append(schema.read(items, schema.ITEMS, [schema.ITEM_ID])[schema.ITEM_ID].cast(log_ids.dtype))
@@ -40,49 +43,51 @@ def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFram
 def write(
     bundle: Path, vectors: Float32, table: pl.DataFrame, *, reads_content: bool
 ) -> ContentMapAccuracy | None:
-    """catalogue/, and for a model that reads no content the map from the deployed items' content to `vectors` [n, d].
+    """Write catalogue/, and for a model that reads no content the map from the deployed items' content to `vectors` [n, d].
 
-    table: `unknown_to` the bundle. Returns what the map is worth; None where there is none.
+    table: `unknown_to` the bundle. Returns the validation of the map; None where there is no map.
     """
     (bundle / CATALOGUE).mkdir()
-    added, found = _said(bundle, table)
+    added, features = _with_content(bundle, table)
     added.select(schema.ITEM_ID, _title(added)).write_parquet(bundle / CATALOGUE / ITEMS)
-    found.save(bundle / CATALOGUE)
+    features.save(bundle / CATALOGUE)
     if reads_content:
         return None
     own = Content.load(bundle / FOLDER)
-    positions = np.arange(1, own.num_items + 1)
-    said = positions[has_content(own)[1:]]
-    fitted = ContentMap.fit(all_features(own, said), vectors[said - 1])
+    described = 1 + np.flatnonzero(has_content(own)[1:])
+    fitted = ContentMap.fit(all_features(own, described), vectors[described - 1])
     if fitted is None:
         return None
-    fitted[0].save(bundle)
-    return fitted[1]
+    content_map, worth = fitted
+    content_map.save(bundle)
+    return worth
 
 
 def with_catalogue(bundle: "Bundle") -> "Bundle":
-    """The bundle with the items that were new when it was made."""
+    """Extend a bundle by its own catalogue of new items."""
     folder = bundle.folder / CATALOGUE
+    if not folder.exists():
+        return bundle
+    return _extended(bundle, pl.read_parquet(folder / ITEMS), Content.load(folder))
+
+
+def extended(bundle: "Bundle", table: pl.DataFrame) -> "Bundle":
+    """Extend a bundle by the items of `table` (item_id and content) with usable content, numbered after its own.
+
+    Unchanged where there is none, or where the bundle has no vectors from content.
+    """
     return (
-        _extended(bundle, pl.read_parquet(folder / ITEMS), Content.load(folder))
-        if folder.exists()
+        _extended(bundle, *_with_content(bundle.folder, table))
+        if (bundle.folder / FOLDER).exists()
         else bundle
     )
 
 
-def extended(bundle: "Bundle", table: pl.DataFrame) -> "Bundle":
-    """The bundle with those items of `table` (item_id and content) about which something is said, numbered behind its own.
-
-    The same bundle where there is none, or where it cannot tell vectors from content.
-    """
-    return _extended(bundle, *_said(bundle.folder, table)) if (bundle.folder / FOLDER).exists() else bundle
-
-
-def _said(bundle: Path, table: pl.DataFrame) -> tuple[pl.DataFrame, Content]:
-    """The rows of a table about which something is said that the bundle's items know, and their features."""
-    reader = ContentEncoder.load(bundle / FOLDER / "encoder")
-    table = table.filter(pl.Series(has_content(reader.transform(table))[1:]))
-    return table, reader.transform(table)
+def _with_content(bundle: Path, table: pl.DataFrame) -> tuple[pl.DataFrame, Content]:
+    """Rows of a table with content that the bundle's encoder can use, and their features."""
+    encoder = ContentEncoder.load(bundle / FOLDER / "encoder")
+    table = table.filter(pl.Series(has_content(encoder.transform(table))[1:]))
+    return table, encoder.transform(table)
 
 
 def _title(table: pl.DataFrame) -> pl.Series:
@@ -90,26 +95,24 @@ def _title(table: pl.DataFrame) -> pl.Series:
     return table[schema.TITLE] if schema.TITLE in table else nothing.new_from_index(0, len(table))
 
 
-def _extended(bundle: "Bundle", table: pl.DataFrame, found: Content) -> "Bundle":
-    """The bundle with the items of a table, of which `found` are the features."""
+def _extended(bundle: "Bundle", table: pl.DataFrame, features: Content) -> "Bundle":
+    """Extend a bundle by the items of a table with their content features."""
     encoder = bundle.recommender.encoder
-    by_content = encoder.settings.item_content
-    told_by = None if by_content else ContentMap.load(bundle.folder)
-    if (not by_content and told_by is None) or not len(table):
+    content_map = None if encoder.settings.item_content else ContentMap.load(bundle.folder)
+    if (not encoder.settings.item_content and content_map is None) or not len(table):
         return bundle
     new = np.arange(1, len(table) + 1)
-    vectors = None if told_by is None else told_by(all_features(found, new))
-    grown = with_items(encoder, vectors, dense_features(found, new), padded_categories(found, new))
+    vectors = None if content_map is None else content_map(all_features(features, new))
+    grown = with_items(encoder, vectors, dense_features(features, new), padded_categories(features, new))
     numbers = np.arange(len(bundle.items) + 1, len(bundle.items) + len(table) + 1, dtype=np.int32)
     searched = grown.item_vectors()[numbers].detach().float().numpy()
-    index, is_built_anew = extend_index(
-        bundle.index, searched, numbers
-    )  # exact then: nobody to tune another on
+    # a rebuilt index is exact: there are no queries to tune another on
+    index, is_rebuilt = extend_index(bundle.index, searched, numbers)
     return replace(
         bundle,
         items=bundle.items.added(table[schema.ITEM_ID]),
         num_events=np.concatenate([bundle.num_events, np.zeros(len(table), np.float32)]),
         recommender=AttentionRecommender(grown),
         index=index,
-        added=Added(found, _title(table), is_built_anew),
+        added=Added(features, _title(table), is_rebuilt),
     )

@@ -1,9 +1,9 @@
-"""Answers as the table that users read: one row per recommendation, in the log's own ids, sorted by user and rank."""
+"""Output table: one row per recommendation, in the log's ids, sorted by user and rank."""
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute  # what `cast` would load in the middle of the first batch
+import pyarrow.compute  # else loaded by `cast` within the first batch
 from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
@@ -11,22 +11,15 @@ from models.recommendation.engine import Answer
 
 
 def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
-    """Columns and types, by those of the ids."""
+    """Arrow schema, by the types of user and item ids."""
     arrow = {pl.Int64: pa.int64(), pl.String: pa.string()}
     because = pa.list_(pa.struct([("item_id", arrow[type(item)]), ("weight", pa.float32())]))
-    return pa.schema(
-        [
-            ("user_id", arrow[type(user)]),
-            ("item_id", arrow[type(item)]),
-            ("rank", pa.int32()),
-            ("score", pa.float32()),
-            ("because", because),
-        ]
-    )
+    columns = {"user_id": arrow[type(user)], "item_id": arrow[type(item)], "rank": pa.int32()}
+    return pa.schema(columns | {"score": pa.float32(), "because": because})
 
 
 def table(users: pl.Series, items: Vocabulary, answer: Answer) -> pa.Table:
-    """The answer's rows, one per place that is filled."""
+    """One row per recommended item of the answer."""
     num_rows, k = answer.item_index.shape
     given = answer.item_index > 0
     frame = pl.DataFrame(
@@ -37,18 +30,15 @@ def table(users: pl.Series, items: Vocabulary, answer: Answer) -> pa.Table:
             "score": answer.score[given],
         }
     )
-    found = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    return found.append_column("because", _because(items, answer, given, found["item_id"].type))
+    rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return rows.append_column("because", _because(items, answer, given, rows["item_id"].type))
 
 
 def _because(items: Vocabulary, answer: Answer, given: NDArray[np.bool_], item_type: pa.DataType) -> pa.Array:
-    """For each recommendation, a list of {item_id, weight}; empty where nothing in the history carried it."""
+    """List of {item_id, weight} per recommendation; empty where no past interaction supports it."""
     if answer.because is None:
-        lengths, index, weight = (
-            np.zeros(int(given.sum()), np.int64),
-            np.zeros(0, np.int32),
-            np.zeros(0, np.float32),
-        )
+        lengths = np.zeros(int(given.sum()), np.int64)
+        index, weight = np.zeros(0, np.int32), np.zeros(0, np.float32)
     else:
         index, weight = answer.because.item_index[given], answer.because.weight[given]
         named = index > 0

@@ -1,7 +1,7 @@
-"""What a user without a known interaction gets: what was popular of late, among users like him where something is known of them.
+"""Fallback for users without a known interaction: items recently popular, in the user's segment where that is known.
 
-A bundle holds it in popularity.parquet: segment (a value of a column of the users' table, null: everybody), item_index,
-num_events in the last days of its log.
+popularity.parquet of a bundle: segment (a value of a column of the users' table, null: all users), item_index,
+num_events in the last days of the log.
 """
 
 from pathlib import Path
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 FILE = "popularity.parquet"
-MOST_SEGMENTS = 20
-"""Values of a column of users that makes segments by itself (`score.segment` = "auto")."""
+MAX_SEGMENTS = 20
+"""Values of a segment column that `score.segment` = "auto" accepts, at most."""
 DAYS = 30.0
-"""That count where the evaluation did not choose."""
+"""Recent days, where the evaluation did not choose a number."""
 RECENT_WEIGHT, ALWAYS_WEIGHT = 1e-3, 1e-6
-"""Of an item's share of all recent events, and of all events, beside its share of the segment's recent ones."""
+"""Weights of an item's share of all recent events, and of all events, beside its share of the segment's recent events."""
 DAY = 86_400_000_000
 """Microseconds."""
 
@@ -32,16 +32,15 @@ DAY = 86_400_000_000
 def write(
     bundle: Path, histories: JaggedHistories, mapping: Int32, segment: pl.Series | None, days: float
 ) -> None:
-    """popularity.parquet of a log's last days. segment: [num_users] the value of each user, null where it is not known.
+    """Write popularity.parquet of a log's last days. segment: [num_users], null where unknown.
 
-    mapping: [num_items + 1] from the log's items to the bundle's, 0 for those it has not.
+    mapping: [num_items + 1] from the log's items to the bundle's, 0 for unknown ones.
     """
     newest = int(histories.time.max(initial=0))
     recent = np.flatnonzero(np.asarray(histories.time) > newest - round(days * DAY))
     item = mapping[histories.item_index[recent]]
     table = pl.DataFrame({"item_index": item[item > 0]}, schema={"item_index": pl.Int32})
-    everybody = table.with_columns(segment=pl.lit(None, pl.String))
-    parts = [everybody]
+    parts = [table.with_columns(segment=pl.lit(None, pl.String))]
     if segment is not None:
         user = np.searchsorted(histories.offsets, recent[item > 0], side="right") - 1
         parts.append(table.with_columns(segment.gather(user).alias("segment")).drop_nulls("segment"))
@@ -50,7 +49,7 @@ def write(
 
 
 def segments(bundle: Path) -> list[str]:
-    """The values that popularity is known by, sorted."""
+    """Segments of a bundle's popularity, sorted."""
     if not (bundle / FILE).exists():
         return []
     return (
@@ -61,8 +60,8 @@ def segments(bundle: Path) -> list[str]:
 def scores(bundle: Path, num_events: Float32) -> Float32:
     """[segments + 1, n + 1]: an item's share of the segment's recent events, then of all recent events, then of all events.
 
-    `num_events` [n + 1] in all of the log; row 0 is for users of no segment. A bundle that does not hold recent events (it is
-    older) answers by `num_events`.
+    `num_events` [n + 1]: events in the whole log. Row 0 is for users without a segment. Older bundles without
+    popularity.parquet score by `num_events`.
     """
     if not (bundle / FILE).exists():
         return num_events[None].copy()
@@ -79,37 +78,34 @@ def scores(bundle: Path, num_events: Float32) -> Float32:
 
 
 def segment_column(config: "Config", users: Path) -> str | None:
-    """The column of a users' table that makes segments: the one that `score.segment` names, or for auto the first with 2 to
-    `MOST_SEGMENTS` values.
+    """Segment column of a users' table: named by `score.segment`, or for auto the first with 2 to `MAX_SEGMENTS` values.
 
-    Raises LookbackError where the named one is not there.
+    Raises LookbackError where the named column is missing.
     """
-    wanted = config.score.segment
-    if wanted == "none" or not users.exists():
-        if wanted in ("none", "auto"):
+    setting = config.score.segment
+    if setting == "none" or not users.exists():
+        if setting in ("none", "auto"):
             return None
         raise LookbackError(
-            f"score.segment: received {wanted!r}, but there is no table of users; expected [users], or none"
+            f"score.segment: received {setting!r}, but there is no table of users; expected [users], or none"
         )
-    found = schema.scan(users, schema.USERS)
-    columns = {name: kind for name, kind in found.collect_schema().items() if name != schema.USER_ID}
-    if wanted != "auto":
-        if wanted not in columns:
+    table = schema.scan(users, schema.USERS)
+    columns = {name: dtype for name, dtype in table.collect_schema().items() if name != schema.USER_ID}
+    if setting != "auto":
+        if setting not in columns:
             raise LookbackError(
-                f"score.segment: received {wanted!r}, expected auto, none, or a column of the users' table: {', '.join(columns)}"
+                f"score.segment: received {setting!r}, expected auto, none, or a column of the users' table: {', '.join(columns)}"
             )
-        return wanted
-    plain = [name for name, kind in columns.items() if not kind.is_nested()]
+        return setting
+    plain = [name for name, dtype in columns.items() if not dtype.is_nested()]
     if not plain:
         return None
-    numbers = found.select(pl.col(plain).drop_nulls().n_unique()).collect(engine="streaming").row(0)
-    return next(
-        (name for name, number in zip(plain, numbers, strict=True) if 2 <= number <= MOST_SEGMENTS), None
-    )
+    counts = table.select(pl.col(plain).drop_nulls().n_unique()).collect(engine="streaming").row(0)
+    return next((name for name, count in zip(plain, counts, strict=True) if 2 <= count <= MAX_SEGMENTS), None)
 
 
 def segment_of(users: Path, column: str, user_ids: pl.Series) -> pl.Series:
-    """[len] each user's value of a column of the users' table as text, null for those who have none."""
+    """[len] values of a column of the users' table as text, null for users without one."""
     ids = user_ids.rename(schema.USER_ID).cast(pl.String).to_frame().lazy()
     table = schema.scan(users, schema.USERS).select(
         pl.col(schema.USER_ID).cast(pl.String), pl.col(column).cast(pl.String).alias("segment")
@@ -118,10 +114,8 @@ def segment_of(users: Path, column: str, user_ids: pl.Series) -> pl.Series:
 
 
 def codes(names: list[str], segment: pl.Series) -> Int64:
-    """[len] the row of `scores` of each value, 0 for others."""
+    """[len] rows of `scores` of the segments, 0 for unknown ones."""
+    if not names:
+        return np.zeros(len(segment), np.int64)
     code = {name: row for row, name in enumerate(names, 1)}
-    return (
-        segment.replace_strict(code, default=0, return_dtype=pl.Int64).to_numpy()
-        if code
-        else np.zeros(len(segment), np.int64)
-    )
+    return segment.replace_strict(code, default=0, return_dtype=pl.Int64).to_numpy()

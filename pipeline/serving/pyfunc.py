@@ -1,4 +1,4 @@
-"""What MLflow loads to serve a bundle: a frame of users or histories in, lists of items and scores out."""
+"""MLflow pyfunc of a bundle: a frame of users or histories in, lists of items and scores out."""
 
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,21 @@ from pipeline.serving.bundle import Bundle
 
 
 class Recommender:
-    """The pyfunc interface of a bundle."""
+    """Pyfunc interface of a bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
     def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One row per row of the frame: `item_id` and `score`, lists of params["k"] (10) at most, best first.
+        """Recommend for each row of the frame: `item_id` and `score`, lists of params["k"] (10) at most, best first.
 
         The frame has a column `history` (lists of item ids, oldest first, taken as interactions a second apart up to the time of
         the newest event of the bundle's log) or else `user_id`, answered from the bundle's own histories. Unknown users and empty
-        histories get what was popular of late; with exclude_seen (true) no item of the history. `user_id` is passed through.
-        Raises ValueError where neither column is there, or a history is no list.
+        histories get recently popular items; exclude_seen (true) excludes items of the history. `user_id` is passed through.
+        Raises ValueError where both columns are missing, or a history is no list.
         """
-        asked = {"k": 10, "exclude_seen": True} | (params or {})
-        k, exclude_seen = int(asked["k"]), bool(asked["exclude_seen"])
+        options = {"k": 10, "exclude_seen": True} | (params or {})
+        k, exclude_seen = int(options["k"]), bool(options["exclude_seen"])
         if k < 1:
             raise ValueError(f"params: received k = {k}, expected 1 or more")
         if "history" in frame:
@@ -40,7 +40,7 @@ class Recommender:
 
 
 def _ids(history: Any) -> list[Any]:
-    """The items of a cell of `history`; none where pandas holds it for missing."""
+    """Items of a cell of `history`; none for a missing value."""
     if pd.api.types.is_list_like(history):
         return list(history)
     if pd.isna(history):

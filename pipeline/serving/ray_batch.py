@@ -1,4 +1,4 @@
-"""Scoring on Ray: a task per shard, in a cluster or in processes on this machine; what a lost worker had begun is begun again."""
+"""Scoring on Ray: a task per shard, in a cluster or in local processes; shards of a lost worker are restarted."""
 
 import os
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from pipeline.sections import ScoreConfig
 from pipeline.serving.batch import Counts, Job, Scorer
 
 RETRIES = 5
-"""Times that a shard is begun again when the worker that scores it is lost."""
+"""Restarts of a shard whose worker is lost."""
 
 
 def score(job: Job, num_shards: int, users: list[int]) -> Iterator[tuple[int, Counts]]:
-    """(users done, counts) of every shard, as they are finished. users: of each shard.
+    """Yield (number of users, counts) of every shard as it finishes. users: number of users of each shard.
 
-    Every process opens bundle and log by their paths, which must lead to the same files everywhere, and computes with one thread.
+    Every process opens bundle and log by path, so paths must lead to the same files everywhere, and computes with one thread.
     Raises LookbackError where Ray is not installed, or a shard failed.
     """
     try:
@@ -44,7 +44,7 @@ def score(job: Job, num_shards: int, users: list[int]) -> Iterator[tuple[int, Co
 
 
 def _connect(ray: Any, workers: int) -> bool:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine; whether it is our own."""
+    """Join the cluster of RAY_ADDRESS, or start a local one; True where Ray was started or joined here."""
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -55,7 +55,7 @@ def _connect(ray: Any, workers: int) -> bool:
 
 
 class _PlainJob(NamedTuple):
-    """A job in plain values, which any process can receive."""
+    """Job in plain values, for any process."""
 
     bundle: str
     features: str
@@ -76,17 +76,13 @@ class _PlainJob(NamedTuple):
 
 def _shard(job: _PlainJob, number: int) -> Counts:
     """Score one shard in a worker process."""
-    os.chdir(job.directory)  # where relative paths of the settings lead from
-    return _opened(job).score(number, _silently)
-
-
-def _silently(_users: int) -> None:
-    """Nobody looks at a worker's progress."""
+    os.chdir(job.directory)  # relative paths of the settings start there
+    return _opened(job).score(number, lambda _users: None)
 
 
 @lru_cache(maxsize=1)
 def _opened(job: _PlainJob) -> Scorer:
-    """The job, opened once per process."""
+    """Open a job once per process."""
     import torch
 
     torch.set_num_threads(1)

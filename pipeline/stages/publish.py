@@ -165,7 +165,7 @@ def _write_ranker(
     ):
         statistics = second_stage.statistics(config, dataset, learned, numbers, days)
         own = second_stage.ranker_numbering(rank, numbers).new
-        bundle_ranker.write_knowledge(bundle / name, statistics, own)
+        bundle_ranker.write_statistics(bundle / name, statistics, own)
 
 
 def trained_until(dataset: Dataset) -> pl.Series:

@@ -85,7 +85,7 @@ def _own_version(ctx: Context) -> int | None:
 
 def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     """Counts in the manifest and to track, one line."""
-    digest, unknown = scorer.bundle.digest, scorer.users.strangers
+    digest, unknown = scorer.bundle.digest, scorer.users.num_unknown
     version = ctx.model.version if ctx.model is not None else _own_version(ctx)
     counted = {name: total.get(name, 0) for name in _COUNTED} | {"new_items": scorer.bundle.num_added}
     ctx.manifest.update(
@@ -140,7 +140,7 @@ def _show_reranking(ctx: Context, scorer: Scorer) -> None:
 
 def _compare(ctx: Context, digest: str) -> None:
     """Add the drift since the previous score artifact, if any, to the manifest and tracking."""
-    before = drift.last_night(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
+    before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is None:
         return
     change = drift.drift(before, ctx.folder, digest)

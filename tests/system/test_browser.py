@@ -233,7 +233,7 @@ def test_figures_and_report_are_shown_as_artifacts(
     folder = f"runs/{place.run(MODEL).info.run_id}/artifacts/report"
     see(place.page(f"{folder}/figures.html"), "figures.html")
     with inside_frame(browser):
-        wait_for(browser, "Against the baselines", "What is popular and what is recommended")
+        wait_for(browser, "Against the baselines", "Popularity against recommendations")
         charts = len(browser.find_elements(By.CSS_SELECTOR, ".chart"))
         WebDriverWait(browser, SECONDS).until(
             lambda driver: len(driver.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= charts
@@ -242,7 +242,7 @@ def test_figures_and_report_are_shown_as_artifacts(
         assert not browser.find_element(By.ID, "failed").is_displayed()
     see(place.page(f"{folder}/report.html"), "report.html")
     with inside_frame(browser):
-        wait_for(browser, "How good it is", "Since the champion", "What it recommends")
+        wait_for(browser, "Quality on held-out events", "Since the champion", "Example recommendations")
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_an_evaluation_alone_has_figures_to_look_into(
     run_id = place.run("transformer-2x4 tiny temporal").info.run_id
     see(place.page(f"runs/{run_id}/artifacts/evaluate/figures.html"), "figures.html")
     with inside_frame(browser):
-        wait_for(browser, "Against the baselines", "Recall against the length of the list", "How it learned")
+        wait_for(browser, "Against the baselines", "Recall against the length of the list", "Training")
         charts = len(browser.find_elements(By.CSS_SELECTOR, ".chart"))
         WebDriverWait(browser, SECONDS).until(
             lambda driver: len(driver.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= charts
@@ -303,7 +303,7 @@ def test_the_report_is_searched_without_a_network(
     place: Place, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:
     report = place.workdir.artifact("report") / "report.html"
-    see(report.as_uri(), "What it recommends")
+    see(report.as_uri(), "Example recommendations")
     people = browser.find_elements(By.CSS_SELECTOR, ".person")
     assert len(people) == 20
     wanted = people[7].find_element(By.TAG_NAME, "h3").text
@@ -311,6 +311,6 @@ def test_the_report_is_searched_without_a_network(
     WebDriverWait(browser, SECONDS).until(
         lambda driver: [each for each in people if each.is_displayed()] == [people[7]]
     )
-    assert "1 of 20" in browser.find_element(By.ID, "found").text
+    assert "1 of 20" in browser.find_element(By.ID, "matches").text
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map(each => each.name)")
     assert [each for each in loaded if not each.startswith("data:")] == []

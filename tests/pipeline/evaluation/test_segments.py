@@ -171,8 +171,8 @@ def test_by_user_attribute(tmp_path: Path):
 EVERYONE = np.arange(20)
 
 
-def values(column: pl.Series, judged: np.ndarray = EVERYONE) -> dict[str, list[int]]:
-    return {value: np.flatnonzero(mask).tolist() for value, mask in segments._values_of(column, judged)}
+def values(column: pl.Series, evaluated: np.ndarray = EVERYONE) -> dict[str, list[int]]:
+    return {value: np.flatnonzero(mask).tolist() for value, mask in segments._values_of(column, evaluated)}
 
 
 def test_numbers_of_many_values_by_quartiles():
@@ -187,11 +187,11 @@ def test_numbers_of_many_values_by_quartiles():
     assert values(ages.cast(pl.String)) == values(ages), "numbers as text"
 
 
-def test_quartiles_are_those_of_the_judged_users():
-    judged = np.arange(14, 20)
+def test_quartiles_are_those_of_the_evaluated_users():
+    evaluated = np.arange(14, 20)
     assert segments.MAX_VALUES == 12
     column = pl.Series("height", np.arange(20) / 4)
-    assert list(values(column, judged)) == ["3.5", "3.75", "4", "4.25", "4.5", "4.75", "(other)"]
+    assert list(values(column, evaluated)) == ["3.5", "3.75", "4", "4.25", "4.5", "4.75", "(other)"]
     assert next(iter(values(column, np.arange(5, 20)))) == "1.25 to 2"
 
 

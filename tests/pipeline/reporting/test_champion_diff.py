@@ -34,27 +34,26 @@ def test_what_changed_since_a_real_champion(copied: Workdir) -> None:
     said = section(copied)
     client = client_at(f"sqlite:///{copied.folder}/mlruns/mlflow.db")
     tags: dict[str, Any] = client.get_model_version("lookback-tiny", "2").tags
-    told = {key.removeprefix("lookback.gate."): value for key, value in tags.items()}
+    decision = {key.removeprefix("lookback.gate."): value for key, value in tags.items()}
     assert tags["lookback.gate"] == "refused", "ItemKNN is better on so small a log"
 
     assert "This model is version 2 of lookback-tiny." in said
-    assert "It does not go live : version 1 stays the champion, the version that recommends." in said
+    assert "It does not go live : version 1 stays the champion, the live version." in said
     verdict = (
         "is better than"
-        if float(told["low"]) > 0
+        if float(decision["low"]) > 0
         else "is worse than"
-        if float(told["high"]) < 0
+        if float(decision["high"]) < 0
         else "shows no significant difference from"
     )
     was, now = metrics_of(copied), metrics_of(copied, *CHANGED)
     assert (
-        f"It {verdict} version 1 on {told['targets']} held-out events of {told['users']} users that neither of them"
-        f" learned from: NDCG@10 {now['ndcg@10']:.4f} against {was['ndcg@10']:.4f}, a difference of"
-        f" {signed(told['difference'])} that may be anything from"
-        f" {signed(told['low'])} to {signed(told['high'])} (95 % interval)."
+        f"It {verdict} version 1 on {decision['targets']} held-out events of {decision['users']} users that neither version"
+        f" was trained on: NDCG@10 {now['ndcg@10']:.4f} against {was['ndcg@10']:.4f}, difference"
+        f" {signed(decision['difference'])} (95 % interval {signed(decision['low'])} to {signed(decision['high'])})."
     ) in said
     assert re.search(
-        r"It is worse than ItemKNN , the best of the simple methods .* To go live it has to be better\.", said
+        r"It is worse than ItemKNN , the best baseline: .* To go live, it must be better\.", said
     )
     for metric, name in (
         ("ndcg@10", "NDCG@10"),
@@ -69,5 +68,5 @@ def test_what_changed_since_a_real_champion(copied: Workdir) -> None:
     assert copied("promote", "2").code == 0
     copied.run("report", "--force", *CHANGED)
     said = section(copied)
-    assert "It is the new champion , the version that recommends, in place of version 1." in said
+    assert "It is the new champion , the live version, in place of version 1." in said
     assert "It was made champion by hand" in said

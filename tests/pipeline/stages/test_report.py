@@ -365,9 +365,9 @@ def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
         "of type LIKE 18",
         "NDCG@10 0.2100 (95 % interval 0.2000 to 0.2200) and hit rate@10 0.4200.",
         "On the same targets it is better than popularity; shows no significant difference from EASE.",
-        "The best epoch was 2 of 3; the model judged below was then trained again",
+        "The best epoch was 2 of 3; the model evaluated below was then trained again",
         "popularity NDCG@10 +0.0800 +0.0500 to +0.1100 – 0.002 better",
-        "recent popularity is not there: the log has no times",
+        "recent popularity was not evaluated: the log has no times",
         "Not among the targets: 2 (unknown item)",
         "By history length",
         "publish is done",
@@ -387,9 +387,9 @@ def test_says_how_good_it_is(written: tuple[Page, Path, Context]) -> None:
         "only if it beats EASE, the best baseline (here by +0.0100, interval -0.0200 to +0.0400: not shown ), and",
         "is not worse than the present champion by more than 0.005",
         "system coverage@10 novelty@10 lookback 0.500 [0.400, 0.600] 9.250 EASE",
-        "2 targets on items without training events They do not count in the numbers above.",
+        "2 targets on items without training events Not included in the metrics above.",
         "lookback 0.0210 0.0420 EASE 0.0200 0.0400",
-        "Checked for leaks before anything was measured: order of every history. None was found.",
+        "Leak checks passed: order of every history.",
         "training events later than the earliest target 75 %",
         "2 cuts, the test parts beginning 2026-01-02, 2026-02-03.",
         "EASE l2 500 2 NDCG@10 0.1700",
@@ -402,7 +402,7 @@ def test_says_how_good_it_is(written: tuple[Page, Path, Context]) -> None:
 def test_segments(written: tuple[Page, Path, Context]) -> None:
     page, _, _ = written
     by_length, by_age = (
-        page.text.split("By history length")[1].split("How it decides")[0].split("By age of the user")
+        page.text.split("By history length")[1].split("Diagnostics")[0].split("By age of the user")
     )
     assert (
         "history length targets users lookback EASE popularity 1-4 1,234 7 0.2500 [0.1250, 0.3750] 0.1500 0.0500"
@@ -414,8 +414,8 @@ def test_segments(written: tuple[Page, Path, Context]) -> None:
 def test_diagnostics(written: tuple[Page, Path, Context]) -> None:
     page, _, _ = written
     for sentence in (
-        "off by 0.013 for the first recommendation and 0.013 for the first 10",
-        "the log loss of the target is 1.50 nats, where equal chances for all items would give 3.00 (5 targets)",
+        "The calibration error is 0.013 for the first recommendation and 0.013 for the first 10",
+        "the log loss of the target is 1.50 nats, against 3.00 for a uniform prediction (5 targets)",
         "25 % of the recommended items are in the user's history already; 12.5 % of the targets are.",
         "ann best 0.500 3 1,234 <script>alert('&')</script>; Film 4 Film 5 1 –",
         "bob worst 0.000",
@@ -429,10 +429,10 @@ def test_an_evaluation_with_one_baseline(written: tuple[Page, Path, Context]) ->
     assert "On the same targets it is better than popularity." in page.text
     for absent in (
         "The lists",
-        "Checked for leaks",
+        "Leak checks",
         "At several cuts",
         "How the baselines",
-        "How it decides",
+        "Diagnostics",
         "p, Wilcoxon",
         "targets on items",
     ):
