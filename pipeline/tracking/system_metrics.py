@@ -41,7 +41,7 @@ def _watch(
         values = monitors.sample()
         for name, value in values.items():
             plan.metric(name, value, step)
-        live.beside(values, step)
+        live.system_metrics(values, step)
         step += 1
 
 

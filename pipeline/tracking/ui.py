@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LookbackError
-from pipeline.tracking.client import client_at, patient, reported
+from pipeline.tracking.client import client_at, with_busy_timeout, reported
 from pipeline.tracking.record import now_ms
 from pipeline.tracking.server import artifact_root, chosen_uri
 
@@ -102,7 +102,7 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
         "--workers",
         "2",
     ]
-    command += ["--backend-store-uri", patient(uri), "--default-artifact-root", root]
+    command += ["--backend-store-uri", with_busy_timeout(uri), "--default-artifact-root", root]
     os.execve(  # noqa: S606  (there is no shell to go through, on purpose)
         sys.executable, command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     )
