@@ -1,4 +1,4 @@
-"""Objects that tests of several packages need."""
+"""Factories of objects for the tests of several packages."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from models.settings.encoder import EncoderSettings
 
 Rows = Sequence[Sequence[tuple[int, int]]]
-"""(time, item) of each user's events."""
+"""Events of each user, as (time, item)."""
 
 
 def jagged(rows: Rows) -> JaggedHistories:

@@ -184,7 +184,9 @@ class Registry:
                 client.set_registered_model_alias(name, CHALLENGER, number)
             client.set_model_version_tag(name, number, GATE, decision.outcome)
         numbers = {
-            f"gate/{label}": figure for label, figure in decision.figures.items() if not isinstance(figure, str)
+            f"gate/{label}": figure
+            for label, figure in decision.figures.items()
+            if not isinstance(figure, str)
         }
         with contextlib.suppress(ServerAway):  # a deleted run; the version has all of it
             log_to_run(self.uri, version.run_id, numbers, {GATE: decision.outcome})
