@@ -10,7 +10,6 @@ from models.histories import Histories
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
 from pipeline.artifacts.files import read_json
-from pipeline.config import Config
 from pipeline.dataset import item_features
 from pipeline.dataset.dataset import Dataset
 

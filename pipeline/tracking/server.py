@@ -112,9 +112,9 @@ def open_server(uri: str) -> Server | None:
 class SqliteServer:
     """MLflow's SQLite database, read without MLflow.
 
-    Three queries on a private schema, because importing MLflow's client (3.17) takes 2.2 to 2.7 s of processor time and a
-    query 0.5 ms: an up-to-date `lookback run all` makes 12 queries and takes 0.5 s in all. A cached answer in the link
-    file is no substitute: runs deleted in the UI must be noticed. test_tracker.py compares the answers with the client's.
+    Three queries on a private schema, because importing MLflow's client takes 2.2 to 2.9 s of processor time (3.17). An
+    answer cached in the link file is no substitute: runs deleted in the UI must be noticed, and every logged run changes
+    the file that it would be checked against. test_tracker.py compares the answers with the client's.
     """
 
     def __init__(self, path: Path) -> None:

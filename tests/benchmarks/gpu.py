@@ -278,7 +278,16 @@ def epoch_flops(data: Data, model: Encoder, train: TrainSettings) -> tuple[int, 
 
     Padding within a step's windows is counted, attention as the full square. Recurrent blocks are not: their kernels are opaque.
     """
-    plan = BatchPlan(data.training, model.max_length, train.batch_histories, None, 0, targets=train.targets)
+    plan = BatchPlan(
+        data.training,
+        model.max_length,
+        train.batch_histories,
+        None,
+        0,
+        targets=train.targets,
+        with_time=model.settings.looks_at_time,
+        with_value=model.settings.value,
+    )
     sizes = data.num_items, model.num_event_types, model.max_length
     dense = Encoder(model.settings, *sizes, "dense")  # torch counts no fused attention on the CPU
     objective, sampler = Objective(dense, train), None

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_small_benchmark_accounts_for_every_row(tmp_path):
     out = tmp_path / "result.json"
     script = Path(__file__).with_name("bench_ingest.py")

@@ -186,7 +186,7 @@ from pathlib import Path
 import torch
 from models.checkpoint import save_model, save_training
 from models.encoder.encoder import Encoder
-from models.settings import EncoderSettings
+from models.settings.encoder import EncoderSettings
 folder = Path(sys.argv[1])
 save_training({"weights": torch.zeros(8)}, folder / "state.pt")
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

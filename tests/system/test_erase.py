@@ -105,6 +105,7 @@ def test_somebody_has_to_be_excluded(log: Path) -> None:
         prune_excluded(configuration(log), dry_run=False)
 
 
+@pytest.mark.slow
 def test_the_champion_is_named_until_another_one_takes_its_place(workdir: Workdir) -> None:
     workdir.run("all", "--set", "train.epochs=1")
     judged = workdir.artifact("evaluate", "--set", "train.epochs=1") / "targets.parquet"

@@ -193,7 +193,7 @@ def test_many_nights_equal_from_zero(
     nightly_equals_from_zero(place, nights, chosen)
 
 
-@settings(without_shrinking, max_examples=10)
+@settings(without_shrinking, max_examples=4)
 @given(nights=deliveries(), chosen=SETTINGS)
 def test_incremental_equals_from_zero(
     place: Path, nights: list[list[Delivery]], chosen: dict[str, Any]

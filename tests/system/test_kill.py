@@ -107,6 +107,7 @@ def test_training_killed_in_the_middle_goes_on(copied: Workdir) -> None:
     assert (copied.artifact("train", *settings) / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_scoring_killed_in_the_middle_keeps_its_shards(copied: Workdir) -> None:
     stage = copied.folder / "data" / "tiny" / "score"
     settings = (

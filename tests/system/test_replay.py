@@ -30,7 +30,8 @@ def logged(workdir: Workdir) -> dict[str, dict[str, Any]]:
     from mlflow import MlflowClient
 
     seen = Path(tempfile.mkdtemp(dir=workdir.folder)) / "mlflow.db"
-    shutil.copy(workdir.folder / "mlruns" / "mlflow.db", seen)
+    for file in (workdir.folder / "mlruns").glob("mlflow.db*"):  # with what is still in the write-ahead log
+        shutil.copy(file, seen.with_name(file.name))
     client = MlflowClient(f"sqlite:///{seen}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None

@@ -74,8 +74,9 @@ def with_train(**changes):
 COMPILED = """
 import dataclasses, functools, os, torch
 from models.encoder.batching import BatchPlan
-from models.recommender import histories_from_lists
-from models.settings import EncoderSettings, TrainSettings
+from models.histories import histories_from_lists
+from models.settings.encoder import EncoderSettings
+from models.settings.training import TrainSettings
 from models.training import loop
 from models.training.loop import fit
 torch.compile = functools.partial(torch.compile, backend="aot_eager")  # needs no C++ compiler

@@ -283,6 +283,7 @@ def real(folder: Path, database: Path) -> Config:
     return load_config(folder / "tiny.toml", ["seed=6", f"data_dir={folder / 'data'}", f"tracking.uri={uri}"])
 
 
+@pytest.mark.slow
 def test_nested_runs_of_a_search_that_was_killed_twice(
     tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

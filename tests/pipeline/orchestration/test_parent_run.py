@@ -67,7 +67,12 @@ def uri(copied: Workdir) -> str:
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGKILL,
+    ],
 )
 def test_a_killed_run_does_not_stay_running(copied: Workdir, uri: str, number: signal.Signals) -> None:
     process = started(copied, "run", "train", *LONG)
@@ -92,6 +97,7 @@ train.learning_rate = [0.003, 0.001]
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_does_not_stay_running_and_goes_on(copied: Workdir, uri: str) -> None:
     with (copied.folder / "tiny.toml").open("a") as file:
         file.write(SEARCH)
@@ -209,6 +215,7 @@ def kept(empty_database: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_costs_the_training_nothing(copied: Workdir, kept: Path) -> None:
     port = free_port()
     with server(kept, port) as address:
