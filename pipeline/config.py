@@ -155,7 +155,7 @@ def _read(path: Path, files: list[Path]) -> dict[str, Any]:
         )
         hint = f"did you mean {near[0]!r}?" if near else "correct or remove the line"
         raise ConfigError(
-            f"{where}: extends: received {base!r}, but there is no file {base_path}; expected a TOML file relative to {path}; "
+            f"{where}: extends: received {base!r}, but there is no file {base_path}; expected a TOML file, relative to {path}; "
             + hint
         )
     if base_path.resolve() in [file.resolve() for file in files]:
