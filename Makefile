@@ -23,26 +23,26 @@ PYTEST := $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: help install demo test test-slow test-all data $(STAGES) all nightly tune ui compare prune check lint type bench clean
 
-##@ Two commands
-demo: $(INSTALLED)  ## install, generate the demo log, run every stage on it, say where everything is
+##@ Start here
+demo: $(INSTALLED)  ## install, simulate the demo log, run every stage, print where the results are
 	@$(LOOKBACK) run all --config pipeline/configs/demo.toml
 	@echo
 	@echo "recommendations  $$($(LOOKBACK) path score --config pipeline/configs/demo.toml | tail -n 1)/recommendations"
 	@echo "report           $$($(LOOKBACK) path report --config pipeline/configs/demo.toml | tail -n 1)/report.html"
 	@echo "MLflow           make ui, then the address that it prints"
 
-test: $(INSTALLED)  ## install, run the tests: the whole behaviour in minutes
+test: $(INSTALLED)  ## install, run the fast tests (minutes)
 	@$(PYTEST) -m 'not slow'
 
-##@ Stages (CONFIG=file.toml SET="train.epochs=3 model.dim=128"); each first brings what it needs up to date
-ingest:    ## read the log: typed events, and a quarantine of refused rows
-features:  ## vocabularies, per-user histories, the split
-train:     ## the model, with early stopping on validation NDCG@10
+##@ Stages (CONFIG=file.toml SET="train.epochs=3 model.dim=128"); each first brings its inputs up to date
+ingest:    ## read the log: typed events, refused rows in quarantine
+features:  ## vocabularies, user histories, train/validation/test split
+train:     ## train the model, with early stopping on validation NDCG@10
 index:     ## item vectors and their FAISS index
-rank:      ## the second-stage ranker
-baselines: ## what to beat: tuned on validation, fitted, ranking the same targets
-evaluate:  ## metrics over the whole catalogue, against the baselines
-publish:   ## refit on everything, the bundle, the model registry
+rank:      ## train the second-stage ranker
+baselines: ## tune and fit the baselines, rank the same targets
+evaluate:  ## metrics over the whole catalogue, compared with the baselines
+publish:   ## refit on all data, write the bundle, register the model
 score:     ## recommendations for every user
 report:    ## one self-contained HTML file
 $(STAGES): $(INSTALLED)
@@ -51,32 +51,32 @@ $(STAGES): $(INSTALLED)
 all: $(INSTALLED)  ## every stage, from the log to recommendations and report
 	@$(LOOKBACK) run all $(SETTINGS)
 
-nightly: $(INSTALLED)  ## ingest what is new and score with the champion; trains nothing
+nightly: $(INSTALLED)  ## ingest new events and score with the champion, without training
 	@$(LOOKBACK) run ingest features score $(SETTINGS) --set score.model=champion
 
 ##@ Data and experiments
-data: $(INSTALLED)  ## download the public data set that CONFIG names, checked against its digest
+data: $(INSTALLED)  ## download the public data set of CONFIG and check its digest
 	@$(LOOKBACK) data --config '$(CONFIG)'
 
 tune: $(INSTALLED)  ## hyper-parameter search (TRIALS=20)
 	@$(LOOKBACK) tune $(SETTINGS) --trials $(TRIALS)
 
-compare: $(INSTALLED)  ## runs side by side (RUNS="RUN RUN", MLflow run ids or names; HTML=page.html)
+compare: $(INSTALLED)  ## compare runs (RUNS="RUN RUN", MLflow run ids or names; HTML=page.html)
 	@$(LOOKBACK) compare $(RUNS) $(if $(HTML),--html '$(HTML)')
 
-ui: $(INSTALLED)  ## MLflow on 127.0.0.1:5000
+ui: $(INSTALLED)  ## MLflow UI on 127.0.0.1:5000
 	@$(LOOKBACK) ui --config '$(CONFIG)'
 
 prune: $(INSTALLED)  ## remove old artifacts and model versions (KEEP=N)
 	@$(LOOKBACK) prune --config '$(CONFIG)' $(if $(KEEP),--keep $(KEEP))
 
-##@ The code
-check: lint type test  ## everything below that judges the code, and the tests
+##@ Development
+check: lint type test  ## lint, types and fast tests
 
-test-slow: $(INSTALLED)  ## the slow tests alone: kills, Ray, torchrun, processors, public data, a fresh environment
+test-slow: $(INSTALLED)  ## slow tests only: kills, Ray, torchrun, processors, public data, a fresh environment
 	@$(PYTEST) -m slow
 
-test-all: test test-slow  ## all tests, in half an hour
+test-all: test test-slow  ## all tests (half an hour)
 
 lint: $(INSTALLED)  ## ruff: format and lint
 	@$(VENV)/bin/ruff format --check .
@@ -85,10 +85,10 @@ lint: $(INSTALLED)  ## ruff: format and lint
 type: $(INSTALLED)  ## mypy, strict
 	@$(VENV)/bin/mypy
 
-bench: $(INSTALLED)  ## the benchmarks in tests/benchmarks
+bench: $(INSTALLED)  ## run the benchmarks in tests/benchmarks
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(VENV)/bin/python "$$file"; done
 
-install: $(INSTALLED)  ## the virtual environment with the pinned dependencies, when they changed
+install: $(INSTALLED)  ## create or update the virtual environment with the pinned dependencies
 	@echo "installed in $(VENV)"
 
 clean:  ## remove the virtual environment and every cache; data/ and mlruns/ stay

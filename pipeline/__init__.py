@@ -1,1 +1,1 @@
-"""The application: the only place with files, clock, command line and MLflow."""
+"""Application: the only package with files, clock, command line and MLflow."""

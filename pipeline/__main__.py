@@ -1,4 +1,4 @@
-"""The command line: parse, load the configuration, call stages. Heavy imports are where they are used."""
+"""Command line: parse, load the configuration, call stages; heavy imports stand where they are used."""
 
 import errno
 import functools
@@ -27,11 +27,11 @@ STAGE_NAMES = (
 
 
 class _Configured(click.Command):
-    """A command with --config and --set, which takes the loaded configuration as `config`."""
+    """Command with --config and --set that receives the loaded configuration as `config`."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        file = "The configuration: a TOML file, or the name of a shipped one, such as demo."
+        file = "Configuration: a TOML file, or the name of a shipped one, such as demo."
         key = "Override a key, such as train.epochs=3."
         self.params += [
             click.Option(["--config", "config_path"], required=True, metavar="FILE", help=file),
@@ -51,15 +51,15 @@ class _Configured(click.Command):
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lookback")
 def cli() -> None:
-    """Lookback looks back over each user's history to decide what to recommend next."""
+    """Sequential recommendations from a log of user-item events."""
 
 
 @cli.command(cls=_Configured)
 @click.argument("stages", nargs=-1, required=True, type=click.Choice([*STAGE_NAMES, "all"]))
-@click.option("--force", is_flag=True, help="Build the named stages again even if they are up to date.")
+@click.option("--force", is_flag=True, help="Rebuild the named stages even if they are up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
-    """Run STAGES and those they need (all: every one)."""
+    """Run STAGES and the stages they need (all: every stage)."""
     from pipeline.orchestration.ranks import is_leader
     from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 
@@ -76,11 +76,11 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
         named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
         print(json.dumps({**named, "stages": summaries}))
     elif "evaluate" in names:
-        _print_evaluation(next(Path(each["folder"]) for each in summaries if each["stage"] == "evaluate"))
+        _print_evaluation(next(Path(done["folder"]) for done in summaries if done["stage"] == "evaluate"))
 
 
 def _print_evaluation(folder: Path) -> None:
-    """Print the table of an evaluation: the model and every baseline."""
+    """Print the metrics of the model and every baseline."""
     from pipeline.evaluation.report import EvaluationReport
     from pipeline.reporting.text_table import as_text
 
@@ -97,15 +97,17 @@ def path(config: Any, stage: str) -> None:
 
 
 @cli.command(cls=_Configured)
-@click.option("--user", help="A user of the log.")
+@click.option("--user", help="User id in the log.")
 @click.option(
     "--history",
-    help="Item ids, oldest first, with commas between; or a JSON list of them, for ids with commas in them.",
+    help="Item ids, oldest first, separated by commas; or a JSON list, for ids that contain commas.",
 )
-@click.option("-k", "k", default=10, show_default=True, type=click.IntRange(min=1), help="How many items.")
+@click.option(
+    "-k", "k", default=10, show_default=True, type=click.IntRange(min=1), help="List length, in items."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def recommend(config: Any, user: str | None, history: str | None, k: int, as_json: bool) -> None:
-    """Recommendations for a known user or a history, with what each is based on."""
+    """Recommend items for a known user or a history, with the reasons of each."""
     from pipeline.commands.recommend import recommend_one
 
     if (user is None) == (history is None):
@@ -123,12 +125,12 @@ def recommend(config: Any, user: str | None, history: str | None, k: int, as_jso
     "--config",
     "config_path",
     metavar="FILE",
-    help="The configuration whose tracking server and experiment to look in.",
+    help="Configuration with the tracking server and experiment of the runs.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
-    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page to this file too."
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page to this file too."
 )
 def compare(
     runs: tuple[str, ...],
@@ -137,7 +139,7 @@ def compare(
     as_json: bool,
     html: Path | None,
 ) -> None:
-    """RUNS (MLflow run ids or names) side by side, with paired differences and intervals; logged as a run of its own."""
+    """Compare RUNS (MLflow run ids or names): metrics, paired differences, intervals; logged as a run."""
     from pipeline.commands.compare import compare_runs
     from pipeline.config import load_config
     from pipeline.configs import find
@@ -148,7 +150,11 @@ def compare(
 
 @cli.command(cls=_Configured)
 @click.option(
-    "--trials", default=20, show_default=True, type=click.IntRange(min=1), help="Trials to reach in all."
+    "--trials",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Total number of trials, earlier ones included.",
 )
 def tune(config: Any, trials: int) -> None:
     """Search hyper-parameters on validation NDCG@10."""
@@ -163,7 +169,7 @@ def tune(config: Any, trials: int) -> None:
 @cli.command(cls=_Configured)
 @click.argument("version", type=click.IntRange(min=1))
 def promote(config: Any, version: int) -> None:
-    """Move the alias `champion` to VERSION by hand; the version's tags say so."""
+    """Move the alias `champion` to VERSION by hand; the version's tags record it."""
     from pipeline.release.promotion import promote as move
 
     print(move(config, version))
@@ -180,11 +186,11 @@ def promote(config: Any, version: int) -> None:
 @click.option(
     "--excluded",
     is_flag=True,
-    help="Instead: all that was not made with the present events.exclude_users, however new.",
+    help="Instead, remove everything not made with the present events.exclude_users, however new.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="List the removals without removing anything.")
 def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
-    """Remove old artifacts; never what the champion, the newest run or a running stage uses."""
+    """Remove old artifacts; inputs of the champion, the newest run and running stages stay."""
     if excluded:
         from pipeline.commands.erase import prune_excluded
 
@@ -197,10 +203,10 @@ def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
 
 @cli.command("config")
 @click.argument("section", required=False)
-@click.option("--all", "include_experts", is_flag=True, help="Show the expert keys too.")
+@click.option("--all", "include_experts", is_flag=True, help="Show expert keys too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_keys(section: str | None, include_experts: bool, as_json: bool) -> None:
-    """Print every configuration key, or those of SECTION, with type, unit, default and meaning."""
+    """Print the configuration keys, of SECTION or all, with type, unit, default and meaning."""
     from pipeline.config_reference import print_reference
 
     print_reference(section, include_experts=include_experts, as_json=as_json)
@@ -208,14 +214,14 @@ def show_keys(section: str | None, include_experts: bool, as_json: bool) -> None
 
 @cli.command(cls=_Configured)
 def data(config: Any) -> None:
-    """Download the public data set that the configuration names."""
+    """Download the public data set of the configuration."""
     from pipeline.commands.download import download
 
     print(download(config))
 
 
 @cli.command(cls=_Configured)
-@click.option("--port", type=click.IntRange(1, 65535), help="Instead of tracking.port.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port, instead of tracking.port.")
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
     from pipeline.orchestration.parent_run import end_abandoned
@@ -230,12 +236,12 @@ def ui(config: Any, port: int | None) -> None:
 def _explain(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         where = error.filename or "while writing"
-        return f"no space left on the device ({where}); free some and run again: nothing half-written is used"
-    return f"{error.filename or 'a file'}: {error.strerror or error}; check that the folder (data_dir?) exists and can be written"
+        return f"no space left on the device ({where}); free some and run again; partly written files are never used"
+    return f"{error.filename or 'a file'}: {error.strerror or error}; check that the folder (data_dir?) exists and is writable"
 
 
 def main() -> None:
-    """Run the command line; what a user can cause ends as one message, never a traceback."""
+    """Run the command line; user errors end as one message, never a traceback."""
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -254,7 +260,7 @@ def main() -> None:
 
 
 def _polars_errors() -> tuple[type[Exception], ...]:
-    """What polars raises, where a command has imported it at all."""
+    """Polars' exceptions, where a command has imported polars."""
     polars = sys.modules.get("polars")
     return (polars.exceptions.PolarsError,) if polars is not None else ()
 

@@ -1,11 +1,11 @@
-"""The pipeline from Python, for notebooks: run stages, open what they made.
+"""Python interface for notebooks: run stages, read their results.
 
     from pipeline import api
 
     run = api.run("shop.toml", ["all"])
     run.recommendations.head()
 
-Relative paths (of configurations, logs, `data_dir`) start at the working directory, as on the command line.
+Relative paths (configurations, logs, `data_dir`) start at the working directory, as on the command line.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A finished run of one configuration: folders, tables, metrics, report.
+    """Finished run of one configuration: folders, tables, metrics, report.
 
     Every property raises LookbackError, naming the command to run, where its stage has no up-to-date artifact.
     """
@@ -34,7 +34,7 @@ class Run:
         self._folders: dict[str, Path] = {}
 
     def folder(self, stage: str) -> Path:
-        """Folder of a stage's up-to-date artifact; the same one every time, whatever happens to the log meanwhile.
+        """Folder of a stage's up-to-date artifact, resolved once, so that later changes of the log have no effect.
 
         Raises ConfigError for an unknown stage.
         """
@@ -66,7 +66,7 @@ class Run:
     def metrics(self) -> "pl.DataFrame":
         """Metrics on the test targets, a row per system and metric: system, metric, value, low, high.
 
-        low and high are the ends of the 95 % interval, null where there is none.
+        low, high: ends of the 95 % interval, or null.
         """
         import polars as pl
 
@@ -90,12 +90,11 @@ class Run:
     def recommend(
         self, user_id: object = None, *, history: Sequence[object] | None = None, k: int = 10
     ) -> "pl.DataFrame":
-        """The k best items for a user of the log, or for a history of item ids, oldest first.
+        """Recommend k items for a user of the log, or for a history of item ids, oldest first, by the rules of `[score]`.
 
-        Columns: rank, item_id, title, score, probability (where the ranker is calibrated), because. Filters and order are
-        those of `[score]`.
-        Raises ConfigError unless exactly one of user_id and history is given, LookbackError where no model is published, the
-        user is unknown, or no item of the history is known.
+        Columns: rank, item_id, title, score, probability (with a calibrated ranker), because.
+        Raises ConfigError unless exactly one of user_id and history is given; LookbackError for a missing model, an
+        unknown user, or a history without a known item.
         """
         import polars as pl
 
@@ -116,11 +115,11 @@ def run(
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> Run:
-    """Bring stages, and those they need, up to date, as `lookback run` does; `all` is every stage.
+    """Bring stages and their inputs up to date, as `lookback run` does; `all` is every stage.
 
     config: path of a TOML file, name of a shipped configuration, or a Config; set: dotted key to value, over the file;
-    force: build the named stages again even if up to date; say: receives one line per stage.
-    Raises ConfigError for a wrong setting or stage, LookbackError where the data or a stage fails.
+    force: rebuild the named stages even if up to date; say: receives one line per stage.
+    Raises ConfigError for a wrong setting or stage, LookbackError for bad data or a failed stage.
     """
     from pipeline.orchestration.runner import bring_up_to_date
 
@@ -135,7 +134,7 @@ def open(  # noqa: A001  (api.open, as gzip.open)
     *,
     set: Mapping[str, Any] | None = None,  # noqa: A002  (the command line's --set)
 ) -> Run:
-    """The finished run of a configuration; nothing is built.
+    """Open the finished run of a configuration; nothing is built.
 
     config, set: as for `run`. Raises ConfigError for a wrong setting.
     """
@@ -143,7 +142,7 @@ def open(  # noqa: A001  (api.open, as gzip.open)
 
 
 def _load(config: str | Path | Config, settings: Mapping[str, Any] | None) -> Config:
-    """The configuration with the settings put over it."""
+    """Load a configuration with overrides."""
     if isinstance(config, Config):
         if settings:
             raise ConfigError("set: received with a Config, expected with a file; change the Config itself")
@@ -153,7 +152,7 @@ def _load(config: str | Path | Config, settings: Mapping[str, Any] | None) -> Co
 
 
 def _as_toml(key: str, value: Any) -> str:
-    """A value in TOML; raises ConfigError where TOML has none like it."""
+    """Convert a value to TOML; raises ConfigError for an unsupported type."""
     if isinstance(value, Mapping):
         pairs = (
             f"{json.dumps(str(name), ensure_ascii=False)} = {_as_toml(key, entry)}"

@@ -1,4 +1,4 @@
-"""The typed configuration tree: one TOML file, those it extends, overrides by `--set`."""
+"""Typed configuration: a TOML file, its bases (`extends`), overrides by `--set`."""
 
 import dataclasses
 import datetime
@@ -48,11 +48,11 @@ EXPERT_KEYS = frozenset(
     }.items()
     for name in names.split()
 )
-"""Keys whose defaults serve everybody: settable, and shown by `lookback config --all` alone."""
+"""Keys that rarely need a change: shown by `lookback config --all` alone."""
 
 
 class Config(Section):
-    """Whole configuration of one pipeline."""
+    """Configuration of one pipeline."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the pipeline: artifacts go to `<data_dir>/<name>/`, runs to the MLflow experiment of this name."""
@@ -82,42 +82,37 @@ class Config(Section):
         if self.events.timestamp_unit == "position" and self.split.protocol == "temporal":
             raise ValueError(
                 "split.protocol: received 'temporal' with events.timestamp_unit 'position', expected 'leave_one_out': "
-                "where only each user's order is known there is no common time to split at"
+                "without timestamps there is no common time to split at"
             )
         return self
 
     @pydantic.model_validator(mode="after")
     def _model_fits_the_log(self) -> "Config":
         check_together(self.model, self.train)
+        has_times = self.events.timestamp_unit != "position"
         needed = {
-            "time_bias": (
-                self.events.timestamp_unit != "position",
-                "a log with times (events.timestamp_unit)",
-            ),
-            "calendar": (
-                self.events.timestamp_unit != "position",
-                "a log with times (events.timestamp_unit)",
-            ),
+            "time_bias": (has_times, "a log with times (events.timestamp_unit)"),
+            "calendar": (has_times, "a log with times (events.timestamp_unit)"),
             "value": ("value" in self.events.columns, "a column for value in events.columns"),
-            "item_content": (self.items is not None, "a section [items] that says where the content is"),
+            "item_content": (self.items is not None, "a section [items] with the content"),
         }
-        for key, (is_there, what) in needed.items():
-            if getattr(self.model, key) and not is_there:
-                raise ValueError(f"model.{key}: received true, expected {what}; without it, false")
+        for key, (is_met, requirement) in needed.items():
+            if getattr(self.model, key) and not is_met:
+                raise ValueError(f"model.{key}: received true, expected {requirement}; without it, false")
         return self
 
     @property
     def exclude_seen(self) -> bool:
-        """Whether evaluation masks items already in the history."""
+        """Whether evaluation masks items of the history."""
         return self.score.exclude_seen if self.evaluate.exclude_seen is None else self.evaluate.exclude_seen
 
     @property
     def folder(self) -> Path:
-        """Where this pipeline's artifacts lie."""
+        """Folder of this pipeline's artifacts."""
         return Path(self.data_dir) / self.name
 
     def get(self, key: str) -> Any:
-        """The plain value (numbers, strings, lists, dictionaries) at a dotted key such as `train.epochs`."""
+        """Plain value (number, string, list, dictionary) of a dotted key such as `train.epochs`."""
         value: Any = self.model_dump(mode="json")
         for part in key.split("."):
             value = None if value is None else value[part]
@@ -125,10 +120,10 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """The configuration in a TOML file, over the one that its `extends` names, with `key=value` overrides.
+    """Load a TOML file over the file it extends, with `key=value` overrides.
 
-    Raises ConfigError for a file that is not there or not TOML, files that extend each other in a circle, an unknown key (the
-    nearest valid one is named), a value of the wrong type or out of range.
+    Raises ConfigError for a missing or invalid file, circular `extends`, an unknown key (naming the nearest valid one), a
+    value of the wrong type or out of range.
     """
     files: list[Path] = []
     tree = _read(Path(path), files)
@@ -144,7 +139,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
 
 def _read(path: Path, files: list[Path]) -> dict[str, Any]:
-    """The tree of a file merged over that of the file it extends; files: those read on the way, to which it is added."""
+    """Tree of a file merged over the file it extends; files: paths read so far, extended in place."""
     where = f"{path} (extended by {files[-1]})" if files else str(path)
     tree = _parse(path, where)
     base = tree.pop("extends", None)
@@ -153,32 +148,33 @@ def _read(path: Path, files: list[Path]) -> dict[str, Any]:
     files.append(path)
     if base is None:
         return tree
-    place = path.parent / str(base)
-    if not isinstance(base, str) or not place.is_file():
+    base_path = path.parent / str(base)
+    if not isinstance(base, str) or not base_path.is_file():
         near = difflib.get_close_matches(
-            Path(str(base)).name, [file.name for file in place.parent.glob("*.toml")], 1
+            Path(str(base)).name, [file.name for file in base_path.parent.glob("*.toml")], 1
         )
         hint = f"did you mean {near[0]!r}?" if near else "correct or remove the line"
         raise ConfigError(
-            f"{where}: extends: received {base!r}, but there is no file {place}; expected a TOML file, relative to {path}; {hint}"
+            f"{where}: extends: received {base!r}, but there is no file {base_path}; expected a TOML file, relative to {path}; "
+            + hint
         )
-    if place.resolve() in [file.resolve() for file in files]:
-        circle = " extends ".join(map(str, (*files, place)))
+    if base_path.resolve() in [file.resolve() for file in files]:
+        circle = " extends ".join(map(str, (*files, base_path)))
         raise ConfigError(
-            f"{where}: extends: received {base!r}, but {circle}: a circle; expected a file that does not lead back here; remove "
-            "one of these lines"
+            f"{where}: extends: received {base!r}, but {circle}: a circle; expected a file that does not extend this one; "
+            "remove one of these lines"
         )
-    return _merged(_read(place, files), tree)
+    return _merged(_read(base_path, files), tree)
 
 
 def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """The base with a tree's values in it: tables key by key, anything else replaced."""
-    both = {
+    """Merge a tree into its base: tables key by key, other values replaced."""
+    tables = {
         key: _merged(base[key], value)
         for key, value in tree.items()
         if isinstance(value, dict) and isinstance(base.get(key), dict)
     }
-    return base | tree | both
+    return base | tree | tables
 
 
 def _parse(path: Path, where: str) -> dict[str, Any]:
@@ -195,7 +191,7 @@ def _parse(path: Path, where: str) -> dict[str, Any]:
 
 
 def _dates_as_text(tree: dict[str, Any]) -> dict[str, Any]:
-    """Bare TOML dates and times as ISO text, which is what the keys hold."""
+    """Convert TOML dates and times to ISO text, the type of the keys."""
     return {
         key: _dates_as_text(value)
         if isinstance(value, dict)
@@ -207,7 +203,7 @@ def _dates_as_text(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
-    """Write one `section.key=value` into the tree; the value is TOML, or else a plain string."""
+    """Write one `section.key=value` into the tree; a value that is not TOML is a string."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -229,7 +225,7 @@ def _value(text: str) -> Any:
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the type itself."""
+    """Members of a union, or the type itself."""
     return (
         get_args(annotation) if get_origin(annotation) in (types.UnionType, typing.Union) else (annotation,)
     )
@@ -237,7 +233,7 @@ def _options(annotation: Any) -> tuple[Any, ...]:
 
 @functools.cache
 def sections() -> dict[str, type]:
-    """Name to class of every section."""
+    """Class of every section, by name."""
     return {
         name: option
         for name, field in Config.model_fields.items()
@@ -248,21 +244,21 @@ def sections() -> dict[str, type]:
 
 @functools.cache
 def key_types() -> dict[str, Any]:
-    """Every dotted key of the configuration to its annotation."""
+    """Annotation of every dotted key."""
     keys: dict[str, Any] = {}
     for name, field in Config.model_fields.items():
         section: Any = sections().get(name)
         if section is None:
             keys[name] = field.annotation
         elif dataclasses.is_dataclass(section):
-            keys |= {f"{name}.{each.name}": each.type for each in dataclasses.fields(section)}
+            keys |= {f"{name}.{part.name}": part.type for part in dataclasses.fields(section)}
         else:
-            keys |= {f"{name}.{key}": each.annotation for key, each in section.model_fields.items()}
+            keys |= {f"{name}.{key}": part.annotation for key, part in section.model_fields.items()}
     return keys
 
 
 def type_name(annotation: Any) -> str:
-    """A key's type in words: "integer or list of integer", or its choices."""
+    """Type of a key in words: "integer or list of integer", or its choices."""
     plain = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "any value"}
     options = [option for option in _options(annotation) if option is not types.NoneType]
     if len(options) > 1:
@@ -290,7 +286,7 @@ def _refuse_unknown(tree: dict[str, Any], where: str, prefix: str = "") -> None:
 
 
 def _nearest(key: str, prefix: str) -> str:
-    """The nearest valid key: in the same section first, then anywhere in the tree."""
+    """Nearest valid key, in the same section first."""
     siblings = (
         [known for known in key_types() if known.startswith(prefix)] if prefix else list(Config.model_fields)
     )
@@ -306,17 +302,15 @@ def _nearest(key: str, prefix: str) -> str:
 
 
 def _fill_paths(tree: dict[str, Any]) -> None:
-    """Put data_dir and name into the paths that ask for them."""
-    names = {"data_dir": str(tree.get("data_dir", "data")), "name": str(tree.get("name", ""))}
+    """Replace {data_dir} and {name} in paths."""
+    data_dir, name = str(tree.get("data_dir", "data")), str(tree.get("name", ""))
 
     def fill(path: Any) -> Any:
         if isinstance(path, list):
             return [fill(part) for part in path]
-        return (
-            path.replace("{data_dir}", names["data_dir"]).replace("{name}", names["name"])
-            if isinstance(path, str)
-            else path
-        )
+        if not isinstance(path, str):
+            return path
+        return path.replace("{data_dir}", data_dir).replace("{name}", name)
 
     for section in ("events", "items", "users"):
         if isinstance(tree.get(section), dict) and "path" in tree[section]:

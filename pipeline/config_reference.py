@@ -27,24 +27,24 @@ with the nearest valid one named. Only `name` and `events.path`, `events.columns
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One configuration key."""
+    """Configuration key."""
 
     key: str
     type: str
     unit: str
     default: Any
-    """None where there is none; a required key has none either."""
+    """None for no default; a required key has none."""
     required: bool
     meaning: str
     expert: bool
 
     @property
     def section(self) -> str:
-        """Its section; empty for the keys at the top of the file."""
+        """Section; empty for keys at the top of the file."""
         return self.key.rpartition(".")[0]
 
     def cells(self) -> tuple[str, ...]:
-        """Key, type, unit, default and meaning as a table shows them."""
+        """Table cells: key, type, unit, default, meaning."""
         default = json.dumps(self.default, ensure_ascii=False)
         if isinstance(self.default, dict):
             default = ", ".join(self.default)
@@ -62,10 +62,7 @@ _EXTENDS = Key(
 
 
 def print_reference(section: str | None, *, include_experts: bool, as_json: bool) -> None:
-    """Print the keys, of one section or all.
-
-    Raises ConfigError for an unknown section, with the nearest valid one.
-    """
+    """Print the keys of one section or all; raises ConfigError for an unknown section, naming the nearest."""
     if section is not None and section not in sections():
         near = difflib.get_close_matches(section, sections(), 1, 0.0)[0]
         raise ConfigError(
@@ -83,7 +80,7 @@ def print_reference(section: str | None, *, include_experts: bool, as_json: bool
 
 
 def as_markdown(keys: Sequence[Key], introduction: str = "") -> str:
-    """A table per section, its columns aligned but for the last."""
+    """Markdown table per section, its columns aligned except the last."""
     parts = [introduction] if introduction else []
     for section in dict.fromkeys(key.section for key in keys):
         rows = [key.cells() for key in keys if key.section == section]
@@ -114,7 +111,7 @@ def _key(key: str) -> Key:
 
 
 def _default(owner: Any, name: str) -> Any:
-    """The default of a field; MISSING where it is required, as the columns of a log and of users are."""
+    """Default of a field; MISSING where it is required, as for the columns of a log and of users."""
     if not dataclasses.is_dataclass(owner):
         model_field = owner.model_fields[name]
         return dataclasses.MISSING if model_field.is_required() else model_field.default
@@ -127,7 +124,7 @@ def _default(owner: Any, name: str) -> Any:
 
 
 def _meaning(owner: type, name: str) -> tuple[str, str]:
-    """Docstring of a field, and its unit: what stands after ", in" in its first clause."""
+    """Docstring of a field, and its unit: the words after ", in" in its first clause."""
     text = next(
         (
             text
@@ -141,13 +138,13 @@ def _meaning(owner: type, name: str) -> tuple[str, str]:
 
 
 def _title(owner: type) -> str:
-    """First line of a section's docstring, less its own name."""
+    """First line of a section's docstring without the section's name."""
     return (owner.__doc__ or "").partition("\n")[0].partition(": the `[")[0] + "."
 
 
 @functools.cache
 def _docstrings(module: str) -> dict[str, str]:
-    """`Class.field` to the docstring below it, in a module's source."""
+    """Docstring below each `Class.field` in a module's source."""
     if module in ("builtins", "pydantic.main"):
         return {}
     tree = ast.parse(inspect.getsource(sys.modules[module]))

@@ -1,4 +1,4 @@
-"""What a user can cause, as one message each: what, where, received, expected, next step."""
+"""User errors, one message each: what, where, received, expected, next step."""
 
 
 class LookbackError(Exception):
@@ -14,4 +14,4 @@ class ConfigError(LookbackError):
 
 
 class DamagedArtifact(LookbackError):
-    """A file of an artifact is missing or is not what its manifest says."""
+    """A file of an artifact is missing or differs from its manifest."""

@@ -1,4 +1,4 @@
-"""Sections of the configuration that the pipeline reads itself, as frozen pydantic models."""
+"""Configuration sections of the pipeline itself, as frozen pydantic models."""
 
 from typing import Any, Literal
 
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from features.settings import check_iso
 
 MODEL = "lookback"
-"""Name of the model beside the baselines, in metrics.json and targets.parquet."""
+"""Name of the model in metrics.json and targets.parquet."""
 BASELINES = ("popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru")
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration."""
+    """Frozen part of the configuration."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=()
@@ -29,9 +29,9 @@ class EvaluateConfig(Section):
     exclude_seen: bool | None = None
     """Masking of items already in the history; by default as `score.exclude_seen`."""
     targets: Literal["successive", "first"] = "successive"
-    """Held-out targets per user. successive: each event, one after the other; first: the first alone."""
+    """Held-out targets per user. successive: every event, each after the ones before it; first: the first alone."""
     target_types: list[str] | None = None
-    """Event types of validation and test targets; all by default. `events.types` is about training."""
+    """Event types of validation and test targets; all by default. `events.types` concerns training."""
     cold_users: bool = False
     """Targets without any history in the metrics. They are reported separately in either case."""
     cold_items: bool = False
@@ -40,7 +40,7 @@ class EvaluateConfig(Section):
     baselines: Literal["all"] | list[str] = "all"
     """Baselines beside the model: all, or a list of names."""
     recent_days: float | list[float] = [1.0, 3.0, 7.0, 30.0]
-    """Windows of recent popularity, in days, up to the end of the training data. Of several, validation chooses."""
+    """Windows of recent popularity, in days, up to the end of the training data; validation chooses among several."""
     gru_dim: int = Field(64, ge=1)
     """Embedding dimension of the baseline `gru`, in components."""
     gru_epochs: int = Field(30, ge=1)
@@ -50,7 +50,7 @@ class EvaluateConfig(Section):
     resamples: int = Field(1000, ge=100)
     """Bootstrap size per interval, in resamples of the users."""
     training_fractions: list[float] = []
-    """Learning curve: shares of the training users, such as [0.1, 0.3], on which the model is trained once more."""
+    """Learning curve: shares of the training users, such as [0.1, 0.3], each with a training of its own."""
     gate: bool = True
     """Paired test before the alias champion moves."""
     gate_metric: str = "ndcg@10"
@@ -107,7 +107,7 @@ class ScoreConfig(Section):
     """Recommendations for users in batch: the `[score]` section."""
 
     model: str = "run"
-    """Model to score with. run: the one that this configuration published; champion, or models:/NAME/VERSION: trains nothing."""
+    """Model to score with. run: published by this configuration; champion, or models:/NAME/VERSION: trains nothing."""
     k: int = Field(10, ge=1)
     """List length per user, in items."""
     users: str = "all"
@@ -132,10 +132,10 @@ class ScoreConfig(Section):
     exploration: float = Field(0.0, ge=0, le=1)
     """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off."""
     new_items: bool = True
-    """Recommendation of items that came after training and have content."""
+    """Recommendation of items added after training that have content."""
     segment: str = "auto"
-    """Column of the users' table with segments: users without a known interaction get what is popular in theirs. auto: the first
-    column with 2 to 20 values; none."""
+    """Column of the users' table with segments: users without a known interaction get popular items of their segment. auto: the
+    first column with 2 to 20 values; none."""
     because: bool = True
     """Reasons of each recommendation, as past interactions."""
     because_method: Literal["fast", "balanced", "exact"] = "balanced"
@@ -211,7 +211,7 @@ class DataConfig(Section):
     """Download of the public data set: the `[data]` section."""
 
     url: str | None = None
-    """Address of the archive; without one `instructions` say how to get it."""
+    """Address of the archive; without one, see `instructions`."""
     digest: str | None = None
     """Pinned digest of the archive: md5:… or sha256:…"""
     member: str = ""
@@ -247,11 +247,13 @@ class TuneConfig(Section):
     @pydantic.field_validator("space", mode="before")
     @classmethod
     def _keys_without_quotes(cls, space: Any) -> Any:
-        """In TOML `train.dropout = …` without quotes is a table in a table."""
+        """Flatten nested tables: an unquoted TOML key `train.dropout = …` is a table in a table."""
         if not isinstance(space, dict):
             return space
         flat: dict[str, Any] = {}
-        for key, what in space.items():
-            is_section = isinstance(what, dict) and "." not in key and not {"low", "high"} & set(what)
-            flat |= {f"{key}.{name}": each for name, each in what.items()} if is_section else {key: what}
+        for key, values in space.items():
+            is_section = isinstance(values, dict) and "." not in key and not {"low", "high"} & set(values)
+            flat |= (
+                {f"{key}.{name}": entry for name, entry in values.items()} if is_section else {key: values}
+            )
         return flat

@@ -1,4 +1,4 @@
-"""What all tests share: one thread per process, a clean environment, the public data sets where they are there."""
+"""Fixtures and settings of all tests: one thread per process, a clean environment, public data sets."""
 
 import os
 from collections.abc import Callable
@@ -36,11 +36,11 @@ if (
 
 
 LONGEST = ("test_planted.py", "test_processors.py", "test_nightly.py", "test_erase.py", "test_parent_run.py")
-"""Files whose tests take minutes: they begin first, so that no worker is left alone with them at the end."""
+"""Files whose tests take minutes; they start first, so that no worker runs them alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then those that run commands, the others in their order."""
+    """Sort the longest files first, then tests that run commands."""
 
     def key(item: pytest.Item) -> tuple[bool, bool]:
         runs_commands = {"finished", "copied", "workdir"} & set(getattr(item, "fixturenames", ()))
@@ -51,14 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reaches the tracking server of whoever runs it."""
+    """Keep tests away from the user's tracking server."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def public_data() -> Callable[[str], Path]:
-    """The folder of a public data set by name (`ml-100k`); the test is skipped where it is missing."""
+    """Find the folder of a public data set (`ml-100k`), or skip the test."""
 
     def find(name: str) -> Path:
         for folder in DATA_FOLDERS:

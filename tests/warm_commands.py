@@ -1,9 +1,9 @@
-"""Commands forked from a process that has only imported: each does what a fresh interpreter would, without its seconds.
+"""Commands forked from a process with the imports done: they behave as in a new interpreter, seconds faster.
 
 A server process imports the heavy libraries, computes nothing, opens no database and has one thread; for each command it
-forks a child with the command's words, folder, environment, stdout and stderr. Our own modules are imported by the child,
-and polars too, whose import starts a thread. torch is imported in the server but not in `sys.modules` of a child
-until somebody imports it, as in a fresh process.
+forks a child with the command's arguments, folder, environment, stdout and stderr. The child imports the project's modules,
+and polars, whose import starts a thread. torch is imported in the server but enters a child's `sys.modules` only when the
+child imports it, as in a new process.
 """
 
 import atexit
@@ -49,7 +49,7 @@ WARM = (
     *("optuna", "jinja2", "safetensors.torch", "requests", "tqdm.auto", "tomli_w"),
 )
 HIDDEN = "torch"
-"""What a stage looks for in `sys.modules`: a child finds it there after it has imported it, no sooner."""
+"""Package that stages look for in `sys.modules`; it appears in a child once the child imports it."""
 OURS = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 """Every command's environment: this checkout, one thread."""
 NO_THREADS = {
@@ -60,13 +60,13 @@ READ_AT_IMPORT = (
     *("OMP_", "MKL_", "OPENBLAS_", "ATEN_", "ONEDNN_", "KMP_", "GOMP_", "TORCH_", "LD_", "PYTHON", "MALLOC_"),
     *("LC_", "LANG", "TZ"),
 )
-"""Beginnings of variables that libraries read once: a command for which they differ needs a fresh process."""
+"""Prefixes of variables that libraries read at import; a command with other values needs a new process."""
 MAX_REQUEST = 1 << 17
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Exit code as subprocess has it, and both outputs."""
+    """Exit code as in subprocess, and both outputs."""
 
     code: int
     out: str
@@ -74,7 +74,7 @@ class Ended:
 
 
 class WarmServer:
-    """The client's end: a server process, started once and ended with the client."""
+    """Client of a server process that is started once and ends with the client."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = fixed_part(environment)
@@ -89,11 +89,11 @@ class WarmServer:
             )
 
     def fits(self, environment: dict[str, str]) -> bool:
-        """Whether a command in this environment may be forked."""
+        """Whether a command with this environment can be forked."""
         return fixed_part(environment) == self._environment
 
     def run(self, module: str, words: Sequence[str], folder: Path, environment: dict[str, str]) -> Ended:
-        """`python -m MODULE WORDS` to its end."""
+        """Run `python -m MODULE WORDS` to its end."""
         request = {"module": module, "words": list(words), "folder": str(folder), "environment": environment}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             answer = json.loads(self._ask(request, out, err))
@@ -104,9 +104,9 @@ class WarmServer:
         return Ended(answer["code"], *texts)
 
     def threads(self) -> int:
-        """Threads of the server process."""
+        """Number of threads of the server process."""
         with tempfile.TemporaryFile() as nothing:
-            self._ask({}, nothing, nothing)  # answered: everything is imported
+            self._ask({}, nothing, nothing)  # the answer comes after the imports
         return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
 
     def stop(self) -> None:
@@ -127,24 +127,24 @@ class WarmServer:
 
 
 def fixed_part(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that are read once, when libraries are imported."""
+    """Variables that libraries read at import."""
     return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
 
 
 @functools.cache
 def server() -> WarmServer:
-    """The server of this process, in its environment, started when first asked for."""
+    """Server of this process, started at the first call."""
     started = WarmServer({**os.environ, **OURS})
     atexit.register(started.stop)
     return started
 
 
 def import_everything() -> None:
-    """The heavy libraries, as a command imports them."""
+    """Import the heavy libraries, as a command does."""
     from pipeline.tracking.client import _QUIET
 
     os.environ.update(_QUIET)
-    sys.modules["polars"] = None  # type: ignore[assignment]  # mlflow does without; its import starts a thread
+    sys.modules["polars"] = None  # type: ignore[assignment]  # optional for mlflow; its import starts a thread
     for name in WARM:
         importlib.import_module(name)
     del sys.modules["polars"]
@@ -158,7 +158,7 @@ def import_everything() -> None:
 
 
 class _Hidden:
-    """A package that is imported already and put back into `sys.modules` when somebody asks for it."""
+    """Import hook that puts an already imported package back into `sys.modules` on demand."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -168,19 +168,19 @@ class _Hidden:
     def find_spec(
         self, name: str, path: object, target: object = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The package itself, the first time."""
+        """Find the package, once."""
         if name != self._root or not self._modules:
             return None
         return importlib.machinery.ModuleSpec(name, self)  # type: ignore[arg-type]
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        """The module as it was."""
+        """Return the imported module."""
         module = self._modules[spec.name]
         self._spec = module.__spec__
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """It and those under it are there again; nothing is executed."""
+        """Restore the package and its submodules without executing them."""
         module.__spec__ = self._spec
         sys.modules.update(self._modules)
         self._modules = {}
@@ -223,8 +223,8 @@ def serve(descriptor: int) -> None:
                 else:
                     os.write(reply, b"{}")
                     os.close(reply)
-                for each in outputs:
-                    os.close(each)
+                for output in outputs:
+                    os.close(output)
             else:
                 pidfd = key.fd
                 ready.unregister(pidfd)
@@ -237,7 +237,7 @@ def serve(descriptor: int) -> None:
 
 
 def become(request: dict[str, Any], out: int, err: int) -> None:
-    """Be the command's process, and end as it ends."""
+    """Run the command in this process and exit with its code."""
     for source, target in ((out, 1), (err, 2)):
         os.dup2(source, target)
         os.close(source)
@@ -257,7 +257,7 @@ def become(request: dict[str, Any], out: int, err: int) -> None:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
-    except BaseException:  # noqa: BLE001  (what an interpreter does at its end)
+    except BaseException:  # noqa: BLE001  (as an interpreter does)
         traceback.print_exc()
         code = 1
     try:

@@ -1,4 +1,4 @@
-"""A small pipeline that the tests of this folder share: simulated log, real command line, real tracking database."""
+"""Small pipeline for tests: simulated log, real command line, real tracking database."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ batch_users = 16
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -71,22 +71,22 @@ class Result:
 
 @dataclass(frozen=True)
 class Workdir:
-    """A working directory with a configuration, in which the command line is really run."""
+    """Working directory with a configuration, in which the command line runs."""
 
     folder: Path
     config: str = "tiny.toml"
 
     def command(self, *arguments: str) -> list[str]:
-        """The command as a list of words."""
+        """Command line as a list."""
         return [sys.executable, "-m", "pipeline", *arguments]
 
     def environment(self) -> dict[str, str]:
-        """Its environment: this checkout, one thread, no tracking server but its own."""
+        """Environment of a command: this checkout, one thread, no outside tracking server."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
         return kept | warm_commands.OURS
 
     def __call__(self, *arguments: str, config: bool = True) -> Result:
-        """Run `lookback ARGUMENTS --config …` to its end, forked from a process that has imported already."""
+        """Run `lookback ARGUMENTS --config …`, forked from a process with the imports done."""
         words = (*arguments, *(("--config", self.config) if config else ()))
         environment = self.environment()
         server = warm_commands.server()
@@ -97,7 +97,7 @@ class Workdir:
         return Result(ended.code, ended.out, ended.err)
 
     def fresh(self, *arguments: str, config: bool = True) -> Result:
-        """The same in an interpreter of its own."""
+        """Run the command in a new interpreter."""
         words = self.command(*arguments, *(("--config", self.config) if config else ()))
         done = subprocess.run(
             words, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False
@@ -106,24 +106,24 @@ class Workdir:
         return Result(done.returncode, done.stdout, done.stderr)
 
     def run(self, *arguments: str) -> Any:
-        """`lookback run ARGUMENTS --json`; its summary."""
+        """Run `lookback run ARGUMENTS --json`; returns its summary."""
         result = self("run", *arguments, "--json")
         assert result.code == 0, result.err
         return result.json
 
     def artifact(self, stage: str, *settings: str) -> Path:
-        """The folder that `lookback path` names."""
+        """Folder printed by `lookback path`."""
         result = self("path", stage, *settings)
         assert result.code == 0, result.err
         return self.folder / result.out.splitlines()[-1]
 
     def manifest(self, stage: str) -> Any:
-        """The manifest of a stage's up-to-date artifact."""
+        """Manifest of a stage's up-to-date artifact."""
         return json.loads((self.artifact(stage) / "manifest.json").read_text())
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that one of the session's xdist workers fills and all of them read; the others wait meanwhile."""
+    """Folder filled by one xdist worker and read by all; the others wait."""
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, done = shared / f"shared-{name}", shared / f"shared-{name}.done"
@@ -138,7 +138,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tracking database without any run, to copy: MLflow takes seconds to create one."""
+    """Empty tracking database to copy, because MLflow takes seconds to create one."""
 
     def make(folder: Path) -> None:
         path = folder / "mlflow.db"
@@ -150,20 +150,20 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_one_file(path: Path) -> None:
-    """Write a database's journal into it, so that the one file is all of it."""
+    """Write a database's journal into its one file."""
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def with_database(folder: Path, database: Path) -> None:
-    """Put a copy of the empty database where a working directory has its own."""
+    """Copy the empty database into a working directory."""
     (folder / "mlruns").mkdir()
     shutil.copyfile(database, folder / "mlruns" / "mlflow.db")
 
 
 @pytest.fixture
 def workdir(tmp_path: Path, empty_database: Path) -> Workdir:
-    """An empty working directory with the tiny configuration."""
+    """Working directory with the tiny configuration, nothing run."""
     (tmp_path / "tiny.toml").write_text(TINY)
     with_database(tmp_path, empty_database)
     return Workdir(tmp_path)
@@ -171,7 +171,7 @@ def workdir(tmp_path: Path, empty_database: Path) -> Workdir:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
-    """A folder in which every stage has run, and which nobody changes: to copy."""
+    """Folder in which every stage has run, only to be copied."""
 
     def make(folder: Path) -> None:
         (folder / "tiny.toml").write_text(TINY)
@@ -183,7 +183,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
 
 
 def copy_of(pristine: Path, folder: Path) -> Workdir:
-    """A copy that is as if it had been made there: absolute paths in the tracking database and in links to it are its own."""
+    """Copy a working directory and rewrite the absolute paths in its tracking database and link files."""
     shutil.copytree(pristine, folder, symlinks=True, dirs_exist_ok=True)
     with contextlib.closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as database, database:
         for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
@@ -202,19 +202,19 @@ def copy_of(pristine: Path, folder: Path) -> Workdir:
 
 @pytest.fixture(scope="session")
 def finished(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Workdir:
-    """A working directory in which every stage has run; tests only read it."""
+    """Working directory in which every stage has run; read-only for tests."""
     return copy_of(pristine, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
 def copied(pristine: Path, tmp_path: Path) -> Workdir:
-    """A copy of the finished working directory, to change."""
+    """Copy of the finished working directory that a test may change."""
     return copy_of(pristine, tmp_path / "copy")
 
 
 @pytest.fixture
 def log_workdir(tmp_path: Path, empty_database: Path) -> Callable[[str, str], Workdir]:
-    """A working directory around a given csv text and further TOML; the log has user_id, item_id, timestamp."""
+    """Make a working directory from a csv text (user_id, item_id, timestamp) and further TOML."""
     with_database(tmp_path, empty_database)
 
     def make(text: str, settings: str = "") -> Workdir:

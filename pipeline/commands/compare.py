@@ -1,4 +1,4 @@
-"""`lookback compare`: the models of several runs side by side, on the same test targets."""
+"""`lookback compare`: models of several runs on the same test targets."""
 
 import json
 import tempfile
@@ -26,87 +26,85 @@ from pipeline.tracking.tracker import NOTE, Tracker
 
 STAGE, FINGERPRINT, FROM_TRAINING = "lookback.stage", "lookback.fingerprint", "lookback.input.train"
 EVALUATION = "lookback.run.evaluate"
-"""Tag of a whole run: the run that evaluated in it, or whose evaluation it found."""
+"""Tag of a parent run: its evaluation, built by it or reused."""
 TARGETS = "evaluate/targets.parquet"
 TABLE, PAGE = "table.json", "compare.html"
 SHOWN = ("ndcg", "hit_rate", "mrr", "user_ndcg")
-"""Metrics of the table that is printed; --json and the logged table have all of them."""
-SHAPING = tuple(
-    f"{section}." for section in ("events", "items", "users", "history", "split", "model", "train")
-)
-"""Parameters of a training that make another model of it; `seed` is looked at apart."""
+"""Metrics of the printed table; --json and the logged table have all."""
+SHAPING = ("events.", "items.", "users.", "history.", "split.", "model.", "train.")
+"""Prefixes of the parameters that determine a model, apart from `seed`."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One of the runs that are compared."""
+    """One compared evaluation."""
 
     label: str
     run: LoggedRun
-    """The evaluation."""
     training: LoggedRun | None
-    """The training that it judged, where the server knows it."""
+    """Training of the evaluated model, where the server has it."""
     targets: pl.DataFrame
-    """Its targets.parquet."""
+    """targets.parquet of the evaluation."""
 
 
 def compare_runs(
     config: Config | None, runs: Sequence[str], *, as_json: bool, html: Path | None = None
 ) -> None:
-    """Print metrics with intervals of each run, and its paired differences from the first one; log them as a run.
+    """Print each run's metrics with intervals and paired differences from the first run; log them as a run.
 
-    html: a file to write the page to, which the run has as well.
+    html: file for the HTML page, which is logged too.
     """
     settings = config.evaluate if config is not None else EvaluateConfig()
     seed = config.seed if config is not None else 0
     tracker = Tracker.from_config(config) if config is not None else Tracker(chosen_uri(), "")
-    found = evaluations(tracker, config.name if config is not None else None, runs)
-    targets = {each.label: each.targets for each in found}
+    compared = evaluations(tracker, config.name if config is not None else None, runs)
+    targets = {evaluation.label: evaluation.targets for evaluation in compared}
     systems = metrics_of_runs(targets, tuple(settings.k), settings.resamples, seed)
-    comparison = Comparison.of(systems, seed_groups(found))
-    text, page = as_text(comparison), as_page(found, comparison)
+    comparison = Comparison.of(systems, seed_groups(compared))
+    text, page = as_text(comparison), as_page(compared, comparison)
     if html is not None:
         html.write_text(page, encoding="utf-8")
-    run_id = log(tracker, found, comparison, page) if len(found) > 1 else None
+    run_id = log(tracker, compared, comparison, page) if len(compared) > 1 else None
     print(json.dumps(as_tree(comparison) | {"run_id": run_id}) if as_json else text)
 
 
 def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -> list[Evaluation]:
-    """What was named, each with its targets from the tracking server."""
-    found: dict[str, Evaluation] = {}
+    """Evaluations of the named runs, with their targets from the tracking server."""
+    by_label: dict[str, Evaluation] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, each in enumerate(runs):
-            run = queries.find_run(tracker.uri, each, experiment)
-            evaluated = _evaluation_of(tracker, run, each)
-            if evaluated.run_id in {other.run.run_id for other in found.values()}:
+        for number, name in enumerate(runs):
+            run = queries.find_run(tracker.uri, name, experiment)
+            evaluated = _evaluation_of(tracker, run, name)
+            if evaluated.run_id in {other.run.run_id for other in by_label.values()}:
                 raise LookbackError(
-                    f"compare: {each!r} is an evaluation that was named before; expected different ones"
+                    f"compare: {name!r} repeats an earlier evaluation; expected different runs"
                 )
             path = queries.run_artifact(tracker.uri, evaluated.run_id, TARGETS, Path(folder, str(number)))
-            label = f"{run.name} {run.run_id[:8]}" if run.name in found else run.name
-            found[label] = Evaluation(
+            label = f"{run.name} {run.run_id[:8]}" if run.name in by_label else run.name
+            by_label[label] = Evaluation(
                 label,
                 evaluated,
                 _training_of(tracker, evaluated),
                 pl.read_parquet(path, columns=["system", *KEY, "history_length", "rank"]),
             )
-    return list(found.values())
+    return list(by_label.values())
 
 
 def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
-    """The run itself if it evaluated, else the evaluation of the training or of the whole run that it is (or is in)."""
+    """Evaluation behind a run: the run itself, or that of a training or of the parent run."""
     if run.tags.get(STAGE) == "evaluate":
         return run
     if run.tags.get(STAGE) == "train" and (
-        found := _find(tracker, run, "evaluate", FROM_TRAINING, FINGERPRINT)
+        evaluation := _find(tracker, run, "evaluate", FROM_TRAINING, FINGERPRINT)
     ):
-        return found
-    whole = queries.find_run(tracker.uri, run.parent_run_id) if run.parent_run_id is not None else run
-    if EVALUATION in whole.tags:
-        return queries.find_run(tracker.uri, whole.tags[EVALUATION])
-    beneath = queries.children(tracker.uri, whole.run_id)
+        return evaluation
+    parent = queries.find_run(tracker.uri, run.parent_run_id) if run.parent_run_id is not None else run
+    if EVALUATION in parent.tags:
+        return queries.find_run(tracker.uri, parent.tags[EVALUATION])
     evaluations = [
-        child for child in beneath if child.tags.get(STAGE) == "evaluate" and child.status == "FINISHED"
+        child
+        for child in queries.children(tracker.uri, parent.run_id)
+        if child.tags.get(STAGE) == "evaluate" and child.status == "FINISHED"
     ]
     if not evaluations:
         raise LookbackError(
@@ -117,28 +115,28 @@ def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
 
 
 def _training_of(tracker: Tracker, evaluated: LoggedRun) -> LoggedRun | None:
-    """The training of what was evaluated, where the server has it."""
-    found = _find(tracker, evaluated, "train", FINGERPRINT, FROM_TRAINING)
-    if found is None and evaluated.parent_run_id is not None:
+    """Training of the evaluated model, where the server has it."""
+    training = _find(tracker, evaluated, "train", FINGERPRINT, FROM_TRAINING)
+    if training is None and evaluated.parent_run_id is not None:
         return queries.find_run(tracker.uri, evaluated.parent_run_id)
-    return found
+    return training
 
 
 def _find(tracker: Tracker, run: LoggedRun, stage: str, tag: str, own: str) -> LoggedRun | None:
-    """The newest finished run of a stage that has under `tag` what this one has under `own`."""
+    """Newest finished run of a stage whose `tag` equals the tag `own` of this run."""
     if own not in run.tags:
         return None
     return queries.find_tagged(tracker.uri, run.experiment_id, {STAGE: stage, tag: run.tags[own]})
 
 
-def seed_groups(found: Sequence[Evaluation]) -> list[SeedGroup]:
-    """Runs whose trainings have the same settings and different seeds, two or more together."""
+def seed_groups(compared: Sequence[Evaluation]) -> list[SeedGroup]:
+    """Groups of two or more runs with the same training settings and different seeds."""
     groups: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
-    for each in found:
-        params = each.training.params if each.training is not None else {}
+    for evaluation in compared:
+        params = evaluation.training.params if evaluation.training is not None else {}
         if "seed" in params:
             settings = frozenset(item for item in params.items() if item[0].startswith(SHAPING))
-            groups.setdefault(settings, {})[each.label] = params["seed"]
+            groups.setdefault(settings, {})[evaluation.label] = params["seed"]
     return [
         SeedGroup(tuple(seeds), tuple(seeds.values()))
         for seeds in groups.values()
@@ -146,11 +144,11 @@ def seed_groups(found: Sequence[Evaluation]) -> list[SeedGroup]:
     ]
 
 
-# --- what is printed and logged ---
+# --- printed and logged output ---
 
 
 def as_text(comparison: Comparison) -> str:
-    """A row per metric that is shown: each run's value, each later run's difference from the first, means over seeds."""
+    """Text table, a row per metric: each run's value, each later run's difference from the first, means over seeds."""
     systems, differences = comparison.systems, comparison.differences
     first = systems.systems[0]
     values = [(systems.values(label), systems.intervals(label)) for label in systems.systems]
@@ -161,8 +159,8 @@ def as_text(comparison: Comparison) -> str:
     rows = [["", *systems.systems, *(f"{label} minus {first}" for label in differences), *means]]
     for name in _shown_metrics(systems):
         cells = [f"{own[name]:.4f} [{ends[name][0]:.4f}, {ends[name][1]:.4f}]" for own, ends in values]
-        cells += [_shown(found[name]) for found in differences.values()]
-        cells += [f"{found[name][0]:.4f} ± {found[name][1]:.4f}" for _, found in comparison.over_seeds]
+        cells += [_shown(paired[name]) for paired in differences.values()]
+        cells += [f"{moments[name][0]:.4f} ± {moments[name][1]:.4f}" for _, moments in comparison.over_seeds]
         rows.append([name, *cells])
     about = [
         f"{systems.num_targets:,} targets of {systems.num_users:,} users; 95 % intervals, bootstrap over users"
@@ -175,15 +173,14 @@ def as_text(comparison: Comparison) -> str:
     return "\n".join([*about, "", aligned(rows), *best])
 
 
-def as_page(found: Sequence[Evaluation], comparison: Comparison) -> str:
-    """The HTML page."""
-    shown = _shown_metrics(comparison.systems)
-    runs = {each.label: each.run.run_id for each in found}
-    return comparison_page.page(comparison, shown, runs)
+def as_page(compared: Sequence[Evaluation], comparison: Comparison) -> str:
+    """HTML page."""
+    runs = {evaluation.label: evaluation.run.run_id for evaluation in compared}
+    return comparison_page.page(comparison, _shown_metrics(comparison.systems), runs)
 
 
 def _shown_metrics(systems: SystemComparison) -> list[str]:
-    """Metrics of the table, NDCG first."""
+    """Metrics of the printed table, NDCG first."""
     names = [name for name in systems.names if name.partition("@")[0] in SHOWN]
     return sorted(names, key=lambda name: SHOWN.index(name.partition("@")[0]))
 
@@ -193,56 +190,55 @@ def _shown(paired: PairedDifference) -> str:
     return f"{difference} p {paired.p_bootstrap_holm:.3f} {paired.verdict}"
 
 
-def log(tracker: Tracker, found: Sequence[Evaluation], comparison: Comparison, page: str) -> str | None:
-    """Log the comparison as a run of its own, with the whole table, in the first run's experiment; the run's id.
+def log(tracker: Tracker, compared: Sequence[Evaluation], comparison: Comparison, page: str) -> str | None:
+    """Log the comparison, with the whole table, as a run in the first run's experiment; returns its id.
 
-    None where the server does not take it, which costs one warning.
+    None, with one warning, where the server is unreachable.
     """
-    plan = RunRecord()
-    plan.tag(STAGE, "compare")
-    plan.tag("lookback.compared", ",".join(each.run.run_id for each in found))
-    plan.tag(NOTE, _description(found, comparison.systems))
+    record = RunRecord()
+    record.tag(STAGE, "compare")
+    record.tag("lookback.compared", ",".join(evaluation.run.run_id for evaluation in compared))
+    record.tag(NOTE, _description(compared, comparison.systems))
     for label, differences in comparison.differences.items():
-        for name, each in differences.items():
+        for name, paired in differences.items():
             for part in ("difference", "low", "high"):
-                plan.metric(f"{label}/{name}_{part}", getattr(each, part))
-    name = f"compare {' '.join(each.label for each in found)}"[:250]
-    plan.table(TABLE)
-    plan.artifact(PAGE)
+                record.metric(f"{label}/{name}_{part}", getattr(paired, part))
+    name = f"compare {' '.join(evaluation.label for evaluation in compared)}"[:250]
+    record.table(TABLE)
+    record.artifact(PAGE)
     with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder, TABLE), _table(found, comparison))
+        write_json(Path(folder, TABLE), _table(compared, comparison))
         Path(folder, PAGE).write_text(page, encoding="utf-8")
-        plan.save(Path(folder))
-        return tracker.log_beside(found[0].run, name, plan, Path(folder))
+        record.save(Path(folder))
+        return tracker.log_in_experiment_of(compared[0].run, name, record, Path(folder))
 
 
-def _description(found: Sequence[Evaluation], systems: SystemComparison) -> str:
-    """Which run is best, in Markdown: the first metric's verdict, every run's values, the verdicts on the other metrics."""
+def _description(compared: Sequence[Evaluation], systems: SystemComparison) -> str:
+    """Run description, in Markdown: the first metric's verdict, a table of values, the other metrics' verdicts."""
     shown = _shown_metrics(systems)
     first, *others = [comparison_page.verdict(systems, metric) for metric in shown]
-    links = [
-        f"[{each.label}](#/experiments/{each.run.experiment_id}/runs/{each.run.run_id})" for each in found
-    ]
     lines = [["run", *map(display_name, shown)], ["---"] * (1 + len(shown))]
-    for each, link in zip(found, links, strict=True):
-        values, ends = systems.values(each.label), systems.intervals(each.label)
-        told = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)
-        lines.append([link, *told])
+    for evaluation in compared:
+        label, run = evaluation.label, evaluation.run
+        values, ends = systems.values(label), systems.intervals(label)
+        cells = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)
+        lines.append([f"[{label}](#/experiments/{run.experiment_id}/runs/{run.run_id})", *cells])
     about = f"{systems.num_users:,} users; values with 95 % intervals; differences by the paired test."
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([f"**{first}**", about, table, *others])
 
 
-def _table(found: Sequence[Evaluation], comparison: Comparison) -> dict[str, list[Any]]:
+def _table(compared: Sequence[Evaluation], comparison: Comparison) -> dict[str, list[Any]]:
     """{"columns": names, "data": rows}, a row per run and metric; the first run has no difference."""
     parts = ("difference", "low", "high", "p_value", "p_holm", "p_bootstrap_holm", "verdict")
     systems = comparison.systems
     rows = []
-    for each in found:
-        values, ends = systems.values(each.label), systems.intervals(each.label)
-        differences = comparison.differences.get(each.label, {})
+    for evaluation in compared:
+        label = evaluation.label
+        values, ends = systems.values(label), systems.intervals(label)
+        differences = comparison.differences.get(label, {})
         for name in systems.names:
-            row = {"metric": name, "run": each.label, "run_id": each.run.run_id, "value": values[name]}
+            row = {"metric": name, "run": label, "run_id": evaluation.run.run_id, "value": values[name]}
             row |= dict(zip(("value_low", "value_high"), ends[name], strict=True))
             rows.append(row | {part: getattr(differences.get(name), part, None) for part in parts})
     return {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}

@@ -1,4 +1,4 @@
-"""`lookback data`: the public data set that a configuration names, from its home, checked against its digest."""
+"""`lookback data`: download a configuration's public data set and check its digest."""
 
 import errno
 import shutil
@@ -19,19 +19,18 @@ TIMEOUT_SECONDS = 30.0
 
 
 def download(config: Config, show_progress: bool | None = None) -> str:
-    """Bring the files of `[data]` into their folder; returns one summary line.
+    """Download the files of `[data]` into their folder; returns one summary line.
 
-    The archive is kept beside the folder, so files that came from it are checked against it and an interrupted
-    extraction needs no second download. Files that were put there by hand are taken as they are.
-
-    Raises LookbackError for a data set without an address, an address that cannot be reached, a connection that
-    breaks off, a wrong digest, a folder that cannot be written, files that are not the archive's.
+    The archive stays beside the folder: extracted files are checked against it, and an interrupted extraction needs no
+    second download. Without an archive, existing files are accepted as they are.
+    Raises LookbackError for a data set without an address, a failed download, a wrong digest, a folder that cannot be
+    written, files that differ from the archive's.
     """
     data = config.data
     if data is None:
         raise LookbackError(
-            f"configuration {config.name!r}: there is no section [data], so there is nothing to download; "
-            "put the log where [events] path says and run `lookback run ingest`"
+            f"configuration {config.name!r}: no section [data], so nothing to download; put the log at events.path "
+            "and run `lookback run ingest`"
         )
     folder = Path(data.folder)
     archive = folder.with_name(f"{folder.name}.zip")
@@ -51,16 +50,16 @@ def download(config: Config, show_progress: bool | None = None) -> str:
     except OSError as error:
         raise LookbackError(_explain_os_error(error, folder)) from None
     if not written:
-        return f"{folder}: {', '.join(data.files)} already there and right: nothing to do"
+        return f"{folder}: {', '.join(data.files)} already there and correct: nothing to do"
     return f"{folder}: {', '.join(written)} from {data.url}, {data.digest or 'digest not pinned'}"
 
 
 def _fetch(data: DataConfig, archive: Path, show_progress: bool) -> None:
-    """Download to a file aside and rename it into place when it is whole and right."""
+    """Download to a temporary file; rename it into place once its digest is right."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     downloader = pooch.HTTPDownloader(progressbar=show_progress, timeout=TIMEOUT_SECONDS)
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{archive.name}.") as aside:
-        partial = Path(aside) / archive.name
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{archive.name}.") as temporary:
+        partial = Path(temporary) / archive.name
         try:
             downloader(data.url, str(partial), None)
         except requests.RequestException as error:
@@ -93,14 +92,14 @@ def _check_digest(data: DataConfig, archive: Path) -> None:
     received = pooch.file_hash(str(archive), alg=algorithm or "sha256")
     if received != expected.lower():
         raise LookbackError(
-            f"{data.url}: wrong digest: received {algorithm}:{received}, expected {data.digest}. Nothing of it is "
-            f"used. Remove {Path(data.folder).with_name(archive.name)} if it is there and run `lookback data` again; "
-            "if it stays wrong, the file at its home has changed"
+            f"{data.url}: wrong digest: received {algorithm}:{received}, expected {data.digest}. Nothing "
+            f"was extracted. Remove {Path(data.folder).with_name(archive.name)} if it is there and run `lookback data` again; "
+            "if it stays wrong, the published file has changed"
         )
 
 
 def _extract(data: DataConfig, archive: Path, folder: Path) -> list[str]:
-    """Write the files that are not there yet, each renamed into place when whole; returns their names."""
+    """Extract the missing files, each renamed into place when complete; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     try:
@@ -111,8 +110,8 @@ def _extract(data: DataConfig, archive: Path, folder: Path) -> list[str]:
                 if target.is_file():
                     _check_same(member, target, archive)
                     continue
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-                    partial = Path(aside) / name
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+                    partial = Path(temporary) / name
                     with source.open(member) as packed, partial.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked, 1 << 20)
                     partial.replace(target)
@@ -126,7 +125,7 @@ def _extract(data: DataConfig, archive: Path, folder: Path) -> list[str]:
 
 
 def _check_same(member: zipfile.ZipInfo, target: Path, archive: Path) -> None:
-    """Refuse a file whose size or CRC-32 is not the archive's: it was changed, and overwriting it could lose work."""
+    """Refuse a file whose size or CRC-32 differs from the archive's: overwriting it could lose work."""
     checksum = 0
     with target.open("rb") as file:
         while block := file.read(1 << 20):

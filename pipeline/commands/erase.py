@@ -1,7 +1,7 @@
-"""`lookback prune --excluded`: remove all that was made without the present `events.exclude_users`, and still holds them.
+"""`lookback prune --excluded`: remove everything that may still hold the users of `events.exclude_users`.
 
-Kept is only what can be shown to be without them: by its lineage, down to an ingest artifact made with the present
-exclusion, or, of a bundle, by the users it lists. Source files are not ours and stay.
+Kept are artifacts whose lineage leads to an ingest artifact with the present exclusion, and bundles that list no excluded
+user. Source files stay.
 """
 
 import functools
@@ -32,29 +32,31 @@ from pipeline.tracking.server import Version, absolute_uri
 
 @dataclass
 class _Erasure:
-    """What went (or would go), and what has to stay for now."""
+    """Removed folders (dry run: folders to remove), and what has to stay for now."""
 
     config: Config
     dry_run: bool
     removed: list[Path] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
 
+    @property
+    def verb(self) -> str:
+        """Beginning of a line about a removal."""
+        return "would remove" if self.dry_run else "removed"
+
     def remove(self, folder: Path, how: Callable[[Path], None] = shutil.rmtree) -> None:
-        said = "would remove" if self.dry_run else "removed"
-        text = (
-            f"{said} {folder} ({megabytes(folder):,.1f} MB), not made with the present events.exclude_users"
-        )
+        size = megabytes(folder)
         if not self.dry_run:
             how(folder)
         self.removed.append(folder)
-        print(text)
+        print(f"{self.verb} {folder} ({size:,.1f} MB), not made with the present events.exclude_users")
 
 
 def prune_excluded(config: Config, *, dry_run: bool) -> list[Path]:
-    """Remove artifacts, parts, bundles, versions and files of runs that still hold excluded users; returns the folders.
+    """Remove artifacts, parts, bundles, versions and files of runs that may hold excluded users; returns the folders.
 
-    Raises ConfigError where no users are excluded, and LookbackError at the end where something that holds them had to stay:
-    what a running stage uses, and the champion.
+    Raises ConfigError where no users are excluded; LookbackError at the end where something had to stay: inputs of a
+    running stage, the champion.
     """
     if config.events.exclude_users is None:
         raise ConfigError("prune --excluded: events.exclude_users is not set, expected the users to erase")
@@ -73,8 +75,8 @@ def prune_excluded(config: Config, *, dry_run: bool) -> list[Path]:
     print(f"{len(erasure.removed)} folders {'would go' if dry_run else 'gone'}")
     if erasure.waiting and not dry_run:
         raise LookbackError("prune --excluded: not all is gone: " + "; ".join(erasure.waiting))
-    for each in erasure.waiting:
-        print(f"would stay: {each}")
+    for reason in erasure.waiting:
+        print(f"would stay: {reason}")
     return erasure.removed
 
 
@@ -82,9 +84,9 @@ def prune_excluded(config: Config, *, dry_run: bool) -> list[Path]:
 
 
 def _erase_artifacts(erasure: _Erasure, exclusion: str, workspaces: set[Path]) -> set[Path]:
-    """Finished and interrupted artifacts and their rests; returns those made with the exclusion.
+    """Erase artifacts and workspaces; returns the ones made with the exclusion.
 
-    `workspaces` are those of the present configuration.
+    workspaces: workspaces of the present configuration, which are kept.
     """
     config = erasure.config
     used = {
@@ -113,7 +115,7 @@ def _erase_artifacts(erasure: _Erasure, exclusion: str, workspaces: set[Path]) -
 
 
 def _is_without(config: Config, stage: str, folder: Path, exclusion: str) -> bool:
-    """Whether an artifact was made with this exclusion, as far as its manifests can show."""
+    """Whether the manifests prove that an artifact was made with this exclusion."""
     try:
         inputs = store.read_manifest(folder)["inputs"]
     except (OSError, DamagedArtifact, KeyError):
@@ -128,7 +130,7 @@ def _is_without(config: Config, stage: str, folder: Path, exclusion: str) -> boo
 
 
 def _remove(artifact: Artifact, folder: Path) -> None:
-    """Never to be taken for whole again, then delete."""
+    """Remove the manifest first, so that a partly deleted artifact is never complete."""
     with artifact.lock():
         (folder / store.MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
@@ -141,7 +143,7 @@ def _remove(artifact: Artifact, folder: Path) -> None:
 
 
 def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:
-    """The tracking server's copies (users with their targets, the report), of artifacts long gone too; numbers stay."""
+    """Delete the files of runs on the tracking server (users with their targets, the report); metrics stay."""
     config = erasure.config
     if not config.tracking.enabled:
         return
@@ -153,9 +155,7 @@ def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:
             continue
         if not erasure.dry_run:
             delete_run_files(uri, run.run_id)
-        print(
-            f"{'would remove' if erasure.dry_run else 'removed'} the files of run {run.name} ({run.run_id}) on {uri}"
-        )
+        print(f"{erasure.verb} the files of run {run.name} ({run.run_id}) on {uri}")
 
 
 def _erase_parts(erasure: _Erasure, exclusion: str) -> None:
@@ -180,7 +180,7 @@ def _has_exclusion(part: Path, exclusion: str) -> bool:
 
 
 def _erase_bundles(erasure: _Erasure, excluded: pl.Series) -> None:
-    """Downloaded bundles and registered versions that list an excluded user; the champion is only named."""
+    """Delete downloaded bundles and registered versions that list an excluded user; the champion is only reported."""
     config = erasure.config
     for folder in sorted((config.folder / ".bundles").glob("*/")):
         if _holds(folder, excluded):
@@ -200,8 +200,7 @@ def _erase_bundles(erasure: _Erasure, excluded: pl.Series) -> None:
             continue
         if not erasure.dry_run:
             models.delete_version(name, version.version)
-        said = "would remove" if erasure.dry_run else "removed"
-        print(f"{said} {version.uri} (bundle {version.bundle_digest}), which holds excluded users")
+        print(f"{erasure.verb} {version.uri} (bundle {version.bundle_digest}), which holds excluded users")
 
 
 def _version_holds(config: Config, models: Registry, version: Version, excluded: pl.Series) -> bool:
@@ -210,7 +209,7 @@ def _version_holds(config: Config, models: Registry, version: Version, excluded:
 
 
 def _holds(bundle: Path, excluded: pl.Series) -> bool:
-    """Whether a bundle lists an excluded user; True where it does not tell."""
+    """Whether a bundle lists an excluded user; True where its users cannot be read."""
     try:
         users = plain(schema.read(bundle / "users.parquet", schema.USERS)[schema.USER_ID])
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`lookback prune`: remove old artifacts; never what the champion, the newest run or a running stage uses."""
+"""`lookback prune`: remove old artifacts; inputs of the champion, the newest run and running stages stay."""
 
 import shutil
 from pathlib import Path
@@ -16,25 +16,27 @@ _DIGEST_LENGTH = 16
 
 
 def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
-    """Remove all but the `keep` newest artifacts of every stage, except what must stay; returns what went (or would go).
+    """Remove all but the `keep` newest artifacts of every stage; returns the removed folders (dry_run: folders to remove).
 
-    What stays: whatever the newest artifact of any stage was made from, what the champion's bundle was made from, what is
-    being made now and what that reads; interrupted workspaces stay with their stage's kept artifacts.
+    Kept too: the lineage of every stage's newest artifact and of the champion's bundle, running stages with their inputs,
+    interrupted workspaces.
     """
-    found = {stage: _artifacts(config.folder / stage) for stage in STAGES}
+    by_stage = {stage: _artifacts(config.folder / stage) for stage in STAGES}
     digest = registry.champion_digest(config)
-    kept = _in_use(config, found, keep, digest)
-    old = [each for artifacts in found.values() for each in artifacts if each.folder not in kept]
-    said = "would remove" if dry_run else "removed"
+    kept = _in_use(config, by_stage, keep, digest)
+    old = [
+        artifact for artifacts in by_stage.values() for artifact in artifacts if artifact.folder not in kept
+    ]
+    verb = "would remove" if dry_run else "removed"
     removed = []
     for artifact in old:
         if artifact.is_locked():
             continue
         removed.append(artifact.folder)
-        print(f"{said} {artifact.folder} ({megabytes(artifact.folder):,.1f} MB)")
+        print(f"{verb} {artifact.folder} ({megabytes(artifact.folder):,.1f} MB)")
         if not dry_run:
             _remove(artifact)
-    bundles = [each for each in (config.folder / ".bundles").glob("*") if each.name != digest]
+    bundles = [folder for folder in (config.folder / ".bundles").glob("*") if folder.name != digest]
     ingest = config.folder / "ingest"
     for folder in [
         *bundles,
@@ -42,22 +44,24 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
         *([] if being_made(ingest) else event_parts.unused(ingest)),
     ]:
         removed.append(folder)
-        print(f"{said} {folder} ({megabytes(folder):,.1f} MB), which nothing uses any more")
+        print(f"{verb} {folder} ({megabytes(folder):,.1f} MB), which nothing uses any more")
         if not dry_run:
             shutil.rmtree(folder)
     for version in registry.prune_versions(config, keep=keep, dry_run=dry_run):
-        print(f"{said} {version.uri} (bundle {version.bundle_digest})")
+        print(f"{verb} {version.uri} (bundle {version.bundle_digest})")
     print(f"{len(removed)} folders {'would go' if dry_run else 'gone'}, {len(kept)} artifacts kept")
     return removed
 
 
-def _in_use(config: Config, found: dict[str, list[Artifact]], keep: int, champion: str | None) -> set[Path]:
-    """Artifacts that must stay."""
-    kept = {artifact.folder for artifacts in found.values() for artifact in artifacts[:keep]}
-    for artifacts in found.values():
+def _in_use(
+    config: Config, by_stage: dict[str, list[Artifact]], keep: int, champion: str | None
+) -> set[Path]:
+    """Folders of the artifacts to keep."""
+    kept = {artifact.folder for artifacts in by_stage.values() for artifact in artifacts[:keep]}
+    for artifacts in by_stage.values():
         for artifact in artifacts[:1]:
             kept |= _lineage(config, artifact.folder)
-    for artifact in found["publish"]:
+    for artifact in by_stage["publish"]:
         if champion is not None and read_manifest(artifact.folder).get("bundle_digest") == champion:
             kept |= _lineage(config, artifact.folder)
     for stage in STAGES:
@@ -67,7 +71,7 @@ def _in_use(config: Config, found: dict[str, list[Artifact]], keep: int, champio
 
 
 def megabytes(folder: Path) -> float:
-    """Size of all its files."""
+    """Size of a folder's files, in MB."""
     return sum(path.stat().st_size for path in files_below(folder)) / 1e6
 
 
@@ -78,9 +82,10 @@ def _artifacts(folder: Path) -> list[Artifact]:
         for path in folder.glob(f"*/{MANIFEST}")
         if len(path.parent.name) == _DIGEST_LENGTH and not path.parent.is_symlink()
     ]
-    return sorted(
-        (Artifact(folder, name) for name in names), key=lambda each: _created(each.folder), reverse=True
-    )
+    return [
+        Artifact(folder, name)
+        for name in sorted(names, key=lambda name: _created(folder / name), reverse=True)
+    ]
 
 
 def _created(folder: Path) -> str:
@@ -91,7 +96,7 @@ def _created(folder: Path) -> str:
 
 
 def _lineage(config: Config, folder: Path) -> set[Path]:
-    """An artifact and all it was made from."""
+    """Folders of an artifact and of all its direct and indirect inputs."""
     kept = {folder}
     try:
         inputs = read_manifest(folder)["inputs"]
@@ -101,24 +106,21 @@ def _lineage(config: Config, folder: Path) -> set[Path]:
 
 
 def all_lineages(config: Config, inputs: dict[str, str]) -> set[Path]:
-    """The artifacts among a stage's inputs (stage -> fingerprint), and all they were made from.
-
-    `evaluate cut 1` is an artifact of the stage evaluate too.
-    """
-    found = (
+    """Lineage of a stage's inputs (stage to fingerprint); `evaluate cut 1` is an artifact of the stage evaluate."""
+    lineages = (
         _lineage(config, config.folder / stage / name)
-        for called, name in inputs.items()
-        if (stage := called.partition(" ")[0]) in STAGES
+        for input_name, name in inputs.items()
+        if (stage := input_name.partition(" ")[0]) in STAGES
     )
-    return {folder for lineage in found for folder in lineage}
+    return set[Path]().union(*lineages)
 
 
 def _remove(artifact: Artifact) -> None:
-    """Take the folder out of sight at once, then delete it."""
+    """Rename the folder first, so that a partly deleted artifact is never complete."""
     with artifact.lock():
-        aside = artifact.stage_folder / f".old-{artifact.name}"
+        renamed = artifact.stage_folder / f".old-{artifact.name}"
         (artifact.folder / MANIFEST).unlink()
-        artifact.folder.rename(aside)
-        shutil.rmtree(aside)
+        artifact.folder.rename(renamed)
+        shutil.rmtree(renamed)
         for link in (artifact.run_link, artifact.run_link.with_suffix(".version.json")):
             link.unlink(missing_ok=True)

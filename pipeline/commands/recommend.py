@@ -1,4 +1,4 @@
-"""`lookback recommend`: one user's or one history's recommendations, with what each is based on."""
+"""`lookback recommend`: recommendations for one user or history, with the reasons of each."""
 
 import contextlib
 import json
@@ -26,31 +26,27 @@ from pipeline.serving.business_rules import rules_of
 
 @dataclass(frozen=True)
 class Recommendations:
-    """The best items of one user or history."""
+    """Recommendations of one user or history."""
 
     user_id: str | None
     history_length: int
-    """Interactions that the model knows."""
+    """Interactions with items known to the model."""
     unknown_items: int
-    """Interactions with items that it does not know."""
+    """Interactions with unknown items."""
     recommendations: list[dict[str, Any]]
     """Best first: rank, item_id, title, score, probability where calibrated, because (item_id, title and weight)."""
 
 
 def recommend_one(config: Config, user: str | None, history: str | None, k: int, *, as_json: bool) -> None:
-    """Print the k best items for a user of the log, or for a history of item ids: with commas between, or a JSON list.
-
-    Raises LookbackError as `recommend` does.
-    """
+    """Print the recommendations of `recommend`; history: item ids separated by commas, or a JSON list."""
     answer = recommend(config, user, None if history is None else _listed(history), k)
     click.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else _text(answer))
 
 
 def recommend(config: Config, user: str | None, history: Sequence[str] | None, k: int) -> Recommendations:
-    """The k best items for a user of the log, or for a history of item ids, oldest first.
+    """Recommend k items for a user of the log, or for a history of item ids, oldest first, by the rules of `[score]`.
 
-    Filters and order are those of `[score]`.
-    Raises LookbackError where no model is published, the user is not in the log, or no item of the history is known.
+    Raises LookbackError for a missing model, an unknown user, or a history without a known item.
     """
     pipeline = resolve(config, ["score"])
     bundle = _with_current_log(pipeline, _bundle(pipeline))
@@ -78,8 +74,8 @@ def _bundle(pipeline: Pipeline) -> Bundle:
     publish = pipeline.nodes["publish"].artifact
     if not publish.is_complete():
         raise LookbackError(
-            "recommend: this configuration has published no model; make one with `lookback run publish --config …`, "
-            "or use the live one with --set score.model=champion"
+            "recommend: this configuration has published no model; build one with `lookback run publish --config …`, "
+            "or use the champion with --set score.model=champion"
         )
     return Bundle.open(publish.folder / "bundle")
 
@@ -93,15 +89,13 @@ def _with_current_log(pipeline: Pipeline, bundle: Bundle) -> Bundle:
 
 
 def _newest(pipeline: Pipeline, bundle: Bundle) -> int:
-    """Time of the newest event of the up-to-date log, or else of the bundle's, microseconds since the epoch."""
+    """Time of the newest event in the up-to-date log, else in the bundle, in microseconds since the epoch."""
     features = pipeline.nodes["features"].artifact
-    if not features.is_complete():
-        return bundle.newest
-    return Dataset.open(features.folder).newest
+    return Dataset.open(features.folder).newest if features.is_complete() else bundle.newest
 
 
 def _segment(pipeline: Pipeline, bundle: Bundle, user: str | None) -> Int64:
-    """[1] the row of popularity of a user, by the up-to-date users' table."""
+    """[1] popularity segment of a user, by the up-to-date users' table."""
     column = bundle.description.get("popularity", {}).get("segment")
     table = pipeline.nodes["ingest"].artifact.folder / "users.parquet"
     if user is None or column is None or not table.exists():
@@ -112,18 +106,18 @@ def _segment(pipeline: Pipeline, bundle: Bundle, user: str | None) -> Int64:
 
 
 def _typed_in(bundle: Bundle, history: Sequence[str]) -> tuple[Histories, int]:
-    found, unknown = bundle.from_ids([list(history)])
-    if not found.lengths[0]:
+    known, unknown = bundle.from_ids([list(history)])
+    if not known.lengths[0]:
         near = ", ".join(map(repr, map(str, bundle.items.ids.head(3))))
         raise LookbackError(
-            f"--history: received {','.join(history)!r}, in which the model knows no item; expected item ids such as {near}, "
-            "with commas between, or a JSON list of them"
+            f"--history: received {','.join(history)!r}, without an item that the model knows; expected item ids such as {near}, "
+            "separated by commas, or a JSON list of them"
         )
-    return found, unknown
+    return known, unknown
 
 
 def _listed(history: str) -> list[str]:
-    """The ids of a JSON list, exactly as they are there, or those between commas without the blanks around them."""
+    """Parse item ids: a JSON list as it is, or a comma-separated text without surrounding blanks."""
     with contextlib.suppress(ValueError):
         listed = json.loads(history)
         if isinstance(listed, list):
@@ -132,7 +126,7 @@ def _listed(history: str) -> list[str]:
 
 
 def _of_user(pipeline: Pipeline, bundle: Bundle, user: str) -> tuple[Histories, int]:
-    """The user's history in the up-to-date features, or else in the bundle; of those only the users' table has, none."""
+    """Known history and number of unknown items, from the up-to-date features or the bundle; empty for listed users."""
     features = pipeline.nodes["features"].artifact
     if not features.is_complete():
         return bundle.known_histories.select(_index(bundle.users, user)), 0
@@ -151,15 +145,15 @@ def _of_user(pipeline: Pipeline, bundle: Bundle, user: str) -> tuple[Histories, 
 
 
 def _is_listed(pipeline: Pipeline, user: str) -> bool:
-    """Whether the users' table has the user."""
+    """Whether the users' table lists the user."""
     table = pipeline.nodes["ingest"].artifact.folder / "users.parquet"
     return table.exists() and user in pl.read_parquet(table, columns=["user_id"])["user_id"].cast(pl.String)
 
 
 def _index(users: Vocabulary, user: str) -> Any:
-    index, strangers = users.encode_known(pl.Series([user]), unknown=-1)
-    if strangers:
-        near = ", ".join(str(each) for each in users.ids.head(3))
+    index, num_unknown = users.encode_known(pl.Series([user]), unknown=-1)
+    if num_unknown:
+        near = ", ".join(map(str, users.ids.head(3)))
         raise LookbackError(
             f"--user: received {user!r}, who is neither in the log nor in the users' table; expected a user such as {near}"
         )
@@ -171,7 +165,6 @@ def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
     given = answer.item_index[0] > 0
     probability = None if answer.cold[0] else bundle.probability
     ids = bundle.items.decode(answer.item_index[0][given]).to_list()
-
     listed = []
     for place, item in enumerate(ids):
         because = []
@@ -192,10 +185,10 @@ def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
 def _text(answer: Recommendations) -> str:
     lines = [f"{answer.history_length} known interactions, {answer.unknown_items} with unknown items"]
     if not answer.history_length:
-        lines.append("no known interaction: what was popular of late")
+        lines.append("no known interaction: recently popular items")
     for row in answer.recommendations:
         because = "; ".join(
-            f"{each['title'] or each['item_id']} ({each['weight']:+.2f})" for each in row["because"]
+            f"{reason['title'] or reason['item_id']} ({reason['weight']:+.2f})" for reason in row["because"]
         )
         title = f"  {row['title']}" if row["title"] else ""
         lines.append(

@@ -1,7 +1,7 @@
-"""`lookback tune`: hyper-parameter search on validation NDCG@10, an Optuna study whose trials bring `train` up to date.
+"""`lookback tune`: hyper-parameter search on validation NDCG@10 with Optuna; each trial brings `train` up to date.
 
-`<data_dir>/<name>/tune/` holds `studies.db` and a folder per study: `best.toml`, `trials.json` and what MLflow is told,
-one run with a nested run per trial. A study is of one search space, one train stage and one features folder.
+`<data_dir>/<name>/tune/` holds `studies.db` and a folder per study: `best.toml`, `trials.json` and the records of the MLflow
+runs, one with a child run per trial. A study has one search space, one train stage and one features artifact.
 """
 
 import math
@@ -39,10 +39,10 @@ from pipeline.tracking.tracker import NOTE, RunIdentity, Tracker
 
 OBJECTIVE = "validation_ndcg@10"
 SHOWN_TRIALS = 10
-"""Trials in the description of a search's run."""
+"""Trials in the run description of a search."""
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _STATE, _REASON, _TRAIN = "state", "reason", "train"
-"""What is remembered of a trial: COMPLETE, PRUNED, REFUSED or FAILED; why; the fingerprint of its training."""
+"""User attributes of a trial: COMPLETE, PRUNED, REFUSED or FAILED; the reason; the fingerprint of its training."""
 
 Settings = dict[str, Any]
 
@@ -50,19 +50,18 @@ Settings = dict[str, Any]
 def tune(config: Config, trials: int, say: Callable[[str], object] = print) -> Path:
     """Search `[tune] space` with a seeded TPE until `trials` have ended; returns the best configuration's file.
 
-    A trial trains (without `train.refit_validation`, which does not change what is searched for) until it is done or
-    the pruner has seen enough epochs of it; settings trained before cost nothing. What the configuration refuses and
-    what cannot be trained (a loss that is not finite) counts as a trial, with the reason. A search that was killed goes
-    on where it was: the trial under way from its checkpoint, then the trials that would have come anyway.
-    Raises ConfigError for a space that cannot be searched, or of which nothing could be trained.
+    A trial trains, without `train.refit_validation`, until its last epoch or until it is pruned; settings trained before
+    are reused. Refused settings and failed trainings (a loss that is not finite) count as trials, with the reason. An
+    interrupted search resumes the running trial from its checkpoint, then draws the same trials as without the interruption.
+    Raises ConfigError for an invalid space, or one without a trainable combination.
     """
     search = _Search(config, say)
-    with search.place.lock(search.inputs), ended_by_sigterm():
+    with search.artifact.lock(search.inputs), ended_by_sigterm():
         return search.run(trials)
 
 
 def with_settings(config: Config, settings: Settings) -> Config:
-    """The configuration with some keys set; raises pydantic.ValidationError where they don't fit together."""
+    """Configuration with some keys replaced; raises pydantic.ValidationError for incompatible values."""
     tree = config.model_dump(mode="json", exclude_none=True)
     for key, value in settings.items():
         section, _, name = key.rpartition(".")
@@ -71,25 +70,25 @@ def with_settings(config: Config, settings: Settings) -> Config:
 
 
 class _Search:
-    """One study: its trials, its files, its runs."""
+    """One study: trials, files, runs."""
 
     def __init__(self, config: Config, say: Callable[[str], object]) -> None:
         self.config, self.say = config, say
-        self.space = {key: _distribution(config, key, what) for key, what in config.tune.space.items()}
+        self.space = {key: _distribution(config, key, values) for key, values in config.tune.space.items()}
         train = resolve(config, ["train"]).nodes["train"]
         self.inputs = train.inputs
         self.settings = config.tune.model_dump(mode="json", exclude={"max_seconds"})
         study = fingerprint([self.settings, train.settings, train.inputs])
-        self.place = Artifact(config.folder / SEARCHES, study)
+        self.artifact = Artifact(config.folder / SEARCHES, study)
         self.tracker = Tracker.from_config(config)
 
     def run(self, trials: int) -> Path:
-        """All trials that are not there yet, the best configuration, and the runs that the server lacks."""
-        self.study = _open(self.place, self.config.tune)
-        ended = self.place.folder / TRACKING
+        """Run the missing trials, write the best configuration and send the runs that the server lacks."""
+        self.study = _open(self.artifact, self.config.tune)
+        ended = self.artifact.folder / TRACKING
         if len(self._done()) < trials or not ended.exists():
             ended.unlink(missing_ok=True)
-            self._bring_up_to_date(self.config, "features")  # bad data is not the failure of a trial
+            self._bring_up_to_date(self.config, "features")  # bad data must not count as a failed trial
             with self.tracker.start(**self._identity(), reopen=True) as live:
                 self._search(trials, live)
                 self._save()
@@ -106,26 +105,26 @@ class _Search:
         for num_done in range(len(self._done()), trials):
             trial = self._next(num_done)
             identity = self._identity(trial.number)
-            with self.tracker.start(**identity, parent_link_file=self.place.run_link) as trial_live:
+            with self.tracker.start(**identity, parent_link_file=self.artifact.run_link) as trial_live:
                 self._try(trial, trial_live)
             done = self._done()
             self._log_trial(done[-1])
-            live.metrics(_standings(done)[-1], len(done))
+            live.metrics(_progress(done)[-1], len(done))
             self.say(f"trial {len(done)} of {trials}: {_show(done[-1].params)}: {_outcome(done[-1])}")
             if time.monotonic() - began > seconds:
                 break
 
     def _next(self, num_done: int) -> optuna.Trial:
-        """The trial that a killed search was at, or a new one: the same ones whether resumed or not."""
+        """Trial that was running when the search was killed, or a new one; the order does not depend on interruptions."""
         self.study.sampler = optuna.samplers.TPESampler(seed=self.config.seed + num_done)
-        for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if left.params.keys() == self.space.keys():
-                return optuna.Trial(self.study, left._trial_id)  # noqa: SLF001  (there is no public way to go on)
-            self.study.tell(left.number, state=TrialState.FAIL)  # killed while it was drawn: drawn again
+        for running in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if running.params.keys() == self.space.keys():
+                return optuna.Trial(self.study, running._trial_id)  # noqa: SLF001  (no public way to resume)
+            self.study.tell(running.number, state=TrialState.FAIL)  # killed while it was drawn: drawn again
         return self.study.ask(self.space)
 
     def _try(self, trial: optuna.Trial, live: LiveRun) -> None:
-        """Train with a trial's settings, and tell the study how that ended."""
+        """Train with a trial's settings and report the result to the study."""
         score: float | None = None
         state, reason = "COMPLETE", ""
         try:
@@ -134,23 +133,23 @@ class _Search:
             state, reason = "REFUSED", _problem(error)
         except StopEarly as error:
             state, reason = "PRUNED", str(error)
-        except ValueError as error:  # a loss that is not finite; what else the user can cause ends the search
+        except ValueError as error:  # a loss that is not finite; other user errors end the search
             state, reason = "FAILED", str(error)
         trial.set_user_attr(_STATE, state)
         trial.set_user_attr(_REASON, reason)
         self.study.tell(trial, score, TrialState.COMPLETE if score is not None else TrialState.PRUNED)
 
     def _train(self, trial: optuna.Trial, live: LiveRun) -> float:
-        """The best validation NDCG@10 of a trial's epochs; raises StopEarly where the pruner ends it before its last one."""
+        """Best validation NDCG@10 over a trial's epochs; raises StopEarly where the pruner ends the trial."""
         tried = with_settings(self.config, {"train.refit_validation": False} | trial.params)
         trial.set_user_attr(_TRAIN, resolve(tried, ["train"]).nodes["train"].artifact.name)
-        told = set(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        reported = set(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
         def report(epoch: int, value: float) -> None:
-            if epoch not in told:
+            if epoch not in reported:
                 live.metrics({OBJECTIVE: value}, epoch)
                 trial.report(value, epoch)
-                told.add(epoch)
+                reported.add(epoch)
 
         def observe(values: Any, epoch: int) -> None:
             if OBJECTIVE in values:
@@ -162,7 +161,7 @@ class _Search:
             folder = self._bring_up_to_date(tried, "train")
         path = folder / "history.parquet"
         history = pl.read_parquet(path, columns=["epoch", OBJECTIVE]).drop_nulls()
-        for epoch, value in history.filter(~pl.col("epoch").is_in(list(told))).iter_rows():
+        for epoch, value in history.filter(~pl.col("epoch").is_in(list(reported))).iter_rows():
             report(epoch, value)  # trained earlier
         return float(history[OBJECTIVE].to_numpy().max())
 
@@ -174,7 +173,7 @@ class _Search:
     def _best(self) -> FrozenTrial:
         if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             raise ConfigError(
-                f"tune.space: received {self.config.tune.space}, expected some combination that can be trained: "
+                f"tune.space: received {self.config.tune.space}, expected a trainable combination: "
                 + "; ".join(dict.fromkeys(trial.user_attrs[_REASON] for trial in self._done()))
             )
         return self.study.best_trial
@@ -193,15 +192,15 @@ class _Search:
         for key, value in trial.params.items():
             section, _, name = key.rpartition(".")
             tree.setdefault(section, {})[name] = value
-        path = self.place.folder / "best.toml"
+        path = self.artifact.folder / "best.toml"
         path.write_text(tomli_w.dumps(tree), encoding="utf-8")
         return path
 
-    # --- what MLflow is told ---
+    # --- MLflow runs ---
 
     def _identity(self, number: int | None = None) -> RunIdentity:
-        """Identity of the search's run, or of the run of one of its trials."""
-        link = self.place.run_link
+        """Identity of the search's run, or of a trial's run."""
+        link = self.artifact.run_link
         tags = {f"lookback.input.{name}": value for name, value in self.inputs.items()}
         if number is None:
             name = f"tune {' '.join(key.rpartition('.')[2] for key in self.space)}"
@@ -229,74 +228,76 @@ class _Search:
         return {"lookback.input.train": name} | ({"lookback.train_run": run} if run else {})
 
     def _save(self) -> None:
-        """Write what the search's run holds: the best so far and the table of trials, counted by trials that have ended."""
+        """Write the record of the search's run: the best value after each trial and the table of trials."""
         done, best = self._done(), self._best()
-        plan = RunRecord(started=_milliseconds(done[0].datetime_start))
-        plan.params({"tune": self.settings, "seed": self.config.seed})
-        for number, (trial, values) in enumerate(zip(done, _standings(done), strict=True), 1):
+        record = RunRecord(started=_milliseconds(done[0].datetime_start))
+        record.params({"tune": self.settings, "seed": self.config.seed})
+        for number, (trial, values) in enumerate(zip(done, _progress(done), strict=True), 1):
             moment = _milliseconds(trial.datetime_complete)
-            plan.points += [Point(allowed(key), value, number, moment) for key, value in values.items()]
+            record.points += [Point(allowed(key), value, number, moment) for key, value in values.items()]
         for key, value in _importances(self.study, self.config.seed).items():
-            plan.metric(f"importance/{key}", value, len(done))
-        plan.tag(NOTE, _description(done, best))
-        plan.tag("lookback.best", _show(best.params))
-        plan.tag("lookback.best_trial", str(best.number + 1))
+            record.metric(f"importance/{key}", value, len(done))
+        record.tag(NOTE, _description(done, best))
+        record.tag("lookback.best", _show(best.params))
+        record.tag("lookback.best_trial", str(best.number + 1))
         self._write_configuration(best)
-        plan.artifact("best.toml", f"best/trial {best.number + 1}")  # a path of its own: a file is sent once
+        record.artifact(
+            "best.toml", f"best/trial {best.number + 1}"
+        )  # its own path, because a file is sent once
         columns = ["trial", "state", OBJECTIVE, "epochs", *self.space, "reason"]
         write_json(
-            self.place.folder / "trials.json",
+            self.artifact.folder / "trials.json",
             {"columns": columns, "data": [_row(trial, list(self.space)) for trial in done]},
         )
-        plan.table("trials.json")
-        plan.save(self.place.folder)
+        record.table("trials.json")
+        record.save(self.artifact.folder)
 
     def _log_trial(self, trial: FrozenTrial) -> None:
-        """See to it that the present server has a trial's run."""
-        folder = self.place.folder / "trials" / f"{trial.number:04}"
+        """Ensure that the present server has a trial's run."""
+        folder = self.artifact.folder / "trials" / f"{trial.number:04}"
         if not (folder / TRACKING).exists():
-            plan = RunRecord(started=_milliseconds(trial.datetime_start))
-            plan.params(trial.params)
+            record = RunRecord(started=_milliseconds(trial.datetime_start))
+            record.params(trial.params)
             for epoch, value in sorted(trial.intermediate_values.items()):
-                plan.metric(OBJECTIVE, value, epoch)
+                record.metric(OBJECTIVE, value, epoch)
             if trial.state == TrialState.COMPLETE:
-                plan.metric(f"best_{OBJECTIVE}", trial.value or 0.0)
-            plan.tag("lookback.state", trial.user_attrs[_STATE])
-            plan.tag("lookback.reason", trial.user_attrs[_REASON])
+                record.metric(f"best_{OBJECTIVE}", trial.value or 0.0)
+            record.tag("lookback.state", trial.user_attrs[_STATE])
+            record.tag("lookback.reason", trial.user_attrs[_REASON])
             folder.mkdir(parents=True, exist_ok=True)
-            plan.save(folder)
+            record.save(folder)
         identity = self._identity(trial.number)
         if not self.tracker.is_logged(identity["link_file"]):
-            self.tracker.replay(folder=folder, **identity, parent_link_file=self.place.run_link)
+            self.tracker.replay(folder=folder, **identity, parent_link_file=self.artifact.run_link)
 
     def _log(self) -> None:
-        """See to it that the present server has the runs of the search and of all its trials."""
-        if not self.tracker.is_logged(self.place.run_link):
-            self.tracker.replay(folder=self.place.folder, **self._identity())
+        """Ensure that the present server has the runs of the search and its trials."""
+        if not self.tracker.is_logged(self.artifact.run_link):
+            self.tracker.replay(folder=self.artifact.folder, **self._identity())
         for trial in self._done():
             self._log_trial(trial)
 
 
-def _open(place: Artifact, settings: TuneConfig) -> optuna.Study:
-    """The study of a place, made where there is none."""
+def _open(artifact: Artifact, settings: TuneConfig) -> optuna.Study:
+    """Open or create the study of an artifact."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place.folder.mkdir(parents=True, exist_ok=True)
+    artifact.folder.mkdir(parents=True, exist_ok=True)
     pruners: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
         "median": lambda: optuna.pruners.MedianPruner(settings.warmup_trials, settings.warmup_epochs),
         "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(settings.warmup_epochs, 3),
         "none": optuna.pruners.NopPruner,
     }
     return optuna.create_study(
-        storage=f"sqlite:///{place.stage_folder.resolve() / 'studies.db'}",
-        study_name=place.name,
+        storage=f"sqlite:///{artifact.stage_folder.resolve() / 'studies.db'}",
+        study_name=artifact.name,
         direction="maximize",
         pruner=pruners[settings.pruner](),
         load_if_exists=True,
     )
 
 
-def _distribution(config: Config, key: str, what: dict[str, Any] | list[Any]) -> BaseDistribution:
-    """The values of one key that are tried."""
+def _distribution(config: Config, key: str, values: dict[str, Any] | list[Any]) -> BaseDistribution:
+    """Search distribution of one key."""
     read = STAGES["train"].keys
     sections = ("model", "train", "history")
     searched = [
@@ -307,36 +308,40 @@ def _distribution(config: Config, key: str, what: dict[str, Any] | list[Any]) ->
     if key not in searched:
         raise ConfigError(f"tune.space: received key {key!r}, expected one of {', '.join(searched)}")
     try:
-        if isinstance(what, list):
-            return _choices(config, key, what)
-        if not {"low", "high"} <= set(what) <= {"low", "high", "log"} or what["low"] > what["high"]:
-            raise ValueError("low and high are needed, low not above high; log is true or false")
+        if isinstance(values, list):
+            return _choices(config, key, values)
+        if not {"low", "high"} <= set(values) <= {"low", "high", "log"} or values["low"] > values["high"]:
+            raise ValueError("low and high are required, low not above high; log is true or false")
         value = config.get(key)
         if isinstance(value, bool | str):
             raise ValueError(f"{value!r} is no number")
         if isinstance(value, int):
-            return IntDistribution(int(what["low"]), int(what["high"]), log=bool(what.get("log", False)))
-        return FloatDistribution(float(what["low"]), float(what["high"]), log=bool(what.get("log", False)))
+            return IntDistribution(
+                int(values["low"]), int(values["high"]), log=bool(values.get("log", False))
+            )
+        return FloatDistribution(
+            float(values["low"]), float(values["high"]), log=bool(values.get("log", False))
+        )
     except ValueError as error:
         raise ConfigError(
-            f"tune.space.{key}: received {what!r}, expected a list of choices or {{low, high, log}}: {error}"
+            f"tune.space.{key}: received {values!r}, expected a list of choices or {{low, high, log}}: {error}"
         ) from None
 
 
 def _choices(config: Config, key: str, choices: list[Any]) -> CategoricalDistribution:
-    """Some values of a key; one of the wrong type is refused here, one that does not fit the others when it is tried."""
+    """Categorical distribution of a key; refuses values of the wrong type, incompatible values fail as trials."""
     for value in choices:
         try:
             with_settings(config, {key: value})
         except pydantic.ValidationError as error:
-            wrong = [each["msg"] for each in error.errors() if each["type"] != "value_error"]
+            wrong = [problem["msg"] for problem in error.errors() if problem["type"] != "value_error"]
             if wrong:
                 raise ValueError(f"{value!r}: {wrong[0]}") from None
     return CategoricalDistribution(choices)
 
 
-def _standings(done: list[FrozenTrial]) -> list[dict[str, float]]:
-    """After each trial: the best value so far (none before there is one), and how many have ended each way."""
+def _progress(done: list[FrozenTrial]) -> list[dict[str, float]]:
+    """Best value, number of trials and of complete trials, after each trial."""
     rows: list[dict[str, float]] = []
     for number in range(1, len(done) + 1):
         values = [trial.value or 0.0 for trial in done[:number] if trial.state == TrialState.COMPLETE]
@@ -347,7 +352,7 @@ def _standings(done: list[FrozenTrial]) -> list[dict[str, float]]:
 
 
 def _importances(study: optuna.Study, seed: int) -> dict[str, float]:
-    """The share of the objective's variance that is due to each key (fANOVA); empty where that cannot be told."""
+    """Share of the objective's variance explained by each key (fANOVA); empty with fewer than 4 distinct values."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len({trial.value for trial in done}) < 4:
         return {}
@@ -356,20 +361,13 @@ def _importances(study: optuna.Study, seed: int) -> dict[str, float]:
 
 
 def _row(trial: FrozenTrial, keys: list[str]) -> list[Any]:
-    told = trial.user_attrs
-    settings = [trial.params[key] for key in keys]
-    return [
-        trial.number + 1,
-        told[_STATE],
-        trial.value,
-        len(trial.intermediate_values),
-        *settings,
-        told[_REASON],
-    ]
+    attributes, settings = trial.user_attrs, [trial.params[key] for key in keys]
+    epochs = len(trial.intermediate_values)
+    return [trial.number + 1, attributes[_STATE], trial.value, epochs, *settings, attributes[_REASON]]
 
 
 def _description(done: list[FrozenTrial], best: FrozenTrial) -> str:
-    """What MLflow's UI says of a search: its best settings, and the trials next to them."""
+    """Run description of a search, in Markdown: the best value and a table of the best trials."""
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     shown = sorted(complete, key=lambda trial: -(trial.value or 0.0))[:SHOWN_TRIALS]
     ends = Counter(trial.user_attrs[_STATE].lower() for trial in done)
@@ -379,8 +377,8 @@ def _description(done: list[FrozenTrial], best: FrozenTrial) -> str:
         for trial in shown
     ]
     table = [["trial", "validation NDCG@10", *best.params], ["---"] * (2 + len(best.params)), *rows]
-    said = f"**Validation NDCG@10 {best.value:.4f}** in trial {best.number + 1}, the best of {len(done)} ({counted})."
-    return "\n".join([said, "", *(f"| {' | '.join(row)} |" for row in table)])
+    best_line = f"**Validation NDCG@10 {best.value:.4f}** in trial {best.number + 1}, the best of {len(done)} ({counted})."
+    return "\n".join([best_line, "", *(f"| {' | '.join(row)} |" for row in table)])
 
 
 def _problem(error: pydantic.ValidationError) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def find(name: str | Path) -> Path:
-    """The file of this path or, where there is none, the shipped configuration of this name (`demo` or `demo.toml`)."""
+    """Path of a configuration: the file itself, else the shipped configuration of this name (`demo` or `demo.toml`)."""
     path = Path(name)
     shipped = Path(__file__).with_name(f"{path.name.removesuffix('.toml')}.toml")
     return shipped if not path.exists() and path.name == str(name) and shipped.exists() else path

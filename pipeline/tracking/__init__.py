@@ -1,1 +1,1 @@
-"""MLflow: runs, metrics, models, the registry, the UI."""
+"""MLflow tracking: runs, metrics, models, registry, UI."""

@@ -1,4 +1,4 @@
-"""MLflow's client: made ready for one server, and every way in which it fails told as ServerAway."""
+"""MLflow's client for one tracking server; every failure becomes ServerAway."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 BUSY_SECONDS = 60
-"""How long a writer waits for another one to the same SQLite file."""
+"""Wait of a writer for another writer to the same SQLite file."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
@@ -42,88 +42,88 @@ _QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 def tracking_uri(config: "Config") -> str:
-    """Where runs are logged: tracking.uri, MLFLOW_TRACKING_URI or mlruns/mlflow.db; a path in it is absolute."""
+    """Tracking URI: tracking.uri, else MLFLOW_TRACKING_URI, else mlruns/mlflow.db, with an absolute path."""
     return chosen_uri(config.tracking.uri)
 
 
 def server_at(uri: str) -> Server:
-    """How to ask the server at a URI, without importing MLflow where that is possible."""
+    """Server at a URI, queried without importing MLflow where possible."""
     return open_server(uri) or ClientServer(uri)
 
 
 class ClientServer:
-    """A server that only MLflow's own client can ask, such as PostgreSQL."""
+    """Server reached only through MLflow's client, such as PostgreSQL."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
 
     def run_status(self, run_id: str) -> str | None:
         """See Server."""
-        info = self._ask(lambda client: client.get_run(run_id).info) if run_id else None
+        info = self._query(lambda client: client.get_run(run_id).info) if run_id else None
         return info.status if info is not None and info.lifecycle_stage == "active" else None
 
     def alias(self, name: str, alias: str) -> int | None:
         """See Server."""
-        found = self._ask(lambda client: client.get_model_version_by_alias(name, alias))
-        return int(found.version) if found is not None else None
+        version = self._query(lambda client: client.get_model_version_by_alias(name, alias))
+        return int(version.version) if version is not None else None
 
     def version(self, name: str, version: int) -> Version | None:
         """See Server."""
-        found = self._ask(lambda client: client.get_model_version(name, str(version)))
-        return version_of(found) if found is not None else None
+        known = self._query(lambda client: client.get_model_version(name, str(version)))
+        return version_of(known) if known is not None else None
 
-    def _ask(self, question: Callable[["MlflowClient"], _Answer]) -> _Answer | None:
+    def _query(self, query: Callable[["MlflowClient"], _Result]) -> _Result | None:
         from mlflow.exceptions import MlflowException
 
         with reported(self._uri):
             try:
-                return question(client_at(self._uri))
+                return query(client_at(self._uri))
             except MlflowException as error:
                 if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     return None
                 raise
 
 
-def version_of(found: "ModelVersion") -> Version:
-    """A model version as MLflow has it, in our form."""
+def version_of(entity: "ModelVersion") -> Version:
+    """Convert MLflow's ModelVersion."""
     return Version(
-        found.name,
-        int(found.version),
-        found.tags.get(BUNDLE_DIGEST, ""),
-        found.run_id or "",
-        found.source or "",
-        found.tags.get(GATE, ""),
+        entity.name,
+        int(entity.version),
+        entity.tags.get(BUNDLE_DIGEST, ""),
+        entity.run_id or "",
+        entity.source or "",
+        entity.tags.get(GATE, ""),
     )
 
 
-def patient(uri: str) -> str:
-    """The URI as MLflow's own engine is given it: a writer waits BUSY_SECONDS for another one to the same SQLite file."""
+def with_busy_timeout(uri: str) -> str:
+    """Add the busy timeout (BUSY_SECONDS) to an SQLite URI for MLflow's engine."""
     return uri if sqlite_path(uri) is None or "?" in uri else f"{uri}?timeout={BUSY_SECONDS}"
 
 
 @functools.cache
 def client_at(uri: str) -> "MlflowClient":
-    """MLflow's client; an SQLite database is there, complete and in write-ahead mode, before anybody uses it."""
+    """MLflow's client; creates an SQLite database first, complete and in write-ahead mode."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings(), _creating(sqlite_path(uri)), _without_collecting():
-        warnings.simplefilter("ignore")  # MLflow's use of SQLAlchemy's old ways is not ours to mend
+    with warnings.catch_warnings(), _database_created(sqlite_path(uri)), _without_garbage_collection():
+        warnings.simplefilter("ignore")  # MLflow uses deprecated parts of SQLAlchemy
         from mlflow import MlflowClient
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # told once, as ServerAway
-        client = MlflowClient(patient(uri), patient(uri))
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # reported once, as ServerAway
+        client = MlflowClient(with_busy_timeout(uri), with_busy_timeout(uri))
         if sqlite_path(uri) is not None:
             client.search_experiments(max_results=1)
     return client
 
 
 @contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """No garbage is looked for meanwhile: a sixth of the time that MLflow takes to be imported."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause garbage collection, which takes a sixth of MLflow's import time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -134,8 +134,8 @@ def _without_collecting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _creating(path: Path | None) -> Iterator[None]:
-    """One process at a time, where there may be no database yet."""
+def _database_created(path: Path | None) -> Iterator[None]:
+    """Let one process at a time create the database, and set write-ahead mode."""
     if path is None:
         yield
         return
@@ -150,7 +150,7 @@ def _creating(path: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reported(uri: str) -> Iterator[None]:
-    """Turn every way in which a server or its client fails into ServerAway."""
+    """Raise every failure of the server or its client as ServerAway."""
     try:
         yield
     except _failures() as error:
@@ -169,19 +169,19 @@ def _failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def fluent(uri: str) -> Iterator[None]:
-    """MLflow's global tracking URI for the functions that take it from there; all that they change is put back."""
+    """Set MLflow's global tracking URI, needed by its fluent functions; restore the global state afterwards."""
     client_at(uri)
     import mlflow
 
-    before, search_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
-    mlflow.set_tracking_uri(patient(uri))
+    previous_uri, search_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
+    mlflow.set_tracking_uri(with_busy_timeout(uri))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of MLflow, about type hints of its own
+            warnings.simplefilter("ignore")  # MLflow warns about its own type hints
             yield
     finally:
         sys.path[:] = search_path
         mlflow.set_tracking_uri("")
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
+        if previous_uri is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = previous_uri

@@ -1,4 +1,4 @@
-"""Metrics of a running stage: sent to its MLflow run, and shown to an observer."""
+"""Live metrics of a running stage: sent to its MLflow run and to an observer."""
 
 import contextlib
 import math
@@ -11,23 +11,19 @@ from types import TracebackType
 from pipeline.tracking.record import Point, allowed, now_ms
 
 LIVE_SECONDS = 5.0
-"""Metrics of a running stage are sent at most this often."""
-
-
+"""Minimum interval between two batches of metrics."""
 Observer = Callable[[Mapping[str, float], int], object]
-"""Receives the metrics of a running stage and their step; may raise StopEarly."""
-
-
+"""Callback with the metrics of a running stage and their step; may raise StopEarly."""
 _observer: ContextVar[Observer] = ContextVar("observer", default=lambda *_: None)
 
 
 class StopEarly(Exception):
-    """Raised by an observer to end the stage: nothing is committed, and its workspace stays, to resume from."""
+    """Raised by an observer to end the stage: nothing is committed, and its workspace stays to resume from."""
 
 
 @contextlib.contextmanager
 def observed(observer: Observer) -> Iterator[None]:
-    """Pass the metrics of every stage that begins within to an observer."""
+    """Pass the metrics of every stage started inside the context to an observer."""
     token = _observer.set(observer)
     try:
         yield
@@ -36,7 +32,7 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 class LiveRun:
-    """The run of a running stage; as a context manager it ends a failed stage's run, and leaves a good one to replay."""
+    """MLflow run of a running stage; as a context manager it ends the run of a failed stage alone."""
 
     def __init__(
         self, run_id: str | None, send: Callable[[list[Point]], object], end: Callable[[str], object]
@@ -45,20 +41,20 @@ class LiveRun:
         self._send = send
         self._end = end
         self._observe = _observer.get()
-        self._waiting: list[Point] = []
+        self._pending: list[Point] = []
         self._sent = -math.inf
-        self._lock = threading.Lock()  # the machine's own numbers come from another thread
+        self._lock = threading.Lock()  # system metrics come from another thread
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Show numbers at a step; sent together, at most every few seconds."""
-        self.beside(values, step)
+        """Log metrics at a step and pass them to the observer; batches are sent every few seconds."""
+        self.system_metrics(values, step)
         self._observe(values, step)
 
-    def beside(self, values: Mapping[str, float], step: int) -> None:
-        """Show numbers that are not the stage's own: no observer sees them."""
+    def system_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics at a step that no observer sees."""
         now = now_ms()
         with self._lock:
-            self._waiting += [Point(allowed(name), float(value), step, now) for name, value in values.items()]
+            self._pending += [Point(allowed(name), float(value), step, now) for name, value in values.items()]
             if time.monotonic() - self._sent > LIVE_SECONDS:
                 self._flush()
 
@@ -69,7 +65,7 @@ class LiveRun:
         self._end(status)
 
     def _flush(self) -> None:
-        points, self._waiting, self._sent = self._waiting, [], time.monotonic()
+        points, self._pending, self._sent = self._pending, [], time.monotonic()
         if points:
             self._send(points)
 

@@ -1,4 +1,4 @@
-"""Models on the tracking server, and the files of runs: logged, downloaded, deleted."""
+"""Logged models and files of runs on the tracking server: log, download, delete."""
 
 import contextlib
 import logging
@@ -20,9 +20,9 @@ def log_pyfunc(
     example: Mapping[str, list[Any]] | None,
     requirements: list[str],
 ) -> tuple[str, str]:
-    """Log a bundle's folder as a pyfunc model of a run, from code and data, without pickle; returns its URI and id.
+    """Log a bundle's folder as a pyfunc model of a run, as code and data without pickle; returns its URI and id.
 
-    `id_types` are "long" or "string" for user_id and item_id; `example` is columns of an input frame.
+    id_types: "long" or "string" for user_id and item_id. example: columns of an input frame.
     """
     with reported(uri), fluent(uri):
         import mlflow.pyfunc
@@ -35,7 +35,7 @@ def log_pyfunc(
         import models
         import pipeline
 
-        user, item = (DataType[each] for each in id_types)
+        user, item = (DataType[name] for name in id_types)
         signature = ModelSignature(
             inputs=Schema(
                 [ColSpec(user, "user_id", required=False), ColSpec(Array(item), "history", required=False)]
@@ -62,14 +62,14 @@ def log_pyfunc(
 
 @contextlib.contextmanager
 def _quietly(logger_name: str) -> Iterator[None]:
-    """Without a logger's warnings: MLflow tries the example on the model and says where that fails, which stops nothing."""
+    """Silence a logger's warnings: MLflow warns where the example fails on the model, which is harmless."""
     logger = logging.getLogger(logger_name)
-    before = logger.level
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
 
 
 def download_model(uri: str, model_uri: str, to: Path) -> Path:
@@ -82,7 +82,7 @@ def download_model(uri: str, model_uri: str, to: Path) -> Path:
 
 
 def log_to_run(uri: str, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-    """Add numbers and labels to a run, finished or not."""
+    """Add metrics and tags to a run, finished or not."""
     from mlflow.entities import RunTag
 
     moment = now_ms()
@@ -105,16 +105,16 @@ def delete_model(uri: str, model_id: str) -> None:
 
 
 def runs_with_files(uri: str, experiment: str) -> list[LoggedRun]:
-    """The runs of an experiment, deleted ones too, that files were logged to."""
+    """Runs of an experiment with logged files, deleted runs included."""
     from mlflow.entities import ViewType
 
     with reported(uri):
         client = client_at(uri)
-        found = client.get_experiment_by_name(experiment)
+        entity = client.get_experiment_by_name(experiment)
         runs: list[LoggedRun] = []
         token: str | None = None
-        while found is not None:
-            page = client.search_runs([found.experiment_id], run_view_type=ViewType.ALL, page_token=token)
+        while entity is not None:
+            page = client.search_runs([entity.experiment_id], run_view_type=ViewType.ALL, page_token=token)
             runs += [logged(run) for run in page if client.list_artifacts(run.info.run_id)]
             token = page.token
             if not token:
@@ -123,7 +123,7 @@ def runs_with_files(uri: str, experiment: str) -> list[LoggedRun]:
 
 
 def delete_run_files(uri: str, run_id: str) -> None:
-    """Delete all files of a run; its numbers stay."""
+    """Delete all files of a run; params, metrics and tags stay."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     with reported(uri):

@@ -1,6 +1,6 @@
-"""Queries of the tracking server, by its URI: runs, their children, files and addresses.
+"""Queries of a tracking server: runs, child runs, files and addresses.
 
-Every query imports MLflow and raises ServerAway where the server does not answer.
+Each imports MLflow and raises ServerAway where the server does not answer.
 """
 
 import re
@@ -14,9 +14,9 @@ from pipeline.tracking.ui import AS_TRAINING
 
 
 def find_run(uri: str, id_or_name: str, experiment: str | None = None) -> LoggedRun:
-    """The run with this id, or with this name in one experiment (default: in all).
+    """Run with this id, or with this name in one experiment (default: in all).
 
-    Raises LookbackError where there is none or several, ServerAway where the server does not answer.
+    Raises LookbackError for no run or several.
     """
     with reported(uri):
         client = client_at(uri)
@@ -25,7 +25,7 @@ def find_run(uri: str, id_or_name: str, experiment: str | None = None) -> Logged
         experiments = (
             [client.get_experiment_by_name(experiment)] if experiment else client.search_experiments()
         )
-        ids = [each.experiment_id for each in experiments if each is not None]
+        ids = [entity.experiment_id for entity in experiments if entity is not None]
         name = id_or_name.replace("'", "")
         runs = list(client.search_runs(ids, f"attributes.run_name = '{name}'")) if ids else []
     if len(runs) == 1:
@@ -42,18 +42,18 @@ def find_run(uri: str, id_or_name: str, experiment: str | None = None) -> Logged
 
 
 def find_tagged(uri: str, experiment_id: str, tags: dict[str, str]) -> LoggedRun | None:
-    """The newest finished run with all of the tags in an experiment; None where there is none."""
-    wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-    wanted.append("attributes.status = 'FINISHED'")
+    """Newest finished run of an experiment with all of these tags, or None."""
+    conditions = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    conditions.append("attributes.status = 'FINISHED'")
     with reported(uri):
         runs = client_at(uri).search_runs(
-            [experiment_id], " AND ".join(wanted), max_results=1, order_by=["attributes.start_time DESC"]
+            [experiment_id], " AND ".join(conditions), max_results=1, order_by=["attributes.start_time DESC"]
         )
         return logged(runs[0]) if runs else None
 
 
 def children(uri: str, run_id: str) -> list[LoggedRun]:
-    """The runs nested under a run, oldest first."""
+    """Child runs of a run, oldest first."""
     with reported(uri):
         client = client_at(uri)
         runs = client.search_runs(
@@ -65,14 +65,14 @@ def children(uri: str, run_id: str) -> list[LoggedRun]:
 
 
 def run_artifact(uri: str, run_id: str, path: str, to: Path) -> Path:
-    """Download a file or folder of a run into a folder; returns its path there."""
+    """Download a file or folder of a run into the folder `to`; returns its path."""
     with reported(uri):
         to.mkdir(parents=True, exist_ok=True)
         return Path(client_at(uri).download_artifacts(run_id, path, str(to)))
 
 
 def address(uri: str, run_id: str) -> str:
-    """The address of a run in MLflow's UI, for a link on one of its pages."""
+    """Address of a run for a link inside MLflow's UI."""
     with reported(uri):
         experiment_id = client_at(uri).get_run(run_id).info.experiment_id
     return f"#/experiments/{experiment_id}/runs/{run_id}{AS_TRAINING}"

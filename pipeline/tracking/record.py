@@ -1,4 +1,4 @@
-"""The record of a stage's run, kept in its folder so that any tracking server can be given it later."""
+"""Record of a stage's run, kept in the stage's folder so that it can be sent to any tracking server later."""
 
 import json
 import re
@@ -13,21 +13,21 @@ from pipeline.errors import DamagedArtifact
 
 TRACKING = "tracking.json"
 TABLES_TAG = "mlflow.loggedArtifacts"
-"""The tag by which MLflow's UI and `load_table` know tables."""
+"""Tag that lists the tables for MLflow's UI and `load_table`."""
 
 
 def allowed(name: str) -> str:
-    """A name in the characters that MLflow takes: `ndcg@10` becomes `ndcg_at_10`, anything else that it refuses `_`."""
+    """Replace the characters that MLflow refuses in a name: `ndcg@10` becomes `ndcg_at_10`, others `_`."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"))[:250]
 
 
 def now_ms() -> int:
-    """The time in milliseconds since the epoch."""
+    """Current time, in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 class Point(NamedTuple):
-    """A metric's value at a step."""
+    """Value of a metric at a step."""
 
     name: str
     value: float
@@ -58,64 +58,64 @@ class RunRecord:
     datasets: list[DatasetInput] = field(default_factory=list)
     artifacts: list[tuple[str, str]] = field(default_factory=list)
     model: str = ""
-    """Name of the model that this stage trained; empty where it trained none."""
+    """Name of the model trained by this stage; empty where it trained none."""
     started: int = field(default_factory=now_ms)
     ended: int = 0
 
     def param(self, name: str, value: Any) -> None:
-        """A setting; of a table, each of its entries as `name.entry`."""
+        """Add a setting; a mapping becomes one per entry, `name.entry`."""
         if isinstance(value, Mapping) and value:
-            for key, each in value.items():
-                self.param(f"{name}.{key}", each)
+            for key, entry in value.items():
+                self.param(f"{name}.{key}", entry)
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             self.param_values[allowed(name)] = text[:6000]
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Several settings."""
+        """Add several settings."""
         for name, value in values.items():
             self.param(name, value)
 
     def metric(self, name: str, value: float, step: int = 0) -> None:
-        """A number of this stage, at a step (an epoch)."""
+        """Add a metric of this stage at a step (an epoch)."""
         self.points.append(Point(allowed(name), float(value), step, now_ms()))
 
     def parent_metric(self, name: str, value: float) -> None:
-        """A headline number, shown on the training's run as well as on this stage's."""
+        """Add a metric to this stage's run and to the parent run."""
         self.metric(name, value)
         self.parent_points.append(self.points[-1])
 
     def tag(self, name: str, value: str) -> None:
-        """A label to search runs by."""
+        """Add a tag."""
         self.tags[name] = value[:5000]
 
     def artifact(self, path: str, to: str = "") -> None:
-        """A file or folder of the stage's folder, by its relative path, shown in the folder `to` of the run."""
+        """Add a file or folder, by its path in the stage's folder, to the run's folder `to`."""
         self.artifacts.append((path, to))
 
     def table(self, path: str, to: str = "") -> None:
-        """A file {"columns": [...], "data": [[...], ...]} of the stage's folder that the UI shows as a table."""
+        """Add a file {"columns": [...], "data": [[...], ...]} that the UI shows as a table."""
         self.artifact(path, to)
         known = json.loads(self.tags.get(TABLES_TAG, "[]"))
         shown = f"{to}/{path}" if to else path
         self.tag(TABLES_TAG, json.dumps([*known, {"path": shown, "type": "table"}]))
 
     def dataset(self, name: str, digest: str, context: str, source: str, rows: int) -> None:
-        """Input data of the stage; context is training, validation or test."""
+        """Add a data set; context is training, validation or test."""
         self.datasets.append(DatasetInput(name, digest, context, source, rows))
 
     def save(self, folder: Path) -> None:
-        """Write tracking.json; the stage ends here."""
+        """Write tracking.json; sets the end time."""
         self.ended = now_ms()
         write_json(folder / TRACKING, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "RunRecord":
-        """Read tracking.json; raises DamagedArtifact where it is not one."""
+        """Read tracking.json; raises DamagedArtifact where it is damaged."""
         content = read_json(folder / TRACKING)
         try:
             for name, kind in (("points", Point), ("parent_points", Point), ("datasets", DatasetInput)):
-                content[name] = [kind(*each) for each in content[name]]
+                content[name] = [kind(*row) for row in content[name]]
             content["artifacts"] = [(path, to) for path, to in content["artifacts"]]
             return cls(**content)
         except (TypeError, ValueError, KeyError) as error:

@@ -1,6 +1,6 @@
-"""The model registry: published bundles as versions of `lookback-<name>`, found again by their digest; the alias `champion`.
+"""Model registry: bundles as versions of `lookback-<name>`, identified by digest; aliases champion and challenger.
 
-What the gate or a hand decided about a version is written to it: tags `lookback.gate…`, its description, metrics of its run.
+A version carries its decision (by the gate or by hand): tags `lookback.gate…`, its description, metrics of its run.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pipeline.artifacts.files import now, read_json
 from pipeline.artifacts.store import Artifact, read_manifest
@@ -20,26 +20,23 @@ from pipeline.tracking.client import client_at, fluent, reported, server_at, tra
 from pipeline.tracking.models import delete_model, download_model, log_pyfunc, log_to_run
 from pipeline.tracking.server import BUNDLE_DIGEST, GATE, ServerAway, Version
 
-if TYPE_CHECKING:
-    pass
-
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""Aliases: the version that scores; the newest one that was refused and waits for a hand, none after the champion moved."""
+"""Aliases: the version that scores; the newest refused version, removed once the champion moves."""
 Outcome = Literal["passed", "first", "off", "refused", "by hand"]
 REFUSED: Outcome = "refused"
 _HEADING = "\n\n**Gate.** "
 SERVING_NEEDS = ("faiss-cpu", "mlflow", "numpy", "pandas", "polars", "pyarrow", "safetensors", "torch")
-"""What pipeline/serving/pyfunc.py imports, directly or through the bundle."""
+"""Packages imported by pipeline/serving/pyfunc.py, directly or through the bundle."""
 
 
 def model_name(config: Config) -> str:
-    """The registered model of a configuration."""
+    """Name of a configuration's registered model."""
     return f"lookback-{config.name}"
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A published model: its version in the registry (0: this configuration's own) and its bundle's digest."""
+    """Published model: registry version (0: this configuration's own), bundle digest and URI."""
 
     version: int
     bundle_digest: str
@@ -48,13 +45,13 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about a version, why, and the figures that it was decided by."""
+    """Decision about a version, with its reason and figures."""
 
     outcome: Outcome
-    """passed: against the champion; first: there was none; off: without a test; refused; by hand"""
+    """passed: against the champion; first: no champion yet; off: no test; refused; by hand."""
     reason: str
     figures: Mapping[str, float | str] = field(default_factory=dict)
-    """Name to figure: differences in the gate's metric, targets and users behind them, and what they were measured against."""
+    """Name to figure: differences in the gate's metric, numbers of targets and users, and the opponent."""
 
     @property
     def moves(self) -> bool:
@@ -62,14 +59,14 @@ class Decision:
         return self.outcome != REFUSED
 
     def text(self, before: Version | None) -> str:
-        """The decision in a sentence; `before` was champion until then."""
+        """One-sentence decision; `before` is the previous champion."""
         stands = f"version {before.version} stays" if before is not None else "there is none"
         became = "champion" if self.moves else f"not champion ({stands})"
         return f"{became}; {self.outcome}: {self.reason}"
 
 
 class Registry:
-    """The registered models on one tracking server; every question raises ServerAway where it does not answer."""
+    """Registered models of one tracking server; every method raises ServerAway where it does not answer."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -77,18 +74,18 @@ class Registry:
 
     @classmethod
     def from_config(cls, config: Config) -> "Registry":
-        """The registry where a configuration's runs are logged."""
+        """Registry of a configuration's tracking server."""
         return cls(tracking_uri(config))
 
     def champion(self, name: str) -> Version | None:
-        """The version that `champion` points to; milliseconds."""
+        """Champion of a model, or None; takes milliseconds."""
         number = self._server.alias(name, CHAMPION)
         return self._server.version(name, number) if number is not None else None
 
     def resolve(self, name_or_uri: str) -> Version:
-        """The version behind NAME (its champion), models:/NAME/VERSION or models:/NAME@ALIAS; milliseconds.
+        """Version of NAME (its champion), models:/NAME/VERSION or models:/NAME@ALIAS; takes milliseconds.
 
-        Raises LookbackError where there is none, or it is no bundle of ours.
+        Raises LookbackError where there is none, or it is no bundle.
         """
         uri = name_or_uri if name_or_uri.startswith("models:/") else f"models:/{name_or_uri}@{CHAMPION}"
         parts = re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", uri)
@@ -97,27 +94,27 @@ class Registry:
                 f"model: received {name_or_uri!r}, expected models:/NAME/VERSION or models:/NAME@ALIAS"
             )
         name, number, alias = parts.groups()
-        version = int(number) if number is not None else self._server.alias(name, alias)
-        found = self._server.version(name, version) if version is not None else None
-        if found is None:
+        resolved = int(number) if number is not None else self._server.alias(name, alias)
+        version = self._server.version(name, resolved) if resolved is not None else None
+        if version is None:
             raise LookbackError(
                 f"{uri}: no such model on {self.uri}; publish one with: lookback run publish --config …"
             )
-        if not found.bundle_digest:
+        if not version.bundle_digest:
             raise LookbackError(
                 f"{uri}: was not published by lookback (it has no tag {BUNDLE_DIGEST}); expected a bundle"
             )
-        return found
+        return version
 
     def version(self, name: str, version: int) -> Version | None:
-        """A version by its number; milliseconds."""
+        """Version by number, or None; takes milliseconds."""
         return self._server.version(name, version)
 
     def versions(self, name: str) -> list[Version]:
-        """Every version, newest first."""
+        """All versions, newest first."""
         with reported(self.uri):
-            found = client_at(self.uri).search_model_versions(f"name='{name}'")
-        return sorted((version_of(each) for each in found), key=lambda version: -version.version)
+            entities = client_at(self.uri).search_model_versions(f"name='{name}'")
+        return sorted(map(version_of, entities), key=lambda version: -version.version)
 
     def register(
         self,
@@ -129,9 +126,9 @@ class Registry:
         input_example: Mapping[str, list[Any]] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Version:
-        """The version of a bundle: the one registered before under its digest, or a new one.
+        """Register a bundle, unless a version has its digest already; returns the version.
 
-        `input_example` is columns of an input frame, such as {"user_id": [1, 2]}; the description is Markdown.
+        input_example: columns of an input frame, such as {"user_id": [1, 2]}. description: Markdown.
         """
         for version in self.versions(name):
             if version.bundle_digest == bundle_digest:
@@ -157,20 +154,20 @@ class Registry:
             client_at(self.uri).set_registered_model_alias(name, CHAMPION, str(version))
 
     def tags(self, version: Version) -> dict[str, str]:
-        """All that a version is labelled with."""
+        """Tags of a version."""
         with reported(self.uri):
-            found = client_at(self.uri).get_model_version(version.name, str(version.version))
-        return dict(found.tags)
+            return dict(client_at(self.uri).get_model_version(version.name, str(version.version)).tags)
 
     def record(self, version: Version, decision: Decision, before: Version | None) -> None:
-        """Write a decision to its version, and move the alias where it says so; `before` is the champion until now.
+        """Write a decision to its version and move the aliases; `before` is the champion until now.
 
-        The tag `lookback.gate` itself comes after the alias: where it is missing, nothing was decided yet.
+        The tag `lookback.gate` is written after the aliases: without it the decision is unfinished.
         """
         figures = dict(decision.figures) | ({"champion_before": before.version} if before is not None else {})
         labels = {"reason": decision.reason, "at": now().isoformat(timespec="seconds")}
         labels |= {
-            name: f"{each:.6g}" if isinstance(each, float) else str(each) for name, each in figures.items()
+            name: f"{figure:.6g}" if isinstance(figure, float) else str(figure)
+            for name, figure in figures.items()
         }
         with reported(self.uri):
             client = client_at(self.uri)
@@ -178,8 +175,8 @@ class Registry:
             for label, text in labels.items():
                 client.set_model_version_tag(name, number, f"{GATE}.{label}", text[:1000])
             card = (client.get_model_version(name, number).description or "").partition(_HEADING)[0]
-            said = f"{card[:4400]}{_HEADING}{decision.text(before)}"
-            client.update_model_version(name, number, said[:5000])
+            text = f"{card[:4400]}{_HEADING}{decision.text(before)}"
+            client.update_model_version(name, number, text[:5000])
             if decision.moves:
                 client.set_registered_model_alias(name, CHAMPION, number)
                 client.delete_registered_model_alias(name, CHALLENGER)
@@ -187,13 +184,15 @@ class Registry:
                 client.set_registered_model_alias(name, CHALLENGER, number)
             client.set_model_version_tag(name, number, GATE, decision.outcome)
         numbers = {
-            f"gate/{label}": each for label, each in decision.figures.items() if not isinstance(each, str)
+            f"gate/{label}": figure
+            for label, figure in decision.figures.items()
+            if not isinstance(figure, str)
         }
-        with contextlib.suppress(ServerAway):  # the run may have been deleted; the version has it all
+        with contextlib.suppress(ServerAway):  # a deleted run; the version has all of it
             log_to_run(self.uri, version.run_id, numbers, {GATE: decision.outcome})
 
     def delete_version(self, name: str, version: int) -> None:
-        """Remove a version from the registry, and its files."""
+        """Delete a version and its files."""
         with reported(self.uri):
             client = client_at(self.uri)
             source = client.get_model_version(name, str(version)).source or ""
@@ -202,37 +201,37 @@ class Registry:
             delete_model(self.uri, source.removeprefix("models:/"))
 
     def download_bundle(self, version: Version, to: Path) -> Path:
-        """Copy a version's bundle to a folder, complete or not at all; returns the folder."""
+        """Copy a version's bundle to a folder, all or nothing; returns the folder."""
         if to.exists():
             return to
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=".downloading-") as temporary:
             model = download_model(self.uri, version.uri, Path(temporary))
-            found = sorted(model.glob("data/*/bundle.json"))
-            if not found:
+            bundles = sorted(model.glob("data/*/bundle.json"))
+            if not bundles:
                 raise LookbackError(
                     f"{version.uri}: holds no bundle; publish again with: lookback run publish --force"
                 )
-            shutil.move(found[0].parent, to)
+            shutil.move(bundles[0].parent, to)
         return to
 
 
 def requirements() -> list[str]:
-    """What serving needs, in the versions that are installed here (without a local suffix such as +cpu)."""
+    """Requirements of serving, pinned to the installed versions (without a local suffix such as +cpu)."""
     from importlib.metadata import version
 
     return [f"{name}=={version(name).partition('+')[0]}" for name in SERVING_NEEDS]
 
 
 def model_source(config: Config) -> ModelSource:
-    """The registered model that score.model names (champion, or models:/NAME/VERSION)."""
+    """Registered model named by score.model (champion, or models:/NAME/VERSION)."""
     model = config.score.model
     version = Registry.from_config(config).resolve(model_name(config) if model == CHAMPION else model)
     return ModelSource(version.version, version.bundle_digest, version.uri)
 
 
 def champion_digest(config: Config) -> str | None:
-    """The digest of the bundle that is live; None where there is none."""
+    """Bundle digest of the champion, or None."""
     if not config.tracking.enabled:
         return None
     version = Registry.from_config(config).champion(model_name(config))
@@ -240,32 +239,32 @@ def champion_digest(config: Config) -> str | None:
 
 
 def version_of_bundle(config: Config, publish: Artifact) -> int | None:
-    """The version under which a publish artifact was registered on the present server; milliseconds."""
-    found = linked_version(config, publish)
-    return found.version if found is not None else None
+    """Version number of a publish artifact on the present server, or None; takes milliseconds."""
+    version = linked_version(config, publish)
+    return version.version if version is not None else None
 
 
 def linked_version(config: Config, publish: Artifact) -> Version | None:
-    """Version under which a publish artifact was registered on the present server; None where it is not there any more."""
+    """Version of a publish artifact on the present server, or None where it is gone."""
     registry = Registry.from_config(config)
     with contextlib.suppress(OSError, DamagedArtifact, ServerAway):
         number = read_json(version_link(publish)).get(registry.uri)
-        found = registry.version(model_name(config), int(number)) if number is not None else None
-        if found is not None and found.bundle_digest == read_manifest(publish.folder)["bundle_digest"]:
-            return found
+        version = registry.version(model_name(config), int(number)) if number is not None else None
+        if version is not None and version.bundle_digest == read_manifest(publish.folder)["bundle_digest"]:
+            return version
     return None
 
 
 def prune_versions(config: Config, *, keep: int, dry_run: bool) -> list[Version]:
-    """Delete all but the `keep` newest versions and the champion; returns what went (or would go)."""
+    """Delete all but the `keep` newest versions and the champion; returns the deleted ones (dry_run: the ones to delete)."""
     if not config.tracking.enabled:
         return []
     registry, name = Registry.from_config(config), model_name(config)
     champion = registry.champion(name)
     old = [
-        each
-        for each in registry.versions(name)[keep:]
-        if champion is None or each.version != champion.version
+        version
+        for version in registry.versions(name)[keep:]
+        if champion is None or version.version != champion.version
     ]
     for version in [] if dry_run else old:
         registry.delete_version(name, version.version)
@@ -273,12 +272,12 @@ def prune_versions(config: Config, *, keep: int, dry_run: bool) -> list[Version]
 
 
 def version_link(publish: Artifact) -> Path:
-    """File beside a publish artifact: tracking URI -> version number."""
+    """File beside a publish artifact: tracking URI to version number."""
     return publish.run_link.with_suffix(".version.json")
 
 
 def input_example(bundle_folder: Path) -> dict[str, list[Any]]:
-    """Columns of a frame to predict from: two histories of the first items of the catalogue, which are nobody's."""
+    """Example input: two synthetic histories built from the first catalogue items."""
     import polars as pl
 
     ids = pl.read_parquet(bundle_folder / "items.parquet", columns=["item_id"])["item_id"].head(3).to_list()
@@ -286,7 +285,7 @@ def input_example(bundle_folder: Path) -> dict[str, list[Any]]:
 
 
 def _id_types(bundle_folder: Path) -> tuple[str, str]:
-    """MLflow's types of user_id and item_id in a bundle."""
+    """MLflow types of user_id and item_id in a bundle."""
     import pyarrow.parquet
 
     files = (("users.parquet", "user_id"), ("items.parquet", "item_id"))

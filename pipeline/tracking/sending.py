@@ -1,4 +1,4 @@
-"""Sending a RunRecord to a run: settings, points, data sets, files, and the model of its metrics."""
+"""Send a RunRecord to a run: settings, metrics, data sets, files, and the link from metrics to model."""
 
 import getpass
 import json
@@ -15,43 +15,43 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 MODEL_ID = "lookback.model_id"
-"""Tag of a training: the logged model that it made, to which metrics of validation and test belong."""
+"""Tag of a training: its logged model, to which validation and test metrics belong."""
 MEASURED_ON = {"validation_": "validation", "test/": "test"}
-"""How names of metrics begin, and the context of the data set that they are measured on."""
+"""Prefix of metric names to the context of their data set."""
 _BATCH_METRICS, _BATCH_PARAMS = 1000, 100
 
 
-def log_plan(
-    client: "MlflowClient", run_id: str, plan: RunRecord, tags: dict[str, str], folder: Path
+def log_record(
+    client: "MlflowClient", run_id: str, record: RunRecord, tags: dict[str, str], folder: Path
 ) -> None:
-    """Send what the run does not have yet."""
+    """Send the parts of a record that the run lacks."""
     from mlflow.entities import Param, RunTag
 
     known = client.get_run(run_id).data
-    log_points(client, run_id, plan.points)
+    log_points(client, run_id, record.points)
     client.log_batch(
         run_id, tags=[RunTag(name, value) for name, value in tags.items() if known.tags.get(name) != value]
     )
-    params = [Param(name, value) for name, value in plan.param_values.items() if name not in known.params]
+    params = [Param(name, value) for name, value in record.param_values.items() if name not in known.params]
     for start in range(0, len(params), _BATCH_PARAMS):
         client.log_batch(run_id, params=params[start : start + _BATCH_PARAMS])
-    _log_datasets(client, run_id, plan.datasets)
-    _log_artifacts(client, run_id, folder, plan.artifacts)
+    _log_datasets(client, run_id, record.datasets)
+    _log_artifacts(client, run_id, folder, record.artifacts)
 
 
 def log_points(client: "MlflowClient", run_id: str, points: list[Point]) -> None:
-    """Send the points whose step the run does not have yet."""
-    have: dict[str, set[int]] = defaultdict(set)
+    """Send the points whose step the run lacks."""
+    known: dict[str, set[int]] = defaultdict(set)
     for name in {point.name for point in points} & set(client.get_run(run_id).data.metrics):
-        have[name] = {metric.step for metric in client.get_metric_history(run_id, name)}
-    send_points(client, run_id, [point for point in points if point.step not in have[point.name]])
+        known[name] = {metric.step for metric in client.get_metric_history(run_id, name)}
+    send_points(client, run_id, [point for point in points if point.step not in known[point.name]])
 
 
 def send_points(client: "MlflowClient", run_id: str, points: list[Point]) -> None:
     """Send all points."""
     from mlflow.entities import Metric
 
-    _send(client, run_id, [Metric(each.name, each.value, each.timestamp, each.step) for each in points])
+    _send(client, run_id, [Metric(point.name, point.value, point.timestamp, point.step) for point in points])
 
 
 def _send(client: "MlflowClient", run_id: str, metrics: "list[Metric]") -> None:
@@ -60,7 +60,7 @@ def _send(client: "MlflowClient", run_id: str, metrics: "list[Metric]") -> None:
 
 
 def model_of(client: "MlflowClient", run_id: str, name: str) -> str:
-    """The logged model that a training made, created where there is none yet; its id."""
+    """Id of a training run's logged model, created if missing."""
     run = client.get_run(run_id)
     if MODEL_ID in run.data.tags:
         return str(run.data.tags[MODEL_ID])
@@ -77,40 +77,39 @@ def model_of(client: "MlflowClient", run_id: str, name: str) -> str:
 
 
 def attach(client: "MlflowClient", run_id: str, model_id: str, datasets: Iterable[DatasetInput]) -> None:
-    """Say of the run's metrics of validation and test which model and which data set they are of: see MEASURED_ON."""
+    """Link the run's validation and test metrics to their model and data set (MEASURED_ON)."""
     from mlflow.entities import Metric
 
     by_context = {data.context: data for data in datasets}
-    have = {(each.key, each.step) for each in client.get_logged_model(model_id).metrics or []}
-    found = []
+    known = {(metric.key, metric.step) for metric in client.get_logged_model(model_id).metrics or []}
+    linked: list[Metric] = []
     for name in client.get_run(run_id).data.metrics:
-        context = next((each for begin, each in MEASURED_ON.items() if name.startswith(begin)), None)
+        context = next((value for prefix, value in MEASURED_ON.items() if name.startswith(prefix)), None)
         if context is None or context not in by_context:
             continue
         data = by_context[context]
-        found += [
+        linked += [
             Metric(
                 name,
-                each.value,
-                each.timestamp,
-                each.step,
+                metric.value,
+                metric.timestamp,
+                metric.step,
                 model_id=model_id,
                 dataset_name=_dataset_name(data),
                 dataset_digest=data.digest[:36],
             )
-            for each in client.get_metric_history(run_id, name)
-            if (name, each.step) not in have
+            for metric in client.get_metric_history(run_id, name)
+            if (name, metric.step) not in known
         ]
-    _send(client, run_id, found)
+    _send(client, run_id, linked)
 
 
 def _dataset_name(data: DatasetInput) -> str:
-    """MLflow keeps one context per name and digest, so the context is in the name."""
+    """Name with the context, because MLflow keeps one context per name and digest."""
     return f"{data.name} {data.context}"
 
 
 def _log_datasets(client: "MlflowClient", run_id: str, datasets: Iterable[DatasetInput]) -> None:
-    """Dataset inputs with their contexts."""
     from mlflow.entities import Dataset, InputTag
     from mlflow.entities import DatasetInput as Input
 
@@ -134,7 +133,7 @@ def _log_datasets(client: "MlflowClient", run_id: str, datasets: Iterable[Datase
 def _log_artifacts(
     client: "MlflowClient", run_id: str, folder: Path, artifacts: Iterable[tuple[str, str]]
 ) -> None:
-    """Send the files that the run does not have in the same size."""
+    """Send the files that the run lacks or has in another size."""
     sizes: dict[str, dict[str, int | None]] = {}
     for relative, to in artifacts:
         chosen = folder / relative
@@ -147,14 +146,14 @@ def _log_artifacts(
                 .removeprefix(".")
             )
             if target not in sizes:
-                there = client.list_artifacts(run_id, target or None)
-                sizes[target] = {Path(each.path).name: each.file_size for each in there}
+                known = client.list_artifacts(run_id, target or None)
+                sizes[target] = {Path(file.path).name: file.file_size for file in known}
             if sizes[target].get(path.name) != path.stat().st_size:
                 client.log_artifact(run_id, str(path), target or None)
 
 
 def logged(run: "Run") -> LoggedRun:
-    """A run as MLflow has it, in our form."""
+    """Convert MLflow's Run."""
     info, data = run.info, run.data
     return LoggedRun(
         info.run_id,
@@ -168,19 +167,18 @@ def logged(run: "Run") -> LoggedRun:
 
 
 def labels(stage: str, fingerprint: str, tags: dict[str, str]) -> dict[str, str]:
-    """The tags of a stage's run: its own, and what MLflow's UI shows as source and user."""
-    own = {
+    """Tags of a stage's run, with source and user for MLflow's UI."""
+    return {
         "lookback.stage": stage,
         "lookback.fingerprint": fingerprint,
         "mlflow.source.name": f"lookback {stage}",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
-    }
-    return own | tags
+    } | tags
 
 
 def _user() -> str:
-    """Who runs this; a container may have no name for the user."""
+    """Name of the user; a container may have none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

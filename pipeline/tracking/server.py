@@ -1,4 +1,4 @@
-"""Address of the tracking server, and the queries that take milliseconds because they do without MLflow."""
+"""Address of the tracking server, and millisecond queries that avoid importing MLflow."""
 
 import base64
 import contextlib
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 BUNDLE_DIGEST = "lookback.bundle_digest"
 GATE = "lookback.gate"
-"""Tag of a version: what was decided about it; figures and reason are tags that begin with it."""
+"""Tag of a version: its decision; prefix of the tags with figures and reason."""
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 TIMEOUT_SECONDS = 2.0
 
 
 class ServerAway(LookbackError):
-    """The tracking server does not answer, or not as MLflow."""
+    """The tracking server does not answer, or does not speak MLflow's protocol."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered model version."""
+    """Registered model version."""
 
     name: str
     version: int
     bundle_digest: str
-    """What the bundle's content is called by; empty where something else than a bundle was registered."""
+    """Digest of the bundle's content; empty where the version is no bundle."""
     run_id: str
-    """The run that published it."""
+    """Run that published the version."""
     source: str
-    """Where its files are."""
+    """URI of the files."""
     gate: str = ""
-    """What was decided about it: passed, first, off, refused, by hand; empty where nothing was yet."""
+    """Decision: passed, first, off, refused, by hand; empty before it."""
 
     @property
     def uri(self) -> str:
@@ -49,7 +49,7 @@ class Version:
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A run as the server has it; names of metrics as MLflow spells them (`ndcg_at_10`)."""
+    """Run on the server; metric names in MLflow's spelling (`ndcg_at_10`)."""
 
     run_id: str
     name: str
@@ -61,48 +61,48 @@ class LoggedRun:
 
     @property
     def parent_run_id(self) -> str | None:
-        """The run that it is nested under."""
+        """Id of the parent run, or None."""
         return self.tags.get("mlflow.parentRunId")
 
 
 class Server(Protocol):
-    """The questions; every answer None where there is no such thing, ServerAway where nobody answers."""
+    """Queries of a tracking server; None for an unknown run, alias or version, ServerAway without an answer."""
 
     def run_status(self, run_id: str) -> str | None:
-        """RUNNING, FINISHED, FAILED, … of a run that is not deleted."""
+        """Status (RUNNING, FINISHED, FAILED, …) of a run that is not deleted."""
 
     def alias(self, name: str, alias: str) -> int | None:
-        """The version that an alias of a registered model points to."""
+        """Version number behind an alias of a registered model."""
 
     def version(self, name: str, version: int) -> Version | None:
-        """A version of a registered model."""
+        """Version of a registered model."""
 
 
 def absolute_uri(uri: str) -> str:
-    """The URI with the path of an SQLite file made absolute, so that it means the same from every working directory."""
+    """Make the path of an SQLite URI absolute, so that it is valid from every working directory."""
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path.absolute()}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite URI, None for other URIs."""
+    """File of an SQLite URI; None for other URIs."""
     prefix = "sqlite:///"
     return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
 
 
 def chosen_uri(chosen: str | None = None) -> str:
-    """Where runs are logged: the URI that was chosen, MLFLOW_TRACKING_URI or mlruns/mlflow.db; a path in it is absolute."""
+    """Tracking URI: the chosen one, else MLFLOW_TRACKING_URI, else mlruns/mlflow.db, with an absolute path."""
     return absolute_uri(chosen or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
 
 
 def artifact_root(uri: str) -> str | None:
-    """Where artifacts go: beside an SQLite file; None where the server decides."""
+    """Artifact location: beside an SQLite file; None where the server decides."""
     path = sqlite_path(uri)
     return (path.absolute().parent / "artifacts").as_uri() if path is not None else None
 
 
 def open_server(uri: str) -> Server | None:
-    """How to ask the server at a URI; None for a kind that only MLflow's own client can ask."""
+    """Server at a URI; None for a kind that only MLflow's client reaches."""
     path = sqlite_path(uri)
     if path is not None:
         return SqliteServer(path)
@@ -110,7 +110,7 @@ def open_server(uri: str) -> Server | None:
 
 
 class SqliteServer:
-    """MLflow's database in a file, read without MLflow.
+    """MLflow's SQLite database, read without MLflow.
 
     Three queries on a private schema, because importing MLflow's client takes 2.2 to 2.9 s of processor time (3.17). An
     answer cached in the link file is no substitute: runs deleted in the UI must be noticed, and every logged run changes
@@ -156,21 +156,19 @@ class SqliteServer:
         if not self._path.exists():
             return []
         try:
-            address = f"{self._path.absolute().as_uri()}?mode=rw"  # never creates it
+            address = f"{self._path.absolute().as_uri()}?mode=rw"  # never creates the file
             with contextlib.closing(sqlite3.connect(address, uri=True, timeout=TIMEOUT_SECONDS)) as database:
                 return database.execute(query, values).fetchall()
         except sqlite3.OperationalError as error:
-            if "no such table" in str(error):  # being created at this moment
+            if "no such table" in str(error):  # the database is being created
                 return []
             raise ServerAway(f"{self._path}: cannot be read ({error})") from None
         except sqlite3.DatabaseError as error:
-            raise ServerAway(
-                f"{self._path}: is not a database that MLflow could have written ({error})"
-            ) from None
+            raise ServerAway(f"{self._path}: is not an MLflow database ({error})") from None
 
 
 class RestServer:
-    """A server that is asked over HTTP."""
+    """Server queried over HTTP."""
 
     def __init__(self, uri: str) -> None:
         self._root = uri.rstrip("/") + "/api/2.0/mlflow"
@@ -191,17 +189,17 @@ class RestServer:
         answer = self._get("model-versions/get", name=name, version=str(version))
         if not answer:
             return None
-        found = answer["model_version"]
-        tags = {tag["key"]: tag["value"] for tag in found.get("tags", [])}
-        run_id, source = found.get("run_id", ""), found["source"]
+        entity = answer["model_version"]
+        tags = {tag["key"]: tag["value"] for tag in entity.get("tags", [])}
+        run_id, source = entity.get("run_id", ""), entity["source"]
         return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id, source, tags.get(GATE, ""))
 
-    def _get(self, what: str, **values: str) -> dict[str, Any]:
+    def _get(self, method: str, **values: str) -> dict[str, Any]:
         import urllib.error
         import urllib.parse
         import urllib.request
 
-        address = f"{self._root}/{what}?{urllib.parse.urlencode(values)}"
+        address = f"{self._root}/{method}?{urllib.parse.urlencode(values)}"
         request = urllib.request.Request(address, headers=_credentials())  # noqa: S310  (http or https: see open_server)
         with _as_away(self._root):
             try:
@@ -209,13 +207,13 @@ class RestServer:
                     content: dict[str, Any] = json.load(answer)
                     return content
             except urllib.error.HTTPError as error:
-                if _says_missing(error):
+                if _is_missing(error):
                     return {}
                 raise
 
 
-def _says_missing(error: "HTTPError") -> bool:
-    """MLflow's own answer for what is not there (for an alias it is INVALID_PARAMETER_VALUE)."""
+def _is_missing(error: "HTTPError") -> bool:
+    """Whether MLflow reports an unknown run, version or alias (for an alias as INVALID_PARAMETER_VALUE)."""
     if error.code not in (400, 404):
         return False
     return json.load(error).get("error_code") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -230,7 +228,7 @@ def _as_away(address: str) -> Iterator[None]:
 
 
 def _credentials() -> dict[str, str]:
-    """The header for MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, as MLflow's client sends it."""
+    """Authorization header from MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD."""
     token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
     if token:
         return {"Authorization": f"Bearer {token}"}

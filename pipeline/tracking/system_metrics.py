@@ -1,4 +1,4 @@
-"""What the machine is doing while a stage runs: processor, memory, disk, network and GPU, as MLflow's own monitors see them."""
+"""System metrics during a stage: processor, memory, disk, network and GPU, by MLflow's monitors."""
 
 import contextlib
 import threading
@@ -9,21 +9,21 @@ from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
 
 PREFIX = "system/"
-"""How MLflow's UI tells system metrics from others."""
+"""Prefix by which MLflow's UI recognises system metrics."""
 
 
 @contextlib.contextmanager
-def sampled(plan: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
-    """Sample every `seconds` while what is within runs, and once more when it ends; into the plan and the live run.
+def sampled(record: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
+    """Sample every `seconds` inside the context and once at its end, into the record and the live run; 0: never.
 
-    Nothing where `seconds` is 0. Points are steps from 0: means over the time since the step before.
+    Points have steps from 0: means over the time since the previous step.
     """
     if not seconds:
         yield
         return
     monitors = _Monitors()
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(monitors, plan, live, seconds, ended), daemon=True)
+    thread = threading.Thread(target=_watch, args=(monitors, record, live, seconds, ended), daemon=True)
     thread.start()
     try:
         yield
@@ -33,20 +33,20 @@ def sampled(plan: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
 
 
 def _watch(
-    monitors: "_Monitors", plan: RunRecord, live: LiveRun, seconds: float, ended: threading.Event
+    monitors: "_Monitors", record: RunRecord, live: LiveRun, seconds: float, ended: threading.Event
 ) -> None:
-    step, over = 0, False
-    while not over:
-        over = ended.wait(seconds)
+    step, is_last = 0, False
+    while not is_last:
+        is_last = ended.wait(seconds)
         values = monitors.sample()
         for name, value in values.items():
-            plan.metric(name, value, step)
-        live.beside(values, step)
+            record.metric(name, value, step)
+        live.system_metrics(values, step)
         step += 1
 
 
 class _Monitors:
-    """MLflow's monitors; a GPU's only where there is one and what asks it (nvidia-ml-py) is installed."""
+    """MLflow's monitors; the GPU's only with a GPU and nvidia-ml-py."""
 
     def __init__(self) -> None:
         import psutil
@@ -55,18 +55,18 @@ class _Monitors:
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        psutil.cpu_percent()  # counts from here; its first answer means nothing
+        psutil.cpu_percent()  # starts the count; the first value is meaningless
         kinds: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]
         self._all = [kind() for kind in kinds]
-        on_gpu: Any = GPUMonitor
-        with contextlib.suppress(Exception):  # whatever the driver says where there is no GPU
-            self._all.append(on_gpu())
+        gpu_monitor: Any = GPUMonitor
+        with contextlib.suppress(Exception):  # any error of the driver means no GPU
+            self._all.append(gpu_monitor())
 
     def sample(self) -> dict[str, float]:
         """Name to value since the last sample."""
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for monitor in self._all:
             monitor.collect_metrics()
-            found |= {f"{PREFIX}{name}": value for name, value in monitor.aggregate_metrics().items()}
+            values |= {f"{PREFIX}{name}": value for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
-        return found
+        return values

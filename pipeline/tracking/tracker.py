@@ -1,8 +1,8 @@
 """Logging to the tracking server: each stage's RunRecord becomes a run.
 
-The record lies in the stage's folder as `tracking.json`; a Tracker ensures that the present server has a run with all of it,
-and keeps the run's id in a link file ({tracking URI: run id}). A server that is away costs one line on stderr: the next
-command replays.
+The record is `tracking.json` in the stage's folder; a Tracker ensures that the present server has a run with all of it, and
+keeps the run's id in a link file ({tracking URI: run id}). An unreachable server costs one line on stderr: the next command
+replays.
 """
 
 import contextlib
@@ -17,20 +17,15 @@ from pipeline.artifacts.files import fingerprint as digest_of
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.errors import DamagedArtifact
 from pipeline.tracking import queries
-from pipeline.tracking.client import (
-    client_at,
-    reported,
-    server_at,
-    tracking_uri,
-)
+from pipeline.tracking.client import client_at, reported, server_at, tracking_uri
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord, now_ms
 from pipeline.tracking.sending import (
     MODEL_ID,
     attach,
     labels,
-    log_plan,
     log_points,
+    log_record,
     model_of,
     send_points,
 )
@@ -45,13 +40,13 @@ if TYPE_CHECKING:
 BUILD = "lookback.build"
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
-"""The tag that MLflow's UI shows as a run's description."""
+"""Tag that MLflow's UI shows as a run's description."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Tag of an experiment: MLflow's UI calls it machine learning, not an application of language models."""
+"""Tag of an experiment that MLflow's UI shows as machine learning, not as a language-model application."""
 AWAY_SECONDS = 60.0
-"""Pause after a server did not answer, before the next request."""
+"""Pause before the next request to a server that did not answer."""
 _AWAY = "away"
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 class RunIdentity(TypedDict):
@@ -65,7 +60,7 @@ class RunIdentity(TypedDict):
 
 
 class Tracker:
-    """One experiment on one tracking server. A server that is away costs one warning, never the work."""
+    """One experiment on one tracking server; an unreachable server costs one warning, never the work."""
 
     def __init__(
         self, uri: str, experiment: str, artifact_location: str | None = None, *, enabled: bool = True
@@ -85,15 +80,15 @@ class Tracker:
         return cls(uri, config.name, artifact_root(uri), enabled=config.tracking.enabled)
 
     def is_logged(self, link_file: Path, status: str = "FINISHED") -> bool:
-        """Whether a run needs nothing more: the server has it with this final status, or is away (one warning)."""
+        """Whether a run is complete: the server has it with this final status, or is unreachable (one warning)."""
         return self._linked_status(link_file) in (status, _AWAY)
 
     def is_running(self, link_file: Path) -> bool:
-        """Whether the server shows a run as under way; False where it is away."""
+        """Whether the server shows a run as running; False where it is unreachable."""
         return self._linked_status(link_file) == "RUNNING"
 
     def linked_run(self, link_file: Path) -> str | None:
-        """Id of the run that a link file names on this server; None where there is none, or the server is away."""
+        """Id of a link file's run on this server; None without a run, or with an unreachable server."""
         return self._linked(link_file) if self._linked_status(link_file) not in (None, _AWAY) else None
 
     def start(
@@ -107,9 +102,9 @@ class Tracker:
         parent_link_file: Path | None = None,
         reopen: bool = False,
     ) -> "LiveRun":
-        """A running run, so that metrics are seen before the stage ends; the one of an interrupted attempt goes on.
+        """Start a run, so that metrics show before the stage ends; continue the run of an interrupted attempt.
 
-        `reopen`: a finished one goes on too.
+        reopen: continue a finished run too.
         """
 
         def begin(client: "MlflowClient") -> str:
@@ -150,13 +145,13 @@ class Tracker:
     ) -> None:
         """Ensure that the server has an ended run with all of folder/tracking.json; nothing is sent twice.
 
-        `model_link_file`: the link of the training whose model the metrics are of, where it is another run.
+        model_link_file: link of the training that made the evaluated model, where it is another run.
         """
-        plan = RunRecord.load(folder)
+        record = RunRecord.load(folder)
         all_tags = (
             labels(stage, fingerprint, tags)
-            | plan.tags
-            | {BUILD: digest_of([stage, fingerprint, plan.started, plan.ended])}
+            | record.tags
+            | {BUILD: digest_of([stage, fingerprint, record.started, record.ended])}
         )
 
         def complete(client: "MlflowClient") -> None:
@@ -166,81 +161,85 @@ class Tracker:
             if run_id:
                 self._link(link_file, run_id)
             else:
-                run_id = self._create(client, all_tags, run_name, link_file, parent_link_file, plan.started)
-            log_plan(client, run_id, plan, all_tags, folder)
-            self._attach(client, run_id, plan, model_link_file)
+                run_id = self._create(client, all_tags, run_name, link_file, parent_link_file, record.started)
+            log_record(client, run_id, record, all_tags, folder)
+            self._attach(client, run_id, record, model_link_file)
             parent = self._linked(parent_link_file)
-            if plan.parent_points and self._status(parent) is not None:
-                log_points(client, parent, plan.parent_points)
-            client.set_terminated(run_id, status, max(plan.ended, client.get_run(run_id).info.start_time))
+            if record.parent_points and self._status(parent) is not None:
+                log_points(client, parent, record.parent_points)
+            client.set_terminated(run_id, status, max(record.ended, client.get_run(run_id).info.start_time))
 
         self.attempt(complete)
 
     def offer(self, view: View) -> None:
-        """Ensure that MLflow's UI offers a saved view of this experiment's runs."""
+        """Offer a saved view of this experiment's runs in MLflow's UI."""
         self.attempt(lambda client: offer(client, self._experiment_id(client), view))
 
-    def attempt(self, action: Callable[["MlflowClient"], _Answer]) -> _Answer | None:
-        """The action's result; None, and one warning, where the server is away or refuses."""
+    def attempt(self, action: Callable[["MlflowClient"], _Result]) -> _Result | None:
+        """Result of an action on the client; None, and one warning, where the server is unreachable or refuses."""
         if not self._enabled or time.monotonic() < self._away_until:
             return None
         try:
             with reported(self.uri):
-                self._status("")  # a server that is away is found out in TIMEOUT_SECONDS
+                self._status("")  # detects an unreachable server within TIMEOUT_SECONDS
                 return action(client_at(self.uri))
         except ServerAway as error:
-            self._say_away(error)
+            self._warn_away(error)
             return None
 
     @contextlib.contextmanager
     def tolerated(self) -> Iterator[None]:
-        """Turn ServerAway within into one warning."""
+        """Turn ServerAway inside the context into one warning."""
         try:
             yield
         except ServerAway as error:
-            self._say_away(error)
+            self._warn_away(error)
 
-    def log_beside(self, other: LoggedRun, run_name: str, plan: RunRecord, folder: Path) -> str | None:
-        """Log a record, with files from a folder, as a finished run in the experiment of another run; returns its id.
+    def log_in_experiment_of(
+        self, other: LoggedRun, run_name: str, record: RunRecord, folder: Path
+    ) -> str | None:
+        """Log a record, with files from a folder, as a finished run in another run's experiment; returns its id.
 
-        None, and one warning, where the server is away.
+        None, and one warning, where the server is unreachable.
         """
 
         def send(client: "MlflowClient") -> str:
-            all_tags = labels(plan.tags.get("lookback.stage", ""), "", plan.tags)
-            run_id: str = client.create_run(other.experiment_id, plan.started, all_tags, run_name).info.run_id
-            log_plan(client, run_id, plan, all_tags, folder)
-            client.set_terminated(run_id, "FINISHED", plan.ended)
+            all_tags = labels(record.tags.get("lookback.stage", ""), "", record.tags)
+            run_id: str = client.create_run(
+                other.experiment_id, record.started, all_tags, run_name
+            ).info.run_id
+            log_record(client, run_id, record, all_tags, folder)
+            client.set_terminated(run_id, "FINISHED", record.ended)
             return run_id
 
         return self.attempt(send)
 
     def end_abandoned(self, link_file: Path, note: str) -> None:
-        """End as KILLED a linked run whose process is gone, with the running ones under it; `note` becomes its description."""
+        """End as KILLED a linked run whose process is gone, with its running child runs; `note`: its new description."""
 
         def end(client: "MlflowClient") -> None:
             run_id = self._linked(link_file)
             if self._status(run_id) is None:
                 return
-            under = [each.run_id for each in queries.children(self.uri, run_id) if each.status == "RUNNING"]
-            for each in (*under, run_id):
-                client.set_terminated(each, "KILLED")
+            running = [run.run_id for run in queries.children(self.uri, run_id) if run.status == "RUNNING"]
+            for running_id in (*running, run_id):
+                client.set_terminated(running_id, "KILLED")
             client.set_tag(run_id, NOTE, note)
 
         self.attempt(end)
 
     def _attach(
-        self, client: "MlflowClient", run_id: str, plan: RunRecord, model_link_file: Path | None
+        self, client: "MlflowClient", run_id: str, record: RunRecord, model_link_file: Path | None
     ) -> None:
-        """Attach metrics of validation and test to their model and data set."""
-        if plan.model:
-            attach(client, run_id, model_of(client, run_id, plan.model), plan.datasets)
+        """Link validation and test metrics to their model and data set."""
+        if record.model:
+            attach(client, run_id, model_of(client, run_id, record.model), record.datasets)
         elif self._status(training := self._linked(model_link_file)) is not None:
             model_id = client.get_run(training).data.tags.get(MODEL_ID)
             if model_id is not None:
-                attach(client, run_id, model_id, plan.datasets)
+                attach(client, run_id, model_id, record.datasets)
 
-    def _say_away(self, error: ServerAway) -> None:
+    def _warn_away(self, error: ServerAway) -> None:
         self._away_until = time.monotonic() + AWAY_SECONDS
         if not self._warned:
             text = f"tracking: {error}; the work goes on, and the next run logs what is missing"
@@ -248,20 +247,20 @@ class Tracker:
         self._warned = True
 
     def _linked_status(self, link_file: Path) -> str | None:
-        """Status of the run that a link file names; None where there is no such run, _AWAY where nobody can be asked."""
+        """Status of a link file's run; None without a run, _AWAY with an unreachable server."""
         if not self._enabled or time.monotonic() < self._away_until:
             return _AWAY
         try:
             return self._status(self._linked(link_file))
         except ServerAway as error:
-            self._say_away(error)
+            self._warn_away(error)
             return _AWAY
 
     def _status(self, run_id: str) -> str | None:
         return self._server.run_status(run_id)
 
     def _linked(self, link_file: Path | None) -> str:
-        """Run id of this server in a link file; empty where there is none."""
+        """Run id of this server in a link file; empty without one."""
         if link_file is None or not link_file.exists():
             return ""
         with contextlib.suppress(DamagedArtifact):
@@ -291,24 +290,22 @@ class Tracker:
         return run_id
 
     def _find_build(self, client: "MlflowClient", build: str) -> str:
-        """Run of this build, whose link was lost; empty where there is none."""
-        found = client.search_runs(
-            [self._experiment_id(client)], f"tags.`{BUILD}` = '{build}'", max_results=1
-        )
-        return str(found[0].info.run_id) if found else ""
+        """Run of a build whose link was lost; empty without one."""
+        runs = client.search_runs([self._experiment_id(client)], f"tags.`{BUILD}` = '{build}'", max_results=1)
+        return str(runs[0].info.run_id) if runs else ""
 
     def _experiment_id(self, client: "MlflowClient") -> str:
         from mlflow.exceptions import MlflowException
 
-        found = client.get_experiment_by_name(self.experiment)
-        if found is None:
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None:
             try:
                 return client.create_experiment(self.experiment, self.artifact_location, tags=KIND)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            found = client.get_experiment_by_name(self.experiment)  # another process was faster
-            assert found is not None
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+            experiment = client.get_experiment_by_name(self.experiment)  # another process was faster
+            assert experiment is not None
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)

@@ -1,4 +1,4 @@
-"""MLflow's own server on 127.0.0.1, over the database and the artifacts that runs are logged to."""
+"""MLflow's server on 127.0.0.1 over the tracking database and its artifacts, and saved views of runs."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import LookbackError
-from pipeline.tracking.client import client_at, patient, reported
+from pipeline.tracking.client import client_at, reported, with_busy_timeout
 from pipeline.tracking.record import now_ms
 from pipeline.tracking.server import artifact_root, chosen_uri
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 AS_TRAINING = "?workflowType=machine_learning"
-"""The end of an address at which MLflow's UI shows runs as trainings; a browser that never was there sees them as traces."""
+"""Query part of an address that makes MLflow's UI show training runs; a new browser shows traces by default."""
 
 _SAVED_VIEW = "mlflow.sharedViewState."
-"""How the experiment's tags begin in which MLflow's UI keeps saved views, and what their key follows."""
+"""Prefix of the experiment tags in which MLflow's UI keeps saved views, before the view's key."""
 _FIRST_COLUMNS = {"attributes.`Run Name`": 240, "runDateAndNestInfo": 145, "duration": 80}
 _METRIC_WIDTH, _TAG_WIDTH = 140, 430
 
 
 @dataclass(frozen=True)
 class View:
-    """A list of runs in MLflow's UI, the one with most of the first metric first; the first tag stands beside that."""
+    """List of runs in MLflow's UI, sorted by the first metric, with the first tag in the column beside it."""
 
     key: str
     name: str
@@ -38,11 +38,11 @@ class View:
 
     @property
     def query(self) -> str:
-        """The end of the address of an experiment's runs at which the UI shows them so."""
+        """Query part of an experiment's address that selects the view."""
         return f"{AS_TRAINING}&viewStateShareKey={self.key}"
 
     def state(self) -> str:
-        """What the UI keeps of a saved view."""
+        """JSON text of the saved view."""
         metrics = [(f"metrics.`{name}`", _METRIC_WIDTH) for name in self.metrics]
         tags = [(f"tags.`{name}`", _TAG_WIDTH) for name in self.tags]
         widths = dict([*metrics[:1], *tags[:1], *metrics[1:], *tags[1:]])
@@ -60,25 +60,25 @@ class View:
 
 
 def offer(client: "MlflowClient", experiment_id: str, view: View) -> None:
-    """Put a view among the saved ones of an experiment, unless it is there already, however changed since."""
+    """Save a view in an experiment, unless one with its key exists, edited or not."""
     tag = f"{_SAVED_VIEW}{view.key}"
     if tag not in client.get_experiment(experiment_id).tags:
         client.set_experiment_tag(experiment_id, tag, view.state())
 
 
 def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: View | None = None) -> None:
-    """Become MLflow's server on 127.0.0.1, with the database and the artifacts that runs are logged to; say where.
+    """Print the address and replace this process by MLflow's server on 127.0.0.1.
 
-    Raises LookbackError where the port is in use, or runs are logged to a server that has its own UI.
+    Raises LookbackError for a port in use, or a tracking server with its own UI.
     """
     uri = chosen_uri(uri)
     root = artifact_root(uri)
     if root is None:
         raise LookbackError(f"ui: runs are logged to {uri}, which has its own UI; open it in a browser")
     with reported(uri):
-        found = client_at(uri).get_experiment_by_name(experiment) if experiment else None
-        if found is not None and view is not None:
-            offer(client_at(uri), found.experiment_id, view)
+        entity = client_at(uri).get_experiment_by_name(experiment) if experiment else None
+        if entity is not None and view is not None:
+            offer(client_at(uri), entity.experiment_id, view)
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -88,21 +88,17 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
                 f"ui: port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another with --port or tracking.port"
             ) from None
     query = view.query if view is not None else AS_TRAINING
-    runs = f"/#/experiments/{found.experiment_id}/runs{query}" if found is not None else ""
+    runs = f"/#/experiments/{entity.experiment_id}/runs{query}" if entity is not None else ""
     print(f"MLflow: http://127.0.0.1:{port}{runs} ({uri})", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += [
         "--workers",
         "2",
+        "--backend-store-uri",
+        with_busy_timeout(uri),
+        "--default-artifact-root",
+        root,
     ]
-    command += ["--backend-store-uri", patient(uri), "--default-artifact-root", root]
-    os.execve(  # noqa: S606  (there is no shell to go through, on purpose)
+    os.execve(  # noqa: S606  (no shell on purpose)
         sys.executable, command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     )

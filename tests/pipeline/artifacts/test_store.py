@@ -1,4 +1,4 @@
-"""The store: complete or not there, damaged files named, one maker at a time."""
+"""Artifact store: atomic commits, damaged files named, locks, resumed workspaces, the latest link."""
 
 import subprocess
 import sys
@@ -6,10 +6,12 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.artifacts import store
+from pipeline.artifacts.files import digest_file
 from pipeline.artifacts.store import Artifact, being_made
 from pipeline.errors import DamagedArtifact
 
@@ -73,6 +75,35 @@ def test_latest_is_the_newest(tmp_path: Path) -> None:
     assert (tmp_path / "stage" / "latest").readlink().name == first.name
     second.point_latest()
     assert (tmp_path / "stage" / "latest").readlink().name == second.name
+
+
+def test_commit_takes_known_digests_without_reading_the_files(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path / "stage", "f" * 16)
+    artifact.prepare(resume=False)
+    (artifact.workspace / "linked.txt").write_text("four")
+    (artifact.workspace / "own.txt").write_text("twelve")
+    manifest: dict[str, Any] = {"created_utc": "2026-01-01", "inputs": {}}
+    artifact.commit(manifest, {"linked.txt": "digest of the store"})
+    own = digest_file(artifact.folder / "own.txt")
+    assert manifest["files"] == {"linked.txt": [4, "digest of the store"], "own.txt": [6, own]}
+    assert store.read_manifest(artifact.folder) == manifest
+    assert not artifact.workspace.exists()
+    with pytest.raises(DamagedArtifact, match=r"linked\.txt: is damaged: its digest differs"):
+        artifact.verify()
+
+
+def test_an_artifact_is_locked_within_its_lock_alone(tmp_path: Path) -> None:
+    first, second = Artifact(tmp_path, "1" * 16), Artifact(tmp_path, "2" * 16)
+    assert not first.is_locked()
+    with first.lock({"ingest": "abc"}):
+        assert first.is_locked()
+        assert not second.is_locked()
+        assert being_made(tmp_path) == {first.name: {"ingest": "abc"}}
+    assert not first.is_locked()
+    with pytest.raises(DamagedArtifact), first.lock():
+        raise DamagedArtifact("a failed build")
+    assert not first.is_locked(), "an error releases the lock"
+    assert list((tmp_path / ".locks").glob("*.json")) == []
 
 
 def test_a_workspace_is_kept_only_for_a_stage_that_resumes(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_a_comparison_that_cannot_be_logged_is_printed_all_the_same(
 @pytest.mark.parametrize(
     ("runs", "said"),
     [
-        (["train first", "evaluate first"], "named before"),
+        (["train first", "evaluate first"], "repeats an earlier evaluation"),
         (["train third"], "no such run"),
         (["lonely"], "no finished evaluation"),
     ],

@@ -88,7 +88,7 @@ def test_right_archive_is_unpacked_once(folder: Path) -> None:
         assert "ratings.dat, movies.dat from http" in download.download(config)
     assert (folder / "ratings.dat").read_bytes() == RATINGS
     assert files_below(folder.parent) == ["tiny.zip", "tiny/movies.dat", "tiny/ratings.dat"]
-    assert "already there and right" in download.download(config), "the server is gone: no second download"
+    assert "already there and correct" in download.download(config), "the server is gone: no second download"
 
 
 def test_missing_file_comes_back_from_the_kept_archive(folder: Path) -> None:

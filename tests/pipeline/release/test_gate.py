@@ -190,7 +190,7 @@ def test_the_best_baseline_has_to_be_beaten(
     test = gate.against_best_baseline(a_report(tmp_path, values), "ndcg@10")
     assert test.passed is passed
     assert test.figures["best_baseline"] == best
-    assert said in test.said
+    assert said in test.message
 
 
 def test_the_first_version_needs_no_more_than_that(place: Place):

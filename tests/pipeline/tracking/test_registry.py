@@ -15,13 +15,9 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
-import torch
 
 from features.histories.jagged import JaggedHistories
-from models import checkpoint
-from models.encoder.encoder import Encoder
 from models.recommendation.rules import Rules
-from models.retrieval.build import build_index
 from models.settings.encoder import EncoderSettings
 from pipeline.artifacts.files import write_json
 from pipeline.dataset.dataset import Dataset
@@ -39,36 +35,12 @@ from pipeline.tracking.record import RunRecord
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import BUNDLE_DIGEST, absolute_uri, artifact_root
 from pipeline.tracking.tracker import Tracker
+from tests.factories import small_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "lookback-small"
-NUM_ITEMS, NUM_USERS = 7, 3
-HISTORIES = ([1, 2, 3], [4], [5, 6])
-
-
+NUM_ITEMS = 7
 SMALL = EncoderSettings(dim=4, num_blocks=1, num_heads=1)
-
-
-def a_bundle(folder: Path, seed: int = 0, settings: EncoderSettings = SMALL) -> str:
-    """A bundle of seven items "i1".."i7" and the users 10, 20, 30; returns its digest."""
-    for name in ("deployed", "index", "histories"):
-        (folder / name).mkdir(parents=True)
-    torch.manual_seed(seed)
-    encoder = Encoder(settings, NUM_ITEMS, 0, 5)
-    checkpoint.save_model(encoder, folder / "deployed")
-    numbers = np.arange(1, NUM_ITEMS + 1, dtype=np.int32)
-    build_index(encoder.item_vectors().detach().numpy()[1:], numbers).save(folder / "index")
-    pl.DataFrame(
-        {"item_index": numbers, "item_id": [f"i{n}" for n in numbers], "num_events": [1, 1, 1, 1, 1, 9, 5]},
-    ).write_parquet(folder / "items.parquet")
-    pl.DataFrame({"user_index": [0, 1, 2], "user_id": [10, 20, 30]}).write_parquet(folder / "users.parquet")
-    flat = np.array([item for history in HISTORIES for item in history], np.int32)
-    offsets = np.cumsum([0, *(len(history) for history in HISTORIES)])
-    no_values = np.full(len(flat), np.nan, np.float32)
-    JaggedHistories(offsets, flat, np.arange(len(flat)), np.zeros(len(flat), np.int16), no_values).save(
-        folder / "histories"
-    )
-    return seal(folder, {"name": "small", "event_types": []})
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +55,7 @@ def uri(place: Path) -> str:
 
 @pytest.fixture(scope="module")
 def digest(place: Path) -> str:
-    return a_bundle(place / "bundle")
+    return small_bundle(place / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +107,7 @@ def test_frame_of_histories_or_users(place: Path, digest: str):
 
 
 def test_asked_at_the_newest_event_of_the_log(tmp_path: Path):
-    a_bundle(tmp_path)
+    small_bundle(tmp_path)
     assert Bundle.open(tmp_path).newest == 5, "an older bundle knows the newest one on an item of its own"
     newest = 1_700_000_000 * SECOND
     seal(tmp_path, {"name": "small", "event_types": [], "newest": newest})
@@ -160,7 +132,7 @@ def test_what_is_served_equals_what_is_scored_at_the_newest_event(tmp_path: Path
     asked = replace(SMALL, calendar=True, request_time=True)
     for settings in (SMALL, asked):
         folder = tmp_path / str(settings.request_time)
-        a_bundle(folder, settings=settings)
+        small_bundle(folder, settings=settings)
         seal(folder, {"name": "small", "event_types": [], "newest": 6 * hour})
         bundle = Bundle.open(folder)
         known = histories.item_index[:6], histories.time[:6], kinds[:6], values[:6]
@@ -203,7 +175,7 @@ def test_a_missing_history_is_an_empty_one(place: Path, digest: str):
 
 
 def test_a_bundle_of_the_format_before_still_recommends_but_cannot_be_compared(tmp_path: Path):
-    a_bundle(tmp_path / "old")
+    small_bundle(tmp_path / "old")
     description = json.loads((tmp_path / "old" / "bundle.json").read_text())
     for version, opens in ((1, True), (2, True), (3, True), (4, False)):
         write_json(tmp_path / "old" / "bundle.json", description | {"format_version": version})
@@ -256,7 +228,7 @@ def test_bundle_comes_back_as_it_was(published: Registry, digest: str, tmp_path:
 def test_new_version_becomes_champion_when_told_and_old_ones_go(
     published: Registry, place: Path, run_id: str
 ):
-    digest = a_bundle(place / "second", seed=1)
+    digest = small_bundle(place / "second", seed=1)
     second = published.register(NAME, place / "second", digest, run_id)
     assert second.version == 2
     assert published.resolve(NAME).version == 1
