@@ -70,13 +70,13 @@ class Run:
         """
         import polars as pl
 
-        from pipeline.artifacts.files import read_json
+        from pipeline.evaluation.report import EvaluationReport
 
-        report = read_json(self.folder("evaluate") / "metrics.json")
+        report = EvaluationReport.load(self.folder("evaluate"))
         rows = [
-            (system, metric, value, *report["intervals"].get(system, {}).get(metric, (None, None)))
-            for system, metrics in report["metrics"].items()
-            for metric, value in metrics.items()
+            (system, metric, *report.value(system, metric))
+            for system, values in report.metrics.items()
+            for metric in values
         ]
         text, number = pl.String, pl.Float64
         schema = {"system": text, "metric": text, "value": number, "low": number, "high": number}
