@@ -277,6 +277,6 @@ class AttentionRecommender:
         return scores
 
 
-def as_asked(histories: Histories, request_time: int) -> Histories:
+def with_request_time(histories: Histories, request_time: int) -> Histories:
     """The same rows with one request time, microseconds since the epoch."""
     return replace(histories, request_time=np.full(len(histories), request_time, np.int64))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.encoder.encoder import AttentionRecommender, as_asked
+from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.explanation import contributions
 from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, Int64
@@ -135,7 +135,7 @@ class RecommendationEngine:
         """Add a request time if a stage reads it; by default that of the newest event."""
         if not self.looks_at_request or histories.request_time is not None:
             return histories
-        return as_asked(histories, int(histories.time[histories.gather()[1]].max(initial=0)))
+        return with_request_time(histories, int(histories.time[histories.gather()[1]].max(initial=0)))
 
     def _filled(self, retrieve: Retrieve, k: int, rules: Rules, keys: UInt64) -> Candidates:
         """Fill lists [rows, k] by the rules, retrieving more candidates for short rows until none are left."""

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from features.histories.vocabulary import Vocabulary
-from models.encoder.encoder import as_asked
+from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int64, histories_from_lists
 from models.recommendation.engine import Answer
 from pipeline.config import Config
@@ -133,14 +133,14 @@ def _of_user(pipeline: Pipeline, bundle: Bundle, user: str) -> tuple[Histories, 
     dataset = Dataset.open(features.folder)
     users = Vocabulary(dataset.users["user_id"], 0)
     if users.encode_known(pl.Series([user]))[1] and _is_listed(pipeline, user):
-        return as_asked(histories_from_lists([[]]), dataset.newest), 0
+        return with_request_time(histories_from_lists([[]]), dataset.newest), 0
     index = _index(users, user)
     items, _ = bundle.item_mapping(dataset.items["item_id"])
     types = bundle.type_mapping(dataset.event_types)
     histories = dataset.histories
     whole = rows(histories, histories.offsets[index], histories.offsets[index + 1]).compact()
     known = replace(whole, event_type=types[whole.event_type]).translate(items)
-    known = as_asked(known, dataset.newest)
+    known = with_request_time(known, dataset.newest)
     return known, int(whole.lengths[0] - known.lengths[0])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from features.histories.numbering import ItemNumbering
 from models.device import pick_device
-from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
+from models.encoder.encoder import AttentionRecommender, Encoder, with_request_time
 from models.histories import Float32, Histories
 from models.retrieval.build import build_index
 from models.retrieval.index import ItemIndex
@@ -37,7 +37,7 @@ def user_vectors(
         users = users.select(users.lengths > 0)
     number = min(len(users), settings.recall_queries)
     chosen = np.unique(np.linspace(0, len(users) - 1, number).astype(np.int64))
-    return AttentionRecommender(encoder).encode(as_asked(users.select(chosen), dataset.newest))
+    return AttentionRecommender(encoder).encode(with_request_time(users.select(chosen), dataset.newest))
 
 
 def _held_out(dataset: Dataset) -> Histories:

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
-from models.encoder.encoder import as_asked
+from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
 from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
@@ -194,7 +194,7 @@ class Scorer:
         whole = replace(whole, event_type=self.log.types[whole.event_type])
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
-            known = as_asked(known, self.log.newest)
+            known = with_request_time(known, self.log.newest)
         return whole, known
 
     def _counts(self, whole: Histories, known: Histories, answer: Answer) -> Counts:

@@ -28,7 +28,7 @@ from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
-from models.encoder.encoder import AttentionRecommender, as_asked
+from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
@@ -120,7 +120,7 @@ class Bundle:
     def known_histories(self) -> Histories:
         """Histories of `users`, in the deployed numbering, requested at time `newest`."""
         saved = self._saved
-        return as_asked(rows(saved, saved.offsets[:-1], saved.offsets[1:]), self.newest)
+        return with_request_time(rows(saved, saved.offsets[:-1], saved.offsets[1:]), self.newest)
 
     @cached_property
     def segments(self) -> list[str]:
@@ -215,7 +215,7 @@ class Bundle:
             [part[part > 0].tolist() for part in np.split(index, np.cumsum(lengths)[:-1])] if lengths else []
         )
         times = [[self.newest - SECOND * age for age in reversed(range(len(row)))] for row in known]
-        return as_asked(histories_from_lists(known, times), self.newest), unknown
+        return with_request_time(histories_from_lists(known, times), self.newest), unknown
 
     def _lists(
         self, histories: Histories, k: int, exclude_seen: bool, segment: Int64 | None = None

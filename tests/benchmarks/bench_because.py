@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from models.checkpoint import load_model  # noqa: E402
-from models.encoder.encoder import AttentionRecommender, Encoder, as_asked  # noqa: E402
+from models.encoder.encoder import AttentionRecommender, Encoder, with_request_time  # noqa: E402
 from models.explanation.contributions import Method, contributions, encode_to_explain, parts  # noqa: E402
 from models.explanation.faithfulness import measure_encoder  # noqa: E402
 from models.histories import Float32, Histories, Int32  # noqa: E402
@@ -43,7 +43,7 @@ def load(run: Path, num_users: int, seed: int) -> tuple[Encoder, Histories, Floa
     train = (run / "train" / "latest").resolve()
     features = run / "features" / read_json(train / "manifest.json")["inputs"]["features"]
     dataset, mapping = Dataset.open(features), np.load(train / "items.npy")
-    every = as_asked(dataset.all_rows().compact().translate(mapping), dataset.newest)
+    every = with_request_time(dataset.all_rows().compact().translate(mapping), dataset.newest)
     encoder = load_model(train)
     num_events = np.bincount(every.item_index, minlength=encoder.num_items + 1).astype(np.float32)
     known = np.flatnonzero(every.lengths > 0)

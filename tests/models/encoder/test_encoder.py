@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from models.encoder.batching import Batch, BatchPlan, Window
-from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
+from models.encoder.encoder import AttentionRecommender, Encoder, with_request_time
 from models.histories import Histories, histories_from_lists
 from models.settings.encoder import INNER_PRODUCTS, EncoderSettings
 
@@ -332,7 +332,8 @@ def test_a_model_that_sees_the_request_asks_for_its_time(random_encoder, random_
     with pytest.raises(ValueError, match="received no request_time, expected the time at which each row"):
         recommender.encode(histories)
     now, later = (
-        recommender.encode(as_asked(histories, moment)) for moment in (int(histories.time.max()) + 1, 10**14)
+        recommender.encode(with_request_time(histories, moment))
+        for moment in (int(histories.time.max()) + 1, 10**14)
     )
     assert not np.allclose(now, later)
 

@@ -19,7 +19,7 @@ from features.settings import ContentSettings, EventSettings, ItemSettings, Spli
 from models import checkpoint
 from models.baselines.base import FittedOn
 from models.baselines.popularity import Popularity
-from models.encoder.encoder import AttentionRecommender, Encoder, as_asked
+from models.encoder.encoder import AttentionRecommender, Encoder, with_request_time
 from models.evaluation import ranks
 from models.evaluation.comparison import SystemComparison
 from models.histories import Histories, histories_from_lists
@@ -182,7 +182,7 @@ def test_the_index_is_asked_as_users_stand_after_validation(inputs: dict[str, Pa
     expected = []
     for user in np.flatnonzero(ends > np.asarray(split.train_end)):
         items = mapping[histories.item_index[histories.offsets[user] : ends[user]]]
-        asked = as_asked(histories_from_lists([items[items > 0].tolist()]), 0)
+        asked = with_request_time(histories_from_lists([items[items > 0].tolist()]), 0)
         expected.append(AttentionRecommender(encoder).encode(asked)[0])
     chosen = np.linspace(0, len(expected) - 1, 13).astype(int)
     found = item_index.user_vectors(context.config.index, context.dataset, encoder, ItemNumbering(mapping))

@@ -11,7 +11,7 @@ import pytest
 
 from features.histories.numbering import ItemNumbering
 from models import checkpoint
-from models.encoder.encoder import as_asked
+from models.encoder.encoder import with_request_time
 from models.ranking.calibration import Calibration
 from models.ranking.two_stage import TwoStage
 from pipeline.config import load_config
@@ -162,7 +162,7 @@ def test_scoring_puts_the_retrieved_in_the_rankers_order_and_says_why(copied: Wo
     whole = Dataset.open(features).all_rows()
     histories = Dataset.open(features).histories
     items, _ = bundle.item_mapping(pl.read_parquet(features / "items.parquet")["item_id"])
-    asked = as_asked(whole.translate(items), int(histories.time.max()))
+    asked = with_request_time(whole.translate(items), int(histories.time.max()))
     expected, _ = TwoStage(bundle.recommender, stage, exclude_seen=True).recommend(asked, 10)
     chosen = range(0, len(users), 7)
     for row in chosen:
