@@ -19,7 +19,7 @@ from features.settings import ContentSettings, EventSettings, HistorySettings, I
 from models import checkpoint
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
-from pipeline.artifacts.files import read_json, write_json
+from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.modelling import trainer as trainer_module
 from pipeline.modelling.training_facts import TrainingFacts
@@ -28,6 +28,7 @@ from pipeline.serving.bundle import Bundle
 from pipeline.stages import publish
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
+from tests.evaluation_reports import evaluation_report
 
 NUM_USERS, NUM_ITEMS = 23, 11
 COLUMNS: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3, "event_type": 4}
@@ -164,10 +165,7 @@ def test_a_bundle_of_the_log_as_it_was_reads_the_content_it_learned_from(context
     checkpoint.save_model(trained.result.model, held_back.inputs["train"])
     trained.numbering.save(held_back.inputs["train"] / "items.npy")
     TrainingFacts.of(trained.selection).save(held_back.inputs["train"])
-    write_json(
-        held_back.inputs["evaluate"] / "metrics.json",
-        {"metrics": {"lookback": {}}, "targets": 0, "ranker": {"used": False}},
-    )
+    evaluation_report({"lookback": {}}, targets=0).save(held_back.inputs["evaluate"])
     publish.build(held_back)
     bundle = Bundle.open(held_back.folder / "bundle")
     # all but item 11, of which nothing is known; item 10, which was tested, is known by what is said of it
