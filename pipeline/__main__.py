@@ -60,7 +60,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and the stages they need (all: every stage)."""
-    from pipeline.orchestration.ranks import is_leader
+    from pipeline.orchestration.process_group import is_leader
     from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]

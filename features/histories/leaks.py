@@ -90,7 +90,7 @@ def check_fitted(
         part = "training and validation" if with_validation else "training"
         raise LeakError(
             f"leak: {name} was fitted on {fitted_num_events:,} events up to {_iso(fitted_latest)}, "
-            f"expected the {num_events:,} of the {part} part, up to {_iso(latest)}: fit it on pipeline.histories.training_rows"
+            f"expected the {num_events:,} of the {part} part, up to {_iso(latest)}: fit it on Dataset.training_rows"
         )
 
 

@@ -71,10 +71,10 @@ class AttentionBlock(nn.Module):
         """New states of concatenated windows of b rows and l positions."""
         normed = self.attention_norm(states)
         projected = self._projected(normed, self.num_more, self.num_more + 3)
-        mixed = [
-            join_heads(self.attention(*map(self._heads, part.chunk(3, -1)), window))
-            for part, window in zip(windows_of(projected, geometry), geometry, strict=True)
-        ]
+        mixed = []
+        for part, window in zip(windows_of(projected, geometry), geometry, strict=True):
+            heads = self.attention(*map(self._heads, part.chunk(3, -1)), window)
+            mixed.append(join_heads(heads))
         return self._finish(states, normed, joined(mixed, len(states)))
 
     def last(

@@ -21,8 +21,6 @@ from models.topk import mask_seen, row_chunks, top_k
 if TYPE_CHECKING:
     from models.retrieval.index import ItemIndex
 
-AS_SCORED = Rules()
-"""Default rules: exclude seen items, rank by score."""
 _GROWTH = 4
 """Growth of the candidate pool per round, for rows left short."""
 

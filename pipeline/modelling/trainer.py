@@ -1,5 +1,6 @@
 """Trainer of encoders for a configuration, with checkpoints in a stage's workspace."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.training.loop import NAMED_ROWS, fit
 from models.training.result import EpochRecord, FitResult, Initial, NotFinite
+from models.training.state import STATE_VERSION
 from models.training.validation import Validation
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
@@ -151,6 +153,9 @@ class Trainer:
             "max_steps": max_steps,
         }
         resume = checkpoint.load_training(path) if path.exists() else None
+        if resume is not None and resume.get("version") != STATE_VERSION:
+            print(f"{path}: written by another version of lookback; training starts anew", file=sys.stderr)
+            resume = None
         try:
             result = fit(
                 **arguments,

@@ -14,7 +14,7 @@ from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
-from pipeline.orchestration import provenance, ranks
+from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
@@ -67,7 +67,7 @@ def bring_up_to_date(
                 if built:
                     stage = importlib.import_module(f"pipeline.stages.{task.node.stage.name}")
                     with task.building(show_progress) as context:
-                        ranks.announce(task.node.stage.name, context)
+                        process_group.announce(task.node.stage.name, context)
                         stage.build(context)
                 parent.stage_done(task.name, task.node, built=built)
                 task.ensure_logged()

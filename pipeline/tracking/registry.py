@@ -148,11 +148,6 @@ class Registry:
             )
         return version_of(made)
 
-    def set_champion(self, name: str, version: int) -> None:
-        """Point the alias `champion` to a version."""
-        with reported(self.uri):
-            client_at(self.uri).set_registered_model_alias(name, CHAMPION, str(version))
-
     def tags(self, version: Version) -> dict[str, str]:
         """Tags of a version."""
         with reported(self.uri):

@@ -89,4 +89,4 @@ def own_frames(workdir: Workdir, owner: str, kernel: str, *arguments: str) -> li
 def test_from_the_command_to_the_kernel(copied, stage, owner, kernel, innermost, limit):
     frames = own_frames(copied, owner, kernel, "run", stage, "--force")
     assert frames[-1] == innermost
-    assert len(frames) <= limit, frames
+    assert len(frames) <= limit, "\n".join(frames)

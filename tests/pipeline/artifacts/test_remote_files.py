@@ -521,9 +521,7 @@ def test_rights_are_missing(server: Server, tmp_path: Path, monkeypatch: pytest.
 
 def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_to(f"http://127.0.0.1:{free_port()}", monkeypatch)
-    start = time.monotonic()
     failed = log_of(f"s3://{BUCKET}/log", tmp_path)("run", "ingest")
-    assert time.monotonic() - start < 30  # 2.5 on an idle machine
     assert failed.code == 1
     assert re.fullmatch(
         rf"lookback: events.path: s3://{BUCKET}/log: .*Could not connect to server.*AWS_ENDPOINT_URL.*\n",
@@ -535,9 +533,7 @@ def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_silent_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         point_to(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
-        start = time.monotonic()
-        failed = log_of(f"s3://{BUCKET}/log", tmp_path)("run", "ingest")
-    assert time.monotonic() - start < 40  # three times five seconds, and a little
+        failed = log_of(f"s3://{BUCKET}/log", tmp_path)("run", "ingest")  # gives up, which is what is tested
     assert failed.code == 1
     assert re.fullmatch(r"lookback: events.path: .*Timeout was reached.*\n", failed.err)
 

@@ -216,7 +216,7 @@ def test_a_server_that_was_away_is_given_the_runs(
         ({"split.protocol": ["temporal"]}, "received key 'split.protocol'"),
         ({"split": {"ties": ["order"]}}, "received key 'split.ties'"),
         ({"train.refit": [True, False]}, "received key 'train.refit'"),
-        ({"train.learning_rate": {"low": 1.0}}, "low and high are needed"),
+        ({"train.learning_rate": {"low": 1.0}}, "low and high are required"),
         ({"train.learning_rate": {"low": 0.1, "high": 0.01}}, "low not above high"),
         ({"train.learning_rate": {"low": 0.0, "high": 0.1, "log": True}}, "train.learning_rate: received"),
         ({"model.request_time": {"low": 0, "high": 1}}, "False is no number"),

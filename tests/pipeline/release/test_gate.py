@@ -447,7 +447,7 @@ def three(root: Path) -> Config:
 @pytest.fixture
 def published(three: Config) -> Config:
     """The three versions with the oracle as champion, whatever another test did to them."""
-    Registry.from_config(three).set_champion("lookback-three", 2)
+    client_at(tracking_uri(three)).set_registered_model_alias("lookback-three", "champion", "2")
     return three
 
 
@@ -519,7 +519,7 @@ def test_a_later_version_passes_or_is_refused_by_the_test(three: Config):
     assert float(tags["low"]) > 0.3
     details = client_at(tracking_uri(three)).get_model_version(champion.name, "2")
     assert details.description is not None
-    assert "| NDCG@10 | 0.5000 |" in details.description
+    assert "| NDCG@10 | 0.3000 [0.2500, 0.3500] | 0.2000 [0.1500, 0.2500] |" in details.description
     assert "**Gate.** champion; passed: better than item_knn" in details.description
     run = find_run(Tracker.from_config(three).uri, champion.run_id)
     assert run.metrics["gate/difference"] == pytest.approx(float(tags["difference"]), rel=1e-5)
@@ -576,7 +576,7 @@ def test_a_champion_that_moves_meanwhile_is_compared_again(
         champion = rest[-1]
         compared.append(champion.version)
         if len(compared) == 1:
-            Registry.from_config(published).set_champion("lookback-three", 1)
+            client_at(tracking_uri(published)).set_registered_model_alias("lookback-three", "champion", "1")
         return registry.Decision("refused", f"as it stands against {champion.version}")
 
     undecide(published, 3)

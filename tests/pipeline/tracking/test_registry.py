@@ -83,7 +83,7 @@ def published(place: Path, uri: str, digest: str, run_id: str) -> Registry:
         NAME, place / "bundle", digest, run_id, "# A small model", example, {"lookback.protocol": "temporal"}
     )
     assert (version.name, version.version, version.bundle_digest, version.run_id) == (NAME, 1, digest, run_id)
-    own.set_champion(NAME, 1)
+    client_at(own.uri).set_registered_model_alias(NAME, "champion", "1")
     return own
 
 
@@ -232,9 +232,9 @@ def test_new_version_becomes_champion_when_told_and_old_ones_go(
     second = published.register(NAME, place / "second", digest, run_id)
     assert second.version == 2
     assert published.resolve(NAME).version == 1
-    published.set_champion(NAME, 2)
+    client_at(published.uri).set_registered_model_alias(NAME, "champion", "2")
     assert published.resolve(NAME).bundle_digest == digest
-    published.set_champion(NAME, 1)
+    client_at(published.uri).set_registered_model_alias(NAME, "champion", "1")
     files = place / "mlruns" / "artifacts" / "models"
     assert len(list(files.glob("*/artifacts/MLmodel"))) == 2
     published.delete_version(NAME, 2)

@@ -14,7 +14,7 @@ from features.settings import EventSettings, SplitSettings
 from models.training import distributed
 from pipeline.config import Config
 from pipeline.errors import LookbackError
-from pipeline.orchestration import ranks
+from pipeline.orchestration import process_group
 from pipeline.orchestration.context import Context
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
@@ -62,20 +62,20 @@ def built_by(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
 
 
 def test_one_process_leads_and_announces_nothing(tmp_path):
-    with ranks.is_leader() as leads:
+    with process_group.is_leader() as leads:
         assert leads
-    ranks.announce("train", context(tmp_path))
+    process_group.announce("train", context(tmp_path))
 
 
 def test_other_ranks_build_what_rank_0_announces(monkeypatch, group, tmp_path):
     seen: list[Context] = []
     built_by(monkeypatch, seen.append)
     announced = context(tmp_path)
-    ranks.announce("evaluate", announced)
+    process_group.announce("evaluate", announced)
     assert not group  # it trains nothing
-    ranks.announce("train", announced)
+    process_group.announce("train", announced)
     group.append(None)
-    ranks._follow()
+    process_group._follow()
     (received,) = seen
     for name in ("config", "folder", "inputs", "stage_folder", "model"):
         assert getattr(received, name) == getattr(announced, name)
@@ -88,9 +88,9 @@ def test_what_fails_on_all_ranks_is_left_to_rank_0(monkeypatch, group, tmp_path,
         raise error
 
     built_by(monkeypatch, build)
-    ranks.announce("train", context(tmp_path))
+    process_group.announce("train", context(tmp_path))
     with pytest.raises(RuntimeError) as raised:
-        ranks._follow()
+        process_group._follow()
     assert distributed.is_lost(raised.value)  # it waited for rank 0 to end
     assert not group
 
@@ -100,9 +100,9 @@ def test_an_error_of_a_rank_s_own_is_no_lost_connection(monkeypatch, group, tmp_
         raise RuntimeError("out of memory")
 
     built_by(monkeypatch, build)
-    ranks.announce("train", context(tmp_path))
+    process_group.announce("train", context(tmp_path))
     with pytest.raises(RuntimeError, match="out of memory") as raised:
-        ranks._follow()
+        process_group._follow()
     assert not distributed.is_lost(raised.value)
 
 
@@ -116,7 +116,7 @@ from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.training import distributed
 from models.training.loop import fit
-from pipeline.orchestration import ranks
+from pipeline.orchestration import process_group
 
 settings = TrainSettings(batch_histories=2, checkpoint_seconds=0, precision="fp32", compile="off")
 sizes = {"num_items": 3, "num_event_types": 0, "max_length": 5}
@@ -131,9 +131,9 @@ def follow():
     build(None)
 
 
-ranks._follow = follow
+process_group._follow = follow
 try:
-    with ranks.is_leader() as leads:
+    with process_group.is_leader() as leads:
         build(None)
 except SystemExit as end:
     Path(sys.argv[1], "ended").write_text(f"{distributed.rank()} {end.code}")
