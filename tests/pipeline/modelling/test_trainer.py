@@ -139,6 +139,20 @@ def test_a_damaged_checkpoint_is_refused_before_the_training(
     assert not started
 
 
+def test_a_checkpoint_of_another_version_is_left_aside(
+    context: Callable[..., Context], capsys: pytest.CaptureFixture[str]
+):
+    ctx = context(train=TrainSettings(epochs=1, batch_histories=4, precision="fp32", compile="off"))
+    expected = ctx.trainer().fit_split().result.history
+    path = ctx.folder / "checkpoints" / "selection.pt"
+    checkpoint.save_training({"version": 2, "model": {}}, path)
+    history = ctx.trainer().fit_split().result.history
+    assert [record.loss for record in history] == [record.loss for record in expected]
+    assert (
+        capsys.readouterr().err == f"{path}: written by another version of lookback; training starts anew\n"
+    )
+
+
 def test_users_of_a_step_whose_numbers_are_not_finite_are_named(context: Callable[..., Context]):
     settings = TrainSettings(
         learning_rate=1e30, max_grad_norm=0, batch_histories=4, precision="fp32", compile="off"
