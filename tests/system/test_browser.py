@@ -304,12 +304,12 @@ def test_the_report_is_searched_without_a_network(
 ) -> None:
     report = place.workdir.artifact("report") / "report.html"
     see(report.as_uri(), "Example recommendations")
-    people = browser.find_elements(By.CSS_SELECTOR, ".person")
-    assert len(people) == 20
-    wanted = people[7].find_element(By.TAG_NAME, "h3").text
+    users = browser.find_elements(By.CSS_SELECTOR, ".user")
+    assert len(users) == 20
+    wanted = users[7].find_element(By.TAG_NAME, "h3").text
     browser.find_element(By.ID, "search").send_keys(wanted)
     WebDriverWait(browser, SECONDS).until(
-        lambda driver: [each for each in people if each.is_displayed()] == [people[7]]
+        lambda driver: [each for each in users if each.is_displayed()] == [users[7]]
     )
     assert "1 of 20" in browser.find_element(By.ID, "matches").text
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map(each => each.name)")
