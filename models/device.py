@@ -28,7 +28,8 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products run natively: AMX or AVX-512 BF16 on the CPU, compute capability 8 on CUDA."""
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        native = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        return native and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  (sees ONEDNN_MAX_CPU_ISA)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
