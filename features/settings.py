@@ -252,12 +252,16 @@ class HistorySettings:
     """Core filter: minimum per user, in events, repeated with `min_item_events` until stable."""
     min_item_events: int = 1
     """Core filter: minimum per item, in events."""
+    session_minutes: float = 0.0
+    """Longest pause within a visit, in minutes: events of one user no further apart belong together; 0: of the same time only."""
     repeats: Literal["keep", "drop_consecutive"] = "keep"
     """Events on the same item as the user's previous one; drop_consecutive leaves them out of the history."""
 
     def __post_init__(self) -> None:
         for key in ("max_length", "min_user_events", "min_item_events"):
             _refuse(getattr(self, key) < 1, f"history.{key}", getattr(self, key), "at least 1")
+        minutes = self.session_minutes
+        _refuse(not 0 <= minutes < float("inf"), "history.session_minutes", minutes, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -272,8 +276,9 @@ class SplitSettings:
     """temporal: start of the test, as an ISO time, instead of `test_fraction`."""
     validation_fraction: float = 0.1
     """temporal: validation share of all events, those before the test."""
-    ties: Literal["order", "strict"] = "order"
-    """Equal timestamps. order: by source file and row; strict: events at the target's own time are not in its history."""
+    ties: Literal["auto", "order", "strict"] = "order"
+    """Events of one visit. order: by source file and row; strict: events of the target's own visit are not in its history. auto:
+    strict where over a fifth of a user's neighbouring events belong to one visit."""
     cuts: int = 1
     """temporal: rolling cuts of the log, each `test_fraction` earlier than the next; 1: once, at its end."""
     held_back: float = 0.0

@@ -102,8 +102,8 @@ class Config(Section):
         return self
 
     @property
-    def exclude_seen(self) -> bool:
-        """Whether evaluation masks items of the history."""
+    def exclude_seen(self) -> bool | Literal["auto"]:
+        """Whether evaluation masks items of the history; auto: see `Protocol`."""
         return self.score.exclude_seen if self.evaluate.exclude_seen is None else self.evaluate.exclude_seen
 
     @property

@@ -10,6 +10,7 @@ from features.settings import check_iso
 MODEL = "lookback"
 """Name of the model in metrics.json and targets.parquet."""
 BASELINES = ("popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru")
+TargetKind = Literal["auto", "nightly", "successive", "first"]
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 
 
@@ -26,10 +27,16 @@ class EvaluateConfig(Section):
 
     k: list[int] = [10, 200]
     """Lengths of the evaluated lists, in items."""
-    exclude_seen: bool | None = None
+    exclude_seen: Literal["auto"] | bool | None = None
     """Masking of items already in the history; by default as `score.exclude_seen`."""
-    targets: Literal["successive", "first"] = "successive"
-    """Held-out targets per user. successive: every event, each after the ones before it; first: the first alone."""
+    targets: TargetKind | list[TargetKind] = "successive"
+    """Held-out targets, or a list whose first decides everything and whose others are measured beside it. nightly: what a user
+    takes within `horizon_days` of each night, from the history up to it; successive: every event, each after the ones before
+    it; first: each user's first event. auto: nightly where the test holds 3 nights and 500 user-nights, else successive."""
+    horizon_days: Literal["auto"] | float = "auto"
+    """nightly: time after each night in which events count, in days; auto: 7, or an eighth of the test period, whole days."""
+    every_days: Literal["auto"] | float = "auto"
+    """nightly: distance of the nights, in days; auto: `horizon_days`."""
     target_types: list[str] | None = None
     """Event types of validation and test targets; all by default. `events.types` concerns training."""
     cold_users: bool = False
@@ -91,6 +98,22 @@ class EvaluateConfig(Section):
             )
         return value
 
+    @pydantic.field_validator("targets")
+    @classmethod
+    def _distinct_kinds(cls, targets: str | list[str]) -> str | list[str]:
+        if not targets or (isinstance(targets, list) and len(set(targets)) < len(targets)):
+            raise ValueError(
+                f"evaluate.targets: received {targets}, expected one kind, or a list of different ones"
+            )
+        return targets
+
+    @pydantic.field_validator("horizon_days", "every_days")
+    @classmethod
+    def _positive_days(cls, days: str | float, about: pydantic.ValidationInfo) -> str | float:
+        if not isinstance(days, str) and not days > 0:
+            raise ValueError(f"evaluate.{about.field_name}: received {days}, expected auto, or days above 0")
+        return days
+
     @pydantic.model_validator(mode="after")
     def _gate_can_be_measured(self) -> "EvaluateConfig":
         measured = [f"{metric}@{k}" for k in self.k for metric in GATE_METRICS]
@@ -112,8 +135,8 @@ class ScoreConfig(Section):
     """List length per user, in items."""
     users: str = "all"
     """Users to score: all, a Parquet file with `user_id`, or an ISO date (users active since)."""
-    exclude_seen: bool = True
-    """Exclusion of items already in the user's history."""
+    exclude_seen: Literal["auto"] | bool = True
+    """Exclusion of items already in the user's history. auto: unless over 5 % of the log's events repeat an earlier item."""
     allow: str | list[str] | None = None
     """Allowlist, the only items recommended: a Parquet file with `item_id`, or a list of ids; all by default."""
     deny: str | list[str] | None = None

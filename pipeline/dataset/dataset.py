@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
+from features.histories.log_facts import LogFacts
 from features.histories.splits import Split
 from models.histories import Histories, Int32, Int64
 
@@ -64,6 +65,11 @@ class Dataset:
         if content is None or not (content.categories or content.text.size or content.embedding.size):
             return None
         return content
+
+    @cached_property
+    def facts(self) -> LogFacts:
+        """Ties, repeats and the newest regular event of the log."""
+        return LogFacts.load(self.folder)
 
     @property
     def newest(self) -> int:

@@ -12,6 +12,7 @@ from features.histories.splits import blocks
 from models.histories import Histories, Int32, Int64
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset, HeldOut
+from pipeline.dataset.protocol import Protocol
 from pipeline.errors import LookbackError
 
 WARM, NO_HISTORY, UNKNOWN_ITEM = range(3)
@@ -118,13 +119,14 @@ def targets_of(
     `evaluate.targets` = first applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
+    protocol = Protocol.of(config, dataset)
     return ranked_targets(
         dataset,
         part,
         numbering,
-        ties=config.split.ties,
-        exclude_seen=config.exclude_seen if exclude_seen is None else exclude_seen,
-        first_only=part == "test" and config.evaluate.targets == "first",
+        ties=protocol.ties,
+        exclude_seen=protocol.exclude_seen if exclude_seen is None else exclude_seen,
+        first_only=part == "test" and protocol.headline == "first",
         trained=trained,
         types=_target_types(config, dataset),
     )

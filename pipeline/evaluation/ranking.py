@@ -25,7 +25,7 @@ class Part:
     num_items: int
 
 
-def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
+def rank_all(system: Recommender, part: Part, config: Config, *, exclude_seen: bool) -> SystemRanks:
     """Rank the targets by a system; an encoder ranks targets without a history by popularity, as in scoring.
 
     Targets on items unknown to every system, by training and by content, are ranked only with `evaluate.cold_items`.
@@ -40,7 +40,7 @@ def rank_all(system: Recommender, part: Part, config: Config) -> SystemRanks:
         targets.histories.select(ranked),
         targets.item[ranked],
         length,
-        exclude_seen=config.exclude_seen,
+        exclude_seen=exclude_seen,
     )
     rank = np.full(len(targets), np.inf)
     pessimistic, lists = rank.copy(), np.zeros((len(targets), length), np.int32)

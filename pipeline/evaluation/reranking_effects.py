@@ -18,6 +18,7 @@ from models.retrieval.build import build_index
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import padded_categories
+from pipeline.dataset.protocol import excludes_seen
 from pipeline.dataset.targets import targets_of
 from pipeline.evaluation import metrics_report
 from pipeline.evaluation.evaluated_model import EvaluatedModel
@@ -51,6 +52,7 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     """
     evaluated = EvaluatedModel.open(bundle, verify=False)
     dataset = Dataset.open(features)
+    exclude_seen = excludes_seen(config.score.exclude_seen, dataset)
     numbering = ItemNumbering(translation(evaluated.items, dataset.items["item_id"])[0])
     training = dataset.training_rows(with_validation=config.train.refit_validation)
     targets = targets_of(
@@ -59,7 +61,7 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
         "test",
         numbering,
         trained=dataset.occurring(training),
-        exclude_seen=config.score.exclude_seen,
+        exclude_seen=exclude_seen,
     )
     targets = targets.select(metrics_report.counted(targets, cold_users=False, cold_items=False))
     training = training.translate(numbering.new)
@@ -69,7 +71,7 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     engine = _engine(evaluated, counts.astype(np.float32), dataset.content, numbering)
     keys = keys_of(dataset.users["user_id"].gather(targets.user))
     ranked = {}
-    for name, rule in {PLAIN: Rules(exclude_seen=config.score.exclude_seen), **rules}.items():
+    for name, rule in {PLAIN: Rules(exclude_seen=exclude_seen), **rules}.items():
         answer = engine.answer(targets.histories, config.score.k, replace(rule, allowed=None), keys=keys)
         ranked[name] = _ranks(answer.item_index, targets.item)
     settings = MetricSettings((config.score.k,), config.evaluate.resamples, config.seed)

@@ -22,6 +22,7 @@ from models.training.validation import Validation
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import known_by_content, of_model
+from pipeline.dataset.protocol import Protocol
 from pipeline.dataset.targets import counts_by_reason, targets_of
 from pipeline.errors import LookbackError
 from pipeline.modelling.training_facts import TrainingFacts
@@ -208,7 +209,7 @@ class Trainer:
                 "known items after known histories: use a longer log, or split.protocol = 'leave_one_out', which takes users of "
                 "three events"
             )
-        return Validation(warm.histories, warm.item, config.exclude_seen)
+        return Validation(warm.histories, warm.item, Protocol.of(config, self._dataset).exclude_seen)
 
     def _named(self, users: Int64) -> str:
         """Ending of an error message that names a step's users; empty without users."""

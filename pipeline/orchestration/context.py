@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from models.settings.encoder import EncoderSettings
     from models.settings.training import TrainSettings
     from pipeline.dataset.dataset import Dataset
+    from pipeline.dataset.protocol import Protocol
     from pipeline.modelling.trainer import Trainer
     from pipeline.tracking.live import LiveRun
     from pipeline.tracking.record import RunRecord
@@ -55,6 +56,13 @@ class Context:
         from pipeline.dataset.dataset import Dataset
 
         return Dataset.open(self.inputs["features"])
+
+    @cached_property
+    def protocol(self) -> "Protocol":
+        """Evaluation protocol, resolved on the dataset."""
+        from pipeline.dataset.protocol import Protocol
+
+        return Protocol.of(self.config, self.dataset)
 
     def trainer(
         self, *, encoder: "EncoderSettings | None" = None, train: "TrainSettings | None" = None

@@ -55,7 +55,7 @@ STAGES = {
         ),
         Stage(
             "features",
-            3,
+            4,
             ("ingest",),
             {"history": ("max_length",), "split": ("cuts",)},
             ("items.text_dim", "items.text_max_words", "items.text_min_items"),

@@ -22,6 +22,7 @@ from models.evaluation.ranks import rank_targets
 from models.histories import Int32
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.protocol import Protocol
 from pipeline.dataset.targets import RankedTargets, targets_of
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.evaluated_model import EvaluatedModel
@@ -193,7 +194,7 @@ def ranks(config: Config, features: Path, model: EvaluatedModel, targets: Ranked
     histories = model.translated(targets.histories, item_ids, dataset.event_types)
     item: Int32 = translation(model.items, item_ids)[0][targets.item]
     known = (item > 0) & (histories.lengths > 0)
-    exclude_seen = config.exclude_seen
+    exclude_seen = Protocol.of(config, dataset).exclude_seen
     rank = np.full(len(targets), np.inf)
     rank[known] = rank_targets(
         model.system(exclude_seen=exclude_seen),

@@ -43,7 +43,7 @@ def rules_of(
         allowed &= available
     counts["items_not_allowed"] = int(len(items) - allowed.sum())
     rules = Rules(
-        settings.exclude_seen,
+        bool(settings.exclude_seen),
         allowed if counts["items_not_allowed"] else None,
         settings.max_per_category,
         settings.diversity,

@@ -85,7 +85,7 @@ def build(ctx: Context) -> None:
             events, split = ctx.dataset.histories, ctx.dataset.split
             num_events, latest = fitted_on.num_events, fitted_on.latest
             check_fitted(name, num_events, latest, events, split, with_validation=with_validation)
-            ranked = rank_all(system, test, ctx.config)
+            ranked = rank_all(system, test, ctx.config, exclude_seen=ctx.protocol.exclude_seen)
             facts = asdict(tuned) | {"fitted_on": asdict(fitted_on)}
             seconds[name] = round(time.monotonic() - started, 3)
             _write(ctx.folder, name, ranked, facts)
@@ -140,7 +140,7 @@ def _not_applicable(config: Config, name: str, num_items: int) -> str | None:
 def _fitted(ctx: Context, name: str, selection: Part, test: Part) -> tuple[Recommender, FittedOn, Tuned]:
     """Tuned baseline, fitted on the evaluated model's training events."""
     fit, grid = _candidates(ctx.config, name)
-    tuned = _tune(fit, grid, selection, ctx.config)
+    tuned = _tune(fit, grid, selection, exclude_seen=ctx.protocol.exclude_seen)
     system = fit(test.training, test.num_items, tuned.settings)
     return system, system.fitted_on, tuned
 
@@ -166,7 +166,7 @@ def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
     return lambda histories, num_items, point: kind.fit(histories, num_items, **point, **fixed), kind.GRID
 
 
-def _tune(fit: Fit, grid: tuple[Settings, ...], selection: Part, config: Config) -> Tuned:
+def _tune(fit: Fit, grid: tuple[Settings, ...], selection: Part, *, exclude_seen: bool) -> Tuned:
     """Grid point with the highest NDCG@10 on the validation targets, the first of ties."""
     if len(grid) == 1 or not len(selection.targets):
         return Tuned(dict(grid[0]), [dict(grid[0])])
@@ -174,7 +174,7 @@ def _tune(fit: Fit, grid: tuple[Settings, ...], selection: Part, config: Config)
     for point in grid:
         system = fit(selection.training, selection.num_items, point)
         ranked = rank_targets(
-            system, selection.targets.histories, selection.targets.item, 1, exclude_seen=config.exclude_seen
+            system, selection.targets.histories, selection.targets.item, 1, exclude_seen=exclude_seen
         )
         points.append(dict(point) | {"ndcg@10": float(metrics.ndcg(ranked.rank, VALIDATION_K).mean())})
     best = max(range(len(grid)), key=lambda index: points[index]["ndcg@10"])

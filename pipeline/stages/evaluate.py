@@ -104,7 +104,7 @@ def _rank(ctx: Context) -> Evaluation:
     _check_leaks(ctx, dataset.histories, split)
     training = dataset.training_rows(with_validation=config.train.refit_validation)
     targets = targets_of(config, dataset, "test", numbering, trained=dataset.occurring(training))
-    check_targets(targets, dataset, numbering, ties=config.split.ties)
+    check_targets(targets, dataset, numbering, ties=ctx.protocol.ties)
     included = metrics_report.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
     if not included.any():
         left_out = counts_by_reason(_left_out(ctx, targets))
@@ -142,12 +142,12 @@ def _stages(
     ctx: Context, recommender: AttentionRecommender, part: ranking.Part, numbering: ItemNumbering
 ) -> dict[str, SystemRanks]:
     """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages."""
-    config = ctx.config
-    ranks = {second_stage.RETRIEVAL: ranking.rank_all(recommender, part, config)}
+    config, exclude_seen = ctx.config, ctx.protocol.exclude_seen
+    ranks = {second_stage.RETRIEVAL: ranking.rank_all(recommender, part, config, exclude_seen=exclude_seen)}
     stage = second_stage.opened(config, ctx.dataset, ctx.inputs["rank"], part.training, numbering)
     if stage is not None:
-        both = TwoStage(recommender, stage, exclude_seen=config.exclude_seen)
-        ranks[second_stage.TWO_STAGE] = ranking.rank_all(both, part, config)
+        both = TwoStage(recommender, stage, exclude_seen=exclude_seen)
+        ranks[second_stage.TWO_STAGE] = ranking.rank_all(both, part, config, exclude_seen=exclude_seen)
     return ranks
 
 
@@ -199,13 +199,13 @@ def _report(
     report = EvaluationReport(
         protocol=evaluation.dataset.split.protocol,
         test_from=_iso(evaluation.dataset.split.test_from),
-        targets_of_a_user=config.evaluate.targets,
-        ties=config.split.ties,
+        targets_of_a_user=ctx.protocol.headline,
+        ties=ctx.protocol.ties,
         users=systems.num_users,
         targets=len(evaluation.targets),
         targets_left_out=_left_out(ctx, evaluation.every_target),
         num_items=num_items,
-        exclude_seen=config.exclude_seen,
+        exclude_seen=ctx.protocol.exclude_seen,
         refit_validation=config.train.refit_validation,
         resamples=config.evaluate.resamples,
         metrics={name: _defined(systems.values(name) | of_lists[name][0]) for name in systems.systems},
@@ -287,7 +287,7 @@ def _learning_curve(
             evaluation.targets.histories.translate(translation),
             translation[evaluation.targets.item],
             settings.list_length,
-            exclude_seen=ctx.config.exclude_seen,
+            exclude_seen=ctx.protocol.exclude_seen,
         )
         values = metrics.metrics_of_ranks(ranked.rank, settings.ks)
         own = SystemComparison.of(
@@ -310,7 +310,7 @@ def _write_diagnostics(ctx: Context, evaluation: Evaluation) -> None:
         evaluation.ranked[MODEL],
         evaluation.dataset,
         evaluation.numbering,
-        exclude_seen=ctx.config.exclude_seen,
+        exclude_seen=ctx.protocol.exclude_seen,
         timed=ctx.config.events.timestamp_unit != "position",
         seed=ctx.config.seed,
     )

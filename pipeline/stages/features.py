@@ -11,6 +11,7 @@ from features import content, schema
 from features.events import validation as event_log
 from features.histories import buckets, leaks, splits
 from features.histories.jagged import JaggedHistories
+from features.histories.log_facts import LogFacts
 from features.histories.vocabulary import Vocabulary
 from features.profiling import drift, profile
 from features.profiling.drift import Drift
@@ -41,6 +42,8 @@ def build(ctx: Context) -> None:
     )
     split = _split(ctx, histories, len(items))
     leaks.check_leaks(histories, split)
+    timed = ctx.config.events.timestamp_unit != "position"
+    LogFacts.of(histories, session_minutes=ctx.config.history.session_minutes, timed=timed).save(ctx.folder)
     split.save(ctx.folder / "split")
     (ctx.folder / "event_types.json").write_text(json.dumps(event_types), encoding="utf-8")
     users.frame("user_index", schema.USER_ID).write_parquet(ctx.folder / "users.parquet")

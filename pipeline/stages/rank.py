@@ -81,7 +81,7 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
     before = targets.histories
     recommender = AttentionRecommender(encoder)
     lists = [
-        recommender.recommend(before.select(part), config.ranker.candidates, config.exclude_seen)
+        recommender.recommend(before.select(part), config.ranker.candidates, ctx.protocol.exclude_seen)
         for part in row_chunks(len(targets), encoder.num_items)
     ]
     items, scores = map(np.concatenate, zip(*lists, strict=True))

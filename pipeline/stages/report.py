@@ -13,6 +13,7 @@ from features.histories.jagged import JaggedHistories
 from features.profiling.drift import Drift
 from features.profiling.profile import DRIFT, PROFILE, Profile
 from pipeline.artifacts.store import read_manifest
+from pipeline.dataset.protocol import excludes_seen
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
@@ -37,7 +38,7 @@ def build(ctx: Context) -> None:
     manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
     evaluation = EvaluationReport.load(ctx.inputs["evaluate"])
     profile = Profile.load(ctx.inputs["features"] / PROFILE)
-    drawn = charts.of_run(ctx.inputs, exclude_seen=ctx.config.score.exclude_seen)
+    drawn = charts.of_run(ctx.inputs, exclude_seen=excludes_seen(ctx.config.score.exclude_seen, ctx.dataset))
     users = _example_users(ctx, timed=profile.times is not None)
     filled = templates.template(
         "report", short=_short, spaced=_spaced, percent=_percent, number=_number, signed=_signed
