@@ -173,6 +173,10 @@ class SecondStage:
         none = np.zeros(len(content), np.int32)
         return SecondStage(self.ranker, self.statistics.extended(content), np.concatenate([self.own, none]))
 
+    def counting(self, histories: Histories, days: float | None = None) -> "SecondStage":
+        """Recount the item statistics from other interactions, within `days` as in `ItemStatistics.of`."""
+        return SecondStage(self.ranker, self.statistics.recounted(histories, days), self.own)
+
     def lists(self, histories: Histories, items: Int32, scores: Float32) -> Lists:
         """Ranker inputs for candidates [r, n], best first by the retriever's `scores` [r, n]."""
         if not self.ranker.settings.request_time:

@@ -55,9 +55,19 @@ class Protocol:
         return self.kinds[0]
 
     @property
+    def counts_new_items(self) -> bool:
+        """Whether targets on items unseen in training count in the metrics, as misses of systems that do not know them."""
+        return self.headline == "nightly"
+
+    @property
     def horizon_days(self) -> float:
         """Horizon, in days."""
         return self.horizon / DAY
+
+    @property
+    def every_days(self) -> float:
+        """Distance of the nights, in days."""
+        return self.every / DAY
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> "Protocol":

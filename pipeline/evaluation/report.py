@@ -49,6 +49,15 @@ class ColdTargets:
 
 
 @dataclass(frozen=True)
+class SubsetMetrics:
+    """Metrics of ranks of some targets alone: repeats, or items new to their user."""
+
+    targets: int
+    metrics: Mapping[str, Values]
+    intervals: Mapping[str, Intervals]
+
+
+@dataclass(frozen=True)
 class Leaks:
     """Leak checks that passed, and shares of events that the protocol leaks by construction."""
 
@@ -76,6 +85,19 @@ class SecondStageGain:
     intervals: Mapping[str, Intervals] | None = None
     paired: Mapping[str, Difference] | None = None
     """Metric -> two stages minus retrieval alone."""
+
+
+@dataclass(frozen=True)
+class NightsTested:
+    """Nights of the test at which lists were made."""
+
+    first: str
+    """ISO 8601, as `last`"""
+    last: str
+    number: int
+    horizon_days: float
+    """Time after each night in which events count"""
+    every_days: float
 
 
 @dataclass(frozen=True)
@@ -116,9 +138,11 @@ class EvaluationReport:
     test_from: str | None
     """Start of the test part, ISO 8601; None for leave-one-out."""
     targets_of_a_user: str
+    """`nightly`, `successive` or `first`"""
     ties: str
     users: int
     targets: int
+    """Requests: user-nights where the targets are those of nights"""
     targets_left_out: Mapping[str, int]
     """Reason -> test events that are no targets."""
     num_items: int
@@ -140,6 +164,16 @@ class EvaluationReport:
     index: Mapping[str, Any]
     """Recall of the index against exact search."""
     ranker: SecondStageGain
+    nights: NightsTested | None = None
+    """None unless the targets are those of nights."""
+    cautions: tuple[str, ...] = ()
+    """Reasons why the metrics may mislead, a sentence each."""
+    by_targets: Mapping[str, Mapping[str, Values]] | None = None
+    """Kind of targets -> system -> metrics, where several kinds are configured."""
+    repeats: SubsetMetrics | None = None
+    """Targets on items of the user's own history; None without any."""
+    new: SubsetMetrics | None = None
+    """Targets on items new to the user; None without any."""
     learning_curve: Sequence[LearningPoint] | None = None
     rolling: Rolling | None = None
 

@@ -21,9 +21,10 @@ from models.training.state import STATE_VERSION
 from models.training.validation import Validation
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.item_features import known_by_content, of_model
 from pipeline.dataset.protocol import Protocol
-from pipeline.dataset.targets import counts_by_reason, targets_of
+from pipeline.dataset.targets import counted, counts_by_reason
 from pipeline.errors import LookbackError
 from pipeline.modelling.training_facts import TrainingFacts
 
@@ -198,18 +199,23 @@ class Trainer:
         return self.fit(name, histories, numbering, of_user, max_steps=steps)
 
     def _validation(self, numbering: ItemNumbering, trained: NDArray[np.bool_]) -> Validation:
-        """Warm validation targets; items of the history are excluded where seen items are."""
-        config = self._config
+        """Validation requests with a history; items of the history are excluded where seen items are.
+
+        Targets on items unseen in training count, as misses, where the protocol counts them.
+        """
+        config, protocol = self._config, Protocol.of(self._config, self._dataset)
         targets = targets_of(config, self._dataset, "validation", numbering, trained=trained)
-        warm = targets.select(targets.warm)
-        if not len(warm):
+        included = counted(targets, cold_users=False, cold_items=protocol.counts_new_items)
+        warm = targets.select(included)
+        if not targets.warm.any():
             left_out = counts_by_reason(targets.left_out | targets.num_cold)
             raise LookbackError(
                 f"train: none of the validation targets can be ranked (left out: {left_out}); expected "
                 "known items after known histories: use a longer log, or split.protocol = 'leave_one_out', which takes users of "
                 "three events"
             )
-        return Validation(warm.histories, warm.item, Protocol.of(config, self._dataset).exclude_seen)
+        request = None if protocol.headline != "nightly" else warm.request
+        return Validation(warm.histories, warm.item, protocol.exclude_seen, request)
 
     def _named(self, users: Int64) -> str:
         """Ending of an error message that names a step's users; empty without users."""

@@ -160,9 +160,8 @@ class Bundle:
         stage = self.second_stage
         if stage is None:
             return self
-        statistics = stage.statistics.recounted(histories, bundle_ranker.HORIZON_DAYS)
         later = replace(self)
-        later.__dict__["second_stage"] = SecondStage(stage.ranker, statistics, stage.own)
+        later.__dict__["second_stage"] = stage.counting(histories, bundle_ranker.HORIZON_DAYS)
         return later
 
     @cached_property

@@ -17,7 +17,7 @@ from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.topk import row_chunks
 from pipeline.artifacts.files import write_json
-from pipeline.dataset.targets import targets_of
+from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.errors import LookbackError
 from pipeline.modelling import second_stage
 from pipeline.modelling.trainer import selection_folder
@@ -78,14 +78,14 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
         targets = targets.select(
             np.sort(np.random.default_rng(config.seed).choice(len(targets), most, replace=False))
         )
-    before = targets.histories
+    before = targets.histories.select(targets.request)
     recommender = AttentionRecommender(encoder)
     lists = [
         recommender.recommend(before.select(part), config.ranker.candidates, ctx.protocol.exclude_seen)
         for part in row_chunks(len(targets), encoder.num_items)
     ]
     items, scores = map(np.concatenate, zip(*lists, strict=True))
-    retrieved = Retrieved(before, items, scores, targets.item, targets.user)
+    retrieved = Retrieved(before, items, scores, targets.item, targets.user_of_target)
     torch.manual_seed(config.seed)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)

@@ -12,6 +12,7 @@ import torch
 
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
+from features.histories.log_facts import LogFacts
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.settings.encoder import EncoderSettings
@@ -70,6 +71,7 @@ def a_log(folder: Path, length: int = WALK, test_from: int = WALK - 2) -> splits
     histories.save(folder)
     split = splits.temporal(histories, NUM_ITEMS, test_from=test_from * HOUR)
     split.save(folder / "split")
+    LogFacts.of(histories).save(folder)
     pl.DataFrame({"user_id": [f"u{user:02}" for user in range(NUM_USERS)]}).write_parquet(
         folder / "users.parquet"
     )

@@ -13,6 +13,7 @@ from features import content
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError
+from features.histories.log_facts import LogFacts
 from features.histories.numbering import ItemNumbering
 from features.profiling import profile
 from features.settings import ContentSettings, EventSettings, ItemSettings, SplitSettings
@@ -22,6 +23,7 @@ from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender, Encoder, with_request_time
 from models.evaluation import ranks
 from models.evaluation.comparison import SystemComparison
+from models.evaluation.ranks import Renumbered
 from models.histories import Histories, histories_from_lists
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
@@ -30,8 +32,9 @@ from models.topk import row_chunks
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.item_features import of_model
-from pipeline.dataset.targets import RankedTargets, targets_of
+from pipeline.dataset.targets import RankedTargets
 from pipeline.errors import LookbackError
 from pipeline.modelling import item_index
 from pipeline.modelling.training_facts import TrainingFacts
@@ -80,6 +83,7 @@ def made_below(parent: Path) -> dict[str, Path]:
     split = splits.leave_one_out(histories, NUM_ITEMS)
     histories.save(features)
     split.save(features / "split")
+    LogFacts.of(histories).save(features)
     users = pl.DataFrame(
         {
             "user_index": np.arange(NUM_USERS, dtype=np.int32),
@@ -438,9 +442,7 @@ def test_targets_on_items_known_by_content_are_ranked(
 
 
 def test_a_recommender_of_some_items_in_a_numbering_of_all():
-    system = baselines.Renumbered(
-        Popularity(np.array([0, 2, 5], np.float32)), np.array([0, 2, 0, 1], np.int32)
-    )
+    system = Renumbered(Popularity(np.array([0, 2, 5], np.float32)), np.array([0, 2, 0, 1], np.int32))
     histories = histories_from_lists([[2, 3], [1]])
     assert system.score_items(histories).tolist() == 2 * [[-np.inf, 5, -np.inf, 2]]
     items, scores = system.recommend(histories, 3)

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from features.histories.jagged import JaggedHistories
+from features.histories.log_facts import LogFacts
 from features.histories.splits import Split
 from features.profiling import drift, profile
 from features.settings import EventSettings
@@ -129,6 +130,7 @@ def features(root: Path, form: str) -> Path:
     Split("temporal", ends - 2, ends - 1, ends, everyone, everyone, every_item, *boundaries).save(
         folder / "split"
     )
+    LogFacts.of(log).save(folder)
     (folder / "event_types.json").write_text(json.dumps(event_types))
     users = pl.DataFrame({"user_index": range(4), "user_id": ["ann", "bob", "cid", "dee"]})
     users.write_parquet(folder / "users.parquet")
