@@ -21,7 +21,9 @@ from models.baselines.base import Baseline, FittedOn
 from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
 from models.baselines.item_knn import ItemKNN
+from models.baselines.own_items import OwnFrequent, OwnRecent
 from models.baselines.popularity import Popularity, RecentPopularity
+from models.baselines.tifu_knn import TIFUKNN
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.ranks import ColdStart, SystemRanks, rank_targets
@@ -46,6 +48,18 @@ GRU = "gru"
 GRU_LEARNING_RATE = 0.002
 """AdamW learning rate of the baseline `gru`, from its results on MovieLens-1M."""
 Settings = Mapping[str, float | int]
+KINDS: Mapping[str, type[Baseline]] = {
+    "popularity": Popularity,
+    "recent_popularity": RecentPopularity,
+    "own_frequent": OwnFrequent,
+    "own_recent": OwnRecent,
+    "co_visitation": CoVisitation,
+    "item_knn": ItemKNN,
+    "tifu_knn": TIFUKNN,
+    "ease": EASE,
+    "als": ALS,
+}
+"""Classes of the baselines without a training."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ def build(ctx: Context) -> None:
     numbering.save(ctx.folder / "items.npy")
     systems: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    reasons = {name: _not_applicable(ctx.config, name, test.num_items) for name in names(ctx.config)}
+    reasons = {name: _not_applicable(ctx, name, test.num_items) for name in names(ctx.config)}
     not_applicable = {name: reason for name, reason in reasons.items() if reason is not None}
     for name in (name for name in reasons if name not in not_applicable):
         path = _facts_file(ctx.folder, name)
@@ -122,12 +136,14 @@ def _sample(targets: RankedTargets, config: Config) -> RankedTargets:
     return targets.select(chosen)
 
 
-def _not_applicable(config: Config, name: str, num_items: int) -> str | None:
+def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
     """Reason why a baseline does not apply to this log, or None.
 
     Raises LookbackError where EASE is configured by name for too large a catalogue.
     """
-    reason = None
+    reason, config = None, ctx.config
+    if name in KINDS and KINDS[name].needs_seen and ctx.protocol.exclude_seen:
+        reason = "items already seen are not recommended"
     if name == "recent_popularity" and config.events.timestamp_unit == "position":
         reason = "the log has no times, only each user's order"
     if name == "ease":
@@ -154,15 +170,10 @@ def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
         days = config.evaluate.recent_days
         grid = tuple({"days": number} for number in (days if isinstance(days, list) else [days]))
         return lambda histories, num_items, point: RecentPopularity.fit(histories, num_items, **point), grid
-    kinds: Mapping[str, Any] = {
-        "popularity": Popularity,
-        "co_visitation": CoVisitation,
-        "item_knn": ItemKNN,
-        "ease": EASE,
-        "als": ALS,
-    }
-    kind = kinds[name]
+    kind: Any = KINDS[name]
     fixed = {"seed": config.seed} if name == "als" else {}
+    if kind.needs_seen and config.events.timestamp_unit != "position":
+        fixed = {"session": round(config.history.session_minutes * 60_000_000)}
     return lambda histories, num_items, point: kind.fit(histories, num_items, **point, **fixed), kind.GRID
 
 
