@@ -9,7 +9,10 @@ from features.settings import check_iso
 
 MODEL = "lookback"
 """Name of the model in metrics.json and targets.parquet."""
-BASELINES = ("popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru")
+BASELINES = (
+    *("popularity", "recent_popularity", "own_frequent", "own_recent"),
+    *("co_visitation", "item_knn", "tifu_knn", "ease", "als", "gru"),
+)
 TargetKind = Literal["auto", "nightly", "successive", "first"]
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 

@@ -55,6 +55,10 @@ class Baseline(abc.ABC):
 
     GRID: ClassVar[tuple[Settings, ...]] = ({},)
     """Settings of `fit` tried on validation, the default first; at most six."""
+    needs_seen: ClassVar[bool] = False
+    """Whether it recommends items of the history itself, and so applies only where those may be recommended."""
+    moves: ClassVar[bool] = False
+    """Whether its parameters are counts of events, counted anew at each night; others keep those of the boundary."""
 
     def __init__(self, num_items: int, fitted_on: FittedOn) -> None:
         self.num_items = num_items

@@ -33,6 +33,7 @@ class CoVisitation(Baseline):
         {"window": 10, "decay": 0.6},
         {"window": 20, "decay": 0.9},
     )
+    moves = True
 
     def __init__(
         self, follows: csr_array, counts: Int64, window: int, decay: float, fitted_on: FittedOn

@@ -18,7 +18,9 @@ from models.baselines.base import Baseline, FittedOn
 from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
 from models.baselines.item_knn import ItemKNN
+from models.baselines.own_items import OwnFrequent, OwnRecent
 from models.baselines.popularity import Popularity, RecentPopularity
+from models.baselines.tifu_knn import TIFUKNN
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.ranks import ColdStart, SystemRanks
@@ -39,12 +41,22 @@ from pipeline.orchestration.context import Context
 from pipeline.sections import BASELINES
 
 VALIDATION_K = 10
-MOVING = ("popularity", "recent_popularity", "co_visitation")
-"""Baselines of counts, which are taken anew at every night."""
 GRU = "gru"
 GRU_LEARNING_RATE = 0.002
 """AdamW learning rate of the baseline `gru`, from its results on MovieLens-1M."""
 Settings = Mapping[str, float | int]
+KINDS: Mapping[str, type[Baseline]] = {
+    "popularity": Popularity,
+    "recent_popularity": RecentPopularity,
+    "own_frequent": OwnFrequent,
+    "own_recent": OwnRecent,
+    "co_visitation": CoVisitation,
+    "item_knn": ItemKNN,
+    "tifu_knn": TIFUKNN,
+    "ease": EASE,
+    "als": ALS,
+}
+"""Classes of the baselines without a training."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,9 @@ def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
 
     Raises LookbackError where EASE is configured by name for too large a catalogue.
     """
-    config, reason = ctx.config, None
+    reason, config = None, ctx.config
+    if name in KINDS and KINDS[name].needs_seen and ctx.protocol.exclude_seen:
+        reason = "items already seen are not recommended"
     if name == "recent_popularity" and config.events.timestamp_unit == "position":
         reason = "the log has no times, only each user's order"
     if name == "ease":
@@ -126,7 +140,7 @@ def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
 def _of_baseline(ctx: Context, name: str, selection: Part, tests: Mapping[Kind, Part]) -> dict[str, Any]:
     """Tune a baseline, fit it on the evaluated model's training events, rank the test targets of every kind."""
     fit, grid = _candidates(ctx.config, name)
-    moves = name in MOVING
+    moves = KINDS[name].moves
     tuned = _tune(ctx, fit, grid, selection, moves=moves)
     system: Baseline | None = None
     for kind, test in tests.items():
@@ -170,15 +184,10 @@ def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
         days = config.evaluate.recent_days
         grid = tuple({"days": number} for number in (days if isinstance(days, list) else [days]))
         return lambda histories, num_items, point: RecentPopularity.fit(histories, num_items, **point), grid
-    kinds: Mapping[str, Any] = {
-        "popularity": Popularity,
-        "co_visitation": CoVisitation,
-        "item_knn": ItemKNN,
-        "ease": EASE,
-        "als": ALS,
-    }
-    kind = kinds[name]
+    kind: Any = KINDS[name]
     fixed = {"seed": config.seed} if name == "als" else {}
+    if kind.needs_seen and config.events.timestamp_unit != "position":
+        fixed = {"session": round(config.history.session_minutes * 60_000_000)}
     return lambda histories, num_items, point: kind.fit(histories, num_items, **point, **fixed), kind.GRID
 
 

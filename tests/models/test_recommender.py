@@ -11,7 +11,9 @@ from models.baselines.als import ALS
 from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
 from models.baselines.item_knn import ItemKNN
+from models.baselines.own_items import OwnFrequent, OwnRecent
 from models.baselines.popularity import Popularity, RecentPopularity
+from models.baselines.tifu_knn import TIFUKNN
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.histories import Histories, histories_from_lists
 from models.recommender import Recommender
@@ -78,6 +80,18 @@ def als() -> ALS:
     return ALS.fit(log(), NUM_ITEMS, factors=5, regularization=0.1, alpha=5.0)
 
 
+def own_frequent() -> OwnFrequent:
+    return OwnFrequent.fit(log(), NUM_ITEMS)
+
+
+def own_recent() -> OwnRecent:
+    return OwnRecent.fit(log(), NUM_ITEMS)
+
+
+def personal_frequency() -> TIFUKNN:
+    return TIFUKNN.fit(log(), NUM_ITEMS, neighbours=7)
+
+
 @pytest.fixture(
     params=[
         popularity,
@@ -86,6 +100,9 @@ def als() -> ALS:
         item_knn,
         ease,
         als,
+        own_frequent,
+        own_recent,
+        personal_frequency,
         attention,
         recurrent,
         target_attention,
