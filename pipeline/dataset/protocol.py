@@ -115,13 +115,16 @@ def _kinds(config: Config, dataset: Dataset, horizon: int, every: int) -> tuple[
 
 
 def _period(dataset: Dataset, part: str) -> tuple[int, int]:
-    """Start and end of a part of a temporal split, microseconds since the epoch; the test ends with the newest regular event."""
+    """Start and end of a part of a temporal split, microseconds since the epoch.
+
+    The test ends with the newest regular event, or with its day where the log knows only dates.
+    """
     split = dataset.split
     assert split.validation_from is not None
     assert split.test_from is not None
     if part == "validation":
         return split.validation_from, split.test_from
-    newest = dataset.facts.now + 1
+    newest = dataset.facts.now + dataset.facts.resolution
     end = newest if split.test_until is None else min(newest, split.test_until)
     return split.test_from, max(end, split.test_from)
 

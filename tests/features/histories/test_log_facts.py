@@ -62,5 +62,12 @@ def test_now_agrees_with_a_plain_count() -> None:
         assert newest_regular(log([[(1, int(time)) for time in times]])) == expected
 
 
+@pytest.mark.parametrize(
+    ("times", "step"), [([0, DAY, 3 * DAY], DAY), ([5, DAY + 5], DAY), ([0, HOUR, 90 * MINUTE], 30 * MINUTE)]
+)
+def test_resolution_of_times(times: list[int], step: int) -> None:
+    assert LogFacts.of(log([[(1, time) for time in times]])).resolution == step
+
+
 def test_an_empty_log_has_no_facts() -> None:
-    assert LogFacts.of(log([[]])) == LogFacts(0, 0, 0)
+    assert LogFacts.of(log([[]])) == LogFacts(0, 0, 0, DAY)
