@@ -11,15 +11,13 @@ from models.ranking.features import ItemStatistics
 from models.ranking.own_items import OwnItems
 from models.settings.ranker import RankerSettings
 
-POPULAR_DAYS = 7
-"""Days before the request in which events make an item popular."""
-
 
 class AddedCandidates:
     """Items that the ranker orders whether or not the retriever finds them.
 
-    They are the row's items of most takings where seen items are allowed, and the items of most events in the last
-    `POPULAR_DAYS` before the request's last full hour. A row's items depend on that row and its request alone.
+    They are the row's items of most takings where seen items are allowed, and the items of most events before the last full hour
+    at the request: in turn the best of each window of recent popularity and of all time. A row's items depend on that row and
+    its request alone.
     """
 
     def __init__(self, settings: RankerSettings, statistics: ItemStatistics) -> None:
@@ -61,17 +59,30 @@ class AddedCandidates:
         return found[row]
 
     def _at(self, hour: int, allowed: NDArray[np.bool_] | None) -> Int32:
-        """[popular], items of most events before an hour; among equals those of more events in all, then the lower item."""
-        recent, total = self._statistics.counts_before(hour, POPULAR_DAYS)
+        """[popular], items of best place in any window before an hour, padded with 0."""
+        counts = self._statistics.counts_before(hour)
         if allowed is not None:
-            total = np.where(allowed, total, 0)
+            counts = np.where(allowed, counts, 0)
         number = self._settings.popular
-        order = np.lexsort((-total, -recent * (total > 0)))[:number]
-        return np.pad(np.where(total[order] > 0, order, 0), (0, number - len(order))).astype(np.int32)
+        turns = np.stack([_most(window, counts[-1], number) for window in counts], 1).ravel()
+        items, turn = np.unique(turns[turns > 0], return_index=True)
+        popular = items[np.argsort(turn)][:number]
+        return np.pad(popular, (0, number - len(popular))).astype(np.int32)
+
+
+def _most(counts: Int64, total: Int64, number: int) -> Int64:
+    """[number], items of most events, padded with 0: among equals those of more events in all, then the lower item."""
+    key = counts * (total.max(initial=0) + 1) + total
+    key[counts == 0] = 0
+    columns = min(number, len(key))
+    least = np.partition(key, len(key) - columns)[len(key) - columns]
+    items = np.flatnonzero((key >= least) & (key > 0))
+    items = items[np.argsort(-key[items], kind="stable")][:number]
+    return np.pad(items, (0, number - len(items)))
 
 
 def joined(items: Int32, scores: Float32, added: Int32, added_scores: Float32) -> tuple[Int32, Float32]:
-    """Retrieved [r, n] and added candidates [r, m] with their retrieval scores, two [r, n + m], best first, padded with 0 and -inf.
+    """Retrieved [r, n] and added candidates [r, m] with their scores, two [r, n + m], best first, padded with 0 and -inf.
 
     Repeated items, and added ones of score -inf, are left out. Equal scores: the lower item first.
     """

@@ -176,17 +176,19 @@ class ItemStatistics:
             return np.zeros(len(histories), np.int64)
         return self._request(histories) // (HOUR * SECOND)
 
-    def counts_before(self, hour: int, days: int) -> tuple[Int64, Int64]:
-        """Events of each item [num_items + 1] before an hour since the epoch: within `days`, and in all.
+    def counts_before(self, hour: int) -> Int64:
+        """[windows + 1, num_items + 1], events of each item before an hour since the epoch: within each window, and all.
 
-        Without times: all events, twice.
+        Without times: all events alone, [1, num_items + 1].
         """
         base = np.arange(self.num_items + 1, dtype=np.int64) * self.span
         second = hour * HOUR - self.origin // SECOND if self.timed else self.span
-        until, since = (int(np.clip(part, 0, self.span)) for part in (second, second - days * DAY))
-        start, recent, end = (np.searchsorted(self.moments, base + part) for part in (0, since, until))
-        total = end - start + self.earlier
-        return (end - recent if self.timed else total), total
+        starts = [second - days * DAY for days in WINDOWS] if self.timed else []
+        start, end, *since = (
+            np.searchsorted(self.moments, base + min(max(part, 0), self.span))
+            for part in (0, second, *starts)
+        )
+        return np.stack([*(end - part for part in since), end - start + self.earlier])
 
     def _request_seconds(self, histories: Histories) -> Int64:
         """[r], seconds from origin to each request; by default to the last event."""
