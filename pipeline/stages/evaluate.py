@@ -44,6 +44,7 @@ from pipeline.evaluation.report import (
     NightsTested,
     SecondStageGain,
     Tuning,
+    Values,
 )
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
@@ -102,7 +103,8 @@ def build(ctx: Context) -> None:
     evaluation = _rank(ctx, model, ctx.protocol.headline)
     ranked, targets = evaluation.ranked, evaluation.targets
     systems = metrics_report.compute_metrics(ranked, targets, evaluation.catalogue, settings)
-    report = _report(ctx, model, evaluation, systems, settings)
+    report = _report(ctx, evaluation, systems, settings)
+    report = _with_parts(ctx, report, model, evaluation, settings)
     report.save(ctx.folder)
     _write_table(ctx, "systems.json", result_tables.systems_table(report))
     result_tables.write_targets(
@@ -225,18 +227,11 @@ def _left_out(ctx: Context, targets: RankedTargets) -> dict[str, int]:
 
 
 def _report(
-    ctx: Context,
-    model: _Model,
-    evaluation: Evaluation,
-    systems: SystemComparison,
-    settings: MetricSettings,
+    ctx: Context, evaluation: Evaluation, systems: SystemComparison, settings: MetricSettings
 ) -> EvaluationReport:
-    """Report of the evaluation, with a learning curve, other kinds of targets and earlier cuts where configured."""
+    """Report of the evaluation, with a learning curve and earlier cuts where configured."""
     config, protocol = ctx.config, ctx.protocol
     num_items = evaluation.common.num_items
-    is_repeat = contains(
-        evaluation.targets.histories.select(evaluation.targets.request), evaluation.targets.item
-    )
     of_lists = metrics_report.catalogue_metrics(evaluation.ranked, evaluation.targets, num_items, settings)
     others = [name for name in systems.systems if name != MODEL]
     differences = systems.compared(MODEL, others) if others else {}
@@ -277,19 +272,31 @@ def _report(
         ranker=evaluation.ranker,
         learning_curve=curve,
         nights=_nights(ctx),
-        cautions=cautions(
-            evaluation.targets,
-            evaluation.every_target,
-            ctx.dataset.facts,
-            TrainingFacts.load(ctx.inputs["train"]),
-            ties=protocol.ties,
-        ),
-        repeats=metrics_report.of_targets(evaluation.ranked, evaluation.targets, is_repeat, settings),
-        new=metrics_report.of_targets(evaluation.ranked, evaluation.targets, ~is_repeat, settings),
-        by_targets=_by_targets(ctx, model, evaluation, systems, settings),
     )
     earlier = [EvaluationReport.load(folder) for name, folder in ctx.inputs.items() if name.startswith(CUT)]
     return replace(report, rolling=metrics_report.rolling([*earlier, report])) if earlier else report
+
+
+def _with_parts(
+    ctx: Context,
+    report: EvaluationReport,
+    model: _Model,
+    evaluation: Evaluation,
+    settings: MetricSettings,
+) -> EvaluationReport:
+    """The report with cautions, repeats and new items apart, and other kinds of targets."""
+    targets, ranked = evaluation.targets, evaluation.ranked
+    is_repeat = contains(targets.histories.select(targets.request), targets.item)
+    training = TrainingFacts.load(ctx.inputs["train"])
+    return replace(
+        report,
+        cautions=cautions(
+            targets, evaluation.every_target, ctx.dataset.facts, training, ties=ctx.protocol.ties
+        ),
+        repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
+        new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
+        by_targets=_by_targets(ctx, report, model, evaluation, settings),
+    )
 
 
 def _nights(ctx: Context) -> NightsTested | None:
@@ -306,17 +313,16 @@ def _nights(ctx: Context) -> NightsTested | None:
 
 def _by_targets(
     ctx: Context,
+    report: EvaluationReport,
     model: _Model,
     evaluation: Evaluation,
-    systems: SystemComparison,
     settings: MetricSettings,
-) -> dict[str, dict[str, dict[str, float]]] | None:
-    """Kind of targets -> system -> metrics of ranks, where several are configured."""
+) -> Mapping[str, Mapping[str, Values]] | None:
+    """Kind of targets -> system -> metrics, where several kinds are configured."""
     headline, *others = ctx.protocol.kinds
     if not others:
         return None
-    values: dict[str, dict[str, dict[str, float]]] = {}
-    values[headline] = {name: _defined(systems.values(name)) for name in systems.systems}
+    values: dict[str, Mapping[str, Values]] = {headline: report.metrics}
     for kind in others:
         beside = _rank(ctx, model, kind, evaluation.ranker)
         compared = metrics_report.compute_metrics(beside.ranked, beside.targets, beside.catalogue, settings)
