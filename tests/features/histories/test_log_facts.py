@@ -17,7 +17,9 @@ def log(rows: list[list[tuple[int, int]]]) -> JaggedHistories:
     offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
     item = np.array([event[0] for event in flat], np.int32)
     time = np.array([event[1] for event in flat], np.int64)
-    return JaggedHistories(offsets, item, time, np.zeros(len(flat), np.int16), np.zeros(len(flat), np.float32))
+    return JaggedHistories(
+        offsets, item, time, np.zeros(len(flat), np.int16), np.zeros(len(flat), np.float32)
+    )
 
 
 def test_ties_and_repeats_count_a_visit_once() -> None:
