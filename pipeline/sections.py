@@ -148,7 +148,9 @@ class ScoreConfig(Section):
     """Availability windows: a Parquet file with `item_id`, `available_from`, `available_until` (UTC without a zone;
     null: no limit). Items not in the file are always available."""
     at: str | None = None
-    """Time at which recommendations are shown, as an ISO time, for `availability`; by default that of the log's newest event."""
+    """Time of the request, as an ISO time: histories hold the events before it, and model, popularity and `availability` take it
+    as the present. By default that of the log's newest regular event, the newest with a tenth of a median day's events in the
+    24 hours before; in a log without times only `availability` follows it."""
     max_per_category: int = Field(0, ge=0)
     """Maximum per category and user, in items; 0: any number."""
     diversity: float = Field(0.0, ge=0, lt=1)

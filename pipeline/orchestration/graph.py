@@ -107,7 +107,7 @@ STAGES = {
         ),
         Stage(
             "publish",
-            5,
+            6,
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             {"index": ()},
             ("name", "train.refit", "score.segment"),
@@ -115,7 +115,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            4,
+            5,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),
