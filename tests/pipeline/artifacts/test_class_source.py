@@ -49,7 +49,6 @@ def test_what_is_missing_is_named(here: Path):
         "nowhere.inner.most",
         "math",
         "json.nowhere",
-        "__main__",
     ):
         with pytest.raises(ConfigError, match=f"{KEY}: received '{module}:Mine', but there is no module"):
             source_of(KEY, f"{module}:Mine")
