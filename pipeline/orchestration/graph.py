@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import source_files, store
+from pipeline.artifacts import class_source, source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError, LookbackError
@@ -239,6 +239,8 @@ def _outside_inputs(
     """Content digests of a stage's inputs other than stage folders."""
     if name == "ingest":
         return {role: ",".join(_contents(role, digests)) for role, digests in sources.items()}
+    if name == "baselines":
+        return {own: _class_digest(config, own) for own in config.evaluate.custom_baselines}
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
@@ -247,6 +249,12 @@ def _outside_inputs(
         if isinstance(path, str) and path.endswith(".parquet"):
             inputs[key] = source_files.digest_of(config, f"score.{key}", path)
     return inputs
+
+
+def _class_digest(config: Config, name: str) -> str:
+    """Content digest of the source file of a recommender of one's own."""
+    key = "evaluate.baselines"
+    return source_files.digest_of(config, key, str(class_source.source_of(key, name)))
 
 
 def _contents(role: str, digests: dict[str, str]) -> list[str]:
