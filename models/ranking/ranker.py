@@ -215,6 +215,14 @@ class SecondStage:
             torch.from_numpy(mask),
         )
 
+    def list_features(self, histories: Histories, names: tuple[str, ...]) -> Float32:
+        """[r, f], features that a row's candidates share, standardised as in the ranker."""
+        none = np.zeros((len(histories), 1), np.int32), np.zeros((len(histories), 1), np.float32)
+        values = self.statistics.features(self._as_read(histories), *none, names)[:, 0]
+        columns = [self.ranker.features.index(name) for name in names]
+        mean, scale = (part.cpu().numpy()[columns] for part in (self.ranker.mean, self.ranker.scale))
+        return np.asarray((values - mean) / scale, np.float32)
+
     @torch.inference_mode()
     def score(self, histories: Histories, items: Int32, scores: Float32) -> Float32:
         """Ranker scores of candidates [r, n], -inf for item 0."""

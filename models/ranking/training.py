@@ -33,7 +33,7 @@ class Retrieved:
     relevant: NDArray[np.bool_]
     """[r, n], candidates that the user took; False for item 0"""
     num_relevant: Int64
-    """[r], items that the user took, among the candidates or not; 1 or more"""
+    """[r], items that the user took, among the candidates or not; 0: none, for calibration alone"""
     user: Int64
     """[r]"""
 
@@ -54,6 +54,11 @@ class Retrieved:
     def is_hit(self) -> NDArray[np.bool_]:
         """[r], whether any candidate is relevant."""
         return np.asarray(self.relevant.any(1))
+
+    @property
+    def is_active(self) -> NDArray[np.bool_]:
+        """[r], whether the user took any item."""
+        return self.num_relevant > 0
 
     def select(self, rows: NDArray[np.bool_] | Int64) -> "Retrieved":
         """Keep the given rows."""
@@ -88,7 +93,7 @@ def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
     """[r], NDCG@10 of each list by the scores [r, n] of its candidates, -inf for item 0.
 
     Each relevant candidate gains 1; the ideal has all `num_relevant` items first, 10 at most. Relevant items outside the
-    candidates are misses. Ties as in `ranks`.
+    candidates are misses, and lists without any have 0. Ties as in `ranks`.
     """
     row, column = np.nonzero(retrieved.relevant)
     gain = np.zeros(len(row))
@@ -99,7 +104,7 @@ def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
             gain[part] = ndcg(rank, K)
     ideal = np.cumsum(ndcg(np.arange(1, K + 1, dtype=np.float64), K))
     total = np.bincount(row, gain, minlength=len(retrieved))
-    return np.asarray(total / ideal[np.minimum(retrieved.num_relevant, K) - 1])
+    return np.asarray(total / ideal[np.clip(retrieved.num_relevant, 1, K) - 1])
 
 
 def fit_ranker(
@@ -120,14 +125,14 @@ def fit_ranker(
     held = random.permutation(users)[round(settings.train_fraction * len(users)) :]
     held_out = np.isin(retrieved.user, held)
     rows = np.flatnonzero(~held_out & retrieved.is_hit)
-    if not len(rows) or not held_out.any():
+    if not len(rows) or not (held_out & retrieved.is_active).any():
         raise ValueError(
             f"ranker: received {len(rows):,} lists of {len(retrieved):,} with a relevant item among {settings.candidates} "
             "candidates, expected some, of two users at least; raise ranker.candidates or set ranker.use = 'never'"
         )
     if len(rows) > settings.max_lists:
         rows = np.sort(random.choice(rows, settings.max_lists, replace=False))
-    validation, train = retrieved.select(held_out), retrieved.select(rows)
+    validation, train = retrieved.select(held_out & retrieved.is_active), retrieved.select(rows)
     lists = stage.lists(train.histories, train.items, train.scores)
     relevant = torch.from_numpy(train.relevant)
     _standardise(stage.ranker, lists)

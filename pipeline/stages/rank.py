@@ -12,7 +12,7 @@ from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.ranking.calibration import Calibration, cross_fitted, quality
+from models.ranking.calibration import calibrate
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
@@ -54,12 +54,12 @@ def build(ctx: Context) -> None:
         _without(ctx, f"{reason}: the order of retrieval stands")
         return
     fitted = fit_ranker(stage, retrieved, ctx.config.seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch))
-    checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
     numbering.save(ctx.folder / "items.npy")
     pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
         ctx.folder / "ranker_history.parquet"
     )
     _report(ctx, fitted, retrieved, num_lists)
+    checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
 
 
 def _without(ctx: Context, reason: str) -> None:
@@ -107,12 +107,9 @@ def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
 def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int) -> None:
     """Calibrate on held-out users; write ranker.json, metrics to track, one line."""
     held_out = retrieved.select(fitted.held_out)
+    calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed)
+    calibrated = asdict(measured)
     scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
-    is_filled = held_out.items > 0
-    hit = held_out.relevant[is_filled]
-    user = np.broadcast_to(held_out.user[:, None], is_filled.shape)[is_filled]
-    calibration = Calibration.fit(scores[is_filled], hit)
-    calibrated = asdict(quality(cross_fitted(scores[is_filled], hit, user, ctx.config.seed), hit))
     retrieval = float(ndcg_of(held_out.scores, held_out).mean())
     two_stage = float(ndcg_of(scores, held_out).mean())
     facts: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """The second stage: what it begins as, what it reads and what it does not, what training finds, what each score is based on."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, histories_from_lists
-from models.ranking.features import ItemStatistics
+from models.ranking.features import FORMER_FEATURES, ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
@@ -137,6 +138,25 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     (tmp_path / "ranker.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"ranker\.safetensors: cannot be read"):
         checkpoint.load_ranker(tmp_path)
+
+
+def test_a_ranker_of_before_reads_its_own_features_of_retrieved_candidates_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    former = Ranker(SETTINGS, torch.randn(NUM_ITEMS + 1, 6), NUM_EVENT_TYPES, FORMER_FEATURES)
+    checkpoint.save_ranker(former, tmp_path)
+    config = json.loads((tmp_path / "ranker_config.json").read_text())
+    assert config.pop("features") == list(FORMER_FEATURES)
+    for key in ("favourites", "popular"):
+        del config["settings"][key]
+    (tmp_path / "ranker_config.json").write_text(json.dumps(config))
+    stage = SecondStage(checkpoint.load_ranker(tmp_path), a_stage().statistics, a_stage().own)
+    assert stage.ranker.features == FORMER_FEATURES
+    assert stage.added(a_log(5), exclude_seen=False).shape == (5, 0)
+    (items, scores), log = candidates(5), a_log(5)
+    whole = stage.statistics.features(log, items, scores)
+    assert np.array_equal(
+        stage.lists(log, items, scores).features.numpy(), whole[..., : len(FORMER_FEATURES)]
+    )
 
 
 def planted(rows: int) -> Retrieved:
