@@ -65,7 +65,10 @@ STAGES = {
             4,
             ("features",),
             {"model": (), "train": ("refit", "checkpoint_seconds")},
-            ("seed", "history.max_length", "events.types", "exclude_seen", "evaluate.target_types"),
+            (
+                *("seed", "history.max_length", "events.types", "exclude_seen"),
+                *("evaluate.target_types", "evaluate.targets", "evaluate.horizon_days"),
+            ),
             resumable=True,
         ),
         Stage("index", 3, ("features", "train"), {"index": ()}),

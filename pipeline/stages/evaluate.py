@@ -137,8 +137,14 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
     training = dataset.training_rows(with_validation=config.train.refit_validation)
     trained = dataset.occurring(training)
     targets = targets_of(config, dataset, "test", common, trained=trained, kind=kind)
-    check_targets(targets, dataset, common, ties=ctx.protocol.ties)
     is_nightly = kind == "nightly"
+    check_targets(
+        targets,
+        dataset,
+        common,
+        ties="strict" if is_nightly else ctx.protocol.ties,
+        session_minutes=0.0 if is_nightly else config.history.session_minutes,
+    )
     included = counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items or is_nightly)
     if not included.any():
         left_out = counts_by_reason(_left_out(ctx, targets))
