@@ -193,6 +193,13 @@ class EvaluationReport:
         return tuple(self.metrics[MODEL])
 
     @property
+    def subsets(self) -> dict[str, SubsetMetrics]:
+        """Repeats and new items apart; empty without repeats, where the metrics are those of new items."""
+        if self.repeats is None:
+            return {}
+        return {"repeats": self.repeats} | ({} if self.new is None else {"new": self.new})
+
+    @property
     def list_lengths(self) -> tuple[int, ...]:
         """List lengths of the metrics, shortest first."""
         return tuple(sorted({int(name.rpartition("@")[2]) for name in self.metric_names}))
