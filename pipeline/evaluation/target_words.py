@@ -21,6 +21,13 @@ OF_EVENTS = {
 }
 """Reason -> words after the number of held-out events that it leaves out."""
 
+KINDS = {
+    "nightly": "nights",
+    "successive": "every held-out event",
+    "first": "the first held-out event of each user",
+}
+"""Kind of targets -> its name for display."""
+
 
 def is_nightly(kind: str) -> bool:
     """Whether a kind of targets is that of nights."""
@@ -47,12 +54,16 @@ def tested(report: EvaluationReport) -> str:
 
 def nights(tested_nights: NightsTested) -> str:
     """`10 nights from 2001-01-15 to 2001-02-11, 7 days each`; the distance of the nights where it is another."""
-    first, last = tested_nights.first[:10], tested_nights.last[:10]
-    text = f"{_number(tested_nights.number, 'nights')} {f'of {first}' if first == last else f'from {first} to {last}'}"
+    text = number_of_nights(tested_nights.number, tested_nights.first[:10], tested_nights.last[:10])
     text += f", {_days(tested_nights.horizon_days)} each"
     if tested_nights.number > 1 and tested_nights.every_days != tested_nights.horizon_days:
         text += f", one every {_days(tested_nights.every_days)}"
     return text
+
+
+def number_of_nights(number: int, first: str, last: str) -> str:
+    """`10 nights from 2001-01-15 to 2001-02-11`, `1 night of 2001-01-15`."""
+    return f"{_number(number, 'nights')} {f'of {first}' if number == 1 else f'from {first} to {last}'}"
 
 
 def left_out(kind: str, counts: Mapping[str, int]) -> str:
