@@ -14,6 +14,7 @@ from models.evaluation.metrics import metrics_of_ranks
 from models.histories import Int64
 from pipeline.artifacts.store import read_manifest
 from pipeline.errors import LookbackError
+from pipeline.evaluation import target_words
 from pipeline.evaluation.metric_names import display_name
 from pipeline.sections import MODEL
 
@@ -73,19 +74,38 @@ def _requests(table: pl.DataFrame) -> tuple[Int64, pl.Series]:
 
 
 def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFrame) -> str:
+    if ("night" in one.columns) != ("night" in other.columns):
+        nightly, by_events = (first, label) if "night" in one.columns else (label, first)
+        return (
+            f"compare: different kinds of test targets: user-nights in {nightly!r}, held-out events in {by_events!r};"
+            " expected runs with the same evaluate.targets"
+        )
     shared = "ids of other types"
     if _key(one).schema == _key(other).schema:
         shared = f"{len(one.join(other, on=_key(one).columns, how='semi')):,} of {first!r} also in {label!r}"
     return (
         f"compare: different test targets: {len(one):,} in {first!r}, {len(other):,} in {label!r}, {shared};"
-        " expected runs with the same log, split, core filter and exclude_seen"
+        " expected runs with the same log, split, core filter, exclude_seen and evaluate.targets (of nights also horizon_days and"
+        " every_days)"
     )
+
+
+def _about(targets: pl.DataFrame, systems: SystemComparison) -> str:
+    """`6 user-nights of 4 users, 2 nights from 2020-01-01 to 2020-01-08`, or `6 held-out events of 4 users`."""
+    if "night" not in targets.columns:
+        return target_words.counted("successive", systems.num_targets, systems.num_users)
+    nights = targets["night"].unique().sort().dt.strftime("%Y-%m-%d")
+    text = target_words.counted("nightly", systems.num_targets, systems.num_users)
+    return f"{text}, {target_words.number_of_nights(len(nights), nights[0], nights[-1])}"
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Metrics of several runs, their differences from the first, and means over seeds."""
 
+    about: str
+    """Number of the targets, their users and nights, in words."""
+    is_nightly: bool
     systems: SystemComparison
     differences: Mapping[str, Mapping[str, PairedDifference]]
     """Each run but the first -> metric -> run minus first: see `SystemComparison.compared`."""
@@ -93,13 +113,17 @@ class Comparison:
     """Group and metric -> (mean, sample standard deviation) over its runs."""
 
     @classmethod
-    def of(cls, systems: SystemComparison, groups: Sequence[SeedGroup] = ()) -> "Comparison":
-        """Compare all systems with the first."""
+    def of(
+        cls, targets: pl.DataFrame, systems: SystemComparison, groups: Sequence[SeedGroup] = ()
+    ) -> "Comparison":
+        """Compare all systems with the first; `targets`: targets.parquet of any of the runs."""
         differences = {
             label: {name: difference.reversed() for name, difference in by_metric.items()}
             for label, by_metric in systems.compared(systems.systems[0]).items()
         }
         return cls(
+            _about(targets, systems),
+            "night" in targets.columns,
             systems,
             differences,
             [(group, over_seeds(systems.values(label) for label in group.labels)) for group in groups],

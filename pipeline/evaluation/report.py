@@ -35,6 +35,13 @@ class Estimate(NamedTuple):
         return f"{self.value:.4f}" + ("" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]")
 
 
+def _estimate(
+    metrics: Mapping[str, Values], intervals: Mapping[str, Intervals], system: str, metric: str
+) -> Estimate:
+    low, high = intervals[system].get(metric, (None, None))
+    return Estimate(metrics[system][metric], low, high)
+
+
 @dataclass(frozen=True)
 class ColdTargets:
     """Targets without a history, or on items without training events."""
@@ -53,8 +60,13 @@ class SubsetMetrics:
     """Metrics of ranks of some targets alone: repeats, or items new to their user."""
 
     targets: int
+    """Items taken: a user-night may have several"""
     metrics: Mapping[str, Values]
     intervals: Mapping[str, Intervals]
+
+    def value(self, system: str, metric: str) -> Estimate:
+        """Value and interval of a metric; raises KeyError where it was not measured."""
+        return _estimate(self.metrics, self.intervals, system, metric)
 
 
 @dataclass(frozen=True)
@@ -193,14 +205,20 @@ class EvaluationReport:
         return tuple(self.metrics[MODEL])
 
     @property
+    def subsets(self) -> dict[str, SubsetMetrics]:
+        """Repeats and new items apart; empty without repeats, where the metrics are those of new items."""
+        if self.repeats is None:
+            return {}
+        return {"repeats": self.repeats} | ({} if self.new is None else {"new": self.new})
+
+    @property
     def list_lengths(self) -> tuple[int, ...]:
         """List lengths of the metrics, shortest first."""
         return tuple(sorted({int(name.rpartition("@")[2]) for name in self.metric_names}))
 
     def value(self, system: str, metric: str) -> Estimate:
         """Value and interval of a metric; raises KeyError where it was not measured."""
-        low, high = self.intervals[system].get(metric, (None, None))
-        return Estimate(self.metrics[system][metric], low, high)
+        return _estimate(self.metrics, self.intervals, system, metric)
 
     def paired(self, baseline: str, metric: str) -> PairedDifference:
         """Model minus baseline on the same targets; raises KeyError where it was not measured."""

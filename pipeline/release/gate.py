@@ -23,9 +23,10 @@ from models.histories import Int32
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
-from pipeline.dataset.protocol import Protocol
+from pipeline.dataset.protocol import Kind, Protocol
 from pipeline.dataset.targets import RankedTargets, counted
 from pipeline.errors import DamagedArtifact
+from pipeline.evaluation import target_words
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.serving.bundle import translation
@@ -105,7 +106,7 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
     own = EvaluatedModel.open(challenger, verify=False, device=device)
     common = common_targets(config, features, own, current)
     figures: dict[str, float | str] = {
-        "targets": len(common.targets),
+        "targets": common.targets.num_requests,
         "users": common.num_users,
         "earlier_targets": common.num_earlier,
         "unknown_to_both": common.num_unknown,
@@ -113,7 +114,7 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
     if common.num_users < MIN_USERS:
         return _Test(
             False,
-            f"cannot be compared with {name}: {len(common.targets):,} targets of {common.num_users:,} users are later than the "
+            f"cannot be compared with {name}: {common.counted} are later than the "
             f"training of both, expected at least {MIN_USERS} users",
             figures,
         )
@@ -124,7 +125,7 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
     passed = paired.low >= -config.evaluate.gate_margin
     message = (
         f"{'not worse' if passed else 'not shown to be no worse'} than {name}, by more than {config.evaluate.gate_margin:g}: "
-        f"{config.evaluate.gate_metric} {_interval(paired)} on {len(common.targets):,} targets of {common.num_users:,} users"
+        f"{config.evaluate.gate_metric} {_interval(paired)} on {common.counted}"
     )
     return _Test(passed, message, figures)
 
@@ -155,11 +156,17 @@ class CommonTargets:
     """Excluded: not later than the champion's training data."""
     num_unknown: int
     """Excluded: the item, or the whole history, is unknown to both models."""
+    kind: Kind
 
     @property
     def num_users(self) -> int:
         """Users with a target."""
         return len(np.unique(self.targets.user))
+
+    @property
+    def counted(self) -> str:
+        """`11,398 user-nights of 9,567 users`, or held-out events."""
+        return target_words.counted(self.kind, self.targets.num_requests, self.num_users)
 
 
 def common_targets(
@@ -179,9 +186,10 @@ def common_targets(
     if challenger.features != champion.features:
         until = champion.trained_until_of(dataset.users["user_id"])
         later = _is_later(targets.moment, until[targets.user], champion.trained_until)[targets.request]
-    is_counted = counted(targets, cold_users=False, cold_items=Protocol.of(config, dataset).counts_new_items)
+    protocol = Protocol.of(config, dataset)
+    is_counted = counted(targets, cold_users=False, cold_items=protocol.counts_new_items)
     chosen = targets.select(later & is_counted)
-    return CommonTargets(chosen, int((~later).sum()), int((later & ~is_counted).sum()))
+    return CommonTargets(chosen, int((~later).sum()), int((later & ~is_counted).sum()), protocol.headline)
 
 
 def _is_later(

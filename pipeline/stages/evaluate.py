@@ -31,10 +31,17 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.leak_checks import check_targets
 from pipeline.dataset.protocol import Kind
-from pipeline.dataset.targets import RankedTargets, counted, counts_by_reason
+from pipeline.dataset.targets import NO_HISTORY, RankedTargets, counted
 from pipeline.errors import LookbackError
-from pipeline.evaluation import diagnostics, metrics_report, ranking, result_tables, second_stage_gain
-from pipeline.evaluation.cautions import cautions
+from pipeline.evaluation import (
+    diagnostics,
+    metrics_report,
+    ranking,
+    result_tables,
+    second_stage_gain,
+    target_words,
+)
+from pipeline.evaluation.cautions import cautions, facts_of
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.new_items import with_described_items
 from pipeline.evaluation.report import (
@@ -147,7 +154,7 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
     )
     included = counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items or is_nightly)
     if not included.any():
-        left_out = counts_by_reason(_left_out(ctx, targets))
+        left_out = target_words.left_out(kind, _left_out(ctx, targets, kind)) or "nothing"
         raise LookbackError(
             f"evaluate: no target is left among the test events of {dataset.split.protocol!r}, {kind} (left out: {left_out});"
             " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
@@ -224,12 +231,16 @@ def _check_leaks(ctx: Context, histories: JaggedHistories, split: Split) -> None
         check_fitted(name, on.num_events, on.latest, histories, split, with_validation=with_validation)
 
 
-def _left_out(ctx: Context, targets: RankedTargets) -> dict[str, int]:
-    """Counts of test events outside the metrics, by reason."""
-    settings = ctx.config.evaluate
-    included = {"no_history": settings.cold_users, "unknown_item": settings.cold_items}
-    cold = {reason: 0 if included[reason] else count for reason, count in targets.num_cold.items()}
-    return targets.left_out | cold
+def _left_out(ctx: Context, targets: RankedTargets, kind: Kind) -> dict[str, int]:
+    """Counts of test events outside the metrics, by reason; of nights `no_history` counts user-nights."""
+    settings, cold = ctx.config.evaluate, targets.num_cold
+    included = {
+        "no_history": settings.cold_users,
+        "unknown_item": settings.cold_items or target_words.is_nightly(kind),
+    }
+    if target_words.is_nightly(kind):
+        cold["no_history"] = len(np.unique(targets.request[targets.cold == NO_HISTORY]))
+    return targets.left_out | {reason: 0 if included[reason] else count for reason, count in cold.items()}
 
 
 def _report(
@@ -252,7 +263,7 @@ def _report(
         ties=protocol.ties,
         users=systems.num_users,
         targets=evaluation.targets.num_requests,
-        targets_left_out=_left_out(ctx, evaluation.every_target),
+        targets_left_out=_left_out(ctx, evaluation.every_target, protocol.headline),
         num_items=num_items,
         exclude_seen=protocol.exclude_seen,
         refit_validation=config.train.refit_validation,
@@ -297,7 +308,15 @@ def _with_parts(
     return replace(
         report,
         cautions=cautions(
-            targets, evaluation.every_target, ctx.dataset.facts, training, ties=ctx.protocol.ties
+            targets,
+            evaluation.every_target,
+            ctx.dataset.facts,
+            training,
+            kind=ctx.protocol.headline,
+            ties=ctx.protocol.ties,
+            masked_by="score.exclude_seen"
+            if ctx.config.evaluate.exclude_seen is None
+            else "evaluate.exclude_seen",
         ),
         repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
@@ -432,29 +451,53 @@ def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
 
 
 def _log(ctx: Context, report: EvaluationReport) -> None:
-    """Counts in the manifest, metrics to track, one line."""
-    left_out = report.targets_left_out
-    ctx.manifest.update(rows_in=report.targets + sum(left_out.values()), rows_out=report.targets)
-    ctx.manifest["rows_left_out"] = left_out
+    """Counts in the manifest, metrics and tags to track, one line."""
+    kind, left_out = report.targets_of_a_user, report.targets_left_out
+    of_unit = target_words.of_user_nights(kind, left_out)
+    ctx.manifest.update(rows_in=report.targets + sum(of_unit.values()), rows_out=report.targets)
+    ctx.manifest["rows_left_out"] = of_unit
+    _track_metrics(ctx, report)
+    features = ctx.inputs["features"]
+    ctx.track.dataset(ctx.config.name, features.name, "test", str(features), report.targets)
+    ctx.track.tag("lookback.ranker", report.ranker.reason)
+    ctx.track.tag("lookback.targets", kind)
+    ctx.track.tag("lookback.cautions", "; ".join(report.cautions) or "none")
+    shown = f"ndcg@{ctx.config.evaluate.k[0]}"
+    values_shown = ", ".join(f"{system} {values[shown]:.4f}" for system, values in report.metrics.items())
+    reasons = target_words.left_out(kind, left_out)
+    counts = f"{target_words.tested(report)}{f' (left out: {reasons})' if reasons else ''}"
+    caution = f"; caution: {facts_of(report.cautions)}" if report.cautions else ""
+    ctx.summary(f"{shown} {values_shown} on {counts}; {report.ranker.reason}{caution}")
+
+
+def _track_metrics(ctx: Context, report: EvaluationReport) -> None:
+    """Metrics of every system, of retrieval alone, and over the cuts of a rolling split."""
     for system, values in report.metrics.items():
         for name, value in values.items():
             if system == MODEL:
                 ctx.track.parent_metric(f"test/{name}", value)
             elif not name.startswith(("pessimistic_", "user_pessimistic_")):
                 ctx.track.metric(f"{system}/{name}", value)
+    _track_beside(ctx, report)
     for stage, values in (report.ranker.metrics or {}).items():
         for name, value in values.items():
             ctx.track.metric(f"{stage}/{name}", value)
     if report.rolling is not None:
-        for kind, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
+        for moment, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
             for name, value in means.get(MODEL, {}).items():
-                ctx.track.metric(f"rolling_{kind}/{name}", value)
+                ctx.track.metric(f"rolling_{moment}/{name}", value)
     ctx.track.metric("test/targets", report.targets)
     ctx.track.metric("test/users", report.users)
-    features = ctx.inputs["features"]
-    ctx.track.dataset(ctx.config.name, features.name, "test", str(features), report.targets)
-    shown = f"ndcg@{ctx.config.evaluate.k[0]}"
-    values_shown = ", ".join(f"{system} {values[shown]:.4f}" for system, values in report.metrics.items())
-    counts = f"{report.targets:,} targets of {report.users:,} users ({sum(left_out.values()):,} left out)"
-    ctx.track.tag("lookback.ranker", report.ranker.reason)
-    ctx.summary(f"{shown} {values_shown} on {counts}; {report.ranker.reason}")
+
+
+def _track_beside(ctx: Context, report: EvaluationReport) -> None:
+    """Metrics of ranks of repeats, new items and other kinds of targets, at the shortest list length."""
+    beside = {name: subset.metrics for name, subset in report.subsets.items()}
+    others = report.by_targets or {}
+    beside |= {kind: of_kind for kind, of_kind in others.items() if kind != report.targets_of_a_user}
+    names = [f"{metric}@{report.list_lengths[0]}" for metric in metrics_report.OF_RANKS]
+    for part, systems in beside.items():
+        for system, values in systems.items():
+            prefix = part if system == MODEL else f"{system}/{part}"
+            for name in (name for name in names if name in values):
+                ctx.track.metric(f"{prefix}/{name}", values[name])
