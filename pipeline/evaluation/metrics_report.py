@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from models.evaluation.ranks import SystemRanks
 from models.histories import Int64
 from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, RankedTargets
 from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling, SubsetMetrics
+
+T = TypeVar("T")
 
 OF_RANKS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 """Metrics that average a function of the target's rank, 0 for a miss."""
@@ -34,6 +37,13 @@ class MetricSettings:
     def list_length(self) -> int:
         """List length of novelty, diversity, coverage and other metrics of lists."""
         return self.ks[0]
+
+
+def defined(values: Mapping[str, T]) -> dict[str, T]:
+    """Metrics without NaN, which JSON lacks."""
+    return {
+        name: value for name, value in values.items() if not np.isnan(np.asarray(value, np.float64)).any()
+    }
 
 
 def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumbering) -> Catalogue:

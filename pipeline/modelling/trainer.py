@@ -83,7 +83,7 @@ class Trainer:
         self._config = config
         self._encoder, self._train = encoder or config.model, train or config.train
         self._on_epoch, self._log, self._show_progress = on_epoch, log, show_progress
-        self._dataset = dataset
+        self.dataset = dataset
         self._types = dataset.event_types
         self._checkpoints = checkpoints
         checkpoints.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ class Trainer:
 
         `users` [num_users]: train on these users alone, validate on all.
         """
-        dataset = self._dataset
+        dataset = self.dataset
         if users is not None:
             split = replace(dataset.split, train_user=dataset.split.train_user & users)
             dataset = replace(dataset, split=split)
@@ -115,10 +115,10 @@ class Trainer:
 
     def numbering(self, training: Histories) -> ItemNumbering:
         """Numbering of the encoder's items: those of the rows to train on, and those known by content."""
-        known = self._dataset.occurring(training)
+        known = self.dataset.occurring(training)
         if (
             self._encoder.item_content
-            and (described := known_by_content(self._config, self._dataset)) is not None
+            and (described := known_by_content(self._config, self.dataset)) is not None
         ):
             known |= described
         return ItemNumbering.of_known(known)
@@ -144,7 +144,7 @@ class Trainer:
         path = self._checkpoints / f"{name}.pt"
         content = None
         if self._encoder.item_content:
-            content = of_model(self._dataset, numbering, self._dataset.occurring(histories))
+            content = of_model(self.dataset, numbering, self.dataset.occurring(histories))
         arguments: dict[str, Any] = {
             "histories": histories.translate(numbering.new),
             "encoder": self._encoder,
@@ -208,7 +208,7 @@ class Trainer:
 
     @cached_property
     def _protocol(self) -> Protocol:
-        return Protocol.of(self._config, self._dataset)
+        return Protocol.of(self._config, self.dataset)
 
     @property
     def _session(self) -> int | None:
@@ -228,7 +228,7 @@ class Trainer:
         Targets on items unseen in training count, as misses, where the protocol counts them.
         """
         config = self._config
-        targets = targets_of(config, self._dataset, "validation", numbering, trained=trained)
+        targets = targets_of(config, self.dataset, "validation", numbering, trained=trained)
         included = counted(targets, cold_users=False, cold_items=self._protocol.counts_new_items)
         warm = targets.select(included)
         if not targets.warm.any():
@@ -245,7 +245,7 @@ class Trainer:
         """Ending of an error message that names a step's users; empty without users."""
         if not len(users):
             return ""
-        ids = self._dataset.users["user_id"].gather(users[:NAMED_ROWS])
+        ids = self.dataset.users["user_id"].gather(users[:NAMED_ROWS])
         more = f" and {len(users) - NAMED_ROWS} more" if len(users) > NAMED_ROWS else ""
         return f"; the step's users are {', '.join(map(str, ids))}{more}"
 

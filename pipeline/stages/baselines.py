@@ -49,7 +49,14 @@ class Tuned:
     settings: Settings
     """Settings of the best grid point."""
     grid: list[dict[str, Any]]
-    """Grid points: settings and `ndcg@10` on the validation targets."""
+    """Grid points: settings and `ndcg@10` on the validation requests."""
+
+
+@dataclass(frozen=True)
+class Finished(Tuned):
+    """A tuned baseline whose ranks are written."""
+
+    fitted_on: FittedOn
 
 
 def build(ctx: Context) -> None:
@@ -75,7 +82,8 @@ def build(ctx: Context) -> None:
         facts = read_json(path) if path.exists() else None
         if facts is None:
             started = time.monotonic()
-            facts = _gru(ctx, tests) if name == GRU else _of_baseline(ctx, name, selection, tests)
+            finished = _gru(ctx, tests) if name == GRU else _of_baseline(ctx, name, selection, tests)
+            facts = asdict(finished)
             seconds[name] = round(time.monotonic() - started, 3)
             write_json(path, facts)
         systems[name] = facts
@@ -119,7 +127,7 @@ def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
     return reason
 
 
-def _of_baseline(ctx: Context, name: str, selection: Part, tests: Mapping[Kind, Part]) -> dict[str, Any]:
+def _of_baseline(ctx: Context, name: str, selection: Part, tests: Mapping[Kind, Part]) -> Finished:
     """Tune a baseline, fit it on the evaluated model's training events, rank the test targets of every kind."""
     fit, grid = _candidates(ctx.config, name)
     moves = kind_of(name).moves
@@ -135,7 +143,7 @@ def _of_baseline(ctx: Context, name: str, selection: Part, tests: Mapping[Kind, 
     training = next(iter(tests.values())).training
     fitted_on = FittedOn.of(training) if system is None else system.fitted_on
     _check_fitted(ctx, name, fitted_on)
-    return asdict(tuned) | {"fitted_on": asdict(fitted_on)}
+    return Finished(tuned.settings, tuned.grid, fitted_on)
 
 
 def _check_fitted(ctx: Context, name: str, on: FittedOn) -> None:
@@ -211,7 +219,7 @@ def _trained_gru(ctx: Context) -> Trained:
     return ctx.trainer(encoder=encoder, train=train).fit_split(GRU)
 
 
-def _gru(ctx: Context, tests: Mapping[Kind, Part]) -> dict[str, Any]:
+def _gru(ctx: Context, tests: Mapping[Kind, Part]) -> Finished:
     """Train the GRU and rank the test targets of every kind; it reads no content."""
     trained = _trained_gru(ctx)
     grid = [
@@ -232,7 +240,7 @@ def _gru(ctx: Context, tests: Mapping[Kind, Part]) -> dict[str, Any]:
             system, test, ctx.config, exclude_seen=ctx.protocol.exclude_seen, own=trained.numbering
         )
         save(ranked, ctx.folder / kind, GRU)
-    return asdict(Tuned(chosen, grid)) | {"fitted_on": asdict(fitted_on)}
+    return Finished(chosen, grid, fitted_on)
 
 
 def _facts_file(folder: Path, name: str) -> Path:

@@ -7,7 +7,6 @@ import datetime
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -20,10 +19,9 @@ from models.baselines.base import FittedOn
 from models.checkpoint import load_model
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
-from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import SystemComparison
-from models.evaluation.ranks import SystemRanks, rank_targets
+from models.evaluation.ranks import SystemRanks
 from models.ranking.two_stage import TwoStage
 from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json
@@ -42,12 +40,12 @@ from pipeline.evaluation import (
     target_words,
 )
 from pipeline.evaluation.cautions import cautions, facts_of
-from pipeline.evaluation.metrics_report import MetricSettings
+from pipeline.evaluation.learning_curve import learning_curve
+from pipeline.evaluation.metrics_report import MetricSettings, defined
 from pipeline.evaluation.new_items import with_described_items
 from pipeline.evaluation.report import (
     EvaluationReport,
     Leaks,
-    LearningPoint,
     NightsTested,
     SecondStageGain,
     Tuning,
@@ -59,8 +57,6 @@ from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import MODEL
-
-T = TypeVar("T")
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CHECKED = [
@@ -254,7 +250,17 @@ def _report(
     differences = systems.compared(MODEL, others) if others else {}
     tuned = read_json(ctx.inputs["baselines"] / "baselines.json")
     curve = (
-        _learning_curve(ctx, evaluation, systems, settings) if config.evaluate.training_fractions else None
+        learning_curve(
+            ctx.trainer(),
+            evaluation.targets,
+            evaluation.common,
+            systems,
+            settings,
+            config.evaluate.training_fractions,
+            exclude_seen=protocol.exclude_seen,
+        )
+        if config.evaluate.training_fractions
+        else None
     )
     report = EvaluationReport(
         protocol=evaluation.dataset.split.protocol,
@@ -268,8 +274,8 @@ def _report(
         exclude_seen=protocol.exclude_seen,
         refit_validation=config.train.refit_validation,
         resamples=config.evaluate.resamples,
-        metrics={name: _defined(systems.values(name) | of_lists[name][0]) for name in systems.systems},
-        intervals={name: _defined(systems.intervals(name) | of_lists[name][1]) for name in systems.systems},
+        metrics={name: defined(systems.values(name) | of_lists[name][0]) for name in systems.systems},
+        intervals={name: defined(systems.intervals(name) | of_lists[name][1]) for name in systems.systems},
         differences={
             other: {name: paired for name, paired in by_metric.items() if not np.isnan(paired.difference)}
             for other, by_metric in differences.items()
@@ -351,15 +357,8 @@ def _by_targets(
     for kind in others:
         beside = _rank(ctx, model, kind, evaluation.ranker)
         compared = metrics_report.compute_metrics(beside.ranked, beside.targets, beside.catalogue, settings)
-        values[kind] = {name: _defined(compared.values(name)) for name in compared.systems}
+        values[kind] = {name: defined(compared.values(name)) for name in compared.systems}
     return values
-
-
-def _defined(values: Mapping[str, T]) -> dict[str, T]:
-    """Metrics without NaN, which JSON lacks."""
-    return {
-        name: value for name, value in values.items() if not np.isnan(np.asarray(value, np.float64)).any()
-    }
 
 
 def _leaks_by_construction(ctx: Context, evaluation: Evaluation) -> dict[str, float]:
@@ -374,38 +373,6 @@ def _leaks_by_construction(ctx: Context, evaluation: Evaluation) -> dict[str, fl
 
 def _iso(moment: int | None) -> str | None:
     return None if moment is None else datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
-
-
-def _learning_curve(
-    ctx: Context, evaluation: Evaluation, systems: SystemComparison, settings: MetricSettings
-) -> list[LearningPoint]:
-    """Metrics of the model trained on shares of the training users, on the same targets; unknown items are misses."""
-    curve: list[LearningPoint] = []
-    order = np.random.default_rng(ctx.config.seed).permutation(
-        np.flatnonzero(evaluation.dataset.split.train_user)
-    )
-    for fraction in sorted({fraction for fraction in ctx.config.evaluate.training_fractions if fraction < 1}):
-        users = np.zeros(evaluation.dataset.histories.num_users, bool)
-        users[order[: max(1, round(fraction * len(order)))]] = True
-        trained = ctx.trainer().fit_split(f"fraction_{fraction:g}", users)
-        targets = evaluation.targets.translate(evaluation.common.inverse().compose(trained.numbering).new)
-        ranked = rank_targets(
-            AttentionRecommender(trained.result.model),
-            targets.histories,
-            targets.item,
-            settings.list_length,
-            exclude_seen=ctx.protocol.exclude_seen,
-            request=targets.request,
-        )
-        values = metrics.metrics_of_ranks(ranked.rank, settings.ks, targets.request, targets.num_requests)
-        own = SystemComparison.of([(MODEL, values)], targets.user, settings.resamples, settings.seed)
-        curve.append(_point(fraction, int(users.sum()), own))
-    return [*curve, _point(1.0, len(order), systems)]
-
-
-def _point(fraction: float, num_users: int, systems: SystemComparison) -> LearningPoint:
-    values, intervals = _defined(systems.values(MODEL)), _defined(systems.intervals(MODEL))
-    return LearningPoint(fraction, num_users, values, intervals)
 
 
 def _write_diagnostics(ctx: Context, model: _Model, evaluation: Evaluation) -> None:
