@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.encoder import visit_targets
 from models.encoder.batching import BatchPlan
 from models.encoder.encoder import Encoder
 from models.encoder.visit_targets import Visits
