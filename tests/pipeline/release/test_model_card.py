@@ -39,9 +39,9 @@ def test_card_of_nights(tmp_path: Path) -> None:
     )
     assert protocol == (
         "**Protocol.** Temporal split; 5 user-nights of 3 users, 4 nights from 2026-01-02 to 2026-01-23, 7 days each, ranked "
-        "among all 23 items; items of the history are recommended too. At each night the histories are frozen; what the user takes "
-        "within the days after it is relevant. Left out: 7 user-nights with nothing taken in the horizon, 2 events on an item "
-        "taken before in the same horizon."
+        "among all 23 items; items of the history are recommended too. At each night the histories are frozen; what the user "
+        "takes within the days after it is relevant. Left out: 7 user-nights with nothing taken in the horizon, 2 events on "
+        "an item taken before in the same horizon."
     )
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert rows == [

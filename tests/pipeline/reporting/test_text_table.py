@@ -87,3 +87,13 @@ def test_nights_with_repeats_other_kinds_and_cautions() -> None:
         "lookback 0.5000 0.5000 0.2500 0.2500",
         "als 0.2500 0.2500 0.1250 0.1250",
     ]
+
+
+def test_cold_items_of_nights_count_already() -> None:
+    own = {"lookback": {"ndcg@10": 0.125}}
+    cold = {"no_history": ColdTargets(3, False, own), "unknown_item": ColdTargets(2, True, own, own)}
+    lines = as_text(nightly_report({"lookback": {"ndcg@10": 0.5}}, cold_targets=cold)).splitlines()
+    assert lines[-2:] == [
+        "3 items taken by users without a history (not counted above): ndcg@10 lookback 0.1250",
+        "2 items taken unseen in training (counted above)",
+    ]
