@@ -41,7 +41,8 @@ EXPERT_KEYS = frozenset(
     for section, names in {
         "model": "gumbel_start gumbel_end gumbel_hard learned_temperature kernel",
         "train": "refit_from gbce_calibration beta1 beta2",
-        "ranker": "dim num_heads hidden dropout loss train_fraction patience batch_lists learning_rate weight_decay",
+        "ranker": "favourites popular dim num_heads hidden dropout loss train_fraction patience batch_lists learning_rate "
+        "weight_decay",
         "evaluate": "gru_dim gru_epochs gru_patience",
         "score": "batch_users shard_users workers",
         "tune": "warmup_epochs warmup_trials",
@@ -83,6 +84,16 @@ class Config(Section):
             raise ValueError(
                 "split.protocol: received 'temporal' with events.timestamp_unit 'position', expected 'leave_one_out': "
                 "without timestamps there is no common time to split at"
+            )
+        if self.events.timestamp_unit == "position" and self.train.predict == "window":
+            raise ValueError(
+                "train.predict: received 'window' with events.timestamp_unit 'position', expected 'next' or 'visit': window "
+                "without times has no horizon; or name the column of the times in events.columns and its events.timestamp_unit"
+            )
+        if self.events.timestamp_unit == "position" and self.history.session_minutes:
+            raise ValueError(
+                f"history.session_minutes: received {self.history.session_minutes} with events.timestamp_unit 'position', "
+                "expected 0: without timestamps every event is a visit"
             )
         return self
 

@@ -26,6 +26,7 @@ class OwnItems(Baseline):
     """
 
     GRID = ({"days": 30.0}, {"days": 7.0}, {"days": 90.0})
+    ARRAYS, NUMBERS = ("counts",), ("session",)
     needs_seen = True
     moves = True
 

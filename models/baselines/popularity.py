@@ -17,10 +17,12 @@ _MICROSECONDS_PER_DAY = 86_400_000_000
 class Popularity(Baseline):
     """score(item) = number of its events, the same for every history."""
 
+    ARRAYS = ("counts",)
     moves = True
 
     def __init__(self, counts: Float32, fitted_on: FittedOn | None = None) -> None:
         super().__init__(len(counts) - 1, fitted_on or FittedOn(int(counts[1:].sum(dtype=np.float64)), None))
+        self.counts = counts
         self.scores = counts.astype(np.float32)
         self.scores[0] = -np.inf
 

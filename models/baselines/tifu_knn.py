@@ -42,6 +42,8 @@ class TIFUKNN(Baseline):
         {"neighbours": 300, "num_groups": 3, "basket_decay": 0.9, "group_decay": 0.9, "alpha": 0.5},
         {"neighbours": 100, "num_groups": 7, "basket_decay": 0.9, "group_decay": 0.7, "alpha": 0.2},
     )
+    ARRAYS = ("vectors", "counts")
+    NUMBERS = ("neighbours", "num_groups", "basket_decay", "group_decay", "alpha", "session")
     needs_seen = True
 
     def __init__(
@@ -116,14 +118,15 @@ class TIFUKNN(Baseline):
         prior = self.counts / max(int(self.counts.sum()), 1) * PRIOR_WEIGHT
         scores = np.tile(prior.astype(np.float32), (len(histories), 1))
         with_items = np.flatnonzero(np.diff(own.indptr) > 0)
+        norms = self.vectors.multiply(self.vectors).sum(axis=1, dtype=np.float64).astype(np.float32)
         for block in row_chunks(len(with_items), self.vectors.shape[0], _BLOCK_CELLS):
             rows = with_items[block]
-            scores[rows] += self._mixed(own[rows])
+            scores[rows] += self._mixed(own[rows], norms)
         scores[:, 0] = -np.inf
         return scores
 
-    def _mixed(self, own: csr_array) -> Float32:
-        """[r, n + 1], own vectors mixed with the mean of their neighbours'."""
+    def _mixed(self, own: csr_array, norms: Float32) -> Float32:
+        """[r, n + 1], own vectors mixed with the mean of their neighbours'; `norms` [v], squared lengths of the vectors."""
         from scipy.sparse import csr_array
 
         num_vectors = self.vectors.shape[0]
@@ -133,7 +136,7 @@ class TIFUKNN(Baseline):
             return mixed
         # |a - b|^2 = |a|^2 + |b|^2 - 2 ab, of which |a|^2 does not change a row's order
         closeness = (own @ self.vectors.T).toarray() * np.float32(2)
-        closeness -= self.vectors.multiply(self.vectors).sum(axis=1, dtype=np.float64).astype(np.float32)
+        closeness -= norms
         nearest, _ = top_k(closeness, num_neighbours)
         starts = np.arange(len(nearest) + 1) * num_neighbours
         share = np.full(nearest.size, (1 - self.alpha) / num_neighbours, np.float32)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.histories import Float32, Histories, Int32, Int64
+from models.ranking.candidates import AddedCandidates
 from models.ranking.features import FEATURES, LATEST, ItemStatistics
 from models.settings.ranker import RankerSettings
 from models.shapes import Float, Int
 
-RETRIEVAL_SCORE = FEATURES.index("retrieval_score")
 GAP_BUCKETS, PLACE_BUCKETS = 32, 12
 UNITS = 8
 """Hidden units of the activation unit."""
@@ -77,14 +77,23 @@ class Ranker(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, settings: RankerSettings, vectors: Tensor, num_event_types: int) -> None:
+    def __init__(
+        self,
+        settings: RankerSettings,
+        vectors: Tensor,
+        num_event_types: int,
+        features: tuple[str, ...] = FEATURES,
+    ) -> None:
+        """features: names of the candidates' features, "retrieval_score" among them."""
         super().__init__()
         self.settings = settings
         self.num_event_types = num_event_types
-        dim, width = settings.dim, settings.dim * 4 + len(FEATURES) + 1
+        self.features = features
+        self.retrieval_score = features.index("retrieval_score")
+        dim, width = settings.dim, settings.dim * 4 + len(features) + 1
         self.register_buffer("vectors", vectors)
-        self.register_buffer("mean", torch.zeros(len(FEATURES)))
-        self.register_buffer("scale", torch.ones(len(FEATURES)))
+        self.register_buffer("mean", torch.zeros(len(features)))
+        self.register_buffer("scale", torch.ones(len(features)))
         self.project = nn.Linear(vectors.shape[1], dim)
         self.types = nn.Embedding(num_event_types + 1, dim)
         self.gaps = nn.Embedding(GAP_BUCKETS, dim)
@@ -101,7 +110,7 @@ class Ranker(nn.Module):
         self.last = nn.Linear(settings.hidden, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        self.linear = nn.Parameter(torch.zeros(len(FEATURES)))
+        self.linear = nn.Parameter(torch.zeros(len(features)))
 
     def forward(self, lists: Lists, presence: Float[Tensor, "r p l"] | None = None) -> Float[Tensor, "r n"]:
         """Score each candidate, -inf for padding; `presence` weighs interactions from 0 (absent) to 1, and p is n or 1."""
@@ -119,7 +128,7 @@ class Ranker(nn.Module):
         followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
         joined = torch.cat([candidate, activated, activated * candidate, attended, followed, features], -1)
         added = self.last(self.dropout(functional.gelu(self.hidden(joined)))).squeeze(-1)
-        scores: Tensor = lists.features[..., RETRIEVAL_SCORE] + features @ self.linear + added
+        scores: Tensor = lists.features[..., self.retrieval_score] + features @ self.linear + added
         return scores.masked_fill(~lists.there, -torch.inf)
 
     def _activated(
@@ -167,6 +176,7 @@ class SecondStage:
     def __init__(self, ranker: Ranker, statistics: ItemStatistics, own: Int32) -> None:
         """own: [num_items + 1], the ranker's number of each of the retriever's items, 0 if unknown."""
         self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
+        self._added = AddedCandidates(ranker.settings, statistics)
 
     def extended(self, content: Float32) -> "SecondStage":
         """Append items without events after the retriever's last, with `content` [more, c]."""
@@ -177,10 +187,15 @@ class SecondStage:
         """Recount the item statistics from other interactions, within `days` as in `ItemStatistics.of`."""
         return SecondStage(self.ranker, self.statistics.recounted(histories, days), self.own)
 
+    def added(
+        self, histories: Histories, *, exclude_seen: bool, allowed: NDArray[np.bool_] | None = None
+    ) -> Int32:
+        """Candidates [r, m] besides the retrieved ones, as by `AddedCandidates.of`."""
+        return self._added.of(self._as_read(histories), exclude_seen=exclude_seen, allowed=allowed)
+
     def lists(self, histories: Histories, items: Int32, scores: Float32) -> Lists:
         """Ranker inputs for candidates [r, n], best first by the retriever's `scores` [r, n]."""
-        if not self.ranker.settings.request_time:
-            histories = replace(histories, request_time=None)
+        histories = self._as_read(histories)
         latest = histories.last(self.ranker.settings.max_length)
         length = max(1, int(latest.lengths.max(initial=0)))
         position = latest.ends[:, None] - 1 - np.arange(length)
@@ -192,13 +207,21 @@ class SecondStage:
         return Lists(
             torch.from_numpy(self.own[items]),
             torch.from_numpy(items > 0),
-            torch.from_numpy(self.statistics.features(histories, items, scores)),
+            torch.from_numpy(self.statistics.features(histories, items, scores, self.ranker.features)),
             torch.from_numpy(self.statistics.followed(histories, items)),
             torch.from_numpy(past.astype(np.int32)),
             torch.from_numpy(kind.astype(np.int32)),
             torch.from_numpy(self._gaps(latest, position, mask)),
             torch.from_numpy(mask),
         )
+
+    def list_features(self, histories: Histories, names: tuple[str, ...]) -> Float32:
+        """[r, f], features that a row's candidates share, standardised as in the ranker."""
+        none = np.zeros((len(histories), 1), np.int32), np.zeros((len(histories), 1), np.float32)
+        values = self.statistics.features(self._as_read(histories), *none, names)[:, 0]
+        columns = [self.ranker.features.index(name) for name in names]
+        mean, scale = (part.cpu().numpy()[columns] for part in (self.ranker.mean, self.ranker.scale))
+        return np.asarray((values - mean) / scale, np.float32)
 
     @torch.inference_mode()
     def score(self, histories: Histories, items: Int32, scores: Float32) -> Float32:
@@ -210,6 +233,10 @@ class SecondStage:
             lists = self.lists(histories.select(rows), items[rows], scores[rows])
             ranked[rows] = self.ranker(lists.to(self.ranker.linear.device)).float().cpu().numpy()
         return ranked
+
+    def _as_read(self, histories: Histories) -> Histories:
+        """The histories without a time of the request if the ranker doesn't read it."""
+        return histories if self.ranker.settings.request_time else replace(histories, request_time=None)
 
     def _gaps(self, latest: Histories, position: Int64, mask: NDArray[np.bool_]) -> Int32:
         """Bucket of the time before the request: log2(1 + seconds)."""

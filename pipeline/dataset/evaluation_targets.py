@@ -41,6 +41,7 @@ def targets_of(
         part,
         numbering,
         ties=protocol.ties,
+        session_minutes=config.history.session_minutes,
         exclude_seen=masks,
         first_only=part == "test" and kind == "first",
         trained=trained,

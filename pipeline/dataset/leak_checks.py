@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError, num_disordered
+from features.histories.log_facts import starts_visit
 from features.histories.numbering import ItemNumbering
 from features.histories.splits import Block, blocks
 from models.histories import Histories, Int32, Int64
@@ -20,13 +21,14 @@ def check_targets(
     numbering: ItemNumbering,
     *,
     ties: str,
+    session_minutes: float = 0.0,
     part: str = "test",
 ) -> None:
     """Raise LeakError where `targets.histories`, the input of every system, leaks.
 
     Checked block by block on those very arrays: they hold the features folder's events on known items (by `numbering`) in
     each user's order of time; every target is an event of its user in the part, with that event's item; every row lies within
-    its user's events and ends before the target in order, with ties = `strict` also in time.
+    its user's events and ends before the target in order, with ties = `strict` also before the time of the target's visit.
     """
     histories = dataset.histories
     if late := num_disordered(histories):
@@ -38,18 +40,22 @@ def check_targets(
     order = np.argsort(targets.user_of_target, kind="stable")
     users = targets.user_of_target[order]
     num_known = 0
+    latest = np.asarray(histories.time[targets.position])
     for block in blocks(histories):
         first, last = np.searchsorted(users, (block.users.start, block.users.stop))
         known = numbering.new[block.cut(histories.item_index)]
         _check_events(targets.histories, histories, block, known, num_known)
         _check_rows(targets, block, known > 0, order[first:last], num_known)
+        if ties == "strict":
+            visits = _times_of_visits(block, histories, session_minutes)
+            latest[order[first:last]] = visits[targets.position[order[first:last]] - block.events.start]
         num_known += int(np.count_nonzero(known))
     if num_known != len(targets.histories.item_index):
         raise LeakError(
             f"leak: the histories given to systems hold {len(targets.histories.item_index):,} events, "
             f"expected the {num_known:,} of the features folder on items that the model knows"
         )
-    _check_times(targets, histories.time[targets.position], ties)
+    _check_times(targets, latest, ties)
 
 
 def _check_held_out(targets: RankedTargets, dataset: Dataset, numbering: ItemNumbering, part: str) -> None:
@@ -106,16 +112,25 @@ def _check_rows(
         _refuse(targets, chosen[is_foreign], "an event of another user stands in the history")
 
 
+def _times_of_visits(block: Block, histories: JaggedHistories, session_minutes: float) -> Int64:
+    """[events of the block] time of the first event of each event's visit."""
+    begins = starts_visit(block, histories, session_minutes)
+    return np.asarray(block.cut(histories.time)[begins][np.cumsum(begins) - 1])
+
+
 def _check_times(targets: RankedTargets, time: Int64, ties: str) -> None:
-    """Raise LeakError where a history ends after its target's `time` [targets] or request, or (ties = `strict`) at either."""
+    """Raise LeakError where a history ends after `time` [targets] or its request, or (ties = `strict`) at either.
+
+    time: of the target, with strict ties of its visit.
+    """
     given = np.flatnonzero((targets.histories.lengths > 0)[targets.request])
     request = targets.request[given]
     latest = targets.histories.time[targets.histories.ends[request] - 1]
     limit = np.minimum(time[given], targets.moment[request])
     is_late = latest >= limit if ties == "strict" else latest > limit
     if is_late.any():
-        at = "at or after" if ties == "strict" else "after"
-        _refuse(targets, given[is_late], f"an event {at} the target's time stands in the history")
+        late = "of or after the target's visit" if ties == "strict" else "after the target's time"
+        _refuse(targets, given[is_late], f"an event {late} stands in the history")
 
 
 def _refuse(targets: RankedTargets, wrong: Int64, leak: str) -> None:

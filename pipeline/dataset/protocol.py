@@ -179,12 +179,5 @@ def _has_enough(dataset: Dataset, nights: Nights) -> bool:
 
 
 def first_at(dataset: Dataset, moment: int) -> Int64:
-    """[num_users] flat position of each user's first event at or after a moment, by bisection."""
-    histories = dataset.histories
-    low, high = np.asarray(histories.offsets[:-1]).copy(), np.asarray(histories.offsets[1:]).copy()
-    while (is_open := low < high).any():
-        middle = (low + high) // 2
-        is_earlier = is_open.copy()
-        is_earlier[is_open] = histories.time[middle[is_open]] < moment
-        low, high = np.where(is_earlier, middle + 1, low), np.where(is_open & ~is_earlier, middle, high)
-    return low
+    """[num_users] flat position of each user's first event at or after a moment."""
+    return dataset.histories.first_at(moment)

@@ -118,6 +118,7 @@ def ranked_targets(
     numbering: ItemNumbering,
     *,
     ties: str,
+    session_minutes: float = 0.0,
     exclude_seen: bool,
     first_only: bool = False,
     trained: NDArray[np.bool_] | None = None,
@@ -133,7 +134,7 @@ def ranked_targets(
     knows them by content.
     """
     histories, split = dataset.histories, dataset.split
-    candidates = dataset.held_out(part, ties)
+    candidates = dataset.held_out(part, ties, session_minutes)
     none, first = np.zeros(len(candidates), bool), split.stretch(histories, part)[0][candidates.user]
     reasons = {
         "under_core": dataset.under_core()[candidates.item],

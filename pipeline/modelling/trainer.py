@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.item_features import known_by_content, of_model
-from pipeline.dataset.protocol import Protocol
+from pipeline.dataset.protocol import DAY, HORIZON_DAYS, Protocol
 from pipeline.dataset.targets import counted, counts_by_reason
 from pipeline.errors import LookbackError
 from pipeline.modelling.training_facts import TrainingFacts
@@ -32,6 +33,8 @@ OnEpoch = Callable[[Mapping[str, float], int], None]
 """Receives the metrics of an epoch and its number."""
 LogMetric = Callable[[str, float, int], None]
 """Receives a metric's name, value and epoch."""
+MINUTE = 60_000_000
+"""Microseconds."""
 SELECTION = "selection"
 """Folder of the weights that validation chose, where a refit learned from validation too."""
 
@@ -150,6 +153,8 @@ class Trainer:
             "num_event_types": len(self._types),
             "max_length": config.history.max_length,
             "type_weights": type_weights(config, self._types),
+            "session": self._session,
+            "horizon": self._horizon,
             "content": content,
             "seed": config.seed,
             "max_steps": max_steps,
@@ -193,19 +198,38 @@ class Trainer:
             type_weights(config, self._types),
             config.seed,
             targets=self._train.targets,
+            predict=self._train.predict,
+            session=self._session,
+            horizon=self._horizon,
         )
         scale = plan.num_targets / selection.resolved["targets_per_epoch"]
         steps = max(1, round(selection.best_step * scale))
         return self.fit(name, histories, numbering, of_user, max_steps=steps)
+
+    @cached_property
+    def _protocol(self) -> Protocol:
+        return Protocol.of(self._config, self._dataset)
+
+    @property
+    def _session(self) -> int | None:
+        """Longest pause within a visit, microseconds; None where every event is a target after those before it."""
+        if self._train.predict == "next" and self._protocol.ties == "order":
+            return None
+        return round(self._config.history.session_minutes * MINUTE)
+
+    @property
+    def _horizon(self) -> int:
+        """Horizon of the evaluation's nights, or else the automatic one, microseconds; 0 unless the training looks ahead."""
+        return (self._protocol.horizon or HORIZON_DAYS * DAY) if self._train.predict == "window" else 0
 
     def _validation(self, numbering: ItemNumbering, trained: NDArray[np.bool_]) -> Validation:
         """Validation requests with a history; items of the history are excluded where seen items are.
 
         Targets on items unseen in training count, as misses, where the protocol counts them.
         """
-        config, protocol = self._config, Protocol.of(self._config, self._dataset)
+        config = self._config
         targets = targets_of(config, self._dataset, "validation", numbering, trained=trained)
-        included = counted(targets, cold_users=False, cold_items=protocol.counts_new_items)
+        included = counted(targets, cold_users=False, cold_items=self._protocol.counts_new_items)
         warm = targets.select(included)
         if not targets.warm.any():
             left_out = counts_by_reason(targets.left_out | targets.num_cold)
@@ -214,8 +238,8 @@ class Trainer:
                 "known items after known histories: use a longer log, or split.protocol = 'leave_one_out', which takes users of "
                 "three events"
             )
-        request = None if protocol.headline != "nightly" else warm.request
-        return Validation(warm.histories, warm.item, protocol.exclude_seen, request)
+        request = None if self._protocol.headline != "nightly" else warm.request
+        return Validation(warm.histories, warm.item, self._protocol.exclude_seen, request)
 
     def _named(self, users: Int64) -> str:
         """Ending of an error message that names a step's users; empty without users."""

@@ -13,14 +13,9 @@ from typing import Any
 
 from features.histories.leaks import check_fitted
 from features.histories.numbering import ItemNumbering
-from models.baselines.als import ALS
 from models.baselines.base import Baseline, FittedOn
-from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
-from models.baselines.item_knn import ItemKNN
-from models.baselines.own_items import OwnFrequent, OwnRecent
-from models.baselines.popularity import Popularity, RecentPopularity
-from models.baselines.tifu_knn import TIFUKNN
+from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
 from models.evaluation.ranks import ColdStart, SystemRanks
@@ -36,27 +31,15 @@ from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import counted
 from pipeline.errors import LookbackError
 from pipeline.evaluation.ranking import Part, rank_all, rank_nightly, save
+from pipeline.modelling.recommenders import BUILT_IN, kind_of
 from pipeline.modelling.trainer import Trained
 from pipeline.orchestration.context import Context
-from pipeline.sections import BASELINES
 
 VALIDATION_K = 10
 GRU = "gru"
 GRU_LEARNING_RATE = 0.002
 """AdamW learning rate of the baseline `gru`, from its results on MovieLens-1M."""
 Settings = Mapping[str, float | int]
-KINDS: Mapping[str, type[Baseline]] = {
-    "popularity": Popularity,
-    "recent_popularity": RecentPopularity,
-    "own_frequent": OwnFrequent,
-    "own_recent": OwnRecent,
-    "co_visitation": CoVisitation,
-    "item_knn": ItemKNN,
-    "tifu_knn": TIFUKNN,
-    "ease": EASE,
-    "als": ALS,
-}
-"""Classes of the baselines without a training."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +84,8 @@ def build(ctx: Context) -> None:
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """Configured baselines, in the order of `BASELINES`."""
-    chosen = config.evaluate.baselines
-    return tuple(name for name in BASELINES if chosen == "all" or name in chosen)
+    """Configured baselines, in the order of `BASELINES`, then classes of one's own."""
+    return config.evaluate.baseline_names
 
 
 def _part(ctx: Context, name: str, kind: Kind, *, with_validation: bool) -> Part:
@@ -126,13 +108,13 @@ def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
     Raises LookbackError where EASE is configured by name for too large a catalogue.
     """
     reason, config = None, ctx.config
-    if name in KINDS and KINDS[name].needs_seen and ctx.protocol.exclude_seen:
+    if name != GRU and kind_of(name).needs_seen and ctx.protocol.exclude_seen:
         reason = "items already seen are not recommended"
     if name == "recent_popularity" and config.events.timestamp_unit == "position":
         reason = "the log has no times, only each user's order"
     if name == "ease":
         reason = EASE.refusal(num_items)
-    if reason is not None and name == "ease" and config.evaluate.baselines != "all":
+    if reason is not None and name == "ease" and name in config.evaluate.baselines:
         raise LookbackError(f"evaluate.baselines: {reason}")
     return reason
 
@@ -140,7 +122,7 @@ def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
 def _of_baseline(ctx: Context, name: str, selection: Part, tests: Mapping[Kind, Part]) -> dict[str, Any]:
     """Tune a baseline, fit it on the evaluated model's training events, rank the test targets of every kind."""
     fit, grid = _candidates(ctx.config, name)
-    moves = KINDS[name].moves
+    moves = kind_of(name).moves
     tuned = _tune(ctx, fit, grid, selection, moves=moves)
     system: Baseline | None = None
     for kind, test in tests.items():
@@ -180,15 +162,16 @@ Fit = Callable[[Histories, int, Settings], Baseline]
 
 def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
     """Fitting function of a baseline, and its grid of settings."""
+    kind = kind_of(name)
+    grid, fixed = kind.grid, {}
     if name == "recent_popularity":
         days = config.evaluate.recent_days
         grid = tuple({"days": number} for number in (days if isinstance(days, list) else [days]))
-        return lambda histories, num_items, point: RecentPopularity.fit(histories, num_items, **point), grid
-    kind: Any = KINDS[name]
-    fixed = {"seed": config.seed} if name == "als" else {}
-    if kind.needs_seen and config.events.timestamp_unit != "position":
+    if name == "als":
+        fixed = {"seed": config.seed}
+    if name in BUILT_IN and kind.needs_seen and config.events.timestamp_unit != "position":
         fixed = {"session": round(config.history.session_minutes * 60_000_000)}
-    return lambda histories, num_items, point: kind.fit(histories, num_items, **point, **fixed), kind.GRID
+    return lambda histories, num_items, point: kind.fit(histories, num_items, {**point, **fixed}), grid
 
 
 def _tune(ctx: Context, fit: Fit, grid: tuple[Settings, ...], selection: Part, *, moves: bool) -> Tuned:

@@ -40,6 +40,7 @@ from pipeline.evaluation import (
     result_tables,
     second_stage_gain,
     target_words,
+    tracked_metrics,
 )
 from pipeline.evaluation.cautions import cautions, facts_of
 from pipeline.evaluation.metrics_report import MetricSettings
@@ -51,6 +52,7 @@ from pipeline.evaluation.report import (
     NightsTested,
     SecondStageGain,
     Tuning,
+    Values,
 )
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
@@ -109,7 +111,8 @@ def build(ctx: Context) -> None:
     evaluation = _rank(ctx, model, ctx.protocol.headline)
     ranked, targets = evaluation.ranked, evaluation.targets
     systems = metrics_report.compute_metrics(ranked, targets, evaluation.catalogue, settings)
-    report = _report(ctx, model, evaluation, systems, settings)
+    report = _report(ctx, evaluation, systems, settings)
+    report = _with_parts(ctx, report, model, evaluation, settings)
     report.save(ctx.folder)
     _write_table(ctx, "systems.json", result_tables.systems_table(report))
     result_tables.write_targets(
@@ -142,8 +145,14 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
     training = dataset.training_rows(with_validation=config.train.refit_validation)
     trained = dataset.occurring(training)
     targets = targets_of(config, dataset, "test", common, trained=trained, kind=kind)
-    check_targets(targets, dataset, common, ties=ctx.protocol.ties)
     is_nightly = kind == "nightly"
+    check_targets(
+        targets,
+        dataset,
+        common,
+        ties="strict" if is_nightly else ctx.protocol.ties,
+        session_minutes=0.0 if is_nightly else config.history.session_minutes,
+    )
     included = counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items or is_nightly)
     if not included.any():
         left_out = target_words.left_out(kind, _left_out(ctx, targets, kind)) or "nothing"
@@ -236,18 +245,11 @@ def _left_out(ctx: Context, targets: RankedTargets, kind: Kind) -> dict[str, int
 
 
 def _report(
-    ctx: Context,
-    model: _Model,
-    evaluation: Evaluation,
-    systems: SystemComparison,
-    settings: MetricSettings,
+    ctx: Context, evaluation: Evaluation, systems: SystemComparison, settings: MetricSettings
 ) -> EvaluationReport:
-    """Report of the evaluation, with a learning curve, other kinds of targets and earlier cuts where configured."""
+    """Report of the evaluation, with a learning curve and earlier cuts where configured."""
     config, protocol = ctx.config, ctx.protocol
     num_items = evaluation.common.num_items
-    is_repeat = contains(
-        evaluation.targets.histories.select(evaluation.targets.request), evaluation.targets.item
-    )
     of_lists = metrics_report.catalogue_metrics(evaluation.ranked, evaluation.targets, num_items, settings)
     others = [name for name in systems.systems if name != MODEL]
     differences = systems.compared(MODEL, others) if others else {}
@@ -288,23 +290,43 @@ def _report(
         ranker=evaluation.ranker,
         learning_curve=curve,
         nights=_nights(ctx),
-        cautions=cautions(
-            evaluation.targets,
-            evaluation.every_target,
-            ctx.dataset.facts,
-            TrainingFacts.load(ctx.inputs["train"]),
-            kind=protocol.headline,
-            ties=protocol.ties,
-            masked_by="score.exclude_seen"
-            if config.evaluate.exclude_seen is None
-            else "evaluate.exclude_seen",
-        ),
-        repeats=metrics_report.of_targets(evaluation.ranked, evaluation.targets, is_repeat, settings),
-        new=metrics_report.of_targets(evaluation.ranked, evaluation.targets, ~is_repeat, settings),
-        by_targets=_by_targets(ctx, model, evaluation, systems, settings),
     )
     earlier = [EvaluationReport.load(folder) for name, folder in ctx.inputs.items() if name.startswith(CUT)]
     return replace(report, rolling=metrics_report.rolling([*earlier, report])) if earlier else report
+
+
+def _with_parts(
+    ctx: Context,
+    report: EvaluationReport,
+    model: _Model,
+    evaluation: Evaluation,
+    settings: MetricSettings,
+) -> EvaluationReport:
+    """The report with cautions, repeats and new items apart, and other kinds of targets."""
+    targets, ranked = evaluation.targets, evaluation.ranked
+    is_repeat = contains(targets.histories.select(targets.request), targets.item)
+    return replace(
+        report,
+        cautions=_cautions(ctx, evaluation),
+        repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
+        new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
+        by_targets=_by_targets(ctx, report, model, evaluation, settings),
+    )
+
+
+def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
+    """Reasons why the metrics may mislead."""
+    return cautions(
+        evaluation.targets,
+        evaluation.every_target,
+        ctx.dataset.facts,
+        TrainingFacts.load(ctx.inputs["train"]),
+        kind=ctx.protocol.headline,
+        ties=ctx.protocol.ties,
+        masked_by="score.exclude_seen"
+        if ctx.config.evaluate.exclude_seen is None
+        else "evaluate.exclude_seen",
+    )
 
 
 def _nights(ctx: Context) -> NightsTested | None:
@@ -321,17 +343,16 @@ def _nights(ctx: Context) -> NightsTested | None:
 
 def _by_targets(
     ctx: Context,
+    report: EvaluationReport,
     model: _Model,
     evaluation: Evaluation,
-    systems: SystemComparison,
     settings: MetricSettings,
-) -> dict[str, dict[str, dict[str, float]]] | None:
-    """Kind of targets -> system -> metrics of ranks, where several are configured."""
+) -> Mapping[str, Mapping[str, Values]] | None:
+    """Kind of targets -> system -> metrics, where several kinds are configured."""
     headline, *others = ctx.protocol.kinds
     if not others:
         return None
-    values: dict[str, dict[str, dict[str, float]]] = {}
-    values[headline] = {name: _defined(systems.values(name)) for name in systems.systems}
+    values: dict[str, Mapping[str, Values]] = {headline: report.metrics}
     for kind in others:
         beside = _rank(ctx, model, kind, evaluation.ranker)
         compared = metrics_report.compute_metrics(beside.ranked, beside.targets, beside.catalogue, settings)
@@ -440,7 +461,10 @@ def _log(ctx: Context, report: EvaluationReport) -> None:
     of_unit = target_words.of_user_nights(kind, left_out)
     ctx.manifest.update(rows_in=report.targets + sum(of_unit.values()), rows_out=report.targets)
     ctx.manifest["rows_left_out"] = of_unit
-    _track_metrics(ctx, report)
+    for name, value in tracked_metrics.of_model(report).items():
+        ctx.track.parent_metric(name, value)
+    for name, value in tracked_metrics.beside_the_model(report).items():
+        ctx.track.metric(name, value)
     features = ctx.inputs["features"]
     ctx.track.dataset(ctx.config.name, features.name, "test", str(features), report.targets)
     ctx.track.tag("lookback.ranker", report.ranker.reason)
@@ -452,36 +476,3 @@ def _log(ctx: Context, report: EvaluationReport) -> None:
     counts = f"{target_words.tested(report)}{f' (left out: {reasons})' if reasons else ''}"
     caution = f"; caution: {facts_of(report.cautions)}" if report.cautions else ""
     ctx.summary(f"{shown} {values_shown} on {counts}; {report.ranker.reason}{caution}")
-
-
-def _track_metrics(ctx: Context, report: EvaluationReport) -> None:
-    """Metrics of every system, of retrieval alone, and over the cuts of a rolling split."""
-    for system, values in report.metrics.items():
-        for name, value in values.items():
-            if system == MODEL:
-                ctx.track.parent_metric(f"test/{name}", value)
-            elif not name.startswith(("pessimistic_", "user_pessimistic_")):
-                ctx.track.metric(f"{system}/{name}", value)
-    _track_beside(ctx, report)
-    for stage, values in (report.ranker.metrics or {}).items():
-        for name, value in values.items():
-            ctx.track.metric(f"{stage}/{name}", value)
-    if report.rolling is not None:
-        for moment, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
-            for name, value in means.get(MODEL, {}).items():
-                ctx.track.metric(f"rolling_{moment}/{name}", value)
-    ctx.track.metric("test/targets", report.targets)
-    ctx.track.metric("test/users", report.users)
-
-
-def _track_beside(ctx: Context, report: EvaluationReport) -> None:
-    """Metrics of ranks of repeats, new items and other kinds of targets, at the shortest list length."""
-    beside = {name: subset.metrics for name, subset in report.subsets.items()}
-    others = report.by_targets or {}
-    beside |= {kind: of_kind for kind, of_kind in others.items() if kind != report.targets_of_a_user}
-    names = [f"{metric}@{report.list_lengths[0]}" for metric in metrics_report.OF_RANKS]
-    for part, systems in beside.items():
-        for system, values in systems.items():
-            prefix = part if system == MODEL else f"{system}/{part}"
-            for name in (name for name in names if name in values):
-                ctx.track.metric(f"{prefix}/{name}", values[name])

@@ -37,6 +37,7 @@ from pipeline.dataset.item_features import of_model
 from pipeline.dataset.targets import RankedTargets
 from pipeline.errors import LookbackError
 from pipeline.modelling import item_index
+from pipeline.modelling.recommenders import BUILT_IN
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.sections import BASELINES, MODEL, EvaluateConfig
@@ -346,9 +347,7 @@ def test_nights_are_logged_with_their_parts_reasons_and_cautions(tmp_path: Path)
 def test_every_metric_and_every_baseline_stands_in_the_table(inputs: dict[str, Path], tmp_path: Path):
     context = judge(inputs, tmp_path / "all", baselines="all")
     report = read_json(context.folder / "metrics.json")
-    applicable = [
-        name for name in BASELINES if name not in baselines.KINDS or not baselines.KINDS[name].needs_seen
-    ]
+    applicable = [name for name in BASELINES if name not in BUILT_IN or not BUILT_IN[name].needs_seen]
     assert set(report["metrics"]) == {MODEL, *applicable}
     assert set(read_json(context.inputs["baselines"] / "baselines.json")["not_applicable"]) == {
         *("own_frequent", "own_recent", "tifu_knn")
@@ -496,3 +495,21 @@ def test_the_learning_curve_ends_with_the_model_itself(inputs: dict[str, Path], 
     assert whole["metrics"] == {name: report["metrics"][MODEL][name] for name in whole["metrics"]}
     assert set(half["metrics"]) <= set(whole["metrics"])
     assert not (context.folder / "checkpoints").exists()
+
+
+def test_a_recommender_of_ones_own_stands_in_the_table(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A copy of popularity has its ranks, its metrics, and no difference from it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_table_shop.py").write_text(
+        "from models.baselines.popularity import Popularity\nclass Mine(Popularity):\n    GRID = ({},)\n"
+    )
+    own = "my_table_shop:Mine"
+    context = judge(inputs, tmp_path / "own", baselines=[own, "popularity"])
+    report = read_json(context.folder / "metrics.json")
+    assert list(report["metrics"]) == [MODEL, "popularity", own]
+    assert report["metrics"][own] == report["metrics"]["popularity"]
+    assert report["baselines"][own]["settings"] == {}
+    points = {point.name: point.value for point in context.track.points}
+    assert points[f"{own}/hit_rate_at_3"] == points["popularity/hit_rate_at_3"]
