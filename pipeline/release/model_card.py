@@ -99,6 +99,7 @@ def _metrics(report: EvaluationReport) -> str:
     others = report.best_baselines(f"ndcg@{report.list_lengths[0]}")[:1]
     shown = _METRICS_OF_NIGHTS if target_words.is_nightly(report.targets_of_a_user) else _METRICS
     names = [name for name in report.metric_names if name.partition("@")[0] in shown]
+    names.sort(key=lambda name: shown.index(name.partition("@")[0]))
     systems = [MODEL, *others]
     rows = [
         f"| {display_name(name)} | {' | '.join(_estimate(report, system, name) for system in systems)} |"

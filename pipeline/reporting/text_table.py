@@ -94,14 +94,17 @@ def _short_columns(report: EvaluationReport) -> list[str]:
 def _cold_targets(report: EvaluationReport, metric: str) -> list[str]:
     """Lines on cold targets, and on leaks of leave-one-out by construction."""
     cold, unknown = report.cold_targets["no_history"], report.cold_targets["unknown_item"]
+    is_nightly = target_words.is_nightly(report.targets_of_a_user)
     lines = []
     if cold.targets:
         values = ", ".join(f"{name} {values[metric]:.4f}" for name, values in cold.metrics.items())
-        lines.append(f"{cold.targets:,} targets without a history ({_counted(cold)}): {metric} {values}")
+        whose = "items taken by users without a history" if is_nightly else "targets without a history"
+        lines.append(f"{cold.targets:,} {whose} ({_counted(cold)}): {metric} {values}")
     if unknown.targets and unknown.metrics_with_them is not None:
+        of_model = f"; with them {metric} of the model {unknown.metrics_with_them[MODEL][metric]:.4f}"
         lines.append(
-            f"{unknown.targets:,} targets on items unseen in training ({_counted(unknown)}); with them {metric} of the model"
-            f" {unknown.metrics_with_them[MODEL][metric]:.4f}"
+            f"{unknown.targets:,} {'items taken' if is_nightly else 'targets on items'} unseen in training ({_counted(unknown)})"
+            f"{'' if unknown.included else of_model}"
         )
     leaks = report.leaks.by_construction
     return lines + [

@@ -38,6 +38,7 @@ from pipeline.evaluation import (
     result_tables,
     second_stage_gain,
     target_words,
+    tracked_metrics,
 )
 from pipeline.evaluation.cautions import cautions, facts_of
 from pipeline.evaluation.learning_curve import learning_curve
@@ -310,23 +311,27 @@ def _with_parts(
     """The report with cautions, repeats and new items apart, and other kinds of targets."""
     targets, ranked = evaluation.targets, evaluation.ranked
     is_repeat = contains(targets.histories.select(targets.request), targets.item)
-    training = TrainingFacts.load(ctx.inputs["train"])
     return replace(
         report,
-        cautions=cautions(
-            targets,
-            evaluation.every_target,
-            ctx.dataset.facts,
-            training,
-            kind=ctx.protocol.headline,
-            ties=ctx.protocol.ties,
-            masked_by="score.exclude_seen"
-            if ctx.config.evaluate.exclude_seen is None
-            else "evaluate.exclude_seen",
-        ),
+        cautions=_cautions(ctx, evaluation),
         repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
         by_targets=_by_targets(ctx, report, model, evaluation, settings),
+    )
+
+
+def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
+    """Reasons why the metrics may mislead."""
+    return cautions(
+        evaluation.targets,
+        evaluation.every_target,
+        ctx.dataset.facts,
+        TrainingFacts.load(ctx.inputs["train"]),
+        kind=ctx.protocol.headline,
+        ties=ctx.protocol.ties,
+        masked_by="score.exclude_seen"
+        if ctx.config.evaluate.exclude_seen is None
+        else "evaluate.exclude_seen",
     )
 
 
@@ -423,7 +428,10 @@ def _log(ctx: Context, report: EvaluationReport) -> None:
     of_unit = target_words.of_user_nights(kind, left_out)
     ctx.manifest.update(rows_in=report.targets + sum(of_unit.values()), rows_out=report.targets)
     ctx.manifest["rows_left_out"] = of_unit
-    _track_metrics(ctx, report)
+    for name, value in tracked_metrics.of_model(report).items():
+        ctx.track.parent_metric(name, value)
+    for name, value in tracked_metrics.beside_the_model(report).items():
+        ctx.track.metric(name, value)
     features = ctx.inputs["features"]
     ctx.track.dataset(ctx.config.name, features.name, "test", str(features), report.targets)
     ctx.track.tag("lookback.ranker", report.ranker.reason)
@@ -435,36 +443,3 @@ def _log(ctx: Context, report: EvaluationReport) -> None:
     counts = f"{target_words.tested(report)}{f' (left out: {reasons})' if reasons else ''}"
     caution = f"; caution: {facts_of(report.cautions)}" if report.cautions else ""
     ctx.summary(f"{shown} {values_shown} on {counts}; {report.ranker.reason}{caution}")
-
-
-def _track_metrics(ctx: Context, report: EvaluationReport) -> None:
-    """Metrics of every system, of retrieval alone, and over the cuts of a rolling split."""
-    for system, values in report.metrics.items():
-        for name, value in values.items():
-            if system == MODEL:
-                ctx.track.parent_metric(f"test/{name}", value)
-            elif not name.startswith(("pessimistic_", "user_pessimistic_")):
-                ctx.track.metric(f"{system}/{name}", value)
-    _track_beside(ctx, report)
-    for stage, values in (report.ranker.metrics or {}).items():
-        for name, value in values.items():
-            ctx.track.metric(f"{stage}/{name}", value)
-    if report.rolling is not None:
-        for moment, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
-            for name, value in means.get(MODEL, {}).items():
-                ctx.track.metric(f"rolling_{moment}/{name}", value)
-    ctx.track.metric("test/targets", report.targets)
-    ctx.track.metric("test/users", report.users)
-
-
-def _track_beside(ctx: Context, report: EvaluationReport) -> None:
-    """Metrics of ranks of repeats, new items and other kinds of targets, at the shortest list length."""
-    beside = {name: subset.metrics for name, subset in report.subsets.items()}
-    others = report.by_targets or {}
-    beside |= {kind: of_kind for kind, of_kind in others.items() if kind != report.targets_of_a_user}
-    names = [f"{metric}@{report.list_lengths[0]}" for metric in metrics_report.OF_RANKS]
-    for part, systems in beside.items():
-        for system, values in systems.items():
-            prefix = part if system == MODEL else f"{system}/{part}"
-            for name in (name for name in names if name in values):
-                ctx.track.metric(f"{prefix}/{name}", values[name])

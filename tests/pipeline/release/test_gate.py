@@ -236,6 +236,17 @@ def test_a_better_model_passes_and_a_worse_one_does_not(place: Place):
     assert place.decide(gate.Champion(7, place.folder / "oracle"), gate_margin=1.0).outcome == "passed"
 
 
+def test_user_nights_are_counted_where_the_targets_are_of_nights(place: Place):
+    """One night at the start of the test, whose horizon ends with its last event: two items of each user."""
+    a_bundle(place.folder / "challenger", CIRCLE)
+    whole = (HOUR + NUM_USERS) / (24 * HOUR)
+    passed = place.decide(place.champion(SHUFFLED), targets=["nightly"], horizon_days=whole)
+    assert passed.figures["targets"] == NUM_USERS
+    assert f"on {NUM_USERS} user-nights of {NUM_USERS} users" in passed.reason
+    events = place.decide(gate.Champion(7, place.folder / "champion"))
+    assert f"on {2 * NUM_USERS} held-out events of {NUM_USERS} users" in events.reason
+
+
 def test_equals_pass_but_not_where_a_baseline_is_better(place: Place):
     a_bundle(place.folder / "challenger", note="the same weights")
     champion = place.champion()
@@ -292,7 +303,8 @@ def test_targets_that_the_champion_could_learn_from_are_not_used(place: Place):
     none = place.decide(gate.Champion(8, a_later_champion(place.folder / "newest", WALK)))
     assert none.outcome == "refused"
     assert (
-        "0 targets of 0 users are later than the training of both, expected at least 30 users" in none.reason
+        "0 held-out events of 0 users are later than the training of both, expected at least 30 users"
+        in none.reason
     )
     same = place.decide(gate.Champion(8, a_later_champion(place.folder / "own", WALK, "same")))
     assert same.figures["targets"] == NUM_USERS * 2, (

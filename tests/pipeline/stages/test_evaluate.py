@@ -44,6 +44,7 @@ from pipeline.sections import BASELINES, MODEL, EvaluateConfig
 from pipeline.stages import baselines, evaluate, index
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
+from tests.evaluation_reports import nightly_report
 
 NUM_USERS, NUM_ITEMS = 61, 31
 QUICK: dict[str, Any] = {"k": [3, 10], "resamples": 100, "gru_dim": 8, "gru_epochs": 2}
@@ -311,6 +312,36 @@ def test_numbers_are_logged_on_the_run_and_on_the_training(evaluated: Context):
     assert points["popularity/hit_rate_at_3"] == report["metrics"]["popularity"]["hit_rate@3"]
     assert "test/ndcg_at_10" in {point.name for point in evaluated.track.parent_points}
     assert ("targets.parquet", "evaluate") in evaluated.track.artifacts
+
+
+def test_nights_are_logged_with_their_parts_reasons_and_cautions(tmp_path: Path):
+    metrics = {"lookback": {"ndcg@10": 0.5, "user_ndcg@10": 0.5}, "als": {"ndcg@10": 0.25}}
+    config = Config(
+        name="tiny", events=EventSettings(path="log.csv", columns=COLUMNS), evaluate=EvaluateConfig(k=[10])
+    )
+    unseen = LiveRun(None, lambda _: None, lambda _: None)
+    context = Context(
+        config, tmp_path, {"features": tmp_path}, {}, None, RunRecord(), unseen, tmp_path, show_progress=False
+    )
+    evaluate._log(context, nightly_report(metrics, differences={}))
+    assert context.summary_line == (
+        "ndcg@10 lookback 0.5000, als 0.2500 on 5 user-nights of 3 users, 4 nights from 2026-01-02 to 2026-01-23, 7 days each "
+        "(left out: 7 user-nights with nothing taken in the horizon, 2 events on an item taken before in the same horizon); "
+        "ranker.use is never; caution: only 5 user-nights of 3 users"
+    )
+    assert context.manifest == {"rows_in": 12, "rows_out": 5, "rows_left_out": {"nothing_taken": 7}}
+    points = {point.name: point.value for point in context.track.points}
+    beside = {name: value for name, value in points.items() if "repeats" in name or "new" in name}
+    assert beside == {
+        "repeats/ndcg_at_10": 0.25,
+        "new/ndcg_at_10": 0.125,
+        "als/repeats/ndcg_at_10": 0.125,
+        "als/new/ndcg_at_10": 0.0625,
+    }
+    assert (points["successive/ndcg_at_10"], points["als/successive/ndcg_at_10"]) == (0.25, 0.125)
+    assert not any("nightly" in name for name in points), "the headline is under test/"
+    assert context.track.tags["lookback.targets"] == "nightly"
+    assert context.track.tags["lookback.cautions"].startswith("only 5 user-nights of 3 users: intervals are")
 
 
 def test_every_metric_and_every_baseline_stands_in_the_table(inputs: dict[str, Path], tmp_path: Path):
