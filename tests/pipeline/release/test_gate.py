@@ -398,7 +398,7 @@ def test_the_gate_ranks_as_the_evaluation_did(finished: Workdir, monkeypatch: py
 # --- what publish writes for it ---
 
 
-def test_published_users_say_until_when_they_were_learned_from():
+def test_published_users_say_until_when_they_were_learned_from(tmp_path: Path):
     """Two users of four events, one of a single event, which is the test, one whose events are all held back."""
     time = np.array([1, 2, 3, 4, 1, 2, 3, 4, 3, 9, 9])
     offsets = np.array([0, 4, 8, 9, 11])
@@ -411,7 +411,10 @@ def test_published_users_say_until_when_they_were_learned_from():
     until = publishing.trained_until(Dataset(Path(), histories, split))
     assert until.dtype == pl.Datetime("us", "UTC")
     assert until.dt.timestamp("us").to_list() == [2, 3, None, None]
-    kept = Dataset(Path(), histories, split).without_held_back().histories
+    LogFacts(0.0, 0.0, 9).save(tmp_path)
+    cut = Dataset(tmp_path, histories, split).without_held_back()
+    assert cut.facts.now == 4, "the newest event that is not held back"
+    kept = cut.histories
     assert kept.offsets.tolist() == [0, 4, 8, 9, 9]
     assert kept.item_index.tolist() == list(range(1, 10))
     whole = replace(split, test_end=offsets[1:])
