@@ -113,6 +113,27 @@ def test_nonsense_is_refused(minimal: Path, override: str, message: str) -> None
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.predict=window",
+            "train.predict: received 'window' with events.timestamp_unit 'position', expected",
+        ),
+        (
+            "history.session_minutes=30",
+            "history.session_minutes: received 30.0 with events.timestamp_unit 'position'",
+        ),
+    ],
+)
+def test_a_log_of_positions_has_no_times_to_look_ahead(minimal: Path, override: str, message: str) -> None:
+    positions = ["events.timestamp_unit=position", "split.protocol=leave_one_out"]
+    load_config(minimal, [*positions, "train.predict=visit"])
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal, [*positions, override])
+    assert message in str(caught.value)
+
+
 def test_what_is_required_is_named(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")
