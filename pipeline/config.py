@@ -85,6 +85,16 @@ class Config(Section):
                 "split.protocol: received 'temporal' with events.timestamp_unit 'position', expected 'leave_one_out': "
                 "without timestamps there is no common time to split at"
             )
+        if self.events.timestamp_unit == "position" and self.train.predict == "window":
+            raise ValueError(
+                "train.predict: received 'window' with events.timestamp_unit 'position', expected 'next' or 'visit': window "
+                "without times has no horizon; or name the column of the times in events.columns and its events.timestamp_unit"
+            )
+        if self.events.timestamp_unit == "position" and self.history.session_minutes:
+            raise ValueError(
+                f"history.session_minutes: received {self.history.session_minutes} with events.timestamp_unit 'position', "
+                "expected 0: without timestamps every event is a visit"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -1,6 +1,6 @@
 """Batches cut from jagged histories by a budget of tokens, with index arithmetic only.
 
-Letters: b rows, l positions of the longest row, n targets.
+Letters: b rows, l positions of the longest row, n targets, s states.
 """
 
 from dataclasses import dataclass, replace
@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.encoder.visit_targets import HorizonTargets, Visits
 from models.evaluation.metrics import Float64
 from models.histories import Float32, Histories, Int64
-from models.settings.training import TrainTargets
+from models.settings.training import Predict, TrainTargets
 from models.shapes import Float, Int
 
 WINDOWS = 8
@@ -51,15 +52,25 @@ class Batch:
 
     windows: tuple[Window, ...]
     """Windows of rows of similar length, so that little is padding."""
-    position: Int[Tensor, " n"]
-    """Cell whose state predicts each target, counted over all windows, row by row."""
+    position: Int[Tensor, " s"]
+    """Cell of each state that predicts, counted over all windows, row by row."""
     target: Int[Tensor, " n"]
     weight: Float[Tensor, " n"]
+    state: Int[Tensor, " n"] | None = None
+    """Place in `position` of each target's state, ascending; None: one target of each state."""
+
+    @property
+    def target_position(self) -> Int[Tensor, " n"]:
+        """Cell whose state predicts each target."""
+        return self.position if self.state is None else self.position[self.state]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        parts = (_moved(part, device) for part in (self.position, self.target, self.weight))
-        return Batch(tuple(window.to(device) for window in self.windows), *parts)
+        position, target, weight = (
+            _moved(part, device) for part in (self.position, self.target, self.weight)
+        )
+        state = None if self.state is None else _moved(self.state, device)
+        return Batch(tuple(window.to(device) for window in self.windows), position, target, weight, state)
 
 
 def _moved(part: Tensor, device: torch.device) -> Tensor:
@@ -132,10 +143,15 @@ def cut_by_tokens(lengths: Int64, batch_tokens: int) -> list[NDArray[np.int64]]:
 class BatchPlan:
     """Assignment of histories to the optimiser steps of every epoch: each history with a target, once per epoch.
 
-    A history is its `max_length + 1` most recent events: inputs are all but the last, targets all but the first, each
-    weighted by `type_weights` of its event type (default 1). A target of weight 0 or of item 0 bears no loss; a history
-    without any target is left out. `targets` "last": each history's last target alone, from the events before it; "random": one
-    of each history, another every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
+    Inputs are the `max_length` most recent events before the history's last visit, targets all of its visits but the first. A
+    state predicts what follows its visit, so nothing of a target's own visit is in its history. `session`: see `Visits`; None:
+    every event is a visit, so that the next event is predicted at each event.
+    `predict` "next": every event of the next visit, weighted by `type_weights` of its event type (default 1); "visit": the set
+    of the next visit's items, of the largest of each one's weights divided by their number; "window": the set of the items
+    within `horizon` microseconds (see `HorizonTargets`). An event of weight 0 or of item 0 is no target; a history without any
+    target is left out. `num_targets` counts each item of a visit once; with "window", states with a target.
+    `targets` "last": each history's last target alone, from the events before its visit; "random": one of each history, another
+    every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
     Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
     A batch's histories are drawn at random and packed by length into several windows. With `one_window`, for encoders whose time
     grows with columns rather than rows, a batch's histories are of similar length instead; so they are where a step has too few
@@ -151,6 +167,10 @@ class BatchPlan:
         seed: int,
         *,
         targets: TrainTargets = "all",
+        predict: Predict = "next",
+        session: int | None = None,
+        horizon: int = 0,
+        new_only: bool = False,
         with_time: bool = False,
         with_value: bool = False,
         one_window: bool = False,
@@ -160,15 +180,24 @@ class BatchPlan:
         self.event_weight = np.where(histories.item_index > 0, weight, 0).astype(np.float32, copy=False)
         self.targets, self.max_length, self.seed = targets, max_length, seed
         self.with_time, self.with_value, self.window_tokens = with_time, with_value, window_tokens
+        self.visits, self.within_horizon = Visits.of(histories, session), None
+        if new_only:
+            self.event_weight[self.visits.is_seen(histories)] = 0
+        self.shares_states = targets == "all" and (session is not None or predict == "window")
+        if predict == "window":
+            self.within_horizon = HorizonTargets(histories, self.visits, self.event_weight, horizon, seed)
+        elif targets == "all":
+            as_sets = predict == "visit"
+            self.event_weight = self.visits.weights_of_items(histories, self.event_weight, as_sets=as_sets)
         self._bearing = np.concatenate(([0], np.cumsum(self.event_weight > 0)))
         windows = replace(histories, request_time=None)
-        windows = windows.last(max_length + 1) if targets == "all" else windows
+        windows = self._cut(windows) if targets == "all" else windows
         num_targets = self._num_targets(windows)
         self.rows = np.flatnonzero(num_targets > 0)  # of `histories`
         self.windows = windows.select(self.rows)
         self.num_targets = int(num_targets.sum()) if targets == "all" else len(self.windows)
         self.steps_per_epoch = max(1, round(len(self.windows) / batch_histories))
-        tokens = int((self.windows.lengths - 1).sum()) // self.steps_per_epoch
+        tokens = int(self._inputs(self.windows).lengths.sum()) // self.steps_per_epoch
         self.one_window = one_window or tokens < 2 * window_tokens
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -181,7 +210,7 @@ class BatchPlan:
             return []
         random = np.random.default_rng((self.seed, epoch))
         order = random.permutation(len(self.windows))
-        lengths = self.in_epoch(epoch).lengths - 1
+        lengths = self.inputs(epoch).lengths
         if self.one_window:
             pool = np.arange(len(order)) * self.steps_per_epoch // (len(order) * POOL_BATCHES)
             order = order[np.lexsort((np.where(pool % 2, -lengths[order], lengths[order]), pool))]
@@ -195,23 +224,28 @@ class BatchPlan:
         return [cuts[number] for number in random.permutation(len(cuts))]
 
     def in_epoch(self, epoch: int) -> Histories:
-        """Rows of an epoch: inputs, then the last target."""
+        """Rows of an epoch: inputs, then events up to the last target."""
         if self.targets == "all":
             return self.windows
         if epoch != self._drawn_for:
             self._drawn, self._drawn_for = self._up_to_one_target(epoch), epoch
         return self._drawn
 
+    def inputs(self, epoch: int) -> Histories:
+        """Rows of an epoch without the visit of the last target."""
+        return self._inputs(self.in_epoch(epoch))
+
     def targets_of(
         self, rows: NDArray[np.int64], epoch: int
     ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
         """Item and weight of every target of the given rows, in order."""
-        histories = self.in_epoch(epoch).select(rows)
-        row, event = replace(histories, starts=self._second(histories)).gather()
-        return self._targets_at(event[self._bears(histories, row, event)])
+        _, _, event, weight = self._pairs(self.in_epoch(epoch).select(rows), epoch)
+        return self._items_at(event), torch.from_numpy(weight)
 
     def item_counts(self, num_items: int) -> Float64:
         """[num_items + 1] expected number of times that each item is a target in an epoch."""
+        if self.within_horizon is not None:
+            return self.within_horizon.item_counts(self.windows, self._input_ends(self.windows), num_items)
         row, event = replace(self.windows, starts=self._second(self.windows)).gather()
         bears = self.event_weight[event] > 0
         row, event = row[bears], event[bears]
@@ -228,18 +262,23 @@ class BatchPlan:
         parts = [self._one_window(window_rows, epoch) for window_rows in self._packed(rows, epoch)]
         windows = tuple(part.windows[0] for part in parts)
         before = np.cumsum([0, *(window.item_index.numel() for window in windows)]).tolist()
+        states = np.cumsum([0, *(len(part.position) for part in parts)]).tolist()
+        state = [
+            part.state + number for part, number in zip(parts, states, strict=False) if part.state is not None
+        ]
         return Batch(
             windows,
             torch.cat([part.position + cells for part, cells in zip(parts, before, strict=False)]),
             torch.cat([part.target for part in parts]),
             torch.cat([part.weight for part in parts]),
+            torch.cat(state) if state else None,
         )
 
     def _packed(self, rows: NDArray[np.int64], epoch: int) -> list[NDArray[np.int64]]:
         """Rows of each window, longest first, as many as the budget allows, in few different numbers."""
         if self.one_window:
             return [rows]
-        lengths = self.in_epoch(epoch).lengths[rows] - 1
+        lengths = self.inputs(epoch).lengths[rows]
         order = np.argsort(-lengths, kind="stable")
         budget, parts, start = max(self.window_tokens, lengths.sum() / WINDOWS), [], 0
         while start < len(order):
@@ -252,29 +291,41 @@ class BatchPlan:
     def _one_window(self, rows: NDArray[np.int64], epoch: int) -> Batch:
         """Inputs and targets of rows that become one window."""
         histories = self.in_epoch(epoch).select(rows)
-        request_time = histories.time[histories.ends - 1] if self.with_time else None
-        inputs = replace(histories, ends=histories.ends - 1, request_time=request_time)
+        inputs = self._inputs(histories)
+        if self.with_time:
+            inputs = replace(inputs, request_time=histories.time[inputs.ends])
         shape = rounded_up(len(rows)), self._columns(int(inputs.lengths.max()))
         window = pad(inputs, shape, with_time=self.with_time, with_value=self.with_value)
-        row, flat = inputs.gather()
-        bears = self._bears(histories, row, flat + 1)
-        position = row * shape[1] + flat - inputs.starts[row]
-        return Batch((window,), torch.from_numpy(position[bears]), *self._targets_at(flat[bears] + 1))
+        row, last, event, weight = self._pairs(histories, epoch)
+        position, state = row * shape[1] + last - inputs.starts[row], None
+        if self.shares_states:
+            is_new = np.ones(len(position), bool)
+            is_new[1:] = np.diff(position) > 0
+            position, state = position[is_new], torch.from_numpy(np.cumsum(is_new) - 1)
+        targets = self._items_at(event), torch.from_numpy(weight)
+        return Batch((window,), torch.from_numpy(position), *targets, state)
 
     def _columns(self, longest: int) -> int:
         return min(rounded_up(longest, 4), self.max_length)
 
-    def _bears(self, histories: Histories, row: Int64, event: Int64) -> NDArray[np.bool_]:
-        """Whether each event, of the given row, is a target."""
+    def _pairs(self, histories: Histories, epoch: int) -> tuple[Int64, Int64, Int64, Float32]:
+        """Targets of rows of an epoch: row, last event of the history, event and weight, by row and last event."""
+        if self.within_horizon is not None:
+            return self.within_horizon.pairs(histories, self._input_ends(histories), epoch)
+        row, event = replace(histories, starts=self._second(histories)).gather()
         bears = self.event_weight[event] > 0 if self.targets == "all" else event == histories.ends[row] - 1
-        return np.asarray(bears)
+        row, event = row[bears], event[bears]
+        return row, self.visits.first(event) - 1, event, self.event_weight[event]
 
-    def _targets_at(self, event: Int64) -> tuple[Tensor, Tensor]:
-        item = self.windows.item_index[event].astype(np.int64)
-        return torch.from_numpy(item), torch.from_numpy(self.event_weight[event])
+    def _items_at(self, event: Int64) -> Tensor:
+        return torch.from_numpy(self.windows.item_index[event].astype(np.int64))
 
     def _num_targets(self, windows: Histories) -> Int64:
-        """[rows] events after the first that bear loss."""
+        """[rows] events after the first visit that bear loss; within a horizon, states with such an event."""
+        if self.within_horizon is not None:
+            row, state, end = self.within_horizon.states(windows, self._input_ends(windows))
+            has_target = self._bearing[end] > self._bearing[state + 1]
+            return np.bincount(row[has_target], minlength=len(windows))
         counts: Int64 = self._bearing[windows.ends] - self._bearing[self._second(windows)]
         return counts
 
@@ -284,12 +335,24 @@ class BatchPlan:
         chosen = counts - 1
         if self.targets == "random":
             chosen = np.random.default_rng((self.seed, epoch, 1)).integers(0, counts)
-        ends = np.searchsorted(self._bearing, first + chosen + 1)
-        return replace(self.windows, ends=ends).last(self.max_length + 1)
+        return self._cut(replace(self.windows, ends=np.searchsorted(self._bearing, first + chosen + 1)))
 
-    @staticmethod
-    def _second(windows: Histories) -> Int64:
-        return np.minimum(windows.starts + 1, windows.ends)
+    def _cut(self, windows: Histories) -> Histories:
+        """Rows without the events before their `max_length` inputs."""
+        return replace(
+            windows, starts=np.maximum(windows.starts, self._input_ends(windows) - self.max_length)
+        )
+
+    def _inputs(self, windows: Histories) -> Histories:
+        return replace(windows, ends=self._input_ends(windows))
+
+    def _input_ends(self, windows: Histories) -> Int64:
+        """[rows] first event of the last event's visit."""
+        return np.clip(self.visits.first(windows.ends - 1), windows.starts, windows.ends)
+
+    def _second(self, windows: Histories) -> Int64:
+        """[rows] first event of the second visit, which is the first target."""
+        return np.minimum(self.visits.following(windows.starts), windows.ends)
 
     _drawn: Histories
     _drawn_for = -1

@@ -136,12 +136,12 @@ class Encoder(nn.Module):
         """Scores of each target's item and of the shared negatives by readout target, from the states of a batch."""
         assert self.target is not None, "only readout 'target' scores candidate by candidate"
         shared, positive, negative = self.vectors_of(negatives), [], []
-        first = 0
+        target_position, first = batch.target_position, 0
         for window in batch.windows:
             cells = window.item_index.numel()
-            here = (batch.position >= first) & (batch.position < first + cells)
+            here = (target_position >= first) & (target_position < first + cells)
             window_states = states[first : first + cells].view(*window.item_index.shape, -1)
-            position = batch.position[here] - first
+            position = target_position[here] - first
             vectors = self.vectors_of(batch.target[here])
             positive.append(self.target.own_scores(window_states, position, vectors))
             negative.append(self.target.scores(window_states, position, shared))

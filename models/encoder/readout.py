@@ -96,14 +96,21 @@ class TargetReadout(nn.Module):
     def own_scores(
         self, states: Float[Tensor, "b l d"], position: Int[Tensor, " n"], candidates: Float[Tensor, "n d"]
     ) -> Float[Tensor, " n"]:
-        """Score of one candidate at each of the flat positions, which are distinct."""
-        queries = torch.zeros_like(states).flatten(0, 1).index_copy(0, position, candidates.to(states.dtype))
+        """Score of one candidate at each of the flat positions, which may repeat."""
+        rows, columns = states.shape[:2]
+        slot, slots = _slots(position, columns)
+        queries = states.new_zeros(rows * slots, states.shape[2])
+        queries = queries.index_copy(0, slot, candidates.to(states.dtype)).view(rows, slots, -1)
+        column = position.new_zeros(rows * slots).index_copy(0, slot, position % columns)
+        column = column.view(rows, 1, slots)
         keys, values = self._keys_and_values(states)
-        heads = self._heads(self.looking(queries.view_as(states)))
-        weight = self._weight(self._clamped(self.attention.scores(heads, keys))).tril()
-        worth = precise(self._heads(queries.view_as(states)) @ values.transpose(-2, -1))
-        mixed = (weight * worth).sum(-1) / self._divisor(weight.sum(-1))
-        added = mixed.sum(1).flatten()[position]
+        heads = self._heads(self.looking(queries))
+        is_visible = torch.arange(columns, device=states.device) <= column.unsqueeze(3)
+        weight = self._weight(self._clamped(self.attention.scores(heads, keys))).where(is_visible, 0)
+        worth = precise(self._heads(queries) @ values.transpose(-2, -1))
+        divisor = weight.sum(-1) if self.settings.weighting == "softmax" else column + 1
+        mixed = (weight * worth).sum(-1) / divisor
+        added = mixed.sum(1).flatten()[slot]
         return added + precise((states.flatten(0, 1)[position] * candidates).sum(-1))
 
     def _attention_and_worth(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,3 +140,15 @@ class TargetReadout(nn.Module):
     def _heads(self, states: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l c"]:
         heads = self.settings.num_heads
         return states.view(*states.shape[:2], heads, states.shape[2] // heads).transpose(1, 2)
+
+
+def _slots(position: Int[Tensor, " n"], columns: int) -> tuple[Int[Tensor, " n"], int]:
+    """Slot of each flat position and the number of slots per row: its own column, or its place in the row where some repeat."""
+    if len(position) == len(torch.unique(position)):
+        return position, columns
+    row = position // columns
+    order = row.argsort(stable=True)
+    place = torch.empty_like(position)
+    place[order] = torch.arange(len(row), device=row.device) - torch.searchsorted(row[order], row[order])
+    slots = int(place.max()) + 1
+    return row * slots + place, slots

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.features import ItemStatistics
-from models.ranking.own_items import OwnItems
+from models.ranking.takings import OwnItems
 from models.settings.ranker import RankerSettings
 
 

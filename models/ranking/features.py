@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.baselines.co_visitation import CoVisitation
 from models.evaluation.metrics import Float64
 from models.histories import Float32, Histories, Int32, Int64
-from models.ranking.own_items import DAY, OWN_FEATURES, SECOND, OwnItems, own_features
+from models.ranking.takings import DAY, OWN_FEATURES, SECOND, OwnItems, own_features
 
 WINDOWS = (1, 7, 30)
 """Windows of recent popularity, in days before the request."""

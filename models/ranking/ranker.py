@@ -195,6 +195,10 @@ class SecondStage:
         none = np.zeros(len(content), np.int32)
         return SecondStage(self.ranker, self.statistics.extended(content), np.concatenate([self.own, none]))
 
+    def counting(self, histories: Histories, days: float | None = None) -> "SecondStage":
+        """Recount the item statistics from other interactions, within `days` as in `ItemStatistics.of`."""
+        return SecondStage(self.ranker, self.statistics.recounted(histories, days), self.own)
+
     def added(
         self, histories: Histories, *, exclude_seen: bool, allowed: NDArray[np.bool_] | None = None
     ) -> Int32:

@@ -38,12 +38,14 @@ class Retrieved:
     """[r]"""
 
     @classmethod
-    def of_targets(
-        cls, histories: Histories, items: Int32, scores: Float32, target: Int32, user: Int64
+    def of(
+        cls, histories: Histories, items: Int32, scores: Float32, target: Int32, request: Int64, user: Int64
     ) -> "Retrieved":
-        """Lists with one relevant item each, `target` [r]."""
-        relevant = (items == target[:, None]) & (items > 0)
-        return cls(histories, items, scores, relevant, np.ones(len(items), np.int64), user)
+        """Lists of requests [r] whose relevant items are `target` [t], 0 for an unknown one, of list `request` [t]."""
+        width = max(int(items.max(initial=0)), int(target.max(initial=0))) + 1
+        keys = np.arange(len(items), dtype=np.int64)[:, None] * width + items
+        relevant = np.isin(keys, request * width + target) & (items > 0)
+        return cls(histories, items, scores, relevant, np.bincount(request, minlength=len(items)), user)
 
     def __len__(self) -> int:
         return len(self.items)

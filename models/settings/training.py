@@ -9,6 +9,7 @@ from models.settings.encoder import EncoderSettings, refuse, refuse_other_choice
 Loss = Literal["softmax", "sampled_softmax", "gbce", "bce", "bpr"]
 NegativeSampling = Literal["uniform", "in_batch", "popularity"]
 TrainTargets = Literal["all", "last", "random"]
+Predict = Literal["next", "visit", "window"]
 Schedule = Literal["constant", "cosine"]
 ItemOptimizer = Literal["auto", "adamw", "rowwise_adagrad"]
 RefitFrom = Literal["start", "continue"]
@@ -35,6 +36,9 @@ class TrainSettings:
     targets: TrainTargets = "all"
     """Training targets per history. all: every event but the first; last: the last; random: one, a new one every epoch. With last
     and random the history ends before its target, as `model.direction` = "bidirectional" needs."""
+    predict: Predict = "next"
+    """Prediction target of a state. next: the next event, or with strict ties every event of the next visit; visit: the set of
+    the next visit's items; window: the set of the items of the next `evaluate.horizon_days`. A set counts as one target."""
     epochs: int = 100
     """Maximum training length, in epochs."""
     patience: int = 10
@@ -118,6 +122,18 @@ def check_together(encoder: EncoderSettings, train: TrainSettings) -> None:
         "train.targets",
         encoder.direction == "bidirectional" and train.targets == "all",
         "'last' or 'random' with model.direction 'bidirectional': a state that sees later events would see its own target",
+    )
+    refuse(
+        train,
+        "train.predict",
+        train.predict != "next" and train.targets != "all",
+        f"'next' with train.targets {train.targets!r}: sets of items are learned at every visit; or set train.targets = 'all'",
+    )
+    refuse(
+        train,
+        "train.predict",
+        train.predict != "next" and encoder.readout == "target",
+        "'next' with model.readout 'target': each target attends over the history, which is too slow for sets of items",
     )
     refuse(
         train,

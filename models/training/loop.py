@@ -45,6 +45,8 @@ def fit(
     num_event_types: int,
     max_length: int,
     type_weights: Float32 | None = None,
+    session: int | None = None,
+    horizon: int = 0,
     content: ItemContent | None = None,
     seed: int = 0,
     validation: Validation | None = None,
@@ -55,10 +57,12 @@ def fit(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     show_progress: bool = False,
 ) -> FitResult:
-    """Minimise `train.loss` of the next item until validation NDCG@10 stops rising.
+    """Minimise `train.loss` of `train.predict` until validation NDCG@10 stops rising.
 
-    `type_weights` [num_event_types + 1]: weight of a target by its event type. With `validation` the best weights are returned
-    and training ends after `train.patience` epochs without improvement; without, all of `train.epochs` run.
+    `type_weights` [num_event_types + 1]: weight of a target by its event type. `session`: longest pause within a visit, None:
+    every event is a visit; `horizon`: time that `train.predict` = "window" looks ahead; microseconds (see `BatchPlan`).
+    With `validation` the best weights are returned and training ends after `train.patience` epochs without improvement; without,
+    all of `train.epochs` run.
     `max_steps`: exact number of optimiser steps, without validation; the learning-rate schedule still spans `train.epochs`.
     `initial`: starting weights, trained on without warm-up at the last learning rate and Gumbel-softmax temperature.
     `on_checkpoint` receives the whole state every `train.checkpoint_seconds` and after each epoch; passed back as `resume`, the
@@ -69,7 +73,7 @@ def fit(
     """
     check_together(encoder, train)
     device = pick_device()
-    plan = _plan(histories, encoder, train, max_length, type_weights, seed, device)
+    plan = _plan(histories, encoder, train, max_length, type_weights, seed, device, session, horizon)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = Encoder(encoder, num_items, num_event_types, max_length, content=content)
@@ -100,6 +104,8 @@ def _plan(
     type_weights: Float32 | None,
     seed: int,
     device: torch.device,
+    session: int | None,
+    horizon: int,
 ) -> BatchPlan:
     """Batches of every epoch; ValueError without any target."""
     plan = BatchPlan(
@@ -109,6 +115,9 @@ def _plan(
         type_weights,
         seed,
         targets=train.targets,
+        predict=train.predict,
+        session=session,
+        horizon=horizon,
         with_time=encoder.uses_time,
         with_value=encoder.value,
         one_window=encoder.block in RECURRENT_BLOCKS or device.type != "cpu" or train.compile == "on",
@@ -116,7 +125,7 @@ def _plan(
     )
     if not plan.num_targets:
         raise ValueError(
-            "training histories: received none with two events, expected at least one target to learn"
+            "training histories: received none with two events (or visits), expected at least one target to learn"
         )
     return plan
 

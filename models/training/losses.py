@@ -1,7 +1,7 @@
 """Training losses: cross-entropy of the next item over the whole catalogue, or losses over sampled negatives.
 
-Letters: n targets, d components of a state, m negatives, items = num_items + 1 (row 0 is padding and never a candidate);
-s+ and s- are the scores of a target and of a negative.
+Letters: n targets, s states that predict them, d components of a state, m negatives, items = num_items + 1 (row 0 is padding
+and never a candidate); s+ and s- are the scores of a target and of a negative.
 """
 
 from collections.abc import Callable
@@ -44,6 +44,28 @@ def softmax_loss(
     share, precision = weight / weight.sum(), _precision(item_vectors)
     apply: Callable[..., Tensor] = _LossWithGradients.apply
     return apply(_softmax_gradients, states, item_vectors, target.long() - 1, share, precision)
+
+
+def softmax_loss_of_sets(
+    states: Float[Tensor, "s d"],
+    item_vectors: Float[Tensor, "items d"],
+    state: Int[Tensor, " n"],
+    target: Int[Tensor, " n"],
+    weight: Float[Tensor, " n"],
+    implementation: Implementation = "chunked",
+) -> Float[Tensor, ""]:
+    """`softmax_loss` of `states[state]`: weighted mean of `-log softmax(states @ item_vectors[1:].T)[state, target]`.
+
+    state: ascending, 0..s - 1, each with a target; pairs (state, target) are distinct, weight > 0. "chunked" computes the
+    scores of a state once for all of its targets.
+    """
+    if implementation == "reference":
+        log_likelihood = functional.log_softmax(states @ item_vectors[1:].T, -1)[state, target.long() - 1]
+        return -(log_likelihood * weight).sum() / weight.sum()
+    assert implementation == "chunked", implementation
+    share, precision = weight / weight.sum(), _precision(item_vectors)
+    apply: Callable[..., Tensor] = _LossWithGradients.apply
+    return apply(_sets_gradients, states, item_vectors, state, target.long() - 1, share, precision)
 
 
 def sampled_loss(
@@ -194,6 +216,50 @@ def _softmax_gradients(
         grad_states[chunk] = (probabilities @ candidates) * share
         grad_items[1:] += probabilities.T @ (part * share).to(precision)
     return loss, grad_states[: len(states)], grad_items
+
+
+def _sets_gradients(
+    states: Tensor,
+    item_vectors: Tensor,
+    state: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    precision: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and its gradients by states and item vectors, for weights of sum 1 and targets from 0, chunk by chunk of states.
+
+    With p the likelihood of a target, q its share of its state's weight, t the sum of p over the state's targets and r that of
+    the other probabilities, t + r = 1 but for rounding: the loss is log(t / p) + log(1 + r / t), the derivative by the target's
+    score p / (t + r) - q. With one target they are those of `_softmax_gradients`, and as exact near certainty.
+    """
+    candidates = item_vectors[1:].to(precision)
+    candidates_t = candidates.T.contiguous()
+    num_states = len(states)
+    lowered = functional.pad(states.to(precision), (0, 0, 0, rounded_up(num_states) - num_states))
+    of_state = weight.new_zeros(len(lowered)).index_add_(0, state, weight)
+    rows = max(states.shape[1], CHUNK_SCORES // len(candidates))
+    starts = range(0, len(lowered), rows)
+    cuts = torch.searchsorted(state, torch.tensor([*starts, len(lowered)], device=state.device)).tolist()
+    loss = weight.new_zeros(())
+    grad_states, grad_items = torch.empty_like(lowered, dtype=states.dtype), torch.zeros_like(item_vectors)
+    scores = lowered.new_empty(min(rows, len(lowered)), len(candidates))
+    for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
+        chunk = slice(start, start + rows)
+        part, share = lowered[chunk], of_state[chunk].unsqueeze(1)
+        probabilities = torch.mm(part, candidates_t, out=scores[: len(part)])
+        torch.softmax(probabilities, -1, out=probabilities)
+        row, own = state[first:last] - start, weight[first:last]
+        at_target = row, target[first:last]
+        likelihood = probabilities[at_target].to(weight.dtype).clamp_min(torch.finfo(torch.float32).tiny)
+        probabilities[at_target] = 0
+        rest = probabilities.sum(-1).to(weight.dtype)
+        together = torch.zeros_like(rest).index_add_(0, row, likelihood)
+        slope = likelihood / (together + rest)[row] - own / of_state[chunk][row]
+        probabilities[at_target] = slope.to(precision)
+        loss += ((together[row] / likelihood).log() + (rest / together)[row].log1p()).dot(own)
+        grad_states[chunk] = (probabilities @ candidates) * share
+        grad_items[1:] += probabilities.T @ (part * share).to(precision)
+    return loss, grad_states[:num_states], grad_items
 
 
 def _sampled_gradients(

@@ -1,4 +1,4 @@
-"""Training loss as one module, for data-parallel training. Letters: n targets, m negatives, items = num_items + 1."""
+"""Training loss as one module, for data-parallel training. Letters: n targets, s states, m negatives, items = num_items + 1."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from models.encoder.batching import Batch
 from models.encoder.encoder import Encoder
 from models.settings.training import TrainSettings
 from models.shapes import Float
-from models.training.losses import sampled_loss, sampled_loss_of_scores, softmax_loss
+from models.training.losses import sampled_loss, sampled_loss_of_scores, softmax_loss, softmax_loss_of_sets
 from models.training.negatives import Negatives
 
 
@@ -47,12 +47,16 @@ class Objective(nn.Module):
                 settings.loss, *scores, batch.target, negatives, batch.weight, **options
             )
         vectors = encoder.vectors_of(batch.target), encoder.vectors_of(drawn)
-        chosen = states[batch.position]
+        chosen = states[batch.target_position]
         return sampled_loss(settings.loss, chosen, *vectors, batch.target, negatives, batch.weight, **options)
 
-    def _softmax(self, states: Float[Tensor, "n d"], batch: Batch) -> Tensor:
-        known = self.encoder.candidates()
+    def _softmax(self, states: Float[Tensor, "s d"], batch: Batch) -> Tensor:
+        known, target = self.encoder.candidates(), batch.target
         if known is None:
-            return softmax_loss(states, self.encoder.item_vectors(), batch.target, batch.weight)
-        vectors = self.encoder.vectors_of(torch.cat([known.new_zeros(1), known]))
-        return softmax_loss(states, vectors, torch.searchsorted(known, batch.target) + 1, batch.weight)
+            vectors = self.encoder.item_vectors()
+        else:
+            vectors = self.encoder.vectors_of(torch.cat([known.new_zeros(1), known]))
+            target = torch.searchsorted(known, target) + 1
+        if batch.state is None:
+            return softmax_loss(states, vectors, target, batch.weight)
+        return softmax_loss_of_sets(states, vectors, batch.state, target, batch.weight)

@@ -47,7 +47,7 @@ def steps(
     """Steps of an epoch from step `first` on, in process `rank` of `size`, with parts on the device."""
     for number, rows in enumerate(plan.epoch(epoch)[first:], first):
         target, weight = plan.targets_of(rows, epoch)
-        lengths = plan.in_epoch(epoch).lengths[rows] - 1
+        lengths = plan.inputs(epoch).lengths[rows]
         own = cut(rows, lengths, size * accumulate)[rank * accumulate : (rank + 1) * accumulate]
         batches = [plan.batch(part, epoch) for part in own if len(part)]
         negatives = sampler.draw(epoch, number, target.to(device)) if sampler is not None else None

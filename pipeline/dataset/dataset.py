@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
-from features.histories.log_facts import LogFacts
-from features.histories.splits import Split
+from features.histories.log_facts import LogFacts, starts_visit
+from features.histories.splits import Split, blocks
 from models.histories import Histories, Int32, Int64
 
 
@@ -71,11 +71,6 @@ class Dataset:
         """Ties, repeats and the newest regular event of the log."""
         return LogFacts.load(self.folder)
 
-    @property
-    def newest(self) -> int:
-        """Time of the newest event, microseconds since the epoch; 0 without events."""
-        return int(self.histories.time.max(initial=0))
-
     def all_rows(self) -> Histories:
         """Whole histories, a row per user."""
         offsets = np.asarray(self.histories.offsets)
@@ -105,7 +100,7 @@ class Dataset:
         return removed & (self.histories.item_counts(self.num_items, self.split.train_end) > 0)
 
     def without_held_back(self) -> "Dataset":
-        """Dataset without events after the test part: the log as it was at an earlier cut."""
+        """Dataset without events after the test part: the log as it was at an earlier cut, its `facts.now` included."""
         histories, ends = self.histories, np.asarray(self.split.test_end)
         if (ends == histories.offsets[1:]).all():
             return self
@@ -119,12 +114,14 @@ class Dataset:
             histories.event_type[positions],
             histories.value[positions],
         )
-        return replace(self, histories=earlier)
+        cut = replace(self, histories=earlier)
+        cut.__dict__["facts"] = replace(self.facts, now=min(self.facts.now, int(earlier.time.max(initial=0))))
+        return cut
 
-    def held_out(self, part: str, ties: str) -> "HeldOut":
+    def held_out(self, part: str, ties: str, session_minutes: float = 0.0) -> "HeldOut":
         """Events of the evaluated users in the `validation` or `test` part, by user and position.
 
-        Each history holds all earlier events: by order, or (ties = `strict`) by time alone.
+        Each history holds all earlier events, with ties = `strict` those before the event's visit (see `starts_visit`).
         """
         histories, split = self.histories, self.split
         starts, ends = split.stretch(histories, part)
@@ -132,7 +129,7 @@ class Dataset:
         user = np.repeat(np.arange(histories.num_users), lengths)
         position = np.arange(len(user)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
         first = histories.offsets[user]
-        end = _first_of_tie(histories, first, position) if ties == "strict" else position
+        end = first_of_visit(histories, user, position, session_minutes) if ties == "strict" else position
         before = replace(rows(histories, first, end), request_time=histories.time[position])
         return HeldOut(user, position, histories.item_index[position], histories.time[position], before)
 
@@ -166,11 +163,11 @@ class HeldOut:
         )
 
 
-def _first_of_tie(histories: JaggedHistories, start: Int64, position: Int64) -> Int64:
-    """First position from `start` on with the time at `position`, by bisection of ascending times: [targets]."""
-    low, high = start.copy(), position.copy()
-    while (is_open := low < high).any():
-        middle = (low + high) // 2
-        is_earlier = is_open & (histories.time[middle] < histories.time[position])
-        low, high = np.where(is_earlier, middle + 1, low), np.where(is_open & ~is_earlier, middle, high)
-    return low
+def first_of_visit(histories: JaggedHistories, user: Int64, position: Int64, session_minutes: float) -> Int64:
+    """[events] flat position of the first event of each event's visit; events by `user`, ascending."""
+    first = np.empty_like(position)
+    for block in blocks(histories):
+        here = slice(*np.searchsorted(user, (block.users.start, block.users.stop)))
+        begins = np.flatnonzero(starts_visit(block, histories, session_minutes)) + block.events.start
+        first[here] = begins[np.searchsorted(begins, position[here], side="right") - 1]
+    return first

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError, num_disordered
+from features.histories.log_facts import starts_visit
 from features.histories.numbering import ItemNumbering
 from features.histories.splits import Block, blocks
 from models.histories import Histories, Int32, Int64
@@ -20,13 +21,14 @@ def check_targets(
     numbering: ItemNumbering,
     *,
     ties: str,
+    session_minutes: float = 0.0,
     part: str = "test",
 ) -> None:
     """Raise LeakError where `targets.histories`, the input of every system, leaks.
 
     Checked block by block on those very arrays: they hold the features folder's events on known items (by `numbering`) in
     each user's order of time; every target is an event of its user in the part, with that event's item; every row lies within
-    its user's events and ends before the target in order, with ties = `strict` also in time.
+    its user's events and ends before the target in order, with ties = `strict` also before the time of the target's visit.
     """
     histories = dataset.histories
     if late := num_disordered(histories):
@@ -35,29 +37,34 @@ def check_targets(
             "build it again with --force"
         )
     _check_held_out(targets, dataset, numbering, part)
-    order = np.argsort(targets.user, kind="stable")
-    users = targets.user[order]
+    order = np.argsort(targets.user_of_target, kind="stable")
+    users = targets.user_of_target[order]
     num_known = 0
+    latest = np.asarray(histories.time[targets.position])
     for block in blocks(histories):
         first, last = np.searchsorted(users, (block.users.start, block.users.stop))
         known = numbering.new[block.cut(histories.item_index)]
         _check_events(targets.histories, histories, block, known, num_known)
         _check_rows(targets, block, known > 0, order[first:last], num_known)
+        if ties == "strict":
+            visits = _times_of_visits(block, histories, session_minutes)
+            latest[order[first:last]] = visits[targets.position[order[first:last]] - block.events.start]
         num_known += int(np.count_nonzero(known))
     if num_known != len(targets.histories.item_index):
         raise LeakError(
             f"leak: the histories given to systems hold {len(targets.histories.item_index):,} events, "
             f"expected the {num_known:,} of the features folder on items that the model knows"
         )
-    _check_times(targets, histories.time[targets.position], ties)
+    _check_times(targets, latest, ties)
 
 
 def _check_held_out(targets: RankedTargets, dataset: Dataset, numbering: ItemNumbering, part: str) -> None:
     """Raise LeakError unless every target is an event of an evaluated user in the part."""
     histories, split = dataset.histories, dataset.split
     start, end = split.stretch(histories, part)
-    is_held_out = (start[targets.user] <= targets.position) & (targets.position < end[targets.user])
-    is_held_out &= split.kept_user[targets.user]
+    user = targets.user_of_target
+    is_held_out = (start[user] <= targets.position) & (targets.position < end[user])
+    is_held_out &= split.kept_user[user]
     if not is_held_out.all():
         _refuse(targets, np.flatnonzero(~is_held_out), f"no {part} event of an evaluated user is the target")
     is_other = targets.item != numbering.new[histories.item_index[targets.position]]
@@ -95,28 +102,40 @@ def _check_rows(
     is_known: [events of the block]; before: known events of the users before the block.
     """
     num_before = before + np.concatenate(([0], np.cumsum(is_known)))  # [events + 1]
-    earliest = num_before[block.starts[targets.user[chosen] - block.users.start]]
+    earliest = num_before[block.starts[targets.user_of_target[chosen] - block.users.start]]
     latest = num_before[targets.position[chosen] - block.events.start]
-    start, end = targets.histories.starts[chosen], targets.histories.ends[chosen]
+    request = targets.request[chosen]
+    start, end = targets.histories.starts[request], targets.histories.ends[request]
     if (is_late := (end > latest) & (start < end)).any():
         _refuse(targets, chosen[is_late], "an event at or after the target stands in the history")
     if (is_foreign := (start < earliest) & (start < end)).any():
         _refuse(targets, chosen[is_foreign], "an event of another user stands in the history")
 
 
+def _times_of_visits(block: Block, histories: JaggedHistories, session_minutes: float) -> Int64:
+    """[events of the block] time of the first event of each event's visit."""
+    begins = starts_visit(block, histories, session_minutes)
+    return np.asarray(block.cut(histories.time)[begins][np.cumsum(begins) - 1])
+
+
 def _check_times(targets: RankedTargets, time: Int64, ties: str) -> None:
-    """Raise LeakError where a history ends after its target's `time` [targets], or (ties = `strict`) at it."""
-    given = np.flatnonzero(targets.histories.lengths > 0)
-    latest = targets.histories.time[targets.histories.ends[given] - 1]
-    is_late = latest >= time[given] if ties == "strict" else latest > time[given]
+    """Raise LeakError where a history ends after `time` [targets] or its request, or (ties = `strict`) at either.
+
+    time: of the target, with strict ties of its visit.
+    """
+    given = np.flatnonzero((targets.histories.lengths > 0)[targets.request])
+    request = targets.request[given]
+    latest = targets.histories.time[targets.histories.ends[request] - 1]
+    limit = np.minimum(time[given], targets.moment[request])
+    is_late = latest >= limit if ties == "strict" else latest > limit
     if is_late.any():
-        at = "at or after" if ties == "strict" else "after"
-        _refuse(targets, given[is_late], f"an event {at} the target's time stands in the history")
+        late = "of or after the target's visit" if ties == "strict" else "after the target's time"
+        _refuse(targets, given[is_late], f"an event {late} stands in the history")
 
 
 def _refuse(targets: RankedTargets, wrong: Int64, leak: str) -> None:
     row = int(wrong[0])
     raise LeakError(
         f"leak: {leak}, for {len(wrong):,} of {len(targets):,} targets; the first one is the event at position "
-        f"{int(targets.position[row])} of the features folder, of user index {int(targets.user[row])}"
+        f"{int(targets.position[row])} of the features folder, of user index {int(targets.user_of_target[row])}"
     )

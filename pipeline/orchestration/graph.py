@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import source_files, store
+from pipeline.artifacts import class_source, source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError, LookbackError
@@ -65,7 +65,10 @@ STAGES = {
             4,
             ("features",),
             {"model": (), "train": ("refit", "checkpoint_seconds")},
-            ("seed", "history.max_length", "events.types", "exclude_seen", "evaluate.target_types"),
+            (
+                *("seed", "history.max_length", "events.types", "exclude_seen"),
+                *("evaluate.target_types", "evaluate.targets", "evaluate.horizon_days"),
+            ),
             resumable=True,
         ),
         Stage("index", 3, ("features", "train"), {"index": ()}),
@@ -107,7 +110,7 @@ STAGES = {
         ),
         Stage(
             "publish",
-            5,
+            6,
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             {"index": ()},
             ("name", "train.refit", "score.segment"),
@@ -115,7 +118,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            4,
+            5,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),
@@ -239,6 +242,8 @@ def _outside_inputs(
     """Content digests of a stage's inputs other than stage folders."""
     if name == "ingest":
         return {role: ",".join(_contents(role, digests)) for role, digests in sources.items()}
+    if name == "baselines":
+        return {own: _class_digest(config, own) for own in config.evaluate.custom_baselines}
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
@@ -247,6 +252,12 @@ def _outside_inputs(
         if isinstance(path, str) and path.endswith(".parquet"):
             inputs[key] = source_files.digest_of(config, f"score.{key}", path)
     return inputs
+
+
+def _class_digest(config: Config, name: str) -> str:
+    """Content digest of the source file of a recommender of one's own."""
+    key = "evaluate.baselines"
+    return source_files.digest_of(config, key, str(class_source.source_of(key, name)))
 
 
 def _contents(role: str, digests: dict[str, str]) -> list[str]:

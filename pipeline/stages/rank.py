@@ -17,7 +17,8 @@ from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import write_json
-from pipeline.dataset.targets import targets_of
+from pipeline.dataset.evaluation_targets import targets_of
+from pipeline.dataset.targets import counted
 from pipeline.errors import LookbackError
 from pipeline.modelling import second_stage
 from pipeline.modelling.trainer import selection_folder
@@ -68,23 +69,25 @@ def _without(ctx: Context, reason: str) -> None:
 
 
 def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple[SecondStage, Retrieved]:
-    """Untrained ranker behind the encoder of the training part, and its candidates for validation targets."""
-    config, dataset = ctx.config, ctx.dataset
+    """Untrained ranker behind the encoder of the training part, and its candidates for requests of the validation part.
+
+    At nights the item statistics reach up to the test, as each request reads the events before it alone.
+    """
+    config, dataset, protocol = ctx.config, ctx.dataset, ctx.protocol
     training = dataset.training_rows(with_validation=False)
     targets = targets_of(config, dataset, "validation", numbering, trained=dataset.occurring(training))
-    targets = targets.select(targets.warm)
-    most = round(config.ranker.max_lists / config.ranker.train_fraction)
-    if len(targets) > most:
-        targets = targets.select(
-            np.sort(np.random.default_rng(config.seed).choice(len(targets), most, replace=False))
-        )
+    targets = targets.select(counted(targets, cold_users=False, cold_items=protocol.counts_new_items))
+    targets = targets.of_requests(targets.histories.lengths > 0)
+    targets = targets.sample(round(config.ranker.max_lists / config.ranker.train_fraction), config.seed)
     torch.manual_seed(config.seed)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
     stage = SecondStage(ranker, statistics, np.arange(encoder.num_items + 1, dtype=np.int32))
-    both = TwoStage(AttentionRecommender(encoder), stage, exclude_seen=ctx.protocol.exclude_seen)
+    if protocol.headline == "nightly":
+        stage = stage.counting(dataset.training_rows(with_validation=True).translate(numbering.new))
+    both = TwoStage(AttentionRecommender(encoder), stage, exclude_seen=protocol.exclude_seen)
     items, scores = both.candidates(targets.histories)
-    return stage, Retrieved.of_targets(targets.histories, items, scores, targets.item, targets.user)
+    return stage, Retrieved.of(targets.histories, items, scores, targets.item, targets.request, targets.user)
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:

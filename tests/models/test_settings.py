@@ -85,6 +85,12 @@ REFUSED_TRAININGS: list[tuple[dict[str, Any], str]] = [
 
 REFUSED_TOGETHER: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"direction": "bidirectional"}, {}, "train.targets: received 'all', expected 'last' or 'random'"),
+    ({"direction": "bidirectional"}, {"targets": "last", "predict": "visit"},
+     "train.predict: received 'visit', expected 'next' with train.targets 'last'"),
+    ({}, {"targets": "random", "predict": "window"},
+     "train.predict: received 'window', expected 'next' with train.targets 'random'"),
+    ({"readout": "target"}, {"loss": "bce", "predict": "visit"},
+     "train.predict: received 'visit', expected 'next' with model.readout"),
     ({"readout": "target"}, {}, f"train.loss: received 'softmax', expected one of {', '.join(SAMPLED_LOSSES)}"),
     ({"readout": "target", "similarity": "cosine"}, {"loss": "bce"}, "model.similarity: received 'cosine', expected 'dot'"),
     ({"item_id": False, "item_content": True}, {"loss": "bce", "item_optimizer": "rowwise_adagrad"},

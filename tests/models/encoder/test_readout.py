@@ -188,6 +188,19 @@ def test_gradient_check(weighting, score):
         assert torch.autograd.gradcheck(form, inputs)
 
 
+@pytest.mark.parametrize("weighting", ["softmax", "silu"])
+def test_own_scores_of_repeated_positions(weighting):
+    readout, (states, position, candidates) = target_readout(weighting), problem()
+    repeated, items = (
+        position.repeat_interleave(2),
+        candidates[torch.arange(2 * len(position)) % len(candidates)],
+    )
+    found = readout.own_scores(states, repeated, items)
+    for first in (0, 1):
+        alone = readout.own_scores(states, position, items[first::2])
+        torch.testing.assert_close(found[first::2], alone)
+
+
 def test_a_score_beyond_what_exp_holds_is_kept_within():
     readout, (states, position, candidates) = target_readout(), problem()
     for large in (readout, target_readout(dtype=torch.float32)):

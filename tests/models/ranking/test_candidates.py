@@ -7,7 +7,7 @@ import numpy as np
 from models.histories import Histories, histories_from_lists
 from models.ranking.candidates import AddedCandidates, is_none_of, joined
 from models.ranking.features import ItemStatistics
-from models.ranking.own_items import DAY, SECOND
+from models.ranking.takings import DAY, SECOND
 from models.settings.ranker import RankerSettings
 
 MICRO = DAY * SECOND

@@ -236,7 +236,7 @@ def planted(rows: int) -> Retrieved:
     items, scores = candidates(rows, 11, 5)
     missing = (items != target[:, None]).all(1)
     items[missing, np.random.default_rng(6).integers(0, 11, missing.sum())] = target[missing]
-    return Retrieved.of_targets(log, items, scores, target, np.arange(rows, dtype=np.int64))
+    return Retrieved.of(log, items, scores, target, *2 * (np.arange(rows, dtype=np.int64),))
 
 
 @pytest.mark.parametrize("loss", ["listwise", "pointwise"])

@@ -58,6 +58,10 @@ def train(**changes):
     return fit(planted(), **settings)
 
 
+def train_on(histories, **changes):
+    return fit(histories, **{**SETTINGS, **changes})
+
+
 def same_bits(one, other):
     weights = [result.model.state_dict() for result in (one, other)]
     return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -140,6 +144,18 @@ KINDS: dict[str, Any] = {
     },
     "sampled": {"train": {"loss": "bce", "negatives": 5, "item_optimizer": "rowwise_adagrad"}},
     "in the batch": {"train": {"loss": "sampled_softmax", "negatives": 7, "negative_sampling": "in_batch"}},
+    "visit": {"train": {"predict": "visit"}, "session": 1},
+    "window": {"train": {"predict": "window"}, "session": 0, "horizon": 3},
+    "window, sampled": {
+        "train": {
+            "predict": "window",
+            "loss": "sampled_softmax",
+            "negatives": 5,
+            "negative_sampling": "in_batch",
+        },
+        "session": 0,
+        "horizon": 3,
+    },
     "gumbel": {"encoder": {"weighting": "gumbel_softmax"}, "train": {"targets": "random"}},
 }
 
@@ -153,6 +169,7 @@ def test_resumed_at_any_step_equals_undisturbed(tmp_path, kind, at):
         "encoder": dataclasses.replace(SETTINGS["encoder"], **KINDS[kind].get("encoder", {})),
         "train": with_train(checkpoint_seconds=0, **KINDS[kind].get("train", {})),
         "validation": held_out(),
+        **{key: KINDS[kind][key] for key in ("session", "horizon") if key in KINDS[kind]},
     }
     states: list[dict[str, Any]] = []
     undisturbed = train(**settings, on_checkpoint=states.append)
@@ -406,6 +423,29 @@ def test_every_loss_learns_the_pattern(loss, epochs):
     result = train(train=settings, encoder=gru)
     assert validate(result.model, held_out())["validation_ndcg@10"] > 0.7  # by chance 0.2
     assert result.resolved["item_optimizer"] == optimizer
+
+
+@pytest.mark.parametrize("predict", ["next", "visit", "window"])
+@pytest.mark.parametrize(
+    ("loss", "readout"), [("softmax", "last"), ("bce", "last"), ("sampled_softmax", "target")]
+)
+def test_what_follows_a_visit_is_learned(predict, loss, readout):
+    """Visits of two items, each followed by the two that lie 7 further."""
+    if readout == "target" and predict != "next":
+        pytest.skip("refused")
+    random = np.random.default_rng(0)
+    firsts = (random.integers(0, 11, (200, 1)) + 3 * np.arange(4)) % 11
+    items = (1 + 2 * np.repeat(firsts, 2, 1) + [0, 1] * 4).tolist()
+    rows = histories_from_lists(items, [[0, 0, 10, 10, 20, 20, 30, 30]] * len(items))
+    settings = with_train(
+        epochs=12, loss=loss, predict=predict, **({} if loss == "softmax" else {"negatives": 9})
+    )
+    encoder = dataclasses.replace(SETTINGS["encoder"], readout=readout)
+    result = train_on(rows, train=settings, encoder=encoder, session=0, horizon=15)
+    found, _ = AttentionRecommender(result.model).recommend(
+        histories_from_lists([[1, 2], [9, 10, 15, 16]]), 2, exclude_seen=False
+    )
+    assert [sorted(row) for row in found.tolist()] == [[7, 8], [21, 22]]
 
 
 def test_settings_that_contradict_each_other_are_refused():

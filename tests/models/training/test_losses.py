@@ -9,7 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.training import losses
-from models.training.losses import SampledLoss, sampled_loss, sampled_loss_of_scores, softmax_loss
+from models.training.losses import (
+    SampledLoss,
+    sampled_loss,
+    sampled_loss_of_scores,
+    softmax_loss,
+    softmax_loss_of_sets,
+)
 from models.training.negatives import Negatives
 
 IMPLEMENTATIONS = ("chunked", "reference")
@@ -169,6 +175,70 @@ def test_the_scores_of_a_large_catalogue_are_never_held(monkeypatch, dtype):
     exact = loss_and_gradients("reference", torch.float64, **sizes)
     for part, plain, truth in zip(found, reference, exact, strict=True):
         assert distance(part, truth) <= 2 * distance(plain, truth) + torch.finfo(torch.float32).eps
+
+
+def sets_and_gradients(implementation, dtype=torch.float32, sizes=(1, 3, 2, 7, 1, 5), items=31, scale=1.0):
+    """The loss of sets of these sizes, the distinct targets of each state."""
+    states, vectors, _, _ = problem(dtype, len(sizes), items)
+    states = (states * scale).detach().requires_grad_()
+    generator = torch.Generator().manual_seed(3)
+    target = torch.cat([torch.randperm(items, generator=generator)[:size] + 1 for size in sizes])
+    weight = torch.rand(len(target), generator=generator).to(dtype) + 0.1
+    state = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    loss = softmax_loss_of_sets(states, vectors, state, target, weight, implementation)
+    repeated = softmax_loss(states[state], vectors, target, weight, "reference")
+    return [loss, *torch.autograd.grad(loss, (states, vectors))], [
+        repeated,
+        *torch.autograd.grad(repeated, (states, vectors)),
+    ]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_set_by_pencil(implementation):
+    # two items with scores 0 and log 3, both targets of the first state, the second alone of the other
+    states, vectors = torch.ones(2, 1), torch.tensor([[100.0], [0.0], [math.log(3)]])
+    state, target = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])
+    loss = softmax_loss_of_sets(states, vectors, state, target, torch.tensor([0.5, 0.5, 2.0]), implementation)
+    assert loss.item() == pytest.approx((0.5 * math.log(4) + 2.5 * math.log(4 / 3)) / 3)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("chunk_scores", [1, 31 * 5, 2**22])
+def test_sets_are_states_repeated(monkeypatch, chunk_scores, implementation):
+    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk_scores)
+    torch.testing.assert_close(*sets_and_gradients(implementation))
+    torch.testing.assert_close(*sets_and_gradients(implementation, sizes=(2,) * 40))
+
+
+def test_gradients_of_sets_in_double_precision():
+    states, vectors, _, _ = problem(torch.float64, 3)
+    state, target = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([3, 9, 9, 1, 2, 31])
+    weight = torch.tensor([0.5, 2, 1, 1, 0.25, 3], dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda s, v: softmax_loss_of_sets(s, v, state, target, weight), (states, vectors)
+    )
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_sets_in_bf16_are_as_exact_as_the_reference_in_bf16(monkeypatch, scale):
+    monkeypatch.setattr(losses, "CHUNK_SCORES", 2**14)
+    options = {"sizes": tuple(1 + number % 5 for number in range(499)), "items": 203, "scale": scale}
+    exact, _ = sets_and_gradients("reference", torch.float64, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        chunked, reference = (sets_and_gradients(kind, **options)[0] for kind in IMPLEMENTATIONS)
+    for part, plain, truth in zip(chunked[1:], reference[1:], exact[1:], strict=True):
+        assert distance(part, truth) <= 2 * distance(plain, truth) + torch.finfo(torch.float32).eps
+    assert abs(chunked[0] - exact[0]) <= abs(reference[0] - exact[0]) + 2**-8 * exact[0]
+
+
+def test_the_scores_of_sets_are_never_held(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_SCORES", 2**14)
+    with Largest() as largest:
+        states, vectors, target, weight = problem(targets=998, items=2003, dim=7)
+        state = torch.arange(499).repeat_interleave(2)
+        loss = softmax_loss_of_sets(states[:499], vectors, state, target, weight)
+        torch.autograd.grad(loss, (states, vectors))
+    assert largest.elements <= 2**14
 
 
 # s+ = log 3; s- = 0, log 2 and, for the target itself, log 5; expected draws 1/4 and 2

@@ -307,7 +307,7 @@ def test_a_tie_is_a_leak_where_ties_are_strict():
     )
     check_targets(by_order, Dataset(Path(), histories, split), ItemNumbering(mapping), ties="order")
     check_targets(by_time, Dataset(Path(), histories, split), ItemNumbering(mapping), ties="strict")
-    with pytest.raises(LeakError, match="an event at or after the target's time"):
+    with pytest.raises(LeakError, match="an event of or after the target's visit"):
         check_targets(by_order, Dataset(Path(), histories, split), ItemNumbering(mapping), ties="strict")
 
 

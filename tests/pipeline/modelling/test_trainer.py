@@ -14,6 +14,7 @@ from features import content
 from features.content import Content
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
+from features.histories.log_facts import LogFacts
 from features.histories.numbering import ItemNumbering
 from features.settings import ContentSettings, EventSettings, HistorySettings, ItemSettings
 from models import checkpoint
@@ -65,6 +66,7 @@ def context(tmp_path: Path) -> Callable[..., Context]:
             each.mkdir(exist_ok=True)
         histories.save(folder)
         split.save(folder / "split")
+        LogFacts.of(histories).save(folder)
         ids = pl.Series("item_id", [f"i{number:02}" for number in range(1, NUM_ITEMS + 1)])
         kinds = [["odd" if number % 2 else "even"] for number in range(1, NUM_ITEMS - 1)]
         table = pl.DataFrame({"item_id": ids, "categories": [*kinds, ["even", "late"], ["late"]]})

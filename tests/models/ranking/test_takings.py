@@ -7,7 +7,7 @@ import pytest
 
 from models.histories import Float32, Histories, Int32, histories_from_lists
 from models.ranking.features import ItemStatistics
-from models.ranking.own_items import DAY, OWN_FEATURES, SECOND, OwnItems
+from models.ranking.takings import DAY, OWN_FEATURES, SECOND, OwnItems
 
 MICRO = DAY * SECOND
 MINUTE = 60 * SECOND
