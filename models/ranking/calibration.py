@@ -3,7 +3,7 @@
 Letters: m delivered items, f list features.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -101,16 +101,19 @@ def calibrate(
 ) -> tuple[Calibration, "CalibrationQuality"]:
     """Calibrate a ranker on held-out lists, and measure the probabilities of delivered items by cross-fitting.
 
-    `level_weights` are added to the weights of the ranker's linear part, in place: the order within lists stays.
+    `level_weights` are added to the ranker's linear part, in place, if cross-fitted log loss is lower with them; the order within
+    lists stays.
     `retrieved` should have the lists of all users with a history, so that the probability is that of any list delivered.
     """
     delivered = Delivered.of(stage, retrieved, k)
-    measured = quality(cross_fitted(delivered, seed), delivered.taken)
-    weights = level_weights(delivered)
-    columns = [stage.ranker.features.index(name) for name in _list_features(stage.ranker)]
+    choices = delivered, replace(delivered, level=delivered.level[:, :0])
+    measured = [quality(cross_fitted(each, seed), each.taken) for each in choices]
+    best = 0 if measured[0].log_loss < measured[1].log_loss else 1
+    weights = level_weights(choices[best])
+    columns = [stage.ranker.features.index(name) for name in _list_features(stage.ranker)[: len(weights)]]
     with torch.no_grad():
         stage.ranker.linear[columns] += torch.from_numpy(weights).to(stage.ranker.linear)
-    return Calibration.fit(delivered.scores(weights), delivered.taken), measured
+    return Calibration.fit(choices[best].scores(weights), delivered.taken), measured[best]
 
 
 def cross_fitted(delivered: Delivered, seed: int) -> Float32:

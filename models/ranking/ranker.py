@@ -70,7 +70,9 @@ class Ranker(nn.Module):
     c is the candidate's vector; a the interactions weighted by an activation unit over candidate, interaction and their product
     (softmax over the history); m multi-head attention from candidate to history. An interaction is the sum of item vector, type,
     time before the request and position. Item vectors are those of the first retriever and stay fixed, so the ranker keeps its
-    quality behind a retrained one. Sources: Zhou et al. 2018 (DIN), 4.3, with a softmax; Vaswani et al. 2017 for m.
+    quality behind a retrained one. Without `item_vectors` there are `followed` and features alone: lists that share their days
+    otherwise teach which items those days favoured.
+    Sources: Zhou et al. 2018 (DIN), 4.3, with a softmax; Vaswani et al. 2017 for m.
     """
 
     vectors: Tensor
@@ -90,11 +92,23 @@ class Ranker(nn.Module):
         self.num_event_types = num_event_types
         self.features = features
         self.retrieval_score = features.index("retrieval_score")
-        dim, width = settings.dim, settings.dim * 4 + len(features) + 1
+        dim = settings.dim
         self.register_buffer("vectors", vectors)
         self.register_buffer("mean", torch.zeros(len(features)))
         self.register_buffer("scale", torch.ones(len(features)))
-        self.project = nn.Linear(vectors.shape[1], dim)
+        if settings.item_vectors:
+            self._add_attention(vectors.shape[1], dim, num_event_types)
+        self.decay = nn.Parameter(torch.full((LATEST,), 0.8).log() * torch.arange(LATEST))
+        self.dropout = nn.Dropout(settings.dropout)
+        self.hidden = nn.Linear(settings.item_vectors * dim * 4 + len(features) + 1, settings.hidden)
+        self.last = nn.Linear(settings.hidden, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.linear = nn.Parameter(torch.zeros(len(features)))
+
+    def _add_attention(self, width: int, dim: int, num_event_types: int) -> None:
+        """Add what reads item vectors [items, width]."""
+        self.project = nn.Linear(width, dim)
         self.types = nn.Embedding(num_event_types + 1, dim)
         self.gaps = nn.Embedding(GAP_BUCKETS, dim)
         self.places = nn.Embedding(PLACE_BUCKETS, dim)
@@ -104,32 +118,30 @@ class Ranker(nn.Module):
         self.of_product = nn.Parameter(torch.randn(UNITS, dim) / math.sqrt(dim))
         self.activation = nn.Linear(UNITS, 1, bias=False)
         self.queries, self.keys_values = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
-        self.decay = nn.Parameter(torch.full((LATEST,), 0.8).log() * torch.arange(LATEST))
-        self.dropout = nn.Dropout(settings.dropout)
-        self.hidden = nn.Linear(width, settings.hidden)
-        self.last = nn.Linear(settings.hidden, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-        self.linear = nn.Parameter(torch.zeros(len(features)))
 
     def forward(self, lists: Lists, presence: Float[Tensor, "r p l"] | None = None) -> Float[Tensor, "r n"]:
         """Score each candidate, -inf for padding; `presence` weighs interactions from 0 (absent) to 1, and p is n or 1."""
         features = (lists.features - self.mean) / self.scale
+        followed = lists.followed
+        if presence is not None:
+            gate = presence[..., :LATEST]
+            followed = followed * functional.pad(gate, (0, LATEST - gate.shape[-1]), value=1.0)
+        followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
+        attended = self._attention(lists, presence) if self.settings.item_vectors else ()
+        joined = torch.cat([*attended, followed, features], -1)
+        added = self.last(self.dropout(functional.gelu(self.hidden(joined)))).squeeze(-1)
+        scores: Tensor = lists.features[..., self.retrieval_score] + features @ self.linear + added
+        return scores.masked_fill(~lists.there, -torch.inf)
+
+    def _attention(self, lists: Lists, presence: Tensor | None) -> tuple[Float[Tensor, "r n d"], ...]:
+        """Candidates' vectors, the history as seen by the activation unit, their product, and the attended history."""
         past = self.project(self.vectors[lists.past_item]) + self.types(lists.past_type)
         places = torch.arange(past.shape[1], device=past.device)
         past = self.dropout(past + self.gaps(lists.past_gap) + self.places(_log_bucket(places)))
         candidate = self.dropout(self.project(self.vectors[lists.item]))
         activated = self._activated(candidate, past, lists.past_there, presence)
         attended = self._attended(candidate, past, lists.past_there, presence)
-        followed = lists.followed
-        if presence is not None:
-            gate = presence[..., :LATEST]
-            followed = followed * functional.pad(gate, (0, LATEST - gate.shape[-1]), value=1.0)
-        followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
-        joined = torch.cat([candidate, activated, activated * candidate, attended, followed, features], -1)
-        added = self.last(self.dropout(functional.gelu(self.hidden(joined)))).squeeze(-1)
-        scores: Tensor = lists.features[..., self.retrieval_score] + features @ self.linear + added
-        return scores.masked_fill(~lists.there, -torch.inf)
+        return candidate, activated, activated * candidate, attended
 
     def _activated(
         self, candidate: Tensor, past: Tensor, mask: Tensor, presence: Tensor | None

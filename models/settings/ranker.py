@@ -24,6 +24,8 @@ class RankerSettings:
     """Items most popular in the last days before the request, always among the candidates."""
     max_length: int = 50
     """Maximum history length of the ranker, in events."""
+    item_vectors: bool = True
+    """Item vectors and target attention in the ranker; without them it knows items by their features and followers alone."""
     dim: int = 32
     """Embedding dimension of the ranker, in components; a multiple of `num_heads`."""
     num_heads: int = 2

@@ -16,7 +16,7 @@ from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, histories_from_lists
 from models.ranking.features import FORMER_FEATURES, ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
-from models.ranking.training import Retrieved, fit_ranker, ndcg_of
+from models.ranking.training import Retrieved, _loss, _sampled, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
 from models.settings.ranker import RankerLoss, RankerSettings
 from models.topk import top_k
@@ -157,6 +157,75 @@ def test_a_ranker_of_before_reads_its_own_features_of_retrieved_candidates_alone
     assert np.array_equal(
         stage.lists(log, items, scores).features.numpy(), whole[..., : len(FORMER_FEATURES)]
     )
+
+
+def test_without_item_vectors_an_item_is_its_features_and_followers() -> None:
+    stage, (items, scores), log = (
+        a_stage(settings=replace(SETTINGS, item_vectors=False)),
+        candidates(5),
+        a_log(5),
+    )
+    other = SecondStage(stage.ranker, stage.statistics, np.zeros_like(stage.own))
+    assert np.array_equal(stage.score(log, items, scores), other.score(log, items, scores))
+    assert np.isfinite(stage.score(log, items, scores)).all()
+    with_vectors = a_stage()
+    other = SecondStage(with_vectors.ranker, with_vectors.statistics, np.zeros_like(stage.own))
+    assert not np.allclose(with_vectors.score(log, items, scores), other.score(log, items, scores))
+
+
+def test_several_items_are_relevant_by_pencil() -> None:
+    log = a_log(3)
+    items = np.array([[4, 2, 7], [4, 2, 0], [1, 2, 3]], np.int32)
+    relevant = np.array([[True, False, True], [False, True, False], [False, False, False]])
+    retrieved = Retrieved(
+        log, items, np.zeros((3, 3), np.float32), relevant, np.array([3, 1, 0]), np.arange(3)
+    )
+    scores = np.array([[0.5, 0.9, 0.1], [0.1, 0.2, -np.inf], [3, 2, 1]], np.float32)
+    ideal = 1 + 1 / np.log2(3) + 1 / np.log2(4)
+    expected = [(1 / np.log2(3) + 1 / np.log2(4)) / ideal, 1, 0]
+    assert ndcg_of(scores, retrieved) == pytest.approx(expected)
+    assert retrieved.is_hit.tolist() == [True, True, False]
+    assert retrieved.is_active.tolist() == [True, True, False]
+    twelve = replace(retrieved, num_relevant=np.array([12, 1, 0]))
+    ten = (1 / np.log2(np.arange(2, 12))).sum()
+    assert ndcg_of(scores, twelve)[0] == pytest.approx(expected[0] * ideal / ten), "at most ten fit a list"
+
+
+def test_relevant_candidates_do_not_compete_with_each_other() -> None:
+    scores = torch.tensor([[2.0, 1.0, 0.5, -torch.inf], [0.0, 1.0, 2.0, 3.0]])
+    relevant = torch.tensor([[True, True, False, False], [False, True, False, False]])
+    stage, (items, values) = a_stage(), candidates(2, 4)
+    lists = stage.lists(a_log(2), items, values)
+    first = np.mean([np.log(1 + np.exp(0.5 - 2)), np.log(1 + np.exp(0.5 - 1))])
+    second = np.log(np.exp(np.arange(4)).sum()) - 1
+    assert float(_loss(scores, relevant, lists, "listwise")) == pytest.approx((first + second) / 2)
+    single = _loss(scores[1:], relevant[1:], lists, "listwise")
+    assert torch.equal(single, torch.nn.functional.cross_entropy(scores[1:], torch.tensor([1])))
+
+
+def test_a_step_has_every_relevant_candidate() -> None:
+    stage, (items, values) = a_stage(), candidates(3, 11)
+    lists = stage.lists(a_log(3), items, values)
+    relevant = torch.zeros(3, 11, dtype=torch.bool)
+    relevant[0, [3, 9]] = relevant[2, [10]] = True
+    part, labels = _sampled(lists, relevant, torch.Generator().manual_seed(0))
+    assert labels.tolist() == [[True] * 2 + [False] * 9, [False] * 11, [True] + [False] * 10]
+    assert set(part.item[0, :2].tolist()) == set(items[0, [3, 9]].tolist())
+
+
+def test_users_who_took_nothing_change_no_weight() -> None:
+    settings, some = replace(SETTINGS, epochs=2), planted(100)
+    idle = replace(some, relevant=np.zeros_like(some.relevant), num_relevant=np.zeros(100, np.int64))
+    twice = np.arange(200) % 100
+    both = replace(
+        some.select(twice),
+        relevant=np.concatenate([some.relevant, idle.relevant]),
+        num_relevant=np.concatenate([some.num_relevant, idle.num_relevant]),
+    )
+    one, other = (fit_ranker(a_stage(loud=False, settings=settings), each, 4) for each in (some, both))
+    assert [epoch.ndcg for epoch in one.history] == [epoch.ndcg for epoch in other.history]
+    for here, there in zip(one.stage.ranker.parameters(), other.stage.ranker.parameters(), strict=True):
+        assert torch.equal(here, there)
 
 
 def planted(rows: int) -> Retrieved:
