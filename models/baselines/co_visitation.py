@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from models.histories import Float32, Histories, Int32, Int64
 from models.topk import event_chunks
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
 # Letters in shapes: r rows (histories), n items, e events.
@@ -54,18 +56,10 @@ class CoVisitation(Baseline):
         max_neighbours: int = 500,
     ) -> Self:
         """Count pairs in `histories`; memory grows with the distinct pairs, not with num_items squared."""
-        assert window >= 1
-        assert 0 < decay <= 1
-        from scipy.sparse import csr_array
-
-        size = num_items + 1
-        follows = csr_array((size, size), dtype=np.float32)
-        for rows in event_chunks(histories.lengths):
-            row, position = histories.select(rows).gather()
-            follows = follows + _pairs(row, histories.item_index[position], size, window, decay)
-        counts = item_counts(histories, num_items)
-        _scale_rows(follows, counts.astype(np.float32))
-        return cls(largest_per_row(follows, max_neighbours), counts, window, decay, FittedOn.of(histories))
+        counter = PairCounter(num_items, window, decay)
+        counter.count(histories)
+        follows, counts = counter.follows(max_neighbours), item_counts(histories, num_items)
+        return cls(follows, counts, window, decay, FittedOn.of(histories))
 
     def score_items(self, histories: Histories) -> Float32:
         """[r, n + 1], decayed sum of the last interactions' rows of `follows`."""
@@ -81,14 +75,65 @@ class CoVisitation(Baseline):
         return scores
 
 
-def _pairs(row: Int64, item: Int32, size: int, window: int, decay: float) -> csr_array:
-    """[size, size] (earlier x later), decay**(d - 1) summed over pairs of a row's items d = 1..window apart."""
+class PairCounter:
+    """Pairs of a growing log: each `count` adds those whose later event is new, so that a log is read once in all."""
+
+    def __init__(self, num_items: int, window: int = 10, decay: float = 0.8) -> None:
+        assert window >= 1
+        assert 0 < decay <= 1
+        from scipy.sparse import csr_array
+
+        self.window, self.decay = window, decay
+        self._pairs = csr_array((num_items + 1, num_items + 1), dtype=np.float32)
+        self._events = np.zeros(num_items + 1, np.float32)
+        self._lengths: Int64 | None = None
+
+    def count(self, histories: Histories) -> None:
+        """Add the pairs of events that came since the last call; its rows are beginnings of the present ones."""
+        before = np.zeros(len(histories), np.int64) if self._lengths is None else self._lengths
+        size, new_from = len(self._events), histories.starts + before
+        recent = replace(histories, starts=np.maximum(histories.starts, new_from - self.window))
+        for rows in event_chunks(recent.lengths):
+            row, position = recent.select(rows).gather()
+            item, is_new = histories.item_index[position], position >= new_from[rows][row]
+            self._pairs = self._pairs + _pairs(row, item, is_new, size, self.window, self.decay)
+            self._events += np.bincount(item[is_new], minlength=size)
+        self._lengths = histories.lengths
+
+    def follows(self, max_neighbours: int) -> csr_array:
+        """[n + 1, n + 1], pairs per event of the earlier item, the largest of each row."""
+        follows = self._pairs.copy()
+        _scale_rows(follows, np.maximum(self._events, 1))
+        return largest_per_row(follows, max_neighbours)
+
+
+class MovingCoVisitation:
+    """`CoVisitation.fit` on a growing log, night after night."""
+
+    def __init__(self, window: int = 10, decay: float = 0.8, max_neighbours: int = 500) -> None:
+        self._window, self._decay, self._max_neighbours = window, decay, max_neighbours
+        self._counter: PairCounter | None = None
+
+    def fit(self, histories: Histories, num_items: int) -> CoVisitation:
+        """Count what is new in `histories`, whose rows begin with those of the last call."""
+        self._counter = self._counter or PairCounter(num_items, self._window, self._decay)
+        self._counter.count(histories)
+        counts = item_counts(histories, num_items)
+        follows = self._counter.follows(self._max_neighbours)
+        return CoVisitation(follows, counts, self._window, self._decay, FittedOn.of(histories))
+
+
+def _pairs(
+    row: Int64, item: Int32, is_new: NDArray[np.bool_], size: int, window: int, decay: float
+) -> csr_array:
+    """[size, size] (earlier x later), decay**(d - 1) summed over a row's pairs d = 1..window apart, the later one new."""
     from scipy.sparse import csr_array
 
     pairs = csr_array((size, size), dtype=np.float32)
     for distance in range(1, window + 1):
         first, second = item[:-distance], item[distance:]
-        counted = (row[:-distance] == row[distance:]) & (first > 0) & (second > 0) & (first != second)
+        counted = is_new[distance:] & (row[:-distance] == row[distance:])
+        counted &= (first > 0) & (second > 0) & (first != second)
         weight = np.full(np.count_nonzero(counted), decay ** (distance - 1), np.float32)
         pairs = pairs + csr_array((weight, (first[counted], second[counted])), shape=(size, size))
     return pairs

@@ -14,6 +14,7 @@ from typing import Any
 from features.histories.leaks import check_fitted
 from features.histories.numbering import ItemNumbering
 from models.baselines.base import Baseline, FittedOn
+from models.baselines.co_visitation import MovingCoVisitation
 from models.baselines.ease import EASE
 from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender
@@ -131,11 +132,11 @@ def _of_baseline(ctx: Context, name: str, selection: Part, tests: Mapping[Kind, 
     """Tune a baseline, fit it on the evaluated model's training events, rank the test targets of every kind."""
     fit, grid = _candidates(ctx.config, name)
     moves = kind_of(name).moves
-    tuned = _tune(ctx, fit, grid, selection, moves=moves)
+    tuned = _tune(ctx, name, fit, grid, selection)
     system: Baseline | None = None
     for kind, test in tests.items():
         if moves and kind == "nightly":
-            ranked = _ranked_nightly(ctx, fit, tuned.settings, test)
+            ranked = _ranked_nightly(ctx, name, fit, tuned.settings, test)
         else:
             system = system or fit(test.training, test.learned.num_items, tuned.settings)
             ranked = rank_all(system, test, ctx.config, exclude_seen=ctx.protocol.exclude_seen)
@@ -154,10 +155,12 @@ def _check_fitted(ctx: Context, name: str, on: FittedOn) -> None:
     )
 
 
-def _ranked_nightly(ctx: Context, fit: "Fit", settings: Settings, part: Part) -> SystemRanks:
+def _ranked_nightly(ctx: Context, name: str, fit: "Fit", settings: Settings, part: Part) -> SystemRanks:
     """Ranks by a baseline whose counts move with the night."""
+    plain: dict[str, Any] = dict(settings)
+    moving = MovingCoVisitation(**plain) if name == "co_visitation" else None
     return rank_nightly(
-        lambda before, num_items: fit(before, num_items, settings),
+        moving.fit if moving else lambda before, num_items: fit(before, num_items, settings),
         part,
         ctx.dataset,
         ctx.config,
@@ -182,18 +185,15 @@ def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
     return lambda histories, num_items, point: kind.fit(histories, num_items, {**point, **fixed}), grid
 
 
-def _tune(ctx: Context, fit: Fit, grid: tuple[Settings, ...], selection: Part, *, moves: bool) -> Tuned:
-    """Grid point with the highest NDCG@10 on the validation requests, the first of ties.
-
-    moves: counts are taken anew at every night.
-    """
+def _tune(ctx: Context, name: str, fit: Fit, grid: tuple[Settings, ...], selection: Part) -> Tuned:
+    """Grid point with the highest NDCG@10 on the validation requests, the first of ties."""
     targets = selection.targets
     if len(grid) == 1 or not len(targets):
         return Tuned(dict(grid[0]), [dict(grid[0])])
     points = []
     for point in grid:
-        if moves and ctx.protocol.headline == "nightly":
-            ranked = _ranked_nightly(ctx, fit, point, selection)
+        if kind_of(name).moves and ctx.protocol.headline == "nightly":
+            ranked = _ranked_nightly(ctx, name, fit, point, selection)
         else:
             system = fit(selection.training, selection.learned.num_items, point)
             ranked = rank_all(system, selection, ctx.config, exclude_seen=ctx.protocol.exclude_seen)
