@@ -158,7 +158,8 @@ def _write_ranker(
 ) -> None:
     """Write the ranker, and its item statistics behind the deployed and the evaluated encoder.
 
-    Those of the deployed one count no event after the newest regular one, which would move their windows.
+    Those of the deployed one count all events, but for those after the newest regular one, which would move their windows;
+    followers are learned as the weights are.
     """
     config, rank = ctx.config, ctx.inputs["rank"]
     request = Request.of(None, dataset.facts.now, timed=True)
@@ -166,11 +167,16 @@ def _write_ranker(
     training = dataset.training_rows(with_validation=config.train.refit_validation)
     timely = bundle_ranker.HORIZON_DAYS if dataset.split.protocol == "temporal" else None
     bundle_ranker.write(bundle / bundle_ranker.FOLDER, rank)
-    for name, learned, numbers, days in (
-        ("deployed", everything, numbering, bundle_ranker.HORIZON_DAYS),
-        ("evaluated", training.translate(evaluated.new), evaluated, timely),
+    learned = everything if config.train.refit else training.translate(numbering.new)
+    deployed = second_stage.statistics(config, dataset, learned, numbering, bundle_ranker.HORIZON_DAYS)
+    for name, statistics, numbers in (
+        ("deployed", deployed.recounted(everything, bundle_ranker.HORIZON_DAYS), numbering),
+        (
+            "evaluated",
+            second_stage.statistics(config, dataset, training.translate(evaluated.new), evaluated, timely),
+            evaluated,
+        ),
     ):
-        statistics = second_stage.statistics(config, dataset, learned, numbers, days)
         own = second_stage.ranker_numbering(rank, numbers).new
         bundle_ranker.write_statistics(bundle / name, statistics, own)
 

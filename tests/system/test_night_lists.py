@@ -1,0 +1,79 @@
+"""The lists that were evaluated at a night are those that scoring makes: of the log at that night, and of the log cut there."""
+
+import json
+from datetime import datetime
+
+import polars as pl
+import pytest
+
+from tests.workdir import Workdir
+
+SETTINGS = (
+    *("simulate.num_users=300", "simulate.num_events=9000"),
+    *("split.test_fraction=0.25", "split.validation_fraction=0.25"),
+    *("evaluate.targets=nightly", "evaluate.horizon_days=3", 'evaluate.baselines=["popularity"]'),
+    "train.refit=false",
+)
+LOGS = {
+    "new items": ("score.exclude_seen=true", "ranker.use=never"),
+    "repeats and both stages": ("score.exclude_seen=false", "ranker.use=always"),
+}
+
+
+def evaluated_lists(workdir: Workdir, *settings: str) -> pl.DataFrame:
+    """night, user_id, item_ids of every evaluated list with a history."""
+    table = pl.read_parquet(workdir.artifact("evaluate", *settings) / "targets.parquet")
+    own = table.filter((pl.col("system") == "lookback") & (pl.col("recommended").list.len() > 0))
+    return own.select("night", "user_id", "recommended")
+
+
+def scored_lists(workdir: Workdir, *settings: str) -> pl.DataFrame:
+    """user_id, item_ids of the lists of stage score."""
+    folder = workdir.artifact("score", *settings) / "recommendations"
+    table = pl.read_parquet(sorted(folder.glob("*.parquet"))).sort("user_id", "rank")
+    return table.group_by("user_id", maintain_order=True).agg(pl.col("item_id").alias("scored"))
+
+
+def same(evaluated: pl.DataFrame, scored: pl.DataFrame) -> None:
+    both = evaluated.join(scored, on="user_id")
+    assert len(both) == len(evaluated) > 5
+    differing = both.filter(pl.col("recommended") != pl.col("scored"))
+    assert differing.is_empty(), differing
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_lists_of_a_night_are_those_of_scoring(workdir: Workdir, log: str) -> None:
+    chosen = tuple(part for setting in (*SETTINGS, *LOGS[log]) for part in ("--set", setting))
+    workdir.run("evaluate", *chosen)
+    lists = evaluated_lists(workdir, *chosen)
+    nights = lists["night"].unique().sort().to_list()
+    assert len(nights) >= 3
+    for night in (nights[0], nights[-1]):
+        at = (*chosen, "--set", f"score.at={night.isoformat()}", "--set", "score.because=false")
+        workdir.run("score", *at)
+        same(lists.filter(pl.col("night") == night), scored_lists(workdir, *at))
+    _same_of_the_log_cut_at(workdir, nights[1], lists, chosen)
+
+
+def _same_of_the_log_cut_at(
+    workdir: Workdir, night: datetime, lists: pl.DataFrame, chosen: tuple[str, ...]
+) -> None:
+    """Lists by the published bundle from a file that ends before the night."""
+    bundle = workdir.artifact("publish", *chosen) / "bundle"
+    version = json.loads((bundle / "bundle.json").read_text())["digest"]
+    events = pl.read_parquet(sorted((workdir.artifact("ingest", *chosen) / "events").glob("*.parquet")))
+    cut = events.filter(pl.col("timestamp") < night)
+    assert 0 < len(cut) < len(events)
+    cut.select("user_id", "item_id", "event_type", pl.col("timestamp").cast(pl.String)).write_csv(
+        workdir.folder / "cut.csv"
+    )
+    at = (
+        *chosen,
+        *("--set", "events.path=cut.csv", "--set", "score.model=champion"),
+        *("--set", f"score.at={night.isoformat()}", "--set", "score.because=false"),
+    )
+    summary = workdir.run("score", *at)
+    assert summary is not None
+    manifest = json.loads((workdir.artifact("score", *at) / "manifest.json").read_text())
+    assert manifest["bundle_digest"] == version
+    same(lists.filter(pl.col("night") == night), scored_lists(workdir, *at))
