@@ -35,7 +35,7 @@ class EvaluateConfig(Section):
     """Lengths of the evaluated lists, in items."""
     exclude_seen: Literal["auto"] | bool | None = None
     """Masking of items already in the history; by default as `score.exclude_seen`."""
-    targets: TargetKind | list[TargetKind] = "successive"
+    targets: TargetKind | list[TargetKind] = "auto"
     """Held-out targets, or a list whose first decides everything and whose others are measured beside it. nightly: what a user
     takes within `horizon_days` of each night, from the history up to it; successive: every event, each after the ones before
     it; first: each user's first event. auto: nightly where the test holds 3 nights and 500 user-nights, else successive."""
@@ -154,7 +154,7 @@ class ScoreConfig(Section):
     """List length per user, in items."""
     users: str = "all"
     """Users to score: all, a Parquet file with `user_id`, or an ISO date (users active since)."""
-    exclude_seen: Literal["auto"] | bool = True
+    exclude_seen: Literal["auto"] | bool = "auto"
     """Exclusion of items already in the user's history. auto: unless over 5 % of the log's events repeat an earlier item."""
     allow: str | list[str] | None = None
     """Allowlist, the only items recommended: a Parquet file with `item_id`, or a list of ids; all by default."""

@@ -62,7 +62,7 @@ STAGES = {
         ),
         Stage(
             "train",
-            4,
+            5,
             ("features",),
             {"model": (), "train": ("refit", "checkpoint_seconds")},
             (
@@ -74,14 +74,14 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            2,
+            3,
             ("features", "train", "index"),
             {"ranker": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit"),
         ),
         Stage(
             "baselines",
-            2,
+            3,
             ("features",),
             {
                 "evaluate": (
@@ -97,7 +97,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            6,
+            7,
             ("ingest", "features", "train", "index", "rank", "baselines"),
             {
                 "evaluate": (
@@ -126,7 +126,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            6,
+            7,
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),

@@ -30,11 +30,9 @@ def minimal(tmp_path: Path) -> Path:
 def test_defaults_are_the_contract_s(minimal: Path) -> None:
     config = load_config(minimal)
     assert (config.seed, config.data_dir, config.history.max_length) == (0, "data", 200)
-    assert (config.split.protocol, config.split.test_fraction, config.split.ties) == (
-        "temporal",
-        0.1,
-        "order",
-    )
+    assert (config.split.protocol, config.split.test_fraction, config.split.ties) == ("temporal", 0.1, "auto")
+    assert (config.evaluate.targets, config.evaluate.horizon_days, config.evaluate.every_days) == 3 * ("auto",)
+    assert (config.history.session_minutes, config.train.predict, config.score.exclude_seen) == (0, "next", "auto")
     assert (config.model.dim, config.model.num_blocks, config.model.num_heads, config.model.dropout) == (
         64,
         2,
@@ -113,6 +111,27 @@ def test_nonsense_is_refused(minimal: Path, override: str, message: str) -> None
         load_config(minimal, [override])
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.predict=window",
+            "train.predict: received 'window' with events.timestamp_unit 'position', expected",
+        ),
+        (
+            "history.session_minutes=30",
+            "history.session_minutes: received 30.0 with events.timestamp_unit 'position'",
+        ),
+    ],
+)
+def test_a_log_of_positions_has_no_times_to_look_ahead(minimal: Path, override: str, message: str) -> None:
+    positions = ["events.timestamp_unit=position", "split.protocol=leave_one_out"]
+    load_config(minimal, [*positions, "train.predict=visit"])
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal, [*positions, override])
+    assert message in str(caught.value)
 
 
 def test_what_is_required_is_named(tmp_path: Path) -> None:

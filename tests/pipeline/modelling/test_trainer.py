@@ -16,7 +16,7 @@ from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
 from features.histories.numbering import ItemNumbering
-from features.settings import ContentSettings, EventSettings, HistorySettings, ItemSettings
+from features.settings import ContentSettings, EventSettings, HistorySettings, ItemSettings, SplitSettings
 from models import checkpoint
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
@@ -25,6 +25,7 @@ from pipeline.config import Config
 from pipeline.modelling import trainer as trainer_module
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
+from pipeline.sections import EvaluateConfig
 from pipeline.serving.bundle import Bundle
 from pipeline.stages import publish
 from pipeline.tracking.live import LiveRun
@@ -87,8 +88,8 @@ def context(tmp_path: Path) -> Callable[..., Context]:
             "items": ItemSettings(path="items.csv"),
         }
         events = EventSettings(path="log.csv", columns=COLUMNS, types={"ad": 0.0, "view": 1.0})
-        history = HistorySettings(min_item_events=2)
-        config = Config(name="tiny", events=events, history=history, **given | sections)
+        given["history"] = HistorySettings(min_item_events=2)
+        config = Config(name="tiny", events=events, **given | sections)
         inputs = {"features": folder, "ingest": tmp_path / "ingest"}
         live = LiveRun(None, lambda _: None, lambda _: None)
         return Context(
@@ -116,6 +117,45 @@ def test_a_refit_on_the_same_events_takes_the_same_steps(
     trainer.refit("twice", twice, mapping, facts)
     assert taken == [facts.best_step, 2 * facts.best_step]
     assert facts.best_step == 10 * 2 * 6  # two epochs of 23 histories in fours
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"predict": "next"}, (None, 0)),
+        ({"predict": "next", "ties": "strict"}, (90_000_000, 0)),
+        ({"predict": "visit"}, (90_000_000, 0)),
+        ({"predict": "window"}, (90_000_000, 7 * 86_400_000_000)),
+        ({"predict": "window", "kind": "nightly", "horizon_days": 0.5}, (90_000_000, 43_200_000_000)),
+    ],
+)
+def test_visits_and_horizon_reach_the_training(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, settings: Any, expected: Any
+):
+    nights = EvaluateConfig(
+        targets=settings.get("kind", "successive"), horizon_days=settings.get("horizon_days", "auto")
+    )
+    ctx = context(
+        train=TrainSettings(predict=settings["predict"], epochs=1, precision="fp32", compile="off"),
+        split=SplitSettings(ties=settings.get("ties", "order")),
+        history=HistorySettings(session_minutes=1.5),
+        evaluate=nights,
+        model=replace(READS_CONTENT, item_content=False),
+    )
+    passed: list[Any] = []
+
+    class Enough(Exception):
+        pass
+
+    def stop(**arguments: Any) -> None:
+        passed.append((arguments["session"], arguments["horizon"]))
+        raise Enough
+
+    monkeypatch.setattr(trainer_module, "fit", stop)
+    everything = ctx.dataset.all_rows()
+    with pytest.raises(Enough):
+        ctx.trainer().fit("selection", everything, ItemNumbering.of_known(ctx.dataset.occurring(everything)))
+    assert passed == [expected]
 
 
 def test_only_a_model_that_reads_content_knows_items_by_it(context: Callable[..., Context]):

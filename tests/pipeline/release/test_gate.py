@@ -411,7 +411,7 @@ def test_published_users_say_until_when_they_were_learned_from(tmp_path: Path):
     until = publishing.trained_until(Dataset(Path(), histories, split))
     assert until.dtype == pl.Datetime("us", "UTC")
     assert until.dt.timestamp("us").to_list() == [2, 3, None, None]
-    LogFacts(0.0, 0.0, 9).save(tmp_path)
+    LogFacts(0.0, 0.0, 9, 1).save(tmp_path)
     cut = Dataset(tmp_path, histories, split).without_held_back()
     assert cut.facts.now == 4, "the newest event that is not held back"
     kept = cut.histories
