@@ -194,7 +194,10 @@ def _loss(scores: Tensor, relevant: Tensor, lists: Lists, kind: str) -> Tensor:
     if kind == "listwise":
         if bool((relevant.sum(1) == 1).all()):
             return functional.cross_entropy(scores, relevant.int().argmax(1))
-        others = scores.masked_fill(relevant, -torch.inf).logsumexp(1, keepdim=True)
+        lowest = torch.finfo(
+            scores.dtype
+        ).min  # finite: a list of relevant candidates alone has loss and gradient 0
+        others = scores.masked_fill(relevant, lowest).logsumexp(1, keepdim=True)
         losses = functional.softplus(others - scores).masked_fill(~relevant, 0.0)
         return (losses.sum(1) / relevant.sum(1)).mean()
     there = lists.there.to(scores.device)

@@ -203,6 +203,18 @@ def test_relevant_candidates_do_not_compete_with_each_other() -> None:
     assert torch.equal(single, torch.nn.functional.cross_entropy(scores[1:], torch.tensor([1])))
 
 
+def test_a_list_of_relevant_candidates_alone_teaches_nothing() -> None:
+    scores = torch.tensor([[2.0, 1.0, -torch.inf], [1.0, 3.0, 2.0]], requires_grad=True)
+    relevant = torch.tensor([[True, True, False], [True, True, False]])
+    stage, (items, values) = a_stage(), candidates(2, 3)
+    loss = _loss(scores, relevant, stage.lists(a_log(2), items, values), "listwise")
+    torch.autograd.backward(loss)
+    assert scores.grad is not None
+    assert scores.grad[0].tolist() == [0, 0, 0]
+    assert torch.isfinite(scores.grad).all()
+    assert scores.grad[1].abs().min() > 0
+
+
 def test_a_step_has_every_relevant_candidate() -> None:
     stage, (items, values) = a_stage(), candidates(3, 11)
     lists = stage.lists(a_log(3), items, values)
