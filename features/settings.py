@@ -276,7 +276,7 @@ class SplitSettings:
     """temporal: start of the test, as an ISO time, instead of `test_fraction`."""
     validation_fraction: float = 0.1
     """temporal: validation share of all events, those before the test."""
-    ties: Literal["auto", "order", "strict"] = "order"
+    ties: Literal["auto", "order", "strict"] = "auto"
     """Events of one visit. order: by source file and row; strict: events of the target's own visit are not in its history. auto:
     strict where over a fifth of a user's neighbouring events belong to one visit."""
     cuts: int = 1

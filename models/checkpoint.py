@@ -20,6 +20,7 @@ from torch import nn
 
 from models.encoder.embeddings import blank_content
 from models.encoder.encoder import Encoder
+from models.ranking.features import FORMER_FEATURES
 from models.ranking.ranker import Ranker
 from models.settings.encoder import EncoderSettings
 from models.settings.ranker import RankerSettings
@@ -73,16 +74,21 @@ def save_ranker(ranker: Ranker, folder: Path) -> None:
         "settings": asdict(ranker.settings),
         "vectors": list(ranker.vectors.shape),
         "num_event_types": ranker.num_event_types,
+        "features": list(ranker.features),
     }
     _save(ranker, config, folder / RANKER_WEIGHTS, folder / RANKER_CONFIG)
 
 
 def load_ranker(folder: Path, device: str | torch.device = "cpu") -> Ranker:
-    """Load a ranker in evaluation mode; ValueError naming a missing or damaged file."""
+    """Load a ranker in evaluation mode; ValueError naming a missing or damaged file.
+
+    Rankers of version 0.7 or before read `FORMER_FEATURES` of retrieved candidates alone.
+    """
     with _damage_named(folder / RANKER_CONFIG):
         config = json.loads((folder / RANKER_CONFIG).read_text(encoding="utf-8"))
-        settings = RankerSettings(**config["settings"])
-        ranker = Ranker(settings, torch.zeros(*config["vectors"]), config["num_event_types"])
+        settings = RankerSettings(**{"favourites": 0, "popular": 0, **config["settings"]})
+        features = tuple(config.get("features", FORMER_FEATURES))
+        ranker = Ranker(settings, torch.zeros(*config["vectors"]), config["num_event_types"], features)
     with _damage_named(folder / RANKER_WEIGHTS):
         ranker.load_state_dict(load_file(folder / RANKER_WEIGHTS))
     return ranker.to(device).eval()

@@ -1,6 +1,8 @@
-"""Protocol of every recommender."""
+"""Protocols of every recommender, and of those that are fitted by one call and saved."""
 
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
 
 from models.histories import Float32, Histories, Int32
 
@@ -20,4 +22,28 @@ class Recommender(Protocol):
 
         Equal scores: the lower item first. Missing recommendations are item 0 with score -inf.
         """
+        ...
+
+
+class FittableRecommender(Protocol):
+    """Recommender fitted by one call, written and read without pickle: every baseline, and a class of one's own.
+
+    Optional attributes of the class: GRID, settings of `fit` tried on validation, the default first; needs_seen, whether it
+    recommends the history's own items; moves, whether it is fitted anew on the events before each night.
+    """
+
+    fit: ClassVar[Callable[..., "FittableRecommender"]]
+    """fit(histories, num_items, **settings): fitted on rows with items 1..num_items (0: unknown)."""
+
+    def score_items(self, histories: Histories) -> Float32:
+        """[rows, num_items + 1] scores, as in `Recommender`; each row's depend on that row and on what was fitted alone."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write files into an existing, empty folder."""
+        ...
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read them: a recommender with the same scores."""
         ...

@@ -44,7 +44,11 @@ class _Configured(click.Command):
         from pipeline.config import load_config
         from pipeline.configs import find
 
-        ctx.params["config"] = load_config(find(ctx.params.pop("config_path")), ctx.params.pop("overrides"))
+        overrides = ctx.params.pop("overrides")
+        at = ctx.params.pop("at", None)
+        if at is not None:
+            overrides = (*overrides, f"score.at={json.dumps(at)}")
+        ctx.params["config"] = load_config(find(ctx.params.pop("config_path")), overrides)
         return rest
 
 
@@ -105,6 +109,7 @@ def path(config: Any, stage: str) -> None:
 @click.option(
     "-k", "k", default=10, show_default=True, type=click.IntRange(min=1), help="List length, in items."
 )
+@click.option("--at", metavar="TIME", help="Time of the request, an ISO time; sets the key score.at.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def recommend(config: Any, user: str | None, history: str | None, k: int, as_json: bool) -> None:
     """Recommend items for a known user or a history, with the reasons of each."""

@@ -41,7 +41,8 @@ EXPERT_KEYS = frozenset(
     for section, names in {
         "model": "gumbel_start gumbel_end gumbel_hard learned_temperature kernel",
         "train": "refit_from gbce_calibration beta1 beta2",
-        "ranker": "dim num_heads hidden dropout loss train_fraction patience batch_lists learning_rate weight_decay",
+        "ranker": "favourites popular item_vectors dim num_heads hidden dropout loss train_fraction patience batch_lists "
+        "learning_rate weight_decay",
         "evaluate": "gru_dim gru_epochs gru_patience",
         "score": "batch_users shard_users workers",
         "tune": "warmup_epochs warmup_trials",

@@ -1,5 +1,6 @@
 """Configuration sections of the pipeline itself, as frozen pydantic models."""
 
+import re
 from typing import Any, Literal
 
 import pydantic
@@ -9,7 +10,12 @@ from features.settings import check_iso
 
 MODEL = "lookback"
 """Name of the model in metrics.json and targets.parquet."""
-BASELINES = ("popularity", "recent_popularity", "co_visitation", "item_knn", "ease", "als", "gru")
+BASELINES = (
+    *("popularity", "recent_popularity", "own_frequent", "own_recent"),
+    *("co_visitation", "item_knn", "tifu_knn", "ease", "als", "gru"),
+)
+CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+"""package.module:Class."""
 TargetKind = Literal["auto", "nightly", "successive", "first"]
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 
@@ -29,7 +35,7 @@ class EvaluateConfig(Section):
     """Lengths of the evaluated lists, in items."""
     exclude_seen: Literal["auto"] | bool | None = None
     """Masking of items already in the history; by default as `score.exclude_seen`."""
-    targets: TargetKind | list[TargetKind] = "successive"
+    targets: TargetKind | list[TargetKind] = "auto"
     """Held-out targets, or a list whose first decides everything and whose others are measured beside it. nightly: what a user
     takes within `horizon_days` of each night, from the history up to it; successive: every event, each after the ones before
     it; first: each user's first event. auto: nightly where the test holds 3 nights and 500 user-nights, else successive."""
@@ -45,7 +51,8 @@ class EvaluateConfig(Section):
     """Targets on items unseen in training in the metrics: misses, except for systems that know them by content
     (`model.item_content`). They are reported separately in either case."""
     baselines: Literal["all"] | list[str] = "all"
-    """Baselines beside the model: all, or a list of names."""
+    """Baselines beside the model: all, or a list of names, all among them. package.module:Class is a recommender of one's own
+    (models/README.md), its module in the working directory or installed."""
     recent_days: float | list[float] = [1.0, 3.0, 7.0, 30.0]
     """Windows of recent popularity, in days, up to the end of the training data; validation chooses among several."""
     gru_dim: int = Field(64, ge=1)
@@ -65,6 +72,17 @@ class EvaluateConfig(Section):
     gate_margin: float = Field(0.005, ge=0)
     """Tolerated loss against the champion at the interval's lower end, in the metric's unit."""
 
+    @property
+    def baseline_names(self) -> tuple[str, ...]:
+        """Baselines in the order of `BASELINES`, then classes of one's own."""
+        chosen = [self.baselines] if isinstance(self.baselines, str) else self.baselines
+        return (*(name for name in BASELINES if name in chosen or "all" in chosen), *self.custom_baselines)
+
+    @property
+    def custom_baselines(self) -> tuple[str, ...]:
+        """Classes of one's own among the baselines, each once."""
+        return tuple(dict.fromkeys(name for name in self.baselines if ":" in name))
+
     @pydantic.field_validator("k")
     @classmethod
     def _positive(cls, k: list[int]) -> list[int]:
@@ -76,9 +94,10 @@ class EvaluateConfig(Section):
     @classmethod
     def _known_baselines(cls, names: str | list[str]) -> str | list[str]:
         for name in names if isinstance(names, list) else []:
-            if name not in BASELINES:
+            if name not in ("all", *BASELINES) and not CLASS_PATH.fullmatch(name):
                 raise ValueError(
-                    f"evaluate.baselines: received {name!r}, expected names among {', '.join(BASELINES)}"
+                    f"evaluate.baselines: received {name!r}, expected all, names among {', '.join(BASELINES)}, "
+                    "or package.module:Class"
                 )
         return names
 
@@ -135,7 +154,7 @@ class ScoreConfig(Section):
     """List length per user, in items."""
     users: str = "all"
     """Users to score: all, a Parquet file with `user_id`, or an ISO date (users active since)."""
-    exclude_seen: Literal["auto"] | bool = True
+    exclude_seen: Literal["auto"] | bool = "auto"
     """Exclusion of items already in the user's history. auto: unless over 5 % of the log's events repeat an earlier item."""
     allow: str | list[str] | None = None
     """Allowlist, the only items recommended: a Parquet file with `item_id`, or a list of ids; all by default."""
@@ -145,7 +164,9 @@ class ScoreConfig(Section):
     """Availability windows: a Parquet file with `item_id`, `available_from`, `available_until` (UTC without a zone;
     null: no limit). Items not in the file are always available."""
     at: str | None = None
-    """Time at which recommendations are shown, as an ISO time, for `availability`; by default that of the log's newest event."""
+    """Time of the request, as an ISO time: histories hold the events before it, and model, popularity and `availability` take it
+    as the present. By default that of the log's newest regular event, the newest with a tenth of a median day's events in the
+    24 hours before; in a log without times only `availability` follows it."""
     max_per_category: int = Field(0, ge=0)
     """Maximum per category and user, in items; 0: any number."""
     diversity: float = Field(0.0, ge=0, lt=1)

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict
-from pipeline.evaluation.report import ColdTargets, EvaluationReport, Leaks, SecondStageGain
+from pipeline.evaluation.report import (
+    ColdTargets,
+    EvaluationReport,
+    Leaks,
+    NightsTested,
+    SecondStageGain,
+    SubsetMetrics,
+)
 from pipeline.sections import MODEL
 
 
@@ -50,3 +57,30 @@ def difference(value: float, **p_values: float) -> PairedDifference:
     low, high = value - 0.05, value + 0.05
     verdict: Verdict = "better" if low > 0 else "worse" if high < 0 else NO_DIFFERENCE
     return PairedDifference(value, low, high, 0.5, verdict, **p_values)
+
+
+def nightly_report(metrics: Mapping[str, Mapping[str, float]], **changes: Any) -> EvaluationReport:
+    """The same of four nights, a caution, two kinds of targets, and repeats (half of each metric) and new items (a quarter)."""
+
+    def part(targets: int, share: float) -> SubsetMetrics:
+        values = {
+            system: {name: share * value for name, value in own.items()} for system, own in metrics.items()
+        }
+        ends = {
+            system: {name: [value - 0.01, value + 0.01] for name, value in own.items()}
+            for system, own in values.items()
+        }
+        return SubsetMetrics(targets, values, ends)
+
+    halves = {system: {name: value / 2 for name, value in own.items()} for system, own in metrics.items()}
+    nightly: dict[str, Any] = {
+        "targets_of_a_user": "nightly",
+        "targets_left_out": {"nothing_taken": 7, "taken_again": 2, "unknown_item": 0},
+        "exclude_seen": False,
+        "nights": NightsTested("2026-01-02T00:00:00+00:00", "2026-01-23T00:00:00+00:00", 4, 7.0, 7.0),
+        "cautions": ("only 5 user-nights of 3 users: intervals are wide below 500 user-nights or 100 users",),
+        "repeats": part(6, 0.5),
+        "new": part(9, 0.25),
+        "by_targets": {"nightly": metrics, "successive": halves},
+    }
+    return evaluation_report(metrics, **nightly | changes)

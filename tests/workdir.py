@@ -50,6 +50,7 @@ candidates = 20
 max_length = 10
 epochs = 2
 [score]
+exclude_seen = true
 shard_users = 40
 batch_users = 16
 """

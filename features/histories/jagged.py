@@ -55,6 +55,16 @@ class JaggedHistories:
         """Ranges of users with at most `max_events` events together: see `user_ranges`."""
         return user_ranges(self.offsets, max_events)
 
+    def first_at(self, moment: int) -> NDArray[np.int64]:
+        """[num_users] flat position of each user's first event at or after a moment, by bisection of ascending times."""
+        low, high = np.array(self.offsets[:-1]), np.array(self.offsets[1:])
+        while (is_open := low < high).any():
+            middle = (low + high) // 2
+            is_earlier = is_open.copy()
+            is_earlier[is_open] = self.time[middle[is_open]] < moment
+            low, high = np.where(is_earlier, middle + 1, low), np.where(is_open & ~is_earlier, middle, high)
+        return low
+
     def item_counts(self, num_items: int, ends: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """[num_items + 1] events of every item; 0 is padding.
 

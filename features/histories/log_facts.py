@@ -12,7 +12,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.splits import Block, blocks
 
 FILE = "log_facts.json"
-HOUR = 3_600_000_000
+SECOND, HOUR = 1_000_000, 3_600_000_000
 """Microseconds."""
 DAY_HOURS = 24
 REGULAR_SHARE = 0.1
@@ -29,6 +29,8 @@ class LogFacts:
     """Share of events (each item of a visit once) on an item of an earlier visit of the user, in [0, 1]"""
     now: int
     """Time of the newest event whose preceding 24 hours hold a tenth of the median day's events; microseconds since the epoch"""
+    resolution: int
+    """Step of the log's times, a day at most, microseconds: 86_400_000_000 where only dates are known"""
 
     @classmethod
     def of(
@@ -47,7 +49,8 @@ class LogFacts:
             pairs += int(np.count_nonzero(is_new_item | _changes(visit[order])))
             distinct += int(np.count_nonzero(is_new_item))
         now = newest_regular(histories) if timed else int(histories.time.max(initial=0))
-        return cls(tied / max(neighbours, 1), (pairs - distinct) / max(pairs, 1), now)
+        step = resolution(histories) if timed else 1
+        return cls(tied / max(neighbours, 1), (pairs - distinct) / max(pairs, 1), now, step)
 
     def save(self, folder: Path) -> None:
         """Write log_facts.json."""
@@ -100,6 +103,16 @@ def newest_regular(histories: JaggedHistories) -> int:
             if len(piece)
         )
     )
+
+
+def resolution(histories: JaggedHistories) -> int:
+    """Greatest step of which all times are multiples, counted from the first event; at most a day, microseconds."""
+    step = DAY_HOURS * HOUR
+    for block in blocks(histories):
+        if step <= SECOND or not len(histories.time):
+            break
+        step = int(np.gcd.reduce(np.asarray(block.cut(histories.time)) - histories.time[0], initial=step))
+    return step
 
 
 def _hourly(histories: JaggedHistories) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

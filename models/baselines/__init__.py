@@ -1,1 +1,1 @@
-"""Reference recommenders: popularity, neighbours, EASE, ALS."""
+"""Reference recommenders: popularity, own favourites, neighbours, EASE, ALS."""

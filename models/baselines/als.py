@@ -29,11 +29,23 @@ class ALS(Baseline):
         {"factors": 128, "regularization": 10.0, "alpha": 2.0},
         {"factors": 128, "regularization": 1.0, "alpha": 20.0},
     )
+    ARRAYS, NUMBERS = ("item_factors", "counts"), ("regularization", "alpha")
 
-    def __init__(self, model: AlternatingLeastSquares, counts: Int64, fitted_on: FittedOn) -> None:
+    def __init__(
+        self,
+        item_factors: Float32,
+        counts: Int64,
+        regularization: float,
+        alpha: float,
+        fitted_on: FittedOn,
+    ) -> None:
         super().__init__(len(counts) - 1, fitted_on)
-        self.model = model
-        self.prior = popularity_prior(counts)
+        self.item_factors = item_factors
+        """[n, f], of items 1..n."""
+        self.counts, self.prior = counts, popularity_prior(counts)
+        self.regularization, self.alpha = regularization, alpha
+        self.model = _model(item_factors.shape[1], regularization, alpha)
+        self.model.item_factors = item_factors  # every history is folded in: no factors of users
 
     @classmethod
     def fit(
@@ -55,26 +67,19 @@ class ALS(Baseline):
                 f"ALS: received factors={factors}, regularization={regularization}, alpha={alpha}, iterations={iterations}; "
                 "expected at least 1 factor and iteration, regularization >= 0, alpha > 0"
             )
-        from implicit.cpu.als import AlternatingLeastSquares
         from scipy.sparse import csr_matrix
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1, "blas"):  # implicit runs its own threads
-            model = AlternatingLeastSquares(
-                factors=factors,
-                regularization=regularization,
-                alpha=alpha,
-                iterations=iterations,
-                random_state=seed,
-            )
+            model = _model(factors, regularization, alpha, iterations, seed)
             model.fit(csr_matrix(interactions(histories, num_items)[:, 1:]), show_progress=False)
-        model.user_factors = model.user_factors[:0]  # every history is folded in
-        return cls(model, item_counts(histories, num_items), FittedOn.of(histories))
+        counts, fitted_on = item_counts(histories, num_items), FittedOn.of(histories)
+        return cls(model.item_factors, counts, regularization, alpha, fitted_on)
 
     def score_items(self, histories: Histories) -> Float32:
         """[r, n + 1], inner products of folded-in rows with all items."""
         scores = np.full((len(histories), self.num_items + 1), -np.inf, np.float32)
-        scores[:, 1:] = self.factors_of(histories) @ self.model.item_factors.T + self.prior[1:]
+        scores[:, 1:] = self.factors_of(histories) @ self.item_factors.T + self.prior[1:]
         return scores
 
     def factors_of(self, histories: Histories) -> Float32:
@@ -85,3 +90,20 @@ class ALS(Baseline):
         held = csr_matrix(interactions(histories, self.num_items)[:, 1:])
         with threadpool_limits(1, "blas"):
             return np.asarray(self.model.recalculate_user(np.arange(len(histories)), held))
+
+
+def _model(
+    factors: int, regularization: float, alpha: float, iterations: int = 15, seed: int = 0
+) -> AlternatingLeastSquares:
+    """Implicit's model, not yet fitted."""
+    from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):  # it warns of other threads when constructed
+        return AlternatingLeastSquares(
+            factors=factors,
+            regularization=regularization,
+            alpha=alpha,
+            iterations=iterations,
+            random_state=seed,
+        )

@@ -33,13 +33,15 @@ class CoVisitation(Baseline):
         {"window": 10, "decay": 0.6},
         {"window": 20, "decay": 0.9},
     )
+    ARRAYS, NUMBERS = ("follows", "counts"), ("window", "decay")
+    moves = True
 
     def __init__(
         self, follows: csr_array, counts: Int64, window: int, decay: float, fitted_on: FittedOn
     ) -> None:
         super().__init__(len(counts) - 1, fitted_on)
         self.follows = follows
-        self.prior = popularity_prior(counts)
+        self.counts, self.prior = counts, popularity_prior(counts)
         self.decay, self.window = decay, window
 
     @classmethod

@@ -34,12 +34,13 @@ class EASE(Baseline):
     """
 
     GRID = ({"l2": 250.0}, {"l2": 50.0}, {"l2": 1000.0}, {"l2": 5000.0})
+    ARRAYS = ("weights", "counts")
 
     def __init__(self, weights: Float32, counts: Int64, fitted_on: FittedOn) -> None:
         super().__init__(len(counts) - 1, fitted_on)
         self.weights = weights
         """B of items 1..n: [n, n], zero on its diagonal."""
-        self.prior = popularity_prior(counts)
+        self.counts, self.prior = counts, popularity_prior(counts)
 
     @classmethod
     def fit(cls, histories: Histories, num_items: int, l2: float = 250.0) -> Self:

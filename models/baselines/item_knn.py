@@ -31,12 +31,13 @@ class ItemKNN(Baseline):
         {"shrinkage": 100.0, "max_neighbours": 100},
         {"shrinkage": 100.0, "max_neighbours": 500},
     )
+    ARRAYS = ("similarity", "counts")
 
     def __init__(self, similarity: csr_array, counts: Int64, fitted_on: FittedOn) -> None:
         super().__init__(len(counts) - 1, fitted_on)
         self.similarity = similarity
         """[n + 1, n + 1], zero on its diagonal and at item 0."""
-        self.prior = popularity_prior(counts)
+        self.counts, self.prior = counts, popularity_prior(counts)
 
     @classmethod
     def fit(

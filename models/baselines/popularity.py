@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from models.baselines.base import Baseline, FittedOn, item_counts
-from models.histories import Float32, Histories
+from models.histories import Float32, Histories, Int64
 
 # Letters in shapes: r rows (histories), n items.
 
@@ -17,8 +17,12 @@ _MICROSECONDS_PER_DAY = 86_400_000_000
 class Popularity(Baseline):
     """score(item) = number of its events, the same for every history."""
 
+    ARRAYS = ("counts",)
+    moves = True
+
     def __init__(self, counts: Float32, fitted_on: FittedOn | None = None) -> None:
         super().__init__(len(counts) - 1, fitted_on or FittedOn(int(counts[1:].sum(dtype=np.float64)), None))
+        self.counts = counts
         self.scores = counts.astype(np.float32)
         self.scores[0] = -np.inf
 
@@ -45,5 +49,11 @@ class RecentPopularity(Popularity):
         fitted_on = FittedOn.of(histories)
         if fitted_on.latest is None:
             raise ValueError("RecentPopularity: received no events, expected at least one with a time")
-        since = fitted_on.latest - round(days * _MICROSECONDS_PER_DAY)
-        return cls(item_counts(histories, num_items, since).astype(np.float32), fitted_on)
+        counts = recent_counts(histories, num_items, fitted_on.latest, days)
+        return cls(counts.astype(np.float32), fitted_on)
+
+
+def recent_counts(histories: Histories, num_items: int, latest: int | None, days: float) -> Int64:
+    """[n + 1], events of each item whose time > latest - `days` (latest in microseconds); 0 without a latest one."""
+    since = None if latest is None else latest - round(days * _MICROSECONDS_PER_DAY)
+    return item_counts(histories, num_items, since)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.encoder.visits import HorizonTargets, Visits
+from models.encoder.visit_targets import HorizonTargets, Visits
 from models.evaluation.metrics import Float64
 from models.histories import Float32, Histories, Int64
 from models.settings.training import Predict, TrainTargets

@@ -88,36 +88,49 @@ class Catalogue:
 
 
 def list_metrics(
-    lists: Int32, histories: Histories, target: Int32, catalogue: Catalogue, k: int
+    lists: Int32,
+    histories: Histories,
+    target: Int32,
+    catalogue: Catalogue,
+    k: int,
+    request: Int64 | None = None,
 ) -> dict[str, Float64]:
-    """Every metric of the first k places of each list: `{"novelty@10": [t], …}`, NaN where it is undefined.
+    """Every metric of the first k places of each list [q]: `{"novelty@10": [q], …}`, NaN where it is undefined.
 
-    `histories`: history behind each list; `target` [t], the next item. `diversity` needs content or categories,
+    `histories`: history behind each list; `target` [t], relevant items; `request` [t], ascending, list of each target (by
+    default its own number). `diversity` needs content or categories,
     `calibration` categories; they are left out without. Raises ValueError for k beyond the lists.
     """
     if not 1 <= k <= lists.shape[1]:
         raise ValueError(
             f"list_metrics: received k={k}, expected 1..{lists.shape[1]}, the length of the lists"
         )
+    request = np.arange(len(target)) if request is None else request
     width = max(catalogue.num_items, k, *(vectors.shape[1] for vectors in catalogue.vectors))
     chunks = _chunks(histories, width)
     most_rows = max((rows.stop - rows.start for rows in chunks), default=0)
     places = np.full((most_rows, catalogue.num_items + 1), _NEVER, np.int32)
     values: dict[str, Float64] = {}
     for rows in chunks or [slice(0, 0)]:
-        part = _of_rows(lists[rows, :k], histories.select(rows), target[rows], catalogue, places)
+        own = slice(*np.searchsorted(request, (rows.start, rows.stop)))
+        relevant = target[own], request[own] - rows.start
+        part = _of_rows(lists[rows, :k], histories.select(rows), relevant, catalogue, places)
         for name, value in part.items():
             values.setdefault(name, np.empty(len(lists)))[rows] = value
     return {f"{name}@{k}": value for name, value in values.items()}
 
 
 def _of_rows(
-    lists: Int32, histories: Histories, target: Int32, catalogue: Catalogue, places: Int32
+    lists: Int32,
+    histories: Histories,
+    relevant: tuple[Int32, Int64],
+    catalogue: Catalogue,
+    places: Int32,
 ) -> dict[str, Float64]:
     values = {
         "novelty": novelty(lists, catalogue),
         "popularity_share": popularity_share(lists, catalogue),
-        "serendipity": serendipity(lists, target, catalogue),
+        "serendipity": serendipity(lists, *relevant, catalogue),
         "full_lists": full_lists(lists),
         "repeats": _repeats(lists, histories, places),
     }
@@ -147,16 +160,17 @@ def popularity_share(lists: Int32, catalogue: Catalogue) -> Float64:
     return _mean_over(head[lists], lists)
 
 
-def serendipity(lists: Int32, target: Int32, catalogue: Catalogue) -> Float64:
-    """[t], 1 where the target is in the list of k and not among the k most popular items, else 0.
+def serendipity(lists: Int32, target: Int32, request: Int64, catalogue: Catalogue) -> Float64:
+    """[q], 1 where a target of the request is in the list of k and not among the k most popular items, else 0.
 
     Relevant and unexpected: Ge, Delgado-Battenfeld & Jannach 2010, with popularity for the primitive recommender
-    whose k items are expected (Kaminskas & Bridge 2016). One item is relevant, so this is a hit rate of the
-    unexpected; what they divide by the length of the list is here not divided.
+    whose k items are expected (Kaminskas & Bridge 2016). This is a hit rate of the unexpected; what they divide by the length
+    of the list is here not divided. `request` [t]: list of each target.
     """
     expected = catalogue.popular(lists.shape[1])
-    listed = np.count_nonzero(lists == target[:, None], axis=1) > 0
-    return np.where(listed & (target > 0) & ~expected[target], 1.0, 0.0)
+    listed = np.count_nonzero(lists[request] == target[:, None], axis=1) > 0
+    is_unexpected = listed & (target > 0) & ~expected[target]
+    return np.where(np.bincount(request[is_unexpected], minlength=len(lists)) > 0, 1.0, 0.0)
 
 
 def full_lists(lists: Int32) -> Float64:

@@ -1,4 +1,4 @@
-"""Ranking metrics over the whole catalogue, as functions of the rank of a row's single target.
+"""Ranking metrics over the whole catalogue, as functions of the ranks of a request's relevant items, mostly of one.
 
 A rank may end in .5: equal scores count half. `bootstrap` aggregates over users; `beyond_accuracy` measures whole lists.
 """
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.histories import Float32, Int32, Int64
 
-# Letters in shapes: t targets, n items.
+# Letters in shapes: t targets, q requests, n items.
 
 Float64 = NDArray[np.float64]
 
@@ -18,26 +18,28 @@ _BLOCK_CELLS = 2**17
 """Scores compared at once while ranking (512 KiB of float32): they stay in the cache between the comparisons."""
 
 
-def ranks(scores: Float32, targets: Int32) -> tuple[Float64, Float64]:
-    """Rank of each row's target by mean and by pessimistic tie-breaking: (rank [t], pessimistic [t]), float64 in [1, n].
+def ranks(scores: Float32, targets: Int32, rows: Int64 | None = None) -> tuple[Float64, Float64]:
+    """Rank of each target in its row by mean and by pessimistic tie-breaking: (rank [t], pessimistic [t]), float64 in [1, n].
 
     rank = 1 + number of greater + half the number of equal scores, so a constant scorer gets (n + 1) / 2; pessimistic =
-    1 + number of greater + number of equal scores, so it gets n. `scores` [t, n + 1], column j is item j, column 0 is
-    ignored; `targets` [t] in 1..n. Items at -inf cannot be recommended: a target there is behind every finite score.
+    1 + number of greater + number of equal scores, so it gets n. `scores` [rows, n + 1], column j is item j, column 0 is
+    ignored; `targets` [t] in 1..n; `rows` [t]: row of each target, by default its own number. Items at -inf
+    cannot be recommended: a target there is behind every finite score.
     Raises ValueError for NaN among the scores, which would otherwise look like a good rank.
     """
-    own = np.take_along_axis(scores, targets[:, None].astype(np.int64), axis=1)
-    greater, equal = np.empty(len(scores)), np.empty(len(scores))
+    row = np.arange(len(targets)) if rows is None else rows
+    own = scores[row, targets][:, None]
+    greater, equal = np.empty(len(targets)), np.empty(len(targets))
     step = max(1, _BLOCK_CELLS // scores.shape[1])
-    for start in range(0, len(scores), step):
-        rows = slice(start, start + step)
-        items = scores[rows, 1:]
+    for start in range(0, len(targets), step):
+        part = slice(start, start + step)
+        items = scores[part if rows is None else rows[part], 1:]
         if np.isnan(items.max()):  # the maximum of anything with NaN is NaN
             raise ValueError(
                 "ranks: received scores with NaN, expected numbers (-inf for items that cannot be recommended)"
             )
-        greater[rows] = (items > own[rows]).sum(axis=1, dtype=np.uint32)
-        equal[rows] = (items == own[rows]).sum(axis=1, dtype=np.uint32)
+        greater[part] = (items > own[part]).sum(axis=1, dtype=np.uint32)
+        equal[part] = (items == own[part]).sum(axis=1, dtype=np.uint32)
     others = equal - 1  # without the target itself
     return 1 + greater + others / 2, 1 + greater + others
 
@@ -88,9 +90,53 @@ _OF_RANKS = {
 }
 
 
-def metrics_of_ranks(rank: Float64, ks: tuple[int, ...]) -> dict[str, Float64]:
-    """Every metric of each target: `{"ndcg@10": [t], "hit_rate@10": [t], "recall@10": [t], …}` for each k of `ks`."""
-    return {f"{name}@{k}": metric(rank, k) for k in ks for name, metric in _OF_RANKS.items()}
+def metrics_of_ranks(
+    rank: Float64, ks: tuple[int, ...], request: Int64 | None = None, num_requests: int | None = None
+) -> dict[str, Float64]:
+    """Every metric of each request: `{"ndcg@10": [q], "hit_rate@10": [q], "recall@10": [q], …}` for each k of `ks`.
+
+    `request` [t] in 0..q-1: request of each relevant item; by default each is a request of its own. With R relevant items, gains
+    are binary: DCG over that of min(k, R) items at the top (Järvelin & Kekäläinen 2002), whether any is among the first k, their
+    share of the R and of the k places, 1 / the first one's rank, and the mean precision at their ranks over min(k, R).
+    A request without relevant items is NaN.
+    """
+    if request is None:
+        return {f"{name}@{k}": metric(rank, k) for k in ks for name, metric in _OF_RANKS.items()}
+    num = int(request.max(initial=-1)) + 1 if num_requests is None else num_requests
+    order = np.lexsort((rank, request))
+    rank, request = rank[order], request[order]
+    relevant = np.bincount(request, minlength=num)
+    place = np.asarray(
+        1.0 + np.arange(len(rank)) - np.repeat(np.cumsum(relevant) - relevant, relevant), np.float64
+    )
+    values: dict[str, Float64] = {}
+    for k in ks:
+        values |= {
+            f"{name}@{k}": value for name, value in _of_sets(rank, request, place, relevant, k).items()
+        }
+    return values
+
+
+def _of_sets(rank: Float64, request: Int64, place: Float64, relevant: Int64, k: int) -> dict[str, Float64]:
+    """Metrics at k of requests with `relevant` [q] items each; `place` [t]: 1 for a request's best ranked item, then 2."""
+    hit = rank <= k
+    least = np.minimum(relevant, k)
+    ideal = np.concatenate(([np.nan], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))))[least]
+
+    def total(value: Float64) -> Float64:
+        return np.bincount(request, weights=np.where(hit, value, 0.0), minlength=len(relevant)).astype(
+            np.float64
+        )
+
+    hits, at_most = total(np.ones(len(rank))), np.where(least > 0, least, np.nan)
+    return {
+        "ndcg": total(1.0 / np.log2(rank + 1.0)) / ideal,
+        "hit_rate": np.where(relevant > 0, hits > 0, np.nan),
+        "recall": hits / np.where(relevant > 0, relevant, np.nan),
+        "precision": np.where(relevant > 0, hits / k, np.nan),
+        "mrr": np.where(relevant > 0, total(np.where(place == 1, 1.0 / rank, 0.0)), np.nan),
+        "map": total(place / rank) / at_most,
+    }
 
 
 def debias_weights(counts: Int64, target: Int32, power: float = 0.5) -> Float64:

@@ -1,6 +1,6 @@
 """Ranks of held-out targets in the whole catalogue, and the recommended lists.
 
-Letters: t targets, n items, k length of a list.
+Letters: t targets, q requests, n items, k length of a list.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.evaluation import metrics
 from models.evaluation.metrics import Float64
-from models.histories import Float32, Histories, Int32
+from models.histories import Float32, Histories, Int32, Int64
 from models.recommender import Recommender
 from models.topk import mask_seen, recommend_in_chunks, row_chunks, top_k
 
@@ -24,33 +24,41 @@ class SystemRanks:
     pessimistic: Float64
     """[t], 1 + number of greater + number of equal scores: the worst rank under ties"""
     lists: Int32
-    """[t, k], recommended items, best first, padded with 0"""
+    """[q, k], recommended items of each request, best first, padded with 0"""
 
-    def select(self, chosen: NDArray[np.bool_]) -> "SystemRanks":
-        """Keep the chosen targets."""
-        return SystemRanks(self.rank[chosen], self.pessimistic[chosen], self.lists[chosen])
+    def select(self, targets: NDArray[np.bool_], requests: NDArray[np.bool_]) -> "SystemRanks":
+        """Keep the chosen targets [t], and lists of the chosen requests [q]."""
+        return SystemRanks(self.rank[targets], self.pessimistic[targets], self.lists[requests])
 
 
 def rank_targets(
-    system: Recommender, histories: Histories, target: Int32, list_length: int, *, exclude_seen: bool
+    system: Recommender,
+    histories: Histories,
+    target: Int32,
+    list_length: int,
+    *,
+    exclude_seen: bool,
+    request: Int64 | None = None,
 ) -> SystemRanks:
-    """Rank every target by `system` from the history before it, never holding targets x items.
+    """Rank every target by `system` from its request's history, never holding requests x items.
 
-    histories: t rows; target: [t], 1..num_items, 0 for an unknown item. `exclude_seen` masks the items of each history
-    (a masked target is behind every other item).
+    histories: q rows; target: [t], 1..num_items, 0 for an unknown item; request: [t], ascending, row of each target (by default
+    its own number). `exclude_seen` masks the items of each history (a masked target is behind every other item). Items that the
+    system cannot recommend (-inf) are misses only if unknown: else behind every other item.
     """
+    request = np.arange(len(target)) if request is None else request
     rank, pessimistic = (np.full(len(target), np.inf) for _ in range(2))
-    lists = np.zeros((len(target), list_length), np.int32)
-    for rows in row_chunks(len(target), system.num_items):
-        part, targets = histories.select(rows), target[rows]
+    lists = np.zeros((len(histories), list_length), np.int32)
+    for rows in row_chunks(len(histories), system.num_items):
+        part = histories.select(rows)
         scores = system.score_items(part)
         if exclude_seen:
             mask_seen(scores, part)
-        known = targets > 0
-        if known.all():
-            rank[rows], pessimistic[rows] = metrics.ranks(scores, targets)
-        else:
-            rank[rows][known], pessimistic[rows][known] = metrics.ranks(scores[known], targets[known])
+        own = slice(*np.searchsorted(request, (rows.start, rows.stop)))
+        known = np.flatnonzero(target[own] > 0)
+        row, item = request[own][known] - rows.start, target[own][known]
+        is_plain = len(known) == len(part) and np.array_equal(row, np.arange(len(part)))
+        rank[own][known], pessimistic[own][known] = metrics.ranks(scores, item, None if is_plain else row)
         lists[rows], _ = top_k(scores, list_length)
     return SystemRanks(rank, pessimistic, lists)
 
@@ -73,4 +81,26 @@ class ColdStart:
 
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
         """Top-k items of each row and their scores, as in `Recommender`."""
+        return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
+
+
+class Renumbered:
+    """Recommender in a numbering of more items than it knows; unknown items score -inf.
+
+    numbers: [num_items + 1], item -> the recommender's, 0 where unknown.
+    """
+
+    def __init__(self, system: Recommender, numbers: Int32) -> None:
+        self._system, self._numbers = system, numbers
+        self.num_items = len(numbers) - 1
+
+    def score_items(self, histories: Histories) -> Float32:
+        """Scores from the known part of each history: [rows, num_items + 1]."""
+        own = histories.compact().translate(self._numbers)
+        scores = self._system.score_items(own)[:, self._numbers]
+        scores[:, self._numbers == 0] = -np.inf
+        return scores
+
+    def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
+        """Top k items of each row and their scores (see `Recommender`)."""
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)

@@ -14,12 +14,10 @@ from models.device import to_numpy
 from models.encoder.encoder import Encoder
 from models.explanation import contributions
 from models.histories import Float32, Histories, Int32, Int64
-from models.ranking.features import FEATURES
 from models.ranking.ranker import SecondStage
 
 ROWS = 64
 """Shortened histories ranked per batch."""
-RETRIEVAL_SCORE = FEATURES.index("retrieval_score")
 
 
 def two_stage_contributions(
@@ -64,7 +62,7 @@ def _through_ranker(
     with torch.enable_grad():
         scores = stage.ranker(replace(lists, features=features), presence)
         slopes: tuple[Tensor, ...] = torch.autograd.grad(scores[lists.there].sum(), [features, presence])
-    weights *= slopes[0][..., RETRIEVAL_SCORE].unsqueeze(-1).cpu().numpy()
+    weights *= slopes[0][..., stage.ranker.retrieval_score].unsqueeze(-1).cpu().numpy()
     windows = histories.last(encoder.max_length)
     column = windows.lengths[:, None] - 1 - np.arange(weights.shape[-1])
     is_read = (column >= 0) & (column < shape[-1])
@@ -115,7 +113,8 @@ def _scores_without(
     stage: SecondStage, history: Histories, length: int, candidates: Int32, scores: Float32
 ) -> Float32:
     """[l, n] ranker scores of candidates without each of the last l interactions, oldest first."""
-    features = stage.statistics.features(_each_left_out(history, length), candidates, scores)
+    left_out = _each_left_out(history, length)
+    features = stage.statistics.features(left_out, candidates, scores, stage.ranker.features)
     whole = replace(history, starts=np.repeat(history.starts, length), ends=np.repeat(history.ends, length))
     if history.request_time is not None:
         whole = replace(whole, request_time=np.repeat(history.request_time, length))

@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from models.baselines.co_visitation import CoVisitation
 from models.evaluation.metrics import Float64
 from models.histories import Float32, Histories, Int32, Int64
+from models.ranking.takings import DAY, OWN_FEATURES, SECOND, OwnItems, own_features
 
-SECOND, DAY = 1_000_000, 86_400
-"""Microseconds per second; seconds per day."""
 WINDOWS = (1, 7, 30)
 """Windows of recent popularity, in days before the request."""
+HOUR = 3_600
+"""Seconds."""
 LATEST = 10
 """Number of latest interactions whose followers and content count."""
 MAX_FOLLOWERS = 100
 """Maximum number of followers kept per item."""
-FEATURES = (
+FORMER_FEATURES = (
     "retrieval_score",
     "retrieval_rank",
     "popularity",
@@ -35,7 +36,11 @@ FEATURES = (
     "user_last_seen",
     "history_length",
 )
+"""Features of rankers saved by version 0.7 or before."""
+FEATURES = (*FORMER_FEATURES, *OWN_FEATURES)
 _FILES = ("moments", "latest", "earlier", "first", "before", "follower_key", "follower_weight", "content")
+_COUNTED = ("popularity", *(f"popularity_{days}d" for days in WINDOWS), "item_age", "item_last_seen")
+_CONTENT = ("content_of_history", "content_of_last")
 NEVER = -1
 """Second of a missing event."""
 
@@ -102,24 +107,30 @@ class ItemStatistics:
         """Replace times and counts by those of other interactions in the same numbering; followers and content stay."""
         return replace(self, **_moments(histories, self.num_items, timed=self.timed, days=days))
 
-    def features(self, histories: Histories, items: Int32, scores: Float32) -> Float32:
-        """`FEATURES` [r, n, f] of each row's candidates [r, n], best first, with the retriever's scores [r, n].
+    def features(
+        self, histories: Histories, items: Int32, scores: Float32, names: tuple[str, ...] = FEATURES
+    ) -> Float32:
+        """Features `names` [r, n, f] of each row's candidates [r, n], best first, with the retriever's scores [r, n].
 
         `retrieval_score` is the log-softmax over the row's candidates, popularity the logarithm of a share of events, times
-        are ln(1 + days). A request is at `histories.request_time`, else at the row's last event. Candidate 0 is padding, with
-        undefined features.
+        are ln(1 + days); `user_last_seen` is of the user's last event on any item. `OWN_FEATURES`: as `own_features`. A
+        request is at `histories.request_time`, else at the row's last event. Candidate 0 is padding, with undefined features.
         """
         request = self._request_seconds(histories)
-        per_row = np.stack([self._since_last(histories, request), np.log1p(histories.lengths)], -1)
-        parts = [
-            _log_softmax(scores, items > 0)[..., None],
-            np.broadcast_to(np.log1p(np.arange(items.shape[1])), items.shape)[..., None],
-            self._counts(items, request),
-            self._likeness(histories, items),
-            np.log1p(_times_seen(histories, items))[..., None],
-            np.broadcast_to(per_row[:, None], (*items.shape, 2)),
-        ]
-        return np.concatenate(parts, -1, dtype=np.float32)
+        own = OwnItems.of(histories, timed=self.timed)
+        pairs = own.pairs(items)
+        columns = {
+            "retrieval_score": _log_softmax(scores, items > 0),
+            "retrieval_rank": np.broadcast_to(np.log1p(np.arange(items.shape[1])), items.shape),
+            "times_seen": np.log1p(own.times_seen(pairs)),
+            "user_last_seen": np.broadcast_to(self._since_last(histories, request)[:, None], items.shape),
+            "history_length": np.broadcast_to(np.log1p(histories.lengths)[:, None], items.shape),
+        }
+        columns |= dict(zip(_COUNTED, np.moveaxis(self._counts(items, request), -1, 0), strict=True))
+        columns |= dict(zip(_CONTENT, np.moveaxis(self._likeness(histories, items), -1, 0), strict=True))
+        if not set(OWN_FEATURES).isdisjoint(names):
+            columns |= own_features(histories, own, pairs, self._request(histories) if self.timed else None)
+        return np.stack([columns[name] for name in names], -1, dtype=np.float32)
 
     def followed(self, histories: Histories, items: Int32) -> Float32:
         """Follower weights [r, n, LATEST] of each candidate after the row's latest interactions, the last one first."""
@@ -159,15 +170,40 @@ class ItemStatistics:
             before=np.concatenate([self.before, never]),
         )
 
+    def request_hours(self, histories: Histories) -> Int64:
+        """[r], full hours from the epoch to each request; 0 without times."""
+        if not self.timed:
+            return np.zeros(len(histories), np.int64)
+        return self._request(histories) // (HOUR * SECOND)
+
+    def counts_before(self, hour: int) -> Int64:
+        """[windows + 1, num_items + 1], events of each item before an hour since the epoch: within each window, and all.
+
+        Without times: all events alone, [1, num_items + 1].
+        """
+        base = np.arange(self.num_items + 1, dtype=np.int64) * self.span
+        second = hour * HOUR - self.origin // SECOND if self.timed else self.span
+        starts = [second - days * DAY for days in WINDOWS] if self.timed else []
+        start, end, *since = (
+            np.searchsorted(self.moments, base + min(max(part, 0), self.span))
+            for part in (0, second, *starts)
+        )
+        return np.stack([*(end - part for part in since), end - start + self.earlier])
+
     def _request_seconds(self, histories: Histories) -> Int64:
         """[r], seconds from origin to each request; by default to the last event."""
         if not self.timed:
             return np.zeros(len(histories), np.int64)
-        moment = histories.request_time
-        if moment is None:
-            last = np.maximum(histories.ends - 1, 0)
-            moment = np.where(histories.lengths > 0, histories.time[last], self.origin)
-        return np.maximum((moment - self.origin) // SECOND, 0)
+        return np.maximum((self._request(histories) - self.origin) // SECOND, 0)
+
+    def _request(self, histories: Histories) -> Int64:
+        """[r], time of each request in microseconds since the epoch; by default of the last event."""
+        if histories.request_time is not None:
+            return histories.request_time
+        if not len(histories.time):
+            return np.full(len(histories), self.origin)
+        last = np.maximum(histories.ends - 1, 0)
+        return np.where(histories.lengths > 0, histories.time[last], self.origin)
 
     def _since_last(self, histories: Histories, request: Int64) -> Float64:
         if not self.timed:
@@ -257,18 +293,6 @@ def _latest_items(histories: Histories, number: int) -> Int32:
         return np.zeros(position.shape, np.int32)
     is_real = position >= histories.starts[:, None]
     return np.where(is_real, histories.item_index[np.maximum(position, 0)], 0).astype(np.int32)
-
-
-def _times_seen(histories: Histories, items: Int32) -> Int64:
-    """[r, n], occurrences of each candidate in its row's history."""
-    row, position = histories.gather()
-    width = max(int(items.max(initial=0)), int(histories.item_index[position].max(initial=0))) + 1
-    seen, times = np.unique(row * width + histories.item_index[position], return_counts=True)
-    keys = np.arange(len(items), dtype=np.int64)[:, None] * width + items
-    if not len(seen):
-        return np.zeros(items.shape, np.int64)
-    place = np.minimum(np.searchsorted(seen, keys), len(seen) - 1)
-    return np.where(seen[place] == keys, times[place], 0)
 
 
 def _log_softmax(scores: Float32, is_real: NDArray[np.bool_]) -> Float64:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.histories import Float32, Histories, Int32, Int64
+from models.ranking.candidates import AddedCandidates
 from models.ranking.features import FEATURES, LATEST, ItemStatistics
 from models.settings.ranker import RankerSettings
 from models.shapes import Float, Int
 
-RETRIEVAL_SCORE = FEATURES.index("retrieval_score")
 GAP_BUCKETS, PLACE_BUCKETS = 32, 12
 UNITS = 8
 """Hidden units of the activation unit."""
@@ -70,22 +70,45 @@ class Ranker(nn.Module):
     c is the candidate's vector; a the interactions weighted by an activation unit over candidate, interaction and their product
     (softmax over the history); m multi-head attention from candidate to history. An interaction is the sum of item vector, type,
     time before the request and position. Item vectors are those of the first retriever and stay fixed, so the ranker keeps its
-    quality behind a retrained one. Sources: Zhou et al. 2018 (DIN), 4.3, with a softmax; Vaswani et al. 2017 for m.
+    quality behind a retrained one. Without `item_vectors` there are `followed` and features alone: lists that share their days
+    otherwise teach which items those days favoured.
+    Sources: Zhou et al. 2018 (DIN), 4.3, with a softmax; Vaswani et al. 2017 for m.
     """
 
     vectors: Tensor
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, settings: RankerSettings, vectors: Tensor, num_event_types: int) -> None:
+    def __init__(
+        self,
+        settings: RankerSettings,
+        vectors: Tensor,
+        num_event_types: int,
+        features: tuple[str, ...] = FEATURES,
+    ) -> None:
+        """features: names of the candidates' features, "retrieval_score" among them."""
         super().__init__()
         self.settings = settings
         self.num_event_types = num_event_types
-        dim, width = settings.dim, settings.dim * 4 + len(FEATURES) + 1
+        self.features = features
+        self.retrieval_score = features.index("retrieval_score")
+        dim = settings.dim
         self.register_buffer("vectors", vectors)
-        self.register_buffer("mean", torch.zeros(len(FEATURES)))
-        self.register_buffer("scale", torch.ones(len(FEATURES)))
-        self.project = nn.Linear(vectors.shape[1], dim)
+        self.register_buffer("mean", torch.zeros(len(features)))
+        self.register_buffer("scale", torch.ones(len(features)))
+        if settings.item_vectors:
+            self._add_attention(vectors.shape[1], dim, num_event_types)
+        self.decay = nn.Parameter(torch.full((LATEST,), 0.8).log() * torch.arange(LATEST))
+        self.dropout = nn.Dropout(settings.dropout)
+        self.hidden = nn.Linear(settings.item_vectors * dim * 4 + len(features) + 1, settings.hidden)
+        self.last = nn.Linear(settings.hidden, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.linear = nn.Parameter(torch.zeros(len(features)))
+
+    def _add_attention(self, width: int, dim: int, num_event_types: int) -> None:
+        """Add what reads item vectors [items, width]."""
+        self.project = nn.Linear(width, dim)
         self.types = nn.Embedding(num_event_types + 1, dim)
         self.gaps = nn.Embedding(GAP_BUCKETS, dim)
         self.places = nn.Embedding(PLACE_BUCKETS, dim)
@@ -95,32 +118,30 @@ class Ranker(nn.Module):
         self.of_product = nn.Parameter(torch.randn(UNITS, dim) / math.sqrt(dim))
         self.activation = nn.Linear(UNITS, 1, bias=False)
         self.queries, self.keys_values = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
-        self.decay = nn.Parameter(torch.full((LATEST,), 0.8).log() * torch.arange(LATEST))
-        self.dropout = nn.Dropout(settings.dropout)
-        self.hidden = nn.Linear(width, settings.hidden)
-        self.last = nn.Linear(settings.hidden, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-        self.linear = nn.Parameter(torch.zeros(len(FEATURES)))
 
     def forward(self, lists: Lists, presence: Float[Tensor, "r p l"] | None = None) -> Float[Tensor, "r n"]:
         """Score each candidate, -inf for padding; `presence` weighs interactions from 0 (absent) to 1, and p is n or 1."""
         features = (lists.features - self.mean) / self.scale
+        followed = lists.followed
+        if presence is not None:
+            gate = presence[..., :LATEST]
+            followed = followed * functional.pad(gate, (0, LATEST - gate.shape[-1]), value=1.0)
+        followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
+        attended = self._attention(lists, presence) if self.settings.item_vectors else ()
+        joined = torch.cat([*attended, followed, features], -1)
+        added = self.last(self.dropout(functional.gelu(self.hidden(joined)))).squeeze(-1)
+        scores: Tensor = lists.features[..., self.retrieval_score] + features @ self.linear + added
+        return scores.masked_fill(~lists.there, -torch.inf)
+
+    def _attention(self, lists: Lists, presence: Tensor | None) -> tuple[Float[Tensor, "r n d"], ...]:
+        """Candidates' vectors, the history as seen by the activation unit, their product, and the attended history."""
         past = self.project(self.vectors[lists.past_item]) + self.types(lists.past_type)
         places = torch.arange(past.shape[1], device=past.device)
         past = self.dropout(past + self.gaps(lists.past_gap) + self.places(_log_bucket(places)))
         candidate = self.dropout(self.project(self.vectors[lists.item]))
         activated = self._activated(candidate, past, lists.past_there, presence)
         attended = self._attended(candidate, past, lists.past_there, presence)
-        followed = lists.followed
-        if presence is not None:
-            gate = presence[..., :LATEST]
-            followed = followed * functional.pad(gate, (0, LATEST - gate.shape[-1]), value=1.0)
-        followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
-        joined = torch.cat([candidate, activated, activated * candidate, attended, followed, features], -1)
-        added = self.last(self.dropout(functional.gelu(self.hidden(joined)))).squeeze(-1)
-        scores: Tensor = lists.features[..., RETRIEVAL_SCORE] + features @ self.linear + added
-        return scores.masked_fill(~lists.there, -torch.inf)
+        return candidate, activated, activated * candidate, attended
 
     def _activated(
         self, candidate: Tensor, past: Tensor, mask: Tensor, presence: Tensor | None
@@ -167,16 +188,26 @@ class SecondStage:
     def __init__(self, ranker: Ranker, statistics: ItemStatistics, own: Int32) -> None:
         """own: [num_items + 1], the ranker's number of each of the retriever's items, 0 if unknown."""
         self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
+        self._added = AddedCandidates(ranker.settings, statistics)
 
     def extended(self, content: Float32) -> "SecondStage":
         """Append items without events after the retriever's last, with `content` [more, c]."""
         none = np.zeros(len(content), np.int32)
         return SecondStage(self.ranker, self.statistics.extended(content), np.concatenate([self.own, none]))
 
+    def counting(self, histories: Histories, days: float | None = None) -> "SecondStage":
+        """Recount the item statistics from other interactions, within `days` as in `ItemStatistics.of`."""
+        return SecondStage(self.ranker, self.statistics.recounted(histories, days), self.own)
+
+    def added(
+        self, histories: Histories, *, exclude_seen: bool, allowed: NDArray[np.bool_] | None = None
+    ) -> Int32:
+        """Candidates [r, m] besides the retrieved ones, as by `AddedCandidates.of`."""
+        return self._added.of(self._as_read(histories), exclude_seen=exclude_seen, allowed=allowed)
+
     def lists(self, histories: Histories, items: Int32, scores: Float32) -> Lists:
         """Ranker inputs for candidates [r, n], best first by the retriever's `scores` [r, n]."""
-        if not self.ranker.settings.request_time:
-            histories = replace(histories, request_time=None)
+        histories = self._as_read(histories)
         latest = histories.last(self.ranker.settings.max_length)
         length = max(1, int(latest.lengths.max(initial=0)))
         position = latest.ends[:, None] - 1 - np.arange(length)
@@ -188,13 +219,21 @@ class SecondStage:
         return Lists(
             torch.from_numpy(self.own[items]),
             torch.from_numpy(items > 0),
-            torch.from_numpy(self.statistics.features(histories, items, scores)),
+            torch.from_numpy(self.statistics.features(histories, items, scores, self.ranker.features)),
             torch.from_numpy(self.statistics.followed(histories, items)),
             torch.from_numpy(past.astype(np.int32)),
             torch.from_numpy(kind.astype(np.int32)),
             torch.from_numpy(self._gaps(latest, position, mask)),
             torch.from_numpy(mask),
         )
+
+    def list_features(self, histories: Histories, names: tuple[str, ...]) -> Float32:
+        """[r, f], features that a row's candidates share, standardised as in the ranker."""
+        none = np.zeros((len(histories), 1), np.int32), np.zeros((len(histories), 1), np.float32)
+        values = self.statistics.features(self._as_read(histories), *none, names)[:, 0]
+        columns = [self.ranker.features.index(name) for name in names]
+        mean, scale = (part.cpu().numpy()[columns] for part in (self.ranker.mean, self.ranker.scale))
+        return np.asarray((values - mean) / scale, np.float32)
 
     @torch.inference_mode()
     def score(self, histories: Histories, items: Int32, scores: Float32) -> Float32:
@@ -206,6 +245,10 @@ class SecondStage:
             lists = self.lists(histories.select(rows), items[rows], scores[rows])
             ranked[rows] = self.ranker(lists.to(self.ranker.linear.device)).float().cpu().numpy()
         return ranked
+
+    def _as_read(self, histories: Histories) -> Histories:
+        """The histories without a time of the request if the ranker doesn't read it."""
+        return histories if self.ranker.settings.request_time else replace(histories, request_time=None)
 
     def _gaps(self, latest: Histories, position: Int64, mask: NDArray[np.bool_]) -> Int32:
         """Bucket of the time before the request: log2(1 + seconds)."""

@@ -1,4 +1,4 @@
-"""Training of the second stage on a retriever's candidates for held-out targets."""
+"""Training of the second stage on candidates for held-out requests."""
 
 import copy
 from collections.abc import Callable
@@ -13,40 +13,57 @@ from torch.nn import functional
 from models.evaluation.metrics import Float64, ndcg, ranks
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.ranker import Lists, Ranker, SecondStage
+from models.topk import row_chunks
 
 K = 10
 """List length of the early-stopping metric."""
 STEP_CANDIDATES = 50
-"""Candidates per list and training step: the target and others drawn from the list."""
+"""Candidates per list and training step: the relevant ones and others drawn from the list."""
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Targets with a retriever's candidates for the history before each."""
+    """Candidates for the history before each request, and those of them that the user took afterwards."""
 
     histories: Histories
     items: Int32
     """[r, n], best first, padded with 0"""
     scores: Float32
     """[r, n], retriever scores"""
-    target: Int32
-    """[r]"""
+    relevant: NDArray[np.bool_]
+    """[r, n], candidates that the user took; False for item 0"""
+    num_relevant: Int64
+    """[r], items that the user took, among the candidates or not; 0: none, for calibration alone"""
     user: Int64
     """[r]"""
 
+    @classmethod
+    def of(
+        cls, histories: Histories, items: Int32, scores: Float32, target: Int32, request: Int64, user: Int64
+    ) -> "Retrieved":
+        """Lists of requests [r] whose relevant items are `target` [t], 0 for an unknown one, of list `request` [t]."""
+        width = max(int(items.max(initial=0)), int(target.max(initial=0))) + 1
+        keys = np.arange(len(items), dtype=np.int64)[:, None] * width + items
+        relevant = np.isin(keys, request * width + target) & (items > 0)
+        return cls(histories, items, scores, relevant, np.bincount(request, minlength=len(items)), user)
+
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.items)
 
     @property
-    def place(self) -> Int64:
-        """[r], column of the target among the candidates, -1 if absent."""
-        hit = self.items == self.target[:, None]
-        return np.where(hit.any(1), hit.argmax(1), -1)
+    def is_hit(self) -> NDArray[np.bool_]:
+        """[r], whether any candidate is relevant."""
+        return np.asarray(self.relevant.any(1))
+
+    @property
+    def is_active(self) -> NDArray[np.bool_]:
+        """[r], whether the user took any item."""
+        return self.num_relevant > 0
 
     def select(self, rows: NDArray[np.bool_] | Int64) -> "Retrieved":
         """Keep the given rows."""
-        arrays = (self.items[rows], self.scores[rows], self.target[rows], self.user[rows])
-        return Retrieved(self.histories.select(rows), *arrays)
+        lists = self.histories.select(rows), self.items[rows], self.scores[rows], self.relevant[rows]
+        return Retrieved(*lists, self.num_relevant[rows], self.user[rows])
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,7 @@ class RankerEpoch:
     loss: float
     """Mean over lists, in nats; NaN for epoch 0."""
     ndcg: float
-    """NDCG@10 of the held-out users' targets; targets outside the candidates are misses."""
+    """NDCG@10 of the held-out users' lists; relevant items outside the candidates are misses."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +86,25 @@ class RankerFit:
     history: list[RankerEpoch]
     best_epoch: int
     held_out: NDArray[np.bool_]
-    """[r], targets of held-out users"""
+    """[r], lists of held-out users"""
 
 
 def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
-    """[r], NDCG@10 of each target by the scores [r, n] of the candidates; 0 if it is none of them."""
-    place = retrieved.place
-    values = np.zeros(len(place))
-    known = np.flatnonzero(place >= 0)
-    if len(known):
-        padded = np.pad(scores[known], ((0, 0), (1, 0)), constant_values=-np.inf)
-        values[known] = ndcg(ranks(padded, (place[known] + 1).astype(np.int32))[0], K)
-    return values
+    """[r], NDCG@10 of each list by the scores [r, n] of its candidates, -inf for item 0.
+
+    Each relevant candidate gains 1; the ideal has all `num_relevant` items first, 10 at most. Relevant items outside the
+    candidates are misses, and lists without any have 0. Ties as in `ranks`.
+    """
+    row, column = np.nonzero(retrieved.relevant)
+    gain = np.zeros(len(row))
+    if len(row):
+        padded = np.pad(scores, ((0, 0), (1, 0)), constant_values=-np.inf)
+        for part in row_chunks(len(row), padded.shape[1]):
+            rank, _ = ranks(padded[row[part]], (column[part] + 1).astype(np.int32))
+            gain[part] = ndcg(rank, K)
+    ideal = np.cumsum(ndcg(np.arange(1, K + 1, dtype=np.float64), K))
+    total = np.bincount(row, gain, minlength=len(retrieved))
+    return np.asarray(total / ideal[np.clip(retrieved.num_relevant, 1, K) - 1])
 
 
 def fit_ranker(
@@ -92,24 +116,25 @@ def fit_ranker(
 ) -> RankerFit:
     """Train `stage`'s ranker on the lists of `train_fraction` of the users; keep the best epoch on the others.
 
-    Epoch 0, the retriever's order, is kept if none is better. Lists without their target are not trained on. The same seed and
-    threads give the same weights. Raises ValueError if no list has its target or no user is held out.
+    Epoch 0, the retriever's order, is kept if none is better. Lists without a relevant candidate are not trained on.
+    The same seed and threads give the same weights. Raises ValueError if no list has one or no user is held out.
     """
     settings, ranker = stage.ranker.settings, stage.ranker
     random = np.random.default_rng(seed)
     users = np.unique(retrieved.user)
     held = random.permutation(users)[round(settings.train_fraction * len(users)) :]
     held_out = np.isin(retrieved.user, held)
-    rows = np.flatnonzero(~held_out & (retrieved.place >= 0))
-    if not len(rows) or not held_out.any():
+    rows = np.flatnonzero(~held_out & retrieved.is_hit)
+    if not len(rows) or not (held_out & retrieved.is_active).any():
         raise ValueError(
-            f"ranker: received {len(rows):,} lists of {len(retrieved):,} with their target among {settings.candidates} "
+            f"ranker: received {len(rows):,} lists of {len(retrieved):,} with a relevant item among {settings.candidates} "
             "candidates, expected some, of two users at least; raise ranker.candidates or set ranker.use = 'never'"
         )
     if len(rows) > settings.max_lists:
         rows = np.sort(random.choice(rows, settings.max_lists, replace=False))
-    validation, train = retrieved.select(held_out), retrieved.select(rows)
-    lists, place = stage.lists(train.histories, train.items, train.scores), torch.from_numpy(train.place)
+    validation, train = retrieved.select(held_out & retrieved.is_active), retrieved.select(rows)
+    lists = stage.lists(train.histories, train.items, train.scores)
+    relevant = torch.from_numpy(train.relevant)
     _standardise(stage.ranker, lists)
     optimizer = torch.optim.AdamW(
         ranker.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
@@ -119,7 +144,7 @@ def fit_ranker(
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     for epoch in range(1, settings.epochs + 1):
-        loss = _epoch(ranker, lists, place, optimizer, draw)
+        loss = _epoch(ranker, lists, relevant, optimizer, draw)
         scores = stage.score(validation.histories, validation.items, validation.scores)
         history.append(RankerEpoch(epoch, loss, float(ndcg_of(scores, validation).mean())))
         on_epoch(history[-1])
@@ -139,35 +164,41 @@ def _standardise(ranker: Ranker, lists: Lists) -> None:
 
 
 def _epoch(
-    ranker: Ranker, lists: Lists, place: Tensor, optimizer: torch.optim.Optimizer, draw: torch.Generator
+    ranker: Ranker, lists: Lists, relevant: Tensor, optimizer: torch.optim.Optimizer, draw: torch.Generator
 ) -> float:
-    """Train on all lists in a random order, each with its target and some other candidates; return the mean loss."""
+    """Train on all lists in a random order, each with its relevant and some other candidates; return the mean loss."""
     settings, device = ranker.settings, ranker.linear.device
     ranker.train()
     total = 0.0
-    for rows in torch.split(torch.randperm(len(place), generator=draw), settings.batch_lists):
-        part, target = _sampled(lists.select(rows), place[rows], draw)
-        loss = _loss(ranker(part.to(device)), target.to(device), part, settings.loss)
+    for rows in torch.split(torch.randperm(len(relevant), generator=draw), settings.batch_lists):
+        part, labels = _sampled(lists.select(rows), relevant[rows], draw)
+        loss = _loss(ranker(part.to(device)), labels.to(device), part, settings.loss)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
         optimizer.step()
         total += float(loss.detach()) * len(rows)
     ranker.eval()
-    return total / len(place)
+    return total / len(relevant)
 
 
-def _sampled(lists: Lists, place: Tensor, draw: torch.Generator) -> tuple[Lists, Tensor]:
-    """Lists of `STEP_CANDIDATES`, the target in column 0 and others drawn uniformly, and the targets' columns."""
+def _sampled(lists: Lists, relevant: Tensor, draw: torch.Generator) -> tuple[Lists, Tensor]:
+    """Lists of `STEP_CANDIDATES`, the relevant ones first and others drawn uniformly, and which are relevant."""
     chance = torch.rand(lists.item.shape, generator=draw).masked_fill(~lists.there, -1.0)
-    chance.scatter_(1, place[:, None], 2.0)
-    columns = chance.topk(min(STEP_CANDIDATES, chance.shape[1]), dim=1).indices
-    return lists.of_candidates(columns), torch.zeros_like(place)
+    columns = (chance + 2.0 * relevant).topk(min(STEP_CANDIDATES, chance.shape[1]), dim=1).indices
+    return lists.of_candidates(columns), relevant.gather(1, columns)
 
 
-def _loss(scores: Tensor, place: Tensor, lists: Lists, kind: str) -> Tensor:
+def _loss(scores: Tensor, relevant: Tensor, lists: Lists, kind: str) -> Tensor:
+    """Mean over lists. listwise: of the cross-entropy of each relevant candidate among the others that are not relevant."""
     if kind == "listwise":
-        return functional.cross_entropy(scores, place)
-    labels = functional.one_hot(place, scores.shape[1]).float()[lists.there]
-    total = functional.binary_cross_entropy_with_logits(scores[lists.there], labels, reduction="sum")
+        if bool((relevant.sum(1) == 1).all()):
+            return functional.cross_entropy(scores, relevant.int().argmax(1))
+        others = scores.masked_fill(relevant, -torch.inf).logsumexp(1, keepdim=True)
+        losses = functional.softplus(others - scores).masked_fill(~relevant, 0.0)
+        return (losses.sum(1) / relevant.sum(1)).mean()
+    there = lists.there.to(scores.device)
+    total = functional.binary_cross_entropy_with_logits(
+        scores[there], relevant[there].float(), reduction="sum"
+    )
     return total / len(scores)

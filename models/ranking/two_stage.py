@@ -1,28 +1,41 @@
-"""Two-stage recommender: the encoder's nearest items, ordered by the second stage."""
+"""Two-stage recommender: candidates of encoder, history and popularity, ordered by the second stage."""
 
 import numpy as np
 
 from models.encoder.encoder import AttentionRecommender
 from models.histories import Float32, Histories, Int32
+from models.ranking.candidates import joined
 from models.ranking.ranker import SecondStage
-from models.topk import mask_seen, recommend_in_chunks, top_k
+from models.topk import mask_seen, recommend_in_chunks, row_chunks, top_k
+
+Candidates = tuple[Int32, Float32]
+"""Items and retrieval scores [rows, n], best first, padded with 0 and -inf."""
 
 
 class TwoStage:
-    """Recommender that ranks the retriever's best candidates by the ranker, then the rest by the retriever.
+    """Recommender that ranks the candidates by the ranker, then all other items by the retriever.
 
-    With `exclude_seen` candidates leave out the history, so that items masked later take no candidate's place.
+    Candidates are the retriever's best and those of `SecondStage.added`. With `exclude_seen` they leave out the history, so that
+    items masked later take no candidate's place.
     """
 
     def __init__(self, retriever: AttentionRecommender, stage: SecondStage, *, exclude_seen: bool) -> None:
         self.retriever, self.stage, self.exclude_seen = retriever, stage, exclude_seen
         self.num_items = retriever.num_items
 
+    def candidates(self, histories: Histories) -> Candidates:
+        """Candidates of each row, in chunks of rows."""
+        parts = [
+            self._candidates(histories.select(rows), self.retriever.score_items(histories.select(rows)))
+            for rows in row_chunks(len(histories), self.num_items)
+        ]
+        items, scores = map(np.concatenate, zip(*parts, strict=True))
+        return items, scores
+
     def score_items(self, histories: Histories) -> Float32:
         """[rows, num_items + 1], retriever scores, with candidates lifted above all others; column 0 is -inf."""
         scores = self.retriever.score_items(histories)
-        open_items = mask_seen(scores.copy(), histories) if self.exclude_seen else scores
-        items, retrieved = top_k(open_items, min(self.stage.ranker.settings.candidates, self.num_items))
+        items, retrieved = self._candidates(histories, scores)
         ranked = self.stage.score(histories, items, retrieved)
         lowest = np.where(items > 0, ranked, np.inf).min(1, keepdims=True)
         lifted = scores.max(1, keepdims=True) + 1 + ranked - lowest
@@ -33,3 +46,11 @@ class TwoStage:
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
         """Top-k items of each row and their scores, as in `Recommender`."""
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
+
+    def _candidates(self, histories: Histories, scores: Float32) -> Candidates:
+        """Candidates by the retriever's scores [rows, num_items + 1]."""
+        open_items = mask_seen(scores.copy(), histories) if self.exclude_seen else scores
+        number = min(self.stage.ranker.settings.candidates, self.num_items)
+        added = self.stage.added(histories, exclude_seen=self.exclude_seen)
+        added_scores = np.take_along_axis(open_items, added.astype(np.int64), 1)
+        return joined(*top_k(open_items, number), added, added_scores)

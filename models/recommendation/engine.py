@@ -14,6 +14,7 @@ from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.explanation import contributions
 from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, Int64
+from models.ranking.candidates import is_none_of, joined
 from models.ranking.ranker import SecondStage
 from models.recommendation.rules import Rules, Traits, UInt64, choose
 from models.topk import mask_seen, row_chunks, top_k
@@ -26,8 +27,8 @@ _GROWTH = 4
 
 Candidates = tuple[Int32, Float32]
 """Items and scores [rows, f], best first, padded with 0 and -inf."""
-Retrieve = Callable[[Int64, int], Candidates]
-"""Function from row numbers and f to the best f candidates of each."""
+Retrieve = Callable[[Int64, int], tuple[Candidates, NDArray[np.bool_]]]
+"""Function from row numbers and f to f candidates of each or more, and whether there are no others [rows]."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,7 @@ class RecommendationEngine:
         scores = np.full((len(keys), k), -np.inf, np.float32)
         pool, open_rows = max(rules.pool(k), self._num_ranked), np.arange(len(keys))
         while len(open_rows):
-            candidates, values = retrieve(open_rows, pool)
-            is_all = candidates[:, -1] == 0
+            (candidates, values), is_all = retrieve(open_rows, pool)
             lists = choose(candidates, values, k, rules, self.traits, keys[open_rows], is_all)
             items[open_rows], scores[open_rows] = lists
             is_short = (lists[0][:, -1] == 0) & ~is_all
@@ -160,10 +160,10 @@ class RecommendationEngine:
         if rules.allowed is not None:
             popularity = np.where(rules.allowed, popularity, np.float32(-np.inf))
 
-        def retrieve(rows: Int64, number: int) -> Candidates:
+        def retrieve(rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
             segments, row = np.unique(segment[rows], return_inverse=True)
             items, scores = top_k(popularity[segments], number)
-            return items[row], scores[row]
+            return (items[row], scores[row]), items[row, -1] == 0
 
         return retrieve
 
@@ -189,19 +189,27 @@ class _WarmRows:
         elif self._recommender.encoder.scores_by_vector:
             self._vectors = self._recommender.encode(histories)
 
-    def retrieve(self, rows: Int64, number: int) -> Candidates:
-        """Best items of some rows, from the index or, without vectors, by scoring the catalogue; the first ones ranked."""
+    def retrieve(self, rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
+        """Candidates of some rows, as `Retrieve`: the best `number` of the index, or without vectors of the catalogue.
+
+        With a second stage the first of them and its own candidates come first, ranked.
+        """
         part = self.histories.select(rows)
+        added = np.zeros((len(rows), 0), np.int32) if self._stage is None else self._added(part)
         if self._vectors is None:
-            candidates = self._scored(part, number)
+            retrieved, added_scores = self._scored(part, number, added)
         else:
             seen = part if self._rules.exclude_seen else None
-            candidates = self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
+            retrieved = self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
+            added_scores = self._index.scores_of(self._vectors[rows], added)
+        is_all = retrieved[0][:, -1] == 0
         if self._stage is None:
-            return candidates
+            return retrieved, is_all
+        ranked = self._stage.ranker.settings.candidates
+        first = joined(retrieved[0][:, :ranked], retrieved[1][:, :ranked], added, added_scores)
         if self._first is None:  # of all rows: more are retrieved only for those left short
-            self._first = candidates
-        return _ranked(self._stage, part, *candidates)
+            self._first = first
+        return _ranked(self._stage, part, first, retrieved), is_all
 
     def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
         """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]."""
@@ -212,17 +220,22 @@ class _WarmRows:
         assert self._method is not None
         assert self._explain is not None
         if self._stage is not None and self._first is not None:
-            number = self._stage.ranker.settings.candidates
-            pool = self._first[0][:, :number], self._first[1][:, :number]
             encoder, stage = self._recommender.encoder, self._stage
             return two_stage_contributions(
-                encoder, stage, self.histories, items, pool, self._method, self._explain
+                encoder, stage, self.histories, items, self._first, self._method, self._explain
             )
         return self._explain(items)
 
-    def _scored(self, part: Histories, number: int) -> Candidates:
-        """Score the whole catalogue in chunks of rows; keep the best."""
+    def _added(self, part: Histories) -> Int32:
+        """Candidates [rows, m] of the second stage besides the retrieved ones."""
+        assert self._stage is not None
+        rules = self._rules
+        return self._stage.added(part, exclude_seen=rules.exclude_seen, allowed=rules.allowed)
+
+    def _scored(self, part: Histories, number: int, added: Int32) -> tuple[Candidates, Float32]:
+        """Score the whole catalogue in chunks of rows; keep the best, and the scores of the added candidates."""
         items, scores = np.zeros((len(part), number), np.int32), np.zeros((len(part), number), np.float32)
+        added_scores = np.zeros(added.shape, np.float32)
         for rows in row_chunks(len(part), self._recommender.num_items):
             values = self._recommender.score_items(part.select(rows))
             if self._rules.exclude_seen:
@@ -230,17 +243,22 @@ class _WarmRows:
             if self._rules.allowed is not None:
                 values[:, ~self._rules.allowed] = -np.inf
             items[rows], scores[rows] = top_k(values, number)
-        return items, scores
+            added_scores[rows] = np.take_along_axis(values, added[rows].astype(np.int64), 1)
+        return (items, scores), added_scores
 
 
-def _ranked(stage: SecondStage, part: Histories, items: Int32, scores: Float32) -> Candidates:
-    """Order the first candidates by the ranker's scores; put the others behind them at their retrieval distances."""
+def _ranked(stage: SecondStage, part: Histories, first: Candidates, retrieved: Candidates) -> Candidates:
+    """Order the `first` candidates by the ranker's scores; put the other retrieved ones behind at their retrieval distances."""
     number = stage.ranker.settings.candidates
-    first, rest = items[:, :number], items[:, number:]
-    ranked = stage.score(part, first, scores[:, :number])
-    order = np.lexsort((first, -ranked), axis=1)
-    best, values = (np.take_along_axis(part, order, 1) for part in (first, ranked))
-    lowest = np.where(first > 0, ranked, np.inf).min(1, keepdims=True)
+    ranked = stage.score(part, *first)
+    order = np.lexsort((first[0], -ranked), axis=1)
+    best, values = np.take_along_axis(first[0], order, 1), np.take_along_axis(ranked, order, 1)
+    rest, scores = retrieved[0][:, number:], retrieved[1]
+    lowest = np.where(best > 0, values, np.inf).min(1, keepdims=True)
+    is_other = (rest > 0) & is_none_of(rest, best)
     with np.errstate(invalid="ignore"):
-        behind = np.where(rest > 0, lowest + scores[:, number:] - scores[:, number - 1 : number], -np.inf)
-    return np.concatenate([best, rest], 1), np.concatenate([values, behind], 1, dtype=np.float32)
+        behind = np.where(is_other, lowest + scores[:, number:] - scores[:, number - 1 : number], -np.inf)
+    items = np.concatenate([best, np.where(is_other, rest, 0)], 1)
+    scores = np.concatenate([values, behind], 1, dtype=np.float32)
+    filled_first = np.argsort(items == 0, axis=1, kind="stable")
+    return np.take_along_axis(items, filled_first, 1), np.take_along_axis(scores, filled_first, 1)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.histories import Float32, Histories, Int32, Int64
-from models.retrieval.exact import best_of, nearest
+from models.retrieval.exact import best_of, inner_products, nearest
 from models.retrieval.files import read_facts, write_facts
 from models.retrieval.tuning import RECALL_AT, mean_recall
 from models.settings.index import IndexFacts
@@ -100,6 +100,15 @@ class ItemIndex:
         scores = np.full((len(queries), self.num_items + 1), -np.inf, np.float32)
         scores[:, self.item_index] = (_tensor(queries) @ torch.from_numpy(self.vectors).T).numpy()
         return scores
+
+    def scores_of(self, queries: Float32, items: Int32) -> Float32:
+        """Scores [r, m] of each row's own items [r, m], the bits of `search`; -inf for item 0 and items without a vector."""
+        positions = self._positions[items]
+        vectors = _tensor(self.vectors[np.maximum(positions, 0)]) if len(self.vectors) else None
+        if vectors is None:
+            return np.full(items.shape, -np.inf, np.float32)
+        scores = inner_products(_tensor(queries)[:, None], vectors).numpy()
+        return np.where(positions >= 0, scores, np.float32(-np.inf))
 
     def search_exactly(self, queries: Float32, k: int) -> tuple[Int32, Float32]:
         """Search exactly, whatever the type of this index."""

@@ -18,8 +18,14 @@ class RankerSettings:
     """Use of the second stage in scoring. auto: where a paired test on the test targets shows it better than retrieval."""
     candidates: int = 100
     """Candidates per user, in items, retrieved for the ranker."""
+    favourites: int = 30
+    """Items that a user took most often, always among the candidates where seen items are allowed."""
+    popular: int = 30
+    """Items most popular in the last days before the request, always among the candidates."""
     max_length: int = 50
     """Maximum history length of the ranker, in events."""
+    item_vectors: bool = True
+    """Item vectors and target attention in the ranker; without them it knows items by their features and followers alone."""
     dim: int = 32
     """Embedding dimension of the ranker, in components; a multiple of `num_heads`."""
     num_heads: int = 2
@@ -53,6 +59,8 @@ class RankerSettings:
             refuse(self, f"ranker.{key}", getattr(self, key) < 1, "at least 1")
         for key in ("max_lists", "epochs", "patience", "batch_lists"):
             refuse(self, f"ranker.{key}", getattr(self, key) < 1, "at least 1")
+        for key in ("favourites", "popular"):
+            refuse(self, f"ranker.{key}", getattr(self, key) < 0, "0 or more")
         refuse(self, "ranker.candidates", self.candidates < 2, "at least 2")
         refuse(self, "ranker.dim", self.dim % self.num_heads > 0, "a multiple of ranker.num_heads")
         refuse(self, "ranker.dropout", not 0 <= self.dropout < 1, "a share in [0, 1)")

@@ -10,7 +10,6 @@ from typing import Any
 import polars as pl
 
 from models.evaluation.bootstrap import PairedDifference
-from models.evaluation.comparison import SystemComparison
 from pipeline.artifacts.files import write_json
 from pipeline.config import Config
 from pipeline.errors import LookbackError
@@ -30,6 +29,7 @@ EVALUATION = "lookback.run.evaluate"
 TARGETS = "evaluate/targets.parquet"
 TABLE, PAGE = "table.json", "compare.html"
 SHOWN = ("ndcg", "hit_rate", "mrr", "user_ndcg")
+SHOWN_OF_NIGHTS = ("ndcg", "hit_rate", "recall", "precision", "map", "mrr")
 """Metrics of the printed table; --json and the logged table have all."""
 SHAPING = ("events.", "items.", "users.", "history.", "split.", "model.", "train.")
 """Prefixes of the parameters that determine a model, apart from `seed`."""
@@ -60,7 +60,7 @@ def compare_runs(
     compared = evaluations(tracker, config.name if config is not None else None, runs)
     targets = {evaluation.label: evaluation.targets for evaluation in compared}
     systems = metrics_of_runs(targets, tuple(settings.k), settings.resamples, seed)
-    comparison = Comparison.of(systems, seed_groups(compared))
+    comparison = Comparison.of(compared[0].targets, systems, seed_groups(compared))
     text, page = as_text(comparison), as_page(compared, comparison)
     if html is not None:
         html.write_text(page, encoding="utf-8")
@@ -85,9 +85,16 @@ def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -
                 label,
                 evaluated,
                 _training_of(tracker, evaluated),
-                pl.read_parquet(path, columns=["system", *KEY, "history_length", "rank"]),
+                _read_targets(path),
             )
     return list(by_label.values())
+
+
+def _read_targets(path: Path) -> pl.DataFrame:
+    """Columns of targets.parquet that identify and rank the targets, those of nights included."""
+    columns = ["system", *KEY, "history_length", "rank"]
+    with_nights = [*columns, "night"] if "night" in pl.read_parquet_schema(path) else columns
+    return pl.read_parquet(path, columns=with_nights)
 
 
 def _evaluation_of(tracker: Tracker, run: LoggedRun, named: str) -> LoggedRun:
@@ -157,32 +164,31 @@ def as_text(comparison: Comparison) -> str:
         for group, _ in comparison.over_seeds
     ]
     rows = [["", *systems.systems, *(f"{label} minus {first}" for label in differences), *means]]
-    for name in _shown_metrics(systems):
+    for name in _shown_metrics(comparison):
         cells = [f"{own[name]:.4f} [{ends[name][0]:.4f}, {ends[name][1]:.4f}]" for own, ends in values]
         cells += [_shown(paired[name]) for paired in differences.values()]
         cells += [f"{moments[name][0]:.4f} ± {moments[name][1]:.4f}" for _, moments in comparison.over_seeds]
         rows.append([name, *cells])
-    about = [
-        f"{systems.num_targets:,} targets of {systems.num_users:,} users; 95 % intervals, bootstrap over users"
-    ]
+    about = [f"{comparison.about}; 95 % intervals, bootstrap over users"]
     if differences:
         about.append("p: paired bootstrap")
     if len(differences) > 1:
         about[1] += f"; p and verdicts corrected for {len(differences)} comparisons (Holm)"
-    best = ["", comparison_page.verdict(systems, _shown_metrics(systems)[0])] if differences else []
+    best = ["", comparison_page.verdict(systems, _shown_metrics(comparison)[0])] if differences else []
     return "\n".join([*about, "", aligned(rows), *best])
 
 
 def as_page(compared: Sequence[Evaluation], comparison: Comparison) -> str:
     """HTML page."""
     runs = {evaluation.label: evaluation.run.run_id for evaluation in compared}
-    return comparison_page.page(comparison, _shown_metrics(comparison.systems), runs)
+    return comparison_page.page(comparison, _shown_metrics(comparison), runs)
 
 
-def _shown_metrics(systems: SystemComparison) -> list[str]:
+def _shown_metrics(comparison: Comparison) -> list[str]:
     """Metrics of the printed table, NDCG first."""
-    names = [name for name in systems.names if name.partition("@")[0] in SHOWN]
-    return sorted(names, key=lambda name: SHOWN.index(name.partition("@")[0]))
+    shown = SHOWN_OF_NIGHTS if comparison.is_nightly else SHOWN
+    names = [name for name in comparison.systems.names if name.partition("@")[0] in shown]
+    return sorted(names, key=lambda name: shown.index(name.partition("@")[0]))
 
 
 def _shown(paired: PairedDifference) -> str:
@@ -198,7 +204,7 @@ def log(tracker: Tracker, compared: Sequence[Evaluation], comparison: Comparison
     record = RunRecord()
     record.tag(STAGE, "compare")
     record.tag("lookback.compared", ",".join(evaluation.run.run_id for evaluation in compared))
-    record.tag(NOTE, _description(compared, comparison.systems))
+    record.tag(NOTE, _description(compared, comparison))
     for label, differences in comparison.differences.items():
         for name, paired in differences.items():
             for part in ("difference", "low", "high"):
@@ -213,9 +219,9 @@ def log(tracker: Tracker, compared: Sequence[Evaluation], comparison: Comparison
         return tracker.log_in_experiment_of(compared[0].run, name, record, Path(folder))
 
 
-def _description(compared: Sequence[Evaluation], systems: SystemComparison) -> str:
+def _description(compared: Sequence[Evaluation], comparison: Comparison) -> str:
     """Run description, in Markdown: the first metric's verdict, a table of values, the other metrics' verdicts."""
-    shown = _shown_metrics(systems)
+    shown, systems = _shown_metrics(comparison), comparison.systems
     first, *others = [comparison_page.verdict(systems, metric) for metric in shown]
     lines = [["run", *map(display_name, shown)], ["---"] * (1 + len(shown))]
     for evaluation in compared:
@@ -223,7 +229,7 @@ def _description(compared: Sequence[Evaluation], systems: SystemComparison) -> s
         values, ends = systems.values(label), systems.intervals(label)
         cells = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)
         lines.append([f"[{label}](#/experiments/{run.experiment_id}/runs/{run.run_id})", *cells])
-    about = f"{systems.num_users:,} users; values with 95 % intervals; differences by the paired test."
+    about = f"{comparison.about}; values with 95 % intervals; differences by the paired test."
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([f"**{first}**", about, table, *others])
 

@@ -15,13 +15,16 @@ from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int64, histories_from_lists
 from models.recommendation.engine import Answer
 from pipeline.config import Config
-from pipeline.dataset.dataset import Dataset, rows
+from pipeline.dataset.dataset import rows
+from pipeline.dataset.protocol import excludes_seen
 from pipeline.errors import LookbackError
+from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.graph import Pipeline, resolve
 from pipeline.serving import new_item_catalogue, popularity_fallback
-from pipeline.serving.batch import keys_of, with_current_log
+from pipeline.serving.batch import Log, keys_of, with_current_log
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import rules_of
+from pipeline.serving.request import Request
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,25 @@ class Recommendations:
     """Interactions with unknown items."""
     recommendations: list[dict[str, Any]]
     """Best first: rank, item_id, title, score, probability where calibrated, because (item_id, title and weight)."""
+    probability_of: str | None
+    """Event that `probability` is the probability of; None without probabilities."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Bundle as it answers a request."""
+
+    bundle: Bundle
+    request: Request
+    log: Log | None
+    """Up-to-date log; None: the bundle's own histories answer."""
+
+    def excludes_seen(self, config: Config) -> bool:
+        """`score.exclude_seen`, resolved on the log, or else as the bundle recorded it."""
+        setting = config.score.exclude_seen
+        if self.log is not None:
+            return excludes_seen(setting, self.log.dataset)
+        return self.bundle.excludes_seen if setting == "auto" else setting
 
 
 def recommend_one(config: Config, user: str | None, history: str | None, k: int, *, as_json: bool) -> None:
@@ -46,14 +68,16 @@ def recommend_one(config: Config, user: str | None, history: str | None, k: int,
 def recommend(config: Config, user: str | None, history: Sequence[str] | None, k: int) -> Recommendations:
     """Recommend k items for a user of the log, or for a history of item ids, oldest first, by the rules of `[score]`.
 
-    Raises LookbackError for a missing model, an unknown user, or a history without a known item.
+    Raises LookbackError for a missing model, an unknown user, a history without a known item, or `score.at` before the log.
     """
     pipeline = resolve(config, ["score"])
-    bundle = _with_current_log(pipeline, _bundle(pipeline))
+    opened = _opened(pipeline)
+    bundle, request = opened.bundle, opened.request
     known, unknown = (
-        _typed_in(bundle, history) if history is not None else _of_user(pipeline, bundle, str(user))
+        _typed_in(opened, history) if history is not None else _of_user(pipeline, opened, str(user))
     )
-    rules, _ = rules_of(config.score, bundle.items, lambda: _newest(pipeline, bundle), config.seed)
+    exclude_seen = opened.excludes_seen(config)
+    rules, _ = rules_of(config.score, bundle.items, request.time, config.seed, exclude_seen=exclude_seen)
     answer = bundle.engine.answer(
         known,
         k,
@@ -63,7 +87,9 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
         because="exact",
         because_items=config.score.because_items,
     )
-    return Recommendations(user, int(known.lengths[0]), unknown, _rows(bundle, answer))
+    has_probability = bundle.probability is not None and not answer.cold[0]
+    probability_of = bundle.probability_of if has_probability else None
+    return Recommendations(user, int(known.lengths[0]), unknown, _rows(bundle, answer), probability_of)
 
 
 def _bundle(pipeline: Pipeline) -> Bundle:
@@ -80,35 +106,31 @@ def _bundle(pipeline: Pipeline) -> Bundle:
     return Bundle.open(publish.folder / "bundle")
 
 
-def _with_current_log(pipeline: Pipeline, bundle: Bundle) -> Bundle:
+def _opened(pipeline: Pipeline) -> _Opened:
     """The bundle as scoring sees it with the up-to-date log, or else with what was new when it was made."""
+    bundle, settings, timed = _bundle(pipeline), pipeline.config.score, is_timed(pipeline.config)
     features, ingest = (pipeline.nodes[name].artifact for name in ("features", "ingest"))
     if features.is_complete() and ingest.is_complete():
-        return with_current_log(bundle, features.folder, ingest.folder, pipeline.config.score)[0]
-    return new_item_catalogue.with_catalogue(bundle) if pipeline.config.score.new_items else bundle
-
-
-def _newest(pipeline: Pipeline, bundle: Bundle) -> int:
-    """Time of the newest event in the up-to-date log, else in the bundle, in microseconds since the epoch."""
-    features = pipeline.nodes["features"].artifact
-    return Dataset.open(features.folder).newest if features.is_complete() else bundle.newest
+        bundle, log = with_current_log(bundle, features.folder, ingest.folder, settings, timed=timed)
+        return _Opened(bundle, log.request, log)
+    request = Request.of(settings.at, bundle.newest, timed=timed)
+    bundle = new_item_catalogue.with_catalogue(bundle) if settings.new_items else bundle
+    return _Opened(bundle.as_of(request), request, None)
 
 
 def _segment(pipeline: Pipeline, bundle: Bundle, user: str | None) -> Int64:
     """[1] popularity segment of a user, by the up-to-date users' table."""
-    column = bundle.description.get("popularity", {}).get("segment")
+    column = bundle.segment_column
     table = pipeline.nodes["ingest"].artifact.folder / "users.parquet"
     if user is None or column is None or not table.exists():
         return np.zeros(1, np.int64)
-    return popularity_fallback.codes(
-        bundle.segments, popularity_fallback.segment_of(table, column, pl.Series([user]))
-    )
+    return bundle.popularity.codes(popularity_fallback.segment_of(table, column, pl.Series([user])))
 
 
-def _typed_in(bundle: Bundle, history: Sequence[str]) -> tuple[Histories, int]:
-    known, unknown = bundle.from_ids([list(history)])
+def _typed_in(opened: _Opened, history: Sequence[str]) -> tuple[Histories, int]:
+    known, unknown = opened.bundle.from_ids([list(history)], opened.request.time)
     if not known.lengths[0]:
-        near = ", ".join(map(repr, map(str, bundle.items.ids.head(3))))
+        near = ", ".join(map(repr, map(str, opened.bundle.items.ids.head(3))))
         raise LookbackError(
             f"--history: received {','.join(history)!r}, without an item that the model knows; expected item ids such as {near}, "
             "separated by commas, or a JSON list of them"
@@ -125,22 +147,21 @@ def _listed(history: str) -> list[str]:
     return [item.strip() for item in history.split(",") if item.strip()]
 
 
-def _of_user(pipeline: Pipeline, bundle: Bundle, user: str) -> tuple[Histories, int]:
-    """Known history and number of unknown items, from the up-to-date features or the bundle; empty for listed users."""
-    features = pipeline.nodes["features"].artifact
-    if not features.is_complete():
-        return bundle.known_histories.select(_index(bundle.users, user)), 0
-    dataset = Dataset.open(features.folder)
-    users = Vocabulary(dataset.users["user_id"], 0)
+def _of_user(pipeline: Pipeline, opened: _Opened, user: str) -> tuple[Histories, int]:
+    """Known history up to the request and its number of unknown items; empty for listed users.
+
+    From the up-to-date log, or else the bundle.
+    """
+    bundle, log, request = opened.bundle, opened.log, opened.request
+    if log is None:
+        return bundle.histories_at(request).select(_index(bundle.users, user)), 0
+    users = Vocabulary(log.users, 0)
     if users.encode_known(pl.Series([user]))[1] and _is_listed(pipeline, user):
-        return with_request_time(histories_from_lists([[]]), dataset.newest), 0
+        return with_request_time(histories_from_lists([[]]), request.time), 0
     index = _index(users, user)
-    items, _ = bundle.item_mapping(dataset.items["item_id"])
-    types = bundle.type_mapping(dataset.event_types)
-    histories = dataset.histories
-    whole = rows(histories, histories.offsets[index], histories.offsets[index + 1]).compact()
-    known = replace(whole, event_type=types[whole.event_type]).translate(items)
-    known = with_request_time(known, dataset.newest)
+    whole = rows(log.histories, log.histories.offsets[index], log.ends[index]).compact()
+    known = replace(whole, event_type=log.types[whole.event_type]).translate(log.items)
+    known = with_request_time(known, request.time)
     return known, int(whole.lengths[0] - known.lengths[0])
 
 
@@ -186,6 +207,8 @@ def _text(answer: Recommendations) -> str:
     lines = [f"{answer.history_length} known interactions, {answer.unknown_items} with unknown items"]
     if not answer.history_length:
         lines.append("no known interaction: recently popular items")
+    if answer.probability_of is not None:
+        lines.append(f"probability: that {answer.probability_of}")
     for row in answer.recommendations:
         because = "; ".join(
             f"{reason['title'] or reason['item_id']} ({reason['weight']:+.2f})" for reason in row["because"]
@@ -193,7 +216,7 @@ def _text(answer: Recommendations) -> str:
         title = f"  {row['title']}" if row["title"] else ""
         lines.append(
             f"{row['rank']:>3}  {row['item_id']}{title}  {row['score']:.3f}"
-            + (f", {row['probability']:.1%} likely" if "probability" in row else "")
+            + (f", probability {row['probability']:.1%}" if "probability" in row else "")
             + (f"\n       because of {because}" if because else "")
         )
     return "\n".join(lines)

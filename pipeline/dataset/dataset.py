@@ -71,11 +71,6 @@ class Dataset:
         """Ties, repeats and the newest regular event of the log."""
         return LogFacts.load(self.folder)
 
-    @property
-    def newest(self) -> int:
-        """Time of the newest event, microseconds since the epoch; 0 without events."""
-        return int(self.histories.time.max(initial=0))
-
     def all_rows(self) -> Histories:
         """Whole histories, a row per user."""
         offsets = np.asarray(self.histories.offsets)
@@ -105,7 +100,7 @@ class Dataset:
         return removed & (self.histories.item_counts(self.num_items, self.split.train_end) > 0)
 
     def without_held_back(self) -> "Dataset":
-        """Dataset without events after the test part: the log as it was at an earlier cut."""
+        """Dataset without events after the test part: the log as it was at an earlier cut, its `facts.now` included."""
         histories, ends = self.histories, np.asarray(self.split.test_end)
         if (ends == histories.offsets[1:]).all():
             return self
@@ -119,7 +114,9 @@ class Dataset:
             histories.event_type[positions],
             histories.value[positions],
         )
-        return replace(self, histories=earlier)
+        cut = replace(self, histories=earlier)
+        cut.__dict__["facts"] = replace(self.facts, now=min(self.facts.now, int(earlier.time.max(initial=0))))
+        return cut
 
     def held_out(self, part: str, ties: str, session_minutes: float = 0.0) -> "HeldOut":
         """Events of the evaluated users in the `validation` or `test` part, by user and position.

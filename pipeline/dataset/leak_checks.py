@@ -37,8 +37,8 @@ def check_targets(
             "build it again with --force"
         )
     _check_held_out(targets, dataset, numbering, part)
-    order = np.argsort(targets.user, kind="stable")
-    users = targets.user[order]
+    order = np.argsort(targets.user_of_target, kind="stable")
+    users = targets.user_of_target[order]
     num_known = 0
     latest = np.asarray(histories.time[targets.position])
     for block in blocks(histories):
@@ -62,8 +62,9 @@ def _check_held_out(targets: RankedTargets, dataset: Dataset, numbering: ItemNum
     """Raise LeakError unless every target is an event of an evaluated user in the part."""
     histories, split = dataset.histories, dataset.split
     start, end = split.stretch(histories, part)
-    is_held_out = (start[targets.user] <= targets.position) & (targets.position < end[targets.user])
-    is_held_out &= split.kept_user[targets.user]
+    user = targets.user_of_target
+    is_held_out = (start[user] <= targets.position) & (targets.position < end[user])
+    is_held_out &= split.kept_user[user]
     if not is_held_out.all():
         _refuse(targets, np.flatnonzero(~is_held_out), f"no {part} event of an evaluated user is the target")
     is_other = targets.item != numbering.new[histories.item_index[targets.position]]
@@ -101,9 +102,10 @@ def _check_rows(
     is_known: [events of the block]; before: known events of the users before the block.
     """
     num_before = before + np.concatenate(([0], np.cumsum(is_known)))  # [events + 1]
-    earliest = num_before[block.starts[targets.user[chosen] - block.users.start]]
+    earliest = num_before[block.starts[targets.user_of_target[chosen] - block.users.start]]
     latest = num_before[targets.position[chosen] - block.events.start]
-    start, end = targets.histories.starts[chosen], targets.histories.ends[chosen]
+    request = targets.request[chosen]
+    start, end = targets.histories.starts[request], targets.histories.ends[request]
     if (is_late := (end > latest) & (start < end)).any():
         _refuse(targets, chosen[is_late], "an event at or after the target stands in the history")
     if (is_foreign := (start < earliest) & (start < end)).any():
@@ -117,13 +119,15 @@ def _times_of_visits(block: Block, histories: JaggedHistories, session_minutes: 
 
 
 def _check_times(targets: RankedTargets, time: Int64, ties: str) -> None:
-    """Raise LeakError where a history ends after `time` [targets], or (ties = `strict`) at it.
+    """Raise LeakError where a history ends after `time` [targets] or its request, or (ties = `strict`) at either.
 
     time: of the target, with strict ties of its visit.
     """
-    given = np.flatnonzero(targets.histories.lengths > 0)
-    latest = targets.histories.time[targets.histories.ends[given] - 1]
-    is_late = latest >= time[given] if ties == "strict" else latest > time[given]
+    given = np.flatnonzero((targets.histories.lengths > 0)[targets.request])
+    request = targets.request[given]
+    latest = targets.histories.time[targets.histories.ends[request] - 1]
+    limit = np.minimum(time[given], targets.moment[request])
+    is_late = latest >= limit if ties == "strict" else latest > limit
     if is_late.any():
         late = "of or after the target's visit" if ties == "strict" else "after the target's time"
         _refuse(targets, given[is_late], f"an event {late} stands in the history")
@@ -133,5 +137,5 @@ def _refuse(targets: RankedTargets, wrong: Int64, leak: str) -> None:
     row = int(wrong[0])
     raise LeakError(
         f"leak: {leak}, for {len(wrong):,} of {len(targets):,} targets; the first one is the event at position "
-        f"{int(targets.position[row])} of the features folder, of user index {int(targets.user[row])}"
+        f"{int(targets.position[row])} of the features folder, of user index {int(targets.user_of_target[row])}"
     )

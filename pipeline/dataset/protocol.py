@@ -55,9 +55,19 @@ class Protocol:
         return self.kinds[0]
 
     @property
+    def counts_new_items(self) -> bool:
+        """Whether targets on items unseen in training count in the metrics, as misses of systems that do not know them."""
+        return self.headline == "nightly"
+
+    @property
     def horizon_days(self) -> float:
         """Horizon, in days."""
         return self.horizon / DAY
+
+    @property
+    def every_days(self) -> float:
+        """Distance of the nights, in days."""
+        return self.every / DAY
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> "Protocol":
@@ -105,13 +115,16 @@ def _kinds(config: Config, dataset: Dataset, horizon: int, every: int) -> tuple[
 
 
 def _period(dataset: Dataset, part: str) -> tuple[int, int]:
-    """Start and end of a part of a temporal split, microseconds since the epoch; the test ends with the newest regular event."""
+    """Start and end of a part of a temporal split, microseconds since the epoch.
+
+    The test ends with the newest regular event, or with its day where the log knows only dates.
+    """
     split = dataset.split
     assert split.validation_from is not None
     assert split.test_from is not None
     if part == "validation":
         return split.validation_from, split.test_from
-    newest = dataset.facts.now + 1
+    newest = dataset.facts.now + dataset.facts.resolution
     end = newest if split.test_until is None else min(newest, split.test_until)
     return split.test_from, max(end, split.test_from)
 
@@ -166,12 +179,5 @@ def _has_enough(dataset: Dataset, nights: Nights) -> bool:
 
 
 def first_at(dataset: Dataset, moment: int) -> Int64:
-    """[num_users] flat position of each user's first event at or after a moment, by bisection."""
-    histories = dataset.histories
-    low, high = np.asarray(histories.offsets[:-1]).copy(), np.asarray(histories.offsets[1:]).copy()
-    while (is_open := low < high).any():
-        middle = (low + high) // 2
-        is_earlier = is_open.copy()
-        is_earlier[is_open] = histories.time[middle[is_open]] < moment
-        low, high = np.where(is_earlier, middle + 1, low), np.where(is_open & ~is_earlier, middle, high)
-    return low
+    """[num_users] flat position of each user's first event at or after a moment."""
+    return dataset.histories.first_at(moment)

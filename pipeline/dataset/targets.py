@@ -1,4 +1,8 @@
-"""Held-out targets: warm ones, cold ones reported separately, and counts of excluded events by reason."""
+"""Held-out targets of requests: warm ones, cold ones reported separately, and counts of excluded events by reason.
+
+A request is a history at a moment, for which systems recommend. By `successive` and `first` every target is a request of its own,
+at its event's time; by `nightly` a request has all that its user takes within the horizon of a night.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +14,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.numbering import ItemNumbering
 from features.histories.splits import blocks
 from models.histories import Histories, Int32, Int64
-from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset, HeldOut
-from pipeline.dataset.protocol import Protocol
-from pipeline.errors import LookbackError
 
 WARM, NO_HISTORY, UNKNOWN_ITEM = range(3)
 """Codes of `RankedTargets.cold`."""
@@ -21,23 +22,54 @@ WARM, NO_HISTORY, UNKNOWN_ITEM = range(3)
 
 @dataclass(frozen=True)
 class RankedTargets:
-    """Held-out targets in a model's own item numbering, ordered by user and position."""
+    """Held-out targets and their requests in a model's own item numbering; requests are ordered by night, user and position."""
 
     histories: Histories
-    """History before each target, empty for cold users."""
-    item: Int32
-    """[targets], 1..num_items of the model, 0 for an unknown item"""
+    """[requests], history before each, empty for cold users; requested at the night or at the target's time."""
     user: Int64
-    """[targets], user index"""
+    """[requests], user index"""
+    request: Int64
+    """[targets], number of each target's request, ascending"""
+    item: Int32
+    """[targets], 1..num_items of the model, 0 for an unknown item; distinct within a request"""
     position: Int64
-    """[targets], flat position of the event in the features folder"""
+    """[targets], flat position of the (first) event in the features folder"""
     cold: NDArray[np.int8]
     """[targets], WARM, NO_HISTORY (no known item before it) or UNKNOWN_ITEM (unseen in training)"""
     left_out: dict[str, int]
-    """Counts of held-out events that are no targets, by reason."""
+    """Counts of held-out events that are no targets, by reason; of nights also user-nights without any target."""
+
+    @classmethod
+    def one_each(
+        cls,
+        histories: Histories,
+        item: Int32,
+        user: Int64,
+        position: Int64,
+        cold: NDArray[np.int8],
+        left_out: dict[str, int],
+    ) -> "RankedTargets":
+        """Targets that are a request each."""
+        return cls(histories, user, np.arange(len(item)), item, position, cold, left_out)
 
     def __len__(self) -> int:
         return len(self.item)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests: user-nights, or as many as targets."""
+        return len(self.user)
+
+    @property
+    def moment(self) -> Int64:
+        """[requests], time of each, microseconds since the epoch."""
+        assert self.histories.request_time is not None
+        return self.histories.request_time
+
+    @property
+    def user_of_target(self) -> Int64:
+        """[targets], user index."""
+        return self.user[self.request]
 
     @property
     def warm(self) -> NDArray[np.bool_]:
@@ -50,16 +82,34 @@ class RankedTargets:
         counts = np.bincount(self.cold, minlength=3)
         return {"no_history": int(counts[NO_HISTORY]), "unknown_item": int(counts[UNKNOWN_ITEM])}
 
-    def select(self, chosen: NDArray[np.bool_] | NDArray[np.integer] | slice) -> "RankedTargets":
-        """Targets of a mask, of indices or of a slice; `left_out` stays the same."""
+    def select(self, chosen: NDArray[np.bool_] | NDArray[np.integer]) -> "RankedTargets":
+        """Targets of a mask or of ascending indices, and their requests; `left_out` stays the same."""
+        requests, request = np.unique(self.request[chosen], return_inverse=True)
         return replace(
             self,
-            histories=self.histories.select(chosen),
+            histories=self.histories.select(requests),
+            user=self.user[requests],
+            request=request.astype(np.int64),
             item=self.item[chosen],
-            user=self.user[chosen],
             position=self.position[chosen],
             cold=self.cold[chosen],
         )
+
+    def of_requests(self, chosen: NDArray[np.bool_]) -> "RankedTargets":
+        """Requests of a mask [requests], and all their targets."""
+        return self.select(chosen[self.request])
+
+    def sample(self, most: int, seed: int) -> "RankedTargets":
+        """At most `most` requests, fixed by the seed, and all their targets."""
+        if self.num_requests <= most:
+            return self
+        chosen = np.zeros(self.num_requests, bool)
+        chosen[np.random.default_rng(seed).choice(self.num_requests, most, replace=False)] = True
+        return self.of_requests(chosen)
+
+    def translate(self, mapping: Int32) -> "RankedTargets":
+        """Targets and histories renumbered by `mapping` [num_items + 1], 0 for an unknown item."""
+        return replace(self, histories=self.histories.translate(mapping), item=mapping[self.item])
 
 
 def ranked_targets(
@@ -68,6 +118,7 @@ def ranked_targets(
     numbering: ItemNumbering,
     *,
     ties: str,
+    session_minutes: float = 0.0,
     exclude_seen: bool,
     first_only: bool = False,
     trained: NDArray[np.bool_] | None = None,
@@ -83,7 +134,7 @@ def ranked_targets(
     knows them by content.
     """
     histories, split = dataset.histories, dataset.split
-    candidates = dataset.held_out(part, ties)
+    candidates = dataset.held_out(part, ties, session_minutes)
     none, first = np.zeros(len(candidates), bool), split.stretch(histories, part)[0][candidates.user]
     reasons = {
         "under_core": dataset.under_core()[candidates.item],
@@ -102,50 +153,7 @@ def ranked_targets(
     cold = np.full(len(chosen), WARM, np.int8)
     cold[before.lengths == 0] = NO_HISTORY
     cold[item == 0 if trained is None else ~trained[chosen.item]] = UNKNOWN_ITEM
-    return RankedTargets(before, item, chosen.user, chosen.position, cold, left_out)
-
-
-def targets_of(
-    config: Config,
-    dataset: Dataset,
-    part: str,
-    numbering: ItemNumbering,
-    *,
-    trained: NDArray[np.bool_] | None = None,
-    exclude_seen: bool | None = None,
-) -> RankedTargets:
-    """Targets of a dataset by the configuration (see `ranked_targets`).
-
-    `evaluate.targets` = first applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
-    Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
-    """
-    protocol = Protocol.of(config, dataset)
-    return ranked_targets(
-        dataset,
-        part,
-        numbering,
-        ties=protocol.ties,
-        exclude_seen=protocol.exclude_seen if exclude_seen is None else exclude_seen,
-        first_only=part == "test" and protocol.headline == "first",
-        trained=trained,
-        types=_target_types(config, dataset),
-    )
-
-
-def _target_types(config: Config, dataset: Dataset) -> NDArray[np.bool_] | None:
-    """Event types that can be targets: [num_event_types + 1]; None for all.
-
-    Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
-    """
-    included, names = config.evaluate.target_types, dataset.event_types
-    if included is None:
-        return None
-    if unknown := [name for name in included if name not in names]:
-        raise LookbackError(
-            f"evaluate.target_types: received {', '.join(unknown)}, "
-            f"expected types of the log: {', '.join(names) or 'it has none'}"
-        )
-    return np.array([False, *(name in included for name in names)])
+    return RankedTargets.one_each(before, item, chosen.user, chosen.position, cold, left_out)
 
 
 def _already_seen(histories: JaggedHistories, candidates: HeldOut) -> NDArray[np.bool_]:
@@ -159,6 +167,16 @@ def _already_seen(histories: JaggedHistories, candidates: HeldOut) -> NDArray[np
         first_on_item = block.events.start + first[number[candidates.position[here] - block.events.start]]
         seen[here] = first_on_item < candidates.histories.ends[here]
     return seen
+
+
+def counted(targets: RankedTargets, *, cold_users: bool, cold_items: bool) -> NDArray[np.bool_]:
+    """Mask [targets] of the targets included in metrics."""
+    included: NDArray[np.bool_] = targets.cold == WARM
+    if cold_users:
+        included = included | (targets.cold == NO_HISTORY)
+    if cold_items:
+        included = included | (targets.cold == UNKNOWN_ITEM)
+    return included
 
 
 def counts_by_reason(left_out: Mapping[str, int]) -> str:

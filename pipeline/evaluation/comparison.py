@@ -5,17 +5,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict, over_seeds
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
+from models.histories import Int64
 from pipeline.artifacts.store import read_manifest
 from pipeline.errors import LookbackError
+from pipeline.evaluation import target_words
 from pipeline.evaluation.metric_names import display_name
 from pipeline.sections import MODEL
 
 KEY = ("user_id", "item_id", "timestamp")
+"""Columns that identify a target; of nights also `night`."""
 PHRASES: dict[Verdict, str] = {
     "better": "better than",
     NO_DIFFERENCE: f"{NO_DIFFERENCE} from",
@@ -37,32 +41,71 @@ def metrics_of_runs(
     targets: Mapping[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int
 ) -> SystemComparison:
     """Metrics of each run's model, by label; raises LookbackError where two runs have different targets."""
-    ranked = {
-        label: table.filter(pl.col("system") == MODEL).sort(*KEY, "history_length")
-        for label, table in targets.items()
-    }
+    ranked = {label: _of_model(table) for label, table in targets.items()}
     first, one = next(iter(ranked.items()))
     for label, other in ranked.items():
-        if not one.select(KEY).equals(other.select(KEY)):
+        if not _key(one).equals(_key(other)):
             raise LookbackError(_difference_of(first, one, label, other))
-    values = ((label, metrics_of_ranks(table["rank"].to_numpy(), ks)) for label, table in ranked.items())
-    return SystemComparison.of(values, one["user_id"].to_numpy(), resamples, seed)
+    request, users = _requests(one)
+    values = (
+        (label, metrics_of_ranks(table["rank"].to_numpy(), ks, request, len(users)))
+        for label, table in ranked.items()
+    )
+    return SystemComparison.of(values, users.to_numpy(), resamples, seed)
+
+
+def _of_model(table: pl.DataFrame) -> pl.DataFrame:
+    """Targets of the model, in an order common to evaluations of the same targets."""
+    own = table.filter(pl.col("system") == MODEL)
+    return own.sort(*(["night"] if "night" in own.columns else []), *KEY, "history_length")
+
+
+def _key(table: pl.DataFrame) -> pl.DataFrame:
+    return table.select(*KEY, *(["night"] if "night" in table.columns else []))
+
+
+def _requests(table: pl.DataFrame) -> tuple[Int64, pl.Series]:
+    """Number of each target's request, and the user of each request: a user-night or, without nights, the target itself."""
+    if "night" not in table.columns:
+        return np.arange(len(table)), table["user_id"]
+    is_first = pl.struct("night", "user_id").is_first_distinct()
+    first = table.select(is_first).to_series().to_numpy()
+    return np.cumsum(first) - 1, table.filter(first)["user_id"]
 
 
 def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFrame) -> str:
+    if ("night" in one.columns) != ("night" in other.columns):
+        nightly, by_events = (first, label) if "night" in one.columns else (label, first)
+        return (
+            f"compare: different kinds of test targets: user-nights in {nightly!r}, held-out events in {by_events!r};"
+            " expected runs with the same evaluate.targets"
+        )
     shared = "ids of other types"
-    if one.select(KEY).schema == other.select(KEY).schema:
-        shared = f"{len(one.join(other, on=KEY, how='semi')):,} of {first!r} also in {label!r}"
+    if _key(one).schema == _key(other).schema:
+        shared = f"{len(one.join(other, on=_key(one).columns, how='semi')):,} of {first!r} also in {label!r}"
     return (
         f"compare: different test targets: {len(one):,} in {first!r}, {len(other):,} in {label!r}, {shared};"
-        " expected runs with the same log, split, core filter and exclude_seen"
+        " expected runs with the same log, split, core filter, exclude_seen and evaluate.targets (of nights also horizon_days and"
+        " every_days)"
     )
+
+
+def _about(targets: pl.DataFrame, systems: SystemComparison) -> str:
+    """`6 user-nights of 4 users, 2 nights from 2020-01-01 to 2020-01-08`, or `6 held-out events of 4 users`."""
+    if "night" not in targets.columns:
+        return target_words.counted("successive", systems.num_targets, systems.num_users)
+    nights = targets["night"].unique().sort().dt.strftime("%Y-%m-%d")
+    text = target_words.counted("nightly", systems.num_targets, systems.num_users)
+    return f"{text}, {target_words.number_of_nights(len(nights), nights[0], nights[-1])}"
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Metrics of several runs, their differences from the first, and means over seeds."""
 
+    about: str
+    """Number of the targets, their users and nights, in words."""
+    is_nightly: bool
     systems: SystemComparison
     differences: Mapping[str, Mapping[str, PairedDifference]]
     """Each run but the first -> metric -> run minus first: see `SystemComparison.compared`."""
@@ -70,13 +113,17 @@ class Comparison:
     """Group and metric -> (mean, sample standard deviation) over its runs."""
 
     @classmethod
-    def of(cls, systems: SystemComparison, groups: Sequence[SeedGroup] = ()) -> "Comparison":
-        """Compare all systems with the first."""
+    def of(
+        cls, targets: pl.DataFrame, systems: SystemComparison, groups: Sequence[SeedGroup] = ()
+    ) -> "Comparison":
+        """Compare all systems with the first; `targets`: targets.parquet of any of the runs."""
         differences = {
             label: {name: difference.reversed() for name, difference in by_metric.items()}
             for label, by_metric in systems.compared(systems.systems[0]).items()
         }
         return cls(
+            _about(targets, systems),
+            "night" in targets.columns,
             systems,
             differences,
             [(group, over_seeds(systems.values(label) for label in group.labels)) for group in groups],
@@ -150,16 +197,17 @@ def against_earlier(
     """
     own = _ranks(evaluate)
     ranked = {name: _ranks(folder) for name, folder in earlier.items()}
-    ranked = {name: table for name, table in ranked.items() if table.select(KEY).equals(own.select(KEY))}
+    ranked = {name: table for name, table in ranked.items() if _key(table).equals(_key(own))}
     if not ranked:
         return None
     k = int(metric.rpartition("@")[2])
+    request, users = _requests(own)
     systems = SystemComparison.of(
         (
-            (name, {metric: metrics_of_ranks(table["rank"].to_numpy(), (k,))[metric]})
+            (name, {metric: metrics_of_ranks(table["rank"].to_numpy(), (k,), request, len(users))[metric]})
             for name, table in ({"this run": own} | ranked).items()
         ),
-        own["user_id"].to_numpy(),
+        users.to_numpy(),
         _RESAMPLES,
         seed,
     )
@@ -189,7 +237,7 @@ def against_earlier(
 def _ranks(evaluate: Path) -> pl.DataFrame:
     """Ranks of the targets by the model, in an order common to evaluations of the same targets."""
     table = pl.scan_parquet(evaluate / "targets.parquet").filter(pl.col("system") == MODEL)
-    return table.select(*KEY, "history_length", "rank").collect().sort(*KEY, "history_length")
+    return _of_model(table.drop("recommended", "pessimistic_rank", strict=False).collect())
 
 
 def by_chance(difference: PairedDifference, comparisons: int) -> str:

@@ -71,27 +71,34 @@ def build(
     `ranked`: the model's ranks of the `targets`, with lists of length `k`. `numbering`: items of the dataset -> the model's.
     `calibration`, `attention`, `because`, `repeats`, `users`: see the functions below.
     """
-    warm, k = np.flatnonzero(targets.warm), ranked.lists.shape[1]
+    has_history = (targets.histories.lengths > 0)[targets.request]
+    warm, k = np.flatnonzero(targets.warm & has_history), ranked.lists.shape[1]
     if not len(warm):
         return {"k": k, "targets": 0}
     random = np.random.default_rng(seed)
     most = min(CALIBRATION_TARGETS, max(200, CALIBRATION_CELLS // recommender.num_items))
     sizes = (most, ATTENTION_TARGETS, BECAUSE_TARGETS)
     sample, fewer, fewest = (_sampled(warm, size, random) for size in sizes)
-    histories, item = targets.histories.select(sample), targets.item[sample]
-    moments = np.asarray(dataset.histories.time[targets.position[fewer]])
+    request = targets.request
+    histories, item = targets.histories.select(request[sample]), targets.item[sample]
+    moments = targets.moment[request[fewer]]
     return {
         "k": k,
         "targets": len(warm),
         "calibration": calibration(recommender, histories, item, k, exclude_seen=exclude_seen),
         "attention": attention(
             recommender.encoder,
-            targets.histories.select(fewer),
+            targets.histories.select(request[fewer]),
             moments if timed else None,
             dataset.event_types,
         ),
-        "because": because(recommender.encoder, targets.histories.select(fewest), ranked.lists[fewest], seed),
-        "repeats": repeats(histories, ranked.lists[sample], item)
+        "because": because(
+            recommender.encoder,
+            targets.histories.select(request[fewest]),
+            ranked.lists[request[fewest]],
+            seed,
+        ),
+        "repeats": repeats(histories, ranked.lists[request[sample]], item)
         | {"exclude_seen": exclude_seen, "left_out": targets.left_out.get("already_seen", 0)},
         "users": best_and_worst(targets, ranked, warm, k, _Names.of(dataset, numbering)),
     }
@@ -333,20 +340,22 @@ class _Names:
 def best_and_worst(
     targets: RankedTargets, ranked: SystemRanks, warm: Int64, k: int, names: _Names
 ) -> BestAndWorst:
-    """`SHOWN_USERS` users with the highest (`best`) and lowest (`worst`) mean NDCG@k over their warm targets.
+    """`SHOWN_USERS` users with the highest (`best`) and lowest (`worst`) mean NDCG@k over their requests with warm targets.
 
     Among users with at least `min_targets` = `MIN_USER_TARGETS` targets, or as many as any user has; ties by mean reciprocal
     rank, then by user. Each with its best ranked target (worst users: worst ranked), the first recommendation instead, and the
     most recent events before it.
     """
-    user, rank = targets.user[warm], ranked.rank[warm]
+    user, rank = targets.user_of_target[warm], ranked.rank[warm]
+    requests, request = np.unique(targets.request[warm], return_inverse=True)
+    of_request = metrics.metrics_of_ranks(rank, (k,), request, len(requests))[f"ndcg@{k}"]
     table = (
         pl.DataFrame(
             {
                 "user": user,
                 "row": warm,
                 "rank": rank,
-                "ndcg": metrics.ndcg(rank, k),
+                "ndcg": of_request[request],
                 "reciprocal": 1 / rank,
             }
         )
@@ -378,7 +387,8 @@ def best_and_worst(
 
 def _user_row(row: Row, at: int, targets: RankedTargets, ranked: SystemRanks, names: _Names) -> ShownUser:
     """Description of a user by the target at `at`."""
-    history = targets.histories.select(slice(at, at + 1))
+    request = int(targets.request[at])
+    history = targets.histories.select(slice(request, request + 1))
     last = history.item_index[history.ends[0] - min(SHOWN_EVENTS, int(history.lengths[0])) : history.ends[0]]
     return {
         "user_id": names.user(row["user"]),
@@ -388,7 +398,7 @@ def _user_row(row: Row, at: int, targets: RankedTargets, ranked: SystemRanks, na
         "history": [names.item(item) for item in reversed(last.tolist())],
         "target": names.item(int(targets.item[at])),
         "rank": float(ranked.rank[at]),
-        "recommended": names.item(int(ranked.lists[at, 0])),
+        "recommended": names.item(int(ranked.lists[request, 0])),
     }
 
 

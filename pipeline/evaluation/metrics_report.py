@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,10 @@ from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64
 from models.evaluation.ranks import SystemRanks
 from models.histories import Int64
-from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, WARM, RankedTargets
-from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling
+from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, RankedTargets
+from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling, SubsetMetrics
+
+T = TypeVar("T")
 
 OF_RANKS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 """Metrics that average a function of the target's rank, 0 for a miss."""
@@ -34,6 +37,13 @@ class MetricSettings:
     def list_length(self) -> int:
         """List length of novelty, diversity, coverage and other metrics of lists."""
         return self.ks[0]
+
+
+def defined(values: Mapping[str, T]) -> dict[str, T]:
+    """Metrics without NaN, which JSON lacks."""
+    return {
+        name: value for name, value in values.items() if not np.isnan(np.asarray(value, np.float64)).any()
+    }
 
 
 def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumbering) -> Catalogue:
@@ -62,7 +72,8 @@ def compute_metrics(
 ) -> SystemComparison:
     """Compute every metric of every system, resampled together."""
     weight = metrics.debias_weights(catalogue.counts, targets.item)
-    weights = {f"debiased_ndcg@{k}": weight for k in settings.ks}
+    of_request = np.bincount(targets.request, weight, targets.num_requests).astype(np.float64)
+    weights = {f"debiased_ndcg@{k}": of_request for k in settings.ks}
     values = ((name, values_of(ranks, targets, catalogue, settings)) for name, ranks in ranked.items())
     return SystemComparison.of(values, targets.user, settings.resamples, settings.seed, weights)
 
@@ -70,18 +81,29 @@ def compute_metrics(
 def values_of(
     ranked: SystemRanks, targets: RankedTargets, catalogue: Catalogue, settings: MetricSettings
 ) -> dict[str, Float64]:
-    """Metric -> values [targets] of one system."""
-    worst = metrics.metrics_of_ranks(ranked.pessimistic, settings.ks)
+    """Metric -> values [requests] of one system.
+
+    `debiased_ndcg`: mean of the relevant items' gains 1 / log2(rank + 1), weighted by `debias_weights`.
+    """
+    num, request = targets.num_requests, targets.request
+    worst = metrics.metrics_of_ranks(ranked.pessimistic, settings.ks, request, num)
+    weight = metrics.debias_weights(catalogue.counts, targets.item)
+    share = weight / np.bincount(request, weight, num)[request]
     return (
-        metrics.metrics_of_ranks(ranked.rank, settings.ks)
-        | {f"debiased_ndcg@{k}": metrics.ndcg(ranked.rank, k) for k in settings.ks}
+        metrics.metrics_of_ranks(ranked.rank, settings.ks, request, num)
+        | {
+            f"debiased_ndcg@{k}": np.asarray(
+                np.bincount(request, share * metrics.ndcg(ranked.rank, k), num), np.float64
+            )
+            for k in settings.ks
+        }
         | {
             f"pessimistic_{name}": values
             for name, values in worst.items()
             if name.startswith(("ndcg", "hit"))
         }
         | beyond_accuracy.list_metrics(
-            ranked.lists, targets.histories, targets.item, catalogue, settings.list_length
+            ranked.lists, targets.histories, targets.item, catalogue, settings.list_length, targets.request
         )
     )
 
@@ -99,16 +121,6 @@ def catalogue_metrics(
     }
 
 
-def counted(targets: RankedTargets, *, cold_users: bool, cold_items: bool) -> NDArray[np.bool_]:
-    """Mask [targets] of the targets included in metrics."""
-    included: NDArray[np.bool_] = targets.cold == WARM
-    if cold_users:
-        included = included | (targets.cold == NO_HISTORY)
-    if cold_items:
-        included = included | (targets.cold == UNKNOWN_ITEM)
-    return included
-
-
 def cold_targets(
     ranked: Mapping[str, SystemRanks],
     targets: RankedTargets,
@@ -120,10 +132,10 @@ def cold_targets(
 ) -> dict[str, ColdTargets]:
     """Metrics over targets without a history (`no_history`), and on items without training events (`unknown_item`).
 
-    The latter are misses of systems that don't know the item by its content. `systems`: metrics of the report's targets.
+    The latter are misses of systems that don't know the item. `systems`: metrics of the report's targets.
     """
     no_history, unknown = targets.cold == NO_HISTORY, targets.cold == UNKNOWN_ITEM
-    of_unknown = _means(ranked, unknown, settings)
+    of_unknown = _means(ranked, targets, unknown, settings)
     share = 0.0 if cold_items else float(unknown.sum() / (systems.num_targets + unknown.sum()))
     with_unknown = {
         name: {
@@ -134,35 +146,73 @@ def cold_targets(
         for name in systems.systems
     }
     return {
-        "no_history": ColdTargets(int(no_history.sum()), cold_users, _means(ranked, no_history, settings)),
+        "no_history": ColdTargets(
+            int(no_history.sum()), cold_users, _means(ranked, targets, no_history, settings)
+        ),
         "unknown_item": ColdTargets(int(unknown.sum()), cold_items, of_unknown, with_unknown),
     }
 
 
 def _means(
-    ranked: Mapping[str, SystemRanks], chosen: NDArray[np.bool_], settings: MetricSettings
+    ranked: Mapping[str, SystemRanks],
+    targets: RankedTargets,
+    chosen: NDArray[np.bool_],
+    settings: MetricSettings,
 ) -> dict[str, dict[str, float]]:
-    """System -> mean of each metric of ranks over the chosen targets; empty where none is chosen."""
+    """System -> mean over requests of each metric of ranks of the chosen targets alone; empty where none is chosen."""
     if not chosen.any():
         return {}
+    requests, request = np.unique(targets.request[chosen], return_inverse=True)
     return {
         name: {
             metric: float(values.mean())
-            for metric, values in metrics.metrics_of_ranks(ranks.rank[chosen], settings.ks).items()
+            for metric, values in metrics.metrics_of_ranks(
+                ranks.rank[chosen], settings.ks, request, len(requests)
+            ).items()
         }
         for name, ranks in ranked.items()
     }
+
+
+def of_targets(
+    ranked: Mapping[str, SystemRanks],
+    targets: RankedTargets,
+    chosen: NDArray[np.bool_],
+    settings: MetricSettings,
+) -> SubsetMetrics | None:
+    """Metrics of ranks of the chosen targets [targets] alone, with intervals; None where none is chosen."""
+    if not chosen.any():
+        return None
+    requests, request = np.unique(targets.request[chosen], return_inverse=True)
+    systems = SystemComparison.of(
+        (
+            (name, metrics.metrics_of_ranks(ranks.rank[chosen], settings.ks, request, len(requests)))
+            for name, ranks in ranked.items()
+        ),
+        targets.user[requests],
+        settings.resamples,
+        settings.seed,
+    )
+    return SubsetMetrics(
+        int(chosen.sum()),
+        {name: systems.values(name) for name in systems.systems},
+        {name: systems.intervals(name) for name in systems.systems},
+    )
 
 
 Segment = tuple[str, str, NDArray[np.bool_]]
 
 
 def segment_metrics(
-    ranked: Mapping[str, SystemRanks], user: Int64, segments: Iterator[Segment], settings: MetricSettings
+    ranked: Mapping[str, SystemRanks],
+    targets: RankedTargets,
+    segments: Iterator[Segment],
+    settings: MetricSettings,
 ) -> Iterator[dict[str, str | float]]:
     """Yield a row per segment, value and system: targets, users, NDCG, hit rate and MRR at the shortest list, with intervals.
 
-    Values of one kind of segment are resampled together, as metrics undefined for targets outside the value.
+    Requests count with their targets in the segment alone; those without any are undefined. Values of one kind of segment are
+    resampled together.
     """
     kinds: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
     for kind, value, chosen in segments:
@@ -170,8 +220,8 @@ def segment_metrics(
             kinds.setdefault(kind, []).append((value, chosen))
     for kind, values in kinds.items():
         systems = SystemComparison.of(
-            ((name, _within(ranks, values, settings.list_length)) for name, ranks in ranked.items()),
-            user,
+            ((name, _within(ranks, targets, values, settings.list_length)) for name, ranks in ranked.items()),
+            targets.user,
             settings.resamples,
             settings.seed,
         )
@@ -179,24 +229,23 @@ def segment_metrics(
             means, ends = systems.values(name), systems.intervals(name)
             for place, (value, chosen) in enumerate(values):
                 row: dict[str, str | float] = {"system": name, "segment": kind, "value": value}
-                counts = {"targets": int(chosen.sum()), "users": len(np.unique(user[chosen]))}
+                counts = {
+                    "targets": int(chosen.sum()),
+                    "users": len(np.unique(targets.user_of_target[chosen])),
+                }
                 yield {**row, **counts, **_columns(means, ends, place)}
 
 
 def _within(
-    ranked: SystemRanks, values: Sequence[tuple[str, NDArray[np.bool_]]], k: int
+    ranked: SystemRanks, targets: RankedTargets, values: Sequence[tuple[str, NDArray[np.bool_]]], k: int
 ) -> dict[str, Float64]:
-    """`place metric` -> [targets], NaN outside the segment."""
-    measured = {
-        f"ndcg@{k}": metrics.ndcg(ranked.rank, k),
-        f"hit_rate@{k}": metrics.hit_rate(ranked.rank, k),
-        f"mrr@{k}": metrics.mrr(ranked.rank, k),
-    }
-    return {
-        f"{place} {name}": np.where(chosen, column, np.nan)
-        for place, (_, chosen) in enumerate(values)
-        for name, column in measured.items()
-    }
+    """`place metric` -> [requests], of the targets in the segment alone; NaN without any."""
+    within: dict[str, Float64] = {}
+    for place, (_, chosen) in enumerate(values):
+        request = targets.request[chosen]
+        measured = metrics.metrics_of_ranks(ranked.rank[chosen], (k,), request, targets.num_requests)
+        within |= {f"{place} {name}@{k}": measured[f"{name}@{k}"] for name in ("ndcg", "hit_rate", "mrr")}
+    return within
 
 
 def _columns(means: dict[str, float], ends: dict[str, list[float]], place: int) -> dict[str, float]:

@@ -35,6 +35,13 @@ class Estimate(NamedTuple):
         return f"{self.value:.4f}" + ("" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]")
 
 
+def _estimate(
+    metrics: Mapping[str, Values], intervals: Mapping[str, Intervals], system: str, metric: str
+) -> Estimate:
+    low, high = intervals[system].get(metric, (None, None))
+    return Estimate(metrics[system][metric], low, high)
+
+
 @dataclass(frozen=True)
 class ColdTargets:
     """Targets without a history, or on items without training events."""
@@ -46,6 +53,20 @@ class ColdTargets:
     """System -> metrics over these targets alone; empty where there are none."""
     metrics_with_them: Mapping[str, Values] | None = None
     """System -> metrics over the report's targets and these."""
+
+
+@dataclass(frozen=True)
+class SubsetMetrics:
+    """Metrics of ranks of some targets alone: repeats, or items new to their user."""
+
+    targets: int
+    """Items taken: a user-night may have several"""
+    metrics: Mapping[str, Values]
+    intervals: Mapping[str, Intervals]
+
+    def value(self, system: str, metric: str) -> Estimate:
+        """Value and interval of a metric; raises KeyError where it was not measured."""
+        return _estimate(self.metrics, self.intervals, system, metric)
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,19 @@ class SecondStageGain:
     intervals: Mapping[str, Intervals] | None = None
     paired: Mapping[str, Difference] | None = None
     """Metric -> two stages minus retrieval alone."""
+
+
+@dataclass(frozen=True)
+class NightsTested:
+    """Nights of the test at which lists were made."""
+
+    first: str
+    """ISO 8601, as `last`"""
+    last: str
+    number: int
+    horizon_days: float
+    """Time after each night in which events count"""
+    every_days: float
 
 
 @dataclass(frozen=True)
@@ -116,9 +150,11 @@ class EvaluationReport:
     test_from: str | None
     """Start of the test part, ISO 8601; None for leave-one-out."""
     targets_of_a_user: str
+    """`nightly`, `successive` or `first`"""
     ties: str
     users: int
     targets: int
+    """Requests: user-nights where the targets are those of nights"""
     targets_left_out: Mapping[str, int]
     """Reason -> test events that are no targets."""
     num_items: int
@@ -140,6 +176,16 @@ class EvaluationReport:
     index: Mapping[str, Any]
     """Recall of the index against exact search."""
     ranker: SecondStageGain
+    nights: NightsTested | None = None
+    """None unless the targets are those of nights."""
+    cautions: tuple[str, ...] = ()
+    """Reasons why the metrics may mislead, a sentence each."""
+    by_targets: Mapping[str, Mapping[str, Values]] | None = None
+    """Kind of targets -> system -> metrics, where several kinds are configured."""
+    repeats: SubsetMetrics | None = None
+    """Targets on items of the user's own history; None without any."""
+    new: SubsetMetrics | None = None
+    """Targets on items new to the user; None without any."""
     learning_curve: Sequence[LearningPoint] | None = None
     rolling: Rolling | None = None
 
@@ -159,14 +205,20 @@ class EvaluationReport:
         return tuple(self.metrics[MODEL])
 
     @property
+    def subsets(self) -> dict[str, SubsetMetrics]:
+        """Repeats and new items apart; empty without repeats, where the metrics are those of new items."""
+        if self.repeats is None:
+            return {}
+        return {"repeats": self.repeats} | ({} if self.new is None else {"new": self.new})
+
+    @property
     def list_lengths(self) -> tuple[int, ...]:
         """List lengths of the metrics, shortest first."""
         return tuple(sorted({int(name.rpartition("@")[2]) for name in self.metric_names}))
 
     def value(self, system: str, metric: str) -> Estimate:
         """Value and interval of a metric; raises KeyError where it was not measured."""
-        low, high = self.intervals[system].get(metric, (None, None))
-        return Estimate(self.metrics[system][metric], low, high)
+        return _estimate(self.metrics, self.intervals, system, metric)
 
     def paired(self, baseline: str, metric: str) -> PairedDifference:
         """Model minus baseline on the same targets; raises KeyError where it was not measured."""

@@ -11,15 +11,16 @@ from features.content import Content
 from features.histories.numbering import ItemNumbering
 from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.ranks import SystemRanks
-from models.histories import Float32, Int32
+from models.histories import Float32, Int32, Int64
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.item_features import padded_categories
 from pipeline.dataset.protocol import excludes_seen
-from pipeline.dataset.targets import targets_of
+from pipeline.dataset.targets import counted
 from pipeline.evaluation import metrics_report
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.evaluation.metrics_report import MetricSettings
@@ -63,7 +64,7 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
         trained=dataset.occurring(training),
         exclude_seen=exclude_seen,
     )
-    targets = targets.select(metrics_report.counted(targets, cold_users=False, cold_items=False))
+    targets = targets.select(counted(targets, cold_users=False, cold_items=False))
     training = training.translate(numbering.new)
     counts = np.bincount(
         training.item_index[training.gather()[1]], minlength=evaluated.recommender.num_items + 1
@@ -73,13 +74,13 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
     ranked = {}
     for name, rule in {PLAIN: Rules(exclude_seen=exclude_seen), **rules}.items():
         answer = engine.answer(targets.histories, config.score.k, replace(rule, allowed=None), keys=keys)
-        ranked[name] = _ranks(answer.item_index, targets.item)
+        ranked[name] = _ranks(answer.item_index, targets.item, targets.request)
     settings = MetricSettings((config.score.k,), config.evaluate.resamples, config.seed)
     catalogue = metrics_report.catalogue_of(counts, dataset.content, numbering)
     systems = metrics_report.compute_metrics(ranked, targets, catalogue, settings)
     of_lists = metrics_report.catalogue_metrics(ranked, targets, len(counts) - 1, settings)
     return RerankingEffects(
-        len(targets),
+        targets.num_requests,
         {name: _shown(systems.values(name) | of_lists[name][0]) for name in ranked},
         {name: _shown(systems.intervals(name) | of_lists[name][1]) for name in ranked},
         {name: _shown(systems.compared(name, [PLAIN])[PLAIN]) for name in rules},
@@ -103,9 +104,9 @@ def _engine(
     )
 
 
-def _ranks(lists: Int32, item: Int32) -> SystemRanks:
-    """Ranks of the targets in their lists, infinity for a miss."""
-    hits = lists == item[:, None]
+def _ranks(lists: Int32, item: Int32, request: Int64) -> SystemRanks:
+    """Ranks of the targets in their requests' lists, infinity for a miss."""
+    hits = lists[request] == item[:, None]
     rank = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
     return SystemRanks(rank, rank, lists)
 

@@ -23,7 +23,10 @@ def compare_with_retrieval(
 
     `ranked` has `RETRIEVAL` and `TWO_STAGE`. auto: both stages where the interval of the difference in `metric` lies above 0.
     """
-    values = {name: metrics.metrics_of_ranks(ranks.rank, settings.ks) for name, ranks in ranked.items()}
+    values = {
+        name: metrics.metrics_of_ranks(ranks.rank, settings.ks, targets.request, targets.num_requests)
+        for name, ranks in ranked.items()
+    }
     systems = SystemComparison.of(values.items(), targets.user, settings.resamples, settings.seed)
     paired = systems.paired(TWO_STAGE, RETRIEVAL)
     gain = paired[metric]

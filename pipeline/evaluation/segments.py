@@ -51,11 +51,11 @@ def segments_of(
     ingest: the folder with users.parquet; None: no attributes.
     """
     histories = dataset.histories
-    lengths = between(targets.histories.lengths, HISTORY_LENGTHS, length_names())
+    lengths = between(targets.histories.lengths[targets.request], HISTORY_LENGTHS, length_names())
     yield from _named("history_length", lengths)
     yield from _by_item_popularity(targets, fitted_counts)
     if timed:
-        yield from _by_recency(targets, histories)
+        yield from _by_recency(targets)
     yield from _by_event_type(targets, histories, dataset.event_types)
     yield from _by_category(targets, histories, dataset.items)
     if ingest is not None and (ingest / "users.parquet").exists():
@@ -69,14 +69,14 @@ def between(
     yield from _coded(np.searchsorted(np.asarray(edges), values, side="right") - 1, names)
 
 
-def recency_of(targets: RankedTargets, histories: JaggedHistories) -> Float64:
-    """[targets] seconds from the last event in the history to the target; NaN for an empty history."""
+def recency_of(targets: RankedTargets) -> Float64:
+    """[targets] seconds from the last event in the history to the request; NaN for an empty history."""
     past = targets.histories
-    seconds = np.full(len(targets), np.nan)
+    seconds = np.full(targets.num_requests, np.nan)
     some = past.lengths > 0
     last = past.time[past.ends[some] - 1]
-    seconds[some] = (histories.time[targets.position[some]] - last) / 1e6
-    return seconds
+    seconds[some] = (targets.moment[some] - last) / 1e6
+    return seconds[targets.request]
 
 
 def length_names() -> list[str]:
@@ -108,8 +108,8 @@ def _by_item_popularity(targets: RankedTargets, fitted_counts: Int64) -> Segment
     yield from _named("item_popularity", _coded(third[targets.item], ("tail", "middle", "head", UNKNOWN)))
 
 
-def _by_recency(targets: RankedTargets, histories: JaggedHistories) -> Segments:
-    seconds = recency_of(targets, histories)
+def _by_recency(targets: RankedTargets) -> Segments:
+    seconds = recency_of(targets)
     known = np.where(np.isnan(seconds), -1, seconds)
     yield from _named("recency", between(known, (0, *AGES.values()), (*AGES, "a month or more")))
 
@@ -164,7 +164,7 @@ def _by_user(targets: RankedTargets, users: pl.DataFrame, attributes: Path) -> S
         if name == schema.USER_ID:
             continue
         for value, chosen in _values_of(table[name], evaluated):
-            mask = chosen[targets.user]
+            mask = chosen[targets.user_of_target]
             if mask.any():
                 yield f"user:{name}", value, mask
 

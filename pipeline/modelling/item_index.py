@@ -37,7 +37,7 @@ def user_vectors(
         users = users.select(users.lengths > 0)
     number = min(len(users), settings.recall_queries)
     chosen = np.unique(np.linspace(0, len(users) - 1, number).astype(np.int64))
-    return AttentionRecommender(encoder).encode(with_request_time(users.select(chosen), dataset.newest))
+    return AttentionRecommender(encoder).encode(with_request_time(users.select(chosen), dataset.facts.now))
 
 
 def _held_out(dataset: Dataset) -> Histories:

@@ -22,9 +22,10 @@ from models.training.state import STATE_VERSION
 from models.training.validation import Validation
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.item_features import known_by_content, of_model
 from pipeline.dataset.protocol import DAY, HORIZON_DAYS, Protocol
-from pipeline.dataset.targets import counts_by_reason, targets_of
+from pipeline.dataset.targets import counted, counts_by_reason
 from pipeline.errors import LookbackError
 from pipeline.modelling.training_facts import TrainingFacts
 
@@ -82,7 +83,7 @@ class Trainer:
         self._config = config
         self._encoder, self._train = encoder or config.model, train or config.train
         self._on_epoch, self._log, self._show_progress = on_epoch, log, show_progress
-        self._dataset = dataset
+        self.dataset = dataset
         self._types = dataset.event_types
         self._checkpoints = checkpoints
         checkpoints.mkdir(exist_ok=True)
@@ -92,7 +93,7 @@ class Trainer:
 
         `users` [num_users]: train on these users alone, validate on all.
         """
-        dataset = self._dataset
+        dataset = self.dataset
         if users is not None:
             split = replace(dataset.split, train_user=dataset.split.train_user & users)
             dataset = replace(dataset, split=split)
@@ -114,10 +115,10 @@ class Trainer:
 
     def numbering(self, training: Histories) -> ItemNumbering:
         """Numbering of the encoder's items: those of the rows to train on, and those known by content."""
-        known = self._dataset.occurring(training)
+        known = self.dataset.occurring(training)
         if (
             self._encoder.item_content
-            and (described := known_by_content(self._config, self._dataset)) is not None
+            and (described := known_by_content(self._config, self.dataset)) is not None
         ):
             known |= described
         return ItemNumbering.of_known(known)
@@ -143,7 +144,7 @@ class Trainer:
         path = self._checkpoints / f"{name}.pt"
         content = None
         if self._encoder.item_content:
-            content = of_model(self._dataset, numbering, self._dataset.occurring(histories))
+            content = of_model(self.dataset, numbering, self.dataset.occurring(histories))
         arguments: dict[str, Any] = {
             "histories": histories.translate(numbering.new),
             "encoder": self._encoder,
@@ -207,7 +208,7 @@ class Trainer:
 
     @cached_property
     def _protocol(self) -> Protocol:
-        return Protocol.of(self._config, self._dataset)
+        return Protocol.of(self._config, self.dataset)
 
     @property
     def _session(self) -> int | None:
@@ -222,24 +223,29 @@ class Trainer:
         return (self._protocol.horizon or HORIZON_DAYS * DAY) if self._train.predict == "window" else 0
 
     def _validation(self, numbering: ItemNumbering, trained: NDArray[np.bool_]) -> Validation:
-        """Warm validation targets; items of the history are excluded where seen items are."""
+        """Validation requests with a history; items of the history are excluded where seen items are.
+
+        Targets on items unseen in training count, as misses, where the protocol counts them.
+        """
         config = self._config
-        targets = targets_of(config, self._dataset, "validation", numbering, trained=trained)
-        warm = targets.select(targets.warm)
-        if not len(warm):
+        targets = targets_of(config, self.dataset, "validation", numbering, trained=trained)
+        included = counted(targets, cold_users=False, cold_items=self._protocol.counts_new_items)
+        warm = targets.select(included)
+        if not targets.warm.any():
             left_out = counts_by_reason(targets.left_out | targets.num_cold)
             raise LookbackError(
                 f"train: none of the validation targets can be ranked (left out: {left_out}); expected "
                 "known items after known histories: use a longer log, or split.protocol = 'leave_one_out', which takes users of "
                 "three events"
             )
-        return Validation(warm.histories, warm.item, self._protocol.exclude_seen)
+        request = None if self._protocol.headline != "nightly" else warm.request
+        return Validation(warm.histories, warm.item, self._protocol.exclude_seen, request)
 
     def _named(self, users: Int64) -> str:
         """Ending of an error message that names a step's users; empty without users."""
         if not len(users):
             return ""
-        ids = self._dataset.users["user_id"].gather(users[:NAMED_ROWS])
+        ids = self.dataset.users["user_id"].gather(users[:NAMED_ROWS])
         more = f" and {len(users) - NAMED_ROWS} more" if len(users) > NAMED_ROWS else ""
         return f"; the step's users are {', '.join(map(str, ids))}{more}"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import source_files, store
+from pipeline.artifacts import class_source, source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError, LookbackError
@@ -62,7 +62,7 @@ STAGES = {
         ),
         Stage(
             "train",
-            4,
+            5,
             ("features",),
             {"model": (), "train": ("refit", "checkpoint_seconds")},
             (
@@ -74,14 +74,14 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            2,
+            3,
             ("features", "train", "index"),
             {"ranker": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit"),
         ),
         Stage(
             "baselines",
-            2,
+            3,
             ("features",),
             {
                 "evaluate": (
@@ -97,7 +97,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            6,
+            7,
             ("ingest", "features", "train", "index", "rank", "baselines"),
             {
                 "evaluate": (
@@ -110,7 +110,7 @@ STAGES = {
         ),
         Stage(
             "publish",
-            5,
+            6,
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             {"index": ()},
             ("name", "train.refit", "score.segment"),
@@ -118,7 +118,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            4,
+            5,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),
@@ -126,7 +126,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            6,
+            7,
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),
@@ -242,6 +242,8 @@ def _outside_inputs(
     """Content digests of a stage's inputs other than stage folders."""
     if name == "ingest":
         return {role: ",".join(_contents(role, digests)) for role, digests in sources.items()}
+    if name == "baselines":
+        return {own: _class_digest(config, own) for own in config.evaluate.custom_baselines}
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
@@ -250,6 +252,12 @@ def _outside_inputs(
         if isinstance(path, str) and path.endswith(".parquet"):
             inputs[key] = source_files.digest_of(config, f"score.{key}", path)
     return inputs
+
+
+def _class_digest(config: Config, name: str) -> str:
+    """Content digest of the source file of a recommender of one's own."""
+    key = "evaluate.baselines"
+    return source_files.digest_of(config, key, str(class_source.source_of(key, name)))
 
 
 def _contents(role: str, digests: dict[str, str]) -> list[str]:

@@ -31,7 +31,13 @@ STAGE_RUN = "lookback.run."
 """Prefix of a parent's tags with the run of each stage, built by it or before."""
 SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json", "figures.html")}
 """Stages' files shown in the parent run; the later stage's file replaces one of the same name."""
-_SHARED_TAGS = ("lookback.device", "lookback.bundle_digest", "lookback.model_version")
+_SHARED_TAGS = (
+    "lookback.device",
+    "lookback.bundle_digest",
+    "lookback.model_version",
+    "lookback.targets",
+    "lookback.cautions",
+)
 
 
 class StageEntry(TypedDict):

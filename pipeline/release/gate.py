@@ -22,9 +22,11 @@ from models.evaluation.ranks import rank_targets
 from models.histories import Int32
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.protocol import Protocol
-from pipeline.dataset.targets import RankedTargets, targets_of
+from pipeline.dataset.evaluation_targets import targets_of
+from pipeline.dataset.protocol import Kind, Protocol
+from pipeline.dataset.targets import RankedTargets, counted
 from pipeline.errors import DamagedArtifact
+from pipeline.evaluation import target_words
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.serving.bundle import translation
@@ -104,7 +106,7 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
     own = EvaluatedModel.open(challenger, verify=False, device=device)
     common = common_targets(config, features, own, current)
     figures: dict[str, float | str] = {
-        "targets": len(common.targets),
+        "targets": common.targets.num_requests,
         "users": common.num_users,
         "earlier_targets": common.num_earlier,
         "unknown_to_both": common.num_unknown,
@@ -112,7 +114,7 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
     if common.num_users < MIN_USERS:
         return _Test(
             False,
-            f"cannot be compared with {name}: {len(common.targets):,} targets of {common.num_users:,} users are later than the "
+            f"cannot be compared with {name}: {common.counted} are later than the "
             f"training of both, expected at least {MIN_USERS} users",
             figures,
         )
@@ -123,7 +125,7 @@ def _against(config: Config, features: Path, challenger: Path, champion: Champio
     passed = paired.low >= -config.evaluate.gate_margin
     message = (
         f"{'not worse' if passed else 'not shown to be no worse'} than {name}, by more than {config.evaluate.gate_margin:g}: "
-        f"{config.evaluate.gate_metric} {_interval(paired)} on {len(common.targets):,} targets of {common.num_users:,} users"
+        f"{config.evaluate.gate_metric} {_interval(paired)} on {common.counted}"
     )
     return _Test(passed, message, figures)
 
@@ -134,7 +136,10 @@ def _paired(
     """Challenger minus champion in the gate's metric, and the values of both."""
     settings, metric = config.evaluate, config.evaluate.gate_metric
     length = int(metric.partition("@")[2])
-    values = ((label, {metric: metrics_of_ranks(rank, (length,))[metric]}) for label, rank in ranked.items())
+    values = (
+        (label, {metric: metrics_of_ranks(rank, (length,), targets.request, targets.num_requests)[metric]})
+        for label, rank in ranked.items()
+    )
     systems = SystemComparison.of(values, targets.user, settings.resamples, config.seed)
     return systems.paired(CHALLENGER, CHAMPION)[metric], {
         f"{label}_value": systems.values(label)[metric] for label in ranked
@@ -151,11 +156,17 @@ class CommonTargets:
     """Excluded: not later than the champion's training data."""
     num_unknown: int
     """Excluded: the item, or the whole history, is unknown to both models."""
+    kind: Kind
 
     @property
     def num_users(self) -> int:
         """Users with a target."""
         return len(np.unique(self.targets.user))
+
+    @property
+    def counted(self) -> str:
+        """`11,398 user-nights of 9,567 users`, or held-out events."""
+        return target_words.counted(self.kind, self.targets.num_requests, self.num_users)
 
 
 def common_targets(
@@ -174,16 +185,17 @@ def common_targets(
     later = np.ones(len(targets), bool)
     if challenger.features != champion.features:
         until = champion.trained_until_of(dataset.users["user_id"])
-        time = np.asarray(dataset.histories.time[targets.position])
-        later = _is_later(time, until[targets.user], champion.trained_until)
-    chosen = targets.select(later & targets.warm)
-    return CommonTargets(chosen, int((~later).sum()), int((later & ~targets.warm).sum()))
+        later = _is_later(targets.moment, until[targets.user], champion.trained_until)[targets.request]
+    protocol = Protocol.of(config, dataset)
+    is_counted = counted(targets, cold_users=False, cold_items=protocol.counts_new_items)
+    chosen = targets.select(later & is_counted)
+    return CommonTargets(chosen, int((~later).sum()), int((later & ~is_counted).sum()), protocol.headline)
 
 
 def _is_later(
     time: NDArray[np.int64], user_until: NDArray[np.int64], boundary: int | None
 ) -> NDArray[np.bool_]:
-    """Mask [targets] of times after the user's last training event and not before the boundary of all users."""
+    """Mask [requests] of times after the user's last training event and not before the boundary of all users."""
     return (time > user_until) & (time >= (-math.inf if boundary is None else boundary))
 
 
@@ -193,14 +205,16 @@ def ranks(config: Config, features: Path, model: EvaluatedModel, targets: Ranked
     item_ids = dataset.items["item_id"]
     histories = model.translated(targets.histories, item_ids, dataset.event_types)
     item: Int32 = translation(model.items, item_ids)[0][targets.item]
-    known = (item > 0) & (histories.lengths > 0)
+    known = (item > 0) & (histories.lengths > 0)[targets.request]
     exclude_seen = Protocol.of(config, dataset).exclude_seen
     rank = np.full(len(targets), np.inf)
+    requests, request = np.unique(targets.request[known], return_inverse=True)
     rank[known] = rank_targets(
         model.system(exclude_seen=exclude_seen),
-        histories.select(known),
+        histories.select(requests),
         item[known],
         1,
         exclude_seen=exclude_seen,
+        request=request,
     ).rank
     return rank

@@ -10,6 +10,7 @@ import polars as pl
 from features.profiling.profile import PROFILE, Profile
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
+from pipeline.evaluation import target_words
 from pipeline.evaluation.metric_names import display_name
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.sections import MODEL
@@ -19,6 +20,8 @@ MAX_SEGMENTS = 6
 MIN_TARGETS = 30
 """Targets that a listed segment has at least."""
 _METRICS = ("ndcg", "hit_rate", "mrr", "user_ndcg", "coverage", "novelty")
+_METRICS_OF_NIGHTS = ("ndcg", "hit_rate", "recall", "precision", "map", "mrr", "coverage", "novelty")
+_METRICS_OF_SUBSETS = ("ndcg", "hit_rate")
 
 Row = dict[str, Any]
 
@@ -46,9 +49,11 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
 
 
 def _evaluation(evaluate: Path) -> list[str]:
-    """Protocol, metrics and worst segments, from the folder of the version's evaluation."""
+    """Cautions, protocol, metrics and worst segments, from the folder of the version's evaluation."""
     report = EvaluationReport.load(evaluate)
+    cautions = [f"**Caution.** {'; '.join(report.cautions)}."] if report.cautions else []
     return [
+        *cautions,
         f"**Protocol.** {_protocol(report)}",
         f"**Metrics** of the evaluated weights.\n\n{_metrics(report)}",
         *_worst(evaluate / "segments.parquet", report),
@@ -78,23 +83,40 @@ def _data(profile: Profile) -> str:
 
 def _protocol(report: EvaluationReport) -> str:
     masked = "never recommended" if report.exclude_seen else "recommended too"
-    return (
-        f"{display_name(report.protocol).capitalize()} split; {report.targets:,} held-out events of {report.users:,} users, "
-        f"each ranked among all {report.num_items:,} items; items of the history are {masked}."
+    kind = report.targets_of_a_user
+    text = (
+        f"{display_name(report.protocol).capitalize()} split; {target_words.tested(report)}, "
+        f"ranked among all {report.num_items:,} items; items of the history are {masked}."
     )
+    if target_words.is_nightly(kind):
+        text += " At each night the histories are frozen; what the user takes within the days after it is relevant."
+    reasons = target_words.left_out(kind, report.targets_left_out)
+    return f"{text} Left out: {reasons}." if reasons else text
 
 
 def _metrics(report: EvaluationReport) -> str:
-    """Table of the model and the best baseline, with 95 % intervals."""
+    """Table of the model and the best baseline, with 95 % intervals; repeats and new items apart."""
     others = report.best_baselines(f"ndcg@{report.list_lengths[0]}")[:1]
-    names = [name for name in report.metric_names if name.partition("@")[0] in _METRICS]
+    shown = _METRICS_OF_NIGHTS if target_words.is_nightly(report.targets_of_a_user) else _METRICS
+    names = [name for name in report.metric_names if name.partition("@")[0] in shown]
+    names.sort(key=lambda name: shown.index(name.partition("@")[0]))
     systems = [MODEL, *others]
     rows = [
         f"| {display_name(name)} | {' | '.join(_estimate(report, system, name) for system in systems)} |"
         for name in names
     ]
     head = f"| metric | lookback |{''.join(f' {display_name(name)}, the best baseline |' for name in others)}"
-    return "\n".join([head, f"| --- |{' --- |' * len(systems)}", *rows])
+    return "\n".join([head, f"| --- |{' --- |' * len(systems)}", *rows, *_subsets(report, systems)])
+
+
+def _subsets(report: EvaluationReport, systems: Sequence[str]) -> Iterator[str]:
+    """Rows of repeats and of new items, at the shortest list length."""
+    for words, subset in target_words.parts(report).items():
+        for metric in _METRICS_OF_SUBSETS:
+            name = f"{metric}@{report.list_lengths[0]}"
+            if name in report.metric_names:
+                cells = " | ".join(str(subset.value(system, name)) for system in systems)
+                yield f"| {display_name(name)} of {subset.targets:,} {words} | {cells} |"
 
 
 def _estimate(report: EvaluationReport, system: str, metric: str) -> str:
@@ -128,7 +150,7 @@ def _limits(description: Mapping[str, Any]) -> str:
     read = f"The model reads the last {length:,} events of a history. " if length is not None else ""
     return (
         f"{read}Items newer than the training are ignored; users without a known interaction get popular items. "
-        "The metrics are of held-out events of the same log: clicks on items that were never shown are not in it."
+        "The metrics are of later events of the same log: clicks on items that were never shown are not in it."
     )
 
 

@@ -56,7 +56,8 @@ def of_evaluation(folder: Path, inputs: Folders, report: EvaluationReport) -> It
     shown = [name for name in (f"ndcg@{k}", f"hit_rate@{k}", f"mrr@{k}") if name in report.metric_names]
     yield figures.systems({name: report.metrics[name] for name in names}, report.intervals, shown)
     if (path := folder / "targets.parquet").exists():
-        yield figures.recall_at_k(pl.read_parquet(path, columns=["system", "rank"]))
+        of_request = [] if report.nights is None else ["night", "user_id"]
+        yield figures.recall_at_k(pl.read_parquet(path, columns=["system", "rank", *of_request]))
     segments = pl.read_parquet(folder / "segments.parquet")
     kinds = segments["segment"].unique(maintain_order=True).to_list() if len(segments) else []
     for kind in kinds[:MAX_SEGMENTS]:

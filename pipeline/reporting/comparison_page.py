@@ -33,6 +33,7 @@ def page(comparison: Comparison, metrics: list[str], links: dict[str, str]) -> s
     """HTML page of a comparison; metrics: names to show; links: label -> run id."""
     return templates.template("compare").render(
         tree=as_tree(comparison),
+        about=comparison.about,
         labels=comparison.systems.systems,
         metrics=metrics,
         verdicts=[verdict(comparison.systems, metric) for metric in metrics],

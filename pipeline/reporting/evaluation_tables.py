@@ -8,11 +8,13 @@ import polars as pl
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference
 from pipeline.artifacts.files import read_json
+from pipeline.evaluation import target_words
 from pipeline.evaluation.report import EvaluationReport, Tuning
 from pipeline.reporting import charts, figures
 from pipeline.sections import MODEL, EvaluateConfig
 
 ACCURACY = ("ndcg", "hit_rate", "mrr", "user_ndcg")
+ACCURACY_OF_NIGHTS = ("ndcg", "hit_rate", "recall", "precision", "map", "mrr")
 """Metrics of ranks in the report's first table, at the shortest list length; NDCG also at the longest."""
 LISTS = {
     "coverage": "share of the catalogue in at least one list",
@@ -42,8 +44,15 @@ def of_evaluation(report: EvaluationReport, evaluate: Path) -> Row:
     accuracy = _metrics_shown(report)
     systems = [MODEL, *report.best_baselines(accuracy[0])]
     diagnostics = evaluate / charts.DIAGNOSTICS
+    kind = report.targets_of_a_user
     return {
         "report": report,
+        "is_nightly": target_words.is_nightly(kind),
+        "unit": target_words.unit(kind),
+        "tested": target_words.tested(report),
+        "left_out": target_words.left_out(kind, report.targets_left_out),
+        "subsets": target_words.parts(report),
+        "kinds": {target_words.KINDS[name]: values for name, values in (report.by_targets or {}).items()},
         "model": MODEL,
         "baselines": systems[1:],
         "headline": accuracy,
@@ -62,8 +71,10 @@ def of_evaluation(report: EvaluationReport, evaluate: Path) -> Row:
 def _metrics_shown(report: EvaluationReport) -> list[str]:
     """Metrics of the first table: at the shortest list length, NDCG also at the longest."""
     lengths = report.list_lengths
-    names = [f"{metric}@{lengths[0]}" for metric in ACCURACY]
-    names.insert(3, f"ndcg@{lengths[-1]}")
+    is_nightly = target_words.is_nightly(report.targets_of_a_user)
+    metrics = ACCURACY_OF_NIGHTS if is_nightly else ACCURACY
+    names = [f"{metric}@{lengths[0]}" for metric in metrics]
+    names.insert(len(names) if is_nightly else 3, f"ndcg@{lengths[-1]}")
     return [name for name in dict.fromkeys(names) if name in report.metric_names]
 
 

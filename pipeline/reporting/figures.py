@@ -113,7 +113,7 @@ def systems(values: Mapping[str, Values], intervals: Mapping[str, Intervals], na
     styles = {system: system_style(row, system)["marker"] for row, system in enumerate(values)}
     figure = _rows_with_intervals(panels, styles, bold=next(iter(values)))
     figure.update_xaxes(rangemode="tozero")
-    caption = "The same held-out events, 95 % bootstrap intervals over users. For overlapping ones see the paired test."
+    caption = "The same targets for all, 95 % bootstrap intervals over users. For overlapping ones see the paired test."
     return Chart("metrics", "Against the baselines", caption, figure)
 
 
@@ -136,18 +136,27 @@ def _rows_with_intervals(
 
 
 def recall_at_k(targets: pl.DataFrame) -> Chart:
-    """Share of targets among the first k, for every k up to MAX_K, a line per system."""
+    """Share of each request's items among the first k, mean over requests, for every k up to MAX_K, a line per system.
+
+    targets: columns system, rank and, of nights, night and user_id, which make a request together.
+    """
     ks = np.unique(np.geomspace(1, MAX_K, 40).round().astype(int))
     figure = go.Figure()
+    is_nightly = "night" in targets.columns
     for row, name in enumerate(model_first(targets["system"].unique())):
-        ranks = np.sort(targets.filter(pl.col("system") == name)["rank"].to_numpy())
-        share = np.searchsorted(ranks, ks, side="right") / max(1, len(ranks))
+        own = targets.filter(pl.col("system") == name)
+        of_request = pl.len().over("night", "user_id") if is_nightly else pl.lit(1)
+        own = own.select("rank", weight=1 / of_request).sort("rank")
+        total = np.concatenate(([0.0], np.cumsum(own["weight"].to_numpy())))
+        share = total[np.searchsorted(own["rank"].to_numpy(), ks, side="right")] / max(total[-1], 1)
         figure.add_scatter(**system_style(row, name), x=ks.tolist(), y=share.tolist(), mode="lines")
     figure.update_xaxes(
         type="log", title_text="k: length of the list", tickvals=[1, 2, 5, 10, 20, 50, 100, 200]
     )
     figure.update_yaxes(title_text="recall@k", rangemode="tozero", tickformat=".0%")
     caption = "Share of held-out items among the first k of the whole catalogue."
+    if is_nightly:
+        caption = "Share of the items taken after a night among the first k of the whole catalogue, mean over user-nights."
     return Chart("recall", "Recall against the length of the list", caption, styled(figure, 420))
 
 

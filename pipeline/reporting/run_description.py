@@ -1,5 +1,6 @@
 """Markdown description of a whole run, and its columns in the list of runs."""
 
+from pipeline.evaluation import target_words
 from pipeline.evaluation.comparison import group_by_verdict, interval_text
 from pipeline.evaluation.metric_names import display_name
 from pipeline.evaluation.report import EvaluationReport
@@ -14,17 +15,19 @@ MAX_EARLIER = 5
 
 
 def of_evaluation(report: EvaluationReport, metric: str) -> str:
-    """Summary paragraph, then the test targets, then a table of every system, the best baseline first."""
+    """Summary paragraph, then the test targets and cautions, then a table of every system, the best baseline first."""
     own, baselines = report.value(MODEL, metric), report.best_baselines(metric)
     summary = f"**{display_name(metric)} {own.value:.4f}** (95 % interval {_ends(report, MODEL, metric)})."
     if baselines:
         summary += f" Paired test: {_verdicts(report, metric)}."
     about = (
-        f"On {report.targets:,} held-out events of {report.users:,} users, {report.protocol.replace('_', '-')} split, "
+        f"On {target_words.tested(report)}, {report.protocol.replace('_', '-')} split, "
         f"ranked among all {report.num_items:,} items."
     )
     if report.ranker.metrics is not None:
         about += f" {display_name(report.ranker.reason.capitalize())}."
+    if report.cautions:
+        about += f" **Caution**: {'; '.join(report.cautions)}."
     lines = [
         summary,
         "",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from models.evaluation.bootstrap import PairedDifference
+from pipeline.evaluation import target_words
 from pipeline.evaluation.report import ColdTargets, EvaluationReport
 from pipeline.sections import MODEL
 
@@ -18,7 +19,7 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
 
 
 def as_text(report: EvaluationReport) -> str:
-    """Targets, a row per system (the best baseline first), cold targets, rolling cuts."""
+    """Targets and cautions, a row per system (the best baseline first), other kinds, repeats, cold targets, rolling cuts."""
     columns = _columns(report)
     first = columns[0]
     systems = [MODEL, *report.best_baselines(first)]
@@ -28,18 +29,23 @@ def as_text(report: EvaluationReport) -> str:
         rows.append([name, *cells, "" if name == MODEL else _verdict(report.paired(name, first))])
     masked = "masked" if report.exclude_seen else "not masked"
     about = (
-        f"{report.targets:,} targets of {report.users:,} users, {report.protocol}, all {report.num_items:,} items "
-        f"ranked, seen ones {masked}; 95 % intervals, bootstrap over users"
+        f"{target_words.tested(report)}, {report.protocol}, all {report.num_items:,} items "
+        f"ranked, seen ones {masked}, ties {report.ties}; 95 % intervals, bootstrap over users"
     )
-    lines = [about, "", aligned(rows)]
+    reasons = target_words.left_out(report.targets_of_a_user, report.targets_left_out)
+    lines = [about, *([f"left out: {reasons}"] if reasons else [])]
+    lines += [*(f"caution: {sentence}" for sentence in report.cautions), "", aligned(rows)]
     lines += [f"{name}: not evaluated, {reason}" for name, reason in report.not_applicable.items()]
+    lines += [*_subsets(report, systems), *_kinds(report, systems)]
     return "\n".join([*lines, *_cold_targets(report, first), *_rolling(report, systems, first)])
 
 
 def _columns(report: EvaluationReport) -> list[str]:
     """Metrics of ranks, then of lists, at the shortest list length; NDCG at the longest."""
     short, *_, long = (*report.list_lengths, report.list_lengths[-1])
-    of_ranks = [f"{name}@{short}" for name in ("ndcg", "hit_rate", "mrr", "user_ndcg")]
+    is_nightly = target_words.is_nightly(report.targets_of_a_user)
+    chosen = ("recall", "precision", "mrr") if is_nightly else ("mrr", "user_ndcg")
+    of_ranks = [f"{name}@{short}" for name in ("ndcg", "hit_rate", *chosen)]
     of_lists = [f"{name}@{short}" for name in ("coverage", "novelty", "popularity_share")]
     columns = dict.fromkeys([*of_ranks, f"ndcg@{long}", *of_lists])
     return [name for name in columns if name in report.metric_names]
@@ -52,17 +58,53 @@ def _verdict(paired: PairedDifference) -> str:
     )
 
 
+def _subsets(report: EvaluationReport, systems: Sequence[str]) -> list[str]:
+    """Lines on the metrics of repeats and of new items."""
+    subsets = report.subsets
+    if not subsets:
+        return []
+    names = _short_columns(report)
+    head = [f"{part}, {name}" for part in subsets for name in names]
+    rows = [["", *head]]
+    for system in systems:
+        own = [subset.value(system, name) for subset in subsets.values() for name in names]
+        rows.append([system, *map(str, own)])
+    counts = ", ".join(f"{subset.targets:,} {words}" for words, subset in target_words.parts(report).items())
+    return ["", f"apart: {counts}", "", aligned(rows)]
+
+
+def _kinds(report: EvaluationReport, systems: Sequence[str]) -> list[str]:
+    """Lines on the metrics by each kind of targets."""
+    if report.by_targets is None:
+        return []
+    names = _short_columns(report)
+    rows = [["", *(f"{kind}, {name}" for kind in report.by_targets for name in names)]]
+    for system in systems:
+        own = [values.get(system, {}).get(name) for values in report.by_targets.values() for name in names]
+        rows.append([system, *("–" if value is None else f"{value:.4f}" for value in own)])
+    return ["", "by kind of targets, the first is the headline", "", aligned(rows)]
+
+
+def _short_columns(report: EvaluationReport) -> list[str]:
+    """NDCG and hit rate at the shortest list length."""
+    names = [f"{metric}@{report.list_lengths[0]}" for metric in ("ndcg", "hit_rate")]
+    return [name for name in names if name in report.metric_names]
+
+
 def _cold_targets(report: EvaluationReport, metric: str) -> list[str]:
     """Lines on cold targets, and on leaks of leave-one-out by construction."""
     cold, unknown = report.cold_targets["no_history"], report.cold_targets["unknown_item"]
+    is_nightly = target_words.is_nightly(report.targets_of_a_user)
     lines = []
     if cold.targets:
         values = ", ".join(f"{name} {values[metric]:.4f}" for name, values in cold.metrics.items())
-        lines.append(f"{cold.targets:,} targets without a history ({_counted(cold)}): {metric} {values}")
+        whose = "items taken by users without a history" if is_nightly else "targets without a history"
+        lines.append(f"{cold.targets:,} {whose} ({_counted(cold)}): {metric} {values}")
     if unknown.targets and unknown.metrics_with_them is not None:
+        of_model = f"; with them {metric} of the model {unknown.metrics_with_them[MODEL][metric]:.4f}"
         lines.append(
-            f"{unknown.targets:,} targets on items unseen in training ({_counted(unknown)}); with them {metric} of the model"
-            f" {unknown.metrics_with_them[MODEL][metric]:.4f}"
+            f"{unknown.targets:,} {'items taken' if is_nightly else 'targets on items'} unseen in training ({_counted(unknown)})"
+            f"{'' if unknown.included else of_model}"
         )
     leaks = report.leaks.by_construction
     return lines + [

@@ -22,16 +22,19 @@ from threadpoolctl import threadpool_limits
 
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
+from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
 from models.recommendation.engine import Answer
 from models.recommendation.rules import Rules, UInt64
 from pipeline.artifacts.files import digest_file, read_json, write_json
 from pipeline.dataset.dataset import Dataset, rows
+from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
 from pipeline.serving import new_item_catalogue, output_table, popularity_fallback
 from pipeline.serving.bundle import Bundle
-from pipeline.serving.business_rules import moment_of, read_ids, rules_of
+from pipeline.serving.business_rules import read_ids, rules_of
+from pipeline.serving.request import Request
 
 Counts = dict[str, int]
 Progress = Callable[[int], object]
@@ -49,23 +52,28 @@ class Job:
     """Output folder of the shards."""
     settings: ScoreConfig
     seed: int
+    timed: bool = True
+    """Whether the log has times, not positions."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """Histories of the log, and their translation into the bundle's numbering."""
+    """Histories of the log up to a request, and their translation into the bundle's numbering."""
 
     dataset: Dataset
     items: Int32
     """[num_items + 1] -> the bundle's item, 0: unknown"""
     types: NDArray[np.int16]
     """[num_event_types + 1] -> the bundle's event type"""
+    request: Request
 
     @classmethod
-    def of(cls, dataset: Dataset, bundle: Bundle) -> "Log":
-        """Log of a dataset, translated for a bundle."""
+    def of(cls, dataset: Dataset, bundle: Bundle, request: Request | None = None) -> "Log":
+        """Log of a dataset, translated for a bundle; requested by default at `facts.now`."""
         items, _ = bundle.item_mapping(dataset.items["item_id"])
-        return cls(dataset, items, bundle.type_mapping(dataset.event_types))
+        if request is None:
+            request = Request.of(None, dataset.facts.now, timed=True)
+        return cls(dataset, items, bundle.type_mapping(dataset.event_types), request)
 
     @property
     def histories(self) -> JaggedHistories:
@@ -78,14 +86,26 @@ class Log:
         return self.dataset.users["user_id"]
 
     @cached_property
-    def newest(self) -> int:
-        """Time of the newest event, microseconds since the epoch: the time of the request."""
-        return self.dataset.newest
+    def ends(self) -> Int64:
+        """[num_users] flat position after each user's last event that the request knows."""
+        return self.request.ends(self.histories)
+
+    @cached_property
+    def is_later(self) -> NDArray[np.bool_]:
+        """[num_users] whether a user has events, all of them after the request."""
+        offsets = np.asarray(self.histories.offsets)
+        is_later: NDArray[np.bool_] = (self.ends == offsets[:-1]) & (offsets[1:] > offsets[:-1])
+        return is_later
+
+    @property
+    def num_later_events(self) -> int:
+        """Number of events after the request, part of no history."""
+        return int((self.histories.offsets[1:] - self.ends).sum())
 
     @property
     def known(self) -> Histories:
-        """Histories in the bundle's numbering, without unknown items."""
-        return self.dataset.all_rows().translate(self.items)
+        """Histories in the bundle's numbering, without unknown items and without events after the request."""
+        return rows(self.histories, self.histories.offsets[:-1], self.ends).translate(self.items)
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,8 @@ class Users:
     """[users] in the log, -1: in the users' table, without events"""
     num_unknown: int
     """Requested ids that are neither in the log nor in the users' table."""
+    num_later: int = 0
+    """Users of the log without an event before the request, not scored."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -122,9 +144,13 @@ class Scorer:
         Raises LookbackError where a file named in the settings is unusable.
         """
         opened = Bundle.open(job.bundle, verify=False)
-        bundle, log = with_current_log(opened, job.features, job.ingest, job.settings)
+        bundle, log = with_current_log(opened, job.features, job.ingest, job.settings, timed=job.timed)
         users = _selected_users(job, log)
-        rules, counts = rules_of(job.settings, bundle.items, lambda: log.newest, job.seed)
+        exclude_seen = excludes_seen(job.settings.exclude_seen, log.dataset)
+        request_time = log.request.time
+        rules, counts = rules_of(
+            job.settings, bundle.items, request_time, job.seed, exclude_seen=exclude_seen
+        )
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
 
     @property
@@ -183,18 +209,19 @@ class Scorer:
             because=settings.because_method if settings.because else None,
             because_items=settings.because_items,
         )
-        return output_table.table(ids, self.bundle.items, answer), self._counts(whole, known, answer)
+        table = output_table.table(ids, self.bundle.items, answer, self.bundle.probability)
+        return table, self._counts(whole, known, answer)
 
     def _histories(self, index: Int64) -> tuple[Histories, Histories]:
         """Whole histories of users, and the same in the bundle's numbering without unknown items."""
         offsets, in_log = self.log.histories.offsets, index >= 0
         starts = np.where(in_log, offsets[index], 0)
-        ends = np.where(in_log, offsets[index + 1], 0)
+        ends = np.where(in_log, self.log.ends[index], 0)
         whole = rows(self.log.histories, starts, ends).compact()
         whole = replace(whole, event_type=self.log.types[whole.event_type])
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
-            known = with_request_time(known, self.log.newest)
+            known = with_request_time(known, self.log.request.time)
         return whole, known
 
     def _counts(self, whole: Histories, known: Histories, answer: Answer) -> Counts:
@@ -213,18 +240,22 @@ class Scorer:
 
 
 def with_current_log(
-    bundle: Bundle, features: Path, ingest: Path, settings: ScoreConfig
+    bundle: Bundle, features: Path, ingest: Path, settings: ScoreConfig, *, timed: bool
 ) -> tuple[Bundle, Log]:
-    """Extend a bundle by the log's new items, if set, and its ranker by the log's item statistics.
+    """Extend a bundle by the log's new items, if set; count its ranker's item statistics up to the request.
 
-    Returns the log too. features, ingest: artifact folders.
+    With `score.at` its popularity is counted anew too. Returns the log too. features, ingest: artifact folders. timed: whether
+    the log has times. Raises LookbackError where `score.at` precedes the log.
     """
     dataset = Dataset.open(features)
     if settings.new_items:
         log_ids = dataset.items["item_id"]
         table = new_item_catalogue.unknown_to(bundle.items.ids, log_ids, ingest / "items.parquet")
         bundle = new_item_catalogue.extended(bundle, table)
-    log = Log.of(dataset, bundle)
+    log = Log.of(dataset, bundle, Request.of(settings.at, dataset.facts.now, timed=timed))
+    if log.request.is_set:
+        segment = _segment(bundle, ingest, log.users)
+        bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
     return (bundle if bundle.second_stage is None else bundle.counting(log.known)), log
 
 
@@ -232,13 +263,16 @@ def _selected_users(job: Job, log: Log) -> Users:
     """Users selected by `score.users`."""
     selection, histories = job.settings.users, log.histories
     if selection == "all":
-        return Users(log.users, np.arange(histories.num_users), 0)
+        if not log.is_later.any():
+            return Users(log.users, np.arange(histories.num_users), 0)
+        index = np.flatnonzero(~log.is_later)
+        return Users(log.users.gather(index), index, 0, int(log.is_later.sum()))
     if selection.endswith(".parquet"):
         return _users_in_file(job, log)
-    last = np.asarray(histories.offsets[1:]) - 1
+    last = log.ends - 1
     has_events = last >= histories.offsets[:-1]
     last_time = np.asarray(histories.time)[np.maximum(last, 0)]
-    index = np.flatnonzero(has_events & (last_time >= moment_of(selection)))
+    index = np.flatnonzero(has_events & (last_time >= iso_microseconds(selection)))
     return Users(log.users.gather(index), index, 0)
 
 
@@ -261,13 +295,16 @@ def _users_in_file(job: Job, log: Log) -> Users:
 
 def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
     """[users] rows of the bundle's popularity, by the current users' table."""
-    column = bundle.description.get("popularity", {}).get("segment")
-    table = job.ingest / "users.parquet"
+    segment = _segment(bundle, job.ingest, users.ids)
+    return np.zeros(len(users), np.int64) if segment is None else bundle.popularity.codes(segment)
+
+
+def _segment(bundle: Bundle, ingest: Path, users: pl.Series) -> pl.Series | None:
+    """[users] segments by the current users' table, null where unknown; None without the bundle's segment column."""
+    column, table = bundle.segment_column, ingest / "users.parquet"
     if column is None or not table.exists() or column not in pl.read_parquet_schema(table):
-        return np.zeros(len(users), np.int64)
-    return popularity_fallback.codes(
-        bundle.segments, popularity_fallback.segment_of(table, column, users.ids)
-    )
+        return None
+    return popularity_fallback.segment_of(table, column, users)
 
 
 def keys_of(ids: pl.Series) -> UInt64:

@@ -1,6 +1,6 @@
 """Bundle: one self-contained folder that recommends, with evaluated and deployed weights and its own vocabulary.
 
-bundle.json                  description, settings, time of the log's newest event, digest of every file
+bundle.json                  description, settings, time of the log's newest regular event, digest of every file
 items.parquet                item_index (deployed numbering), item_id, title, num_events, evaluated_index (0: unknown)
 users.parquet                user_id, segment, trained_until (last event that trained or selected the evaluated weights)
 histories/                   histories of the users, in the deployed numbering
@@ -36,11 +36,12 @@ from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.index import ItemIndex
 from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
-from pipeline.dataset.dataset import rows
 from pipeline.dataset.item_features import comparison_vectors
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_ranker, popularity_fallback
 from pipeline.serving.catalogue import Added, categories_of
+from pipeline.serving.popularity_fallback import Popularity
+from pipeline.serving.request import Request
 
 FORMAT_VERSION = 3
 READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3), (2, 3)
@@ -63,6 +64,10 @@ class Bundle:
     folder: Path
     added: Added | None = None
     """New items, numbered after the folder's own."""
+    counted_stage: SecondStage | None = None
+    """Ranker with the item statistics of another log; None: of the bundle's."""
+    counted_popularity: Popularity | None = None
+    """Popularity at another time; None: of the bundle's last days."""
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> "Bundle":
@@ -109,23 +114,40 @@ class Bundle:
 
     @cached_property
     def newest(self) -> int:
-        """Time of the newest event of the bundle's log, microseconds since the epoch.
+        """Time of the newest regular event of the bundle's log (`LogFacts.now`), microseconds since the epoch.
 
-        Older bundles: of the newest event on one of their items.
+        Older bundles: of the newest event, some of the newest event on one of their items.
         """
         newest: int | None = self.description.get("newest")
         return int(self._saved.time.max(initial=0)) if newest is None else newest
 
+    @property
+    def excludes_seen(self) -> bool:
+        """Whether lists leave out items of the history where nothing else is set; older bundles: yes."""
+        return bool(self.description.get("exclude_seen", True))
+
+    @property
+    def probability_of(self) -> str:
+        """Event that `probability` is the probability of."""
+        days = float(self.description.get("horizon_days", 0))
+        if not days:
+            return "the item is the next one"
+        return f"the item is taken within {days:g} day{'s' * (days != 1)} of the request"
+
     @cached_property
     def known_histories(self) -> Histories:
         """Histories of `users`, in the deployed numbering, requested at time `newest`."""
-        saved = self._saved
-        return with_request_time(rows(saved, saved.offsets[:-1], saved.offsets[1:]), self.newest)
+        return self.histories_at(Request.of(None, self.newest, timed=True))
+
+    def histories_at(self, request: Request) -> Histories:
+        """Histories of `users`, in the deployed numbering, up to a request and with its time."""
+        return with_request_time(request.known(self._saved), request.time)
 
     @cached_property
-    def segments(self) -> list[str]:
-        """User segments with their own popularity, in the order of its rows from 1."""
-        return popularity_fallback.segments(self.folder)
+    def popularity(self) -> Popularity:
+        """Popularity for users without a known interaction."""
+        own = self.counted_popularity
+        return Popularity.of_bundle(self.folder, self.num_events) if own is None else own
 
     @cached_property
     def traits(self) -> Traits:
@@ -139,12 +161,14 @@ class Bundle:
     @cached_property
     def engine(self) -> RecommendationEngine:
         """Recommendation engine of the deployed weights."""
-        scores = popularity_fallback.scores(self.folder, self.num_events)
-        return RecommendationEngine(self.recommender, self.index, scores, self.traits, self.second_stage)
+        scores, stage = self.popularity.scores, self.second_stage
+        return RecommendationEngine(self.recommender, self.index, scores, self.traits, stage)
 
     @cached_property
     def second_stage(self) -> SecondStage | None:
-        """Ranker of the candidates, with item statistics of the bundle's log; None where there is none."""
+        """Ranker of the candidates, by default with item statistics of the bundle's log; None where there is none."""
+        if self.counted_stage is not None:
+            return self.counted_stage
         stage = bundle_ranker.of_bundle(self.folder, "deployed")
         if stage is None or self.added is None:
             return stage
@@ -160,18 +184,43 @@ class Bundle:
         stage = self.second_stage
         if stage is None:
             return self
-        statistics = stage.statistics.recounted(histories, bundle_ranker.HORIZON_DAYS)
-        later = replace(self)
-        later.__dict__["second_stage"] = SecondStage(stage.ranker, statistics, stage.own)
-        return later
+        return replace(self, counted_stage=stage.counting(histories, bundle_ranker.HORIZON_DAYS))
+
+    def counting_until(
+        self, request: Request, histories: JaggedHistories, mapping: Int32, segment: pl.Series | None
+    ) -> "Bundle":
+        """The same bundle, its popularity counted from the events of a log that a request knows.
+
+        mapping: [num_items + 1] from the log's items to the bundle's. segment: [num_users], see `segment_column`.
+        """
+        counts = histories.item_counts(len(mapping) - 1, request.ends(histories))
+        num_events = np.bincount(mapping, counts, len(self.items) + 1).astype(np.float32)
+        num_events[0] = 0
+        days = float(self.description.get("popularity", {}).get("days", popularity_fallback.DAYS))
+        recent = popularity_fallback.recent_events(histories, mapping, segment, request, days)
+        popularity = Popularity.of(recent, num_events)
+        return replace(self, num_events=num_events, counted_popularity=popularity)
+
+    def as_of(self, request: Request) -> "Bundle":
+        """The same bundle, its popularity and item statistics counted from its own log, where `request` sets the time."""
+        if not request.is_set:
+            return self
+        same = np.arange(len(self.items) + 1, dtype=np.int32)
+        counted = self.counting_until(request, self._saved, same, self._segment_of_users)
+        return counted.counting(request.known(self._saved))
+
+    @property
+    def segment_column(self) -> str | None:
+        """Column of the users' table with segments; None where there are none."""
+        column: str | None = self.description.get("popularity", {}).get("segment")
+        return column
 
     @cached_property
-    def _segment_of_users(self) -> Int64:
-        """[users] rows of popularity."""
+    def _segment_of_users(self) -> pl.Series | None:
+        """[users] segments, null where unknown."""
         table = pl.read_parquet(self.folder / "users.parquet")
-        if "segment" not in table:
-            return np.zeros(len(table), np.int64)
-        return popularity_fallback.codes(self.segments, table["segment"])
+        segment: pl.Series | None = table.get_column("segment", default=None)
+        return segment
 
     @property
     def titles(self) -> pl.Series:
@@ -188,39 +237,51 @@ class Bundle:
         return type_translation(self.description["event_types"], names)
 
     def recommend_users(
-        self, user_ids: Sequence[Any], k: int, exclude_seen: bool = True
+        self, user_ids: Sequence[Any], k: int, exclude_seen: bool | None = None
     ) -> list[tuple[list[Any], list[float]]]:
-        """Recommend (item ids, scores) to each user by the bundle's histories; to unknown users by popularity."""
+        """Recommend (item ids, scores) to each user by the bundle's histories; to unknown users by popularity.
+
+        exclude_seen: by default `excludes_seen`.
+        """
         index, _ = self.users.encode_known(pl.Series(values=list(user_ids), strict=False), unknown=-1)
         known = self.known_histories.select(np.maximum(index, 0))
         ends = np.where(index >= 0, known.ends, known.starts)
-        segment = np.where(index >= 0, self._segment_of_users[np.maximum(index, 0)], 0)
+        own = self._segment_of_users
+        codes = np.zeros(len(self.users), np.int64) if own is None else self.popularity.codes(own)
+        segment = np.where(index >= 0, codes[np.maximum(index, 0)], 0)
         return self._lists(replace(known, ends=ends), k, exclude_seen, segment)
 
     def recommend_item_lists(
-        self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool = True
+        self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool | None = None
     ) -> list[tuple[list[Any], list[float]]]:
-        """Recommend (item ids, scores) for each history of item ids, oldest first; unknown items are ignored."""
+        """Recommend (item ids, scores) for each history of item ids, oldest first; unknown items are ignored.
+
+        exclude_seen: by default `excludes_seen`.
+        """
         return self._lists(self.from_ids(histories)[0], k, exclude_seen)
 
-    def from_ids(self, histories: Sequence[Sequence[Any]]) -> tuple[Histories, int]:
+    def from_ids(
+        self, histories: Sequence[Sequence[Any]], request_time: int | None = None
+    ) -> tuple[Histories, int]:
         """Translate histories of item ids, oldest first, to the deployed numbering; returns the number of unknown ids too.
 
-        Without times, interactions count as a second apart, the last at time `newest`, which is the time of the request too.
+        Without times, interactions count as a second apart, the last at the time of the request (by default `newest`).
         """
+        last = self.newest if request_time is None else request_time
         lengths = [len(row) for row in histories]
         flat = pl.Series("item_id", [item for row in histories for item in row], strict=False)
         index, unknown = self.items.encode_known(flat) if len(flat) else (np.zeros(0, np.int32), 0)
         known = (
             [part[part > 0].tolist() for part in np.split(index, np.cumsum(lengths)[:-1])] if lengths else []
         )
-        times = [[self.newest - SECOND * age for age in reversed(range(len(row)))] for row in known]
-        return with_request_time(histories_from_lists(known, times), self.newest), unknown
+        times = [[last - SECOND * age for age in reversed(range(len(row)))] for row in known]
+        return with_request_time(histories_from_lists(known, times), last), unknown
 
     def _lists(
-        self, histories: Histories, k: int, exclude_seen: bool, segment: Int64 | None = None
+        self, histories: Histories, k: int, exclude_seen: bool | None, segment: Int64 | None = None
     ) -> list[tuple[list[Any], list[float]]]:
-        answer = self.engine.answer(histories, k, Rules(exclude_seen=exclude_seen), segment=segment)
+        rules = Rules(exclude_seen=self.excludes_seen if exclude_seen is None else exclude_seen)
+        answer = self.engine.answer(histories, k, rules, segment=segment)
         ids = self.items.decode(answer.item_index.ravel()).to_list()
         lists = []
         for row in range(len(histories)):

@@ -1,7 +1,5 @@
 """Business rules of the configuration: allow and deny lists, availability, re-ranking."""
 
-import datetime
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
+from features.settings import iso_microseconds
 from models.recommendation.rules import Rules
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
@@ -17,11 +16,11 @@ ITEM, FROM, UNTIL = "item_id", "available_from", "available_until"
 
 
 def rules_of(
-    settings: ScoreConfig, items: Vocabulary, newest: Callable[[], int], seed: int
+    settings: ScoreConfig, items: Vocabulary, request_time: int, seed: int, *, exclude_seen: bool
 ) -> tuple[Rules, dict[str, int]]:
     """Rules of `[score]` over a vocabulary, with counts of unknown ids in its lists and of excluded items.
 
-    newest: returns the time of the request without `score.at`, microseconds since the epoch; called only where needed.
+    request_time: microseconds since the epoch. exclude_seen: `score.exclude_seen`, resolved.
     Raises LookbackError for an unreadable file, and for an allow list without a known item.
     """
     allowed, counts = np.ones(len(items) + 1, bool), {}
@@ -38,28 +37,21 @@ def rules_of(
         index, counts["deny_unknown"] = _known("score.deny", settings.deny, items)
         allowed &= ~_mask(index, items)
     if settings.availability is not None:
-        at = newest() if settings.at is None else moment_of(settings.at)
+        # in a log without times the request is at a position, whatever `score.at` is
+        at = request_time if settings.at is None else iso_microseconds(settings.at)
         available, counts["availability_unknown"] = _available(Path(settings.availability), items, at)
         allowed &= available
     counts["items_not_allowed"] = int(len(items) - allowed.sum())
     rules = Rules(
-        bool(settings.exclude_seen),
+        exclude_seen,
         allowed if counts["items_not_allowed"] else None,
         settings.max_per_category,
         settings.diversity,
         settings.popularity_damping,
         settings.exploration,
-        seed + (newest() if settings.exploration else 0),  # a later log draws others
+        seed + (request_time if settings.exploration else 0),  # a later log draws others
     )
     return rules, counts
-
-
-def moment_of(iso: str) -> int:
-    """Parse an ISO time, UTC where it has no zone, to microseconds since the epoch."""
-    moment = datetime.datetime.fromisoformat(iso)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return round(moment.timestamp() * 1e6)
 
 
 def read_ids(key: str, path: Path, column: str) -> pl.Series:
@@ -122,7 +114,7 @@ def _microseconds(key: str, path: Path, column: pl.Series) -> pl.Series:
     """Convert dates, times or ISO texts, UTC where they have no zone, to microseconds since the epoch."""
     try:
         if column.dtype == pl.String:
-            times = [None if text is None else moment_of(text) for text in column]
+            times = [None if text is None else iso_microseconds(text) for text in column]
             return pl.Series(column.name, times, dtype=pl.Int64)
         if column.dtype in (pl.Date, pl.Datetime, pl.Null):  # the unit of a number is unknown
             return column.cast(pl.Datetime("us")).dt.timestamp("us")

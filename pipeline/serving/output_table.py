@@ -7,6 +7,7 @@ import pyarrow.compute  # else loaded by `cast` within the first batch
 from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
+from models.ranking.calibration import Calibration
 from models.recommendation.engine import Answer
 
 
@@ -15,11 +16,15 @@ def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
     arrow = {pl.Int64: pa.int64(), pl.String: pa.string()}
     because = pa.list_(pa.struct([("item_id", arrow[type(item)]), ("weight", pa.float32())]))
     columns = {"user_id": arrow[type(user)], "item_id": arrow[type(item)], "rank": pa.int32()}
-    return pa.schema(columns | {"score": pa.float32(), "because": because})
+    numbers = {"score": pa.float32(), "probability": pa.float32()}
+    return pa.schema(columns | numbers | {"because": because})
 
 
-def table(users: pl.Series, items: Vocabulary, answer: Answer) -> pa.Table:
-    """One row per recommended item of the answer."""
+def table(users: pl.Series, items: Vocabulary, answer: Answer, probability: Calibration | None) -> pa.Table:
+    """One row per recommended item of the answer.
+
+    probability: function from score to probability; None, and popular items of cold rows: null.
+    """
     num_rows, k = answer.item_index.shape
     given = answer.item_index > 0
     frame = pl.DataFrame(
@@ -28,10 +33,20 @@ def table(users: pl.Series, items: Vocabulary, answer: Answer) -> pa.Table:
             "item_id": items.decode(answer.item_index[given]),
             "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), num_rows)[given.ravel()],
             "score": answer.score[given],
+            "probability": _probability(answer, given, probability),
         }
     )
     rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     return rows.append_column("because", _because(items, answer, given, rows["item_id"].type))
+
+
+def _probability(answer: Answer, given: NDArray[np.bool_], probability: Calibration | None) -> pl.Series:
+    """Probability of each recommendation, null for rows of popular items and where there is no calibration."""
+    if probability is None:
+        return pl.Series([None], dtype=pl.Float32).new_from_index(0, int(given.sum()))
+    is_cold = pl.Series(np.broadcast_to(answer.cold[:, None], given.shape)[given])
+    values = pl.Series(probability(answer.score[given]))
+    return values.to_frame("p").select(pl.when(~is_cold).then("p")).to_series()
 
 
 def _because(items: Vocabulary, answer: Answer, given: NDArray[np.bool_], item_type: pa.DataType) -> pa.Array:

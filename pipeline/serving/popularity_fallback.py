@@ -4,6 +4,7 @@ popularity.parquet of a bundle: segment (a value of a column of the users' table
 num_events in the last days of the log.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from features import schema
 from features.histories.jagged import JaggedHistories
 from models.histories import Float32, Int32, Int64
 from pipeline.errors import LookbackError
+from pipeline.serving.request import Request
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -29,15 +31,54 @@ DAY = 86_400_000_000
 """Microseconds."""
 
 
-def write(
-    bundle: Path, histories: JaggedHistories, mapping: Int32, segment: pl.Series | None, days: float
-) -> None:
-    """Write popularity.parquet of a log's last days. segment: [num_users], null where unknown.
+@dataclass(frozen=True)
+class Popularity:
+    """Popular items by segment of users."""
+
+    segments: list[str]
+    """Segments with their own popularity, sorted; rows of `scores` from 1."""
+    scores: Float32
+    """[segments + 1, n + 1], an item's share of the segment's recent events, then of all recent events, then of all events.
+
+    Row 0 is for users without a segment."""
+
+    @classmethod
+    def of(cls, recent: pl.DataFrame, num_events: Float32) -> "Popularity":
+        """Popularity of `recent_events`. num_events: [n + 1] events in the whole log."""
+        names = recent["segment"].drop_nulls().unique().sort().to_list()
+        code = {name: row for row, name in enumerate(names, 1)}
+        counts = np.zeros((len(names) + 1, len(num_events)))
+        row = recent["segment"].replace_strict(code, default=0, return_dtype=pl.Int64).to_numpy()
+        counts[row, recent["item_index"].to_numpy()] = recent["num_events"].to_numpy()
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        always = num_events / max(float(num_events.sum(dtype=np.float64)), 1.0)
+        together: Float32 = (shares + RECENT_WEIGHT * shares[:1] + ALWAYS_WEIGHT * always).astype(np.float32)
+        return cls(names, together)
+
+    @classmethod
+    def of_bundle(cls, bundle: Path, num_events: Float32) -> "Popularity":
+        """Popularity of a bundle; `num_events` alone for older bundles, which have no popularity.parquet."""
+        if not (bundle / FILE).exists():
+            return cls([], num_events[None].copy())
+        return cls.of(pl.read_parquet(bundle / FILE), num_events)
+
+    def codes(self, segment: pl.Series) -> Int64:
+        """[len] rows of `scores` of segments, 0 for unknown ones."""
+        if not self.segments:
+            return np.zeros(len(segment), np.int64)
+        code = {name: row for row, name in enumerate(self.segments, 1)}
+        return segment.replace_strict(code, default=0, return_dtype=pl.Int64).to_numpy()
+
+
+def recent_events(
+    histories: JaggedHistories, mapping: Int32, segment: pl.Series | None, request: Request, days: float
+) -> pl.DataFrame:
+    """(segment, item_index, num_events) of the last days before a request. segment: [num_users], null where unknown.
 
     mapping: [num_items + 1] from the log's items to the bundle's, 0 for unknown ones.
     """
-    newest = int(histories.time.max(initial=0))
-    recent = np.flatnonzero(np.asarray(histories.time) > newest - round(days * DAY))
+    time = np.asarray(histories.time)
+    recent = np.flatnonzero((time > request.time - round(days * DAY)) & (time < request.before))
     item = mapping[histories.item_index[recent]]
     table = pl.DataFrame({"item_index": item[item > 0]}, schema={"item_index": pl.Int32})
     parts = [table.with_columns(segment=pl.lit(None, pl.String))]
@@ -45,36 +86,7 @@ def write(
         user = np.searchsorted(histories.offsets, recent[item > 0], side="right") - 1
         parts.append(table.with_columns(segment.gather(user).alias("segment")).drop_nulls("segment"))
     counted = pl.concat(parts).group_by("segment", "item_index").len("num_events")
-    counted.sort("segment", "item_index").write_parquet(bundle / FILE)
-
-
-def segments(bundle: Path) -> list[str]:
-    """Segments of a bundle's popularity, sorted."""
-    if not (bundle / FILE).exists():
-        return []
-    return (
-        pl.read_parquet(bundle / FILE, columns=["segment"])["segment"].drop_nulls().unique().sort().to_list()
-    )
-
-
-def scores(bundle: Path, num_events: Float32) -> Float32:
-    """[segments + 1, n + 1]: an item's share of the segment's recent events, then of all recent events, then of all events.
-
-    `num_events` [n + 1]: events in the whole log. Row 0 is for users without a segment. Older bundles without
-    popularity.parquet score by `num_events`.
-    """
-    if not (bundle / FILE).exists():
-        return num_events[None].copy()
-    table = pl.read_parquet(bundle / FILE)
-    names = segments(bundle)
-    code = {name: row for row, name in enumerate(names, 1)}
-    counts = np.zeros((len(names) + 1, len(num_events)))
-    row = table["segment"].replace_strict(code, default=0, return_dtype=pl.Int64).to_numpy()
-    counts[row, table["item_index"].to_numpy()] = table["num_events"].to_numpy()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    always = num_events / max(float(num_events.sum(dtype=np.float64)), 1.0)
-    together: Float32 = (shares + RECENT_WEIGHT * shares[:1] + ALWAYS_WEIGHT * always).astype(np.float32)
-    return together
+    return counted.sort("segment", "item_index")
 
 
 def segment_column(config: "Config", users: Path) -> str | None:
@@ -111,11 +123,3 @@ def segment_of(users: Path, column: str, user_ids: pl.Series) -> pl.Series:
         pl.col(schema.USER_ID).cast(pl.String), pl.col(column).cast(pl.String).alias("segment")
     )
     return ids.join(table, on=schema.USER_ID, how="left", maintain_order="left").collect()["segment"]
-
-
-def codes(names: list[str], segment: pl.Series) -> Int64:
-    """[len] rows of `scores` of the segments, 0 for unknown ones."""
-    if not names:
-        return np.zeros(len(segment), np.int64)
-    code = {name: row for row, name in enumerate(names, 1)}
-    return segment.replace_strict(code, default=0, return_dtype=pl.Int64).to_numpy()

@@ -20,10 +20,11 @@ class Recommender:
 
         The frame has a column `history` (lists of item ids, oldest first, taken as interactions a second apart up to the time of
         the newest event of the bundle's log) or else `user_id`, answered from the bundle's own histories. Unknown users and empty
-        histories get recently popular items; exclude_seen (true) excludes items of the history. `user_id` is passed through.
+        histories get recently popular items; exclude_seen (by default as recorded in the bundle) excludes items of the history.
+        `user_id` is passed through.
         Raises ValueError where both columns are missing, or a history is no list.
         """
-        options = {"k": 10, "exclude_seen": True} | (params or {})
+        options = {"k": 10, "exclude_seen": self._bundle.excludes_seen} | (params or {})
         k, exclude_seen = int(options["k"]), bool(options["exclude_seen"])
         if k < 1:
             raise ValueError(f"params: received k = {k}, expected 1 or more")

@@ -63,6 +63,7 @@ class _PlainJob(NamedTuple):
     folder: str
     settings: str
     seed: int
+    timed: bool
     directory: str
 
     @classmethod
@@ -71,7 +72,7 @@ class _PlainJob(NamedTuple):
             str(path.absolute()) for path in (job.bundle, job.features, job.ingest, job.folder)
         )
         settings = job.settings.model_dump_json()
-        return cls(bundle, features, ingest, folder, settings, job.seed, str(Path.cwd()))
+        return cls(bundle, features, ingest, folder, settings, job.seed, job.timed, str(Path.cwd()))
 
 
 def _shard(job: _PlainJob, number: int) -> Counts:
@@ -88,4 +89,4 @@ def _opened(job: _PlainJob) -> Scorer:
     torch.set_num_threads(1)
     settings = ScoreConfig.model_validate_json(job.settings)
     bundle, features, ingest, folder = map(Path, (job.bundle, job.features, job.ingest, job.folder))
-    return Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed))
+    return Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed, job.timed))

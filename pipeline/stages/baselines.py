@@ -11,35 +11,29 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-
 from features.histories.leaks import check_fitted
 from features.histories.numbering import ItemNumbering
-from models.baselines.als import ALS
 from models.baselines.base import Baseline, FittedOn
-from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
-from models.baselines.item_knn import ItemKNN
-from models.baselines.popularity import Popularity, RecentPopularity
+from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation import metrics
-from models.evaluation.ranks import ColdStart, SystemRanks, rank_targets
-from models.histories import Float32, Histories, Int32
-from models.recommender import Recommender
+from models.evaluation.ranks import ColdStart, SystemRanks
+from models.histories import Histories
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
-from models.topk import recommend_in_chunks
 from models.training import distributed
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config
+from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.item_features import known_by_content
-from pipeline.dataset.targets import RankedTargets, targets_of
+from pipeline.dataset.protocol import Kind
+from pipeline.dataset.targets import counted
 from pipeline.errors import LookbackError
-from pipeline.evaluation.ranking import Part, rank_all
+from pipeline.evaluation.ranking import Part, rank_all, rank_nightly, save
+from pipeline.modelling.recommenders import BUILT_IN, kind_of
 from pipeline.modelling.trainer import Trained
 from pipeline.orchestration.context import Context
-from pipeline.sections import BASELINES
 
 VALIDATION_K = 10
 GRU = "gru"
@@ -55,94 +49,120 @@ class Tuned:
     settings: Settings
     """Settings of the best grid point."""
     grid: list[dict[str, Any]]
-    """Grid points: settings and `ndcg@10` on the validation targets."""
+    """Grid points: settings and `ndcg@10` on the validation requests."""
+
+
+@dataclass(frozen=True)
+class Finished(Tuned):
+    """A tuned baseline whose ranks are written."""
+
+    fitted_on: FittedOn
 
 
 def build(ctx: Context) -> None:
-    """Write items.npy (the common numbering), systems/NAME.parquet (ranks of the test targets), baselines.json."""
+    """Write KIND/items.npy (numbering of the ranked items), KIND/NAME.parquet (ranks of the test targets), baselines.json."""
     if distributed.rank():
         if GRU in names(ctx.config) and not _facts_file(ctx.folder, GRU).exists():
             _trained_gru(ctx)
         return
-    (ctx.folder / "systems").mkdir(exist_ok=True)
-    selection, _ = _part(ctx, "validation", with_validation=False)
-    with_validation = ctx.config.train.refit_validation
-    test, numbering = _part(ctx, "test", with_validation=with_validation)
-    numbering.save(ctx.folder / "items.npy")
+    kinds, with_validation = ctx.protocol.kinds, ctx.config.train.refit_validation
+    selection = _part(ctx, "validation", kinds[0], with_validation=False)
+    tests = {kind: _part(ctx, "test", kind, with_validation=with_validation) for kind in kinds}
+    for kind, test in tests.items():
+        (ctx.folder / kind).mkdir(exist_ok=True)
+        test.common.save(ctx.folder / kind / "items.npy")
     systems: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    reasons = {name: _not_applicable(ctx.config, name, test.num_items) for name in names(ctx.config)}
+    reasons = {
+        name: _not_applicable(ctx, name, tests[kinds[0]].learned.num_items) for name in names(ctx.config)
+    }
     not_applicable = {name: reason for name, reason in reasons.items() if reason is not None}
     for name in (name for name in reasons if name not in not_applicable):
         path = _facts_file(ctx.folder, name)
         facts = read_json(path) if path.exists() else None
         if facts is None:
             started = time.monotonic()
-            if name == GRU:
-                system, fitted_on, tuned = _gru(_trained_gru(ctx), numbering)
-            else:
-                system, fitted_on, tuned = _fitted(ctx, name, selection, test)
-            events, split = ctx.dataset.histories, ctx.dataset.split
-            num_events, latest = fitted_on.num_events, fitted_on.latest
-            check_fitted(name, num_events, latest, events, split, with_validation=with_validation)
-            ranked = rank_all(system, test, ctx.config, exclude_seen=ctx.protocol.exclude_seen)
-            facts = asdict(tuned) | {"fitted_on": asdict(fitted_on)}
+            finished = _gru(ctx, tests) if name == GRU else _of_baseline(ctx, name, selection, tests)
+            facts = asdict(finished)
             seconds[name] = round(time.monotonic() - started, 3)
-            _write(ctx.folder, name, ranked, facts)
+            write_json(path, facts)
         systems[name] = facts
     write_json(ctx.folder / "baselines.json", {"systems": systems, "not_applicable": not_applicable})
-    _report(ctx, systems, not_applicable, len(test.targets), seconds)
+    _report(ctx, systems, not_applicable, len(tests[kinds[0]].targets), seconds)
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """Configured baselines, in the order of `BASELINES`."""
-    chosen = config.evaluate.baselines
-    return tuple(name for name in BASELINES if chosen == "all" or name in chosen)
+    """Configured baselines, in the order of `BASELINES`, then classes of one's own."""
+    return config.evaluate.baseline_names
 
 
-def _part(ctx: Context, name: str, *, with_validation: bool) -> tuple[Part, ItemNumbering]:
-    """Training rows and targets of a part, and the numbering of both."""
+def _part(ctx: Context, name: str, kind: Kind, *, with_validation: bool) -> Part:
+    """Training rows and targets of a part: of nights among all items, else among those known by training or content."""
     config, dataset = ctx.config, ctx.dataset
     training = dataset.training_rows(with_validation=with_validation)
     trained, described = dataset.occurring(training), known_by_content(config, dataset)
-    numbering = ItemNumbering.of_known(trained if described is None else trained | described)
-    targets = targets_of(config, dataset, name, numbering, trained=trained)
+    learned = ItemNumbering.of_known(trained if described is None else trained | described)
+    common = ItemNumbering.of_known(~dataset.under_core()) if kind == "nightly" else learned
+    targets = targets_of(config, dataset, name, common, trained=trained, kind=kind)
     if name == "validation":
-        targets = _sample(targets.select(targets.warm), config)
-    return Part(training.translate(numbering.new), targets, numbering.num_items), numbering
+        included = counted(targets, cold_users=False, cold_items=kind == "nightly")
+        targets = targets.select(included).sample(config.train.validation_targets, config.seed)
+    return Part(training.translate(learned.new), learned, targets, common)
 
 
-def _sample(targets: RankedTargets, config: Config) -> RankedTargets:
-    """Sample of at most `train.validation_targets` targets, fixed by the seed."""
-    most = config.train.validation_targets
-    if len(targets) <= most:
-        return targets
-    chosen = np.zeros(len(targets), bool)
-    chosen[np.random.default_rng(config.seed).choice(len(targets), most, replace=False)] = True
-    return targets.select(chosen)
-
-
-def _not_applicable(config: Config, name: str, num_items: int) -> str | None:
+def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
     """Reason why a baseline does not apply to this log, or None.
 
     Raises LookbackError where EASE is configured by name for too large a catalogue.
     """
-    reason = None
+    reason, config = None, ctx.config
+    if name != GRU and kind_of(name).needs_seen and ctx.protocol.exclude_seen:
+        reason = "items already seen are not recommended"
     if name == "recent_popularity" and config.events.timestamp_unit == "position":
         reason = "the log has no times, only each user's order"
     if name == "ease":
         reason = EASE.refusal(num_items)
-    if reason is not None and name == "ease" and config.evaluate.baselines != "all":
+    if reason is not None and name == "ease" and name in config.evaluate.baselines:
         raise LookbackError(f"evaluate.baselines: {reason}")
     return reason
 
 
-def _fitted(ctx: Context, name: str, selection: Part, test: Part) -> tuple[Recommender, FittedOn, Tuned]:
-    """Tuned baseline, fitted on the evaluated model's training events."""
+def _of_baseline(ctx: Context, name: str, selection: Part, tests: Mapping[Kind, Part]) -> Finished:
+    """Tune a baseline, fit it on the evaluated model's training events, rank the test targets of every kind."""
     fit, grid = _candidates(ctx.config, name)
-    tuned = _tune(fit, grid, selection, exclude_seen=ctx.protocol.exclude_seen)
-    system = fit(test.training, test.num_items, tuned.settings)
-    return system, system.fitted_on, tuned
+    moves = kind_of(name).moves
+    tuned = _tune(ctx, fit, grid, selection, moves=moves)
+    system: Baseline | None = None
+    for kind, test in tests.items():
+        if moves and kind == "nightly":
+            ranked = _ranked_nightly(ctx, fit, tuned.settings, test)
+        else:
+            system = system or fit(test.training, test.learned.num_items, tuned.settings)
+            ranked = rank_all(system, test, ctx.config, exclude_seen=ctx.protocol.exclude_seen)
+        save(ranked, ctx.folder / kind, name)
+    training = next(iter(tests.values())).training
+    fitted_on = FittedOn.of(training) if system is None else system.fitted_on
+    _check_fitted(ctx, name, fitted_on)
+    return Finished(tuned.settings, tuned.grid, fitted_on)
+
+
+def _check_fitted(ctx: Context, name: str, on: FittedOn) -> None:
+    """Raise LeakError where a system was fitted on other events than the evaluated model."""
+    dataset, with_validation = ctx.dataset, ctx.config.train.refit_validation
+    check_fitted(
+        name, on.num_events, on.latest, dataset.histories, dataset.split, with_validation=with_validation
+    )
+
+
+def _ranked_nightly(ctx: Context, fit: "Fit", settings: Settings, part: Part) -> SystemRanks:
+    """Ranks by a baseline whose counts move with the night."""
+    return rank_nightly(
+        lambda before, num_items: fit(before, num_items, settings),
+        part,
+        ctx.dataset,
+        ctx.config,
+        exclude_seen=ctx.protocol.exclude_seen,
+    )
 
 
 Fit = Callable[[Histories, int, Settings], Baseline]
@@ -150,57 +170,37 @@ Fit = Callable[[Histories, int, Settings], Baseline]
 
 def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
     """Fitting function of a baseline, and its grid of settings."""
+    kind = kind_of(name)
+    grid, fixed = kind.grid, {}
     if name == "recent_popularity":
         days = config.evaluate.recent_days
         grid = tuple({"days": number} for number in (days if isinstance(days, list) else [days]))
-        return lambda histories, num_items, point: RecentPopularity.fit(histories, num_items, **point), grid
-    kinds: Mapping[str, Any] = {
-        "popularity": Popularity,
-        "co_visitation": CoVisitation,
-        "item_knn": ItemKNN,
-        "ease": EASE,
-        "als": ALS,
-    }
-    kind = kinds[name]
-    fixed = {"seed": config.seed} if name == "als" else {}
-    return lambda histories, num_items, point: kind.fit(histories, num_items, **point, **fixed), kind.GRID
+    if name == "als":
+        fixed = {"seed": config.seed}
+    if name in BUILT_IN and kind.needs_seen and config.events.timestamp_unit != "position":
+        fixed = {"session": round(config.history.session_minutes * 60_000_000)}
+    return lambda histories, num_items, point: kind.fit(histories, num_items, {**point, **fixed}), grid
 
 
-def _tune(fit: Fit, grid: tuple[Settings, ...], selection: Part, *, exclude_seen: bool) -> Tuned:
-    """Grid point with the highest NDCG@10 on the validation targets, the first of ties."""
-    if len(grid) == 1 or not len(selection.targets):
+def _tune(ctx: Context, fit: Fit, grid: tuple[Settings, ...], selection: Part, *, moves: bool) -> Tuned:
+    """Grid point with the highest NDCG@10 on the validation requests, the first of ties.
+
+    moves: counts are taken anew at every night.
+    """
+    targets = selection.targets
+    if len(grid) == 1 or not len(targets):
         return Tuned(dict(grid[0]), [dict(grid[0])])
     points = []
     for point in grid:
-        system = fit(selection.training, selection.num_items, point)
-        ranked = rank_targets(
-            system, selection.targets.histories, selection.targets.item, 1, exclude_seen=exclude_seen
-        )
-        points.append(dict(point) | {"ndcg@10": float(metrics.ndcg(ranked.rank, VALIDATION_K).mean())})
+        if moves and ctx.protocol.headline == "nightly":
+            ranked = _ranked_nightly(ctx, fit, point, selection)
+        else:
+            system = fit(selection.training, selection.learned.num_items, point)
+            ranked = rank_all(system, selection, ctx.config, exclude_seen=ctx.protocol.exclude_seen)
+        values = metrics.metrics_of_ranks(ranked.rank, (VALIDATION_K,), targets.request, targets.num_requests)
+        points.append(dict(point) | {"ndcg@10": float(values[f"ndcg@{VALIDATION_K}"].mean())})
     best = max(range(len(grid)), key=lambda index: points[index]["ndcg@10"])
     return Tuned(dict(grid[best]), points)
-
-
-class Renumbered:
-    """Recommender in a numbering of more items than it knows; unknown items score -inf.
-
-    numbers: [num_items + 1], item -> the recommender's, 0 where unknown.
-    """
-
-    def __init__(self, system: Recommender, numbers: Int32) -> None:
-        self._system, self._numbers = system, numbers
-        self.num_items = len(numbers) - 1
-
-    def score_items(self, histories: Histories) -> Float32:
-        """Scores from the known part of each history: [rows, num_items + 1]."""
-        own = histories.compact().translate(self._numbers)
-        scores = self._system.score_items(own)[:, self._numbers]
-        scores[:, self._numbers == 0] = -np.inf
-        return scores
-
-    def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
-        """Top k items of each row and their scores (see `Recommender`)."""
-        return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
 
 def _trained_gru(ctx: Context) -> Trained:
@@ -219,8 +219,9 @@ def _trained_gru(ctx: Context) -> Trained:
     return ctx.trainer(encoder=encoder, train=train).fit_split(GRU)
 
 
-def _gru(trained: Trained, numbering: ItemNumbering) -> tuple[Recommender, FittedOn, Tuned]:
-    """Trained GRU in the common `numbering`, without items known by content alone, as it reads no content."""
+def _gru(ctx: Context, tests: Mapping[Kind, Part]) -> Finished:
+    """Train the GRU and rank the test targets of every kind; it reads no content."""
+    trained = _trained_gru(ctx)
     grid = [
         {"epoch": record.epoch, "ndcg@10": record.validation["validation_ndcg@10"]}
         for record in trained.selection.history
@@ -230,31 +231,21 @@ def _gru(trained: Trained, numbering: ItemNumbering) -> tuple[Recommender, Fitte
         "epoch": trained.selection.best_epoch,
         "steps": trained.result.best_step,
     }
+    fitted_on = FittedOn.of(trained.histories)
+    _check_fitted(ctx, GRU, fitted_on)
     model, own = trained.result.model, trained.histories.translate(trained.numbering.new)
     system = ColdStart(AttentionRecommender(model), Popularity.fit(own, model.num_items))
-    renumbered = Renumbered(system, numbering.inverse().compose(trained.numbering).new)
-    return renumbered, FittedOn.of(trained.histories), Tuned(chosen, grid)
+    for kind, test in tests.items():
+        ranked = rank_all(
+            system, test, ctx.config, exclude_seen=ctx.protocol.exclude_seen, own=trained.numbering
+        )
+        save(ranked, ctx.folder / kind, GRU)
+    return Finished(chosen, grid, fitted_on)
 
 
 def _facts_file(folder: Path, name: str) -> Path:
     """File with the facts of a finished baseline, from which an interrupted run resumes."""
-    return folder / "systems" / f"{name}.json"
-
-
-def _write(folder: Path, name: str, ranked: SystemRanks, facts: dict[str, Any]) -> None:
-    """Write NAME.parquet, then NAME.json, whose existence marks the first as complete."""
-    table = pl.DataFrame(
-        {
-            "rank": ranked.rank,
-            "pessimistic_rank": ranked.pessimistic,
-            "recommended": pl.Series(ranked.lists, dtype=pl.Array(pl.Int32, ranked.lists.shape[1])),
-        }
-    )
-    path = folder / "systems" / f"{name}.parquet"
-    aside = path.with_suffix(".part")
-    table.write_parquet(aside)
-    aside.replace(path)
-    write_json(path.with_suffix(".json"), facts)
+    return folder / f"{name}.json"
 
 
 def _report(

@@ -7,7 +7,6 @@ import datetime
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -20,28 +19,45 @@ from models.baselines.base import FittedOn
 from models.checkpoint import load_model
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
-from models.evaluation import metrics
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import SystemComparison
-from models.evaluation.ranks import SystemRanks, rank_targets
-from models.histories import Histories, Int32
+from models.evaluation.ranks import SystemRanks
 from models.ranking.two_stage import TwoStage
+from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.leak_checks import check_targets
-from pipeline.dataset.targets import RankedTargets, counts_by_reason, targets_of
+from pipeline.dataset.protocol import Kind
+from pipeline.dataset.targets import NO_HISTORY, RankedTargets, counted
 from pipeline.errors import LookbackError
-from pipeline.evaluation import diagnostics, metrics_report, ranking, second_stage_gain
-from pipeline.evaluation.metrics_report import MetricSettings
-from pipeline.evaluation.report import EvaluationReport, Leaks, LearningPoint, SecondStageGain, Tuning
+from pipeline.evaluation import (
+    diagnostics,
+    metrics_report,
+    ranking,
+    result_tables,
+    second_stage_gain,
+    target_words,
+    tracked_metrics,
+)
+from pipeline.evaluation.cautions import cautions, facts_of
+from pipeline.evaluation.learning_curve import learning_curve
+from pipeline.evaluation.metrics_report import MetricSettings, defined
+from pipeline.evaluation.new_items import with_described_items
+from pipeline.evaluation.report import (
+    EvaluationReport,
+    Leaks,
+    NightsTested,
+    SecondStageGain,
+    Tuning,
+    Values,
+)
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import MODEL
-
-T = TypeVar("T")
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CHECKED = [
@@ -57,13 +73,11 @@ CUT = "evaluate cut "
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Test targets, and their ranks by the model and the baselines."""
+    """Test targets of one kind, and their ranks by the model and the baselines."""
 
     dataset: Dataset
-    numbering: ItemNumbering
-    """Items of the dataset -> the systems'."""
-    training: Histories
-    """Rows that every system learned from, in the systems' numbering."""
+    common: ItemNumbering
+    """Items of the dataset -> the ranked ones."""
     every_target: RankedTargets
     """All targets, cold ones included."""
     every_rank: Mapping[str, SystemRanks]
@@ -71,23 +85,43 @@ class Evaluation:
     """Targets that the metrics average over."""
     ranked: Mapping[str, SystemRanks]
     catalogue: Catalogue
-    recommender: AttentionRecommender
     ranker: SecondStageGain
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The evaluated encoder, as trained."""
+
+    recommender: AttentionRecommender
+    numbering: ItemNumbering
+    """Items of the dataset -> the encoder's."""
 
 
 def build(ctx: Context) -> None:
     """Write metrics.json, targets.parquet, per_user.parquet, segments.parquet, diagnostics.json and a page of figures."""
     settings = MetricSettings(tuple(ctx.config.evaluate.k), ctx.config.evaluate.resamples, ctx.config.seed)
-    evaluation = _rank(ctx)
+    model = _Model(
+        AttentionRecommender(load_model(ctx.inputs["train"], pick_device())),
+        ItemNumbering.load(ctx.inputs["train"] / "items.npy"),
+    )
+    evaluation = _rank(ctx, model, ctx.protocol.headline)
     ranked, targets = evaluation.ranked, evaluation.targets
     systems = metrics_report.compute_metrics(ranked, targets, evaluation.catalogue, settings)
     report = _report(ctx, evaluation, systems, settings)
+    report = _with_parts(ctx, report, model, evaluation, settings)
     report.save(ctx.folder)
-    _write_table(ctx, "systems.json", _as_table(report))
-    _write_targets(ctx, evaluation)
-    _write_users(ctx, systems)
+    _write_table(ctx, "systems.json", result_tables.systems_table(report))
+    result_tables.write_targets(
+        ctx.folder,
+        evaluation.dataset,
+        evaluation.common,
+        targets,
+        ranked,
+        nightly=ctx.protocol.headline == "nightly",
+    )
+    result_tables.write_users(ctx.folder, ctx.dataset.users["user_id"], systems)
     _write_segments(ctx, evaluation, settings)
-    _write_diagnostics(ctx, evaluation)
+    _write_diagnostics(ctx, model, evaluation)
     charts.draw_evaluation(ctx.folder, ctx.inputs, ctx.config.name, report)
     for name in (*TABLES, charts.PAGE):
         ctx.track.artifact(name, "evaluate")
@@ -95,59 +129,78 @@ def build(ctx: Context) -> None:
     _log(ctx, report)
 
 
-def _rank(ctx: Context) -> Evaluation:
-    """Check for leaks, rank the targets by the model, and load the baselines' ranks."""
-    config, settings = ctx.config, ctx.config.evaluate
-    dataset, split = ctx.dataset, ctx.dataset.split
-    numbering = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
-    assert np.array_equal(numbering.new, np.load(ctx.inputs["baselines"] / "items.npy"))
-    _check_leaks(ctx, dataset.histories, split)
+def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | None = None) -> Evaluation:
+    """Check for leaks, rank the targets of a kind by the model, and load the baselines' ranks.
+
+    `decided`: decision on the second stage; None: by these targets.
+    """
+    config, settings, dataset = ctx.config, ctx.config.evaluate, ctx.dataset
+    folder = ctx.inputs["baselines"] / kind
+    common = ItemNumbering.load(folder / "items.npy")
+    _check_leaks(ctx, dataset.histories, dataset.split)
     training = dataset.training_rows(with_validation=config.train.refit_validation)
-    targets = targets_of(config, dataset, "test", numbering, trained=dataset.occurring(training))
-    check_targets(targets, dataset, numbering, ties=ctx.protocol.ties)
-    included = metrics_report.counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items)
+    trained = dataset.occurring(training)
+    targets = targets_of(config, dataset, "test", common, trained=trained, kind=kind)
+    is_nightly = kind == "nightly"
+    check_targets(
+        targets,
+        dataset,
+        common,
+        ties="strict" if is_nightly else ctx.protocol.ties,
+        session_minutes=0.0 if is_nightly else config.history.session_minutes,
+    )
+    included = counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items or is_nightly)
     if not included.any():
-        left_out = counts_by_reason(_left_out(ctx, targets))
+        left_out = target_words.left_out(kind, _left_out(ctx, targets, kind)) or "nothing"
         raise LookbackError(
-            f"evaluate: no target is left among the test events of {split.protocol!r} (left out: {left_out});"
+            f"evaluate: no target is left among the test events of {dataset.split.protocol!r}, {kind} (left out: {left_out});"
             " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
         )
-    training = training.translate(numbering.new)
-    recommender = AttentionRecommender(load_model(ctx.inputs["train"], pick_device()))
-    part = ranking.Part(training, targets, recommender.num_items)
-    stages = _stages(ctx, recommender, part, numbering)
+    part = ranking.Part(training.translate(model.numbering.new), model.numbering, targets, common)
+    stages = _stages(ctx, model, part, nightly=is_nightly)
     chosen = targets.select(included)
-    ranker = _ranker(ctx, {name: ranks.select(included) for name, ranks in stages.items()}, chosen)
+    requests = np.bincount(targets.request[included], minlength=targets.num_requests) > 0
+    kept = {name: ranks.select(included, requests) for name, ranks in stages.items()}
+    ranker = decided or _ranker(ctx, kept, chosen)
     own = stages[second_stage.TWO_STAGE if ranker.used else second_stage.RETRIEVAL]
     ranked = {MODEL: own} | {
-        name: ranking.load(ctx.inputs["baselines"], name)
+        name: ranking.load(folder, name)
         for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
     }
-    counts = np.bincount(training.item_index[training.gather()[1]], minlength=recommender.num_items + 1)
+    of_items = training.translate(common.new)
+    counts = np.bincount(of_items.item_index[of_items.gather()[1]], minlength=common.num_items + 1)
     return Evaluation(
         dataset,
-        numbering,
-        training,
+        common,
         targets,
         ranked,
         chosen,
-        {name: ranks.select(included) for name, ranks in ranked.items()},
-        metrics_report.catalogue_of(counts, dataset.content, numbering),
-        recommender,
+        {name: ranks.select(included, requests) for name, ranks in ranked.items()},
+        metrics_report.catalogue_of(counts, dataset.content, common),
         ranker,
     )
 
 
-def _stages(
-    ctx: Context, recommender: AttentionRecommender, part: ranking.Part, numbering: ItemNumbering
-) -> dict[str, SystemRanks]:
-    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages."""
-    config, exclude_seen = ctx.config, ctx.protocol.exclude_seen
-    ranks = {second_stage.RETRIEVAL: ranking.rank_all(recommender, part, config, exclude_seen=exclude_seen)}
-    stage = second_stage.opened(config, ctx.dataset, ctx.inputs["rank"], part.training, numbering)
+def _stages(ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool) -> dict[str, SystemRanks]:
+    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages.
+
+    At nights the model recommends new items by their content, and the ranker's item statistics are as of the night.
+    """
+    config, dataset, exclude_seen = ctx.config, ctx.dataset, ctx.protocol.exclude_seen
+    recommender, numbering = model.recommender, model.numbering
+    if nightly and config.score.new_items:
+        recommender, numbering = with_described_items(recommender, dataset, numbering)
+    retrieved = ranking.rank_all(recommender, part, config, exclude_seen=exclude_seen, own=numbering)
+    ranks = {second_stage.RETRIEVAL: retrieved}
+    training = part.training.translate(part.learned.inverse().compose(numbering).new)
+    stage = second_stage.opened(config, dataset, ctx.inputs["rank"], training, numbering)
     if stage is not None:
+        if nightly:
+            stage = stage.counting(dataset.without_held_back().all_rows().translate(numbering.new))
         both = TwoStage(recommender, stage, exclude_seen=exclude_seen)
-        ranks[second_stage.TWO_STAGE] = ranking.rank_all(both, part, config, exclude_seen=exclude_seen)
+        ranks[second_stage.TWO_STAGE] = ranking.rank_all(
+            both, part, config, exclude_seen=exclude_seen, own=numbering
+        )
     return ranks
 
 
@@ -175,41 +228,55 @@ def _check_leaks(ctx: Context, histories: JaggedHistories, split: Split) -> None
         check_fitted(name, on.num_events, on.latest, histories, split, with_validation=with_validation)
 
 
-def _left_out(ctx: Context, targets: RankedTargets) -> dict[str, int]:
-    """Counts of test events outside the metrics, by reason."""
-    settings = ctx.config.evaluate
-    included = {"no_history": settings.cold_users, "unknown_item": settings.cold_items}
-    cold = {reason: 0 if included[reason] else count for reason, count in targets.num_cold.items()}
-    return targets.left_out | cold
+def _left_out(ctx: Context, targets: RankedTargets, kind: Kind) -> dict[str, int]:
+    """Counts of test events outside the metrics, by reason; of nights `no_history` counts user-nights."""
+    settings, cold = ctx.config.evaluate, targets.num_cold
+    included = {
+        "no_history": settings.cold_users,
+        "unknown_item": settings.cold_items or target_words.is_nightly(kind),
+    }
+    if target_words.is_nightly(kind):
+        cold["no_history"] = len(np.unique(targets.request[targets.cold == NO_HISTORY]))
+    return targets.left_out | {reason: 0 if included[reason] else count for reason, count in cold.items()}
 
 
 def _report(
     ctx: Context, evaluation: Evaluation, systems: SystemComparison, settings: MetricSettings
 ) -> EvaluationReport:
     """Report of the evaluation, with a learning curve and earlier cuts where configured."""
-    config = ctx.config
-    num_items = evaluation.recommender.num_items
+    config, protocol = ctx.config, ctx.protocol
+    num_items = evaluation.common.num_items
     of_lists = metrics_report.catalogue_metrics(evaluation.ranked, evaluation.targets, num_items, settings)
     others = [name for name in systems.systems if name != MODEL]
     differences = systems.compared(MODEL, others) if others else {}
     tuned = read_json(ctx.inputs["baselines"] / "baselines.json")
     curve = (
-        _learning_curve(ctx, evaluation, systems, settings) if config.evaluate.training_fractions else None
+        learning_curve(
+            ctx.trainer(),
+            evaluation.targets,
+            evaluation.common,
+            systems,
+            settings,
+            config.evaluate.training_fractions,
+            exclude_seen=protocol.exclude_seen,
+        )
+        if config.evaluate.training_fractions
+        else None
     )
     report = EvaluationReport(
         protocol=evaluation.dataset.split.protocol,
         test_from=_iso(evaluation.dataset.split.test_from),
-        targets_of_a_user=ctx.protocol.headline,
-        ties=ctx.protocol.ties,
+        targets_of_a_user=protocol.headline,
+        ties=protocol.ties,
         users=systems.num_users,
-        targets=len(evaluation.targets),
-        targets_left_out=_left_out(ctx, evaluation.every_target),
+        targets=evaluation.targets.num_requests,
+        targets_left_out=_left_out(ctx, evaluation.every_target, protocol.headline),
         num_items=num_items,
-        exclude_seen=ctx.protocol.exclude_seen,
+        exclude_seen=protocol.exclude_seen,
         refit_validation=config.train.refit_validation,
         resamples=config.evaluate.resamples,
-        metrics={name: _defined(systems.values(name) | of_lists[name][0]) for name in systems.systems},
-        intervals={name: _defined(systems.intervals(name) | of_lists[name][1]) for name in systems.systems},
+        metrics={name: defined(systems.values(name) | of_lists[name][0]) for name in systems.systems},
+        intervals={name: defined(systems.intervals(name) | of_lists[name][1]) for name in systems.systems},
         differences={
             other: {name: paired for name, paired in by_metric.items() if not np.isnan(paired.difference)}
             for other, by_metric in differences.items()
@@ -220,7 +287,7 @@ def _report(
             systems,
             settings,
             cold_users=config.evaluate.cold_users,
-            cold_items=config.evaluate.cold_items,
+            cold_items=config.evaluate.cold_items or protocol.counts_new_items,
         ),
         leaks=Leaks(CHECKED, _leaks_by_construction(ctx, evaluation)),
         tuning={name: Tuning(facts["settings"], facts["grid"]) for name, facts in tuned["systems"].items()},
@@ -228,16 +295,75 @@ def _report(
         index=read_json(ctx.inputs["index"] / "recall.json"),
         ranker=evaluation.ranker,
         learning_curve=curve,
+        nights=_nights(ctx),
     )
     earlier = [EvaluationReport.load(folder) for name, folder in ctx.inputs.items() if name.startswith(CUT)]
     return replace(report, rolling=metrics_report.rolling([*earlier, report])) if earlier else report
 
 
-def _defined(values: Mapping[str, T]) -> dict[str, T]:
-    """Metrics without NaN, which JSON lacks."""
-    return {
-        name: value for name, value in values.items() if not np.isnan(np.asarray(value, np.float64)).any()
-    }
+def _with_parts(
+    ctx: Context,
+    report: EvaluationReport,
+    model: _Model,
+    evaluation: Evaluation,
+    settings: MetricSettings,
+) -> EvaluationReport:
+    """The report with cautions, repeats and new items apart, and other kinds of targets."""
+    targets, ranked = evaluation.targets, evaluation.ranked
+    is_repeat = contains(targets.histories.select(targets.request), targets.item)
+    return replace(
+        report,
+        cautions=_cautions(ctx, evaluation),
+        repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
+        new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
+        by_targets=_by_targets(ctx, report, model, evaluation, settings),
+    )
+
+
+def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
+    """Reasons why the metrics may mislead."""
+    return cautions(
+        evaluation.targets,
+        evaluation.every_target,
+        ctx.dataset.facts,
+        TrainingFacts.load(ctx.inputs["train"]),
+        kind=ctx.protocol.headline,
+        ties=ctx.protocol.ties,
+        masked_by="score.exclude_seen"
+        if ctx.config.evaluate.exclude_seen is None
+        else "evaluate.exclude_seen",
+    )
+
+
+def _nights(ctx: Context) -> NightsTested | None:
+    """Nights of the test; None where the headline is another kind."""
+    if ctx.protocol.headline != "nightly":
+        return None
+    nights = ctx.protocol.nights(ctx.dataset, "test")
+    times = [
+        datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
+        for moment in nights.moments.tolist()
+    ]
+    return NightsTested(times[0], times[-1], len(times), ctx.protocol.horizon_days, ctx.protocol.every_days)
+
+
+def _by_targets(
+    ctx: Context,
+    report: EvaluationReport,
+    model: _Model,
+    evaluation: Evaluation,
+    settings: MetricSettings,
+) -> Mapping[str, Mapping[str, Values]] | None:
+    """Kind of targets -> system -> metrics, where several kinds are configured."""
+    headline, *others = ctx.protocol.kinds
+    if not others:
+        return None
+    values: dict[str, Mapping[str, Values]] = {headline: report.metrics}
+    for kind in others:
+        beside = _rank(ctx, model, kind, evaluation.ranker)
+        compared = metrics_report.compute_metrics(beside.ranked, beside.targets, beside.catalogue, settings)
+        values[kind] = {name: defined(compared.values(name)) for name in compared.systems}
+    return values
 
 
 def _leaks_by_construction(ctx: Context, evaluation: Evaluation) -> dict[str, float]:
@@ -250,120 +376,25 @@ def _leaks_by_construction(ctx: Context, evaluation: Evaluation) -> dict[str, fl
     )
 
 
-def _as_table(report: EvaluationReport) -> pl.DataFrame:
-    """A row per system and metric: value, interval, and the model's difference from the system."""
-    rows = []
-    for system, values in report.metrics.items():
-        for metric in values:
-            row = {"system": system, "metric": metric, **report.value(system, metric)._asdict()}
-            paired = report.differences.get(system, {}).get(metric)
-            for key in ("difference", "low", "high"):
-                row[f"model_minus_it_{key}"] = getattr(paired, key, None)
-            rows.append(
-                row | {key: getattr(paired, key, None) for key in ("p_bootstrap_holm", "p_holm", "verdict")}
-            )
-    return pl.DataFrame(rows, infer_schema_length=None)
-
-
 def _iso(moment: int | None) -> str | None:
     return None if moment is None else datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
 
 
-def _learning_curve(
-    ctx: Context, evaluation: Evaluation, systems: SystemComparison, settings: MetricSettings
-) -> list[LearningPoint]:
-    """Metrics of the model trained on shares of the training users, on the same targets; unknown items are misses."""
-    curve: list[LearningPoint] = []
-    order = np.random.default_rng(ctx.config.seed).permutation(
-        np.flatnonzero(evaluation.dataset.split.train_user)
-    )
-    for fraction in sorted({fraction for fraction in ctx.config.evaluate.training_fractions if fraction < 1}):
-        users = np.zeros(evaluation.dataset.histories.num_users, bool)
-        users[order[: max(1, round(fraction * len(order)))]] = True
-        trained = ctx.trainer().fit_split(f"fraction_{fraction:g}", users)
-        translation = evaluation.numbering.inverse().compose(trained.numbering).new
-        ranked = rank_targets(
-            AttentionRecommender(trained.result.model),
-            evaluation.targets.histories.translate(translation),
-            translation[evaluation.targets.item],
-            settings.list_length,
-            exclude_seen=ctx.protocol.exclude_seen,
-        )
-        values = metrics.metrics_of_ranks(ranked.rank, settings.ks)
-        own = SystemComparison.of(
-            [(MODEL, values)], evaluation.targets.user, settings.resamples, settings.seed
-        )
-        curve.append(_point(fraction, int(users.sum()), own))
-    return [*curve, _point(1.0, len(order), systems)]
-
-
-def _point(fraction: float, num_users: int, systems: SystemComparison) -> LearningPoint:
-    values, intervals = _defined(systems.values(MODEL)), _defined(systems.intervals(MODEL))
-    return LearningPoint(fraction, num_users, values, intervals)
-
-
-def _write_diagnostics(ctx: Context, evaluation: Evaluation) -> None:
+def _write_diagnostics(ctx: Context, model: _Model, evaluation: Evaluation) -> None:
     """Write diagnostics.json."""
+    own = evaluation.common.inverse().compose(model.numbering).new
+    ranked = evaluation.ranked[MODEL]
     content = diagnostics.build(
-        evaluation.recommender,
-        evaluation.targets,
-        evaluation.ranked[MODEL],
+        model.recommender,
+        evaluation.targets.translate(own),
+        replace(ranked, lists=own[ranked.lists]),
         evaluation.dataset,
-        evaluation.numbering,
+        model.numbering,
         exclude_seen=ctx.protocol.exclude_seen,
         timed=ctx.config.events.timestamp_unit != "position",
         seed=ctx.config.seed,
     )
     write_json(ctx.folder / "diagnostics.json", content)
-
-
-def _write_targets(ctx: Context, evaluation: Evaluation) -> None:
-    """Write targets.parquet: rank, pessimistic rank and recommended items per system and target."""
-    targets, histories = evaluation.targets, evaluation.dataset.histories
-    users, items = evaluation.dataset.users["user_id"], evaluation.dataset.items["item_id"]
-    model_items = items.gather(evaluation.numbering.inverse().new[1:].astype(np.int64) - 1)
-    columns = pl.DataFrame(
-        {
-            "user_id": users.gather(targets.user),
-            "item_id": items.gather(histories.item_index[targets.position].astype(np.int64) - 1),
-            "timestamp": pl.Series(histories.time[targets.position]).cast(pl.Datetime("us", "UTC")),
-        }
-    )
-    length = pl.Series("history_length", targets.histories.lengths)
-    pl.concat(
-        columns.select(
-            pl.lit(name).alias("system"),
-            pl.all(),
-            pl.Series("rank", ranks.rank),
-            length,
-            pl.Series("pessimistic_rank", ranks.pessimistic),
-            _id_lists(ranks.lists, model_items).alias("recommended"),
-        )
-        for name, ranks in evaluation.ranked.items()
-    ).write_parquet(ctx.folder / "targets.parquet")
-
-
-def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:
-    """Lists of ids without padding: [targets]; `ids` at position p is item p + 1."""
-    import pyarrow as pa
-
-    filled = lists > 0
-    offsets = np.concatenate(([0], np.cumsum(filled.sum(axis=1)))).astype(np.int32)
-    values = ids.gather(lists[filled].astype(np.int64) - 1).to_arrow(compat_level=pl.CompatLevel.oldest())
-    series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values))
-    assert isinstance(series, pl.Series)
-    return series
-
-
-def _write_users(ctx: Context, systems: SystemComparison) -> None:
-    """Write per_user.parquet: the mean of each metric over a user's targets, per system and user."""
-    users = ctx.dataset.users["user_id"].gather(systems.users)
-    pl.concat(
-        pl.DataFrame({"user_id": users} | systems.of_users(name)).select(
-            pl.lit(name).alias("system"), pl.all()
-        )
-        for name in systems.systems
-    ).write_parquet(ctx.folder / "per_user.parquet")
 
 
 def _write_segments(ctx: Context, evaluation: Evaluation, settings: MetricSettings) -> None:
@@ -376,7 +407,7 @@ def _write_segments(ctx: Context, evaluation: Evaluation, settings: MetricSettin
         timed=ctx.config.events.timestamp_unit != "position",
     )
     table = pl.DataFrame(
-        list(metrics_report.segment_metrics(evaluation.ranked, evaluation.targets.user, segments, settings))
+        list(metrics_report.segment_metrics(evaluation.ranked, evaluation.targets, segments, settings))
     )
     table.write_parquet(ctx.folder / "segments.parquet")
     _write_table(ctx, "segments.json", table)
@@ -392,29 +423,23 @@ def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
 
 
 def _log(ctx: Context, report: EvaluationReport) -> None:
-    """Counts in the manifest, metrics to track, one line."""
-    left_out = report.targets_left_out
-    ctx.manifest.update(rows_in=report.targets + sum(left_out.values()), rows_out=report.targets)
-    ctx.manifest["rows_left_out"] = left_out
-    for system, values in report.metrics.items():
-        for name, value in values.items():
-            if system == MODEL:
-                ctx.track.parent_metric(f"test/{name}", value)
-            elif not name.startswith(("pessimistic_", "user_pessimistic_")):
-                ctx.track.metric(f"{system}/{name}", value)
-    for stage, values in (report.ranker.metrics or {}).items():
-        for name, value in values.items():
-            ctx.track.metric(f"{stage}/{name}", value)
-    if report.rolling is not None:
-        for kind, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
-            for name, value in means.get(MODEL, {}).items():
-                ctx.track.metric(f"rolling_{kind}/{name}", value)
-    ctx.track.metric("test/targets", report.targets)
-    ctx.track.metric("test/users", report.users)
+    """Counts in the manifest, metrics and tags to track, one line."""
+    kind, left_out = report.targets_of_a_user, report.targets_left_out
+    of_unit = target_words.of_user_nights(kind, left_out)
+    ctx.manifest.update(rows_in=report.targets + sum(of_unit.values()), rows_out=report.targets)
+    ctx.manifest["rows_left_out"] = of_unit
+    for name, value in tracked_metrics.of_model(report).items():
+        ctx.track.parent_metric(name, value)
+    for name, value in tracked_metrics.beside_the_model(report).items():
+        ctx.track.metric(name, value)
     features = ctx.inputs["features"]
     ctx.track.dataset(ctx.config.name, features.name, "test", str(features), report.targets)
+    ctx.track.tag("lookback.ranker", report.ranker.reason)
+    ctx.track.tag("lookback.targets", kind)
+    ctx.track.tag("lookback.cautions", "; ".join(report.cautions) or "none")
     shown = f"ndcg@{ctx.config.evaluate.k[0]}"
     values_shown = ", ".join(f"{system} {values[shown]:.4f}" for system, values in report.metrics.items())
-    counts = f"{report.targets:,} targets of {report.users:,} users ({sum(left_out.values()):,} left out)"
-    ctx.track.tag("lookback.ranker", report.ranker.reason)
-    ctx.summary(f"{shown} {values_shown} on {counts}; {report.ranker.reason}")
+    reasons = target_words.left_out(kind, left_out)
+    counts = f"{target_words.tested(report)}{f' (left out: {reasons})' if reasons else ''}"
+    caution = f"; caution: {facts_of(report.cautions)}" if report.cautions else ""
+    ctx.summary(f"{shown} {values_shown} on {counts}; {report.ranker.reason}{caution}")

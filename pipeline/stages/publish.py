@@ -24,6 +24,7 @@ from pipeline.orchestration.context import Context
 from pipeline.sections import MODEL
 from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
+from pipeline.serving.request import Request
 
 _SETTINGS = ("events.types", "history", "split", "model", "train", "seed")
 """Configuration keys recorded in bundle.json."""
@@ -54,7 +55,9 @@ def build(ctx: Context) -> None:
     column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
     days = _popularity_days(report)
     segment = _write_users(ctx, dataset, numbering, column, bundle)
-    popularity_fallback.write(bundle, dataset.histories, numbering.new, segment, days)
+    request = Request.of(None, dataset.facts.now, timed=True)
+    recent = popularity_fallback.recent_events(dataset.histories, numbering.new, segment, request, days)
+    recent.write_parquet(bundle / popularity_fallback.FILE)
     popularity = {"days": days, "segment": column}
     digest = _seal(ctx, dataset, report, refit_steps, content_map=content_map, popularity=popularity)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
@@ -153,9 +156,13 @@ def _write_users(
 def _write_ranker(
     ctx: Context, dataset: Dataset, evaluated: ItemNumbering, numbering: ItemNumbering, bundle: Path
 ) -> None:
-    """Write the ranker, and its item statistics behind the deployed and the evaluated encoder."""
+    """Write the ranker, and its item statistics behind the deployed and the evaluated encoder.
+
+    Those of the deployed one count no event after the newest regular one, which would move their windows.
+    """
     config, rank = ctx.config, ctx.inputs["rank"]
-    everything = dataset.all_rows().translate(numbering.new)
+    request = Request.of(None, dataset.facts.now, timed=True)
+    everything = request.known(dataset.histories).translate(numbering.new)
     training = dataset.training_rows(with_validation=config.train.refit_validation)
     timely = bundle_ranker.HORIZON_DAYS if dataset.split.protocol == "temporal" else None
     bundle_ranker.write(bundle / bundle_ranker.FOLDER, rank)
@@ -183,8 +190,11 @@ def trained_until(dataset: Dataset) -> pl.Series:
 def _seal(
     ctx: Context, dataset: Dataset, report: EvaluationReport, refit_steps: int | None, **facts: Any
 ) -> str:
-    """Write bundle.json with further `facts`; returns the digest of the bundle."""
-    config = ctx.config
+    """Write bundle.json with further `facts`; returns the digest of the bundle.
+
+    horizon_days: time after the request that the ranker's probability is about; 0: it is about the next event.
+    """
+    config, protocol = ctx.config, ctx.protocol
     description = {
         "name": config.name,
         "event_types": dataset.event_types,
@@ -193,7 +203,9 @@ def _seal(
         "refit_steps": refit_steps,
         "protocol": dataset.split.protocol,
         "trained_until": dataset.split.test_from,
-        "newest": dataset.newest,
+        "newest": dataset.facts.now,
+        "exclude_seen": protocol.exclude_seen,
+        "horizon_days": protocol.horizon_days if protocol.headline == "nightly" else 0.0,
         "features": dataset.folder.name,
         "train": ctx.inputs["train"].name,
         "metrics": report.metrics[MODEL],

@@ -12,12 +12,13 @@ from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
-from models.ranking.calibration import Calibration, cross_fitted, quality
+from models.ranking.calibration import calibrate
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
-from models.topk import row_chunks
+from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import write_json
-from pipeline.dataset.targets import targets_of
+from pipeline.dataset.evaluation_targets import targets_of
+from pipeline.dataset.targets import counted
 from pipeline.errors import LookbackError
 from pipeline.modelling import second_stage
 from pipeline.modelling.trainer import selection_folder
@@ -39,7 +40,7 @@ def build(ctx: Context) -> None:
     encoder = checkpoint.load_model(folder, pick_device())
     numbering = ItemNumbering.load(folder / "items.npy")
     stage, retrieved = _prepared(ctx, encoder, numbering)
-    num_lists = int((retrieved.place >= 0).sum())
+    num_lists = int(retrieved.is_hit.sum())
     num_users = len(np.unique(retrieved.user))
     if num_lists < MIN_LISTS or num_users < MIN_USERS:
         reason = (
@@ -53,12 +54,12 @@ def build(ctx: Context) -> None:
         _without(ctx, f"{reason}: the order of retrieval stands")
         return
     fitted = fit_ranker(stage, retrieved, ctx.config.seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch))
-    checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
     numbering.save(ctx.folder / "items.npy")
     pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
         ctx.folder / "ranker_history.parquet"
     )
     _report(ctx, fitted, retrieved, num_lists)
+    checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
 
 
 def _without(ctx: Context, reason: str) -> None:
@@ -68,28 +69,25 @@ def _without(ctx: Context, reason: str) -> None:
 
 
 def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple[SecondStage, Retrieved]:
-    """Untrained ranker behind the encoder of the training part, and its candidates for validation targets."""
-    config, dataset = ctx.config, ctx.dataset
+    """Untrained ranker behind the encoder of the training part, and its candidates for requests of the validation part.
+
+    At nights the item statistics reach up to the test, as each request reads the events before it alone.
+    """
+    config, dataset, protocol = ctx.config, ctx.dataset, ctx.protocol
     training = dataset.training_rows(with_validation=False)
     targets = targets_of(config, dataset, "validation", numbering, trained=dataset.occurring(training))
-    targets = targets.select(targets.warm)
-    most = round(config.ranker.max_lists / config.ranker.train_fraction)
-    if len(targets) > most:
-        targets = targets.select(
-            np.sort(np.random.default_rng(config.seed).choice(len(targets), most, replace=False))
-        )
-    before = targets.histories
-    recommender = AttentionRecommender(encoder)
-    lists = [
-        recommender.recommend(before.select(part), config.ranker.candidates, ctx.protocol.exclude_seen)
-        for part in row_chunks(len(targets), encoder.num_items)
-    ]
-    items, scores = map(np.concatenate, zip(*lists, strict=True))
-    retrieved = Retrieved(before, items, scores, targets.item, targets.user)
+    targets = targets.select(counted(targets, cold_users=False, cold_items=protocol.counts_new_items))
+    targets = targets.of_requests(targets.histories.lengths > 0)
+    targets = targets.sample(round(config.ranker.max_lists / config.ranker.train_fraction), config.seed)
     torch.manual_seed(config.seed)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
-    return SecondStage(ranker, statistics, np.arange(encoder.num_items + 1, dtype=np.int32)), retrieved
+    stage = SecondStage(ranker, statistics, np.arange(encoder.num_items + 1, dtype=np.int32))
+    if protocol.headline == "nightly":
+        stage = stage.counting(dataset.training_rows(with_validation=True).translate(numbering.new))
+    both = TwoStage(AttentionRecommender(encoder), stage, exclude_seen=protocol.exclude_seen)
+    items, scores = both.candidates(targets.histories)
+    return stage, Retrieved.of(targets.histories, items, scores, targets.item, targets.request, targets.user)
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:
@@ -109,12 +107,9 @@ def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
 def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int) -> None:
     """Calibrate on held-out users; write ranker.json, metrics to track, one line."""
     held_out = retrieved.select(fitted.held_out)
+    calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed)
+    calibrated = asdict(measured)
     scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
-    is_filled = held_out.items > 0
-    hit = (held_out.items == held_out.target[:, None])[is_filled]
-    user = np.broadcast_to(held_out.user[:, None], is_filled.shape)[is_filled]
-    calibration = Calibration.fit(scores[is_filled], hit)
-    calibrated = asdict(quality(cross_fitted(scores[is_filled], hit, user, ctx.config.seed), hit))
     retrieval = float(ndcg_of(held_out.scores, held_out).mean())
     two_stage = float(ndcg_of(scores, held_out).mean())
     facts: dict[str, Any] = {

@@ -5,11 +5,13 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact
 from pipeline.evaluation import reranking_effects
+from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
 from pipeline.serving import drift
 from pipeline.serving.batch import Counts, Job, Scorer
@@ -29,7 +31,10 @@ def build(ctx: Context) -> None:
     folder = ctx.folder / "recommendations"
     folder.mkdir(exist_ok=True)
     inputs = ctx.inputs
-    job = Job(_bundle(ctx), inputs["features"], inputs["ingest"], folder, ctx.config.score, ctx.config.seed)
+    config, timed = ctx.config, is_timed(ctx.config)
+    job = Job(
+        _bundle(ctx), inputs["features"], inputs["ingest"], folder, config.score, config.seed, timed=timed
+    )
     scorer = Scorer.open(job)
     total: Counter[str] = Counter()
     started = time.monotonic()
@@ -88,10 +93,16 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     digest, unknown = scorer.bundle.digest, scorer.users.num_unknown
     version = ctx.model.version if ctx.model is not None else _own_version(ctx)
     counted = {name: total.get(name, 0) for name in _COUNTED} | {"new_items": scorer.bundle.num_added}
+    counted["events_after_request"] = scorer.log.num_later_events
+    later = scorer.users.num_later
+    left_out = {"user_not_in_log": unknown} | ({"user_after_request": later} if later else {})
     ctx.manifest.update(
-        rows_in=counted["users"] + unknown,
+        rows_in=counted["users"] + sum(left_out.values()),
         rows_out=total.get("recommendations", 0),
-        rows_left_out={"user_not_in_log": unknown},
+        rows_left_out=left_out,
+        request_time=scorer.log.request.time,
+        exclude_seen=scorer.rules.exclude_seen,
+        repeated_share=scorer.log.dataset.facts.repeated_share,
         model=ctx.config.score.model,
         model_version=version,
         bundle_digest=digest,
@@ -118,8 +129,23 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {counted['new_items']:,} new items{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}, {rate:,.0f} users/s"
+        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}, {rate:,.0f} users/s"
     )
+
+
+def _resolved(ctx: Context, scorer: Scorer) -> str:
+    """What `score.exclude_seen` = "auto" became and why, and events after the request, for the summary line."""
+    log, parts = scorer.log, ""
+    if ctx.config.score.exclude_seen == "auto":
+        seen = "excluded" if scorer.rules.exclude_seen else "recommended"
+        parts = (
+            f", seen items {seen} ({log.dataset.facts.repeated_share:.1%} of events repeat an earlier item)"
+        )
+    if not log.num_later_events:
+        return parts
+    moment = "" if not scorer.job.timed else f" at {np.datetime64(log.request.time, 'us')}"
+    left_out = f" and {scorer.users.num_later:,} users" if scorer.users.num_later else ""
+    return f"{parts}, {log.num_later_events:,} events{left_out} after the request{moment} left out"
 
 
 def _show_reranking(ctx: Context, scorer: Scorer) -> None:

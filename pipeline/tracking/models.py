@@ -19,10 +19,13 @@ def log_pyfunc(
     id_types: tuple[str, str],
     example: Mapping[str, list[Any]] | None,
     requirements: list[str],
+    *,
+    exclude_seen: bool,
 ) -> tuple[str, str]:
     """Log a bundle's folder as a pyfunc model of a run, as code and data without pickle; returns its URI and id.
 
-    id_types: "long" or "string" for user_id and item_id. example: columns of an input frame.
+    id_types: "long" or "string" for user_id and item_id. example: columns of an input frame. exclude_seen: default
+    of the parameter.
     """
     with reported(uri), fluent(uri):
         import mlflow.pyfunc
@@ -42,7 +45,7 @@ def log_pyfunc(
             ),
             outputs=Schema([ColSpec(Array(item), "item_id"), ColSpec(Array(DataType.double), "score")]),
             params=ParamSchema(
-                [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, True)]
+                [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, exclude_seen)]
             ),
         )
         with mlflow.start_run(run_id=run_id), _quietly("mlflow.models.model"):

@@ -134,7 +134,13 @@ class Registry:
             if version.bundle_digest == bundle_digest:
                 return version
         source, model_id = log_pyfunc(
-            self.uri, run_id, bundle_folder, _id_types(bundle_folder), input_example, requirements()
+            self.uri,
+            run_id,
+            bundle_folder,
+            _id_types(bundle_folder),
+            input_example,
+            requirements(),
+            exclude_seen=read_json(bundle_folder / "bundle.json").get("exclude_seen", True),
         )
         with reported(self.uri), fluent(self.uri):
             client = client_at(self.uri)

@@ -43,7 +43,7 @@ def load(run: Path, num_users: int, seed: int) -> tuple[Encoder, Histories, Floa
     train = (run / "train" / "latest").resolve()
     features = run / "features" / read_json(train / "manifest.json")["inputs"]["features"]
     dataset, mapping = Dataset.open(features), np.load(train / "items.npy")
-    every = with_request_time(dataset.all_rows().compact().translate(mapping), dataset.newest)
+    every = with_request_time(dataset.all_rows().compact().translate(mapping), dataset.facts.now)
     encoder = load_model(train)
     num_events = np.bincount(every.item_index, minlength=encoder.num_items + 1).astype(np.float32)
     known = np.flatnonzero(every.lengths > 0)

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from models.baselines.als import ALS
+from models.baselines.base import Baseline, FittedOn, State
 from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
 from models.baselines.item_knn import ItemKNN
+from models.baselines.own_items import OwnFrequent, OwnRecent
 from models.baselines.popularity import Popularity, RecentPopularity
+from models.baselines.tifu_knn import TIFUKNN
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.histories import Histories, histories_from_lists
 from models.recommender import Recommender
@@ -78,23 +82,35 @@ def als() -> ALS:
     return ALS.fit(log(), NUM_ITEMS, factors=5, regularization=0.1, alpha=5.0)
 
 
+def own_frequent() -> OwnFrequent:
+    return OwnFrequent.fit(log(), NUM_ITEMS)
+
+
+def own_recent() -> OwnRecent:
+    return OwnRecent.fit(log(), NUM_ITEMS)
+
+
+def personal_frequency() -> TIFUKNN:
+    return TIFUKNN.fit(log(), NUM_ITEMS, neighbours=7)
+
+
+BASELINES = (
+    *(popularity, recent_popularity, co_visitation, item_knn, ease, als),
+    *(own_frequent, own_recent, personal_frequency),
+)
+
+
 @pytest.fixture(
-    params=[
-        popularity,
-        recent_popularity,
-        co_visitation,
-        item_knn,
-        ease,
-        als,
-        attention,
-        recurrent,
-        target_attention,
-        indexed,
-    ],
-    ids=lambda make: make.__name__,
+    params=[*BASELINES, attention, recurrent, target_attention, indexed], ids=lambda make: make.__name__
 )
 def recommender(request: pytest.FixtureRequest) -> Recommender:
     make: Callable[[], Recommender] = request.param
+    return make()
+
+
+@pytest.fixture(params=BASELINES, ids=lambda make: make.__name__)
+def baseline(request: pytest.FixtureRequest) -> Baseline:
+    make: Callable[[], Baseline] = request.param
     return make()
 
 
@@ -176,3 +192,61 @@ def test_the_same_call_gives_the_same_answer(recommender: Recommender):
         recommender.recommend(HISTORIES, 10), recommender.recommend(HISTORIES, 10), strict=True
     ):
         assert (first == second).all()
+
+
+def test_events_after_a_row_and_of_other_rows_change_nothing(recommender: Recommender):
+    """Rows that end in the middle of longer ones, beside others, score as they do alone."""
+    whole = log()
+    prefixes = replace(whole, ends=whole.starts + whole.lengths // 2)
+    later = replace(whole, item_index=whole.item_index % NUM_ITEMS + 1, time=whole.time + 999)
+    row, position = prefixes.gather()
+    later.item_index[position], later.time[position] = whole.item_index[position], whole.time[position]
+    expected = recommender.score_items(prefixes.compact())
+    assert recommender.score_items(prefixes) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert len(row) < len(whole.item_index)
+    changed = replace(later, ends=prefixes.ends)
+    assert recommender.score_items(changed) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_saved_and_loaded_it_answers_the_same(baseline: Baseline, tmp_path: Path):
+    baseline.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"recommender.safetensors", "recommender.json"}
+    loaded = type(baseline).load(tmp_path)
+    assert (loaded.num_items, loaded.fitted_on) == (baseline.num_items, baseline.fitted_on)
+    assert (loaded.score_items(HISTORIES) == baseline.score_items(HISTORIES)).all()
+    for first, second in zip(loaded.recommend(HISTORIES, 10), baseline.recommend(HISTORIES, 10), strict=True):
+        assert (first == second).all()
+
+
+def test_a_state_holds_arrays_and_numbers_only(baseline: Baseline):
+    state = baseline.state()
+    assert all(isinstance(array, np.ndarray) and array.dtype != object for array in state.arrays.values())
+    assert all(type(number) in (int, float) for number in state.numbers.values())
+    again = type(baseline).from_state(state)
+    assert (again.score_items(HISTORIES) == baseline.score_items(HISTORIES)).all()
+
+
+def test_a_baseline_fitted_on_nothing_is_saved_too(baseline: Baseline, tmp_path: Path):
+    if isinstance(baseline, RecentPopularity):
+        pytest.skip("refuses to be fitted on nothing")
+    empty: Baseline = type(baseline).fit(histories_from_lists([]), 3)  # type: ignore[attr-defined]
+    empty.save(tmp_path)
+    loaded = type(baseline).load(tmp_path)
+    assert loaded.fitted_on == FittedOn(0, None)
+    assert (loaded.score_items(histories_from_lists([[1], []]))[:, 1:] >= 0).all()
+
+
+def test_files_of_another_class_or_damaged_ones_are_refused(tmp_path: Path):
+    ease().save(tmp_path)
+    with pytest.raises(ValueError, match="received a saved EASE, expected ALS"):
+        ALS.load(tmp_path)
+    (tmp_path / "recommender.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="not a saved EASE: SafetensorError"):
+        EASE.load(tmp_path)
+    ease().save(tmp_path)
+    facts = (tmp_path / "recommender.json").read_text()
+    (tmp_path / "recommender.json").write_text(facts.replace('"numbers"', '"figures"'))
+    with pytest.raises(ValueError, match="not a saved EASE: KeyError"):
+        EASE.load(tmp_path)
+    with pytest.raises(KeyError):
+        EASE.from_state(State({}, {}, FittedOn(0, None)))

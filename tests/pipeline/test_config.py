@@ -30,11 +30,9 @@ def minimal(tmp_path: Path) -> Path:
 def test_defaults_are_the_contract_s(minimal: Path) -> None:
     config = load_config(minimal)
     assert (config.seed, config.data_dir, config.history.max_length) == (0, "data", 200)
-    assert (config.split.protocol, config.split.test_fraction, config.split.ties) == (
-        "temporal",
-        0.1,
-        "order",
-    )
+    assert (config.split.protocol, config.split.test_fraction, config.split.ties) == ("temporal", 0.1, "auto")
+    assert (config.evaluate.targets, config.evaluate.horizon_days, config.evaluate.every_days) == 3 * ("auto",)
+    assert (config.history.session_minutes, config.train.predict, config.score.exclude_seen) == (0, "next", "auto")
     assert (config.model.dim, config.model.num_blocks, config.model.num_heads, config.model.dropout) == (
         64,
         2,

@@ -21,7 +21,7 @@ from pipeline.sections import (
     [
         (EvaluateConfig, {"k": []}, r"evaluate.k: received \[\], expected list lengths of at least 1"),
         (EvaluateConfig, {"k": [0, 10]}, r"evaluate.k: received \[0, 10\]"),
-        (EvaluateConfig, {"baselines": ["magic"]}, "received 'magic', expected names among popularity"),
+        (EvaluateConfig, {"baselines": ["magic"]}, "received 'magic', expected all, names among popularity"),
         (
             EvaluateConfig,
             {"recent_days": []},
@@ -85,6 +85,18 @@ def test_files_ids_and_baselines_that_are_taken() -> None:
     score = ScoreConfig(allow="a.parquet", deny=["1", "2"], availability="b.parquet", users="2026-01-31")
     assert (score.allow, score.deny) == ("a.parquet", ["1", "2"])
     assert EvaluateConfig(baselines=list(BASELINES)).baselines == list(BASELINES)
+
+
+def test_baselines_in_their_order_then_classes_of_ones_own() -> None:
+    mixed = EvaluateConfig(baselines=["a.b:C", "ease", "popularity", "a:D", "a.b:C"])
+    assert mixed.baseline_names == ("popularity", "ease", "a.b:C", "a:D")
+    assert mixed.custom_baselines == ("a.b:C", "a:D")
+    assert EvaluateConfig(baselines=["a:B", "all"]).baseline_names == (*BASELINES, "a:B")
+    assert EvaluateConfig().baseline_names == BASELINES
+    assert EvaluateConfig(baselines=[]).baseline_names == ()
+    for wrong in ("a.b", "a.b:", ":C", "a..b:C", "a/b.py:C", "a:B.C", "1a:B"):
+        with pytest.raises(pydantic.ValidationError, match=r"or package\.module:Class"):
+            EvaluateConfig(baselines=[wrong])
 
 
 def test_a_search_space_without_quotes_is_a_table_in_a_table() -> None:

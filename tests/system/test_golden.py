@@ -75,10 +75,14 @@ def rank(folder: Path) -> dict[str, Any]:
 
 def baselines(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "baselines.json").read_text())
-    tables = {path.stem: pl.read_parquet(path) for path in sorted((folder / "systems").glob("*.parquet"))}
+    tables = {path.stem: pl.read_parquet(path) for path in sorted((folder / "successive").glob("*.parquet"))}
     hits = {name: float(np.mean(table["rank"].to_numpy() <= 10)) for name, table in tables.items()}
     fitted = {name: facts["fitted_on"]["num_events"] for name, facts in found["systems"].items()}
-    return {"hit_rate": hits, "fitted_on": fitted, "items": digest(np.load(folder / "items.npy"))}
+    return {
+        "hit_rate": hits,
+        "fitted_on": fitted,
+        "items": digest(np.load(folder / "successive" / "items.npy")),
+    }
 
 
 def evaluate(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,9 @@ def log(rows: list[list[tuple[int, int]]]) -> JaggedHistories:
     offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
     item = np.array([event[0] for event in flat], np.int32)
     time = np.array([event[1] for event in flat], np.int64)
-    return JaggedHistories(offsets, item, time, np.zeros(len(flat), np.int16), np.zeros(len(flat), np.float32))
+    return JaggedHistories(
+        offsets, item, time, np.zeros(len(flat), np.int16), np.zeros(len(flat), np.float32)
+    )
 
 
 def test_ties_and_repeats_count_a_visit_once() -> None:
@@ -32,7 +34,8 @@ def test_ties_and_repeats_count_a_visit_once() -> None:
 
 def test_a_log_of_positions_has_no_ties() -> None:
     facts = LogFacts.of(log([[(1, 0), (2, 1), (1, 2)]]), timed=False)
-    assert (facts.tied_share, facts.repeated_share, facts.now) == (0, pytest.approx(1 / 3), 2)
+    assert (facts.tied_share, facts.now) == (0, 2)
+    assert facts.repeated_share == pytest.approx(1 / 3)
 
 
 def test_wrong_clocks_do_not_move_now() -> None:
@@ -59,5 +62,12 @@ def test_now_agrees_with_a_plain_count() -> None:
         assert newest_regular(log([[(1, int(time)) for time in times]])) == expected
 
 
+@pytest.mark.parametrize(
+    ("times", "step"), [([0, DAY, 3 * DAY], DAY), ([5, DAY + 5], DAY), ([0, HOUR, 90 * MINUTE], 30 * MINUTE)]
+)
+def test_resolution_of_times(times: list[int], step: int) -> None:
+    assert LogFacts.of(log([[(1, time) for time in times]])).resolution == step
+
+
 def test_an_empty_log_has_no_facts() -> None:
-    assert LogFacts.of(log([[]])) == LogFacts(0, 0, 0)
+    assert LogFacts.of(log([[]])) == LogFacts(0, 0, 0, DAY)

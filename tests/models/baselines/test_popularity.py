@@ -6,12 +6,15 @@ from models.baselines.base import Baseline, FittedOn, interactions, item_counts,
 from models.baselines.co_visitation import CoVisitation
 from models.baselines.ease import EASE
 from models.baselines.item_knn import ItemKNN
+from models.baselines.own_items import OwnFrequent, OwnRecent
 from models.baselines.popularity import Popularity, RecentPopularity
+from models.baselines.tifu_knn import TIFUKNN
 from models.histories import Histories, histories_from_lists
 
 DAY = 86_400_000_000
 NOBODY = histories_from_lists([[]])
-ALL: tuple[type[Baseline], ...] = (Popularity, RecentPopularity, CoVisitation, ItemKNN, EASE, ALS)
+OWN: tuple[type[Baseline], ...] = (OwnFrequent, OwnRecent, TIFUKNN)
+ALL: tuple[type[Baseline], ...] = (Popularity, RecentPopularity, CoVisitation, ItemKNN, EASE, ALS, *OWN)
 
 
 def rows_of_one(items: list[int], days: list[int]) -> Histories:
@@ -75,18 +78,24 @@ def test_every_point_of_a_grid_can_be_fitted(baseline: type[Baseline]):
         assert np.isfinite(model.score_items(histories)[:, 1:]).all()
 
 
-@pytest.mark.parametrize("baseline", [Popularity, CoVisitation, ItemKNN, EASE, ALS])
+@pytest.mark.parametrize("baseline", [Popularity, CoVisitation, ItemKNN, EASE, ALS, *OWN])
 def test_an_empty_history_is_answered_by_popularity(baseline: type[Baseline]):
     model = baseline.fit(histories_from_lists([[1, 2], [2, 3], [3, 2, 5]]), 5)  # type: ignore[attr-defined]
     assert model.recommend(NOBODY, 5)[0].tolist() == [[2, 3, 1, 5, 4]]
 
 
-@pytest.mark.parametrize("baseline", [Popularity, CoVisitation, ItemKNN, EASE, ALS])
+@pytest.mark.parametrize("baseline", [Popularity, CoVisitation, ItemKNN, EASE, ALS, *OWN])
 def test_nothing_to_fit_on_still_answers(baseline: type[Baseline]):
     for nothing in (histories_from_lists([[], []]), histories_from_lists([])):
         model = baseline.fit(nothing, 3)  # type: ignore[attr-defined]
         assert model.recommend(histories_from_lists([[1]]), 2)[0].tolist() == [[2, 3]]
         assert model.fitted_on == FittedOn(0, None)
+
+
+def test_own_items_need_that_seen_ones_are_recommended_and_counts_move_with_the_night():
+    assert {baseline for baseline in ALL if baseline.needs_seen} == set(OWN)
+    moving = {Popularity, RecentPopularity, OwnFrequent, OwnRecent, CoVisitation}
+    assert {baseline for baseline in ALL if baseline.moves} == moving
 
 
 @pytest.mark.parametrize("baseline", ALL)
@@ -99,6 +108,7 @@ def test_chunks_of_events_change_nothing(baseline: type[Baseline], monkeypatch: 
     monkeypatch.setattr("models.topk._CHUNK_EVENTS", 10)
     monkeypatch.setattr("models.baselines.neighbours._BLOCK_CELLS", 17)
     monkeypatch.setattr("models.baselines.ease._BLOCK_CELLS", 15)
+    monkeypatch.setattr("models.baselines.tifu_knn._BLOCK_CELLS", 50)
     cut = baseline.fit(histories, 7).score_items(histories)  # type: ignore[attr-defined]
     assert cut == pytest.approx(whole, rel=1e-5)
 

@@ -86,7 +86,7 @@ def test_serendipity_by_pencil():
     catalogue = Catalogue(4, np.array([0, 9, 8, 1, 1]))
     lists, target = of([[3, 1], [1, 3], [3, 4], [3, 0]]), np.array([3, 1, 2, 0], np.int32)
     # a hit beyond the two most popular; a hit that popularity has too; no hit; unknown target
-    assert serendipity(lists, target, catalogue).tolist() == [1, 0, 0, 0]
+    assert serendipity(lists, target, np.arange(len(target)), catalogue).tolist() == [1, 0, 0, 0]
 
 
 def test_full_lists_and_repeats_by_pencil():
@@ -172,7 +172,7 @@ def test_all_of_them_for_the_first_places_of_longer_lists():
     expected = {
         "novelty@4": novelty(cut, catalogue),
         "popularity_share@4": popularity_share(cut, catalogue),
-        "serendipity@4": serendipity(cut, target, catalogue),
+        "serendipity@4": serendipity(cut, target, np.arange(len(target)), catalogue),
         "full_lists@4": full_lists(cut),
         "repeats@4": repeats(cut, histories, catalogue.num_items),
         "diversity@4": diversity(cut, catalogue),

@@ -205,3 +205,49 @@ def test_debiasing_takes_back_what_popularity_added():
     weight = debias_weights(counts, target, power=1)
     assert value.mean() == pytest.approx(0.9, abs=0.01)
     assert (weight * value).sum() / weight.sum() == pytest.approx(0.5, abs=0.02)
+
+
+def test_metrics_of_several_relevant_items_by_pencil():
+    # request 0: relevant items at ranks 1, 3 and 12; request 1: one at 2; request 2: none
+    rank = np.array([3.0, 1.0, 12.0, 2.0])
+    found = metrics_of_ranks(rank, (3,), np.array([0, 0, 0, 1]), 3)
+    ideal = 1 + 1 / np.log2(3) + 1 / 2
+    assert found["ndcg@3"][:2] == pytest.approx([(1 + 1 / 2) / ideal, 1 / np.log2(3)])
+    assert found["hit_rate@3"][:2].tolist() == [1, 1]
+    assert found["recall@3"][:2] == pytest.approx([2 / 3, 1])
+    assert found["precision@3"][:2] == pytest.approx([2 / 3, 1 / 3])
+    assert found["mrr@3"][:2].tolist() == [1, 1 / 2]
+    assert found["map@3"][:2] == pytest.approx([(1 / 1 + 2 / 3) / 3, 1 / 2])
+    assert all(np.isnan(values[2]) for values in found.values())
+
+
+def test_requests_of_one_relevant_item_have_the_bits_of_plain_targets():
+    rank = np.random.default_rng(3).integers(2, 60, 200) / 2
+    plain = metrics_of_ranks(rank, (1, 10))
+    for name, values in metrics_of_ranks(rank, (1, 10), np.arange(200)).items():
+        assert np.array_equal(values, plain[name]), name
+
+
+def test_an_oracle_has_one_and_a_random_order_what_theory_says():
+    random = np.random.default_rng(5)
+    n, relevant, k, requests = 40, 4, 10, 4_000
+    request = np.repeat(np.arange(requests), relevant)
+    oracle = metrics_of_ranks(np.tile(np.arange(1.0, relevant + 1), requests), (k,), request)
+    for name in ("ndcg", "hit_rate", "recall", "mrr", "map"):
+        assert (oracle[f"{name}@{k}"] == 1).all(), name
+    drawn = np.concatenate([random.permutation(n)[:relevant] + 1.0 for _ in range(requests)])
+    found = metrics_of_ranks(drawn, (k,), request)
+    assert found["recall@10"].mean() == pytest.approx(k / n, abs=0.01)
+    assert found["precision@10"].mean() == pytest.approx(relevant / n, abs=0.005)
+    missed = np.prod([(n - k - i) / (n - i) for i in range(relevant)])
+    assert found["hit_rate@10"].mean() == pytest.approx(1 - missed, abs=0.02)
+    ideal = sum(1 / np.log2(place + 1) for place in range(1, relevant + 1))
+    gain = sum(1 / np.log2(place + 1) for place in range(1, k + 1)) * relevant / n
+    assert found["ndcg@10"].mean() == pytest.approx(gain / ideal, abs=0.01)
+
+
+def test_ranks_of_several_targets_of_a_row():
+    scores = np.array([[-np.inf, 3, 1, 2], [-np.inf, 5, 5, 0]], np.float32)
+    rank, pessimistic = ranks(scores, np.array([1, 3, 2], np.int32), np.array([0, 0, 1]))
+    assert rank.tolist() == [1, 2, 1.5]
+    assert pessimistic.tolist() == [1, 2, 2]

@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from models.ranking.calibration import Calibration, cross_fitted, quality
+from models.evaluation.metrics import Float64
+from models.histories import Float32, Int64
+from models.ranking.calibration import Calibration, Delivered, cross_fitted, level_weights, quality
+
+
+def without_level(scores: Float32, taken: NDArray[np.bool_], user: Int64) -> Delivered:
+    return Delivered(scores, taken, user, np.zeros((len(scores), 0), np.float32))
 
 
 def test_pools_adjacent_violators_by_pencil() -> None:
@@ -29,7 +36,7 @@ def test_it_finds_the_probability_that_drew_the_labels() -> None:
     scores = random.normal(size=40_000).astype(np.float32)
     truth = 1 / (1 + np.exp(-2 * scores))
     wanted = random.random(len(scores)) < truth
-    found = cross_fitted(scores, wanted, np.arange(len(scores)) // 10, 0)
+    found = cross_fitted(without_level(scores, wanted, np.arange(len(scores)) // 10), 0)
     assert np.abs(found - truth).mean() < 0.02
     measured = quality(found, wanted)
     assert measured.calibration_error < 0.01
@@ -42,6 +49,8 @@ def test_quality_by_pencil() -> None:
     assert measured.auc == 1
     assert measured.calibration_error == pytest.approx((0.25 + 0.5 + 0.25) / 3)
     assert [row.candidates for row in measured.reliability] == [1, 1, 1]
+    assert measured.mean_probability == pytest.approx(0.5)
+    assert measured.expected_per_hit == pytest.approx(1.5 / 2)
 
 
 def test_each_half_of_the_users_is_judged_by_the_other() -> None:
@@ -49,6 +58,48 @@ def test_each_half_of_the_users_is_judged_by_the_other() -> None:
     random = np.random.default_rng(2)
     scores = np.linspace(0, 1, 400).astype(np.float32)
     wanted = random.random(400) < 0.5
-    found = quality(cross_fitted(scores, wanted, np.arange(400), 0), wanted)
+    found = quality(cross_fitted(without_level(scores, wanted, np.arange(400)), 0), wanted)
     assert found.log_loss > quality(Calibration.fit(scores, wanted)(scores), wanted).log_loss
     assert found.log_loss > np.log(2) - 0.01
+
+
+def lists_of(users: int, seed: int) -> tuple[Delivered, Float64]:
+    """Lists of 10 whose scores have a level of their own that says nothing, and the true probabilities.
+
+    Users differ a hundredfold in how much they take; their one feature says how much, with an error.
+    """
+    random = np.random.default_rng(seed)
+    active = random.normal(-4, 1.2, users)
+    score = random.normal(0, 1, (users, 10))
+    truth = 1 / (1 + np.exp(-(active[:, None] + 1.5 * score)))
+    shift = 0.8 * active + random.normal(0, 0.1, users)
+    feature = np.repeat(active + 4 + random.normal(0, 0.1, users), 10)[:, None].astype(np.float32)
+    scores = (score - shift[:, None]).astype(np.float32).ravel()
+    taken = random.random((users, 10)) < truth
+    return Delivered(scores, taken.ravel(), np.repeat(np.arange(users), 10), feature), truth.ravel()
+
+
+def test_probabilities_hold_for_users_who_differ_and_are_new() -> None:
+    seen, _ = lists_of(20_000, 0)
+    new, truth = lists_of(20_000, 1)
+    weights = level_weights(seen)
+    found = Calibration.fit(seen.scores(weights), seen.taken)(new.scores(weights))
+    measured = quality(found, new.taken)
+    assert measured.calibration_error <= min(0.01, measured.mean_probability / 10)
+    assert measured.expected_per_hit == pytest.approx(1, abs=0.1)
+    third = np.digitize(new.level[:, 0], np.quantile(new.level[:, 0], [1 / 3, 2 / 3]))
+    for part in range(3):
+        assert found[third == part].sum() == pytest.approx(truth[third == part].sum(), rel=0.1)
+    plain = Calibration.fit(seen.score, seen.taken)(new.score)
+    assert measured.log_loss < quality(plain, new.taken).log_loss - 0.01
+    assert plain[third == 0].sum() > 2 * truth[third == 0].sum(), "scores alone promise too much to the idle"
+    crossed = quality(cross_fitted(seen, 0), seen.taken)
+    assert crossed.calibration_error <= min(0.01, crossed.mean_probability / 10)
+
+
+def test_lists_that_say_nothing_keep_their_scores() -> None:
+    seen, _ = lists_of(50, 0)
+    nothing = Delivered(seen.score, np.zeros(500, bool), seen.user, seen.level)
+    assert level_weights(nothing).tolist() == [0]
+    upside_down = Delivered(seen.score, seen.score < np.median(seen.score), seen.user, 0 * seen.level)
+    assert level_weights(upside_down).tolist() == [0]

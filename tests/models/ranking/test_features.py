@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from models.histories import Float32, Histories, histories_from_lists
-from models.ranking.features import DAY, FEATURES, LATEST, ItemStatistics
+from models.ranking.features import FEATURES, LATEST, ItemStatistics
+from models.ranking.takings import DAY
 
 MICRO = DAY * 1_000_000
 ITEMS = 4

@@ -1,5 +1,6 @@
 """The second stage: what it begins as, what it reads and what it does not, what training finds, what each score is based on."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,25 @@ from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, histories_from_lists
-from models.ranking.features import ItemStatistics
+from models.ranking.features import FORMER_FEATURES, ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
-from models.ranking.training import Retrieved, fit_ranker, ndcg_of
+from models.ranking.training import Retrieved, _loss, _sampled, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
 from models.settings.ranker import RankerLoss, RankerSettings
 from models.topk import top_k
 from tests.models.conftest import HOUR, LENGTH, NUM_EVENT_TYPES, NUM_ITEMS
 
-SETTINGS = RankerSettings(dim=8, hidden=16, max_length=5, candidates=11, batch_lists=16, epochs=6, patience=6)
+SETTINGS = RankerSettings(
+    dim=8,
+    hidden=16,
+    max_length=5,
+    candidates=11,
+    favourites=2,
+    popular=3,
+    batch_lists=16,
+    epochs=6,
+    patience=6,
+)
 
 
 def a_log(rows: int, seed: int = 0, longest: int = 9) -> Histories:
@@ -129,6 +140,94 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
         checkpoint.load_ranker(tmp_path)
 
 
+def test_a_ranker_of_before_reads_its_own_features_of_retrieved_candidates_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    former = Ranker(SETTINGS, torch.randn(NUM_ITEMS + 1, 6), NUM_EVENT_TYPES, FORMER_FEATURES)
+    checkpoint.save_ranker(former, tmp_path)
+    config = json.loads((tmp_path / "ranker_config.json").read_text())
+    assert config.pop("features") == list(FORMER_FEATURES)
+    for key in ("favourites", "popular"):
+        del config["settings"][key]
+    (tmp_path / "ranker_config.json").write_text(json.dumps(config))
+    stage = SecondStage(checkpoint.load_ranker(tmp_path), a_stage().statistics, a_stage().own)
+    assert stage.ranker.features == FORMER_FEATURES
+    assert stage.added(a_log(5), exclude_seen=False).shape == (5, 0)
+    (items, scores), log = candidates(5), a_log(5)
+    whole = stage.statistics.features(log, items, scores)
+    assert np.array_equal(
+        stage.lists(log, items, scores).features.numpy(), whole[..., : len(FORMER_FEATURES)]
+    )
+
+
+def test_without_item_vectors_an_item_is_its_features_and_followers() -> None:
+    stage, (items, scores), log = (
+        a_stage(settings=replace(SETTINGS, item_vectors=False)),
+        candidates(5),
+        a_log(5),
+    )
+    other = SecondStage(stage.ranker, stage.statistics, np.zeros_like(stage.own))
+    assert np.array_equal(stage.score(log, items, scores), other.score(log, items, scores))
+    assert np.isfinite(stage.score(log, items, scores)).all()
+    with_vectors = a_stage()
+    other = SecondStage(with_vectors.ranker, with_vectors.statistics, np.zeros_like(stage.own))
+    assert not np.allclose(with_vectors.score(log, items, scores), other.score(log, items, scores))
+
+
+def test_several_items_are_relevant_by_pencil() -> None:
+    log = a_log(3)
+    items = np.array([[4, 2, 7], [4, 2, 0], [1, 2, 3]], np.int32)
+    relevant = np.array([[True, False, True], [False, True, False], [False, False, False]])
+    retrieved = Retrieved(
+        log, items, np.zeros((3, 3), np.float32), relevant, np.array([3, 1, 0]), np.arange(3)
+    )
+    scores = np.array([[0.5, 0.9, 0.1], [0.1, 0.2, -np.inf], [3, 2, 1]], np.float32)
+    ideal = 1 + 1 / np.log2(3) + 1 / np.log2(4)
+    expected = [(1 / np.log2(3) + 1 / np.log2(4)) / ideal, 1, 0]
+    assert ndcg_of(scores, retrieved) == pytest.approx(expected)
+    assert retrieved.is_hit.tolist() == [True, True, False]
+    assert retrieved.is_active.tolist() == [True, True, False]
+    twelve = replace(retrieved, num_relevant=np.array([12, 1, 0]))
+    ten = (1 / np.log2(np.arange(2, 12))).sum()
+    assert ndcg_of(scores, twelve)[0] == pytest.approx(expected[0] * ideal / ten), "at most ten fit a list"
+
+
+def test_relevant_candidates_do_not_compete_with_each_other() -> None:
+    scores = torch.tensor([[2.0, 1.0, 0.5, -torch.inf], [0.0, 1.0, 2.0, 3.0]])
+    relevant = torch.tensor([[True, True, False, False], [False, True, False, False]])
+    stage, (items, values) = a_stage(), candidates(2, 4)
+    lists = stage.lists(a_log(2), items, values)
+    first = np.mean([np.log(1 + np.exp(0.5 - 2)), np.log(1 + np.exp(0.5 - 1))])
+    second = np.log(np.exp(np.arange(4)).sum()) - 1
+    assert float(_loss(scores, relevant, lists, "listwise")) == pytest.approx((first + second) / 2)
+    single = _loss(scores[1:], relevant[1:], lists, "listwise")
+    assert torch.equal(single, torch.nn.functional.cross_entropy(scores[1:], torch.tensor([1])))
+
+
+def test_a_step_has_every_relevant_candidate() -> None:
+    stage, (items, values) = a_stage(), candidates(3, 11)
+    lists = stage.lists(a_log(3), items, values)
+    relevant = torch.zeros(3, 11, dtype=torch.bool)
+    relevant[0, [3, 9]] = relevant[2, [10]] = True
+    part, labels = _sampled(lists, relevant, torch.Generator().manual_seed(0))
+    assert labels.tolist() == [[True] * 2 + [False] * 9, [False] * 11, [True] + [False] * 10]
+    assert set(part.item[0, :2].tolist()) == set(items[0, [3, 9]].tolist())
+
+
+def test_users_who_took_nothing_change_no_weight() -> None:
+    settings, some = replace(SETTINGS, epochs=2), planted(100)
+    idle = replace(some, relevant=np.zeros_like(some.relevant), num_relevant=np.zeros(100, np.int64))
+    twice = np.arange(200) % 100
+    both = replace(
+        some.select(twice),
+        relevant=np.concatenate([some.relevant, idle.relevant]),
+        num_relevant=np.concatenate([some.num_relevant, idle.num_relevant]),
+    )
+    one, other = (fit_ranker(a_stage(loud=False, settings=settings), each, 4) for each in (some, both))
+    assert [epoch.ndcg for epoch in one.history] == [epoch.ndcg for epoch in other.history]
+    for here, there in zip(one.stage.ranker.parameters(), other.stage.ranker.parameters(), strict=True):
+        assert torch.equal(here, there)
+
+
 def planted(rows: int) -> Retrieved:
     """The target is the candidate that is the last item's neighbour in number; the retriever knows nothing."""
     log = a_log(rows, 3)
@@ -137,7 +236,7 @@ def planted(rows: int) -> Retrieved:
     items, scores = candidates(rows, 11, 5)
     missing = (items != target[:, None]).all(1)
     items[missing, np.random.default_rng(6).integers(0, 11, missing.sum())] = target[missing]
-    return Retrieved(log, items, scores, target, np.arange(rows, dtype=np.int64))
+    return Retrieved.of(log, items, scores, target, *2 * (np.arange(rows, dtype=np.int64),))
 
 
 @pytest.mark.parametrize("loss", ["listwise", "pointwise"])
@@ -166,20 +265,19 @@ def test_users_are_held_out_whole_and_no_list_with_its_target_is_an_error() -> N
     held_out = fit_ranker(a_stage(loud=False), retrieved, 0).held_out
     assert (held_out.reshape(25, 4).all(1) == held_out.reshape(25, 4).any(1)).all()
     assert held_out.sum() == 20
-    missed = replace(
-        retrieved, items=np.where(retrieved.items == retrieved.target[:, None], 0, retrieved.items)
-    )
-    with pytest.raises(ValueError, match=r"received 0 lists of 100 with their target among 11 candidates"):
+    missed = replace(retrieved, relevant=np.zeros_like(retrieved.relevant))
+    with pytest.raises(ValueError, match=r"received 0 lists of 100 with a relevant item among 11 candidates"):
         fit_ranker(a_stage(loud=False), missed, 0)
 
 
 def test_a_retriever_that_nothing_improves_keeps_its_order() -> None:
     retrieved = planted(200)
-    place = retrieved.place
-    items = retrieved.items.copy()
+    place = retrieved.relevant.argmax(1)
+    items, relevant = retrieved.items.copy(), np.zeros_like(retrieved.relevant)
     row = np.arange(len(items))
-    items[row, place], items[:, 0] = items[:, 0].copy(), retrieved.target  # always first
-    fitted = fit_ranker(a_stage(loud=False), replace(retrieved, items=items), 0)
+    items[row, place], items[:, 0] = items[:, 0].copy(), items[row, place]  # always first
+    relevant[:, 0] = True
+    fitted = fit_ranker(a_stage(loud=False), replace(retrieved, items=items, relevant=relevant), 0)
     assert fitted.best_epoch == 0
     assert fitted.history[0].ndcg == 1
 
@@ -192,13 +290,14 @@ def test_two_stages_put_the_candidates_first_and_leave_the_rest(
     both = TwoStage(recommender, stage, exclude_seen=exclude_seen)
     one, _ = recommender.recommend(log, NUM_ITEMS, exclude_seen)
     two, _ = both.recommend(log, NUM_ITEMS, exclude_seen)
-    items, scores = recommender.recommend(log, 11, exclude_seen)
+    items, scores = both.candidates(log)
     ranked = stage.score(log, items, scores)
     for row in range(7):
         expected = items[row][np.argsort(-ranked[row], kind="stable")]
-        expected = expected[expected > 0]
+        expected = expected[items[row] > 0]
         assert two[row, : len(expected)].tolist() == expected.tolist()
-        assert two[row, 11:].tolist() == one[row, 11:].tolist()
+        rest = one[row][~np.isin(one[row], expected)]
+        assert two[row, len(expected) : len(expected) + len(rest)].tolist() == rest.tolist()
 
 
 def spearman(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:

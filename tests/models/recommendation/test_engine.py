@@ -9,10 +9,14 @@ import torch
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.contributions import Method
 from models.histories import Histories, histories_from_lists
+from models.ranking.features import ItemStatistics
+from models.ranking.ranker import Ranker, SecondStage
+from models.ranking.two_stage import TwoStage
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from models.settings.encoder import EncoderSettings
+from models.settings.ranker import RankerSettings
 
 NUM_ITEMS, ROWS = 3_000, 40
 POPULAR = np.array([[0, *range(NUM_ITEMS, 0, -1)], [0, *range(1, NUM_ITEMS + 1)]], np.float32)
@@ -176,3 +180,75 @@ def test_lists_are_the_same_to_the_bit_whether_or_not_reasons_are_wanted(
     np.testing.assert_array_equal(explained.score, plain.score)
     assert explained.because is not None
     assert explained.because.item_index.any()
+
+
+def with_ranker(engine: RecommendationEngine, log: Histories) -> RecommendationEngine:
+    """A ranker with random weights, and item statistics of the log."""
+    settings = RankerSettings(
+        dim=4, hidden=8, num_heads=1, max_length=6, candidates=9, favourites=4, popular=5
+    )
+    torch.manual_seed(5)
+    ranker = Ranker(settings, torch.randn(NUM_ITEMS + 1, 3), 0)
+    with torch.no_grad():
+        for weight in ranker.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.2)
+    own = np.arange(NUM_ITEMS + 1, dtype=np.int32)
+    return replace(engine, second_stage=SecondStage(ranker, ItemStatistics.of(log, NUM_ITEMS), own))
+
+
+def repeating(rows: int) -> Histories:
+    """Histories of few items each, half of them of one in ten items, over a month."""
+    random = np.random.default_rng(6)
+    items = [random.integers(1, 301, random.integers(1, 12)).tolist() for _ in range(rows)]
+    times = [np.sort(random.integers(0, 30 * 86_400, len(row))) * 1_000_000 for row in items]
+    log = histories_from_lists(items, [row.tolist() for row in times])
+    return replace(log, request_time=np.full(rows, 31 * 86_400 * 1_000_000))
+
+
+@pytest.mark.parametrize("settings", [{}, {"readout": "target"}], ids=str)
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_lists_have_the_candidates_of_the_evaluation(settings: dict[str, str], exclude_seen: bool) -> None:
+    rows = repeating(12)
+    engine = with_ranker(made(**settings), rows)
+    assert engine.second_stage is not None
+    both = TwoStage(engine.recommender, engine.second_stage, exclude_seen=exclude_seen)
+    expected, _ = both.recommend(rows, 30, exclude_seen)
+    answer = engine.answer(rows, 30, Rules(exclude_seen=exclude_seen))
+    assert answer.item_index.tolist() == expected.tolist()
+    candidates, _ = both.candidates(rows)
+    for row in range(len(rows)):
+        own = np.unique(rows.item_index[rows.starts[row] : rows.ends[row]])
+        assert (
+            np.isin(own, candidates[row]).sum() == (0 if exclude_seen else min(4, len(own))) or len(own) > 4
+        )
+        there = candidates[row][candidates[row] > 0]
+        assert len(np.unique(there)) == len(there) >= 9
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_hold_with_a_ranker_and_rows_are_answered_by_themselves(name: str) -> None:
+    rows, rules = repeating(11), RULES[name]
+    engine = with_ranker(made(), rows)
+    together = engine.answer(rows, 8, rules)
+    for row in range(len(rows)):
+        items = together.item_index[row][together.item_index[row] > 0]
+        assert len(np.unique(items)) == len(items) >= 3
+        if rules.allowed is not None:
+            assert rules.allowed[items].all()
+        if rules.exclude_seen:
+            assert not np.isin(items, rows.item_index[rows.starts[row] : rows.ends[row]]).any()
+        alone = engine.answer(rows.select(slice(row, row + 1)), 8, rules)
+        assert alone.item_index[0].tolist() == together.item_index[row].tolist()
+
+
+@pytest.mark.parametrize("method", ["fast", "balanced", "exact"])
+def test_ranked_lists_are_the_same_to_the_bit_with_reasons(method: Method) -> None:
+    rows = repeating(9)
+    engine = with_ranker(made(), rows)
+    engine.recommender.encoder.requires_grad_(requires_grad=False)
+    rules = Rules(exclude_seen=False)
+    plain, explained = (engine.answer(rows, 6, rules, because=because) for because in (None, method))
+    np.testing.assert_array_equal(explained.item_index, plain.item_index)
+    np.testing.assert_array_equal(explained.score, plain.score)
+    assert explained.because is not None
+    assert np.isfinite(explained.because.weight).all()

@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pipeline.tracking.queries import find_run
 from pipeline.tracking.record import RunRecord
 from pipeline.tracking.tracker import Tracker
 
+TIME = pl.Datetime("us", "UTC")
 NOON = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
 
 
@@ -38,7 +39,21 @@ def targets(ranks: list[float], users: Sequence[str] = "abcdef", item: int = 1) 
 
 
 def compared(tables: dict[str, pl.DataFrame], groups: Sequence[SeedGroup] = ()) -> Comparison:
-    return Comparison.of(metrics_of_runs(tables, (10,), 400, 0), groups)
+    return Comparison.of(next(iter(tables.values())), metrics_of_runs(tables, (10,), 400, 0), groups)
+
+
+def at_nights(ranks: list[float]) -> pl.DataFrame:
+    """targets.parquet of two nights: two items taken by a on the first, one each by b on the first and by a on the second."""
+    nights = [NOON, NOON, NOON, NOON + datetime.timedelta(days=7)]
+    table = {
+        "user_id": ["a", "a", "b", "a"],
+        "item_id": [1, 2, 1, 3],
+        "timestamp": pl.Series([night + datetime.timedelta(days=1) for night in nights], dtype=TIME),
+        "history_length": [3, 3, 4, 5],
+        "night": pl.Series(nights, dtype=TIME),
+        "recommended": [[1], [], [1], [3]],
+    }
+    return pl.DataFrame(table | {"system": "lookback", "rank": [float(rank) for rank in ranks]})
 
 
 def test_differences_by_pencil():
@@ -98,7 +113,7 @@ def test_a_verdict_has_to_stand_among_several_comparisons():
 def test_the_table_has_a_column_per_run_and_difference():
     text = as_text(compared({"one": targets([1] * 6), "other": targets([2] * 6)}))
     lines = text.splitlines()
-    assert lines[0] == "6 targets of 6 users; 95 % intervals, bootstrap over users"
+    assert lines[0] == "6 held-out events of 6 users; 95 % intervals, bootstrap over users"
     assert lines[1] == "p: paired bootstrap"
     assert lines[3].split() == ["one", "other", "other", "minus", "one"]
     assert " ".join(lines[4].split()) == (
@@ -134,7 +149,45 @@ def test_other_targets_are_refused(other: pl.DataFrame, said: str):
         metrics_of_runs({"one": targets([1] * 6), "other": other}, (10,), 100, 0)
 
 
-def log_run(folder: Path, tracker: Tracker, name: str, ranks: list[float], seed: int, dim: int = 8) -> None:
+def test_metrics_of_nights_are_means_over_user_nights():
+    tables = {"one": at_nights([1, 20, 1, 20]), "other": at_nights([2, 20, 20, 1]).reverse()}
+    comparison = compared(tables)
+    tree = as_tree(comparison)
+    assert (tree["users"], tree["targets"]) == (2, 3)
+    one, other = tree["metrics"]["one"], tree["metrics"]["other"]
+    assert (one["hit_rate@10"], one["recall@10"]) == (pytest.approx(2 / 3), pytest.approx(1.5 / 3))
+    assert one["precision@10"] == pytest.approx(0.2 / 3)
+    assert one["mrr@10"] == pytest.approx(2 / 3)
+    assert other["mrr@10"] == pytest.approx(1.5 / 3)
+    text = as_text(comparison).splitlines()
+    assert text[0].startswith("3 user-nights of 2 users, 2 nights from 2020-01-01 to 2020-01-08; 95 %")
+    assert [line.split()[0] for line in text[4:10]] == [
+        f"{name}@10" for name in ("ndcg", "hit_rate", "recall", "precision", "map", "mrr")
+    ]
+
+
+def test_nights_are_not_compared_with_events():
+    with pytest.raises(
+        LookbackError,
+        match="different kinds of test targets: user-nights in 'n', held-out events in 'e'; expected",
+    ):
+        metrics_of_runs({"e": targets([1] * 6), "n": at_nights([1] * 4)}, (10,), 100, 0)
+    other_nights = at_nights([1] * 4).with_columns(pl.col("night") + datetime.timedelta(days=1))
+    with pytest.raises(
+        LookbackError, match=r"different test targets: .*0 of 'one' also.*of nights also horizon_days"
+    ):
+        metrics_of_runs({"one": at_nights([1] * 4), "other": other_nights}, (10,), 100, 0)
+
+
+def log_run(
+    folder: Path,
+    tracker: Tracker,
+    name: str,
+    ranks: list[float],
+    seed: int,
+    dim: int = 8,
+    table: Callable[[list[float]], pl.DataFrame] = targets,
+) -> None:
     """A training with an evaluation under it, as the stages log them."""
     for stage in ("train", "evaluate"):
         artifact = folder / name / stage
@@ -145,7 +198,7 @@ def log_run(folder: Path, tracker: Tracker, name: str, ranks: list[float], seed:
                 {"seed": seed, "model": {"dim": dim}, "score": {"k": seed}, "resolved": {"threads": seed}}
             )
         else:
-            targets(ranks).write_parquet(artifact / "targets.parquet")
+            table(ranks).write_parquet(artifact / "targets.parquet")
             plan.artifact("targets.parquet", "evaluate")
         plan.save(artifact)
         tracker.replay(
@@ -168,6 +221,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> str:
     log_run(folder, tracker, "first", [1, 1, 1, 1, 1, 3], 0)
     log_run(folder, tracker, "second", [3, 3, 3, 3, 3, 3], 1)
     log_run(folder, tracker, "wider", [1, 1, 1, 1, 3, 3], 1, dim=16)
+    log_run(folder, tracker, "nights", [1, 20, 1, 20], 0, table=at_nights)
     RunRecord().save(folder)
     link = folder / "lonely.json"
     tracker.replay(folder=folder, stage="train", fingerprint="f", run_name="lonely", tags={}, link_file=link)
@@ -187,6 +241,17 @@ def test_runs_are_found_by_the_name_of_the_training_or_the_evaluation(capsys: py
     assert tree["differences"]["evaluate second"]["ndcg@10"]["difference"] == pytest.approx(-2.5 / 6)
     compare_runs(None, ["evaluate second", "train first"], as_json=False)
     assert "train first minus evaluate second" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_at_server")
+def test_an_evaluation_of_nights_is_read_with_its_nights(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    page = tmp_path / "compare.html"
+    compare_runs(None, ["train nights"], as_json=False, html=page)
+    about = "3 user-nights of 2 users, 2 nights from 2020-01-01 to 2020-01-08"
+    assert capsys.readouterr().out.startswith(about)
+    assert about in page.read_text(encoding="utf-8")
+    with pytest.raises(LookbackError, match="different kinds of test targets: user-nights in 'train nights'"):
+        compare_runs(None, ["train nights", "train first"], as_json=True)
 
 
 @pytest.mark.usefixtures("_at_server")

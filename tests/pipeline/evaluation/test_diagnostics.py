@@ -177,7 +177,9 @@ def served(rank: Sequence[float], user: list[int], folder: Path) -> Any:
     mapping = np.array([0, 0, 1, 2, 3, 4, 5, 6, 7], np.int32)
     histories = histories_from_lists([[1, 2, 3, 4, 5, 6]] * num)
     item = np.full(num, 7, np.int32)
-    targets = RankedTargets(histories, item, np.array(user), np.arange(num), np.zeros(num, np.int8), {})
+    targets = RankedTargets.one_each(
+        histories, item, np.array(user), np.arange(num), np.zeros(num, np.int8), {}
+    )
     lists = np.tile(np.array([1, 2, 3], np.int32), (num, 1))
     ranked = SystemRanks(np.array(rank), np.array(rank), lists)
     names = diagnostics._Names.of(a_dataset(folder, mock.sentinel.histories, []), ItemNumbering(mapping))
@@ -225,10 +227,12 @@ def test_all_of_a_model(tmp_path: Path, log: JaggedHistories, timed: bool):
     served([1.0], [0], tmp_path)  # writes the tables
     user = log.users()
     position = np.arange(len(user))
-    before = Histories(log.item_index, log.time, log.event_type, log.offsets[user], position)
+    before = Histories(
+        log.item_index, log.time, log.event_type, log.offsets[user], position, request_time=log.time[position]
+    )
     item = np.where(position == 3, 0, log.item_index).astype(np.int32)
     cold = np.where(before.lengths == 0, 1, np.where(item == 0, 2, 0)).astype(np.int8)
-    targets = RankedTargets(before, item, user, position, cold, {"already_seen": 4})
+    targets = RankedTargets.one_each(before, item, user, position, cold, {"already_seen": 4})
     model = AttentionRecommender(encoder())
     ranked = rank_targets(model, before, item, 3, exclude_seen=False)
     found = [
@@ -258,8 +262,10 @@ def test_all_of_a_model(tmp_path: Path, log: JaggedHistories, timed: bool):
 
 def test_nothing_to_diagnose(tmp_path: Path, log: JaggedHistories):
     nothing = np.zeros(0, np.int64)
-    empty = Histories(log.item_index, log.time, log.event_type, nothing, nothing)
-    targets = RankedTargets(empty, nothing.astype(np.int32), nothing, nothing, nothing.astype(np.int8), {})
+    empty = Histories(log.item_index, log.time, log.event_type, nothing, nothing, request_time=nothing)
+    targets = RankedTargets.one_each(
+        empty, nothing.astype(np.int32), nothing, nothing, nothing.astype(np.int8), {}
+    )
     ranked = SystemRanks(np.zeros(0), np.zeros(0), np.zeros((0, 3), np.int32))
     found = diagnostics.build(
         AttentionRecommender(encoder()),

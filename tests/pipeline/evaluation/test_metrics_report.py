@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.ranks import SystemRanks
 from models.histories import histories_from_lists
-from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, WARM, RankedTargets
+from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, WARM, RankedTargets, counted
 from pipeline.evaluation import metrics_report
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.report import ColdTargets
@@ -32,7 +32,7 @@ RANKED = {"lookback": system(1, 2, 3, np.inf), "popularity": system(2, 2, 2, 2)}
 
 def targets(cold: list[int]) -> RankedTargets:
     user = np.arange(4)
-    return RankedTargets(
+    return RankedTargets.one_each(
         histories_from_lists([[2], [3], [1], [2]]), ITEM, user, user, np.array(cold, np.int8), {}
     )
 
@@ -77,16 +77,16 @@ def test_cold_targets_are_included_where_asked_for(
     cold_users: bool, cold_items: bool, included: list[bool]
 ) -> None:
     mixed = targets([WARM, NO_HISTORY, UNKNOWN_ITEM, WARM])
-    mask = metrics_report.counted(mixed, cold_users=cold_users, cold_items=cold_items)
+    mask = counted(mixed, cold_users=cold_users, cold_items=cold_items)
     assert mask.tolist() == included
 
 
 def cold(*, cold_items: bool) -> dict[str, ColdTargets]:
     mixed = targets([WARM, NO_HISTORY, UNKNOWN_ITEM, WARM])
-    chosen = metrics_report.counted(mixed, cold_users=False, cold_items=cold_items)
+    chosen = counted(mixed, cold_users=False, cold_items=cold_items)
     catalogue = Catalogue(4, COUNTS, None, None)
     systems = metrics_report.compute_metrics(
-        {name: ranks.select(chosen) for name, ranks in RANKED.items()},
+        {name: ranks.select(chosen, chosen) for name, ranks in RANKED.items()},
         mixed.select(chosen),
         catalogue,
         SETTINGS,
@@ -135,7 +135,7 @@ def test_segments() -> None:
         ("age", "old", np.array([False, False, True, True])),
         ("age", "none", np.zeros(4, bool)),
     ]
-    rows = list(metrics_report.segment_metrics(RANKED, np.arange(4), iter(masks), SETTINGS))
+    rows = list(metrics_report.segment_metrics(RANKED, ALL_WARM, iter(masks), SETTINGS))
     assert [(row["system"], row["value"], row["targets"], row["users"]) for row in rows] == [
         ("lookback", "young", 2, 2),
         ("lookback", "old", 2, 2),

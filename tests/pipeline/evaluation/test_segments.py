@@ -37,9 +37,10 @@ def targets(positions: list[int] | None = None) -> RankedTargets:
         histories.event_type,
         histories.offsets[user],
         position.astype(np.int64),
+        request_time=histories.time[position],
     )
     cold = (before.lengths == 0).astype(np.int8)
-    return RankedTargets(before, histories.item_index[position], user, position, cold, {})
+    return RankedTargets.one_each(before, histories.item_index[position], user, position, cold, {})
 
 
 def tables(

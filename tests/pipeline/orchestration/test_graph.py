@@ -230,3 +230,20 @@ def test_the_evaluation_needs_that_of_every_earlier_cut(load: Callable[..., Conf
 def test_one_cut_and_stages_before_the_evaluation_have_no_earlier_ones(load: Callable[..., Config]) -> None:
     assert resolve(load(), ["evaluate"]).earlier_cuts == {}
     assert resolve(load("split.cuts=3"), ["train"]).earlier_cuts == {}
+
+
+def test_a_changed_class_of_ones_own_runs_the_baselines_again(
+    load: Callable[..., Config], tmp_path: Path
+) -> None:
+    own, text = tmp_path / "my_graph_shop.py", "class Mine:\n    rate = {}\n"
+    own.write_text(text.format(1))
+    config = load('evaluate.baselines=["popularity", "my_graph_shop:Mine"]')
+    before = fingerprints(config)
+    assert "my_graph_shop:Mine" in resolve(config, ["baselines"]).nodes["baselines"].inputs
+    own.write_text(text.format(25))
+    after = fingerprints(config)
+    assert {name for name in STAGES if before[name] != after[name]} == downstream({"baselines"})
+    own.write_text("rate = 3\n")
+    with pytest.raises(ConfigError, match=r"evaluate\.baselines: .* has no 'Mine'"):
+        resolve(config, ["baselines"])
+    assert resolve(config, ["train"])

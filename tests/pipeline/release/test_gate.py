@@ -12,6 +12,7 @@ import torch
 
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
+from features.histories.log_facts import LogFacts
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.settings.encoder import EncoderSettings
@@ -70,6 +71,7 @@ def a_log(folder: Path, length: int = WALK, test_from: int = WALK - 2) -> splits
     histories.save(folder)
     split = splits.temporal(histories, NUM_ITEMS, test_from=test_from * HOUR)
     split.save(folder / "split")
+    LogFacts.of(histories).save(folder)
     pl.DataFrame({"user_id": [f"u{user:02}" for user in range(NUM_USERS)]}).write_parquet(
         folder / "users.parquet"
     )
@@ -234,6 +236,17 @@ def test_a_better_model_passes_and_a_worse_one_does_not(place: Place):
     assert place.decide(gate.Champion(7, place.folder / "oracle"), gate_margin=1.0).outcome == "passed"
 
 
+def test_user_nights_are_counted_where_the_targets_are_of_nights(place: Place):
+    """One night at the start of the test, whose horizon ends with its last event: two items of each user."""
+    a_bundle(place.folder / "challenger", CIRCLE)
+    whole = (HOUR + NUM_USERS) / (24 * HOUR)
+    passed = place.decide(place.champion(SHUFFLED), targets=["nightly"], horizon_days=whole)
+    assert passed.figures["targets"] == NUM_USERS
+    assert f"on {NUM_USERS} user-nights of {NUM_USERS} users" in passed.reason
+    events = place.decide(gate.Champion(7, place.folder / "champion"))
+    assert f"on {2 * NUM_USERS} held-out events of {NUM_USERS} users" in events.reason
+
+
 def test_equals_pass_but_not_where_a_baseline_is_better(place: Place):
     a_bundle(place.folder / "challenger", note="the same weights")
     champion = place.champion()
@@ -290,7 +303,8 @@ def test_targets_that_the_champion_could_learn_from_are_not_used(place: Place):
     none = place.decide(gate.Champion(8, a_later_champion(place.folder / "newest", WALK)))
     assert none.outcome == "refused"
     assert (
-        "0 targets of 0 users are later than the training of both, expected at least 30 users" in none.reason
+        "0 held-out events of 0 users are later than the training of both, expected at least 30 users"
+        in none.reason
     )
     same = place.decide(gate.Champion(8, a_later_champion(place.folder / "own", WALK, "same")))
     assert same.figures["targets"] == NUM_USERS * 2, (
@@ -384,7 +398,7 @@ def test_the_gate_ranks_as_the_evaluation_did(finished: Workdir, monkeypatch: py
 # --- what publish writes for it ---
 
 
-def test_published_users_say_until_when_they_were_learned_from():
+def test_published_users_say_until_when_they_were_learned_from(tmp_path: Path):
     """Two users of four events, one of a single event, which is the test, one whose events are all held back."""
     time = np.array([1, 2, 3, 4, 1, 2, 3, 4, 3, 9, 9])
     offsets = np.array([0, 4, 8, 9, 11])
@@ -397,7 +411,10 @@ def test_published_users_say_until_when_they_were_learned_from():
     until = publishing.trained_until(Dataset(Path(), histories, split))
     assert until.dtype == pl.Datetime("us", "UTC")
     assert until.dt.timestamp("us").to_list() == [2, 3, None, None]
-    kept = Dataset(Path(), histories, split).without_held_back().histories
+    LogFacts(0.0, 0.0, 9, 1).save(tmp_path)
+    cut = Dataset(tmp_path, histories, split).without_held_back()
+    assert cut.facts.now == 4, "the newest event that is not held back"
+    kept = cut.histories
     assert kept.offsets.tolist() == [0, 4, 8, 9, 9]
     assert kept.item_index.tolist() == list(range(1, 10))
     whole = replace(split, test_end=offsets[1:])

@@ -73,6 +73,23 @@ def test_recall_at_k_by_pencil() -> None:
     assert (lookback.name, ease.name) == ("lookback", "EASE")
 
 
+def test_recall_at_k_of_nights_is_a_mean_over_user_nights() -> None:
+    ranks = pl.DataFrame(
+        {
+            "system": ["lookback"] * 4,
+            "rank": [1.0, 4.0, 2.0, 2.0],
+            "night": [1, 1, 1, 2],
+            "user_id": ["ann", "ann", "bob", "ann"],
+        }
+    )
+    chart = figures.recall_at_k(ranks)
+    (lookback,) = chart.figure.data
+    at = dict(zip(lookback.x, lookback.y, strict=True))
+    assert at[1] == pytest.approx(0.5 / 3), "one of two items in one of three user-nights"
+    assert (at[2], at[4]) == (pytest.approx(2.5 / 3), pytest.approx(1))
+    assert "mean over user-nights" in chart.caption
+
+
 def test_values_in_order_are_lines_with_intervals() -> None:
     chart = figures.segment(segments({"history_length": ["1-4", "5-19"]}), "history_length", "ndcg@3")
     model, ease = (traces(chart.figure)[name] for name in ("lookback", "EASE"))

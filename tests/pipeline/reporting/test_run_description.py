@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.evaluation.report import SecondStageGain
 from pipeline.reporting import run_description
-from tests.evaluation_reports import evaluation_report
+from tests.evaluation_reports import evaluation_report, nightly_report
 
 REPORT = evaluation_report(
     {"lookback": {"ndcg@10": 0.5}, "popularity": {"ndcg@10": 0.25}, "ease": {"ndcg@10": 0.475}}
@@ -52,3 +52,14 @@ def test_metric_of_the_description() -> None:
     report = evaluation_report({"lookback": {"ndcg@5": 0.5, "ndcg@20": 0.5, "mrr@20": 0.5}})
     assert run_description.metric_of(report, "mrr@20") == "mrr@20"
     assert run_description.metric_of(report, "ndcg@10") == "ndcg@5"
+
+
+def test_description_of_nights_has_the_cautions() -> None:
+    _, about, _ = run_description.of_evaluation(
+        nightly_report({"lookback": {"ndcg@10": 0.5}}), "ndcg@10"
+    ).split("\n\n")
+    assert about == (
+        "On 5 user-nights of 3 users, 4 nights from 2026-01-02 to 2026-01-23, 7 days each, temporal split, "
+        "ranked among all 23 items. **Caution**: only 5 user-nights of 3 users: intervals are wide below 500 "
+        "user-nights or 100 users."
+    )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline.evaluation.report import ColdTargets, Cut, Leaks, Rolling
 from pipeline.reporting.text_table import aligned, as_text
-from tests.evaluation_reports import difference, evaluation_report
+from tests.evaluation_reports import difference, evaluation_report, nightly_report
 
 METRICS = {
     "lookback": {"ndcg@10": 0.5, "ndcg@200": 0.625},
@@ -20,8 +20,13 @@ def test_cells_are_padded_to_their_column() -> None:
 
 
 def test_a_row_per_system_the_best_baseline_first() -> None:
-    about, blank, head, *rows = as_text(replace(REPORT, not_applicable={"als": "no users"})).splitlines()
-    assert about.startswith("5 targets of 3 users, temporal, all 23 items ranked, seen ones masked")
+    about, left_out, blank, head, *rows = as_text(
+        replace(REPORT, not_applicable={"als": "no users"})
+    ).splitlines()
+    assert about.startswith(
+        "5 held-out events of 3 users, temporal, all 23 items ranked, seen ones masked, ties order; 95 %"
+    )
+    assert left_out == "left out: 2 events on items unseen in training"
     assert blank == ""
     assert head.split() == ["ndcg@10", "ndcg@200", "the", "model", "on", "ndcg@10"]
     assert [row.split()[0] for row in rows] == ["lookback", "ease", "popularity", "als:"]
@@ -41,7 +46,7 @@ def test_cold_targets_leaks_and_cuts() -> None:
         leaks=Leaks([], {"targets_before_training_end": 0.5}),
         rolling=Rolling((Cut("2026-01-02T00:00:00+00:00", 3, 5, METRICS, {}),) * 2, METRICS, METRICS),
     )
-    lines = as_text(report).splitlines()[6:]
+    lines = as_text(report).splitlines()[7:]
     assert lines[:3] == [
         "1 targets without a history (counted above): ndcg@10 lookback 0.1250",
         "2 targets on items unseen in training (not counted above); with them ndcg@10 of the model 0.1250",
@@ -49,3 +54,46 @@ def test_cold_targets_leaks_and_cuts() -> None:
     ]
     assert lines[4].split() == ["ndcg@10,", "test", "from", "2026-01-02", "2026-01-02", "mean", "spread"]
     assert lines[5].split() == ["lookback", *["0.5000"] * 4]
+
+
+def test_nights_with_repeats_other_kinds_and_cautions() -> None:
+    names = ("ndcg@10", "hit_rate@10", "recall@10", "precision@10", "mrr@10", "map@10", "user_ndcg@10")
+    metrics = {system: dict.fromkeys(names, value) for system, value in (("lookback", 0.5), ("als", 0.25))}
+    report = nightly_report(
+        metrics, differences={"als": {"ndcg@10": difference(0.25, p_bootstrap_holm=0.004)}}
+    )
+    about, left_out, caution, _, head, *rows = as_text(report).splitlines()
+    assert about.startswith(
+        "5 user-nights of 3 users, 4 nights from 2026-01-02 to 2026-01-23, 7 days each, temporal, all 23 items ranked, seen ones "
+        "not masked"
+    )
+    assert left_out == (
+        "left out: 7 user-nights with nothing taken in the horizon, 2 events on an item taken before in the same horizon"
+    )
+    assert caution.startswith("caution: only 5 user-nights of 3 users: intervals are wide")
+    assert head.split()[:5] == ["ndcg@10", "hit_rate@10", "recall@10", "precision@10", "mrr@10"]
+    apart = rows[2:]
+    assert apart[1] == "apart: 6 items taken again, 9 items taken for the first time"
+    assert apart[3].split("  ")[-1].strip() == "new, hit_rate@10"
+    assert apart[4].split() == [
+        "lookback",
+        *["0.2500", "[0.2400,", "0.2600]"] * 2,
+        *["0.1250", "[0.1150,", "0.1350]"] * 2,
+    ]
+    kinds = apart[6:]
+    assert kinds[1] == "by kind of targets, the first is the headline"
+    assert [" ".join(row.split()) for row in kinds[3:6]] == [
+        "nightly, ndcg@10 nightly, hit_rate@10 successive, ndcg@10 successive, hit_rate@10",
+        "lookback 0.5000 0.5000 0.2500 0.2500",
+        "als 0.2500 0.2500 0.1250 0.1250",
+    ]
+
+
+def test_cold_items_of_nights_count_already() -> None:
+    own = {"lookback": {"ndcg@10": 0.125}}
+    cold = {"no_history": ColdTargets(3, False, own), "unknown_item": ColdTargets(2, True, own, own)}
+    lines = as_text(nightly_report({"lookback": {"ndcg@10": 0.5}}, cold_targets=cold)).splitlines()
+    assert lines[-2:] == [
+        "3 items taken by users without a history (not counted above): ndcg@10 lookback 0.1250",
+        "2 items taken unseen in training (counted above)",
+    ]

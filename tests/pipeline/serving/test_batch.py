@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
@@ -134,6 +135,33 @@ def test_counts_and_users_of_the_table_without_events(copied: Workdir) -> None:
         assert shown["history_length"] == 0
         scored = table.filter(pl.col("user_id") == "silent")["item_id"].to_list()
         assert [row["item_id"] for row in shown["recommendations"]] == scored
+
+
+def test_a_time_of_the_request_in_the_configuration_and_on_the_command_line(copied: Workdir) -> None:
+    features = copied.artifact("features")
+    moment = np.load(features / "time.npy")
+    at = str(np.datetime64(int(np.quantile(moment, 0.8)), "us"))
+    auto = ("--set", "score.exclude_seen=auto")
+    summary = copied.run("score", *auto, "--set", f'score.at="{at}"')
+    found = read_json(copied.folder / summary["folder"] / "manifest.json")
+    assert found["events_after_request"] == int((moment >= found["request_time"]).sum()) > 0
+    facts = read_json(features / "log_facts.json")
+    assert found["exclude_seen"] is (facts["repeated_share"] <= 0.05)
+    assert found["repeated_share"] == facts["repeated_share"]
+    assert f"{facts['repeated_share']:.1%} of events repeat an earlier item" in summary["summary"]
+    table = pl.read_parquet(copied.folder / summary["folder"] / "recommendations" / "*.parquet")
+    user = table["user_id"][0]
+    shown = copied("recommend", *auto, "--user", str(user), "--at", at, "--json").json
+    own = table.filter(pl.col("user_id") == user)
+    assert [row["item_id"] for row in shown["recommendations"]] == own["item_id"].to_list()
+    probabilities = [row.get("probability") for row in shown["recommendations"]]
+    assert probabilities == pytest.approx(own["probability"].to_list(), rel=1e-3)
+    wrong = copied("recommend", "--user", str(user), "--at", "soon")
+    assert wrong.code != 0
+    assert "score.at: received 'soon', expected an ISO date" in wrong.err
+    early = copied("recommend", "--user", str(user), "--at", "1999-01-01")
+    assert early.code != 0
+    assert "score.at: received 1999-01-01T00:00:00.000000, but the log begins at" in early.err
 
 
 def manifest(workdir: Workdir, *settings: str) -> Any:

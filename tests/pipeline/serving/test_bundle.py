@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import polars as pl
 import pytest
 
@@ -18,6 +19,7 @@ from pipeline.serving.bundle import (
     translation,
     type_translation,
 )
+from pipeline.serving.pyfunc import Recommender
 from tests.factories import small_bundle
 
 
@@ -143,3 +145,43 @@ def test_a_list_ends_where_the_catalogue_does(bundle: Bundle) -> None:
     assert len(scores) == 4
     ((ids, _),) = bundle.recommend_users([10], 10, exclude_seen=False)
     assert sorted(ids) == [f"i{number}" for number in range(1, 8)]
+
+
+def test_seen_items_are_as_the_bundle_recorded_where_nothing_else_is_asked(tmp_path: Path) -> None:
+    small_bundle(tmp_path)
+    every = [f"i{number}" for number in range(1, 8)]
+    for recorded, expected in (
+        ({}, every[3:]),
+        ({"exclude_seen": True}, every[3:]),
+        ({"exclude_seen": False}, every),
+    ):
+        seal(tmp_path, {"name": "small", "event_types": [], **recorded})
+        served = Recommender(Bundle.open(tmp_path)).predict(pd.DataFrame({"user_id": [10]}))
+        assert sorted(served["item_id"][0]) == expected
+        assert sorted(Bundle.open(tmp_path).recommend_item_lists([every[:3]], 10)[0][0]) == expected
+    asked = Recommender(Bundle.open(tmp_path)).predict(
+        pd.DataFrame({"user_id": [10]}), {"exclude_seen": True}
+    )
+    assert sorted(asked["item_id"][0]) == every[3:]
+
+
+def test_what_a_probability_is_about(tmp_path: Path) -> None:
+    small_bundle(tmp_path)
+    assert Bundle.open(tmp_path).probability_of == "the item is the next one"
+    for days, expected in (
+        (0.0, "the item is the next one"),
+        (1.0, "within 1 day of"),
+        (7.0, "within 7 days of"),
+    ):
+        seal(tmp_path, {"name": "small", "event_types": [], "horizon_days": days})
+        assert expected in Bundle.open(tmp_path).probability_of
+
+
+def test_histories_end_with_the_newest_regular_event(tmp_path: Path) -> None:
+    """Events at the times 0 to 5; those after 4 have a wrong clock."""
+    small_bundle(tmp_path)
+    seal(tmp_path, {"name": "small", "event_types": [], "newest": 4})
+    known = Bundle.open(tmp_path).known_histories
+    assert known.lengths.tolist() == [3, 1, 1]
+    assert known.request_time is not None
+    assert known.request_time.tolist() == [4, 4, 4]

@@ -9,17 +9,18 @@ import polars as pl
 import pytest
 
 from features.histories.vocabulary import Vocabulary
+from features.settings import iso_microseconds
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
-from pipeline.serving.business_rules import moment_of, rules_of
+from pipeline.serving.business_rules import rules_of
 
 ITEMS = Vocabulary(pl.Series("item_id", [10, 20, 30, 40]), 1)
-NEWEST = moment_of("2026-03-01")
+NEWEST = iso_microseconds("2026-03-01")
 
 
 def allowed(**settings: Any) -> tuple[list[int], dict[str, int]]:
     """The ids that are let through, and the counts."""
-    rules, counts = rules_of(ScoreConfig(**settings), ITEMS, lambda: NEWEST, 0)
+    rules, counts = rules_of(ScoreConfig(**settings), ITEMS, NEWEST, 0, exclude_seen=True)
     if rules.allowed is None:
         return ITEMS.ids.to_list(), counts
     assert not rules.allowed[0]
@@ -92,6 +93,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, table: dict[str, Any], messag
 
 def test_exploration_is_another_one_on_another_night() -> None:
     settings = ScoreConfig(exploration=0.1)
-    first, _ = rules_of(settings, ITEMS, lambda: NEWEST, 0)
-    second, _ = rules_of(settings, ITEMS, lambda: NEWEST + 1, 0)
+    first, _ = rules_of(settings, ITEMS, NEWEST, 0, exclude_seen=True)
+    second, _ = rules_of(settings, ITEMS, NEWEST + 1, 0, exclude_seen=False)
     assert first.seed != second.seed
+    assert (first.exclude_seen, second.exclude_seen) == (True, False), "as resolved, not as configured"

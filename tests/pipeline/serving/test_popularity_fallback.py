@@ -12,6 +12,8 @@ from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
 from pipeline.serving import popularity_fallback
+from pipeline.serving.popularity_fallback import Popularity, recent_events
+from pipeline.serving.request import Request
 
 DAY = popularity_fallback.DAY
 
@@ -34,25 +36,36 @@ def test_recent_events_by_segment(tmp_path: Path) -> None:
     )
     mapping = np.array([0, 2, 0, 1], np.int32)
     segment = pl.Series(["b", "a", None])
-    popularity_fallback.write(tmp_path, histories, mapping, segment, 10.0)
-    table = pl.read_parquet(tmp_path / popularity_fallback.FILE).sort(
+    newest = Request.of(None, 20 * DAY, timed=True)
+    table = recent_events(histories, mapping, segment, newest, 10.0)
+    columns = table.select("segment", "item_index", "num_events").sort(
         "segment", "item_index", nulls_last=True
     )
-    assert table.rows() == [("a", 1, 1), ("b", 1, 1), ("b", 2, 1), (None, 1, 3), (None, 2, 1)]
-    assert popularity_fallback.segments(tmp_path) == ["a", "b"]
+    assert columns.rows() == [("a", 1, 1), ("b", 1, 1), ("b", 2, 1), (None, 1, 3), (None, 2, 1)]
     num_events = np.array([0, 3, 3, 2], np.float32)  # item 3 of the bundle was not had of late
-    found = popularity_fallback.scores(tmp_path, num_events)
+    table.write_parquet(tmp_path / popularity_fallback.FILE)
+    popularity = Popularity.of_bundle(tmp_path, num_events)
+    assert popularity.segments == ["a", "b"]
+    found = popularity.scores
     assert found.shape == (3, 4)
     assert found[1] == pytest.approx([0, 1 + 0.75e-3, 0.25e-3 + 3 / 8 * 1e-6, 2 / 8 * 1e-6], rel=1e-4)
     assert found[2, 1:3] == pytest.approx([0.5 + 0.75e-3, 0.5 + 0.25e-3], rel=1e-3)
     assert np.argsort(-found[0, 1:]).tolist() == [0, 1, 2]
-    assert popularity_fallback.codes(["a", "b"], pl.Series(["b", "c", None, "a"])).tolist() == [2, 0, 0, 1]
+    assert popularity.codes(pl.Series(["b", "c", None, "a"])).tolist() == [2, 0, 0, 1]
+    at = Request.of("1970-01-20", 20 * DAY, timed=True)  # the event of day 19 is no longer known
+    earlier = recent_events(histories, mapping, segment, at, 10.0).sort(
+        "segment", "item_index", nulls_last=True
+    )
+    assert earlier.select("segment", "item_index", "num_events").rows() == [
+        *[("a", 1, 1), ("b", 1, 1), ("b", 2, 1)],
+        *[(None, 1, 2), (None, 2, 1)],
+    ]
 
 
 def test_a_bundle_that_knows_no_recent_events_answers_by_all(tmp_path: Path) -> None:
     counts = np.array([0, 5, 9], np.float32)
-    assert popularity_fallback.scores(tmp_path, counts).tolist() == [[0, 5, 9]]
-    assert popularity_fallback.segments(tmp_path) == []
+    popularity = Popularity.of_bundle(tmp_path, counts)
+    assert (popularity.scores.tolist(), popularity.segments) == ([[0, 5, 9]], [])
 
 
 def test_the_column_of_segments(tmp_path: Path) -> None:

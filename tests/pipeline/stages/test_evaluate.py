@@ -13,6 +13,7 @@ from features import content
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.leaks import LeakError
+from features.histories.log_facts import LogFacts
 from features.histories.numbering import ItemNumbering
 from features.profiling import profile
 from features.settings import ContentSettings, EventSettings, ItemSettings, SplitSettings
@@ -22,6 +23,7 @@ from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender, Encoder, with_request_time
 from models.evaluation import ranks
 from models.evaluation.comparison import SystemComparison
+from models.evaluation.ranks import Renumbered
 from models.histories import Histories, histories_from_lists
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
@@ -30,16 +32,19 @@ from models.topk import row_chunks
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.item_features import of_model
-from pipeline.dataset.targets import RankedTargets, targets_of
+from pipeline.dataset.targets import RankedTargets
 from pipeline.errors import LookbackError
 from pipeline.modelling import item_index
+from pipeline.modelling.recommenders import BUILT_IN
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.sections import BASELINES, MODEL, EvaluateConfig
 from pipeline.stages import baselines, evaluate, index
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
+from tests.evaluation_reports import nightly_report
 
 NUM_USERS, NUM_ITEMS = 61, 31
 QUICK: dict[str, Any] = {"k": [3, 10], "resamples": 100, "gru_dim": 8, "gru_epochs": 2}
@@ -80,6 +85,7 @@ def made_below(parent: Path) -> dict[str, Path]:
     split = splits.leave_one_out(histories, NUM_ITEMS)
     histories.save(features)
     split.save(features / "split")
+    LogFacts.of(histories).save(features)
     users = pl.DataFrame(
         {
             "user_index": np.arange(NUM_USERS, dtype=np.int32),
@@ -295,7 +301,7 @@ def test_no_target_left_is_one_message(inputs: dict[str, Path], tmp_path: Path):
     everything = JaggedHistories(**{**vars(histories), "item_index": np.ones_like(histories.item_index)})
     everything.save(inputs["features"])  # whoever saw one item has seen all
     np.save(inputs["train"] / "items.npy", np.array([0, 1] + [0] * (NUM_ITEMS - 1), np.int32))
-    with pytest.raises(LookbackError, match=r"no target is left.*left out: 61 already seen"):
+    with pytest.raises(LookbackError, match=r"no target is left.*left out: 61 events on items already in the history"):
         judge(inputs, tmp_path / "evaluate", baselines=[])
 
 
@@ -308,10 +314,44 @@ def test_numbers_are_logged_on_the_run_and_on_the_training(evaluated: Context):
     assert ("targets.parquet", "evaluate") in evaluated.track.artifacts
 
 
+def test_nights_are_logged_with_their_parts_reasons_and_cautions(tmp_path: Path):
+    metrics = {"lookback": {"ndcg@10": 0.5, "user_ndcg@10": 0.5}, "als": {"ndcg@10": 0.25}}
+    config = Config(
+        name="tiny", events=EventSettings(path="log.csv", columns=COLUMNS), evaluate=EvaluateConfig(k=[10])
+    )
+    unseen = LiveRun(None, lambda _: None, lambda _: None)
+    context = Context(
+        config, tmp_path, {"features": tmp_path}, {}, None, RunRecord(), unseen, tmp_path, show_progress=False
+    )
+    evaluate._log(context, nightly_report(metrics, differences={}))
+    assert context.summary_line == (
+        "ndcg@10 lookback 0.5000, als 0.2500 on 5 user-nights of 3 users, 4 nights from 2026-01-02 to 2026-01-23, 7 days each "
+        "(left out: 7 user-nights with nothing taken in the horizon, 2 events on an item taken before in the same horizon); "
+        "ranker.use is never; caution: only 5 user-nights of 3 users"
+    )
+    assert context.manifest == {"rows_in": 12, "rows_out": 5, "rows_left_out": {"nothing_taken": 7}}
+    points = {point.name: point.value for point in context.track.points}
+    beside = {name: value for name, value in points.items() if "repeats" in name or "new" in name}
+    assert beside == {
+        "repeats/ndcg_at_10": 0.25,
+        "new/ndcg_at_10": 0.125,
+        "als/repeats/ndcg_at_10": 0.125,
+        "als/new/ndcg_at_10": 0.0625,
+    }
+    assert (points["successive/ndcg_at_10"], points["als/successive/ndcg_at_10"]) == (0.25, 0.125)
+    assert not any("nightly" in name for name in points), "the headline is under test/"
+    assert context.track.tags["lookback.targets"] == "nightly"
+    assert context.track.tags["lookback.cautions"].startswith("only 5 user-nights of 3 users: intervals are")
+
+
 def test_every_metric_and_every_baseline_stands_in_the_table(inputs: dict[str, Path], tmp_path: Path):
     context = judge(inputs, tmp_path / "all", baselines="all")
     report = read_json(context.folder / "metrics.json")
-    assert set(report["metrics"]) == {MODEL, *BASELINES}
+    applicable = [name for name in BASELINES if name not in BUILT_IN or not BUILT_IN[name].needs_seen]
+    assert set(report["metrics"]) == {MODEL, *applicable}
+    assert set(read_json(context.inputs["baselines"] / "baselines.json")["not_applicable"]) == {
+        *("own_frequent", "own_recent", "tifu_knn")
+    }
     of_ranks = [
         f"{name}@{k}" for name in ("ndcg", "hit_rate", "recall", "precision", "mrr", "map") for k in (3, 10)
     ]
@@ -333,7 +373,7 @@ def test_every_metric_and_every_baseline_stands_in_the_table(inputs: dict[str, P
     for system, values in report["metrics"].items():
         assert set(values) == wanted == set(report["intervals"][system])
         assert all(low <= high for low, high in report["intervals"][system].values())
-    for other in BASELINES:
+    for other in applicable:
         assert set(report["paired"][other]["ndcg@3"]) >= {
             "difference",
             "low",
@@ -343,7 +383,7 @@ def test_every_metric_and_every_baseline_stands_in_the_table(inputs: dict[str, P
             "verdict",
         }
     tuned = report["baselines"]
-    assert set(tuned) == set(BASELINES)
+    assert set(tuned) == set(applicable)
     assert tuned["item_knn"]["settings"] in [
         {key: value for key, value in point.items() if key != "ndcg@10"}
         for point in tuned["item_knn"]["grid"]
@@ -438,9 +478,7 @@ def test_targets_on_items_known_by_content_are_ranked(
 
 
 def test_a_recommender_of_some_items_in_a_numbering_of_all():
-    system = baselines.Renumbered(
-        Popularity(np.array([0, 2, 5], np.float32)), np.array([0, 2, 0, 1], np.int32)
-    )
+    system = Renumbered(Popularity(np.array([0, 2, 5], np.float32)), np.array([0, 2, 0, 1], np.int32))
     histories = histories_from_lists([[2, 3], [1]])
     assert system.score_items(histories).tolist() == 2 * [[-np.inf, 5, -np.inf, 2]]
     items, scores = system.recommend(histories, 3)
@@ -457,3 +495,21 @@ def test_the_learning_curve_ends_with_the_model_itself(inputs: dict[str, Path], 
     assert whole["metrics"] == {name: report["metrics"][MODEL][name] for name in whole["metrics"]}
     assert set(half["metrics"]) <= set(whole["metrics"])
     assert not (context.folder / "checkpoints").exists()
+
+
+def test_a_recommender_of_ones_own_stands_in_the_table(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A copy of popularity has its ranks, its metrics, and no difference from it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_table_shop.py").write_text(
+        "from models.baselines.popularity import Popularity\nclass Mine(Popularity):\n    GRID = ({},)\n"
+    )
+    own = "my_table_shop:Mine"
+    context = judge(inputs, tmp_path / "own", baselines=[own, "popularity"])
+    report = read_json(context.folder / "metrics.json")
+    assert set(report["metrics"]) == {MODEL, "popularity", own}
+    assert report["metrics"][own] == report["metrics"]["popularity"]
+    assert report["baselines"][own]["settings"] == {}
+    points = {point.name: point.value for point in context.track.points}
+    assert points[f"{own}/hit_rate_at_3"] == points["popularity/hit_rate_at_3"]

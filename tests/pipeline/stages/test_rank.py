@@ -38,7 +38,9 @@ def test_the_ranker_is_written_with_its_calibration_and_how_it_did(finished: Wor
     assert 0 < held_out["targets"] < said["targets"]
     assert 0 <= held_out["calibration_error"] < 0.05
     assert held_out["auc"] > 0.5
-    assert sum(row["candidates"] for row in held_out["reliability"]) <= held_out["targets"] * 20
+    assert sum(row["candidates"] for row in held_out["reliability"]) <= held_out["targets"] * (20 + 30), (
+        "retrieved and popular"
+    )
     calibration = Calibration(
         np.array(said["calibration"]["score"]), np.array(said["calibration"]["probability"])
     )
@@ -125,7 +127,7 @@ def test_the_gate_judges_both_stages(copied: Workdir) -> None:
 
 
 def test_too_little_to_learn_from_is_said(copied: Workdir) -> None:
-    few = ("--set", "ranker.candidates=2", "--set", "seed=1")
+    few = ("--set", "ranker.candidates=2", "--set", "ranker.popular=0", "--set", "seed=1")
     copied.run("rank", *few)
     said = read(copied.artifact("rank", *few) / "ranker.json")
     assert not said["trained"]

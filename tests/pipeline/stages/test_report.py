@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from features.histories.jagged import JaggedHistories
+from features.histories.log_facts import LogFacts
 from features.histories.splits import Split
 from features.profiling import drift, profile
 from features.settings import EventSettings
@@ -116,6 +117,7 @@ def features(root: Path, form: str) -> Path:
     folder = manifest(root / "features", num_users=4, num_items=NUM_ITEMS, rows_out=35, split_events=parts)
     offsets = np.concatenate(([0], np.cumsum(LENGTHS))).astype(np.int64)
     flat = np.arange(sum(LENGTHS))
+    form = "timed" if form == "nights" else form
     event_types = {"timed": ["LIKE", "VIEW"], "one type": ["VIEW"], "position": []}[form]
     types = (1 + flat % len(event_types) if event_types else 0 * flat).astype(np.int16)
     item = (1 + flat % (NUM_ITEMS - 1)).astype(np.int32)
@@ -129,6 +131,7 @@ def features(root: Path, form: str) -> Path:
     Split("temporal", ends - 2, ends - 1, ends, everyone, everyone, every_item, *boundaries).save(
         folder / "split"
     )
+    LogFacts.of(log).save(folder)
     (folder / "event_types.json").write_text(json.dumps(event_types))
     users = pl.DataFrame({"user_index": range(4), "user_id": ["ann", "bob", "cid", "dee"]})
     users.write_parquet(folder / "users.parquet")
@@ -200,6 +203,8 @@ def evaluate(root: Path, form: str) -> Path:
     if form != "one type":
         content = with_everything(content)
         write_diagnostics(folder)
+    if form == "nights":
+        content = content | at_nights(content["metrics"])
     write_segments(folder, list(systems))
     (folder / "metrics.json").write_text(json.dumps(content))
     names = ["metrics", "recall", "by_history_length", "training", "distributions"]
@@ -212,6 +217,31 @@ def evaluate(root: Path, form: str) -> Path:
     ]
     (folder / charts.CHARTS).write_text(json.dumps(drawn))
     return folder
+
+
+def at_nights(metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Keys of metrics.json that are of nights."""
+    for values in metrics.values():
+        values |= {"precision@10": 0.125, "map@10": 0.0625, "mrr@10": 0.5, "user_ndcg@10": 0.75}
+    part = {"targets": 6, "metrics": metrics, "intervals": {name: {} for name in metrics}}
+    some = {"ndcg@10": 0.01, "hit_rate@10": 0.02}
+    return {
+        "targets_of_a_user": "nightly",
+        "ties": "strict",
+        "exclude_seen": False,
+        "targets_left_out": {"nothing_taken": 1200, "taken_again": 1},
+        "nights": {
+            "first": "2026-01-02T00:00:00+00:00",
+            "last": "2026-01-23T00:00:00+00:00",
+            "number": 4,
+            "horizon_days": 7.0,
+            "every_days": 7.0,
+        },
+        "cautions": ["96% of a user's events belong to one visit: split.ties is strict", HOSTILE],
+        "repeats": part,
+        "new": part | {"targets": 9},
+        "by_targets": {"nightly": metrics, "successive": {"lookback": some}},
+    }
 
 
 def with_everything(content: dict[str, Any]) -> dict[str, Any]:
@@ -368,7 +398,8 @@ def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
         "The best epoch was 2 of 3; the model evaluated below was then trained again",
         "popularity NDCG@10 +0.0800 +0.0500 to +0.1100 – 0.002 better",
         "recent popularity was not evaluated: the log has no times",
-        "Not among the targets: 2 (unknown item)",
+        "On 5 held-out events of 3 users (temporal split), ranked among all 23 items, the model has NDCG@10",
+        "Left out: 2 events on items unseen in training.",
         "By history length",
         "publish is done",
     ):
@@ -397,6 +428,30 @@ def test_says_how_good_it_is(written: tuple[Page, Path, Context]) -> None:
     ):
         assert sentence in page.text
     assert "without any history" not in page.text, "there were none"
+
+
+@pytest.mark.parametrize("written", ["nights"], indirect=True)
+def test_speaks_of_nights(written: tuple[Page, Path, Context]) -> None:
+    page, _, _ = written
+    ends = "[–, –]"
+    for sentence in (
+        "On 5 user-nights of 3 users, 4 nights from 2026-01-02 to 2026-01-23, 7 days each (temporal split), ranked among all 23",
+        "EASE. Caution: 96% of a user's events belong to one visit: split.ties is strict. Caution: <script>alert('&')</script>.",
+        "Quality of the lists made at nights At each night every user's history is frozen",
+        "relevant is what the user takes within 7 days after it.",
+        "Hit rate@10 is the share of user-nights with at least one of the 10 items taken;",
+        "Events of a target's own visit are not in its history in training.",
+        "system NDCG@10 hit rate@10 recall@10 precision@10 MAP@10 MRR@10 NDCG@200 lookback",
+        "Left out: 1,200 user-nights with nothing taken in the horizon, 1 event on an item taken before in the same horizon.",
+        "system NDCG@10, 6 items taken again hit rate@10, 6 items taken again NDCG@10, 9 items taken for the first time",
+        f"hit rate@10, 9 items taken for the first time lookback 0.2100 {ends} 0.4200 {ends} 0.2100 {ends} 0.4200 {ends} EASE",
+        "hit rate@10, every held-out event lookback 0.2100 0.4200 0.0100 0.0200 EASE 0.2000 0.4000 – –",
+        "2 items taken without training events",
+    ):
+        assert sentence in page.text
+    first = page.text.split("The data")[0]
+    assert "held-out events" not in first
+    assert len([attributes for _, attributes in page.tags if attributes.get("class") == "warning"]) == 4
 
 
 def test_segments(written: tuple[Page, Path, Context]) -> None:

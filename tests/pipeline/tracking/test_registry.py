@@ -28,6 +28,7 @@ from pipeline.serving import _load_pyfunc
 from pipeline.serving.batch import Job, Log, Scorer, Users
 from pipeline.serving.bundle import SECOND, Bundle, seal
 from pipeline.serving.pyfunc import Recommender
+from pipeline.serving.request import Request
 from pipeline.tracking import registry
 from pipeline.tracking.client import client_at, fluent
 from pipeline.tracking.queries import find_run
@@ -141,15 +142,12 @@ def test_what_is_served_equals_what_is_scored_at_the_newest_event(tmp_path: Path
         JaggedHistories(np.array([0, 3, 4, 6]), *known).save(folder / "histories")
         dataset = Dataset(tmp_path, histories, mock.sentinel.split)
         dataset.__dict__["users"] = pl.DataFrame({"user_id": [10, 20, 30]})
-        log = Log(dataset, numbers, np.zeros(1, np.int16))
+        log = Log(dataset, numbers, np.zeros(1, np.int16), Request.of(None, 6 * hour, timed=True))
         job = Job(folder, tmp_path, tmp_path, tmp_path, ScoreConfig(k=3, because=False), seed=0)
         users = Users(log.users, np.arange(3), 0)
         scorer = Scorer(job, bundle, log, users, Rules(), {}, np.zeros(3, np.int64))
         table, counts = scorer._batch(np.arange(3))
         assert counts["unknown_items"] == 1
-        assert ("newest" in vars(log)) is settings.request_time, (
-            "the whole log is looked through where it matters"
-        )
         served = bundle.recommend_users([10, 20, 30], 3)
         assert table["item_id"].to_pylist() == [item for ids, _ in served for item in ids]
         assert table["score"].to_pylist() == [score for _, scores in served for score in scores]

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.encoder import visits
+from models.encoder import visit_targets
 from models.encoder.batching import BatchPlan
 from models.encoder.encoder import Encoder
-from models.encoder.visits import Visits
+from models.encoder.visit_targets import Visits
 from models.histories import Histories, histories_from_lists
 from models.settings.encoder import EncoderSettings
 from models.settings.training import Predict, TrainSettings
@@ -202,7 +202,7 @@ def test_targets_are_as_plain_loops_say(rows, predict, session, horizon, max_len
 
 
 def test_of_many_targets_a_sample_is_learned(monkeypatch):
-    monkeypatch.setattr(visits, "TARGETS_PER_STATE", 4)
+    monkeypatch.setattr(visit_targets, "TARGETS_PER_STATE", 4)
     rows = timed([[(time, 1 + time) for time in range(12)], [(time, 20 + time) for time in range(3)]])
     plan = BatchPlan(rows, 20, 2, None, 7, predict="window", session=0, horizon=10)
     seen: dict[int, set[int]] = {}
@@ -230,10 +230,10 @@ def test_of_many_targets_a_sample_is_learned(monkeypatch):
 def test_pairs_in_chunks_are_those_of_the_whole(monkeypatch, chunk_pairs):
     random = np.random.default_rng(0)
     rows = [sorted((int(t), int(i)) for t, i in random.integers(1, 40, (30, 2))) for _ in range(9)]
-    monkeypatch.setattr(visits, "TARGETS_PER_STATE", 5)
+    monkeypatch.setattr(visit_targets, "TARGETS_PER_STATE", 5)
     plan = BatchPlan(timed(rows), 20, 4, None, 0, predict="window", session=0, horizon=12)
     expected, counts = found(plan, 1), plan.item_counts(40)
-    monkeypatch.setattr(visits, "CHUNK_PAIRS", chunk_pairs)
+    monkeypatch.setattr(visit_targets, "CHUNK_PAIRS", chunk_pairs)
     assert found(plan, 1) == expected
     np.testing.assert_allclose(plan.item_counts(40), counts)
 

@@ -1,0 +1,107 @@
+"""Candidates of the second stage: the retriever's best, the user's favourites, and what is popular now.
+
+Letters: r rows (histories), n candidates per row, m added per row.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.histories import Float32, Histories, Int32, Int64
+from models.ranking.features import ItemStatistics
+from models.ranking.takings import OwnItems
+from models.settings.ranker import RankerSettings
+
+
+class AddedCandidates:
+    """Items that the ranker orders whether or not the retriever finds them.
+
+    They are the row's items of most takings where seen items are allowed, and the items of most events before the last full hour
+    at the request: in turn the best of each window of recent popularity and of all time. A row's items depend on that row and
+    its request alone.
+    """
+
+    def __init__(self, settings: RankerSettings, statistics: ItemStatistics) -> None:
+        self._settings, self._statistics = settings, statistics
+        self._popular: dict[int, Int32] = {}
+        """Popular items of the whole catalogue by hour."""
+
+    def of(
+        self, histories: Histories, *, exclude_seen: bool, allowed: NDArray[np.bool_] | None = None
+    ) -> Int32:
+        """[r, m] items to add, padded with 0; some may be retrieved too.
+
+        `exclude_seen`: no favourites, and no popular item of the row's history. `allowed` [num_items + 1]: mask of items.
+        """
+        popular = self._of_hours(histories, allowed)
+        if not popular.shape[1] and (exclude_seen or not self._settings.favourites):
+            return np.zeros((len(histories), 0), np.int32)
+        own = OwnItems.of(histories, timed=self._statistics.timed)
+        if exclude_seen:
+            return np.where(own.pairs(popular) < 0, popular, 0).astype(np.int32)
+        favourites = own.favourites(self._settings.favourites)
+        if allowed is not None:
+            favourites = np.where(allowed[favourites], favourites, 0)
+        return np.concatenate([favourites, popular], 1, dtype=np.int32)
+
+    def _of_hours(self, histories: Histories, allowed: NDArray[np.bool_] | None) -> Int32:
+        """[r, popular], popular items at each row's request."""
+        if not self._settings.popular:
+            return np.zeros((len(histories), 0), np.int32)
+        hours, row = np.unique(self._statistics.request_hours(histories), return_inverse=True)
+        found = np.zeros((len(hours), self._settings.popular), np.int32)
+        for place, hour in enumerate(hours.tolist()):
+            if allowed is not None:
+                found[place] = self._at(hour, allowed)
+                continue
+            if hour not in self._popular:
+                self._popular[hour] = self._at(hour, None)
+            found[place] = self._popular[hour]
+        return found[row]
+
+    def _at(self, hour: int, allowed: NDArray[np.bool_] | None) -> Int32:
+        """[popular], items of best place in any window before an hour, padded with 0."""
+        counts = self._statistics.counts_before(hour)
+        if allowed is not None:
+            counts = np.where(allowed, counts, 0)
+        number = self._settings.popular
+        turns = np.stack([_most(window, counts[-1], number) for window in counts], 1).ravel()
+        items, turn = np.unique(turns[turns > 0], return_index=True)
+        popular = items[np.argsort(turn)][:number]
+        return np.pad(popular, (0, number - len(popular))).astype(np.int32)
+
+
+def _most(counts: Int64, total: Int64, number: int) -> Int64:
+    """[number], items of most events, padded with 0: among equals those of more events in all, then the lower item."""
+    key = counts * (total.max(initial=0) + 1) + total
+    key[counts == 0] = 0
+    columns = min(number, len(key))
+    least = np.partition(key, len(key) - columns)[len(key) - columns]
+    items = np.flatnonzero((key >= least) & (key > 0))
+    items = items[np.argsort(-key[items], kind="stable")][:number]
+    return np.pad(items, (0, number - len(items)))
+
+
+def joined(items: Int32, scores: Float32, added: Int32, added_scores: Float32) -> tuple[Int32, Float32]:
+    """Retrieved [r, n] and added candidates [r, m] with their scores, two [r, n + m], best first, padded with 0 and -inf.
+
+    Repeated items, and added ones of score -inf, are left out. Equal scores: the lower item first.
+    """
+    if not added.shape[1]:
+        return items, scores
+    item = np.concatenate([items, added], 1)
+    score = np.concatenate([scores, added_scores], 1)
+    order = np.argsort(item, axis=1, kind="stable")
+    ordered = np.take_along_axis(item, order, 1)
+    is_repeated = np.zeros(item.shape, bool)
+    np.put_along_axis(is_repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    is_there = (item > 0) & ~is_repeated & ~np.isneginf(score)
+    item, score = np.where(is_there, item, 0), np.where(is_there, score, np.float32(-np.inf))
+    order = np.lexsort((item, -score), axis=1)
+    return np.take_along_axis(item, order, 1), np.take_along_axis(score, order, 1)
+
+
+def is_none_of(items: Int32, others: Int32) -> NDArray[np.bool_]:
+    """[r, n], whether each item [r, n] is none of its row's others [r, m]."""
+    width = max(int(items.max(initial=0)), int(others.max(initial=0))) + 1
+    row: Int64 = np.arange(len(items), dtype=np.int64)[:, None] * width
+    return np.isin(row + items, row + others, invert=True)

@@ -1,0 +1,65 @@
+"""Targets of a part of the split, by the configuration's protocol."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.histories.numbering import ItemNumbering
+from pipeline.config import Config
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.night_targets import night_targets
+from pipeline.dataset.protocol import Kind, Protocol
+from pipeline.dataset.targets import RankedTargets, ranked_targets
+from pipeline.errors import LookbackError
+
+
+def targets_of(
+    config: Config,
+    dataset: Dataset,
+    part: str,
+    numbering: ItemNumbering,
+    *,
+    trained: NDArray[np.bool_] | None = None,
+    exclude_seen: bool | None = None,
+    kind: Kind | None = None,
+) -> RankedTargets:
+    """Targets of the `validation` or `test` part (see `ranked_targets`, `night_targets`).
+
+    `kind` None: the headline; `first` applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
+    `trained` [num_items + 1]: items in training; None: those of `numbering`.
+    Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
+    """
+    protocol = Protocol.of(config, dataset)
+    kind = protocol.headline if kind is None else kind
+    masks = protocol.exclude_seen if exclude_seen is None else exclude_seen
+    types = _target_types(config, dataset)
+    if kind == "nightly":
+        known = numbering.known if trained is None else trained
+        nights = protocol.nights(dataset, part)
+        return night_targets(dataset, nights, numbering, exclude_seen=masks, trained=known, types=types)
+    return ranked_targets(
+        dataset,
+        part,
+        numbering,
+        ties=protocol.ties,
+        session_minutes=config.history.session_minutes,
+        exclude_seen=masks,
+        first_only=part == "test" and kind == "first",
+        trained=trained,
+        types=types,
+    )
+
+
+def _target_types(config: Config, dataset: Dataset) -> NDArray[np.bool_] | None:
+    """Event types that can be targets: [num_event_types + 1]; None for all.
+
+    Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
+    """
+    included, names = config.evaluate.target_types, dataset.event_types
+    if included is None:
+        return None
+    if unknown := [name for name in included if name not in names]:
+        raise LookbackError(
+            f"evaluate.target_types: received {', '.join(unknown)}, "
+            f"expected types of the log: {', '.join(names) or 'it has none'}"
+        )
+    return np.array([False, *(name in included for name in names)])

@@ -1,0 +1,41 @@
+"""Metrics of an evaluation by their names in the tracking server."""
+
+from collections.abc import Iterator
+
+from pipeline.evaluation.metrics_report import OF_RANKS
+from pipeline.evaluation.report import EvaluationReport
+from pipeline.sections import MODEL
+
+
+def of_model(report: EvaluationReport) -> dict[str, float]:
+    """Metrics of the model, `test/ndcg@10`: also those of the whole run."""
+    return {f"test/{name}": value for name, value in report.metrics[MODEL].items()}
+
+
+def beside_the_model(report: EvaluationReport) -> dict[str, float]:
+    """All other metrics: of baselines, repeats, new items, other kinds of targets, both stages, rolling cuts; counts."""
+    values = {
+        f"{system}/{name}": value
+        for system, own in report.metrics.items()
+        for name, value in own.items()
+        if system != MODEL and not name.startswith(("pessimistic_", "user_pessimistic_"))
+    }
+    values |= dict(_parts(report))
+    for stage, own in (report.ranker.metrics or {}).items():
+        values |= {f"{stage}/{name}": value for name, value in own.items()}
+    if report.rolling is not None:
+        for moment, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
+            values |= {f"rolling_{moment}/{name}": value for name, value in means.get(MODEL, {}).items()}
+    return values | {"test/targets": report.targets, "test/users": report.users}
+
+
+def _parts(report: EvaluationReport) -> Iterator[tuple[str, float]]:
+    """Metrics of ranks at the shortest list length of repeats, new items, and kinds of targets beside the headline."""
+    parts = {name: subset.metrics for name, subset in report.subsets.items()}
+    kinds = report.by_targets or {}
+    parts |= {kind: values for kind, values in kinds.items() if kind != report.targets_of_a_user}
+    names = [f"{metric}@{report.list_lengths[0]}" for metric in OF_RANKS]
+    for part, systems in parts.items():
+        for system, values in systems.items():
+            prefix = part if system == MODEL else f"{system}/{part}"
+            yield from ((f"{prefix}/{name}", values[name]) for name in names if name in values)
