@@ -170,7 +170,6 @@ class BatchPlan:
         predict: Predict = "next",
         session: int | None = None,
         horizon: int = 0,
-        new_only: bool = False,
         with_time: bool = False,
         with_value: bool = False,
         one_window: bool = False,
@@ -181,8 +180,6 @@ class BatchPlan:
         self.targets, self.max_length, self.seed = targets, max_length, seed
         self.with_time, self.with_value, self.window_tokens = with_time, with_value, window_tokens
         self.visits, self.within_horizon = Visits.of(histories, session), None
-        if new_only:
-            self.event_weight[self.visits.is_seen(histories)] = 0
         self.shares_states = targets == "all" and (session is not None or predict == "window")
         if predict == "window":
             self.within_horizon = HorizonTargets(histories, self.visits, self.event_weight, horizon, seed)

@@ -48,18 +48,6 @@ class Visits:
         place = np.searchsorted(self.begins, position, side="right")
         return np.asarray(self.begins[np.minimum(place, len(self.begins) - 1)])
 
-    def is_seen(self, histories: Histories) -> NDArray[np.bool_]:
-        """Whether an earlier visit of the row holds each event's item: [events]."""
-        is_start = np.zeros(len(histories.time) + 1, np.int64)
-        is_start[histories.starts] = 1
-        row = np.cumsum(is_start)[:-1]
-        order = np.lexsort((histories.item_index, row))
-        is_new = np.ones(len(order), bool)
-        is_new[1:] = (np.diff(histories.item_index[order]) != 0) | (np.diff(row[order]) != 0)
-        earliest = np.empty(len(order), np.int64)
-        earliest[order] = order[np.flatnonzero(is_new)][np.cumsum(is_new) - 1]
-        return np.asarray(earliest < self.first(np.arange(len(order))))
-
     def weights_of_items(self, histories: Histories, weight: Float32, *, as_sets: bool) -> Float32:
         """Weights [events] with each item of a visit once, at its first event in the visit; 0 elsewhere.
 
