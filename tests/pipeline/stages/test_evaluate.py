@@ -301,7 +301,9 @@ def test_no_target_left_is_one_message(inputs: dict[str, Path], tmp_path: Path):
     everything = JaggedHistories(**{**vars(histories), "item_index": np.ones_like(histories.item_index)})
     everything.save(inputs["features"])  # whoever saw one item has seen all
     np.save(inputs["train"] / "items.npy", np.array([0, 1] + [0] * (NUM_ITEMS - 1), np.int32))
-    with pytest.raises(LookbackError, match=r"no target is left.*left out: 61 already seen"):
+    with pytest.raises(
+        LookbackError, match=r"no target is left.*left out: 61 events on items already in the history"
+    ):
         judge(inputs, tmp_path / "evaluate", baselines=[])
 
 
