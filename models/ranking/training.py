@@ -15,6 +15,8 @@ from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.ranker import Lists, Ranker, SecondStage
 from models.topk import row_chunks
 
+MIN_NIGHTS = 3
+"""Nights from which on the newest one chooses the epoch."""
 K = 10
 """List length of the early-stopping metric."""
 STEP_CANDIDATES = 50
@@ -36,16 +38,26 @@ class Retrieved:
     """[r], items that the user took, among the candidates or not; 0: none, for calibration alone"""
     user: Int64
     """[r]"""
+    night: Int64 | None = None
+    """[r], time of each request where they are those of nights; None: each list is of its own event"""
 
     @classmethod
     def of(
-        cls, histories: Histories, items: Int32, scores: Float32, target: Int32, request: Int64, user: Int64
+        cls,
+        histories: Histories,
+        items: Int32,
+        scores: Float32,
+        target: Int32,
+        request: Int64,
+        user: Int64,
+        night: Int64 | None = None,
     ) -> "Retrieved":
         """Lists of requests [r] whose relevant items are `target` [t], 0 for an unknown one, of list `request` [t]."""
         width = max(int(items.max(initial=0)), int(target.max(initial=0))) + 1
         keys = np.arange(len(items), dtype=np.int64)[:, None] * width + items
         relevant = np.isin(keys, request * width + target) & (items > 0)
-        return cls(histories, items, scores, relevant, np.bincount(request, minlength=len(items)), user)
+        num_relevant = np.bincount(request, minlength=len(items))
+        return cls(histories, items, scores, relevant, num_relevant, user, night)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -63,7 +75,15 @@ class Retrieved:
     def select(self, rows: NDArray[np.bool_] | Int64) -> "Retrieved":
         """Keep the given rows."""
         lists = self.histories.select(rows), self.items[rows], self.scores[rows], self.relevant[rows]
-        return Retrieved(*lists, self.num_relevant[rows], self.user[rows])
+        night = None if self.night is None else self.night[rows]
+        return Retrieved(*lists, self.num_relevant[rows], self.user[rows], night)
+
+    @property
+    def is_newest(self) -> NDArray[np.bool_]:
+        """[r], whether a list is of the last of `MIN_NIGHTS` nights or more; False everywhere where there are fewer."""
+        if self.night is None or len(np.unique(self.night)) < MIN_NIGHTS:
+            return np.zeros(len(self), bool)
+        return np.asarray(self.night == self.night.max())
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,8 @@ def fit_ranker(
 ) -> RankerFit:
     """Train `stage`'s ranker on the lists of `train_fraction` of the users; keep the best epoch on the others.
 
+    Of `MIN_NIGHTS` nights or more the newest one chooses the epoch and the others train: users of the same nights do not show
+    what a ranker learned of those days alone.
     Epoch 0, the retriever's order, is kept if none is better. Lists without a relevant candidate are not trained on.
     The same seed and threads give the same weights. Raises ValueError if no list has one or no user is held out.
     """
@@ -124,15 +146,17 @@ def fit_ranker(
     users = np.unique(retrieved.user)
     held = random.permutation(users)[round(settings.train_fraction * len(users)) :]
     held_out = np.isin(retrieved.user, held)
-    rows = np.flatnonzero(~held_out & retrieved.is_hit)
-    if not len(rows) or not (held_out & retrieved.is_active).any():
+    is_newest = retrieved.is_newest
+    chooses = held_out & retrieved.is_active & (is_newest | ~is_newest.any())
+    rows = np.flatnonzero(~held_out & retrieved.is_hit & ~is_newest)
+    if not len(rows) or not chooses.any():
         raise ValueError(
             f"ranker: received {len(rows):,} lists of {len(retrieved):,} with a relevant item among {settings.candidates} "
             "candidates, expected some, of two users at least; raise ranker.candidates or set ranker.use = 'never'"
         )
     if len(rows) > settings.max_lists:
         rows = np.sort(random.choice(rows, settings.max_lists, replace=False))
-    validation, train = retrieved.select(held_out & retrieved.is_active), retrieved.select(rows)
+    validation, train = retrieved.select(chooses), retrieved.select(rows)
     lists = stage.lists(train.histories, train.items, train.scores)
     relevant = torch.from_numpy(train.relevant)
     _standardise(stage.ranker, lists)

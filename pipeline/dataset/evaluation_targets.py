@@ -21,11 +21,13 @@ def targets_of(
     trained: NDArray[np.bool_] | None = None,
     exclude_seen: bool | None = None,
     kind: Kind | None = None,
+    with_idle: bool = False,
 ) -> RankedTargets:
     """Targets of the `validation` or `test` part (see `ranked_targets`, `night_targets`).
 
     `kind` None: the headline; `first` applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
-    `trained` [num_items + 1]: items in training; None: those of `numbering`.
+    `trained` [num_items + 1]: items in training; None: those of `numbering`. `with_idle`: of nights, also requests
+    without targets.
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
     protocol = Protocol.of(config, dataset)
@@ -35,7 +37,15 @@ def targets_of(
     if kind == "nightly":
         known = numbering.known if trained is None else trained
         nights = protocol.nights(dataset, part)
-        return night_targets(dataset, nights, numbering, exclude_seen=masks, trained=known, types=types)
+        return night_targets(
+            dataset,
+            nights,
+            numbering,
+            exclude_seen=masks,
+            trained=known,
+            types=types,
+            with_idle=with_idle,
+        )
     return ranked_targets(
         dataset,
         part,

@@ -34,8 +34,11 @@ def night_targets(
     exclude_seen: bool,
     trained: NDArray[np.bool_],
     types: NDArray[np.bool_] | None = None,
+    with_idle: bool = False,
 ) -> RankedTargets:
     """Requests of every night and evaluated user, with all items that the user takes within the night's horizon.
+
+    `with_idle`: requests of users with a history who take nothing too, without targets.
 
     `numbering`: items of the dataset -> the systems'; `trained`: [num_items + 1], items outside are cold even where a system
     knows them. Left out: `under_core` (events on items under the core filter), `other_type` (`types` [num_event_types + 1]: type
@@ -47,7 +50,8 @@ def night_targets(
     for moment in nights.moments.tolist():
         before, after = first_at(dataset, moment), first_at(dataset, moment + nights.horizon)
         taken = _taken(dataset, before, after, exclude_seen=exclude_seen, types=types)
-        parts.append(_requests(dataset.histories, moment, starts, before, taken))
+        idle = dataset.split.kept_user & (before > starts) if with_idle else np.zeros(len(starts), bool)
+        parts.append(_requests(dataset.histories, moment, starts, before, taken, idle))
     targets = _joined(parts)
     histories = targets.histories.translate(numbering.new)
     own = dataset.histories.item_index[targets.position]
@@ -105,10 +109,17 @@ def _occurs_before(histories: JaggedHistories, user: Int64, item: Int32, before:
 
 
 def _requests(
-    histories: JaggedHistories, moment: int, starts: Int64, before: Int64, taken: _Taken
+    histories: JaggedHistories,
+    moment: int,
+    starts: Int64,
+    before: Int64,
+    taken: _Taken,
+    others: NDArray[np.bool_],
 ) -> RankedTargets:
-    """Requests of one night, in the dataset's numbering."""
-    users, request = np.unique(taken.user, return_inverse=True)
+    """Requests of one night, in the dataset's numbering; others: [num_users], users with a request even without targets."""
+    asks = others.copy()
+    asks[taken.user] = True
+    users, request = np.flatnonzero(asks), (np.cumsum(asks) - 1)[taken.user]
     own = rows(histories, starts[users], before[users])
     own = replace(own, request_time=np.full(len(users), moment, np.int64))
     cold = np.zeros(len(request), np.int8)

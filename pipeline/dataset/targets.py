@@ -97,7 +97,16 @@ class RankedTargets:
 
     def of_requests(self, chosen: NDArray[np.bool_]) -> "RankedTargets":
         """Requests of a mask [requests], and all their targets."""
-        return self.select(chosen[self.request])
+        kept = chosen[self.request]
+        return replace(
+            self,
+            histories=self.histories.select(chosen),
+            user=self.user[chosen],
+            request=(np.cumsum(chosen) - 1)[self.request[kept]].astype(np.int64),
+            item=self.item[kept],
+            position=self.position[kept],
+            cold=self.cold[kept],
+        )
 
     def sample(self, most: int, seed: int) -> "RankedTargets":
         """At most `most` requests, fixed by the seed, and all their targets."""

@@ -18,7 +18,6 @@ from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranke
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import write_json
 from pipeline.dataset.evaluation_targets import targets_of
-from pipeline.dataset.targets import counted
 from pipeline.errors import LookbackError
 from pipeline.modelling import second_stage
 from pipeline.modelling.trainer import selection_folder
@@ -41,10 +40,11 @@ def build(ctx: Context) -> None:
     numbering = ItemNumbering.load(folder / "items.npy")
     stage, retrieved = _prepared(ctx, encoder, numbering)
     num_lists = int(retrieved.is_hit.sum())
-    num_users = len(np.unique(retrieved.user))
+    num_users = len(np.unique(retrieved.user[retrieved.is_active]))
     if num_lists < MIN_LISTS or num_users < MIN_USERS:
+        num_active = int(retrieved.is_active.sum())
         reason = (
-            f"{num_lists:,} of {len(retrieved):,} validation targets, of {num_users:,} users, are among {settings.candidates} "
+            f"{num_lists:,} of {num_active:,} validation targets, of {num_users:,} users, are among {settings.candidates} "
             f"candidates, expected {MIN_LISTS} at least to learn from, of {MIN_USERS} users"
         )
         if settings.use == "always":
@@ -71,23 +71,31 @@ def _without(ctx: Context, reason: str) -> None:
 def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple[SecondStage, Retrieved]:
     """Untrained ranker behind the encoder of the training part, and its candidates for requests of the validation part.
 
-    At nights the item statistics reach up to the test, as each request reads the events before it alone.
+    At nights the item statistics reach up to the test, as each request reads the events before it alone; users who take nothing
+    have lists too, so that probabilities are those of any list delivered.
     """
     config, dataset, protocol = ctx.config, ctx.dataset, ctx.protocol
+    nightly = protocol.headline == "nightly"
     training = dataset.training_rows(with_validation=False)
-    targets = targets_of(config, dataset, "validation", numbering, trained=dataset.occurring(training))
-    targets = targets.select(counted(targets, cold_users=False, cold_items=protocol.counts_new_items))
+    trained = dataset.occurring(training)
+    targets = targets_of(config, dataset, "validation", numbering, trained=trained, with_idle=nightly)
+    if not nightly:
+        targets = targets.select(targets.warm)
     targets = targets.of_requests(targets.histories.lengths > 0)
-    targets = targets.sample(round(config.ranker.max_lists / config.ranker.train_fraction), config.seed)
+    active = len(np.unique(targets.request))
+    most = config.ranker.max_lists / config.ranker.train_fraction * targets.num_requests / max(active, 1)
+    targets = targets.sample(round(most), config.seed)
     torch.manual_seed(config.seed)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
     stage = SecondStage(ranker, statistics, np.arange(encoder.num_items + 1, dtype=np.int32))
-    if protocol.headline == "nightly":
+    if nightly:
         stage = stage.counting(dataset.training_rows(with_validation=True).translate(numbering.new))
     both = TwoStage(AttentionRecommender(encoder), stage, exclude_seen=protocol.exclude_seen)
     items, scores = both.candidates(targets.histories)
-    return stage, Retrieved.of(targets.histories, items, scores, targets.item, targets.request, targets.user)
+    night = targets.moment if nightly else None
+    lists = targets.histories, items, scores
+    return stage, Retrieved.of(*lists, targets.item, targets.request, targets.user, night)
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:
@@ -109,8 +117,9 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
     held_out = retrieved.select(fitted.held_out)
     calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed)
     calibrated = asdict(measured)
-    scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
+    held_out = held_out.select(held_out.is_active)
     retrieval = float(ndcg_of(held_out.scores, held_out).mean())
+    scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
     two_stage = float(ndcg_of(scores, held_out).mean())
     facts: dict[str, Any] = {
         "trained": True,
