@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference
+from models.ranking.calibration import CalibrationQuality
 from pipeline.artifacts.files import write_json
 from pipeline.errors import DamagedArtifact
 from pipeline.sections import MODEL
@@ -186,6 +187,8 @@ class EvaluationReport:
     """Targets on items of the user's own history; None without any."""
     new: SubsetMetrics | None = None
     """Targets on items new to the user; None without any."""
+    probability: CalibrationQuality | None = None
+    """Quality of the probabilities of delivered items at the nights of the test; None without nights or a ranker in use."""
     learning_curve: Sequence[LearningPoint] | None = None
     rolling: Rolling | None = None
 

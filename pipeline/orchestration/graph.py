@@ -105,7 +105,7 @@ STAGES = {
                     *("gate", "gate_metric", "gate_margin"),
                 )
             },
-            ("seed", "ranker.use", "exclude_seen", "split.cuts"),
+            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items"),
             resumable=True,
         ),
         Stage(

@@ -22,6 +22,7 @@ from models.encoder.encoder import AttentionRecommender
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
+from models.ranking.calibration import CalibrationQuality
 from models.ranking.two_stage import TwoStage
 from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json
@@ -32,6 +33,7 @@ from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import NO_HISTORY, RankedTargets, counted
 from pipeline.errors import LookbackError
 from pipeline.evaluation import (
+    delivered_probability,
     diagnostics,
     metrics_report,
     ranking,
@@ -182,26 +184,50 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
 
 
 def _stages(ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool) -> dict[str, SystemRanks]:
-    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages.
+    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages."""
+    config, exclude_seen = ctx.config, ctx.protocol.exclude_seen
+    recommender, both, numbering = _systems(ctx, model, part, nightly=nightly)
+    systems: dict[str, AttentionRecommender | TwoStage] = {second_stage.RETRIEVAL: recommender}
+    if both is not None:
+        systems[second_stage.TWO_STAGE] = both
+    return {
+        name: ranking.rank_all(system, part, config, exclude_seen=exclude_seen, own=numbering)
+        for name, system in systems.items()
+    }
+
+
+def _systems(
+    ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool
+) -> tuple[AttentionRecommender, TwoStage | None, ItemNumbering]:
+    """The encoder, both stages where stage rank trained a ranker, and items of the dataset -> theirs.
 
     At nights the model recommends new items by their content, and the ranker's item statistics are as of the night.
     """
-    config, dataset, exclude_seen = ctx.config, ctx.dataset, ctx.protocol.exclude_seen
+    config, dataset = ctx.config, ctx.dataset
     recommender, numbering = model.recommender, model.numbering
     if nightly and config.score.new_items:
         recommender, numbering = with_described_items(recommender, dataset, numbering)
-    retrieved = ranking.rank_all(recommender, part, config, exclude_seen=exclude_seen, own=numbering)
-    ranks = {second_stage.RETRIEVAL: retrieved}
     training = part.training.translate(part.learned.inverse().compose(numbering).new)
     stage = second_stage.opened(config, dataset, ctx.inputs["rank"], training, numbering)
-    if stage is not None:
-        if nightly:
-            stage = stage.counting(dataset.without_held_back().all_rows().translate(numbering.new))
-        both = TwoStage(recommender, stage, exclude_seen=exclude_seen)
-        ranks[second_stage.TWO_STAGE] = ranking.rank_all(
-            both, part, config, exclude_seen=exclude_seen, own=numbering
-        )
-    return ranks
+    if stage is None:
+        return recommender, None, numbering
+    if nightly:
+        stage = stage.counting(dataset.without_held_back().all_rows().translate(numbering.new))
+    return recommender, TwoStage(recommender, stage, exclude_seen=ctx.protocol.exclude_seen), numbering
+
+
+def _probability(ctx: Context, model: _Model, evaluation: Evaluation) -> CalibrationQuality | None:
+    """Quality of the probabilities that lists show; None without nights or a ranker in use."""
+    if ctx.protocol.headline != "nightly" or not evaluation.ranker.used:
+        return None
+    config, dataset = ctx.config, ctx.dataset
+    training = dataset.training_rows(with_validation=config.train.refit_validation)
+    part = ranking.Part(
+        training.translate(model.numbering.new), model.numbering, evaluation.targets, evaluation.common
+    )
+    _, both, numbering = _systems(ctx, model, part, nightly=True)
+    assert both is not None
+    return delivered_probability.measure(config, dataset, both, numbering, ctx.inputs["rank"])
 
 
 def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTargets) -> SecondStageGain:
@@ -317,6 +343,7 @@ def _with_parts(
         repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
         by_targets=_by_targets(ctx, report, model, evaluation, settings),
+        probability=_probability(ctx, model, evaluation),
     )
 
 

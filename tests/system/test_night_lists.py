@@ -45,6 +45,7 @@ def same(evaluated: pl.DataFrame, scored: pl.DataFrame) -> None:
 def test_lists_of_a_night_are_those_of_scoring(workdir: Workdir, log: str) -> None:
     chosen = tuple(part for setting in (*SETTINGS, *LOGS[log]) for part in ("--set", setting))
     workdir.run("evaluate", *chosen)
+    _check_probability(workdir, chosen)
     lists = evaluated_lists(workdir, *chosen)
     nights = lists["night"].unique().sort().to_list()
     assert len(nights) >= 3
@@ -53,6 +54,18 @@ def test_lists_of_a_night_are_those_of_scoring(workdir: Workdir, log: str) -> No
         workdir.run("score", *at)
         same(lists.filter(pl.col("night") == night), scored_lists(workdir, *at))
     _same_of_the_log_cut_at(workdir, nights[1], lists, chosen)
+
+
+def _check_probability(workdir: Workdir, chosen: tuple[str, ...]) -> None:
+    """Probabilities of delivered items are measured where lists show any."""
+    report = json.loads((workdir.artifact("evaluate", *chosen) / "metrics.json").read_text())
+    if not report["ranker"]["used"]:
+        assert "probability" not in report
+        return
+    measured = report["probability"]
+    assert 0 < measured["mean_probability"] < 1
+    assert 0 <= measured["calibration_error"] < 1
+    assert measured["expected_per_hit"] > 0
 
 
 def _same_of_the_log_cut_at(
