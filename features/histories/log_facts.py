@@ -17,6 +17,8 @@ SECOND, HOUR = 1_000_000, 3_600_000_000
 DAY_HOURS = 24
 REGULAR_SHARE = 0.1
 """Least events of the 24 hours up to a regular event, as a share of the median day's."""
+LEAST_EVENTS = 2
+"""Least number of these events, where the median day has as many: in a small log too, one wrong clock moves nothing."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,14 @@ def starts_visit(
 def newest_regular(histories: JaggedHistories) -> int:
     """Time of the newest event with a tenth of the median day's events in the 24 hours up to it, itself included.
 
-    The median is over the days with an event, UTC. A few events with a wrong clock do not move it. 0 without events.
+    At least `LEAST_EVENTS`. The median is over the days with an event, UTC. A few events with a wrong clock do not move it. 0 without events.
     """
     hours, counts = _hourly(histories)
     if not len(hours):
         return 0
     _, of_day = np.unique(hours // DAY_HOURS, return_inverse=True)
-    least = REGULAR_SHARE * float(np.median(np.bincount(of_day, weights=counts)))
+    median = float(np.median(np.bincount(of_day, weights=counts)))
+    least = max(REGULAR_SHARE * median, min(LEAST_EVENTS, median))
     before = np.concatenate(([0], np.cumsum(counts)))
     first = np.searchsorted(hours, hours - DAY_HOURS)
     at_most = before[1:] - before[first]
