@@ -16,8 +16,8 @@ def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
     arrow = {pl.Int64: pa.int64(), pl.String: pa.string()}
     because = pa.list_(pa.struct([("item_id", arrow[type(item)]), ("weight", pa.float32())]))
     columns = {"user_id": arrow[type(user)], "item_id": arrow[type(item)], "rank": pa.int32()}
-    numbers = {"score": pa.float32(), "probability": pa.float32()}
-    return pa.schema(columns | numbers | {"because": because})
+    columns |= {"score": pa.float32(), "because": because, "probability": pa.float32()}
+    return pa.schema(columns)
 
 
 def table(users: pl.Series, items: Vocabulary, answer: Answer, probability: Calibration | None) -> pa.Table:
@@ -33,11 +33,11 @@ def table(users: pl.Series, items: Vocabulary, answer: Answer, probability: Cali
             "item_id": items.decode(answer.item_index[given]),
             "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), num_rows)[given.ravel()],
             "score": answer.score[given],
-            "probability": _probability(answer, given, probability),
         }
     )
     rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    return rows.append_column("because", _because(items, answer, given, rows["item_id"].type))
+    rows = rows.append_column("because", _because(items, answer, given, rows["item_id"].type))
+    return rows.append_column("probability", _probability(answer, given, probability).to_arrow())
 
 
 def _probability(answer: Answer, given: NDArray[np.bool_], probability: Calibration | None) -> pl.Series:

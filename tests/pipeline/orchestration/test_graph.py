@@ -136,7 +136,7 @@ def test_a_key_that_shapes_nothing_changes_no_stage(load: Callable[..., Config],
 
 
 def test_masking_as_in_scoring_is_what_the_stages_read(load: Callable[..., Config]) -> None:
-    same = load("evaluate.exclude_seen=true")  # score.exclude_seen is true by default
+    same = load("evaluate.exclude_seen=auto")  # score.exclude_seen is auto by default
     assert changed(load(), same) == set()
     other = load("evaluate.exclude_seen=false")
     assert changed(same, other) == downstream({"train", "rank", "baselines", "evaluate"})

@@ -232,7 +232,7 @@ def test_auto_follows_the_repeats_of_the_log_that_is_scored(tmp_path: Path) -> N
 def test_probability_is_the_calibrated_score(shop: Shop) -> None:
     features = write_log(shop.folder / "log", events())
     scorer, table = shop.scored(features, users=str(shop.folder / "asked.parquet"))
-    assert table.columns[3:5] == ["score", "probability"]
+    assert table.columns[3:] == ["score", "because", "probability"]
     assert table.schema["probability"] == pl.Float32
     warm = ~table["user_id"].is_in(["silent", "quiet"])
     assert warm.any()
