@@ -110,15 +110,15 @@ STAGES = {
         ),
         Stage(
             "publish",
-            6,
+            7,
             ("ingest", "features", "train", "index", "rank", "evaluate"),
-            {"index": ()},
-            ("name", "train.refit", "score.segment"),
+            {"index": (), "publish": ()},
+            ("name", "train.refit", "score.segment", "evaluate.gate_metric"),
             resumable=True,
         ),
         Stage(
             "score",
-            5,
+            6,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),
@@ -126,7 +126,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            6,
+            7,
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),
