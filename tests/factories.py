@@ -53,6 +53,7 @@ def small_bundle(folder: Path, seed: int = 0, settings: "EncoderSettings | None"
     jagged([[(0, 1), (1, 2), (2, 3)], [(3, 4)], [(4, 5), (5, 6)]]).save(folder / "histories")
     return seal(folder, {"name": "small", "event_types": []})
 
+
 def small_baseline_bundle(folder: Path, system: str, tuned: Mapping[str, float], **facts: Any) -> str:
     """Write a bundle of a baseline fitted on the events of `small_bundle`; facts: of bundle.json. Returns its digest."""
     import polars as pl
@@ -71,7 +72,10 @@ def small_baseline_bundle(folder: Path, system: str, tuned: Mapping[str, float],
     for name in ("evaluated", "deployed"):
         kind_of(system).fit(rows(histories, offsets[:-1], offsets[1:]), 7, tuned).save(folder / name)
     items = {"item_index": numbers, "item_id": [f"i{n}" for n in numbers], "evaluated_index": numbers}
-    table = pl.DataFrame(items | {"num_events": [1, 1, 1, 1, 1, 9, 5], "title": [None] * 7}, schema_overrides={"title": pl.String})
+    table = pl.DataFrame(
+        items | {"num_events": [1, 1, 1, 1, 1, 9, 5], "title": [None] * 7},
+        schema_overrides={"title": pl.String},
+    )
     table.write_parquet(folder / "items.parquet")
     content.build(folder, table.select("item_id"), np.ones(7, bool), ContentSettings())
     until = pl.Series([2, 3, 5]).cast(pl.Datetime("us", "UTC"))

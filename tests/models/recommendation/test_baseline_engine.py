@@ -7,7 +7,12 @@ from models.baselines.item_knn import ItemKNN
 from models.baselines.own_items import OwnFrequent
 from models.baselines.popularity import Popularity
 from models.histories import Float32, Histories, histories_from_lists
-from models.recommendation.baseline_engine import EXPLAINED_ITEMS, BaselineEngine, latest_of_items, without_item
+from models.recommendation.baseline_engine import (
+    EXPLAINED_ITEMS,
+    BaselineEngine,
+    latest_of_items,
+    without_item,
+)
 from models.recommendation.rules import Rules, Traits
 from models.recommender import Recommender
 
@@ -57,7 +62,9 @@ def test_what_the_history_does_not_change_has_no_reasons():
     assert not answer.because.item_index.any()
 
 
-@pytest.mark.parametrize("system", [OwnFrequent.fit(LOG, 7), ItemKNN.fit(LOG, 7), Weights()], ids=["own", "knn", "own class"])
+@pytest.mark.parametrize(
+    "system", [OwnFrequent.fit(LOG, 7), ItemKNN.fit(LOG, 7), Weights()], ids=["own", "knn", "own class"]
+)
 def test_reasons_change_no_list_and_a_row_is_answered_by_itself(system: Recommender):
     rows = histories_from_lists([[1, 2], [], [5, 5, 4], [3]])
     rules = Rules(exclude_seen=False, allowed=np.arange(NUM_ITEMS + 1) != 3)
@@ -75,7 +82,9 @@ def test_reasons_change_no_list_and_a_row_is_answered_by_itself(system: Recommen
 
 
 def test_own_favourites_rest_on_themselves():
-    answer = engine(OwnFrequent.fit(LOG, 7)).answer(histories_from_lists([[1, 2, 2]]), 2, Rules(exclude_seen=False), because="fast")
+    answer = engine(OwnFrequent.fit(LOG, 7)).answer(
+        histories_from_lists([[1, 2, 2]]), 2, Rules(exclude_seen=False), because="fast"
+    )
     assert answer.item_index.tolist() == [[2, 1]]
     assert answer.because is not None
     assert answer.because.item_index[0, :, 0].tolist() == [2, 1]

@@ -425,17 +425,19 @@ def test_parts_that_do_not_fit_are_refused(place: Place):
         EvaluatedModel.open(place.folder / "b", verify=False)
 
 
-def test_the_gate_ranks_as_the_evaluation_did(finished: Workdir, monkeypatch: pytest.MonkeyPatch):
-    """The bundle's evaluated weights, opened anew, put every target where metrics.json has it from."""
-    monkeypatch.chdir(finished.folder)
-    config = load_config(finished.config, ())
-    published = finished.artifact("publish")
+@pytest.mark.parametrize("system", ["lookback", "popularity", "item_knn"])
+def test_the_gate_ranks_as_the_evaluation_did(copied: Workdir, system: str, monkeypatch: pytest.MonkeyPatch):
+    """The bundle's evaluated system, opened anew, puts every target where metrics.json has it from."""
+    monkeypatch.chdir(copied.folder)
+    config = load_config(copied.config, ())
+    copied.run("publish", "--set", f"publish.system={system}")
+    published = copied.artifact("publish", "--set", f"publish.system={system}")
     inputs = read_manifest(published)["inputs"]
     features, evaluate = (config.folder / stage / inputs[stage] for stage in ("features", "evaluate"))
     model = EvaluatedModel.open(published / "bundle")
     common = gate.common_targets(config, features, model, model)
     rank = gate.ranks(config, features, model, common.targets)
-    expected = pl.read_parquet(evaluate / "targets.parquet").filter(pl.col("system") == "lookback")
+    expected = pl.read_parquet(evaluate / "targets.parquet").filter(pl.col("system") == system)
     assert rank.tolist() == expected["rank"].to_list()
     assert common.num_earlier == 0
     users = pl.read_parquet(published / "bundle" / "users.parquet")

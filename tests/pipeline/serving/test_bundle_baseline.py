@@ -65,7 +65,9 @@ def a_log(folder: Path, log: Rows, item_ids: list[str] | list[int]) -> Path:
     known = np.arange(len(item_ids) + 1) > 0
     Split("leave_one_out", ends, ends, ends, kept, kept, known, None, None).save(folder / "split")
     LogFacts.of(histories).save(folder)
-    pl.DataFrame({"user_id": [10 * user for user in range(1, len(log) + 1)]}).write_parquet(folder / "users.parquet")
+    pl.DataFrame({"user_id": [10 * user for user in range(1, len(log) + 1)]}).write_parquet(
+        folder / "users.parquet"
+    )
     pl.DataFrame({"item_id": item_ids}).write_parquet(folder / "items.parquet")
     (folder / "event_types.json").write_text("[]")
     return folder
@@ -77,7 +79,10 @@ def a_log(folder: Path, log: Rows, item_ids: list[str] | list[int]) -> Path:
 def test_users_get_the_list_of_their_history_and_others_what_is_popular(folder: Path):
     bundle = Bundle.open(folder)
     assert (bundle.second_stage, bundle.probability) == (None, None)
-    (known, unknown), (typed,) = bundle.recommend_users([30, 99], 4), bundle.recommend_item_lists([["i5", "i6"]], 4)
+    (known, unknown), (typed,) = (
+        bundle.recommend_users([30, 99], 4),
+        bundle.recommend_item_lists([["i5", "i6"]], 4),
+    )
     assert known[0] == typed[0]
     assert np.allclose(known[1], typed[1])
     assert not {"i5", "i6"} & set(known[0])
@@ -130,7 +135,9 @@ def test_the_evaluated_one_is_opened_for_the_gate(name: str, tmp_path: Path):
 def test_counts_and_new_items_follow_the_log_and_its_time(tmp_path: Path):
     small_baseline_bundle(tmp_path / "bundle", "popularity", {})
     bundle = Bundle.open(tmp_path / "bundle")
-    features = a_log(tmp_path / "log", [[(0, 1), (1, 1), (2, 2)], [(3, 3), (4, 3), (5, 3)]], ["i2", "i7", "x"])
+    features = a_log(
+        tmp_path / "log", [[(0, 1), (1, 1), (2, 2)], [(3, 3), (4, 3), (5, 3)]], ["i2", "i7", "x"]
+    )
     tonight, log = with_current_log(bundle, features, tmp_path, ScoreConfig(), timed=True)
     assert tonight.items.ids.to_list()[-2:] == ["i7", "x"]
     assert tonight.num_added == 1
@@ -149,7 +156,9 @@ def test_items_too_rare_for_the_published_ones_stay_out(tmp_path: Path):
     rare = {"settings": {"history": {"min_item_events": 2}}}
     small_baseline_bundle(tmp_path / "bundle", "popularity", {}, **rare)
     features = a_log(tmp_path / "log", [[(0, 1), (1, 2), (2, 2), (3, 3)]], ["i2", "often", "once"])
-    tonight, _ = with_current_log(Bundle.open(tmp_path / "bundle"), features, tmp_path, ScoreConfig(), timed=True)
+    tonight, _ = with_current_log(
+        Bundle.open(tmp_path / "bundle"), features, tmp_path, ScoreConfig(), timed=True
+    )
     assert tonight.items.ids.to_list()[7:] == ["often"]
 
 
@@ -162,7 +171,9 @@ def test_learned_baselines_stay_as_published(tmp_path: Path):
     assert log.items.tolist() == [0, 2, 0]
 
 
-@pytest.mark.parametrize(("name", "ids"), [("popularity", [1, 2]), ("item_knn", [1, 2]), ("item_knn", ["a", "b"])])
+@pytest.mark.parametrize(
+    ("name", "ids"), [("popularity", [1, 2]), ("item_knn", [1, 2]), ("item_knn", ["a", "b"])]
+)
 def test_a_log_whose_ids_have_changed_is_refused(name: str, ids: list[str] | list[int], tmp_path: Path):
     small_baseline_bundle(tmp_path / "bundle", name, SYSTEMS[name])
     features = a_log(tmp_path / "log", [[(0, 1), (1, 2)]], ids)
