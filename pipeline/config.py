@@ -27,8 +27,11 @@ from models.settings.ranker import RankerSettings
 from models.settings.training import TrainSettings, check_together
 from pipeline.errors import ConfigError
 from pipeline.sections import (
+    MODEL,
+    UNPUBLISHED,
     DataConfig,
     EvaluateConfig,
+    PublishConfig,
     ReportConfig,
     ScoreConfig,
     Section,
@@ -71,6 +74,7 @@ class Config(Section):
     index: IndexSettings = IndexSettings()
     ranker: RankerSettings = RankerSettings()
     evaluate: EvaluateConfig = EvaluateConfig()
+    publish: PublishConfig = PublishConfig()
     score: ScoreConfig = ScoreConfig()
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -110,6 +114,16 @@ class Config(Section):
         for key, (is_met, requirement) in needed.items():
             if getattr(self.model, key) and not is_met:
                 raise ValueError(f"model.{key}: received true, expected {requirement}; without it, false")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _published_system_is_evaluated(self) -> "Config":
+        baselines = [name for name in self.evaluate.baseline_names if name not in UNPUBLISHED]
+        if self.publish.system not in ("auto", MODEL, *baselines):
+            raise ValueError(
+                f"publish.system: received {self.publish.system!r}, expected auto, {MODEL}, or one of evaluate.baselines: "
+                + ", ".join(baselines)
+            )
         return self
 
     @property

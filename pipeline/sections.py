@@ -14,6 +14,8 @@ BASELINES = (
     *("popularity", "recent_popularity", "own_frequent", "own_recent"),
     *("co_visitation", "item_knn", "tifu_knn", "ease", "als", "gru"),
 )
+UNPUBLISHED = ("gru",)
+"""Baselines that are evaluated but cannot be published: trainings of their own."""
 CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """package.module:Class."""
 TargetKind = Literal["auto", "nightly", "successive", "first"]
@@ -143,6 +145,14 @@ class EvaluateConfig(Section):
                 )
             object.__setattr__(self, "gate_metric", f"ndcg@{self.k[0]}")
         return self
+
+
+class PublishConfig(Section):
+    """Choice of the published system: the `[publish]` section."""
+
+    system: str = "auto"
+    """System that goes live. lookback: the model; the name of an evaluated baseline (all but gru); auto: the model, unless the
+    best baseline is shown to be better by `evaluate.gate_metric`."""
 
 
 class ScoreConfig(Section):

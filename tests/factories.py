@@ -1,8 +1,8 @@
 """Factories of objects for the tests of several packages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,3 +52,41 @@ def small_bundle(folder: Path, seed: int = 0, settings: "EncoderSettings | None"
     pl.DataFrame({"user_index": [0, 1, 2], "user_id": [10, 20, 30]}).write_parquet(folder / "users.parquet")
     jagged([[(0, 1), (1, 2), (2, 3)], [(3, 4)], [(4, 5), (5, 6)]]).save(folder / "histories")
     return seal(folder, {"name": "small", "event_types": []})
+
+
+def small_baseline_bundle(folder: Path, system: str, tuned: Mapping[str, float], **facts: Any) -> str:
+    """Write a bundle of a baseline fitted on the events of `small_bundle`; facts: of bundle.json. Returns its digest."""
+    import polars as pl
+
+    from features import content
+    from features.settings import ContentSettings
+    from pipeline.dataset.dataset import rows
+    from pipeline.modelling.recommenders import kind_of
+    from pipeline.serving.bundle import seal
+
+    for name in ("evaluated", "deployed", "histories"):
+        (folder / name).mkdir(parents=True)
+    histories = jagged([[(0, 1), (1, 2), (2, 3)], [(3, 4)], [(4, 5), (5, 6)]])
+    histories.save(folder / "histories")
+    numbers, offsets = np.arange(1, 8, dtype=np.int32), np.asarray(histories.offsets)
+    for name in ("evaluated", "deployed"):
+        kind_of(system).fit(rows(histories, offsets[:-1], offsets[1:]), 7, tuned).save(folder / name)
+    items = {"item_index": numbers, "item_id": [f"i{n}" for n in numbers], "evaluated_index": numbers}
+    table = pl.DataFrame(
+        items | {"num_events": [1, 1, 1, 1, 1, 9, 5], "title": [None] * 7},
+        schema_overrides={"title": pl.String},
+    )
+    table.write_parquet(folder / "items.parquet")
+    content.build(folder, table.select("item_id"), np.ones(7, bool), ContentSettings())
+    until = pl.Series([2, 3, 5]).cast(pl.Datetime("us", "UTC"))
+    pl.DataFrame({"user_id": [10, 20, 30], "trained_until": until}).write_parquet(folder / "users.parquet")
+    description = {
+        "name": "small",
+        "event_types": [],
+        "system": system,
+        "system_settings": dict(tuned),
+        "settings": {"history": {"min_item_events": 1}},
+        "features": "same",
+        "trained_until": 6,
+    }
+    return seal(folder, description | facts)

@@ -45,6 +45,8 @@ compile = "off"
 resamples = 100
 baselines = ["popularity", "recent_popularity", "co_visitation", "item_knn"]
 gate = false
+[publish]
+system = "lookback"
 [ranker]
 candidates = 20
 max_length = 10

@@ -82,7 +82,8 @@ def starts_visit(
 def newest_regular(histories: JaggedHistories) -> int:
     """Time of the newest event with a tenth of the median day's events in the 24 hours up to it, itself included.
 
-    At least `LEAST_EVENTS`. The median is over the days with an event, UTC. A few events with a wrong clock do not move it. 0 without events.
+    At least `LEAST_EVENTS`. The median is over the days with an event, UTC. A few events with a wrong clock do not move it.
+    0 without events.
     """
     hours, counts = _hourly(histories)
     if not len(hours):

@@ -73,10 +73,13 @@ class ColdStart:
 
     def score_items(self, histories: Histories) -> Float32:
         """[rows, num_items + 1], `cold`'s scores for empty rows, `warm`'s for the others."""
-        scores = self._warm.score_items(histories)
         is_cold = histories.lengths == 0
-        if is_cold.any():
-            scores[is_cold] = self._cold.score_items(histories.select(is_cold))
+        if not is_cold.any():
+            return self._warm.score_items(histories)
+        scores = np.empty((len(histories), self.num_items + 1), np.float32)
+        scores[is_cold] = self._cold.score_items(histories.select(is_cold))
+        if not is_cold.all():
+            scores[~is_cold] = self._warm.score_items(histories.select(~is_cold))
         return scores
 
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:

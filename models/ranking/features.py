@@ -208,6 +208,8 @@ class ItemStatistics:
     def _since_last(self, histories: Histories, request: Int64) -> Float64:
         if not self.timed:
             return np.zeros(len(histories))
+        if not len(histories.time):
+            return np.zeros(len(histories))
         last = histories.time[np.maximum(histories.ends - 1, 0)]
         return _log_days(np.where(histories.lengths > 0, request - (last - self.origin) // SECOND, 0))
 

@@ -3,7 +3,7 @@
 Letters in shapes: n items, k places.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,48 +16,12 @@ from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.candidates import is_none_of, joined
 from models.ranking.ranker import SecondStage
-from models.recommendation.rules import Rules, Traits, UInt64, choose
+from models.recommendation.answer import Answer, Candidates, Lists
+from models.recommendation.rules import Rules, Traits, UInt64
 from models.topk import mask_seen, row_chunks, top_k
 
 if TYPE_CHECKING:
     from models.retrieval.index import ItemIndex
-
-_GROWTH = 4
-"""Growth of the candidate pool per round, for rows left short."""
-
-Candidates = tuple[Int32, Float32]
-"""Items and scores [rows, f], best first, padded with 0 and -inf."""
-Retrieve = Callable[[Int64, int], tuple[Candidates, NDArray[np.bool_]]]
-"""Function from row numbers and f to f candidates of each or more, and whether there are no others [rows]."""
-
-
-@dataclass(frozen=True)
-class Because:
-    """Past interactions behind each recommendation, strongest first."""
-
-    item_index: Int32
-    """[rows, k, because_items], padded with 0"""
-    weight: Float32
-    """[rows, k, because_items], drop of the score without the interaction, or an estimate"""
-
-    @classmethod
-    def none(cls, shape: tuple[int, ...], because_items: int) -> "Because":
-        """Empty reasons for items [rows, k]."""
-        whole = (*shape, because_items)
-        return cls(np.zeros(whole, np.int32), np.zeros(whole, np.float32))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Recommendations for rows of histories."""
-
-    item_index: Int32
-    """[rows, k], best first, padded with 0"""
-    score: Float32
-    """[rows, k], padded with -inf"""
-    cold: NDArray[np.bool_]
-    """[rows], whether the history has no known item, so that popular items are recommended"""
-    because: Because | None
 
 
 @dataclass(frozen=True)
@@ -92,19 +56,16 @@ class RecommendationEngine:
         """
         cold = histories.lengths == 0
         histories = self._with_request_time(histories)
-        keys = np.zeros(len(histories), np.uint64) if keys is None else keys
-        segment = np.zeros(len(histories), np.int64) if segment is None else segment
-        items = np.zeros((len(histories), k), np.int32)
-        score = np.full((len(histories), k), -np.inf, np.float32)
-        reasons = None if because is None else Because.none(items.shape, because_items)
-        if cold.any():
-            items[cold], score[cold] = self._filled(self._popular(segment[cold], rules), k, rules, keys[cold])
-        for rows in self._parts(np.flatnonzero(~cold), histories, k):
-            warm = _WarmRows(self, histories.select(rows), rules, because)
-            items[rows], score[rows] = self._filled(warm.retrieve, k, rules, keys[rows])
-            if reasons is not None:
-                reasons.item_index[rows], reasons.weight[rows] = warm.because(items[rows], because_items)
-        return Answer(items, score, cold, reasons)
+        lists = Lists(k, rules, self.traits, self._num_ranked)
+        return lists.answer(
+            histories,
+            self.popularity,
+            self._parts(np.flatnonzero(~cold), histories, k),
+            lambda rows: _WarmRows(self, rows, rules, because),
+            keys=keys,
+            segment=segment,
+            because_items=None if because is None else because_items,
+        )
 
     def _parts(self, warm: Int64, histories: Histories, k: int) -> Iterator[Int64]:
         """Split the `warm` rows into parts that are encoded, ranked and explained together."""
@@ -120,7 +81,8 @@ class RecommendationEngine:
     ) -> tuple[Int32, Float32]:
         """Top-k items [rows, k] of rows that are not empty, and each interaction's contribution [rows, k, l]."""
         warm = _WarmRows(self, self._with_request_time(histories), rules, method)
-        items, _ = self._filled(warm.retrieve, k, rules, np.zeros(len(histories), np.uint64))
+        lists = Lists(k, rules, self.traits, self._num_ranked)
+        items, _ = lists.filled(warm.retrieve, np.zeros(len(histories), np.uint64))
         return items, warm.contributions(items)
 
     @property
@@ -136,36 +98,10 @@ class RecommendationEngine:
             return histories
         return with_request_time(histories, int(histories.time[histories.gather()[1]].max(initial=0)))
 
-    def _filled(self, retrieve: Retrieve, k: int, rules: Rules, keys: UInt64) -> Candidates:
-        """Fill lists [rows, k] by the rules, retrieving more candidates for short rows until none are left."""
-        items = np.zeros((len(keys), k), np.int32)
-        scores = np.full((len(keys), k), -np.inf, np.float32)
-        pool, open_rows = max(rules.pool(k), self._num_ranked), np.arange(len(keys))
-        while len(open_rows):
-            (candidates, values), is_all = retrieve(open_rows, pool)
-            lists = choose(candidates, values, k, rules, self.traits, keys[open_rows], is_all)
-            items[open_rows], scores[open_rows] = lists
-            is_short = (lists[0][:, -1] == 0) & ~is_all
-            open_rows, pool = open_rows[is_short], pool * _GROWTH
-        return items, scores
-
     @property
     def _num_ranked(self) -> int:
         """Number of candidates that the second stage ranks."""
         return 0 if self.second_stage is None else self.second_stage.ranker.settings.candidates
-
-    def _popular(self, segment: Int64, rules: Rules) -> Retrieve:
-        """Retrieve popular items of the segments of empty rows."""
-        popularity = self.popularity
-        if rules.allowed is not None:
-            popularity = np.where(rules.allowed, popularity, np.float32(-np.inf))
-
-        def retrieve(rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
-            segments, row = np.unique(segment[rows], return_inverse=True)
-            items, scores = top_k(popularity[segments], number)
-            return (items[row], scores[row]), items[row, -1] == 0
-
-        return retrieve
 
 
 class _WarmRows:

@@ -13,7 +13,7 @@ import polars as pl
 from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int64, histories_from_lists
-from models.recommendation.engine import Answer
+from models.recommendation.answer import Answer
 from pipeline.config import Config
 from pipeline.dataset.dataset import rows
 from pipeline.dataset.protocol import excludes_seen

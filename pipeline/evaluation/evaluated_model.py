@@ -1,7 +1,8 @@
-"""Evaluated weights of a bundle, for the gate."""
+"""Evaluated weights of a bundle, or its baseline on the training events, for the gate."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
+from models.baselines.base import Baseline
 from models.encoder.encoder import AttentionRecommender
 from models.histories import Histories, Int64
 from models.ranking.ranker import SecondStage
 from models.ranking.two_stage import TwoStage
 from models.recommender import Recommender
 from pipeline.errors import DamagedArtifact
-from pipeline.serving import bundle_ranker
+from pipeline.serving import bundle_baseline, bundle_ranker
 from pipeline.serving.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
 
 NEVER = int(np.iinfo(np.int64).min)
@@ -27,7 +29,7 @@ NEVER = int(np.iinfo(np.int64).min)
 class EvaluatedModel:
     """Evaluated weights of a bundle, and the end of their training data; item indices are their own numbering."""
 
-    recommender: AttentionRecommender
+    recommender: AttentionRecommender | Baseline
     items: Vocabulary
     event_types: list[str]
     features: str
@@ -40,6 +42,8 @@ class EvaluatedModel:
     """[users] last event that trained or selected the weights, microseconds since the epoch; `NEVER` where there is none"""
     second_stage: SecondStage | None
     """Evaluated ranker behind them, where the bundle has one."""
+    counted: Callable[[Histories, int], Baseline] | None = None
+    """Counts the baseline on rows of items 1..n; None where the system doesn't count anew at each night."""
 
     @classmethod
     def open(
@@ -52,7 +56,11 @@ class EvaluatedModel:
         description = read_description(folder, COMPARABLE_FORMATS, verify=verify)
         known = pl.read_parquet(folder / "items.parquet", columns=["item_id", "evaluated_index"])
         known = known.filter(pl.col("evaluated_index") > 0).sort("evaluated_index")
-        recommender = AttentionRecommender(checkpoint.load_model(folder / "evaluated", device))
+        recommender: AttentionRecommender | Baseline
+        if bundle_baseline.baseline_of(description) is not None:
+            recommender = bundle_baseline.load(folder / "evaluated", description)
+        else:
+            recommender = AttentionRecommender(checkpoint.load_model(folder / "evaluated", device))
         if known["evaluated_index"].to_list() != list(range(1, recommender.num_items + 1)):
             raise DamagedArtifact(
                 f"{folder}: the parts don't fit together: {len(known)} items in the evaluated vocabulary, "
@@ -69,11 +77,14 @@ class EvaluatedModel:
             Vocabulary(users["user_id"], 0),
             until.to_numpy(),
             bundle_ranker.of_bundle(folder, "evaluated", device),
+            partial(bundle_baseline.counted, description)
+            if bundle_baseline.is_counted(description)
+            else None,
         )
 
     def system(self, *, exclude_seen: bool) -> Recommender:
-        """Evaluated system: the encoder, or both stages where the bundle has a ranker."""
-        if self.second_stage is None:
+        """Evaluated system: the baseline, the encoder, or both stages where the bundle has a ranker."""
+        if self.second_stage is None or not isinstance(self.recommender, AttentionRecommender):
             return self.recommender
         return TwoStage(self.recommender, self.second_stage, exclude_seen=exclude_seen)
 

@@ -9,16 +9,18 @@ import numpy as np
 
 from features.content import Content
 from features.histories.numbering import ItemNumbering
+from models.baselines.base import Baseline
 from models.evaluation.bootstrap import PairedDifference
 from models.evaluation.ranks import SystemRanks
 from models.histories import Float32, Int32, Int64
+from models.recommendation.baseline_engine import BaselineEngine
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
-from pipeline.dataset.item_features import padded_categories
+from pipeline.dataset.item_features import comparison_vectors, padded_categories
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.dataset.targets import counted
 from pipeline.evaluation import metrics_report
@@ -89,14 +91,20 @@ def effects(config: Config, bundle: Path, features: Path, rules: Mapping[str, Ru
 
 def _engine(
     evaluated: EvaluatedModel, num_events: Float32, content: Content | None, numbering: ItemNumbering
-) -> RecommendationEngine:
-    """Recommendation engine with the evaluated weights."""
-    vectors = evaluated.recommender.encoder.item_vectors().detach().float().numpy()
-    numbers = np.arange(1, len(vectors), dtype=np.int32)
+) -> RecommendationEngine | BaselineEngine:
+    """Recommendation engine with the evaluated weights, or the evaluated baseline."""
     items = numbering.inverse().new.astype(np.int64)
     categories = None if content is None or not content.categories else padded_categories(content, items)
+    recommender = evaluated.recommender
+    if isinstance(recommender, Baseline):
+        compared = (
+            np.zeros((len(items), 1), np.float32) if content is None else comparison_vectors(content, items)
+        )
+        return BaselineEngine(recommender, num_events[None].copy(), Traits(num_events, categories, compared))
+    vectors = recommender.encoder.item_vectors().detach().float().numpy()
+    numbers = np.arange(1, len(vectors), dtype=np.int32)
     return RecommendationEngine(
-        evaluated.recommender,
+        recommender,
         build_index(vectors[1:], numbers),
         num_events[None].copy(),
         Traits(num_events, categories, vectors),

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from models.recommender import FittableRecommender
 from pipeline.artifacts.class_source import add_working_directory
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.errors import ConfigError, LookbackError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 KEY = "evaluate.baselines"
 """Configuration key that names the recommenders."""
@@ -126,6 +129,15 @@ class CustomRecommender(Baseline):
         self.system.save(folder / CUSTOM_FOLDER)
         facts = {"class": self.name, "num_items": self.num_items, "fitted_on": asdict(self.fitted_on)}
         write_json(folder / CUSTOM_FACTS, facts)
+
+
+def fixed_settings(config: "Config", name: str) -> dict[str, float | int]:
+    """Settings of `fit` that the configuration sets, beside those of the grid."""
+    if name == "als":
+        return {"seed": config.seed}
+    if name in BUILT_IN and kind_of(name).needs_seen and config.events.timestamp_unit != "position":
+        return {"session": round(config.history.session_minutes * 60_000_000)}
+    return {}
 
 
 def kind_of(name: str) -> RecommenderKind:

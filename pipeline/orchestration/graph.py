@@ -110,15 +110,15 @@ STAGES = {
         ),
         Stage(
             "publish",
-            6,
+            7,
             ("ingest", "features", "train", "index", "rank", "evaluate"),
-            {"index": ()},
-            ("name", "train.refit", "score.segment"),
+            {"index": (), "publish": ()},
+            ("name", "train.refit", "score.segment", "evaluate.gate_metric"),
             resumable=True,
         ),
         Stage(
             "score",
-            5,
+            6,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),

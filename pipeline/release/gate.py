@@ -1,8 +1,8 @@
 """Champion gate: paired tests of the evaluated weights decide whether a published version becomes `champion`.
 
-A challenger must beat the best baseline of its own evaluation and, where there is a champion, must not be worse than it by more
-than a margin, on targets that neither model could learn from. Both tests use the lower end of the 95 % bootstrap interval over
-users of a paired difference.
+A challenger must beat the best baseline of its own evaluation, or be that baseline, and, where there is a champion, must not be
+worse than it by more than a margin, on targets that neither could learn from. Both tests use the lower end of the 95 % bootstrap
+interval over users of a paired difference.
 """
 
 import math
@@ -28,8 +28,11 @@ from pipeline.dataset.targets import RankedTargets, counted
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation import target_words
 from pipeline.evaluation.evaluated_model import EvaluatedModel
+from pipeline.evaluation.ranking import FitAsOf, Part, rank_nightly
 from pipeline.evaluation.report import EvaluationReport
-from pipeline.serving.bundle import translation
+from pipeline.sections import MODEL, UNPUBLISHED
+from pipeline.serving.bundle import DESCRIPTION, read_description, translation
+from pipeline.serving.bundle_baseline import baseline_of
 from pipeline.tracking.registry import Decision
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -54,7 +57,10 @@ def decide(
     """
     settings = config.evaluate
     figures: dict[str, float | str] = {"metric": settings.gate_metric, "margin": settings.gate_margin}
-    tests = [against_best_baseline(EvaluationReport.load(evaluate), settings.gate_metric)]
+    report, system = EvaluationReport.load(evaluate), MODEL
+    if (challenger / DESCRIPTION).exists():
+        system = baseline_of(read_description(challenger, verify=False)) or MODEL
+    tests = [against_best_baseline(report, settings.gate_metric, system)]
     if champion is not None:
         tests.append(_against(config, features, challenger, champion))
     for test in tests:
@@ -71,11 +77,14 @@ class _Test:
     figures: Mapping[str, float | str] = field(default_factory=dict)
 
 
-def against_best_baseline(report: EvaluationReport, metric: str) -> _Test:
+def against_best_baseline(report: EvaluationReport, metric: str, system: str = MODEL) -> _Test:
     """Test that the model beats the baseline with the highest value: its paired interval lies above 0.
 
-    Passes where no baseline was evaluated.
+    Passes where no baseline was evaluated. A published baseline passes if none that can be published has a higher value, and
+    the model is not shown to be better.
     """
+    if system != MODEL:
+        return _is_best(report, metric, system)
     best = next(iter(report.best_baselines(metric)), None)
     if best is None:
         return _Test(True, "no baseline was evaluated", {"best_baseline": "none"})
@@ -89,6 +98,26 @@ def against_best_baseline(report: EvaluationReport, metric: str) -> _Test:
     better = "better" if paired.low > 0 else "not shown to be better"
     message = f"{better} than {best}, the best baseline: {metric} {_interval(paired)}"
     return _Test(paired.low > 0, message, figures)
+
+
+def _is_best(report: EvaluationReport, metric: str, system: str) -> _Test:
+    """Test that a published baseline is the best system of its evaluation."""
+    best = next((name for name in report.best_baselines(metric) if name not in UNPUBLISHED), None)
+    figures: dict[str, float | str] = {"system": system, "best_baseline": best or "none"}
+    if best is None or report.metrics[system].get(metric) != report.metrics[best][metric]:
+        return _Test(False, f"{system} is published, but {best} is the best baseline by {metric}", figures)
+    paired = report.paired(system, metric)
+    if paired.low > 0:
+        return _Test(
+            False,
+            f"the model is better than {system}, which is published: {metric} {_interval(paired)}",
+            figures,
+        )
+    return _Test(
+        True,
+        f"{system} is itself the best baseline: {metric} of the model minus its {_interval(paired)}",
+        figures,
+    )
 
 
 def _interval(paired: Difference) -> str:
@@ -201,12 +230,14 @@ def _is_later(
 
 def ranks(config: Config, features: Path, model: EvaluatedModel, targets: RankedTargets) -> Float64:
     """Ranks [targets] among the model's items; infinity, a miss, where the item or the whole history is unknown to it."""
-    dataset = Dataset.open(features)
+    dataset, protocol = Dataset.open(features), Protocol.of(config, Dataset.open(features))
+    if model.counted is not None and protocol.headline == "nightly":
+        return _ranks_of_nights(config, dataset, model.counted, targets, exclude_seen=protocol.exclude_seen)
     item_ids = dataset.items["item_id"]
     histories = model.translated(targets.histories, item_ids, dataset.event_types)
     item: Int32 = translation(model.items, item_ids)[0][targets.item]
     known = (item > 0) & (histories.lengths > 0)[targets.request]
-    exclude_seen = Protocol.of(config, dataset).exclude_seen
+    exclude_seen = protocol.exclude_seen
     rank = np.full(len(targets), np.inf)
     requests, request = np.unique(targets.request[known], return_inverse=True)
     rank[known] = rank_targets(
@@ -218,3 +249,15 @@ def ranks(config: Config, features: Path, model: EvaluatedModel, targets: Ranked
         request=request,
     ).rank
     return rank
+
+
+def _ranks_of_nights(
+    config: Config, dataset: Dataset, counted_on: FitAsOf, targets: RankedTargets, *, exclude_seen: bool
+) -> Float64:
+    """Ranks [targets] by a baseline counted anew on the events before each night, as in its evaluation."""
+    common = ItemNumbering.of_known(~dataset.under_core())
+    own = targets.translate(common.new)
+    training = dataset.training_rows(with_validation=config.train.refit_validation).translate(common.new)
+    part = Part(training, common, own, common)
+    ranked = rank_nightly(counted_on, part, dataset, config, exclude_seen=exclude_seen).rank
+    return np.where((own.histories.lengths > 0)[own.request], ranked, np.inf)

@@ -36,10 +36,13 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
         config.folder / stage / inputs.get(stage, "-") for stage in ("features", "evaluate")
     )
     parts = [f"`{description['name']}`: {_model(description)}; deployed weights: {_deployed(description)}."]
+    if "system_reason" in description:
+        reason = str(description["system_reason"])
+        parts.append(f"**System.** {reason[0].upper()}{reason[1:]}.")
     with contextlib.suppress(OSError, DamagedArtifact):
         parts.append(f"**Data.** {_data(Profile.load(features / PROFILE))}")
     try:
-        parts += _evaluation(evaluate)
+        parts += _evaluation(evaluate, description.get("system", MODEL))
     except DamagedArtifact:
         parts += [
             f"**Protocol.** {display_name(description['protocol'])} split.",
@@ -48,19 +51,25 @@ def card(config: Config, description: Mapping[str, Any], inputs: Mapping[str, st
     return "\n\n".join([*parts, f"**Limits.** {_limits(description)}", _how_to_score(config)])
 
 
-def _evaluation(evaluate: Path) -> list[str]:
-    """Cautions, protocol, metrics and worst segments, from the folder of the version's evaluation."""
+def _evaluation(evaluate: Path, published: str) -> list[str]:
+    """Cautions, protocol, metrics and worst segments, from the folder of the version's evaluation.
+
+    published: name of the published system.
+    """
     report = EvaluationReport.load(evaluate)
     cautions = [f"**Caution.** {'; '.join(report.cautions)}."] if report.cautions else []
     return [
         *cautions,
         f"**Protocol.** {_protocol(report)}",
-        f"**Metrics** of the evaluated weights.\n\n{_metrics(report)}",
-        *_worst(evaluate / "segments.parquet", report),
+        f"**Metrics** of the evaluated weights.\n\n{_metrics(report, published)}",
+        *_worst(evaluate / "segments.parquet", report, published),
     ]
 
 
 def _model(description: Mapping[str, Any]) -> str:
+    if "system_settings" in description:
+        tuned = ", ".join(f"{key} {value:g}" for key, value in description["system_settings"].items())
+        return f"the baseline {description['system']}{f' ({tuned})' if tuned else ''}"
     settings = description.get("settings", {}).get("model")
     if settings is None:
         return "of an older version"
@@ -70,6 +79,8 @@ def _model(description: Mapping[str, Any]) -> str:
 def _deployed(description: Mapping[str, Any]) -> str:
     if description["deployed"] == "evaluated" or "refit_steps" not in description:
         return str(description["deployed"])
+    if description["refit_steps"] is None:
+        return "fitted on all events"
     return f"trained again on all events ({description['refit_steps']:,} steps)"
 
 
@@ -94,9 +105,10 @@ def _protocol(report: EvaluationReport) -> str:
     return f"{text} Left out: {reasons}." if reasons else text
 
 
-def _metrics(report: EvaluationReport) -> str:
-    """Table of the model and the best baseline, with 95 % intervals; repeats and new items apart."""
-    others = report.best_baselines(f"ndcg@{report.list_lengths[0]}")[:1]
+def _metrics(report: EvaluationReport, published: str) -> str:
+    """Table of the model, the published and the best baseline, with 95 % intervals; repeats and new items apart."""
+    best = report.best_baselines(f"ndcg@{report.list_lengths[0]}")[:1]
+    others = [*({published} - {MODEL, *best}), *best]
     shown = _METRICS_OF_NIGHTS if target_words.is_nightly(report.targets_of_a_user) else _METRICS
     names = [name for name in report.metric_names if name.partition("@")[0] in shown]
     names.sort(key=lambda name: shown.index(name.partition("@")[0]))
@@ -105,7 +117,8 @@ def _metrics(report: EvaluationReport) -> str:
         f"| {display_name(name)} | {' | '.join(_estimate(report, system, name) for system in systems)} |"
         for name in names
     ]
-    head = f"| metric | lookback |{''.join(f' {display_name(name)}, the best baseline |' for name in others)}"
+    words = [display_name(name) + (", the best baseline" if name in best else "") for name in others]
+    head = f"| metric | lookback |{''.join(f' {name} |' for name in words)}"
     return "\n".join([head, f"| --- |{' --- |' * len(systems)}", *rows, *_subsets(report, systems)])
 
 
@@ -128,12 +141,12 @@ def _plain_metrics(metrics: Mapping[str, float | None]) -> str:
     return "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
-def _worst(path: Path, report: EvaluationReport) -> Iterator[str]:
+def _worst(path: Path, report: EvaluationReport, system: str) -> Iterator[str]:
     """Sentence on the segments with the lowest metric, among those with enough targets."""
     if not path.exists():
         return
     metric = f"ndcg@{report.list_lengths[0]}"
-    table = pl.read_parquet(path).filter((pl.col("system") == MODEL) & (pl.col("targets") >= MIN_TARGETS))
+    table = pl.read_parquet(path).filter((pl.col("system") == system) & (pl.col("targets") >= MIN_TARGETS))
     if len(table):
         rows = table.sort(metric).head(MAX_SEGMENTS).to_dicts()
         segments = "; ".join(_segment(row, metric) for row in rows)
@@ -147,7 +160,8 @@ def _segment(row: Row, metric: str) -> str:
 
 def _limits(description: Mapping[str, Any]) -> str:
     length = description.get("max_length")
-    read = f"The model reads the last {length:,} events of a history. " if length is not None else ""
+    reads_all = length is None or "system_settings" in description
+    read = "" if reads_all else f"The model reads the last {length:,} events of a history. "
     return (
         f"{read}Items newer than the training are ignored; users without a known interaction get popular items. "
         "The metrics are of later events of the same log: clicks on items that were never shown are not in it."

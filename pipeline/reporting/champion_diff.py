@@ -9,8 +9,10 @@ from models.evaluation.bootstrap import NO_DIFFERENCE
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.sections import MODEL
 from pipeline.serving import bundle_cache
 from pipeline.serving.bundle import read_description
+from pipeline.serving.bundle_baseline import baseline_of
 from pipeline.tracking import registry
 from pipeline.tracking.registry import ModelSource, Registry
 from pipeline.tracking.server import GATE, Version
@@ -128,7 +130,7 @@ def _differences(config: Config, bundle: Path, before: Version) -> Differences:
         old, new = read_description(folder, verify=False), read_description(bundle, verify=False)
     except (DamagedArtifact, OSError, LookbackError):
         return Differences()
-    was, now = flat(old["settings"]), flat(new["settings"])
+    was, now = (flat(of["settings"]) | {"publish.system": baseline_of(of) or MODEL} for of in (old, new))
     changed = [(key, was.get(key), now.get(key)) for key in sorted(was | now) if was.get(key) != now.get(key)]
     tables = {name: f"{name}.parquet" for name in ("items", "users")}
     facts = [(name, _num_rows(folder / file), _num_rows(bundle / file)) for name, file in tables.items()]

@@ -117,7 +117,7 @@ def _reasons(folder: Path, *, exclude_seen: bool) -> Iterator[Chart]:
     rules = Rules(exclude_seen=exclude_seen)
     items, weights = bundle.engine.contributions(history, SHOWN_ITEMS, rules, "exact")
     items, weights = items[:, items[0] > 0], weights[0, items[0] > 0]
-    if not items.size:
+    if not items.size or not weights.any():
         return
     titles = ["", *_titles(pl.read_parquet(folder / "items.parquet", columns=["item_id", "title"]))]
     past = history.item_index[history.gather()[1]]

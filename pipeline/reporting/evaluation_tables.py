@@ -131,13 +131,13 @@ class GateTest(NamedTuple):
     paired: PairedDifference | None
 
 
-def of_gate(settings: EvaluateConfig, report: EvaluationReport) -> GateTest | None:
-    """Gate test against the best baseline; None where the gate is off."""
+def of_gate(settings: EvaluateConfig, report: EvaluationReport, published: str) -> GateTest | None:
+    """Gate test against the best baseline; None where the gate is off. A published baseline is not compared with itself."""
     metric = settings.gate_metric
     if not settings.gate or metric not in report.metric_names:
         return None
     best = next(iter(report.best_baselines(metric)), None)
-    paired = None if best is None else report.paired(best, metric)
+    paired = None if best is None or published != MODEL else report.paired(best, metric)
     return GateTest(metric, settings.gate_margin, best, paired)
 
 

@@ -25,13 +25,13 @@ from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
-from models.recommendation.engine import Answer
+from models.recommendation.answer import Answer
 from models.recommendation.rules import Rules, UInt64
 from pipeline.artifacts.files import digest_file, read_json, write_json
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
-from pipeline.serving import new_item_catalogue, output_table, popularity_fallback
+from pipeline.serving import bundle_baseline, new_item_catalogue, output_table, popularity_fallback
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import read_ids, rules_of
 from pipeline.serving.request import Request
@@ -242,21 +242,30 @@ class Scorer:
 def with_current_log(
     bundle: Bundle, features: Path, ingest: Path, settings: ScoreConfig, *, timed: bool
 ) -> tuple[Bundle, Log]:
-    """Extend a bundle by the log's new items, if set; count its ranker's item statistics up to the request.
+    """Extend a bundle by the log's new items, if set; count its ranker's statistics or counting baseline up to the request.
 
-    With `score.at` its popularity is counted anew too. Returns the log too. features, ingest: artifact folders. timed: whether
-    the log has times. Raises LookbackError where `score.at` precedes the log.
+    With `score.at`, and for a counting baseline, its popularity is counted anew too. Returns the log too. features, ingest:
+    artifact folders. timed: whether the log has times. Raises LookbackError where `score.at` precedes the log, or the log has
+    other ids than the bundle's baseline.
     """
     dataset = Dataset.open(features)
-    if settings.new_items:
+    request = Request.of(settings.at, dataset.facts.now, timed=timed)
+    bundle_baseline.check_ids(bundle.description, bundle.items.ids, dataset)
+    is_counted = bundle_baseline.is_counted(bundle.description)
+    if settings.new_items and is_counted:
+        ends, items = request.ends(dataset.histories), ingest / "items.parquet"
+        added = bundle_baseline.new_items(bundle.description, bundle.items.ids, dataset, ends, items)
+        bundle = new_item_catalogue.with_counted(bundle, *added)
+    elif settings.new_items:
         log_ids = dataset.items["item_id"]
         table = new_item_catalogue.unknown_to(bundle.items.ids, log_ids, ingest / "items.parquet")
         bundle = new_item_catalogue.extended(bundle, table)
-    log = Log.of(dataset, bundle, Request.of(settings.at, dataset.facts.now, timed=timed))
-    if log.request.is_set:
+    log = Log.of(dataset, bundle, request)
+    if log.request.is_set or is_counted:
         segment = _segment(bundle, ingest, log.users)
         bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
-    return (bundle if bundle.second_stage is None else bundle.counting(log.known)), log
+    has_counts = is_counted or bundle.second_stage is not None
+    return (bundle.counting(log.known) if has_counts else bundle), log
 
 
 def _selected_users(job: Job, log: Log) -> Users:

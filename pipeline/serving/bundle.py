@@ -4,8 +4,9 @@ bundle.json                  description, settings, time of the log's newest reg
 items.parquet                item_index (deployed numbering), item_id, title, num_events, evaluated_index (0: unknown)
 users.parquet                user_id, segment, trained_until (last event that trained or selected the evaluated weights)
 histories/                   histories of the users, in the deployed numbering
-evaluated/, deployed/        model.safetensors, config.json: evaluated weights, and those that recommend
-index/                       FAISS over the deployed item vectors
+evaluated/, deployed/        model.safetensors, config.json: evaluated weights, and those that recommend; or what the published
+                             baseline saves ("system" in bundle.json), fitted on the training events, and on all
+index/                       FAISS over the deployed item vectors; not with a baseline
 ranker/                      second stage and its calibration, where it was better; deployed/ and evaluated/ then have
                              statistics/ and ranker_items.npy, the ranker's statistics and numbers of their items
 content/                     content features of the deployed items, and their encoder
@@ -28,24 +29,27 @@ from features.content import FOLDER, Content
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
+from models.baselines.base import Baseline
 from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
+from models.recommendation.baseline_engine import BaselineEngine
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.index import ItemIndex
 from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
 from pipeline.dataset.item_features import comparison_vectors
 from pipeline.errors import DamagedArtifact
-from pipeline.serving import bundle_ranker, popularity_fallback
-from pipeline.serving.catalogue import Added, categories_of
+from pipeline.serving import bundle_baseline, bundle_ranker, popularity_fallback
+from pipeline.serving.catalogue import Added, categories_of, compared_by_content
 from pipeline.serving.popularity_fallback import Popularity
 from pipeline.serving.request import Request
 
-FORMAT_VERSION = 3
-READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3), (2, 3)
-"""Format 1 lacks the evaluated weights' training data: it recommends, but cannot be compared. Format 2 has no ranker."""
+FORMAT_VERSION = 4
+READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3, 4), (2, 3, 4)
+"""Format 1 lacks the evaluated weights' training data: it recommends, but cannot be compared. Format 2 has no ranker; format 3
+is always of the model."""
 DESCRIPTION = "bundle.json"
 SECOND = 1_000_000
 """Microseconds."""
@@ -59,8 +63,10 @@ class Bundle:
     items: Vocabulary
     num_events: Float32
     """[num_items + 1] events per item in the log of the bundle"""
-    recommender: AttentionRecommender
-    index: ItemIndex
+    recommender: AttentionRecommender | Baseline
+    """Model, or the published baseline."""
+    index: ItemIndex | None
+    """None for a baseline, which scores the whole catalogue."""
     folder: Path
     added: Added | None = None
     """New items, numbered after the folder's own."""
@@ -77,12 +83,12 @@ class Bundle:
         """
         description = read_description(folder, READABLE_FORMATS, verify=verify)
         table = pl.read_parquet(folder / "items.parquet")
-        recommender = AttentionRecommender(checkpoint.load_model(folder / "deployed"))
-        index = ItemIndex.load(folder / "index", verify=False)
-        if not len(table) == recommender.num_items == index.num_items:
+        recommender, index = _opened_system(folder, description)
+        in_index = recommender.num_items if index is None else index.num_items
+        if not len(table) == recommender.num_items == in_index:
             raise DamagedArtifact(
                 f"{folder}: the parts don't fit together: {len(table)} items in the vocabulary, {recommender.num_items} in the "
-                f"model, {index.num_items} in the index; publish again with --force"
+                f"model, {in_index} in the index; publish again with --force"
             )
         counts = np.concatenate(([0], table["num_events"].to_numpy())).astype(np.float32)
         return cls(description, Vocabulary(table["item_id"], 1), counts, recommender, index, folder)
@@ -155,14 +161,21 @@ class Bundle:
         content = [Content.load(self.folder / FOLDER)] if (self.folder / FOLDER).exists() else []
         if self.added is not None:
             content.append(self.added.content)
-        vectors = self.recommender.encoder.item_vectors().detach().float().numpy()
+        if isinstance(self.recommender, AttentionRecommender):
+            vectors = self.recommender.encoder.item_vectors().detach().float().numpy()
+        else:
+            vectors = compared_by_content(content, len(self.items))
         return Traits(self.num_events, categories_of(content), vectors)
 
     @cached_property
-    def engine(self) -> RecommendationEngine:
-        """Recommendation engine of the deployed weights."""
-        scores, stage = self.popularity.scores, self.second_stage
-        return RecommendationEngine(self.recommender, self.index, scores, self.traits, stage)
+    def engine(self) -> RecommendationEngine | BaselineEngine:
+        """Recommendation engine of the deployed weights, or of the baseline."""
+        scores, recommender = self.popularity.scores, self.recommender
+        if isinstance(recommender, Baseline):
+            reads_history = bundle_baseline.reads_history(recommender)
+            return BaselineEngine(recommender, scores, self.traits, reads_history)
+        assert self.index is not None
+        return RecommendationEngine(recommender, self.index, scores, self.traits, self.second_stage)
 
     @cached_property
     def second_stage(self) -> SecondStage | None:
@@ -180,8 +193,11 @@ class Bundle:
         return None if self.second_stage is None else bundle_ranker.calibration_of(self.folder)
 
     def counting(self, histories: Histories) -> "Bundle":
-        """The same bundle, its ranker's item statistics recounted from the histories of a later log."""
+        """The same bundle, its ranker's item statistics, or its counting baseline, from the histories of a later log."""
         stage = self.second_stage
+        if bundle_baseline.is_counted(self.description):
+            baseline = bundle_baseline.counted(self.description, histories, len(self.items))
+            return replace(self, recommender=baseline)
         if stage is None:
             return self
         return replace(self, counted_stage=stage.counting(histories, bundle_ranker.HORIZON_DAYS))
@@ -288,6 +304,16 @@ class Bundle:
             length = int((answer.item_index[row] > 0).sum())
             lists.append((ids[row * k : row * k + length], answer.score[row, :length].tolist()))
         return lists
+
+
+def _opened_system(
+    folder: Path, description: dict[str, Any]
+) -> tuple[AttentionRecommender | Baseline, ItemIndex | None]:
+    """Deployed system of a bundle, and the model's index."""
+    if bundle_baseline.baseline_of(description) is not None:
+        return bundle_baseline.load(folder / "deployed", description), None
+    recommender = AttentionRecommender(checkpoint.load_model(folder / "deployed"))
+    return recommender, ItemIndex.load(folder / "index", verify=False)
 
 
 def translation(items: Vocabulary, item_ids: pl.Series) -> tuple[Int32, int]:

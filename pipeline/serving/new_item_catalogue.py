@@ -15,7 +15,7 @@ from features import content, schema
 from features.content import FOLDER, Content, ContentEncoder
 from models.encoder.encoder import AttentionRecommender
 from models.encoder.extend import with_items
-from models.histories import Float32
+from models.histories import Float32, Int64
 from models.retrieval.build import extend_index
 from models.retrieval.content_map import ContentMap, ContentMapAccuracy
 from pipeline.dataset.item_features import (
@@ -83,6 +83,22 @@ def extended(bundle: "Bundle", table: pl.DataFrame) -> "Bundle":
     )
 
 
+def with_counted(bundle: "Bundle", table: pl.DataFrame, num_events: Int64) -> "Bundle":
+    """Extend a counting baseline's bundle by the items of `table` (item_id and content), which have `num_events` in the log.
+
+    Its counts have to be taken anew afterwards (`Bundle.counting`).
+    """
+    if not len(table):
+        return bundle
+    features = ContentEncoder.load(bundle.folder / FOLDER / "encoder").transform(table)
+    return replace(
+        bundle,
+        items=bundle.items.added(table[schema.ITEM_ID]),
+        num_events=np.concatenate([bundle.num_events, num_events.astype(np.float32)]),
+        added=Added(features, _title(table)),
+    )
+
+
 def _with_content(bundle: Path, table: pl.DataFrame) -> tuple[pl.DataFrame, Content]:
     """Rows of a table with content that the bundle's encoder can use, and their features."""
     encoder = ContentEncoder.load(bundle / FOLDER / "encoder")
@@ -96,7 +112,9 @@ def _title(table: pl.DataFrame) -> pl.Series:
 
 
 def _extended(bundle: "Bundle", table: pl.DataFrame, features: Content) -> "Bundle":
-    """Extend a bundle by the items of a table with their content features."""
+    """Extend a bundle by the items of a table with their content features; a baseline's stays as it is."""
+    if bundle.index is None or not isinstance(bundle.recommender, AttentionRecommender):
+        return bundle
     encoder = bundle.recommender.encoder
     content_map = None if encoder.settings.item_content else ContentMap.load(bundle.folder)
     if (not encoder.settings.item_content and content_map is None) or not len(table):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
 from models.ranking.calibration import Calibration
-from models.recommendation.engine import Answer
+from models.recommendation.answer import Answer
 
 
 def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:

@@ -32,7 +32,7 @@ from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import counted
 from pipeline.errors import LookbackError
 from pipeline.evaluation.ranking import Part, rank_all, rank_nightly, save
-from pipeline.modelling.recommenders import BUILT_IN, kind_of
+from pipeline.modelling.recommenders import fixed_settings, kind_of
 from pipeline.modelling.trainer import Trained
 from pipeline.orchestration.context import Context
 
@@ -174,14 +174,10 @@ Fit = Callable[[Histories, int, Settings], Baseline]
 def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
     """Fitting function of a baseline, and its grid of settings."""
     kind = kind_of(name)
-    grid, fixed = kind.grid, {}
+    grid, fixed = kind.grid, fixed_settings(config, name)
     if name == "recent_popularity":
         days = config.evaluate.recent_days
         grid = tuple({"days": number} for number in (days if isinstance(days, list) else [days]))
-    if name == "als":
-        fixed = {"seed": config.seed}
-    if name in BUILT_IN and kind.needs_seen and config.events.timestamp_unit != "position":
-        fixed = {"session": round(config.history.session_minutes * 60_000_000)}
     return lambda histories, num_items, point: kind.fit(histories, num_items, {**point, **fixed}), grid
 
 

@@ -1,8 +1,9 @@
-"""Stage publish: refit on all events, the bundle, its registration."""
+"""Stage publish: the system that goes live, fitted on all events, in a bundle."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,8 +22,9 @@ from pipeline.modelling import second_stage
 from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
+from pipeline.release import live_system, published_baseline
 from pipeline.sections import MODEL
-from pipeline.serving import bundle_ranker, new_item_catalogue, popularity_fallback
+from pipeline.serving import bundle_baseline, bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
 from pipeline.serving.request import Request
 
@@ -31,27 +33,31 @@ _SETTINGS = ("events.types", "history", "split", "model", "train", "seed")
 
 
 def build(ctx: Context) -> None:
-    """Write bundle/: deployed weights (refit on all events unless train.refit is false) beside the evaluated ones."""
-    train, dataset = ctx.inputs["train"], ctx.dataset.without_held_back()
-    evaluated = ItemNumbering.load(train / "items.npy")
-    encoder, numbering, refit_steps = _deployed(ctx, dataset, evaluated)
+    """Write bundle/: the deployed system (fitted on all events unless train.refit is false) beside the evaluated one."""
+    dataset, report = ctx.dataset.without_held_back(), EvaluationReport.load(ctx.inputs["evaluate"])
+    evaluated = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
+    system = live_system.choose(report, ctx.config.publish.system, ctx.config.evaluate.gate_metric)
+    deployed = _deployed(ctx, dataset, evaluated) if system.name == MODEL else None
     if distributed.rank():
         return
     bundle = ctx.folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
-    for name in ("evaluated", "deployed", "index", "histories"):
+    for name in ("evaluated", "deployed", "histories"):
         (bundle / name).mkdir(parents=True)
-    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
-        shutil.copyfile(train / name, bundle / "evaluated" / name)
-    checkpoint.save_model(encoder, bundle / "deployed")
-    queries = user_vectors(ctx.config.index, ctx.dataset, encoder, numbering)
-    encoder_index(ctx.config.index, encoder, queries).save(bundle / "index")
+    facts: dict[str, Any] = {bundle_baseline.SYSTEM: system.name, "system_reason": system.sentence}
+    if deployed is None:
+        training = ctx.dataset.training_rows(with_validation=ctx.config.train.refit_validation)
+        tuned = report.tuning[system.name].settings
+        numbering, settings = published_baseline.write(
+            ctx.config, dataset, training, evaluated, system.name, tuned, bundle
+        )
+        facts[bundle_baseline.SETTINGS] = settings
+    else:
+        numbering = deployed.numbering
     _write_items(dataset, numbering, evaluated, bundle)
-    _write_content(ctx, bundle, refit=refit_steps is not None)
-    report = EvaluationReport.load(ctx.inputs["evaluate"])
-    if report.ranker.used:
-        _write_ranker(ctx, dataset, evaluated, numbering, bundle)
-    content_map = _write_new_items(ctx, encoder, bundle)
+    _write_content(ctx, bundle, refit=ctx.config.train.refit)
+    if deployed is not None:
+        facts["content_map"] = _write_model(ctx, dataset, evaluated, deployed, report, bundle)
     column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
     days = _popularity_days(report)
     segment = _write_users(ctx, dataset, numbering, column, bundle)
@@ -59,25 +65,52 @@ def build(ctx: Context) -> None:
     recent = popularity_fallback.recent_events(dataset.histories, numbering.new, segment, request, days)
     recent.write_parquet(bundle / popularity_fallback.FILE)
     popularity = {"days": days, "segment": column}
-    digest = _seal(ctx, dataset, report, refit_steps, content_map=content_map, popularity=popularity)
+    refit_steps = None if deployed is None else deployed.refit_steps
+    digest = _seal(ctx, dataset, report.metrics[system.name], refit_steps, facts | {"popularity": popularity})
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
-    _report(ctx, bundle, digest, report, encoder, refit_steps)
+    _report(ctx, bundle, digest, report, numbering.num_items, refit_steps, system)
 
 
-def _deployed(
-    ctx: Context, dataset: Dataset, evaluated: ItemNumbering
-) -> tuple[Encoder, ItemNumbering, int | None]:
-    """Deployed encoder, its numbering, and the steps of its refit (None: the evaluated encoder is deployed)."""
+class _Deployed(NamedTuple):
+    """Deployed encoder."""
+
+    encoder: Encoder
+    numbering: ItemNumbering
+    refit_steps: int | None
+    """None: the evaluated encoder is deployed."""
+
+
+def _deployed(ctx: Context, dataset: Dataset, evaluated: ItemNumbering) -> _Deployed:
+    """Train the deployed encoder, or take the evaluated one."""
     train = ctx.inputs["train"]
     if not ctx.config.train.refit:
-        return checkpoint.load_model(train), evaluated, None
-    counts = np.bincount(dataset.histories.item_index, minlength=dataset.num_items + 1)
-    kept = np.where(counts >= ctx.config.history.min_item_events, np.arange(len(counts)), 0).astype(np.int32)
-    everything = dataset.all_rows().translate(kept)
+        return _Deployed(checkpoint.load_model(train), evaluated, None)
+    everything = dataset.all_rows().translate(published_baseline.often_enough(ctx.config, dataset))
     trainer = ctx.trainer()
     numbering = trainer.numbering(everything)
     result = trainer.refit("refit", everything, numbering, TrainingFacts.load(train))
-    return result.model, numbering, result.best_step
+    return _Deployed(result.model, numbering, result.best_step)
+
+
+def _write_model(
+    ctx: Context,
+    dataset: Dataset,
+    evaluated: ItemNumbering,
+    deployed: _Deployed,
+    report: EvaluationReport,
+    bundle: Path,
+) -> dict[str, float] | None:
+    """Write both encoders, the index, the ranker in use, and the content map; returns the map's quality."""
+    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
+        shutil.copyfile(ctx.inputs["train"] / name, bundle / "evaluated" / name)
+    encoder, numbering, _ = deployed
+    checkpoint.save_model(encoder, bundle / "deployed")
+    (bundle / "index").mkdir()
+    queries = user_vectors(ctx.config.index, ctx.dataset, encoder, numbering)
+    encoder_index(ctx.config.index, encoder, queries).save(bundle / "index")
+    if report.ranker.used:
+        _write_ranker(ctx, dataset, evaluated, numbering, bundle)
+    return _write_new_items(ctx, encoder, bundle)
 
 
 def _write_items(dataset: Dataset, numbering: ItemNumbering, evaluated: ItemNumbering, bundle: Path) -> None:
@@ -164,7 +197,7 @@ def _write_ranker(
     config, rank = ctx.config, ctx.inputs["rank"]
     request = Request.of(None, dataset.facts.now, timed=True)
     everything = request.known(dataset.histories).translate(numbering.new)
-    training = dataset.training_rows(with_validation=config.train.refit_validation)
+    training = ctx.dataset.training_rows(with_validation=config.train.refit_validation)
     timely = bundle_ranker.HORIZON_DAYS if dataset.split.protocol == "temporal" else None
     bundle_ranker.write(bundle / bundle_ranker.FOLDER, rank)
     learned = everything if config.train.refit else training.translate(numbering.new)
@@ -194,7 +227,11 @@ def trained_until(dataset: Dataset) -> pl.Series:
 
 
 def _seal(
-    ctx: Context, dataset: Dataset, report: EvaluationReport, refit_steps: int | None, **facts: Any
+    ctx: Context,
+    dataset: Dataset,
+    metrics: Mapping[str, float],
+    refit_steps: int | None,
+    facts: Mapping[str, Any],
 ) -> str:
     """Write bundle.json with further `facts`; returns the digest of the bundle.
 
@@ -205,7 +242,7 @@ def _seal(
         "name": config.name,
         "event_types": dataset.event_types,
         "max_length": config.history.max_length,
-        "deployed": "evaluated" if refit_steps is None else "refit",
+        "deployed": "refit" if config.train.refit else "evaluated",
         "refit_steps": refit_steps,
         "protocol": dataset.split.protocol,
         "trained_until": dataset.split.test_from,
@@ -214,10 +251,10 @@ def _seal(
         "horizon_days": protocol.horizon_days if protocol.headline == "nightly" else 0.0,
         "features": dataset.folder.name,
         "train": ctx.inputs["train"].name,
-        "metrics": report.metrics[MODEL],
+        "metrics": metrics,
         "settings": {key: config.get(key) for key in _SETTINGS},
     }
-    return seal(ctx.folder / "bundle", description | facts)
+    return seal(ctx.folder / "bundle", description | dict(facts))
 
 
 def _report(
@@ -225,18 +262,24 @@ def _report(
     bundle: Path,
     digest: str,
     report: EvaluationReport,
-    encoder: Encoder,
+    num_items: int,
     refit_steps: int | None,
+    system: live_system.LiveSystem,
 ) -> None:
     num_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     ctx.manifest.update(
         rows_in=report.targets,
-        rows_out=encoder.num_items,
+        rows_out=num_items,
         bundle_digest=digest,
         refit_steps=refit_steps,
         bundle_bytes=num_bytes,
+        system=system.name,
+        system_reason=system.sentence,
     )
     ctx.track.metric("bundle_bytes", num_bytes)
     ctx.track.tag("lookback.bundle_digest", digest)
-    deployed = "evaluated weights" if refit_steps is None else f"refit on all events ({refit_steps} steps)"
-    ctx.summary(f"bundle {digest}: {encoder.num_items:,} items, {deployed}")
+    ctx.track.tag("lookback.system", system.name)
+    deployed = "fitted on all events" if ctx.config.train.refit else "as evaluated"
+    if refit_steps is not None:
+        deployed = f"refit on all events ({refit_steps} steps)"
+    ctx.summary(f"bundle {digest}: {num_items:,} items, {deployed}; {system.sentence}")

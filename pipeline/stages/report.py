@@ -39,6 +39,7 @@ def build(ctx: Context) -> None:
     evaluation = EvaluationReport.load(ctx.inputs["evaluate"])
     profile = Profile.load(ctx.inputs["features"] / PROFILE)
     drawn = charts.of_run(ctx.inputs, exclude_seen=excludes_seen(ctx.config.score.exclude_seen, ctx.dataset))
+    published = manifests["publish"]
     users = _example_users(ctx, timed=profile.times is not None)
     filled = templates.template(
         "report", short=_short, spaced=_spaced, percent=_percent, number=_number, signed=_signed
@@ -54,7 +55,8 @@ def build(ctx: Context) -> None:
         refused=_refused_rows(ctx.inputs["ingest"]),
         training=_training(ctx.inputs["train"]),
         **evaluation_tables.of_evaluation(evaluation, ctx.inputs["evaluate"]),
-        gate=evaluation_tables.of_gate(ctx.config.evaluate, evaluation),
+        published=published["system_reason"],
+        gate=evaluation_tables.of_gate(ctx.config.evaluate, evaluation, published["system"]),
         charts={chart["name"]: chart for chart in drawn},
         champion=champion_diff.since_champion(ctx.config, ctx.inputs["publish"]),
         users=users,

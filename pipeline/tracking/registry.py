@@ -16,6 +16,7 @@ from pipeline.artifacts.files import now, read_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.sections import MODEL
 from pipeline.tracking.client import client_at, fluent, reported, server_at, tracking_uri, version_of
 from pipeline.tracking.models import delete_model, download_model, log_pyfunc, log_to_run
 from pipeline.tracking.server import BUNDLE_DIGEST, GATE, ServerAway, Version
@@ -27,6 +28,9 @@ REFUSED: Outcome = "refused"
 _HEADING = "\n\n**Gate.** "
 SERVING_NEEDS = ("faiss-cpu", "mlflow", "numpy", "pandas", "polars", "pyarrow", "safetensors", "torch")
 """Packages imported by pipeline/serving/pyfunc.py, directly or through the bundle."""
+
+BASELINE_NEEDS = {"als": ("implicit", "scipy", "threadpoolctl")}
+"""Further packages of published baselines; by default scipy."""
 
 
 def model_name(config: Config) -> str:
@@ -139,7 +143,7 @@ class Registry:
             bundle_folder,
             _id_types(bundle_folder),
             input_example,
-            requirements(),
+            requirements(bundle_folder),
             exclude_seen=read_json(bundle_folder / "bundle.json").get("exclude_seen", True),
         )
         with reported(self.uri), fluent(self.uri):
@@ -217,11 +221,13 @@ class Registry:
         return to
 
 
-def requirements() -> list[str]:
-    """Requirements of serving, pinned to the installed versions (without a local suffix such as +cpu)."""
+def requirements(bundle_folder: Path) -> list[str]:
+    """Requirements of serving a bundle, pinned to the installed versions (without a local suffix such as +cpu)."""
     from importlib.metadata import version
 
-    return [f"{name}=={version(name).partition('+')[0]}" for name in SERVING_NEEDS]
+    system = read_json(bundle_folder / "bundle.json").get("system", MODEL)
+    names = SERVING_NEEDS + (() if system == MODEL else BASELINE_NEEDS.get(system, ("scipy",)))
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
 def model_source(config: Config) -> ModelSource:

@@ -23,6 +23,7 @@ from pipeline.dataset.dataset import Dataset, rows
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation.evaluated_model import NEVER, EvaluatedModel
 from pipeline.evaluation.report import EvaluationReport
+from pipeline.modelling.recommenders import kind_of
 from pipeline.release import gate, promotion
 from pipeline.serving.bundle import seal
 from pipeline.stages import publish as publishing
@@ -193,6 +194,53 @@ def test_the_best_baseline_has_to_be_beaten(
     assert test.passed is passed
     assert test.figures["best_baseline"] == best
     assert said in test.message
+
+
+def test_a_published_baseline_has_to_be_the_best(tmp_path: Path):
+    report = a_report(tmp_path, {"lookback": 0.2, "ease": 0.3, "als": 0.25, "gru": 0.4})
+    best = gate.against_best_baseline(report, "ndcg@10", "ease")
+    assert best.passed
+    assert best.message.startswith("ease is itself the best baseline: ndcg@10 of the model minus its -0.1000")
+    assert best.figures == {"system": "ease", "best_baseline": "ease"}
+    second = gate.against_best_baseline(report, "ndcg@10", "als")
+    assert not second.passed
+    assert second.message == "als is published, but ease is the best baseline by ndcg@10"
+    better = gate.against_best_baseline(a_report(tmp_path), "ndcg@10", "item_knn")
+    assert not better.passed
+    assert better.message.startswith("the model is better than item_knn, which is published: ndcg@10 +0.1000")
+
+
+@pytest.mark.parametrize("name", ["own_frequent", "item_knn"])
+def test_a_published_baseline_is_compared_with_the_champion(place: Place, name: str):
+    """A baseline that counts or learned the walks' own steps finds a new item less often than the oracle; the oracle leads."""
+    a_report(place.folder, {"lookback": 0.1, name: 0.3})
+    a_baseline_bundle(place.folder / "challenger", place.folder / "features", name)
+    for targets in (["successive"], ["nightly"]):
+        evaluate: dict[str, Any] = {"targets": targets, "exclude_seen": False}
+        days = {"horizon_days": (HOUR + NUM_USERS) / (24 * HOUR)} if targets == ["nightly"] else {}
+        refused = place.decide(gate.Champion(7, an_oracle(place.folder / targets[0])), **evaluate, **days)
+        assert refused.outcome == "refused"
+        assert refused.reason.startswith("not shown to be no worse than version 7")
+        same = place.decide(gate.Champion(8, place.folder / "challenger"), **evaluate, **days)
+        assert same.outcome == "passed"
+        assert same.figures["challenger_value"] == same.figures["champion_value"]
+        assert f"{name} is itself the best baseline" in same.reason
+
+
+def an_oracle(folder: Path) -> Path:
+    a_bundle(folder)
+    return folder
+
+
+def a_baseline_bundle(folder: Path, features: Path, name: str) -> None:
+    """A baseline that was fitted on the training events, as far as the gate looks at its bundle."""
+    a_bundle(folder, note=name)
+    dataset, kind = Dataset.open(features), kind_of(name)
+    training = dataset.training_rows(with_validation=True)
+    kind.fit(training, NUM_ITEMS, kind.grid[0]).save(folder / "evaluated")
+    facts = json.loads((folder / "bundle.json").read_text())
+    facts = {key: value for key, value in facts.items() if key not in ("files", "digest", "format_version")}
+    seal(folder, facts | {"system": name, "system_settings": dict(kind.grid[0])})
 
 
 def test_the_first_version_needs_no_more_than_that(place: Place):
@@ -377,17 +425,19 @@ def test_parts_that_do_not_fit_are_refused(place: Place):
         EvaluatedModel.open(place.folder / "b", verify=False)
 
 
-def test_the_gate_ranks_as_the_evaluation_did(finished: Workdir, monkeypatch: pytest.MonkeyPatch):
-    """The bundle's evaluated weights, opened anew, put every target where metrics.json has it from."""
-    monkeypatch.chdir(finished.folder)
-    config = load_config(finished.config, ())
-    published = finished.artifact("publish")
+@pytest.mark.parametrize("system", ["lookback", "popularity", "item_knn"])
+def test_the_gate_ranks_as_the_evaluation_did(copied: Workdir, system: str, monkeypatch: pytest.MonkeyPatch):
+    """The bundle's evaluated system, opened anew, puts every target where metrics.json has it from."""
+    monkeypatch.chdir(copied.folder)
+    config = load_config(copied.config, ())
+    copied.run("publish", "--set", f"publish.system={system}")
+    published = copied.artifact("publish", "--set", f"publish.system={system}")
     inputs = read_manifest(published)["inputs"]
     features, evaluate = (config.folder / stage / inputs[stage] for stage in ("features", "evaluate"))
     model = EvaluatedModel.open(published / "bundle")
     common = gate.common_targets(config, features, model, model)
     rank = gate.ranks(config, features, model, common.targets)
-    expected = pl.read_parquet(evaluate / "targets.parquet").filter(pl.col("system") == "lookback")
+    expected = pl.read_parquet(evaluate / "targets.parquet").filter(pl.col("system") == system)
     assert rank.tolist() == expected["rank"].to_list()
     assert common.num_earlier == 0
     users = pl.read_parquet(published / "bundle" / "users.parquet")

@@ -51,12 +51,14 @@ def test_threads_change_no_byte(copied: Workdir) -> None:
     assert digest(copied.artifact("score", *SMALL_SHARDS)) == alone
 
 
-def test_killed_between_shards_it_goes_on_where_it_was(copied: Workdir) -> None:
-    undisturbed = scored_anew(copied, *SMALL_SHARDS)
-    artifact = copied.artifact("score", *SMALL_SHARDS)
+@pytest.mark.parametrize("system", ["lookback", "popularity", "item_knn"])
+def test_killed_between_shards_it_goes_on_where_it_was(copied: Workdir, system: str) -> None:
+    settings = (*SMALL_SHARDS, "--set", f"publish.system={system}")
+    undisturbed = scored_anew(copied, *settings)
+    artifact = copied.artifact("score", *settings)
     workspace = artifact.parent / f".building-{artifact.name}"
     subprocess.run(["rm", "-rf", str(artifact)], check=True)
-    process = started(copied, *SMALL_SHARDS)
+    process = started(copied, *settings)
     shards = workspace / "recommendations"
     while process.poll() is None and len(list(shards.glob(".part-*.json"))) < 3:
         time.sleep(0.002)
@@ -65,7 +67,7 @@ def test_killed_between_shards_it_goes_on_where_it_was(copied: Workdir) -> None:
     done = {path.name: path.stat().st_mtime_ns for path in shards.glob("part-*.parquet")}
     assert 3 <= len(done) < 15, "killed in the middle"
     assert not (workspace / "_SUCCESS").exists()
-    summary = copied.run("score", *SMALL_SHARDS)
+    summary = copied.run("score", *settings)
     folder = copied.folder / summary["folder"]
     assert digest(folder) == undisturbed
     kept = {path.name: path.stat().st_mtime_ns for path in (folder / "recommendations").iterdir()}
@@ -180,16 +182,20 @@ def test_the_second_night_is_compared_with_the_first(copied: Workdir) -> None:
     assert "drift" not in manifest(copied)
 
 
-def test_what_is_served_and_recommended_is_what_was_scored(copied: Workdir) -> None:
-    scored = pl.read_parquet(copied.artifact("score") / "recommendations" / "*.parquet")
+@pytest.mark.parametrize("system", ["lookback", "popularity", "item_knn"])
+def test_what_is_served_and_recommended_is_what_was_scored(copied: Workdir, system: str) -> None:
+    setting = ("--set", f"publish.system={system}")
+    copied.run("score", *setting)
+    scored = pl.read_parquet(copied.artifact("score", *setting) / "recommendations" / "*.parquet")
+    assert scored["because"].list.len().max() == (0 if system == "popularity" else 3)
     lists = scored.group_by("user_id", maintain_order=True).agg("item_id", "score")
-    model = _load_pyfunc(str(copied.artifact("publish") / "bundle"))
+    model = _load_pyfunc(str(copied.artifact("publish", *setting) / "bundle"))
     served = model.predict(pd.DataFrame({"user_id": lists["user_id"].to_list()}))
     assert served["item_id"].tolist() == lists["item_id"].to_list()
     for own, other in zip(served["score"], lists["score"].to_list(), strict=True):
         assert own == pytest.approx(other, rel=1e-4)
     user = lists["user_id"][7]
-    shown = copied("recommend", "--user", str(user), "--json").json["recommendations"]
+    shown = copied("recommend", *setting, "--user", str(user), "--json").json["recommendations"]
     assert [row["item_id"] for row in shown] == lists["item_id"][7].to_list()
     assert [row["score"] for row in shown] == pytest.approx(lists["score"][7].to_list(), rel=1e-4)
 

@@ -99,7 +99,7 @@ def test_open_refuses_an_unknown_format_and_parts_of_two_bundles(tmp_path: Path)
     description = read_json(tmp_path / DESCRIPTION)
     write_json(tmp_path / DESCRIPTION, description | {"format_version": 99})
     with pytest.raises(
-        DamagedArtifact, match=r"received bundle format 99, expected 1 or 2 or 3; publish again"
+        DamagedArtifact, match=r"received bundle format 99, expected 1 or 2 or 3 or 4; publish again"
     ):
         Bundle.open(tmp_path)
     (tmp_path / DESCRIPTION).unlink()

@@ -100,11 +100,13 @@ def test_an_index_that_cannot_take_a_new_item_is_built_anew_and_says_so(
     tmp_path: Path, length: float
 ) -> None:
     bundle = planted(tmp_path, item_content=False)
+    assert bundle.index is not None
     vectors = length * bundle.index.vectors
     facts = IndexFacts("hnsw", {"num_refined": 0}, num_built=40)
     graph = replace(bundle.index, index=build._trained("hnsw", vectors), vectors=vectors, facts=facts)
     tonight = pl.DataFrame({"item_id": ["new-hot"], "categories": [["hot"]]})
     night = new_item_catalogue.extended(replace(bundle, index=graph), tonight)
+    assert night.index is not None
     assert night.has_other_index is (length < 1)
     assert night.index.facts.type == ("exact" if length < 1 else "hnsw")
     assert night.index.num_items == 41

@@ -11,7 +11,7 @@ import pytest
 
 from features.histories.numbering import ItemNumbering
 from models import checkpoint
-from models.encoder.encoder import with_request_time
+from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.ranking.calibration import Calibration
 from models.ranking.two_stage import TwoStage
 from pipeline.config import load_config
@@ -159,6 +159,7 @@ def test_scoring_puts_the_retrieved_in_the_rankers_order_and_says_why(copied: Wo
     bundle = Bundle.open(publish / "bundle")
     stage = bundle.second_stage
     assert stage is not None
+    assert isinstance(bundle.recommender, AttentionRecommender)
     found = pl.read_parquet(score / "recommendations" / "*.parquet")
     users = pl.read_parquet(features / "users.parquet")["user_id"]
     whole = Dataset.open(features).all_rows()

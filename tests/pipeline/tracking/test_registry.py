@@ -279,7 +279,7 @@ print(pipeline.__file__)
 
 def test_serving_needs_no_more_than_its_requirements(place: Path, digest: str):
     assert digest
-    listed = {requirement.partition("==")[0] for requirement in registry.requirements()}
+    listed = {requirement.partition("==")[0] for requirement in registry.requirements(place / "bundle")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split("[=<>]", requirement)[0] for requirement in project["dependencies"]}
     absent = {name.replace("-", "_").replace("scikit_learn", "sklearn") for name in declared - listed}

@@ -1,0 +1,130 @@
+"""Answers of every recommendation engine: popular items for cold rows, lists filled by the rules for the others.
+
+Letters in shapes: n items, k places, f candidates.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.histories import Float32, Histories, Int32, Int64
+from models.recommendation.rules import Rules, Traits, UInt64, choose
+from models.topk import top_k
+
+_GROWTH = 4
+"""Growth of the candidate pool per round, for rows left short."""
+
+Candidates = tuple[Int32, Float32]
+"""Items and scores [rows, f], best first, padded with 0 and -inf."""
+Retrieve = Callable[[Int64, int], tuple[Candidates, NDArray[np.bool_]]]
+"""Function from row numbers and f to f candidates of each or more, and whether there are no others [rows]."""
+
+
+@dataclass(frozen=True)
+class Because:
+    """Past interactions behind each recommendation, strongest first."""
+
+    item_index: Int32
+    """[rows, k, because_items], padded with 0"""
+    weight: Float32
+    """[rows, k, because_items], drop of the score without the interaction, or an estimate"""
+
+    @classmethod
+    def none(cls, shape: tuple[int, ...], because_items: int) -> "Because":
+        """Empty reasons for items [rows, k]."""
+        whole = (*shape, because_items)
+        return cls(np.zeros(whole, np.int32), np.zeros(whole, np.float32))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Recommendations for rows of histories."""
+
+    item_index: Int32
+    """[rows, k], best first, padded with 0"""
+    score: Float32
+    """[rows, k], padded with -inf"""
+    cold: NDArray[np.bool_]
+    """[rows], whether the history has no known item, so that popular items are recommended"""
+    because: Because | None
+
+
+class WarmRows(Protocol):
+    """Candidates and explanations of rows that are not empty."""
+
+    def retrieve(self, rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
+        """Candidates of some rows, as `Retrieve`."""
+        ...
+
+    def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
+        """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of k places by the rules."""
+
+    k: int
+    rules: Rules
+    traits: Traits
+    num_ranked: int = 0
+    """Candidates that a second stage ranks: as many are retrieved at least."""
+
+    def answer(
+        self,
+        histories: Histories,
+        popularity: Float32,
+        parts: Iterable[Int64],
+        warm_rows: Callable[[Histories], WarmRows],
+        *,
+        keys: UInt64 | None,
+        segment: Int64 | None,
+        because_items: int | None,
+    ) -> Answer:
+        """Lists of all rows: empty ones from `popularity` [segments + 1, n + 1], the `parts` of the others by `warm_rows`.
+
+        `keys`, `segment`: [rows], 0 if None. `because_items`: past items behind each recommendation, None without reasons.
+        """
+        keys = np.zeros(len(histories), np.uint64) if keys is None else keys
+        segment = np.zeros(len(histories), np.int64) if segment is None else segment
+        cold = histories.lengths == 0
+        items = np.zeros((len(histories), self.k), np.int32)
+        score = np.full((len(histories), self.k), -np.inf, np.float32)
+        reasons = None if because_items is None else Because.none(items.shape, because_items)
+        if cold.any():
+            items[cold], score[cold] = self.filled(self._popular(popularity, segment[cold]), keys[cold])
+        for rows in parts:
+            warm = warm_rows(histories.select(rows))
+            items[rows], score[rows] = self.filled(warm.retrieve, keys[rows])
+            if reasons is not None and because_items is not None:
+                reasons.item_index[rows], reasons.weight[rows] = warm.because(items[rows], because_items)
+        return Answer(items, score, cold, reasons)
+
+    def filled(self, retrieve: Retrieve, keys: UInt64) -> Candidates:
+        """Fill lists [rows, k] by the rules, retrieving more candidates for short rows until none are left."""
+        items = np.zeros((len(keys), self.k), np.int32)
+        scores = np.full((len(keys), self.k), -np.inf, np.float32)
+        pool, open_rows = max(self.rules.pool(self.k), self.num_ranked), np.arange(len(keys))
+        while len(open_rows):
+            (candidates, values), is_all = retrieve(open_rows, pool)
+            lists = choose(candidates, values, self.k, self.rules, self.traits, keys[open_rows], is_all)
+            items[open_rows], scores[open_rows] = lists
+            is_short = (lists[0][:, -1] == 0) & ~is_all
+            open_rows, pool = open_rows[is_short], pool * _GROWTH
+        return items, scores
+
+    def _popular(self, popularity: Float32, segment: Int64) -> Retrieve:
+        """Retrieve popular items of the segments of empty rows."""
+        if self.rules.allowed is not None:
+            popularity = np.where(self.rules.allowed, popularity, np.float32(-np.inf))
+
+        def retrieve(rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
+            segments, row = np.unique(segment[rows], return_inverse=True)
+            items, scores = top_k(popularity[segments], number)
+            return (items[row], scores[row]), items[row, -1] == 0
+
+        return retrieve
