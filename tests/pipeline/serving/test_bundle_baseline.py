@@ -28,7 +28,7 @@ from models.baselines.own_items import OwnFrequent
 class Mine(OwnFrequent):
     moves = False
 """
-SYSTEMS = {
+SYSTEMS: dict[str, dict[str, float]] = {
     "popularity": {},
     "own_frequent": {"days": 30.0, "session": 0},
     "item_knn": {"shrinkage": 0, "max_neighbours": 10},
