@@ -17,8 +17,8 @@ class LiveSystem:
 
     @property
     def sentence(self) -> str:
-        """Sentence for summary, report and card, without a full stop."""
-        return f"{'the model' if self.name == MODEL else self.name} is published: {self.reason}"
+        """Sentence for summary, report and card, without capital and full stop."""
+        return f"the published system is {'the model' if self.name == MODEL else self.name}: {self.reason}"
 
 
 def choose(report: EvaluationReport, setting: str, gate_metric: str) -> LiveSystem:
