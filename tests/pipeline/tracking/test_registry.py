@@ -183,7 +183,9 @@ def test_a_bundle_of_the_format_before_still_recommends_but_cannot_be_compared(t
             with pytest.raises(DamagedArtifact, match="received bundle format 5, expected 1 or 2 or 3 or 4"):
                 Bundle.open(tmp_path / "old")
     write_json(tmp_path / "old" / "bundle.json", description | {"format_version": 1})
-    with pytest.raises(DamagedArtifact, match="received bundle format 1, expected 2 or 3 or 4; publish again"):
+    with pytest.raises(
+        DamagedArtifact, match="received bundle format 1, expected 2 or 3 or 4; publish again"
+    ):
         EvaluatedModel.open(tmp_path / "old")
 
 
