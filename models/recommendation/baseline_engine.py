@@ -89,8 +89,9 @@ class BaselineEngine:
         for part in event_chunks(shorter.lengths):
             left = without_item(shorter.select(part), histories.item_index[position[part]])
             scores[part] = self._scores_of(left, column[row[part]])
-        difference = np.where(items[row] > 0, whole[row] - scores, 0)
-        weights[row, :, position - histories.starts[row]] = np.nan_to_num(difference, posinf=0, neginf=0)
+        is_finite = (items[row] > 0) & np.isfinite(whole[row]) & np.isfinite(scores)
+        difference = np.subtract(whole[row], scores, out=np.zeros_like(scores), where=is_finite)
+        weights[row, :, position - histories.starts[row]] = difference
         return weights
 
     def _scores_of(self, histories: Histories, columns: Int64) -> Float32:

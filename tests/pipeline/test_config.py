@@ -270,3 +270,18 @@ def test_loading_a_configuration_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("system", "is_valid"), [("ease", True), ("lookback", True), ("gru", False), ("als", False)]
+)
+def test_only_an_evaluated_baseline_can_be_published(minimal: Path, system: str, is_valid: bool) -> None:
+    overrides = ['evaluate.baselines=["ease", "gru"]', f"publish.system={system}"]
+    if is_valid:
+        assert load_config(minimal, overrides).publish.system == system
+        return
+    expected = (
+        rf"publish.system: received '{system}', expected auto, lookback, or one of evaluate.baselines: ease"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        load_config(minimal, overrides)

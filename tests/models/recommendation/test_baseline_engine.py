@@ -81,6 +81,13 @@ def test_reasons_change_no_list_and_a_row_is_answered_by_itself(system: Recommen
         assert alone.item_index.tolist() == together.item_index[one].tolist()
 
 
+def test_a_list_that_the_catalogue_does_not_fill_has_reasons_where_it_has_items():
+    answer = engine(Weights()).answer(histories_from_lists([[2, 3, 4, 5, 6]]), 4, Rules(), because="exact")
+    assert answer.item_index.tolist() == [[7, 1, 0, 0]]
+    assert answer.because is not None
+    assert answer.because.item_index.tolist() == [[[6, 5, 4], [6, 5, 4], [0, 0, 0], [0, 0, 0]]]
+
+
 def test_own_favourites_rest_on_themselves():
     answer = engine(OwnFrequent.fit(LOG, 7)).answer(
         histories_from_lists([[1, 2, 2]]), 2, Rules(exclude_seen=False), because="fast"

@@ -1,5 +1,6 @@
 """Model card of a version, from an evaluation of known numbers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ DESCRIPTION: dict[str, Any] = {
 }
 
 
-def card_of(folder: Path, report: EvaluationReport | None) -> str:
+def card_of(folder: Path, report: EvaluationReport | None, published: Mapping[str, Any] | None = None) -> str:
     columns: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
     config = Config(name="tiny", data_dir=str(folder), events=EventSettings(path="log.csv", columns=columns))
     evaluate = config.folder / "evaluate" / "one"
     evaluate.mkdir(parents=True)
     if report is not None:
         report.save(evaluate)
-    return card(config, DESCRIPTION, {"evaluate": "one"})
+    return card(config, DESCRIPTION | dict(published or {}), {"evaluate": "one"})
 
 
 def test_card_of_nights(tmp_path: Path) -> None:
@@ -68,3 +69,22 @@ def test_card_of_events(tmp_path: Path) -> None:
 
 def test_card_without_an_evaluation(tmp_path: Path) -> None:
     assert "**Protocol.** temporal split.\n\n| metric | value |" in card_of(tmp_path, None)
+
+
+def test_card_of_a_published_baseline(tmp_path: Path) -> None:
+    published = {
+        "system": "als",
+        "system_reason": "the published system is als: publish.system is 'als'",
+        "system_settings": {"factors": 64, "alpha": 2.5},
+        "deployed": "refit",
+        "refit_steps": None,
+        "max_length": 50,
+    }
+    text = card_of(tmp_path, evaluation_report(METRICS), published)
+    first, system = text.split("\n\n")[:2]
+    assert (
+        first == "`tiny`: the baseline als (factors 64, alpha 2.5); deployed weights: fitted on all events."
+    )
+    assert system == "**System.** The published system is als: publish.system is 'als'."
+    assert "| metric | lookback | ALS, the best baseline |" in text
+    assert "The model reads the last" not in text

@@ -71,6 +71,9 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
+PUBLISHED = "the published system is the model: it is not shown to be worse than EASE"
+
+
 def manifest(folder: Path, settings: dict[str, Any] | None = None, **more: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -365,7 +368,7 @@ def written(
     inputs = {"ingest": ingest(tmp_path), "features": features(tmp_path, form), "train": train(tmp_path)}
     inputs |= {
         "evaluate": evaluate(tmp_path, form),
-        "publish": manifest(tmp_path / "publish"),
+        "publish": manifest(tmp_path / "publish", system="lookback", system_reason=PUBLISHED),
         "score": score(tmp_path),
     }
     folder = tmp_path / "report"
@@ -415,6 +418,7 @@ def test_says_how_good_it_is(written: tuple[Page, Path, Context]) -> None:
         "system NDCG@10 hit rate@10 NDCG@200 lookback 0.2100 [0.2000, 0.2200] 0.4200 [0.4100, 0.4300] 0.4200 EASE 0.2000",
         "EASE NDCG@10 +0.0100 -0.0200 to +0.0400 0.6 0.4 no significant difference",
         "both corrected after Holm for 2 comparisons",
+        f"{PUBLISHED[0].upper()}{PUBLISHED[1:]}.",
         "only if it beats EASE, the best baseline (here by +0.0100, interval -0.0200 to +0.0400: not shown ), and",
         "is not worse than the present champion by more than 0.005",
         "system coverage@10 novelty@10 lookback 0.500 [0.400, 0.600] 9.250 EASE",

@@ -175,15 +175,17 @@ def test_a_missing_history_is_an_empty_one(place: Path, digest: str):
 def test_a_bundle_of_the_format_before_still_recommends_but_cannot_be_compared(tmp_path: Path):
     small_bundle(tmp_path / "old")
     description = json.loads((tmp_path / "old" / "bundle.json").read_text())
-    for version, opens in ((1, True), (2, True), (3, True), (4, False)):
+    for version, opens in ((1, True), (2, True), (3, True), (4, True), (5, False)):
         write_json(tmp_path / "old" / "bundle.json", description | {"format_version": version})
         if opens:
             assert len(Bundle.open(tmp_path / "old").recommend_users([20], 3)[0][0]) == 3
         else:
-            with pytest.raises(DamagedArtifact, match="received bundle format 4, expected 1 or 2 or 3"):
+            with pytest.raises(DamagedArtifact, match="received bundle format 5, expected 1 or 2 or 3 or 4"):
                 Bundle.open(tmp_path / "old")
     write_json(tmp_path / "old" / "bundle.json", description | {"format_version": 1})
-    with pytest.raises(DamagedArtifact, match="received bundle format 1, expected 2 or 3; publish again"):
+    with pytest.raises(
+        DamagedArtifact, match="received bundle format 1, expected 2 or 3 or 4; publish again"
+    ):
         EvaluatedModel.open(tmp_path / "old")
 
 
