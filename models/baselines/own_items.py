@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import abc
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.baselines.base import Baseline, FittedOn
+from models.baselines.base import Baseline, FittedOn, Settings
 from models.baselines.popularity import recent_counts
 from models.baselines.visits import Visits, visits_in_chunks
 from models.histories import Float32, Histories, Int32, Int64
 
 # Letters in shapes: r rows (histories), n items, p pairs of a row and an item it holds.
 
+ALWAYS = 36_500.0
+"""Days beyond any log: popularity over all time."""
 FILL_WEIGHT = 0.5
 """Highest score of an item that the history does not hold, at most half of the lowest own one."""
 
@@ -25,8 +27,9 @@ class OwnItems(Baseline):
     score(other item) = `FILL_WEIGHT` times its events in the last `days` days of the training events / all of those.
     """
 
-    GRID = ({"days": 30.0}, {"days": 7.0}, {"days": 90.0})
-    ARRAYS, NUMBERS = ("counts",), ("session",)
+    GRID: ClassVar[tuple[Settings, ...]] = ({"days": 30.0}, {"days": 7.0}, {"days": 90.0})
+    ARRAYS = ("counts",)
+    NUMBERS: ClassVar[tuple[str, ...]] = ("session",)
     needs_seen = True
     moves = True
 
@@ -67,9 +70,8 @@ class OwnItems(Baseline):
         row, item, time = row[ends], item[ends], visits.time[order][ends]
         return row, item, self.own_scores(row, count, time, self.counts[item])
 
-    @staticmethod
     @abc.abstractmethod
-    def own_scores(row: Int64, count: Int64, time: Int64, recent: Int64) -> Float32:
+    def own_scores(self, row: Int64, count: Int64, time: Int64, recent: Int64) -> Float32:
         """[p] scores of at least 1 from each pair's row, visits, last time (microseconds) and recent events of the item."""
 
 
@@ -77,13 +79,33 @@ class OwnFrequent(OwnItems):
     """Items that the user takes most often: the visits that took it; of as many, the latest, then the recently popular.
 
     score(own item) = its visits + l / (L + 1), l = 1..L its place among the row's distinct (visits, last time, recent events),
-    the lowest first.
+    the lowest first; with `popular_first` 1 (visits, recent events, last time).
     """
 
-    @staticmethod
-    def own_scores(row: Int64, count: Int64, time: Int64, recent: Int64) -> Float32:
+    GRID = (*OwnItems.GRID, {"days": ALWAYS}, {"days": ALWAYS, "popular_first": 1})
+    NUMBERS = ("session", "popular_first")
+
+    def __init__(self, counts: Int64, session: int, popular_first: int, fitted_on: FittedOn) -> None:
+        super().__init__(counts, session, fitted_on)
+        self.popular_first = popular_first
+
+    @classmethod
+    def fit(
+        cls,
+        histories: Histories,
+        num_items: int,
+        days: float = 30.0,
+        session: int = 0,
+        popular_first: int = 0,
+    ) -> Self:
+        """Count recent popularity, as `OwnItems.fit`; popular_first: 1 breaks ties by popularity before time."""
+        plain = OwnRecent.fit(histories, num_items, days, session)
+        return cls(plain.counts, session, popular_first, plain.fitted_on)
+
+    def own_scores(self, row: Int64, count: Int64, time: Int64, recent: Int64) -> Float32:
         """[p], visits and a fraction."""
-        level, num_levels = _levels(row, count, time, recent)
+        ties = (recent, time) if self.popular_first else (time, recent)
+        level, num_levels = _levels(row, count, *ties)
         return (count + level / (num_levels + 1)).astype(np.float32)
 
 
@@ -93,8 +115,7 @@ class OwnRecent(OwnItems):
     score(own item) = 1..L, its place among the row's distinct (last time, visits, recent events), the lowest first.
     """
 
-    @staticmethod
-    def own_scores(row: Int64, count: Int64, time: Int64, recent: Int64) -> Float32:
+    def own_scores(self, row: Int64, count: Int64, time: Int64, recent: Int64) -> Float32:
         """[p], places."""
         return _levels(row, time, count, recent)[0].astype(np.float32)
 

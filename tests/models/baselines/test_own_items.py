@@ -102,3 +102,13 @@ def test_a_plain_count_over_many_rows():
 def test_nonsense_is_refused(settings: dict[str, float]):
     with pytest.raises(ValueError, match=r"OwnRecent: received .* expected days above 0"):
         OwnRecent.fit(log(), 7, **settings)  # type: ignore[arg-type]
+
+
+def test_popularity_breaks_ties_before_time_where_chosen():
+    # item 1 is popular, item 2 was taken last; the user took each once
+    histories = histories_from_lists([[1, 2], [1], [1], [2]])
+    latest = OwnFrequent.fit(histories, 3, days=36_500.0)
+    popular = OwnFrequent.fit(histories, 3, days=36_500.0, popular_first=1)
+    row = histories.select(slice(0, 1))
+    assert latest.recommend(row, 2, exclude_seen=False)[0].tolist() == [[2, 1]]
+    assert popular.recommend(row, 2, exclude_seen=False)[0].tolist() == [[1, 2]]
