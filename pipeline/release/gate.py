@@ -208,14 +208,16 @@ def common_targets(
     """
     dataset = Dataset.open(features)
     item_ids = dataset.items["item_id"]
-    is_known = sum(translation(model.items, item_ids)[0] > 0 for model in (challenger, champion))
+    models, protocol = (challenger, champion), Protocol.of(config, dataset)
+    is_known = np.any([translation(model.items, item_ids)[0] > 0 for model in models], axis=0)
+    if protocol.headline == "nightly" and any(model.counted is not None for model in models):
+        is_known |= ~dataset.under_core()  # counted from the log at each night
     either = ItemNumbering(np.where(is_known, np.arange(len(item_ids) + 1), 0).astype(np.int32))
     targets = targets_of(config, dataset, "test", either)
     later = np.ones(len(targets), bool)
     if challenger.features != champion.features:
         until = champion.trained_until_of(dataset.users["user_id"])
         later = _is_later(targets.moment, until[targets.user], champion.trained_until)[targets.request]
-    protocol = Protocol.of(config, dataset)
     is_counted = counted(targets, cold_users=False, cold_items=protocol.counts_new_items)
     chosen = targets.select(later & is_counted)
     return CommonTargets(chosen, int((~later).sum()), int((later & ~is_counted).sum()), protocol.headline)

@@ -227,17 +227,32 @@ def test_a_published_baseline_is_compared_with_the_champion(place: Place, name: 
         assert f"{name} is itself the best baseline" in same.reason
 
 
+def test_of_nights_a_counting_baseline_knows_the_items_of_the_log(place: Place):
+    """Its bundle knows 30 of the 40 items, the log before the night has had all of them."""
+    a_baseline_bundle(place.folder / "few", place.folder / "features", "popularity", ALL[:30])
+    days = (HOUR + NUM_USERS) / (24 * HOUR)
+    for targets, unknown in ((["successive"], True), (["nightly"], False)):
+        config = config_of(place.folder, targets=targets, horizon_days=days, exclude_seen=False)
+        model = EvaluatedModel.open(place.folder / "few")
+        common = gate.common_targets(config, place.folder / "features", model, model)
+        assert (common.num_unknown > 0) is unknown
+        rank = gate.ranks(config, place.folder / "features", model, common.targets)
+        assert np.isfinite(rank).all()
+        assert len(rank) == 2 * NUM_USERS - common.num_unknown
+
+
 def an_oracle(folder: Path) -> Path:
     a_bundle(folder)
     return folder
 
 
-def a_baseline_bundle(folder: Path, features: Path, name: str) -> None:
-    """A baseline that was fitted on the training events, as far as the gate looks at its bundle."""
-    a_bundle(folder, note=name)
+def a_baseline_bundle(folder: Path, features: Path, name: str, items: tuple[int, ...] = ALL) -> None:
+    """A baseline that was fitted on the training events of the first items, as far as the gate looks at its bundle."""
+    a_bundle(folder, items=items, note=name)
     dataset, kind = Dataset.open(features), kind_of(name)
-    training = dataset.training_rows(with_validation=True)
-    kind.fit(training, NUM_ITEMS, kind.grid[0]).save(folder / "evaluated")
+    known = np.where(np.arange(NUM_ITEMS + 1) <= len(items), np.arange(NUM_ITEMS + 1), 0).astype(np.int32)
+    training = dataset.training_rows(with_validation=True).translate(known)
+    kind.fit(training, len(items), kind.grid[0]).save(folder / "evaluated")
     facts = json.loads((folder / "bundle.json").read_text())
     facts = {key: value for key, value in facts.items() if key not in ("files", "digest", "format_version")}
     seal(folder, facts | {"system": name, "system_settings": dict(kind.grid[0])})
