@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from features.histories.numbering import ItemNumbering
-from models.ranking.calibration import Calibration, CalibrationQuality, Delivered, quality
+from models.ranking.calibration import Calibration, Delivered
+from models.ranking.calibration_quality import CalibrationQuality, quality
 from models.ranking.training import Retrieved
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import read_json

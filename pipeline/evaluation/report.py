@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference
-from models.ranking.calibration import CalibrationQuality
+from models.ranking.calibration_quality import CalibrationQuality
 from pipeline.artifacts.files import write_json
 from pipeline.errors import DamagedArtifact
 from pipeline.sections import MODEL

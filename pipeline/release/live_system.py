@@ -53,7 +53,8 @@ def choose(report: EvaluationReport, setting: str, gate_metric: str) -> LiveSyst
 
 def measured(report: EvaluationReport, gate_metric: str) -> str:
     """The gate's metric, or NDCG at the shortest list length where that was not measured."""
-    return gate_metric if gate_metric in report.metric_names else f"ndcg@{report.list_lengths[0]}"
+    names = report.metric_names
+    return gate_metric if gate_metric in names or not names else f"ndcg@{report.list_lengths[0]}"
 
 
 def _reversed(paired: Difference) -> str:

@@ -22,7 +22,7 @@ from models.encoder.encoder import AttentionRecommender
 from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
-from models.ranking.calibration import CalibrationQuality
+from models.ranking.calibration_quality import CalibrationQuality
 from models.ranking.two_stage import TwoStage
 from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 
 from models.evaluation.metrics import Float64
 from models.histories import Float32, Int64
-from models.ranking.calibration import Calibration, Delivered, cross_fitted, level_weights, quality
+from models.ranking.calibration import Calibration, Delivered, cross_fitted, level_weights
+from models.ranking.calibration_quality import quality
 
 
 def without_level(scores: Float32, taken: NDArray[np.bool_], user: Int64) -> Delivered:
