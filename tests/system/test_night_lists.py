@@ -14,6 +14,7 @@ SETTINGS = (
     *("evaluate.targets=nightly", "evaluate.horizon_days=3", 'evaluate.baselines=["popularity"]'),
     "train.refit=false",
 )
+pytestmark = pytest.mark.slow
 LOGS = {
     "new items": ("score.exclude_seen=true", "ranker.use=never"),
     "repeats and both stages": ("score.exclude_seen=false", "ranker.use=always"),
