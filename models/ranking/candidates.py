@@ -81,13 +81,18 @@ def _most(counts: Int64, total: Int64, number: int) -> Int64:
     return np.pad(items, (0, number - len(items)))
 
 
-def joined(items: Int32, scores: Float32, added: Int32, added_scores: Float32) -> tuple[Int32, Float32]:
+def joined(
+    items: Int32, scores: Float32, added: Int32, added_scores: Float32, num_learned: int
+) -> tuple[Int32, Float32]:
     """Retrieved [r, n] and added candidates [r, m] with their scores, two [r, n + m], best first, padded with 0 and -inf.
 
-    Repeated items, and added ones of score -inf, are left out. Equal scores: the lower item first.
+    Items above `num_learned`, unknown to the retriever, have the row's lowest score. Repeated items, and added ones of score
+    -inf, are left out. Equal scores: the lower item first.
     """
     if not added.shape[1]:
         return items, scores
+    lowest = lowest_score(scores)
+    added_scores = np.where(added > num_learned, lowest, added_scores)
     item = np.concatenate([items, added], 1)
     score = np.concatenate([scores, added_scores], 1)
     order = np.argsort(item, axis=1, kind="stable")
@@ -98,6 +103,25 @@ def joined(items: Int32, scores: Float32, added: Int32, added_scores: Float32) -
     item, score = np.where(is_there, item, 0), np.where(is_there, score, np.float32(-np.inf))
     order = np.lexsort((item, -score), axis=1)
     return np.take_along_axis(item, order, 1), np.take_along_axis(score, order, 1)
+
+
+def lowest_score(scores: Float32) -> Float32:
+    """[r, 1], lowest score of each row [r, n] above -inf; 0 without any."""
+    lowest = np.where(np.isneginf(scores), np.float32(np.inf), scores).min(1, keepdims=True, initial=np.inf)
+    return np.where(np.isposinf(lowest), np.float32(0), lowest)
+
+
+def learned_items(items: Int32, num_learned: int) -> Int32:
+    """Items 1..num_learned of an array of any shape, 0 for the others."""
+    return np.where(items <= num_learned, items, 0).astype(np.int32)
+
+
+def learned_part(histories: Histories, num_learned: int) -> Histories:
+    """The rows without interactions on items above `num_learned`."""
+    highest = int(histories.item_index.max(initial=0))
+    if highest <= num_learned:
+        return histories
+    return histories.compact().translate(learned_items(np.arange(highest + 1, dtype=np.int32), num_learned))
 
 
 def is_none_of(items: Int32, others: Int32) -> NDArray[np.bool_]:
