@@ -77,7 +77,7 @@ STAGES = {
             3,
             ("features", "train", "index"),
             {"ranker": ()},
-            ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit"),
+            ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
         ),
         Stage(
             "baselines",
