@@ -244,7 +244,8 @@ def with_current_log(
 ) -> tuple[Bundle, Log]:
     """Extend a bundle by the log's new items, if set; count its ranker's statistics or counting baseline up to the request.
 
-    A model takes those with content, its second stage and a counting baseline all that have events. With `score.at`, and for a counting baseline, its popularity is counted anew too. Returns the log too. features, ingest:
+    A model takes the items with content; its second stage, if of nights, and a counting baseline take all that have events.
+    With `score.at`, and for a counting baseline, its popularity is counted anew too. Returns the log too. features, ingest:
     artifact folders. timed: whether the log has times. Raises LookbackError where `score.at` precedes the log, or the log has
     other ids than the bundle's baseline.
     """

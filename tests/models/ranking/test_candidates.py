@@ -38,6 +38,26 @@ def test_popular_items_are_in_turn_those_of_each_window() -> None:
     assert found.tolist() == [[4, 2, 1, 5, 3, 0]]
 
 
+def test_items_of_the_last_hour_come_first() -> None:
+    """7 and 8 are of the hour that has begun, 8 twice; 6 is of the moment of the request."""
+    hour = MICRO // 24
+    start = 60 * MICRO
+    times = [start, start + hour // 3, start + hour // 3, start + hour // 2]
+    log = histories_from_lists(
+        [[1, 1, 1, 1, 2, 2, 3], [4, 4, 5], [7, 8, 8, 6]],
+        [
+            [0, 0, 0, 0, 50 * MICRO, 51 * MICRO, 55 * MICRO],
+            [round(day * MICRO) for day in (59.5, 59.6, 59.7)],
+            times,
+        ],
+    )
+    found = added(0, 5, log).of(at(60 + 0.5 / 24, [7]), exclude_seen=False)
+    assert found.tolist() == [[8, 4, 2, 1, 7]]
+    allowed = np.arange(ITEMS + 1) != 8
+    found = added(0, 5, log).of(at(60 + 0.5 / 24, [7]), exclude_seen=False, allowed=allowed)
+    assert found.tolist() == [[7, 4, 2, 1, 5]]
+
+
 def test_nothing_at_or_after_the_request_counts() -> None:
     later = histories_from_lists(
         [[1, 1, 1, 1, 2, 2, 3], [4, 4, 5]],
