@@ -31,7 +31,13 @@ from pipeline.artifacts.files import digest_file, read_json, write_json
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
-from pipeline.serving import bundle_baseline, new_item_catalogue, output_table, popularity_fallback
+from pipeline.serving import (
+    bundle_baseline,
+    bundle_ranker,
+    new_item_catalogue,
+    output_table,
+    popularity_fallback,
+)
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import read_ids, rules_of
 from pipeline.serving.request import Request
@@ -258,7 +264,7 @@ def with_current_log(
         if not is_counted:
             table = new_item_catalogue.unknown_to(bundle.items.ids, dataset.items["item_id"], items)
             bundle = new_item_catalogue.extended(bundle, table)
-        if is_counted or bundle.ranks_unlearned:
+        if is_counted or bundle_ranker.ranks_unlearned(bundle.folder, bundle.description):
             ends = request.ends(dataset.histories)
             added = bundle_baseline.new_items(bundle.description, bundle.items.ids, dataset, ends, items)
             bundle = new_item_catalogue.with_counted(bundle, *added)

@@ -188,11 +188,6 @@ class Bundle:
                 stage = stage.extended(comparison_vectors(added.content, np.arange(1, len(added.titles) + 1)))
         return stage
 
-    @property
-    def ranks_unlearned(self) -> bool:
-        """Whether the second stage orders items unknown to the encoder: it learned that from lists of nights."""
-        return self.second_stage is not None and bool(self.description.get("horizon_days"))
-
     @cached_property
     def probability(self) -> Calibration | None:
         """Calibration of the ranker's score to a probability; None where there is no ranker."""
