@@ -60,7 +60,7 @@ class RecommendationEngine:
         return lists.answer(
             histories,
             self.popularity,
-            self._parts(np.flatnonzero(~cold), histories, k),
+            self._parts(np.flatnonzero(~cold), histories, lists.places),
             lambda rows: _WarmRows(self, rows, rules, because),
             keys=keys,
             segment=segment,
