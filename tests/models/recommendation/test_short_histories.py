@@ -33,7 +33,10 @@ ENCODERS = {
     "target": EncoderSettings(dim=4, num_blocks=1, num_heads=1, readout="target"),
 }
 BASELINES = {"popularity": Popularity, "own_frequent": OwnFrequent, "item_knn": ItemKNN}
-SYSTEMS = [*((name, use) for name in ENCODERS for use in (False, True)), *((name, False) for name in BASELINES)]
+SYSTEMS = [
+    *((name, use) for name in ENCODERS for use in (False, True)),
+    *((name, False) for name in BASELINES),
+]
 HISTORIES = [[], [4], [2, 5], [5, 5], [*range(1, NUM_ITEMS + 1)]]
 
 
@@ -115,4 +118,3 @@ def test_items_that_the_ranker_does_not_order_are_explained_by_retrieval(name: s
     for row in range(len(rows)):
         same = ours[row].tolist().index(ranked[row])
         assert weights[row, 0] != pytest.approx(alone[row, same], abs=1e-3)
-
