@@ -1,4 +1,4 @@
-"""Histories of no, one, two and all items, lists of one place, of more than the ranker's candidates, of more than the catalogue."""
+"""Histories of no, one, two and all items; lists of one item, beyond the ranker's candidates and beyond the catalogue."""
 
 from dataclasses import replace
 from typing import get_args
@@ -32,7 +32,11 @@ ENCODERS = {
     "gru": EncoderSettings(dim=4, num_blocks=1, block="gru"),
     "target": EncoderSettings(dim=4, num_blocks=1, num_heads=1, readout="target"),
 }
-BASELINES = {"popularity": Popularity, "own_frequent": OwnFrequent, "item_knn": ItemKNN}
+BASELINES: dict[str, type[Popularity | OwnFrequent | ItemKNN]] = {
+    "popularity": Popularity,
+    "own_frequent": OwnFrequent,
+    "item_knn": ItemKNN,
+}
 SYSTEMS = [
     *((name, use) for name in ENCODERS for use in (False, True)),
     *((name, False) for name in BASELINES),
