@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import ConfigError, LookbackError
+from pipeline.errors import ConfigError, LookbackError, command_line
 
 STAGE_NAMES = (
     "ingest",
@@ -79,8 +79,12 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
     if as_json:
         named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
         print(json.dumps({**named, "stages": summaries}))
-    elif "evaluate" in names:
+        return
+    if "evaluate" in names:
         _print_evaluation(next(Path(done["folder"]) for done in summaries if done["stage"] == "evaluate"))
+    for done in summaries:
+        if "live" in done:
+            print(done["live"])
 
 
 def _print_evaluation(folder: Path) -> None:
@@ -172,9 +176,12 @@ def tune(config: Any, trials: int) -> None:
 
 
 @cli.command(cls=_Configured)
-@click.argument("version", type=click.IntRange(min=1))
-def promote(config: Any, version: int) -> None:
-    """Move the alias `champion` to VERSION by hand; the version's tags record it."""
+@click.argument("version")
+def promote(config: Any, version: str) -> None:
+    """Move the alias `champion` to VERSION by hand; the version's tags record it.
+
+    VERSION is a number, models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS.
+    """
     from pipeline.release.promotion import promote as move
 
     print(move(config, version))
@@ -253,7 +260,8 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except click.Abort:
-        sys.exit(130)
+        again = command_line(sys.argv[1:])
+        _fail(f"stopped; what is finished is kept, and the same command goes on from there: {again}", 130)
     except LookbackError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:

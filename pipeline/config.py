@@ -25,7 +25,7 @@ from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
 from models.settings.ranker import RankerSettings
 from models.settings.training import TrainSettings, check_together
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, command_line
 from pipeline.sections import (
     MODEL,
     UNPUBLISHED,
@@ -81,6 +81,12 @@ class Config(Section):
     simulate: SimulationSettings | None = None
     data: DataConfig | None = None
     tune: TuneConfig = TuneConfig()
+    _options: tuple[str, ...] = ("--config", "FILE")
+    """Options of the command line that load this configuration: the context of its validation."""
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the options of the command line."""
+        self._options = context or self._options
 
     @pydantic.model_validator(mode="after")
     def _position_logs_have_no_time(self) -> "Config":
@@ -136,6 +142,10 @@ class Config(Section):
         """Folder of this pipeline's artifacts."""
         return Path(self.data_dir) / self.name
 
+    def command(self, *words: str, settings: typing.Sequence[str] = ()) -> str:
+        """Command line `lookback WORDS` for this configuration, with further `key=value` settings."""
+        return command_line([*words, *self._options, *_as_options(settings)])
+
     def get(self, key: str) -> Any:
         """Plain value (number, string, list, dictionary) of a dotted key such as `train.epochs`."""
         value: Any = self.model_dump(mode="json")
@@ -158,9 +168,14 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     _refuse_unknown(tree, where)
     _fill_paths(tree)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree, context=("--config", str(path), *_as_options(overrides)))
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(error, where)) from None
+
+
+def _as_options(overrides: typing.Sequence[str]) -> list[str]:
+    """Overrides as options of the command line."""
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def _read(path: Path, files: list[Path]) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """User errors, one message each: what, where, received, expected, next step."""
 
+import re
+import shlex
+from collections.abc import Sequence
+
 
 class LookbackError(Exception):
     """The data or the run failed; the command ends with exit code 1."""
@@ -15,3 +19,8 @@ class ConfigError(LookbackError):
 
 class DamagedArtifact(LookbackError):
     """A file of an artifact is missing or differs from its manifest."""
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Command `lookback WORDS` for a message, quoted for a shell, without credentials in addresses."""
+    return re.sub(r"://[^/\s@]+@", "://***@", shlex.join(["lookback", *words]))

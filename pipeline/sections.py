@@ -18,6 +18,8 @@ UNPUBLISHED = ("gru",)
 """Baselines that are evaluated but cannot be published: trainings of their own."""
 CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """package.module:Class."""
+MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([^/@]+))")
+"""models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS; groups: name, version, alias."""
 TargetKind = Literal["auto", "nightly", "successive", "first"]
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 
@@ -236,9 +238,12 @@ class ScoreConfig(Section):
     @pydantic.field_validator("model")
     @classmethod
     def _known_model(cls, model: str) -> str:
-        if model in ("run", "champion") or (model.startswith("models:/") and model.count("/") == 2):
+        if model in ("run", "champion") or MODEL_URI.fullmatch(model):
             return model
-        raise ValueError(f"score.model: received {model!r}, expected run, champion, or models:/NAME/VERSION")
+        raise ValueError(
+            f"score.model: received {model!r}, expected run, champion, models:/NAME/VERSION, models:/NAME/latest or "
+            "models:/NAME@ALIAS"
+        )
 
 
 class TrackingConfig(Section):

@@ -1,7 +1,7 @@
 """Artifact store: content-addressed stage folders, manifests, commit by rename, one lock per artifact.
 
 `<data_dir>/<name>/<stage>/<fingerprint>/` is a finished artifact; `.building-<fingerprint>` beside it is its workspace
-(kept after a kill, so that a stage can resume); `latest` points to the newest artifact.
+(kept after a kill, so that a stage can resume). The links `latest` and, of scoring, `live` point to artifacts.
 """
 
 import contextlib
@@ -20,6 +20,9 @@ from pipeline.artifacts.files import digest_file, files_below, fsync, now, read_
 from pipeline.errors import DamagedArtifact
 
 MANIFEST = "manifest.json"
+LATEST, LIVE = "latest", "live"
+"""Links of a stage: the artifact of the last run; of scoring, the lists of the champion for all users."""
+_USES = ".uses.json"
 _GRACE_SECONDS = 5.0
 """Wait before a line about the lock's holder is printed; checks of up-to-date artifacts are shorter."""
 
@@ -117,14 +120,36 @@ class Artifact:
         self.point_latest()
 
     def point_latest(self) -> None:
-        """Point `latest` to this artifact, unless it points to a newer one."""
-        link = self.stage_folder / "latest"
-        with contextlib.suppress(OSError, DamagedArtifact, KeyError):
-            if read_manifest(link)["created_utc"] > read_manifest(self.folder)["created_utc"]:
-                return
+        """Point `latest` to this artifact, and number it as the last one used (`uses`)."""
+        with self._links_locked():
+            numbers = uses(self.stage_folder)
+            newest = max(numbers.values(), default=0)
+            if numbers.get(self.name, -1) < newest:
+                there = {
+                    name: number for name, number in numbers.items() if (self.stage_folder / name).exists()
+                }
+                write_json(self.stage_folder / _USES, there | {self.name: newest + 1})
+            self._point(LATEST)
+
+    def point_live(self) -> None:
+        """Point `live` to this artifact."""
+        with self._links_locked():
+            self._point(LIVE)
+
+    @contextlib.contextmanager
+    def _links_locked(self) -> Iterator[None]:
+        """Lock the stage's links and numbers."""
+        import filelock
+
+        with filelock.FileLock(self.stage_folder / ".links.lock"):
+            yield
+
+    def _point(self, name: str) -> None:
+        """Replace a link of the stage by one to this artifact."""
+        link = self.stage_folder / name
         if link.is_symlink() and str(link.readlink()) == self.name:
             return
-        temporary = self.stage_folder / f".latest-{os.getpid()}"
+        temporary = self.stage_folder / f".{name}-{os.getpid()}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(self.name)
         temporary.replace(link)
@@ -168,6 +193,26 @@ class Artifact:
     def is_locked(self) -> bool:
         """Whether a process builds this artifact now."""
         return self.name in being_made(self.stage_folder)
+
+
+def uses(stage_folder: Path) -> dict[str, int]:
+    """Fingerprints of a stage's artifacts to the number of their last use, a counter; empty where there is no valid record."""
+    try:
+        numbers = read_json(stage_folder / _USES)
+    except (OSError, DamagedArtifact):
+        return {}
+    valid = isinstance(numbers, dict) and all(isinstance(number, int) for number in numbers.values())
+    return numbers if valid else {}
+
+
+def linked(stage_folder: Path) -> dict[str, Path]:
+    """Names of a stage's links to the artifacts they point to, without links that lead nowhere."""
+    links = {name: stage_folder / name for name in (LATEST, LIVE)}
+    return {
+        name: stage_folder / link.readlink()
+        for name, link in links.items()
+        if link.is_symlink() and link.exists()
+    }
 
 
 def being_made(stage_folder: Path) -> dict[str, dict[str, str]]:

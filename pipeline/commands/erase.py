@@ -137,9 +137,9 @@ def _remove(artifact: Artifact, folder: Path) -> None:
         if folder == artifact.folder:
             for link in (artifact.run_link, artifact.run_link.with_suffix(".version.json")):
                 link.unlink(missing_ok=True)
-        latest = artifact.stage_folder / "latest"
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink()
+        for link in (artifact.stage_folder / name for name in (store.LATEST, store.LIVE)):
+            if link.is_symlink() and not link.exists():
+                link.unlink()
 
 
 def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.artifacts import event_parts
 from pipeline.artifacts.files import files_below
-from pipeline.artifacts.store import MANIFEST, Artifact, being_made, read_manifest
+from pipeline.artifacts.store import MANIFEST, Artifact, being_made, linked, read_manifest, uses
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
 from pipeline.orchestration import parent_run
@@ -16,10 +16,10 @@ _DIGEST_LENGTH = 16
 
 
 def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
-    """Remove all but the `keep` newest artifacts of every stage; returns the removed folders (dry_run: folders to remove).
+    """Remove all but the `keep` artifacts of every stage used last; returns the removed folders (dry_run: folders to remove).
 
-    Kept too: the lineage of every stage's newest artifact and of the champion's bundle, running stages with their inputs,
-    interrupted workspaces.
+    Kept too: the lineage of every stage's newest artifact, of what `latest` and `live` point to, and of the champion's bundle,
+    running stages with their inputs, interrupted workspaces.
     """
     by_stage = {stage: _artifacts(config.folder / stage) for stage in STAGES}
     digest = registry.champion_digest(config)
@@ -61,6 +61,9 @@ def _in_use(
     for artifacts in by_stage.values():
         for artifact in artifacts[:1]:
             kept |= _lineage(config, artifact.folder)
+    for stage in STAGES:
+        for folder in linked(config.folder / stage).values():
+            kept |= _lineage(config, folder)
     for artifact in by_stage["publish"]:
         if champion is not None and read_manifest(artifact.folder).get("bundle_digest") == champion:
             kept |= _lineage(config, artifact.folder)
@@ -76,7 +79,8 @@ def megabytes(folder: Path) -> float:
 
 
 def _artifacts(folder: Path) -> list[Artifact]:
-    """A stage's finished artifacts, newest first."""
+    """A stage's finished artifacts, the one used last first; those without a number (of 0.6) last, by their time."""
+    numbers = uses(folder)
     names = [
         path.parent.name
         for path in folder.glob(f"*/{MANIFEST}")
@@ -84,7 +88,9 @@ def _artifacts(folder: Path) -> list[Artifact]:
     ]
     return [
         Artifact(folder, name)
-        for name in sorted(names, key=lambda name: _created(folder / name), reverse=True)
+        for name in sorted(
+            names, key=lambda name: (numbers.get(name, 0), _created(folder / name)), reverse=True
+        )
     ]
 
 

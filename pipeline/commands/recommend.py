@@ -100,8 +100,8 @@ def _bundle(pipeline: Pipeline) -> Bundle:
     publish = pipeline.nodes["publish"].artifact
     if not publish.is_complete():
         raise LookbackError(
-            "recommend: this configuration has published no model; build one with `lookback run publish --config …`, "
-            "or use the champion with --set score.model=champion"
+            "recommend: this configuration has published no model; build one with: "
+            f"{pipeline.config.command('run', 'publish')}; or use the champion with --set score.model=champion"
         )
     return Bundle.open(publish.folder / "bundle")
 

@@ -8,18 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
-from pipeline.errors import DamagedArtifact
+from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
-from pipeline.release import promotion
+from pipeline.release import live_lists, promotion
+from pipeline.tracking import registry
 from pipeline.tracking.record import RunRecord
+from pipeline.tracking.server import Version
 from pipeline.tracking.tracker import RunIdentity, Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
@@ -38,6 +40,10 @@ class Summary(TypedDict):
     up_to_date: bool
     seconds: float
     summary: str
+    is_live: NotRequired[bool]
+    """score: whether the lists are those of `score/live`"""
+    live: NotRequired[str]
+    """score: that in one line, with the reason"""
 
 
 @contextlib.contextmanager
@@ -72,6 +78,9 @@ def bring_up_to_date(
                 parent.stage_done(task.name, task.node, built=built)
                 task.ensure_logged()
             summary = _summary(task.node, built)
+            if task.name == "score":
+                liveness = live_lists.point(config, task.node.artifact, _scored_version(pipeline))
+                summary |= {"is_live": liveness.is_live, "live": liveness.sentence}
             if task.pipeline is pipeline:
                 summaries.append(summary)
             if task.name == "ingest":
@@ -221,6 +230,18 @@ def _identity(pipeline: Pipeline, node: Node) -> RunIdentity:
         "tags": tags | provenance.tags(),
         "link_file": node.artifact.run_link,
     }
+
+
+def _scored_version(pipeline: Pipeline) -> Version | None:
+    """Registered version of the bundle that is scored with; None where it is not registered, or the server is away."""
+    config = pipeline.config
+    if not config.tracking.enabled:
+        return None
+    if pipeline.model is None:
+        return registry.linked_version(config, pipeline.nodes["publish"].artifact)
+    with contextlib.suppress(LookbackError):
+        return registry.Registry.from_config(config).resolve(pipeline.model.uri)
+    return None
 
 
 def _summary(node: Node, built: bool) -> Summary:

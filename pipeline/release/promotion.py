@@ -5,11 +5,12 @@ import sys
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
-from pipeline.errors import LookbackError
+from pipeline.errors import ConfigError, LookbackError
+from pipeline.sections import MODEL_URI
 from pipeline.serving.bundle_cache import bundle_folder
+from pipeline.tracking import missing
+from pipeline.tracking.decisions import REFUSED, Decision
 from pipeline.tracking.registry import (
-    REFUSED,
-    Decision,
     ModelSource,
     Registry,
     input_example,
@@ -17,7 +18,7 @@ from pipeline.tracking.registry import (
     model_name,
     version_link,
 )
-from pipeline.tracking.server import GATE, ServerAway, Version
+from pipeline.tracking.server import ServerAway, Version
 from pipeline.tracking.tracker import Tracker
 
 _ATTEMPTS = 3
@@ -68,6 +69,11 @@ def _settle(config: Config, version: Version, publish: Artifact) -> None:
     """Decide about a version against the current champion, record the decision and print it in one line."""
     registry = Registry.from_config(config)
     before = registry.champion(version.name)
+    version = (
+        registry.version(version.name, version.version) or version
+    )  # an interrupted decision is finished now
+    if _is_settled(config, version):
+        return
     for _ in range(_ATTEMPTS):
         champion = before
         try:
@@ -82,7 +88,7 @@ def _settle(config: Config, version: Version, publish: Artifact) -> None:
     else:
         decision = Decision(REFUSED, f"the champion moved {_ATTEMPTS} times while it was compared")
     registry.record(version, decision, before)
-    remedy = f"; to move it all the same: lookback promote {version.version}, or --set evaluate.gate=false"
+    remedy = f"; {missing.to_promote(config, version.version)}"
     message = f"gate: {version.name} version {version.version} is {decision.text(before)}"
     print(message + ("" if decision.moves else remedy), file=sys.stderr, flush=True)
 
@@ -105,13 +111,22 @@ def _decide(config: Config, version: Version, publish: Artifact, champion: Versi
     return gate.decide(config, features, evaluate, publish.folder / "bundle", current)
 
 
-def promote(config: Config, version: int) -> str:
-    """Move `champion` to a version by hand and record it in the version's tags; returns the message to print."""
+def promote(config: Config, version: str) -> str:
+    """Move `champion` to a version by hand and record it in the version's tags; returns the message to print.
+
+    version: its number, or models:/NAME/VERSION, /latest or @ALIAS. Raises ConfigError for another text or model.
+    """
     registry, name = Registry.from_config(config), model_name(config)
-    promoted, before = registry.resolve(f"models:/{name}/{version}"), registry.champion(name)
+    uri = f"models:/{name}/{version}" if version.isdecimal() else version
+    parts = MODEL_URI.fullmatch(uri)
+    if parts is None or parts[1] != name:
+        raise ConfigError(
+            f"promote: received {version!r}, expected the number of a version of {name}, models:/{name}/latest or "
+            f"models:/{name}@ALIAS"
+        )
+    promoted, before = registry.resolve(uri), registry.champion(name)
     was = f", was version {before.version}" if before is not None else ""
-    if before is None or before.version != version:
-        reason = registry.tags(promoted).get(f"{GATE}.reason", "")
-        earlier = f"; before that it was {promoted.gate}: {reason}" if promoted.gate else ""
+    if before is None or before.version != promoted.version:
+        earlier = f"; before that it was {promoted.gate}: {promoted.reason}" if promoted.gate else ""
         registry.record(promoted, Decision("by hand", f"lookback promote{was}{earlier}"), before)
-    return f"{name}: champion is version {version} (bundle {promoted.bundle_digest}){was}"
+    return f"{name}: champion is version {promoted.version} (bundle {promoted.bundle_digest}){was}"

@@ -8,7 +8,7 @@ import polars as pl
 
 from models.histories import Float32
 from pipeline.artifacts.files import read_json
-from pipeline.artifacts.store import MANIFEST
+from pipeline.artifacts.store import LATEST, LIVE, MANIFEST, linked
 
 BINS = 10
 MIN_SHARE = 1e-4
@@ -18,12 +18,12 @@ MAX_USERS = 100_000
 
 
 def previous_artifact(stage_folder: Path, fingerprint: str) -> Path | None:
-    """Newest complete artifact of the stage other than `fingerprint`; None where there is none."""
-    latest = stage_folder / "latest"
-    if not (latest / "_SUCCESS").exists() or not (latest / MANIFEST).exists():
+    """Lists of the previous night: those that `live` points to, else `latest`; None without any, or where it is `fingerprint`."""
+    links = linked(stage_folder)
+    folder = links.get(LIVE, links.get(LATEST))
+    if folder is None or folder.name == fingerprint:
         return None
-    folder = latest.resolve()
-    return None if folder.name == fingerprint else folder
+    return folder if (folder / "_SUCCESS").exists() and (folder / MANIFEST).exists() else None
 
 
 @dataclass(frozen=True)

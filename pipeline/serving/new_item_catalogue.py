@@ -40,6 +40,15 @@ def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFram
     return content.aligned(others.join(own, on=schema.ITEM_ID, how="anti")[schema.ITEM_ID].sort(), items)
 
 
+def num_new(ids: pl.Series, log_items: Path, items: Path) -> int:
+    """Number of ids that neither a log's items nor an items' table has. Raises OSError where the log's are missing."""
+    tables = [log_items, *([items] if items.exists() else [])]
+    known = pl.concat(
+        pl.read_parquet(table, columns=[schema.ITEM_ID])[schema.ITEM_ID].cast(pl.String) for table in tables
+    )
+    return int((~ids.cast(pl.String).is_in(known.implode())).sum())
+
+
 def write(
     bundle: Path, vectors: Float32, table: pl.DataFrame, *, reads_content: bool
 ) -> ContentMapAccuracy | None:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.tracking.server import (
-    BUNDLE_DIGEST,
-    GATE,
     Server,
     ServerAway,
     Version,
     chosen_uri,
     open_server,
     sqlite_path,
+    version_with,
 )
 
 if TYPE_CHECKING:
@@ -90,14 +89,8 @@ class ClientServer:
 
 def version_of(entity: "ModelVersion") -> Version:
     """Convert MLflow's ModelVersion."""
-    return Version(
-        entity.name,
-        int(entity.version),
-        entity.tags.get(BUNDLE_DIGEST, ""),
-        entity.run_id or "",
-        entity.source or "",
-        entity.tags.get(GATE, ""),
-    )
+    number, run_id, source = int(entity.version), entity.run_id or "", entity.source or ""
+    return version_with(entity.name, number, entity.tags, run_id, source)
 
 
 def with_busy_timeout(uri: str) -> str:

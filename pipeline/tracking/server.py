@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 BUNDLE_DIGEST = "lookback.bundle_digest"
 GATE = "lookback.gate"
 """Tag of a version: its decision; prefix of the tags with figures and reason."""
+REASON = f"{GATE}.reason"
+INTENTION = f"{GATE}.intention"
+"""Tag of a version: a decision that is being carried out."""
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 TIMEOUT_SECONDS = 2.0
 
@@ -40,11 +43,21 @@ class Version:
     """URI of the files."""
     gate: str = ""
     """Decision: passed, first, off, refused, by hand; empty before it."""
+    reason: str = ""
+    """Reason of the decision; empty before it."""
+    intention: str = ""
+    """JSON of a decision that is being carried out (`decisions.Intention`); empty before and after."""
 
     @property
     def uri(self) -> str:
         """models:/NAME/VERSION."""
         return f"models:/{self.name}/{self.version}"
+
+
+def version_with(name: str, version: int, tags: Mapping[str, str], run_id: str, source: str) -> Version:
+    """Version with the fields that its tags hold."""
+    digest, gate, reason, intention = (tags.get(tag, "") for tag in (BUNDLE_DIGEST, GATE, REASON, INTENTION))
+    return Version(name, version, digest, run_id, source, gate, reason, intention)
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,7 @@ class SqliteServer:
         if not rows:
             return None
         run_id, source = rows[0]
-        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id or "", source, tags.get(GATE, ""))
+        return version_with(name, version, tags, run_id or "", source)
 
     def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         if not self._path.exists():
@@ -192,7 +205,7 @@ class RestServer:
         entity = answer["model_version"]
         tags = {tag["key"]: tag["value"] for tag in entity.get("tags", [])}
         run_id, source = entity.get("run_id", ""), entity["source"]
-        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id, source, tags.get(GATE, ""))
+        return version_with(name, version, tags, run_id, source)
 
     def _get(self, method: str, **values: str) -> dict[str, Any]:
         import urllib.error

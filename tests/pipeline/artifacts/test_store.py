@@ -1,5 +1,6 @@
 """Artifact store: atomic commits, damaged files named, locks, resumed workspaces, the latest link."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -59,22 +60,47 @@ def test_a_forced_rebuild_replaces_and_survives_a_kill_between_the_renames(tmp_p
     make(artifact, "old")
     make(artifact, "new")
     assert (artifact.folder / "part" / "data.txt").read_text() == "new"
-    assert sorted(path.name for path in artifact.stage_folder.iterdir()) == ["f" * 16, "latest"]
+    assert {path.name for path in artifact.stage_folder.iterdir()} == {
+        *("f" * 16, "latest", ".uses.json", ".links.lock")
+    }
     artifact.folder.rename(artifact.stage_folder / f".old-{artifact.name}")
     assert artifact.is_complete()
     assert (artifact.folder / "part" / "data.txt").read_text() == "new"
 
 
-def test_latest_is_the_newest(tmp_path: Path) -> None:
+def test_latest_is_the_one_used_last_whatever_the_clocks_say(tmp_path: Path) -> None:
     first, second = Artifact(tmp_path / "stage", "1" * 16), Artifact(tmp_path / "stage", "2" * 16)
-    make(second, "b", created="2026-01-02")
+    make(second, "b", created="2099-01-02")
     make(first, "a", created="2026-01-01")
-    assert (tmp_path / "stage" / "latest").readlink().name == second.name
-    (tmp_path / "stage" / "latest").unlink()
-    first.point_latest()
     assert (tmp_path / "stage" / "latest").readlink().name == first.name
+    assert store.uses(tmp_path / "stage") == {second.name: 1, first.name: 2}
+    first.point_latest()
+    assert store.uses(tmp_path / "stage") == {second.name: 1, first.name: 2}
     second.point_latest()
     assert (tmp_path / "stage" / "latest").readlink().name == second.name
+    assert store.uses(tmp_path / "stage") == {second.name: 3, first.name: 2}
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"1": "x"}'])
+def test_damaged_numbers_of_uses_begin_anew(tmp_path: Path, damage: str) -> None:
+    first, second = Artifact(tmp_path / "stage", "1" * 16), Artifact(tmp_path / "stage", "2" * 16)
+    make(first, "a")
+    make(second, "b")
+    (tmp_path / "stage" / ".uses.json").write_text(damage)
+    first.point_latest()
+    assert store.uses(tmp_path / "stage") == {first.name: 1}
+    assert (tmp_path / "stage" / "latest").readlink().name == first.name
+
+
+def test_links_lead_to_artifacts(tmp_path: Path) -> None:
+    first, second = Artifact(tmp_path / "stage", "1" * 16), Artifact(tmp_path / "stage", "2" * 16)
+    assert store.linked(tmp_path / "stage") == {}
+    make(first, "a")
+    first.point_live()
+    make(second, "b")
+    assert store.linked(tmp_path / "stage") == {"latest": second.folder, "live": first.folder}
+    shutil.rmtree(first.folder)
+    assert store.linked(tmp_path / "stage") == {"latest": second.folder}
 
 
 def test_commit_takes_known_digests_without_reading_the_files(tmp_path: Path) -> None:
