@@ -76,15 +76,16 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
             summaries = bring_up_to_date(
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )
+    scored = [done for done in summaries if done["stage"] == "score"]
+    live = {"is_live": scored[0]["is_live"], "live": scored[0]["live"]} if scored else {}
     if as_json:
         named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
-        print(json.dumps({**named, "stages": summaries}))
+        print(json.dumps({**named, **live, "stages": summaries}))
         return
     if "evaluate" in names:
         _print_evaluation(next(Path(done["folder"]) for done in summaries if done["stage"] == "evaluate"))
-    for done in summaries:
-        if "live" in done:
-            print(done["live"])
+    if live:
+        print(live["live"])
 
 
 def _print_evaluation(folder: Path) -> None:

@@ -161,7 +161,8 @@ class ScoreConfig(Section):
     """Recommendations for users in batch: the `[score]` section."""
 
     model: str = "run"
-    """Model to score with. run: published by this configuration; champion, or models:/NAME/VERSION: trains nothing."""
+    """Model to score with. run: published by this configuration; champion, models:/NAME/VERSION, models:/NAME/latest or
+    models:/NAME@ALIAS: trains nothing."""
     k: int = Field(10, ge=1)
     """List length per user, in items."""
     users: str = "all"
