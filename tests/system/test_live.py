@@ -39,10 +39,6 @@ def follow(workdir: Workdir, message: str) -> Result:
     return result
 
 
-def client_of(workdir: Workdir):  # type: ignore[no-untyped-def]
-    return client_at(f"sqlite:///{workdir.folder}/mlruns/mlflow.db")
-
-
 def test_all_ends_with_a_line_about_the_live_lists(finished: Workdir) -> None:
     assert link(finished, "live") == link(finished, "latest") == finished.artifact("score").name
     said = finished("run", "all").out.splitlines()[-1]
@@ -69,7 +65,7 @@ def test_live_lists_are_the_champions_of_all_users(copied: Workdir) -> None:
 
     manifest = copied.folder / "data" / "tiny" / "score" / second / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"created_utc": "2099-01-01T00:00:00"}))
-    by_version = {}
+    by_version: dict[str, set[str]] = {}
     for version in ("1", f"models:/{NAME}/latest", f"models:/{NAME}/1"):
         assert copied("promote", version).code == 0
         night = copied.run(*NIGHT)
@@ -86,7 +82,7 @@ def test_live_lists_are_the_champions_of_all_users(copied: Workdir) -> None:
 
 @pytest.mark.slow
 def test_without_a_champion_the_remedy_of_the_message_works(copied: Workdir) -> None:
-    client = client_of(copied)
+    client = client_at(f"sqlite:///{copied.folder}/mlruns/mlflow.db")
     client.delete_registered_model_alias(NAME, "champion")  # removed in the UI
     removed = copied("run", *NIGHT)
     assert removed.code == 1
