@@ -104,11 +104,6 @@ class Bundle:
         return 0 if self.added is None else len(self.added.titles)
 
     @property
-    def added_ids(self) -> pl.Series:
-        """Ids of the new items."""
-        return self.items.ids.tail(self.num_added)
-
-    @property
     def has_other_index(self) -> bool:
         """Whether an exact index replaces the folder's own, which could not take the new items."""
         return self.added is not None and self.added.needs_other_index

@@ -178,7 +178,8 @@ def _new_items(ctx: Context, scorer: Scorer, before: Path | None) -> str:
             features, ingest = (
                 ctx.inputs[stage].parent / inputs[stage] / "items.parquet" for stage in ("features", "ingest")
             )
-            number = new_item_catalogue.num_new(bundle.added_ids, features, ingest)
+            added = bundle.items.ids.tail(bundle.num_added)
+            number = new_item_catalogue.num_new(added, features, ingest)
             ctx.manifest["new_items_since_last_night"] = number
             return f"{number:,} new items since the last night"
     return f"{bundle.num_added:,} new items since the training"
