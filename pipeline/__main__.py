@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pipeline.credentials import masked
 from pipeline.errors import ConfigError, LookbackError
 
 STAGE_NAMES = (
@@ -273,7 +274,7 @@ def _polars_errors() -> tuple[type[Exception], ...]:
 def _fail(message: str, code: int) -> None:
     if os.environ.get("LOOKBACK_TRACEBACK"):
         raise  # noqa: PLE0704  (called while an exception is handled)
-    print(f"lookback: {message}", file=sys.stderr)
+    print(f"lookback: {masked(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,10 +1,15 @@
 """User errors, one message each: what, where, received, expected, next step."""
 
+from pipeline.credentials import masked
+
 
 class LookbackError(Exception):
-    """The data or the run failed; the command ends with exit code 1."""
+    """The data or the run failed; the command ends with exit code 1. Credentials in the message are masked."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class ConfigError(LookbackError):

@@ -22,6 +22,7 @@ ARROWS = {
         "config",
         "sections",
         "errors",
+        "credentials",
     ),
     "models": (
         "checkpoint recommendation",

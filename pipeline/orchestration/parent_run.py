@@ -15,6 +15,7 @@ from typing import TypedDict
 from pipeline.artifacts.files import fingerprint, read_json, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
+from pipeline.credentials import masked
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration import provenance
 from pipeline.orchestration.graph import Node, Pipeline, order
@@ -154,7 +155,7 @@ def parent_run(pipeline: Pipeline, tracker: Tracker) -> Iterator["ParentRun"]:
         yield parent
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        why = str(error).partition("\n")[0]  # further lines may hold rows of the log
+        why = masked(str(error)).partition("\n")[0]  # further lines may hold rows of the log
         with contextlib.suppress(OSError):  # the disk may be full
             parent.end("KILLED" if killed else "FAILED", why or type(error).__name__)
         raise

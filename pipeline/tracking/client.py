@@ -21,6 +21,7 @@ from pipeline.tracking.server import (
     chosen_uri,
     open_server,
     sqlite_path,
+    with_credentials,
 )
 
 if TYPE_CHECKING:
@@ -100,9 +101,11 @@ def version_of(entity: "ModelVersion") -> Version:
     )
 
 
-def with_busy_timeout(uri: str) -> str:
-    """Add the busy timeout (BUSY_SECONDS) to an SQLite URI for MLflow's engine."""
-    return uri if sqlite_path(uri) is None or "?" in uri else f"{uri}?timeout={BUSY_SECONDS}"
+def connection_uri(uri: str) -> str:
+    """URI for MLflow to connect to: with its credentials, or with the busy timeout (BUSY_SECONDS) of SQLite."""
+    if sqlite_path(uri) is None:
+        return with_credentials(uri)
+    return uri if "?" in uri else f"{uri}?timeout={BUSY_SECONDS}"
 
 
 @functools.cache
@@ -115,7 +118,7 @@ def client_at(uri: str) -> "MlflowClient":
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # reported once, as ServerAway
-        client = MlflowClient(with_busy_timeout(uri), with_busy_timeout(uri))
+        client = MlflowClient(connection_uri(uri), connection_uri(uri))
         if sqlite_path(uri) is not None:
             client.search_experiments(max_results=1)
     return client
@@ -174,7 +177,7 @@ def fluent(uri: str) -> Iterator[None]:
     import mlflow
 
     previous_uri, search_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
-    mlflow.set_tracking_uri(with_busy_timeout(uri))
+    mlflow.set_tracking_uri(connection_uri(uri))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about its own type hints
