@@ -4,12 +4,18 @@ import datetime
 import hashlib
 import json
 import os
+import re
+import secrets
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DamagedArtifact, LookbackError
+
+TEMPORARY = ".part"
+"""Ending of temporary files."""
 
 
 def fingerprint(content: Any) -> str:
@@ -29,10 +35,16 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def temporary_beside(path: Path) -> Path:
+    """Hidden name beside a file to write it under; process numbers repeat across containers, so host and chance are in it."""
+    host = re.sub(r"[^\w-]", "-", socket.gethostname())
+    return path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_beside(path)
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, sort_keys=True, ensure_ascii=False)
         file.flush()

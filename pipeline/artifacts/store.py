@@ -16,7 +16,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.files import digest_file, files_below, fsync, now, read_json, write_json
+from pipeline.artifacts.files import (
+    TEMPORARY,
+    digest_file,
+    files_below,
+    fsync,
+    now,
+    read_json,
+    temporary_beside,
+    write_json,
+)
 from pipeline.errors import DamagedArtifact
 
 MANIFEST = "manifest.json"
@@ -86,7 +95,9 @@ class Artifact:
             shutil.rmtree(self.workspace)
         self.workspace.mkdir(parents=True, exist_ok=True)
         for path in self.workspace.rglob(".*"):
-            if path.suffix[1:].isdigit():  # temporary file of a killed run
+            if (
+                path.suffix == TEMPORARY or path.suffix[1:].isdigit()
+            ):  # of a killed run; 0.6 ended them by a number
                 path.unlink()
 
     def commit(self, manifest: dict[str, Any], known: Mapping[str, str] | None = None) -> None:
@@ -124,8 +135,7 @@ class Artifact:
                 return
         if link.is_symlink() and str(link.readlink()) == self.name:
             return
-        temporary = self.stage_folder / f".latest-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
+        temporary = temporary_beside(link)
         temporary.symlink_to(self.name)
         temporary.replace(link)
         fsync(self.stage_folder)

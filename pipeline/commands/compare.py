@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from features.printable import markdown, printable_lines
 from models.evaluation.bootstrap import PairedDifference
 from pipeline.artifacts.files import write_json
 from pipeline.config import Config
@@ -65,7 +66,7 @@ def compare_runs(
     if html is not None:
         html.write_text(page, encoding="utf-8")
     run_id = log(tracker, compared, comparison, page) if len(compared) > 1 else None
-    print(json.dumps(as_tree(comparison) | {"run_id": run_id}) if as_json else text)
+    print(json.dumps(as_tree(comparison) | {"run_id": run_id}) if as_json else printable_lines(text))
 
 
 def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -> list[Evaluation]:
@@ -228,7 +229,7 @@ def _description(compared: Sequence[Evaluation], comparison: Comparison) -> str:
         label, run = evaluation.label, evaluation.run
         values, ends = systems.values(label), systems.intervals(label)
         cells = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)
-        lines.append([f"[{label}](#/experiments/{run.experiment_id}/runs/{run.run_id})", *cells])
+        lines.append([f"[{markdown(label)}](#/experiments/{run.experiment_id}/runs/{run.run_id})", *cells])
     about = f"{comparison.about}; values with 95 % intervals; differences by the paired test."
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([f"**{first}**", about, table, *others])

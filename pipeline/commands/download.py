@@ -113,6 +113,8 @@ def _extract(data: DataConfig, archive: Path, folder: Path) -> list[str]:
                     continue
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
                     partial = Path(temporary) / name
+                    for place in (partial, target):
+                        place.parent.mkdir(parents=True, exist_ok=True)
                     with source.open(member) as packed, partial.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked, 1 << 20)
                     partial.replace(target)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import store
-from pipeline.artifacts.files import digest_file
+from pipeline.artifacts.files import digest_file, temporary_beside
 from pipeline.artifacts.store import Artifact, being_made
 from pipeline.errors import DamagedArtifact
 
@@ -111,9 +111,12 @@ def test_a_workspace_is_kept_only_for_a_stage_that_resumes(tmp_path: Path) -> No
     artifact.prepare(resume=True)
     (artifact.workspace / "checkpoint").write_text("x")
     (artifact.workspace / ".checkpoint.4711").write_text("half")
+    half = temporary_beside(artifact.workspace / "checkpoint")
+    half.write_text("half")
     artifact.prepare(resume=True)
     assert (artifact.workspace / "checkpoint").exists()
     assert not (artifact.workspace / ".checkpoint.4711").exists()
+    assert not half.exists()
     artifact.prepare(resume=False)
     assert not (artifact.workspace / "checkpoint").exists()
 
