@@ -283,7 +283,7 @@ class DataConfig(Section):
     def _below_the_folder(cls, files: list[str]) -> list[str]:
         for name in files:
             parts = PurePosixPath(name).parts
-            if not parts or PurePosixPath(name).is_absolute() or {"..", "."} & set(parts) or "\\" in name:
+            if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
                 raise ValueError(
                     f"data.files: received {name!r}, expected names below data.folder, such as ratings.dat"
                 )

@@ -1,6 +1,8 @@
 """Files written whole, digests and fingerprints."""
 
+import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +30,16 @@ def digest_file(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """sha256 of a file, read once per process as long as its size, time and inode stay the same."""
+    return _digest_of_version(path.absolute(), *_identity(path))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _digest_of_version(path: Path, *_: int) -> str:
+    return digest_file(path)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -108,7 +120,8 @@ class Digests:
         digest = compute()
         with self._lock:
             self._known[name] = [*identity, digest]
-            write_json(self._memory, self._known)
+            with contextlib.suppress(OSError):  # on a read-only mount it is computed each time
+                write_json(self._memory, self._known)
         return digest
 
 

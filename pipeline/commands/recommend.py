@@ -115,6 +115,8 @@ def _opened(pipeline: Pipeline) -> _Opened:
     bundle, settings, timed = _bundle(pipeline), pipeline.config.score, is_timed(pipeline.config)
     features, ingest = (pipeline.nodes[name].artifact for name in ("features", "ingest"))
     if features.is_complete() and ingest.is_complete():
+        features.verify()
+        ingest.verify(("items.parquet", "users.parquet"))
         bundle, log = with_current_log(bundle, features.folder, ingest.folder, settings, timed=timed)
         return _Opened(bundle, log.request, log)
     request = Request.of(settings.at, bundle.newest, timed=timed)

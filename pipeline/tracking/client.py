@@ -1,5 +1,6 @@
 """MLflow's client for one tracking server; every failure becomes ServerAway."""
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -43,6 +44,8 @@ _QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_WITHOUT_POOL = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
+"""For SQLite: no connection stays open between two requests."""
 _Result = TypeVar("_Result")
 
 
@@ -111,7 +114,7 @@ def connection_uri(uri: str) -> str:
 @functools.cache
 def client_at(uri: str) -> "MlflowClient":
     """MLflow's client; creates an SQLite database first, complete and in write-ahead mode."""
-    for name, value in _QUIET.items():
+    for name, value in (_QUIET | (_WITHOUT_POOL if sqlite_path(uri) is not None else {})).items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings(), _database_created(sqlite_path(uri)), _without_garbage_collection():
         warnings.simplefilter("ignore")  # MLflow uses deprecated parts of SQLAlchemy
@@ -138,8 +141,11 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _database_created(path: Path | None) -> Iterator[None]:
-    """Let one process at a time create the database, and set write-ahead mode."""
-    if path is None:
+    """Let one process at a time create the database, and set write-ahead mode while this process runs.
+
+    A database on a read-only mount is only read.
+    """
+    if path is None or (path.exists() and not os.access(path.parent, os.W_OK)):
         yield
         return
     import filelock
@@ -149,6 +155,21 @@ def _database_created(path: Path | None) -> Iterator[None]:
         yield
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database:
             database.execute("PRAGMA journal_mode = WAL")
+    atexit.register(leave_one_file, path)
+
+
+def leave_one_file(path: Path) -> None:
+    """Leave write-ahead mode: such a database cannot be read from a read-only mount, and a copy of its one file lacks the rest.
+
+    Another process that has it open does so at its own end.
+    """
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)
+        ) as database,
+    ):
+        database.execute("PRAGMA journal_mode = DELETE")
 
 
 @contextlib.contextmanager

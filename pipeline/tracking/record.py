@@ -13,6 +13,8 @@ from pipeline.credentials import masked
 from pipeline.errors import DamagedArtifact
 
 TRACKING = "tracking.json"
+TARGETS_DIGEST = "lookback.targets_digest"
+"""Tag of an evaluation: sha256 of its targets.parquet."""
 TABLES_TAG = "mlflow.loggedArtifacts"
 """Tag that lists the tables for MLflow's UI and `load_table`."""
 

@@ -215,8 +215,8 @@ class RestServer:
         import urllib.request
 
         address = f"{self._root}/{method}?{urllib.parse.urlencode(values)}"
-        request = urllib.request.Request(address, headers=_authorization(self._uri))  # noqa: S310  (http or https: see open_server)
         with _as_away(self._root):
+            request = urllib.request.Request(address, headers=_authorization(self._uri))  # noqa: S310  (http or https: see open_server)
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
                     content: dict[str, Any] = json.load(answer)
@@ -236,10 +236,17 @@ def _is_missing(error: "HTTPError") -> bool:
 
 @contextlib.contextmanager
 def _as_away(address: str) -> Iterator[None]:
+    from http.client import HTTPException
+
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: an answer that is not JSON
-        raise ServerAway(f"{address}: does not answer ({error})") from None
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        HTTPException,
+    ) as error:  # not JSON, no port, not HTTP, half an answer
+        raise ServerAway(f"{address}: does not answer ({error or type(error).__name__})") from None
 
 
 def _authorization(uri: str) -> dict[str, str]:

@@ -288,7 +288,7 @@ def test_only_an_evaluated_baseline_can_be_published(minimal: Path, system: str,
         load_config(minimal, overrides)
 
 
-@pytest.mark.parametrize("name", ["../x.csv", "/etc/passwd", "a/../../x", "", "..\\\\x", "./x"])
+@pytest.mark.parametrize("name", ["../x.csv", "/etc/passwd", "a/../../x", "", "..\\\\x"])
 def test_file_names_of_a_data_set_stay_below_its_folder(tmp_path: Path, name: str):
     text = MINIMAL + f'[data]\nfolder = "raw"\nfiles = ["{name}"]\n'
     (tmp_path / "c.toml").write_text(text)
