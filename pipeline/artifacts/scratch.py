@@ -21,15 +21,14 @@ def scratch(parent: Path) -> Iterator[Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = place.with_suffix(".lock")
     with filelock.FileLock(lock):
-        place.mkdir()
+        place.mkdir(parents=True)
         try:
             with _temporary_files_in(place):
                 yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
             lock.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another process's folder is in it
-                place.parent.rmdir()
+            _remove_if_empty(place.parent)
 
 
 def remove_abandoned(parent: Path, *, dry_run: bool = False) -> tuple[list[Path], list[Path]]:
@@ -47,7 +46,14 @@ def remove_abandoned(parent: Path, *, dry_run: bool = False) -> tuple[list[Path]
                 abandoned.append(place)
         except filelock.Timeout:
             in_use.append(place)
+    if not dry_run:
+        _remove_if_empty(parent / SCRATCH)
     return abandoned, in_use
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not there, or another process's folder is in it
+        folder.rmdir()
 
 
 @contextlib.contextmanager
