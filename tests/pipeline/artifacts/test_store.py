@@ -185,7 +185,12 @@ def test_files_are_read_once_per_process_and_again_when_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact, read = made(tmp_path), list[Path]()
-    monkeypatch.setattr(files, "digest_file", lambda path: (read.append(path), digest_file(path))[1])
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return digest_file(path)
+
+    monkeypatch.setattr(files, "digest_file", counted)
     for _ in range(3):
         artifact.verify()
     assert read == [artifact.folder / "a.txt"]

@@ -91,7 +91,7 @@ def test_card_of_a_published_baseline(tmp_path: Path) -> None:
 
 
 def test_names_of_the_log_are_text_in_the_card() -> None:
-    row = {"segment": "category", "value": "![x](https://evil.example/p.png)" + "y" * 3000}
+    row: dict[str, Any] = {"segment": "category", "value": "![x](https://evil.example/p.png)" + "y" * 3000}
     row |= {"ndcg@10": 0.1, "ndcg@10_low": 0.05, "ndcg@10_high": 0.2}
     text = _segment(row, "ndcg@10")
     assert "![x](" not in text
