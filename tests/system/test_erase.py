@@ -22,7 +22,7 @@ from pipeline.commands.erase import prune_excluded
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration.runner import bring_up_to_date
-from pipeline.tracking import registry
+from pipeline.tracking.models import log_pyfunc
 from pipeline.tracking.record import RunRecord
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.tracker import Tracker
@@ -156,13 +156,13 @@ def test_no_kill_leaves_an_excluded_user_behind(
     RunRecord().save(log)
     tracker.replay(stage="publish", fingerprint="a", run_name="p", tags={}, folder=log, link_file=link)
     run_id = tracker.linked_run(link) or ""
-    real, places = registry.log_pyfunc, []
+    places: list[Path] = []
 
     def logged(*arguments: Any, **named: Any) -> tuple[str, str]:
         places.append(Path(tempfile.mkdtemp()))
-        return real(*arguments, **named)
+        return log_pyfunc(*arguments, **named)
 
-    monkeypatch.setattr(registry, "log_pyfunc", logged)
+    monkeypatch.setattr("pipeline.tracking.registry.log_pyfunc", logged)
     models.register(name, publish / "bundle", digest, run_id)
     assert places[0].is_relative_to(publish), "MLflow's copy, below data_dir"
     assert not (publish / SCRATCH).exists()
