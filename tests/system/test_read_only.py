@@ -49,7 +49,7 @@ print(len(model.predict(pd.DataFrame({"history": [[]]}), params={"k": 3})["item_
             check=False,
         )
         assert loaded.stdout == "3\n", loaded.stderr
-        recommended = copied("recommend", "--user", "1", "--json")
+        recommended = copied("recommend", "--user", "u0001", "--json")
         assert recommended.code == 0, recommended.err
         words = ("--set", f"data_dir={elsewhere}", "--set", "score.model=champion")
         scored = copied("run", "score", *words)
