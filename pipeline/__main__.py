@@ -1,7 +1,6 @@
 """Command line: parse, load the configuration, call stages; heavy imports stand where they are used."""
 
 import errno
-import functools
 import json
 import os
 import sys
@@ -10,6 +9,8 @@ from typing import Any
 
 import click
 
+from features.printable import printable_lines
+from pipeline.credentials import masked
 from pipeline.errors import ConfigError, LookbackError, command_line
 
 STAGE_NAMES = (
@@ -68,7 +69,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
     from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
-    say = (lambda _: None) if as_json else functools.partial(print, flush=True)
+    say = (lambda _: None) if as_json else _say
     with is_leader() as leads:
         if not leads:
             return
@@ -85,7 +86,11 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
     if "evaluate" in names:
         _print_evaluation(next(Path(done["folder"]) for done in summaries if done["stage"] == "evaluate"))
     if live:
-        print(live["live"])
+        say(live["live"])
+
+
+def _say(line: str) -> None:
+    print(printable_lines(line), flush=True)
 
 
 def _print_evaluation(folder: Path) -> None:
@@ -282,7 +287,7 @@ def _polars_errors() -> tuple[type[Exception], ...]:
 def _fail(message: str, code: int) -> None:
     if os.environ.get("LOOKBACK_TRACEBACK"):
         raise  # noqa: PLE0704  (called while an exception is handled)
-    print(f"lookback: {message}", file=sys.stderr)
+    print(f"lookback: {printable_lines(masked(message))}", file=sys.stderr)
     sys.exit(code)
 
 

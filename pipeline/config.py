@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import difflib
 import functools
+import glob
 import tomllib
 import types
 import typing
@@ -342,7 +343,7 @@ def _nearest(key: str, prefix: str) -> str:
 
 
 def _fill_paths(tree: dict[str, Any]) -> None:
-    """Replace {data_dir} and {name} in paths."""
+    """Replace {data_dir} and {name} in paths; in a glob the folder's own characters are none of its pattern."""
     data_dir, name = str(tree.get("data_dir", "data")), str(tree.get("name", ""))
 
     def fill(path: Any) -> Any:
@@ -350,7 +351,9 @@ def _fill_paths(tree: dict[str, Any]) -> None:
             return [fill(part) for part in path]
         if not isinstance(path, str):
             return path
-        return path.replace("{data_dir}", data_dir).replace("{name}", name)
+        is_glob = glob.has_magic(path.replace("{data_dir}", "").replace("{name}", ""))
+        folder = glob.escape(data_dir) if is_glob else data_dir
+        return path.replace("{data_dir}", folder).replace("{name}", name)
 
     for section in ("events", "items", "users"):
         if isinstance(tree.get(section), dict) and "path" in tree[section]:

@@ -1,14 +1,18 @@
 """User errors, one message each: what, where, received, expected, next step."""
 
-import re
 import shlex
 from collections.abc import Sequence
 
+from pipeline.credentials import masked
+
 
 class LookbackError(Exception):
-    """The data or the run failed; the command ends with exit code 1."""
+    """The data or the run failed; the command ends with exit code 1. Credentials in the message are masked."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class ConfigError(LookbackError):
@@ -23,4 +27,4 @@ class DamagedArtifact(LookbackError):
 
 def command_line(words: Sequence[str]) -> str:
     """Command `lookback WORDS` for a message, quoted for a shell, without credentials in addresses."""
-    return re.sub(r"://[^/\s@]+@", "://***@", shlex.join(["lookback", *words]))
+    return masked(shlex.join(["lookback", *words]))

@@ -1,6 +1,7 @@
 """Configuration sections of the pipeline itself, as frozen pydantic models."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pydantic
@@ -279,9 +280,20 @@ class DataConfig(Section):
     folder: str
     """Destination of the files, relative to the working directory."""
     files: list[str] = []
-    """Files that must exist afterwards."""
+    """Files that must exist afterwards, below `folder`."""
     instructions: str = ""
     """Manual steps where there is no address."""
+
+    @pydantic.field_validator("files")
+    @classmethod
+    def _below_the_folder(cls, files: list[str]) -> list[str]:
+        for name in files:
+            parts = PurePosixPath(name).parts
+            if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
+                raise ValueError(
+                    f"data.files: received {name!r}, expected names below data.folder, such as ratings.dat"
+                )
+        return files
 
 
 class TuneConfig(Section):

@@ -1,15 +1,23 @@
 """Files written whole, digests and fingerprints."""
 
+import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
+import re
+import secrets
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DamagedArtifact, LookbackError
+
+TEMPORARY = ".part"
+"""Ending of temporary files."""
 
 
 def fingerprint(content: Any) -> str:
@@ -24,15 +32,31 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def known_digest(path: Path) -> str:
+    """sha256 of a file, read once per process as long as its size, time and inode stay the same."""
+    return _digest_of_version(path.absolute(), *_identity(path))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _digest_of_version(path: Path, *_: int) -> str:
+    return digest_file(path)
+
+
 def files_below(folder: Path) -> list[Path]:
     """Every file below a folder, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def temporary_beside(path: Path) -> Path:
+    """Hidden name beside a file to write it under; process numbers repeat across containers, so host and chance are in it."""
+    host = re.sub(r"[^\w-]", "-", socket.gethostname())
+    return path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_beside(path)
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, sort_keys=True, ensure_ascii=False)
         file.flush()
@@ -96,7 +120,8 @@ class Digests:
         digest = compute()
         with self._lock:
             self._known[name] = [*identity, digest]
-            write_json(self._memory, self._known)
+            with contextlib.suppress(OSError):  # on a read-only mount it is computed each time
+                write_json(self._memory, self._known)
         return digest
 
 

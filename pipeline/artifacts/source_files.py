@@ -12,6 +12,8 @@ from pipeline.artifacts.remote_files import RemoteFile
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 
+SPOOL = ".remote"
+"""Folder of the copies of remote files."""
 SIMULATION_VERSION = 1
 """Version of the demo log for the same settings and seed."""
 
@@ -106,7 +108,7 @@ def _digest(config: Config, digests: Digests, file: Path | RemoteFile) -> str:
 
 def _spool(config: Config) -> Path:
     """Folder of copies of remote files until they are ingested."""
-    return config.folder / ".remote"
+    return config.folder / SPOOL
 
 
 def local_path(config: Config, path: str, digest: str) -> Path:

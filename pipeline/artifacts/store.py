@@ -12,17 +12,30 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.files import digest_file, files_below, fsync, now, read_json, write_json
+from pipeline.artifacts.files import (
+    TEMPORARY,
+    digest_file,
+    files_below,
+    fingerprint,
+    fsync,
+    known_digest,
+    now,
+    read_json,
+    temporary_beside,
+    write_json,
+)
 from pipeline.errors import DamagedArtifact
 
 MANIFEST = "manifest.json"
 LATEST, LIVE = "latest", "live"
 """Links of a stage: the artifact of the last run; of scoring, the lists of the champion for all users."""
 _USES = ".uses.json"
+OWN_DIGEST = "manifest_digest"
+"""Key of a manifest: the digest of the rest of it. Manifests of 0.6 have none."""
 _GRACE_SECONDS = 5.0
 """Wait before a line about the lock's holder is printed; checks of up-to-date artifacts are shorter."""
 
@@ -61,11 +74,16 @@ class Artifact:
                 )
         return True
 
-    def verify(self) -> None:
-        """Raise DamagedArtifact if the digest of a file differs from the manifest's."""
+    def verify(self, names: Collection[str] | None = None) -> None:
+        """Raise DamagedArtifact if the digest of a file differs from the manifest's; each is read once per process.
+
+        names: relative paths of the files to check, where the artifact has them; by default all.
+        """
         for relative, (_, digest) in self._files().items():
+            if names is not None and relative not in names:
+                continue
             path = self.folder / relative
-            if not path.exists() or digest_file(path) != digest:
+            if not path.exists() or known_digest(path) != digest:
                 raise DamagedArtifact(
                     f"{path}: is damaged: its digest differs from the manifest's; {self._remedy()}"
                 )
@@ -81,7 +99,7 @@ class Artifact:
         return files
 
     def _remedy(self) -> str:
-        return f"build it again with: lookback run {self.stage_folder.name} --force --config …"
+        return _remedy(self.stage_folder.name)
 
     def prepare(self, resume: bool) -> None:
         """Create an empty workspace or, to resume, keep the one of an interrupted run."""
@@ -89,7 +107,9 @@ class Artifact:
             shutil.rmtree(self.workspace)
         self.workspace.mkdir(parents=True, exist_ok=True)
         for path in self.workspace.rglob(".*"):
-            if path.suffix[1:].isdigit():  # temporary file of a killed run
+            if (
+                path.suffix == TEMPORARY or path.suffix[1:].isdigit()
+            ):  # of a killed run; 0.6 ended them by a number
                 path.unlink()
 
     def commit(self, manifest: dict[str, Any], known: Mapping[str, str] | None = None) -> None:
@@ -106,6 +126,7 @@ class Artifact:
         manifest["files"] = {
             name: [path.stat().st_size, known.get(name) or digest_file(path)] for name, path in files.items()
         }
+        manifest[OWN_DIGEST] = _digest_of(manifest)
         write_json(self.workspace / MANIFEST, manifest)
         for name in files.keys() - known.keys():
             fsync(files[name])
@@ -149,8 +170,7 @@ class Artifact:
         link = self.stage_folder / name
         if link.is_symlink() and str(link.readlink()) == self.name:
             return
-        temporary = self.stage_folder / f".{name}-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
+        temporary = temporary_beside(link)
         temporary.symlink_to(self.name)
         temporary.replace(link)
         fsync(self.stage_folder)
@@ -239,9 +259,21 @@ def _holder(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Manifest of a finished artifact."""
+    """Manifest of a finished artifact, without its own digest. Raises DamagedArtifact if it differs from that."""
     content: dict[str, Any] = read_json(folder / MANIFEST)
+    digest = content.pop(OWN_DIGEST, None) if isinstance(content, dict) else ""
+    if digest is not None and digest != _digest_of(content):
+        stage = folder.parent.name
+        raise DamagedArtifact(f"{folder / MANIFEST}: is damaged: its digest differs; {_remedy(stage)}")
     return content
+
+
+def _digest_of(manifest: Any) -> str:
+    return fingerprint(json.loads(json.dumps(manifest)))
+
+
+def _remedy(stage: str) -> str:
+    return f"build it again with: lookback run {stage} --force --config …"
 
 
 def give_back_memory() -> None:

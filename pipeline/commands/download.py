@@ -12,6 +12,7 @@ import pooch
 import requests
 
 from pipeline.config import Config
+from pipeline.credentials import masked
 from pipeline.errors import LookbackError
 from pipeline.sections import DataConfig
 
@@ -51,7 +52,7 @@ def download(config: Config, show_progress: bool | None = None) -> str:
         raise LookbackError(_explain_os_error(error, folder)) from None
     if not written:
         return f"{folder}: {', '.join(data.files)} already there and correct: nothing to do"
-    return f"{folder}: {', '.join(written)} from {data.url}, {data.digest or 'digest not pinned'}"
+    return f"{folder}: {', '.join(written)} from {masked(data.url)}, {data.digest or 'digest not pinned'}"
 
 
 def _fetch(data: DataConfig, archive: Path, show_progress: bool) -> None:
@@ -112,6 +113,8 @@ def _extract(data: DataConfig, archive: Path, folder: Path) -> list[str]:
                     continue
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
                     partial = Path(temporary) / name
+                    for place in (partial, target):
+                        place.parent.mkdir(parents=True, exist_ok=True)
                     with source.open(member) as packed, partial.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked, 1 << 20)
                     partial.replace(target)

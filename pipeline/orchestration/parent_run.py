@@ -7,14 +7,17 @@ any server later. A run that built nothing leaves no record.
 import contextlib
 import datetime
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
+from features.printable import markdown
 from pipeline.artifacts.files import fingerprint, read_json, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
+from pipeline.credentials import masked
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.orchestration import provenance
 from pipeline.orchestration.graph import Node, Pipeline, order
@@ -154,7 +157,7 @@ def parent_run(pipeline: Pipeline, tracker: Tracker) -> Iterator["ParentRun"]:
         yield parent
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        why = str(error).partition("\n")[0]  # further lines may hold rows of the log
+        why = masked(str(error)).partition("\n")[0]  # further lines may hold rows of the log
         with contextlib.suppress(OSError):  # the disk may be full
             parent.end("KILLED" if killed else "FAILED", why or type(error).__name__)
         raise
@@ -192,7 +195,7 @@ class ParentRun:
 
         config = self._pipeline.config
         began = datetime.datetime.now(datetime.UTC)
-        folder = config.folder / RUNS / f"{began:%Y%m%dT%H%M%S%f}-{os.getpid()}"
+        folder = config.folder / RUNS / f"{began:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
         self._held.enter_context(filelock.FileLock(_lock(folder)))
         self._record = Record(folder, run_name(config, list(self._pipeline.nodes)))
@@ -228,7 +231,7 @@ class ParentRun:
             if self._record is not None:
                 self._record.status = status
                 self._record.stages = dict(self._stages)
-                self._record.description = f"**{status}**: {why}" if why else self._describe()
+                self._record.description = f"**{status}**: {markdown(why, 1000)}" if why else self._describe()
                 self._fill(self._run, self._record.folder)
                 self._run.save(self._record.folder)
                 self._record.save()

@@ -20,7 +20,7 @@ from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
 from pipeline.release import live_lists, promotion
 from pipeline.tracking import registry
-from pipeline.tracking.record import RunRecord
+from pipeline.tracking.record import TARGETS_DIGEST, RunRecord
 from pipeline.tracking.server import Version
 from pipeline.tracking.tracker import RunIdentity, Tracker
 
@@ -153,13 +153,17 @@ class _Task:
         """Log this artifact's run unless the server has it (checked in milliseconds)."""
         pipeline, node = self.pipeline, self.node
         if not self.tracker.is_logged(node.artifact.run_link):
+            identity = _identity(pipeline, node)
+            targets = store.read_manifest(node.artifact.folder)["files"].get("targets.parquet")
+            if targets is not None:
+                identity["tags"][TARGETS_DIGEST] = targets[1]
             self.tracker.replay(
                 folder=node.artifact.folder,
                 parent_link_file=self.parent.link_of(node),
                 model_link_file=pipeline.nodes["train"].artifact.run_link
                 if node.stage.name == "evaluate"
                 else None,
-                **_identity(pipeline, node),
+                **identity,
             )
         if node.stage.name == "publish":
             promotion.ensure_registered(pipeline.config, self.tracker, node.artifact)

@@ -1,5 +1,6 @@
 """MLflow's client for one tracking server; every failure becomes ServerAway."""
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -20,6 +21,7 @@ from pipeline.tracking.server import (
     open_server,
     sqlite_path,
     version_with,
+    with_credentials,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ _QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_WITHOUT_POOL = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
+"""For SQLite: no connection stays open between two requests."""
 _Result = TypeVar("_Result")
 
 
@@ -93,22 +97,24 @@ def version_of(entity: "ModelVersion") -> Version:
     return version_with(entity.name, number, entity.tags, run_id, source)
 
 
-def with_busy_timeout(uri: str) -> str:
-    """Add the busy timeout (BUSY_SECONDS) to an SQLite URI for MLflow's engine."""
-    return uri if sqlite_path(uri) is None or "?" in uri else f"{uri}?timeout={BUSY_SECONDS}"
+def connection_uri(uri: str) -> str:
+    """URI for MLflow to connect to: with its credentials, or with the busy timeout (BUSY_SECONDS) of SQLite."""
+    if sqlite_path(uri) is None:
+        return with_credentials(uri)
+    return uri if "?" in uri else f"{uri}?timeout={BUSY_SECONDS}"
 
 
 @functools.cache
 def client_at(uri: str) -> "MlflowClient":
     """MLflow's client; creates an SQLite database first, complete and in write-ahead mode."""
-    for name, value in _QUIET.items():
+    for name, value in (_QUIET | (_WITHOUT_POOL if sqlite_path(uri) is not None else {})).items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings(), _database_created(sqlite_path(uri)), _without_garbage_collection():
         warnings.simplefilter("ignore")  # MLflow uses deprecated parts of SQLAlchemy
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # reported once, as ServerAway
-        client = MlflowClient(with_busy_timeout(uri), with_busy_timeout(uri))
+        client = MlflowClient(connection_uri(uri), connection_uri(uri))
         if sqlite_path(uri) is not None:
             client.search_experiments(max_results=1)
     return client
@@ -128,8 +134,11 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _database_created(path: Path | None) -> Iterator[None]:
-    """Let one process at a time create the database, and set write-ahead mode."""
-    if path is None:
+    """Let one process at a time create the database, and set write-ahead mode while this process runs.
+
+    A database on a read-only mount is only read.
+    """
+    if path is None or (path.exists() and not os.access(path.parent, os.W_OK)):
         yield
         return
     import filelock
@@ -139,6 +148,21 @@ def _database_created(path: Path | None) -> Iterator[None]:
         yield
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database:
             database.execute("PRAGMA journal_mode = WAL")
+    atexit.register(leave_one_file, path)
+
+
+def leave_one_file(path: Path) -> None:
+    """Leave write-ahead mode: such a database cannot be read from a read-only mount, and a copy of its one file lacks the rest.
+
+    Another process that has it open does so at its own end.
+    """
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)
+        ) as database,
+    ):
+        database.execute("PRAGMA journal_mode = DELETE")
 
 
 @contextlib.contextmanager
@@ -167,7 +191,7 @@ def fluent(uri: str) -> Iterator[None]:
     import mlflow
 
     previous_uri, search_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
-    mlflow.set_tracking_uri(with_busy_timeout(uri))
+    mlflow.set_tracking_uri(connection_uri(uri))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about its own type hints

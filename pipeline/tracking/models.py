@@ -4,12 +4,20 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.client import client_at, fluent, reported
 from pipeline.tracking.record import Point, allowed, now_ms
 from pipeline.tracking.sending import logged, send_points
-from pipeline.tracking.server import LoggedRun
+from pipeline.tracking.server import LoggedRun, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+STAGE = "lookback.stage"
+"""Tag of a run: its stage."""
 
 
 def log_pyfunc(
@@ -105,6 +113,60 @@ def delete_model(uri: str, model_id: str) -> None:
         files = get_artifact_repository(client.get_logged_model(model_id).artifact_location, uri)
         files.delete_artifacts()  # type: ignore[no-untyped-call]
         client.delete_logged_model(model_id)
+
+
+def unversioned_models(uri: str, experiment: str) -> list[str]:
+    """Ids of an experiment's logged models with files that a `publish` left and no version has, half copies included."""
+    with reported(uri):
+        client = client_at(uri)
+        entity = client.get_experiment_by_name(experiment)
+        if entity is None:
+            return []
+        versioned = {(version.source or "").removeprefix("models:/") for version in _all_versions(client)}
+        return [
+            str(model.model_id)
+            for model in _logged_models(client, [entity.experiment_id])
+            if model.model_id not in versioned
+            and model.source_run_id
+            and client.get_run(model.source_run_id).data.tags.get(STAGE) == "publish"
+        ]
+
+
+def unowned_models(uri: str) -> list[Path]:
+    """Folders of models beside an SQLite database that it no longer lists, such as those deleted in MLflow's UI."""
+    from mlflow.entities import ViewType
+
+    path = sqlite_path(uri)
+    if path is None:
+        return []
+    with reported(uri):
+        client = client_at(uri)
+        experiments = client.search_experiments(view_type=ViewType.ALL)
+        owned = {
+            model.model_id for model in _logged_models(client, [one.experiment_id for one in experiments])
+        }
+    folders = (path.absolute().parent / "artifacts" / "models").glob("*/")
+    return sorted(folder for folder in folders if folder.name not in owned)
+
+
+def _logged_models(client: "MlflowClient", experiment_ids: list[str]) -> Iterator["LoggedModel"]:
+    token: str | None = None
+    while experiment_ids:
+        page = client.search_logged_models(experiment_ids, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _all_versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def runs_with_files(uri: str, experiment: str) -> list[LoggedRun]:

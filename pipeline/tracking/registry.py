@@ -7,13 +7,13 @@ decision is first written as an intention, which the next reader of the champion
 import contextlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.files import now, read_json
+from pipeline.artifacts.scratch import scratch
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
@@ -135,15 +135,16 @@ class Registry:
         for version in self.versions(name):
             if version.bundle_digest == bundle_digest:
                 return version
-        source, model_id = log_pyfunc(
-            self.uri,
-            run_id,
-            bundle_folder,
-            _id_types(bundle_folder),
-            input_example,
-            requirements(bundle_folder),
-            exclude_seen=read_json(bundle_folder / "bundle.json").get("exclude_seen", True),
-        )
+        with scratch(bundle_folder.parent):  # MLflow's copy of the bundle
+            source, model_id = log_pyfunc(
+                self.uri,
+                run_id,
+                bundle_folder,
+                _id_types(bundle_folder),
+                input_example,
+                requirements(bundle_folder),
+                exclude_seen=read_json(bundle_folder / "bundle.json").get("exclude_seen", True),
+            )
         with reported(self.uri), fluent(self.uri):
             client = client_at(self.uri)
             if not client.search_registered_models(f"name='{name}'"):
@@ -237,9 +238,8 @@ class Registry:
         """Copy a version's bundle to a folder, all or nothing; returns the folder."""
         if to.exists():
             return to
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=to.parent, prefix=".downloading-") as temporary:
-            model = download_model(self.uri, version.uri, Path(temporary))
+        with scratch(to.parent) as temporary:
+            model = download_model(self.uri, version.uri, temporary)
             bundles = sorted(model.glob("data/*/bundle.json"))
             if not bundles:
                 raise LookbackError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline import credentials
 from pipeline.errors import LookbackError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ INTENTION = f"{GATE}.intention"
 """Tag of a version: a decision that is being carried out."""
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 TIMEOUT_SECONDS = 2.0
+_with_credentials: dict[str, str] = {}
+"""Address without credentials to the address as configured, for this process alone."""
 
 
 class ServerAway(LookbackError):
@@ -92,9 +95,19 @@ class Server(Protocol):
 
 
 def absolute_uri(uri: str) -> str:
-    """Make the path of an SQLite URI absolute, so that it is valid from every working directory."""
+    """URI that names a server everywhere: an SQLite path absolute, credentials taken out (`with_credentials` has them)."""
     path = sqlite_path(uri)
-    return uri if path is None else f"sqlite:///{path.absolute()}"
+    if path is not None:
+        return f"sqlite:///{path.absolute()}"
+    address = credentials.split(uri).address
+    if address != uri:
+        _with_credentials[address] = uri
+    return address
+
+
+def with_credentials(uri: str) -> str:
+    """URI of a server with the credentials that were taken out of it, to connect and for nothing else."""
+    return _with_credentials.get(uri, uri)
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -105,7 +118,8 @@ def sqlite_path(uri: str) -> Path | None:
 
 def chosen_uri(chosen: str | None = None) -> str:
     """Tracking URI: the chosen one, else MLFLOW_TRACKING_URI, else mlruns/mlflow.db, with an absolute path."""
-    return absolute_uri(chosen or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+    stated = (chosen or "").strip() or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    return absolute_uri(stated or DEFAULT_URI)
 
 
 def artifact_root(uri: str) -> str | None:
@@ -184,7 +198,8 @@ class RestServer:
     """Server queried over HTTP."""
 
     def __init__(self, uri: str) -> None:
-        self._root = uri.rstrip("/") + "/api/2.0/mlflow"
+        self._uri = absolute_uri(uri)
+        self._root = self._uri.rstrip("/") + "/api/2.0/mlflow"
 
     def run_status(self, run_id: str) -> str | None:
         """See Server."""
@@ -213,8 +228,8 @@ class RestServer:
         import urllib.request
 
         address = f"{self._root}/{method}?{urllib.parse.urlencode(values)}"
-        request = urllib.request.Request(address, headers=_credentials())  # noqa: S310  (http or https: see open_server)
         with _as_away(self._root):
+            request = urllib.request.Request(address, headers=_authorization(self._uri))  # noqa: S310  (http or https: see open_server)
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
                     content: dict[str, Any] = json.load(answer)
@@ -234,18 +249,30 @@ def _is_missing(error: "HTTPError") -> bool:
 
 @contextlib.contextmanager
 def _as_away(address: str) -> Iterator[None]:
+    from http.client import HTTPException
+
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: an answer that is not JSON
-        raise ServerAway(f"{address}: does not answer ({error})") from None
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        HTTPException,
+    ) as error:  # not JSON, no port, not HTTP, half an answer
+        raise ServerAway(f"{address}: does not answer ({error or type(error).__name__})") from None
 
 
-def _credentials() -> dict[str, str]:
-    """Authorization header from MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD."""
-    token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
-    if token:
-        return {"Authorization": f"Bearer {token}"}
-    if user:
-        pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
-        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-    return {}
+def _authorization(uri: str) -> dict[str, str]:
+    """Authorization header: the URI's credentials, else MLFLOW_TRACKING_TOKEN, else MLFLOW_TRACKING_USERNAME and _PASSWORD."""
+    from urllib.parse import unquote
+
+    _, *own = credentials.split(with_credentials(uri))
+    user, password = map(unquote, own)
+    if not user:
+        token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+        if token:
+            return {"Authorization": f"Bearer {token.strip()}"}
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+        password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"Authorization": f"Basic {pair}"} if user else {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
+from features.printable import printable
 from pipeline.artifacts.files import fingerprint as digest_of
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.errors import DamagedArtifact
@@ -243,7 +244,7 @@ class Tracker:
         self._away_until = time.monotonic() + AWAY_SECONDS
         if not self._warned:
             text = f"tracking: {error}; the work goes on, and the next run logs what is missing"
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
         self._warned = True
 
     def _linked_status(self, link_file: Path) -> str | None:

@@ -116,3 +116,12 @@ def test_a_file_that_changes_while_it_is_digested_is_refused(
 def test_times_are_utc() -> None:
     assert files.now().utcoffset() is not None
     assert not files.now().utcoffset()
+
+
+def test_temporary_names_differ_within_one_process_and_across_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "first.example/host")
+    names = {files.temporary_beside(tmp_path / "a.json").name for _ in range(3)}
+    assert len(names) == 3
+    assert all(name.startswith(f".a.json.first-example-host-{os.getpid()}-") for name in names)
