@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import ConfigError, LookbackError
+from pipeline.errors import TRACEBACK, ConfigError, LookbackError, one_line
 
 STAGE_NAMES = (
     "ingest",
@@ -77,7 +77,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )
     if as_json:
-        named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
+        named = next((done for done in reversed(summaries) if done["stage"] == names[-1]), summaries[-1])
         print(json.dumps({**named, "stages": summaries}))
     elif "evaluate" in names:
         _print_evaluation(next(Path(done["folder"]) for done in summaries if done["stage"] == "evaluate"))
@@ -262,6 +262,8 @@ def main() -> None:
         _fail(str(error) or "out of memory", 1)
     except _polars_errors() as error:
         _fail(f"a table cannot be read or computed: {error}", 1)
+    except Exception as error:  # noqa: BLE001  (one message, never a traceback)
+        _fail(one_line(error), 1)
 
 
 def _polars_errors() -> tuple[type[Exception], ...]:
@@ -271,7 +273,7 @@ def _polars_errors() -> tuple[type[Exception], ...]:
 
 
 def _fail(message: str, code: int) -> None:
-    if os.environ.get("LOOKBACK_TRACEBACK"):
+    if os.environ.get(TRACEBACK):
         raise  # noqa: PLE0704  (called while an exception is handled)
     print(f"lookback: {message}", file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,13 @@
-"""User errors, one message each: what, where, received, expected, next step."""
+"""User errors, one message each: what, where, received, expected, next step; and failures of parts that no list needs."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+TRACEBACK = "LOOKBACK_TRACEBACK"
+"""Environment variable that shows tracebacks."""
 
 
 class LookbackError(Exception):
@@ -15,3 +24,22 @@ class ConfigError(LookbackError):
 
 class DamagedArtifact(LookbackError):
     """A file of an artifact is missing or differs from its manifest."""
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and first line of an unforeseen error, and how to see more."""
+    text = str(error).strip().partition("\n")[0]
+    kind = type(error).__name__
+    return f"{kind}: {text} ({TRACEBACK}=1 shows where)" if text else f"{kind} ({TRACEBACK}=1 shows where)"
+
+
+@contextlib.contextmanager
+def optional(part: str) -> Iterator[None]:
+    """Report a failure of a part that no list needs in one line on stderr, and go on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (whatever it is, the lists are worth more)
+        text = str(error) if isinstance(error, LookbackError) else one_line(error)
+        print(f"{part}: left out, {text}", file=sys.stderr, flush=True)
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()

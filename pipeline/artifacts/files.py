@@ -1,5 +1,6 @@
 """Files written whole, digests and fingerprints."""
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -48,6 +49,15 @@ def read_json(path: Path) -> Any:
         raise DamagedArtifact(f"{path}: is damaged, not valid JSON ({error})") from None
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """JSON object that can be made again; empty where the file is missing, unreadable, damaged or of another type."""
+    with contextlib.suppress(OSError, DamagedArtifact):
+        content = read_json(path)
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
 def fsync(path: Path) -> None:
     """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -68,10 +78,11 @@ class Digests:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         self._lock = threading.Lock()
-        try:
-            self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            self._known = {}
+        self._known: dict[str, list[Any]] = {
+            name: entry
+            for name, entry in read_record(memory).items()
+            if isinstance(entry, list) and entry and isinstance(entry[-1], str)
+        }
 
     def __call__(self, path: Path) -> str:
         """sha256 of a file, cached while its identity stays the same.

@@ -1,5 +1,6 @@
 """Stage score: recommendations for every user, written shard by shard to Parquet."""
 
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact
+from pipeline.errors import optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
@@ -113,8 +115,10 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     )
     for name in (*counted, *scorer.rule_counts, "users_per_second"):
         ctx.track.metric(name, ctx.manifest[name])
-    _compare(ctx, digest)
-    _show_reranking(ctx, scorer)
+    with optional("drift"):
+        _compare(ctx, digest)
+    with optional("effects of re-ranking"):
+        _show_reranking(ctx, scorer)
     ctx.track.tag("lookback.bundle_digest", digest)
     if version is not None:
         ctx.track.tag("lookback.model_version", str(version))
@@ -171,6 +175,8 @@ def _compare(ctx: Context, digest: str) -> None:
         return
     change = drift.drift(before, ctx.folder, digest)
     ctx.manifest["drift"] = asdict(change)
+    if change.not_compared:
+        print(f"drift: {change.not_compared}", file=sys.stderr, flush=True)
     for name, value in (
         ("psi", change.psi),
         ("overlap", change.overlap),

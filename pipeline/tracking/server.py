@@ -5,12 +5,14 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.errors import LookbackError
+from pipeline.tracking.relocation import local_path
 
 if TYPE_CHECKING:
     from urllib.error import HTTPError
@@ -20,6 +22,10 @@ GATE = "lookback.gate"
 """Tag of a version: its decision; prefix of the tags with figures and reason."""
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 TIMEOUT_SECONDS = 2.0
+"""Wait for a connection and for each part of an answer."""
+ANSWER_SECONDS = 2 * TIMEOUT_SECONDS
+"""Wait for a whole answer."""
+_Answer = TypeVar("_Answer")
 
 
 class ServerAway(LookbackError):
@@ -76,6 +82,9 @@ class Server(Protocol):
 
     def version(self, name: str, version: int) -> Version | None:
         """Version of a registered model."""
+
+    def has_files(self, version: Version) -> bool:
+        """Whether the files of a version are there; only local ones are looked for."""
 
 
 def absolute_uri(uri: str) -> str:
@@ -152,6 +161,16 @@ class SqliteServer:
         run_id, source = rows[0]
         return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id or "", source, tags.get(GATE, ""))
 
+    def has_files(self, version: Version) -> bool:
+        """See Server."""
+        rows = self._select(
+            "SELECT storage_location FROM model_versions WHERE name = ? AND version = ?",
+            version.name,
+            version.version,
+        )
+        location = str(rows[0][0]) if rows else ""
+        return not location.startswith("file:") or (local_path(location) / "MLmodel").exists()
+
     def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         if not self._path.exists():
             return []
@@ -175,41 +194,75 @@ class RestServer:
 
     def run_status(self, run_id: str) -> str | None:
         """See Server."""
-        answer = self._get("runs/get", run_id=run_id)
-        info = answer["run"]["info"] if answer else {}
-        return str(info["status"]) if info.get("lifecycle_stage") == "active" else None
+        with _as_away(self._root):
+            answer = self._get("runs/get", run_id=run_id)
+            if answer is None:
+                return None
+            info = answer["run"]["info"]
+            return str(info["status"]) if info.get("lifecycle_stage") == "active" else None
 
     def alias(self, name: str, alias: str) -> int | None:
         """See Server."""
-        answer = self._get("registered-models/alias", name=name, alias=alias)
-        return int(answer["model_version"]["version"]) if answer else None
+        with _as_away(self._root):
+            answer = self._get("registered-models/alias", name=name, alias=alias)
+            return int(answer["model_version"]["version"]) if answer is not None else None
 
     def version(self, name: str, version: int) -> Version | None:
         """See Server."""
-        answer = self._get("model-versions/get", name=name, version=str(version))
-        if not answer:
-            return None
-        entity = answer["model_version"]
-        tags = {tag["key"]: tag["value"] for tag in entity.get("tags", [])}
-        run_id, source = entity.get("run_id", ""), entity["source"]
-        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id, source, tags.get(GATE, ""))
+        with _as_away(self._root):
+            answer = self._get("model-versions/get", name=name, version=str(version))
+            if answer is None:
+                return None
+            entity = answer["model_version"]
+            tags = {tag["key"]: tag["value"] for tag in entity.get("tags", [])}
+            run_id, source = entity.get("run_id", ""), entity["source"]
+            return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id, source, tags.get(GATE, ""))
 
-    def _get(self, method: str, **values: str) -> dict[str, Any]:
+    def has_files(self, version: Version) -> bool:
+        """See Server."""
+        return bool(version.source)
+
+    def _get(self, method: str, **values: str) -> dict[str, Any] | None:
+        """Answer of a method; None for an unknown run, alias or version."""
         import urllib.error
         import urllib.parse
         import urllib.request
 
         address = f"{self._root}/{method}?{urllib.parse.urlencode(values)}"
         request = urllib.request.Request(address, headers=_credentials())  # noqa: S310  (http or https: see open_server)
-        with _as_away(self._root):
+
+        def ask() -> dict[str, Any] | None:
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
                     content: dict[str, Any] = json.load(answer)
                     return content
             except urllib.error.HTTPError as error:
                 if _is_missing(error):
-                    return {}
+                    return None
                 raise
+
+        return _in_time(ask)
+
+
+def _in_time(ask: Callable[[], _Answer]) -> _Answer:
+    """Result of a request. Raises TimeoutError for an answer that is not whole in time, however steadily it comes."""
+    answers: list[_Answer] = []
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:  # noqa: BLE001  (raised again by the caller's thread)
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    for failure in failures:
+        raise failure
+    if not answers:
+        raise TimeoutError(f"no whole answer within {ANSWER_SECONDS:g} s")
+    return answers[0]
 
 
 def _is_missing(error: "HTTPError") -> bool:
@@ -221,10 +274,14 @@ def _is_missing(error: "HTTPError") -> bool:
 
 @contextlib.contextmanager
 def _as_away(address: str) -> Iterator[None]:
+    from http.client import HTTPException
+
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: an answer that is not JSON
+    except (OSError, ValueError, HTTPException) as error:  # ValueError: an answer that is not JSON
         raise ServerAway(f"{address}: does not answer ({error})") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ServerAway(f"{address}: its answer is not MLflow's, as of a login page or a proxy") from None
 
 
 def _credentials() -> dict[str, str]:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.errors import optional
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
 
@@ -21,7 +22,12 @@ def sampled(record: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
     if not seconds:
         yield
         return
-    monitors = _Monitors()
+    monitors = None
+    with optional("system metrics"):
+        monitors = _Monitors()
+    if monitors is None:
+        yield
+        return
     ended = threading.Event()
     thread = threading.Thread(target=_watch, args=(monitors, record, live, seconds, ended), daemon=True)
     thread.start()
@@ -35,14 +41,15 @@ def sampled(record: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
 def _watch(
     monitors: "_Monitors", record: RunRecord, live: LiveRun, seconds: float, ended: threading.Event
 ) -> None:
-    step, is_last = 0, False
-    while not is_last:
-        is_last = ended.wait(seconds)
-        values = monitors.sample()
-        for name, value in values.items():
-            record.metric(name, value, step)
-        live.system_metrics(values, step)
-        step += 1
+    with optional("system metrics"):
+        step, is_last = 0, False
+        while not is_last:
+            is_last = ended.wait(seconds)
+            values = monitors.sample()
+            for name, value in values.items():
+                record.metric(name, value, step)
+            live.system_metrics(values, step)
+            step += 1
 
 
 class _Monitors:
