@@ -82,7 +82,7 @@ class Tracker:
     def is_logged(self, link_file: Path, status: str = "FINISHED") -> bool:
         """Whether a run is complete: the server has it with this final status and files, or is unreachable (one warning)."""
         known = self._linked_status(link_file)
-        return known == _AWAY or (known == status and self._folder_of(self._linked(link_file)).exists())
+        return known == _AWAY or (known == status and self._has_folder(self._linked(link_file)))
 
     def is_running(self, link_file: Path) -> bool:
         """Whether the server shows a run as running; False where it is unreachable."""
@@ -164,7 +164,10 @@ class Tracker:
             else:
                 run_id = self._create(client, all_tags, run_name, link_file, parent_link_file, record.started)
             log_record(client, run_id, record, all_tags, folder)
-            self._folder_of(run_id).mkdir(parents=True, exist_ok=True)
+            if (
+                self.artifact_location is not None
+            ):  # also for a run without files: a missing folder means lost files
+                (local_path(self.artifact_location) / run_id).mkdir(parents=True, exist_ok=True)
             self._attach(client, run_id, record, model_link_file)
             parent = self._linked(parent_link_file)
             if record.parent_points and self._status(parent) is not None:
@@ -258,9 +261,10 @@ class Tracker:
             self._warn_away(error)
             return _AWAY
 
-    def _folder_of(self, run_id: str) -> Path:
-        """Local folder of a run's files, there once the run is complete; a folder that exists where the server keeps them."""
-        return Path.cwd() if self.artifact_location is None else local_path(self.artifact_location) / run_id
+    def _has_folder(self, run_id: str) -> bool:
+        """Whether the local folder of a complete run is there; True where the server keeps the files."""
+        root = self.artifact_location
+        return root is None or (local_path(root) / run_id).exists()
 
     def _status(self, run_id: str) -> str | None:
         return self._server.run_status(run_id)

@@ -116,3 +116,21 @@ def test_a_file_that_changes_while_it_is_digested_is_refused(
 def test_times_are_utc() -> None:
     assert files.now().utcoffset() is not None
     assert not files.now().utcoffset()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '"x"', '{"PATH": 1}', '{"PATH": []}', '{"PATH": [3, 4, 5, null]}', "{", "\x00"]
+)
+def test_a_damaged_cache_of_digests_is_made_again(tmp_path: Path, content: str) -> None:
+    path, memory = tmp_path / "abc", tmp_path / ".digests.json"
+    path.write_bytes(b"abc")
+    memory.write_text(content.replace("PATH", str(path)))
+    assert Digests(memory)(path) == SHA256_OF_ABC
+    assert files.read_record(memory)[str(path)][-1] == SHA256_OF_ABC
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b"null", b"{", b"\xff\xfe"])
+def test_a_record_of_another_type_is_empty(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    assert files.read_record(tmp_path / "a.json") == files.read_record(tmp_path / "missing") == {}
+    assert files.read_record(tmp_path) == {}
