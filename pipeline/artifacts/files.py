@@ -49,7 +49,7 @@ def read_json(path: Path) -> Any:
         raise DamagedArtifact(f"{path}: is damaged, not valid JSON ({error})") from None
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, object]:
     """JSON object that can be made again; empty where the file is missing, unreadable, damaged or of another type."""
     with contextlib.suppress(OSError, DamagedArtifact):
         content = read_json(path)

@@ -165,9 +165,9 @@ class Scorer:
         size = self.job.settings.shard_users
         users = np.arange(number * size, min((number + 1) * size, len(self.users)))
         record = read_record(done) if path.exists() else {}
-        if isinstance(record.get("counts"), dict) and record.get("digest") == digest_file(path):
+        previous = record.get("counts")
+        if isinstance(previous, dict) and record.get("digest") == digest_file(path):
             progress(len(users))
-            previous: Counts = record["counts"]
             return previous | {"users_before": len(users)}
         counts: Counter[str] = Counter()
         temporary = path.with_suffix(".writing")
@@ -250,7 +250,8 @@ def with_current_log(
     """
     dataset = Dataset.open(features)
     request = Request.of(settings.at, dataset.facts.now, timed=timed)
-    bundle = bundle.in_ids_of(dataset.items["item_id"])
+    if dataset.items["item_id"].dtype == pl.String:  # also where the bundle's ids are integers
+        bundle = replace(bundle, items=Vocabulary(bundle.items.ids.cast(pl.String), 1))
     bundle_baseline.check_ids(bundle.description, bundle.items.ids, dataset)
     is_counted = bundle_baseline.is_counted(bundle.description)
     if settings.new_items and is_counted:

@@ -244,12 +244,6 @@ class Bundle:
         own = pl.read_parquet(self.folder / "items.parquet", columns=["title"])["title"]
         return own if self.added is None else pl.concat([own, self.added.titles])
 
-    def in_ids_of(self, item_ids: pl.Series) -> "Bundle":
-        """The same bundle, its integer ids as text where a log has text ids; otherwise unchanged."""
-        if item_ids.dtype != pl.String or self.items.ids.dtype == pl.String:
-            return self
-        return replace(self, items=Vocabulary(self.items.ids.cast(pl.String), self.items.first))
-
     def item_mapping(self, item_ids: pl.Series) -> tuple[Int32, int]:
         """Translation [len + 1] from another numbering (ids at 1..), 0 for unknown ids, and their number."""
         return translation(self.items, item_ids)

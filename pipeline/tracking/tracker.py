@@ -82,7 +82,9 @@ class Tracker:
     def is_logged(self, link_file: Path, status: str = "FINISHED") -> bool:
         """Whether a run is complete: the server has it with this final status and files, or is unreachable (one warning)."""
         known = self._linked_status(link_file)
-        return known == _AWAY or (known == status and self._has_folder(self._linked(link_file)))
+        return known == _AWAY or (
+            known == status and _has_folder(self.artifact_location, self._linked(link_file))
+        )
 
     def is_running(self, link_file: Path) -> bool:
         """Whether the server shows a run as running; False where it is unreachable."""
@@ -261,11 +263,6 @@ class Tracker:
             self._warn_away(error)
             return _AWAY
 
-    def _has_folder(self, run_id: str) -> bool:
-        """Whether the local folder of a complete run is there; True where the server keeps the files."""
-        root = self.artifact_location
-        return root is None or (local_path(root) / run_id).exists()
-
     def _status(self, run_id: str) -> str | None:
         return self._server.run_status(run_id)
 
@@ -312,3 +309,8 @@ class Tracker:
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
+
+
+def _has_folder(root: str | None, run_id: str) -> bool:
+    """Whether the folder of a complete run is in an artifact root; True where the server keeps the files."""
+    return root is None or (local_path(root) / run_id).exists()

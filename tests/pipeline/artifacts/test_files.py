@@ -126,7 +126,7 @@ def test_a_damaged_cache_of_digests_is_made_again(tmp_path: Path, content: str) 
     path.write_bytes(b"abc")
     memory.write_text(content.replace("PATH", str(path)))
     assert Digests(memory)(path) == SHA256_OF_ABC
-    assert files.read_record(memory)[str(path)][-1] == SHA256_OF_ABC
+    assert files.read_json(memory)[str(path)][-1] == SHA256_OF_ABC
 
 
 @pytest.mark.parametrize("content", [b"[]", b"1", b"null", b"{", b"\xff\xfe"])
