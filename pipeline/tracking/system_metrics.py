@@ -22,14 +22,14 @@ def sampled(record: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
     if not seconds:
         yield
         return
-    monitors = None
+    made: list[_Monitors] = []
     with optional("system metrics"):
-        monitors = _Monitors()
-    if monitors is None:
+        made.append(_Monitors())
+    if not made:
         yield
         return
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(monitors, record, live, seconds, ended), daemon=True)
+    thread = threading.Thread(target=_watch, args=(made[0], record, live, seconds, ended), daemon=True)
     thread.start()
     try:
         yield

@@ -6,24 +6,28 @@ from pipeline import __main__ as command_line
 from pipeline.errors import LookbackError, one_line, optional
 
 
+def fail(error: BaseException) -> None:
+    raise error
+
+
 def test_a_failing_part_costs_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with optional("drift"):
-        raise KeyError("score\nmore")
+        fail(KeyError("score\nmore"))
     with optional("report"):
-        raise LookbackError("page: is missing")
+        fail(LookbackError("page: is missing"))
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "drift: left out, KeyError: 'score\\nmore' (LOOKBACK_TRACEBACK=1 shows where)",
         "report: left out, page: is missing",
     ]
     with pytest.raises(KeyboardInterrupt), optional("drift"):
-        raise KeyboardInterrupt
+        fail(KeyboardInterrupt())
 
 
 def test_a_traceback_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOKBACK_TRACEBACK", "1")
     with optional("drift"):
-        raise KeyError("score")
+        fail(KeyError("score"))
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -34,11 +38,11 @@ def test_an_error_without_text_has_its_kind() -> None:
 def test_any_failure_of_a_command_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(**_: object) -> None:
+    def command(**_: object) -> None:
         raise AttributeError("no such thing\nmore")
 
     monkeypatch.delenv("LOOKBACK_TRACEBACK", raising=False)
-    monkeypatch.setattr(command_line, "cli", fail)
+    monkeypatch.setattr(command_line, "cli", command)
     with pytest.raises(SystemExit) as ended:
         command_line.main()
     assert ended.value.code == 1
