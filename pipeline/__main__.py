@@ -11,7 +11,7 @@ import click
 
 from features.printable import printable_lines
 from pipeline.credentials import masked
-from pipeline.errors import ConfigError, LookbackError, command_line
+from pipeline.errors import TRACEBACK, ConfigError, LookbackError, command_line, one_line
 
 STAGE_NAMES = (
     "ingest",
@@ -80,7 +80,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
     scored = [done for done in summaries if done["stage"] == "score"]
     live = {"is_live": scored[0]["is_live"], "live": scored[0]["live"]} if scored else {}
     if as_json:
-        named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
+        named = next((done for done in reversed(summaries) if done["stage"] == names[-1]), summaries[-1])
         print(json.dumps({**named, **live, "stages": summaries}))
         return
     if "evaluate" in names:
@@ -276,6 +276,8 @@ def main() -> None:
         _fail(str(error) or "out of memory", 1)
     except _polars_errors() as error:
         _fail(f"a table cannot be read or computed: {error}", 1)
+    except Exception as error:  # noqa: BLE001  (one message, never a traceback)
+        _fail(one_line(error), 1)
 
 
 def _polars_errors() -> tuple[type[Exception], ...]:
@@ -285,7 +287,7 @@ def _polars_errors() -> tuple[type[Exception], ...]:
 
 
 def _fail(message: str, code: int) -> None:
-    if os.environ.get("LOOKBACK_TRACEBACK"):
+    if os.environ.get(TRACEBACK):
         raise  # noqa: PLE0704  (called while an exception is handled)
     print(f"lookback: {printable_lines(masked(message))}", file=sys.stderr)
     sys.exit(code)

@@ -10,6 +10,7 @@ import re
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from pipeline.errors import DamagedArtifact, LookbackError
 
 TEMPORARY = ".part"
 """Ending of temporary files."""
+_TEMPORARY_NAME = re.compile(rf"\..+\.([\w-]+)-(\d+)-[0-9a-f]{{8}}{re.escape(TEMPORARY)}")
+"""Name of a temporary file: host and number of its process."""
+_DAY_SECONDS = 86_400.0
 
 
 def fingerprint(content: Any) -> str:
@@ -49,8 +53,27 @@ def files_below(folder: Path) -> list[Path]:
 
 def temporary_beside(path: Path) -> Path:
     """Hidden name beside a file to write it under; process numbers repeat across containers, so host and chance are in it."""
-    host = re.sub(r"[^\w-]", "-", socket.gethostname())
-    return path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a file has a name of `temporary_beside` and its process is gone; on another host, if it is a day old."""
+    name = _TEMPORARY_NAME.fullmatch(path.name)
+    if name is None:
+        return False
+    if name[1] != _host():
+        return time.time() - path.lstat().st_mtime > _DAY_SECONDS
+    try:
+        os.kill(int(name[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # a process of another user
+        return False
+    return False
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -70,6 +93,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedArtifact(f"{path}: is damaged, not valid JSON ({error})") from None
+
+
+def read_record(path: Path) -> dict[str, object]:
+    """JSON object that can be made again; empty where the file is missing, unreadable, damaged or of another type."""
+    with contextlib.suppress(OSError, DamagedArtifact):
+        content = read_json(path)
+        if isinstance(content, dict):
+            return content
+    return {}
 
 
 def fsync(path: Path) -> None:
@@ -92,10 +124,11 @@ class Digests:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         self._lock = threading.Lock()
-        try:
-            self._known: dict[str, list[Any]] = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            self._known = {}
+        self._known: dict[str, list[Any]] = {
+            name: entry
+            for name, entry in read_record(memory).items()
+            if isinstance(entry, list) and entry and isinstance(entry[-1], str)
+        }
 
     def __call__(self, path: Path) -> str:
         """sha256 of a file, cached while its identity stays the same.

@@ -31,6 +31,16 @@ def scratch(parent: Path) -> Iterator[Path]:
             _remove_if_empty(place.parent)
 
 
+def put_in_place(folder: Path, to: Path) -> Path:
+    """Rename a folder made in `scratch` beside `to`; one that another process put there first stays. Returns `to`."""
+    try:
+        return folder.rename(to)
+    except OSError:
+        if not to.exists():
+            raise
+    return to
+
+
 def remove_abandoned(parent: Path, *, dry_run: bool = False) -> tuple[list[Path], list[Path]]:
     """Remove the folders of killed processes; returns them (dry_run: the ones to remove), and the ones in use."""
     import filelock

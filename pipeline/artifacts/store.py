@@ -7,7 +7,6 @@
 import contextlib
 import ctypes
 import gc
-import json
 import os
 import shutil
 import socket
@@ -25,6 +24,7 @@ from pipeline.artifacts.files import (
     known_digest,
     now,
     read_json,
+    read_record,
     temporary_beside,
     write_json,
 )
@@ -245,17 +245,16 @@ def being_made(stage_folder: Path) -> dict[str, dict[str, str]]:
             with filelock.FileLock(path, timeout=0):
                 pass
         except filelock.Timeout:
-            with contextlib.suppress(OSError, json.JSONDecodeError):
-                held[path.stem] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["inputs"]
+            inputs = read_record(path.with_suffix(".json")).get("inputs")
+            held[path.stem] = inputs if isinstance(inputs, dict) else {}
     return held
 
 
 def _holder(path: Path) -> str:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    content = read_record(path)
+    if not {"process", "host", "since"} <= content.keys():
         return "another process"
-    return f"process {content['process']} on {content['host']} since {content['since'][:19]}Z"
+    return f"process {content['process']} on {content['host']} since {str(content['since'])[:19]}Z"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from features import schema
 from features.events import validation as event_log
 from features.events.ids import plain
 from pipeline.artifacts import event_parts, source_files, store
-from pipeline.artifacts.scratch import SCRATCH, remove_abandoned, scratch
+from pipeline.artifacts.scratch import remove_abandoned, scratch
 from pipeline.artifacts.store import Artifact, being_made
 from pipeline.commands.prune import all_lineages, megabytes
 from pipeline.config import Config
@@ -25,13 +25,7 @@ from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.tracking import registry
 from pipeline.tracking.client import tracking_uri
-from pipeline.tracking.models import (
-    delete_model,
-    delete_run_files,
-    runs_with_files,
-    unowned_models,
-    unversioned_models,
-)
+from pipeline.tracking.models import delete_run_files, runs_with_files, unowned_models
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import Version, absolute_uri
 
@@ -211,8 +205,8 @@ def _has_exclusion(part: Path, exclusion: str) -> bool:
 def _erase_bundles(erasure: _Erasure, excluded: pl.Series) -> None:
     """Delete downloaded bundles and registered versions that list an excluded user; the champion is only reported."""
     config = erasure.config
-    for folder in sorted((config.folder / ".bundles").glob("*/")):
-        if folder.name != SCRATCH and _holds(folder, excluded):
+    for folder in sorted((config.folder / ".bundles").glob("[!.]*/")):
+        if _holds(folder, excluded):
             erasure.remove(folder)
     if not config.tracking.enabled:
         return
@@ -243,15 +237,14 @@ def _erase_models(erasure: _Erasure, excluded: pl.Series) -> None:
     if not config.tracking.enabled:
         return
     uri = absolute_uri(tracking_uri(config))
-    for model_id in unversioned_models(uri, config.name):
-        if being_made(config.folder / "publish"):
+    is_publishing = bool(being_made(config.folder / "publish"))
+    for model_id in registry.prune_logged_models(config, dry_run=erasure.dry_run or is_publishing):
+        if is_publishing:
             erasure.waiting.append(
                 f"a running publish may register the model {model_id}: run this again later"
             )
-            continue
-        if not erasure.dry_run:
-            delete_model(uri, model_id)
-        print(f"{erasure.verb} the logged model {model_id} on {uri}, which no version has")
+        else:
+            print(f"{erasure.verb} the logged model {model_id} on {uri}, which no version has")
     for folder in unowned_models(uri):
         if any(_holds(bundle, excluded) for bundle in folder.glob("artifacts/data/*/")):
             erasure.remove(folder)

@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
-from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
@@ -61,32 +61,26 @@ def bring_up_to_date(
 ) -> list[Summary]:
     """Run the named stages and the stages they need unless up to date; returns a summary each.
 
-    `force` rebuilds the named stages. Raises LookbackError where the data or the run fails.
+    `force` rebuilds the named stages. Raises LookbackError where the data or the run fails; a report that fails beside other
+    stages costs a line on stderr.
     """
     pipeline = resolve(config, names)
     tracker = Tracker.from_config(config)
     summaries = []
     with parent_run(pipeline, tracker) as parent:
         for task in _tasks(pipeline, tracker, parent, names if force else ()):
-            with task.node.artifact.lock(task.node.inputs):
-                built = not task.is_up_to_date()
-                if built:
-                    stage = importlib.import_module(f"pipeline.stages.{task.node.stage.name}")
-                    with task.building(show_progress) as context:
-                        process_group.announce(task.node.stage.name, context)
-                        stage.build(context)
-                parent.stage_done(task.name, task.node, built=built)
-                task.ensure_logged()
-            summary = _summary(task.node, built)
-            if task.name == "score":
-                liveness = live_lists.point(config, task.node.artifact, _scored_version(pipeline))
-                summary |= {"is_live": liveness.is_live, "live": liveness.sentence}
-            if task.pipeline is pipeline:
-                summaries.append(summary)
-            if task.name == "ingest":
-                source_files.release(config, pipeline.sources)
-            if task.label is not None:
-                say(f"{task.label} {summary['summary']}")
+            is_needed = task.name != "report" or set(names) == {"report"}
+            with contextlib.nullcontext() if is_needed else optional("report"):
+                summary = task.bring_up_to_date(show_progress)
+                if task.name == "score":
+                    liveness = live_lists.point(config, task.node.artifact, _scored_version(pipeline))
+                    summary |= {"is_live": liveness.is_live, "live": liveness.sentence}
+                if task.pipeline is pipeline:
+                    summaries.append(summary)
+                if task.name == "ingest":
+                    source_files.release(config, pipeline.sources)
+                if task.label is not None:
+                    say(f"{task.label} {summary['summary']}")
     return summaries
 
 
@@ -103,6 +97,20 @@ class _Task:
     label: str | None
     """Beginning of the printed line; None prints none."""
     force: bool = False
+
+    def bring_up_to_date(self, show_progress: bool) -> Summary:
+        """Build and log the artifact where it is missing, under its lock; returns its summary."""
+        with self.node.artifact.lock(self.node.inputs):
+            built = not self.is_up_to_date()
+            if built:
+                stage = importlib.import_module(f"pipeline.stages.{self.node.stage.name}")
+                with self.building(show_progress) as context:
+                    process_group.announce(self.node.stage.name, context)
+                    stage.build(context)
+            self.parent.stage_done(self.name, self.node, built=built)
+            with optional("tracking"):
+                self.ensure_logged()
+        return _summary(self.node, built)
 
     def is_up_to_date(self) -> bool:
         """Whether the artifact is complete and not forced; points `latest` to it."""

@@ -1,11 +1,12 @@
 """Registration of published bundles and promotion of versions to champion."""
 
+import contextlib
 import sys
 
-from pipeline.artifacts.files import read_json, write_json
+from pipeline.artifacts.files import read_json, read_record, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
-from pipeline.errors import ConfigError, LookbackError
+from pipeline.errors import ConfigError, LookbackError, one_line
 from pipeline.sections import MODEL_URI
 from pipeline.serving.bundle_cache import bundle_folder
 from pipeline.tracking import missing
@@ -32,7 +33,9 @@ def ensure_registered(config: Config, tracker: Tracker, publish: Artifact) -> No
     """
     if not config.tracking.enabled:
         return
-    version = linked_version(config, publish) or _register(config, tracker, publish)
+    version = linked_version(config, publish)
+    if version is None or _lacks_files(config, version):
+        version = _register(config, tracker, publish) or version
     if version is None or _is_settled(config, version):
         return
     with tracker.tolerated():
@@ -54,11 +57,17 @@ def _register(config: Config, tracker: Tracker, publish: Artifact) -> Version | 
         example = input_example(bundle)
         version = registry.register(name, bundle, description["digest"], run_id, card, example)
         link = version_link(publish)
-        links = read_json(link) if link.exists() else {}
-        write_json(link, links | {registry.uri: version.version})
+        write_json(link, read_record(link) | {registry.uri: version.version})
         return version
 
     return tracker.attempt(register)
+
+
+def _lacks_files(config: Config, version: Version) -> bool:
+    """Whether a version's files are missing; False where the server does not answer."""
+    with contextlib.suppress(ServerAway):
+        return not Registry.from_config(config).has_files(version)
+    return False
 
 
 def _is_settled(config: Config, version: Version) -> bool:
@@ -80,8 +89,9 @@ def _settle(config: Config, version: Version, publish: Artifact) -> None:
             decision = _decide(config, version, publish, champion)
         except ServerAway:
             raise
-        except LookbackError as error:
-            decision = Decision(REFUSED, f"cannot be compared with the champion: {error}")
+        except Exception as error:  # noqa: BLE001  (whatever it is, the run goes on and the champion stays)
+            text = str(error) if isinstance(error, LookbackError) else one_line(error)
+            decision = Decision(REFUSED, f"cannot be compared with the champion: {text}")
         before = registry.champion(version.name)
         if before == champion:
             break

@@ -1,6 +1,7 @@
 """Stage score: recommendations for every user, written shard by shard to Parquet."""
 
 import contextlib
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
-from pipeline.errors import DamagedArtifact
+from pipeline.errors import DamagedArtifact, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
@@ -117,9 +118,11 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         ctx.track.metric(name, ctx.manifest[name])
     before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is not None:
-        _compare(ctx, before, digest)
+        with optional("drift"):
+            _compare(ctx, before, digest)
     new_items = _new_items(ctx, scorer, before)
-    _show_reranking(ctx, scorer)
+    with optional("effects of re-ranking"):
+        _show_reranking(ctx, scorer)
     ctx.track.tag("lookback.bundle_digest", digest)
     if version is not None:
         ctx.track.tag("lookback.model_version", str(version))
@@ -173,7 +176,10 @@ def _new_items(ctx: Context, scorer: Scorer, before: Path | None) -> str:
     """Number of the recommendable new items that the previous night's log and table lacked, or else of all since training."""
     bundle = scorer.bundle
     if before is not None:
-        with contextlib.suppress(OSError, DamagedArtifact, KeyError):
+        with (
+            optional("new items since the last night"),
+            contextlib.suppress(OSError, DamagedArtifact, KeyError),
+        ):
             inputs = read_manifest(before)["inputs"]
             features, ingest = (
                 ctx.inputs[stage].parent / inputs[stage] / "items.parquet" for stage in ("features", "ingest")
@@ -189,6 +195,8 @@ def _compare(ctx: Context, before: Path, digest: str) -> None:
     """Add the drift since the previous night's lists to the manifest and tracking."""
     change = drift.drift(before, ctx.folder, digest)
     ctx.manifest["drift"] = asdict(change)
+    if change.not_compared:
+        print(f"drift: {change.not_compared}", file=sys.stderr, flush=True)
     for name, value in (
         ("psi", change.psi),
         ("overlap", change.overlap),

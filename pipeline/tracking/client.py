@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.errors import LookbackError, one_line
+from pipeline.tracking.relocation import relocate
 from pipeline.tracking.server import (
     Server,
     ServerAway,
     Version,
+    artifact_root,
     chosen_uri,
     open_server,
     sqlite_path,
@@ -79,6 +82,10 @@ class ClientServer:
         known = self._query(lambda client: client.get_model_version(name, str(version)))
         return version_of(known) if known is not None else None
 
+    def has_files(self, version: Version) -> bool:
+        """See Server."""
+        return bool(version.source)
+
     def _query(self, query: Callable[["MlflowClient"], _Result]) -> _Result | None:
         from mlflow.exceptions import MlflowException
 
@@ -106,10 +113,10 @@ def connection_uri(uri: str) -> str:
 
 @functools.cache
 def client_at(uri: str) -> "MlflowClient":
-    """MLflow's client; creates an SQLite database first, complete and in write-ahead mode."""
+    """MLflow's client; creates an SQLite database first, complete and in write-ahead mode, or relocates a moved one."""
     for name, value in (_QUIET | (_WITHOUT_POOL if sqlite_path(uri) is not None else {})).items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings(), _database_created(sqlite_path(uri)), _without_garbage_collection():
+    with warnings.catch_warnings(), _database_prepared(uri), _without_garbage_collection():
         warnings.simplefilter("ignore")  # MLflow uses deprecated parts of SQLAlchemy
         from mlflow import MlflowClient
 
@@ -133,12 +140,13 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _database_created(path: Path | None) -> Iterator[None]:
-    """Let one process at a time create the database, and set write-ahead mode while this process runs.
+def _database_prepared(uri: str) -> Iterator[None]:
+    """Let one process at a time create the database and correct locations of files; write-ahead mode while this process runs.
 
     A database on a read-only mount is only read.
     """
-    if path is None or (path.exists() and not os.access(path.parent, os.W_OK)):
+    path, root = sqlite_path(uri), artifact_root(uri)
+    if path is None or root is None or (path.exists() and not os.access(path.parent, os.W_OK)):
         yield
         return
     import filelock
@@ -148,6 +156,7 @@ def _database_created(path: Path | None) -> Iterator[None]:
         yield
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database:
             database.execute("PRAGMA journal_mode = WAL")
+            relocate(database, root)
     atexit.register(leave_one_file, path)
 
 
@@ -170,18 +179,15 @@ def reported(uri: str) -> Iterator[None]:
     """Raise every failure of the server or its client as ServerAway."""
     try:
         yield
-    except _failures() as error:
+    except LookbackError:
+        raise
+    except (
+        Exception
+    ) as error:  # a driver that is missing, an answer of another kind: no kind is worth the work
         text = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ServerAway(f"{uri}: {text}") from error
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    if "mlflow" not in sys.modules:
-        return (OSError, sqlite3.Error)
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (OSError, sqlite3.Error, MlflowException, SQLAlchemyError)
+        is_known = type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy", "sqlite3")
+        known = is_known or isinstance(error, OSError | ImportError)
+        raise ServerAway(f"{uri}: {text if known else one_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,12 @@ def log_pyfunc(
     requirements: list[str],
     *,
     exclude_seen: bool,
+    model_id: str | None = None,
 ) -> tuple[str, str]:
     """Log a bundle's folder as a pyfunc model of a run, as code and data without pickle; returns its URI and id.
 
     id_types: "long" or "string" for user_id and item_id. example: columns of an input frame. exclude_seen: default
-    of the parameter.
+    of the parameter. model_id: logged model whose files are written again, instead of a new one.
     """
     with reported(uri), fluent(uri):
         import mlflow.pyfunc
@@ -56,19 +58,42 @@ def log_pyfunc(
                 [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, exclude_seen)]
             ),
         )
-        with mlflow.start_run(run_id=run_id), _quietly("mlflow.models.model"):
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                loader_module="pipeline.serving",
-                data_path=str(folder),
-                code_paths=[
-                    str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)
-                ],
-                signature=signature,
-                input_example=pd.DataFrame(dict(example)) if example is not None else None,
-                pip_requirements=requirements,
-            )
+        parts: dict[str, Any] = {
+            "loader_module": "pipeline.serving",
+            "data_path": str(folder),
+            "code_paths": [
+                str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)
+            ],
+            "signature": signature,
+            "input_example": pd.DataFrame(dict(example)) if example is not None else None,
+            "pip_requirements": requirements,
+        }
+        with _quietly("mlflow.models.model"):
+            if model_id is not None:
+                _write_again(uri, model_id, parts)
+                return f"models:/{model_id}", model_id
+            with mlflow.start_run(run_id=run_id):
+                info = mlflow.pyfunc.log_model(name="model", **parts)
         return info.model_uri, info.model_id
+
+
+def _write_again(uri: str, model_id: str, parts: Mapping[str, Any]) -> None:
+    """Write the files of a logged model again; `log_model` refuses a model that its run has logged already."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    known = client_at(uri).get_logged_model(model_id)
+    model = Model(
+        artifact_path=known.artifact_location,
+        model_uuid=model_id,
+        run_id=known.source_run_id,
+        model_id=model_id,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.pyfunc.save_model(path=f"{folder}/model", mlflow_model=model, **parts)
+        files = get_artifact_repository(known.artifact_location, uri)
+        files.log_artifacts(f"{folder}/model")  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

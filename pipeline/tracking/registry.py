@@ -7,13 +7,13 @@ decision is first written as an intention, which the next reader of the champion
 import contextlib
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts.files import now, read_json
-from pipeline.artifacts.scratch import scratch
+from pipeline.artifacts.files import now, read_json, read_record
+from pipeline.artifacts.scratch import put_in_place, scratch
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
@@ -21,7 +21,13 @@ from pipeline.sections import MODEL, MODEL_URI
 from pipeline.tracking import missing
 from pipeline.tracking.client import client_at, fluent, reported, server_at, tracking_uri, version_of
 from pipeline.tracking.decisions import Decision, Intention
-from pipeline.tracking.models import delete_model, download_model, log_pyfunc, log_to_run
+from pipeline.tracking.models import (
+    delete_model,
+    download_model,
+    log_pyfunc,
+    log_to_run,
+    unversioned_models,
+)
 from pipeline.tracking.server import BUNDLE_DIGEST, GATE, INTENTION, ServerAway, Version, sqlite_path
 
 if TYPE_CHECKING:
@@ -118,6 +124,13 @@ class Registry:
             entities = client_at(self.uri).search_model_versions(f"name='{name}'")
         return sorted(map(version_of, entities), key=lambda version: -version.version)
 
+    def aliased(self, name: str) -> list[Version]:
+        """Versions with an alias."""
+        with reported(self.uri):
+            found = client_at(self.uri).search_registered_models(f"name='{name}'")
+        numbers = {int(number) for model in found for number in model.aliases.values()}
+        return [version for number in numbers if (version := self.version(name, number)) is not None]
+
     def register(
         self,
         name: str,
@@ -128,23 +141,16 @@ class Registry:
         input_example: Mapping[str, list[Any]] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Version:
-        """Register a bundle, unless a version has its digest already; returns the version.
+        """Register a bundle, unless a version has its digest already; returns the version, its files restored if missing.
 
         input_example: columns of an input frame, such as {"user_id": [1, 2]}. description: Markdown.
         """
         for version in self.versions(name):
             if version.bundle_digest == bundle_digest:
+                if not self.has_files(version):
+                    self.restore(version, bundle_folder, input_example)
                 return version
-        with scratch(bundle_folder.parent):  # MLflow's copy of the bundle
-            source, model_id = log_pyfunc(
-                self.uri,
-                run_id,
-                bundle_folder,
-                _id_types(bundle_folder),
-                input_example,
-                requirements(bundle_folder),
-                exclude_seen=read_json(bundle_folder / "bundle.json").get("exclude_seen", True),
-            )
+        source, model_id = self._log(bundle_folder, run_id, input_example)
         with reported(self.uri), fluent(self.uri):
             client = client_at(self.uri)
             if not client.search_registered_models(f"name='{name}'"):
@@ -156,6 +162,36 @@ class Registry:
                 name, source, run_id, labels, description=description[:5000], model_id=model_id
             )
         return version_of(made)
+
+    def has_files(self, version: Version) -> bool:
+        """Whether a version's files are there; only local ones are looked for. Takes milliseconds."""
+        return self._server.has_files(version)
+
+    def restore(
+        self, version: Version, bundle_folder: Path, input_example: Mapping[str, list[Any]] | None
+    ) -> None:
+        """Log the files of a version again, from a folder with its bundle."""
+        self._log(bundle_folder, version.run_id, input_example, version.source.removeprefix("models:/"))
+
+    def _log(
+        self,
+        bundle_folder: Path,
+        run_id: str,
+        input_example: Mapping[str, list[Any]] | None,
+        model_id: str | None = None,
+    ) -> tuple[str, str]:
+        """Log a bundle as a model of a run, a new one by default; returns its URI and id."""
+        with scratch(bundle_folder.parent):  # MLflow's copy of the bundle
+            return log_pyfunc(
+                self.uri,
+                run_id,
+                bundle_folder,
+                _id_types(bundle_folder),
+                input_example,
+                requirements(bundle_folder),
+                exclude_seen=read_json(bundle_folder / "bundle.json").get("exclude_seen", True),
+                model_id=model_id,
+            )
 
     def tags(self, version: Version) -> dict[str, str]:
         """Tags of a version."""
@@ -245,8 +281,7 @@ class Registry:
                 raise LookbackError(
                     f"{version.uri}: holds no bundle; publish again with: lookback run publish --force"
                 )
-            shutil.move(bundles[0].parent, to)
-        return to
+            return put_in_place(bundles[0].parent, to)
 
 
 def requirements(bundle_folder: Path) -> list[str]:
@@ -265,12 +300,16 @@ def model_source(config: Config) -> ModelSource:
     return ModelSource(version.version, version.bundle_digest, version.uri)
 
 
-def champion_digest(config: Config) -> str | None:
-    """Bundle digest of the champion, or None."""
+def digests_in_use(config: Config) -> set[str]:
+    """Bundle digests of the versions with an alias, the champion's included, and of the one that score.model names."""
     if not config.tracking.enabled:
-        return None
-    version = Registry.from_config(config).champion(model_name(config))
-    return version.bundle_digest if version is not None else None
+        return set()
+    registry = Registry.from_config(config)
+    digests = {version.bundle_digest for version in registry.aliased(model_name(config))}
+    if config.score.model not in ("run", CHAMPION):
+        with contextlib.suppress(LookbackError):  # a version that is gone keeps nothing
+            digests.add(model_source(config).bundle_digest)
+    return digests
 
 
 def version_of_bundle(config: Config, publish: Artifact) -> int | None:
@@ -282,28 +321,34 @@ def version_of_bundle(config: Config, publish: Artifact) -> int | None:
 def linked_version(config: Config, publish: Artifact) -> Version | None:
     """Version of a publish artifact on the present server, or None where it is gone."""
     registry = Registry.from_config(config)
+    number = read_record(version_link(publish)).get(registry.uri)
     with contextlib.suppress(OSError, DamagedArtifact, ServerAway):
-        number = read_json(version_link(publish)).get(registry.uri)
-        version = registry.version(model_name(config), int(number)) if number is not None else None
+        version = registry.version(model_name(config), number) if isinstance(number, int) else None
         if version is not None and version.bundle_digest == read_manifest(publish.folder)["bundle_digest"]:
             return version
     return None
 
 
-def prune_versions(config: Config, *, keep: int, dry_run: bool) -> list[Version]:
-    """Delete all but the `keep` newest versions and the champion; returns the deleted ones (dry_run: the ones to delete)."""
+def prune_versions(config: Config, used: Collection[str], *, keep: int, dry_run: bool) -> list[Version]:
+    """Delete all but the `keep` newest versions and those of `used` digests; returns the deleted ones (dry_run: to delete)."""
     if not config.tracking.enabled:
         return []
     registry, name = Registry.from_config(config), model_name(config)
-    champion = registry.champion(name)
-    old = [
-        version
-        for version in registry.versions(name)[keep:]
-        if champion is None or version.version != champion.version
-    ]
+    old = [version for version in registry.versions(name)[keep:] if version.bundle_digest not in used]
     for version in [] if dry_run else old:
         registry.delete_version(name, version.version)
     return old
+
+
+def prune_logged_models(config: Config, *, dry_run: bool) -> list[str]:
+    """Delete logged bundles that a killed command left without a version; returns their ids."""
+    if not config.tracking.enabled:
+        return []
+    uri = tracking_uri(config)
+    alone = unversioned_models(uri, config.name)
+    for model_id in [] if dry_run else alone:
+        delete_model(uri, model_id)
+    return alone
 
 
 def version_link(publish: Artifact) -> Path:

@@ -5,13 +5,15 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline import credentials
 from pipeline.errors import LookbackError
+from pipeline.tracking.relocation import local_path
 
 if TYPE_CHECKING:
     from urllib.error import HTTPError
@@ -24,8 +26,12 @@ INTENTION = f"{GATE}.intention"
 """Tag of a version: a decision that is being carried out."""
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 TIMEOUT_SECONDS = 2.0
+"""Wait for a connection and for each part of an answer."""
+ANSWER_SECONDS = 2 * TIMEOUT_SECONDS
+"""Wait for a whole answer."""
 _with_credentials: dict[str, str] = {}
 """Address without credentials to the address as configured, for this process alone."""
+_Answer = TypeVar("_Answer")
 
 
 class ServerAway(LookbackError):
@@ -92,6 +98,9 @@ class Server(Protocol):
 
     def version(self, name: str, version: int) -> Version | None:
         """Version of a registered model."""
+
+    def has_files(self, version: Version) -> bool:
+        """Whether the files of a version are there; only local ones are looked for."""
 
 
 def absolute_uri(uri: str) -> str:
@@ -179,6 +188,16 @@ class SqliteServer:
         run_id, source = rows[0]
         return version_with(name, version, tags, run_id or "", source)
 
+    def has_files(self, version: Version) -> bool:
+        """See Server."""
+        rows = self._select(
+            "SELECT storage_location FROM model_versions WHERE name = ? AND version = ?",
+            version.name,
+            version.version,
+        )
+        location = str(rows[0][0]) if rows else ""
+        return not location.startswith("file:") or (local_path(location) / "MLmodel").exists()
+
     def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         if not self._path.exists():
             return []
@@ -203,41 +222,75 @@ class RestServer:
 
     def run_status(self, run_id: str) -> str | None:
         """See Server."""
-        answer = self._get("runs/get", run_id=run_id)
-        info = answer["run"]["info"] if answer else {}
-        return str(info["status"]) if info.get("lifecycle_stage") == "active" else None
+        with _as_away(self._root):
+            answer = self._get("runs/get", run_id=run_id)
+            if answer is None:
+                return None
+            info = answer["run"]["info"]
+            return str(info["status"]) if info.get("lifecycle_stage") == "active" else None
 
     def alias(self, name: str, alias: str) -> int | None:
         """See Server."""
-        answer = self._get("registered-models/alias", name=name, alias=alias)
-        return int(answer["model_version"]["version"]) if answer else None
+        with _as_away(self._root):
+            answer = self._get("registered-models/alias", name=name, alias=alias)
+            return int(answer["model_version"]["version"]) if answer is not None else None
 
     def version(self, name: str, version: int) -> Version | None:
         """See Server."""
-        answer = self._get("model-versions/get", name=name, version=str(version))
-        if not answer:
-            return None
-        entity = answer["model_version"]
-        tags = {tag["key"]: tag["value"] for tag in entity.get("tags", [])}
-        run_id, source = entity.get("run_id", ""), entity["source"]
-        return version_with(name, version, tags, run_id, source)
+        with _as_away(self._root):
+            answer = self._get("model-versions/get", name=name, version=str(version))
+            if answer is None:
+                return None
+            entity = answer["model_version"]
+            tags = {tag["key"]: tag["value"] for tag in entity.get("tags", [])}
+            run_id, source = entity.get("run_id", ""), entity["source"]
+            return version_with(name, version, tags, run_id, source)
 
-    def _get(self, method: str, **values: str) -> dict[str, Any]:
+    def has_files(self, version: Version) -> bool:
+        """See Server."""
+        return bool(version.source)
+
+    def _get(self, method: str, **values: str) -> dict[str, Any] | None:
+        """Answer of a method; None for an unknown run, alias or version."""
         import urllib.error
         import urllib.parse
         import urllib.request
 
         address = f"{self._root}/{method}?{urllib.parse.urlencode(values)}"
-        with _as_away(self._root):
-            request = urllib.request.Request(address, headers=_authorization(self._uri))  # noqa: S310  (http or https: see open_server)
+        request = urllib.request.Request(address, headers=_authorization(self._uri))  # noqa: S310  (http or https: see open_server)
+
+        def ask() -> dict[str, Any] | None:
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
                     content: dict[str, Any] = json.load(answer)
                     return content
             except urllib.error.HTTPError as error:
                 if _is_missing(error):
-                    return {}
+                    return None
                 raise
+
+        return _in_time(ask)
+
+
+def _in_time(ask: Callable[[], _Answer]) -> _Answer:
+    """Result of a request. Raises TimeoutError for an answer that is not whole in time, however steadily it comes."""
+    answers: list[_Answer] = []
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:  # noqa: BLE001  (raised again by the caller's thread)
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    for failure in failures:
+        raise failure
+    if not answers:
+        raise TimeoutError(f"no whole answer within {ANSWER_SECONDS:g} s")
+    return answers[0]
 
 
 def _is_missing(error: "HTTPError") -> bool:
@@ -260,6 +313,8 @@ def _as_away(address: str) -> Iterator[None]:
         HTTPException,
     ) as error:  # not JSON, no port, not HTTP, half an answer
         raise ServerAway(f"{address}: does not answer ({error or type(error).__name__})") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ServerAway(f"{address}: its answer is not MLflow's, as of a login page or a proxy") from None
 
 
 def _authorization(uri: str) -> dict[str, str]:
