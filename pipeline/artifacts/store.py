@@ -7,6 +7,7 @@
 import contextlib
 import ctypes
 import gc
+import json
 import os
 import shutil
 import socket

@@ -5,7 +5,6 @@ decision is first written as an intention, which the next reader of the champion
 """
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
