@@ -158,9 +158,9 @@ def _times(histories: Histories, own: OwnItems, pairs: Int64, request: Int64) ->
     columns["last_taken"] = np.log1p(since)
     columns["mean_gap"] = np.log1p(mean_gap)
     columns["relative_gap"] = np.where(is_repeated, np.log((since + 1) / (mean_gap + 1)), 0.0)
-    first = histories.time[np.minimum(histories.starts, max(len(histories.time) - 1, 0))]
-    last = histories.time[np.maximum(histories.ends - 1, 0)]
-    whole = np.where(histories.lengths > 0, _days(last - first), 0.0)
+    whole, filled = np.zeros(len(histories)), np.flatnonzero(histories.lengths)
+    first, last = histories.starts[filled], histories.ends[filled] - 1
+    whole[filled] = _days(histories.time[last] - histories.time[first])
     columns["visit_gap"] = np.log1p(whole / np.maximum(own.visits - 1, 1))[:, None]
     return columns
 

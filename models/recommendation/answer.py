@@ -44,7 +44,7 @@ class Answer:
     """Recommendations for rows of histories."""
 
     item_index: Int32
-    """[rows, k], best first, padded with 0"""
+    """[rows, k], best first, padded with 0; k is the catalogue's size at most"""
     score: Float32
     """[rows, k], padded with -inf"""
     cold: NDArray[np.bool_]
@@ -66,13 +66,22 @@ class WarmRows(Protocol):
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists of k places by the rules."""
+    """Lists of k places by the rules, or of as many as there are items."""
 
     k: int
     rules: Rules
     traits: Traits
     num_ranked: int = 0
     """Candidates that a second stage ranks: as many are retrieved at least."""
+
+    @property
+    def places(self) -> int:
+        """Columns of a list: k, or the number of items where that is less."""
+        return min(self.k, self._num_items)
+
+    @property
+    def _num_items(self) -> int:
+        return len(self.traits.num_events) - 1
 
     def answer(
         self,
@@ -92,8 +101,8 @@ class Lists:
         keys = np.zeros(len(histories), np.uint64) if keys is None else keys
         segment = np.zeros(len(histories), np.int64) if segment is None else segment
         cold = histories.lengths == 0
-        items = np.zeros((len(histories), self.k), np.int32)
-        score = np.full((len(histories), self.k), -np.inf, np.float32)
+        items = np.zeros((len(histories), self.places), np.int32)
+        score = np.full(items.shape, -np.inf, np.float32)
         reasons = None if because_items is None else Because.none(items.shape, because_items)
         if cold.any():
             items[cold], score[cold] = self.filled(self._popular(popularity, segment[cold]), keys[cold])
@@ -106,12 +115,15 @@ class Lists:
 
     def filled(self, retrieve: Retrieve, keys: UInt64) -> Candidates:
         """Fill lists [rows, k] by the rules, retrieving more candidates for short rows until none are left."""
-        items = np.zeros((len(keys), self.k), np.int32)
-        scores = np.full((len(keys), self.k), -np.inf, np.float32)
-        pool, open_rows = max(self.rules.pool(self.k), self.num_ranked), np.arange(len(keys))
+        items = np.zeros((len(keys), self.places), np.int32)
+        scores = np.full(items.shape, -np.inf, np.float32)
+        pool, open_rows = max(self.rules.pool(self.places), self.num_ranked), np.arange(len(keys))
         while len(open_rows):
+            pool = min(
+                pool, max(self._num_items + 1, self.num_ranked)
+            )  # the last of more than there are is 0
             (candidates, values), is_all = retrieve(open_rows, pool)
-            lists = choose(candidates, values, self.k, self.rules, self.traits, keys[open_rows], is_all)
+            lists = choose(candidates, values, self.places, self.rules, self.traits, keys[open_rows], is_all)
             items[open_rows], scores[open_rows] = lists
             is_short = (lists[0][:, -1] == 0) & ~is_all
             open_rows, pool = open_rows[is_short], pool * _GROWTH

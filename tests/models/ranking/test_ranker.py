@@ -349,6 +349,18 @@ def test_leaving_out_by_hand_is_what_exact_says(random_encoder: Callable[..., En
             assert found[row, place, length - 1] == pytest.approx(whole[place] - after, abs=1e-3)
 
 
+def test_the_only_interaction_is_worth_the_difference_to_no_history(
+    random_encoder: Callable[..., Encoder],
+) -> None:
+    """Without it retrieval scores every candidate 0, so that they stay in their order."""
+    recommender, stage, log = AttentionRecommender(random_encoder()), a_stage(), a_log(3, longest=2)
+    assert log.lengths.tolist() == [1, 1, 1]
+    items, scores = recommender.recommend(log, 11, False)
+    found = two_stage_contributions(recommender.encoder, stage, log, items, (items, scores), "exact")
+    without = stage.score(replace(log, ends=log.starts), items, np.zeros_like(scores))
+    assert found[..., 0] == pytest.approx(stage.score(log, items, scores) - without, abs=1e-3)
+
+
 def test_slopes_go_with_leaving_out(random_encoder: Callable[..., Encoder]) -> None:
     encoder, stage, log = random_encoder(positions="absolute"), a_stage(), a_log(40, longest=LENGTH)
     log = log.select(log.lengths > 3)
