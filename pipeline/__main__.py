@@ -85,8 +85,8 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
         return
     if "evaluate" in names:
         _print_evaluation(next(Path(done["folder"]) for done in summaries if done["stage"] == "evaluate"))
-    if live:
-        say(live["live"])
+    for done in scored:
+        say(done["live"])
 
 
 def _say(line: str) -> None:

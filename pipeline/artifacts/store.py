@@ -127,8 +127,7 @@ class Artifact:
         manifest["files"] = {
             name: [path.stat().st_size, known.get(name) or digest_file(path)] for name, path in files.items()
         }
-        manifest[OWN_DIGEST] = _digest_of(manifest)
-        write_json(self.workspace / MANIFEST, manifest)
+        write_json(self.workspace / MANIFEST, manifest | {OWN_DIGEST: _digest_of(manifest)})
         for name in files.keys() - known.keys():
             fsync(files[name])
         for folder in {path.parent for path in files.values()} | {self.workspace}:

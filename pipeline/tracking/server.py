@@ -259,17 +259,17 @@ class RestServer:
         address = f"{self._root}/{method}?{urllib.parse.urlencode(values)}"
         request = urllib.request.Request(address, headers=_authorization(self._uri))  # noqa: S310  (http or https: see open_server)
 
-        def ask() -> dict[str, Any] | None:
+        def ask() -> Any:
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
-                    content: dict[str, Any] = json.load(answer)
-                    return content
+                    return json.load(answer)
             except urllib.error.HTTPError as error:
                 if _is_missing(error):
                     return None
                 raise
 
-        return _in_time(ask)
+        content: dict[str, Any] | None = _in_time(ask)
+        return content
 
 
 def _in_time(ask: Callable[[], _Answer]) -> _Answer:
