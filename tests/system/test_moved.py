@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.workdir import Workdir
 
 NIGHTLY = ("ingest", "features", "score", "--set", "score.model=champion")
 
 
+@pytest.mark.slow
 def test_a_moved_and_half_restored_project_goes_on(copied: Workdir, tmp_path: Path) -> None:
     moved = Workdir(Path(shutil.move(copied.folder, tmp_path / "moved here")))
     shutil.rmtree(moved.folder / "data" / "tiny" / ".bundles", ignore_errors=True)
