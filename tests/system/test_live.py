@@ -50,7 +50,8 @@ def test_all_ends_with_a_line_about_the_live_lists(finished: Workdir) -> None:
 def test_live_lists_are_the_champions_of_all_users(copied: Workdir) -> None:
     first = link(copied, "live")
     pl.DataFrame({"user_id": ["u0001"]}).write_parquet(copied.folder / "three.parquet")
-    for users in ("three.parquet", "2099-01-01"):
+    pl.DataFrame({"user_id": pl.Series([], dtype=pl.String)}).write_parquet(copied.folder / "nobody.parquet")
+    for users in ("three.parquet", "nobody.parquet", "2099-01-01"):
         some = copied.run("score", "--set", f"score.users={users}")
         assert (some["is_live"], link(copied, "live")) == (False, first)
         assert link(copied, "latest") == Path(some["folder"]).name
