@@ -143,6 +143,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, removals: int) -> Iterator[Non
             yield
 
 
+@pytest.mark.slow
 def test_no_kill_leaves_an_excluded_user_behind(
     log: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
