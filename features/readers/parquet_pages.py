@@ -109,18 +109,24 @@ def _pages(stream: BinaryIO, chunk: pq.ColumnChunkMetaData) -> Iterator[_Page]:
     num_values = 0
     while num_values < chunk.num_values and at < end:
         header, at = _header(stream, at)
-        kind, num_bytes, stored_bytes = (header.get(field, -1) for field in (1, 2, 3))
+        kind, num_bytes, stored_bytes = (_integer(header, field) for field in (1, 2, 3))
         of_kind, encoding = _DATA_HEADERS.get(kind, (7, 2))
-        own = header.get(of_kind, {})
-        if num_bytes < 0 or stored_bytes < 0 or (kind in _DATA_HEADERS and not own):
-            raise pa.ArrowInvalid("a page header is incomplete")
-        if own:
-            page = _Page(
-                kind == _DICTIONARY_PAGE, own.get(1, 0), own.get(encoding, 0), num_bytes, at, stored_bytes
-            )
+        own = header.get(of_kind)
+        if own is not None or kind in _DATA_HEADERS:
+            if not isinstance(own, dict):
+                raise pa.ArrowInvalid("a page header is damaged")
+            num_here, code = _integer(own, 1), _integer(own, encoding)
+            page = _Page(kind == _DICTIONARY_PAGE, num_here, code, num_bytes, at, stored_bytes)
             num_values += 0 if page.is_dictionary else page.num_values
             yield page
         at += stored_bytes
+
+
+def _integer(fields: dict[int, Any], number: int) -> int:
+    value = fields.get(number)
+    if not isinstance(value, int) or value < 0:
+        raise pa.ArrowInvalid("a page header is damaged")
+    return value
 
 
 def _header(stream: BinaryIO, start: int) -> tuple[dict[int, Any], int]:

@@ -223,7 +223,7 @@ def test_blocks_end_after_so_many_lines_too(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tables, "BLOCK_LINES", 3)
     for text, expected in (
         (b"\n" * 8, [b"\n" * 3, b"\n" * 3, b"\n" * 2]),
-        (b"a\n\nb\nc", [b"a\n\nb\n", b"c"]),
+        (b"a\n\nb\n\nc", [b"a\n\nb\n", b"\nc"]),
         (b"a\n\nb\n", [b"a\n\nb\n"]),
         (b"", [b""]),
     ):
