@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from features.printable import printable
 from features.settings import TableFormat
 
 Rows = NDArray[np.int64]
@@ -172,11 +173,6 @@ def without_mark(start: bytes, where: str, section: str) -> bytes:
 def as_text(line: bytes, encoding: str) -> str:
     """A line as text; undecodable bytes as backslash escapes."""
     return line.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
-
-
-def printable(text: str) -> str:
-    """Text for a message, on one line; characters that are not printable are escaped."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def column_at(
