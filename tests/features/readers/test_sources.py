@@ -275,9 +275,7 @@ def test_ids_above_64_kb_are_refused(tmp_path: Path, form: str) -> None:
         ("1", long, "1600000000", "1"),
         (long, "2", "1600000000", "1"),
     ]
-    content = {"csv": as_csv, "jsonl": as_jsonl, "parquet": lambda rows: as_parquet(rows, pa.string())}[form](
-        rows
-    )
+    content = {"csv": as_csv(rows), "jsonl": as_jsonl(rows), "parquet": as_parquet(rows, pa.string())}[form]
     log, refused, id_types = ingest(content, f"log.{form}", tmp_path)
     assert [row[1] for row in log] == [fits]
     assert refused == [(2, "bad_item"), (3, "bad_user")]
