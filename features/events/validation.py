@@ -39,8 +39,6 @@ LEFT_OUT = ("excluded_user", "type_not_listed", "value_below_minimum", "duplicat
 _ORDER = ("unparseable", "excluded_user", *REFUSED[1:], *LEFT_OUT[1:3])
 """A row with several reasons gets the first of these."""
 
-LONGEST_RAW = 64 << 10
-"""Characters of a refused row that are kept."""
 NUM_EXAMPLES = 3
 _KIND = pl.Categorical()
 EARLY_ROWS = 1_000_000
@@ -284,7 +282,7 @@ def _quarantine(chunk: Chunk, verdict: pl.Series) -> pl.DataFrame:
     return pl.DataFrame(
         {
             schema.SOURCE_ROW: rows + 1,
-            schema.RAW: [text[:LONGEST_RAW] for text in chunk.raw(rows)],
+            schema.RAW: chunk.raw(rows),
             schema.REASON: [_ORDER[code] for code in verdict.gather(rows)],
         },
         schema={name: schema.QUARANTINE[name][0] for name in (SOURCE_ROW, schema.RAW, schema.REASON)},
