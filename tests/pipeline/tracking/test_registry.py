@@ -26,7 +26,8 @@ from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.sections import ScoreConfig
 from pipeline.serving import _load_pyfunc
 from pipeline.serving.batch import Job, Log, Scorer, Users
-from pipeline.serving.bundle import SECOND, Bundle, seal
+from pipeline.serving.bundle import Bundle, seal
+from pipeline.serving.event_lists import SECOND
 from pipeline.serving.pyfunc import Recommender
 from pipeline.serving.request import Request
 from pipeline.tracking import registry
