@@ -42,7 +42,7 @@ class EventList:
         listed = _from_json(history) if isinstance(history, str) else history
         if isinstance(listed, (str, bytes, Mapping)) or not isinstance(listed, Iterable):
             raise ValueError(f"history: received {_short(history)}, expected {_FORMS}")
-        events = [event for each in listed if not is_missing(event := _event(each))["item_id"]]
+        events = [event for event in map(_event, listed) if not is_missing(event["item_id"])]
         given = [event["timestamp"] for event in events if not is_missing(event["timestamp"])]
         if given and len(given) < len(events):
             raise ValueError(

@@ -39,7 +39,7 @@ class Recommender:
         except ValueError as error:
             raise refusal(str(error)) from None
         of_histories = self._answer(self._bundle.from_events(events)[0], None, asked)
-        users = frame["user_id"] if "user_id" in frame else None
+        users = frame.get("user_id")
         of_users = (
             [] if users is None else self._answer(*self._bundle.rows_of(users[~by_history].tolist()), asked)
         )

@@ -1,7 +1,6 @@
-"""What the served model takes: histories as items or events, rules as parameters; what it refuses, through MLflow's own checks."""
+"""The served model: histories as items or events, rules as parameters, and the requests that it refuses."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
