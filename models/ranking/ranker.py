@@ -71,7 +71,7 @@ class Ranker(nn.Module):
     (softmax over the history); m multi-head attention from candidate to history. An interaction is the sum of item vector, type,
     time before the request and position. Item vectors are those of the first retriever and stay fixed, so the ranker keeps its
     quality behind a retrained one. Without `item_vectors` there are `followed` and features alone: lists that share their days
-    otherwise teach which items those days favoured.
+    otherwise teach which items those days favoured. Without `hidden` the MLP is linear.
     Sources: Zhou et al. 2018 (DIN), 4.3, with a softmax; Vaswani et al. 2017 for m.
     """
 
@@ -100,8 +100,10 @@ class Ranker(nn.Module):
             self._add_attention(vectors.shape[1], dim, num_event_types)
         self.decay = nn.Parameter(torch.full((LATEST,), 0.8).log() * torch.arange(LATEST))
         self.dropout = nn.Dropout(settings.dropout)
-        self.hidden = nn.Linear(settings.item_vectors * dim * 4 + len(features) + 1, settings.hidden)
-        self.last = nn.Linear(settings.hidden, 1)
+        width = settings.item_vectors * dim * 4 + len(features) + 1
+        if settings.hidden:
+            self.hidden = nn.Linear(width, settings.hidden)
+        self.last = nn.Linear(settings.hidden or width, 1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.linear = nn.Parameter(torch.zeros(len(features)))
@@ -129,7 +131,9 @@ class Ranker(nn.Module):
         followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
         attended = self._attention(lists, presence) if self.settings.item_vectors else ()
         joined = torch.cat([*attended, followed, features], -1)
-        added = self.last(self.dropout(functional.gelu(self.hidden(joined)))).squeeze(-1)
+        if self.settings.hidden:
+            joined = self.dropout(functional.gelu(self.hidden(joined)))
+        added = self.last(joined).squeeze(-1)
         scores: Tensor = lists.features[..., self.retrieval_score] + features @ self.linear + added
         return scores.masked_fill(~lists.there, -torch.inf)
 

@@ -15,7 +15,7 @@ from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.ranker import Lists, Ranker, SecondStage
 from models.topk import row_chunks
 
-MIN_NIGHTS = 3
+MIN_NIGHTS = 2
 """Nights from which on the newest one chooses the epoch."""
 K = 10
 """List length of the early-stopping metric."""

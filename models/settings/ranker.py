@@ -31,7 +31,8 @@ class RankerSettings:
     num_heads: int = 2
     """Attention heads of the ranker."""
     hidden: int = 64
-    """Hidden layer above features and attention, in units."""
+    """Hidden layer above features and attention, in units; 0: none, so that scores are linear in them. One or two nights to learn
+    from teach a hidden layer what those days favoured."""
     dropout: float = 0.1
     """Dropout rate of the ranker, in [0, 1)."""
     loss: RankerLoss = "listwise"
@@ -55,11 +56,11 @@ class RankerSettings:
 
     def __post_init__(self) -> None:
         refuse_other_choices(self, "ranker")
-        for key in ("max_length", "dim", "num_heads", "hidden"):
+        for key in ("max_length", "dim", "num_heads"):
             refuse(self, f"ranker.{key}", getattr(self, key) < 1, "at least 1")
         for key in ("max_lists", "epochs", "patience", "batch_lists"):
             refuse(self, f"ranker.{key}", getattr(self, key) < 1, "at least 1")
-        for key in ("favourites", "popular"):
+        for key in ("favourites", "popular", "hidden"):
             refuse(self, f"ranker.{key}", getattr(self, key) < 0, "0 or more")
         refuse(self, "ranker.candidates", self.candidates < 2, "at least 2")
         refuse(self, "ranker.dim", self.dim % self.num_heads > 0, "a multiple of ranker.num_heads")
