@@ -17,11 +17,12 @@ def signature(item: str, *, exclude_seen: bool) -> "ModelSignature":
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array, Object, Property
 
+    anything = AnyType()  # type: ignore[no-untyped-call]
     ids, texts = Array(DataType[item]), Array(DataType.string)
     windows = [Property("item_id", ids, required=False)]
     windows += [Property(name, texts, required=False) for name in ("available_from", "available_until")]
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in ("user_id", "history")]),
+        inputs=Schema([ColSpec(anything, name, required=False) for name in ("user_id", "history")]),
         outputs=Schema([ColSpec(ids, "item_id"), ColSpec(Array(DataType.double), "score")]),
         params=ParamSchema(
             [
@@ -43,7 +44,8 @@ def refusal(line: str) -> ValueError:
 @cache
 def _refusal() -> type[ValueError]:
     """Class of refusals, defined when MLflow is there."""
-    from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
     class RefusedRequest(MlflowException, ValueError):
         """Refused request."""

@@ -1,4 +1,4 @@
-"""Histories of no, one, two and all items; lists of one place, of more than the ranker's candidates, or than the catalogue."""
+"""Histories of no, one, two and all items; lists of one item, beyond the ranker's candidates and beyond the catalogue."""
 
 from dataclasses import replace
 from typing import get_args
@@ -32,12 +32,16 @@ ENCODERS = {
     "gru": EncoderSettings(dim=4, num_blocks=1, block="gru"),
     "target": EncoderSettings(dim=4, num_blocks=1, num_heads=1, readout="target"),
 }
-BASELINES = {"popularity": Popularity, "own_frequent": OwnFrequent, "item_knn": ItemKNN}
+BASELINES: dict[str, type[Popularity | OwnFrequent | ItemKNN]] = {
+    "popularity": Popularity,
+    "own_frequent": OwnFrequent,
+    "item_knn": ItemKNN,
+}
 SYSTEMS = [
     *((name, use) for name in ENCODERS for use in (False, True)),
     *((name, False) for name in BASELINES),
 ]
-HISTORIES = [[], [4], [2, 5], [*range(1, NUM_ITEMS + 1)]]
+HISTORIES = [[], [4], [2, 5], [5, 5], [*range(1, NUM_ITEMS + 1)]]
 
 
 def rows_of(items: list[list[int]]) -> Histories:
@@ -87,8 +91,8 @@ def test_every_list_is_as_long_as_it_can_be_and_begins_alike(
     for own, items in zip(HISTORIES, whole, strict=True):
         assert sorted(items) == sorted({*range(1, NUM_ITEMS + 1)} - (set(own) if exclude_seen else set()))
     assert whole[0][:2] == [6, 7], "popular"
-    assert lists(engine.answer(rows, 1, rules)) == [items[:1] for items in whole]
-    for k in (CANDIDATES + 1, 10**9):
+    for k in (1, CANDIDATES + 1, 10**9):
+        assert lists(engine.answer(rows, k, rules)) == [items[:k] for items in whole]
         for method in get_args(Method):
             answer = engine.answer(rows, k, rules, because=method, because_items=2)
             assert answer.item_index.shape == (len(HISTORIES), min(k, NUM_ITEMS))
