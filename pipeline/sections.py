@@ -186,7 +186,7 @@ class ScoreConfig(Section):
     exploration: float = Field(0.0, ge=0, le=1)
     """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off."""
     new_items: bool = True
-    """Recommendation of items added after training that have content."""
+    """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
     segment: str = "auto"
     """Column of the users' table with segments: users without a known interaction get popular items of their segment. auto: the
     first column with 2 to 20 values; none."""

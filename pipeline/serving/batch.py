@@ -31,7 +31,13 @@ from pipeline.artifacts.files import digest_file, read_json, write_json
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
-from pipeline.serving import bundle_baseline, new_item_catalogue, output_table, popularity_fallback
+from pipeline.serving import (
+    bundle_baseline,
+    bundle_ranker,
+    new_item_catalogue,
+    output_table,
+    popularity_fallback,
+)
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import read_ids, rules_of
 from pipeline.serving.request import Request
@@ -244,6 +250,7 @@ def with_current_log(
 ) -> tuple[Bundle, Log]:
     """Extend a bundle by the log's new items, if set; count its ranker's statistics or counting baseline up to the request.
 
+    A model takes the items with content; its second stage, if of nights, and a counting baseline take all that have events.
     With `score.at`, and for a counting baseline, its popularity is counted anew too. Returns the log too. features, ingest:
     artifact folders. timed: whether the log has times. Raises LookbackError where `score.at` precedes the log, or the log has
     other ids than the bundle's baseline.
@@ -252,14 +259,15 @@ def with_current_log(
     request = Request.of(settings.at, dataset.facts.now, timed=timed)
     bundle_baseline.check_ids(bundle.description, bundle.items.ids, dataset)
     is_counted = bundle_baseline.is_counted(bundle.description)
-    if settings.new_items and is_counted:
-        ends, items = request.ends(dataset.histories), ingest / "items.parquet"
-        added = bundle_baseline.new_items(bundle.description, bundle.items.ids, dataset, ends, items)
-        bundle = new_item_catalogue.with_counted(bundle, *added)
-    elif settings.new_items:
-        log_ids = dataset.items["item_id"]
-        table = new_item_catalogue.unknown_to(bundle.items.ids, log_ids, ingest / "items.parquet")
-        bundle = new_item_catalogue.extended(bundle, table)
+    if settings.new_items:
+        items = ingest / "items.parquet"
+        if not is_counted:
+            table = new_item_catalogue.unknown_to(bundle.items.ids, dataset.items["item_id"], items)
+            bundle = new_item_catalogue.extended(bundle, table)
+        if is_counted or bundle_ranker.ranks_unlearned(bundle.folder, bundle.description):
+            ends = request.ends(dataset.histories)
+            added = bundle_baseline.new_items(bundle.description, bundle.items.ids, dataset, ends, items)
+            bundle = new_item_catalogue.with_counted(bundle, *added)
     log = Log.of(dataset, bundle, request)
     if log.request.is_set or is_counted:
         segment = _segment(bundle, ingest, log.users)

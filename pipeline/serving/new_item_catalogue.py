@@ -84,9 +84,10 @@ def extended(bundle: "Bundle", table: pl.DataFrame) -> "Bundle":
 
 
 def with_counted(bundle: "Bundle", table: pl.DataFrame, num_events: Int64) -> "Bundle":
-    """Extend a counting baseline's bundle by the items of `table` (item_id and content), which have `num_events` in the log.
+    """Extend a bundle by the items of `table` (item_id and content), which have `num_events` in the log.
 
-    Its counts have to be taken anew afterwards (`Bundle.counting`).
+    A counting baseline, or a model's second stage, recommends them by their events. Counts have to be taken anew afterwards
+    (`Bundle.counting`).
     """
     if not len(table):
         return bundle
@@ -95,7 +96,7 @@ def with_counted(bundle: "Bundle", table: pl.DataFrame, num_events: Int64) -> "B
         bundle,
         items=bundle.items.added(table[schema.ITEM_ID]),
         num_events=np.concatenate([bundle.num_events, num_events.astype(np.float32)]),
-        added=Added(features, _title(table)),
+        added=(*bundle.added, Added(features, _title(table))),
     )
 
 
@@ -132,5 +133,5 @@ def _extended(bundle: "Bundle", table: pl.DataFrame, features: Content) -> "Bund
         num_events=np.concatenate([bundle.num_events, np.zeros(len(table), np.float32)]),
         recommender=AttentionRecommender(grown),
         index=index,
-        added=Added(features, _title(table), is_rebuilt),
+        added=(Added(features, _title(table), is_rebuilt),),
     )
