@@ -107,7 +107,7 @@ def available(where: str, table: pl.DataFrame, items: Vocabulary, at: int) -> tu
     """
     if FROM not in table.columns and UNTIL not in table.columns:
         raise LookbackError(
-            f"{where} has the columns {', '.join(table.columns)}; expected {FROM} or {UNTIL} too"
+            f"{where}: received the columns {', '.join(table.columns)}, expected {FROM} or {UNTIL} too"
         )
     is_open = pl.lit(value=True)
     for name in (FROM, UNTIL):

@@ -70,19 +70,17 @@ def is_missing(value: Any) -> bool:
         return True
 
 
+def id_of(value: Any) -> Any:
+    """A single id, whole floats as integers; None where it is missing."""
+    if is_missing(value):
+        return None
+    return int(value) if isinstance(value, (float, np.floating)) and value.is_integer() else value
+
+
 def ids_of(values: Iterable[Any]) -> pl.Series:
-    """[n] ids of mixed types as text, whole floats as integers; missing ones are null."""
-    return pl.Series(
-        [
-            None
-            if is_missing(value)
-            else str(int(value))
-            if isinstance(value, (float, np.floating)) and float(value).is_integer()
-            else str(value)
-            for value in values
-        ],
-        dtype=pl.String,
-    )
+    """[n] ids of mixed types as text, see `id_of`; missing ones are null."""
+    ids = map(id_of, values)
+    return pl.Series([None if each is None else str(each) for each in ids], dtype=pl.String)
 
 
 def histories_of(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.histories import Histories, Int64
 from pipeline.serving import new_item_catalogue
 from pipeline.serving.bundle import Bundle
-from pipeline.serving.event_lists import EventList, is_missing
+from pipeline.serving.event_lists import EventList, id_of, is_missing
 from pipeline.serving.parameters import Parameters
 from pipeline.tracking.served_model import refusal
 
@@ -46,7 +46,7 @@ class Recommender:
         left = {True: iter(of_histories), False: iter(of_users)}
         answers = [next(left[is_history]) for is_history in by_history.tolist()]
         answer = {"item_id": [items for items, _ in answers], "score": [scores for _, scores in answers]}
-        named = {} if users is None else {"user_id": users.tolist()}
+        named = {} if users is None else {"user_id": _passed(users)}
         return pd.DataFrame(named | answer, index=frame.index)
 
     def _answer(
@@ -63,8 +63,8 @@ def _a_row_each(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if not {"user_id", "history"} & set(frame):
         raise ValueError(f"frame: received columns {list(frame.columns)}, expected user_id or history")
-    if list(frame) == ["user_id"] and len(frame) == 1 and pd.api.types.is_list_like(frame["user_id"].iloc[0]):
-        return pd.DataFrame({"user_id": list(frame["user_id"].iloc[0])})
+    if list(frame) == ["user_id"] and len(frame) == 1 and isinstance(frame["user_id"].iloc[0], list):
+        return pd.DataFrame({"user_id": frame["user_id"].iloc[0]})
     return frame
 
 
@@ -73,6 +73,13 @@ def _by_history(frame: pd.DataFrame) -> NDArray[np.bool_]:
     if "history" not in frame or "user_id" not in frame:
         return np.full(len(frame), "history" in frame)
     return np.array([not is_missing(cell) for cell in frame["history"]], bool)
+
+
+def _passed(users: pd.Series) -> pd.Series:
+    """Users as they came; where some are missing, which makes floats of integers, None and the integers."""
+    if not users.hasnans:
+        return users
+    return pd.Series([id_of(user) for user in users], users.index, object)
 
 
 def load(data_path: str) -> Recommender:

@@ -127,7 +127,7 @@ def test_pins_come_first_where_the_filters_allow_them(model: Recommender) -> Non
         (["i1"], {"k": "x"}, "received k = 'x'"),
         (["i1"], {"k": None}, "received k = None"),
         (["i1"], {"allow": ["new"]}, "params: allow: received 1 ids, of which the model knows none"),
-        (["i1"], {"availability": {"item_id": ["i1"]}}, "params: availability has the columns item_id"),
+        (["i1"], {"availability": {"item_id": ["i1"]}}, "params: availability: received the columns item_id"),
         ({"item_id": "i1"}, {}, "expected a list of item ids, oldest first, or of events"),
         ([["i1"]], {}, "expected a list of item ids, oldest first, or of events"),
         ([{"item": "i1"}], {}, "received an event of item; expected item_id, timestamp, event_type, value"),
