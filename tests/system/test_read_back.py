@@ -29,7 +29,8 @@ def champion(finished: Workdir) -> "PyFuncModel":
     with fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
         import mlflow
 
-        return mlflow.pyfunc.load_model("models:/lookback-tiny@champion")
+        model: PyFuncModel = mlflow.pyfunc.load_model("models:/lookback-tiny@champion")
+        return model
 
 
 def the_run(client: "MlflowClient", stage: str) -> "Run":
@@ -128,7 +129,7 @@ def test_a_history_of_events_gives_the_user_s_list_of_the_batch(
     assert len(events) > 100
     histories = {"history": list(events.values())}
     for frame in (histories, {"user_id": list(events)}):
-        answer = champion.predict(pl.DataFrame(frame, strict=False).to_pandas())
+        answer: Any = champion.predict(pl.DataFrame(frame, strict=False).to_pandas())
         for user, items, scores in zip(events, answer["item_id"], answer["score"], strict=True):
             own = scored.filter(pl.col("user_id") == user).sort("rank")
             assert items == own["item_id"].to_list(), user
@@ -140,5 +141,5 @@ def test_the_served_model_refuses_other_lengths(champion: "PyFuncModel", k: obje
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match="k") as caught:
-        champion.predict({"history": [champion.input_example["history"].iloc[0]]}, params={"k": k})
+        champion.predict(champion.input_example, params={"k": k})
     assert caught.value.get_http_status_code() == 400
