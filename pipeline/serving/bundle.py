@@ -274,10 +274,7 @@ class Bundle:
     def recommend_item_lists(
         self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool | None = None
     ) -> list[ItemList]:
-        """Recommend (item ids, scores) for each history of item ids, oldest first; unknown items are ignored.
-
-        exclude_seen: by default `excludes_seen`.
-        """
+        """Recommend for each history of item ids, oldest first, without unknown ones; exclude_seen: as by `rules`."""
         return self.lists(self.from_ids(histories)[0], None, k, self.rules(exclude_seen))
 
     def from_ids(
@@ -289,10 +286,7 @@ class Bundle:
     def from_events(
         self, lists: Sequence[EventList], request_time: int | None = None
     ) -> tuple[Histories, int]:
-        """Translate histories to the deployed numbering, as by `histories_of`; returns the number of unknown items too.
-
-        request_time: by default `newest`.
-        """
+        """`histories_of` in the deployed numbering; request_time: by default `newest`."""
         history = self.description.get("settings", {}).get("history", {})
         return event_lists.histories_of(
             lists,

@@ -4,7 +4,7 @@ import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -15,9 +15,17 @@ from models.histories import Histories
 
 SECOND = 1_000_000
 """Microseconds."""
-EVENT = ("item_id", "timestamp", "event_type", "value")
 _FORMS = "a list of item ids, oldest first, or of events {item_id, timestamp, event_type}"
 _LATEST = 2**62
+
+
+class Event(NamedTuple):
+    """Event as it is received."""
+
+    item_id: Any
+    timestamp: Any = None
+    event_type: Any = None
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -42,18 +50,18 @@ class EventList:
         listed = _from_json(history) if isinstance(history, str) else history
         if isinstance(listed, (str, bytes, Mapping)) or not isinstance(listed, Iterable):
             raise ValueError(f"history: received {_short(history)}, expected {_FORMS}")
-        events = [event for event in map(_event, listed) if not is_missing(event["item_id"])]
-        given = [event["timestamp"] for event in events if not is_missing(event["timestamp"])]
+        events = [event for event in map(_event, listed) if not is_missing(event.item_id)]
+        given = [event.timestamp for event in events if not is_missing(event.timestamp)]
         if given and len(given) < len(events):
             raise ValueError(
                 f"history: received {len(given)} timestamps for {len(events)} events, expected one for each, or none"
             )
         times = [_microseconds(time) for time in given]
         order = np.argsort(times, kind="stable").tolist() if times else range(len(events))
-        types = [None if is_missing(event["event_type"]) else str(event["event_type"]) for event in events]
-        values = [_number(event["value"]) for event in events]
+        types = [None if is_missing(event.event_type) else str(event.event_type) for event in events]
+        values = [_number(event.value) for event in events]
         return cls(
-            [events[place]["item_id"] for place in order],
+            [events[place].item_id for place in order],
             [times[place] for place in order] if times else None,
             [types[place] for place in order],
             [values[place] for place in order] if not np.isnan(values).all() else None,
@@ -122,17 +130,17 @@ def histories_of(
     return histories, num_unknown
 
 
-def _event(each: Any) -> dict[str, Any]:
+def _event(each: Any) -> Event:
     """An element of a history as an event."""
     if not isinstance(each, Mapping):
         if hasattr(each, "__len__") and not isinstance(each, str):
             raise ValueError(f"history: received {_short(each)} in a list, expected {_FORMS}")
-        each = {"item_id": each}
-    if "item_id" not in each or set(each) - set(EVENT):
+        return Event(each)
+    if "item_id" not in each or set(each) - set(Event._fields):
         raise ValueError(
-            f"history: received an event of {', '.join(map(str, each))}; expected {', '.join(EVENT)}"
+            f"history: received an event of {', '.join(map(str, each))}; expected {', '.join(Event._fields)}"
         )
-    return {name: each.get(name) for name in EVENT}
+    return Event(**each)
 
 
 def _number(value: Any) -> float:
