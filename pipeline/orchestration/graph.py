@@ -219,7 +219,7 @@ def finished_folder(config: Config, stage: str) -> Path:
     """Folder of a stage's up-to-date artifact. Raises LookbackError where there is none."""
     artifact = resolve(config, [stage]).nodes[stage].artifact
     if not artifact.is_complete():
-        raise LookbackError(f"{stage}: no up-to-date artifact; make it with: lookback run {stage} --config …")
+        raise LookbackError(f"{stage}: no up-to-date artifact; make it with: {config.command('run', stage)}")
     return artifact.folder
 
 

@@ -27,7 +27,7 @@ from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
 from models.recommendation.answer import Answer
 from models.recommendation.rules import Rules, UInt64
-from pipeline.artifacts.files import digest_file, read_json, write_json
+from pipeline.artifacts.files import digest_file, read_record, write_json
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
@@ -170,10 +170,10 @@ class Scorer:
         done = path.with_name(f".{path.name}.json")
         size = self.job.settings.shard_users
         users = np.arange(number * size, min((number + 1) * size, len(self.users)))
-        record = read_json(done) if done.exists() and path.exists() else None
-        if record is not None and record["digest"] == digest_file(path):
+        record = read_record(done) if path.exists() else {}
+        previous = record.get("counts")
+        if isinstance(previous, dict) and record.get("digest") == digest_file(path):
             progress(len(users))
-            previous: Counts = record["counts"]
             return previous | {"users_before": len(users)}
         counts: Counter[str] = Counter()
         temporary = path.with_suffix(".writing")
@@ -257,6 +257,8 @@ def with_current_log(
     """
     dataset = Dataset.open(features)
     request = Request.of(settings.at, dataset.facts.now, timed=timed)
+    if dataset.items["item_id"].dtype == pl.String:  # also where the bundle's ids are integers
+        bundle = replace(bundle, items=Vocabulary(bundle.items.ids.cast(pl.String), 1))
     bundle_baseline.check_ids(bundle.description, bundle.items.ids, dataset)
     is_counted = bundle_baseline.is_counted(bundle.description)
     if settings.new_items:

@@ -38,7 +38,14 @@ from models.recommendation.baseline_engine import BaselineEngine
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
+from pipeline.artifacts.files import (
+    digest_file,
+    files_below,
+    fingerprint,
+    known_digest,
+    read_json,
+    write_json,
+)
 from pipeline.dataset.item_features import comparison_vectors
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_baseline, bundle_ranker, event_lists, popularity_fallback
@@ -341,7 +348,7 @@ def read_description(
             f"expected {' or '.join(map(str, formats))}; publish again"
         )
     for name, digest in description["files"].items() if verify else ():
-        if not (folder / name).is_file() or digest_file(folder / name) != digest:
+        if not (folder / name).is_file() or known_digest(folder / name) != digest:
             raise DamagedArtifact(
                 f"{folder / name}: is missing or damaged (its digest is not the bundle's); publish again with --force"
             )

@@ -13,6 +13,7 @@ import polars as pl
 
 from features import content, schema
 from features.content import FOLDER, Content, ContentEncoder
+from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import AttentionRecommender
 from models.encoder.extend import with_items
 from models.histories import Float32, Int64
@@ -36,8 +37,17 @@ def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFram
     if items.exists():
         ids.append(schema.read(items, schema.ITEMS, [schema.ITEM_ID])[schema.ITEM_ID].cast(log_ids.dtype))
     others = pl.concat(ids).unique().to_frame()
-    own = known.rename(schema.ITEM_ID).cast(log_ids.dtype).to_frame()
-    return content.aligned(others.join(own, on=schema.ITEM_ID, how="anti")[schema.ITEM_ID].sort(), items)
+    is_new = Vocabulary(known, 1).encode_known(others[schema.ITEM_ID])[0] == 0
+    return content.aligned(others[schema.ITEM_ID].filter(pl.Series(is_new)).sort(), items)
+
+
+def num_new(ids: pl.Series, log_items: Path, items: Path) -> int:
+    """Number of ids that neither a log's items nor an items' table has. Raises OSError where the log's are missing."""
+    tables = [log_items, *([items] if items.exists() else [])]
+    known = pl.concat(
+        pl.read_parquet(table, columns=[schema.ITEM_ID])[schema.ITEM_ID].cast(pl.String) for table in tables
+    )
+    return int((~ids.cast(pl.String).is_in(known.implode())).sum())
 
 
 def write(
