@@ -5,6 +5,8 @@ import polars as pl
 from features.schema import IdType
 
 LARGEST_EXACT_FLOAT = 2**53
+LONGEST_BYTES = 64 << 10
+"""Maximum length of an id or an event type, in UTF-8."""
 
 
 def plain(ids: pl.Series) -> pl.Series:
@@ -34,6 +36,11 @@ def is_missing(ids: pl.Series) -> pl.Series:
     if not is_low.any():
         return is_low
     return is_low & (ids.str.strip_chars() == "").fill_null(value=True)
+
+
+def is_too_long(ids: pl.Series) -> pl.Series:
+    """[n] whether a text is longer than LONGEST_BYTES."""
+    return (ids.str.len_bytes() > LONGEST_BYTES).fill_null(value=False)
 
 
 def canonical(ids: pl.Series) -> pl.Series:

@@ -1,6 +1,6 @@
 """Parts of the log as Parquet files: streaming writer, search for duplicates, copy without given rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMEST
 
 ROWS_PER_GROUP = 1_000_000
 """Rows of a Parquet row group, about."""
+BYTES_PER_GROUP = 256 << 20
+"""Bytes in memory of a row group, about, where ids are long."""
 _BUCKET_ROWS = 10_000_000
 
 
@@ -79,16 +81,16 @@ def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:
 
 def write_without(part: Path, rows: pl.Series, target: Path) -> None:
     """Copy a part of the log without the events of these source rows."""
-    with pq.ParquetFile(part) as file:
-        batches: Iterator[pa.RecordBatch] = file.iter_batches(ROWS_PER_GROUP)
-        frames = (pl.DataFrame(pl.from_arrow(batch)) for batch in batches)
+    with pq.ParquetFile(part, pre_buffer=False) as file:
+        groups = (file.read_row_group(group) for group in range(file.num_row_groups))
+        frames = (pl.DataFrame(pl.from_arrow(group)) for group in groups)
         with PartWriter(target, schema.scan(part, schema.EVENTS).collect_schema()) as writer:
             for frame in frames:
                 writer.write(frame.filter(~pl.col(SOURCE_ROW).is_in(rows.implode())))
 
 
 class PartWriter:
-    """Parquet writer with row groups of about ROWS_PER_GROUP rows; a thread writes one while the next is gathered."""
+    """Parquet writer of row groups of about ROWS_PER_GROUP rows, or BYTES_PER_GROUP; a thread writes while rows are gathered."""
 
     def __init__(self, path: Path, columns: pl.Schema) -> None:
         self._columns = columns
@@ -112,7 +114,8 @@ class PartWriter:
     def write(self, frame: pl.DataFrame) -> None:
         """Add rows."""
         self._waiting.append(frame.select(*self._columns))
-        if sum(map(len, self._waiting)) >= ROWS_PER_GROUP:
+        num_bytes = sum(waiting.estimated_size() for waiting in self._waiting)
+        if sum(map(len, self._waiting)) >= ROWS_PER_GROUP or num_bytes >= BYTES_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:

@@ -18,6 +18,8 @@ from features.settings import TableFormat
 
 MAX_ODD_WIDTHS = 0.05
 """Maximum share of embeddings whose width is not the usual one; a table with more is refused."""
+MAX_OBJECT_BYTES = 256 << 20
+"""Maximum size of a JSON object from item to attributes, which is parsed as a whole."""
 
 _CONTENT = tuple(schema.ITEM_CONTENT)
 _LIST = (pl.List, pl.Array)
@@ -100,7 +102,7 @@ def _unique(
     text = frame[name]
     missing = ids.is_missing(text)
     typed = ids.typed(text, id_type)
-    bad = typed.is_null() & ~missing
+    bad = (typed.is_null() | ids.is_too_long(text)) & ~missing
     kept = frame.with_columns(typed).filter(~missing & ~bad)
     table = kept.unique(name, keep="first", maintain_order=True)
     counts = {
@@ -152,7 +154,12 @@ def _chunks(path: Path, form: TableFormat, id_name: str) -> Iterator[tables.Chun
 def _json_object(path: Path, form: TableFormat, id_name: str) -> Iterator[dict[str, Any] | None]:
     """Entries of one JSON object, {id: {…}} or {id: [category, …]}, as objects with the id under the source's name."""
     with sources.open_bytes(path) as stream:
-        text = tables.without_mark(stream.read(), str(path), form.section)
+        text = tables.without_mark(stream.read(MAX_OBJECT_BYTES + 1), str(path), form.section)
+    if len(text) > MAX_OBJECT_BYTES:
+        raise ValueError(
+            f"{form.section}.path: {path}: one JSON object of more than {MAX_OBJECT_BYTES >> 20} MiB, expected at most that, as "
+            "it is held in memory whole; write an object per line (.jsonl)"
+        )
     first_wins = _FirstWins()
     try:
         content = json.loads(

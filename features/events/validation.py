@@ -31,13 +31,16 @@ REFUSED = (
     "missing_time",
     "impossible_time",  # not a timestamp, before the earliest or after the latest
     "bad_value",  # not a finite number
-    "bad_user",  # not a canonical int64, with id_types = "int64"
+    "bad_user",  # longer than ids.LONGEST_BYTES, or with id_types = "int64" not a canonical int64
     "bad_item",
+    "bad_type",  # longer than ids.LONGEST_BYTES
 )
 LEFT_OUT = ("excluded_user", "type_not_listed", "value_below_minimum", "duplicate")
 _ORDER = ("unparseable", "excluded_user", *REFUSED[1:], *LEFT_OUT[1:3])
 """A row with several reasons gets the first of these."""
 
+LONGEST_RAW = 64 << 10
+"""Characters of a refused row that are kept."""
 NUM_EXAMPLES = 3
 _KIND = pl.Categorical()
 EARLY_ROWS = 1_000_000
@@ -281,7 +284,7 @@ def _quarantine(chunk: Chunk, verdict: pl.Series) -> pl.DataFrame:
     return pl.DataFrame(
         {
             schema.SOURCE_ROW: rows + 1,
-            schema.RAW: chunk.raw(rows),
+            schema.RAW: [text[:LONGEST_RAW] for text in chunk.raw(rows)],
             schema.REASON: [_ORDER[code] for code in verdict.gather(rows)],
         },
         schema={name: schema.QUARANTINE[name][0] for name in (SOURCE_ROW, schema.RAW, schema.REASON)},
@@ -309,9 +312,12 @@ def validate(
     value, is_bad_value = (
         _numbers(source[VALUE]) if VALUE in source else (_nothing(len(source), pl.Float32()), None)
     )
-    event_type = _kinds(source[EVENT_TYPE]) if EVENT_TYPE in source else _nothing(len(source), _KIND)
+    event_type, is_bad_type = (
+        _kinds(source[EVENT_TYPE]) if EVENT_TYPE in source else (_nothing(len(source), _KIND), None)
+    )
     missing = {name: _missing(plain[name], typed[name]) for name in typed}
     not_int64 = {name: _not_int64(typed[name], missing[name]) for name in typed}
+    bad = {name: _bad_ids(plain[name], not_int64[name], settings.id_types) for name in typed}
     reasons = {
         "unparseable": pl.Series(chunk.broken),
         "excluded_user": None if excluded is None else excluded.holds(plain[USER_ID], typed[USER_ID]),
@@ -320,8 +326,9 @@ def validate(
         "missing_time": _blank_among(source[TIMESTAMP], moment.is_null()) if moment.null_count() else None,
         "impossible_time": _impossible(moment, form),
         "bad_value": is_bad_value,
-        "bad_user": not_int64[USER_ID] if settings.id_types == "int64" else None,
-        "bad_item": not_int64[ITEM_ID] if settings.id_types == "int64" else None,
+        "bad_user": bad[USER_ID],
+        "bad_item": bad[ITEM_ID],
+        "bad_type": is_bad_type,
         "type_not_listed": None
         if settings.types is None
         else ~event_type.is_in(pl.Series(list(settings.types), dtype=_KIND).implode()).fill_null(value=False),
@@ -374,6 +381,13 @@ def _not_int64(typed: pl.Series, missing: pl.Series | None) -> pl.Series | None:
     return typed.is_null() & ~missing if typed.null_count() and missing is not None else None
 
 
+def _bad_ids(plain: pl.Series, not_int64: pl.Series | None, id_types: str) -> pl.Series | None:
+    too_long = ids.is_too_long(plain) if plain.dtype == pl.String else None
+    if id_types != "int64" or not_int64 is None:
+        return too_long
+    return not_int64 if too_long is None else not_int64 | too_long
+
+
 def _impossible(moment: pl.Series, form: EventFormat) -> pl.Series | None:
     if form.settings.timestamp_unit == "position":
         return moment.is_null() if moment.null_count() else None
@@ -389,14 +403,17 @@ def _is_blank(column: pl.Series) -> pl.Series:
     return ids.is_missing(column)
 
 
-def _kinds(column: pl.Series) -> pl.Series:
-    """Event types as categories, blanks as null."""
+def _kinds(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:
+    """Event types as categories, blanks as null, and the rows whose type is too long."""
     if column.dtype.is_nested():
         raise ValueError(f"events.columns.event_type: the column is {column.dtype}, expected text")
-    kinds = column.cast(pl.String, strict=False).cast(_KIND)
+    text = column.cast(pl.String, strict=False)
+    too_long = ids.is_too_long(text)
+    kinds = (text.set(too_long, None) if too_long.any() else text).cast(_KIND)
     names = kinds.unique().drop_nulls().cast(pl.String)
     blank = names.filter(ids.is_missing(names))
-    return kinds.set(kinds.is_in(blank.cast(_KIND).implode()), None) if len(blank) else kinds
+    kinds = kinds.set(kinds.is_in(blank.cast(_KIND).implode()), None) if len(blank) else kinds
+    return kinds, too_long
 
 
 def _numbers(column: pl.Series) -> tuple[pl.Series, pl.Series | None]:

@@ -1,7 +1,9 @@
 """JSON lines: one object per line."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -13,6 +15,10 @@ from features.readers.json_shapes import Shapes
 from features.schema import ITEM_ID, TIMESTAMP, USER_ID
 from features.settings import TableFormat
 from features.tables import Chunk, Rows
+
+_MAX_KEYS = 1000
+_LONGEST_KEY = 1000
+"""Keys and their characters kept for a message about a missing column."""
 
 
 class _Invalid(ValueError):
@@ -61,65 +67,80 @@ def read_jsonl(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chun
     paths = {ours: _name(form, ours, where) for ours in form.columns}
     shapes = Shapes(paths)
     seen: set[str] = set()
-    keys: set[str] = set()
+    keys: dict[str, None] = {}
     start = tables.without_mark(stream.read(4), where, form.section)
     for block, _ in tables.whole_lines(stream, start, where):
         lines = tables.Lines.of(tables.as_utf8(block, form.encoding))
         is_text = ~lines.undecodable()
         matched, rest = shapes.match(lines.texts(), np.flatnonzero(is_text))
-        objects = _parsed(lines, np.union1d(rest, np.flatnonzero(~is_text)))
-        chunk = _chunk(lines, matched, objects, paths)
+        chunk = _chunk(
+            lines, matched, _parsed(lines, np.union1d(rest, np.flatnonzero(~is_text)), paths, keys)
+        )
         seen |= {ours for ours in paths if chunk.frame[ours].null_count() < len(chunk.frame)}
-        keys |= {key for tree in list(objects.values())[:100] if tree is not None for key in tree}
         if len(chunk.frame):
             yield chunk
-    keys |= shapes.keys()
+    keys |= dict.fromkeys(shapes.keys())
     needed = [ours for ours in (USER_ID, ITEM_ID, TIMESTAMP) if ours in paths]
     absent = [ours for ours in needed if ours not in seen and paths[ours] not in keys]
     if keys and absent:
         raise tables.missing_column(form, absent[0], sorted(keys), where)
 
 
-def _parsed(lines: tables.Lines, rows: Rows) -> dict[int, dict[str, Any] | None]:
-    """Line number to JSON object (None: invalid), without blank lines."""
-    texts = ((row, lines.line(row)) for row in rows.tolist())
-    return {row: parse_object(text, "utf-8") for row, text in texts if text.strip()}
+@dataclass(frozen=True)
+class _Parsed:
+    """Mapped values of lines that were parsed one by one."""
+
+    rows: Rows
+    """Line numbers, without blank lines."""
+    frame: pl.DataFrame
+    broken: NDArray[np.bool_]
 
 
-def _chunk(
-    lines: tables.Lines,
-    matched: Sequence[tuple[Rows, pl.DataFrame]],
-    objects: Mapping[int, dict[str, Any] | None],
-    paths: Mapping[str, str],
-) -> Chunk:
+def _parsed(lines: tables.Lines, rows: Rows, paths: Mapping[str, str], keys: dict[str, None]) -> _Parsed:
+    """The lines `rows` as JSON objects, of which only the mapped values stay in memory.
+
+    keys: collects keys of the first level, up to _MAX_KEYS.
+    """
+    numbers: list[int] = []
+    broken: list[bool] = []
+    values: dict[str, list[str | None]] = {ours: [] for ours in paths}
+    for row in rows.tolist():
+        text = lines.line(row)
+        if not text.strip():
+            continue
+        tree = parse_object(text, "utf-8")
+        is_broken = tree is None
+        for ours, path in paths.items():
+            value, is_scalar = _scalar(None if tree is None else at_path(tree, path))
+            values[ours].append(value)
+            is_broken |= not is_scalar
+        numbers.append(row)
+        broken.append(is_broken)
+        if tree and len(keys) < _MAX_KEYS:
+            keys |= dict.fromkeys(key[:_LONGEST_KEY] for key in itertools.islice(tree, _MAX_KEYS))
+    frame = pl.DataFrame(values, schema=dict.fromkeys(paths, pl.String))
+    return _Parsed(np.array(numbers, dtype=np.int64), frame, np.array(broken, dtype=bool))
+
+
+def _chunk(lines: tables.Lines, matched: Sequence[tuple[Rows, pl.DataFrame]], parsed: _Parsed) -> Chunk:
     """The rows matched by shape and the parsed ones, in order."""
-    is_broken = np.array([tree is None for tree in objects.values()], dtype=bool)
-    parsed = {
-        ours: _scalars(
-            [None if tree is None else at_path(tree, path) for tree in objects.values()], is_broken
-        )
-        for ours, path in paths.items()
-    }
-    rows = np.concatenate([*(rows for rows, _ in matched), np.array(list(objects), dtype=np.int64)])
-    frame = pl.concat([*(frame for _, frame in matched), pl.DataFrame(parsed)])
+    rows = np.concatenate([*(rows for rows, _ in matched), parsed.rows])
+    frame = pl.concat([*(frame for _, frame in matched), parsed.frame])
     broken = np.zeros(len(rows), dtype=bool)
-    broken[len(rows) - len(objects) :] = is_broken
-    if len(matched) + bool(objects) > 1:
+    broken[len(rows) - len(parsed.rows) :] = parsed.broken
+    if len(matched) + bool(len(parsed.rows)) > 1:
         order = np.argsort(rows)
         rows, frame, broken = rows[order], frame[order], broken[order]
     return Chunk(frame, broken, lines.raw(rows, rows))
 
 
-def _scalars(values: Sequence[Any], broken: NDArray[np.bool_]) -> pl.Series:
-    """Values of one key as text; marks rows with an object, a list or a lone surrogate as broken."""
-    texts: list[str | None] = []
-    for row, value in enumerate(values):
-        text = {True: "true", False: "false"}[value] if isinstance(value, bool) else value
-        if text is not None and not (isinstance(text, str) and _is_encodable(text)):
-            broken[row] = True
-            text = None
-        texts.append(text)
-    return pl.Series(texts, dtype=pl.String)
+def _scalar(value: Any) -> tuple[str | None, bool]:
+    """A value as text and True; None and False for an object, a list or a lone surrogate."""
+    if isinstance(value, bool):
+        return ("true" if value else "false"), True
+    if value is None or (isinstance(value, str) and _is_encodable(value)):
+        return value, True
+    return None, False
 
 
 def _is_encodable(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import tables
+from features.readers import parquet_pages
 from features.settings import TableFormat
 from features.tables import Chunk, Rows
 
 BATCH_ROWS = 250_000
-"""Rows of a chunk."""
+"""Maximum rows of a chunk; fewer where they decode to more than a block's bytes."""
+_BUFFER_BYTES = 1 << 20
+"""Bytes of a column chunk read at a time."""
 
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
 """0001-01-01 and 9999-12-31, in days since the epoch."""
@@ -59,15 +62,40 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
         columns = sorted({place.name for place in places.values()})
         shown = [place.shown(present) for place in places.values()]
         num_rows = 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+        batches = (
+            {ours: _dense(place.of(batch, present)) for ours, place in places.items()}
+            for batch in _bounded_batches(path, file, columns)
+        )
+        for batch in _joined(pa.RecordBatch.from_pydict(arrays) for arrays in batches):
             num_rows += len(batch)
             broken = np.zeros(len(batch), dtype=bool)
-            frame = pl.DataFrame(
-                {ours: _readable(place.of(batch, present), broken) for ours, place in places.items()}
-            )
+            frame = pl.DataFrame({ours: _readable(batch[ours], broken) for ours in places})
             yield Chunk(frame, broken, _raw(frame, shown))
         if num_rows != file.metadata.num_rows:
             raise pa.ArrowInvalid(f"{num_rows:,} rows were found of {file.metadata.num_rows:,}")
+
+
+def _bounded_batches(path: Path, file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of rows that decode to about a block's bytes."""
+    with path.open("rb") as stream:
+        for group in range(file.num_row_groups):
+            num_rows = parquet_pages.rows_at_a_time(file, stream, group, columns, tables.BLOCK_BYTES)
+            yield from file.iter_batches(min(num_rows, BATCH_ROWS), row_groups=[group], columns=columns)
+
+
+def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Consecutive batches as one, up to BATCH_ROWS rows and a block's bytes."""
+    waiting: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+    for batch in batches:
+        if waiting and (num_rows + len(batch) > BATCH_ROWS or num_bytes + batch.nbytes > tables.BLOCK_BYTES):
+            yield pa.concat_batches(waiting)
+            waiting, num_rows, num_bytes = [], 0, 0
+        waiting.append(batch)
+        num_rows += len(batch)
+        num_bytes += batch.nbytes
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def names(path: Path) -> list[str]:
@@ -79,10 +107,10 @@ def names(path: Path) -> list[str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             yield file
     except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -118,6 +146,11 @@ def _within(schema: pa.Schema, path: str) -> _Place | None:
     return _Place(path, column, tuple(steps))
 
 
+def _dense(column: pa.Array) -> pa.Array:
+    """A column without a dictionary."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
 def _readable(column: pa.Array, broken: NDArray[np.bool_]) -> pl.Series:
     """A column in a type that polars reads; marks rows with undecodable bytes as broken."""
     kind = column.type
@@ -125,8 +158,6 @@ def _readable(column: pa.Array, broken: NDArray[np.bool_]) -> pl.Series:
         column = pa.array([None if uuid is None else str(uuid) for uuid in column.to_pylist()], pa.string())
     elif isinstance(kind, pa.BaseExtensionType):
         column = column.storage
-    elif pa.types.is_dictionary(kind):
-        column = column.dictionary_decode()
     kind = column.type
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         column = column.cast(pa.timestamp(kind.unit, "UTC"))  # the same moments, whatever the zone's name

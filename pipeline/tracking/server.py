@@ -264,8 +264,9 @@ class RestServer:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
                     return json.load(answer)
             except urllib.error.HTTPError as error:
-                if _is_missing(error):
-                    return None
+                with error:
+                    if _is_missing(error):
+                        return None
                 raise
 
         content: dict[str, Any] | None = _in_time(ask)

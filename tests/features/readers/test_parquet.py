@@ -184,7 +184,7 @@ def test_any_compression_and_one_message_where_it_is_damaged(tmp_path: Path, com
 
 def test_rows_that_a_damaged_file_hides_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "log.parquet", {"u": pa.array(range(10))}, row_group_size=5)
-    batches = pq.ParquetFile(path).iter_batches(5)
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: iter([next(batches)]))
+    found = iter([next(pq.ParquetFile(path).iter_batches(5))])
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: found)
     with pytest.raises(ValueError, match="damaged or of another format: 5 rows were found of 10"):
         list(parquet.read(path, TableFormat("events", {"user_id": "u"})))

@@ -217,3 +217,68 @@ def test_a_format_by_extension() -> None:
     for name in ("log", "log.gz", "log.xlsx"):
         with pytest.raises(ValueError, match=r"set events\.format to csv, jsonl or parquet"):
             sources.format_of(Path(name), form)
+
+
+def test_blocks_end_after_so_many_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BLOCK_LINES", 3)
+    for text, expected in (
+        (b"\n" * 8, [b"\n" * 3, b"\n" * 3, b"\n" * 2]),
+        (b"a\n\nb\n\nc", [b"a\n\nb\n", b"\nc"]),
+        (b"a\n\nb\n", [b"a\n\nb\n"]),
+        (b"", [b""]),
+    ):
+        blocks = list(tables.whole_lines(io.BytesIO(), text, "log.csv"))
+        assert [block for block, _ in blocks] == expected
+        assert [last for _, last in blocks] == [False] * (len(expected) - 1) + [True]
+        read_in_pieces = [block for block, _ in tables.whole_lines(io.BytesIO(text), b"", "log.csv") if block]
+        assert b"".join(read_in_pieces) == text
+        assert max([block.count(b"\n") for block in read_in_pieces], default=0) <= 3
+
+
+def test_chunks_of_blank_and_short_lines_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BLOCK_LINES", 10)
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(b"u,i,t\n" + b"\n" * 95 + b"1,2,3\n" * 25))
+    (tmp_path / "log.jsonl.gz").write_bytes(gzip.compress(b"\n" * 95 + b'{"u":1,"i":2,"t":3}\n' * 25))
+    form = TableFormat("events", {"user_id": "u", "item_id": "i", "timestamp": "t"})
+    for name in ("log.csv.gz", "log.jsonl.gz"):
+        sizes = [len(chunk.frame) for chunk in sources.read(tmp_path / name, form)]
+        assert sum(sizes) == 25
+        assert max(sizes) <= 10
+
+
+def test_more_columns_than_any_table_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_FIELDS", 5)
+    path = tmp_path / "log.csv"
+    path.write_text("u,i,t,a,b,c\n1,2,3,4,5,6\n")
+    with pytest.raises(ValueError, match=r"log\.csv: the first row has 6 fields, expected at most 5"):
+        list(sources.read(path, TableFormat("events", NAMES)))
+
+
+def test_a_quote_over_more_bytes_than_a_row_has_is_a_stray_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LONGEST_ROW_BYTES", 20)
+    content = b'u,i,t\n1,"a\nb",3\n1,"' + b"xxxx\n" * 6 + b'",3\n1,2,3\n'
+    form = TableFormat("events", {"user_id": "u", "item_id": "i", "timestamp": "t"})
+    for block in (1, 7, 1000):
+        monkeypatch.setattr(tables, "BLOCK_BYTES", block)
+        monkeypatch.setattr(delimited, "FIRST_BYTES", block)
+        chunks = [reading() for reading in delimited.read(io.BytesIO(content), form, "log.csv")]
+        rows = [row for chunk in chunks for row in chunk.frame.filter(~chunk.broken).rows()]
+        assert rows == [("1", "a\nb", "3"), ("1", "2", "3")]
+        assert sum(len(chunk.frame) for chunk in chunks) == 9
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_ids_above_64_kb_are_refused(tmp_path: Path, form: str) -> None:
+    fits, long = "a" * 65_536, "a" * 65_537
+    rows: list[Row] = [
+        ("1", fits, "1600000000", "1"),
+        ("1", long, "1600000000", "1"),
+        (long, "2", "1600000000", "1"),
+    ]
+    content = {"csv": as_csv(rows), "jsonl": as_jsonl(rows), "parquet": as_parquet(rows, pa.string())}[form]
+    log, refused, id_types = ingest(content, f"log.{form}", tmp_path)
+    assert [row[1] for row in log] == [fits]
+    assert refused == [(2, "bad_item"), (3, "bad_user")]
+    assert id_types == {"user_id": "int64", "item_id": "string"}
+    kept = schema.read(tmp_path / "quarantine.parquet", schema.QUARANTINE)["raw"]
+    assert kept.str.len_chars().max() == 65_536
