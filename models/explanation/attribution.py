@@ -77,7 +77,8 @@ class ForwardTrace:
         with torch.set_grad_enabled(bool(others)):
             finished, _, _ = self._at_last()
             score = (finished.squeeze(1) * candidates.mean(1)).sum()
-            gradients = torch.autograd.grad(score, others) if others else ()
+            # retained: items beyond the ranker are explained by a second call
+            gradients = torch.autograd.grad(score, others, retain_graph=True) if others else ()
         with torch.no_grad():
             whole = finished.detach()
             drops = candidates @ (whole - self._each_masked()).transpose(1, 2)

@@ -239,7 +239,7 @@ class Scorer:
             "cold_users": int(answer.cold.sum()),
             "unknown_items": int(unknown.sum()),
             "users_with_unknown_items": int((unknown > 0).sum()),
-            "short_lists": int((~given[:, -1]).sum()),
+            "short_lists": int((given.sum(1) < self.job.settings.k).sum()),
             "recommendations": int(given.sum()),
             "new_item_recommendations": int((answer.item_index > own).sum()),
         }

@@ -31,7 +31,7 @@ from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.baselines.base import Baseline
 from models.encoder.encoder import AttentionRecommender, with_request_time
-from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
+from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.calibration import Calibration
 from models.ranking.ranker import SecondStage
 from models.recommendation.baseline_engine import BaselineEngine
@@ -48,8 +48,10 @@ from pipeline.artifacts.files import (
 )
 from pipeline.dataset.item_features import comparison_vectors
 from pipeline.errors import DamagedArtifact
-from pipeline.serving import bundle_baseline, bundle_ranker, popularity_fallback
+from pipeline.serving import bundle_baseline, bundle_ranker, event_lists, popularity_fallback
 from pipeline.serving.catalogue import Added, categories_of, compared_by_content
+from pipeline.serving.event_lists import EventList
+from pipeline.serving.item_lists import ItemList, item_lists
 from pipeline.serving.popularity_fallback import Popularity
 from pipeline.serving.request import Request
 
@@ -58,8 +60,6 @@ READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3, 4), (2, 3, 4)
 """Format 1 lacks the evaluated weights' training data: it recommends, but cannot be compared. Format 2 has no ranker; format 3
 is always of the model."""
 DESCRIPTION = "bundle.json"
-SECOND = 1_000_000
-"""Microseconds."""
 
 
 @dataclass(frozen=True)
@@ -262,56 +262,54 @@ class Bundle:
 
     def recommend_users(
         self, user_ids: Sequence[Any], k: int, exclude_seen: bool | None = None
-    ) -> list[tuple[list[Any], list[float]]]:
+    ) -> list[ItemList]:
         """Recommend (item ids, scores) to each user by the bundle's histories; to unknown users by popularity.
 
         exclude_seen: by default `excludes_seen`.
         """
-        index, _ = self.users.encode_known(pl.Series(values=list(user_ids), strict=False), unknown=-1)
+        return self.lists(*self.rows_of(user_ids), k, self.rules(exclude_seen))
+
+    def rows_of(self, user_ids: Sequence[Any]) -> tuple[Histories, Int64]:
+        """Known histories of users, empty for unknown ones, and [users] rows of `popularity`."""
+        index, _ = self.users.encode_known(event_lists.ids_of(user_ids), unknown=-1)
         known = self.known_histories.select(np.maximum(index, 0))
         ends = np.where(index >= 0, known.ends, known.starts)
         own = self._segment_of_users
         codes = np.zeros(len(self.users), np.int64) if own is None else self.popularity.codes(own)
-        segment = np.where(index >= 0, codes[np.maximum(index, 0)], 0)
-        return self._lists(replace(known, ends=ends), k, exclude_seen, segment)
+        return replace(known, ends=ends), np.where(index >= 0, codes[np.maximum(index, 0)], 0)
 
     def recommend_item_lists(
         self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool | None = None
-    ) -> list[tuple[list[Any], list[float]]]:
-        """Recommend (item ids, scores) for each history of item ids, oldest first; unknown items are ignored.
-
-        exclude_seen: by default `excludes_seen`.
-        """
-        return self._lists(self.from_ids(histories)[0], k, exclude_seen)
+    ) -> list[ItemList]:
+        """Recommend for each history of item ids, oldest first, without unknown ones; exclude_seen: as by `rules`."""
+        return self.lists(self.from_ids(histories)[0], None, k, self.rules(exclude_seen))
 
     def from_ids(
         self, histories: Sequence[Sequence[Any]], request_time: int | None = None
     ) -> tuple[Histories, int]:
-        """Translate histories of item ids, oldest first, to the deployed numbering; returns the number of unknown ids too.
+        """`from_events` of item ids, oldest first."""
+        return self.from_events([EventList(list(row)) for row in histories], request_time)
 
-        Without times, interactions count as a second apart, the last at the time of the request (by default `newest`).
-        """
-        last = self.newest if request_time is None else request_time
-        lengths = [len(row) for row in histories]
-        flat = pl.Series("item_id", [item for row in histories for item in row], strict=False)
-        index, unknown = self.items.encode_known(flat) if len(flat) else (np.zeros(0, np.int32), 0)
-        known = (
-            [part[part > 0].tolist() for part in np.split(index, np.cumsum(lengths)[:-1])] if lengths else []
+    def from_events(
+        self, lists: Sequence[EventList], request_time: int | None = None
+    ) -> tuple[Histories, int]:
+        """`histories_of` in the deployed numbering; request_time: by default `newest`."""
+        history = self.description.get("settings", {}).get("history", {})
+        return event_lists.histories_of(
+            lists,
+            self.items,
+            self.description["event_types"],
+            self.newest if request_time is None else request_time,
+            drop_consecutive=history.get("repeats") == "drop_consecutive",
         )
-        times = [[last - SECOND * age for age in reversed(range(len(row)))] for row in known]
-        return with_request_time(histories_from_lists(known, times), last), unknown
 
-    def _lists(
-        self, histories: Histories, k: int, exclude_seen: bool | None, segment: Int64 | None = None
-    ) -> list[tuple[list[Any], list[float]]]:
-        rules = Rules(exclude_seen=self.excludes_seen if exclude_seen is None else exclude_seen)
-        answer = self.engine.answer(histories, k, rules, segment=segment)
-        ids = self.items.decode(answer.item_index.ravel()).to_list()
-        lists = []
-        for row in range(len(histories)):
-            length = int((answer.item_index[row] > 0).sum())
-            lists.append((ids[row * k : row * k + length], answer.score[row, :length].tolist()))
-        return lists
+    def rules(self, exclude_seen: bool | None = None) -> Rules:
+        """Rules where nothing else is set; exclude_seen: by default `excludes_seen`."""
+        return Rules(exclude_seen=self.excludes_seen if exclude_seen is None else exclude_seen)
+
+    def lists(self, histories: Histories, segment: Int64 | None, k: int, rules: Rules) -> list[ItemList]:
+        """List of each row by the engine."""
+        return item_lists(self.engine, self.items, histories, segment, k, rules)
 
 
 def _opened_system(

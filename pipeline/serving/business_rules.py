@@ -1,6 +1,7 @@
 """Business rules of the configuration: allow and deny lists, availability, re-ranking."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -10,13 +11,15 @@ from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
 from models.recommendation.rules import Rules
 from pipeline.errors import LookbackError
-from pipeline.sections import ScoreConfig
+
+if TYPE_CHECKING:
+    from pipeline.sections import ScoreConfig
 
 ITEM, FROM, UNTIL = "item_id", "available_from", "available_until"
 
 
 def rules_of(
-    settings: ScoreConfig, items: Vocabulary, request_time: int, seed: int, *, exclude_seen: bool
+    settings: "ScoreConfig", items: Vocabulary, request_time: int, seed: int, *, exclude_seen: bool
 ) -> tuple[Rules, dict[str, int]]:
     """Rules of `[score]` over a vocabulary, with counts of unknown ids in its lists and of excluded items.
 
@@ -26,21 +29,20 @@ def rules_of(
     allowed, counts = np.ones(len(items) + 1, bool), {}
     allowed[0] = False
     if settings.allow is not None:
-        index, counts["allow_unknown"] = _known("score.allow", settings.allow, items)
-        if not len(index):
-            raise LookbackError(
-                f"score.allow: received {counts['allow_unknown']:,} ids, of which the model knows none; expected ids such as "
-                + ", ".join(map(str, items.ids.head(3)))
-            )
-        allowed &= _mask(index, items)
+        mask, counts["allow_unknown"] = allowlist(
+            "score.allow", _listed("score.allow", settings.allow), items
+        )
+        allowed &= mask
     if settings.deny is not None:
-        index, counts["deny_unknown"] = _known("score.deny", settings.deny, items)
-        allowed &= ~_mask(index, items)
+        mask, counts["deny_unknown"] = listed_items(_listed("score.deny", settings.deny), items)
+        allowed &= ~mask
     if settings.availability is not None:
         # in a log without times the request is at a position, whatever `score.at` is
         at = request_time if settings.at is None else iso_microseconds(settings.at)
-        available, counts["availability_unknown"] = _available(Path(settings.availability), items, at)
-        allowed &= available
+        key, path = "score.availability", Path(settings.availability)
+        table = _read(key, path, (ITEM,))
+        mask, counts["availability_unknown"] = available(f"{key}: {path}", table, items, at)
+        allowed &= mask
     counts["items_not_allowed"] = int(len(items) - allowed.sum())
     rules = Rules(
         exclude_seen,
@@ -72,45 +74,55 @@ def _read(key: str, path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     return table
 
 
-def _known(key: str, listed: str | list[str], items: Vocabulary) -> tuple[NDArray[np.int32], int]:
-    """Known items of a list, and the number of unknown ids."""
-    ids = (
-        read_ids(key, Path(listed), ITEM)
-        if isinstance(listed, str)
-        else pl.Series(ITEM, listed, dtype=pl.String).unique()
-    )
+def _listed(key: str, listed: str | list[str]) -> pl.Series:
+    """Distinct ids of a setting: in a file, or as they are."""
+    if isinstance(listed, str):
+        return read_ids(key, Path(listed), ITEM)
+    return pl.Series(ITEM, listed, dtype=pl.String).unique()
+
+
+def listed_items(ids: pl.Series, items: Vocabulary) -> tuple[NDArray[np.bool_], int]:
+    """[n + 1] mask of the items in a list, and the number of unknown ids."""
     index, num_unknown = items.encode_known(ids)
-    return index[index > 0], num_unknown
-
-
-def _mask(index: NDArray[np.int32], items: Vocabulary) -> NDArray[np.bool_]:
     mask = np.zeros(len(items) + 1, bool)
-    mask[index] = True
-    return mask
+    mask[index[index > 0]] = True
+    return mask, num_unknown
 
 
-def _available(path: Path, items: Vocabulary, at: int) -> tuple[NDArray[np.bool_], int]:
-    """[n + 1] mask of items available at a time (in one of their windows, or without any), and the number of unknown ids."""
-    key = "score.availability"
-    table = _read(key, path, (ITEM,))
+def allowlist(where: str, ids: pl.Series, items: Vocabulary) -> tuple[NDArray[np.bool_], int]:
+    """`listed_items`; raises LookbackError, which begins with `where`, if there are none."""
+    mask, num_unknown = listed_items(ids, items)
+    if not mask.any():
+        raise LookbackError(
+            f"{where}: received {num_unknown:,} ids, of which the model knows none; expected ids such as "
+            + ", ".join(map(str, items.ids.head(3)))
+        )
+    return mask, num_unknown
+
+
+def available(where: str, table: pl.DataFrame, items: Vocabulary, at: int) -> tuple[NDArray[np.bool_], int]:
+    """[n + 1] mask of items available at a time (in one of their windows, or without any), and the number of unknown ids.
+
+    table: item_id, available_from, available_until. Raises LookbackError, which begins with `where`.
+    """
     if FROM not in table.columns and UNTIL not in table.columns:
         raise LookbackError(
-            f"{key}: {path} has the columns {', '.join(table.columns)}; expected {FROM} or {UNTIL} too"
+            f"{where}: received the columns {', '.join(table.columns)}, expected {FROM} or {UNTIL} too"
         )
     is_open = pl.lit(value=True)
     for name in (FROM, UNTIL):
         if name in table.columns:
-            limit = _microseconds(key, path, table[name])
+            limit = _microseconds(where, table[name])
             inside = limit <= at if name == FROM else limit > at
             is_open = is_open & pl.lit(inside.fill_null(value=True))
     windows = table.select(ITEM, is_open=is_open).drop_nulls(ITEM).group_by(ITEM).agg(pl.col("is_open").any())
     index, num_unknown = items.encode_known(windows[ITEM])
-    available = np.ones(len(items) + 1, bool)
-    available[index] = windows["is_open"].to_numpy()
-    return available, num_unknown
+    mask = np.ones(len(items) + 1, bool)
+    mask[index] = windows["is_open"].to_numpy()
+    return mask, num_unknown
 
 
-def _microseconds(key: str, path: Path, column: pl.Series) -> pl.Series:
+def _microseconds(where: str, column: pl.Series) -> pl.Series:
     """Convert dates, times or ISO texts, UTC where they have no zone, to microseconds since the epoch."""
     try:
         if column.dtype == pl.String:
@@ -121,5 +133,5 @@ def _microseconds(key: str, path: Path, column: pl.Series) -> pl.Series:
     except (pl.exceptions.PolarsError, ValueError):
         pass
     raise LookbackError(
-        f"{key}: {path}: received {column.dtype} in {column.name}, expected dates or times (or ISO texts)"
+        f"{where}: received {column.dtype} in {column.name}, expected dates or times (or ISO texts)"
     )

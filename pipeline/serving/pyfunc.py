@@ -3,10 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
+from models.histories import Histories, Int64
 from pipeline.serving import new_item_catalogue
 from pipeline.serving.bundle import Bundle
+from pipeline.serving.event_lists import EventList, id_of, is_missing
+from pipeline.serving.parameters import Parameters
+from pipeline.tracking.served_model import refusal
 
 
 class Recommender:
@@ -18,35 +24,62 @@ class Recommender:
     def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Recommend for each row of the frame: `item_id` and `score`, lists of params["k"] (10) at most, best first.
 
-        The frame has a column `history` (lists of item ids, oldest first, taken as interactions a second apart up to the time of
-        the newest event of the bundle's log) or else `user_id`, answered from the bundle's own histories. Unknown users and empty
-        histories get recently popular items; exclude_seen (by default as recorded in the bundle) excludes items of the history.
-        `user_id` is passed through.
-        Raises ValueError where both columns are missing, or a history is no list.
+        A row is answered from its `history`, as by `EventList.of` (item ids are taken as interactions a second apart up to the
+        time of the newest event of the bundle's log), or without one from the bundle's own history of its `user_id`. Unknown
+        users and empty histories get recently popular items. params: as by `Parameters.of`; exclude_seen is by default as
+        recorded in the bundle. `user_id` is passed through.
+        Raises ValueError, for MLflow a refused request, where both columns are missing, for a history of another form, and for
+        parameters out of range.
         """
-        options = {"k": 10, "exclude_seen": self._bundle.excludes_seen} | (params or {})
-        k, exclude_seen = int(options["k"]), bool(options["exclude_seen"])
-        if k < 1:
-            raise ValueError(f"params: received k = {k}, expected 1 or more")
-        if "history" in frame:
-            histories = [_ids(row) for row in frame["history"]]
-            lists = self._bundle.recommend_item_lists(histories, k, exclude_seen)
-        elif "user_id" in frame:
-            lists = self._bundle.recommend_users(frame["user_id"].tolist(), k, exclude_seen)
-        else:
-            raise ValueError(f"frame: received columns {list(frame.columns)}, expected user_id or history")
-        answer = {"item_id": [items for items, _ in lists], "score": [scores for _, scores in lists]}
-        users = {"user_id": frame["user_id"].tolist()} if "user_id" in frame else {}
-        return pd.DataFrame(users | answer, index=frame.index)
+        try:
+            frame = _a_row_each(frame)
+            by_history = _by_history(frame)
+            events = [EventList.of(cell) for cell in frame["history"][by_history]] if by_history.any() else []
+            asked = Parameters.of(params or {}, self._bundle)
+        except ValueError as error:
+            raise refusal(str(error)) from None
+        of_histories = self._answer(self._bundle.from_events(events)[0], None, asked)
+        users = frame.get("user_id")
+        of_users = (
+            [] if users is None else self._answer(*self._bundle.rows_of(users[~by_history].tolist()), asked)
+        )
+        left = {True: iter(of_histories), False: iter(of_users)}
+        answers = [next(left[is_history]) for is_history in by_history.tolist()]
+        answer = {"item_id": [items for items, _ in answers], "score": [scores for _, scores in answers]}
+        named = {} if users is None else {"user_id": _passed(users)}
+        return pd.DataFrame(named | answer, index=frame.index)
+
+    def _answer(
+        self, histories: Histories, segment: Int64 | None, asked: Parameters
+    ) -> list[tuple[list[Any], list[float | None]]]:
+        lists = self._bundle.lists(histories, segment, asked.k, asked.rules)
+        return asked.pinned(lists, histories, self._bundle.items)
 
 
-def _ids(history: Any) -> list[Any]:
-    """Items of a cell of `history`; none for a missing value."""
-    if pd.api.types.is_list_like(history):
-        return list(history)
-    if pd.isna(history):
-        return []
-    raise ValueError(f"frame: received the history {history!r}, expected a list of item ids, oldest first")
+def _a_row_each(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame itself; where MLflow has put a whole column of users into one row, that column.
+
+    Raises ValueError for a frame without a known column.
+    """
+    if not {"user_id", "history"} & set(frame):
+        raise ValueError(f"frame: received columns {list(frame.columns)}, expected user_id or history")
+    if list(frame) == ["user_id"] and len(frame) == 1 and isinstance(frame["user_id"].iloc[0], list):
+        return pd.DataFrame({"user_id": frame["user_id"].iloc[0]})
+    return frame
+
+
+def _by_history(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """[rows] whether a row's history is in the frame; without one its user's is meant, where users are named."""
+    if "history" not in frame or "user_id" not in frame:
+        return np.full(len(frame), "history" in frame)
+    return np.array([not is_missing(cell) for cell in frame["history"]], bool)
+
+
+def _passed(users: pd.Series) -> pd.Series:
+    """Users as they came; where some are missing, which makes floats of integers, None and the integers."""
+    if not users.hasnans:
+        return users
+    return pd.Series([id_of(user) for user in users], users.index, object)
 
 
 def load(data_path: str) -> Recommender:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.tracking.client import client_at, fluent, reported
 from pipeline.tracking.record import Point, allowed, now_ms
 from pipeline.tracking.sending import logged, send_points
+from pipeline.tracking.served_model import signature
 from pipeline.tracking.server import LoggedRun, sqlite_path
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def log_pyfunc(
     uri: str,
     run_id: str,
     folder: Path,
-    id_types: tuple[str, str],
+    item_type: str,
     example: Mapping[str, list[Any]] | None,
     requirements: list[str],
     *,
@@ -34,37 +35,24 @@ def log_pyfunc(
 ) -> tuple[str, str]:
     """Log a bundle's folder as a pyfunc model of a run, as code and data without pickle; returns its URI and id.
 
-    id_types: "long" or "string" for user_id and item_id. example: columns of an input frame. exclude_seen: default
+    item_type: "long" or "string" for item_id. example: columns of an input frame. exclude_seen: default
     of the parameter. model_id: logged model whose files are written again, instead of a new one.
     """
     with reported(uri), fluent(uri):
         import mlflow.pyfunc
         import pandas as pd  # type: ignore[import-untyped]
-        from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-        from mlflow.types.schema import Array
 
         import features
         import models
         import pipeline
 
-        user, item = (DataType[name] for name in id_types)
-        signature = ModelSignature(
-            inputs=Schema(
-                [ColSpec(user, "user_id", required=False), ColSpec(Array(item), "history", required=False)]
-            ),
-            outputs=Schema([ColSpec(Array(item), "item_id"), ColSpec(Array(DataType.double), "score")]),
-            params=ParamSchema(
-                [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, exclude_seen)]
-            ),
-        )
         parts: dict[str, Any] = {
             "loader_module": "pipeline.serving",
             "data_path": str(folder),
             "code_paths": [
                 str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)
             ],
-            "signature": signature,
+            "signature": signature(item_type, exclude_seen=exclude_seen),
             "input_example": pd.DataFrame(dict(example)) if example is not None else None,
             "pip_requirements": requirements,
         }

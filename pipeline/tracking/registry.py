@@ -185,7 +185,7 @@ class Registry:
                 self.uri,
                 run_id,
                 bundle_folder,
-                _id_types(bundle_folder),
+                _item_type(bundle_folder),
                 input_example,
                 requirements(bundle_folder),
                 exclude_seen=read_json(bundle_folder / "bundle.json").get("exclude_seen", True),
@@ -363,13 +363,9 @@ def input_example(bundle_folder: Path) -> dict[str, list[Any]]:
     return {"history": [ids, ids[:1]]}
 
 
-def _id_types(bundle_folder: Path) -> tuple[str, str]:
-    """MLflow types of user_id and item_id in a bundle."""
+def _item_type(bundle_folder: Path) -> str:
+    """MLflow type of item_id in a bundle."""
     import pyarrow.parquet
 
-    files = (("users.parquet", "user_id"), ("items.parquet", "item_id"))
-    kinds = [
-        str(pyarrow.parquet.read_schema(bundle_folder / file).field(column).type) for file, column in files
-    ]
-    user, item = ("long" if kind == "int64" else "string" for kind in kinds)
-    return user, item
+    kind = pyarrow.parquet.read_schema(bundle_folder / "items.parquet").field("item_id").type
+    return "long" if str(kind) == "int64" else "string"

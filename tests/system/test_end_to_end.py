@@ -208,6 +208,22 @@ def test_recommend_for_a_user_and_for_a_history(finished: Workdir) -> None:
     assert "because of" in text
 
 
+def test_recommend_after_one_interaction_beyond_the_ranker_s_candidates(finished: Workdir) -> None:
+    """The ranker of the configuration orders 20 candidates, and a few popular ones; the log has 100 items."""
+    events = pl.read_parquet(finished.artifact("ingest") / "events" / "*.parquet").sort("timestamp")
+    times = events.group_by("user_id").agg(
+        pl.col("item_id").first(), at=pl.col("timestamp").unique().sort().get(1, null_on_oob=True)
+    )
+    user, item, at = times.drop_nulls().sort("at").row(-1)
+    for asked in (("--history", str(item)), ("--user", str(user), "--at", at.isoformat())):
+        answer = finished("recommend", *asked, "-k", "1000", "--json").json
+        assert answer["history_length"] == 1
+        items = [row["item_id"] for row in answer["recommendations"]]
+        assert 50 < len(items) == len(set(items)) < 100
+        assert item not in items
+        assert {reason["item_id"] for row in answer["recommendations"] for reason in row["because"]} == {item}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

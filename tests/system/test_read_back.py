@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars as pl
 import pytest
 
 from pipeline.orchestration.graph import STAGES
@@ -14,11 +16,21 @@ from tests.workdir import Workdir
 if TYPE_CHECKING:  # MLflow is imported by client_at, which makes it quiet first
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.pyfunc import PyFuncModel
 
 
 @pytest.fixture(scope="module")
 def client(finished: Workdir) -> "MlflowClient":
     return client_at(f"sqlite:///{finished.folder}/mlruns/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def champion(finished: Workdir) -> "PyFuncModel":
+    with fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
+        import mlflow
+
+        model: PyFuncModel = mlflow.pyfunc.load_model("models:/lookback-tiny@champion")
+        return model
 
 
 def the_run(client: "MlflowClient", stage: str) -> "Run":
@@ -80,7 +92,9 @@ def test_tables_are_tables(finished: Workdir, client: "MlflowClient") -> None:
     assert {"history_length", "item_popularity"} <= set(segments["segment"])
 
 
-def test_the_model_has_an_example_that_its_signature_takes(finished: Workdir, client: "MlflowClient") -> None:
+def test_the_model_has_an_example_that_its_signature_takes(
+    client: "MlflowClient", champion: "PyFuncModel"
+) -> None:
     version = client.get_model_version_by_alias("lookback-tiny", "champion")
     for said in (
         "**Data.** 4,0",
@@ -90,9 +104,42 @@ def test_the_model_has_an_example_that_its_signature_takes(finished: Workdir, cl
         "**Limits.**",
     ):
         assert said in (version.description or "")
-    with fluent(f"sqlite:///{finished.folder}/mlruns/mlflow.db"):
-        import mlflow
+    assert len(champion.predict(champion.input_example)) == 2
+    assert [each.name for each in champion.metadata.signature.inputs] == ["user_id", "history"]
 
-        model = mlflow.pyfunc.load_model("models:/lookback-tiny@champion")
-    assert len(model.predict(model.input_example)) == 2
-    assert [each.name for each in model.metadata.signature.inputs] == ["user_id", "history"]
+
+def events_of_users(finished: Workdir) -> dict[Any, list[dict[str, Any]]]:
+    """Events of every user, oldest first, in the form of a request; every time as a JSON request writes it."""
+    events = pl.read_parquet(finished.artifact("ingest") / "events" / "*.parquet")
+    events = events.sort("timestamp", "source_file", "source_row").with_columns(
+        pl.col("timestamp").dt.to_string("iso:strict"), pl.col("event_type").cast(pl.String)
+    )
+    columns = ["item_id", "timestamp", "event_type"]
+    return {
+        user: table.select(columns).to_dicts()
+        for (user,), table in events.group_by("user_id", maintain_order=True)
+    }
+
+
+def test_a_history_of_events_gives_the_user_s_list_of_the_batch(
+    finished: Workdir, champion: "PyFuncModel"
+) -> None:
+    scored = pl.read_parquet(finished.artifact("score") / "recommendations" / "*.parquet")
+    events = events_of_users(finished)
+    assert len(events) > 100
+    histories = {"history": list(events.values())}
+    for frame in (histories, {"user_id": list(events)}):
+        answer: Any = champion.predict(pl.DataFrame(frame, strict=False).to_pandas())
+        for user, items, scores in zip(events, answer["item_id"], answer["score"], strict=True):
+            own = scored.filter(pl.col("user_id") == user).sort("rank")
+            assert items == own["item_id"].to_list(), user
+            np.testing.assert_allclose(scores, own["score"].to_list(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, -1, 10**9, "x", None])
+def test_the_served_model_refuses_other_lengths(champion: "PyFuncModel", k: object) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match="k") as caught:
+        champion.predict(champion.input_example, params={"k": k})
+    assert caught.value.get_http_status_code() == 400

@@ -29,6 +29,7 @@ POPULAR = np.array([[-np.inf, 1, 1, 1, 1, 1, 9, 5]], np.float32)
 TRAITS = Traits(np.array([0, 1, 1, 1, 1, 1, 9, 5], np.float32))
 ENCODERS = {
     "attention": EncoderSettings(dim=4, num_blocks=1, num_heads=1),
+    "two_blocks": EncoderSettings(dim=4, num_blocks=2, num_heads=1),
     "gru": EncoderSettings(dim=4, num_blocks=1, block="gru"),
     "target": EncoderSettings(dim=4, num_blocks=1, num_heads=1, readout="target"),
 }

@@ -12,13 +12,13 @@ from pipeline.errors import DamagedArtifact
 from pipeline.serving.bundle import (
     DESCRIPTION,
     FORMAT_VERSION,
-    SECOND,
     Bundle,
     read_description,
     seal,
     translation,
     type_translation,
 )
+from pipeline.serving.event_lists import SECOND
 from pipeline.serving.pyfunc import Recommender
 from tests.factories import small_bundle
 

@@ -1,0 +1,111 @@
+"""A real `mlflow models serve`: requests in every documented form, and those it refuses."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.tracking.client import client_at, fluent
+from pipeline.tracking.models import log_pyfunc
+from tests.factories import small_bundle
+
+EVENTS = [{"item_id": "i4", "timestamp": 3}]
+CASES: list[tuple[dict[str, Any], int]] = [
+    *(({"inputs": {"history": [["i4"]]}, "params": {"k": k}}, 400) for k in (0, -1, 10**9, "x", None)),
+    *(({"inputs": inputs}, 400) for inputs in ({"item": ["i4"]}, {"history": [{"item_id": "i4"}]})),
+    ({"instances": 3}, 400),
+    ({"inputs": {"user_id": [20, 99]}}, 200),
+    ({"inputs": {"history": [["i4", None], None]}}, 200),
+    ({"inputs": [{"history": EVENTS}, {"user_id": 99}]}, 200),
+    ({"instances": [{"user_id": 20}, {"user_id": 99}]}, 200),
+    ({"instances": [{"history": ["i4"]}, {"history": ["new"]}]}, 200),
+    ({"dataframe_records": [{"user_id": 20}, {"history": None}]}, 200),
+    ({"dataframe_split": {"columns": ["history"], "data": [[EVENTS], [[]]]}}, 200),
+]
+USER_20, POPULAR = ["i6", "i5", "i7"], ["i6", "i7", "i1"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a served bundle; its port may be set by LOOKBACK_TEST_PORT."""
+    place = tmp_path_factory.mktemp("serve")
+    small_bundle(place / "bundle")
+    uri = f"sqlite:///{place}/mlflow.db"
+    client = client_at(uri)
+    run = client.create_run(client.create_experiment("small", artifact_location=str(place / "artifacts")))
+    model, _ = log_pyfunc(uri, run.info.run_id, place / "bundle", "string", None, [], exclude_seen=True)
+    with fluent(uri):
+        import mlflow
+
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=str(place / "model"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", int(os.environ.get("LOOKBACK_TEST_PORT", "0"))))
+        port = free.getsockname()[1]
+    serve = ["models", "serve", "-m", folder, "--env-manager", "local", "-p", str(port)]
+    binaries = Path(sys.executable).parent
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with (place / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [shutil.which("mlflow", path=str(binaries)) or "mlflow", *serve],
+            cwd=place,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (place / "serve.log").read_text()
+                time.sleep(1)
+        yield address
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(60)
+
+
+def post(address: str, body: bytes, kind: str = "application/json") -> tuple[int, str]:
+    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.slow
+def test_every_form_is_answered_or_refused_in_a_line(server: str, tmp_path: Path) -> None:
+    import pandas as pd  # type: ignore[import-untyped]
+
+    for request, status in CASES:
+        code, body = post(server, json.dumps({"params": {"k": 3}} | request).encode())
+        assert code == status, (request, body)
+        assert "\n" not in body
+        if status == 200:
+            lists = [row["item_id"] for row in json.loads(body)["predictions"]]
+            assert lists == [USER_20, POPULAR], request
+    code, body = post(server, b"user_id\n20\n", "text/csv")
+    assert (code, "\n" in body) == (400, False)
+    pd.DataFrame({"user_id": [20, 99]}).to_parquet(tmp_path / "users.parquet")
+    code, body = post(server, (tmp_path / "users.parquet").read_bytes(), "application/vnd.apache.parquet")
+    assert code == 200
+    assert [row["item_id"][:3] for row in json.loads(body)["predictions"]] == [USER_20, POPULAR]
