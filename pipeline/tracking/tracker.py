@@ -308,4 +308,9 @@ class Tracker:
             assert experiment is not None
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
+            text = (
+                f"tracking: the experiment {self.experiment!r} was deleted on {self.uri}; it is restored, as its runs are logged "
+                "there; tracking.enabled = false logs none, another name begins another experiment"
+            )
+            print(text, file=sys.stderr, flush=True)
         return str(experiment.experiment_id)

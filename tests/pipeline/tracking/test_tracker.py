@@ -269,7 +269,9 @@ print(tracker.linked_run(link))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "link.json", "mlruns", "stage"]
 
 
-def test_deleted_run_is_logged_again_and_a_lost_link_found(tracker: Tracker, link: Path, tmp_path: Path):
+def test_deleted_run_is_logged_again_and_a_lost_link_found(
+    tracker: Tracker, link: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     folder = a_stage(tmp_path / "stage")
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     first = tracker.linked_run(link)
@@ -284,8 +286,13 @@ def test_deleted_run_is_logged_again_and_a_lost_link_found(tracker: Tracker, lin
     assert second not in (first, None)
     client_at(tracker.uri).delete_experiment(find_run(tracker.uri, "train small").experiment_id)
     assert not tracker.is_logged(link)
+    capsys.readouterr()
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     assert tracker.is_logged(link)
+    tracker.replay(**IDENTITY, folder=folder, link_file=link)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the experiment '{tracker.experiment}' was deleted" in line
+    assert "it is restored" in line
 
 
 def test_stage_is_nested_under_its_training(tracker: Tracker, link: Path, tmp_path: Path):
