@@ -383,23 +383,18 @@ def _refused(key: str, problem: "ErrorDetails", tree: dict[str, Any]) -> str:
     for part in key.split("."):
         value = value[part]
     annotation, place = key_types().get(key), key
-    for part in problem["loc"][len(key.split(".")) :]:
-        inner = [
-            get_args(option)[-1]
-            for option in _options(annotation)
-            if get_origin(option) is (dict if isinstance(value, dict) else list)
-        ]
-        if not inner or not isinstance(value, dict | list) or part not in _places(value):
-            continue  # a member of a union
-        value, annotation, place = value[part], inner[0], f"{place}.{part}"  # type: ignore[index]
+    for step in problem["loc"][len(key.split(".")) :]:
+        container = dict if isinstance(value, dict) else list
+        inner = [get_args(option)[-1] for option in _options(annotation) if get_origin(option) is container]
+        places = (
+            value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        )
+        if inner and step in places:  # other steps name a member of a union
+            value, annotation, place = value[step], inner[0], f"{place}.{step}"
     hint = ""
     if isinstance(value, str) and value[:1] in "[{" and value:
         hint = '; in lists and tables text has quotes, such as ["a", "b"]'
     return f"{place}: received {_as_toml(value)}, expected {_expected(key, annotation, problem)}{hint}"
-
-
-def _places(value: dict[str, Any] | list[Any]) -> typing.Collection[int | str]:
-    return value.keys() if isinstance(value, dict) else range(len(value))
 
 
 def _as_toml(value: Any) -> str:

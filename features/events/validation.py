@@ -98,7 +98,9 @@ class Counts:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Counts":
         """Load counts saved by `to_json`."""
-        counters = {name: Counter(content.get(name)) for name in ("refused", "left_out", "unlisted")}
+        counters: dict[str, Counter[str]] = {
+            name: Counter(content.get(name)) for name in ("refused", "left_out", "unlisted")
+        }
         return cls(**{**content, **counters})
 
     def reasons(self) -> dict[str, int]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from features import schema
 from features.events import side_tables as item_tables
@@ -213,12 +212,11 @@ def _parts(
             )
 
     new = [source for source in log if records[source] is None]
-    made = in_order(part_of, new, FILES_AT_A_TIME)
-    for source, record in tqdm(
-        made, total=len(new), desc="ingest", unit="file", disable=not ctx.show_progress, leave=False
-    ):
-        _check_ids(source, record)
-        records[source] = record
+    with ctx.counted(len(new), "files") as advance:
+        for source, record in in_order(part_of, new, FILES_AT_A_TIME):
+            _check_ids(source, record)
+            records[source] = record
+            advance(1)
     return [Part(source, folders[source], record) for source, record in records.items() if record is not None]
 
 
