@@ -230,10 +230,10 @@ def data(config: Any) -> None:
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
     from pipeline.orchestration.parent_run import end_abandoned, newest_view
-    from pipeline.tracking.ui import ui as serve
+    from pipeline.tracking import ui as server
 
     end_abandoned(config)
-    serve(port or config.tracking.port, config.tracking.uri, config.name, newest_view(config))
+    server.ui(port or config.tracking.port, config.tracking.uri, config.name, newest_view(config))
 
 
 def _explain(error: OSError) -> str:

@@ -110,10 +110,10 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
         root,
     ]
     log = Path(url2pathname(urllib.parse.urlparse(root).path)).parent / LOG
-    _serve(command, port, log, f"MLflow: http://127.0.0.1:{port}{runs} ({uri}); accesses are logged to {log}")
+    serve(command, port, log, f"MLflow: http://127.0.0.1:{port}{runs} ({uri}); accesses are logged to {log}")
 
 
-def _serve(command: Sequence[str], port: int, log: Path, announcement: str) -> None:
+def serve(command: Sequence[str], port: int, log: Path, announcement: str) -> None:
     """Run the server until it is interrupted; print the announcement once it listens, and its own output to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
