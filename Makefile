@@ -53,7 +53,7 @@ $(STAGES): $(INSTALLED)
 all: $(INSTALLED)  ## every stage, from the log to recommendations and report
 	@$(LOOKBACK) run all $(SETTINGS)
 
-nightly: $(INSTALLED)  ## ingest new events and score with the champion, without training
+nightly: $(INSTALLED)  ## ingest new events, score with the champion, move score/live; trains nothing
 	@$(LOOKBACK) run ingest features score $(SETTINGS) --set score.model=champion
 
 ##@ Data and experiments

@@ -1,6 +1,7 @@
 """Format of source tables, and the chunks of rows in which they are read."""
 
 import codecs
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -10,13 +11,18 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from features.printable import printable
 from features.settings import TableFormat
 
 Rows = NDArray[np.int64]
 
 BLOCK_BYTES = 16 << 20
 """Bytes read at a time; a chunk holds the whole rows in them."""
-LONGEST_ROW_BYTES = 64 << 20
+BLOCK_LINES = 250_000
+"""Maximum lines of a block: a blank line of one byte costs as much memory as any other row."""
+LONGEST_ROW_BYTES = 16 << 20
+MAX_FIELDS = 100_000
+"""Maximum fields of a row of delimited text."""
 _LINE_FEED = 10
 
 
@@ -121,12 +127,22 @@ def whole_lines(stream: BinaryIO, first: bytes, where: str) -> Iterator[tuple[by
     while more := stream.read(BLOCK_BYTES):
         cut = more.rfind(b"\n") + 1
         if cut:
-            yield b"".join((rest, memoryview(more)[:cut])), False
+            yield from _cut(b"".join((rest, memoryview(more)[:cut])), last=False)
             rest = more[cut:]
         else:
             rest += more
         check_row_length(len(rest), where)
-    yield rest, True
+    yield from _cut(rest, last=True)
+
+
+def _cut(block: bytes, *, last: bool) -> Iterator[tuple[bytes, bool]]:
+    """A block in pieces of about BLOCK_LINES lines; `last`: whether the last piece is the end of the text."""
+    is_end = np.frombuffer(block, np.uint8) == _LINE_FEED
+    cuts = [0, len(block)]
+    if np.count_nonzero(is_end) > BLOCK_LINES:
+        cuts[1:1] = (np.flatnonzero(is_end)[BLOCK_LINES - 1 : -1 : BLOCK_LINES] + 1).tolist()
+    for start, end in itertools.pairwise(cuts):
+        yield block[start:end], last and end == len(block)
 
 
 def check_row_length(num_bytes: int, where: str) -> None:
@@ -135,6 +151,14 @@ def check_row_length(num_bytes: int, where: str) -> None:
         raise ValueError(
             f"{where}: a line is longer than {LONGEST_ROW_BYTES >> 20} MiB, expected text with a row per line"
         )
+
+
+def too_many_fields(num_fields: int, form: TableFormat, where: str) -> ValueError:
+    """Error for a row of more than MAX_FIELDS fields where the columns are found."""
+    return ValueError(
+        f"{where}: the first row has {num_fields:,} fields, expected at most {MAX_FIELDS:,}; check "
+        f"{form.section}.separator, {form.separator!r}"
+    )
 
 
 def without_mark(start: bytes, where: str, section: str) -> bytes:
@@ -149,11 +173,6 @@ def without_mark(start: bytes, where: str, section: str) -> bytes:
 def as_text(line: bytes, encoding: str) -> str:
     """A line as text; undecodable bytes as backslash escapes."""
     return line.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
-
-
-def printable(text: str) -> str:
-    """Text for a message, on one line; characters that are not printable are escaped."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def column_at(

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ CONFIG = "config.json"
 RANKER_WEIGHTS, RANKER_CONFIG = "ranker.safetensors", "ranker_config.json"
 SPARE_BYTES = 2**20
 """Free bytes below which a failed write is reported as a full disk."""
+_HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
 FORMER_NAMES = {
     r"^items\.weight$": "items.ids.weight",
     r"^event_types\.": "events.types.",
@@ -148,7 +151,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises OSError naming the file for any library's error.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         write(temporary)
         with temporary.open("rb") as written:

@@ -1,7 +1,6 @@
 """Command line: parse, load the configuration, call stages; heavy imports stand where they are used."""
 
 import errno
-import functools
 import json
 import os
 import sys
@@ -10,7 +9,9 @@ from typing import Any
 
 import click
 
-from pipeline.errors import ConfigError, LookbackError
+from features.printable import printable_lines
+from pipeline.credentials import masked
+from pipeline.errors import TRACEBACK, ConfigError, LookbackError, command_line, one_line
 
 STAGE_NAMES = (
     "ingest",
@@ -68,7 +69,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
     from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
-    say = (lambda _: None) if as_json else functools.partial(print, flush=True)
+    say = (lambda _: None) if as_json else _say
     with is_leader() as leads:
         if not leads:
             return
@@ -76,11 +77,20 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
             summaries = bring_up_to_date(
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )
+    scored = [done for done in summaries if done["stage"] == "score"]
+    live = {"is_live": scored[0]["is_live"], "live": scored[0]["live"]} if scored else {}
     if as_json:
-        named = next(summary for summary in reversed(summaries) if summary["stage"] == names[-1])
-        print(json.dumps({**named, "stages": summaries}))
-    elif "evaluate" in names:
+        named = next((done for done in reversed(summaries) if done["stage"] == names[-1]), summaries[-1])
+        print(json.dumps({**named, **live, "stages": summaries}))
+        return
+    if "evaluate" in names:
         _print_evaluation(next(Path(done["folder"]) for done in summaries if done["stage"] == "evaluate"))
+    for done in scored:
+        say(done["live"])
+
+
+def _say(line: str) -> None:
+    print(printable_lines(line), flush=True)
 
 
 def _print_evaluation(folder: Path) -> None:
@@ -172,9 +182,12 @@ def tune(config: Any, trials: int) -> None:
 
 
 @cli.command(cls=_Configured)
-@click.argument("version", type=click.IntRange(min=1))
-def promote(config: Any, version: int) -> None:
-    """Move the alias `champion` to VERSION by hand; the version's tags record it."""
+@click.argument("version")
+def promote(config: Any, version: str) -> None:
+    """Move the alias `champion` to VERSION by hand; the version's tags record it.
+
+    VERSION is a number, models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS.
+    """
     from pipeline.release.promotion import promote as move
 
     print(move(config, version))
@@ -251,7 +264,8 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except click.Abort:
-        sys.exit(130)
+        again = command_line(sys.argv[1:])
+        _fail(f"stopped; what is finished is kept, and the same command goes on from there: {again}", 130)
     except LookbackError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
@@ -260,6 +274,8 @@ def main() -> None:
         _fail(str(error) or "out of memory", 1)
     except _polars_errors() as error:
         _fail(f"a table cannot be read or computed: {error}", 1)
+    except Exception as error:  # noqa: BLE001  (one message, never a traceback)
+        _fail(one_line(error), 1)
 
 
 def _polars_errors() -> tuple[type[Exception], ...]:
@@ -269,9 +285,9 @@ def _polars_errors() -> tuple[type[Exception], ...]:
 
 
 def _fail(message: str, code: int) -> None:
-    if os.environ.get("LOOKBACK_TRACEBACK"):
+    if os.environ.get(TRACEBACK):
         raise  # noqa: PLE0704  (called while an exception is handled)
-    print(f"lookback: {message}", file=sys.stderr)
+    print(f"lookback: {printable_lines(masked(message))}", file=sys.stderr)
     sys.exit(code)
 
 

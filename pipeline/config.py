@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import difflib
 import functools
+import glob
 import re
 import tomllib
 import types
@@ -26,7 +27,7 @@ from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
 from models.settings.ranker import RankerSettings
 from models.settings.training import TrainSettings, check_together
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, command_line
 from pipeline.sections import (
     MODEL,
     UNPUBLISHED,
@@ -89,6 +90,12 @@ class Config(Section):
     simulate: SimulationSettings | None = None
     data: DataConfig | None = None
     tune: TuneConfig = TuneConfig()
+    _options: tuple[str, ...] = ("--config", "FILE")
+    """Options of the command line that load this configuration: the context of its validation."""
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the options of the command line."""
+        self._options = context or self._options
 
     @pydantic.model_validator(mode="after")
     def _position_logs_have_no_time(self) -> "Config":
@@ -144,6 +151,10 @@ class Config(Section):
         """Folder of this pipeline's artifacts."""
         return Path(self.data_dir) / self.name
 
+    def command(self, *words: str, settings: typing.Sequence[str] = ()) -> str:
+        """Command line `lookback WORDS` for this configuration, with further `key=value` settings."""
+        return command_line([*words, *self._options, *_as_options(settings)])
+
     def get(self, key: str) -> Any:
         """Plain value (number, string, list, dictionary) of a dotted key such as `train.epochs`."""
         value: Any = self.model_dump(mode="json")
@@ -167,9 +178,14 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     _refuse_unknown(tree, where)
     _fill_paths(tree)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree, context=("--config", str(path), *_as_options(overrides)))
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(error, tree, where)) from None
+
+
+def _as_options(overrides: typing.Sequence[str]) -> list[str]:
+    """Overrides as options of the command line."""
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def _read(path: Path, files: list[Path]) -> dict[str, Any]:
@@ -346,7 +362,7 @@ def _nearest(key: str, prefix: str) -> str:
 
 
 def _fill_paths(tree: dict[str, Any]) -> None:
-    """Replace {data_dir} and {name} in paths."""
+    """Replace {data_dir} and {name} in paths; in a glob the folder's own characters are none of its pattern."""
     data_dir, name = str(tree.get("data_dir", "data")), str(tree.get("name", ""))
 
     def fill(path: Any) -> Any:
@@ -354,7 +370,9 @@ def _fill_paths(tree: dict[str, Any]) -> None:
             return [fill(part) for part in path]
         if not isinstance(path, str):
             return path
-        return path.replace("{data_dir}", data_dir).replace("{name}", name)
+        is_glob = glob.has_magic(path.replace("{data_dir}", "").replace("{name}", ""))
+        folder = glob.escape(data_dir) if is_glob else data_dir
+        return path.replace("{data_dir}", folder).replace("{name}", name)
 
     for section in ("events", "items", "users"):
         if isinstance(tree.get(section), dict) and "path" in tree[section]:

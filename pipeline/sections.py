@@ -1,6 +1,7 @@
 """Configuration sections of the pipeline itself, as frozen pydantic models."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pydantic
@@ -18,6 +19,8 @@ UNPUBLISHED = ("gru",)
 """Baselines that are evaluated but cannot be published: trainings of their own."""
 CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """package.module:Class."""
+MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([^/@]+))")
+"""models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS; groups: name, version, alias."""
 TargetKind = Literal["auto", "nightly", "successive", "first"]
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 
@@ -159,7 +162,8 @@ class ScoreConfig(Section):
     """Recommendations for users in batch: the `[score]` section."""
 
     model: str = "run"
-    """Model to score with. run: published by this configuration; champion, or models:/NAME/VERSION: trains nothing."""
+    """Model to score with. run: published by this configuration; champion, models:/NAME/VERSION, models:/NAME/latest or
+    models:/NAME@ALIAS: trains nothing."""
     k: int = Field(10, ge=1)
     """List length per user, in items."""
     users: str = "all"
@@ -186,7 +190,7 @@ class ScoreConfig(Section):
     exploration: float = Field(0.0, ge=0, le=1)
     """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off."""
     new_items: bool = True
-    """Recommendation of items added after training that have content."""
+    """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
     segment: str = "auto"
     """Column of the users' table with segments: users without a known interaction get popular items of their segment. auto: the
     first column with 2 to 20 values; none."""
@@ -236,9 +240,12 @@ class ScoreConfig(Section):
     @pydantic.field_validator("model")
     @classmethod
     def _known_model(cls, model: str) -> str:
-        if model in ("run", "champion") or (model.startswith("models:/") and model.count("/") == 2):
+        if model in ("run", "champion") or MODEL_URI.fullmatch(model):
             return model
-        raise ValueError(f"score.model: received {model!r}, expected run, champion, or models:/NAME/VERSION")
+        raise ValueError(
+            f"score.model: received {model!r}, expected run, champion, models:/NAME/VERSION, models:/NAME/latest or "
+            "models:/NAME@ALIAS"
+        )
 
 
 class TrackingConfig(Section):
@@ -273,9 +280,20 @@ class DataConfig(Section):
     folder: str
     """Destination of the files, relative to the working directory."""
     files: list[str] = []
-    """Files that must exist afterwards."""
+    """Files that must exist afterwards, below `folder`."""
     instructions: str = ""
     """Manual steps where there is no address."""
+
+    @pydantic.field_validator("files")
+    @classmethod
+    def _below_the_folder(cls, files: list[str]) -> list[str]:
+        for name in files:
+            parts = PurePosixPath(name).parts
+            if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name:
+                raise ValueError(
+                    f"data.files: received {name!r}, expected names below data.folder, such as ratings.dat"
+                )
+        return files
 
 
 class TuneConfig(Section):

@@ -22,6 +22,7 @@ ARROWS = {
         "config",
         "sections",
         "errors",
+        "credentials",
     ),
     "models": (
         "checkpoint recommendation",
@@ -39,7 +40,7 @@ ARROWS = {
         "events",
         "readers",
         "tables parallel content simulate",
-        "schema settings",
+        "schema settings printable",
     ),
 }
 """Package -> its sub-packages and modules from top to bottom: each imports what stands below it, and nothing else."""

@@ -15,6 +15,7 @@ import importlib.machinery
 import json
 import os
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -92,11 +93,18 @@ class WarmServer:
         """Whether a command with this environment can be forked."""
         return fixed_part(environment) == self._environment
 
-    def run(self, module: str, words: Sequence[str], folder: Path, environment: dict[str, str]) -> Ended:
-        """Run `python -m MODULE WORDS` to its end."""
+    def run(
+        self,
+        module: str,
+        words: Sequence[str],
+        folder: Path,
+        environment: dict[str, str],
+        kill_after: float | None = None,
+    ) -> Ended:
+        """Run `python -m MODULE WORDS` to its end, or to SIGKILL after so many seconds (code -9)."""
         request = {"module": module, "words": list(words), "folder": str(folder), "environment": environment}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            answer = json.loads(self._ask(request, out, err))
+            answer = json.loads(self._ask(request, out, err, kill_after))
             texts = []
             for file in (out, err):
                 file.seek(0)
@@ -114,14 +122,23 @@ class WarmServer:
         self._socket.close()
         self._process.wait()
 
-    def _ask(self, request: dict[str, Any], out: IO[bytes], err: IO[bytes]) -> bytes:
+    def _ask(
+        self, request: dict[str, Any], out: IO[bytes], err: IO[bytes], kill_after: float | None = None
+    ) -> bytes:
+        """Last line of the answer; the first one of a command is its process number."""
         content = json.dumps(request).encode()
         assert len(content) < MAX_REQUEST, "a request of this size does not fit in one message"
         mine, other = socket.socketpair()
         with mine:
             with other:
                 socket.send_fds(self._socket, [content], [other.fileno(), out.fileno(), err.fileno()])
-            answer = mine.recv(MAX_REQUEST)
+            with mine.makefile("rb", buffering=0) as lines:
+                answer = lines.readline()
+                if request:
+                    if kill_after is not None and not select.select([mine], [], [], kill_after)[0]:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(int(answer), signal.SIGKILL)
+                    answer = lines.readline()
         assert answer, "the server of warm commands has died"
         return answer
 
@@ -217,11 +234,12 @@ def serve(descriptor: int) -> None:
                             os.close(other)
                         os.close(reply)
                         become(request, *outputs)
+                    os.write(reply, b"%d\n" % pid)
                     pidfd = os.pidfd_open(pid)
                     ready.register(pidfd, selectors.EVENT_READ)
                     running[pidfd] = (pid, reply)
                 else:
-                    os.write(reply, b"{}")
+                    os.write(reply, b"{}\n")
                     os.close(reply)
                 for output in outputs:
                     os.close(output)
@@ -231,7 +249,7 @@ def serve(descriptor: int) -> None:
                 pid, reply = running.pop(pidfd)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 with contextlib.suppress(BrokenPipeError):
-                    os.write(reply, json.dumps({"code": code}).encode())
+                    os.write(reply, json.dumps({"code": code}).encode() + b"\n")
                 os.close(reply)
                 os.close(pidfd)
 

@@ -99,6 +99,14 @@ class Workdir:
         assert "Traceback" not in ended.err, ended.err
         return Result(ended.code, ended.out, ended.err)
 
+    def killed(self, seconds: float, *arguments: str) -> Result:
+        """Run `lookback ARGUMENTS --config …`, killed by SIGKILL after so many seconds unless it has ended (code -9)."""
+        words = (*arguments, "--config", self.config)
+        server = warm_commands.server()
+        ended = server.run("pipeline", words, self.folder, self.environment(), kill_after=seconds)
+        assert "Traceback" not in ended.err, ended.err
+        return Result(ended.code, ended.out, ended.err)
+
     def fresh(self, *arguments: str, config: bool = True) -> Result:
         """Run the command in a new interpreter."""
         words = self.command(*arguments, *(("--config", self.config) if config else ()))

@@ -18,6 +18,7 @@ from features import schema
 from features.events import ids, timestamps
 from features.events.parquet_parts import PartWriter
 from features.parallel import in_order
+from features.printable import LONGEST, printable
 from features.readers import sources
 from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMESTAMP, USER_ID, VALUE, IdType
 from features.settings import EventSettings, iso_microseconds
@@ -458,7 +459,7 @@ def check_refused(
         f"{reason} {number:,}" for reason, number in (counts.refused + counts.left_out).most_common()
     )
     rows = "".join(
-        f"\n  {row['source_path']} row {row['source_row']} ({row['reason']}): {row['raw'][:200]}"
+        f"\n  {printable(row['source_path'])} row {row['source_row']} ({row['reason']}): {printable(row['raw'], LONGEST)}"
         for row in counts.examples
     )
     total = f"{counts.rows_in:,}" if read_to_end else f"the first {counts.rows_in:,}"

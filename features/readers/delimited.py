@@ -24,7 +24,7 @@ from features.settings import TableFormat
 from features.tables import Chunk, Reading, Rows
 
 LINES_PER_ROW = 100
-"""Maximum lines of a row; a quote not closed by then is a stray one."""
+"""Maximum lines of a row; a quote not closed by then, or within the longest row's bytes, is a stray one."""
 
 _LINE_FEED = 10
 FIRST_BYTES = 1 << 20
@@ -55,7 +55,7 @@ def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Reading]:
     Raises ValueError for a missing mapped column, naming the columns of the file.
     """
     start = _first_block(stream, where, form.section)
-    names, start = _header(start, form) if form.header else (None, start)
+    names, start = _header(start, form, where) if form.header else (None, start)
     layout = _layout(_normal(start, form.encoding), names, form, where)
     if layout is None:
         return
@@ -74,7 +74,7 @@ def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Reading]:
 
 def header_names(stream: BinaryIO, form: TableFormat, where: str) -> list[str]:
     """Column names in the header; empty without one."""
-    return _header(_first_block(stream, where, form.section), form)[0] if form.header else []
+    return _header(_first_block(stream, where, form.section), form, where)[0] if form.header else []
 
 
 def _first_block(stream: BinaryIO, where: str, section: str) -> bytes:
@@ -89,7 +89,7 @@ def _first_block(stream: BinaryIO, where: str, section: str) -> bytes:
     return tables.without_mark(start, where, section)
 
 
-def _header(start: bytes, form: TableFormat) -> tuple[list[str], bytes]:
+def _header(start: bytes, form: TableFormat, where: str) -> tuple[list[str], bytes]:
     """Names in the first row that is not blank, and the rest of the text."""
     start = start.lstrip(b"\r\n")
     end = 0
@@ -107,7 +107,10 @@ def _header(start: bytes, form: TableFormat) -> tuple[list[str], bytes]:
         names = None
     if names is None:
         end = start.find(b"\n") + 1 or len(start)
-        names = start[:end].decode(form.encoding, errors="replace").rstrip("\r\n").split(form.separator)
+        text = start[:end].decode(form.encoding, errors="replace").rstrip("\r\n")
+        if (num_fields := text.count(form.separator) + 1) > tables.MAX_FIELDS:
+            raise tables.too_many_fields(num_fields, form, where)
+        names = text.split(form.separator)
     return [name.strip() for name in names], start[end:]
 
 
@@ -147,10 +150,10 @@ def _count_fields(line: bytes, separator: str) -> int:
 
 
 def split_row(text: str, separator: str) -> list[str] | None:
-    """Unquoted fields of one row; None if text follows a closing quote. Raises Unclosed."""
-    fields = []
+    """Unquoted fields of one row; None if text follows a closing quote or there are too many. Raises Unclosed."""
+    fields: list[str] = []
     position = 0
-    while True:
+    while len(fields) < tables.MAX_FIELDS:
         if text.startswith('"', position):
             closing = _CLOSING.match(text, position + 1)
             if closing is None:
@@ -168,6 +171,7 @@ def split_row(text: str, separator: str) -> list[str] | None:
             if end < 0:
                 return fields
             position = end + len(separator)
+    return None
 
 
 def _normal(block: bytes, encoding: str) -> bytes:
@@ -357,15 +361,22 @@ def _odd_rows(
         if (rows and line <= rows[-1].last) or not lines.line(line):
             continue
         row = _odd_row(lines, line, separator, layout.num_fields)
-        if row is None and not last and len(lines) - line < LINES_PER_ROW:
+        is_open = len(lines) - line < LINES_PER_ROW and _is_row_length(lines, line, len(lines) - 1)
+        if row is None and not last and is_open:
             return rows, line
         rows.append(row or _Odd(line, line, None))
     return rows, len(lines)
 
 
+def _is_row_length(lines: tables.Lines, first: int, last: int) -> bool:
+    return bool(lines.ends[last] - lines.starts[first] <= tables.LONGEST_ROW_BYTES)
+
+
 def _odd_row(lines: tables.Lines, line: int, separator: str, num_fields: int) -> _Odd | None:
     """The row that begins at a line, over as many lines as its quotes span; None if they never close."""
     for end in range(line, min(line + LINES_PER_ROW, len(lines))):
+        if not _is_row_length(lines, line, end):
+            break
         if end > line and b'"' not in lines.line(end):
             continue
         text = lines.text[lines.starts[line] : lines.ends[end]].decode(errors="replace")

@@ -14,7 +14,7 @@ from models.device import to_numpy
 from models.encoder.encoder import Encoder
 from models.explanation import contributions
 from models.histories import Float32, Histories, Int32, Int64
-from models.ranking.candidates import is_none_of
+from models.ranking.candidates import is_none_of, learned_items, lowest_score
 from models.ranking.ranker import SecondStage
 
 ROWS = 64
@@ -37,6 +37,7 @@ def two_stage_contributions(
     orders the same candidates by the retriever, and ranks them again. Otherwise: the retriever's contributions to the item's
     lead over the other candidates times the ranker's slope in that lead, plus the ranker's slope in the presence of the
     interaction in its history. `explain`: from `encode_to_explain` of these rows by the same method; None: encode them here.
+    Items unknown to the encoder keep the lowest retrieval score, and have the ranker's own slopes alone.
     """
     explain = explain or partial(contributions.contributions, encoder, histories, method=method)
     is_behind = is_none_of(items, pool[0])
@@ -44,7 +45,7 @@ def two_stage_contributions(
     if method == "exact":
         weights = _leave_one_out(encoder, stage, histories, ranked, pool)
     else:
-        weights = explain(ranked, less=_mean_vector(encoder, *pool))
+        weights = explain(learned_items(ranked, encoder.num_items), less=_mean_vector(encoder, *pool))
         weights = _through_ranker(encoder, stage, histories, ranked, pool, weights)
     if (is_behind & (items > 0)).any():
         weights += explain(np.where(is_behind, items, 0))
@@ -89,7 +90,7 @@ def _mean_vector(encoder: Encoder, items: Int32, scores: Float32) -> Float32 | N
     """
     if not encoder.scores_by_vector:
         return None
-    vectors = encoder.vectors_of(torch.from_numpy(items).to(encoder.device))
+    vectors = encoder.vectors_of(torch.from_numpy(learned_items(items, encoder.num_items)).to(encoder.device))
     share = torch.from_numpy(scores).to(encoder.device).softmax(-1)
     return to_numpy(torch.einsum("bn,bnd->bd", share, vectors))
 
@@ -105,7 +106,10 @@ def _leave_one_out(
         if not length:
             continue
         history = histories.select(slice(row, row + 1))
-        scores = contributions.left_out_scores(encoder, windows.select(slice(row, row + 1)), pool[0][row])
+        learned = learned_items(pool[0][row], encoder.num_items)
+        scores = contributions.left_out_scores(encoder, windows.select(slice(row, row + 1)), learned)
+        is_unknown = learned != pool[0][row]
+        scores = np.where(is_unknown, lowest_score(np.where(learned > 0, scores, -np.inf)), scores)
         candidates = np.broadcast_to(pool[0][row], scores.shape)
         order = np.argsort(np.where(candidates > 0, -scores, np.inf), axis=1, kind="stable")
         candidates, scores = (np.take_along_axis(part, order, 1) for part in (candidates, scores))

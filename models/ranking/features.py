@@ -4,6 +4,7 @@ Letters: r rows (histories), n candidates per row, f features, l latest interact
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
@@ -170,11 +171,18 @@ class ItemStatistics:
             before=np.concatenate([self.before, never]),
         )
 
-    def request_hours(self, histories: Histories) -> Int64:
-        """[r], full hours from the epoch to each request; 0 without times."""
+    def request_seconds(self, histories: Histories) -> Int64:
+        """[r], full seconds from the epoch to each request; 0 without times."""
         if not self.timed:
             return np.zeros(len(histories), np.int64)
-        return self._request(histories) // (HOUR * SECOND)
+        return self._request(histories) // SECOND
+
+    def items_between(self, start: int, end: int) -> Int64:
+        """Items of the events from second `start` since the epoch to before `end`, the earliest first; none without times."""
+        if not self.timed:
+            return np.zeros(0, np.int64)
+        origin = -(-self.origin // SECOND)
+        return self._item_by_time[slice(*np.searchsorted(self.latest, (start - origin, end - origin)))]
 
     def counts_before(self, hour: int) -> Int64:
         """[windows + 1, num_items + 1], events of each item before an hour since the epoch: within each window, and all.
@@ -189,6 +197,12 @@ class ItemStatistics:
             for part in (0, second, *starts)
         )
         return np.stack([*(end - part for part in since), end - start + self.earlier])
+
+    @cached_property
+    def _item_by_time(self) -> Int64:
+        """[e], items of `latest`."""
+        item, second = np.divmod(self.moments, self.span)
+        return item[np.argsort(second, kind="stable")]
 
     def _request_seconds(self, histories: Histories) -> Int64:
         """[r], seconds from origin to each request; by default to the last event."""

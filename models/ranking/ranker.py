@@ -190,9 +190,14 @@ class SecondStage:
     """Ranker, item statistics, and the map from the retriever's item numbers to the ranker's."""
 
     def __init__(self, ranker: Ranker, statistics: ItemStatistics, own: Int32) -> None:
-        """own: [num_items + 1], the ranker's number of each of the retriever's items, 0 if unknown."""
+        """own: [num_items + 1], the ranker's number of each item, 0 if unknown."""
         self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
         self._added = AddedCandidates(ranker.settings, statistics)
+
+    @property
+    def num_items(self) -> int:
+        """Number of items: the retriever's, then those that it does not know."""
+        return self.statistics.num_items
 
     def extended(self, content: Float32) -> "SecondStage":
         """Append items without events after the retriever's last, with `content` [more, c]."""

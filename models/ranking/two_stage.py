@@ -4,7 +4,7 @@ import numpy as np
 
 from models.encoder.encoder import AttentionRecommender
 from models.histories import Float32, Histories, Int32
-from models.ranking.candidates import joined
+from models.ranking.candidates import joined, learned_part
 from models.ranking.ranker import SecondStage
 from models.topk import mask_seen, recommend_in_chunks, row_chunks, top_k
 
@@ -17,16 +17,19 @@ class TwoStage:
 
     Candidates are the retriever's best and those of `SecondStage.added`. With `exclude_seen` they leave out the history, so that
     items masked later take no candidate's place.
+
+    Items of the second stage beyond the retriever's are those that it does not know. They are recommended as added candidates
+    alone, at the row's lowest retrieval score; the retriever reads histories without them.
     """
 
     def __init__(self, retriever: AttentionRecommender, stage: SecondStage, *, exclude_seen: bool) -> None:
         self.retriever, self.stage, self.exclude_seen = retriever, stage, exclude_seen
-        self.num_items = retriever.num_items
+        self.num_items = stage.num_items
 
     def candidates(self, histories: Histories) -> Candidates:
         """Candidates of each row, in chunks of rows."""
         parts = [
-            self._candidates(histories.select(rows), self.retriever.score_items(histories.select(rows)))
+            self._candidates(histories.select(rows), self._retrieved(histories.select(rows)))
             for rows in row_chunks(len(histories), self.num_items)
         ]
         items, scores = map(np.concatenate, zip(*parts, strict=True))
@@ -34,7 +37,7 @@ class TwoStage:
 
     def score_items(self, histories: Histories) -> Float32:
         """[rows, num_items + 1], retriever scores, with candidates lifted above all others; column 0 is -inf."""
-        scores = self.retriever.score_items(histories)
+        scores = self._retrieved(histories)
         items, retrieved = self._candidates(histories, scores)
         ranked = self.stage.score(histories, items, retrieved)
         lowest = np.where(items > 0, ranked, np.inf).min(1, keepdims=True)
@@ -47,10 +50,18 @@ class TwoStage:
         """Top-k items of each row and their scores, as in `Recommender`."""
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
+    def _retrieved(self, histories: Histories) -> Float32:
+        """[rows, num_items + 1], retriever scores, -inf for items that it does not know."""
+        num_learned = self.retriever.num_items
+        scores = self.retriever.score_items(learned_part(histories, num_learned))
+        if self.num_items == num_learned:
+            return scores
+        return np.pad(scores, ((0, 0), (0, self.num_items - num_learned)), constant_values=-np.inf)
+
     def _candidates(self, histories: Histories, scores: Float32) -> Candidates:
         """Candidates by the retriever's scores [rows, num_items + 1]."""
         open_items = mask_seen(scores.copy(), histories) if self.exclude_seen else scores
-        number = min(self.stage.ranker.settings.candidates, self.num_items)
+        number = min(self.stage.ranker.settings.candidates, self.retriever.num_items)
         added = self.stage.added(histories, exclude_seen=self.exclude_seen)
         added_scores = np.take_along_axis(open_items, added.astype(np.int64), 1)
-        return joined(*top_k(open_items, number), added, added_scores)
+        return joined(*top_k(open_items, number), added, added_scores, self.retriever.num_items)

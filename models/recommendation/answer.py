@@ -119,7 +119,9 @@ class Lists:
         scores = np.full(items.shape, -np.inf, np.float32)
         pool, open_rows = max(self.rules.pool(self.places), self.num_ranked), np.arange(len(keys))
         while len(open_rows):
-            pool = min(pool, max(self._num_items + 1, self.num_ranked))  # the last of more than there are is 0
+            pool = min(
+                pool, max(self._num_items + 1, self.num_ranked)
+            )  # the last of more than there are is 0
             (candidates, values), is_all = retrieve(open_rows, pool)
             lists = choose(candidates, values, self.places, self.rules, self.traits, keys[open_rows], is_all)
             items[open_rows], scores[open_rows] = lists

@@ -14,7 +14,7 @@ from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.explanation import contributions
 from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, Int64
-from models.ranking.candidates import is_none_of, joined
+from models.ranking.candidates import is_none_of, joined, learned_items, learned_part
 from models.ranking.ranker import SecondStage
 from models.recommendation.answer import Answer, Candidates, Lists
 from models.recommendation.rules import Rules, Traits, UInt64
@@ -70,11 +70,15 @@ class RecommendationEngine:
     def _parts(self, warm: Int64, histories: Histories, k: int) -> Iterator[Int64]:
         """Split the `warm` rows into parts that are encoded, ranked and explained together."""
         encoder = self.recommender.encoder
+        lengths = learned_part(histories, encoder.num_items).lengths[warm]
+        read, unread = warm[lengths > 0], warm[lengths == 0]
         if not encoder.scores_by_vector:
-            yield from (warm,) if len(warm) else ()
+            yield from (rows for rows in (read, unread) if len(rows))
             return
-        lengths = np.minimum(histories.lengths[warm], encoder.max_length)
-        yield from (warm[part] for part in contributions.parts(encoder, lengths, k))
+        lengths = np.minimum(lengths[lengths > 0], encoder.max_length)
+        yield from (read[part] for part in contributions.parts(encoder, lengths, k))
+        if len(unread):
+            yield unread
 
     def contributions(
         self, histories: Histories, k: int, rules: Rules, method: contributions.Method
@@ -115,15 +119,17 @@ class _WarmRows:
         because: contributions.Method | None,
     ) -> None:
         self.histories, self._rules, self._index = histories, rules, engine.index
+        self._num_learned = engine.recommender.num_items
+        self._learned = learned_part(histories, self._num_learned)
         self._recommender, self._stage, self._method = engine.recommender, engine.second_stage, because
         self._vectors: Float32 | None = None
         self._explain: contributions.Explain | None = None
         self._first: Candidates | None = None
-        if because is not None:
+        if because is not None and self._learned.lengths.all():
             encoder = self._recommender.encoder
-            self._vectors, self._explain = contributions.encode_to_explain(encoder, histories, because)
+            self._vectors, self._explain = contributions.encode_to_explain(encoder, self._learned, because)
         elif self._recommender.encoder.scores_by_vector:
-            self._vectors = self._recommender.encode(histories)
+            self._vectors = self._recommender.encode(self._learned)
 
     def retrieve(self, rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
         """Candidates of some rows, as `Retrieve`: the best `number` of the index, or without vectors of the catalogue.
@@ -133,34 +139,45 @@ class _WarmRows:
         part = self.histories.select(rows)
         added = np.zeros((len(rows), 0), np.int32) if self._stage is None else self._added(part)
         if self._vectors is None:
-            retrieved, added_scores = self._scored(part, number, added)
+            retrieved, added_scores = self._scored(self._learned.select(rows), number, added)
         else:
-            seen = part if self._rules.exclude_seen else None
-            retrieved = self._index.search(self._vectors[rows], number, seen, self._rules.allowed)
-            added_scores = self._index.scores_of(self._vectors[rows], added)
+            seen = self._learned.select(rows) if self._rules.exclude_seen else None
+            retrieved = self._index.search(self._vectors[rows], number, seen, self._allowed)
+            added_scores = self._index.scores_of(self._vectors[rows], learned_items(added, self._num_learned))
         is_all = retrieved[0][:, -1] == 0
         if self._stage is None:
             return retrieved, is_all
         ranked = self._stage.ranker.settings.candidates
-        first = joined(retrieved[0][:, :ranked], retrieved[1][:, :ranked], added, added_scores)
+        best = retrieved[0][:, :ranked], retrieved[1][:, :ranked]
+        first = joined(*best, added, added_scores, self._num_learned)
         if self._first is None:  # of all rows: more are retrieved only for those left short
             self._first = first
         return _ranked(self._stage, part, first, retrieved), is_all
 
     def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
-        """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]."""
-        return contributions.strongest(self.contributions(items), self.histories, because_items)
+        """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]; none for unread rows."""
+        return contributions.strongest(self.contributions(items), self._learned, because_items)
 
     def contributions(self, items: Int32) -> Float32:
-        """[rows, k, l], contribution of each past interaction to the score of each retrieved item [rows, k]."""
+        """[rows, k, l], contribution of each past interaction to the score of each retrieved item [rows, k].
+
+        The interactions are those on items that the encoder knows.
+        """
         assert self._method is not None
-        assert self._explain is not None
+        if self._explain is None:
+            return np.zeros((*items.shape, 0), np.float32)
         if self._stage is not None and self._first is not None:
             encoder, stage = self._recommender.encoder, self._stage
             return two_stage_contributions(
-                encoder, stage, self.histories, items, self._first, self._method, self._explain
+                encoder, stage, self._learned, items, self._first, self._method, self._explain
             )
         return self._explain(items)
+
+    @property
+    def _allowed(self) -> NDArray[np.bool_] | None:
+        """[num_learned + 1], mask of the encoder's items that may be recommended."""
+        allowed = self._rules.allowed
+        return None if allowed is None else allowed[: self._num_learned + 1]
 
     def _added(self, part: Histories) -> Int32:
         """Candidates [rows, m] of the second stage besides the retrieved ones."""
@@ -172,14 +189,15 @@ class _WarmRows:
         """Score the whole catalogue in chunks of rows; keep the best, and the scores of the added candidates."""
         items, scores = np.zeros((len(part), number), np.int32), np.zeros((len(part), number), np.float32)
         added_scores = np.zeros(added.shape, np.float32)
-        for rows in row_chunks(len(part), self._recommender.num_items):
+        own = learned_items(added, self._num_learned).astype(np.int64)
+        for rows in row_chunks(len(part), self._num_learned):
             values = self._recommender.score_items(part.select(rows))
             if self._rules.exclude_seen:
                 mask_seen(values, part.select(rows))
-            if self._rules.allowed is not None:
-                values[:, ~self._rules.allowed] = -np.inf
+            if self._allowed is not None:
+                values[:, ~self._allowed] = -np.inf
             items[rows], scores[rows] = top_k(values, number)
-            added_scores[rows] = np.take_along_axis(values, added[rows].astype(np.int64), 1)
+            added_scores[rows] = np.take_along_axis(values, own[rows], 1)
         return (items, scores), added_scores
 
 

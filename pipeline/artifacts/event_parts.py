@@ -59,8 +59,21 @@ def locked(folder: Path) -> Iterator[None]:
     import filelock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+    with filelock.FileLock(_lock_file(folder)):
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a part."""
+    import filelock
+
+    with contextlib.suppress(filelock.Timeout), filelock.FileLock(_lock_file(folder), timeout=0):
+        return False
+    return True
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
 
 
 @contextlib.contextmanager

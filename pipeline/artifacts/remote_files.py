@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline import credentials
 from pipeline.artifacts import event_parts
 from pipeline.artifacts.files import changed_meanwhile
 from pipeline.errors import LookbackError
@@ -33,6 +34,8 @@ _SETTINGS = {
 """Scheme to the environment variables that configure the store."""
 SCHEMES = tuple(f"{scheme}://" for scheme in _SETTINGS)
 """Prefixes of remote addresses."""
+_own: dict[tuple[str, str], tuple[str, str]] = {}
+"""(scheme, bucket) to the key and secret that an address of this process named; files are named without them."""
 _CHUNK_BYTES = 8 * 2**20
 _CHUNKS_AHEAD = 4
 _ATTEMPTS = 3
@@ -119,11 +122,17 @@ def discard(url: str, digest: str, spool: Path) -> None:
 
 
 def _split(where: str, url: str) -> tuple[str, str]:
-    """Scheme, and bucket/key."""
-    scheme, _, path = url.partition("://")
+    """Scheme, and bucket/key; credentials of the address are kept for `_connect`."""
+    address, user, password = credentials.split(url)
+    scheme, _, path = address.partition("://")
     path = path.rstrip("/")
     if not path or path.startswith("/"):
         raise LookbackError(f"{where}: names no bucket; expected {scheme}://bucket/folder/file.csv")
+    if user and scheme == "gs":
+        raise LookbackError(f"{where}: received credentials in the address, expected {_SETTINGS['gs']}")
+    if user:
+        named = urllib.parse.unquote(user), urllib.parse.unquote(password)
+        _own[scheme, path.partition("/")[0]] = named
     return scheme, path
 
 
@@ -244,15 +253,19 @@ def _chunks(stream: Any, size: int) -> Iterator[bytes]:
 
 
 def _connect(scheme: str, bucket: str) -> Any:
-    """Pyarrow's file system for a bucket."""
+    """Pyarrow's file system for a bucket, with the credentials of its address where there are any."""
+    user, password = _own.get((scheme, bucket), ("", ""))
     if scheme == "s3":
         options = s3_options(os.environ)
+        if user:
+            options |= {"access_key": user, "secret_key": password, "anonymous": False}
         if "endpoint_override" not in options and "region" not in options:
             options["region"] = _region_of(bucket)
         return _file_system("S3FileSystem", **options)
     if scheme == "gs":
         return _file_system("GcsFileSystem", **gcs_options(os.environ))
-    return _file_system("AzureFileSystem", **azure_options(os.environ))
+    named = {"AZURE_STORAGE_ACCOUNT_NAME": user, "AZURE_STORAGE_ACCOUNT_KEY": password} if user else {}
+    return _file_system("AzureFileSystem", **azure_options({**os.environ, **named}))
 
 
 @functools.cache
@@ -351,7 +364,7 @@ def _explained(where: str, scheme: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(_NOISE.sub("", str(error)).split()).rstrip(".")
         raise LookbackError(
             f"{where}: cannot be read from the object store: {reason}; check the address, your rights to it, and "

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from features.parallel import in_order
 from pipeline.artifacts import remote_files
-from pipeline.artifacts.files import Digests, changed_meanwhile, read_json, write_json
+from pipeline.artifacts.files import Digests, changed_meanwhile, read_record, write_json
 from pipeline.artifacts.remote_files import RemoteFile
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 
+SPOOL = ".remote"
+"""Folder of the copies of remote files."""
 SIMULATION_VERSION = 1
 """Version of the demo log for the same settings and seed."""
 
@@ -106,7 +108,7 @@ def _digest(config: Config, digests: Digests, file: Path | RemoteFile) -> str:
 
 def _spool(config: Config) -> Path:
     """Folder of copies of remote files until they are ingested."""
-    return config.folder / ".remote"
+    return config.folder / SPOOL
 
 
 def local_path(config: Config, path: str, digest: str) -> Path:
@@ -137,7 +139,7 @@ def simulate_if_needed(config: Config) -> None:
     folder = config.folder / "raw"
     content = {"settings": asdict(config.simulate), "seed": config.seed, "version": SIMULATION_VERSION}
     marker = folder / "simulation.json"
-    if marker.exists() and read_json(marker) == content:
+    if read_record(marker) == content:
         return
     import filelock
 
@@ -145,7 +147,7 @@ def simulate_if_needed(config: Config) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
-        if marker.exists() and read_json(marker) == content:
+        if read_record(marker) == content:
             return  # another process was faster
         marker.unlink(missing_ok=True)
         simulate.write(simulate.simulate(config.simulate, config.seed), folder)

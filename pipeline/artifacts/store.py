@@ -1,7 +1,7 @@
 """Artifact store: content-addressed stage folders, manifests, commit by rename, one lock per artifact.
 
 `<data_dir>/<name>/<stage>/<fingerprint>/` is a finished artifact; `.building-<fingerprint>` beside it is its workspace
-(kept after a kill, so that a stage can resume); `latest` points to the newest artifact.
+(kept after a kill, so that a stage can resume). The links `latest` and, of scoring, `live` point to artifacts.
 """
 
 import contextlib
@@ -12,14 +12,31 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.files import digest_file, files_below, fsync, now, read_json, write_json
+from pipeline.artifacts.files import (
+    TEMPORARY,
+    digest_file,
+    files_below,
+    fingerprint,
+    fsync,
+    known_digest,
+    now,
+    read_json,
+    read_record,
+    temporary_beside,
+    write_json,
+)
 from pipeline.errors import DamagedArtifact
 
 MANIFEST = "manifest.json"
+LATEST, LIVE = "latest", "live"
+"""Links of a stage: the artifact of the last run; of scoring, the lists of the champion for all users."""
+_USES = ".uses.json"
+OWN_DIGEST = "manifest_digest"
+"""Key of a manifest: the digest of the rest of it. Manifests of 0.6 have none."""
 _GRACE_SECONDS = 5.0
 """Wait before a line about the lock's holder is printed; checks of up-to-date artifacts are shorter."""
 
@@ -58,11 +75,16 @@ class Artifact:
                 )
         return True
 
-    def verify(self) -> None:
-        """Raise DamagedArtifact if the digest of a file differs from the manifest's."""
+    def verify(self, names: Collection[str] | None = None) -> None:
+        """Raise DamagedArtifact if the digest of a file differs from the manifest's; each is read once per process.
+
+        names: relative paths of the files to check, where the artifact has them; by default all.
+        """
         for relative, (_, digest) in self._files().items():
+            if names is not None and relative not in names:
+                continue
             path = self.folder / relative
-            if not path.exists() or digest_file(path) != digest:
+            if not path.exists() or known_digest(path) != digest:
                 raise DamagedArtifact(
                     f"{path}: is damaged: its digest differs from the manifest's; {self._remedy()}"
                 )
@@ -78,7 +100,7 @@ class Artifact:
         return files
 
     def _remedy(self) -> str:
-        return f"build it again with: lookback run {self.stage_folder.name} --force --config …"
+        return _remedy(self.stage_folder.name)
 
     def prepare(self, resume: bool) -> None:
         """Create an empty workspace or, to resume, keep the one of an interrupted run."""
@@ -86,7 +108,9 @@ class Artifact:
             shutil.rmtree(self.workspace)
         self.workspace.mkdir(parents=True, exist_ok=True)
         for path in self.workspace.rglob(".*"):
-            if path.suffix[1:].isdigit():  # temporary file of a killed run
+            if (
+                path.suffix == TEMPORARY or path.suffix[1:].isdigit()
+            ):  # of a killed run; 0.6 ended them by a number
                 path.unlink()
 
     def commit(self, manifest: dict[str, Any], known: Mapping[str, str] | None = None) -> None:
@@ -103,7 +127,7 @@ class Artifact:
         manifest["files"] = {
             name: [path.stat().st_size, known.get(name) or digest_file(path)] for name, path in files.items()
         }
-        write_json(self.workspace / MANIFEST, manifest)
+        write_json(self.workspace / MANIFEST, manifest | {OWN_DIGEST: _digest_of(manifest)})
         for name in files.keys() - known.keys():
             fsync(files[name])
         for folder in {path.parent for path in files.values()} | {self.workspace}:
@@ -117,15 +141,36 @@ class Artifact:
         self.point_latest()
 
     def point_latest(self) -> None:
-        """Point `latest` to this artifact, unless it points to a newer one."""
-        link = self.stage_folder / "latest"
-        with contextlib.suppress(OSError, DamagedArtifact, KeyError):
-            if read_manifest(link)["created_utc"] > read_manifest(self.folder)["created_utc"]:
-                return
+        """Point `latest` to this artifact, and number it as the last one used (`uses`)."""
+        with self._links_locked():
+            numbers = uses(self.stage_folder)
+            newest = max(numbers.values(), default=0)
+            if numbers.get(self.name, -1) < newest:
+                there = {
+                    name: number for name, number in numbers.items() if (self.stage_folder / name).exists()
+                }
+                write_json(self.stage_folder / _USES, there | {self.name: newest + 1})
+            self._point(LATEST)
+
+    def point_live(self) -> None:
+        """Point `live` to this artifact."""
+        with self._links_locked():
+            self._point(LIVE)
+
+    @contextlib.contextmanager
+    def _links_locked(self) -> Iterator[None]:
+        """Lock the stage's links and numbers."""
+        import filelock
+
+        with filelock.FileLock(self.stage_folder / ".links.lock"):
+            yield
+
+    def _point(self, name: str) -> None:
+        """Replace a link of the stage by one to this artifact."""
+        link = self.stage_folder / name
         if link.is_symlink() and str(link.readlink()) == self.name:
             return
-        temporary = self.stage_folder / f".latest-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
+        temporary = temporary_beside(link)
         temporary.symlink_to(self.name)
         temporary.replace(link)
         fsync(self.stage_folder)
@@ -170,6 +215,26 @@ class Artifact:
         return self.name in being_made(self.stage_folder)
 
 
+def uses(stage_folder: Path) -> dict[str, int]:
+    """Fingerprints of a stage's artifacts to the number of their last use, a counter; empty where there is no valid record."""
+    try:
+        numbers = read_json(stage_folder / _USES)
+    except (OSError, DamagedArtifact):
+        return {}
+    valid = isinstance(numbers, dict) and all(isinstance(number, int) for number in numbers.values())
+    return numbers if valid else {}
+
+
+def linked(stage_folder: Path) -> dict[str, Path]:
+    """Names of a stage's links to the artifacts they point to, without links that lead nowhere."""
+    links = {name: stage_folder / name for name in (LATEST, LIVE)}
+    return {
+        name: stage_folder / link.readlink()
+        for name, link in links.items()
+        if link.is_symlink() and link.exists()
+    }
+
+
 def being_made(stage_folder: Path) -> dict[str, dict[str, str]]:
     """Fingerprints of a stage's artifacts being built now, each to its inputs (stage to fingerprint)."""
     import filelock
@@ -180,23 +245,34 @@ def being_made(stage_folder: Path) -> dict[str, dict[str, str]]:
             with filelock.FileLock(path, timeout=0):
                 pass
         except filelock.Timeout:
-            with contextlib.suppress(OSError, json.JSONDecodeError):
-                held[path.stem] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["inputs"]
+            inputs = read_record(path.with_suffix(".json")).get("inputs")
+            held[path.stem] = inputs if isinstance(inputs, dict) else {}
     return held
 
 
 def _holder(path: Path) -> str:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    content = read_record(path)
+    if not {"process", "host", "since"} <= content.keys():
         return "another process"
-    return f"process {content['process']} on {content['host']} since {content['since'][:19]}Z"
+    return f"process {content['process']} on {content['host']} since {str(content['since'])[:19]}Z"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Manifest of a finished artifact."""
+    """Manifest of a finished artifact, without its own digest. Raises DamagedArtifact if it differs from that."""
     content: dict[str, Any] = read_json(folder / MANIFEST)
+    digest = content.pop(OWN_DIGEST, None) if isinstance(content, dict) else ""
+    if digest is not None and digest != _digest_of(content):
+        stage = folder.parent.name
+        raise DamagedArtifact(f"{folder / MANIFEST}: is damaged: its digest differs; {_remedy(stage)}")
     return content
+
+
+def _digest_of(manifest: Any) -> str:
+    return fingerprint(json.loads(json.dumps(manifest)))
+
+
+def _remedy(stage: str) -> str:
+    return f"build it again with: lookback run {stage} --force --config …"
 
 
 def give_back_memory() -> None:

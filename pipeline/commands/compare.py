@@ -1,5 +1,6 @@
 """`lookback compare`: models of several runs on the same test targets."""
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -9,17 +10,19 @@ from typing import Any
 
 import polars as pl
 
+from features.printable import markdown, printable_lines
 from models.evaluation.bootstrap import PairedDifference
-from pipeline.artifacts.files import write_json
+from pipeline.artifacts.files import digest_file, write_json
+from pipeline.artifacts.scratch import scratch
 from pipeline.config import Config
-from pipeline.errors import LookbackError
+from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, metrics_of_runs
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import comparison_page
 from pipeline.reporting.text_table import aligned
 from pipeline.sections import EvaluateConfig
 from pipeline.tracking import queries
-from pipeline.tracking.record import RunRecord
+from pipeline.tracking.record import TARGETS_DIGEST, RunRecord
 from pipeline.tracking.server import LoggedRun, chosen_uri
 from pipeline.tracking.tracker import NOTE, Tracker
 
@@ -57,7 +60,9 @@ def compare_runs(
     settings = config.evaluate if config is not None else EvaluateConfig()
     seed = config.seed if config is not None else 0
     tracker = Tracker.from_config(config) if config is not None else Tracker(chosen_uri(), "")
-    compared = evaluations(tracker, config.name if config is not None else None, runs)
+    is_kept = config is not None and config.folder.exists()
+    with scratch(config.folder) if config is not None and is_kept else contextlib.nullcontext():
+        compared = evaluations(tracker, config.name if config is not None else None, runs)
     targets = {evaluation.label: evaluation.targets for evaluation in compared}
     systems = metrics_of_runs(targets, tuple(settings.k), settings.resamples, seed)
     comparison = Comparison.of(compared[0].targets, systems, seed_groups(compared))
@@ -68,7 +73,8 @@ def compare_runs(
     if html is not None:
         html.write_text(page, encoding="utf-8")
     run_id = log(tracker, compared, comparison, page) if len(compared) > 1 else None
-    print(json.dumps(as_tree(comparison) | {"settings": differing, "run_id": run_id}) if as_json else text)
+    tree = as_tree(comparison) | {"settings": differing, "run_id": run_id}
+    print(json.dumps(tree) if as_json else printable_lines(text))
 
 
 def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -> list[Evaluation]:
@@ -83,6 +89,7 @@ def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -
                     f"compare: {name!r} repeats an earlier evaluation; expected different runs"
                 )
             path = queries.run_artifact(tracker.uri, evaluated.run_id, TARGETS, Path(folder, str(number)))
+            _check_targets(tracker, evaluated, path)
             label = f"{run.name} {run.run_id[:8]}" if run.name in by_label else run.name
             by_label[label] = Evaluation(
                 label,
@@ -91,6 +98,16 @@ def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -
                 _read_targets(path),
             )
     return list(by_label.values())
+
+
+def _check_targets(tracker: Tracker, evaluated: LoggedRun, path: Path) -> None:
+    """Raise DamagedArtifact where the server's copy of the targets differs from the stage's; runs of 0.6 have no digest."""
+    expected = evaluated.tags.get(TARGETS_DIGEST)
+    if expected is not None and digest_file(path) != expected:
+        raise DamagedArtifact(
+            f"{TARGETS} of run {evaluated.name!r} ({evaluated.run_id}) on {tracker.uri}: is damaged: its digest differs from "
+            "that of the stage evaluate; delete this run in MLflow's UI, and log it again with: lookback run evaluate --config …"
+        )
 
 
 def _read_targets(path: Path) -> pl.DataFrame:
@@ -251,7 +268,7 @@ def _description(compared: Sequence[Evaluation], comparison: Comparison) -> str:
         label, run = evaluation.label, evaluation.run
         values, ends = systems.values(label), systems.intervals(label)
         cells = (f"{values[name]:.4f} ({ends[name][0]:.4f} to {ends[name][1]:.4f})" for name in shown)
-        lines.append([f"[{label}](#/experiments/{run.experiment_id}/runs/{run.run_id})", *cells])
+        lines.append([f"[{markdown(label)}](#/experiments/{run.experiment_id}/runs/{run.run_id})", *cells])
     about = f"{comparison.about}; values with 95 % intervals; differences by the paired test."
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([f"**{first}**", about, table, *others])

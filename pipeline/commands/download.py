@@ -3,7 +3,6 @@
 import errno
 import shutil
 import sys
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,7 +10,9 @@ from pathlib import Path
 import pooch
 import requests
 
+from pipeline.artifacts.scratch import scratch
 from pipeline.config import Config
+from pipeline.credentials import masked
 from pipeline.errors import LookbackError
 from pipeline.sections import DataConfig
 
@@ -51,15 +52,15 @@ def download(config: Config, show_progress: bool | None = None) -> str:
         raise LookbackError(_explain_os_error(error, folder)) from None
     if not written:
         return f"{folder}: {', '.join(data.files)} already there and correct: nothing to do"
-    return f"{folder}: {', '.join(written)} from {data.url}, {data.digest or 'digest not pinned'}"
+    return f"{folder}: {', '.join(written)} from {masked(data.url)}, {data.digest or 'digest not pinned'}"
 
 
 def _fetch(data: DataConfig, archive: Path, show_progress: bool) -> None:
-    """Download to a temporary file; rename it into place once its digest is right."""
+    """Download to a temporary file, without those of killed downloads; rename it into place once its digest is right."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     downloader = pooch.HTTPDownloader(progressbar=show_progress, timeout=TIMEOUT_SECONDS)
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{archive.name}.") as temporary:
-        partial = Path(temporary) / archive.name
+    with scratch(archive.parent) as temporary:
+        partial = temporary / archive.name
         try:
             downloader(data.url, str(partial), None)
         except requests.RequestException as error:
@@ -110,8 +111,10 @@ def _extract(data: DataConfig, archive: Path, folder: Path) -> list[str]:
                 if target.is_file():
                     _check_same(member, target, archive)
                     continue
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-                    partial = Path(temporary) / name
+                with scratch(folder.parent) as temporary:
+                    partial = temporary / name
+                    for place in (partial, target):
+                        place.parent.mkdir(parents=True, exist_ok=True)
                     with source.open(member) as packed, partial.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked, 1 << 20)
                     partial.replace(target)

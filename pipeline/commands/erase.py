@@ -7,7 +7,6 @@ user. Source files stay.
 import functools
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from features import schema
 from features.events import validation as event_log
 from features.events.ids import plain
 from pipeline.artifacts import event_parts, source_files, store
+from pipeline.artifacts.scratch import remove_abandoned, scratch
 from pipeline.artifacts.store import Artifact, being_made
 from pipeline.commands.prune import all_lineages, megabytes
 from pipeline.config import Config
@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.tracking import registry
 from pipeline.tracking.client import tracking_uri
-from pipeline.tracking.models import delete_run_files, runs_with_files
+from pipeline.tracking.models import delete_run_files, runs_with_files, unowned_models
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import Version, absolute_uri
 
@@ -64,13 +64,16 @@ def prune_excluded(config: Config, *, dry_run: bool) -> list[Path]:
     exclusion = now.nodes["ingest"].inputs["exclude_users"]
     erasure = _Erasure(config, dry_run)
     kept = _erase_artifacts(erasure, exclusion, {node.artifact.workspace for node in now.nodes.values()})
+    _erase_temporary(erasure)
     _erase_runs(erasure, kept)
     _erase_parts(erasure, exclusion)
     excluded = [
         event_log.read_excluded(source_files.local_path(config, path, digest)).cast(pl.String)
         for path, digest in now.sources["exclude_users"].items()
     ]
-    _erase_bundles(erasure, pl.concat(excluded))
+    users = pl.concat(excluded)
+    _erase_bundles(erasure, users)
+    _erase_models(erasure, users)
     source_files.release(config, now.sources)
     print(f"{len(erasure.removed)} folders {'would go' if dry_run else 'gone'}")
     if erasure.waiting and not dry_run:
@@ -137,9 +140,9 @@ def _remove(artifact: Artifact, folder: Path) -> None:
         if folder == artifact.folder:
             for link in (artifact.run_link, artifact.run_link.with_suffix(".version.json")):
                 link.unlink(missing_ok=True)
-        latest = artifact.stage_folder / "latest"
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink()
+        for link in (artifact.stage_folder / name for name in (store.LATEST, store.LIVE)):
+            if link.is_symlink() and not link.exists():
+                link.unlink()
 
 
 def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:
@@ -156,6 +159,26 @@ def _erase_runs(erasure: _Erasure, kept: set[Path]) -> None:
         if not erasure.dry_run:
             delete_run_files(uri, run.run_id)
         print(f"{erasure.verb} the files of run {run.name} ({run.run_id}) on {uri}")
+
+
+def _erase_temporary(erasure: _Erasure) -> None:
+    """Erase copies of killed processes: of remote sources, and of bundles unpacked or fetched."""
+    config = erasure.config
+    copies = [config.folder / source_files.SPOOL]
+    bundles = config.folder / ".bundles"
+    for parent in (config.folder, bundles):
+        copies += parent.glob(".downloading-*/")  # of 0.6
+        abandoned, in_use = remove_abandoned(parent, dry_run=erasure.dry_run)
+        erasure.removed += abandoned
+        for place in abandoned:
+            print(f"{erasure.verb} {place}, left by a killed process")
+        for place in in_use:
+            erasure.waiting.append(f"another process uses {place}: run this again when it has ended")
+    if being_made(config.folder / "ingest"):
+        erasure.waiting.append(f"a running ingest may use {copies.pop(0)}: run this again when it has ended")
+    for folder in copies:
+        if folder.exists():
+            erasure.remove(folder)
 
 
 def _erase_parts(erasure: _Erasure, exclusion: str) -> None:
@@ -182,7 +205,7 @@ def _has_exclusion(part: Path, exclusion: str) -> bool:
 def _erase_bundles(erasure: _Erasure, excluded: pl.Series) -> None:
     """Delete downloaded bundles and registered versions that list an excluded user; the champion is only reported."""
     config = erasure.config
-    for folder in sorted((config.folder / ".bundles").glob("*/")):
+    for folder in sorted((config.folder / ".bundles").glob("[!.]*/")):
         if _holds(folder, excluded):
             erasure.remove(folder)
     if not config.tracking.enabled:
@@ -204,8 +227,27 @@ def _erase_bundles(erasure: _Erasure, excluded: pl.Series) -> None:
 
 
 def _version_holds(config: Config, models: Registry, version: Version, excluded: pl.Series) -> bool:
-    with tempfile.TemporaryDirectory(dir=config.folder, prefix=".downloading-") as folder:
-        return _holds(models.download_bundle(version, Path(folder) / "bundle"), excluded)
+    with scratch(config.folder) as folder:
+        return _holds(models.download_bundle(version, folder / "bundle"), excluded)
+
+
+def _erase_models(erasure: _Erasure, excluded: pl.Series) -> None:
+    """Delete logged models without a version, which an interrupted publish or prune left, and unlisted files of others."""
+    config = erasure.config
+    if not config.tracking.enabled:
+        return
+    uri = absolute_uri(tracking_uri(config))
+    is_publishing = bool(being_made(config.folder / "publish"))
+    for model_id in registry.prune_logged_models(config, dry_run=erasure.dry_run or is_publishing):
+        if is_publishing:
+            erasure.waiting.append(
+                f"a running publish may register the model {model_id}: run this again later"
+            )
+        else:
+            print(f"{erasure.verb} the logged model {model_id} on {uri}, which no version has")
+    for folder in unowned_models(uri):
+        if any(_holds(bundle, excluded) for bundle in folder.glob("artifacts/data/*/")):
+            erasure.remove(folder)
 
 
 def _holds(bundle: Path, excluded: pl.Series) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from features.histories.vocabulary import Vocabulary
+from features.printable import printable
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int64, histories_from_lists
 from models.recommendation.answer import Answer
@@ -25,6 +26,9 @@ from pipeline.serving.batch import Log, keys_of, with_current_log
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import rules_of
 from pipeline.serving.request import Request
+
+LONGEST_NAME = 80
+"""Characters of a title or id in a line."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class _Opened:
 def recommend_one(config: Config, user: str | None, history: str | None, k: int, *, as_json: bool) -> None:
     """Print the recommendations of `recommend`; history: item ids separated by commas, or a JSON list."""
     answer = recommend(config, user, None if history is None else _listed(history), k)
-    click.echo(json.dumps(asdict(answer), ensure_ascii=False) if as_json else _text(answer))
+    click.echo(json.dumps(asdict(answer)) if as_json else _text(answer))
 
 
 def recommend(config: Config, user: str | None, history: Sequence[str] | None, k: int) -> Recommendations:
@@ -100,8 +104,8 @@ def _bundle(pipeline: Pipeline) -> Bundle:
     publish = pipeline.nodes["publish"].artifact
     if not publish.is_complete():
         raise LookbackError(
-            "recommend: this configuration has published no model; build one with `lookback run publish --config …`, "
-            "or use the champion with --set score.model=champion"
+            "recommend: this configuration has published no model; build one with: "
+            f"{pipeline.config.command('run', 'publish')}; or use the champion with --set score.model=champion"
         )
     return Bundle.open(publish.folder / "bundle")
 
@@ -111,6 +115,8 @@ def _opened(pipeline: Pipeline) -> _Opened:
     bundle, settings, timed = _bundle(pipeline), pipeline.config.score, is_timed(pipeline.config)
     features, ingest = (pipeline.nodes[name].artifact for name in ("features", "ingest"))
     if features.is_complete() and ingest.is_complete():
+        features.verify()
+        ingest.verify(("items.parquet", "users.parquet"))
         bundle, log = with_current_log(bundle, features.folder, ingest.folder, settings, timed=timed)
         return _Opened(bundle, log.request, log)
     request = Request.of(settings.at, bundle.newest, timed=timed)
@@ -203,6 +209,11 @@ def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
     return listed
 
 
+def _shown(name: Any) -> str:
+    """Title or id of an item, in a line."""
+    return printable(str(name), LONGEST_NAME)
+
+
 def _text(answer: Recommendations) -> str:
     lines = [f"{answer.history_length} known interactions, {answer.unknown_items} with unknown items"]
     if not answer.history_length:
@@ -211,11 +222,12 @@ def _text(answer: Recommendations) -> str:
         lines.append(f"probability: that {answer.probability_of}")
     for row in answer.recommendations:
         because = "; ".join(
-            f"{reason['title'] or reason['item_id']} ({reason['weight']:+.2f})" for reason in row["because"]
+            f"{_shown(reason['title'] or reason['item_id'])} ({reason['weight']:+.2f})"
+            for reason in row["because"]
         )
-        title = f"  {row['title']}" if row["title"] else ""
+        title = f"  {_shown(row['title'])}" if row["title"] else ""
         lines.append(
-            f"{row['rank']:>3}  {row['item_id']}{title}  {row['score']:.3f}"
+            f"{row['rank']:>3}  {_shown(row['item_id'])}{title}  {row['score']:.3f}"
             + (f", probability {row['probability']:.1%}" if "probability" in row else "")
             + (f"\n       because of {because}" if because else "")
         )

@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.artifacts.files import fingerprint, write_json
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config, key_types
+from pipeline.credentials import masked
 from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.orchestration.parent_run import SEARCHES
@@ -193,7 +194,7 @@ class _Search:
             section, _, name = key.rpartition(".")
             tree.setdefault(section, {})[name] = value
         path = self.artifact.folder / "best.toml"
-        path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+        path.write_text(masked(tomli_w.dumps(tree)), encoding="utf-8")
         return path
 
     # --- MLflow runs ---

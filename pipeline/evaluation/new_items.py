@@ -1,4 +1,4 @@
-"""Evaluated encoder with the items that scoring adds to it: unknown to training, with a vector from their content."""
+"""Items that scoring adds to an evaluated model: the described ones to the encoder, all others to the second stage."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -44,3 +44,15 @@ def with_described_items(
     new = numbering.new.copy()
     new[added] = np.arange(len(items), len(items) + len(added), dtype=np.int32)
     return AttentionRecommender(grown), replace(numbering, new=new)
+
+
+def with_unlearned_items(numbering: ItemNumbering, dataset: Dataset) -> ItemNumbering:
+    """Number the dataset's other items behind an encoder's, as scoring does for a second stage; none under the core filter.
+
+    `numbering`: items of the dataset -> the encoder's.
+    """
+    others = ~dataset.under_core() & ~numbering.known
+    others[0] = False
+    new = numbering.new.copy()
+    new[others] = numbering.num_items + np.arange(1, np.count_nonzero(others) + 1, dtype=np.int32)
+    return ItemNumbering(new)

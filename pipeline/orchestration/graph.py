@@ -74,10 +74,10 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            3,
+            4,
             ("features", "train", "index"),
             {"ranker": ()},
-            ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit"),
+            ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
         ),
         Stage(
             "baselines",
@@ -118,7 +118,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            6,
+            7,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),
@@ -219,7 +219,7 @@ def finished_folder(config: Config, stage: str) -> Path:
     """Folder of a stage's up-to-date artifact. Raises LookbackError where there is none."""
     artifact = resolve(config, [stage]).nodes[stage].artifact
     if not artifact.is_complete():
-        raise LookbackError(f"{stage}: no up-to-date artifact; make it with: lookback run {stage} --config …")
+        raise LookbackError(f"{stage}: no up-to-date artifact; make it with: {config.command('run', stage)}")
     return artifact.folder
 
 

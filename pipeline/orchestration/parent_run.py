@@ -7,15 +7,18 @@ any server later. A run that built nothing leaves no record.
 import contextlib
 import datetime
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from features.printable import markdown
 from pipeline.artifacts.files import fingerprint, read_json, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
-from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.credentials import masked
+from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.orchestration import provenance
 from pipeline.orchestration.graph import Node, Pipeline, order
 from pipeline.tracking import queries, registry
@@ -91,8 +94,10 @@ def records(config: Config) -> list[Record]:
     """Records of a configuration's runs, oldest first, without damaged ones."""
     readable = []
     for folder in sorted((config.folder / RUNS).glob("*/")):
-        with contextlib.suppress(DamagedArtifact, OSError, KeyError, TypeError):
-            readable.append(Record.load(folder))
+        with contextlib.suppress(DamagedArtifact, OSError, KeyError, TypeError, AttributeError):
+            record = Record.load(folder)
+            record.built()  # fails on entries of another type
+            readable.append(record)
     return readable
 
 
@@ -173,18 +178,21 @@ def _try_lock(lock_file: Path) -> Iterator[bool]:
 @contextlib.contextmanager
 def parent_run(pipeline: Pipeline, tracker: Tracker) -> Iterator["ParentRun"]:
     """Parent run of the stages built within the context; ends as FINISHED, FAILED or KILLED."""
-    end_abandoned(pipeline.config)
+    with optional("tracking"):
+        end_abandoned(pipeline.config)
     parent = ParentRun(pipeline, tracker)
-    parent.restore()
+    with optional("tracking"):
+        parent.restore()
     try:
         yield parent
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt | SystemExit)
-        why = str(error).partition("\n")[0]  # further lines may hold rows of the log
-        with contextlib.suppress(OSError):  # the disk may be full
+        why = masked(str(error)).partition("\n")[0]  # further lines may hold rows of the log
+        with optional("tracking"), contextlib.suppress(OSError):  # the disk may be full
             parent.end("KILLED" if killed else "FAILED", why or type(error).__name__)
         raise
-    parent.end("FINISHED")
+    with optional("tracking"):
+        parent.end("FINISHED")
 
 
 class ParentRun:
@@ -218,7 +226,7 @@ class ParentRun:
 
         config = self._pipeline.config
         began = datetime.datetime.now(datetime.UTC)
-        folder = config.folder / RUNS / f"{began:%Y%m%dT%H%M%S%f}-{os.getpid()}"
+        folder = config.folder / RUNS / f"{began:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
         self._held.enter_context(filelock.FileLock(_lock(folder)))
         self._record = Record(folder, run_name(config, list(self._pipeline.nodes)))
@@ -254,8 +262,12 @@ class ParentRun:
             if self._record is not None:
                 self._record.status = status
                 self._record.stages = dict(self._stages)
-                self._record.description = f"**{status}**: {why}" if why else self._describe()
-                self._fill(self._run, self._record.folder)
+                self._record.description = f"**{status}**: {markdown(why, 1000)}" if why else ""
+                if not why:
+                    with optional("description of the run"):
+                        self._record.description = self._describe()
+                with optional("record of the run"):
+                    self._fill(self._run, self._record.folder)
                 self._run.save(self._record.folder)
                 self._record.save()
                 self._send(self._record)

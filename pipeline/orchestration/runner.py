@@ -8,19 +8,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
-from pipeline.errors import DamagedArtifact
+from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
 from pipeline.orchestration.heartbeat import heartbeat
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
-from pipeline.release import promotion
-from pipeline.tracking.record import RunRecord
+from pipeline.release import live_lists, promotion
+from pipeline.tracking import registry
+from pipeline.tracking.record import TARGETS_DIGEST, RunRecord
+from pipeline.tracking.server import Version
 from pipeline.tracking.tracker import RunIdentity, Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
@@ -39,6 +41,10 @@ class Summary(TypedDict):
     up_to_date: bool
     seconds: float
     summary: str
+    is_live: NotRequired[bool]
+    """score: whether the lists are those of `score/live`"""
+    live: NotRequired[str]
+    """score: that in one line, with the reason"""
 
 
 @contextlib.contextmanager
@@ -56,29 +62,26 @@ def bring_up_to_date(
 ) -> list[Summary]:
     """Run the named stages and the stages they need unless up to date; returns a summary each.
 
-    `force` rebuilds the named stages. Raises LookbackError where the data or the run fails.
+    `force` rebuilds the named stages. Raises LookbackError where the data or the run fails; a report that fails beside other
+    stages costs a line on stderr.
     """
     pipeline = resolve(config, names)
     tracker = Tracker.from_config(config)
     summaries = []
     with parent_run(pipeline, tracker) as parent:
         for task in _tasks(pipeline, tracker, parent, names if force else ()):
-            with task.node.artifact.lock(task.node.inputs):
-                built = not task.is_up_to_date()
-                if built:
-                    stage = importlib.import_module(f"pipeline.stages.{task.node.stage.name}")
-                    with task.building(show_progress) as context:
-                        process_group.announce(task.node.stage.name, context)
-                        stage.build(context)
-                parent.stage_done(task.name, task.node, built=built)
-                task.ensure_logged()
-            summary = _summary(task.node, built)
-            if task.pipeline is pipeline:
-                summaries.append(summary)
-            if task.name == "ingest":
-                source_files.release(config, pipeline.sources)
-            if task.label is not None:
-                say(f"{task.label} {summary['summary']}")
+            is_needed = task.name != "report" or set(names) == {"report"}
+            with contextlib.nullcontext() if is_needed else optional("report"):
+                summary = task.bring_up_to_date(show_progress)
+                if task.name == "score":
+                    liveness = live_lists.point(config, task.node.artifact, _scored_version(pipeline))
+                    summary |= {"is_live": liveness.is_live, "live": liveness.sentence}
+                if task.pipeline is pipeline:
+                    summaries.append(summary)
+                if task.name == "ingest":
+                    source_files.release(config, pipeline.sources)
+                if task.label is not None:
+                    say(f"{task.label} {summary['summary']}")
     return summaries
 
 
@@ -95,6 +98,20 @@ class _Task:
     label: str | None
     """Beginning of the printed line; None prints none."""
     force: bool = False
+
+    def bring_up_to_date(self, show_progress: bool) -> Summary:
+        """Build and log the artifact where it is missing, under its lock; returns its summary."""
+        with self.node.artifact.lock(self.node.inputs):
+            built = not self.is_up_to_date()
+            if built:
+                stage = importlib.import_module(f"pipeline.stages.{self.node.stage.name}")
+                with self.building(show_progress) as context:
+                    process_group.announce(self.node.stage.name, context)
+                    stage.build(context)
+            self.parent.stage_done(self.name, self.node, built=built)
+            with optional("tracking"):
+                self.ensure_logged()
+        return _summary(self.node, built)
 
     def is_up_to_date(self) -> bool:
         """Whether the artifact is complete and not forced; points `latest` to it."""
@@ -145,13 +162,17 @@ class _Task:
         """Log this artifact's run unless the server has it (checked in milliseconds)."""
         pipeline, node = self.pipeline, self.node
         if not self.tracker.is_logged(node.artifact.run_link):
+            identity = _identity(pipeline, node)
+            targets = store.read_manifest(node.artifact.folder)["files"].get("targets.parquet")
+            if targets is not None:
+                identity["tags"][TARGETS_DIGEST] = targets[1]
             self.tracker.replay(
                 folder=node.artifact.folder,
                 parent_link_file=self.parent.link_of(node),
                 model_link_file=pipeline.nodes["train"].artifact.run_link
                 if node.stage.name == "evaluate"
                 else None,
-                **_identity(pipeline, node),
+                **identity,
             )
         if node.stage.name == "publish":
             promotion.ensure_registered(pipeline.config, self.tracker, node.artifact)
@@ -222,6 +243,18 @@ def _identity(pipeline: Pipeline, node: Node) -> RunIdentity:
         "tags": tags | provenance.tags(),
         "link_file": node.artifact.run_link,
     }
+
+
+def _scored_version(pipeline: Pipeline) -> Version | None:
+    """Registered version of the bundle that is scored with; None where it is not registered, or the server is away."""
+    config = pipeline.config
+    if not config.tracking.enabled:
+        return None
+    if pipeline.model is None:
+        return registry.linked_version(config, pipeline.nodes["publish"].artifact)
+    with contextlib.suppress(LookbackError):
+        return registry.Registry.from_config(config).resolve(pipeline.model.uri)
+    return None
 
 
 def _summary(node: Node, built: bool) -> Summary:

@@ -33,7 +33,7 @@ from pipeline.evaluation.report import EvaluationReport
 from pipeline.sections import MODEL, UNPUBLISHED
 from pipeline.serving.bundle import DESCRIPTION, read_description, translation
 from pipeline.serving.bundle_baseline import baseline_of
-from pipeline.tracking.registry import Decision
+from pipeline.tracking.decisions import Decision
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 MIN_USERS = 30

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from features.printable import markdown
 from features.profiling.profile import PROFILE, Profile
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
@@ -17,6 +18,8 @@ from pipeline.sections import MODEL
 
 MAX_SEGMENTS = 6
 """Segments listed as served worst."""
+LONGEST_NAME = 80
+"""Characters of an event type or category."""
 MIN_TARGETS = 30
 """Targets that a listed segment has at least."""
 _METRICS = ("ndcg", "hit_rate", "mrr", "user_ndcg", "coverage", "novelty")
@@ -88,7 +91,9 @@ def _data(profile: Profile) -> str:
     text = f"{profile.num_events:,} events of {profile.num_users:,} users on {profile.num_items:,} items"
     if profile.times is not None:
         text += f", {profile.times.first[:10]} to {profile.times.last[:10]}"
-    types = [f"{name} {count:,}" for name, count in profile.events_by_type.items() if name]
+    types = [
+        f"{markdown(name, LONGEST_NAME)} {count:,}" for name, count in profile.events_by_type.items() if name
+    ]
     return f"{text}{' (' + ', '.join(types) + ')' if types else ''}."
 
 
@@ -155,7 +160,8 @@ def _worst(path: Path, report: EvaluationReport, system: str) -> Iterator[str]:
 
 def _segment(row: Row, metric: str) -> str:
     ends: Sequence[float] = (row[f"{metric}_low"], row[f"{metric}_high"])
-    return f"{display_name(row['segment'])} {row['value']} {row[metric]:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+    value = markdown(str(row["value"]), LONGEST_NAME)
+    return f"{display_name(row['segment'])} {value} {row[metric]:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
 def _limits(description: Mapping[str, Any]) -> str:

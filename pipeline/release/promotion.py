@@ -1,15 +1,17 @@
 """Registration of published bundles and promotion of versions to champion."""
 
+import contextlib
 import sys
 
-from pipeline.artifacts.files import read_json, write_json
+from pipeline.artifacts.files import read_json, read_record, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
-from pipeline.errors import LookbackError
+from pipeline.errors import ConfigError, LookbackError, one_line
+from pipeline.sections import MODEL_URI
 from pipeline.serving.bundle_cache import bundle_folder
+from pipeline.tracking import missing
+from pipeline.tracking.decisions import REFUSED, Decision
 from pipeline.tracking.registry import (
-    REFUSED,
-    Decision,
     ModelSource,
     Registry,
     input_example,
@@ -17,7 +19,7 @@ from pipeline.tracking.registry import (
     model_name,
     version_link,
 )
-from pipeline.tracking.server import GATE, ServerAway, Version
+from pipeline.tracking.server import ServerAway, Version
 from pipeline.tracking.tracker import Tracker
 
 _ATTEMPTS = 3
@@ -31,7 +33,9 @@ def ensure_registered(config: Config, tracker: Tracker, publish: Artifact) -> No
     """
     if not config.tracking.enabled:
         return
-    version = linked_version(config, publish) or _register(config, tracker, publish)
+    version = linked_version(config, publish)
+    if version is None or _lacks_files(config, version):
+        version = _register(config, tracker, publish) or version
     if version is None or _is_settled(config, version):
         return
     with tracker.tolerated():
@@ -53,11 +57,17 @@ def _register(config: Config, tracker: Tracker, publish: Artifact) -> Version | 
         example = input_example(bundle)
         version = registry.register(name, bundle, description["digest"], run_id, card, example)
         link = version_link(publish)
-        links = read_json(link) if link.exists() else {}
-        write_json(link, links | {registry.uri: version.version})
+        write_json(link, read_record(link) | {registry.uri: version.version})
         return version
 
     return tracker.attempt(register)
+
+
+def _lacks_files(config: Config, version: Version) -> bool:
+    """Whether a version's files are missing; False where the server does not answer."""
+    with contextlib.suppress(ServerAway):
+        return not Registry.from_config(config).has_files(version)
+    return False
 
 
 def _is_settled(config: Config, version: Version) -> bool:
@@ -68,21 +78,27 @@ def _settle(config: Config, version: Version, publish: Artifact) -> None:
     """Decide about a version against the current champion, record the decision and print it in one line."""
     registry = Registry.from_config(config)
     before = registry.champion(version.name)
+    version = (
+        registry.version(version.name, version.version) or version
+    )  # an interrupted decision is finished now
+    if _is_settled(config, version):
+        return
     for _ in range(_ATTEMPTS):
         champion = before
         try:
             decision = _decide(config, version, publish, champion)
         except ServerAway:
             raise
-        except LookbackError as error:
-            decision = Decision(REFUSED, f"cannot be compared with the champion: {error}")
+        except Exception as error:  # noqa: BLE001  (whatever it is, the run goes on and the champion stays)
+            text = str(error) if isinstance(error, LookbackError) else one_line(error)
+            decision = Decision(REFUSED, f"cannot be compared with the champion: {text}")
         before = registry.champion(version.name)
         if before == champion:
             break
     else:
         decision = Decision(REFUSED, f"the champion moved {_ATTEMPTS} times while it was compared")
     registry.record(version, decision, before)
-    remedy = f"; to move it all the same: lookback promote {version.version}, or --set evaluate.gate=false"
+    remedy = f"; {missing.to_promote(config, version.version)}"
     message = f"gate: {version.name} version {version.version} is {decision.text(before)}"
     print(message + ("" if decision.moves else remedy), file=sys.stderr, flush=True)
 
@@ -105,13 +121,22 @@ def _decide(config: Config, version: Version, publish: Artifact, champion: Versi
     return gate.decide(config, features, evaluate, publish.folder / "bundle", current)
 
 
-def promote(config: Config, version: int) -> str:
-    """Move `champion` to a version by hand and record it in the version's tags; returns the message to print."""
+def promote(config: Config, version: str) -> str:
+    """Move `champion` to a version by hand and record it in the version's tags; returns the message to print.
+
+    version: its number, or models:/NAME/VERSION, /latest or @ALIAS. Raises ConfigError for another text or model.
+    """
     registry, name = Registry.from_config(config), model_name(config)
-    promoted, before = registry.resolve(f"models:/{name}/{version}"), registry.champion(name)
+    uri = f"models:/{name}/{version}" if version.isdecimal() else version
+    parts = MODEL_URI.fullmatch(uri)
+    if parts is None or parts[1] != name:
+        raise ConfigError(
+            f"promote: received {version!r}, expected the number of a version of {name}, models:/{name}/latest or "
+            f"models:/{name}@ALIAS"
+        )
+    promoted, before = registry.resolve(uri), registry.champion(name)
     was = f", was version {before.version}" if before is not None else ""
-    if before is None or before.version != version:
-        reason = registry.tags(promoted).get(f"{GATE}.reason", "")
-        earlier = f"; before that it was {promoted.gate}: {reason}" if promoted.gate else ""
+    if before is None or before.version != promoted.version:
+        earlier = f"; before that it was {promoted.gate}: {promoted.reason}" if promoted.gate else ""
         registry.record(promoted, Decision("by hand", f"lookback promote{was}{earlier}"), before)
-    return f"{name}: champion is version {version} (bundle {promoted.bundle_digest}){was}"
+    return f"{name}: champion is version {promoted.version} (bundle {promoted.bundle_digest}){was}"

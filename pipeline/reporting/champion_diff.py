@@ -14,6 +14,7 @@ from pipeline.serving import bundle_cache
 from pipeline.serving.bundle import read_description
 from pipeline.serving.bundle_baseline import baseline_of
 from pipeline.tracking import registry
+from pipeline.tracking.decisions import REFUSED
 from pipeline.tracking.registry import ModelSource, Registry
 from pipeline.tracking.server import GATE, Version
 
@@ -87,7 +88,7 @@ def since_champion(config: Config, publish: Path) -> SinceChampion | None:
             version,
             before,
             tags.get(GATE, ""),
-            tags.get(GATE, registry.REFUSED) != registry.REFUSED,
+            tags.get(GATE, REFUSED) != REFUSED,
             decision.get("reason", ""),
             _paired(decision),
             _best_baseline(decision),

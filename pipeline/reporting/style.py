@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from features.printable import printable
 from features.profiling.profile import Histogram
 from pipeline.evaluation.metric_names import display_name
 
@@ -88,8 +89,7 @@ def system_style(row: int, name: str) -> dict[str, Any]:
 
 def label(text: str) -> str:
     """Escape a name from the log for plotly: short, printable, no markup."""
-    short = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
-    return html.escape("".join(letter if letter.isprintable() else " " for letter in short), quote=False)
+    return html.escape(printable(text, MAX_LABEL), quote=False)
 
 
 def error_bars(value: Values, low: Values, high: Values) -> dict[str, str | float | list[float]]:

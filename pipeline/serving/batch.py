@@ -27,11 +27,17 @@ from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
 from models.recommendation.answer import Answer
 from models.recommendation.rules import Rules, UInt64
-from pipeline.artifacts.files import digest_file, read_json, write_json
+from pipeline.artifacts.files import digest_file, read_record, write_json
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
-from pipeline.serving import bundle_baseline, new_item_catalogue, output_table, popularity_fallback
+from pipeline.serving import (
+    bundle_baseline,
+    bundle_ranker,
+    new_item_catalogue,
+    output_table,
+    popularity_fallback,
+)
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import read_ids, rules_of
 from pipeline.serving.request import Request
@@ -164,10 +170,10 @@ class Scorer:
         done = path.with_name(f".{path.name}.json")
         size = self.job.settings.shard_users
         users = np.arange(number * size, min((number + 1) * size, len(self.users)))
-        record = read_json(done) if done.exists() and path.exists() else None
-        if record is not None and record["digest"] == digest_file(path):
+        record = read_record(done) if path.exists() else {}
+        previous = record.get("counts")
+        if isinstance(previous, dict) and record.get("digest") == digest_file(path):
             progress(len(users))
-            previous: Counts = record["counts"]
             return previous | {"users_before": len(users)}
         counts: Counter[str] = Counter()
         temporary = path.with_suffix(".writing")
@@ -244,22 +250,26 @@ def with_current_log(
 ) -> tuple[Bundle, Log]:
     """Extend a bundle by the log's new items, if set; count its ranker's statistics or counting baseline up to the request.
 
+    A model takes the items with content; its second stage, if of nights, and a counting baseline take all that have events.
     With `score.at`, and for a counting baseline, its popularity is counted anew too. Returns the log too. features, ingest:
     artifact folders. timed: whether the log has times. Raises LookbackError where `score.at` precedes the log, or the log has
     other ids than the bundle's baseline.
     """
     dataset = Dataset.open(features)
     request = Request.of(settings.at, dataset.facts.now, timed=timed)
+    if dataset.items["item_id"].dtype == pl.String:  # also where the bundle's ids are integers
+        bundle = replace(bundle, items=Vocabulary(bundle.items.ids.cast(pl.String), 1))
     bundle_baseline.check_ids(bundle.description, bundle.items.ids, dataset)
     is_counted = bundle_baseline.is_counted(bundle.description)
-    if settings.new_items and is_counted:
-        ends, items = request.ends(dataset.histories), ingest / "items.parquet"
-        added = bundle_baseline.new_items(bundle.description, bundle.items.ids, dataset, ends, items)
-        bundle = new_item_catalogue.with_counted(bundle, *added)
-    elif settings.new_items:
-        log_ids = dataset.items["item_id"]
-        table = new_item_catalogue.unknown_to(bundle.items.ids, log_ids, ingest / "items.parquet")
-        bundle = new_item_catalogue.extended(bundle, table)
+    if settings.new_items:
+        items = ingest / "items.parquet"
+        if not is_counted:
+            table = new_item_catalogue.unknown_to(bundle.items.ids, dataset.items["item_id"], items)
+            bundle = new_item_catalogue.extended(bundle, table)
+        if is_counted or bundle_ranker.ranks_unlearned(bundle.folder, bundle.description):
+            ends = request.ends(dataset.histories)
+            added = bundle_baseline.new_items(bundle.description, bundle.items.ids, dataset, ends, items)
+            bundle = new_item_catalogue.with_counted(bundle, *added)
     log = Log.of(dataset, bundle, request)
     if log.request.is_set or is_counted:
         segment = _segment(bundle, ingest, log.users)

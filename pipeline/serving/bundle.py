@@ -38,7 +38,14 @@ from models.recommendation.baseline_engine import BaselineEngine
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.index import ItemIndex
-from pipeline.artifacts.files import digest_file, files_below, fingerprint, read_json, write_json
+from pipeline.artifacts.files import (
+    digest_file,
+    files_below,
+    fingerprint,
+    known_digest,
+    read_json,
+    write_json,
+)
 from pipeline.dataset.item_features import comparison_vectors
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_baseline, bundle_ranker, popularity_fallback
@@ -68,8 +75,8 @@ class Bundle:
     index: ItemIndex | None
     """None for a baseline, which scores the whole catalogue."""
     folder: Path
-    added: Added | None = None
-    """New items, numbered after the folder's own."""
+    added: tuple[Added, ...] = ()
+    """New items, numbered after the folder's own: those known by content, then those known by their events alone."""
     counted_stage: SecondStage | None = None
     """Ranker with the item statistics of another log; None: of the bundle's."""
     counted_popularity: Popularity | None = None
@@ -101,12 +108,12 @@ class Bundle:
     @property
     def num_added(self) -> int:
         """Number of new items."""
-        return 0 if self.added is None else len(self.added.titles)
+        return sum(len(added.titles) for added in self.added)
 
     @property
     def has_other_index(self) -> bool:
         """Whether an exact index replaces the folder's own, which could not take the new items."""
-        return self.added is not None and self.added.needs_other_index
+        return any(added.needs_other_index for added in self.added)
 
     @cached_property
     def users(self) -> Vocabulary:
@@ -159,10 +166,10 @@ class Bundle:
     def traits(self) -> Traits:
         """Item traits for the rules: events, categories, vectors."""
         content = [Content.load(self.folder / FOLDER)] if (self.folder / FOLDER).exists() else []
-        if self.added is not None:
-            content.append(self.added.content)
+        content += [added.content for added in self.added]
         if isinstance(self.recommender, AttentionRecommender):
             vectors = self.recommender.encoder.item_vectors().detach().float().numpy()
+            vectors = np.pad(vectors, ((0, len(self.items) + 1 - len(vectors)), (0, 0)))
         else:
             vectors = compared_by_content(content, len(self.items))
         return Traits(self.num_events, categories_of(content), vectors)
@@ -183,9 +190,10 @@ class Bundle:
         if self.counted_stage is not None:
             return self.counted_stage
         stage = bundle_ranker.of_bundle(self.folder, "deployed")
-        if stage is None or self.added is None:
-            return stage
-        return stage.extended(comparison_vectors(self.added.content, np.arange(1, self.num_added + 1)))
+        for added in self.added:
+            if stage is not None:
+                stage = stage.extended(comparison_vectors(added.content, np.arange(1, len(added.titles) + 1)))
+        return stage
 
     @cached_property
     def probability(self) -> Calibration | None:
@@ -242,7 +250,7 @@ class Bundle:
     def titles(self) -> pl.Series:
         """Titles of items 1.., null where there is none."""
         own = pl.read_parquet(self.folder / "items.parquet", columns=["title"])["title"]
-        return own if self.added is None else pl.concat([own, self.added.titles])
+        return pl.concat([own, *(added.titles for added in self.added)])
 
     def item_mapping(self, item_ids: pl.Series) -> tuple[Int32, int]:
         """Translation [len + 1] from another numbering (ids at 1..), 0 for unknown ids, and their number."""
@@ -342,7 +350,7 @@ def read_description(
             f"expected {' or '.join(map(str, formats))}; publish again"
         )
     for name, digest in description["files"].items() if verify else ():
-        if not (folder / name).is_file() or digest_file(folder / name) != digest:
+        if not (folder / name).is_file() or known_digest(folder / name) != digest:
             raise DamagedArtifact(
                 f"{folder / name}: is missing or damaged (its digest is not the bundle's); publish again with --force"
             )

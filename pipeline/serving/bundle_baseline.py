@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from features import content
+from features.histories.vocabulary import Vocabulary
 from models.baselines.base import Baseline
 from models.baselines.popularity import Popularity
 from models.histories import Histories, Int64
@@ -49,15 +50,14 @@ def reads_history(system: Baseline) -> bool:
 
 
 def check_ids(description: Mapping[str, Any], known: pl.Series, dataset: Dataset) -> None:
-    """Check that a log still has the item ids of the bundle's baseline (`known`).
+    """Check that a log still has item ids of the bundle's baseline (`known`), of whichever type.
 
-    Raises LookbackError where no id is known, or where a counting baseline would number items of another type of id.
+    Raises LookbackError where no id is known.
     """
     if baseline_of(description) is None:
         return
     ids = dataset.items["item_id"]
-    is_other_type = is_counted(description) and ids.dtype != known.dtype
-    if len(ids) and (is_other_type or not ids.cast(pl.String).is_in(known.cast(pl.String).implode()).any()):
+    if len(ids) and not ids.cast(pl.String).is_in(known.cast(pl.String).implode()).any():
         raise LookbackError(
             f"{description[SYSTEM]}, the published baseline, has {known.dtype} item ids such as {_examples(known)}, but the "
             f"log now has {ids.dtype} ids such as {_examples(ids)}: its ids have changed; publish again with "
@@ -79,6 +79,6 @@ def new_items(
     counts = dataset.histories.item_counts(dataset.num_items, ends)[1:]
     fewest = max(1, int(description["settings"]["history"]["min_item_events"]))
     ids = dataset.items["item_id"]
-    is_new = (counts >= fewest) & ~np.asarray(ids.is_in(known.implode()).to_numpy())
+    is_new = (counts >= fewest) & (Vocabulary(known, 1).encode_known(ids)[0] == 0)
     chosen = np.flatnonzero(is_new)
     return content.aligned(ids.gather(chosen), items), counts[chosen]

@@ -1,7 +1,9 @@
 """Ranker files of a bundle."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,11 @@ def of_bundle(bundle: Path, which: str, device: str | torch.device = "cpu") -> S
     ranker = checkpoint.load_ranker(bundle / FOLDER, device)
     encoder = bundle / which
     return SecondStage(ranker, ItemStatistics.load(encoder / STATISTICS), np.load(encoder / OWN))
+
+
+def ranks_unlearned(bundle: Path, description: Mapping[str, Any]) -> bool:
+    """Whether a bundle's second stage orders items unknown to the encoder, which it learns from lists of nights."""
+    return (bundle / FOLDER).exists() and bool(description.get("horizon_days"))
 
 
 def calibration_of(bundle: Path) -> Calibration:

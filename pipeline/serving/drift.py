@@ -8,7 +8,7 @@ import polars as pl
 
 from models.histories import Float32
 from pipeline.artifacts.files import read_json
-from pipeline.artifacts.store import MANIFEST
+from pipeline.artifacts.store import LATEST, LIVE, MANIFEST, linked
 
 BINS = 10
 MIN_SHARE = 1e-4
@@ -18,12 +18,12 @@ MAX_USERS = 100_000
 
 
 def previous_artifact(stage_folder: Path, fingerprint: str) -> Path | None:
-    """Newest complete artifact of the stage other than `fingerprint`; None where there is none."""
-    latest = stage_folder / "latest"
-    if not (latest / "_SUCCESS").exists() or not (latest / MANIFEST).exists():
+    """Lists of the previous night: those that `live` points to, else `latest`; None without any, or where it is `fingerprint`."""
+    links = linked(stage_folder)
+    folder = links.get(LIVE, links.get(LATEST))
+    if folder is None or folder.name == fingerprint:
         return None
-    folder = latest.resolve()
-    return None if folder.name == fingerprint else folder
+    return folder if (folder / "_SUCCESS").exists() and (folder / MANIFEST).exists() else None
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,12 @@ class ScoreDrift:
     same_model: bool
     psi: float | None
     """Population stability index of the scores at rank 1."""
-    users_in_both: float
+    users_in_both: float | None
     """Share of the later scoring's users with lists in both."""
     overlap: float | None
     """Mean overlap of the lists of users in both."""
+    not_compared: str = ""
+    """Reason why lists were not compared; empty where they were."""
 
 
 def drift(before: Path, folder: Path, bundle_digest: str) -> ScoreDrift:
@@ -46,16 +48,21 @@ def drift(before: Path, folder: Path, bundle_digest: str) -> ScoreDrift:
 
     psi = sum over bins (p - q) ln(p / q), p the later and q the earlier share of each decile of the earlier scores: below .1 no
     shift, above .25 a large one (Siddiqi 2006). overlap: mean over users in both of the items in both lists, as a share of the
-    longer list. Scores of different models need not be comparable.
+    longer list. Scores of different models need not be comparable. Lists are not compared where ids changed their type.
     """
     (earlier_top, earlier_lists), (later_top, later_lists) = _read(before), _read(folder)
-    both = earlier_top.join(later_top, on="user_id")
     psi = _psi(earlier_top["score"].to_numpy(), later_top["score"].to_numpy())
+    shift = None if psi is None else round(psi, 4)
+    same_model = read_json(before / MANIFEST).get("bundle_digest") == bundle_digest
+    changed = _changed_types(earlier_lists.collect_schema(), later_lists.collect_schema())
+    if changed:
+        return ScoreDrift(before.name, same_model, shift, None, None, f"not compared: {changed}")
+    both = earlier_top.join(later_top, on="user_id")
     overlap = _overlap(earlier_lists, later_lists, both["user_id"])
     return ScoreDrift(
         before.name,
-        read_json(before / MANIFEST).get("bundle_digest") == bundle_digest,
-        None if psi is None else round(psi, 4),
+        same_model,
+        shift,
         round(len(both) / max(1, len(later_top)), 4),
         None if overlap is None else round(overlap, 4),
     )
@@ -66,6 +73,12 @@ def _read(folder: Path) -> tuple[pl.DataFrame, pl.LazyFrame]:
     table = pl.scan_parquet(folder / "recommendations" / "*.parquet")
     top = table.filter(pl.col("rank") == 1).select("user_id", "score").collect(engine="streaming")
     return top, table.select("user_id", "item_id")
+
+
+def _changed_types(before: pl.Schema, now: pl.Schema) -> str:
+    """Id columns that changed their type, with both types; empty where none did."""
+    changed = (name for name in now if before[name] != now[name])
+    return ", ".join(f"{name} was {before[name]} and is {now[name]}" for name in changed)
 
 
 def _psi(before: Float32, now: Float32) -> float | None:
@@ -82,7 +95,7 @@ def _psi(before: Float32, now: Float32) -> float | None:
 
 def _overlap(before: pl.LazyFrame, now: pl.LazyFrame, users: pl.Series) -> float | None:
     """Mean overlap of the users' lists, as a share of the longer one."""
-    if before.collect_schema()["item_id"] != now.collect_schema()["item_id"] or not len(users):
+    if not len(users):
         return None
     chosen = users.sort().gather_every(-(-len(users) // MAX_USERS)).to_frame().lazy()
     before, now = (table.join(chosen, on="user_id", how="semi") for table in (before, now))

@@ -13,6 +13,7 @@ import polars as pl
 
 from features import content, schema
 from features.content import FOLDER, Content, ContentEncoder
+from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import AttentionRecommender
 from models.encoder.extend import with_items
 from models.histories import Float32, Int64
@@ -36,8 +37,17 @@ def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFram
     if items.exists():
         ids.append(schema.read(items, schema.ITEMS, [schema.ITEM_ID])[schema.ITEM_ID].cast(log_ids.dtype))
     others = pl.concat(ids).unique().to_frame()
-    own = known.rename(schema.ITEM_ID).cast(log_ids.dtype).to_frame()
-    return content.aligned(others.join(own, on=schema.ITEM_ID, how="anti")[schema.ITEM_ID].sort(), items)
+    is_new = Vocabulary(known, 1).encode_known(others[schema.ITEM_ID])[0] == 0
+    return content.aligned(others[schema.ITEM_ID].filter(pl.Series(is_new)).sort(), items)
+
+
+def num_new(ids: pl.Series, log_items: Path, items: Path) -> int:
+    """Number of ids that neither a log's items nor an items' table has. Raises OSError where the log's are missing."""
+    tables = [log_items, *([items] if items.exists() else [])]
+    known = pl.concat(
+        pl.read_parquet(table, columns=[schema.ITEM_ID])[schema.ITEM_ID].cast(pl.String) for table in tables
+    )
+    return int((~ids.cast(pl.String).is_in(known.implode())).sum())
 
 
 def write(
@@ -84,9 +94,10 @@ def extended(bundle: "Bundle", table: pl.DataFrame) -> "Bundle":
 
 
 def with_counted(bundle: "Bundle", table: pl.DataFrame, num_events: Int64) -> "Bundle":
-    """Extend a counting baseline's bundle by the items of `table` (item_id and content), which have `num_events` in the log.
+    """Extend a bundle by the items of `table` (item_id and content), which have `num_events` in the log.
 
-    Its counts have to be taken anew afterwards (`Bundle.counting`).
+    A counting baseline, or a model's second stage, recommends them by their events. Counts have to be taken anew afterwards
+    (`Bundle.counting`).
     """
     if not len(table):
         return bundle
@@ -95,7 +106,7 @@ def with_counted(bundle: "Bundle", table: pl.DataFrame, num_events: Int64) -> "B
         bundle,
         items=bundle.items.added(table[schema.ITEM_ID]),
         num_events=np.concatenate([bundle.num_events, num_events.astype(np.float32)]),
-        added=Added(features, _title(table)),
+        added=(*bundle.added, Added(features, _title(table))),
     )
 
 
@@ -132,5 +143,5 @@ def _extended(bundle: "Bundle", table: pl.DataFrame, features: Content) -> "Bund
         num_events=np.concatenate([bundle.num_events, np.zeros(len(table), np.float32)]),
         recommender=AttentionRecommender(grown),
         index=index,
-        added=Added(features, _title(table), is_rebuilt),
+        added=(Added(features, _title(table), is_rebuilt),),
     )

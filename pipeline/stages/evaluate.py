@@ -45,7 +45,7 @@ from pipeline.evaluation import (
 from pipeline.evaluation.cautions import cautions, facts_of
 from pipeline.evaluation.learning_curve import learning_curve
 from pipeline.evaluation.metrics_report import MetricSettings, defined
-from pipeline.evaluation.new_items import with_described_items
+from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
 from pipeline.evaluation.report import (
     EvaluationReport,
     Leaks,
@@ -186,34 +186,36 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
 def _stages(ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool) -> dict[str, SystemRanks]:
     """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages."""
     config, exclude_seen = ctx.config, ctx.protocol.exclude_seen
-    recommender, both, numbering = _systems(ctx, model, part, nightly=nightly)
-    systems: dict[str, AttentionRecommender | TwoStage] = {second_stage.RETRIEVAL: recommender}
-    if both is not None:
-        systems[second_stage.TWO_STAGE] = both
     return {
         name: ranking.rank_all(system, part, config, exclude_seen=exclude_seen, own=numbering)
-        for name, system in systems.items()
+        for name, (system, numbering) in _systems(ctx, model, part, nightly=nightly).items()
     }
 
 
 def _systems(
     ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool
-) -> tuple[AttentionRecommender, TwoStage | None, ItemNumbering]:
-    """The encoder, both stages where stage rank trained a ranker, and items of the dataset -> theirs.
+) -> dict[str, tuple[AttentionRecommender | TwoStage, ItemNumbering]]:
+    """The encoder, and both stages where stage rank trained a ranker, each with items of the dataset -> its own.
 
-    At nights the model recommends new items by their content, and the ranker's item statistics are as of the night.
+    At nights the encoder recommends new items by their content, the ranker all others by its item statistics as of the night.
     """
     config, dataset = ctx.config, ctx.dataset
     recommender, numbering = model.recommender, model.numbering
     if nightly and config.score.new_items:
         recommender, numbering = with_described_items(recommender, dataset, numbering)
+    systems: dict[str, tuple[AttentionRecommender | TwoStage, ItemNumbering]] = {
+        second_stage.RETRIEVAL: (recommender, numbering)
+    }
+    if nightly and config.score.new_items:
+        numbering = with_unlearned_items(numbering, dataset)
     training = part.training.translate(part.learned.inverse().compose(numbering).new)
     stage = second_stage.opened(config, dataset, ctx.inputs["rank"], training, numbering)
     if stage is None:
-        return recommender, None, numbering
+        return systems
     if nightly:
         stage = stage.counting(dataset.without_held_back().all_rows().translate(numbering.new))
-    return recommender, TwoStage(recommender, stage, exclude_seen=ctx.protocol.exclude_seen), numbering
+    both = TwoStage(recommender, stage, exclude_seen=ctx.protocol.exclude_seen)
+    return systems | {second_stage.TWO_STAGE: (both, numbering)}
 
 
 def _probability(ctx: Context, model: _Model, evaluation: Evaluation) -> CalibrationQuality | None:
@@ -225,8 +227,8 @@ def _probability(ctx: Context, model: _Model, evaluation: Evaluation) -> Calibra
     part = ranking.Part(
         training.translate(model.numbering.new), model.numbering, evaluation.targets, evaluation.common
     )
-    _, both, numbering = _systems(ctx, model, part, nightly=True)
-    assert both is not None
+    both, numbering = _systems(ctx, model, part, nightly=True)[second_stage.TWO_STAGE]
+    assert isinstance(both, TwoStage)
     return delivered_probability.measure(config, dataset, both, numbering, ctx.inputs["rank"])
 
 

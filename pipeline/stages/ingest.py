@@ -21,6 +21,7 @@ from features.events import validation as event_log
 from features.events.parquet_parts import Description, describe, find_duplicates, write_without
 from features.events.validation import Counts, EventFormat
 from features.parallel import in_order
+from features.printable import printable
 from features.readers import sources as readers
 from features.schema import IdType
 from features.settings import EventSettings, iso_microseconds
@@ -89,7 +90,7 @@ def build(ctx: Context) -> None:
     previous = PreviousIngest.of(ctx.stage_folder)
     changes = previous.changes(ctx.sources["events"])
     if announced := changes.describe():
-        print(f"ingest: {announced}", file=sys.stderr, flush=True)
+        print(f"ingest: {printable(announced)}", file=sys.stderr, flush=True)
     excluded = _excluded(ctx)
     log, id_types = _read_log(ctx, form, previous, excluded)
     counts = sum((part.counts for part in log), Counts())

@@ -17,8 +17,10 @@ from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import write_json
+from pipeline.dataset.dataset import rows
 from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.errors import LookbackError
+from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
 from pipeline.modelling import second_stage
 from pipeline.modelling.trainer import selection_folder
 from pipeline.orchestration.context import Context
@@ -71,13 +73,17 @@ def _without(ctx: Context, reason: str) -> None:
 def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple[SecondStage, Retrieved]:
     """Untrained ranker behind the encoder of the training part, and its candidates for requests of the validation part.
 
-    At nights the item statistics reach up to the test, as each request reads the events before it alone; users who take nothing
-    have lists too, so that probabilities are those of any list delivered.
+    At nights new items are recommended as in scoring, and the item statistics reach up to the test, as each request reads the
+    events before it alone; users who take nothing have lists too, so that probabilities are those of any list delivered.
     """
     config, dataset, protocol = ctx.config, ctx.dataset, ctx.protocol
     nightly = protocol.headline == "nightly"
     training = dataset.training_rows(with_validation=False)
     trained = dataset.occurring(training)
+    recommender, learned = AttentionRecommender(encoder), numbering
+    if nightly and config.score.new_items:
+        recommender, numbering = with_described_items(recommender, dataset, numbering)
+        numbering = with_unlearned_items(numbering, dataset)
     targets = targets_of(config, dataset, "validation", numbering, trained=trained, with_idle=nightly)
     if not nightly:
         targets = targets.select(targets.warm)
@@ -88,10 +94,12 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
     torch.manual_seed(config.seed)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
-    stage = SecondStage(ranker, statistics, np.arange(encoder.num_items + 1, dtype=np.int32))
+    stage = SecondStage(ranker, statistics, numbering.inverse().compose(learned).new)
     if nightly:
-        stage = stage.counting(dataset.training_rows(with_validation=True).translate(numbering.new))
-    both = TwoStage(AttentionRecommender(encoder), stage, exclude_seen=protocol.exclude_seen)
+        histories = dataset.histories
+        known = rows(histories, histories.offsets[:-1], dataset.split.validation_end)
+        stage = stage.counting(known.translate(numbering.new))
+    both = TwoStage(recommender, stage, exclude_seen=protocol.exclude_seen)
     items, scores = both.candidates(targets.histories)
     night = targets.moment if nightly else None
     lists = targets.histories, items, scores

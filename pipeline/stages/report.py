@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from features.histories.jagged import JaggedHistories
+from features.printable import printable
 from features.profiling.drift import Drift
 from features.profiling.profile import DRIFT, PROFILE, Profile
 from pipeline.artifacts.store import read_manifest
@@ -70,8 +71,8 @@ def build(ctx: Context) -> None:
 
 
 def _short(text: str) -> str:
-    """Beginning of a long text."""
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+    """Beginning of a long text, printable."""
+    return printable(text, MAX_TEXT + 1)
 
 
 def _spaced(name: str) -> str:

@@ -1,5 +1,7 @@
 """Stage score: recommendations for every user, written shard by shard to Parquet."""
 
+import contextlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.artifacts.files import write_json
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.store import Artifact, read_manifest
+from pipeline.errors import DamagedArtifact, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
-from pipeline.serving import drift
+from pipeline.serving import drift, new_item_catalogue
 from pipeline.serving.batch import Counts, Job, Scorer
 
 _COUNTED = (
@@ -113,8 +116,13 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     )
     for name in (*counted, *scorer.rule_counts, "users_per_second"):
         ctx.track.metric(name, ctx.manifest[name])
-    _compare(ctx, digest)
-    _show_reranking(ctx, scorer)
+    before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
+    if before is not None:
+        with optional("drift"):
+            _compare(ctx, before, digest)
+    new_items = _new_items(ctx, scorer, before)
+    with optional("effects of re-ranking"):
+        _show_reranking(ctx, scorer)
     ctx.track.tag("lookback.bundle_digest", digest)
     if version is not None:
         ctx.track.tag("lookback.model_version", str(version))
@@ -128,7 +136,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     ctx.summary(
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
-        f"{counted['unknown_items']:,} interactions with unknown items, {counted['new_items']:,} new items{anew}, "
+        f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
         f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}, {rate:,.0f} users/s"
     )
 
@@ -164,13 +172,31 @@ def _show_reranking(ctx: Context, scorer: Scorer) -> None:
         ctx.track.metric(f"reranking_difference/{name}", paired.difference)
 
 
-def _compare(ctx: Context, digest: str) -> None:
-    """Add the drift since the previous score artifact, if any, to the manifest and tracking."""
-    before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
-    if before is None:
-        return
+def _new_items(ctx: Context, scorer: Scorer, before: Path | None) -> str:
+    """Number of the recommendable new items that the previous night's log and table lacked, or else of all since training."""
+    bundle = scorer.bundle
+    if before is not None:
+        with (
+            optional("new items since the last night"),
+            contextlib.suppress(OSError, DamagedArtifact, KeyError),
+        ):
+            inputs = read_manifest(before)["inputs"]
+            features, ingest = (
+                ctx.inputs[stage].parent / inputs[stage] / "items.parquet" for stage in ("features", "ingest")
+            )
+            added = bundle.items.ids.tail(bundle.num_added)
+            number = new_item_catalogue.num_new(added, features, ingest)
+            ctx.manifest["new_items_since_last_night"] = number
+            return f"{number:,} new items since the last night"
+    return f"{bundle.num_added:,} new items since the training"
+
+
+def _compare(ctx: Context, before: Path, digest: str) -> None:
+    """Add the drift since the previous night's lists to the manifest and tracking."""
     change = drift.drift(before, ctx.folder, digest)
     ctx.manifest["drift"] = asdict(change)
+    if change.not_compared:
+        print(f"drift: {change.not_compared}", file=sys.stderr, flush=True)
     for name, value in (
         ("psi", change.psi),
         ("overlap", change.overlap),

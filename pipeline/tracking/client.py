@@ -1,5 +1,6 @@
 """MLflow's client for one tracking server; every failure becomes ServerAway."""
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -12,15 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.errors import LookbackError, one_line
+from pipeline.tracking.relocation import relocate
 from pipeline.tracking.server import (
-    BUNDLE_DIGEST,
-    GATE,
     Server,
     ServerAway,
     Version,
+    artifact_root,
     chosen_uri,
     open_server,
     sqlite_path,
+    version_with,
+    with_credentials,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ _QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_WITHOUT_POOL = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
+"""For SQLite: no connection stays open between two requests."""
 _Result = TypeVar("_Result")
 
 
@@ -76,6 +82,10 @@ class ClientServer:
         known = self._query(lambda client: client.get_model_version(name, str(version)))
         return version_of(known) if known is not None else None
 
+    def has_files(self, version: Version) -> bool:
+        """See Server."""
+        return bool(version.source)
+
     def _query(self, query: Callable[["MlflowClient"], _Result]) -> _Result | None:
         from mlflow.exceptions import MlflowException
 
@@ -90,32 +100,28 @@ class ClientServer:
 
 def version_of(entity: "ModelVersion") -> Version:
     """Convert MLflow's ModelVersion."""
-    return Version(
-        entity.name,
-        int(entity.version),
-        entity.tags.get(BUNDLE_DIGEST, ""),
-        entity.run_id or "",
-        entity.source or "",
-        entity.tags.get(GATE, ""),
-    )
+    number, run_id, source = int(entity.version), entity.run_id or "", entity.source or ""
+    return version_with(entity.name, number, entity.tags, run_id, source)
 
 
-def with_busy_timeout(uri: str) -> str:
-    """Add the busy timeout (BUSY_SECONDS) to an SQLite URI for MLflow's engine."""
-    return uri if sqlite_path(uri) is None or "?" in uri else f"{uri}?timeout={BUSY_SECONDS}"
+def connection_uri(uri: str) -> str:
+    """URI for MLflow to connect to: with its credentials, or with the busy timeout (BUSY_SECONDS) of SQLite."""
+    if sqlite_path(uri) is None:
+        return with_credentials(uri)
+    return uri if "?" in uri else f"{uri}?timeout={BUSY_SECONDS}"
 
 
 @functools.cache
 def client_at(uri: str) -> "MlflowClient":
-    """MLflow's client; creates an SQLite database first, complete and in write-ahead mode."""
-    for name, value in _QUIET.items():
+    """MLflow's client; creates an SQLite database first, complete and in write-ahead mode, or relocates a moved one."""
+    for name, value in (_QUIET | (_WITHOUT_POOL if sqlite_path(uri) is not None else {})).items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings(), _database_created(sqlite_path(uri)), _without_garbage_collection():
+    with warnings.catch_warnings(), _database_prepared(uri), _without_garbage_collection():
         warnings.simplefilter("ignore")  # MLflow uses deprecated parts of SQLAlchemy
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # reported once, as ServerAway
-        client = MlflowClient(with_busy_timeout(uri), with_busy_timeout(uri))
+        client = MlflowClient(connection_uri(uri), connection_uri(uri))
         if sqlite_path(uri) is not None:
             client.search_experiments(max_results=1)
     return client
@@ -134,9 +140,13 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _database_created(path: Path | None) -> Iterator[None]:
-    """Let one process at a time create the database, and set write-ahead mode."""
-    if path is None:
+def _database_prepared(uri: str) -> Iterator[None]:
+    """Let one process at a time create the database and correct locations of files; write-ahead mode while this process runs.
+
+    A database on a read-only mount is only read.
+    """
+    path, root = sqlite_path(uri), artifact_root(uri)
+    if path is None or root is None or (path.exists() and not os.access(path.parent, os.W_OK)):
         yield
         return
     import filelock
@@ -146,6 +156,22 @@ def _database_created(path: Path | None) -> Iterator[None]:
         yield
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database:
             database.execute("PRAGMA journal_mode = WAL")
+            relocate(database, root)
+    atexit.register(leave_one_file, path)
+
+
+def leave_one_file(path: Path) -> None:
+    """Leave write-ahead mode: such a database cannot be read from a read-only mount, and a copy of its one file lacks the rest.
+
+    Another process that has it open does so at its own end.
+    """
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)
+        ) as database,
+    ):
+        database.execute("PRAGMA journal_mode = DELETE")
 
 
 @contextlib.contextmanager
@@ -153,18 +179,15 @@ def reported(uri: str) -> Iterator[None]:
     """Raise every failure of the server or its client as ServerAway."""
     try:
         yield
-    except _failures() as error:
+    except LookbackError:
+        raise
+    except (
+        Exception
+    ) as error:  # a driver that is missing, an answer of another kind: no kind is worth the work
         text = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ServerAway(f"{uri}: {text}") from error
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    if "mlflow" not in sys.modules:
-        return (OSError, sqlite3.Error)
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (OSError, sqlite3.Error, MlflowException, SQLAlchemyError)
+        is_known = type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy", "sqlite3")
+        known = is_known or isinstance(error, OSError | ImportError)
+        raise ServerAway(f"{uri}: {text if known else one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -174,7 +197,7 @@ def fluent(uri: str) -> Iterator[None]:
     import mlflow
 
     previous_uri, search_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
-    mlflow.set_tracking_uri(with_busy_timeout(uri))
+    mlflow.set_tracking_uri(connection_uri(uri))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about its own type hints

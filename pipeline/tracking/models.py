@@ -2,14 +2,23 @@
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.client import client_at, fluent, reported
 from pipeline.tracking.record import Point, allowed, now_ms
 from pipeline.tracking.sending import logged, send_points
-from pipeline.tracking.server import LoggedRun
+from pipeline.tracking.server import LoggedRun, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+STAGE = "lookback.stage"
+"""Tag of a run: its stage."""
 
 
 def log_pyfunc(
@@ -21,11 +30,12 @@ def log_pyfunc(
     requirements: list[str],
     *,
     exclude_seen: bool,
+    model_id: str | None = None,
 ) -> tuple[str, str]:
     """Log a bundle's folder as a pyfunc model of a run, as code and data without pickle; returns its URI and id.
 
     id_types: "long" or "string" for user_id and item_id. example: columns of an input frame. exclude_seen: default
-    of the parameter.
+    of the parameter. model_id: logged model whose files are written again, instead of a new one.
     """
     with reported(uri), fluent(uri):
         import mlflow.pyfunc
@@ -48,19 +58,42 @@ def log_pyfunc(
                 [ParamSpec("k", DataType.long, 10), ParamSpec("exclude_seen", DataType.boolean, exclude_seen)]
             ),
         )
-        with mlflow.start_run(run_id=run_id), _quietly("mlflow.models.model"):
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                loader_module="pipeline.serving",
-                data_path=str(folder),
-                code_paths=[
-                    str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)
-                ],
-                signature=signature,
-                input_example=pd.DataFrame(dict(example)) if example is not None else None,
-                pip_requirements=requirements,
-            )
+        parts: dict[str, Any] = {
+            "loader_module": "pipeline.serving",
+            "data_path": str(folder),
+            "code_paths": [
+                str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)
+            ],
+            "signature": signature,
+            "input_example": pd.DataFrame(dict(example)) if example is not None else None,
+            "pip_requirements": requirements,
+        }
+        with _quietly("mlflow.models.model"):
+            if model_id is not None:
+                _write_again(uri, model_id, parts)
+                return f"models:/{model_id}", model_id
+            with mlflow.start_run(run_id=run_id):
+                info = mlflow.pyfunc.log_model(name="model", **parts)
         return info.model_uri, info.model_id
+
+
+def _write_again(uri: str, model_id: str, parts: Mapping[str, Any]) -> None:
+    """Write the files of a logged model again; `log_model` refuses a model that its run has logged already."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    known = client_at(uri).get_logged_model(model_id)
+    model = Model(
+        artifact_path=known.artifact_location,
+        model_uuid=model_id,
+        run_id=known.source_run_id,
+        model_id=model_id,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.pyfunc.save_model(path=f"{folder}/model", mlflow_model=model, **parts)
+        files = get_artifact_repository(known.artifact_location, uri)
+        files.log_artifacts(f"{folder}/model")  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
@@ -105,6 +138,60 @@ def delete_model(uri: str, model_id: str) -> None:
         files = get_artifact_repository(client.get_logged_model(model_id).artifact_location, uri)
         files.delete_artifacts()  # type: ignore[no-untyped-call]
         client.delete_logged_model(model_id)
+
+
+def unversioned_models(uri: str, experiment: str) -> list[str]:
+    """Ids of an experiment's logged models with files that a `publish` left and no version has, half copies included."""
+    with reported(uri):
+        client = client_at(uri)
+        entity = client.get_experiment_by_name(experiment)
+        if entity is None:
+            return []
+        versioned = {(version.source or "").removeprefix("models:/") for version in _all_versions(client)}
+        return [
+            str(model.model_id)
+            for model in _logged_models(client, [entity.experiment_id])
+            if model.model_id not in versioned
+            and model.source_run_id
+            and client.get_run(model.source_run_id).data.tags.get(STAGE) == "publish"
+        ]
+
+
+def unowned_models(uri: str) -> list[Path]:
+    """Folders of models beside an SQLite database that it no longer lists, such as those deleted in MLflow's UI."""
+    from mlflow.entities import ViewType
+
+    path = sqlite_path(uri)
+    if path is None:
+        return []
+    with reported(uri):
+        client = client_at(uri)
+        experiments = client.search_experiments(view_type=ViewType.ALL)
+        owned = {
+            model.model_id for model in _logged_models(client, [one.experiment_id for one in experiments])
+        }
+    folders = (path.absolute().parent / "artifacts" / "models").glob("*/")
+    return sorted(folder for folder in folders if folder.name not in owned)
+
+
+def _logged_models(client: "MlflowClient", experiment_ids: list[str]) -> Iterator["LoggedModel"]:
+    token: str | None = None
+    while experiment_ids:
+        page = client.search_logged_models(experiment_ids, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _all_versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def runs_with_files(uri: str, experiment: str) -> list[LoggedRun]:

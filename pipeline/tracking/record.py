@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.artifacts.files import read_json, write_json
+from pipeline.credentials import masked
 from pipeline.errors import DamagedArtifact
 
 TRACKING = "tracking.json"
+TARGETS_DIGEST = "lookback.targets_digest"
+"""Tag of an evaluation: sha256 of its targets.parquet."""
 TABLES_TAG = "mlflow.loggedArtifacts"
 """Tag that lists the tables for MLflow's UI and `load_table`."""
 
@@ -49,7 +52,7 @@ class DatasetInput(NamedTuple):
 
 @dataclass
 class RunRecord:
-    """Settings, metrics, tags, data sets and files that a stage logs."""
+    """Settings, metrics, tags, data sets and files that a stage logs; credentials in them are masked."""
 
     param_values: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -69,7 +72,7 @@ class RunRecord:
                 self.param(f"{name}.{key}", entry)
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            self.param_values[allowed(name)] = text[:6000]
+            self.param_values[allowed(name)] = masked(text)[:6000]
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Add several settings."""
@@ -87,7 +90,7 @@ class RunRecord:
 
     def tag(self, name: str, value: str) -> None:
         """Add a tag."""
-        self.tags[name] = value[:5000]
+        self.tags[name] = masked(value)[:5000]
 
     def artifact(self, path: str, to: str = "") -> None:
         """Add a file or folder, by its path in the stage's folder, to the run's folder `to`."""
@@ -102,7 +105,7 @@ class RunRecord:
 
     def dataset(self, name: str, digest: str, context: str, source: str, rows: int) -> None:
         """Add a data set; context is training, validation or test."""
-        self.datasets.append(DatasetInput(name, digest, context, source, rows))
+        self.datasets.append(DatasetInput(name, digest, context, masked(source), rows))
 
     def save(self, folder: Path) -> None:
         """Write tracking.json; sets the end time."""

@@ -5,12 +5,15 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from pipeline import credentials
 from pipeline.errors import LookbackError
+from pipeline.tracking.relocation import local_path
 
 if TYPE_CHECKING:
     from urllib.error import HTTPError
@@ -18,8 +21,17 @@ if TYPE_CHECKING:
 BUNDLE_DIGEST = "lookback.bundle_digest"
 GATE = "lookback.gate"
 """Tag of a version: its decision; prefix of the tags with figures and reason."""
+REASON = f"{GATE}.reason"
+INTENTION = f"{GATE}.intention"
+"""Tag of a version: a decision that is being carried out."""
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 TIMEOUT_SECONDS = 2.0
+"""Wait for a connection and for each part of an answer."""
+ANSWER_SECONDS = 2 * TIMEOUT_SECONDS
+"""Wait for a whole answer."""
+_with_credentials: dict[str, str] = {}
+"""Address without credentials to the address as configured, for this process alone."""
+_Answer = TypeVar("_Answer")
 
 
 class ServerAway(LookbackError):
@@ -40,11 +52,21 @@ class Version:
     """URI of the files."""
     gate: str = ""
     """Decision: passed, first, off, refused, by hand; empty before it."""
+    reason: str = ""
+    """Reason of the decision; empty before it."""
+    intention: str = ""
+    """JSON of a decision that is being carried out (`decisions.Intention`); empty before and after."""
 
     @property
     def uri(self) -> str:
         """models:/NAME/VERSION."""
         return f"models:/{self.name}/{self.version}"
+
+
+def version_with(name: str, version: int, tags: Mapping[str, str], run_id: str, source: str) -> Version:
+    """Version with the fields that its tags hold."""
+    digest, gate, reason, intention = (tags.get(tag, "") for tag in (BUNDLE_DIGEST, GATE, REASON, INTENTION))
+    return Version(name, version, digest, run_id, source, gate, reason, intention)
 
 
 @dataclass(frozen=True)
@@ -77,11 +99,24 @@ class Server(Protocol):
     def version(self, name: str, version: int) -> Version | None:
         """Version of a registered model."""
 
+    def has_files(self, version: Version) -> bool:
+        """Whether the files of a version are there; only local ones are looked for."""
+
 
 def absolute_uri(uri: str) -> str:
-    """Make the path of an SQLite URI absolute, so that it is valid from every working directory."""
+    """URI that names a server everywhere: an SQLite path absolute, credentials taken out (`with_credentials` has them)."""
     path = sqlite_path(uri)
-    return uri if path is None else f"sqlite:///{path.absolute()}"
+    if path is not None:
+        return f"sqlite:///{path.absolute()}"
+    address = credentials.split(uri).address
+    if address != uri:
+        _with_credentials[address] = uri
+    return address
+
+
+def with_credentials(uri: str) -> str:
+    """URI of a server with the credentials that were taken out of it, to connect and for nothing else."""
+    return _with_credentials.get(uri, uri)
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -92,7 +127,8 @@ def sqlite_path(uri: str) -> Path | None:
 
 def chosen_uri(chosen: str | None = None) -> str:
     """Tracking URI: the chosen one, else MLFLOW_TRACKING_URI, else mlruns/mlflow.db, with an absolute path."""
-    return absolute_uri(chosen or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+    stated = (chosen or "").strip() or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    return absolute_uri(stated or DEFAULT_URI)
 
 
 def artifact_root(uri: str) -> str | None:
@@ -150,7 +186,17 @@ class SqliteServer:
         if not rows:
             return None
         run_id, source = rows[0]
-        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id or "", source, tags.get(GATE, ""))
+        return version_with(name, version, tags, run_id or "", source)
+
+    def has_files(self, version: Version) -> bool:
+        """See Server."""
+        rows = self._select(
+            "SELECT storage_location FROM model_versions WHERE name = ? AND version = ?",
+            version.name,
+            version.version,
+        )
+        location = str(rows[0][0]) if rows else ""
+        return not location.startswith("file:") or (local_path(location) / "MLmodel").exists()
 
     def _select(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         if not self._path.exists():
@@ -171,45 +217,80 @@ class RestServer:
     """Server queried over HTTP."""
 
     def __init__(self, uri: str) -> None:
-        self._root = uri.rstrip("/") + "/api/2.0/mlflow"
+        self._uri = absolute_uri(uri)
+        self._root = self._uri.rstrip("/") + "/api/2.0/mlflow"
 
     def run_status(self, run_id: str) -> str | None:
         """See Server."""
-        answer = self._get("runs/get", run_id=run_id)
-        info = answer["run"]["info"] if answer else {}
-        return str(info["status"]) if info.get("lifecycle_stage") == "active" else None
+        with _as_away(self._root):
+            answer = self._get("runs/get", run_id=run_id)
+            if answer is None:
+                return None
+            info = answer["run"]["info"]
+            return str(info["status"]) if info.get("lifecycle_stage") == "active" else None
 
     def alias(self, name: str, alias: str) -> int | None:
         """See Server."""
-        answer = self._get("registered-models/alias", name=name, alias=alias)
-        return int(answer["model_version"]["version"]) if answer else None
+        with _as_away(self._root):
+            answer = self._get("registered-models/alias", name=name, alias=alias)
+            return int(answer["model_version"]["version"]) if answer is not None else None
 
     def version(self, name: str, version: int) -> Version | None:
         """See Server."""
-        answer = self._get("model-versions/get", name=name, version=str(version))
-        if not answer:
-            return None
-        entity = answer["model_version"]
-        tags = {tag["key"]: tag["value"] for tag in entity.get("tags", [])}
-        run_id, source = entity.get("run_id", ""), entity["source"]
-        return Version(name, version, tags.get(BUNDLE_DIGEST, ""), run_id, source, tags.get(GATE, ""))
+        with _as_away(self._root):
+            answer = self._get("model-versions/get", name=name, version=str(version))
+            if answer is None:
+                return None
+            entity = answer["model_version"]
+            tags = {tag["key"]: tag["value"] for tag in entity.get("tags", [])}
+            run_id, source = entity.get("run_id", ""), entity["source"]
+            return version_with(name, version, tags, run_id, source)
 
-    def _get(self, method: str, **values: str) -> dict[str, Any]:
+    def has_files(self, version: Version) -> bool:
+        """See Server."""
+        return bool(version.source)
+
+    def _get(self, method: str, **values: str) -> dict[str, Any] | None:
+        """Answer of a method; None for an unknown run, alias or version."""
         import urllib.error
         import urllib.parse
         import urllib.request
 
         address = f"{self._root}/{method}?{urllib.parse.urlencode(values)}"
-        request = urllib.request.Request(address, headers=_credentials())  # noqa: S310  (http or https: see open_server)
-        with _as_away(self._root):
+        request = urllib.request.Request(address, headers=_authorization(self._uri))  # noqa: S310  (http or https: see open_server)
+
+        def ask() -> Any:
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
-                    content: dict[str, Any] = json.load(answer)
-                    return content
+                    return json.load(answer)
             except urllib.error.HTTPError as error:
                 if _is_missing(error):
-                    return {}
+                    return None
                 raise
+
+        content: dict[str, Any] | None = _in_time(ask)
+        return content
+
+
+def _in_time(ask: Callable[[], _Answer]) -> _Answer:
+    """Result of a request. Raises TimeoutError for an answer that is not whole in time, however steadily it comes."""
+    answers: list[_Answer] = []
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:  # noqa: BLE001  (raised again by the caller's thread)
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    for failure in failures:
+        raise failure
+    if not answers:
+        raise TimeoutError(f"no whole answer within {ANSWER_SECONDS:g} s")
+    return answers[0]
 
 
 def _is_missing(error: "HTTPError") -> bool:
@@ -221,18 +302,32 @@ def _is_missing(error: "HTTPError") -> bool:
 
 @contextlib.contextmanager
 def _as_away(address: str) -> Iterator[None]:
+    from http.client import HTTPException
+
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: an answer that is not JSON
-        raise ServerAway(f"{address}: does not answer ({error})") from None
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        HTTPException,
+    ) as error:  # not JSON, no port, not HTTP, half an answer
+        raise ServerAway(f"{address}: does not answer ({error or type(error).__name__})") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ServerAway(f"{address}: its answer is not MLflow's, as of a login page or a proxy") from None
 
 
-def _credentials() -> dict[str, str]:
-    """Authorization header from MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD."""
-    token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
-    if token:
-        return {"Authorization": f"Bearer {token}"}
-    if user:
-        pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
-        return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-    return {}
+def _authorization(uri: str) -> dict[str, str]:
+    """Authorization header: the URI's credentials, else MLFLOW_TRACKING_TOKEN, else MLFLOW_TRACKING_USERNAME and _PASSWORD."""
+    from urllib.parse import unquote
+
+    _, *own = credentials.split(with_credentials(uri))
+    user, password = map(unquote, own)
+    if not user:
+        token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+        if token:
+            return {"Authorization": f"Bearer {token.strip()}"}
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+        password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"Authorization": f"Basic {pair}"} if user else {}

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.errors import optional
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
 
@@ -21,9 +22,14 @@ def sampled(record: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
     if not seconds:
         yield
         return
-    monitors = _Monitors()
+    made: list[_Monitors] = []
+    with optional("system metrics"):
+        made.append(_Monitors())
+    if not made:
+        yield
+        return
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(monitors, record, live, seconds, ended), daemon=True)
+    thread = threading.Thread(target=_watch, args=(made[0], record, live, seconds, ended), daemon=True)
     thread.start()
     try:
         yield
@@ -35,14 +41,15 @@ def sampled(record: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
 def _watch(
     monitors: "_Monitors", record: RunRecord, live: LiveRun, seconds: float, ended: threading.Event
 ) -> None:
-    step, is_last = 0, False
-    while not is_last:
-        is_last = ended.wait(seconds)
-        values = monitors.sample()
-        for name, value in values.items():
-            record.metric(name, value, step)
-        live.system_metrics(values, step)
-        step += 1
+    with optional("system metrics"):
+        step, is_last = 0, False
+        while not is_last:
+            is_last = ended.wait(seconds)
+            values = monitors.sample()
+            for name, value in values.items():
+                record.metric(name, value, step)
+            live.system_metrics(values, step)
+            step += 1
 
 
 class _Monitors:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
+from features.printable import printable
 from pipeline.artifacts.files import fingerprint as digest_of
-from pipeline.artifacts.files import read_json, write_json
-from pipeline.errors import DamagedArtifact
+from pipeline.artifacts.files import read_record, write_json
 from pipeline.tracking import queries
 from pipeline.tracking.client import client_at, reported, server_at, tracking_uri
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord, now_ms
+from pipeline.tracking.relocation import local_path
 from pipeline.tracking.sending import (
     MODEL_ID,
     attach,
@@ -80,8 +81,11 @@ class Tracker:
         return cls(uri, config.name, artifact_root(uri), enabled=config.tracking.enabled)
 
     def is_logged(self, link_file: Path, status: str = "FINISHED") -> bool:
-        """Whether a run is complete: the server has it with this final status, or is unreachable (one warning)."""
-        return self._linked_status(link_file) in (status, _AWAY)
+        """Whether a run is complete: the server has it with this final status and files, or is unreachable (one warning)."""
+        known = self._linked_status(link_file)
+        return known == _AWAY or (
+            known == status and _has_folder(self.artifact_location, self._linked(link_file))
+        )
 
     def is_running(self, link_file: Path) -> bool:
         """Whether the server shows a run as running; False where it is unreachable."""
@@ -163,6 +167,10 @@ class Tracker:
             else:
                 run_id = self._create(client, all_tags, run_name, link_file, parent_link_file, record.started)
             log_record(client, run_id, record, all_tags, folder)
+            if (
+                self.artifact_location is not None
+            ):  # also for a run without files: a missing folder means lost files
+                (local_path(self.artifact_location) / run_id).mkdir(parents=True, exist_ok=True)
             self._attach(client, run_id, record, model_link_file)
             parent = self._linked(parent_link_file)
             if record.parent_points and self._status(parent) is not None:
@@ -243,7 +251,7 @@ class Tracker:
         self._away_until = time.monotonic() + AWAY_SECONDS
         if not self._warned:
             text = f"tracking: {error}; the work goes on, and the next run logs what is missing"
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
         self._warned = True
 
     def _linked_status(self, link_file: Path) -> str | None:
@@ -261,17 +269,10 @@ class Tracker:
 
     def _linked(self, link_file: Path | None) -> str:
         """Run id of this server in a link file; empty without one."""
-        if link_file is None or not link_file.exists():
-            return ""
-        with contextlib.suppress(DamagedArtifact):
-            return str(read_json(link_file).get(self.uri, ""))
-        return ""
+        return str(read_record(link_file).get(self.uri, "")) if link_file is not None else ""
 
     def _link(self, link_file: Path, run_id: str) -> None:
-        links: dict[str, str] = {}
-        with contextlib.suppress(DamagedArtifact, FileNotFoundError):
-            links = read_json(link_file)
-        write_json(link_file, links | {self.uri: run_id})
+        write_json(link_file, read_record(link_file) | {self.uri: run_id})
 
     def _create(
         self,
@@ -318,4 +319,9 @@ def _restore(client: "MlflowClient", experiment_id: str, which: str) -> None:
         f"tracking: the experiment {which}; it is restored, as its runs are logged there; tracking.enabled = false logs none, "
         "another name begins another experiment"
     )
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def _has_folder(root: str | None, run_id: str) -> bool:
+    """Whether the folder of a complete run is in an artifact root; True where the server keeps the files."""
+    return root is None or (local_path(root) / run_id).exists()

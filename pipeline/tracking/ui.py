@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.request import url2pathname
 
 from pipeline.errors import LookbackError
-from pipeline.tracking.client import client_at, reported, with_busy_timeout
+from pipeline.tracking.client import client_at, connection_uri, reported
 from pipeline.tracking.record import now_ms
 from pipeline.tracking.server import artifact_root, chosen_uri
 
@@ -105,7 +105,7 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
         "--workers",
         "2",
         "--backend-store-uri",
-        with_busy_timeout(uri),
+        connection_uri(uri),
         "--default-artifact-root",
         root,
     ]

@@ -24,9 +24,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from gpu import FLAT, parsed, read_pieces, show, write_pieces  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from models.device import pick_device  # noqa: E402
 from models.encoder.batching import BatchPlan  # noqa: E402
@@ -35,8 +33,9 @@ from models.histories import Histories  # noqa: E402
 from models.settings.encoder import EncoderSettings  # noqa: E402
 from models.settings.training import TrainSettings  # noqa: E402
 from models.training.loop import fit  # noqa: E402
-from models.training.result import FitResult  # noqa: E402
+from models.training.result import EpochRecord, FitResult  # noqa: E402
 from models.training.validation import Validation, validate  # noqa: E402
+from tests.benchmarks.gpu import FLAT, parsed, read_pieces, show, write_pieces  # noqa: E402
 
 Arrays = dict[str, Any]
 REPEATS = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 2**27}]
@@ -125,11 +124,11 @@ def stage(out: Path, config_path: str, changes: list[str]) -> None:
         part = "selection" if arguments["max_steps"] is None else "refit"
         encoder = load_encoder(out, part)
         assert encoder.num_items == arguments["num_items"], (part, encoder.num_items, arguments["num_items"])
-        records = [trainer.EpochRecord(**record) for record in result[part]["history"]]
+        records = [EpochRecord(**record) for record in result[part]["history"]]
         facts = result[part]
         return FitResult(encoder, facts["best_epoch"], facts["best_step"], records, facts["resolved"])
 
-    trainer.fit = trained  # type: ignore[assignment]
+    vars(trainer)["fit"] = trained
     sys.argv = ["lookback", "run", "train", "--config", config_path]
     sys.argv += [part for change in changes for part in ("--set", change)]
     lookback()

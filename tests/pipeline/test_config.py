@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from pipeline.artifacts.source_files import list_files
 from pipeline.config import key_types, load_config, type_name
 from pipeline.errors import ConfigError
 
@@ -388,3 +389,22 @@ def test_only_an_evaluated_baseline_can_be_published(minimal: Path, system: str,
     )
     with pytest.raises(ConfigError, match=expected):
         load_config(minimal, overrides)
+
+
+@pytest.mark.parametrize("name", ["../x.csv", "/etc/passwd", "a/../../x", "", "..\\\\x"])
+def test_file_names_of_a_data_set_stay_below_its_folder(tmp_path: Path, name: str):
+    text = MINIMAL + f'[data]\nfolder = "raw"\nfiles = ["{name}"]\n'
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"data\.files: received .* expected names below data\.folder"):
+        load_config(tmp_path / "c.toml")
+
+
+def test_folder_with_brackets_is_no_pattern(tmp_path: Path):
+    for folder in ("data[1]", "data1"):
+        (tmp_path / folder / "log").mkdir(parents=True)
+        (tmp_path / folder / "log" / "a.csv").write_text("u,i,t\n")
+    for pattern in ("*.csv", "a.csv"):
+        text = MINIMAL.replace("{name}/log.csv", f"log/{pattern}")
+        (tmp_path / "c.toml").write_text(text)
+        config = load_config(tmp_path / "c.toml", [f'data_dir="{tmp_path}/data[1]"'])
+        assert list_files("events.path", config.events.path) == [tmp_path / "data[1]" / "log" / "a.csv"]

@@ -53,6 +53,7 @@ from pipeline.sections import (
         ),
         (ScoreConfig, {"availability": "x.csv"}, "score.availability: .*a .parquet file with item_id "),
         (ScoreConfig, {"model": "best"}, "score.model: received 'best', expected run, champion"),
+        (ScoreConfig, {"model": "models:/a/b/c"}, "score.model: received 'models:/a/b/c', expected run"),
         (ScoreConfig, {"model": "models:/x"}, "models:/NAME/VERSION"),
         (ScoreConfig, {"diversity": 1.0}, "less than 1"),
         (TrackingConfig, {"port": 0}, "greater than or equal to 1"),
@@ -76,7 +77,10 @@ def test_the_gate_s_metric_follows_the_lists_unless_it_is_set_or_there_is_no_gat
     assert EvaluateConfig(k=[20], gate=False, gate_metric="ndcg@7").gate_metric == "ndcg@7"
 
 
-@pytest.mark.parametrize("model", ["run", "champion", "models:/lookback-x/3"])
+@pytest.mark.parametrize(
+    "model",
+    ["run", "champion", "models:/lookback-x/3", "models:/lookback-x/latest", "models:/lookback-x@challenger"],
+)
 def test_models_to_score_with(model: str) -> None:
     assert ScoreConfig(model=model).model == model
 

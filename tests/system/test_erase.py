@@ -1,20 +1,33 @@
 """`prune --excluded`: nothing that is left holds an excluded user, and what has to stay is named."""
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import polars as pl
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.artifacts.event_parts import PARTS
+from pipeline.artifacts.scratch import SCRATCH, scratch
 from pipeline.artifacts.store import Artifact, being_made
 from pipeline.commands.erase import prune_excluded
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration.runner import bring_up_to_date
-from tests.workdir import Workdir
+from pipeline.tracking.models import log_pyfunc
+from pipeline.tracking.record import RunRecord
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.tracker import Tracker
+from tests.factories import small_bundle
+from tests.workdir import Workdir, with_database
 
 LOG = "".join(
     f"{user},{item},{1_600_000_000 + 1000 * time}\n"
@@ -103,6 +116,91 @@ def test_what_a_running_stage_uses_is_named_and_stays(log: Path) -> None:
 def test_somebody_has_to_be_excluded(log: Path) -> None:
     with pytest.raises(ConfigError, match=r"events\.exclude_users is not set"):
         prune_excluded(configuration(log), dry_run=False)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@contextmanager
+def killed_after(monkeypatch: pytest.MonkeyPatch, removals: int) -> Iterator[None]:
+    """After so many removed files nothing more is removed, as in a process that was killed."""
+    left, unlink, rmdir = [removals], os.unlink, os.rmdir
+
+    def counting(remove: Callable[..., None]) -> Callable[..., None]:
+        def removing(*arguments: Any, **named: Any) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            remove(*arguments, **named)
+
+        return removing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", counting(unlink))
+        patch.setattr(os, "rmdir", counting(rmdir))
+        with contextlib.suppress(Killed):
+            yield
+
+
+@pytest.mark.slow
+def test_no_kill_leaves_an_excluded_user_behind(
+    log: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_database(log, empty_database)
+    tracked = ("tracking.enabled=true", f"tracking.uri=sqlite:///{log}/mlruns/mlflow.db")
+    config = configuration(log, *tracked)
+    publish = config.folder / "publish" / ("a" * 16)
+    digest = small_bundle(publish / "bundle")  # of the users 10, 20, 30
+    models, name = Registry.from_config(config), "lookback-log"
+    tracker, link = Tracker.from_config(config), log / "link.json"
+    RunRecord().save(log)
+    tracker.replay(stage="publish", fingerprint="a", run_name="p", tags={}, folder=log, link_file=link)
+    run_id = tracker.linked_run(link) or ""
+    places: list[Path] = []
+
+    def logged(*arguments: Any, **named: Any) -> tuple[str, str]:
+        places.append(Path(tempfile.mkdtemp()))
+        return log_pyfunc(*arguments, **named)
+
+    monkeypatch.setattr("pipeline.tracking.registry.log_pyfunc", logged)
+    models.register(name, publish / "bundle", digest, run_id)
+    assert places[0].is_relative_to(publish), "MLflow's copy, below data_dir"
+    assert not (publish / SCRATCH).exists()
+    with mock.patch.object(MlflowClient, "create_model_version", side_effect=Killed), pytest.raises(Killed):
+        models.register(name, publish / "bundle", "other", run_id)
+    bundles = config.folder / ".bundles"
+    models.download_bundle(models.versions(name)[0], bundles / digest)
+    for rest in (bundles / SCRATCH / "dead", config.folder / ".downloading-x", publish / SCRATCH / "dead"):
+        shutil.copytree(publish / "bundle", rest / "data" / "bundle")
+    (config.folder / ".remote" / "f").mkdir(parents=True)
+    shutil.copyfile(log / "log.csv", config.folder / ".remote" / "f" / "log.csv")
+    unlisted = log / "mlruns" / "artifacts" / "models" / "m-gone" / "artifacts" / "data" / "bundle"
+    shutil.copytree(publish / "bundle", unlisted)
+
+    excluding = configuration(log, *tracked, forget(log, 3, 20))
+    monkeypatch.setattr("pipeline.commands.erase.source_files.release", lambda *_: None)
+    places_of_users = (log / "data", log / "mlruns")
+    attempts = 0
+    while any(list(holding(place, user)) for place in places_of_users for user in (3, 20)):
+        attempts += 1
+        assert attempts < 60
+        with killed_after(monkeypatch, 20 if attempts < 20 else 1000):
+            prune_excluded(excluding, dry_run=False)
+    prune_excluded(excluding, dry_run=False)
+    assert attempts > 3
+    assert models.versions(name) == []
+    assert not list((log / "data").rglob("log.csv"))
+    assert not list(log.rglob(SCRATCH))
+
+
+def test_a_copy_in_use_is_named_and_stays(log: Path) -> None:
+    config = configuration(log, forget(log, 3))
+    with scratch(config.folder) as place:
+        with pytest.raises(LookbackError, match=f"not all is gone: another process uses .*{place.name}"):
+            prune_excluded(config, dry_run=False)
+        assert place.exists()
+    prune_excluded(config, dry_run=False)
 
 
 @pytest.mark.slow

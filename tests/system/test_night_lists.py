@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.slow
 LOGS = {
     "new items": ("score.exclude_seen=true", "ranker.use=never"),
     "repeats and both stages": ("score.exclude_seen=false", "ranker.use=always"),
+    "new items without content": ("ranker.use=always", 'items.columns={item_id="item_id"}'),
 }
 
 
@@ -48,6 +50,8 @@ def test_lists_of_a_night_are_those_of_scoring(workdir: Workdir, log: str) -> No
     workdir.run("evaluate", *chosen)
     _check_probability(workdir, chosen)
     lists = evaluated_lists(workdir, *chosen)
+    if log == "new items without content":
+        assert _recommends_unlearned(workdir, lists, chosen)
     nights = lists["night"].unique().sort().to_list()
     assert len(nights) >= 3
     for night in (nights[0], nights[-1]):
@@ -55,6 +59,14 @@ def test_lists_of_a_night_are_those_of_scoring(workdir: Workdir, log: str) -> No
         workdir.run("score", *at)
         same(lists.filter(pl.col("night") == night), scored_lists(workdir, *at))
     _same_of_the_log_cut_at(workdir, nights[1], lists, chosen)
+
+
+def _recommends_unlearned(workdir: Workdir, lists: pl.DataFrame, chosen: tuple[str, ...]) -> bool:
+    """Whether lists have items that the encoder was not trained on."""
+    ids = pl.read_parquet(workdir.artifact("features", *chosen) / "items.parquet")["item_id"]
+    learned = np.load(workdir.artifact("train", *chosen) / "items.npy")[1:] > 0
+    unlearned = ids.filter(pl.Series(~learned))
+    return bool(lists["recommended"].explode().is_in(unlearned.implode()).any())
 
 
 def _check_probability(workdir: Workdir, chosen: tuple[str, ...]) -> None:

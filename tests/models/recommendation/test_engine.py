@@ -9,6 +9,7 @@ import torch
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.contributions import Method
 from models.histories import Histories, histories_from_lists
+from models.ranking.candidates import learned_part
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.two_stage import TwoStage
@@ -223,6 +224,67 @@ def test_lists_have_the_candidates_of_the_evaluation(settings: dict[str, str], e
         )
         there = candidates[row][candidates[row] > 0]
         assert len(np.unique(there)) == len(there) >= 9
+
+
+UNLEARNED = 3
+"""Items that the encoder of `with_unlearned` does not know, numbered behind its own."""
+
+
+def with_unlearned(engine: RecommendationEngine, rows: Histories) -> tuple[RecommendationEngine, Histories]:
+    """An engine whose ranker knows new items of many events, and rows of which some have taken them, the first nothing else."""
+    random = np.random.default_rng(8)
+    is_new = random.random(len(rows.item_index)) < 0.4
+    is_new[rows.starts[0] : rows.ends[0]] = True
+    new = random.integers(NUM_ITEMS + 1, NUM_ITEMS + UNLEARNED + 1, len(is_new))
+    rows = replace(rows, item_index=np.where(is_new, new, rows.item_index).astype(np.int32))
+    stage = with_ranker(engine, learned_part(rows, NUM_ITEMS)).second_stage
+    assert stage is not None
+    stage = stage.extended(np.zeros((UNLEARNED, 0), np.float32)).counting(rows)
+    popularity = np.pad(engine.popularity, ((0, 0), (0, UNLEARNED)))
+    return replace(engine, second_stage=stage, popularity=popularity), rows
+
+
+@pytest.mark.parametrize("settings", [{}, {"readout": "target"}], ids=str)
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_items_unknown_to_the_encoder_are_recommended_by_their_events(
+    settings: dict[str, str], exclude_seen: bool
+) -> None:
+    engine, rows = with_unlearned(made(**settings), repeating(12))
+    assert engine.second_stage is not None
+    both = TwoStage(engine.recommender, engine.second_stage, exclude_seen=exclude_seen)
+    assert both.num_items == NUM_ITEMS + UNLEARNED
+    expected, _ = both.recommend(rows, 12, exclude_seen)
+    answer = engine.answer(rows, 12, Rules(exclude_seen=exclude_seen))
+    assert answer.item_index.tolist() == expected.tolist()
+    assert not answer.cold.any()
+    own = [rows.item_index[start:end] for start, end in zip(rows.starts, rows.ends, strict=True)]
+    for row in range(len(rows)):
+        others = np.setdiff1d(np.arange(NUM_ITEMS + 1, both.num_items + 1), own[row] if exclude_seen else [])
+        assert np.isin(others, both.candidates(rows)[0][row]).all(), "as popular ones"
+        if exclude_seen:
+            assert not np.isin(answer.item_index[row], own[row]).any()
+    allowed = np.arange(both.num_items + 1) != both.num_items
+    few = engine.answer(rows, 12, Rules(exclude_seen=exclude_seen, allowed=allowed))
+    assert (few.item_index > NUM_ITEMS).any()
+    assert not (few.item_index == both.num_items).any()
+
+
+@pytest.mark.parametrize("method", ["fast", "balanced", "exact"])
+def test_reasons_are_items_that_the_encoder_knows(method: Method) -> None:
+    engine, rows = with_unlearned(made(), repeating(9))
+    engine.recommender.encoder.requires_grad_(requires_grad=False)
+    plain, explained = (
+        engine.answer(rows, 6, Rules(exclude_seen=False), because=because) for because in (None, method)
+    )
+    np.testing.assert_array_equal(explained.item_index, plain.item_index)
+    np.testing.assert_array_equal(explained.score, plain.score)
+    assert explained.because is not None
+    reasons = explained.because
+    assert np.isfinite(reasons.weight).all()
+    assert reasons.item_index[1:].any()
+    assert not reasons.item_index[0].any(), "it has taken unknown items alone"
+    assert reasons.item_index.max() <= NUM_ITEMS
+    assert reasons.item_index[explained.item_index > NUM_ITEMS].any(), "the ranker's own reasons"
 
 
 @pytest.mark.parametrize("name", RULES)

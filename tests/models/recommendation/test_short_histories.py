@@ -1,4 +1,4 @@
-"""Histories of no, one, two and all items, lists of one place, of more than the ranker's candidates, of more than the catalogue."""
+"""Histories of no, one, two and all items; lists of one item, beyond the ranker's candidates and beyond the catalogue."""
 
 from dataclasses import replace
 from typing import get_args
@@ -32,8 +32,15 @@ ENCODERS = {
     "gru": EncoderSettings(dim=4, num_blocks=1, block="gru"),
     "target": EncoderSettings(dim=4, num_blocks=1, num_heads=1, readout="target"),
 }
-BASELINES = {"popularity": Popularity, "own_frequent": OwnFrequent, "item_knn": ItemKNN}
-SYSTEMS = [*((name, use) for name in ENCODERS for use in (False, True)), *((name, False) for name in BASELINES)]
+BASELINES: dict[str, type[Popularity | OwnFrequent | ItemKNN]] = {
+    "popularity": Popularity,
+    "own_frequent": OwnFrequent,
+    "item_knn": ItemKNN,
+}
+SYSTEMS = [
+    *((name, use) for name in ENCODERS for use in (False, True)),
+    *((name, False) for name in BASELINES),
+]
 HISTORIES = [[], [4], [2, 5], [5, 5], [*range(1, NUM_ITEMS + 1)]]
 
 
@@ -115,4 +122,3 @@ def test_items_that_the_ranker_does_not_order_are_explained_by_retrieval(name: s
     for row in range(len(rows)):
         same = ours[row].tolist().index(ranked[row])
         assert weights[row, 0] != pytest.approx(alone[row, same], abs=1e-3)
-

@@ -116,3 +116,30 @@ def test_a_file_that_changes_while_it_is_digested_is_refused(
 def test_times_are_utc() -> None:
     assert files.now().utcoffset() is not None
     assert not files.now().utcoffset()
+
+
+def test_temporary_names_differ_within_one_process_and_across_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "first.example/host")
+    names = {files.temporary_beside(tmp_path / "a.json").name for _ in range(3)}
+    assert len(names) == 3
+    assert all(name.startswith(f".a.json.first-example-host-{os.getpid()}-") for name in names)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '"x"', '{"PATH": 1}', '{"PATH": []}', '{"PATH": [3, 4, 5, null]}', "{", "\x00"]
+)
+def test_a_damaged_cache_of_digests_is_made_again(tmp_path: Path, content: str) -> None:
+    path, memory = tmp_path / "abc", tmp_path / ".digests.json"
+    path.write_bytes(b"abc")
+    memory.write_text(content.replace("PATH", str(path)))
+    assert Digests(memory)(path) == SHA256_OF_ABC
+    assert files.read_json(memory)[str(path)][-1] == SHA256_OF_ABC
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b"null", b"{", b"\xff\xfe"])
+def test_a_record_of_another_type_is_empty(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    assert files.read_record(tmp_path / "a.json") == files.read_record(tmp_path / "missing") == {}
+    assert files.read_record(tmp_path) == {}

@@ -1,5 +1,7 @@
 """Artifact store: atomic commits, damaged files named, locks, resumed workspaces, the latest link."""
 
+import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import store
-from pipeline.artifacts.files import digest_file
+from pipeline.artifacts import files, store
+from pipeline.artifacts.files import digest_file, temporary_beside
 from pipeline.artifacts.store import Artifact, being_made
 from pipeline.errors import DamagedArtifact
 
@@ -59,22 +61,47 @@ def test_a_forced_rebuild_replaces_and_survives_a_kill_between_the_renames(tmp_p
     make(artifact, "old")
     make(artifact, "new")
     assert (artifact.folder / "part" / "data.txt").read_text() == "new"
-    assert sorted(path.name for path in artifact.stage_folder.iterdir()) == ["f" * 16, "latest"]
+    assert {path.name for path in artifact.stage_folder.iterdir()} == {
+        *("f" * 16, "latest", ".uses.json", ".links.lock")
+    }
     artifact.folder.rename(artifact.stage_folder / f".old-{artifact.name}")
     assert artifact.is_complete()
     assert (artifact.folder / "part" / "data.txt").read_text() == "new"
 
 
-def test_latest_is_the_newest(tmp_path: Path) -> None:
+def test_latest_is_the_one_used_last_whatever_the_clocks_say(tmp_path: Path) -> None:
     first, second = Artifact(tmp_path / "stage", "1" * 16), Artifact(tmp_path / "stage", "2" * 16)
-    make(second, "b", created="2026-01-02")
+    make(second, "b", created="2099-01-02")
     make(first, "a", created="2026-01-01")
-    assert (tmp_path / "stage" / "latest").readlink().name == second.name
-    (tmp_path / "stage" / "latest").unlink()
-    first.point_latest()
     assert (tmp_path / "stage" / "latest").readlink().name == first.name
+    assert store.uses(tmp_path / "stage") == {second.name: 1, first.name: 2}
+    first.point_latest()
+    assert store.uses(tmp_path / "stage") == {second.name: 1, first.name: 2}
     second.point_latest()
     assert (tmp_path / "stage" / "latest").readlink().name == second.name
+    assert store.uses(tmp_path / "stage") == {second.name: 3, first.name: 2}
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"1": "x"}'])
+def test_damaged_numbers_of_uses_begin_anew(tmp_path: Path, damage: str) -> None:
+    first, second = Artifact(tmp_path / "stage", "1" * 16), Artifact(tmp_path / "stage", "2" * 16)
+    make(first, "a")
+    make(second, "b")
+    (tmp_path / "stage" / ".uses.json").write_text(damage)
+    first.point_latest()
+    assert store.uses(tmp_path / "stage") == {first.name: 1}
+    assert (tmp_path / "stage" / "latest").readlink().name == first.name
+
+
+def test_links_lead_to_artifacts(tmp_path: Path) -> None:
+    first, second = Artifact(tmp_path / "stage", "1" * 16), Artifact(tmp_path / "stage", "2" * 16)
+    assert store.linked(tmp_path / "stage") == {}
+    make(first, "a")
+    first.point_live()
+    make(second, "b")
+    assert store.linked(tmp_path / "stage") == {"latest": second.folder, "live": first.folder}
+    shutil.rmtree(first.folder)
+    assert store.linked(tmp_path / "stage") == {"latest": second.folder}
 
 
 def test_commit_takes_known_digests_without_reading_the_files(tmp_path: Path) -> None:
@@ -111,9 +138,12 @@ def test_a_workspace_is_kept_only_for_a_stage_that_resumes(tmp_path: Path) -> No
     artifact.prepare(resume=True)
     (artifact.workspace / "checkpoint").write_text("x")
     (artifact.workspace / ".checkpoint.4711").write_text("half")
+    half = temporary_beside(artifact.workspace / "checkpoint")
+    half.write_text("half")
     artifact.prepare(resume=True)
     assert (artifact.workspace / "checkpoint").exists()
     assert not (artifact.workspace / ".checkpoint.4711").exists()
+    assert not half.exists()
     artifact.prepare(resume=False)
     assert not (artifact.workspace / "checkpoint").exists()
 
@@ -160,3 +190,45 @@ def test_peak_memory_is_of_the_stage_not_of_the_process() -> None:
     during = store.PeakMemory().bytes()
     del block
     assert store.PeakMemory().bytes() < during - 100_000_000
+
+
+def test_a_manifest_has_a_digest_of_its_own(tmp_path: Path) -> None:
+    artifact = made(tmp_path)
+    path = artifact.folder / "manifest.json"
+    content = json.loads(path.read_text())
+    assert store.OWN_DIGEST not in store.read_manifest(artifact.folder)
+    path.write_text(json.dumps(content | {"inputs": {"ingest": "0" * 16}}))
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json: is damaged: .* lookback run stage --force"):
+        store.read_manifest(artifact.folder)
+    with pytest.raises(DamagedArtifact, match="lookback run stage --force"):
+        artifact.is_complete()
+    del content[store.OWN_DIGEST]
+    path.write_text(json.dumps(content))  # as 0.6 wrote it
+    assert artifact.is_complete()
+
+
+def test_files_are_read_once_per_process_and_again_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, read = made(tmp_path), list[Path]()
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return digest_file(path)
+
+    monkeypatch.setattr(files, "digest_file", counted)
+    for _ in range(3):
+        artifact.verify()
+    assert read == [artifact.folder / "a.txt"]
+    (artifact.folder / "a.txt").write_text("B")
+    artifact.verify(("other.txt",))
+    with pytest.raises(DamagedArtifact, match=r"a\.txt: is damaged: its digest"):
+        artifact.verify()
+
+
+def made(folder: Path) -> Artifact:
+    artifact = Artifact(folder / "stage", "f" * 16)
+    artifact.prepare(resume=False)
+    (artifact.workspace / "a.txt").write_text("A")
+    artifact.commit({"inputs": {}, "created_utc": "2026-11-29", "number": 0.1, "pair": (1, 2)})
+    return artifact

@@ -6,20 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import polars as pl
 import pytest
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference
+from pipeline.artifacts.files import digest_file
+from pipeline.commands import compare
 from pipeline.commands.compare import as_text, compare_runs
-from pipeline.errors import LookbackError
+from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation import comparison
 from pipeline.evaluation.comparison import Comparison, SeedGroup, as_tree, metrics_of_runs
 from pipeline.tracking import sending
 from pipeline.tracking.client import client_at, fluent
 from pipeline.tracking.queries import find_run
-from pipeline.tracking.record import RunRecord
+from pipeline.tracking.record import TARGETS_DIGEST, RunRecord
 from pipeline.tracking.tracker import Tracker
 
 TIME = pl.Datetime("us", "UTC")
@@ -344,3 +347,14 @@ def test_a_difference_that_one_of_several_may_have_by_chance_says_so():
     assert comparison.by_chance(unsure, 3) == ", but p 0.061 when corrected for 3 comparisons"
     assert not comparison.by_chance(replace(unsure, low=-0.001), 3)
     assert not comparison.by_chance(replace(unsure, verdict="better"), 3)
+
+
+def test_damaged_copy_of_the_targets_is_named(tmp_path: Path) -> None:
+    (tmp_path / "targets.parquet").write_bytes(b"rows")
+    tracker, run = mock.Mock(uri="sqlite:///x"), mock.Mock(run_id="r1", tags={})
+    compare._check_targets(tracker, run, tmp_path / "targets.parquet")
+    run.tags[TARGETS_DIGEST] = digest_file(tmp_path / "targets.parquet")
+    compare._check_targets(tracker, run, tmp_path / "targets.parquet")
+    (tmp_path / "targets.parquet").write_bytes(b"rowz")
+    with pytest.raises(DamagedArtifact, match=r"targets\.parquet of run .*r1.* lookback run evaluate"):
+        compare._check_targets(tracker, run, tmp_path / "targets.parquet")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from features.settings import EventSettings
+from pipeline.artifacts.scratch import SCRATCH
 from pipeline.commands import download
 from pipeline.config import Config
 from pipeline.errors import LookbackError
@@ -116,6 +117,15 @@ def test_cut_connection_leaves_nothing(folder: Path) -> None:
     ):
         download.download(configuration(folder, url))
     assert files_below(folder.parent) == []
+
+
+def test_half_archives_of_killed_downloads_go(folder: Path) -> None:
+    rest = folder.parent / SCRATCH / "killed"
+    rest.mkdir(parents=True)
+    (rest / "tiny.zip").write_bytes(archive_bytes()[:99])
+    with serving(archive_bytes()) as url:
+        download.download(configuration(folder, url))
+    assert files_below(folder.parent) == ["tiny.zip", "tiny/movies.dat", "tiny/ratings.dat"]
 
 
 def test_error_answer_is_named(folder: Path) -> None:

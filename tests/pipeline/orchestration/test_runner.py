@@ -174,6 +174,12 @@ def test_latest_follows_the_configuration_that_ran_last(config: Config, builds: 
     second = Path(run(other, "features")[1]["folder"])
     assert first != second
     assert (first.parent / "latest").readlink().name == second.name
+    manifest = second / "manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace('"created_utc": "2', '"created_utc": "9')
+    )  # a clock was ahead
+    run(config, "features")
+    assert (first.parent / "latest").readlink().name == first.name
 
 
 def test_sigterm_ends_a_run_as_an_exit_and_the_handler_is_restored() -> None:

@@ -29,6 +29,7 @@ from pipeline.serving.bundle import seal
 from pipeline.stages import publish as publishing
 from pipeline.tracking import registry
 from pipeline.tracking.client import client_at, tracking_uri
+from pipeline.tracking.decisions import Decision
 from pipeline.tracking.queries import find_run
 from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import GATE, ServerAway, Version, absolute_uri, artifact_root
@@ -151,7 +152,7 @@ class Place:
         a_bundle(self.folder / "champion", *arguments, **settings)
         return gate.Champion(7, self.folder / "champion")
 
-    def decide(self, champion: gate.Champion | None, **evaluate: Any) -> registry.Decision:
+    def decide(self, champion: gate.Champion | None, **evaluate: Any) -> Decision:
         config = config_of(self.folder, **evaluate)
         return gate.decide(
             config, self.folder / "features", self.folder, self.folder / "challenger", champion
@@ -575,7 +576,7 @@ def test_first_version_that_no_baseline_fears_waits_for_a_word(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert "version 1 is not champion (there is none); refused: not shown to be better than ease" in said[0]
-    assert said[0].endswith("lookback promote 1, or --set evaluate.gate=false")
+    assert said[0].endswith("to make it champion: lookback promote 1 --config FILE")
     tags = tags_of(config, 1)
     assert (tags[GATE], tags["best_baseline"], tags["baseline_difference"]) == ("refused", "ease", "-0.1")
     assert (tags["metric"], tags["margin"]) == ("ndcg@10", "0.005")
@@ -613,7 +614,7 @@ def test_a_later_version_passes_or_is_refused_by_the_test(three: Config):
 
 
 def test_a_hand_is_recorded_and_not_overridden(root: Path, published: Config):
-    said = promotion.promote(published, 1)
+    said = promotion.promote(published, "1")
     assert "champion is version 1" in said
     assert said.endswith(", was version 2")
     tags = tags_of(published, 1)
@@ -626,7 +627,7 @@ def test_a_hand_is_recorded_and_not_overridden(root: Path, published: Config):
     assert champion is not None
     assert champion.version == 1, "version 2 passed once; nothing moves again by itself"
     before = tags_of(published, 1)
-    assert "champion is version 1" in promotion.promote(published, 1)
+    assert "champion is version 1" in promotion.promote(published, "1")
     assert tags_of(published, 1) == before, "nothing was moved"
 
 
@@ -654,12 +655,12 @@ def test_a_champion_that_moves_meanwhile_is_compared_again(
 ):
     compared = []
 
-    def decide(_config: Config, *rest: Any) -> registry.Decision:
+    def decide(_config: Config, *rest: Any) -> Decision:
         champion = rest[-1]
         compared.append(champion.version)
         if len(compared) == 1:
             client_at(tracking_uri(published)).set_registered_model_alias("lookback-three", "champion", "1")
-        return registry.Decision("refused", f"as it stands against {champion.version}")
+        return Decision("refused", f"as it stands against {champion.version}")
 
     undecide(published, 3)
     monkeypatch.setattr(gate, "decide", decide)

@@ -7,7 +7,7 @@ from typing import Any
 from features.settings import EventSettings
 from pipeline.config import Config
 from pipeline.evaluation.report import EvaluationReport
-from pipeline.release.model_card import card
+from pipeline.release.model_card import _segment, card
 from tests.evaluation_reports import evaluation_report, nightly_report
 
 METRICS = {
@@ -88,3 +88,12 @@ def test_card_of_a_published_baseline(tmp_path: Path) -> None:
     assert system == "**System.** The published system is als: publish.system is 'als'."
     assert "| metric | lookback | ALS, the best baseline |" in text
     assert "The model reads the last" not in text
+
+
+def test_names_of_the_log_are_text_in_the_card() -> None:
+    row: dict[str, Any] = {"segment": "category", "value": "![x](https://evil.example/p.png)" + "y" * 3000}
+    row |= {"ndcg@10": 0.1, "ndcg@10_low": 0.05, "ndcg@10_high": 0.2}
+    text = _segment(row, "ndcg@10")
+    assert "![x](" not in text
+    assert "https:" not in text
+    assert len(text) < 200

@@ -120,7 +120,7 @@ def test_other_values_are_rows_those_with_most_targets() -> None:
     axis = chart.figure.layout.yaxis
     assert axis.tickvals == axis.categoryarray == tuple(values[4:])
     assert axis.ticktext[0] == "kind 4 (14)"
-    assert axis.ticktext[-1] == "a $ in_a &lt;b&gt; &amp; 電影   (25)", "shown as it is, not obeyed"
+    assert axis.ticktext[-1] == r"a $ in_a &lt;b&gt; &amp; 電影\n\x07 (25)", "shown as it is, not obeyed"
     assert axis.range == (11.5, -0.5), "the first value is the upper one"
 
 
@@ -236,7 +236,7 @@ def test_attention_beside_the_share_of_the_history() -> None:
     ]
     assert figure.data[0].text == ("× 2.00", "× 2.00")
     assert figure.data[2].x == (HOSTILE, "view"), "the most frequent type first"
-    assert figure.layout.xaxis2.ticktext == ("a $ in_a &lt;b&gt; &amp; 電影  ", "view")
+    assert figure.layout.xaxis2.ticktext == (r"a $ in_a &lt;b&gt; &amp; 電影\n\x07", "view")
     assert sum(trace.showlegend for trace in figure.data) == 2
 
 

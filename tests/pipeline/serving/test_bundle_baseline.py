@@ -180,3 +180,32 @@ def test_a_log_whose_ids_have_changed_is_refused(name: str, ids: list[str] | lis
     expected = rf"{name}, the published baseline, has String item ids such as 'i1'.*its ids have changed; publish again"
     with pytest.raises(LookbackError, match=expected):
         with_current_log(Bundle.open(tmp_path / "bundle"), features, tmp_path, ScoreConfig(), timed=True)
+
+
+@pytest.mark.parametrize("name", ["lookback", "popularity", "item_knn"])
+def test_integer_ids_that_became_text_are_the_same_items(name: str, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    small_bundle(bundle) if name == "lookback" else small_baseline_bundle(bundle, name, SYSTEMS[name])
+    items = pl.read_parquet(bundle / "items.parquet")
+    items.with_columns(pl.Series("item_id", range(1, 8), dtype=pl.Int64)).write_parquet(
+        bundle / "items.parquet"
+    )
+    features = a_log(tmp_path / "log", [[(0, 1), (1, 2)]], ["2", "new"])
+    opened = Bundle.open(bundle, verify=False)
+    tonight, log = with_current_log(opened, features, tmp_path, ScoreConfig(), timed=True)
+    assert tonight.items.ids.to_list()[:7] == list("1234567")
+    assert log.items.tolist() == [0, 2, 8 if name == "popularity" else 0]
+    assert tonight.recommend_item_lists([["2", 3]], 2)[0][0]
+
+
+def test_text_ids_that_became_integers_are_the_same_items(tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    small_baseline_bundle(bundle, "popularity", {})
+    items = pl.read_parquet(bundle / "items.parquet")
+    names = ["1", "2", "3", "4", "5", "6", "x"]
+    items.with_columns(pl.Series("item_id", names)).write_parquet(bundle / "items.parquet")
+    features = a_log(tmp_path / "log", [[(0, 1), (1, 2)]], [2, 1003])
+    opened = Bundle.open(bundle, verify=False)
+    tonight, log = with_current_log(opened, features, tmp_path, ScoreConfig(), timed=True)
+    assert tonight.items.ids.to_list() == [*names, "1003"]
+    assert log.items.tolist() == [0, 2, 8]

@@ -120,6 +120,18 @@ def test_what_was_new_when_the_bundle_was_made_is_served(tmp_path: Path) -> None
     assert sorted(found) == ["early-sour", "sour-8", "sour-9"]
 
 
+def test_items_that_neither_log_nor_table_had_are_counted(tmp_path: Path) -> None:
+    log, table = tmp_path / "log.parquet", tmp_path / "items.parquet"
+    pl.DataFrame({"item_id": [1, 2]}).write_parquet(log)
+    ids = pl.Series([2, 3, 4])
+    assert new_item_catalogue.num_new(ids, log, table) == 2
+    pl.DataFrame({"item_id": ["4"]}).write_parquet(table)
+    assert new_item_catalogue.num_new(ids, log, table) == 1
+    log.unlink()
+    with pytest.raises(OSError, match=r"log\.parquet"):
+        new_item_catalogue.num_new(ids, log, table)
+
+
 def test_tonight_s_items_of_the_table_and_the_log(copied: Workdir) -> None:
     """Two further rows of the items' table, one of which says nothing: the champion scores with the other."""
     raw = copied.folder / "data" / "tiny" / "raw" / "items.csv"
@@ -137,7 +149,8 @@ def test_tonight_s_items_of_the_table_and_the_log(copied: Workdir) -> None:
     found = json.loads((folder / "manifest.json").read_text())
     given = pl.read_parquet(folder / "recommendations" / "*.parquet")
     numbers = given.filter(pl.col("item_id").cast(pl.String) == "99991")
-    assert found["new_items"] == 1
+    assert found["new_items"] == found["new_items_since_last_night"] == 1
+    assert ", 1 new items since the last night, " in summary["summary"]
     assert found["new_item_recommendations"] == len(numbers) == found["users"]
     assert not given["item_id"].cast(pl.String).is_in(["99992"]).any()
     without = copied.run("score", *settings, "--set", "score.new_items=false")

@@ -204,9 +204,14 @@ def test_versions_are_found_by_name_number_and_alias(published: Registry):
     assert champion is not None
     for text in (NAME, f"models:/{NAME}/1", f"models:/{NAME}@champion"):
         assert published.resolve(text) == champion
-    for missing in (f"models:/{NAME}/2", f"models:/{NAME}@challenger", "models:/other/1"):
-        with pytest.raises(LookbackError, match="no such model"):
+    assert published.resolve(f"models:/{NAME}/latest") == champion
+    for missing in (f"models:/{NAME}/2", f"models:/{NAME}@challenger"):
+        with pytest.raises(
+            LookbackError, match=rf"no such version on .* has 1; models:/{NAME}/1 is the champion"
+        ):
             published.resolve(missing)
+    with pytest.raises(LookbackError, match="no such model"):
+        published.resolve("models:/other/1")
     with pytest.raises(LookbackError, match="expected models:/NAME/VERSION"):
         published.resolve("models:/a/b/c")
     client = client_at(published.uri)
@@ -240,7 +245,7 @@ def test_new_version_becomes_champion_when_told_and_old_ones_go(
     published.delete_version(NAME, 2)
     assert len(list(files.glob("*/artifacts/MLmodel"))) == 1
     assert [version.version for version in published.versions(NAME)] == [1]
-    with pytest.raises(LookbackError, match="no such model"):
+    with pytest.raises(LookbackError, match="no such version"):
         published.resolve(f"models:/{NAME}/2")
 
 

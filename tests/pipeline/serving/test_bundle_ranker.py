@@ -1,0 +1,85 @@
+"""Ranker of a bundle on a log with items that the encoder does not know."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from features import content
+from features.settings import ContentSettings
+from models import checkpoint
+from models.encoder.encoder import AttentionRecommender, with_request_time
+from models.histories import histories_from_lists
+from models.ranking.features import ItemStatistics
+from models.ranking.ranker import Ranker
+from models.ranking.two_stage import TwoStage
+from models.recommendation.rules import Rules
+from models.settings.ranker import RankerSettings
+from pipeline.sections import ScoreConfig
+from pipeline.serving import bundle_ranker
+from pipeline.serving.batch import with_current_log
+from pipeline.serving.bundle import Bundle, seal
+from tests.factories import small_bundle
+from tests.pipeline.serving.test_bundle_baseline import a_log
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Bundle of the model with a ranker of random weights, as trained at nights."""
+    folder = tmp_path / "bundle"
+    small_bundle(folder)
+    ids = pl.DataFrame({"item_id": [f"i{number}" for number in range(1, 8)]})
+    content.build(folder, ids, np.ones(7, bool), ContentSettings())
+    (folder / bundle_ranker.FOLDER).mkdir()
+    torch.manual_seed(1)
+    ranker = Ranker(RankerSettings(dim=4, num_heads=1, candidates=3, popular=4), torch.randn(8, 4), 0)
+    with torch.no_grad():
+        ranker.linear.normal_()
+    checkpoint.save_ranker(ranker, folder / bundle_ranker.FOLDER)
+    statistics = ItemStatistics.of(histories_from_lists([[1, 2], [3]]), 7)
+    bundle_ranker.write_statistics(folder / "deployed", statistics, np.arange(8, dtype=np.int32))
+    seal(
+        folder,
+        {
+            "name": "small",
+            "event_types": [],
+            "horizon_days": 7.0,
+            "settings": {"history": {"min_item_events": 1}},
+        },
+    )
+    return folder
+
+
+def test_new_items_of_the_log_are_ranked_by_their_events(folder: Path, tmp_path: Path) -> None:
+    log = [[(0, 1), (1, 1), (2, 2)], [(3, 3), (4, 3), (5, 3)], [(5, 4)]]
+    features = a_log(tmp_path / "log", log, ["i2", "i7", "x", "y"])
+    tonight, current = with_current_log(Bundle.open(folder), features, tmp_path, ScoreConfig(), timed=True)
+    assert tonight.items.ids.to_list()[7:] == ["x", "y"]
+    known = with_request_time(current.known, current.request.time)
+    assert known.lengths.tolist() == [3, 3, 1], "they count in histories"
+    stage, recommender = tonight.second_stage, tonight.recommender
+    assert stage is not None
+    assert isinstance(recommender, AttentionRecommender)
+    expected, _ = TwoStage(recommender, stage, exclude_seen=True).recommend(known, 9)
+    answer = tonight.engine.answer(known, 9, Rules())
+    assert answer.item_index.tolist() == expected.tolist()
+    assert [8 in row for row in answer.item_index.tolist()] == [True, False, True], "the second has taken x"
+    assert not answer.cold.any(), "y alone is a history"
+
+
+def test_items_without_events_before_the_request_are_not_known(folder: Path, tmp_path: Path) -> None:
+    features = a_log(tmp_path / "log", [[(0, 1), (1, 1), (2, 2)], [(3, 3)]], ["i2", "i7", "x"])
+    early = ScoreConfig(at="1970-01-03")
+    before, _ = with_current_log(Bundle.open(folder), features, tmp_path, early, timed=True)
+    assert before.num_added == 0
+    known = ScoreConfig(new_items=False)
+    assert with_current_log(Bundle.open(folder), features, tmp_path, known, timed=True)[0].num_added == 0
+
+
+def test_a_ranker_of_held_out_events_ranks_known_items_alone(folder: Path, tmp_path: Path) -> None:
+    seal(folder, {"name": "small", "event_types": [], "horizon_days": 0.0})
+    features = a_log(tmp_path / "log", [[(0, 1), (1, 2)]], ["i2", "x"])
+    tonight, _ = with_current_log(Bundle.open(folder), features, tmp_path, ScoreConfig(), timed=True)
+    assert tonight.num_added == 0

@@ -1,0 +1,96 @@
+"""Servers that answer, but not as MLflow does."""
+
+import contextlib
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking import server
+from pipeline.tracking.registry import Registry
+from pipeline.tracking.server import RestServer, ServerAway
+from pipeline.tracking.tracker import Tracker
+
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+
+
+@contextlib.contextmanager
+def answering(answer: Answer) -> Iterator[str]:
+    """Serve one answer to every request; yields the address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with contextlib.suppress(OSError):
+                answer(self)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        listening.daemon_threads, listening.block_on_close = True, False
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_port}"
+        listening.shutdown()
+
+
+def with_body(text: str, code: int = 200) -> Answer:
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        request.end_headers()
+        request.wfile.write(text.encode())
+
+    return answer
+
+
+def drop_by_drop(request: http.server.BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.end_headers()
+    for _ in range(1000):
+        request.wfile.write(b" ")
+        request.wfile.flush()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        with_body('{"login": "please"}'),
+        with_body("{}"),
+        with_body("[1]"),
+        with_body('"text"'),
+        with_body('{"run": null, "model_version": [1]}'),
+        with_body("<html>login</html>"),
+        with_body("[]", 404),
+        drop_by_drop,
+    ],
+)
+def test_an_answer_of_another_kind_costs_one_line(
+    answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.2)
+    with answering(answer) as uri:
+        asked = RestServer(uri)
+        for query in (
+            lambda: asked.run_status("r"),
+            lambda: asked.alias("m", "a"),
+            lambda: asked.version("m", 1),
+        ):
+            with pytest.raises(ServerAway):
+                query()
+        tracker = Tracker(uri, "small")
+        (tmp_path / "link.json").write_text("[]")
+        for _ in range(2):
+            assert tracker.attempt(lambda client: client) is None
+        assert tracker.is_logged(tmp_path / "link.json")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_missing_driver_costs_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker("postgresql+nosuchdriver://127.0.0.1/mlflow", "small")
+    for _ in range(2):
+        assert tracker.attempt(lambda client: client.search_experiments()) is None
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(ServerAway):
+        Registry(tracker.uri).champion("m")

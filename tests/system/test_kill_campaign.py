@@ -1,0 +1,189 @@
+"""A hundred kills at random moments of whole commands: what follows ends in the same bytes, and nothing is left lying about.
+
+Each of five commands is killed twenty times, started again after every kill, and begun anew whenever it ended before its kill.
+"""
+
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from features import simulate
+from features.settings import SimulationSettings
+from pipeline.orchestration.graph import STAGES
+from tests.system.test_erase import forget, holding
+from tests.system.test_kill import contents, visible_artifacts_are_whole
+from tests.workdir import TINY, Workdir, copy_of, in_one_file, with_database
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+LOGS = """
+[events]
+path = "logs"
+columns = { user_id = "user_id", item_id = "item_id", timestamp = "timestamp", event_type = "event_type" }
+timestamp_unit = "iso"
+types = { view = 1.0, like = 1.5, purchase = 2.0 }
+"""
+SETTINGS = TINY[TINY.index("[history]") :].replace("epochs = 3", "epochs = 1")
+CHAMPION = ("--set", "score.model=champion")
+NIGHTLY = ("run", "ingest", "features", "score", *CHAMPION)
+REST = re.compile(r"^\.(building|old|downloading|temporary)|\.part$")
+"""Names of unfinished files and folders."""
+
+
+@dataclass(frozen=True)
+class Nights:
+    """Folder in which every stage has run on a log, and the file of the next day."""
+
+    folder: Path
+    next_day: Path
+
+    def copy(self, folder: Path, *, with_next_day: bool = False) -> Workdir:
+        """Copy of the folder in an empty place."""
+        shutil.rmtree(folder, ignore_errors=True)
+        copied = copy_of(self.folder, folder)
+        if with_next_day:
+            shutil.copyfile(self.next_day, folder / "logs" / "day-2.csv")
+        return copied
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Nights:
+    """Every stage has run, and two further scorings, which `prune --keep 1` removes."""
+    folder = tmp_path_factory.mktemp("campaign")
+    (folder / "logs").mkdir()
+    with_database(folder, empty_database)
+    (folder / "tiny.toml").write_text(f'name = "tiny"\n{LOGS}{SETTINGS}')
+    settings = SimulationSettings(num_users=150, num_items=100, num_events=4000)
+    events = simulate.simulate(settings, 0).events.select("user_id", "item_id", "timestamp", "event_type")
+    days = events["timestamp"].dt.truncate("1d")
+    events.filter(days < days.max()).write_csv(folder / "logs" / "day-1.csv")
+    next_day = tmp_path_factory.mktemp("next") / "day-2.csv"
+    events.filter(days == days.max()).write_csv(next_day)
+    for k in (5, 6):
+        Workdir(folder).run("all", "--set", f"score.k={k}")
+    Workdir(folder).run("all")
+    in_one_file(folder / "mlruns" / "mlflow.db")
+    return Nights(folder, next_day)
+
+
+def endure(
+    start: Callable[[], Workdir], command: Sequence[str], check: Callable[[Workdir], None], code: int = 0
+) -> None:
+    """Kill a command at random moments, begin anew where it ended with its code, and check every end."""
+    workdir, began = start(), time.monotonic()
+    ended = workdir(*command)
+    assert ended.code == code, ended.err
+    seconds = time.monotonic() - began
+    check(workdir)
+    drawn, kills, workdir = random.Random(command[1]), 0, start()
+    while kills < KILLS:
+        ended = workdir.killed(drawn.uniform(0, seconds), *command)
+        visible_artifacts_are_whole(workdir.folder)
+        if ended.code == -9:
+            kills += 1
+            continue
+        assert ended.code == code, ended.err
+        check(workdir)
+        workdir = start()
+    ended = workdir(*command)
+    assert ended.code == code, ended.err
+    check(workdir)
+
+
+def no_rests(workdir: Workdir) -> None:
+    """After `prune` nothing unfinished is left."""
+    pruned = workdir("prune")
+    assert pruned.code == 0, pruned.err
+    places = (workdir.folder / "data", workdir.folder / "mlruns")
+    rests = [path for place in places for path in place.rglob("*") if REST.search(path.name)]
+    assert rests == []
+
+
+def every_stage(workdir: Workdir) -> dict[str, dict[str, str]]:
+    """Digests by stage and file, without drawings, since those have the seconds of the training."""
+    return {
+        stage: {
+            name: digest
+            for name, digest in contents(workdir.artifact(stage)).items()
+            if name not in ("charts.json", "figures.html")
+        }
+        for stage in STAGES
+    }
+
+
+def test_every_stage(nights: Nights, tmp_path: Path) -> None:
+    expected = every_stage(Workdir(nights.folder))
+
+    def start() -> Workdir:
+        workdir = nights.copy(tmp_path / "copy")
+        for stage in STAGES:
+            shutil.rmtree(workdir.folder / "data" / "tiny" / stage)
+        return workdir
+
+    def check(workdir: Workdir) -> None:
+        assert every_stage(workdir) == expected
+        no_rests(workdir)
+
+    endure(start, ("run", "all"), check)
+
+
+def test_a_night(nights: Nights, tmp_path: Path) -> None:
+    reference = nights.copy(tmp_path / "reference", with_next_day=True)
+    reference.run(*NIGHTLY[1:])
+    expected = contents(reference.artifact("score", *CHAMPION))
+
+    def check(workdir: Workdir) -> None:
+        assert contents(workdir.artifact("score", *CHAMPION)) == expected
+        no_rests(workdir)
+
+    endure(lambda: nights.copy(tmp_path / "copy", with_next_day=True), NIGHTLY, check)
+
+
+def test_publication(nights: Nights, tmp_path: Path) -> None:
+    expected = contents(Workdir(nights.folder).artifact("publish"))
+
+    def check(workdir: Workdir) -> None:
+        assert contents(workdir.artifact("publish")) == expected
+        workdir.run(*NIGHTLY[1:])
+        no_rests(workdir)
+
+    endure(lambda: nights.copy(tmp_path / "copy"), ("run", "publish", "--force"), check)
+
+
+def test_pruning(nights: Nights, tmp_path: Path) -> None:
+    def check(workdir: Workdir) -> None:
+        assert all(stage["up_to_date"] for stage in workdir.run("all")["stages"])
+        scorings = (workdir.folder / "data" / "tiny" / "score").glob("*/manifest.json")
+        assert len({path.resolve() for path in scorings}) == 1
+        no_rests(workdir)
+
+    endure(lambda: nights.copy(tmp_path / "copy"), ("prune", "--keep", "1"), check)
+
+
+def test_erasure(nights: Nights, tmp_path: Path) -> None:
+    """The champion holds the user and is named; everything else is gone."""
+    user = simulate_user(nights)
+
+    def start() -> Workdir:
+        workdir = nights.copy(tmp_path / "copy")
+        forget(workdir.folder, user)
+        return workdir
+
+    def check(workdir: Workdir) -> None:
+        assert not list(holding(workdir.folder / "data", user))
+        no_rests(workdir)
+
+    setting = forget(tmp_path, user).replace(str(tmp_path), ".")
+    endure(start, ("prune", "--excluded", "--set", setting), check, code=1)
+
+
+def simulate_user(nights: Nights) -> str:
+    """A user of the log."""
+    return (nights.folder / "logs" / "day-1.csv").read_text().splitlines()[1].split(",")[0]
