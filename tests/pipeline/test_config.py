@@ -237,7 +237,7 @@ def test_no_message_about_a_value_has_the_validator_s_own_words(minimal: Path, k
 def test_several_keys_in_one_override(minimal: Path, text: str, pairs: list[str]) -> None:
     def loaded(overrides: list[str]) -> Any:
         try:
-            return load_config(minimal, overrides)
+            return load_config(minimal, overrides).model_dump()
         except ConfigError as error:
             return str(error)
 
