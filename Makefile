@@ -13,10 +13,12 @@ HTML ?=
 TRIALS ?= 20
 KEEP ?=
 
+export CONFIG SET
+
 VENV := .venv
 INSTALLED := $(VENV)/installed
 LOOKBACK := $(VENV)/bin/lookback
-SETTINGS = --config '$(CONFIG)' $(foreach pair,$(SET),--set '$(pair)')
+SETTINGS = --config "$$CONFIG" $${SET:+--set "$$SET"}
 STAGES := ingest features train index rank baselines evaluate publish score report
 
 PYTEST := $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
@@ -56,7 +58,7 @@ nightly: $(INSTALLED)  ## ingest new events, score with the champion, move score
 
 ##@ Data and experiments
 data: $(INSTALLED)  ## download the public data set of CONFIG and check its digest
-	@$(LOOKBACK) data --config '$(CONFIG)'
+	@$(LOOKBACK) data --config "$$CONFIG"
 
 tune: $(INSTALLED)  ## hyper-parameter search (TRIALS=20)
 	@$(LOOKBACK) tune $(SETTINGS) --trials $(TRIALS)
@@ -65,10 +67,10 @@ compare: $(INSTALLED)  ## compare runs (RUNS="RUN RUN", MLflow run ids or names;
 	@$(LOOKBACK) compare $(RUNS) $(if $(HTML),--html '$(HTML)')
 
 ui: $(INSTALLED)  ## MLflow UI on 127.0.0.1:5000
-	@$(LOOKBACK) ui --config '$(CONFIG)'
+	@$(LOOKBACK) ui --config "$$CONFIG"
 
 prune: $(INSTALLED)  ## remove old artifacts and model versions (KEEP=N)
-	@$(LOOKBACK) prune --config '$(CONFIG)' $(if $(KEEP),--keep $(KEEP))
+	@$(LOOKBACK) prune --config "$$CONFIG" $(if $(KEEP),--keep $(KEEP))
 
 ##@ Development
 check: lint type test  ## lint, types and fast tests

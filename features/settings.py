@@ -42,9 +42,11 @@ def iso_microseconds(iso: str) -> int:
 def _check_columns(section: str, columns: Mapping[str, Column], known: Sequence[str], *needed: str) -> None:
     for ours in columns:
         if ours not in known:
-            near = difflib.get_close_matches(ours, known, 1, 0.0)[0]
+            near = difflib.get_close_matches(ours, known, 1, 0.6)
+            guess = f"; did you mean '{section}.columns.{near[0]}'?" if near else ""
             raise ValueError(
-                f"unknown key '{section}.columns.{ours}'; did you mean '{section}.columns.{near}'?"
+                f"unknown key '{section}.columns.{ours}', expected {', '.join(known)}, each with the name or position of a "
+                f"column of the file{guess}"
             )
     missing = [name for name in needed if name not in columns]
     if missing:

@@ -242,13 +242,11 @@ def data(config: Any) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="Port, instead of tracking.port.")
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
-    from pipeline.orchestration.parent_run import end_abandoned
-    from pipeline.reporting.run_description import view_of
-    from pipeline.tracking.ui import ui as serve
+    from pipeline.orchestration.parent_run import end_abandoned, newest_view
+    from pipeline.tracking import ui as server
 
     end_abandoned(config)
-    view = view_of(config.evaluate.gate_metric)
-    serve(port or config.tracking.port, config.tracking.uri, config.name, view)
+    server.ui(port or config.tracking.port, config.tracking.uri, config.name, newest_view(config))
 
 
 def _explain(error: OSError) -> str:

@@ -5,6 +5,7 @@ import datetime
 import difflib
 import functools
 import glob
+import re
 import tomllib
 import types
 import typing
@@ -40,6 +41,13 @@ from pipeline.sections import (
     TuneConfig,
 )
 
+if typing.TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_PAIR_MARKS = re.compile(
+    r"""(?P<quoted>"[^"]*"|'[^']*')|(?P<opening>[\[{])|(?P<closing>[\]}])|(?P<blank>\s+(?=[\w-]+(?:\.[\w-]+)*\s*=))"""
+)
+"""Marks at which `_pairs` looks: a blank before `key=` outside quotes and brackets ends a pair."""
 EXPERT_KEYS = frozenset(
     f"{section}.{name}"
     for section, names in {
@@ -165,13 +173,14 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     tree = _read(Path(path), files)
     where = " extends ".join(map(str, files))
     for override in overrides:
-        _set(tree, override)
+        for pair in _pairs(override):
+            _set(tree, pair)
     _refuse_unknown(tree, where)
     _fill_paths(tree)
     try:
         return Config.model_validate(tree, context=("--config", str(path), *_as_options(overrides)))
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error, where)) from None
+        raise ConfigError(_explain(error, tree, where)) from None
 
 
 def _as_options(overrides: typing.Sequence[str]) -> list[str]:
@@ -241,6 +250,17 @@ def _dates_as_text(tree: dict[str, Any]) -> dict[str, Any]:
         else value
         for key, value in tree.items()
     }
+
+
+def _pairs(override: str) -> list[str]:
+    """Pairs `key=value` of one override, separated by blanks; blanks in values stay: `evaluate.k=[10, 50] seed=1`."""
+    pairs, start, depth = [], 0, 0
+    for mark in _PAIR_MARKS.finditer(override):
+        depth += (mark.lastgroup == "opening") - (mark.lastgroup == "closing")
+        if mark.lastgroup == "blank" and depth <= 0:
+            pairs.append(override[start : mark.start()])
+            start = mark.end()
+    return [pair for pair in (*pairs, override[start:]) if pair.strip() or not pairs]
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -320,26 +340,25 @@ def _refuse_unknown(tree: dict[str, Any], where: str, prefix: str = "") -> None:
                 raise ConfigError(f"{where}: {key}: received {value!r}, expected a section [{key}]")
             _refuse_unknown(value, where, f"{key}.")
         elif key not in key_types():
-            raise ConfigError(f"{where}: unknown key {key!r}; did you mean {_nearest(key, prefix)!r}?")
+            raise ConfigError(f"{where}: unknown key {key!r}; {_nearest(key, prefix)}")
         elif isinstance(value, bool) and not {bool, Any} & set(_options(key_types()[key])):
             expected = type_name(key_types()[key])
             raise ConfigError(f"{where}: {key}: received {str(value).lower()}, expected {expected}")
 
 
 def _nearest(key: str, prefix: str) -> str:
-    """Nearest valid key, in the same section first."""
+    """Question after the nearest valid key, in the same section first; the keys of the section where none is near."""
     siblings = (
         [known for known in key_types() if known.startswith(prefix)] if prefix else list(Config.model_fields)
     )
     everywhere = [*siblings, *(known for known in key_types() if known not in siblings)]
-    by_leaf = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
-    for near in (
-        difflib.get_close_matches(key, siblings, 1, 0.6),
-        difflib.get_close_matches(key.removeprefix(prefix), by_leaf, 1, 0.6),
-    ):
+    for keys in (siblings, everywhere):
+        by_leaf = {known.rpartition(".")[2]: known for known in reversed(keys)}
+        near = difflib.get_close_matches(key.removeprefix(prefix), by_leaf, 1, 0.6)
         if near:
-            return by_leaf.get(near[0], near[0])
-    return difflib.get_close_matches(key, everywhere, 1, 0.0)[0]
+            return f"did you mean {by_leaf[near[0]]!r}?"
+    section = f"of [{prefix[:-1]}]" if prefix else "at the top of the file"
+    return f"expected a key {section}: {', '.join(known.removeprefix(prefix) for known in siblings)}"
 
 
 def _fill_paths(tree: dict[str, Any]) -> None:
@@ -360,19 +379,54 @@ def _fill_paths(tree: dict[str, Any]) -> None:
             tree[section]["path"] = fill(tree[section]["path"])
 
 
-def _explain(error: pydantic.ValidationError, where: str) -> str:
+def _explain(error: pydantic.ValidationError, tree: dict[str, Any], where: str) -> str:
+    """One line per refused key: the validators' own message, or the value received and what is expected."""
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "missing":
-            lines.append(
-                f"{where}: {key} is missing; expected it to be set ([events] needs path and columns, and name is required)"
-            )
-        elif problem["type"] in ("value_error", "assertion_error"):
-            lines.append(
-                f"{where}: {message}" if key.split(".")[0] in message else f"{where}: {key}: {message}"
-            )
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path[: 2 if path[:1] and path[0] in sections() else 1])
+        if problem["type"] in ("value_error", "assertion_error"):
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            lines.append(message if path and path[0] in message else f"{key}: {message}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key} is missing; expected {_expected(key, key_types().get(key), problem)}")
         else:
-            lines.append(f"{where}: {key}: received {problem['input']!r}: {message[0].lower()}{message[1:]}")
-    return "\n".join(dict.fromkeys(lines))
+            lines.append(_refused(key, problem, tree))
+    return "\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))
+
+
+def _refused(key: str, problem: "ErrorDetails", tree: dict[str, Any]) -> str:
+    """Message for a value of the wrong type or out of range, at its place within lists and tables."""
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    annotation, place = key_types().get(key), key
+    for step in problem["loc"][len(key.split(".")) :]:
+        container = dict if isinstance(value, dict) else list
+        inner = [get_args(option)[-1] for option in _options(annotation) if get_origin(option) is container]
+        places = (
+            value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        )
+        if inner and step in places:  # other steps name a member of a union
+            value, annotation, place = value[step], inner[0], f"{place}.{step}"
+    hint = ""
+    if isinstance(value, str) and value[:1] in "[{" and value:
+        hint = '; in lists and tables text has quotes, such as ["a", "b"]'
+    return f"{place}: received {_as_toml(value)}, expected {_expected(key, annotation, problem)}{hint}"
+
+
+def _as_toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _expected(key: str, annotation: Any, problem: "ErrorDetails") -> str:
+    """Values allowed: the choices or the type, and the bound that a value exceeds."""
+    if problem["type"] == "string_pattern_mismatch":
+        return "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    bounds = [
+        f"{word} {problem['ctx'][name]:g}" for name, word in words.items() if name in problem.get("ctx", {})
+    ]
+    if key in sections():
+        return f"a section [{key}]"
+    return ", ".join([type_name(annotation), *bounds])

@@ -6,7 +6,7 @@ purpose and counted under a reason of LEFT_OUT.
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ _ORDER = ("unparseable", "excluded_user", *REFUSED[1:], *LEFT_OUT[1:3])
 """A row with several reasons gets the first of these."""
 
 NUM_EXAMPLES = 3
+NUM_TYPES = 20
+"""Event types that a message names."""
 _KIND = pl.Categorical()
 EARLY_ROWS = 1_000_000
 HOPELESS_FRACTION = 0.95
@@ -73,6 +75,8 @@ class Counts:
     """The first refused rows: source_path, source_row, raw, reason."""
     first_ahead: int | None = None
     """Earliest time refused as later than the format's latest, in microseconds since the epoch."""
+    unlisted: Counter[str] = field(default_factory=Counter)
+    """Rows left out by event type not in `types`, for NUM_TYPES of the types; rows without a type under the empty text."""
 
     def check(self) -> None:
         """Assert that every row is counted exactly once."""
@@ -86,16 +90,19 @@ class Counts:
             self.left_out + other.left_out,
             (self.examples + other.examples)[:NUM_EXAMPLES],
             _earliest(self.first_ahead, other.first_ahead),
+            _most_common(self.unlisted + other.unlisted),
         )
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers and lists; `Counts.from_json` reads it."""
-        return {**vars(self), "refused": dict(self.refused), "left_out": dict(self.left_out)}
+        return vars(self) | {name: dict(getattr(self, name)) for name in ("refused", "left_out", "unlisted")}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Counts":
         """Load counts saved by `to_json`."""
-        counters = {name: Counter(content[name]) for name in ("refused", "left_out")}
+        counters: dict[str, Counter[str]] = {
+            name: Counter(content.get(name)) for name in ("refused", "left_out", "unlisted")
+        }
         return cls(**{**content, **counters})
 
     def reasons(self) -> dict[str, int]:
@@ -224,6 +231,8 @@ class _Validated:
     reasons: Counter[str]
     """Reason to number of rows that are not events."""
     first_ahead: int | None
+    unlisted: Counter[str]
+    """Event types not in `types`, see `Counts`."""
     text_ids: tuple[str, int, str] | None
     """Column, row and text of an accepted id that must be int64 and is not; all other fields are then empty."""
 
@@ -235,7 +244,9 @@ def _validate_chunk(
         frame, verdict = validate(chunk, form, id_types, excluded)
     except TextIds as error:
         nothing = pl.DataFrame()
-        return _Validated(0, nothing, nothing, Counter(), None, (error.column, error.source_row, error.text))
+        return _Validated(
+            0, nothing, nothing, Counter(), None, Counter(), (error.column, error.source_row, error.text)
+        )
     frame = frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(SOURCE_ROW))
     numbers = verdict.drop_nulls().value_counts().rows()
     return _Validated(
@@ -244,6 +255,7 @@ def _validate_chunk(
         _quarantine(chunk, verdict),
         Counter({_ORDER[code]: number for code, number in numbers}),
         _first_ahead(frame[TIMESTAMP], verdict, form.latest) if numbers else None,
+        _unlisted(frame[EVENT_TYPE], verdict) if numbers else Counter(),
         None,
     )
 
@@ -261,6 +273,15 @@ def _first_ahead(times: pl.Series, verdict: pl.Series, latest: int) -> int | Non
     return None if first is None else int(first)  # type: ignore[arg-type]
 
 
+def _unlisted(event_type: pl.Series, verdict: pl.Series) -> Counter[str]:
+    types = event_type.filter(verdict == _ORDER.index("type_not_listed")).cast(pl.String).fill_null("")
+    return _most_common(Counter(dict(types.value_counts().rows())))
+
+
+def _most_common(types: Counter[str]) -> Counter[str]:
+    return Counter(dict(types.most_common(NUM_TYPES)))
+
+
 def _earliest(*times: int | None) -> int | None:
     return min((time for time in times if time is not None), default=None)
 
@@ -271,6 +292,7 @@ def _count(counts: Counts, result: _Validated, refused: pl.DataFrame) -> None:
     for reason, number in result.reasons.items():
         (counts.left_out if reason in LEFT_OUT else counts.refused)[reason] += number
     counts.first_ahead = _earliest(counts.first_ahead, result.first_ahead)
+    counts.unlisted = _most_common(counts.unlisted + result.unlisted)
     num_missing = NUM_EXAMPLES - len(counts.examples)
     counts.examples += refused.head(num_missing).drop(SOURCE_FILE).rows(named=True)
 
@@ -431,6 +453,12 @@ def _nothing(num_rows: int, kind: pl.DataType) -> pl.Series:
     return pl.Series([None], dtype=kind).new_from_index(0, num_rows)
 
 
+def describe_types(counts: Counts, listed: Iterable[str] | None) -> str:
+    """The event types left out, most frequent first, beside those listed; a missing type is empty text."""
+    rows = ", ".join(f"{kind!r} ({number:,})" for kind, number in counts.unlisted.most_common())
+    return f"events.types lists {', '.join(map(repr, listed or ()))}; rows left out: {rows}"
+
+
 def check_refused(
     counts: Counts, form: EventFormat, max_refused_fraction: float, *, read_to_end: bool = True
 ) -> None:
@@ -456,7 +484,8 @@ def check_refused(
         if refused > max_refused_fraction * counts.rows_in
         else f"none of {counts.rows_in:,} rows is an event that counts"
     )
+    types = f"\n{describe_types(counts, form.settings.types)}" if counts.unlisted else ""
     raise ValueError(
-        f"events: {problem}: {by_reason}.{rows}\nSettings in force: {form.describe()}. "
+        f"events: {problem}: {by_reason}.{rows}{types}\nSettings in force: {form.describe()}. "
         "Correct the settings that these rows do not fit, or raise events.max_refused_fraction"
     )

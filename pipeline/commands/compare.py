@@ -66,11 +66,15 @@ def compare_runs(
     targets = {evaluation.label: evaluation.targets for evaluation in compared}
     systems = metrics_of_runs(targets, tuple(settings.k), settings.resamples, seed)
     comparison = Comparison.of(compared[0].targets, systems, seed_groups(compared))
+    differing = differing_settings(compared)
     text, page = as_text(comparison), as_page(compared, comparison)
+    if len(compared) > 1:
+        text = f"{_settings_text(differing)}\n\n{text}"
     if html is not None:
         html.write_text(page, encoding="utf-8")
     run_id = log(tracker, compared, comparison, page) if len(compared) > 1 else None
-    print(json.dumps(as_tree(comparison) | {"run_id": run_id}) if as_json else printable_lines(text))
+    tree = as_tree(comparison) | {"settings": differing, "run_id": run_id}
+    print(json.dumps(tree) if as_json else printable_lines(text))
 
 
 def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -> list[Evaluation]:
@@ -167,7 +171,27 @@ def seed_groups(compared: Sequence[Evaluation]) -> list[SeedGroup]:
     ]
 
 
+def differing_settings(compared: Sequence[Evaluation]) -> dict[str, dict[str, str]]:
+    """Settings of training and evaluation that are not the same in all runs: key -> run -> value."""
+    settings = {
+        evaluation.label: (evaluation.training.params if evaluation.training is not None else {})
+        | evaluation.run.params
+        for evaluation in compared
+    }
+    keys = sorted({key for own in settings.values() for key in own if not key.startswith("resolved.")})
+    values = {key: {label: own.get(key, "not recorded") for label, own in settings.items()} for key in keys}
+    return {key: by_run for key, by_run in values.items() if len(set(by_run.values())) > 1}
+
+
 # --- printed and logged output ---
+
+
+def _settings_text(differing: dict[str, dict[str, str]]) -> str:
+    if not differing:
+        return "the recorded settings are the same"
+    labels = next(iter(differing.values()))
+    rows = [[key, *values.values()] for key, values in differing.items()]
+    return aligned([["settings that differ", *labels], *rows])
 
 
 def as_text(comparison: Comparison) -> str:

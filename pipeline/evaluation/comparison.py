@@ -12,6 +12,7 @@ from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import metrics_of_ranks
 from models.histories import Int64
+from pipeline.artifacts.files import fingerprint
 from pipeline.artifacts.store import read_manifest
 from pipeline.errors import LookbackError
 from pipeline.evaluation import target_words
@@ -168,15 +169,16 @@ def interval_text(low: float, high: float, form: str = ".4f") -> str:
     return f"{low:{form}} to {high:{form}}"
 
 
-def same_targets(evaluate: Path, other: Path) -> bool:
-    """Whether the manifests of two evaluations allow the same test targets."""
-    one, two = read_manifest(evaluate), read_manifest(other)
-    keys = [key for key in one["settings"] if key == "exclude_seen" or key.startswith("evaluate.")]
-    keys = [key for key in keys if not key.endswith((".k", ".resamples", ".training_fractions"))]
-    return bool(
-        one["inputs"]["features"] == two["inputs"]["features"]
-        and all(one["settings"].get(key) == two["settings"].get(key) for key in keys)
-    )
+def target_set(evaluate: Path) -> str:
+    """Fingerprint of what an evaluation's manifest says of its test targets: the features, and the settings that choose them."""
+    manifest = read_manifest(evaluate)
+    chosen = {
+        key: value
+        for key, value in manifest["settings"].items()
+        if (key == "exclude_seen" or key.startswith("evaluate."))
+        and not key.endswith((".k", ".resamples", ".training_fractions"))
+    }
+    return fingerprint([manifest["inputs"]["features"], chosen])
 
 
 class AgainstEarlier(NamedTuple):

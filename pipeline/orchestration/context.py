@@ -1,5 +1,7 @@
 """A stage's inputs, workspace and outputs."""
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,10 +47,39 @@ class Context:
     manifest: dict[str, Any] = field(default_factory=dict)
     """rows_in, rows_out, rows_left_out and the stage's own entries."""
     summary_line: str = ""
+    progress: str = ""
+    """Position of the stage in its work, for the lines of `heartbeat`."""
 
     def summary(self, text: str) -> None:
         """Set the line printed at the end of the stage."""
         self.summary_line = text
+
+    @contextlib.contextmanager
+    def counted(self, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        """Yield a function that takes numbers of finished units (`users`); progress bar and heartbeat show their sum."""
+        from tqdm import tqdm
+
+        done = 0
+        self.progress = f"0 of {total:,} {unit}"
+        with tqdm(
+            total=total, unit=unit, desc=self.stage_folder.name, disable=not self.show_progress, leave=False
+        ) as bar:
+
+            def advance(number: int) -> None:
+                nonlocal done
+                done += number
+                bar.update(number)
+                self.progress = f"{done:,} of {total:,} {unit}"
+
+            yield advance
+
+    def epoch(self, values: Mapping[str, float], epoch: int) -> None:
+        """Log the metrics of an epoch before the stage ends; the heartbeat shows loss and NDCG@10."""
+        shown = [
+            f"{name} {value:.4f}" for name, value in values.items() if name.endswith(("loss", "ndcg@10"))
+        ]
+        self.progress = f"epoch {epoch} ({', '.join(shown)})"
+        self.live.metrics(values, epoch)
 
     @cached_property
     def dataset(self) -> "Dataset":
@@ -76,7 +107,7 @@ class Context:
             self.folder / "checkpoints",
             encoder=encoder,
             train=train,
-            on_epoch=self.live.metrics,
+            on_epoch=self.epoch,
             log=self.track.metric,
             show_progress=self.show_progress,
         )

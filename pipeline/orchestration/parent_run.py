@@ -8,10 +8,10 @@ import contextlib
 import datetime
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from features.printable import markdown
 from pipeline.artifacts.files import fingerprint, read_json, write_json
@@ -25,6 +25,9 @@ from pipeline.tracking import queries, registry
 from pipeline.tracking.record import TRACKING, DatasetInput, Point, RunRecord
 from pipeline.tracking.server import GATE, ServerAway
 from pipeline.tracking.tracker import NOTE, RunIdentity, Tracker
+
+if TYPE_CHECKING:
+    from pipeline.tracking.ui import View
 
 RUNS = ".runs"
 SEARCHES = "tune"
@@ -96,6 +99,29 @@ def records(config: Config) -> list[Record]:
             record.built()  # fails on entries of another type
             readable.append(record)
     return readable
+
+
+def evaluated(known: Sequence[Record]) -> list[Record]:
+    """Finished runs that built an evaluation, newest first."""
+    return [
+        record
+        for record in reversed(known)
+        if record.status == "FINISHED" and record.stages.get("evaluate", {"built": False})["built"]
+    ]
+
+
+def newest_view(config: Config) -> "View | None":
+    """List of the runs on the targets of the newest evaluation that is kept; None without one."""
+    from pipeline.evaluation import comparison
+    from pipeline.evaluation.report import EvaluationReport
+    from pipeline.reporting import run_description
+
+    for record in evaluated(records(config)):
+        folder = config.folder / "evaluate" / record.stages["evaluate"]["fingerprint"]
+        with contextlib.suppress(OSError, DamagedArtifact, KeyError):
+            metric = run_description.metric_of(EvaluationReport.load(folder), config.evaluate.gate_metric)
+            return run_description.view_of(metric, comparison.target_set(folder))
+    return None
 
 
 def without_artifacts(config: Config) -> list[Path]:
@@ -328,6 +354,8 @@ class ParentRun:
         numbers, verdict = run_description.row_of(report, metric)
         for name, value in numbers.items():
             self._run.metric(name, value)
+        for name, text in run_description.texts_of(report, metric).items():
+            self._run.tag(name, text)
         self._run.tag(run_description.AGAINST_BASELINES, verdict)
         if not built:
             against_earlier = "the evaluation of an earlier run, as it was"
@@ -336,11 +364,30 @@ class ParentRun:
         else:
             against_earlier = against.against_best
         self._run.tag(run_description.AGAINST_EARLIER, against_earlier)
-        self._tracker.offer(run_description.view_of(metric))
+        if built:
+            targets = comparison.target_set(evaluate)
+            self._run.tag(run_description.TARGET_SET, targets)
+            self._run.tag(run_description.CHANGED, self._changed_settings())
+            self._tracker.offer(run_description.view_of(metric, targets))
         parts = [headline, table]
         if against is not None:
             parts = [f"{headline} {against.sentence}", table, against.table]
         return "\n\n".join([*parts, *self._decision()])
+
+    def _changed_settings(self) -> str:
+        """Settings that differ from the newest earlier run with an evaluation: `model.dim 16 → 8`."""
+        own = RunRecord()
+        own.params(self._pipeline.config.model_dump(mode="json"))
+        for record in evaluated(self._earlier):
+            with contextlib.suppress(OSError, DamagedArtifact, KeyError):
+                before = RunRecord.load(record.folder).param_values
+                changed = [
+                    f"{key} {before.get(key, 'null')} → {value}"
+                    for key, value in own.param_values.items()
+                    if before.get(key, "null") != value
+                ]
+                return ", ".join(changed) or "none"
+        return "the first run"
 
     def _evaluations(self, evaluate: Path) -> dict[str, Path]:
         """Newest other evaluations on the same targets, by their runs' names in the UI."""
@@ -348,13 +395,11 @@ class ParentRun:
         from pipeline.reporting import run_description
 
         names: dict[Path, str] = {}
-        for record in reversed(self._earlier):
-            entry = record.stages.get("evaluate")
-            if record.status != "FINISHED" or entry is None or not entry["built"]:
-                continue
-            folder = self._artifact(entry).folder
+        targets = comparison.target_set(evaluate)
+        for record in evaluated(self._earlier):
+            folder = self._artifact(record.stages["evaluate"]).folder
             with contextlib.suppress(OSError, DamagedArtifact, KeyError):
-                if folder != evaluate and folder not in names and comparison.same_targets(evaluate, folder):
+                if folder != evaluate and folder not in names and comparison.target_set(folder) == targets:
                     address = self._address(self._tracker.linked_run(record.link))
                     names[folder] = _link(f"{record.name} of {_began(record)}", address)
             if len(names) == run_description.MAX_EARLIER:

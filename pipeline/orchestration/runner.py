@@ -17,6 +17,7 @@ from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import Node, Pipeline, resolve
+from pipeline.orchestration.heartbeat import heartbeat
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
 from pipeline.release import live_lists, promotion
 from pipeline.tracking import registry
@@ -153,7 +154,7 @@ class _Task:
             started = time.monotonic()
             store.give_back_memory()
             memory = store.PeakMemory()
-            with _watched(context):
+            with _watched(context), heartbeat(node.stage.name, context):
                 yield context
             _commit(node, context, time.monotonic() - started, memory.bytes())
 

@@ -10,6 +10,10 @@ from pipeline.tracking.ui import View
 
 AGAINST_EARLIER, AGAINST_BASELINES = "lookback.against_earlier_runs", "lookback.against_baselines"
 """Tags of a whole run with the verdicts of the paired tests, shown in the list of runs."""
+CHANGED, BEST_BASELINE = "lookback.changed_settings", "lookback.best_baseline"
+"""Tags of a whole run, shown in the list of runs: settings that differ from the run before; the best baseline's metric."""
+TARGET_SET = "lookback.target_set"
+"""Tag of a whole run that built an evaluation: fingerprint of its test targets."""
 MAX_EARLIER = 5
 """Earlier runs that a run is compared with."""
 
@@ -72,17 +76,31 @@ def row_of(report: EvaluationReport, metric: str) -> tuple[dict[str, float], str
     )
 
 
-def view_of(metric: str) -> View:
-    """List of runs, best first, with the columns of row_of."""
-    length = metric.rpartition("@")[2]
-    metrics = [f"test/{metric}", f"test/{metric}_low", f"test/{metric}_high", f"best_baseline/{metric}"]
-    shown = dict.fromkeys([*metrics, f"test/hit_rate@{length}"])
+def headline_tag(metric: str) -> str:
+    """Tag of a whole run with a metric and its interval, shown in the list of runs."""
+    return f"lookback.{allowed(metric)}"
+
+
+def texts_of(report: EvaluationReport, metric: str) -> dict[str, str]:
+    """Columns of the list of runs with four digits: the metric beside its interval, and the best baseline's."""
+    baselines = report.best_baselines(metric)
+    best = (
+        f"{report.value(baselines[0], metric).value:.4f} {display_name(baselines[0])}"
+        if baselines
+        else "none"
+    )
+    value = f"{report.value(MODEL, metric).value:.4f} ({_ends(report, MODEL, metric)})"
+    return {headline_tag(metric): value, BEST_BASELINE: best}
+
+
+def view_of(metric: str, target_set: str) -> View:
+    """List of the runs on the same test targets, best first, with the columns of row_of and texts_of."""
     return View(
-        key=f"best-by-{allowed(metric)}",
-        name=f"Best by {display_name(metric)}",
-        run_filter="tags.`lookback.stage` = 'run'",
-        metrics=[allowed(name) for name in shown],
-        tags=[AGAINST_EARLIER, AGAINST_BASELINES],
+        key=f"best-by-{allowed(metric)}-{target_set[:8]}",
+        name=f"Best by {display_name(metric)} on targets {target_set[:8]}",
+        run_filter=f"tags.`lookback.stage` = 'run' AND tags.`{TARGET_SET}` = '{target_set}'",
+        metrics=[allowed(f"test/{metric}")],
+        tags=[headline_tag(metric), CHANGED, BEST_BASELINE, AGAINST_EARLIER, AGAINST_BASELINES],
     )
 
 

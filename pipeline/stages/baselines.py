@@ -3,10 +3,11 @@
 They depend on the log and the split alone, so that all models of a split are compared with the same baselines.
 """
 
+import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,22 @@ class Finished(Tuned):
     fitted_on: FittedOn
 
 
+class _Clock:
+    """Seconds of a baseline: of each grid point, then of what remains, the last fit and the ranks."""
+
+    def __init__(self) -> None:
+        self._moments = [time.monotonic()]
+
+    def lap(self) -> None:
+        """End a grid point."""
+        self._moments.append(time.monotonic())
+
+    def ended(self) -> list[float]:
+        """[points + 1] seconds, to the millisecond."""
+        self.lap()
+        return [round(later - earlier, 3) for earlier, later in itertools.pairwise(self._moments)]
+
+
 def build(ctx: Context) -> None:
     """Write KIND/items.npy (numbering of the ranked items), KIND/NAME.parquet (ranks of the test targets), baselines.json."""
     if distributed.rank():
@@ -73,7 +90,7 @@ def build(ctx: Context) -> None:
         (ctx.folder / kind).mkdir(exist_ok=True)
         test.common.save(ctx.folder / kind / "items.npy")
     systems: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {}
     reasons = {
         name: _not_applicable(ctx, name, tests[kinds[0]].learned.num_items) for name in names(ctx.config)
     }
@@ -82,10 +99,10 @@ def build(ctx: Context) -> None:
         path = _facts_file(ctx.folder, name)
         facts = read_json(path) if path.exists() else None
         if facts is None:
-            started = time.monotonic()
-            finished = _gru(ctx, tests) if name == GRU else _of_baseline(ctx, name, selection, tests)
+            ctx.progress, clock = name, _Clock()
+            finished = _gru(ctx, tests) if name == GRU else _of_baseline(ctx, name, selection, tests, clock)
             facts = asdict(finished)
-            seconds[name] = round(time.monotonic() - started, 3)
+            seconds[name] = clock.ended()
             write_json(path, facts)
         systems[name] = facts
     write_json(ctx.folder / "baselines.json", {"systems": systems, "not_applicable": not_applicable})
@@ -128,11 +145,14 @@ def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
     return reason
 
 
-def _of_baseline(ctx: Context, name: str, selection: Part, tests: Mapping[Kind, Part]) -> Finished:
+def _of_baseline(
+    ctx: Context, name: str, selection: Part, tests: Mapping[Kind, Part], clock: _Clock
+) -> Finished:
     """Tune a baseline, fit it on the evaluated model's training events, rank the test targets of every kind."""
     fit, grid = _candidates(ctx.config, name)
     moves = kind_of(name).moves
-    tuned = _tune(ctx, name, fit, grid, selection)
+    tuned = _tune(ctx, name, fit, grid, selection, clock)
+    ctx.progress = f"{name}, test"
     system: Baseline | None = None
     for kind, test in tests.items():
         if moves and kind == "nightly":
@@ -181,13 +201,16 @@ def _candidates(config: Config, name: str) -> tuple[Fit, tuple[Settings, ...]]:
     return lambda histories, num_items, point: kind.fit(histories, num_items, {**point, **fixed}), grid
 
 
-def _tune(ctx: Context, name: str, fit: Fit, grid: tuple[Settings, ...], selection: Part) -> Tuned:
+def _tune(
+    ctx: Context, name: str, fit: Fit, grid: tuple[Settings, ...], selection: Part, clock: _Clock
+) -> Tuned:
     """Grid point with the highest NDCG@10 on the validation requests, the first of ties."""
     targets = selection.targets
     if len(grid) == 1 or not len(targets):
         return Tuned(dict(grid[0]), [dict(grid[0])])
     points = []
-    for point in grid:
+    for number, point in enumerate(grid):
+        ctx.progress = f"{name}, setting {number + 1} of {len(grid)}"
         if kind_of(name).moves and ctx.protocol.headline == "nightly":
             ranked = _ranked_nightly(ctx, name, fit, point, selection)
         else:
@@ -195,6 +218,7 @@ def _tune(ctx: Context, name: str, fit: Fit, grid: tuple[Settings, ...], selecti
             ranked = rank_all(system, selection, ctx.config, exclude_seen=ctx.protocol.exclude_seen)
         values = metrics.metrics_of_ranks(ranked.rank, (VALIDATION_K,), targets.request, targets.num_requests)
         points.append(dict(point) | {"ndcg@10": float(values[f"ndcg@{VALIDATION_K}"].mean())})
+        clock.lap()
     best = max(range(len(grid)), key=lambda index: points[index]["ndcg@10"])
     return Tuned(dict(grid[best]), points)
 
@@ -245,13 +269,23 @@ def _facts_file(folder: Path, name: str) -> Path:
 
 
 def _report(
-    ctx: Context, systems: dict[str, Any], absent: dict[str, str], num_targets: int, seconds: dict[str, float]
+    ctx: Context,
+    systems: dict[str, Any],
+    absent: dict[str, str],
+    num_targets: int,
+    seconds: dict[str, list[float]],
 ) -> None:
-    """Counts in the manifest, settings and validation metrics to track, one line."""
+    """Counts in the manifest, settings and validation metrics to track, one line.
+
+    seconds: of the baselines built now, see `_Clock`.
+    """
     ctx.manifest.update(rows_in=num_targets, rows_out=num_targets * len(systems))
-    ctx.manifest["seconds_of_systems"] = seconds
-    for name, value in seconds.items():
-        ctx.track.metric(f"{name}/seconds", value)
+    ctx.manifest["seconds_of_systems"] = {name: round(sum(laps), 3) for name, laps in seconds.items()}
+    ctx.manifest["seconds_of_settings"] = {name: laps[:-1] for name, laps in seconds.items()}
+    for name, laps in seconds.items():
+        ctx.track.metric(f"{name}/seconds", round(sum(laps), 3))
+        for step, value in enumerate(laps[:-1]):
+            ctx.track.metric(f"{name}/setting_seconds", value, step)
     for name, facts in systems.items():
         ctx.track.param(f"baseline.{name}", json.dumps(facts["settings"]))
         for step, point in enumerate(facts["grid"] if name != GRU else []):
@@ -260,4 +294,11 @@ def _report(
     ctx.track.artifact("baselines.json")
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
     reasons = "".join(f"; no {name}: {reason}" for name, reason in absent.items())
-    ctx.summary(f"{', '.join(systems) or 'none'} on {num_targets:,} targets{reasons}")
+    named = ", ".join(_with_seconds(name, seconds.get(name, [])) for name in systems)
+    ctx.summary(f"{named or 'none'} on {num_targets:,} targets{reasons}")
+
+
+def _with_seconds(name: str, laps: Sequence[float]) -> str:
+    """Name with the seconds of each setting tried, and of the baseline as a whole: `ease 4.1 s (1.2, 1.3)`."""
+    points = f" ({', '.join(f'{value:.1f}' for value in laps[:-1])})" if len(laps) > 1 else ""
+    return f"{name} {sum(laps):.1f} s{points}" if laps else name

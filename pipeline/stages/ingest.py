@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from features import schema
 from features.events import side_tables as item_tables
@@ -96,6 +95,7 @@ def build(ctx: Context) -> None:
     log, id_types = _read_log(ctx, form, previous, excluded)
     counts = sum((part.counts for part in log), Counts())
     event_log.check_refused(counts, form, config.max_refused_fraction)
+    _say_absent_types(log, counts, config)
     repeats = _repeats(log, counts.rows_out, drop=config.duplicates == "drop")
     _place(ctx, log, repeats)
     if len(repeats):
@@ -213,12 +213,11 @@ def _parts(
             )
 
     new = [source for source in log if records[source] is None]
-    made = in_order(part_of, new, FILES_AT_A_TIME)
-    for source, record in tqdm(
-        made, total=len(new), desc="ingest", unit="file", disable=not ctx.show_progress, leave=False
-    ):
-        _check_ids(source, record)
-        records[source] = record
+    with ctx.counted(len(new), "files") as advance:
+        for source, record in in_order(part_of, new, FILES_AT_A_TIME):
+            _check_ids(source, record)
+            records[source] = record
+            advance(1)
     return [Part(source, folders[source], record) for source, record in records.items() if record is not None]
 
 
@@ -300,6 +299,19 @@ def _link(ctx: Context, part: Part, name: str) -> None:
 
 
 # --- sizes, tables, report ---
+
+
+def _say_absent_types(log: Sequence[Part], counts: Counts, config: EventSettings) -> None:
+    """Print one line where the log has no event of a type in `events.types`, with the types that are left out."""
+    present = {name for part in log for name in part.description.events_by_type}
+    absent = [name for name in config.types or () if name not in present]
+    if absent and counts.unlisted:
+        types = event_log.describe_types(counts, config.types)
+        print(
+            f"ingest: no event has the type {', '.join(map(repr, absent))}: {types}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _check_sizes(log: Sequence[Part], counts: Counts) -> None:

@@ -115,7 +115,7 @@ def _directions(encoder: Encoder) -> torch.Tensor:
 
 def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
     values = {"ranker/loss": epoch.loss, "ranker/held_out_ndcg@10": epoch.ndcg}
-    ctx.live.metrics(values, epoch.epoch)
+    ctx.epoch(values, epoch.epoch)
     for name, value in values.items():
         ctx.track.metric(name, value, epoch.epoch)
 

@@ -4,11 +4,11 @@ import contextlib
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
@@ -41,12 +41,12 @@ def build(ctx: Context) -> None:
     scorer = Scorer.open(job)
     total: Counter[str] = Counter()
     started = time.monotonic()
-    with tqdm(total=len(scorer.users), unit="users", desc="score", disable=not ctx.show_progress) as bar:
+    with ctx.counted(len(scorer.users), "users") as advance:
         if ctx.config.score.engine == "ray":
-            total.update(_by_ray(scorer, bar))
+            total.update(_by_ray(scorer, advance))
         else:
             for number in range(scorer.num_shards):
-                total.update(scorer.score(number, bar.update))
+                total.update(scorer.score(number, advance))
     seconds = time.monotonic() - started
     (ctx.folder / "_SUCCESS").touch()
     for other in folder.iterdir():  # records of finished shards, temporary files of a killed run
@@ -67,7 +67,7 @@ def _bundle(ctx: Context) -> Path:
     return folder
 
 
-def _by_ray(scorer: Scorer, bar: "tqdm[None]") -> Counts:
+def _by_ray(scorer: Scorer, advance: Callable[[int], object]) -> Counts:
     """Score all shards as Ray tasks; returns their counts."""
     from pipeline.serving import ray_batch
 
@@ -76,7 +76,7 @@ def _by_ray(scorer: Scorer, bar: "tqdm[None]") -> Counts:
     starts = range(0, num_shards * settings.shard_users, settings.shard_users)
     users = [min(settings.shard_users, len(scorer.users) - start) for start in starts]
     for done, counts in ray_batch.score(scorer.job, num_shards, users):
-        bar.update(done)
+        advance(done)
         total.update(counts)
     return total
 

@@ -14,7 +14,7 @@ from pipeline.tracking.ui import AS_TRAINING
 
 
 def find_run(uri: str, id_or_name: str, experiment: str | None = None) -> LoggedRun:
-    """Run with this id, or with this name in one experiment (default: in all).
+    """Run with this id, or with this name or beginning of an id (4 digits or more) in one experiment (default: in all).
 
     Raises LookbackError for no run or several.
     """
@@ -28,16 +28,18 @@ def find_run(uri: str, id_or_name: str, experiment: str | None = None) -> Logged
         ids = [entity.experiment_id for entity in experiments if entity is not None]
         name = id_or_name.replace("'", "")
         runs = list(client.search_runs(ids, f"attributes.run_name = '{name}'")) if ids else []
+        if ids and not runs and re.fullmatch("[0-9a-f]{4,31}", id_or_name):
+            runs = list(client.search_runs(ids, f"attributes.run_id LIKE '{id_or_name}%'"))
     if len(runs) == 1:
         return logged(runs[0])
     where = f"on {uri}" + (f", experiment {experiment}" if experiment else "")
     if not runs:
         raise LookbackError(
-            f"run {id_or_name!r}: no such run {where}; expected an id or name that the UI shows"
+            f"run {id_or_name!r}: no such run {where}; expected an id, its beginning, or a name that the UI shows"
         )
     ids = [f"{run.info.run_id} ({run.info.status})" for run in runs]
     raise LookbackError(
-        f"run {id_or_name!r}: {len(runs)} runs have this name {where}; expected an id: {', '.join(ids)}"
+        f"run {id_or_name!r}: {len(runs)} runs have this name or beginning {where}; expected one of: {', '.join(ids)}"
     )
 
 

@@ -308,8 +308,18 @@ class Tracker:
             experiment = client.get_experiment_by_name(self.experiment)  # another process was faster
             assert experiment is not None
         if experiment.lifecycle_stage == "deleted":
-            client.restore_experiment(experiment.experiment_id)
+            _restore(client, experiment.experiment_id, f"{self.experiment!r} was deleted on {self.uri}")
         return str(experiment.experiment_id)
+
+
+def _restore(client: "MlflowClient", experiment_id: str, which: str) -> None:
+    """Restore a deleted experiment with one line on stderr."""
+    client.restore_experiment(experiment_id)
+    text = (
+        f"tracking: the experiment {which}; it is restored, as its runs are logged there; tracking.enabled = false logs none, "
+        "another name begins another experiment"
+    )
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _has_folder(root: str | None, run_id: str) -> bool:

@@ -1,13 +1,20 @@
 """MLflow's server on 127.0.0.1 over the tracking database and its artifacts, and saved views of runs."""
 
 import contextlib
+import itertools
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import url2pathname
 
 from pipeline.errors import LookbackError
 from pipeline.tracking.client import client_at, connection_uri, reported
@@ -20,10 +27,13 @@ if TYPE_CHECKING:
 AS_TRAINING = "?workflowType=machine_learning"
 """Query part of an address that makes MLflow's UI show training runs; a new browser shows traces by default."""
 
+LOG = "ui.log"
+"""Output of the server, beside the artifacts' folder."""
 _SAVED_VIEW = "mlflow.sharedViewState."
 """Prefix of the experiment tags in which MLflow's UI keeps saved views, before the view's key."""
 _FIRST_COLUMNS = {"attributes.`Run Name`": 240, "runDateAndNestInfo": 145, "duration": 80}
-_METRIC_WIDTH, _TAG_WIDTH = 140, 430
+_METRIC_WIDTH, _TAG_WIDTHS, _TAG_WIDTH = 90, (200, 300, 140), 430
+"""Widths in pixels: in a window of 1,400 the metric, its interval, the changed settings and the best baseline are seen."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ class View:
     def state(self) -> str:
         """JSON text of the saved view."""
         metrics = [(f"metrics.`{name}`", _METRIC_WIDTH) for name in self.metrics]
-        tags = [(f"tags.`{name}`", _TAG_WIDTH) for name in self.tags]
+        tag_widths = itertools.chain(_TAG_WIDTHS, itertools.repeat(_TAG_WIDTH))
+        tags = [(f"tags.`{name}`", width) for name, width in zip(self.tags, tag_widths, strict=False)]
         widths = dict([*metrics[:1], *tags[:1], *metrics[1:], *tags[1:]])
         state = {
             "searchFilter": self.run_filter,
@@ -67,7 +78,7 @@ def offer(client: "MlflowClient", experiment_id: str, view: View) -> None:
 
 
 def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: View | None = None) -> None:
-    """Print the address and replace this process by MLflow's server on 127.0.0.1.
+    """Serve MLflow on 127.0.0.1 until it is interrupted; prints the address once the server listens.
 
     Raises LookbackError for a port in use, or a tracking server with its own UI.
     """
@@ -89,7 +100,6 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
             ) from None
     query = view.query if view is not None else AS_TRAINING
     runs = f"/#/experiments/{entity.experiment_id}/runs{query}" if entity is not None else ""
-    print(f"MLflow: http://127.0.0.1:{port}{runs} ({uri})", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += [
         "--workers",
@@ -99,6 +109,33 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
         "--default-artifact-root",
         root,
     ]
-    os.execve(  # noqa: S606  (no shell on purpose)
-        sys.executable, command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    )
+    log = Path(url2pathname(urllib.parse.urlparse(root).path)).parent / LOG
+    serve(command, port, log, f"MLflow: http://127.0.0.1:{port}{runs} ({uri}); accesses are logged to {log}")
+
+
+def serve(command: Sequence[str], port: int, log: Path, announcement: str) -> None:
+    """Run the server until it is interrupted; print the announcement once it listens, and its own output to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with log.open("ab") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        while server.poll() is None and not _listens(port):
+            time.sleep(0.1)
+        if server.poll() is None:
+            print(announcement, flush=True)
+        code = server.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        server.terminate()
+        server.wait()
+        signal.signal(signal.SIGTERM, before)
+    raise LookbackError(f"ui: the server ended with code {code}; its last words are in {log}")
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False

@@ -36,6 +36,10 @@ BARE: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
         ({"columns": {"user_id": 1}}, "expected a column for item_id, timestamp too"),
         ({"columns": {**BARE, "user_id": 0}}, "received position 0, expected one from 1"),
         ({"columns": {**BARE, "valeu": 4}}, "did you mean 'events.columns.value'"),
+        (
+            {"columns": {**BARE, "colour": 4}},
+            "'events.columns.colour', expected user_id, item_id, .*of the file$",
+        ),
         ({"columns": BARE, "types": {"view": 1.0}}, "events.columns names no event_type"),
         ({"columns": BARE, "min_value": 1.0}, "events.columns names no value"),
         ({"types": {}}, "events.types: received {}, expected at least one type"),

@@ -1,5 +1,6 @@
 """The configuration: typed, with defaults, refused where it makes no sense."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from pipeline.artifacts.source_files import list_files
-from pipeline.config import load_config, type_name
+from pipeline.config import key_types, load_config, type_name
 from pipeline.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "pipeline" / "configs").glob("*.toml"))
@@ -86,6 +87,13 @@ def test_bare_toml_dates_are_text(minimal: Path) -> None:
         ("epochs=3", "did you mean 'train.epochs'"),
         ("events.colums={}", "did you mean 'events.columns'"),
         ("events.columns.user={}", "user"),
+        ("events.columns.user=x", "did you mean 'events.columns.user_id'"),
+        (
+            "events.columns.colour=c",
+            "expected user_id, item_id, timestamp, value, event_type, each with the name or position",
+        ),
+        ("train.zzz=3", "unknown key 'train.zzz'; expected a key of [train]: loss, "),
+        ("zzz=3", "expected a key at the top of the file: name, data_dir, seed, events"),
         ("train.epochs=0", "train.epochs: received 0, expected at least 1"),
         ("train.epochs=true", "received true"),
         ("train.epochs=many", "'many'"),
@@ -93,7 +101,10 @@ def test_bare_toml_dates_are_text(minimal: Path) -> None:
         ("train=3", "expected a section"),
         ("model.dim=63", "multiple of num_heads"),
         ("model.dropout=1.0", "model.dropout"),
-        ("model.block=mamba", "'transformer'"),
+        (
+            "model.block=mamba",
+            "model.block: received 'mamba', expected transformer, hstu, ligr, gru, lstm, conv, pooling",
+        ),
         ("model.request_time=true", "model.time_bias"),
         ("model.item_content=true", "[items]"),
         ("split.test_fraction=0.95", "less than 1 together"),
@@ -139,6 +150,98 @@ def test_a_log_of_positions_has_no_times_to_look_ahead(minimal: Path, override: 
     with pytest.raises(ConfigError) as caught:
         load_config(minimal, [*positions, override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "evaluate.k=[10, many]",
+            "evaluate.k: received '[10, many]', expected list of integer; in lists and tables text has",
+        ),
+        ('evaluate.k=[10, "many"]', "evaluate.k.1: received 'many', expected integer"),
+        (
+            "evaluate.exclude_seen=perhaps",
+            "evaluate.exclude_seen: received 'perhaps', expected auto or true or false",
+        ),
+        (
+            "evaluate.targets=tomorrow",
+            "received 'tomorrow', expected auto, nightly, successive, first or list of",
+        ),
+        ("evaluate.horizon_days=[7]", "evaluate.horizon_days: received [7], expected auto or number"),
+        ('events.types={view="much"}', "events.types.view: received 'much', expected number"),
+        ("tune.space.train.dropout=3", "tune.space"),
+        ("tracking.port=0", "tracking.port: received 0, expected integer, at least 1"),
+        ("score.diversity=1.0", "score.diversity: received 1.0, expected number, below 1"),
+        (
+            "score.because_method=fats",
+            "score.because_method: received 'fats', expected fast, balanced, exact",
+        ),
+        ("name=a b", "name: received 'a b', expected letters, digits"),
+        ("data.url=x", "data.folder is missing; expected text"),
+        ("evaluate.k=9007199254740993.5", "evaluate.k: received"),
+    ],
+)
+def test_values_of_a_wrong_type_are_answered_with_those_allowed(
+    minimal: Path, override: str, message: str
+) -> None:
+    minimal.write_text(MINIMAL.replace('"t" }', '"t", event_type = "e" }'))
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal, [override])
+    assert message in str(caught.value)
+
+
+INNER_WORDS = re.compile(
+    r"literal\[|function-|list\[|dict\[|union|Input should|valid (?:integer|number|string|boolean|list|dict)|"
+    r"Field required|[Ee]rror,|less than or|greater than|pydantic|instance of|unable to parse"
+)
+
+
+@pytest.mark.parametrize("key", [key for key in key_types() if not key.startswith("simulate.")])
+def test_no_message_about_a_value_has_the_validator_s_own_words(minimal: Path, key: str) -> None:
+    for value in (
+        '"§"',
+        "-7.5",
+        "true",
+        "1e999",
+        "[[]]",
+        "[1.5, {}]",
+        "{ x = { y = [] } }",
+        '{ VIEW = "a" }',
+    ):
+        try:
+            load_config(minimal, [f"{key}={value}"])
+        except ConfigError as error:
+            text = str(error).partition(": ")[2]
+            assert not INNER_WORDS.search(text), (value, text)
+            assert "expected" in text or "did you mean" in text, (value, text)
+            assert key in text or key.partition(".")[0] in text, (value, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("evaluate.k=[10, 50]", ["evaluate.k=[10, 50]"]),
+        ("evaluate.k=[10, 50] train.epochs=3", ["evaluate.k=[10, 50]", "train.epochs=3"]),
+        ("  seed=1   model.dim = 128 ", ["seed=1", "model.dim = 128"]),
+        ("events.timestamp_unit=%d/%m/%Y %H:%M seed=1", ["events.timestamp_unit=%d/%m/%Y %H:%M", "seed=1"]),
+        ('events.path="a b=c" seed=1', ['events.path="a b=c"', "seed=1"]),
+        (
+            "tune.space.train.dropout={low = 0.1, high = 0.2} seed=1",
+            ["tune.space.train.dropout={low = 0.1, high = 0.2}", "seed=1"],
+        ),
+        ("name=l'eau seed=1", ["name=l'eau", "seed=1"]),
+        ("events.path=logs/day=1/*.csv", ["events.path=logs/day=1/*.csv"]),
+    ],
+)
+def test_several_keys_in_one_override(minimal: Path, text: str, pairs: list[str]) -> None:
+    def loaded(overrides: list[str]) -> Any:
+        try:
+            return load_config(minimal, overrides).model_dump()
+        except ConfigError as error:
+            return str(error)
+
+    assert loaded([text]) == loaded(pairs)
 
 
 def test_what_is_required_is_named(tmp_path: Path) -> None:

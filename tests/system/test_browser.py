@@ -191,11 +191,11 @@ def test_the_runs_of_the_experiment_are_listed_the_best_first(
     assert names[:3] == [run.info.run_name.split()[0] for run in runs], "the best first"
     columns = cells(browser)
     browser.set_window_size(*WINDOW)
-    for metric in ("ndcg_at_10", "ndcg_at_10_low", "ndcg_at_10_high", "hit_rate_at_10"):
-        shown = [float(text) for text in columns[f"metrics.`test/{metric}`"]]
-        assert shown == pytest.approx([run.data.metrics[f"test/{metric}"] for run in runs])
-    best = columns["metrics.`best_baseline/ndcg_at_10`"]
-    assert len(set(best)) == 1, "the same baselines"
+    shown = [float(text) for text in columns["metrics.`test/ndcg_at_10`"]]
+    assert shown == pytest.approx([run.data.metrics["test/ndcg_at_10"] for run in runs])
+    for tag in ("ndcg_at_10", "changed_settings", "best_baseline"):
+        assert columns[f"tags.`lookback.{tag}`"] == [run.data.tags[f"lookback.{tag}"] for run in runs]
+    assert len(set(columns["tags.`lookback.best_baseline`"])) == 1, "the same baselines"
     told_apart = columns["tags.`lookback.against_earlier_runs`"]
     verdicts = {words.rpartition(" ")[0] for words in PHRASES.values()}
     assert [each.partition(",")[0] in verdicts for each in told_apart].count(True) == 2

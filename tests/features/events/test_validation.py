@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -392,3 +393,12 @@ def test_a_value_that_is_no_number_is_refused_in_every_format(tmp_path: Path) ->
             tmp_path / name, "0" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path
         )
         assert (counts.rows_out, dict(counts.refused)) == (2, {"bad_value": 1})
+
+
+def test_event_types_left_out_are_counted_the_most_frequent_first(ingest: Any) -> None:
+    rows = "".join(f"1,10,1600000000,{kind},\n" for kind in ["view", *3 * ["like"], *2 * [""], "buy"])
+    _, _, counts = ingest(HEADER + rows, form(types={"view": 1.0}))
+    assert counts.unlisted.most_common() == [("like", 3), ("", 2), ("buy", 1)]
+    assert Counts.from_json(json.loads(json.dumps(counts.to_json()))).unlisted == counts.unlisted
+    many = sum((Counts(unlisted=Counter({f"type {number}": 1 + number})) for number in range(50)), Counts())
+    assert [*many.unlisted] == [f"type {number}" for number in range(49, 49 - validation.NUM_TYPES, -1)]

@@ -247,6 +247,30 @@ def test_runs_are_found_by_the_name_of_the_training_or_the_evaluation(capsys: py
 
 
 @pytest.mark.usefixtures("_at_server")
+def test_the_settings_that_differ_come_first(capsys: pytest.CaptureFixture[str]):
+    compare_runs(None, ["train second", "train wider"], as_json=False)
+    heading, setting, *rest = capsys.readouterr().out.splitlines()
+    assert heading.split("  ")[0] == "settings that differ"
+    assert setting.split() == ["model.dim", "8", "16"]
+    assert rest[0] == ""
+    compare_runs(None, ["train first", "train second"], as_json=True)
+    tree: Any = json.loads(capsys.readouterr().out)
+    assert tree["settings"]["seed"] == {"train first": "0", "train second": "1"}
+    assert "resolved.threads" not in tree["settings"]
+
+
+@pytest.mark.usefixtures("_at_server")
+def test_runs_are_found_by_the_beginning_of_their_id(server: str):
+    run_id = find_run(server, "train first").run_id
+    assert find_run(server, run_id[:12]).run_id == run_id
+    assert find_run(server, run_id[:12], "tiny").run_id == run_id
+    with pytest.raises(LookbackError, match="no such run"):
+        find_run(server, run_id[:12][::-1] + "0f0f0f0f")
+    with pytest.raises(LookbackError, match="no such run"):
+        find_run(server, run_id[:3])
+
+
+@pytest.mark.usefixtures("_at_server")
 def test_an_evaluation_of_nights_is_read_with_its_nights(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     page = tmp_path / "compare.html"
     compare_runs(None, ["train nights"], as_json=False, html=page)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -148,6 +149,10 @@ def test_what_is_up_to_date_is_linked_and_a_run_that_builds_nothing_leaves_nothi
     (features,) = found["features tiny temporal"]
     tags = second.data.tags
     assert tags["lookback.run.features"] == features.info.run_id
+    assert tags["lookback.changed_settings"] == "model.dim 16 → 8, train.epochs 3 → 1"
+    assert first.data.tags["lookback.changed_settings"] == "the first run"
+    assert tags["lookback.target_set"] == first.data.tags["lookback.target_set"]
+    assert re.fullmatch(r"0\.\d{4} \(0\.\d{4} to 0\.\d{4}\)", tags["lookback.ndcg_at_10"])
     assert features.data.tags["mlflow.parentRunId"] == first.info.run_id
     note = tags["mlflow.note.content"]
     assert (

@@ -1,5 +1,6 @@
 """A run's description and its row in the list of runs, from a report of known numbers."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -46,6 +47,27 @@ def test_row_of_the_list_of_runs() -> None:
     assert run_description.row_of(alone, "ndcg@10")[1] == "no baseline was evaluated"
     best = evaluation_report({"lookback": {"ndcg@10": 0.5}, "als": {"ndcg@10": 0.25}})
     assert run_description.row_of(best, "ndcg@10")[1] == "better than all 1: ALS"
+
+
+def test_columns_have_four_digits_and_the_interval_beside_the_value() -> None:
+    assert run_description.texts_of(REPORT, "ndcg@10") == {
+        "lookback.ndcg_at_10": "0.5000 (0.4500 to 0.5500)",
+        "lookback.best_baseline": "0.4750 EASE",
+    }
+    alone = evaluation_report({"lookback": {"ndcg@10": 0.5}})
+    assert run_description.texts_of(alone, "ndcg@10")["lookback.best_baseline"] == "none"
+
+
+def test_runs_on_other_targets_are_in_another_list_and_columns_fit_a_small_window() -> None:
+    one, other = (run_description.view_of("ndcg@10", target_set) for target_set in ("a" * 16, "b" * 16))
+    assert one.key != other.key
+    assert one.name != other.name
+    assert one.run_filter.endswith(f"AND tags.`lookback.target_set` = '{'a' * 16}'")
+    state = json.loads(json.loads(one.state())["state"])
+    assert state["orderByKey"] == "metrics.`test/ndcg_at_10`"
+    shown = state["columnOrder"][: 1 + state["columnOrder"].index("tags.`lookback.best_baseline`")]
+    assert {"tags.`lookback.ndcg_at_10`", "tags.`lookback.changed_settings`"} < set(shown)
+    assert sum(state["columnWidths"][column] for column in shown) <= 1400
 
 
 def test_metric_of_the_description() -> None:

@@ -1,5 +1,6 @@
 """Stages index and evaluate on a small log, every number checked against a plain computation."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from pipeline.dataset.item_features import of_model
 from pipeline.dataset.targets import RankedTargets
 from pipeline.errors import LookbackError
 from pipeline.modelling import item_index
-from pipeline.modelling.recommenders import BUILT_IN
+from pipeline.modelling.recommenders import BUILT_IN, kind_of
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.sections import BASELINES, MODEL, EvaluateConfig
@@ -287,6 +288,19 @@ def test_a_log_without_times_has_no_recent_popularity(inputs: dict[str, Path], t
     report = read_json(context.folder / "metrics.json")
     assert set(report["metrics"]) == {"lookback", "popularity", "co_visitation"}
     assert report["not_applicable"] == {"recent_popularity": "the log has no times, only each user's order"}
+
+
+def test_seconds_of_every_baseline_and_of_every_setting_tried(inputs: dict[str, Path], tmp_path: Path):
+    context = build(baselines, inputs, tmp_path / "timed", baselines=["popularity", "item_knn"])
+    num_settings = {name: len(kind_of(name).grid) for name in ("popularity", "item_knn")}
+    laps = context.manifest["seconds_of_settings"]
+    assert {name: len(seconds) or 1 for name, seconds in laps.items()} == num_settings
+    assert num_settings["item_knn"] > 1
+    tried = ", ".join([r"\d+\.\d"] * num_settings["item_knn"])
+    expected = rf"popularity \d+\.\d s, item_knn \d+\.\d s \({tried}\) on [\d,]+ targets"
+    assert re.fullmatch(expected, context.summary_line)
+    assert context.manifest["seconds_of_systems"]["item_knn"] >= sum(laps["item_knn"])
+    assert context.progress == "item_knn, test"
 
 
 def test_only_the_baselines_asked_for(inputs: dict[str, Path], tmp_path: Path):

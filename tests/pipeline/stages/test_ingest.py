@@ -84,6 +84,22 @@ def test_the_manifest_accounts_for_every_row(log: Log) -> None:
     assert second["events_by_type"] == {"view": 2}
 
 
+def test_types_that_no_event_has_are_answered_with_those_of_the_log(
+    log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"lists 'VIEW'; rows left out: 'like' \(2\), 'view' \(1\)"):
+        log.ingest("events.types={VIEW=1}")
+    log.write("day2.csv", DAY_2)
+    capsys.readouterr()
+    log.ingest("events.types={view=1, likes=2}")
+    said = capsys.readouterr().err
+    assert (
+        "no event has the type 'likes': events.types lists 'view', 'likes'; rows left out: 'like' (2)" in said
+    )
+    log.ingest("events.types={view=1, like=2}")
+    assert "no event has the type" not in capsys.readouterr().err
+
+
 def test_a_second_night_reads_only_the_new_file(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     first = log.ingest()
     log.write("day2.csv", DAY_2)

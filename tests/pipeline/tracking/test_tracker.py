@@ -32,7 +32,7 @@ from pipeline.tracking.server import (
     open_server,
 )
 from pipeline.tracking.tracker import Tracker
-from pipeline.tracking.ui import View, ui
+from pipeline.tracking.ui import View, serve, ui
 
 ROOT = Path(__file__).resolve().parents[3]
 IDENTITY: dict[str, Any] = {
@@ -269,7 +269,9 @@ print(tracker.linked_run(link))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["downloads", "link.json", "mlruns", "stage"]
 
 
-def test_deleted_run_is_logged_again_and_a_lost_link_found(tracker: Tracker, link: Path, tmp_path: Path):
+def test_deleted_run_is_logged_again_and_a_lost_link_found(
+    tracker: Tracker, link: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     folder = a_stage(tmp_path / "stage")
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     first = tracker.linked_run(link)
@@ -284,8 +286,13 @@ def test_deleted_run_is_logged_again_and_a_lost_link_found(tracker: Tracker, lin
     assert second not in (first, None)
     client_at(tracker.uri).delete_experiment(find_run(tracker.uri, "train small").experiment_id)
     assert not tracker.is_logged(link)
+    capsys.readouterr()
     tracker.replay(**IDENTITY, folder=folder, link_file=link)
     assert tracker.is_logged(link)
+    tracker.replay(**IDENTITY, folder=folder, link_file=link)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the experiment '{tracker.experiment}' was deleted" in line
+    assert "it is restored" in line
 
 
 def test_stage_is_nested_under_its_training(tracker: Tracker, link: Path, tmp_path: Path):
@@ -519,10 +526,27 @@ def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
         address = f"http://127.0.0.1:{port}/get-artifact?path=figures%2Floss.svg&run_uuid={run_id}"
         with urllib.request.urlopen(address) as answer:
             assert answer.read() == b"<svg/>"
+        log = Path(tracker.uri.removeprefix("sqlite:///")).parent / "ui.log"
+        while f"MLflow: http://127.0.0.1:{port} " not in (
+            said := (tmp_path / "elsewhere" / "server.log").read_text()
+        ):
+            time.sleep(0.1)
+        assert "GET /" not in said
+        assert "GET /" in log.read_text()
         with pytest.raises(LookbackError, match=f"port {port} on 127.0.0.1 cannot be used .*--port"):
             ui(port, tracker.uri)
     with pytest.raises(LookbackError, match="has its own UI"):
         ui(port, "http://127.0.0.1:1")
+
+
+def test_an_address_is_printed_only_for_a_server_that_listens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    broken = [sys.executable, "-c", "import sys; sys.exit('no module')"]
+    with pytest.raises(LookbackError, match=r"ended with code 1; its last words are in .*ui\.log"):
+        serve(broken, free_port(), tmp_path / "ui.log", "MLflow: here")
+    assert capsys.readouterr().out == ""
+    assert "no module" in (tmp_path / "ui.log").read_text()
 
 
 def test_a_view_that_somebody_changed_stays_as_it_is(tracker: Tracker):
