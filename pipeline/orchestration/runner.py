@@ -72,16 +72,19 @@ def bring_up_to_date(
         for task in _tasks(pipeline, tracker, parent, names if force else ()):
             is_needed = task.name != "report" or set(names) == {"report"}
             with contextlib.nullcontext() if is_needed else optional("report"):
-                summary = task.bring_up_to_date(show_progress)
-                if task.name == "score":
-                    liveness = live_lists.point(config, task.node.artifact, _scored_version(pipeline))
-                    summary |= {"is_live": liveness.is_live, "live": liveness.sentence}
+                with task.node.artifact.lock(task.node.inputs):
+                    built = not task.is_up_to_date()
+                    if built:
+                        stage = importlib.import_module(f"pipeline.stages.{task.node.stage.name}")
+                        with task.building(show_progress) as context:
+                            process_group.announce(task.node.stage.name, context)
+                            stage.build(context)
+                    parent.stage_done(task.name, task.node, built=built)
+                    with optional("tracking"):
+                        task.ensure_logged()
+                summary = _ended(pipeline, task, built, say)
                 if task.pipeline is pipeline:
                     summaries.append(summary)
-                if task.name == "ingest":
-                    source_files.release(config, pipeline.sources)
-                if task.label is not None:
-                    say(f"{task.label} {summary['summary']}")
     return summaries
 
 
@@ -98,20 +101,6 @@ class _Task:
     label: str | None
     """Beginning of the printed line; None prints none."""
     force: bool = False
-
-    def bring_up_to_date(self, show_progress: bool) -> Summary:
-        """Build and log the artifact where it is missing, under its lock; returns its summary."""
-        with self.node.artifact.lock(self.node.inputs):
-            built = not self.is_up_to_date()
-            if built:
-                stage = importlib.import_module(f"pipeline.stages.{self.node.stage.name}")
-                with self.building(show_progress) as context:
-                    process_group.announce(self.node.stage.name, context)
-                    stage.build(context)
-            self.parent.stage_done(self.name, self.node, built=built)
-            with optional("tracking"):
-                self.ensure_logged()
-        return _summary(self.node, built)
 
     def is_up_to_date(self) -> bool:
         """Whether the artifact is complete and not forced; points `latest` to it."""
@@ -243,6 +232,19 @@ def _identity(pipeline: Pipeline, node: Node) -> RunIdentity:
         "tags": tags | provenance.tags(),
         "link_file": node.artifact.run_link,
     }
+
+
+def _ended(pipeline: Pipeline, task: _Task, built: bool, say: Callable[[str], object]) -> Summary:
+    """What follows an up-to-date stage: the live lists, copies of remote files that go, a line; returns its summary."""
+    config, summary = pipeline.config, _summary(task.node, built)
+    if task.name == "score":
+        liveness = live_lists.point(config, task.node.artifact, _scored_version(pipeline))
+        summary |= {"is_live": liveness.is_live, "live": liveness.sentence}
+    if task.name == "ingest":
+        source_files.release(config, pipeline.sources)
+    if task.label is not None:
+        say(f"{task.label} {summary['summary']}")
+    return summary
 
 
 def _scored_version(pipeline: Pipeline) -> Version | None:

@@ -303,19 +303,19 @@ def _is_missing(error: "HTTPError") -> bool:
 
 @contextlib.contextmanager
 def _as_away(address: str) -> Iterator[None]:
-    from http.client import HTTPException
-
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        OverflowError,
-        HTTPException,
-    ) as error:  # not JSON, no port, not HTTP, half an answer
-        raise ServerAway(f"{address}: does not answer ({error or type(error).__name__})") from None
-    except (KeyError, TypeError, AttributeError):
-        raise ServerAway(f"{address}: its answer is not MLflow's, as of a login page or a proxy") from None
+    except Exception as error:
+        from http.client import HTTPException
+
+        if isinstance(error, (OSError, ValueError, OverflowError, HTTPException)):
+            # not JSON, no port, not HTTP, half an answer
+            raise ServerAway(f"{address}: does not answer ({error or type(error).__name__})") from None
+        if isinstance(error, (KeyError, TypeError, AttributeError)):
+            raise ServerAway(
+                f"{address}: its answer is not MLflow's, as of a login page or a proxy"
+            ) from None
+        raise
 
 
 def _authorization(uri: str) -> dict[str, str]:

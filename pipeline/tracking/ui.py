@@ -10,11 +10,10 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.request import url2pathname
 
 from pipeline.errors import LookbackError
 from pipeline.tracking.client import client_at, connection_uri, reported
@@ -46,11 +45,6 @@ class View:
     metrics: Sequence[str]
     tags: Sequence[str]
 
-    @property
-    def query(self) -> str:
-        """Query part of an experiment's address that selects the view."""
-        return f"{AS_TRAINING}&viewStateShareKey={self.key}"
-
     def state(self) -> str:
         """JSON text of the saved view."""
         metrics = [(f"metrics.`{name}`", _METRIC_WIDTH) for name in self.metrics]
@@ -77,8 +71,20 @@ def offer(client: "MlflowClient", experiment_id: str, view: View) -> None:
         client.set_experiment_tag(experiment_id, tag, view.state())
 
 
+def newest_key(tags: Mapping[str, str]) -> str | None:
+    """Key of the view saved last in an experiment, by its tags; None without a readable one."""
+    created: dict[str, int] = {}
+    for tag, value in tags.items():
+        if tag.startswith(_SAVED_VIEW):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                created[tag.removeprefix(_SAVED_VIEW)] = int(json.loads(value)["createdAt"])
+    return max(created, key=created.__getitem__, default=None)
+
+
 def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: View | None = None) -> None:
     """Serve MLflow on 127.0.0.1 until it is interrupted; prints the address once the server listens.
+
+    The address opens `view`, or else the view that was saved last in the experiment.
 
     Raises LookbackError for a port in use, or a tracking server with its own UI.
     """
@@ -98,8 +104,10 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
             raise LookbackError(
                 f"ui: port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another with --port or tracking.port"
             ) from None
-    query = view.query if view is not None else AS_TRAINING
-    runs = f"/#/experiments/{entity.experiment_id}/runs{query}" if entity is not None else ""
+    runs = ""
+    if entity is not None:
+        key = view.key if view is not None else newest_key(entity.tags)
+        runs = f"/#/experiments/{entity.experiment_id}/runs{AS_TRAINING}{f'&viewStateShareKey={key}' if key else ''}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += [
         "--workers",
@@ -109,6 +117,8 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
         "--default-artifact-root",
         root,
     ]
+    from urllib.request import url2pathname  # with http, a tenth of the start of every command
+
     log = Path(url2pathname(urllib.parse.urlparse(root).path)).parent / LOG
     serve(command, port, log, f"MLflow: http://127.0.0.1:{port}{runs} ({uri}); accesses are logged to {log}")
 

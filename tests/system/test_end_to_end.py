@@ -296,6 +296,7 @@ def test_scored_users_are_those_asked_for(copied: Workdir) -> None:
     assert "junk.parquet" in result.err
 
 
+@pytest.mark.slow
 def test_prune_keeps_what_is_in_use(copied: Workdir) -> None:
     copied.run("all", "--set", "model.dim=8", "--set", "evaluate.gate=true")
     copied.run("train", "--set", "model.dim=4")

@@ -193,6 +193,7 @@ def test_many_nights_equal_from_zero(
     nightly_equals_from_zero(place, nights, chosen)
 
 
+@pytest.mark.slow
 @settings(without_shrinking, max_examples=4)
 @given(nights=deliveries(), chosen=SETTINGS)
 def test_incremental_equals_from_zero(

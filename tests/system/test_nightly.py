@@ -25,6 +25,8 @@ compile = "off"
 resamples = 100
 baselines = ["popularity"]
 gate = false
+[ranker]
+epochs = 2
 """
 SIMULATED = 'types = { view = 1.0, like = 1.5, purchase = 2.0 }\ntimestamp_unit = "iso"'
 DESKDROP = """
@@ -99,6 +101,7 @@ def check_scored(workdir: Workdir, first: pl.DataFrame, second: pl.DataFrame) ->
     assert manifest["cold_users"] == len(set(both[user]) - set(first[user]) - warm)
 
 
+@pytest.mark.slow
 def test_two_nights_of_a_simulated_log(tmp_path: Path) -> None:
     settings = SimulationSettings(num_users=150, num_items=100, num_events=4000)
     events = simulate.simulate(settings, 0).events.select("user_id", "item_id", "timestamp", "event_type")

