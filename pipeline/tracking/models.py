@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.tracking import model_code
 from pipeline.tracking.client import client_at, fluent, reported
 from pipeline.tracking.record import Point, allowed, now_ms
 from pipeline.tracking.sending import logged, send_points
@@ -31,27 +32,23 @@ def log_pyfunc(
     requirements: list[str],
     *,
     exclude_seen: bool,
+    as_installed: bool = False,
     model_id: str | None = None,
 ) -> tuple[str, str]:
     """Log a bundle's folder as a pyfunc model of a run, as code and data without pickle; returns its URI and id.
 
     item_type: "long" or "string" for item_id. example: columns of an input frame. exclude_seen: default
-    of the parameter. model_id: logged model whose files are written again, instead of a new one.
+    of the parameter. as_installed: the code keeps the names `features`, `models`, `pipeline`, as a class of one's own imports
+    them; else see `model_code.renamed`. model_id: logged model whose files are written again, instead of a new one.
     """
-    with reported(uri), fluent(uri):
+    with reported(uri), fluent(uri), _code(as_installed=as_installed) as (code_paths, loader):
         import mlflow.pyfunc
         import pandas as pd  # type: ignore[import-untyped]
 
-        import features
-        import models
-        import pipeline
-
         parts: dict[str, Any] = {
-            "loader_module": "pipeline.serving",
+            "loader_module": loader,
             "data_path": str(folder),
-            "code_paths": [
-                str(Path(str(package.__file__)).parent) for package in (features, models, pipeline)
-            ],
+            "code_paths": [str(path) for path in code_paths],
             "signature": signature(item_type, exclude_seen=exclude_seen),
             "input_example": pd.DataFrame(dict(example)) if example is not None else None,
             "pip_requirements": requirements,
@@ -63,6 +60,16 @@ def log_pyfunc(
             with mlflow.start_run(run_id=run_id):
                 info = mlflow.pyfunc.log_model(name="model", **parts)
         return info.model_uri, info.model_id
+
+
+@contextlib.contextmanager
+def _code(*, as_installed: bool) -> Iterator[tuple[list[Path], str]]:
+    """Folders of the code that goes with a model, and the name of its loader module."""
+    if as_installed:
+        yield [model_code.ROOT / package for package in model_code.PACKAGES], model_code.LOADER
+        return
+    with model_code.renamed() as (package, loader):
+        yield [package], loader
 
 
 def _write_again(uri: str, model_id: str, parts: Mapping[str, Any]) -> None:

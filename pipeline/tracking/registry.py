@@ -180,6 +180,7 @@ class Registry:
         model_id: str | None = None,
     ) -> tuple[str, str]:
         """Log a bundle as a model of a run, a new one by default; returns its URI and id."""
+        description = read_json(bundle_folder / "bundle.json")
         with scratch(bundle_folder.parent):  # MLflow's copy of the bundle
             return log_pyfunc(
                 self.uri,
@@ -188,7 +189,8 @@ class Registry:
                 _item_type(bundle_folder),
                 input_example,
                 requirements(bundle_folder),
-                exclude_seen=read_json(bundle_folder / "bundle.json").get("exclude_seen", True),
+                exclude_seen=description.get("exclude_seen", True),
+                as_installed=":" in description.get("system", ""),  # a class of one's own
                 model_id=model_id,
             )
 

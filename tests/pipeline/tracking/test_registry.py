@@ -256,9 +256,14 @@ import mlflow, pandas as pd
 model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
 print(model.predict(pd.DataFrame({{"user_id": [20, 99]}}), params={{"k": 3}}).to_json(orient="records"))
 print(model.predict(pd.DataFrame({{"history": [["i4"], []]}}), params={{"k": 3}})["item_id"].tolist())
-import pipeline
-print(pipeline.__file__)
+import sys
+import features, models, pipeline
+print(features.WHOSE, models.WHOSE, pipeline.WHOSE, "numpy" in sys.modules)
+print([module.__file__ for name, module in sys.modules.items() if name.endswith(".pipeline.serving.bundle")][0])
 """
+    for name in ("features", "models", "pipeline"):  # packages of the application
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("WHOSE = 'the application'\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"MLFLOW_TRACKING_URI": published.uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
     done = subprocess.run(
@@ -270,12 +275,13 @@ print(pipeline.__file__)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    by_user, by_history, where = done.stdout.splitlines()
+    by_user, by_history, whose, where = done.stdout.splitlines()
     expected = Recommender(Bundle.open(place / "bundle")).predict(
         pd.DataFrame({"user_id": [20, 99]}), {"k": 3}
     )
     assert json.loads(by_user) == json.loads(expected.to_json(orient="records"))
     assert by_history == str(expected["item_id"].tolist())
+    assert whose == "the application " * 3 + "True"
     assert where.startswith(str(place / "mlruns" / "artifacts")), "the code that was logged with the model"
     pickles = [
         path
