@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA bounds mapped memory on Linux alone")
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("name", [*memory.TEXTS, *memory.TABLES])
 def test_memory_is_bounded_by_decoded_size(tmp_path: Path, name: str, seed: int) -> None:
     path = memory.write(random.Random(f"{name}-{seed}"), name, tmp_path)
