@@ -97,7 +97,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            7,
+            8,
             ("ingest", "features", "train", "index", "rank", "baselines"),
             {
                 "evaluate": (
@@ -105,7 +105,7 @@ STAGES = {
                     *("gate", "gate_metric", "gate_margin"),
                 )
             },
-            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items"),
+            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items", "score.segment"),
             resumable=True,
         ),
         Stage(
@@ -118,7 +118,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            7,
+            8,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),

@@ -217,12 +217,10 @@ class Bundle:
 
         mapping: [num_items + 1] from the log's items to the bundle's. segment: [num_users], see `segment_column`.
         """
-        counts = histories.item_counts(len(mapping) - 1, request.ends(histories))
-        num_events = np.bincount(mapping, counts, len(self.items) + 1).astype(np.float32)
-        num_events[0] = 0
-        days = float(self.description.get("popularity", {}).get("days", popularity_fallback.DAYS))
-        recent = popularity_fallback.recent_events(histories, mapping, segment, request, days)
-        popularity = Popularity.of(recent, num_events)
+        days = popularity_fallback.days_of(self.description.get("popularity", {}))
+        num_events, popularity = popularity_fallback.counted_until(
+            request, histories, mapping, len(self.items), segment, days
+        )
         return replace(self, num_events=num_events, counted_popularity=popularity)
 
     def as_of(self, request: Request) -> "Bundle":
