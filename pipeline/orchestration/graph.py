@@ -74,7 +74,7 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            4,
+            5,
             ("features", "train", "index"),
             {"ranker": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),

@@ -215,7 +215,8 @@ class Scorer:
             because=settings.because_method if settings.because else None,
             because_items=settings.because_items,
         )
-        table = output_table.table(ids, self.bundle.items, answer, self.bundle.probability)
+        probability = self.bundle.probability_at(self.log.request.time)
+        table = output_table.table(ids, self.bundle.items, answer, probability)
         return table, self._counts(whole, known, answer)
 
     def _histories(self, index: Int64) -> tuple[Histories, Histories]:

@@ -15,9 +15,9 @@ catalogue/                   items known by their content alone, and their featu
 popularity.parquet           recent events by item and user segment (popularity_fallback.py)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,14 @@ class Bundle:
     def probability(self) -> Calibration | None:
         """Calibration of the ranker's score to a probability; None where there is no ranker."""
         return None if self.second_stage is None else bundle_ranker.calibration_of(self.folder)
+
+    def probability_at(self, time: int) -> Callable[[Float32], Float32] | None:
+        """Probability at a ranker's score for a request at a time (microseconds since the epoch); None without a ranker."""
+        stage, calibration = self.second_stage, self.probability
+        if stage is None or calibration is None:
+            return None
+        (activity,) = stage.statistics.activity(np.array([time]), calibration.days)
+        return partial(calibration, activity=float(activity))
 
     def counting(self, histories: Histories) -> "Bundle":
         """The same bundle, its ranker's item statistics, or its counting baseline, from the histories of a later log."""

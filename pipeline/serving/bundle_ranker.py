@@ -52,5 +52,4 @@ def ranks_unlearned(bundle: Path, description: Mapping[str, Any]) -> bool:
 
 def calibration_of(bundle: Path) -> Calibration:
     """Calibration of the ranker's scores to probabilities."""
-    points = read_json(bundle / FOLDER / DESCRIPTION)["calibration"]
-    return Calibration(np.array(points["score"]), np.array(points["probability"]))
+    return Calibration.of_dict(read_json(bundle / FOLDER / DESCRIPTION)["calibration"])
