@@ -110,7 +110,7 @@ STAGES = {
         ),
         Stage(
             "publish",
-            7,
+            8,
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             {"index": (), "publish": ()},
             ("name", "train.refit", "score.segment", "evaluate.gate_metric"),
