@@ -17,7 +17,7 @@ popularity.parquet           recent events by item and user segment (popularity_
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +202,8 @@ class Bundle:
 
     def probability_at(self, time: int) -> Callable[[Float32], Float32] | None:
         """Probability at a ranker's score for a request at a time (microseconds since the epoch); None without a ranker."""
-        stage, calibration = self.second_stage, self.probability
-        if stage is None or calibration is None:
-            return None
-        (activity,) = stage.statistics.activity(np.array([time]), calibration.days)
-        return partial(calibration, activity=float(activity))
+        stage, own = self.second_stage, self.probability
+        return None if stage is None or own is None else bundle_ranker.probability_at(own, stage, time)
 
     def counting(self, histories: Histories) -> "Bundle":
         """The same bundle, its ranker's item statistics, or its counting baseline, from the histories of a later log."""
