@@ -148,8 +148,9 @@ class BatchPlan:
     every event is a visit, so that the next event is predicted at each event.
     `predict` "next": every event of the next visit, weighted by `type_weights` of its event type (default 1); "visit": the set
     of the next visit's items, of the largest of each one's weights divided by their number; "window": the set of the items
-    within `horizon` microseconds (see `HorizonTargets`). An event of weight 0 or of item 0 is no target; a history without any
-    target is left out. `num_targets` counts each item of a visit once; with "window", states with a target.
+    within `horizon` microseconds of a night, which is the state's request time (see `HorizonTargets`). An event of weight 0 or
+    of item 0 is no target; a history without any target is left out. `num_targets` counts each item of a visit once; with
+    "window", states with a target.
     `targets` "last": each history's last target alone, from the events before its visit; "random": one of each history, another
     every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
     Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
@@ -295,6 +296,9 @@ class BatchPlan:
         window = pad(inputs, shape, with_time=self.with_time, with_value=self.with_value)
         row, last, event, weight = self._pairs(histories, epoch)
         position, state = row * shape[1] + last - inputs.starts[row], None
+        if self.within_horizon is not None and window.request_time is not None:
+            night = self.within_horizon.nights(last)
+            window.request_time.view(-1)[torch.from_numpy(position)] = torch.from_numpy(night)
         if self.shares_states:
             is_new = np.ones(len(position), bool)
             is_new[1:] = np.diff(position) > 0
