@@ -108,7 +108,9 @@ def test_a_window_is_asked_for_at_a_night():
     before_next = window.time.view(-1)[batch.position] + 38 - asked
     assert set(before_next.tolist()) == set(range(25))  # one of 25 is missed by all 198 once in 130 draws
     assert torch.bincount(before_next).max() < 20
-    assert torch.equal(plan.batch(np.array([0]), 3).windows[0].request_time, window.request_time)
+    again = plan.batch(np.array([0]), 3).windows[0].request_time
+    assert again is not None
+    assert torch.equal(again, window.request_time)
 
 
 def test_weights_of_types_by_pencil():
@@ -207,6 +209,7 @@ def test_targets_are_as_plain_loops_say(rows, predict, session, horizon, max_len
     )  # fmt: skip
 
     def nights(position):
+        assert plan.within_horizon is not None
         return int(plan.within_horizon.nights(np.array([position]))[0])
 
     expected = plainly(rows, predict, session, horizon, max_length, type_weights, nights)
