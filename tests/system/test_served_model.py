@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,9 +30,17 @@ CASES: list[tuple[dict[str, Any], int]] = [
     ({"inputs": [{"history": EVENTS}, {"user_id": 99}]}, 200),
     ({"instances": [{"user_id": 20}, {"user_id": 99}]}, 200),
     ({"instances": [{"history": ["i4"]}, {"history": ["new"]}]}, 200),
+    ({"instances": [{"history": '["i4"]'}, {"history": '["new", "x"]'}]}, 200),
+    ({"instances": {"history": [["i4"], ["new", "x"]]}}, 200),
+    ({"instances": [{"history": ["i4"]}, {"history": ["new", "x"]}]}, 400),
     ({"dataframe_records": [{"user_id": 20}, {"history": None}]}, 200),
     ({"dataframe_split": {"columns": ["history"], "data": [[EVENTS], [[]]]}}, 200),
 ]
+EXAMPLE = re.compile(
+    r"curl -s http://127.0.0.1:5001(/\S+) -H 'Content-Type: (\S+)' -d '(.*?)'\n```", re.DOTALL
+)
+"""The example of a request in the documentation: path, type, body."""
+SERVING = Path(__file__).parents[2] / "pipeline" / "serving" / "README.md"
 USER_20, POPULAR = ["i6", "i5", "i7"], ["i6", "i7", "i1"]
 
 
@@ -109,3 +118,22 @@ def test_every_form_is_answered_or_refused_in_a_line(server: str, tmp_path: Path
     code, body = post(server, (tmp_path / "users.parquet").read_bytes(), "application/vnd.apache.parquet")
     assert code == 200
     assert [row["item_id"][:3] for row in json.loads(body)["predictions"]] == [USER_20, POPULAR]
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation_is_answered(server: str) -> None:
+    """With the served model's items for the example's."""
+    found = EXAMPLE.search(SERVING.read_text(encoding="utf-8"))
+    assert found is not None
+    path, kind, request = found.groups()
+    assert path == "/invocations"
+    code, body = post(server, request.replace("sku-", "i").encode(), kind)
+    assert code == 200, body
+    predictions = json.loads(body)["predictions"]
+    assert [row["user_id"] for row in predictions] == [None, None, 42]
+    for row in predictions:
+        assert set(row) == {"user_id", "item_id", "score"}
+        assert row["item_id"][0] == "i7"
+        assert row["score"][0] is None
+    assert [len(row["item_id"]) for row in predictions] == [5, 5, 5]
+    assert not {"i1", "i2"} & {item for row in predictions[:2] for item in row["item_id"]}
