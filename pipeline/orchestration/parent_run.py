@@ -413,8 +413,8 @@ class ParentRun:
             number = registry.version_of_bundle(config, self._artifact(self._stages["publish"]))
             models, name = registry.Registry.from_config(config), registry.model_name(config)
             if number is not None and (version := models.version(name, number)) is not None:
-                reason = models.tags(version).get(f"{GATE}.reason", "")
-                yield f"### Registry\n\n[{name} version {number}](#/models/{name}/versions/{number}): {version.gate}: {markdown(reason, LONGEST_SUMMARY)}"
+                reason = markdown(models.tags(version).get(f"{GATE}.reason", ""), LONGEST_SUMMARY)
+                yield f"### Registry\n\n[{name} version {number}](#/models/{name}/versions/{number}): {version.gate}: {reason}"
 
 
 def stage_line(name: str, entry: StageEntry, address: str | None) -> str:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import schema
-from features.events import side_tables
-from features.events.side_tables import ItemFormat, Table
+from features.events import object_columns, side_tables
+from features.events.first_rows import Table
+from features.events.side_tables import ItemFormat
 from features.schema import IdType
 from features.settings import TableFormat
 
@@ -226,6 +227,27 @@ def test_articles_with_line_ends_in_quotes(tmp_path: Path) -> None:
     table = read(path, {"item_id": "contentId", "title": "title", "text": "text"})
     assert table.frame.rows() == [(-9222795471790223670, 'One, "two"', "A\nlong\n\ntext")]
     assert (table.rows_in, table.left_out) == (2, {"duplicate": 1})
+
+
+def test_lists_and_text_of_one_column_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a value is split depends on itself alone, and a column of users on the whole file, not on the block."""
+    (tmp_path / "items.jsonl").write_text(
+        '{"id": 1, "name": "A|B", "tags": "x|y", "vector": "0.5, 1"}\n'
+        '{"id": 2, "name": ["C", "D"], "tags": ["x|y"], "vector": [1, 2]}\n'
+    )
+    (tmp_path / "users.jsonl").write_text(
+        '{"id": 1, "likes": "a"}\n{"id": 2}\n{"id": 3, "likes": ["b", "c"]}\n'
+    )
+    columns = {ours: theirs for ours, theirs in ALL.items() if ours != "text"}
+    users = TableFormat("users", {"user_id": "id", "likes": "likes"})
+    for characters in (1, 1 << 20):
+        monkeypatch.setattr(object_columns, "BLOCK_CHARACTERS", characters)
+        assert read(tmp_path / "items.jsonl", columns).frame.rows() == [
+            (1, "A|B", ["x", "y"], [0.5, 1.0]),
+            (2, "C D", ["x|y"], [1.0, 2.0]),
+        ]
+        table = side_tables.read_users([tmp_path / "users.jsonl"], users, "int64")
+        assert table.frame.rows() == [(1, ["a"]), (2, None), (3, ["b", "c"])]
 
 
 @pytest.mark.data
