@@ -1,5 +1,6 @@
 """Side tables written in JSON, as blocks of columns of text."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from features import schema, tables
+from features.printable import LONGEST, printable
 from features.readers import json_lines, json_members, sources
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID
 from features.settings import TableFormat
@@ -66,6 +68,7 @@ class ObjectColumns:
 
     def _frame(self, trees: list[dict[str, Any]]) -> pl.DataFrame:
         columns = []
+        ids = [json_lines.at_path(tree, str(self._columns[self._id_name])) for tree in trees]
         for tree in trees:
             json_lines.collect_keys(tree, self._keys)
         for name, theirs in self._columns.items():
@@ -74,16 +77,20 @@ class ObjectColumns:
                 self._seen.add(name)
             if any(isinstance(value, list) for value in values):
                 self._lists.add(name)
-            columns.append(self._column(name, values))
+            columns.append(self._column(name, values, ids))
         return pl.DataFrame(columns)
 
-    def _column(self, name: str, values: list[Any]) -> pl.Series:
+    def _column(self, name: str, values: list[Any], ids: list[Any]) -> pl.Series:
         if name == self._id_name:
             return pl.Series(name, [_as_text(value) for value in values], dtype=pl.String)
-        lists = [
-            None if value is None else [_as_text(part) for part in self._parts(name, value)]
-            for value in values
-        ]
+        lists: list[list[str | None] | None] = []
+        for id_, value in zip(ids, values, strict=True):
+            parts = [
+                _as_text(part) for part in itertools.islice(self._parts(name, value), tables.MAX_FIELDS + 1)
+            ]
+            if len(parts) > tables.MAX_FIELDS:
+                raise too_many_parts(f"{self._form.section}.columns.{name}: {self._where}", id_, len(parts))
+            lists.append(None if value is None else parts)
         return pl.Series(name, lists, dtype=pl.List(pl.String))
 
     def _parts(self, name: str, value: Any) -> Iterator[Any]:
@@ -122,6 +129,13 @@ class ObjectColumns:
             for lines in json_lines.json_lines(stream, self._form, self._where):
                 for line in lines:
                     yield json_lines.parse_object(line, self._form.encoding), len(line)
+
+
+def too_many_parts(where: str, id_: Any, num_parts: int) -> ValueError:
+    """Error for a list, or a text to split, of more than `tables.MAX_FIELDS` parts."""
+    return ValueError(
+        f"{where}: {printable(str(id_), LONGEST)} has {num_parts:,} parts or more, expected at most {tables.MAX_FIELDS:,}"
+    )
 
 
 def _cut(objects: _Objects) -> Iterator[list[dict[str, Any] | None]]:

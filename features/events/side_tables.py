@@ -1,24 +1,29 @@
 """Item and user tables in any format, with ids typed like the events'."""
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from features import schema, tables
 from features.events import ids
 from features.events.first_rows import FirstRows, Table
-from features.events.object_columns import NUMBER, ObjectColumns
+from features.events.object_columns import NUMBER, ObjectColumns, too_many_parts
 from features.readers import sources
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, USER_ID, IdType
 from features.settings import TableFormat
 
 MAX_ODD_WIDTHS = 0.05
 """Maximum share of embeddings whose width is not the usual one; a table with more is refused."""
+PARTS_AT_A_TIME = 500_000
+"""Categories and numbers of embeddings that are split at a time; each takes up to fifty times the memory of its text."""
+
 _CONTENT = tuple(schema.ITEM_CONTENT)
 _LIST = (pl.List, pl.Array)
 
@@ -155,7 +160,30 @@ def _chunks(path: Path, form: TableFormat, id_name: str) -> Iterator[tables.Chun
 
 def _with_content(block: pl.DataFrame, form: ItemFormat, path: Path) -> pl.DataFrame:
     """item_id and the content columns of a block."""
-    return block.select(ITEM_ID, *(_content(block[name], form, path) for name in _CONTENT if name in block))
+    names = [name for name in _CONTENT if name in block]
+    pieces = [
+        piece.select(ITEM_ID, *(_content(piece[name], form, path) for name in names))
+        for piece in _pieces(block, form, path)
+    ]
+    return pl.concat(pieces)
+
+
+def _pieces(block: pl.DataFrame, form: ItemFormat, path: Path) -> Iterator[pl.DataFrame]:
+    """A block in pieces with about PARTS_AT_A_TIME parts of text to split; at least one.
+
+    Raises ValueError for a text of more than `tables.MAX_FIELDS` parts.
+    """
+    num_parts = np.zeros(len(block), np.int64)
+    for name, pattern in ((CATEGORIES, pl.escape_regex(form.category_separator)), (EMBEDDING, NUMBER)):
+        if name in block and block[name].dtype == pl.String:
+            num_parts += block[name].str.count_matches(pattern).fill_null(0).to_numpy()
+            if num_parts.max(initial=0) > tables.MAX_FIELDS:
+                row = int(num_parts.argmax())
+                where = f"{form.table.section}.columns.{name}: {path}"
+                raise too_many_parts(where, block[ITEM_ID][row], int(num_parts[row]))
+    cuts = np.flatnonzero(np.diff(np.cumsum(num_parts) // PARTS_AT_A_TIME)) + 1
+    for start, end in itertools.pairwise((0, *cuts.tolist(), len(block))):
+        yield block.slice(start, end - start)
 
 
 def _content(column: pl.Series, form: ItemFormat, path: Path) -> pl.Series:

@@ -27,7 +27,7 @@ from features.settings import EventSettings, TableFormat
 LIMIT_BYTES = 5 << 28
 """Growth of private memory while reading with NUM_THREADS."""
 NUM_THREADS = 2
-TEXT_BYTES = 1 << 27
+TEXT_BYTES = 1 << 26
 HEADER = b"u,i,t,e\n"
 
 Text = tuple[bytes, bytes]
