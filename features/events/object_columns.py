@@ -85,18 +85,24 @@ class ObjectColumns:
             return pl.Series(name, [_as_text(value) for value in values], dtype=pl.String)
         lists: list[list[str | None] | None] = []
         for id_, value in zip(ids, values, strict=True):
+            if value is None:
+                lists.append(None)
+                continue
             parts = [
                 _as_text(part) for part in itertools.islice(self._parts(name, value), tables.MAX_FIELDS + 1)
             ]
             if len(parts) > tables.MAX_FIELDS:
                 raise too_many_parts(f"{self._form.section}.columns.{name}: {self._where}", id_, len(parts))
-            lists.append(None if value is None else parts)
+            lists.append(parts)
         return pl.Series(name, lists, dtype=pl.List(pl.String))
 
     def _parts(self, name: str, value: Any) -> Iterator[Any]:
         """Elements of a list, nested lists flattened; categories of a text, numbers of the text of an embedding."""
         if isinstance(value, str) and self._separator is not None and name in (CATEGORIES, EMBEDDING):
-            yield from value.split(self._separator) if name == CATEGORIES else re.findall(NUMBER, value)
+            if name == CATEGORIES:
+                yield from value.split(self._separator, tables.MAX_FIELDS)
+            else:
+                yield from (match[0] for match in re.finditer(NUMBER, value))
             return
         waiting = [value]
         while waiting:

@@ -274,7 +274,8 @@ class ParentRun:
                 self._record.save()
                 self._send(self._record)
             for record in self._restored:
-                self._send(record)
+                with optional("record of an earlier run"):
+                    self._send(record)
 
     def _send(self, record: Record) -> None:
         if (record.folder / TRACKING).exists():
