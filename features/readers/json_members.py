@@ -10,6 +10,8 @@ from features import tables
 
 _BLOCK_BYTES = 1 << 20
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_KEY = re.compile(r'[ \t\r\n]*("[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*")[ \t\r\n]*:[ \t\r\n]*')
+_MARK = re.compile(r"[ \t\r\n]*([,}])")
 
 
 class NotAnObject(ValueError):
@@ -26,8 +28,8 @@ def members(stream: BinaryIO, first: bytes, encoding: str) -> Iterator[tuple[str
     text.take("{")
     mark = text.take("}") if text.peek() == "}" else ","
     while mark == ",":
-        yield text.member()
-        mark = text.take(",}")
+        key, value, length, mark = text.member()
+        yield key, value, length
     if text.peek():
         raise NotAnObject
 
@@ -66,35 +68,31 @@ class _Text:
         self._at += 1
         return mark
 
-    def member(self) -> tuple[str, Any, int]:
-        """Key, value and number of characters of the member that begins here; goes on to the mark after it."""
-        self.peek()
+    def member(self) -> tuple[str, Any, int, str]:
+        """Key, value, number of characters of the member that begins here, and the mark after it."""
         while True:
             try:
-                key, value, end = self._parsed()
+                key, value, mark = self._parsed()
             except RecursionError:
                 raise NotAnObject from None
             except ValueError:  # wrong, or not yet whole
                 if len(self._text) - self._at > tables.LONGEST_ROW_BYTES or not self._read_on():
                     raise NotAnObject from None
             else:
-                length, self._at = end - self._at, end
-                return key, value, length
+                length, self._at = mark.end() - self._at, mark.end()
+                return key, value, length, mark[1]
 
-    def _parsed(self) -> tuple[str, Any, int]:
-        """The member that begins here, and its end; ValueError unless a mark follows."""
-        if self._text[self._at : self._at + 1] != '"':
+    def _parsed(self) -> tuple[str, Any, re.Match[str]]:
+        """The member that begins here, and the mark after it; ValueError where there is none."""
+        name = _KEY.match(self._text, self._at)
+        if name is None:
             raise ValueError
-        key, end = _DECODER.raw_decode(self._text, self._at)
-        self._check_mark(end, ":")
-        value, end = _DECODER.raw_decode(self._text, self._after_blanks(self._after_blanks(end) + 1))
-        self._check_mark(end, ",}")
-        return key, value, end
-
-    def _check_mark(self, end: int, marks: str) -> None:
-        at = self._after_blanks(end)
-        if self._text[at : at + 1] not in tuple(marks):
+        key = json.loads(name[1]) if "\\" in name[1] else name[1][1:-1]
+        value, end = _DECODER.raw_decode(self._text, name.end())
+        mark = _MARK.match(self._text, end)
+        if mark is None:
             raise ValueError
+        return key, value, mark
 
     def _after_blanks(self, at: int) -> int:
         blanks = _BLANKS.match(self._text, at)
