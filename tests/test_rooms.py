@@ -21,6 +21,7 @@ ARROWS = {
         "config_reference configs",
         "config",
         "sections",
+        "background",
         "errors",
         "credentials",
     ),

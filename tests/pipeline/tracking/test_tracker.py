@@ -34,6 +34,7 @@ from pipeline.tracking.server import (
 )
 from pipeline.tracking.tracker import Tracker
 from pipeline.tracking.ui import View, serve, ui
+from tests import interpreter
 
 ROOT = Path(__file__).resolve().parents[3]
 IDENTITY: dict[str, Any] = {
@@ -52,10 +53,7 @@ def free_port() -> int:
 
 def python(code: str, folder: Path, **variables: str) -> str:
     """Run code in a fresh interpreter, in a folder; its standard output."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = interpreter.python(code, folder, os.environ | {"PYTHONPATH": str(ROOT)} | variables)
     assert done.returncode == 0, done.stderr
     assert "INFO" not in done.stderr
     return done.stdout
