@@ -52,6 +52,12 @@ def at_path(tree: dict[str, Any], path: str) -> Any:
     return node
 
 
+def collect_keys(tree: dict[str, Any], keys: dict[str, None]) -> None:
+    """Add the keys of an object to `keys`, up to _MAX_KEYS."""
+    if len(keys) < _MAX_KEYS:
+        keys |= dict.fromkeys(key[:_LONGEST_KEY] for key in itertools.islice(tree, _MAX_KEYS))
+
+
 def json_lines(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[list[bytes]]:
     """Blocks of the lines of a jsonl file, without blank ones."""
     start = tables.without_mark(stream.read(4), where, form.section)
@@ -99,7 +105,7 @@ class _Parsed:
 def _parsed(lines: tables.Lines, rows: Rows, paths: Mapping[str, str], keys: dict[str, None]) -> _Parsed:
     """The lines `rows` as JSON objects, of which only the mapped values stay in memory.
 
-    keys: collects keys of the first level, up to _MAX_KEYS.
+    keys: collects keys of the first level.
     """
     numbers: list[int] = []
     broken: list[bool] = []
@@ -116,8 +122,7 @@ def _parsed(lines: tables.Lines, rows: Rows, paths: Mapping[str, str], keys: dic
             is_broken |= not is_scalar
         numbers.append(row)
         broken.append(is_broken)
-        if tree and len(keys) < _MAX_KEYS:
-            keys |= dict.fromkeys(key[:_LONGEST_KEY] for key in itertools.islice(tree, _MAX_KEYS))
+        collect_keys(tree or {}, keys)
     frame = pl.DataFrame(values, schema=dict.fromkeys(paths, pl.String))
     return _Parsed(np.array(numbers, dtype=np.int64), frame, np.array(broken, dtype=bool))
 
