@@ -88,7 +88,7 @@ class Calibration:
         ratio = np.clip(ratio, 1 / MOST_ODDS, MOST_ODDS)
         return np.asarray(found * ratio / (1 - found + found * ratio), np.float32)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, float | list[float]]:
         """Fields as JSON types."""
         points = {"score": self.score.tolist(), "probability": self.probability.tolist()}
         return points | {"activity": self.activity, "days": self.days}
