@@ -147,19 +147,34 @@ def recommend(config: Any, user: str | None, history: str | None, k: int, as_jso
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page to this file too."
 )
+@click.option(
+    "--lists",
+    is_flag=True,
+    help="Compare the delivered lists of two versions (3, models:/NAME/3, models:/NAME@ALIAS) or score folders instead.",
+)
 def compare(
     runs: tuple[str, ...],
     config_path: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
     html: Path | None,
+    lists: bool,
 ) -> None:
-    """Compare RUNS (MLflow run ids or names): metrics, paired differences, intervals; logged as a run."""
-    from pipeline.commands.compare import compare_runs
+    """Compare RUNS (MLflow run ids or names): metrics, paired differences, intervals; logged as a run.
+
+    With --lists: two versions or score folders, by what their users would get.
+    """
     from pipeline.config import load_config
     from pipeline.configs import find
 
     config = load_config(find(config_path), overrides) if config_path is not None else None
+    if lists:
+        from pipeline.commands.compare_lists import compare_lists
+
+        compare_lists(config, runs, as_json=as_json, html=html)
+        return
+    from pipeline.commands.compare import compare_runs
+
     compare_runs(config, runs, as_json=as_json, html=html)
 
 

@@ -126,7 +126,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            7,
+            8,
             ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),
