@@ -180,6 +180,23 @@ def compare(
 
 @cli.command(cls=_Configured)
 @click.option(
+    "--users", type=click.IntRange(min=2), help="Users of both arms; by default those of the test nights."
+)
+@click.option("--days", type=float, help="Duration, in days; by default that of the test nights.")
+@click.option("--effect", type=float, help="Difference of the metric for which to show the users needed.")
+@click.option("--share", default=0.5, show_default=True, help="Share of the users in one of the two arms.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def power(
+    config: Any, users: int | None, days: float | None, effect: float | None, share: float, as_json: bool
+) -> None:
+    """Print the smallest effect that an experiment on users can show, and the users that effects need."""
+    from pipeline.commands.power import power as plan
+
+    plan(config, users=users, days=days, effect=effect, share=share, as_json=as_json)
+
+
+@cli.command(cls=_Configured)
+@click.option(
     "--trials",
     default=20,
     show_default=True,
