@@ -3,15 +3,22 @@
 The command line checks a configuration with them without importing polars or numpy.
 """
 
+import dataclasses
 import datetime
 import difflib
+import re
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 FileFormat = Literal["csv", "jsonl", "parquet", "json"]
-Column = str | int
+OneColumn = str | int
+"""A column of a source by its name (in JSON and Parquet a dotted path; `[]` after a part: each element of its list), or by its
+position from 1."""
+Column = OneColumn | list[OneColumn] | dict[Literal["first_of", "join"], list[OneColumn]]
+"""A column of a source, or one from several: a list is joined by blanks; first_of: the first that is not missing; join: all of
+them, joined by `|`."""
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type")
 ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
@@ -61,15 +68,19 @@ class TableFormat:
 
     section: str
     columns: Mapping[str, Column]
-    """Our name for a column to the source's name, or to its position from 1."""
     format: FileFormat | None = None
-    """None: by the extension."""
     separator: str = ","
-    """csv, any number of characters."""
     header: bool = True
-    """csv: whether the first row names the columns."""
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
-    """csv, jsonl."""
+    encoding: str = "utf-8"
+    quote: str = "auto"
+    escape: str = ""
+    missing: Sequence[str] = field(default_factory=lambda: [""])
+    decimal: Literal[".", ","] = "."
+    skip_lines: int = 0
+    comment: str = ""
+    ragged: Literal["refuse", "fill"] = "refuse"
+    items_separator: str = ""
+    fill_down: Sequence[str] | Mapping[str, str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _refuse(
@@ -83,19 +94,96 @@ class TableFormat:
                 "events.columns: received none, expected at least user_id, item_id and timestamp"
             )
         for ours, theirs in self.columns.items():
-            if isinstance(theirs, int) and theirs < 1:
-                raise ValueError(
-                    f"{self.section}.columns.{ours}: received position {theirs}, expected one from 1"
-                )
+            for column in columns_of(theirs):
+                if isinstance(column, int) and column < 1:
+                    raise ValueError(
+                        f"{self.section}.columns.{ours}: received position {column}, expected one from 1"
+                    )
+            _refuse(not columns_of(theirs), f"{self.section}.columns.{ours}", theirs, "at least one column")
+        self._check_text()
+        self._check_filling()
+
+    def _check_text(self) -> None:
+        for key, text, expected in (
+            ("quote", self.quote, "auto, one character, or empty: nothing is quoted"),
+            ("escape", self.escape, "one character, or empty: nothing is escaped"),
+        ):
+            is_fit = len(text) <= 1 and text not in ("\n", "\r") and not (text and text in self.separator)
+            _refuse(not is_fit and (key, text) != ("quote", "auto"), f"{self.section}.{key}", text, expected)
+        _refuse(self.skip_lines < 0, f"{self.section}.skip_lines", self.skip_lines, "0 or more")
+        try:
+            is_text = "".encode(self.encoding) is not None
+        except (LookupError, ValueError):
+            is_text = False
+        _refuse(
+            not is_text,
+            f"{self.section}.encoding",
+            self.encoding,
+            "a text encoding of Python such as utf-8, latin-1, cp1252 or utf-16",
+        )
+
+    def _check_filling(self) -> None:
+        for ours in self.fill_down:
+            _refuse(
+                ours not in self.columns and not isinstance(self.fill_down, Mapping),
+                f"{self.section}.fill_down",
+                ours,
+                f"one of {', '.join(self.columns)}",
+            )
+        patterns = self.fill_down if isinstance(self.fill_down, Mapping) else {}
+        for ours, pattern in patterns.items():
+            try:
+                groups = re.compile(pattern).groups
+            except re.error:
+                groups = 0
+            _refuse(
+                groups != 1,
+                f"{self.section}.fill_down.{ours}",
+                pattern,
+                "a regular expression with one group, the value",
+            )
+
+    @property
+    def filled_by_pattern(self) -> Mapping[str, str]:
+        """Our names of columns that lines between the rows give, and the regular expression of those lines."""
+        return self.fill_down if isinstance(self.fill_down, Mapping) else {}
 
     def describe(self) -> str:
         """The settings in force, for a message."""
         columns = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in self.columns.items())
         form = "" if self.format is None else f"format {self.format}, "
         header = f"header {str(self.header).lower()}"
-        return (
-            f"{form}separator {self.separator!r}, {header}, encoding {self.encoding}, columns {{ {columns} }}"
+        others = "".join(
+            f", {key} {getattr(self, key)!r}" for key, usual in _USUAL.items() if getattr(self, key) != usual
         )
+        return f"{form}separator {self.separator!r}, {header}, encoding {self.encoding}{others}, columns {{ {columns} }}"
+
+
+_USUAL = {
+    "quote": "auto",
+    "escape": "",
+    "missing": [""],
+    "decimal": ".",
+    "skip_lines": 0,
+    "comment": "",
+    "ragged": "refuse",
+    "items_separator": "",
+    "fill_down": [],
+}
+"""Keys that a description names where they have another value."""
+
+
+def columns_of(column: Column) -> list[OneColumn]:
+    """The columns of a source that a column is made of."""
+    if isinstance(column, dict):
+        return [theirs for columns in column.values() for theirs in columns]
+    return column if isinstance(column, list) else [column]
+
+
+def single(column: Column) -> OneColumn:
+    """A column that is one of the source's own, as readers get it."""
+    assert isinstance(column, str | int)
+    return column
 
 
 @dataclass(frozen=True)
@@ -108,15 +196,38 @@ class TableSettings:
     """Location of the table: file, folder, glob or a list of them, local or in an object store (`s3://`, `gs://`, `az://`).
     Relative to the working directory; `{data_dir}` and `{name}` are filled in."""
     format: FileFormat | None = None
-    """File format; by default that of the extension. json: one object from item to attributes."""
+    """File format; by default that of the extension. json: one object from item to attributes, or an array of objects."""
     separator: str = ","
     """csv: field separator, of any number of characters."""
     header: bool = True
     """csv: header line with the names of the columns."""
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
-    """csv, jsonl: text encoding."""
-    columns: dict[str, Column] = field(default_factory=dict)
-    """Column mapping: our name to the source's name, or to its position from 1."""
+    encoding: str = "utf-8"
+    """csv, jsonl: text encoding, any that Python knows; a byte order mark is recognised."""
+    quote: str = "auto"
+    """csv: character around fields that hold separators; empty: none. auto: `"` for commas and semicolons; for other separators
+    `"` where the file quotes its header or whole columns, else none."""
+    escape: str = ""
+    """csv: character before a quote, separator or line end that is part of a quoted field; two quotes stand for one anyway."""
+    missing: list[str] = field(default_factory=lambda: [""])
+    """Values that mean that there is none, such as `NA`, `NULL` or `\\N`."""
+    decimal: Literal[".", ","] = "."
+    """csv, jsonl: decimal mark of values; with `,` points and blanks between digits separate thousands."""
+    skip_lines: int = 0
+    """csv: lines before the header, or before the first row, that are no rows."""
+    comment: str = ""
+    """csv: beginning of lines that are no rows; empty: none."""
+    ragged: Literal["refuse", "fill"] = "refuse"
+    """csv: rows with another number of fields than the header. fill: short ones get missing values, the rest of long ones is
+    left out."""
+    items_separator: str = ""
+    """Separator of several items in one field, each an event (or row) of its own; empty: one item."""
+    fill_down: list[str] | dict[str, str] = field(default_factory=list)
+    """Our names of columns whose value is given once and holds for the rows below it that have none. Or a table from a column to
+    a regular expression with one group: lines that match it are no rows, and give the column's value for the rows below."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """Column mapping: our name to the source's name, or to its position from 1. In JSON and Parquet a name may be a dotted path;
+    `items[].id` is a row for each element of a list. `["date", "time"]`: joined by a blank; `{ first_of = [...] }`: the first
+    that is not missing; `{ join = [...] }`: all of them, joined by `|`. Folders such as `day=2026-01-31/` are columns too."""
 
     def __post_init__(self) -> None:
         _refuse(
@@ -130,9 +241,8 @@ class TableSettings:
     @property
     def table(self) -> TableFormat:
         """The form of the table, for its readers."""
-        return TableFormat(
-            self.section, self.columns, self.format, self.separator, self.header, self.encoding
-        )
+        keys = (key.name for key in dataclasses.fields(TableFormat) if key.name != "section")
+        return TableFormat(self.section, **{key: getattr(self, key) for key in keys})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.printable import printable
-from features.settings import TableFormat
+from features.settings import TableFormat, single
 
 Rows = NDArray[np.int64]
 
@@ -45,6 +45,57 @@ Reading = Callable[[], Chunk]
 def given(chunk: Chunk) -> Chunk:
     """Return a chunk that is already parsed, as a `Reading` does."""
     return chunk
+
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""Byte order marks, the longer of two with the same beginning first, and what they say about the encoding."""
+
+
+class Utf8Stream:
+    """A text in any encoding, read as UTF-8; bytes that are no text in that encoding become bytes that are no UTF-8.
+
+    A byte order mark is left out, and decides the encoding.
+    """
+
+    def __init__(self, stream: BinaryIO, encoding: str) -> None:
+        self._stream = stream
+        start = stream.read(4)
+        for mark, marked in _MARKS.items():
+            if start.startswith(mark):
+                start, encoding = start[len(mark) :], marked
+                break
+        self._start = start
+        is_utf8 = codecs.lookup(encoding).name == "utf-8"
+        self._decoder = None if is_utf8 else codecs.getincrementaldecoder(encoding)(_UNDECODABLE)
+
+    def read(self, size: int) -> bytes:
+        """About `size` more bytes; none at the end."""
+        while True:
+            read = self._stream.read(size)
+            block, self._start = self._start + read, b""
+            if self._decoder is None:
+                return block
+            try:
+                text = self._decoder.decode(block, final=not read)
+            except UnicodeError as error:
+                raise ValueError(f"cannot be decoded: {error}") from None
+            if text or not read:
+                return text.encode(errors="surrogateescape")
+
+
+def _undecodable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
+
+
+_UNDECODABLE = "lookback.undecodable"
+codecs.register_error(_UNDECODABLE, _undecodable)
 
 
 @dataclass(frozen=True)
@@ -116,12 +167,7 @@ def is_utf8(text: bytes) -> bool:
     return True
 
 
-def as_utf8(block: bytes, encoding: str) -> bytes:
-    """Block of text as UTF-8; invalid UTF-8 stays."""
-    return block if encoding == "utf-8" or block.isascii() else block.decode(encoding).encode()
-
-
-def whole_lines(stream: BinaryIO, first: bytes, where: str) -> Iterator[tuple[bytes, bool]]:
+def whole_lines(stream: Utf8Stream, first: bytes, where: str) -> Iterator[tuple[bytes, bool]]:
     """Blocks of whole lines, and whether a block is the last; `first`: bytes already read from the stream."""
     rest = first
     while more := stream.read(BLOCK_BYTES):
@@ -161,15 +207,6 @@ def too_many_fields(num_fields: int, form: TableFormat, where: str) -> ValueErro
     )
 
 
-def without_mark(start: bytes, where: str, section: str) -> bytes:
-    """First bytes of a text file without a UTF-8 byte order mark. Raises ValueError for UTF-16."""
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(
-            f"{where}: is UTF-16, expected utf-8 or latin-1 ({section}.encoding); convert it first"
-        )
-    return start.removeprefix(b"\xef\xbb\xbf")
-
-
 def as_text(line: bytes, encoding: str) -> str:
     """A line as text; undecodable bytes as backslash escapes."""
     return line.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
@@ -182,7 +219,7 @@ def column_at(
 
     Raises ValueError if no column, or more than one, has that name or position.
     """
-    theirs = form.columns[ours]
+    theirs = single(form.columns[ours])
     name = theirs if isinstance(theirs, str) else names[theirs - 1] if theirs <= len(names) else None
     if name is None or name not in names:
         raise missing_column(form, ours, names, where, first_rows)

@@ -153,8 +153,8 @@ def _chunks(path: Path, form: TableFormat, id_name: str) -> Iterator[tables.Chun
 
 def _json_object(path: Path, form: TableFormat, id_name: str) -> Iterator[dict[str, Any] | None]:
     """Entries of one JSON object, {id: {…}} or {id: [category, …]}, as objects with the id under the source's name."""
-    with sources.open_bytes(path) as stream:
-        text = tables.without_mark(stream.read(MAX_OBJECT_BYTES + 1), str(path), form.section)
+    with sources.open_text(path, form) as stream:
+        text = stream.read(MAX_OBJECT_BYTES + 1)
     if len(text) > MAX_OBJECT_BYTES:
         raise ValueError(
             f"{form.section}.path: {path}: one JSON object of more than {MAX_OBJECT_BYTES >> 20} MiB, expected at most that, as "
@@ -163,7 +163,7 @@ def _json_object(path: Path, form: TableFormat, id_name: str) -> Iterator[dict[s
     first_wins = _FirstWins()
     try:
         content = json.loads(
-            text.decode(form.encoding),
+            text.decode(),
             parse_int=str,
             parse_float=str,
             parse_constant=str,
@@ -205,9 +205,9 @@ class _FirstWins:
 
 
 def _json_lines(path: Path, form: TableFormat) -> Iterator[dict[str, Any] | None]:
-    with sources.open_bytes(path) as stream:
-        for lines in json_lines.json_lines(stream, form, str(path)):
-            yield from (json_lines.parse_object(line, form.encoding) for line in lines)
+    with sources.open_text(path, form) as stream:
+        for lines in json_lines.json_lines(stream, str(path)):
+            yield from (json_lines.parse_object(line) for line in lines)
 
 
 def _from_objects(

@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from features import tables
 from features.readers.json_shapes import Shapes
 from features.schema import ITEM_ID, TIMESTAMP, USER_ID
-from features.settings import TableFormat
-from features.tables import Chunk, Rows
+from features.settings import TableFormat, single
+from features.tables import Chunk, Rows, Utf8Stream
 
 _MAX_KEYS = 1000
 _LONGEST_KEY = 1000
@@ -29,12 +29,10 @@ def _refuse_constant(name: str) -> Any:
     raise _Invalid(name)
 
 
-def parse_object(line: bytes, encoding: str) -> dict[str, Any] | None:
+def parse_object(line: bytes) -> dict[str, Any] | None:
     """A line as a JSON object, None if it is not one; numbers stay text, so that ids are exact."""
     try:
-        value = json.loads(
-            line.decode(encoding), parse_int=str, parse_float=str, parse_constant=_refuse_constant
-        )
+        value = json.loads(line.decode(), parse_int=str, parse_float=str, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -52,14 +50,13 @@ def at_path(tree: dict[str, Any], path: str) -> Any:
     return node
 
 
-def json_lines(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[list[bytes]]:
+def json_lines(stream: Utf8Stream, where: str) -> Iterator[list[bytes]]:
     """Blocks of the lines of a jsonl file, without blank ones."""
-    start = tables.without_mark(stream.read(4), where, form.section)
-    for block, _ in tables.whole_lines(stream, start, where):
+    for block, _ in tables.whole_lines(stream, b"", where):
         yield [line for line in block.split(b"\n") if line.strip()]
 
 
-def read_jsonl(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chunk]:
+def read_jsonl(stream: Utf8Stream, form: TableFormat, where: str) -> Iterator[Chunk]:
     """Chunks of rows of a file with a JSON object per line; column names are dotted paths.
 
     Raises ValueError for a missing mapped column, naming the keys of the file.
@@ -68,9 +65,8 @@ def read_jsonl(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chun
     shapes = Shapes(paths)
     seen: set[str] = set()
     keys: dict[str, None] = {}
-    start = tables.without_mark(stream.read(4), where, form.section)
-    for block, _ in tables.whole_lines(stream, start, where):
-        lines = tables.Lines.of(tables.as_utf8(block, form.encoding))
+    for block, _ in tables.whole_lines(stream, b"", where):
+        lines = tables.Lines.of(block)
         is_text = ~lines.undecodable()
         matched, rest = shapes.match(lines.texts(), np.flatnonzero(is_text))
         chunk = _chunk(
@@ -108,7 +104,7 @@ def _parsed(lines: tables.Lines, rows: Rows, paths: Mapping[str, str], keys: dic
         text = lines.line(row)
         if not text.strip():
             continue
-        tree = parse_object(text, "utf-8")
+        tree = parse_object(text)
         is_broken = tree is None
         for ours, path in paths.items():
             value, is_scalar = _scalar(None if tree is None else at_path(tree, path))
@@ -154,7 +150,7 @@ def _is_encodable(text: str) -> bool:
 
 
 def _name(form: TableFormat, ours: str, where: str) -> str:
-    theirs = form.columns[ours]
+    theirs = single(form.columns[ours])
     if isinstance(theirs, int):
         raise ValueError(
             f"{form.section}.columns.{ours}: received position {theirs} for {where}, expected a name: JSON has no positions"

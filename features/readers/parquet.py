@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from features import tables
 from features.readers import parquet_pages
-from features.settings import TableFormat
+from features.settings import TableFormat, single
 from features.tables import Chunk, Rows
 
 BATCH_ROWS = 250_000
@@ -123,7 +123,7 @@ def _place(form: TableFormat, ours: str, schema: pa.Schema, where: str) -> _Plac
 
     Raises ValueError for no such column or several.
     """
-    theirs = form.columns[ours]
+    theirs = single(form.columns[ours])
     if isinstance(theirs, str) and theirs not in schema.names and (place := _within(schema, theirs)):
         return place
     name = tables.column_at(form, ours, schema.names, where)

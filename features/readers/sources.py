@@ -9,9 +9,9 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from features import tables
-from features.readers import delimited, json_lines, parquet
+from features.readers import delimited, dialect, json_lines, parquet
 from features.settings import FileFormat, TableFormat
-from features.tables import Chunk, Reading
+from features.tables import Chunk, Reading, Utf8Stream
 
 _COMPRESSED = (".gz", ".zst", ".bz2")
 _EXTENSIONS: dict[str, FileFormat] = {
@@ -57,12 +57,19 @@ def readings(path: Path, form: TableFormat) -> Iterator[Reading]:
     if kind == "parquet":
         yield from (functools.partial(tables.given, chunk) for chunk in parquet.read(path, form))
         return
-    with open_bytes(path) as stream:
+    with open_text(path, form) as stream:
         if kind == "csv":
             yield from delimited.read(stream, form, str(path))
         else:
             chunks = json_lines.read_jsonl(stream, form, str(path))
             yield from (functools.partial(tables.given, chunk) for chunk in chunks)
+
+
+@contextlib.contextmanager
+def open_text(path: Path, form: TableFormat) -> Iterator[Utf8Stream]:
+    """A file's text as UTF-8, decompressed by its extension. Raises ValueError as `open_bytes`."""
+    with open_bytes(path) as stream:
+        yield Utf8Stream(stream, form.encoding)
 
 
 @contextlib.contextmanager
@@ -91,5 +98,5 @@ def column_names(path: Path, form: TableFormat) -> list[str]:
     """Column names of a csv file with a header, or of a Parquet file."""
     if format_of(path, form) == "parquet":
         return parquet.names(path)
-    with open_bytes(path) as stream:
-        return delimited.header_names(stream, form, str(path))
+    with open_text(path, form) as stream:
+        return dialect.names(stream, form, str(path))

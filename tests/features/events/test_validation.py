@@ -106,7 +106,7 @@ def test_the_same_whatever_the_block_size(ingest: Any, monkeypatch: pytest.Monke
         for _ in range(300)
     ]
     whole = ingest(HEADER + "\n".join(rows))
-    monkeypatch.setattr("features.readers.delimited.FIRST_BYTES", 20)
+    monkeypatch.setattr("features.readers.dialect.FIRST_BYTES", 20)
     monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
     monkeypatch.setattr(parquet_parts, "ROWS_PER_GROUP", 7)
     pieces = ingest(HEADER + "\n".join(rows))
