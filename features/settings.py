@@ -10,7 +10,7 @@ import re
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 FileFormat = Literal["csv", "jsonl", "parquet", "json"]
 OneColumn = str | int
@@ -39,11 +39,28 @@ def check_iso(key: str, text: str, otherwise: str = "") -> None:
         ) from None
 
 
-def iso_microseconds(iso: str) -> int:
-    """Microseconds since the epoch of an ISO date or time, UTC where it carries no zone."""
+def iso_microseconds(iso: str, timezone: str = "UTC") -> int:
+    """Microseconds since the epoch of an ISO date or time, in a time zone (an IANA name) where it carries none."""
     moment = datetime.datetime.fromisoformat(iso)
-    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zoneinfo.ZoneInfo(timezone))
     return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+def where_column(theirs: str) -> str:
+    """Our name of a source's column that only `events.where` reads."""
+    return f"where.{theirs}"
+
+
+def _check_where(conditions: Sequence[Mapping[str, object]]) -> None:
+    for condition in conditions:
+        has_lists = all(isinstance(condition.get(key, []), list) for key in ("in", "not_in"))
+        is_known = set(condition) <= _CONDITION and len(condition) > 1
+        is_fit = isinstance(condition.get("column"), str) and isinstance(condition.get("matches", ""), str)
+        expected = "a column by name, and in or not_in (a list), min, max (a number or text) or matches (a regular expression)"
+        _refuse(not (has_lists and is_known and is_fit), "events.where", condition, expected)
+
+
+_CONDITION = {"column", "in", "not_in", "min", "max", "matches"}
 
 
 def _check_columns(section: str, columns: Mapping[str, Column], known: Sequence[str], *needed: str) -> None:
@@ -252,9 +269,10 @@ class EventSettings(TableSettings):
     section: ClassVar[str] = "events"
 
     timestamp_unit: str = "s"
-    """Unit of timestamps: s, ms, us, ns, iso, a strftime pattern, or position (only each user's order is known)."""
+    """Unit of timestamps: s, ms, us, ns, iso, a strftime pattern, or position (only each user's order is known; without a
+    column for timestamp the place of the row)."""
     timezone: str = "UTC"
-    """Time zone of timestamps that carry none, as an IANA name."""
+    """Time zone of timestamps, and of dates in the configuration, that carry none, as an IANA name."""
     types: dict[str, float] | None = None
     """Event types that count, with their weights in training; all with weight 1 by default. Others are left out and counted."""
     min_value: float | None = None
@@ -269,13 +287,22 @@ class EventSettings(TableSettings):
     exclude_users: str | None = None
     """Parquet file with `user_id`: users left out of everything from now on; `prune --excluded` removes artifacts that hold them.
     Rows that cannot be parsed have no user and stay in quarantine."""
+    where: list[dict[str, Any]] = field(default_factory=list)
+    """Conditions that rows have to fit; others are left out and counted. Each is a table of `column`, the source's name, and any of
+    `in`, `not_in` (lists), `min`, `max` and `matches` (a regular expression)."""
+    missing_user: Literal["refuse", "leave_out"] = "refuse"
+    """Rows without a user, such as guests'; leave_out: counted apart from the refused ones."""
+    exclude_items: str | list[str] | None = None
+    """Items whose events are left out and counted, such as postage: a list of ids, or a Parquet file with `item_id`."""
     earliest: str = "1990-01-01"
     """Earliest possible time, as an ISO date."""
     max_days_ahead: float = 1.0
     """Latest possible time, in days after now."""
 
     def __post_init__(self) -> None:
-        _check_columns(self.section, self.columns, EVENT_COLUMNS, "user_id", "item_id", "timestamp")
+        times = ["timestamp"] if self.timestamp_unit != "position" else []
+        _check_columns(self.section, self.columns, EVENT_COLUMNS, "user_id", "item_id", *times)
+        _check_where(self.where)
         super().__post_init__()
         for key, column in (("types", "event_type"), ("min_value", "value")):
             if getattr(self, key) is not None and column not in self.columns:
@@ -306,6 +333,12 @@ class EventSettings(TableSettings):
             raise ValueError(
                 f"events.timezone: received {self.timezone!r}, expected an IANA name such as Europe/Berlin"
             ) from None
+
+    @property
+    def table(self) -> TableFormat:
+        """The form of the log, with the columns that its conditions read."""
+        conditions = {where_column(each["column"]): each["column"] for each in self.where}
+        return dataclasses.replace(super().table, columns={**self.columns, **conditions})
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import schema, tables
-from features.events import side_tables, validation
+from features.events import row_counts, side_tables, validation
 from features.events.side_tables import ItemFormat
-from features.events.validation import EventFormat
+from features.events.event_format import EventFormat
 from features.readers import delimited, json_shapes, parquet, sources
 from features.schema import IdType
 from features.settings import EventSettings, TableFormat, iso_microseconds
@@ -303,7 +303,7 @@ def _check_log(rng: random.Random, path: Path, form: EventFormat, folder: Path) 
     counts.check()
     assert (counts.rows_out, counts.refused.total()) == (len(log), len(refused))
     assert counts.refused == Counter(refused["reason"])
-    assert set(counts.refused) <= set(validation.REFUSED)
+    assert set(counts.refused) <= set(row_counts.REFUSED)
     rows = log["source_row"].to_list() + refused["source_row"].to_list()
     assert len(set(rows)) == len(rows) == counts.rows_in - counts.left_out.total()
     assert not rows or (min(rows) >= 1 and max(rows) <= counts.rows_in)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from features.events import side_tables, validation
 from features.events.side_tables import ItemFormat
-from features.events.validation import EventFormat
+from features.events.event_format import EventFormat
 from features.schema import IdType
 from features.settings import EventSettings, TableFormat
 

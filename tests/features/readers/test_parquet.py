@@ -14,7 +14,7 @@ import pytest
 
 from features import schema
 from features.events import ids, timestamps, validation
-from features.events.validation import EventFormat
+from features.events.event_format import EventFormat
 from features.readers import parquet
 from features.settings import EventSettings, TableFormat
 

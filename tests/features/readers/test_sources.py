@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from features import schema, tables
 from features.events import validation
-from features.events.validation import EventFormat
+from features.events.event_format import EventFormat
 from features.readers import delimited, dialect, json_shapes, parquet, sources
 from features.schema import IdType
 from features.settings import EventSettings, TableFormat

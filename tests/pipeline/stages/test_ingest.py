@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from features import schema, tables
-from features.events import validation
+from features.events import row_counts, validation
 from pipeline.artifacts import event_parts, files
 from pipeline.artifacts.event_parts import PARTS, unused
 from pipeline.artifacts.store import Artifact, read_manifest
@@ -106,7 +106,7 @@ def test_a_second_night_reads_only_the_new_file(log: Log, monkeypatch: pytest.Mo
     read_files: list[str] = []
     original = validation.ingest_file
 
-    def spy(path: Path, *arguments: Any, **more: Any) -> validation.Counts:
+    def spy(path: Path, *arguments: Any, **more: Any) -> row_counts.Counts:
         read_files.append(path.name)
         return original(path, *arguments, **more)
 
@@ -206,7 +206,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_part(
     path = log.write("day2.csv", "5,10,1600000000,view\n")
     original = validation.ingest_file
 
-    def slow(*arguments: Any, **more: Any) -> validation.Counts:
+    def slow(*arguments: Any, **more: Any) -> row_counts.Counts:
         path.write_text(HEADER + rows)
         return original(*arguments, **more)
 
@@ -472,7 +472,7 @@ def test_force_reads_every_source_again(log: Log, monkeypatch: pytest.MonkeyPatc
     seen = []
     real = validation.ingest_file
 
-    def spy(path: Path, *arguments: Any, **more: Any) -> validation.Counts:
+    def spy(path: Path, *arguments: Any, **more: Any) -> row_counts.Counts:
         seen.append(path.name)
         return real(path, *arguments, **more)
 
