@@ -275,7 +275,9 @@ class EventSettings(TableSettings):
     """Latest possible time, in days after now."""
 
     def __post_init__(self) -> None:
-        _check_columns(self.section, self.columns, EVENT_COLUMNS, "user_id", "item_id", "timestamp")
+        given = dict.fromkeys(self.table.filled_by_pattern, 1)
+        needed = ("user_id", "item_id", "timestamp")
+        _check_columns(self.section, {**self.columns, **given}, EVENT_COLUMNS, *needed)
         super().__post_init__()
         for key, column in (("types", "event_type"), ("min_value", "value")):
             if getattr(self, key) is not None and column not in self.columns:

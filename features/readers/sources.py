@@ -3,17 +3,20 @@
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from features import tables
-from features.readers import delimited, dialect, json_lines, parquet
+from features.readers import delimited, dialect, json_lines, parquet, records
 from features.settings import FileFormat, TableFormat
 from features.tables import Chunk, Reading, Utf8Stream
 
 _COMPRESSED = (".gz", ".zst", ".bz2")
+_SIDE_TABLES = ("items", "users")
+"""Tables whose lists are values, and not rows."""
 _EXTENSIONS: dict[str, FileFormat] = {
     **dict.fromkeys((".csv", ".tsv", ".dat", ".data", ".txt"), "csv"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
@@ -36,6 +39,12 @@ def format_of(path: Path, form: TableFormat) -> FileFormat:
     return by_extension
 
 
+def form_for(path: Path, form: TableFormat) -> TableFormat:
+    """The form for a file: `.tsv` is separated by tabs where no separator is configured."""
+    is_tsv = ".tsv" in (suffix.lower() for suffix in path.suffixes)
+    return replace(form, separator="\t") if is_tsv and form.separator == "," else form
+
+
 def form_of(path: Path, form: TableFormat) -> list[str]:
     """Format and compression of a file."""
     suffix = path.suffix.lower()
@@ -53,6 +62,14 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
 
 def readings(path: Path, form: TableFormat) -> Iterator[Reading]:
     """As `read`, but parsed when called where a chunk does not depend on earlier ones; chunks may be empty."""
+    form = form_for(path, form)
+    is_log = form.section not in _SIDE_TABLES
+    lists = is_log and format_of(path, form) == "parquet"
+    yield from records.rows(_of_source(path, records.flat(path, form)), path, form, lists=lists)
+
+
+def _of_source(path: Path, form: TableFormat) -> Iterator[Reading]:
+    """Chunks of the columns of a source, each by itself."""
     kind = format_of(path, form)
     if kind == "parquet":
         yield from (functools.partial(tables.given, chunk) for chunk in parquet.read(path, form))
@@ -98,5 +115,6 @@ def column_names(path: Path, form: TableFormat) -> list[str]:
     """Column names of a csv file with a header, or of a Parquet file."""
     if format_of(path, form) == "parquet":
         return parquet.names(path)
+    form = form_for(path, form)
     with open_text(path, form) as stream:
         return dialect.names(stream, form, str(path))
