@@ -6,10 +6,8 @@ mapped columns. Partition folders (`day=2026-01-31/`) are columns too.
 
 import functools
 import itertools
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -25,22 +23,8 @@ _JOINED_BY = "|"
 _LIST = (pl.List, pl.Array)
 
 
-def partitions(path: Path) -> dict[str, str]:
-    """Columns that the folders of a path give: `day=2026-01-31/log.csv` has day."""
-    parts = (part.partition("=") for part in path.parts[:-1])
-    found = {name: urllib.parse.unquote(value) for name, mark, value in parts if mark and name}
-    return {name: "" if value == "__HIVE_DEFAULT_PARTITION__" else value for name, value in found.items()}
-
-
-def used_partitions(path: Path, form: TableFormat) -> dict[str, str]:
-    """The columns of a path's folders that are mapped."""
-    mapped = {column for theirs in form.columns.values() for column in columns_of(theirs)}
-    return {name: value for name, value in partitions(path).items() if name in mapped}
-
-
-def flat(path: Path, form: TableFormat) -> TableFormat:
-    """The form with a column of its own for each of the source that is mapped, without those of folders."""
-    given = used_partitions(path, form)
+def flat(form: TableFormat, given: Mapping[str, str]) -> TableFormat:
+    """The form with a column of its own for each of the source that is mapped, without those that folders give."""
     columns: dict[str, Column] = {}
     for ours, theirs in form.columns.items():
         parts = columns_of(theirs)
@@ -54,12 +38,14 @@ def _name(ours: str, theirs: Column, number: int) -> str:
     return ours if isinstance(theirs, str | int) else f"{ours} ({number + 1})"
 
 
-def rows(readings: Iterator[Reading], path: Path, form: TableFormat, *, lists: bool) -> Iterator[Reading]:
+def rows(
+    readings: Iterator[Reading], form: TableFormat, given: Mapping[str, str], *, lists: bool
+) -> Iterator[Reading]:
     """Chunks of the mapped columns, from chunks of the columns of `flat`.
 
-    lists: whether columns may hold lists, each element of which is an event of its own.
+    given: columns that the folders of the source's path give. lists: whether columns may hold lists, each element of which is an
+    event of its own.
     """
-    given = used_partitions(path, form)
     if given or any(not isinstance(theirs, str | int) for theirs in form.columns.values()):
         readings = (_then(reading, given, form) for reading in readings)
     if form.fill_down and isinstance(form.fill_down, list):
