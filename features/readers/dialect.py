@@ -239,11 +239,13 @@ def _first_lines(start: bytes, form: TableFormat, header: bytes) -> list[str]:
     """The first lines that may be rows."""
     lines = [line.rstrip(b"\r") for line in start.split(b"\n", _FIRST_LINES)[:_FIRST_LINES]]
     comment = form.comment.encode()
-    return [
+    texts = [
         line.decode(errors="replace")
         for line in lines
         if line and line != header and not (comment and line.startswith(comment))
     ]
+    patterns = [re.compile(pattern) for pattern in form.filled_by_pattern.values()]
+    return [text for text in texts if not any(pattern.search(text) for pattern in patterns)]
 
 
 def _numbered(num_fields: int, form: TableFormat) -> list[str]:
@@ -290,6 +292,7 @@ def _shows_quotes(start: bytes, separator: str, form: TableFormat) -> bool:
     if form.header and any(map(_is_quoted, rows[0])):
         return True
     usual = collections.Counter(map(len, rows)).most_common(1)[0][0]
+    rows, lines = (rows[1:], lines[1:]) if form.header else (rows, lines)
     whole = [(row, line) for row, line in zip(rows, lines, strict=True) if len(row) == usual]
     if any(line.count(separator) != usual - 1 or _holds_doubled(row) for row, line in whole):
         return True
