@@ -300,8 +300,9 @@ class EventSettings(TableSettings):
     """Latest possible time, in days after now."""
 
     def __post_init__(self) -> None:
-        times = ["timestamp"] if self.timestamp_unit != "position" else []
-        _check_columns(self.section, self.columns, EVENT_COLUMNS, "user_id", "item_id", *times)
+        given = dict.fromkeys(super().table.filled_by_pattern, 1)
+        needed = ("user_id", "item_id", *(() if self.timestamp_unit == "position" else ("timestamp",)))
+        _check_columns(self.section, {**self.columns, **given}, EVENT_COLUMNS, *needed)
         _check_where(self.where)
         super().__post_init__()
         for key, column in (("types", "event_type"), ("min_value", "value")):

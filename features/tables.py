@@ -4,7 +4,7 @@ import codecs
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import polars as pl
@@ -55,6 +55,13 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 """Byte order marks, the longer of two with the same beginning first, and what they say about the encoding."""
+
+
+class TextStream(Protocol):
+    """A text as UTF-8."""
+
+    def read(self, size: int, /) -> bytes:
+        """About `size` more bytes; none at the end."""
 
 
 class Utf8Stream:
@@ -167,7 +174,7 @@ def is_utf8(text: bytes) -> bool:
     return True
 
 
-def whole_lines(stream: Utf8Stream, first: bytes, where: str) -> Iterator[tuple[bytes, bool]]:
+def whole_lines(stream: TextStream, first: bytes, where: str) -> Iterator[tuple[bytes, bool]]:
     """Blocks of whole lines, and whether a block is the last; `first`: bytes already read from the stream."""
     rest = first
     while more := stream.read(BLOCK_BYTES):

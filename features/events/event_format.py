@@ -20,10 +20,11 @@ class EventFormat:
         """Microseconds since the epoch; events before it have an impossible time."""
         return iso_microseconds(self.settings.earliest, self.settings.timezone)
 
-    @property
+    @cached_property
     def is_by_place(self) -> bool:
         """Whether the rows carry no time, and their order in the file is all that is known."""
-        return TIMESTAMP not in self.settings.columns
+        table = self.settings.table
+        return TIMESTAMP not in table.columns and TIMESTAMP not in table.filled_by_pattern
 
     def describe(self) -> str:
         """The settings in force, for a message."""

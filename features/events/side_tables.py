@@ -12,7 +12,7 @@ import polars as pl
 
 from features import schema, tables
 from features.events import ids
-from features.readers import json_lines, sources
+from features.readers import json_lines, json_values, sources
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, USER_ID, IdType
 from features.settings import TableFormat
 
@@ -207,7 +207,7 @@ class _FirstWins:
 def _json_lines(path: Path, form: TableFormat) -> Iterator[dict[str, Any] | None]:
     with sources.open_text(path, form) as stream:
         for lines in json_lines.json_lines(stream, str(path)):
-            yield from (json_lines.parse_object(line) for line in lines)
+            yield from (json_values.parse_object(line) for line in lines)
 
 
 def _from_objects(
@@ -228,7 +228,7 @@ def _from_objects(
             continue
         keys |= dict.fromkeys(tree)
         for ours, theirs in columns.items():
-            values[ours].append(json_lines.at_path(tree, str(theirs)))
+            values[ours].append(json_values.at_path(tree, str(theirs)))
     absent = [name for name, column in values.items() if all(value is None for value in column)]
     if keys and absent and (form.columns or id_name in absent):
         raise ValueError(

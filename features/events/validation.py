@@ -97,7 +97,9 @@ def ingest_file(
             folder / "quarantine.parquet",
             pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()}),
         ) as refused,
-        contextlib.closing(in_order(validated, sources.readings(path, form.settings.table))) as results,
+        contextlib.closing(
+            in_order(validated, sources.readings(path, form.settings.table, source_path))
+        ) as results,
     ):
         for result in results:
             if result.text_ids is not None:

@@ -20,7 +20,7 @@ from features import tables
 from features.readers import dialect as dialects
 from features.readers.dialect import LINES_PER_ROW, Dialect, Unclosed
 from features.settings import TableFormat
-from features.tables import Chunk, Reading, Rows, Utf8Stream
+from features.tables import Chunk, Reading, Rows, TextStream
 
 _LINE_FEED = 10
 _MAX_SUSPECTS = 1000
@@ -28,7 +28,7 @@ _MAX_SUSPECTS = 1000
 _UNUSED = [bytes([code]) for code in (*range(0x1F, 0x1B, -1), *range(1, 9))]
 
 
-def read(stream: Utf8Stream, form: TableFormat, where: str) -> Iterator[Reading]:
+def read(stream: TextStream, form: TableFormat, where: str) -> Iterator[Reading]:
     """Chunks of rows of a delimited text; those without quotes are parsed when called, by the caller's threads.
 
     Raises ValueError for a missing mapped column, naming the columns of the file.
@@ -37,8 +37,12 @@ def read(stream: Utf8Stream, form: TableFormat, where: str) -> Iterator[Reading]
     if dialect is None:
         return
     rest = b""
+    last_given: dict[str, pl.Series] = {}
     for block, last in tables.whole_lines(stream, start, where):
         text = rest + dialects.normal(block)
+        if dialect.has_rest or dialect.given:
+            yield functools.partial(tables.given, _by_line(tables.Lines.of(text), dialect, last_given))
+            continue
         one_byte = dialect.separator if len(dialect.separator) == 1 else _unused(text)
         if one_byte is not None and not _needs_care(text, dialect):
             rest = b""
@@ -67,6 +71,31 @@ def _parse(text: bytes, dialect: Dialect, one_byte: bytes) -> Chunk:
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
     return Chunk(frame.select(*dialect.positions), broken, lines.raw(kept, kept))
+
+
+def _by_line(lines: tables.Lines, dialect: Dialect, last_given: dict[str, pl.Series]) -> Chunk:
+    """The rows of lines without quotes: the last field may be the rest of a line, and lines between the rows give values.
+
+    last_given: our name to the last value of the text before, which holds on.
+    """
+    texts = lines.texts().str.strip_chars_end("\r\n")
+    is_row = pl.Series(_are_rows(lines, dialect))
+    columns = {}
+    for ours, pattern in dialect.given:
+        value = texts.str.extract(pattern, 1)
+        is_row &= value.is_null()
+        before = last_given.get(ours, value.clear().extend_constant(None, 1))
+        columns[ours] = pl.concat([before, value]).fill_null(strategy="forward")[1:]
+        last_given[ours] = pl.concat([before, columns[ours]])[-1:]
+    num_fields = dialect.num_fields
+    fields = texts.str.splitn(dialect.quoting.separator, num_fields).struct.unnest()
+    columns |= {ours: fields.to_series(position) for ours, position in dialect.positions.items()}
+    broken = lines.undecodable()
+    if not dialect.is_filled and not dialect.has_rest:
+        count = texts.str.count_matches(dialect.quoting.separator, literal=True)
+        broken |= (count != num_fields - 1).to_numpy()
+    kept = np.flatnonzero(is_row.to_numpy())
+    return Chunk(pl.DataFrame(columns)[kept], broken[kept], lines.raw(kept, kept))
 
 
 def _may_hold_others(text: bytes, dialect: Dialect) -> bool:

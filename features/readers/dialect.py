@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from features import tables
 from features.settings import TableFormat, single
-from features.tables import Utf8Stream
+from features.tables import TextStream
 
 LINES_PER_ROW = 100
 """Maximum lines of a row; a quote not closed by then, or within the longest row's bytes, is a stray one."""
@@ -100,6 +100,10 @@ class Dialect:
     """Our name of a mapped column to its field's position from 0."""
     numbers: tuple[int, ...]
     """Positions of the mapped fields that are numbers or times in all of the first lines."""
+    has_rest: bool = False
+    """Whether the last field is the rest of the line, a list of items with the same separator."""
+    given: tuple[tuple[str, str], ...] = ()
+    """Our name and regular expression of columns whose value stands in lines between the rows."""
 
     @property
     def separator(self) -> bytes:
@@ -117,7 +121,7 @@ class Dialect:
         return all(_NUMBER.fullmatch(fields[position].strip()) for position in self.numbers)
 
 
-def find(stream: Utf8Stream, form: TableFormat, where: str) -> tuple[Dialect | None, bytes]:
+def find(stream: TextStream, form: TableFormat, where: str) -> tuple[Dialect | None, bytes]:
     """The dialect of a text and what follows its header, as far as it was read; no dialect for a text without a row.
 
     Raises ValueError for a missing mapped column, naming the columns of the file.
@@ -140,6 +144,9 @@ def find(stream: Utf8Stream, form: TableFormat, where: str) -> tuple[Dialect | N
         theirs = single(form.columns[ours])
         name = tables.column_at(form, ours, names, where, [line[:200] for line in lines[:3]])
         positions[ours] = theirs - 1 if isinstance(theirs, int) else names.index(name)
+    has_rest = form.items_separator == form.separator
+    if has_rest:
+        names = names[: max(positions.values()) + 1]
     rows = [fields for line in lines if len(fields := _whole(line, quoting)) == len(names)]
     dialect = Dialect(
         quoting,
@@ -149,17 +156,19 @@ def find(stream: Utf8Stream, form: TableFormat, where: str) -> tuple[Dialect | N
         len(names),
         positions,
         tuple(position for position in positions.values() if _are_numbers(rows, position)),
+        has_rest,
+        tuple(form.filled_by_pattern.items()),
     )
     return dialect, start
 
 
-def names(stream: Utf8Stream, form: TableFormat, where: str) -> list[str]:
+def names(stream: TextStream, form: TableFormat, where: str) -> list[str]:
     """Column names in the header; empty without one."""
     return _header(stream, form, where)[1] or []
 
 
 def _header(
-    stream: Utf8Stream, form: TableFormat, where: str
+    stream: TextStream, form: TableFormat, where: str
 ) -> tuple[Quoting, list[str] | None, bytes, bytes]:
     """The quoting, the names in the header (None without one), its line, and the text after it."""
     start, separator = _start(stream, form, where)
@@ -170,7 +179,7 @@ def _header(
     return quoting, [name.strip() for name in found], start[:end].rstrip(b"\r\n"), start[end:]
 
 
-def _start(stream: Utf8Stream, form: TableFormat, where: str) -> tuple[bytes, str]:
+def _start(stream: TextStream, form: TableFormat, where: str) -> tuple[bytes, str]:
     """The beginning of the text, from its first row or header on, at least one whole line; and its separator."""
     start = b""
     while True:
@@ -230,11 +239,13 @@ def _first_lines(start: bytes, form: TableFormat, header: bytes) -> list[str]:
     """The first lines that may be rows."""
     lines = [line.rstrip(b"\r") for line in start.split(b"\n", _FIRST_LINES)[:_FIRST_LINES]]
     comment = form.comment.encode()
-    return [
+    texts = [
         line.decode(errors="replace")
         for line in lines
         if line and line != header and not (comment and line.startswith(comment))
     ]
+    patterns = [re.compile(pattern) for pattern in form.filled_by_pattern.values()]
+    return [text for text in texts if not any(pattern.search(text) for pattern in patterns)]
 
 
 def _numbered(num_fields: int, form: TableFormat) -> list[str]:
@@ -281,6 +292,7 @@ def _shows_quotes(start: bytes, separator: str, form: TableFormat) -> bool:
     if form.header and any(map(_is_quoted, rows[0])):
         return True
     usual = collections.Counter(map(len, rows)).most_common(1)[0][0]
+    rows, lines = (rows[1:], lines[1:]) if form.header else (rows, lines)
     whole = [(row, line) for row, line in zip(rows, lines, strict=True) if len(row) == usual]
     if any(line.count(separator) != usual - 1 or _holds_doubled(row) for row, line in whole):
         return True

@@ -2,6 +2,7 @@
 
 import functools
 import glob
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from pipeline.errors import LookbackError
 
 SPOOL = ".remote"
 """Folder of the copies of remote files."""
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+"""Extensions of compressed files."""
+_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+"""What stands in the folder of a table whose metadata say which of its files count, and the table's kind."""
 SIMULATION_VERSION = 1
 """Version of the demo log for the same settings and seed."""
 
@@ -40,7 +45,14 @@ def _list_local(key: str, path: str) -> list[Path]:
     elif place.is_file():
         files = [place]
     else:
-        files = [Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file()]  # noqa: PTH207
+        found = [Path(name) for name in glob.glob(path, recursive=True)]  # noqa: PTH207
+        fixed = len(
+            place.parts[: next((at for at, part in enumerate(place.parts) if glob.has_magic(part)), 0)]
+        )
+        files = [
+            file for file in found if file.is_file() and not _hidden(Path(*file.parts[fixed:]), named=place)
+        ]
+    _refuse_tables(key, path, files)
     if not files:
         expected = "a file, a folder with files, or a glob that matches some"
         if "://" in path:
@@ -52,8 +64,23 @@ def _list_local(key: str, path: str) -> list[Path]:
     return files
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in relative.parts)
+def _hidden(relative: Path, named: Path = Path()) -> bool:
+    """Whether a part of a path is hidden; names that begin so in `named`, the pattern they matched, are meant."""
+    return any(
+        part.startswith((".", "_")) and not named.name.startswith((".", "_")) for part in relative.parts
+    )
+
+
+def _refuse_tables(key: str, path: str, files: Sequence[Path]) -> None:
+    """Raise LookbackError for a folder whose metadata say which of its files count."""
+    folders = {parent for file in files for parent in file.parents} | {Path(path)}
+    for folder in sorted(folders):
+        for mark, kind in _TABLES.items():
+            if any(folder.glob(mark)):
+                raise LookbackError(
+                    f"{key}: {folder} is a {kind} table: its metadata say which of its files count, and the folder holds others "
+                    "too. Give the list of the files that count, or export the table to Parquet"
+                )
 
 
 def source_digests(config: Config) -> dict[str, dict[str, str]]:
@@ -82,7 +109,7 @@ def source_digests(config: Config) -> dict[str, dict[str, str]]:
 def extension(path: str) -> str:
     """Last extension of a file's name, lower case, together with the one before if it is a compression."""
     *_, before, last = ["", "", *Path(path).suffixes]
-    return (before + last if last.lower() in (".gz", ".zst", ".bz2") else last).lower()
+    return (before + last if last.lower() in COMPRESSED else last).lower()
 
 
 def digest_of(config: Config, key: str, path: str) -> str:

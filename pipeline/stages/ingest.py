@@ -88,7 +88,8 @@ def build(ctx: Context) -> None:
     config = ctx.config.events
     form = event_format(config, now())
     previous = PreviousIngest.of(ctx.stage_folder)
-    changes = previous.changes(ctx.sources["events"])
+    identities = source_changes.identities(ctx.sources["events"], config.table)
+    changes = previous.changes(identities)
     if announced := changes.describe():
         print(f"ingest: {printable(announced)}", file=sys.stderr, flush=True)
     excluded = _excluded(ctx)
@@ -96,6 +97,7 @@ def build(ctx: Context) -> None:
     counts = sum((part.counts for part in log), Counts())
     event_log.check_refused(counts, form, config.max_refused_fraction)
     _say_absent_types(log, counts, config)
+    _say_twins(log)
     repeats = _repeats(log, counts.rows_out, drop=config.duplicates == "drop")
     _place(ctx, log, repeats)
     if len(repeats):
@@ -162,7 +164,13 @@ def _read_log(
     first: IdType = "string" if form.settings.id_types == "string" else "int64"
     id_types: dict[str, IdType] = {schema.USER_ID: first, schema.ITEM_ID: first}
     same = {f"events.{key}": ctx.config.get(f"events.{key}") for key in _ID_KEYS}
-    settled = set[str]() if ctx.force else previous.int64_columns(ctx.sources["events"], same)
+    settled = (
+        set[str]()
+        if ctx.force
+        else previous.int64_columns(
+            source_changes.identities(ctx.sources["events"], form.settings.table), same
+        )
+    )
     while True:
         try:
             return _parts(ctx, form, id_types, excluded), id_types
@@ -184,7 +192,7 @@ def _parts(
     ctx: Context, form: EventFormat, id_types: dict[str, IdType], excluded: ExcludedUsers
 ) -> list[Part]:
     """Parts of all sources in order, kept ones reused and missing ones made."""
-    log = source_changes.distinct(ctx.sources["events"])
+    log = source_changes.distinct(ctx.sources["events"], form.settings.table)
     shaping = {
         "version": PART_VERSION,
         "table": vars(form.settings.table),
@@ -314,6 +322,21 @@ def _say_absent_types(log: Sequence[Part], counts: Counts, config: EventSettings
         )
 
 
+def _say_twins(log: Sequence[Part]) -> None:
+    """Print one line for each two files with the same rows of which one is compressed."""
+    parts = {path: part for part in log for path in part.source.paths}
+    for one, other in source_changes.twins(parts):
+        if parts[one].counts.rows_in == parts[other].counts.rows_in and (
+            parts[one].description == parts[other].description
+        ):
+            print(
+                f"ingest: {printable(one)} and {printable(other)} have the same {parts[one].counts.rows_in:,} rows, and every "
+                "event counts twice: name one of them in events.path",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 def _check_sizes(log: Sequence[Part], counts: Counts) -> None:
     """Raise LookbackError for fewer than two users or items, counted by each part's first and last id."""
     ends = {
@@ -399,6 +422,7 @@ class _SourceSummary:
 
     paths: list[str]
     digest: str
+    folders: str
     part: str
     rows_in: int
     rows_out: int
@@ -413,6 +437,7 @@ class _SourceSummary:
         return cls(
             list(part.source.paths),
             part.source.digest,
+            part.source.folders,
             part.file_name,
             counts.rows_in,
             counts.rows_out,

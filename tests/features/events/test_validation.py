@@ -170,9 +170,9 @@ def test_compressed_files_are_read_as_they_are(
 ) -> None:
     content = (HEADER + "1,10,1600000000,view,1\n" * 50_000).encode()
     assert ingest(pack(content), name=name)[2].rows_out == 50_000
-    for damaged in (pack(content)[:-30], content):
-        with pytest.raises(ValueError, match="cannot be decompressed"):
-            ingest(damaged, name=name)
+    assert ingest(content, name=name)[2].rows_out == 50_000
+    with pytest.raises(ValueError, match="cannot be decompressed"):
+        ingest(pack(content)[:-30], name=name)
 
 
 def test_jsonl(ingest: Any) -> None:
@@ -182,7 +182,7 @@ def test_jsonl(ingest: Any) -> None:
         '{"user": {"id": -9223372036854775808}, "i": 9007199254740993, "t": 1600000000.25, "e": "view", "v": 1}',
         '{"user": {"id": "5"}, "i": 7.0, "t": "1600000000"}',
         '{"user": {}, "i": 7, "t": 1600000000}',
-        '{"user": {"id": [1]}, "i": 7, "t": 1600000000}',
+        '{"user": {"id": {"x": 1}}, "i": 7, "t": 1600000000}',
         '{"user": {"id": 1}, "i": "\\ud800", "t": 1600000000}',
         '{"user": {"id": 1}, "i": NaN, "t": 1600000000}',
         '{"user": {"id": 1}, "i": 1, "t": tomorrow}',

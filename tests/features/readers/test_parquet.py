@@ -145,8 +145,8 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["user_id", "item_id", "timestamp", "event_type", "value"])
-@pytest.mark.parametrize("value", [[1], {"x": 1}])
-def test_lists_and_structs_are_refused_by_the_key(tmp_path: Path, name: str, value: Any) -> None:
+@pytest.mark.parametrize("value", [[{"x": 1}], {"x": 1}])
+def test_structs_are_refused_by_the_key(tmp_path: Path, name: str, value: Any) -> None:
     arrays = {each: pa.array([1_600_000_000]) for each in schema.EVENTS if not each.startswith("source")}
     path = write(tmp_path / "log.parquet", arrays | {name: pa.array([value])})
     form = EventFormat(EventSettings("log", columns={each: each for each in arrays}), latest=2 * 10**15)

@@ -216,7 +216,9 @@ def test_a_format_by_extension() -> None:
         ("x.pq", "parquet"),
     ):
         assert sources.format_of(Path(name), form) == expected
-    for name in ("log", "log.gz", "log.xlsx"):
+    with pytest.raises(ValueError, match=r"log\.xlsx: is a spreadsheet, .*save the sheet as csv"):
+        sources.format_of(Path("log.xlsx"), form)
+    for name in ("log", "log.gz", "log.docx"):
         with pytest.raises(ValueError, match=r"set events\.format to csv, jsonl or parquet"):
             sources.format_of(Path(name), form)
 
