@@ -288,8 +288,8 @@ class EventSettings(TableSettings):
     """Parquet file with `user_id`: users left out of everything from now on; `prune --excluded` removes artifacts that hold them.
     Rows that cannot be parsed have no user and stay in quarantine."""
     where: list[dict[str, Any]] = field(default_factory=list)
-    """Conditions that rows have to fit; others are left out and counted. Each is a table of `column`, the source's name, and any of
-    `in`, `not_in` (lists), `min`, `max` and `matches` (a regular expression)."""
+    """Conditions that rows have to fit; others are left out and counted. Each is a table of `column`, the source's name, and any
+    of `in`, `not_in` (lists), `min`, `max` and `matches` (a regular expression)."""
     missing_user: Literal["refuse", "leave_out"] = "refuse"
     """Rows without a user, such as guests'; leave_out: counted apart from the refused ones."""
     exclude_items: str | list[str] | None = None

@@ -219,6 +219,14 @@ def as_text(line: bytes, encoding: str) -> str:
     return line.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
 
 
+class MissingColumn(ValueError):
+    """A source has no column for a mapped one, `column`."""
+
+    def __init__(self, column: str, message: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 def column_at(
     form: TableFormat, ours: str, names: Sequence[str], where: str, first_rows: Sequence[str] = ()
 ) -> str:
@@ -239,11 +247,12 @@ def column_at(
 
 def missing_column(
     form: TableFormat, ours: str, names: Sequence[str], where: str, first_rows: Sequence[str] = ()
-) -> ValueError:
+) -> MissingColumn:
     """Error for a missing mapped column, with the file's columns, first rows and settings."""
     rows = "".join(f"\n  {printable(row)}" for row in first_rows)
-    return ValueError(
+    return MissingColumn(
+        ours,
         f"{form.section}.columns.{ours}: received {form.columns[ours]!r}, but {where} has {len(names)} column(s): "
         f"{', '.join(map(repr, names[:50]))}{'. The first rows:' if rows else '.'}{rows}\n"
-        f"Settings in force: {form.describe()}"
+        f"Settings in force: {form.describe()}",
     )

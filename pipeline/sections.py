@@ -175,8 +175,8 @@ class ScoreConfig(Section):
     deny: str | list[str] | None = None
     """Denylist, items never recommended: a Parquet file with `item_id`, or a list of ids. Unknown ids are counted."""
     availability: str | None = None
-    """Availability windows: a Parquet file with `item_id`, `available_from`, `available_until` (UTC without a zone;
-    null: no limit). Items not in the file are always available."""
+    """Availability windows: a Parquet file with `item_id`, `available_from`, `available_until` (in
+    `events.timezone` without a zone; null: no limit). Items not in the file are always available."""
     at: str | None = None
     """Time of the request, as an ISO time: histories hold the events before it, and model, popularity and `availability` take it
     as the present. By default that of the log's newest regular event, the newest with a tenth of a median day's events in the

@@ -82,9 +82,9 @@ def _fits(column: pl.Series, condition: Mapping[str, Any]) -> pl.Series:
     text = column.cast(pl.String, strict=False).str.strip_chars()
     fits = pl.Series([True]).new_from_index(0, len(column))
     if "in" in condition:
-        fits &= _is_one_of(column, text, condition["in"])
+        fits &= _is_one_of(text, condition["in"])
     if "not_in" in condition:
-        fits &= ~_is_one_of(column, text, condition["not_in"])
+        fits &= ~_is_one_of(text, condition["not_in"])
     for key in ("min", "max"):
         if key in condition:
             limit = condition[key]
@@ -96,7 +96,7 @@ def _fits(column: pl.Series, condition: Mapping[str, Any]) -> pl.Series:
     return fits
 
 
-def _is_one_of(column: pl.Series, text: pl.Series, listed: Sequence[Any]) -> pl.Series:
+def _is_one_of(text: pl.Series, listed: Sequence[Any]) -> pl.Series:
     """[n] whether each value is in a list: as text, and numbers in it by their value; the empty text stands for missing."""
     numbers = [float(value) for value in listed if not isinstance(value, str | bool)]
     words = [str(value).lower() if isinstance(value, bool) else str(value) for value in listed]

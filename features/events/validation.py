@@ -7,7 +7,7 @@ purpose and counted under a reason of LEFT_OUT.
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +33,11 @@ from features.parallel import in_order
 from features.printable import LONGEST
 from features.readers import sources
 from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMESTAMP, USER_ID, VALUE, IdType
-from features.tables import Chunk, Reading
+from features.settings import TableFormat
+from features.tables import Chunk, MissingColumn, Reading
 
+OPTIONAL = (VALUE, EVENT_TYPE)
+"""Mapped columns that a file of several may lack."""
 _COLUMN_OF = {"bad_value": VALUE, "bad_type": EVENT_TYPE}
 _TIME_REASONS = ("missing_time", "impossible_time")
 EARLY_ROWS = 1_000_000
@@ -71,16 +74,51 @@ def ingest_file(
     """Stream one source file into `folder/events.parquet` and `folder/quarantine.parquet`.
 
     source_file: name of the file in its rows, 16 digits of its content digest. id_types: final type of user_id and item_id.
-    filters: rows to leave out; default: those that the settings say. source_path: path of the file in refused rows; default: `path`.
+    filters: rows to leave out; default: those of `where`. source_path: path of the file in refused rows; default: `path`.
     max_refused_fraction: reading stops after EARLY_ROWS rows if more than this and HOPELESS_FRACTION of them are refused.
-    Several threads parse and validate chunks, which are written in order.
+    A column of OPTIONAL that the file lacks is null. Several threads parse and validate chunks, which are written in order.
 
     Raises ValueError for a file of another format or with too many refused rows, and TextIds where `auto` assumed int64 and
     an accepted id is not one.
     """
+    filters = filters or RowFilters.of(form.settings.where, id_types)
+    source = _Source(path, source_file, source_path or str(path))
+    table, absent = form.settings.table, dict[str, str]()
+    while True:
+        try:
+            counts = _ingest(source, table, form, id_types, folder, filters, max_refused_fraction)
+        except MissingColumn as error:
+            if error.column not in OPTIONAL:
+                raise
+            absent[error.column] = str(error)
+            columns = {ours: theirs for ours, theirs in table.columns.items() if ours != error.column}
+            table = replace(table, columns=columns)
+        else:
+            counts.absent_columns = absent
+            return counts
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file, its name in events, and its path in refused rows."""
+
+    file: Path
+    name: str
+    path: str
+
+
+def _ingest(
+    source: _Source,
+    table: TableFormat,
+    form: EventFormat,
+    id_types: Mapping[str, IdType],
+    folder: Path,
+    filters: RowFilters,
+    max_refused_fraction: float,
+) -> Counts:
+    """`ingest_file` with the columns of `table`. Raises MissingColumn where the file lacks one."""
     counts = Counts()
     samples = {name: IdSample() for name in id_types}
-    filters = filters or RowFilters.of(form.settings.where, id_types)
     kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
     places = {name: types[0] for name, types in schema.EVENTS.items()} | kinds
 
@@ -89,7 +127,7 @@ def ingest_file(
         try:
             return _validate_chunk(chunk, form, id_types, filters)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{source.file}: {error}") from None
 
     with (
         PartWriter(folder / "events.parquet", pl.Schema(places)) as accepted,
@@ -97,23 +135,19 @@ def ingest_file(
             folder / "quarantine.parquet",
             pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()}),
         ) as refused,
-        contextlib.closing(
-            in_order(validated, sources.readings(path, form.settings.table, source_path))
-        ) as results,
+        contextlib.closing(in_order(validated, sources.readings(source.file, table, source.path))) as results,
     ):
         for result in results:
             if result.text_ids is not None:
                 column, row, text = result.text_ids
                 raise TextIds(column, counts.rows_in + row, text)
             here = pl.col(SOURCE_ROW) + counts.rows_in
-            of_file = pl.lit(source_file).alias(SOURCE_FILE)
+            of_file = pl.lit(source.name).alias(SOURCE_FILE)
             place = [here.cast(schema.TIME).alias(TIMESTAMP)] if form.is_by_place else []
             accepted.write(result.events.with_columns(here, of_file, *place))
             for name, sample in samples.items():
                 sample.add(result.events[name])
-            rows = result.refused.with_columns(
-                here, of_file, pl.lit(source_path or str(path)).alias(schema.SOURCE_PATH)
-            )
+            rows = result.refused.with_columns(here, of_file, pl.lit(source.path).alias(schema.SOURCE_PATH))
             refused.write(rows)
             _count(counts, result, rows, form)
             if _is_hopeless(counts, max_refused_fraction):

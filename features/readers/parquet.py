@@ -117,7 +117,9 @@ def names(path: Path) -> list[str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        with pq.ParquetFile(
+            path, buffer_size=_BUFFER_BYTES, pre_buffer=False, coerce_int96_timestamp_unit="us"
+        ) as file:
             yield file
     except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeError, OSError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):

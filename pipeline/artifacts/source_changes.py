@@ -57,12 +57,11 @@ def identities(digests: Mapping[str, str], form: TableFormat) -> dict[str, str]:
 
 
 def distinct(digests: Mapping[str, str], form: TableFormat) -> list[Source]:
-    """The distinct sources among files (path to digest), in order of their identities."""
+    """The distinct sources among files (path to digest), in order of their first paths."""
     paths: dict[tuple[str, str], list[str]] = {}
     for path, digest in sorted(digests.items()):
         paths.setdefault((digest, folders_of(path, form)), []).append(path)
-    sources = [Source(digest, tuple(same), folders) for (digest, folders), same in paths.items()]
-    return sorted(sources, key=lambda source: source.identity)
+    return [Source(digest, tuple(same), folders) for (digest, folders), same in paths.items()]
 
 
 def twins(paths: Iterable[str]) -> list[tuple[str, str]]:

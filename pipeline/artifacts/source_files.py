@@ -84,7 +84,8 @@ def _refuse_tables(key: str, path: str, files: Sequence[Path]) -> None:
 
 
 def source_digests(config: Config) -> dict[str, dict[str, str]]:
-    """Path or address to content digest of every source file, by role: events, items, users, exclude_users.
+    """Path or address to content digest of every source file, by role: events, items, users, exclude_users,
+    exclude_items.
 
     Reads or fetches a file only if its identity (size and times) is new.
     """
@@ -95,10 +96,13 @@ def source_digests(config: Config) -> dict[str, dict[str, str]]:
         "items": config.items.path if config.items else None,
         "users": config.users.path if config.users else None,
         "exclude_users": config.events.exclude_users,
+        "exclude_items": config.events.exclude_items
+        if isinstance(config.events.exclude_items, str)
+        else None,
     }
     sources = {}
     for role, path in paths.items():
-        key = "events.exclude_users" if role == "exclude_users" else f"{role}.path"
+        key = f"events.{role}" if role.startswith("exclude_") else f"{role}.path"
         if path is not None:
             files = list_files(key, path)
             contents = in_order(functools.partial(_digest, config, digests), files)

@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from features import schema
-from features.events import validation as event_log
+from features.events import row_filters
 from features.events.ids import plain
 from pipeline.artifacts import event_parts, source_files, store
 from pipeline.artifacts.scratch import remove_abandoned, scratch
@@ -68,7 +68,9 @@ def prune_excluded(config: Config, *, dry_run: bool) -> list[Path]:
     _erase_runs(erasure, kept)
     _erase_parts(erasure, exclusion)
     excluded = [
-        event_log.read_excluded(source_files.local_path(config, path, digest)).cast(pl.String)
+        row_filters.read_listed(
+            "events.exclude_users", source_files.local_path(config, path, digest), schema.USER_ID
+        ).cast(pl.String)
         for path, digest in now.sources["exclude_users"].items()
     ]
     users = pl.concat(excluded)
@@ -257,4 +259,4 @@ def _holds(bundle: Path, excluded: pl.Series) -> bool:
     except (OSError, ValueError):
         return True
     kind: schema.IdType = "string" if users.dtype == pl.String else "int64"
-    return bool(event_log.Excluded(excluded, kind).holds(users, users).any())
+    return bool(row_filters.Excluded(excluded, kind).holds(users, users).any())

@@ -60,6 +60,8 @@ class Job:
     seed: int
     timed: bool = True
     """Whether the log has times, not positions."""
+    timezone: str = "UTC"
+    """Time zone of times in the settings that name none."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,19 @@ class Scorer:
         Raises LookbackError where a file named in the settings is unusable.
         """
         opened = Bundle.open(job.bundle, verify=False)
-        bundle, log = with_current_log(opened, job.features, job.ingest, job.settings, timed=job.timed)
+        bundle, log = with_current_log(
+            opened, job.features, job.ingest, job.settings, timed=job.timed, timezone=job.timezone
+        )
         users = _selected_users(job, log)
         exclude_seen = excludes_seen(job.settings.exclude_seen, log.dataset)
         request_time = log.request.time
         rules, counts = rules_of(
-            job.settings, bundle.items, request_time, job.seed, exclude_seen=exclude_seen
+            job.settings,
+            bundle.items,
+            request_time,
+            job.seed,
+            exclude_seen=exclude_seen,
+            timezone=job.timezone,
         )
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
 
@@ -246,17 +255,24 @@ class Scorer:
 
 
 def with_current_log(
-    bundle: Bundle, features: Path, ingest: Path, settings: ScoreConfig, *, timed: bool
+    bundle: Bundle,
+    features: Path,
+    ingest: Path,
+    settings: ScoreConfig,
+    *,
+    timed: bool,
+    timezone: str = "UTC",
 ) -> tuple[Bundle, Log]:
     """Extend a bundle by the log's new items, if set; count its ranker's statistics or counting baseline up to the request.
 
     A model takes the items with content; its second stage, if of nights, and a counting baseline take all that have events.
     With `score.at`, and for a counting baseline, its popularity is counted anew too. Returns the log too. features, ingest:
-    artifact folders. timed: whether the log has times. Raises LookbackError where `score.at` precedes the log, or the log has
-    other ids than the bundle's baseline.
+    artifact folders. timed: whether the log has times. timezone: of a `score.at` that names none.
+
+    Raises LookbackError where `score.at` precedes the log, or the log has other ids than the bundle's baseline.
     """
     dataset = Dataset.open(features)
-    request = Request.of(settings.at, dataset.facts.now, timed=timed)
+    request = Request.of(settings.at, dataset.facts.now, timed=timed, timezone=timezone)
     if dataset.items["item_id"].dtype == pl.String:  # also where the bundle's ids are integers
         bundle = replace(bundle, items=Vocabulary(bundle.items.ids.cast(pl.String), 1))
     bundle_baseline.check_ids(bundle.description, bundle.items.ids, dataset)
@@ -291,7 +307,7 @@ def _selected_users(job: Job, log: Log) -> Users:
     last = log.ends - 1
     has_events = last >= histories.offsets[:-1]
     last_time = np.asarray(histories.time)[np.maximum(last, 0)]
-    index = np.flatnonzero(has_events & (last_time >= iso_microseconds(selection)))
+    index = np.flatnonzero(has_events & (last_time >= iso_microseconds(selection, job.timezone)))
     return Users(log.users.gather(index), index, 0)
 
 

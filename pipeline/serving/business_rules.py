@@ -19,11 +19,17 @@ ITEM, FROM, UNTIL = "item_id", "available_from", "available_until"
 
 
 def rules_of(
-    settings: "ScoreConfig", items: Vocabulary, request_time: int, seed: int, *, exclude_seen: bool
+    settings: "ScoreConfig",
+    items: Vocabulary,
+    request_time: int,
+    seed: int,
+    *,
+    exclude_seen: bool,
+    timezone: str = "UTC",
 ) -> tuple[Rules, dict[str, int]]:
     """Rules of `[score]` over a vocabulary, with counts of unknown ids in its lists and of excluded items.
 
-    request_time: microseconds since the epoch. exclude_seen: `score.exclude_seen`, resolved.
+    request_time: microseconds since the epoch. exclude_seen: `score.exclude_seen`, resolved. timezone: of times that name none.
     Raises LookbackError for an unreadable file, and for an allow list without a known item.
     """
     allowed, counts = np.ones(len(items) + 1, bool), {}
@@ -38,10 +44,10 @@ def rules_of(
         allowed &= ~mask
     if settings.availability is not None:
         # in a log without times the request is at a position, whatever `score.at` is
-        at = request_time if settings.at is None else iso_microseconds(settings.at)
+        at = request_time if settings.at is None else iso_microseconds(settings.at, timezone)
         key, path = "score.availability", Path(settings.availability)
         table = _read(key, path, (ITEM,))
-        mask, counts["availability_unknown"] = available(f"{key}: {path}", table, items, at)
+        mask, counts["availability_unknown"] = available(f"{key}: {path}", table, items, at, timezone)
         allowed &= mask
     counts["items_not_allowed"] = int(len(items) - allowed.sum())
     rules = Rules(
@@ -100,7 +106,9 @@ def allowlist(where: str, ids: pl.Series, items: Vocabulary) -> tuple[NDArray[np
     return mask, num_unknown
 
 
-def available(where: str, table: pl.DataFrame, items: Vocabulary, at: int) -> tuple[NDArray[np.bool_], int]:
+def available(
+    where: str, table: pl.DataFrame, items: Vocabulary, at: int, timezone: str = "UTC"
+) -> tuple[NDArray[np.bool_], int]:
     """[n + 1] mask of items available at a time (in one of their windows, or without any), and the number of unknown ids.
 
     table: item_id, available_from, available_until. Raises LookbackError, which begins with `where`.
@@ -112,7 +120,7 @@ def available(where: str, table: pl.DataFrame, items: Vocabulary, at: int) -> tu
     is_open = pl.lit(value=True)
     for name in (FROM, UNTIL):
         if name in table.columns:
-            limit = _microseconds(where, table[name])
+            limit = _microseconds(where, table[name], timezone)
             inside = limit <= at if name == FROM else limit > at
             is_open = is_open & pl.lit(inside.fill_null(value=True))
     windows = table.select(ITEM, is_open=is_open).drop_nulls(ITEM).group_by(ITEM).agg(pl.col("is_open").any())
@@ -122,14 +130,18 @@ def available(where: str, table: pl.DataFrame, items: Vocabulary, at: int) -> tu
     return mask, num_unknown
 
 
-def _microseconds(where: str, column: pl.Series) -> pl.Series:
-    """Convert dates, times or ISO texts, UTC where they have no zone, to microseconds since the epoch."""
+def _microseconds(where: str, column: pl.Series, timezone: str) -> pl.Series:
+    """Convert dates, times or ISO texts, in `timezone` where they have no zone, to microseconds since the epoch."""
     try:
         if column.dtype == pl.String:
-            times = [None if text is None else iso_microseconds(text) for text in column]
+            times = [None if text is None else iso_microseconds(text, timezone) for text in column]
             return pl.Series(column.name, times, dtype=pl.Int64)
         if column.dtype in (pl.Date, pl.Datetime, pl.Null):  # the unit of a number is unknown
-            return column.cast(pl.Datetime("us")).dt.timestamp("us")
+            if getattr(column.dtype, "time_zone", None) is None:
+                column = column.cast(pl.Datetime("us")).dt.replace_time_zone(
+                    timezone, ambiguous="earliest", non_existent="null"
+                )
+            return column.dt.timestamp("us")
     except (pl.exceptions.PolarsError, ValueError):
         pass
     raise LookbackError(

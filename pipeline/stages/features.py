@@ -17,6 +17,7 @@ from features.profiling import drift, profile
 from features.profiling.drift import Drift
 from features.profiling.profile import Profile
 from features.settings import iso_microseconds
+from pipeline.artifacts import store
 from pipeline.dataset.item_features import content_settings
 from pipeline.orchestration.context import Context
 
@@ -32,13 +33,14 @@ def build(ctx: Context) -> None:
     items = _catalogue(log, ingest)
     event_types = _event_types(log)
     histories, left_out = buckets.build(
-        sorted((ingest / "events").glob("*.parquet")),
+        _parts(ingest),
         ctx.folder,
         users,
         user_counts,
         items,
         event_types,
         drop_consecutive=ctx.config.history.repeats == "drop_consecutive",
+        by_place="timestamp" not in ctx.config.events.table.columns,
     )
     split = _split(ctx, histories, len(items))
     leaks.check_leaks(histories, split)
@@ -54,6 +56,11 @@ def build(ctx: Context) -> None:
     ctx.manifest["content"] = content.build(ctx.folder, known, is_known, content_settings(ctx.config))
     _write_profile(ctx, histories, event_types, table)
     _report(ctx, histories, split, left_out, table)
+
+
+def _parts(ingest: Path) -> list[Path]:
+    """Parts of the log in the order of their sources' paths."""
+    return [ingest / "events" / source["part"] for source in store.read_manifest(ingest)["sources"]]
 
 
 def _catalogue(log: pl.LazyFrame, ingest: Path) -> Vocabulary:
@@ -80,7 +87,9 @@ def _split(ctx: Context, histories: JaggedHistories, num_items: int) -> splits.S
         histories,
         num_items,
         test_fraction=settings.test_fraction,
-        test_from=None if settings.test_from is None else iso_microseconds(settings.test_from),
+        test_from=None
+        if settings.test_from is None
+        else iso_microseconds(settings.test_from, ctx.config.events.timezone),
         validation_fraction=settings.validation_fraction,
         held_back=settings.held_back,
         **core,

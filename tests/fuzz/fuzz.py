@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 
 from features import schema, tables
 from features.events import row_counts, side_tables, validation
-from features.events.side_tables import ItemFormat
 from features.events.event_format import EventFormat
+from features.events.side_tables import ItemFormat
 from features.readers import delimited, json_shapes, parquet, sources
 from features.schema import IdType
 from features.settings import EventSettings, TableFormat, iso_microseconds

@@ -37,7 +37,7 @@ def test_csv(tmp_path: Path) -> None:
         'id,name,tags,about,vector\n7,"A, B",x| y||,t,"[0.5, 1]"\n8,,,,\n7,again,z,,1 2\n,no id,,,\nx,text id,,,\n9,short\n'
     )
     table = read(path)
-    assert table.notes == {}  # a blank embedding is no bad one
+    assert table.notes == {"several_titles": 1}  # a blank embedding is no bad one
     assert table.frame.rows() == [(7, "A, B", ["x", "y"], "t", [0.5, 1.0]), (8, None, None, None, None)]
     assert table.rows_in == 6
     assert table.left_out == {"unparseable": 1, "missing_item": 1, "bad_item": 1, "duplicate": 1}

@@ -349,6 +349,8 @@ def test_excluded_users_are_not_in_the_users_table(log: Log) -> None:
         "rows_in": 2,
         "rows_out": 1,
         "rows_left_out": {"excluded_user": 1},
+        "rows_in_log": 1,
+        "ids_without_row": 1,
     }
 
 
@@ -365,6 +367,8 @@ def test_items_and_users_have_ids_as_the_events(log: Log) -> None:
         "rows_in": 3,
         "rows_out": 2,
         "rows_left_out": {"unparseable": 1},
+        "rows_in_log": 1,
+        "ids_without_row": 1,
     }
 
 
