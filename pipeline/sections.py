@@ -191,6 +191,9 @@ class ScoreConfig(Section):
     """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off."""
     new_items: bool = True
     """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
+    max_item_age_days: float = Field(0.0, ge=0)
+    """Longest time since an item's last event, in days, and then also items whose row has vanished from the items table since
+    the training are left out; 0: off."""
     segment: str = "auto"
     """Column of the users' table with segments: users without a known interaction get popular items of their segment. auto: the
     first column with 2 to 20 values; none."""

@@ -86,3 +86,19 @@ def describe_bad(text: object) -> str:
     if num_bytes > LONGEST_BYTES:
         return f"{num_bytes:,} bytes, expected at most {LONGEST_BYTES:,}"
     return 'not an integer of 64 bits, which id_types = "int64" asks for'
+
+
+def have_form_of(ids: pl.Series, known: pl.Series) -> pl.Series:
+    """[n] whether ids look like the known ones: the same kinds of characters, at most one more or fewer than they have."""
+    forms = _forms(known.cast(pl.String))
+    lengths = known.cast(pl.String).str.len_chars()
+    text = ids.cast(pl.String)
+    shortest, longest = lengths.min() or 0, lengths.max() or 0
+    is_long_enough = text.str.len_chars().is_between(int(str(shortest)) - 1, int(str(longest)) + 1)
+    return _forms(text).is_in(forms.unique().implode()) & is_long_enough
+
+
+def _forms(text: pl.Series) -> pl.Series:
+    """[n] kinds of characters of each id: digits, letters, and others by themselves, each once."""
+    kinds = text.str.replace_all(r"\d", "9").str.replace_all(r"\pL", "a")
+    return kinds.str.split("").list.unique().list.sort().list.join("")

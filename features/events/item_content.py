@@ -53,9 +53,11 @@ def _category_lists(column: pl.Series, separator: str, missing: Sequence[str]) -
         written = text.str.contains(r"^\s*\[.*\]\s*$").fill_null(value=False)
         if written.any():
             parsed = {each: _written_list(each) for each in text.filter(written).unique()}
-            values = [each if (found := parsed[each]) is None else found for each in text.filter(written)]
-            made = [value if isinstance(value, list) else value.split(separator) for value in values]
-            lists = lists.scatter(written.arg_true(), pl.Series(made, dtype=pl.List(pl.String)))
+            values = [
+                parts if (found := parsed.get(each)) is None else found
+                for each, parts in zip(text, lists, strict=True)
+            ]
+            lists = pl.Series(lists.name, values, dtype=pl.List(pl.String))
     lists = fields.without_words(lists.to_frame(), missing).to_series()
     cleaned = lists.list.eval(pl.element().str.strip_chars().filter(pl.element().str.strip_chars() != ""))
     return cleaned.set(cleaned.list.len() == 0, None)

@@ -41,11 +41,12 @@ def describe_impossible(value: object, moment: int | None, unit: str, span: tupl
 
     moment: as of `microseconds`. span: earliest and latest possible time, in microseconds since the epoch.
     """
+    is_number = unit in DIGITS and not isinstance(value, datetime.date)
     if moment is None:
         return f"{str(value)[:40]!r} is no time in the unit {unit}"
     side, limit = ("before", span[0]) if moment < span[0] else ("after", span[1])
-    text = f"{side} {_day(limit)}" + (f" read as {unit}" if unit in DIGITS else "")
-    for other in DIGITS if unit in DIGITS else ():
+    text = f"{side} {_day(limit)}" + (f" read as {unit}" if is_number else "")
+    for other in DIGITS if is_number else ():
         number = _scaled(pl.Series([value]), DIGITS[other], fractions=True)[0]
         if number is not None and span[0] <= number <= span[1]:
             return f"{text}; as {other} it would be {_day(number)}"

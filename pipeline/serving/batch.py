@@ -39,10 +39,11 @@ from pipeline.serving import (
     popularity_fallback,
 )
 from pipeline.serving.bundle import Bundle
-from pipeline.serving.business_rules import read_ids, rules_of
+from pipeline.serving.business_rules import gone_items, read_ids, rules_of
 from pipeline.serving.request import Request
 
 Counts = dict[str, int]
+_BLOCK_EVENTS = 4_000_000
 Progress = Callable[[int], object]
 """Called with the number of users just scored."""
 
@@ -165,6 +166,7 @@ class Scorer:
             job.seed,
             exclude_seen=exclude_seen,
             timezone=job.timezone,
+            gone=_gone_items(job, bundle, log),
         )
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
 
@@ -292,6 +294,21 @@ def with_current_log(
         bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
     has_counts = is_counted or bundle.second_stage is not None
     return (bundle.counting(log.known) if has_counts else bundle), log
+
+
+def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:
+    """Items that `score.max_item_age_days` leaves out; none where it is off."""
+    days, histories = job.settings.max_item_age_days, log.histories
+    if not days:
+        return {}
+    last_seen = np.zeros(len(bundle.items) + 1, np.int64)
+    for first, last in histories.blocks(_BLOCK_EVENTS):
+        events = slice(int(histories.offsets[first]), int(histories.offsets[last]))
+        time = np.asarray(histories.time[events])
+        is_known = time < log.request.before
+        np.maximum.at(last_seen, log.items[histories.item_index[events]][is_known], time[is_known])
+    last_seen[0] = 0
+    return gone_items(bundle, last_seen, log.request.time, days, job.ingest / "items.parquet")
 
 
 def _selected_users(job: Job, log: Log) -> Users:

@@ -1,5 +1,6 @@
 """Business rules of the configuration: allow and deny lists, availability, re-ranking."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pipeline.errors import LookbackError
 
 if TYPE_CHECKING:
     from pipeline.sections import ScoreConfig
+    from pipeline.serving.bundle import Bundle
 
 ITEM, FROM, UNTIL = "item_id", "available_from", "available_until"
 
@@ -26,10 +28,12 @@ def rules_of(
     *,
     exclude_seen: bool,
     timezone: str = "UTC",
+    gone: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> tuple[Rules, dict[str, int]]:
     """Rules of `[score]` over a vocabulary, with counts of unknown ids in its lists and of excluded items.
 
     request_time: microseconds since the epoch. exclude_seen: `score.exclude_seen`, resolved. timezone: of times that name none.
+    gone: name to [n + 1] masks of items left out (`gone_items`), counted by the name.
     Raises LookbackError for an unreadable file, and for an allow list without a known item.
     """
     allowed, counts = np.ones(len(items) + 1, bool), {}
@@ -49,6 +53,9 @@ def rules_of(
         table = _read(key, path, (ITEM,))
         mask, counts["availability_unknown"] = available(f"{key}: {path}", table, items, at, timezone)
         allowed &= mask
+    for name, mask in (gone or {}).items():
+        counts[name] = int(mask.sum())
+        allowed &= ~mask
     counts["items_not_allowed"] = int(len(items) - allowed.sum())
     rules = Rules(
         exclude_seen,
@@ -60,6 +67,23 @@ def rules_of(
         seed + (request_time if settings.exploration else 0),  # a later log draws others
     )
     return rules, counts
+
+
+def gone_items(
+    bundle: "Bundle", last_seen: NDArray[np.int64], request_time: int, max_age_days: float, table: Path
+) -> dict[str, NDArray[np.bool_]]:
+    """Masks [n + 1] of items that are too old (`items_not_seen`), and of those without a row any more (`items_vanished`).
+
+    last_seen: [n + 1] time of each item's last event, 0: none, which is no age. table: the items table, if there is one.
+    """
+    is_old = (last_seen > 0) & (last_seen < request_time - max_age_days * 86_400_000_000)
+    gone = {"items_not_seen": is_old}
+    if table.exists():
+        rows = pl.read_parquet(table, columns=[ITEM])[ITEM].cast(pl.String)
+        had_row = bundle.titles.is_not_null()
+        has_row = bundle.items.ids.cast(pl.String).is_in(rows.implode())
+        gone["items_vanished"] = np.concatenate(([False], (had_row & ~has_row).to_numpy()))
+    return gone
 
 
 def read_ids(key: str, path: Path, column: str) -> pl.Series:

@@ -9,6 +9,7 @@ import polars as pl
 
 from features import content, schema
 from features.events import validation as event_log
+from features.events.ids import have_form_of
 from features.histories import buckets, leaks, splits
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
@@ -64,12 +65,12 @@ def _parts(ingest: Path) -> list[Path]:
 
 
 def _catalogue(log: pl.LazyFrame, ingest: Path) -> Vocabulary:
-    """Items of the log and the items table, sorted."""
+    """Items of the log, and those of the items table whose ids look like them, sorted."""
     items, _ = Vocabulary.counted(log, schema.ITEM_ID, 1)
     if not (ingest / "items.parquet").exists():
         return items
-    known = schema.read(ingest / "items.parquet", schema.ITEMS)[schema.ITEM_ID]
-    return Vocabulary.of(items.ids.append(known.cast(items.ids.dtype)), 1)
+    known = schema.read(ingest / "items.parquet", schema.ITEMS)[schema.ITEM_ID].cast(items.ids.dtype)
+    return Vocabulary.of(items.ids.append(known.filter(have_form_of(known, items.ids))), 1)
 
 
 def _event_types(log: pl.LazyFrame) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from features.events import cautions
 from features.events.cautions import IdFacts, IdSample
+from features.printable import printable
 
 
 def facts(ids: list[str] | list[int]) -> IdFacts:
@@ -32,7 +33,7 @@ def test_nothing_is_said_of_plain_ids() -> None:
 @pytest.mark.parametrize("word", ["NA", r"\N", "NULL", "nan", "(not set)", "undefined"])
 def test_a_word_for_nothing_is_said_with_its_events(word: str) -> None:
     (caution,) = said(PLAIN, [word, word, *PLAIN[2:]])
-    assert caution.startswith(f"item_id {cautions.printable(word)!r} has 2 events")
+    assert caution.startswith(f"item_id {printable(word)!r} has 2 events")
 
 
 def test_a_user_with_much_of_the_log_is_said() -> None:
@@ -49,7 +50,9 @@ def test_ids_that_a_spreadsheet_wrote_and_two_spellings_are_said_once_each() -> 
 
 
 def test_facts_of_several_sources_add_up() -> None:
-    both = facts(["NA", "b", "b", "c"]) + IdFacts.from_json(json.loads(json.dumps(facts(["NA", "d"]).to_json())))
+    both = facts(["NA", "b", "b", "c"]) + IdFacts.from_json(
+        json.loads(json.dumps(facts(["NA", "d"]).to_json()))
+    )
     assert (both.num_rows, both.num_ids, both.words) == (6, 3, {"NA": 2})
     assert both.frequent == {"b": 2, "NA": 2, "c": 1, "d": 1}
 
@@ -59,7 +62,9 @@ def test_of_a_long_log_a_part_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cautions, "_MOST_IDS", 500)
     sample = IdSample()
     for start in range(0, 100_000, 1000):
-        sample.add(pl.Series([f"u{number}" if number % 4 else "guest" for number in range(start, start + 1000)]))
+        sample.add(
+            pl.Series([f"u{number}" if number % 4 else "guest" for number in range(start, start + 1000)])
+        )
     found = sample.facts()
     assert found.num_ids <= 600
     assert found.frequent.most_common(1)[0][0] == "guest"

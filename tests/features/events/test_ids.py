@@ -73,3 +73,11 @@ def test_ids_of_any_column_type(column: pl.Series, expected: list[object]) -> No
 def test_lists_are_no_ids() -> None:
     with pytest.raises(ValueError, match="ids are List"):
         ids.plain(pl.Series([[1]]))
+
+
+def test_ids_of_the_form_of_known_ones() -> None:
+    known = pl.Series(["A12", "B345", "17"])
+    others = pl.Series(["C9", "CC99", "22", "POST", "1234567", "A-1", "a1b2c", "x" * 9])
+    found = ids.have_form_of(others, known).to_list()
+    assert found == [True, True, True, False, False, False, True, False]
+    assert ids.have_form_of(pl.Series([99, 1000, 5]), pl.Series([10, 23])).to_list() == [True, False, True]

@@ -89,6 +89,18 @@ def test_times_are_exact_whatever_the_type(tmp_path: Path, array: pa.Array, unit
     assert moment - seconds - 250_000 == expected
 
 
+@pytest.mark.parametrize("year", [1600, 2016, 2500])
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_int96_is_read_as_it_is_beyond_what_nanoseconds_hold(
+    tmp_path: Path, year: int, store_schema: bool
+) -> None:
+    times = pa.array([MOMENT.replace(year=year, tzinfo=None)], pa.timestamp("us"))
+    settings = {"use_deprecated_int96_timestamps": True, "store_schema": store_schema}
+    path = write(tmp_path / "log.parquet", {"x": times}, **settings)
+    (chunk,) = parquet.read(path, TableFormat("events", {"user_id": "x"}))
+    assert chunk.frame["user_id"].dt.year().to_list() == [year]
+
+
 @pytest.mark.parametrize("unit", ["ms", "us"])
 @pytest.mark.parametrize("zone", [None, BERLIN])
 def test_times_no_calendar_has_are_refused_and_shown(tmp_path: Path, unit: str, zone: str | None) -> None:

@@ -71,3 +71,11 @@ def test_positions_are_no_times(tmp_path: Path) -> None:
     ctx = context(tmp_path, "now", unit="position")
     assert "data/tied_share" not in night(ctx, [1, 2])
     assert Profile.load(ctx.folder / "profile.json").times is None
+
+
+def test_of_the_items_table_those_whose_ids_look_like_the_log_s_are_in_the_catalogue(tmp_path: Path) -> None:
+    pl.DataFrame({"item_id": ["i1", "i9", "POST-1", "4006381333931"]}).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    log = pl.LazyFrame({"item_id": ["i1", "i2", "i2"]})
+    assert features._catalogue(log, tmp_path).ids.to_list() == ["i1", "i2", "i9"]

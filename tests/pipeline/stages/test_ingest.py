@@ -499,3 +499,69 @@ def test_the_type_of_ids_is_settled_whatever_else_is_changed(log: Log, also: str
     log.write("day2.csv", "x7,12,1600090000,view\n")
     with pytest.raises(LookbackError, match=r"events\.id_types"):
         log.ingest(also)
+
+
+def test_of_files_the_path_decides_the_order_and_of_duplicates_the_first_stays(log: Log) -> None:
+    late = log.write("z.csv", "7,12,1600000000,view\n1,10,1600000000,view\n")
+    artifact = log.ingest("events.duplicates=drop")
+    paths = [source["paths"] for source in read_manifest(artifact)["sources"]]
+    assert paths == [[str(late.parent / name)] for name in ("day1.csv", "z.csv")]
+    assert 1 in read(artifact).filter(pl.col("source_file") != files.digest_file(late)[:16])["user_id"]
+    late.rename(late.with_name("a.csv"))  # another order is another log
+    again = log.ingest("events.duplicates=drop")
+    assert again != artifact
+    sources = read_manifest(again)["sources"]
+    assert [Path(source["paths"][0]).name for source in sources] == ["a.csv", "day1.csv"]
+    assert sources[0]["rows_out"] == 2
+    assert read(again)["user_id"].to_list().count(1) == 1
+
+
+def test_what_is_odd_is_said_and_kept_in_the_manifest(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"u{user},i{user % 9},16000{user:05},view,1\n" for user in range(40))
+    log.write("a.csv", rows.replace("u3,", "NULL,") + "A,1,1600000000,view,much\n" * 9, "u,i,t,e,v\n")
+    (log.folder / "items.csv").write_text("item_id,title\ni1,One\ni1,Eins\nbad\nx,Ex\ny,Why\n")
+    items = f'[items]\npath = "{log.folder}/items.csv"\ncolumns = {{ item_id = "item_id", title = "title" }}'
+    artifact = log.ingest("events.columns.value=v", "events.max_refused_fraction=0.4", items=items)
+    manifest = read_manifest(artifact)
+    said = "\n".join(manifest["warnings"])
+    for part in (
+        "1 of 2 files have no column for value",
+        "user_id 'NULL' has 1 events",
+        "user_id 'A' owns 17% of the events",
+        "items: 1 of 3 rows are in the log, 11 of its 12 items have no row",
+    ):
+        assert part in said
+    errors = capsys.readouterr().err
+    assert all(f"ingest: {warning}\n" in errors for warning in manifest["warnings"])
+    assert manifest["values_left_out"] == {"bad_value": 9}
+    assert [source["values_left_out"] for source in manifest["sources"]] == [{"bad_value": 9}, {}]
+    table = manifest["items_table"]
+    assert (table["several_titles"], table["rows_in_log"], table["ids_without_row"]) == (1, 1, 11)
+    refused = pl.read_parquet(artifact / "quarantine" / "items.parquet")
+    assert refused.select("source_path", "source_row", "raw", "reason").rows() == [
+        (str(log.folder / "items.csv"), 3, "bad", "unparseable")
+    ]
+    with pytest.raises(ValueError, match=r"items: 1 of 5 rows were refused"):
+        log.ingest("events.columns.value=v", "events.max_refused_fraction=0.1", items=items)
+
+
+def test_a_column_that_all_files_lack_is_refused(log: Log) -> None:
+    with pytest.raises(ValueError, match=r"events\.columns\.value: received 'v', but .*day1\.csv"):
+        log.ingest("events.columns.value=v")
+
+
+def test_excluded_items_are_listed_or_in_a_file(log: Log) -> None:
+    log.write("day2.csv", DAY_2)
+    listed = log.ingest('events.exclude_items=["11"]')
+    pl.DataFrame({"item_id": [11]}).write_parquet(log.folder / "postage.parquet")
+    in_file = log.ingest(f"events.exclude_items={log.folder}/postage.parquet")
+    for artifact in (listed, in_file):
+        assert read_manifest(artifact)["rows_left_out"]["excluded_item"] == 2
+        assert 11 not in read(artifact)["item_id"]
+
+
+def test_a_log_that_is_too_small_says_what_was_refused(tmp_path: Path) -> None:
+    small = Log(tmp_path)
+    small.write("day.csv", "1,10,1600000000,view\n1,11,1600000000,view\n,10,1600000000,view\n")
+    with pytest.raises(LookbackError, match=r"2 events of 1 user.*missing_user 1\.\n.*day\.csv row 3"):
+        small.ingest()
