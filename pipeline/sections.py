@@ -192,8 +192,8 @@ class ScoreConfig(Section):
     new_items: bool = True
     """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
     max_item_age_days: float = Field(0.0, ge=0)
-    """Longest time since an item's last event, in days, and then also items whose row has vanished from the items table since
-    the training are left out; 0: off."""
+    """Longest time since an item's last event, in days. Older items are left out, and so are those whose row in the items table
+    has vanished since the training; 0: off."""
     segment: str = "auto"
     """Column of the users' table with segments: users without a known interaction get popular items of their segment. auto: the
     first column with 2 to 20 values; none."""

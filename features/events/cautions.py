@@ -55,7 +55,7 @@ class IdFacts:
             self.variants or other.variants,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As plain numbers and lists."""
         return vars(self) | {"frequent": dict(self.frequent), "words": dict(self.words)}
 

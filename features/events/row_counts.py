@@ -81,7 +81,7 @@ class Counts:
             },
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As plain numbers and lists; `Counts.from_json` reads it."""
         ids = {name: facts.to_json() for name, facts in self.ids.items()}
         return vars(self) | {name: dict(getattr(self, name)) for name in _COUNTERS} | {"ids": ids}

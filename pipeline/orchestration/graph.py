@@ -97,7 +97,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            7,
+            8,
             ("ingest", "features", "train", "index", "rank", "baselines"),
             {
                 "evaluate": (
@@ -118,7 +118,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            7,
+            8,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def build(ctx: Context) -> None:
     table.write_parquet(ctx.folder / "items.parquet")
     is_known = histories.item_counts(len(items), split.train_end)[1:] > 0
     ctx.manifest["content"] = content.build(ctx.folder, known, is_known, content_settings(ctx.config))
-    _write_profile(ctx, histories, event_types, table)
+    _write_profile(ctx, histories, event_types, table, store.read_manifest(ingest))
     _report(ctx, histories, split, left_out, table)
 
 
@@ -142,14 +144,22 @@ def _report(
 
 
 def _write_profile(
-    ctx: Context, histories: JaggedHistories, event_types: list[str], items: pl.DataFrame
+    ctx: Context,
+    histories: JaggedHistories,
+    event_types: list[str],
+    items: pl.DataFrame,
+    counts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write and log profile.json and, with a previous artifact, drift.json; warn of large drifts.
 
-    items: item_id and num_events of the catalogue. No result depends on either file, so neither is fingerprinted.
+    items: item_id and num_events of the catalogue. counts: rows_in and rows_left_out of the source files.
+    No result depends on either file, so neither is fingerprinted.
     """
     timed = ctx.config.events.timestamp_unit != "position"
     present = profile.profile(histories, event_types, len(items), timed=timed)
+    if counts is not None:
+        rows_in, left_out = counts["rows_in"], counts["rows_left_out"]
+        present = replace(present, rows_in=rows_in, rows_left_out=left_out)
     present.save(ctx.folder / profile.PROFILE)
     ctx.track.artifact(profile.PROFILE)
     metrics = present.metrics()
