@@ -89,7 +89,8 @@ def roles_of(sample: Sample) -> Roles | None:
     value = _value(frame, {time, event_type})
     taken = {time, event_type, value}
     ids = [name for name in frame.columns if name not in taken and _may_be_id(frame[name], units[name])]
-    user = _id(frame, ids, "user") or _id(frame, ids, "session") or _first_id(frame, ids, ())
+    once = [name for name in ids if "[]" not in name]  # a user takes the items of an array, and is not in it
+    user = _id(frame, once, "user") or _id(frame, once, "session") or _first_id(frame, once)
     lists = _list_of_items(frame, [name for name in ids if name != user])
     item = lists[0] if lists else _item(frame, [name for name in ids if name != user])
     if user is None or item is None or user == item:
@@ -193,7 +194,7 @@ def _may_be_id(column: pl.Series, unit: TimeUnit | None) -> bool:
     text = column.drop_nulls()
     is_fraction = text.str.contains(r"^[+-]?\d*\.\d*[1-9]\d*$").any()
     is_time = unit is not None and unit.unit not in ("s", "ms", "us", "ns")
-    return not is_fraction and not is_time and text.n_unique() > 1
+    return (is_named(column.name, "user") or not is_fraction) and not is_time and text.n_unique() > 1
 
 
 def _id(frame: pl.DataFrame, names: Sequence[str], key: str, *, max_missing: float = 0.5) -> str | None:
@@ -203,20 +204,16 @@ def _id(frame: pl.DataFrame, names: Sequence[str], key: str, *, max_missing: flo
     return min(found, key=lambda name: (not says_id.search(_words(name)), names.index(name)), default=None)
 
 
-def _first_id(frame: pl.DataFrame, names: Sequence[str], taken: Sequence[str | None]) -> str | None:
+def _first_id(frame: pl.DataFrame, names: Sequence[str]) -> str | None:
     """Without names: the first column with values that come again and again."""
-    good = [
-        name
-        for name in names
-        if name not in taken and _num_values(frame, name) > 1 and _num_values(frame, name) < len(frame)
-    ]
+    good = [name for name in names if _num_values(frame, name) > 1 and _num_values(frame, name) < len(frame)]
     many = [name for name in good if _num_values(frame, name) > _MAX_TYPES] or good
     return next(iter(many), None)
 
 
 def _item(frame: pl.DataFrame, names: Sequence[str]) -> str | None:
     named = _id(frame, names, "item")
-    return named if named is not None else _first_id(frame, names, ())
+    return named if named is not None else _first_id(frame, names)
 
 
 def _list_of_items(frame: pl.DataFrame, names: Sequence[str]) -> tuple[str, str, str] | None:

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ _SEPARATORS = ("::", "\t", ";", "|", ",", " ")
 _MIN_SHARE = 0.9
 """Least share of lines that must have the usual number of fields."""
 _PARQUET = b"PAR1"
+_VALUE = re.compile(r"^\s*[+-]?[\d.:/T -]*\d[\d.:/TZ -]*$")
+"""A number, a date or a time: no name of a column."""
 _MAX_ACCENTS = 0.03
 """Most bytes that are no ASCII in text of Western languages."""
 _MIN_ENTRIES = 20
@@ -246,7 +249,7 @@ def _header(rows: pl.DataFrame) -> list[str] | None:
     others = rows[1:]
     if not len(others):
         return None
-    if any(_is_number(field) for field in first) or not any(first):
+    if any(_VALUE.match(field) for field in first) or not any(first):
         return None
     numeric = [_share_of_numbers(others[name]) for name in rows.columns]
     if any(share > _MIN_SHARE for share in numeric):
@@ -257,22 +260,10 @@ def _header(rows: pl.DataFrame) -> list[str] | None:
     return first if looks_named and not any(repeated) and not has_digits else None
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _share_of_numbers(column: pl.Series) -> float:
     text = column.drop_nulls()
     text = text.filter(text != "")
-    return (
-        0.0
-        if not len(text)
-        else float(text.str.contains(r"^\s*[+-]?[\d.:/T \-]*\d[\d.:/TZ \-]*$").sum()) / len(text)
-    )
+    return 0.0 if not len(text) else float(text.str.contains(_VALUE.pattern).sum()) / len(text)
 
 
 def _empty(path: Path) -> ValueError:
