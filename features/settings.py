@@ -90,10 +90,6 @@ class TableFormat:
             self.separator,
             "text without quotes or line ends",
         )
-        if not self.columns and self.section == "events":
-            raise ValueError(
-                "events.columns: received none, expected at least user_id, item_id and timestamp"
-            )
         for ours, theirs in self.columns.items():
             for column in columns_of(theirs):
                 if isinstance(column, int) and column < 1:

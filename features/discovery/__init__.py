@@ -1,1 +1,1 @@
-"""What a log that nobody has described looks like: the form of its files and the meaning of their columns."""
+"""What a log looks like: the form of its files, the meaning of their columns."""

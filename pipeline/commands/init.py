@@ -4,7 +4,7 @@ import datetime
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from features.settings import EventSettings, TableFormat, iso_microseconds
 from pipeline.config import load_config
 from pipeline.errors import LookbackError
 
+Keys = Mapping[str, Any]
+"""Keys of a section, or values of a row, in order."""
 NUM_ROWS = 3
 _CHECKED_ROWS = 20_000
 _MAX_CHUNKS = 20
@@ -47,7 +49,7 @@ class Found:
     """Files that are neither."""
 
     @property
-    def events(self) -> dict[str, Any]:
+    def events(self) -> Keys:
         """Keys of the section events, in order."""
         form = replace(
             self.sample.form,
@@ -170,18 +172,18 @@ def _ids(sample: Sample, roles: Roles) -> dict[str, pl.Series]:
     return {"items": ids[schema.ITEM_ID], "users": ids[schema.USER_ID]}
 
 
-def _path(paths: Sequence[Path]) -> dict[str, Any]:
+def _path(paths: Sequence[Path]) -> Keys:
     return {"path": str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]}
 
 
-def _form_keys(form: TableFormat) -> dict[str, Any]:
+def _form_keys(form: TableFormat) -> Keys:
     """Keys of a table's form that differ from their defaults."""
     usual = TableFormat("items", {})
     keys = {key: getattr(form, key) for key in _FORM_KEYS}
     return {key: value for key, value in keys.items() if value != getattr(usual, key)}
 
 
-def _table_keys(table: SideTable) -> dict[str, Any]:
+def _table_keys(table: SideTable) -> Keys:
     """Keys of the section of a table."""
     theirs = table.sample.form.columns
     id_name = "item_id" if table.kind == "items" else "user_id"
@@ -205,7 +207,7 @@ def _attribute(name: str) -> str:
     return f"column_{text}" if text.isdigit() else text
 
 
-def _understood(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
+def _understood(found: Found) -> tuple[list[Keys], list[str]]:
     """The first rows as events, and what is wrong with the rows that are none."""
     settings = EventSettings(**found.events)
     now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
@@ -224,7 +226,7 @@ def _understood(found: Found) -> tuple[list[dict[str, Any]], list[str]]:
     is_order = settings.timestamp_unit == "position"
     if is_order and len(rows):
         rows = rows.with_columns(pl.col(schema.TIMESTAMP).to_physical())
-    shown = [
+    shown: list[Keys] = [
         {name: _shown(value) for name, value in row.items() if value is not None}
         for row in rows.rows(named=True)
     ]
@@ -240,7 +242,7 @@ def _shown(value: Any) -> Any:
     return value.isoformat(sep=" ") if isinstance(value, datetime.datetime) else value
 
 
-def _summary(found: Found, shown: Sequence[dict[str, Any]], problems: Sequence[str]) -> list[str]:
+def _summary(found: Found, shown: Sequence[Keys], problems: Sequence[str]) -> list[str]:
     paths = ", ".join(map(str, found.paths))
     lines = [f"log     {paths}"]
     lines += [f"        {ours} = {_toml(theirs)}" for ours, theirs in found.events["columns"].items()]
@@ -255,7 +257,7 @@ def _summary(found: Found, shown: Sequence[dict[str, Any]], problems: Sequence[s
 # --- TOML ---
 
 
-def _as_toml(found: Found, shown: Sequence[dict[str, Any]], problems: Sequence[str]) -> str:
+def _as_toml(found: Found, shown: Sequence[Keys], problems: Sequence[str]) -> str:
     """The configuration with its comments."""
     lines = [
         "# Written by `lookback init` from what the files look like: correct what is wrong.",
@@ -290,7 +292,7 @@ def _as_toml(found: Found, shown: Sequence[dict[str, Any]], problems: Sequence[s
     return "\n".join(lines) + "\n"
 
 
-def _lines(keys: dict[str, Any]) -> list[str]:
+def _lines(keys: Keys) -> list[str]:
     return [f"{key} = {_toml(value)}" for key, value in keys.items()]
 
 
