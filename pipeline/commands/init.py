@@ -58,9 +58,12 @@ class Found:
             clicked_suffix=self.roles.clicked_suffix,
         )
         unit = self.roles.unit.unit if self.roles.unit is not None else "position"
-        return _path(self.paths) | {"columns": self.roles.columns(self.sample)} | _form_keys(form) | {
-            "timestamp_unit": unit
-        }  # fmt: skip
+        return {
+            **_path(self.paths),
+            "columns": self.roles.columns(self.sample),
+            **_form_keys(form),
+            "timestamp_unit": unit,
+        }
 
     @property
     def notes(self) -> list[str]:
@@ -196,10 +199,9 @@ def _table_keys(table: SideTable) -> Keys:
     else:
         others = [name for name in theirs if name != table.id]
         columns |= {_attribute(name): theirs[name] for name in others if "[]" not in name}
-    keys = (
-        _path([table.sample.path]) | ({"columns": columns} if columns else {}) | _form_keys(table.sample.form)
-    )
-    return keys | ({"category_separator": table.category_separator} if table.categories else {})
+    mapped = {"columns": columns} if columns else {}
+    separator = {"category_separator": table.category_separator} if table.categories else {}
+    return {**_path([table.sample.path]), **mapped, **_form_keys(table.sample.form), **separator}
 
 
 def _attribute(name: str) -> str:
