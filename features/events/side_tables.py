@@ -1,25 +1,28 @@
 """Item and user tables in any format, with ids typed like the events'."""
 
+import functools
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from features import schema, tables
 from features.events import ids
-from features.readers import json_lines, json_values, sources
+from features.events.first_rows import FirstRows, Table
+from features.events.object_columns import NUMBER, ObjectColumns, too_many_parts
+from features.readers import sources
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID, USER_ID, IdType
 from features.settings import TableFormat
 
 MAX_ODD_WIDTHS = 0.05
 """Maximum share of embeddings whose width is not the usual one; a table with more is refused."""
-MAX_OBJECT_BYTES = 256 << 20
-"""Maximum size of a JSON object from item to attributes, which is parsed as a whole."""
+PARTS_AT_A_TIME = 500_000
+"""Categories and numbers of embeddings that are split at a time; each takes up to fifty times the memory of its text."""
 
 _CONTENT = tuple(schema.ITEM_CONTENT)
 _LIST = (pl.List, pl.Array)
@@ -36,18 +39,6 @@ class ItemFormat:
     """Separator of categories within one text; lists need none."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """Table with one row per id."""
-
-    frame: pl.DataFrame
-    rows_in: int
-    left_out: dict[str, int]
-    """Reason (unparseable, missing_item, bad_item, duplicate) to number of rows left out; an item's first row stays."""
-    notes: dict[str, int]
-    """bad_embedding: rows kept without their embedding."""
-
-
 def read_items(paths: Sequence[Path], form: ItemFormat, id_type: IdType) -> Table:
     """The items of one or more files: item_id and the mapped columns of title, categories, text, embedding.
 
@@ -57,16 +48,11 @@ def read_items(paths: Sequence[Path], form: ItemFormat, id_type: IdType) -> Tabl
     Raises ValueError for a file of another format, a mapped column that is missing or of an unusable type, a table without a
     usable row, and embeddings of several widths.
     """
-    loaded = [_load(path, form.table, ITEM_ID, form.category_separator) for path in paths]
-    frames = [
-        frame.select(
-            ITEM_ID,
-            *(_content(frame[name], form, path) for name in _CONTENT if name in frame),
-        )
-        for (frame, _), path in zip(loaded, paths, strict=True)
-    ]
-    rows_in = sum(rows for _, rows in loaded)
-    table = _unique(pl.concat(frames, how="diagonal"), ITEM_ID, paths, form.table, id_type, rows_in)
+    files: list[Table] = []
+    for path in paths:
+        content = functools.partial(_with_content, form=form, path=path)
+        files.append(_read(path, form.table, ITEM_ID, id_type, files, content, form.category_separator))
+    table = _joined(files, "diagonal", ITEM_ID, paths, form.table, id_type)
     if EMBEDDING not in table.frame:
         return table
     vectors, num_bad = _checked_vectors(table.frame, form.table.section)
@@ -80,66 +66,84 @@ def read_users(paths: Sequence[Path], form: TableFormat, id_type: IdType) -> Tab
     Raises ValueError for a file of another format, a missing mapped column, a table without a usable row, and files whose
     types do not fit together.
     """
-    loaded = [_load(path, form, USER_ID, None) for path in paths]
-    rows_in = sum(rows for _, rows in loaded)
+    files: list[Table] = []
+    for path in paths:
+        files.append(_read(path, form, USER_ID, id_type, files))
     try:
-        frame = pl.concat([frame for frame, _ in loaded], how="vertical_relaxed")
+        return _joined(files, "vertical_relaxed", USER_ID, paths, form, id_type)
     except pl.exceptions.PolarsError as error:
         kinds = "; ".join(
-            f"{path}: {dict(frame.schema)}" for (frame, _), path in zip(loaded, paths, strict=True)
+            f"{path}: {dict(file.frame.schema)}" for file, path in zip(files, paths, strict=True)
         )
         raise ValueError(
             f"{form.section}.path: columns of several files do not fit together: {str(error).splitlines()[0]} ({kinds})"
         ) from None
-    return _unique(frame, USER_ID, paths, form, id_type, rows_in)
 
 
-def _unique(
-    frame: pl.DataFrame, name: str, paths: Sequence[Path], form: TableFormat, id_type: IdType, rows_in: int
+def _joined(
+    files: Sequence[Table],
+    how: Literal["diagonal", "vertical_relaxed"],
+    id_name: str,
+    paths: Sequence[Path],
+    form: TableFormat,
+    id_type: IdType,
 ) -> Table:
-    """The first row of each valid id, ids in their final type. Raises ValueError where nothing is left."""
-    kind = name.removesuffix("_id")
-    text = frame[name]
-    missing = ids.is_missing(text)
-    typed = ids.typed(text, id_type)
-    bad = (typed.is_null() | ids.is_too_long(text)) & ~missing
-    kept = frame.with_columns(typed).filter(~missing & ~bad)
-    table = kept.unique(name, keep="first", maintain_order=True)
-    counts = {
-        "unparseable": rows_in - len(frame),
-        f"missing_{kind}": int(missing.sum()),
-        f"bad_{kind}": int(bad.sum()),
-        "duplicate": len(kept) - len(table),
-    }
-    left_out = {reason: number for reason, number in counts.items() if number}
-    if not len(table):
+    """First row of each id of several files. Raises ValueError where nothing is left."""
+    rows = pl.concat([file.frame for file in files], how=how)
+    frame = rows if len(files) == 1 else rows.unique(id_name, keep="first", maintain_order=True)
+    left_out = sum((Counter(file.left_out) for file in files), Counter({"duplicate": len(rows) - len(frame)}))
+    rows_in = sum(file.rows_in for file in files)
+    if not len(frame):
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items()) or "no row"
         raise ValueError(
             f"{form.section}.path: {', '.join(map(str, paths))}: none of {rows_in:,} rows can be used ({reasons}), expected ids "
             f"of type {id_type} like the events'. Settings in force: {form.describe()}"
         )
-    return Table(table, rows_in, left_out, {})
+    return Table(frame, rows_in, dict(left_out), {})
 
 
 # --- reading ---
 
 
-def _load(path: Path, form: TableFormat, id_name: str, separator: str | None) -> tuple[pl.DataFrame, int]:
-    """The valid rows of a file (ids as text, columns in the source's types), and the number of all rows."""
+def _read(
+    path: Path,
+    form: TableFormat,
+    id_name: str,
+    id_type: IdType,
+    earlier: Sequence[Table],
+    prepared: Callable[[pl.DataFrame], pl.DataFrame] = lambda block: block,
+    separator: str | None = None,
+) -> Table:
+    """First row of each id of a file, blocks of rows `prepared` one by one."""
+    held_bytes = sum(int(table.frame.estimated_size()) for table in earlier)
+    rows = FirstRows(id_name, id_type, f"{form.section}.path: {path}", held_bytes)
     kind = sources.format_of(path, form)
-    if kind == "json":
-        return _from_objects(_json_object(path, form, id_name), form, id_name, separator, path)
-    if kind == "jsonl":
-        return _from_objects(_json_lines(path, form), form, id_name, separator, path)
-    chunks = list(_chunks(path, form, id_name))
-    if not chunks:
-        return pl.DataFrame(schema=dict.fromkeys(form.columns or (id_name,), pl.String())), 0
-    frame = pl.concat([chunk.frame.filter(~chunk.broken) for chunk in chunks], how="vertical_relaxed")
-    try:
-        plain = ids.plain(frame[id_name]).cast(pl.String)
-    except ValueError as error:
-        raise ValueError(f"{form.section}.columns.{id_name}: {path}: {error}") from None
-    return frame.with_columns(plain.alias(id_name)), sum(len(chunk.frame) for chunk in chunks)
+    if kind not in ("json", "jsonl"):
+        for block, rows_in in _blocks(path, form, id_name):
+            rows.add(prepared(block), rows_in)
+        return rows.table()
+    columns = ObjectColumns(form, id_name, separator, str(path))
+    for block, rows_in in columns.blocks(path, whole=kind == "json"):
+        rows.add(prepared(block), rows_in)
+    table = rows.table()
+    return replace(table, frame=columns.finished(table.frame))
+
+
+def _blocks(path: Path, form: TableFormat, id_name: str) -> Iterator[tuple[pl.DataFrame, int]]:
+    """The rows of a block that can be parsed (ids as text, columns in the source's types), and the number of all its rows.
+
+    At least one block, possibly an empty one.
+    """
+    is_empty = True
+    for chunk in _chunks(path, form, id_name):
+        is_empty = False
+        try:
+            plain = ids.plain(chunk.frame[id_name]).cast(pl.String)
+        except ValueError as error:
+            raise ValueError(f"{form.section}.columns.{id_name}: {path}: {error}") from None
+        yield chunk.frame.with_columns(plain.alias(id_name)).filter(~chunk.broken), len(chunk.frame)
+    if is_empty:
+        yield pl.DataFrame(schema=dict.fromkeys(form.columns or (id_name,), pl.String())), 0
 
 
 def _chunks(path: Path, form: TableFormat, id_name: str) -> Iterator[tables.Chunk]:
@@ -151,132 +155,35 @@ def _chunks(path: Path, form: TableFormat, id_name: str) -> Iterator[tables.Chun
     yield from sources.read(path, form)
 
 
-def _json_object(path: Path, form: TableFormat, id_name: str) -> Iterator[dict[str, Any] | None]:
-    """Entries of one JSON object, {id: {…}} or {id: [category, …]}, as objects with the id under the source's name."""
-    with sources.open_text(path, form) as stream:
-        text = stream.read(MAX_OBJECT_BYTES + 1)
-    if len(text) > MAX_OBJECT_BYTES:
-        raise ValueError(
-            f"{form.section}.path: {path}: one JSON object of more than {MAX_OBJECT_BYTES >> 20} MiB, expected at most that, as "
-            "it is held in memory whole; write an object per line (.jsonl)"
-        )
-    first_wins = _FirstWins()
-    try:
-        content = json.loads(
-            text.decode(),
-            parse_int=str,
-            parse_float=str,
-            parse_constant=str,
-            object_pairs_hook=first_wins,
-        )
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{form.section}.path: {path}: is not one JSON object from {id_name} to its attributes; "
-            f'for an object per line set {form.section}.format = "jsonl"'
-        )
-    for key, value in itertools.chain(content.items(), first_wins.repeats):
-        if isinstance(value, dict):
-            yield {**value, str(form.columns.get(id_name, id_name)): key}
-        elif id_name == ITEM_ID:
-            yield {
-                str(form.columns.get(CATEGORIES, CATEGORIES)): value,
-                str(form.columns.get(id_name, id_name)): key,
-            }
-        else:
-            yield None
-
-
-class _FirstWins:
-    """Builds dictionaries in which the first of equal keys wins; `repeats` holds those of the last, outermost one."""
-
-    repeats: list[tuple[str, Any]]
-
-    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        self.repeats = []
-        for key, value in pairs:
-            if key in made:
-                self.repeats.append((key, value))
-            else:
-                made[key] = value
-        return made
-
-
-def _json_lines(path: Path, form: TableFormat) -> Iterator[dict[str, Any] | None]:
-    with sources.open_text(path, form) as stream:
-        for lines in json_lines.json_lines(stream, str(path)):
-            yield from (json_values.parse_object(line) for line in lines)
-
-
-def _from_objects(
-    objects: Iterable[dict[str, Any] | None],
-    form: TableFormat,
-    id_name: str,
-    separator: str | None,
-    path: Path,
-) -> tuple[pl.DataFrame, int]:
-    """JSON objects as a table of the mapped columns (default: an items table's), and the number of all objects."""
-    columns = form.columns or {name: name for name in (id_name, *_CONTENT)}
-    values: dict[str, list[Any]] = {name: [] for name in columns}
-    keys: dict[str, None] = {}
-    rows_in = 0
-    for tree in objects:
-        rows_in += 1
-        if tree is None:
-            continue
-        keys |= dict.fromkeys(tree)
-        for ours, theirs in columns.items():
-            values[ours].append(json_values.at_path(tree, str(theirs)))
-    absent = [name for name, column in values.items() if all(value is None for value in column)]
-    if keys and absent and (form.columns or id_name in absent):
-        raise ValueError(
-            f"{form.section}.columns.{absent[0]}: {path}: nothing at {columns[absent[0]]!r} in any object; "
-            f"found {', '.join(sorted(keys)[:50])}"
-        )
-    present = [name for name in columns if form.columns or name == id_name or name not in absent]
-    frame = pl.DataFrame(
-        [_json_column(name, values[name], separator, is_id=name == id_name) for name in present]
-    )
-    return frame, rows_in
-
-
-def _json_column(name: str, values: Sequence[Any], separator: str | None, *, is_id: bool) -> pl.Series:
-    """Values at one path as text, or as lists of text where any is a list (plain text is then split at the separator)."""
-    if is_id or not any(isinstance(value, list) for value in values):
-        return pl.Series(name, [_as_text(value) for value in values], dtype=pl.String)
-    lists = [
-        None if value is None else [_as_text(part) for part in _parts(value, separator)] for value in values
-    ]
-    return pl.Series(name, lists, dtype=pl.List(pl.String))
-
-
-def _parts(value: Any, separator: str | None) -> Iterator[Any]:
-    """Elements of a list, nested lists flattened, or the parts of a text."""
-    if isinstance(value, str) and separator is not None:
-        yield from value.split(separator)
-        return
-    waiting = [value]
-    while waiting:
-        element = waiting.pop()
-        if isinstance(element, list):
-            waiting += reversed(element)
-        else:
-            yield element
-
-
-def _as_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    try:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # nested too deep
-        return None
-    return text.encode("utf-8", errors="replace").decode()
-
-
 # --- content ---
+
+
+def _with_content(block: pl.DataFrame, form: ItemFormat, path: Path) -> pl.DataFrame:
+    """item_id and the content columns of a block."""
+    names = [name for name in _CONTENT if name in block]
+    pieces = [
+        piece.select(ITEM_ID, *(_content(piece[name], form, path) for name in names))
+        for piece in _pieces(block, form, path)
+    ]
+    return pl.concat(pieces)
+
+
+def _pieces(block: pl.DataFrame, form: ItemFormat, path: Path) -> Iterator[pl.DataFrame]:
+    """A block in pieces with about PARTS_AT_A_TIME parts of text to split; at least one.
+
+    Raises ValueError for a text of more than `tables.MAX_FIELDS` parts.
+    """
+    num_parts = np.zeros(len(block), np.int64)
+    for name, pattern in ((CATEGORIES, pl.escape_regex(form.category_separator)), (EMBEDDING, NUMBER)):
+        if name in block and block[name].dtype == pl.String:
+            num_parts += block[name].str.count_matches(pattern).fill_null(0).to_numpy()
+            if num_parts.max(initial=0) > tables.MAX_FIELDS:
+                row = int(num_parts.argmax())
+                where = f"{form.table.section}.columns.{name}: {path}"
+                raise too_many_parts(where, block[ITEM_ID][row], int(num_parts[row]))
+    cuts = np.flatnonzero(np.diff(np.cumsum(num_parts) // PARTS_AT_A_TIME)) + 1
+    for start, end in itertools.pairwise((0, *cuts.tolist(), len(block))):
+        yield block.slice(start, end - start)
 
 
 def _content(column: pl.Series, form: ItemFormat, path: Path) -> pl.Series:
@@ -319,7 +226,7 @@ def _vectors(column: pl.Series) -> pl.Series:
     parts = (
         column
         if isinstance(column.dtype, _LIST)
-        else column.cast(pl.String, strict=False).str.extract_all(r"[^\[\],;|\s]+")
+        else column.cast(pl.String, strict=False).str.extract_all(NUMBER)
     )
     vectors = parts.cast(pl.List(pl.Float32), strict=False)
     return vectors.set(vectors.list.len() == 0, None)

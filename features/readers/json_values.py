@@ -53,7 +53,7 @@ def _as_json(value: Any) -> Any:
 
 def at_path(tree: Any, path: str) -> Any:
     """Value at a dotted path of a JSON object, keys with dots in them first; None if absent."""
-    if not isinstance(tree, dict):
+    if not isinstance(tree, Mapping):
         return None
     if path in tree:
         return tree[path]

@@ -19,7 +19,8 @@ from features.tables import Chunk, Reading, Rows
 
 MAX_ROWS = 250_000
 """Maximum rows of a chunk, where records have several."""
-_JOINED_BY = "|"
+JOINED_BY = "|"
+"""Between the parts of an id that is joined from several columns."""
 _LIST = (pl.List, pl.Array)
 
 
@@ -93,7 +94,7 @@ def _column(
     if isinstance(theirs, dict) and "first_of" in theirs:
         return pl.select(pl.coalesce(parts)).to_series()
     if isinstance(theirs, dict):
-        return pl.select(pl.concat_str(parts, separator=_JOINED_BY)).to_series()
+        return pl.select(pl.concat_str(parts, separator=JOINED_BY)).to_series()
     return pl.select(pl.concat_str(parts, separator=" ", ignore_nulls=True)).to_series()
 
 

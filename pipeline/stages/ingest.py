@@ -18,6 +18,7 @@ import polars as pl
 from features import schema
 from features.events import side_tables as item_tables
 from features.events import validation as event_log
+from features.events.first_rows import Table
 from features.events.parquet_parts import Description, describe, find_duplicates, write_without
 from features.events.validation import Counts, EventFormat
 from features.parallel import in_order
@@ -371,7 +372,7 @@ def _opened_all(ctx: Context, role: str) -> Iterator[list[Path]]:
         yield [stack.enter_context(_opened(ctx, role, path)) for path in sorted(ctx.sources[role])]
 
 
-def _without(users: item_tables.Table, excluded: ExcludedUsers, kind: IdType) -> item_tables.Table:
+def _without(users: Table, excluded: ExcludedUsers, kind: IdType) -> Table:
     """Users table without excluded users."""
     if excluded is None:
         return users
@@ -382,7 +383,7 @@ def _without(users: item_tables.Table, excluded: ExcludedUsers, kind: IdType) ->
     return replace(users, frame=frame, left_out=left_out)
 
 
-def _write_table(ctx: Context, name: str, table: item_tables.Table) -> None:
+def _write_table(ctx: Context, name: str, table: Table) -> None:
     table.frame.write_parquet(ctx.folder / f"{name}.parquet")
     ctx.manifest[f"{name}_table"] = {
         "rows_in": table.rows_in,
