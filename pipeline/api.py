@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Run:
     """Finished run of one configuration: folders, tables, metrics, report.
 
-    Every property raises LookbackError, naming the command to run, where its stage has no up-to-date artifact.
+    Every property raises LookbackError, naming the command to run, where its stage has no up-to-date artifact or a file of it
+    differs from its digest.
     """
 
     def __init__(self, config: Config) -> None:
@@ -42,6 +43,14 @@ class Run:
             self._folders[stage] = finished_folder(self.config, stage).absolute()
         return self._folders[stage]
 
+    def _verified(self, stage: str) -> Path:
+        """Folder of a stage, each file checked against its digest, once per process."""
+        from pipeline.artifacts.store import Artifact
+
+        folder = self.folder(stage)
+        Artifact(folder.parent, folder.name).verify()
+        return folder
+
     def manifest(self, stage: str) -> dict[str, Any]:
         """Inputs, settings, row counts, seconds, peak memory and versions of a stage, from its manifest.json."""
         from pipeline.artifacts.store import read_manifest
@@ -53,14 +62,14 @@ class Run:
         """Accepted events of the log: user_id, item_id, timestamp, event_type, value, source_file, source_row."""
         import polars as pl
 
-        return pl.scan_parquet(self.folder("ingest") / "events" / "*.parquet")
+        return pl.scan_parquet(self._verified("ingest") / "events" / "*.parquet")
 
     @property
     def recommendations(self) -> "pl.DataFrame":
         """Recommendations of every user: user_id, item_id, rank, score, because."""
         import polars as pl
 
-        return pl.read_parquet(self.folder("score") / "recommendations" / "*.parquet")
+        return pl.read_parquet(self._verified("score") / "recommendations" / "*.parquet")
 
     @property
     def metrics(self) -> "pl.DataFrame":
@@ -72,7 +81,7 @@ class Run:
 
         from pipeline.evaluation.report import EvaluationReport
 
-        report = EvaluationReport.load(self.folder("evaluate"))
+        report = EvaluationReport.load(self._verified("evaluate"))
         rows = [
             (system, metric, *report.value(system, metric))
             for system, values in report.metrics.items()
@@ -85,7 +94,7 @@ class Run:
     @property
     def report(self) -> Path:
         """Path of report.html."""
-        return self.folder("report") / "report.html"
+        return self._verified("report") / "report.html"
 
     def recommend(
         self, user_id: object = None, *, history: Sequence[object] | None = None, k: int = 10

@@ -21,6 +21,7 @@ ARROWS = {
         "config_reference configs",
         "config",
         "sections",
+        "background",
         "errors",
         "credentials",
     ),
@@ -35,12 +36,12 @@ ARROWS = {
         "histories shapes settings",
     ),
     "features": (
-        "profiling",
+        "profiling discovery",
         "histories",
         "events",
         "readers",
         "tables parallel content simulate",
-        "schema settings printable",
+        "schema settings printable memory",
     ),
 }
 """Package -> its sub-packages and modules from top to bottom: each imports what stands below it, and nothing else."""

@@ -1,24 +1,69 @@
 """Content of items: titles, texts, categories and embeddings in their types, from columns of any type."""
 
-import ast
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import polars as pl
 
-from features import schema
+from features import schema, tables
 from features.events import fields
+from features.events.object_columns import NUMBER, too_many_parts, written_list
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID
 from features.settings import TableFormat
 
 MAX_ODD_WIDTHS = 0.05
 """Maximum share of embeddings whose width is not the usual one; a table with more is refused."""
+PARTS_AT_A_TIME = 500_000
+"""Categories and numbers of embeddings that are split at a time; each takes up to fifty times the memory of its text."""
+
+_CONTENT = tuple(schema.ITEM_CONTENT)
 _LIST = (pl.List, pl.Array)
 
 
-def typed(column: pl.Series, form: TableFormat, category_separator: str, path: Path) -> pl.Series:
+@dataclass(frozen=True)
+class ItemFormat:
+    """Format of the items table: the keys of a configuration's `[items]`."""
+
+    table: TableFormat
+    """Maps item_id and any of title, categories, text, embedding; without a mapping, the source's columns of these names
+    (in a JSON object from item to a list, the list is the categories)."""
+    category_separator: str = "|"
+    """Separator of categories within one text; lists need none."""
+
+
+def with_content(block: pl.DataFrame, form: ItemFormat, path: Path) -> pl.DataFrame:
+    """item_id and the content columns of a block."""
+    names = [name for name in _CONTENT if name in block]
+    pieces = [
+        piece.select(ITEM_ID, *(_content(piece[name], form, path) for name in names))
+        for piece in _pieces(block, form, path)
+    ]
+    return pl.concat(pieces)
+
+
+def _pieces(block: pl.DataFrame, form: ItemFormat, path: Path) -> Iterator[pl.DataFrame]:
+    """A block in pieces with about PARTS_AT_A_TIME parts of text to split; at least one.
+
+    Raises ValueError for a text of more than `tables.MAX_FIELDS` parts.
+    """
+    num_parts = np.zeros(len(block), np.int64)
+    for name, pattern in ((CATEGORIES, pl.escape_regex(form.category_separator)), (EMBEDDING, NUMBER)):
+        if name in block and block[name].dtype == pl.String:
+            num_parts += block[name].str.count_matches(pattern).fill_null(0).to_numpy()
+            if num_parts.max(initial=0) > tables.MAX_FIELDS:
+                row = int(num_parts.argmax())
+                where = f"{form.table.section}.columns.{name}: {path}"
+                raise too_many_parts(where, block[ITEM_ID][row], int(num_parts[row]))
+    cuts = np.flatnonzero(np.diff(np.cumsum(num_parts) // PARTS_AT_A_TIME)) + 1
+    for start, end in itertools.pairwise((0, *cuts.tolist(), len(block))):
+        yield block.slice(start, end - start)
+
+
+def _content(column: pl.Series, form: ItemFormat, path: Path) -> pl.Series:
     """A content column in its type of `schema.ITEM_CONTENT`; blanks are null."""
     received = column.dtype
     while isinstance(column.dtype, _LIST) and isinstance(column.dtype.inner, _LIST):
@@ -27,11 +72,11 @@ def typed(column: pl.Series, form: TableFormat, category_separator: str, path: P
     if isinstance(element, pl.Struct | pl.Binary | pl.Object):
         (expected,) = schema.ITEM_CONTENT[column.name]
         raise ValueError(
-            f"{form.section}.columns.{column.name}: {path}: received {received}, expected {expected} or what can be "
+            f"{form.table.section}.columns.{column.name}: {path}: received {received}, expected {expected} or what can be "
             "written as that"
         )
     if column.name == CATEGORIES:
-        return _category_lists(column, category_separator, form.missing)
+        return _category_lists(column, form.category_separator, form.table.missing)
     return _vectors(column) if column.name == EMBEDDING else _plain_text(column)
 
 
@@ -52,7 +97,7 @@ def _category_lists(column: pl.Series, separator: str, missing: Sequence[str]) -
         lists = text.str.split(separator)
         written = text.str.contains(r"^\s*\[.*\]\s*$").fill_null(value=False)
         if written.any():
-            parsed = {each: _written_list(each) for each in text.filter(written).unique()}
+            parsed = {each: written_list(each) for each in text.filter(written).unique()}
             values = [
                 parts if (found := parsed.get(each)) is None else found
                 for each, parts in zip(text, lists, strict=True)
@@ -63,23 +108,12 @@ def _category_lists(column: pl.Series, separator: str, missing: Sequence[str]) -
     return cleaned.set(cleaned.list.len() == 0, None)
 
 
-def _written_list(text: str) -> list[str] | None:
-    """Elements of a list as Python or JSON writes it, as text; None for other text."""
-    try:
-        found: Any = ast.literal_eval(
-            text.strip().replace("null", "None") if "null" in text else text.strip()
-        )
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    return [str(element) for element in found if element is not None] if isinstance(found, list) else None
-
-
 def _vectors(column: pl.Series) -> pl.Series:
     """Lists of numbers, also from text such as "[0.5, 1]" or "0.5 1"; null for an element that is not a number."""
     parts = (
         column
         if isinstance(column.dtype, _LIST)
-        else column.cast(pl.String, strict=False).str.extract_all(r"[^\[\],;|\s]+")
+        else column.cast(pl.String, strict=False).str.extract_all(NUMBER)
     )
     vectors = parts.cast(pl.List(pl.Float32), strict=False)
     return vectors.set(vectors.list.len() == 0, None)

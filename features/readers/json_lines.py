@@ -21,6 +21,12 @@ _LONGEST_KEY = 1000
 """Keys and their characters kept for a message about a missing column."""
 
 
+def collect_keys(tree: Mapping[str, object], keys: dict[str, None]) -> None:
+    """Add the keys of an object to `keys`, up to _MAX_KEYS."""
+    if len(keys) < _MAX_KEYS:
+        keys |= dict.fromkeys(key[:_LONGEST_KEY] for key in itertools.islice(tree, _MAX_KEYS))
+
+
 def json_lines(stream: TextStream, where: str) -> Iterator[list[bytes]]:
     """Blocks of the lines of a jsonl file, without blank ones."""
     for block, _ in tables.whole_lines(OneObjectPerLine(stream, where), b"", where):
@@ -65,7 +71,7 @@ class _Parsed:
 def _parsed(lines: tables.Lines, rows: Rows, paths: Mapping[str, str], keys: dict[str, None]) -> _Parsed:
     """The lines `rows` as JSON objects, of which only the mapped values stay in memory.
 
-    keys: collects keys of the first level, up to _MAX_KEYS.
+    keys: collects keys of the first level.
     """
     numbers: list[int] = []
     broken: list[bool] = []
@@ -88,8 +94,7 @@ def _parsed(lines: tables.Lines, rows: Rows, paths: Mapping[str, str], keys: dic
                 is_broken |= not is_scalar
             numbers.append(row)
             broken.append(is_broken)
-        if tree and len(keys) < _MAX_KEYS:
-            keys |= dict.fromkeys(key[:_LONGEST_KEY] for key in itertools.islice(tree, _MAX_KEYS))
+        collect_keys(tree or {}, keys)
     frame = pl.DataFrame(values, schema=dict.fromkeys(paths, pl.String))
     return _Parsed(np.array(numbers, dtype=np.int64), frame, np.array(broken, dtype=bool))
 

@@ -37,6 +37,8 @@ LATEST, LIVE = "latest", "live"
 _USES = ".uses.json"
 OWN_DIGEST = "manifest_digest"
 """Key of a manifest: the digest of the rest of it. Manifests of 0.6 have none."""
+RECORD = "tracking.json"
+"""What a stage has logged: nothing is computed from it, and damaged it is made anew from the manifest (`RunRecord.load`)."""
 _GRACE_SECONDS = 5.0
 """Wait before a line about the lock's holder is printed; checks of up-to-date artifacts are shorter."""
 
@@ -59,7 +61,7 @@ class Artifact:
     def is_complete(self) -> bool:
         """Whether the artifact exists; checks names and sizes of its files and reads no data.
 
-        Raises DamagedArtifact for a missing file or one of another size than in the manifest.
+        Raises DamagedArtifact for a missing file or one of another size than in the manifest, RECORD apart.
         """
         if not self.folder.exists() and self._old.exists():
             self._old.rename(self.folder)  # killed between the two renames of a forced rebuild
@@ -67,6 +69,8 @@ class Artifact:
             return False
         for relative, (size, _) in self._files().items():
             path = self.folder / relative
+            if relative == RECORD:
+                continue
             if not path.exists():
                 raise DamagedArtifact(f"{path}: is missing from a finished artifact; {self._remedy()}")
             if path.stat().st_size != size:
@@ -76,12 +80,12 @@ class Artifact:
         return True
 
     def verify(self, names: Collection[str] | None = None) -> None:
-        """Raise DamagedArtifact if the digest of a file differs from the manifest's; each is read once per process.
+        """Raise DamagedArtifact if a file, RECORD apart, has another digest than in the manifest; each is read once per process.
 
         names: relative paths of the files to check, where the artifact has them; by default all.
         """
         for relative, (_, digest) in self._files().items():
-            if names is not None and relative not in names:
+            if relative == RECORD or (names is not None and relative not in names):
                 continue
             path = self.folder / relative
             if not path.exists() or known_digest(path) != digest:

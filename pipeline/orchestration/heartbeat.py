@@ -3,10 +3,10 @@
 import contextlib
 import datetime
 import sys
-import threading
 from collections.abc import Iterator
 
 from pipeline.artifacts.files import now
+from pipeline.background import every
 from pipeline.orchestration.context import Context
 
 SECONDS = 60.0
@@ -19,19 +19,13 @@ def heartbeat(stage: str, context: Context) -> Iterator[None]:
     if context.show_progress:
         yield
         return
-    began, ended = now(), threading.Event()
+    began = now()
 
     def beat() -> None:
-        while not ended.wait(SECONDS):
-            print(line(stage, context.progress, began, now()), file=sys.stderr, flush=True)
+        print(line(stage, context.progress, began, now()), file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
+    with every(SECONDS, "progress lines", beat):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def line(stage: str, progress: str, began: datetime.datetime, present: datetime.datetime) -> str:

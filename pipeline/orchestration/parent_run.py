@@ -33,6 +33,8 @@ RUNS = ".runs"
 SEARCHES = "tune"
 """Folder of the searches of `lookback tune`, beside the stages' folders."""
 ABANDONED = "**KILLED**: its process ended without reporting."
+LONGEST_SUMMARY = 1000
+"""Maximum characters of a summary or reason in a description."""
 STAGE_RUN = "lookback.run."
 """Prefix of a parent's tags with the run of each stage, built by it or before."""
 SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json", "figures.html")}
@@ -262,7 +264,7 @@ class ParentRun:
             if self._record is not None:
                 self._record.status = status
                 self._record.stages = dict(self._stages)
-                self._record.description = f"**{status}**: {markdown(why, 1000)}" if why else ""
+                self._record.description = f"**{status}**: {markdown(why, LONGEST_SUMMARY)}" if why else ""
                 if not why:
                     with optional("description of the run"):
                         self._record.description = self._describe()
@@ -272,7 +274,8 @@ class ParentRun:
                 self._record.save()
                 self._send(self._record)
             for record in self._restored:
-                self._send(record)
+                with optional("record of an earlier run"):
+                    self._send(record)
 
     def _send(self, record: Record) -> None:
         if (record.folder / TRACKING).exists():
@@ -284,7 +287,7 @@ class ParentRun:
             for name, entry in record.stages.items()
         }
         tags = {f"{STAGE_RUN}{name}": run_id for name, run_id in runs.items() if run_id is not None}
-        stages = [self._line(name, entry, runs[name]) for name, entry in record.stages.items()]
+        stages = [stage_line(name, entry, self._address(runs[name])) for name, entry in record.stages.items()]
         table = "\n".join(["### Stages", "", "| stage | | summary |", "| --- | --- | --- |", *stages])
         note = "\n\n".join(part for part in (record.description, table if stages else "") if part)
         protocol = self._pipeline.config.split.protocol
@@ -295,10 +298,6 @@ class ParentRun:
             "tags": provenance.tags() | tags | {"lookback.protocol": protocol, NOTE: note or "running"},
             "link_file": record.link,
         }
-
-    def _line(self, name: str, entry: StageEntry, run_id: str | None) -> str:
-        state = "built" if entry["built"] else "up to date"
-        return f"| {name} | {_link(state, self._address(run_id))} | {entry['summary']} |"
 
     def _address(self, run_id: str | None) -> str | None:
         """Address of a run in MLflow's UI; None without a run or a server."""
@@ -415,13 +414,19 @@ class ParentRun:
             number = registry.version_of_bundle(config, self._artifact(self._stages["publish"]))
             models, name = registry.Registry.from_config(config), registry.model_name(config)
             if number is not None and (version := models.version(name, number)) is not None:
-                reason = models.tags(version).get(f"{GATE}.reason", "")
+                reason = markdown(models.tags(version).get(f"{GATE}.reason", ""), LONGEST_SUMMARY)
                 yield f"### Registry\n\n[{name} version {number}](#/models/{name}/versions/{number}): {version.gate}: {reason}"
 
 
+def stage_line(name: str, entry: StageEntry, address: str | None) -> str:
+    """Line of the table of stages, in Markdown; address: of the stage's run in MLflow's UI."""
+    state = _link("built" if entry["built"] else "up to date", address)
+    return f"| {markdown(name)} | {state} | {markdown(entry['summary'], LONGEST_SUMMARY)} |"
+
+
 def _link(text: str, address: str | None) -> str:
-    """Markdown link; the text alone without an address."""
-    return text if address is None else f"[{text}]({address})"
+    """Text in Markdown, as a link where there is an address."""
+    return markdown(text) if address is None else f"[{markdown(text)}]({address})"
 
 
 def run_name(config: Config, stages: list[str]) -> str:

@@ -52,10 +52,13 @@ def _register(config: Config, tracker: Tracker, publish: Artifact) -> Version | 
 
     def register(_: object) -> Version:
         from pipeline.release import model_card
+        from pipeline.serving.business_rules import served_rules
 
         card = model_card.card(config, description, read_manifest(publish.folder)["inputs"])
         example = input_example(bundle)
-        version = registry.register(name, bundle, description["digest"], run_id, card, example)
+        rules = served_rules(config.score, bundle, config.events.timezone)
+        digest = description["digest"]
+        version = registry.register(name, bundle, digest, run_id, card, example, rules=rules)
         link = version_link(publish)
         write_json(link, read_record(link) | {registry.uri: version.version})
         return version

@@ -42,7 +42,7 @@ def bundle_folder(config: Config, model: ModelSource) -> Path:
                 f"{error}. No publish artifact in {config.folder} keeps bundle {model.bundle_digest}: put the files back, "
                 "or publish again (lookback run publish) and make that version champion (lookback promote VERSION)"
             ) from error
-        _restore(registry, version, kept, to)
+        _restore(config, version, kept, to)
     return to
 
 
@@ -58,11 +58,14 @@ def _published(config: Config, digest: str) -> Path | None:
     return None
 
 
-def _restore(registry: Registry, version: Version, kept: Path, to: Path) -> None:
+def _restore(config: Config, version: Version, kept: Path, to: Path) -> None:
     """Copy a published bundle to `to`, all or nothing, and log the version's files again."""
     text = f"{version.uri}: its files are missing or damaged, restored from {kept}"
     print(text, file=sys.stderr, flush=True)
     with scratch(to.parent) as temporary:
         put_in_place(shutil.copytree(kept, temporary / "bundle"), to)
+    from pipeline.serving.business_rules import served_rules
+
+    rules = served_rules(config.score, kept, config.events.timezone)
     with contextlib.suppress(ServerAway):  # a deleted run: the copy recommends all the same
-        registry.restore(version, kept, input_example(kept))
+        Registry.from_config(config).restore(version, kept, input_example(kept), rules)

@@ -2,21 +2,25 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.events import ids
 from features.histories.vocabulary import Vocabulary
+from features.schema import IdType
 from features.settings import iso_microseconds
 from models.recommendation.rules import Rules
-from pipeline.errors import LookbackError
+from pipeline.errors import LookbackError, optional
 
 if TYPE_CHECKING:
     from pipeline.sections import ScoreConfig
     from pipeline.serving.bundle import Bundle
 
+MAX_SERVED = 10_000
+"""Maximum ids of a list that is the default of served requests, since it stands in the model's signature."""
 ITEM, FROM, UNTIL = "item_id", "available_from", "available_until"
 
 
@@ -86,6 +90,50 @@ def gone_items(
     return gone
 
 
+def served_rules(settings: "ScoreConfig", bundle: Path, timezone: str = "UTC") -> dict[str, Any]:
+    """Parameters that requests to a served bundle have where they don't name them (`Parameters`): the lists of `[score]`.
+
+    Empty, with one line on stderr, where a file is unusable or a list has more than MAX_SERVED ids.
+    """
+    rules: dict[str, Any] = {}
+    with optional("rules of the served model"):
+        rules |= _served_rules(settings, bundle, timezone)
+    return rules
+
+
+def _served_rules(settings: "ScoreConfig", bundle: Path, timezone: str) -> dict[str, Any]:
+    is_text = pl.read_parquet_schema(bundle / "items.parquet")[ITEM] == pl.String
+    kind: IdType = "string" if is_text else "int64"
+    rules: dict[str, Any] = {"max_per_category": settings.max_per_category}
+    for name in ("allow", "deny"):
+        listed = getattr(settings, name)
+        if listed is not None:
+            table = _listed(f"score.{name}", listed).to_frame()
+            rules[name] = _served(f"score.{name}", table, kind, timezone)[ITEM]
+    if settings.availability is not None:
+        where, path = "score.availability", Path(settings.availability)
+        rules["availability"] = _served(f"{where}: {path}", _read(where, path, (ITEM,)), kind, timezone)
+    return rules
+
+
+def _served(where: str, table: pl.DataFrame, kind: IdType, timezone: str) -> dict[str, list[Any]]:
+    """Columns of a list with ids of a type and ISO times. Raises LookbackError for more than MAX_SERVED rows."""
+    table = table.with_columns(ids.typed(ids.plain(table[ITEM]), kind)).drop_nulls(ITEM)
+    if len(table) > MAX_SERVED:
+        raise LookbackError(
+            f"{where}: {len(table):,} ids, expected at most {MAX_SERVED:,} as the default of served requests, which can name more"
+        )
+    times = {
+        name: _microseconds(where, table[name], timezone)
+        .cast(pl.Datetime("us"))
+        .dt.to_string("%Y-%m-%dT%H:%M:%S%.6f")
+        .to_list()
+        for name in (FROM, UNTIL)
+        if name in table.columns
+    }
+    return {ITEM: table[ITEM].to_list()} | times
+
+
 def read_ids(key: str, path: Path, column: str) -> pl.Series:
     """Read the distinct ids of a column of a Parquet file; `key`: its configuration key, for messages."""
     return _read(key, path, (column,))[column].drop_nulls().unique()
@@ -111,17 +159,17 @@ def _listed(key: str, listed: str | list[str]) -> pl.Series:
     return pl.Series(ITEM, listed, dtype=pl.String).unique()
 
 
-def listed_items(ids: pl.Series, items: Vocabulary) -> tuple[NDArray[np.bool_], int]:
+def listed_items(listed: pl.Series, items: Vocabulary) -> tuple[NDArray[np.bool_], int]:
     """[n + 1] mask of the items in a list, and the number of unknown ids."""
-    index, num_unknown = items.encode_known(ids)
+    index, num_unknown = items.encode_known(listed)
     mask = np.zeros(len(items) + 1, bool)
     mask[index[index > 0]] = True
     return mask, num_unknown
 
 
-def allowlist(where: str, ids: pl.Series, items: Vocabulary) -> tuple[NDArray[np.bool_], int]:
+def allowlist(where: str, listed: pl.Series, items: Vocabulary) -> tuple[NDArray[np.bool_], int]:
     """`listed_items`; raises LookbackError, which begins with `where`, if there are none."""
-    mask, num_unknown = listed_items(ids, items)
+    mask, num_unknown = listed_items(listed, items)
     if not mask.any():
         raise LookbackError(
             f"{where}: received {num_unknown:,} ids, of which the model knows none; expected ids such as "

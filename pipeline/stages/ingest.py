@@ -18,9 +18,12 @@ from features import schema
 from features.events import cautions, row_counts, side_tables
 from features.events import validation as event_log
 from features.events.event_format import EventFormat
+from features.events.first_rows import Table
+from features.events.item_content import ItemFormat
 from features.events.parquet_parts import describe
 from features.events.row_counts import Counts
 from features.events.row_filters import Excluded, RowFilters, read_listed
+from features.events.table_fit import Fit
 from features.parallel import in_order
 from features.printable import LONGEST, printable
 from features.readers import sources as readers
@@ -334,13 +337,11 @@ def _check_sizes(log: Sequence[Part], counts: Counts) -> None:
             )
 
 
-def _write_tables(
-    ctx: Context, id_types: dict[str, IdType], excluded: pl.Series | None
-) -> list[side_tables.Fit]:
+def _write_tables(ctx: Context, id_types: dict[str, IdType], excluded: pl.Series | None) -> list[Fit]:
     """Write items.parquet and users.parquet where configured, their refused rows, and their counts into the manifest."""
     config, fits = ctx.config, []
     if config.items is not None:
-        form = side_tables.ItemFormat(config.items.table, config.items.category_separator)
+        form = ItemFormat(config.items.table, config.items.category_separator)
         with _opened_all(ctx, "items") as paths:
             items = side_tables.read_items(list(paths.values()), form, id_types[schema.ITEM_ID])
         fits.append(_write_table(ctx, "items", items, paths))
@@ -359,7 +360,7 @@ def _opened_all(ctx: Context, role: str) -> Iterator[dict[str, Path]]:
         yield {path: stack.enter_context(_opened(ctx, role, path)) for path in sorted(ctx.sources[role])}
 
 
-def _without(users: side_tables.Table, excluded: pl.Series | None, kind: IdType) -> side_tables.Table:
+def _without(users: Table, excluded: pl.Series | None, kind: IdType) -> Table:
     """Users table without excluded users."""
     if excluded is None:
         return users
@@ -370,9 +371,7 @@ def _without(users: side_tables.Table, excluded: pl.Series | None, kind: IdType)
     return replace(users, frame=frame, left_out=left_out)
 
 
-def _write_table(
-    ctx: Context, name: str, table: side_tables.Table, paths: dict[str, Path]
-) -> side_tables.Fit:
+def _write_table(ctx: Context, name: str, table: Table, paths: dict[str, Path]) -> Fit:
     """Write a table and its refused rows; paths: configured paths to the paths that were read."""
     table.check_refused(ctx.config.events.max_refused_fraction)
     named = {str(place): path for path, place in paths.items()}
@@ -384,9 +383,7 @@ def _write_table(
         digest = path.replace_strict(ctx.sources[name]).str.head(16).alias(schema.SOURCE_FILE)
         refused = table.refused.with_columns(path, digest).select(*schema.QUARANTINE)
         refused.write_parquet(ctx.folder / "quarantine" / f"{name}.parquet")
-    fit = side_tables.Fit.of(
-        table.frame, f"{name.removesuffix('s')}_id", event_log.scan(ctx.folder / "events")
-    )
+    fit = Fit.of(table.frame, f"{name.removesuffix('s')}_id", event_log.scan(ctx.folder / "events"))
     for warning in fit.warnings():
         _warn(ctx, warning)
     ctx.manifest[f"{name}_table"] = {
@@ -401,7 +398,7 @@ def _write_table(
 
 
 def _report(
-    ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes, tables: Sequence[side_tables.Fit]
+    ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes, tables: Sequence[Fit]
 ) -> None:
     ctx.manifest |= {
         "rows_in": counts.rows_in,

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.errors import LookbackError, one_line
 from pipeline.tracking.relocation import relocate
@@ -21,6 +21,7 @@ from pipeline.tracking.server import (
     Version,
     artifact_root,
     chosen_uri,
+    in_time,
     open_server,
     sqlite_path,
     version_with,
@@ -46,6 +47,9 @@ _QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+REQUEST_SECONDS, FILES_SECONDS = 30.0, 600.0
+"""Wait of a call of the client for all of its answers, however steadily they come; with files."""
+_WITH_FILES = ("log_artifact", "log_artifacts", "download_artifacts")
 _WITHOUT_POOL = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
 """For SQLite: no connection stays open between two requests."""
 _Result = TypeVar("_Result")
@@ -124,7 +128,31 @@ def client_at(uri: str) -> "MlflowClient":
         client = MlflowClient(connection_uri(uri), connection_uri(uri))
         if sqlite_path(uri) is not None:
             client.search_experiments(max_results=1)
-    return client
+    return cast("MlflowClient", _InTime(client)) if uri.startswith(("http://", "https://")) else client
+
+
+class _InTime:
+    """MLflow's client, each call of which ends in time; after one that did not, all others fail at once."""
+
+    def __init__(self, client: "MlflowClient") -> None:
+        self._client = client
+        self._is_late = False
+
+    def __getattr__(self, name: str) -> Any:
+        """A method of the client that raises TimeoutError without a whole answer in time."""
+        method: Callable[..., Any] = getattr(self._client, name)
+        seconds = FILES_SECONDS if name in _WITH_FILES else REQUEST_SECONDS
+
+        def call(*args: Any, **settings: Any) -> Any:
+            if self._is_late:
+                raise TimeoutError("an earlier answer did not come in time; it is asked no more")
+            try:
+                return in_time(lambda: method(*args, **settings), seconds)
+            except TimeoutError:
+                self._is_late = True
+                raise
+
+        return call
 
 
 @contextlib.contextmanager

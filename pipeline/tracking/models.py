@@ -31,14 +31,14 @@ def log_pyfunc(
     example: Mapping[str, list[Any]] | None,
     requirements: list[str],
     *,
-    exclude_seen: bool,
+    defaults: Mapping[str, Any],
     as_installed: bool = False,
     model_id: str | None = None,
 ) -> tuple[str, str]:
     """Log a bundle's folder as a pyfunc model of a run, as code and data without pickle; returns its URI and id.
 
-    item_type: "long" or "string" for item_id. example: columns of an input frame. exclude_seen: default
-    of the parameter. as_installed: the code keeps the names `features`, `models`, `pipeline`, as a class of one's own imports
+    item_type: "long" or "string" for item_id. example: columns of an input frame. defaults: of parameters of a request.
+    as_installed: the code keeps the names `features`, `models`, `pipeline`, as a class of one's own imports
     them; else see `model_code.renamed`. model_id: logged model whose files are written again, instead of a new one.
     """
     with reported(uri), fluent(uri), _code(as_installed=as_installed) as (code_paths, loader):
@@ -49,7 +49,7 @@ def log_pyfunc(
             "loader_module": loader,
             "data_path": str(folder),
             "code_paths": [str(path) for path in code_paths],
-            "signature": signature(item_type, exclude_seen=exclude_seen),
+            "signature": signature(item_type, defaults),
             "input_example": pd.DataFrame(dict(example)) if example is not None else None,
             "pip_requirements": requirements,
         }

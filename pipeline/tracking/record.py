@@ -1,18 +1,22 @@
 """Record of a stage's run, kept in the stage's folder so that it can be sent to any tracking server later."""
 
+import datetime
 import json
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.artifacts.files import read_json, write_json
+from features.printable import printable
+from pipeline.artifacts.files import known_digest, read_json, write_json
+from pipeline.artifacts.store import MANIFEST, RECORD, read_manifest
 from pipeline.credentials import masked
 from pipeline.errors import DamagedArtifact
 
-TRACKING = "tracking.json"
+TRACKING = RECORD
 TARGETS_DIGEST = "lookback.targets_digest"
 """Tag of an evaluation: sha256 of its targets.parquet."""
 TABLES_TAG = "mlflow.loggedArtifacts"
@@ -114,14 +118,42 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: Path) -> "RunRecord":
-        """Read tracking.json; raises DamagedArtifact where it is damaged."""
-        content = read_json(folder / TRACKING)
+        """Read tracking.json; made anew from the manifest beside it, with a line on stderr, where it is missing or damaged.
+
+        Raises DamagedArtifact where there is no manifest either.
+        """
+        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
         try:
+            _check_digest(folder, manifest or {})
+            content = read_json(folder / TRACKING)
             for name, kind in (("points", Point), ("parent_points", Point), ("datasets", DatasetInput)):
                 content[name] = [kind(*row) for row in content[name]]
             content["artifacts"] = [(path, to) for path, to in content["artifacts"]]
             return cls(**content)
-        except (TypeError, ValueError, KeyError) as error:
-            raise DamagedArtifact(
-                f"{folder / TRACKING}: is damaged ({error}); build the stage again with --force"
-            ) from None
+        except (DamagedArtifact, OSError, TypeError, ValueError, KeyError) as error:
+            if manifest is None:
+                raise DamagedArtifact(f"{folder / TRACKING}: is damaged ({error})") from None
+            text = f"tracking: {folder / TRACKING}: is damaged; its run gets the settings and counts of {MANIFEST} alone"
+            print(printable(text), file=sys.stderr, flush=True)
+            return cls._of_manifest(manifest)
+
+    @classmethod
+    def _of_manifest(cls, manifest: Mapping[str, Any]) -> "RunRecord":
+        """Settings, numbers and time of a manifest."""
+        ended = datetime.datetime.fromisoformat(manifest["created_utc"])
+        began = ended - datetime.timedelta(seconds=manifest["seconds"])
+        made = cls(started=int(began.timestamp() * 1000), ended=int(ended.timestamp() * 1000))
+        made.params(manifest["settings"])
+        made.points = [
+            Point(allowed(name), float(value), 0, made.ended)
+            for name, value in manifest.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        return made
+
+
+def _check_digest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise DamagedArtifact where tracking.json is not as the manifest has it."""
+    known = manifest.get("files", {}).get(TRACKING)
+    if known is not None and known_digest(folder / TRACKING) != known[1]:
+        raise DamagedArtifact("its digest differs from the manifest's")

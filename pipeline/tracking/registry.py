@@ -139,17 +139,19 @@ class Registry:
         description: str = "",
         input_example: Mapping[str, list[Any]] | None = None,
         tags: Mapping[str, str] | None = None,
+        rules: Mapping[str, Any] | None = None,
     ) -> Version:
         """Register a bundle, unless a version has its digest already; returns the version, its files restored if missing.
 
-        input_example: columns of an input frame, such as {"user_id": [1, 2]}. description: Markdown.
+        input_example: columns of an input frame, such as {"user_id": [1, 2]}. description: Markdown. rules: parameters of
+        requests that don't name them.
         """
         for version in self.versions(name):
             if version.bundle_digest == bundle_digest:
                 if not self.has_files(version):
-                    self.restore(version, bundle_folder, input_example)
+                    self.restore(version, bundle_folder, input_example, rules)
                 return version
-        source, model_id = self._log(bundle_folder, run_id, input_example)
+        source, model_id = self._log(bundle_folder, run_id, input_example, rules)
         with reported(self.uri), fluent(self.uri):
             client = client_at(self.uri)
             if not client.search_registered_models(f"name='{name}'"):
@@ -167,16 +169,22 @@ class Registry:
         return self._server.has_files(version)
 
     def restore(
-        self, version: Version, bundle_folder: Path, input_example: Mapping[str, list[Any]] | None
+        self,
+        version: Version,
+        bundle_folder: Path,
+        input_example: Mapping[str, list[Any]] | None,
+        rules: Mapping[str, Any] | None = None,
     ) -> None:
         """Log the files of a version again, from a folder with its bundle."""
-        self._log(bundle_folder, version.run_id, input_example, version.source.removeprefix("models:/"))
+        model_id = version.source.removeprefix("models:/")
+        self._log(bundle_folder, version.run_id, input_example, rules, model_id)
 
     def _log(
         self,
         bundle_folder: Path,
         run_id: str,
         input_example: Mapping[str, list[Any]] | None,
+        rules: Mapping[str, Any] | None,
         model_id: str | None = None,
     ) -> tuple[str, str]:
         """Log a bundle as a model of a run, a new one by default; returns its URI and id."""
@@ -189,7 +197,7 @@ class Registry:
                 _item_type(bundle_folder),
                 input_example,
                 requirements(bundle_folder),
-                exclude_seen=description.get("exclude_seen", True),
+                defaults={"exclude_seen": description.get("exclude_seen", True)} | dict(rules or {}),
                 as_installed=":" in description.get("system", ""),  # a class of one's own
                 model_id=model_id,
             )

@@ -1,15 +1,16 @@
 """Served model as MLflow sees it: its signature, and the error of a request that it refuses."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 
-def signature(item: str, *, exclude_seen: bool) -> "ModelSignature":
-    """Signature of a bundle with item ids of type `item`, "long" or "string"; exclude_seen: default of the parameter.
+def signature(item: str, defaults: Mapping[str, Any]) -> "ModelSignature":
+    """Signature of a bundle with item ids of type `item`, "long" or "string"; defaults: of parameters, by name.
 
     The columns are of any type, so that MLflow passes nulls, and items beside events, as they are.
     """
@@ -27,10 +28,13 @@ def signature(item: str, *, exclude_seen: bool) -> "ModelSignature":
         params=ParamSchema(
             [
                 ParamSpec("k", DataType.long, 10),
-                ParamSpec("exclude_seen", DataType.boolean, exclude_seen),
-                *(ParamSpec(name, DataType[item], [], shape=(-1,)) for name in ("allow", "deny", "pin")),
-                ParamSpec("availability", Object(windows), {}),
-                ParamSpec("max_per_category", DataType.long, 0),
+                ParamSpec("exclude_seen", DataType.boolean, defaults.get("exclude_seen", True)),
+                *(
+                    ParamSpec(name, DataType[item], defaults.get(name, []), shape=(-1,))
+                    for name in ("allow", "deny", "pin")
+                ),
+                ParamSpec("availability", Object(windows), defaults.get("availability", {})),
+                ParamSpec("max_per_category", DataType.long, defaults.get("max_per_category", 0)),
             ]
         ),
     )

@@ -269,11 +269,11 @@ class RestServer:
                         return None
                 raise
 
-        content: dict[str, Any] | None = _in_time(ask)
+        content: dict[str, Any] | None = in_time(ask, ANSWER_SECONDS)
         return content
 
 
-def _in_time(ask: Callable[[], _Answer]) -> _Answer:
+def in_time(ask: Callable[[], _Answer], seconds: float) -> _Answer:
     """Result of a request. Raises TimeoutError for an answer that is not whole in time, however steadily it comes."""
     answers: list[_Answer] = []
     failures: list[Exception] = []
@@ -286,11 +286,11 @@ def _in_time(ask: Callable[[], _Answer]) -> _Answer:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(ANSWER_SECONDS)
+    thread.join(seconds)
     for failure in failures:
         raise failure
     if not answers:
-        raise TimeoutError(f"no whole answer within {ANSWER_SECONDS:g} s")
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
     return answers[0]
 
 

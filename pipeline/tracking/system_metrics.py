@@ -1,10 +1,11 @@
 """System metrics during a stage: processor, memory, disk, network and GPU, by MLflow's monitors."""
 
 import contextlib
-import threading
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.background import every
 from pipeline.errors import optional
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
@@ -28,28 +29,16 @@ def sampled(record: RunRecord, live: LiveRun, seconds: float) -> Iterator[None]:
     if not made:
         yield
         return
-    ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(made[0], record, live, seconds, ended), daemon=True)
-    thread.start()
-    try:
+    steps = itertools.count()
+
+    def sample() -> None:
+        step, values = next(steps), made[0].sample()
+        for name, value in values.items():
+            record.metric(name, value, step)
+        live.system_metrics(values, step)
+
+    with every(seconds, "system metrics", sample, at_end=True):
         yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _watch(
-    monitors: "_Monitors", record: RunRecord, live: LiveRun, seconds: float, ended: threading.Event
-) -> None:
-    with optional("system metrics"):
-        step, is_last = 0, False
-        while not is_last:
-            is_last = ended.wait(seconds)
-            values = monitors.sample()
-            for name, value in values.items():
-                record.metric(name, value, step)
-            live.system_metrics(values, step)
-            step += 1
 
 
 class _Monitors:

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 
 from features.events import side_tables, validation
 from features.events.event_format import EventFormat
-from features.events.side_tables import ItemFormat
+from features.events.item_content import ItemFormat
 from features.schema import IdType
 from features.settings import EventSettings, TableFormat
 
 LIMIT_BYTES = 5 << 28
 """Growth of private memory while reading with NUM_THREADS."""
 NUM_THREADS = 2
-TEXT_BYTES = 1 << 27
+TEXT_BYTES = 1 << 26
 HEADER = b"u,i,t,e\n"
 
 Text = tuple[bytes, bytes]
@@ -51,6 +51,9 @@ TEXTS: dict[str, Callable[[random.Random], Text]] = {
     "lists.jsonl": lambda rng: (b"", b"[" + rng.choice([b"10,", b"{},", b'"ab",']) * (3 << 20) + b"1]\n"),
     "nested.jsonl": lambda rng: (b"", b'{"u":' + b"[" * rng.choice([1000, 1 << 20]) + b"\n"),
     "long-ids.jsonl": lambda _: (b"", b'{"u":"' + b"a" * (1 << 20) + b'","i":1,"t":1600000000}\n'),
+    "categories.csv": lambda rng: (HEADER, b"1," + rng.choice([b"|", b"a|"]) * (7 << 20) + b",1,x\n"),
+    "numbers.csv": lambda rng: (HEADER, b"1,a," + rng.choice([b"1 ", b"x;"]) * (7 << 20) + b",x\n"),
+    "numbers.jsonl": lambda rng: (b"", b'{"u":1,"i":[' + rng.choice([b"1,", b"{},"]) * (4 << 20) + b"1]}\n"),
     "one-object.json": lambda _: (b"{", b'"1":[10,11,12],' * (1 << 16)),
 }  # fmt: skip
 
@@ -136,9 +139,13 @@ def read(path: Path, role: str, folder: Path) -> str:
     ids: dict[str, IdType] = {"user_id": "string", "item_id": "string"}
     try:
         if role == "items":
-            table = side_tables.read_items(
-                [path], ItemFormat(TableFormat("items", {"item_id": "u"})), "string"
-            )
+            columns: dict[str, str | int] = {
+                "item_id": "u",
+                "categories": "i",
+                "embedding": "t",
+                "title": "e",
+            }
+            table = side_tables.read_items([path], ItemFormat(TableFormat("items", columns)), "string")
             return f"read {table.rows_in} {table.left_out}"
         names: dict[str, str | int] = {"user_id": "u", "item_id": "i", "timestamp": "t", "event_type": "e"}
         form = EventFormat(EventSettings("log", columns=names), latest=2 * 10**15)

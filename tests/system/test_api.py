@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import api
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, LookbackError
+from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.orchestration.graph import STAGES
 from tests.workdir import TINY, Workdir
 
@@ -69,6 +69,29 @@ def test_a_missing_artifact_names_the_command(opened: api.Run) -> None:
             look()
     with pytest.raises(ConfigError, match="'trian': no such stage"):
         other.folder("trian")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "pattern"),
+    [
+        ("events", "ingest", "events/*.parquet"),
+        ("recommendations", "score", "recommendations/*.parquet"),
+        ("metrics", "evaluate", "metrics.json"),
+        ("report", "report", "report.html"),
+    ],
+)
+def test_a_changed_file_of_the_same_size_is_not_read(
+    copied: Workdir, monkeypatch: pytest.MonkeyPatch, name: str, stage: str, pattern: str
+) -> None:
+    monkeypatch.chdir(copied.folder)
+    run = api.open("tiny.toml")
+    path = next(run.folder(stage).glob(pattern))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # may be a hard link
+    path.write_bytes(content)
+    with pytest.raises(DamagedArtifact, match=rf"{path.name}: is damaged: .* lookback run {stage} --force"):
+        getattr(run, name)
 
 
 def test_stages_are_brought_up_to_date(copied: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:

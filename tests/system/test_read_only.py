@@ -3,7 +3,6 @@
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import files
+from tests.interpreter import python
 from tests.workdir import Workdir
 
 
@@ -40,14 +40,7 @@ print(len(model.predict(pd.DataFrame({"history": [[]]}), params={"k": 3})["item_
         for folder in (copied.folder / "data", runs):
             mounted.enter_context(read_only(folder))
         environment = copied.environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{runs}/mlflow.db"}
-        loaded = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        loaded = python(code, tmp_path, environment)
         assert loaded.stdout == "3\n", loaded.stderr
         recommended = copied("recommend", "--user", "u0001", "--json")
         assert recommended.code == 0, recommended.err

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import schema
-from features.events import side_tables
-from features.events.side_tables import ItemFormat, Table
+from features import schema, tables
+from features.events import item_content, object_columns, side_tables, table_fit
+from features.events.first_rows import Table
+from features.events.item_content import ItemFormat
 from features.schema import IdType
 from features.settings import TableFormat
 
@@ -228,6 +229,54 @@ def test_articles_with_line_ends_in_quotes(tmp_path: Path) -> None:
     assert (table.rows_in, table.left_out) == (2, {"duplicate": 1})
 
 
+def test_lists_and_text_of_one_column_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a value is split depends on itself alone, and a column of users on the whole file, not on the block."""
+    (tmp_path / "items.jsonl").write_text(
+        '{"id": 1, "name": "A|B", "tags": "x|y", "vector": "0.5, 1"}\n'
+        '{"id": 2, "name": ["C", "D"], "tags": ["x|y"], "vector": [1, 2]}\n'
+    )
+    (tmp_path / "users.jsonl").write_text(
+        '{"id": 1, "likes": "a"}\n{"id": 2}\n{"id": 3, "likes": ["b", "c"]}\n'
+    )
+    columns = {ours: theirs for ours, theirs in ALL.items() if ours != "text"}
+    users = TableFormat("users", {"user_id": "id", "likes": "likes"})
+    for characters in (1, 1 << 20):
+        monkeypatch.setattr(object_columns, "BLOCK_CHARACTERS", characters)
+        assert read(tmp_path / "items.jsonl", columns).frame.rows() == [
+            (1, "A|B", ["x", "y"], [0.5, 1.0]),
+            (2, "C D", ["x|y"], [1.0, 2.0]),
+        ]
+        table = side_tables.read_users([tmp_path / "users.jsonl"], users, "int64")
+        assert table.frame.rows() == [(1, ["a"]), (2, None), (3, ["b", "c"])]
+
+
+def test_a_value_of_too_many_parts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_FIELDS", 3)
+    (tmp_path / "a.csv").write_text("item_id,categories\n1,x|y|z|x|y\n")
+    (tmp_path / "b.csv").write_text('item_id,embedding\n1,"1,2,3,4"\n')
+    (tmp_path / "c.jsonl").write_text('{"item_id": 1, "categories": ["x", ["x", "x"], "x"]}\n')
+    (tmp_path / "d.jsonl").write_text('{"item_id": 1, "embedding": "1 2 3 4"}\n')
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(
+            ValueError,
+            match=rf"items\.columns\.\w+: .*{path.name}: 1 has 4 parts or more, expected at most 3",
+        ):
+            read(path, {})
+
+
+def test_blocks_are_split_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pieces are, the table is the same."""
+    path = tmp_path / "items.csv"
+    path.write_text(
+        "item_id,categories,embedding\n" + "".join(f"{row},x|{row}|,1 {row}\n" for row in range(9))
+    )
+    whole = read(path, {}).frame
+    assert whole.rows()[8] == (8, ["x", "8"], [1.0, 8.0])
+    for parts in (1, 7):
+        monkeypatch.setattr(item_content, "PARTS_AT_A_TIME", parts)
+        assert read(path, {}).frame.equals(whole)
+
+
 @pytest.mark.data
 def test_real_tables(public_data: Callable[[str], Path]) -> None:
     films = TableFormat(
@@ -323,7 +372,7 @@ def test_categories_written_as_lists(tmp_path: Path) -> None:
         (
             "items.jsonl",
             '{"id": 1, "name": "a"}\nbad\n{"name": "b"}\n{"id": "x", "name": "c"}\n',
-            ["bad", '{"item_id": null, "title": "b"}', '{"item_id": "x", "title": "c"}'],
+            ["bad", '{"name": "b"}', '{"id": "x", "name": "c"}'],
         ),
     ],
 )
@@ -348,7 +397,7 @@ def test_a_column_that_some_files_lack_is_null_in_them(tmp_path: Path) -> None:
     paths = sorted(tmp_path.iterdir())
     table = side_tables.read_items(paths, ItemFormat(form), "int64")
     assert table.frame.rows() == [(1, "a"), (2, None), (3, None)]
-    assert table.absent_columns == {"title": [str(path) for path in paths[1:]]}
+    assert [*table.absent_columns["title"]] == [str(path) for path in paths[1:]]
     with pytest.raises(ValueError, match=r"title: received 'name'"):
         side_tables.read_items(paths[1:2], ItemFormat(form), "int64")
     users = TableFormat("users", {"user_id": "id", "name": "name"})
@@ -357,8 +406,8 @@ def test_a_column_that_some_files_lack_is_null_in_them(tmp_path: Path) -> None:
 
 def test_the_fit_of_a_table_is_said_and_warned_of_below_half() -> None:
     log = pl.LazyFrame({"item_id": [1, 1, 2, 3]})
-    fit = side_tables.Fit.of(pl.DataFrame({"item_id": [1, 2, 9]}), "item_id", log)
+    fit = table_fit.Fit.of(pl.DataFrame({"item_id": [1, 2, 9]}), "item_id", log)
     assert fit.describe() == "items: 2 of 3 rows are in the log, 1 of its 3 items have no row"
     assert list(fit.warnings()) == []
-    (warning,) = side_tables.Fit.of(pl.DataFrame({"item_id": [1, 8, 9]}), "item_id", log).warnings()
+    (warning,) = table_fit.Fit.of(pl.DataFrame({"item_id": [1, 8, 9]}), "item_id", log).warnings()
     assert "items: 1 of 3 rows are in the log, 2 of its 3 items have no row" in warning

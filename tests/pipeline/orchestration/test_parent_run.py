@@ -253,6 +253,14 @@ def test_a_server_that_goes_away_costs_the_training_nothing(copied: Workdir, kep
         assert sorted(point.step for point in history) == list(range(1, epochs + 1))
 
 
+def test_text_of_a_summary_stays_in_its_cell_of_the_table_of_stages() -> None:
+    summary = "types a|b, ![x](http://host/x.png)\n# 2\x1b[31m"
+    entry: parent_run.StageEntry = {"stage": "ingest", "fingerprint": "f", "built": True, "summary": summary}
+    assert parent_run.stage_line("ingest", entry, "#/runs/1") == (
+        r"| ingest | [built](#/runs/1) | types a\|b, \!\[x\]\(http\://host/x.png\)\\n\# 2\\x1b\[31m |"
+    )
+
+
 def test_a_damaged_record_is_passed_over(copied: Workdir) -> None:
     config = load_config(copied.folder / "tiny.toml", [f"data_dir={copied.folder}/data"])
     (record,) = parent_run.records(config)

@@ -12,7 +12,8 @@ from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
-from pipeline.serving.business_rules import available, rules_of
+from pipeline.serving import business_rules
+from pipeline.serving.business_rules import available, rules_of, served_rules
 
 ITEMS = Vocabulary(pl.Series("item_id", [10, 20, 30, 40]), 1)
 NEWEST = iso_microseconds("2026-03-01")
@@ -101,3 +102,29 @@ def test_exploration_is_another_one_on_another_night() -> None:
     second, _ = rules_of(settings, ITEMS, NEWEST + 1, 0, exclude_seen=False)
     assert first.seed != second.seed
     assert (first.exclude_seen, second.exclude_seen) == (True, False), "as resolved, not as configured"
+
+
+def test_rules_of_the_configuration_are_defaults_of_served_requests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the types of the bundle's ids and of JSON; a file that is missing, or too long a list, costs a line."""
+    pl.DataFrame({"item_id": [10, 20]}).write_parquet(tmp_path / "items.parquet")
+    windows = {"item_id": ["30", None, "x"], "available_until": [datetime.date(2026, 3, 1), None, None]}
+    pl.DataFrame(windows).write_parquet(tmp_path / "windows.parquet")
+    settings = ScoreConfig(
+        deny=["10", "99", "x"], availability=str(tmp_path / "windows.parquet"), max_per_category=2
+    )
+    served = served_rules(settings, tmp_path)
+    assert sorted(served.pop("deny")) == [10, 99]
+    assert served == {
+        "max_per_category": 2,
+        "availability": {"item_id": [30], "available_until": ["2026-03-01T00:00:00.000000"]},
+    }
+    assert served_rules(ScoreConfig(), tmp_path) == {"max_per_category": 0}
+    assert capsys.readouterr().err == ""
+    assert served_rules(ScoreConfig(allow=str(tmp_path / "none.parquet")), tmp_path) == {}
+    monkeypatch.setattr(business_rules, "MAX_SERVED", 1)
+    assert served_rules(settings, tmp_path) == {}
+    missing, long = capsys.readouterr().err.splitlines()
+    assert missing.startswith("rules of the served model: left out, score.allow: ")
+    assert "score.deny: 2 ids, expected at most 1 as the default" in long

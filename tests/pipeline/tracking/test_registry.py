@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +36,7 @@ from pipeline.tracking.registry import Registry
 from pipeline.tracking.server import BUNDLE_DIGEST, absolute_uri, artifact_root
 from pipeline.tracking.tracker import Tracker
 from tests.factories import small_bundle
+from tests.interpreter import python
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "lookback-small"
@@ -266,14 +265,7 @@ print([module.__file__ for name, module in sys.modules.items() if name.endswith(
         (tmp_path / name / "__init__.py").write_text("WHOSE = 'the application'\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"MLFLOW_TRACKING_URI": published.uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(code, tmp_path, environment)
     assert done.returncode == 0, done.stderr
     by_user, by_history, whose, where = done.stdout.splitlines()
     expected = Recommender(Bundle.open(place / "bundle")).predict(
@@ -305,8 +297,5 @@ from pipeline.serving import _load_pyfunc
 import pandas as pd
 print(_load_pyfunc("bundle").predict(pd.DataFrame({{"user_id": [99]}}), {{"k": 2}})["item_id"][0])
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=place, env=environment
-    )
+    done = python(code, place, os.environ | {"PYTHONPATH": str(ROOT)})
     assert (done.stderr, done.stdout) == ("", "['i6', 'i7']\n")

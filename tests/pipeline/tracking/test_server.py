@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking import server
+from pipeline.tracking import client, server
 from pipeline.tracking.registry import Registry
-from pipeline.tracking.server import RestServer, ServerAway
+from pipeline.tracking.server import RestServer, ServerAway, Version
 from pipeline.tracking.tracker import Tracker
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -25,6 +25,9 @@ def answering(answer: Answer) -> Iterator[str]:
         def do_GET(self) -> None:
             with contextlib.suppress(OSError):
                 answer(self)
+
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: object) -> None: ...
 
@@ -85,6 +88,32 @@ def test_an_answer_of_another_kind_costs_one_line(
             assert tracker.attempt(lambda client: client) is None
         assert tracker.is_logged(tmp_path / "link.json")
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_server_that_slows_down_after_the_probe_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It never ends an answer, but sends a byte within any wait for the next one."""
+    monkeypatch.setattr(client, "REQUEST_SECONDS", 0.2)
+    asked: list[str] = []
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        if "runs/get" in request.path:
+            with_body('{"error_code": "RESOURCE_DOES_NOT_EXIST"}', 404)(request)
+        else:
+            asked.append(request.path)
+            drop_by_drop(request)
+
+    with answering(answer) as uri:
+        for _ in range(2):
+            tracker = Tracker(uri, "small")
+            assert tracker.attempt(lambda client: client.create_experiment("small")) is None
+        with pytest.raises(ServerAway, match="asked no more"):
+            Registry(uri).tags(Version("small", 1, "", "", ""))
+    assert len(asked) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "no whole answer within 0.2 s" in first
+    assert "asked no more" in second
 
 
 def test_a_missing_driver_costs_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.artifacts.store import Artifact
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking.client import ClientServer, client_at
 from pipeline.tracking.queries import children, find_run, run_artifact
@@ -33,6 +34,7 @@ from pipeline.tracking.server import (
 )
 from pipeline.tracking.tracker import Tracker
 from pipeline.tracking.ui import View, serve, ui
+from tests import interpreter
 
 ROOT = Path(__file__).resolve().parents[3]
 IDENTITY: dict[str, Any] = {
@@ -51,10 +53,7 @@ def free_port() -> int:
 
 def python(code: str, folder: Path, **variables: str) -> str:
     """Run code in a fresh interpreter, in a folder; its standard output."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = interpreter.python(code, folder, os.environ | {"PYTHONPATH": str(ROOT)} | variables)
     assert done.returncode == 0, done.stderr
     assert "INFO" not in done.stderr
     return done.stdout
@@ -162,6 +161,34 @@ def test_record_is_what_it_was_after_saving(tmp_path: Path):
     (folder / "tracking.json").write_text('{"points": 3}')
     with pytest.raises(DamagedArtifact, match=r"tracking\.json: is damaged"):
         RunRecord.load(folder)
+
+
+@pytest.mark.parametrize("damage", ["", "[", "[1]", '{"points": 3}', "other", None])
+def test_a_damaged_record_is_made_anew_from_the_manifest(
+    tmp_path: Path, damage: str | None, capsys: pytest.CaptureFixture[str]
+):
+    artifact = Artifact(tmp_path / "train", "f" * 16)
+    artifact.prepare(resume=False)
+    a_stage(artifact.workspace)
+    settings = {"train.epochs": 3, "split": {"ties": "order"}}
+    facts = {"settings": settings, "seconds": 2.5, "rows_in": 7, "is_whole": True, "stage": "train"}
+    artifact.commit(facts | {"created_utc": "2026-01-02T03:04:05+00:00"})
+    whole, path = RunRecord.load(artifact.folder), artifact.folder / "tracking.json"
+    assert whole.parent_points
+    if damage is None:
+        path.unlink()
+    else:  # "other": valid, but not what the stage has written
+        path.write_text(path.read_text().replace("validation", "Validation") if damage == "other" else damage)
+    assert artifact.is_complete()
+    artifact.verify()
+    record = RunRecord.load(artifact.folder)
+    assert record.param_values == {"train.epochs": "3", "split.ties": "order"}
+    assert [(point.name, point.value) for point in record.points] == [("rows_in", 7.0), ("seconds", 2.5)]
+    assert (record.started, record.ended) == (1_767_323_042_500, 1_767_323_045_000)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "tracking.json: is damaged; its run gets the settings and counts of manifest.json alone"
+    )
 
 
 def test_importing_loads_no_mlflow(tmp_path: Path):
