@@ -74,7 +74,7 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            4,
+            5,
             ("features", "train", "index"),
             {"ranker": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
@@ -97,7 +97,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            7,
+            8,
             ("ingest", "features", "train", "index", "rank", "baselines"),
             {
                 "evaluate": (
@@ -105,12 +105,12 @@ STAGES = {
                     *("gate", "gate_metric", "gate_margin"),
                 )
             },
-            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items"),
+            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items", "score.segment"),
             resumable=True,
         ),
         Stage(
             "publish",
-            7,
+            8,
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             {"index": (), "publish": ()},
             ("name", "train.refit", "score.segment", "evaluate.gate_metric"),
@@ -118,7 +118,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            7,
+            8,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),
