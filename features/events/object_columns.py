@@ -20,7 +20,7 @@ BLOCK_CHARACTERS = 1 << 20
 
 _START_BYTES = 1 << 12
 
-_Objects = Iterator[tuple[dict[str, Any] | None, int]]
+_Objects = Iterator[tuple[Mapping[str, Any] | None, int]]
 """JSON objects, None for what is none, each with its number of characters."""
 NUMBER = r"[^\[\],;|\s]+"
 """Pattern of one number in the text of an embedding."""
@@ -70,7 +70,7 @@ class ObjectColumns:
         ]
         return table.select(present).with_columns(texts)
 
-    def _frame(self, trees: list[dict[str, Any]]) -> pl.DataFrame:
+    def _frame(self, trees: list[Mapping[str, Any]]) -> pl.DataFrame:
         columns = []
         ids = [_value(tree, self._columns[self._id_name], self._form) for tree in trees]
         for tree in trees:
@@ -165,9 +165,9 @@ def too_many_parts(where: str, id_: Any, num_parts: int) -> ValueError:
     )
 
 
-def _cut(objects: _Objects) -> Iterator[list[dict[str, Any] | None]]:
+def _cut(objects: _Objects) -> Iterator[list[Mapping[str, Any] | None]]:
     """Blocks of objects of BLOCK_CHARACTERS and more; at least one."""
-    block: list[dict[str, Any] | None] = []
+    block: list[Mapping[str, Any] | None] = []
     num_characters, is_first = 0, True
     for tree, length in objects:
         block.append(tree)

@@ -1,5 +1,6 @@
 """Business rules of the configuration: allow and deny lists, availability, re-ranking."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def rules_of(
     return rules, counts
 
 
-def served_rules(settings: "ScoreConfig", bundle: Path) -> dict[str, Any]:
+def served_rules(settings: "ScoreConfig", bundle: Path) -> Mapping[str, Any]:
     """Parameters that requests to a served bundle have where they don't name them (`Parameters`): the lists of `[score]`.
 
     Empty, with one line on stderr, where a file is unusable or a list has more than MAX_SERVED ids.
@@ -71,7 +72,7 @@ def served_rules(settings: "ScoreConfig", bundle: Path) -> dict[str, Any]:
     return rules
 
 
-def _served_rules(settings: "ScoreConfig", bundle: Path) -> dict[str, Any]:
+def _served_rules(settings: "ScoreConfig", bundle: Path) -> Mapping[str, Any]:
     is_text = pl.read_parquet_schema(bundle / "items.parquet")[ITEM] == pl.String
     kind: IdType = "string" if is_text else "int64"
     rules: dict[str, Any] = {"max_per_category": settings.max_per_category}
