@@ -255,7 +255,7 @@ class _Reading:
         if rows.any():
             erase(self.temporary, rows)
         return Delivery(
-            "", digest_file(self.temporary), num_rows - int(rows.sum()), now().isoformat(), **times
+            "", digest_file(self.temporary), num_rows - int(rows.sum()), now().isoformat(), *times
         )
 
     def _since(self) -> "Since":

@@ -47,8 +47,8 @@ class Database:
             with contextlib.closing(sqlite3.connect(place)) as connection, connection:
                 connection.execute(statement)
         elif self.address.startswith("duckdb"):
-            with duckdb.connect(place) as connection:
-                connection.execute(statement)
+            with duckdb.connect(place) as file:
+                file.execute(statement)
         else:
             with dbapi.connect(self.address, autocommit=True) as server, server.cursor() as cursor:
                 cursor.execute(statement)
