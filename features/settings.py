@@ -82,6 +82,7 @@ class TableFormat:
     comment: str = ""
     ragged: Literal["refuse", "fill"] = "refuse"
     items_separator: str = ""
+    clicked_suffix: str = ""
     fill_down: Sequence[str] | Mapping[str, str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -91,10 +92,6 @@ class TableFormat:
             self.separator,
             "text without quotes or line ends",
         )
-        if not self.columns and self.section == "events":
-            raise ValueError(
-                "events.columns: received none, expected at least user_id, item_id and timestamp"
-            )
         for ours, theirs in self.columns.items():
             for column in columns_of(theirs):
                 if isinstance(column, int) and column < 1:
@@ -125,6 +122,14 @@ class TableFormat:
         )
 
     def _check_filling(self) -> None:
+        _refuse(
+            bool(self.clicked_suffix)
+            and not self.items_separator
+            and self.format not in (None, "parquet", "jsonl"),
+            f"{self.section}.clicked_suffix",
+            self.clicked_suffix,
+            f"{self.section}.items_separator too, which separates the items of a list",
+        )
         for ours in self.fill_down:
             _refuse(
                 ours not in self.columns and not isinstance(self.fill_down, Mapping),
@@ -170,6 +175,7 @@ _USUAL = {
     "comment": "",
     "ragged": "refuse",
     "items_separator": "",
+    "clicked_suffix": "",
     "fill_down": [],
 }
 """Keys that a description names where they have another value."""
@@ -223,6 +229,8 @@ class TableSettings:
     left out."""
     items_separator: str = ""
     """Separator of several items in one field, each an event (or row) of its own; empty: one item."""
+    clicked_suffix: str = ""
+    """End of the items of a list that were taken, such as `-1`; it is cut off, and other items of the list are no events."""
     fill_down: list[str] | dict[str, str] = field(default_factory=list)
     """Our names of columns whose value is given once and holds for the rows below it that have none. Or a table from a column to
     a regular expression with one group: lines that match it are no rows, and give the column's value for the rows below."""

@@ -47,7 +47,7 @@ def given(chunk: Chunk) -> Chunk:
     return chunk
 
 
-_MARKS = {
+MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -73,7 +73,7 @@ class Utf8Stream:
     def __init__(self, stream: BinaryIO, encoding: str) -> None:
         self._stream = stream
         start = stream.read(4)
-        for mark, marked in _MARKS.items():
+        for mark, marked in MARKS.items():
             if start.startswith(mark):
                 start, encoding = start[len(mark) :], marked
                 break

@@ -220,6 +220,22 @@ def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
     remove(config, keep=keep, dry_run=dry_run)
 
 
+@cli.command("init")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; default: NAME.toml.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
+def start(files: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+    """Look into FILE... (a log, tables of items and users) and write a configuration for them."""
+    from pipeline.commands.init import init
+
+    init(files, output, as_json=as_json)
+
+
 @cli.command("config")
 @click.argument("section", required=False)
 @click.option("--all", "include_experts", is_flag=True, help="Show expert keys too.")

@@ -35,7 +35,7 @@ ARROWS = {
         "histories shapes settings",
     ),
     "features": (
-        "profiling",
+        "profiling discovery",
         "histories",
         "events",
         "readers",

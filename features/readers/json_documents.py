@@ -67,17 +67,14 @@ class OneObjectPerLine:
 
 
 def _is_document(start: bytes) -> bool:
-    """Whether a text is an array, or its first object does not end on its first line."""
+    """Whether a text is an array of objects, or its first object goes on in the next line."""
     start = start.lstrip()
     if start.startswith(b"["):
-        return True
-    line, line_end, _ = start.partition(b"\n")
-    if not line_end or not line.startswith(b"{"):
+        return start[1:].lstrip()[:1] in (b"{", b"]")
+    line, line_end, rest = start.partition(b"\n")
+    if not line_end or not line.startswith(b"{") or rest.startswith((b"{", b"[")):
         return False
-    end = _end_of_object(start[: 1 << 16].decode(errors="surrogateescape"), 0)
-    return _end_of_object(line.decode(errors="surrogateescape"), 0) is None and (
-        end is not None or b"}" not in line
-    )
+    return _end_of_object(line.decode(errors="surrogateescape"), 0) is None
 
 
 def _end_of_object(text: str, position: int) -> int | None:

@@ -1,7 +1,7 @@
 """Values of JSON objects at dotted paths, also through arrays; numbers stay text, so that ids are exact."""
 
 import ast
-import itertools
+import collections
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ LONGEST_LITERAL = 1 << 20
 """Maximum length of an object written as a Python literal, in bytes."""
 _EACH = "[]"
 
-Row = dict[str, Any]
+Row = Mapping[str, object]
 """Our name of a column to the value in a record."""
 
 
@@ -73,7 +73,7 @@ def rows_of(tree: Any, paths: Mapping[str, str]) -> list[Row]:
     Raises UnevenLists where arrays differ in length.
     """
     here = {ours: at_path(tree, path) for ours, path in paths.items() if _EACH not in path}
-    arrays = [
+    arrays: list[list[Row]] = [
         [{ours: element} for element in value] or [{ours: None}]
         for ours, value in here.items()
         if isinstance(value, list)
@@ -89,10 +89,7 @@ def rows_of(tree: Any, paths: Mapping[str, str]) -> list[Row]:
         return [single]
     if len(set(map(len, arrays))) > 1:
         raise UnevenLists
-    return [
-        single | dict(itertools.chain.from_iterable(part.items() for part in parts))
-        for parts in zip(*arrays, strict=True)
-    ]
+    return [dict(collections.ChainMap(*map(dict, parts), single)) for parts in zip(*arrays, strict=True)]
 
 
 def _rows_of_elements(elements: Any, paths: Mapping[str, str]) -> list[Row]:
@@ -101,7 +98,7 @@ def _rows_of_elements(elements: Any, paths: Mapping[str, str]) -> list[Row]:
     for element in elements if isinstance(elements, list) else [elements]:
         itself = {ours: element for ours, path in paths.items() if not path}
         others = {ours: path for ours, path in paths.items() if path}
-        rows += [itself | row for row in rows_of(element, others)] if others else [itself]
+        rows += [{**itself, **row} for row in rows_of(element, others)] if others else [itself]
     return rows or [nothing]
 
 

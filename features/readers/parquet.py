@@ -120,6 +120,14 @@ def names(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
+def schema(path: Path) -> dict[str, pl.DataType]:
+    """Columns of a Parquet file and their types. Raises ValueError as `names`."""
+    with _opened(path) as file:
+        frame = pl.from_arrow(file.schema_arrow.empty_table())
+        assert isinstance(frame, pl.DataFrame)
+        return dict(frame.schema)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:

@@ -51,7 +51,7 @@ def rows(
     if form.fill_down and isinstance(form.fill_down, list):
         readings = _filled(readings, form)
     if form.items_separator:
-        readings = (_then_split(reading, form.items_separator) for reading in readings)
+        readings = (_then_split(reading, form) for reading in readings)
     elif not lists:
         yield from readings
         return
@@ -126,10 +126,16 @@ def _filled(readings: Iterator[Reading], form: TableFormat) -> Iterator[Reading]
 # --- lists of items ---
 
 
-def _then_split(reading: Reading, separator: str) -> Reading:
+def _then_split(reading: Reading, form: TableFormat) -> Reading:
+    """A chunk with lists of items for texts; of items with a suffix only those that have it, without it."""
+    separator, suffix = form.items_separator, form.clicked_suffix
+
     def made() -> Chunk:
         chunk = reading()
         items = chunk.frame[ITEM_ID].cast(pl.String).str.strip_chars(separator).str.split(separator)
+        if suffix:
+            taken = pl.element().filter(pl.element().str.ends_with(suffix))
+            items = items.list.eval(taken.str.strip_suffix(suffix))
         return replace(chunk, frame=chunk.frame.with_columns(items.alias(ITEM_ID)))
 
     return made

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from models.encoder.visit_targets import HorizonTargets, Visits
 from models.evaluation.metrics import Float64
@@ -47,6 +48,21 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Items that each state has seen: those of a row of events up to a column."""
+
+    item_index: Int[Tensor, "b l"]
+    """0: none"""
+    row: Int[Tensor, " s"]
+    column: Int[Tensor, " s"]
+
+    def items(self, states: slice) -> Int[Tensor, "m l"]:
+        """Items of some states, 0 in later columns."""
+        columns = torch.arange(self.item_index.shape[1], device=self.column.device)
+        return self.item_index[self.row[states]] * (columns <= self.column[states].unsqueeze(1))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Input windows and the targets of their positions."""
 
@@ -63,6 +79,20 @@ class Batch:
     def target_position(self) -> Int[Tensor, " n"]:
         """Cell whose state predicts each target."""
         return self.position if self.state is None else self.position[self.state]
+
+    @property
+    def seen(self) -> Seen:
+        """Items that each state has seen."""
+        longest = max(window.item_index.shape[1] for window in self.windows)
+        items, rows, columns, first, first_row = [], [], [], 0, 0
+        for window in self.windows:
+            cells, width = window.item_index.numel(), window.item_index.shape[1]
+            own = self.position[(self.position >= first) & (self.position < first + cells)] - first
+            items.append(functional.pad(window.item_index, (0, longest - width)))
+            rows.append(own // width + first_row)
+            columns.append(own % width)
+            first, first_row = first + cells, first_row + len(window.item_index)
+        return Seen(torch.cat(items), torch.cat(rows), torch.cat(columns))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -148,8 +178,9 @@ class BatchPlan:
     every event is a visit, so that the next event is predicted at each event.
     `predict` "next": every event of the next visit, weighted by `type_weights` of its event type (default 1); "visit": the set
     of the next visit's items, of the largest of each one's weights divided by their number; "window": the set of the items
-    within `horizon` microseconds (see `HorizonTargets`). An event of weight 0 or of item 0 is no target; a history without any
-    target is left out. `num_targets` counts each item of a visit once; with "window", states with a target.
+    within `horizon` microseconds of a night, which is the state's request time (see `HorizonTargets`). An event of weight 0 or
+    of item 0 is no target; a history without any target is left out. `num_targets` counts each item of a visit once; with
+    "window", states with a target.
     `targets` "last": each history's last target alone, from the events before its visit; "random": one of each history, another
     every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
     Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
@@ -295,6 +326,9 @@ class BatchPlan:
         window = pad(inputs, shape, with_time=self.with_time, with_value=self.with_value)
         row, last, event, weight = self._pairs(histories, epoch)
         position, state = row * shape[1] + last - inputs.starts[row], None
+        if self.within_horizon is not None and window.request_time is not None:
+            night = self.within_horizon.nights(last)
+            window.request_time.view(-1)[torch.from_numpy(position)] = torch.from_numpy(night)
         if self.shares_states:
             is_new = np.ones(len(position), bool)
             is_new[1:] = np.diff(position) > 0

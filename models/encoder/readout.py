@@ -85,11 +85,7 @@ class TargetReadout(nn.Module):
     ) -> Float[Tensor, "b m"]:
         """Score of each candidate at column `lengths - 1` of each row; lengths >= 1."""
         attention, worth = self._attention_and_worth(states, candidates)
-        real = (torch.arange(states.shape[1], device=states.device) < lengths.unsqueeze(1))[:, None, None]
-        if self.settings.weighting == "softmax":
-            weight = attention.masked_fill(~real, -torch.inf).softmax(-1)
-        else:
-            weight = functional.silu(attention) * real / lengths.view(-1, 1, 1, 1)
+        weight = self._weight_up_to((lengths - 1).view(-1, 1, 1, 1), attention)
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
         return (weight * worth).sum((1, 3)) + precise(last @ candidates.T)
 
@@ -102,15 +98,12 @@ class TargetReadout(nn.Module):
         queries = states.new_zeros(rows * slots, states.shape[2])
         queries = queries.index_copy(0, slot, candidates.to(states.dtype)).view(rows, slots, -1)
         column = position.new_zeros(rows * slots).index_copy(0, slot, position % columns)
-        column = column.view(rows, 1, slots)
+        column = column.view(rows, 1, slots, 1)
         keys, values = self._keys_and_values(states)
         heads = self._heads(self.looking(queries))
-        is_visible = torch.arange(columns, device=states.device) <= column.unsqueeze(3)
-        weight = self._weight(self._clamped(self.attention.scores(heads, keys))).where(is_visible, 0)
+        weight = self._weight_up_to(column, self._clamped(self.attention.scores(heads, keys)))
         worth = precise(self._heads(queries) @ values.transpose(-2, -1))
-        divisor = weight.sum(-1) if self.settings.weighting == "softmax" else column + 1
-        mixed = (weight * worth).sum(-1) / divisor
-        added = mixed.sum(1).flatten()[slot]
+        added = (weight * worth).sum((1, 3)).flatten()[slot]
         return added + precise((states.flatten(0, 1)[position] * candidates).sum(-1))
 
     def _attention_and_worth(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +112,18 @@ class TargetReadout(nn.Module):
         queries = self._heads(self.looking(candidates).unsqueeze(0))
         worth = self._heads(candidates.unsqueeze(0)) @ values.transpose(-2, -1)
         return self._clamped(self.attention.scores(queries, keys)), precise(worth)
+
+    def _weight_up_to(
+        self, column: Int[Tensor, "b 1 #m 1"], scores: Float[Tensor, "b h m l"]
+    ) -> Float[Tensor, "b h m l"]:
+        """Weights of columns 0..column, divided by their sum or number; 0 in later columns.
+
+        `softmax` rather than a quotient of sums, which rounds its gradients up to twice as much.
+        """
+        is_visible = torch.arange(scores.shape[-1], device=scores.device) <= column
+        if self.settings.weighting == "softmax":
+            return scores.masked_fill(~is_visible, -torch.inf).softmax(-1)
+        return functional.silu(scores) * is_visible / (column + 1)
 
     def _clamped(self, scores: Tensor) -> Tensor:
         return precise(scores).clamp(-self.LARGEST, self.LARGEST)

@@ -70,7 +70,7 @@ class Visits:
 
 
 class HorizonTargets:
-    """Targets of each visit's last state: distinct items of the row's later events within `horizon` microseconds.
+    """Targets of each visit's last state: distinct items of the row's events within `horizon` microseconds of a night.
 
     Each item once, at its first weighted event, with the largest of its weights divided by the number of the state's targets. A
     state with more than TARGETS_PER_STATE keeps a sample of them, one of each of as many equal stretches of time order, by
@@ -87,18 +87,29 @@ class HorizonTargets:
         self.is_weighted = len(np.unique(weight[weight > 0])) > 1
 
     def states(self, windows: Histories, input_ends: Int64) -> tuple[Int64, Int64, Int64]:
-        """Row, position, and end of the horizon (a position) of each state, by row and position."""
+        """Row, position, and end of its night's horizon (a position) of each state, by row and position."""
         row, state = replace(windows, ends=input_ends).gather()
         is_last = self.visits.first(state + 1) == state + 1
         row, state = row[is_last], state[is_last]
         low, high = state + 1, windows.ends[row]
-        until = self.time[state] + self.horizon
+        until = self.nights(state) + self.horizon
         while (is_open := low < high).any():
             middle = (low + high) // 2
             is_within = is_open.copy()
-            is_within[is_open] = self.time[middle[is_open]] <= until[is_open]
+            is_within[is_open] = self.time[middle[is_open]] < until[is_open]
             low, high = np.where(is_within, middle + 1, low), np.where(is_open & ~is_within, middle, high)
         return row, state, low
+
+    def nights(self, state: Int64) -> Int64:
+        """Night of each state, microseconds since the epoch: after its event, and the next one within its horizon.
+
+        Of nights `horizon` apart at most one is such; here uniform over their phases, by the seed and the position alone. Where
+        the next event has the same time, that time.
+        """
+        following = self.time[state + 1]
+        possible = np.clip(following - self.time[state], 1, self.horizon)
+        drawn = _random(state.astype(np.uint64), self.seed, 0) % possible.astype(np.uint64)
+        return np.asarray(following - drawn.astype(np.int64))
 
     def pairs(self, windows: Histories, input_ends: Int64, epoch: int) -> tuple[Int64, Int64, Int64, Float32]:
         """Row, state, event and weight of each target of an epoch, by row, state and event."""

@@ -24,7 +24,8 @@ class TrainSettings:
     """Training of the encoder: the `[train]` section."""
 
     loss: Loss = "softmax"
-    """Training loss: softmax over the whole catalogue, or a loss over sampled negatives."""
+    """Training loss: softmax over the whole catalogue, without seen items where temporal lists leave them out, or a loss over
+    sampled negatives."""
     negatives: int = 256
     """Negatives per optimiser step, in items, shared by its targets."""
     negative_sampling: NegativeSampling = "uniform"
@@ -38,7 +39,8 @@ class TrainSettings:
     and random the history ends before its target, as `model.direction` = "bidirectional" needs."""
     predict: Predict = "next"
     """Prediction target of a state. next: the next event, or with strict ties every event of the next visit; visit: the set of
-    the next visit's items; window: the set of the items of the next `evaluate.horizon_days`. A set counts as one target."""
+    the next visit's items; window: the set of the items of the `evaluate.horizon_days` after a night drawn before
+    the next event; with `model.request_time` the night is the request. A set counts as one target."""
     epochs: int = 100
     """Maximum training length, in epochs."""
     patience: int = 10

@@ -62,7 +62,7 @@ STAGES = {
         ),
         Stage(
             "train",
-            5,
+            6,
             ("features",),
             {"model": (), "train": ("refit", "checkpoint_seconds")},
             (

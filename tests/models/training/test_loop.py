@@ -445,7 +445,7 @@ def test_what_follows_a_visit_is_learned(predict, loss, readout):
     negatives = {} if loss == "softmax" else {"negatives": 16}
     settings = with_train(epochs=20, learning_rate=0.02, loss=loss, predict=predict, **negatives)
     encoder = dataclasses.replace(SETTINGS["encoder"], readout=readout)
-    result = train_on(rows, train=settings, encoder=encoder, session=0, horizon=15)
+    result = train_on(rows, train=settings, encoder=encoder, session=0, horizon=10)
     found, _ = AttentionRecommender(result.model).recommend(
         histories_from_lists([[1, 2], [9, 10, 15, 16]]), 2, exclude_seen=False
     )
