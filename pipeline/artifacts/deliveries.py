@@ -424,7 +424,9 @@ def _rows_of(path: Path, settings: TableSettings, users: "pl.Series") -> "NDArra
     from features.readers import sources
 
     column = {schema.USER_ID: settings.columns[schema.USER_ID]}
-    form = replace(settings.table, format="parquet", columns=column, items_separator="", fill_down=[])
+    form = replace(
+        settings.table, format="parquet", columns=column, items_separator="", clicked_suffix="", fill_down=[]
+    )
     flags = []
     for reading in sources.readings(path, form):
         plain = ids.plain(reading().frame[schema.USER_ID])

@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from adbc_driver_postgresql import dbapi
 
+from pipeline.__main__ import cli
 from pipeline.artifacts import deliveries
 from pipeline.artifacts.files import files_below
 from pipeline.commands import erase
@@ -24,7 +25,7 @@ from pipeline.commands.leftovers import leftovers
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration.graph import resolve
-from pipeline.orchestration.runner import bring_up_to_date, read_databases
+from pipeline.orchestration.runner import read_databases
 
 SECRET = "h7Wq/zPl@nted"
 NEW = "SELECT u, i, t FROM log WHERE t > :since ORDER BY t, u"
@@ -79,10 +80,10 @@ class Log:
         return [pl.read_parquet(path) for path in deliveries.digests(self.config(query, further), "events")]
 
     def events(self, query: str = NEW, further: str = "") -> list[tuple[str, str]]:
-        config = self.config(query, further)
-        read_databases(config, ["ingest"], force=False)
-        done = bring_up_to_date(config, ["ingest"], force=False, show_progress=False, say=lambda _: None)
-        files = sorted((Path(done[0]["folder"]) / "events").glob("*.parquet"))
+        self.config(query, further)
+        command = ["run", "ingest", "--config", str(self.folder / "log.toml")]
+        cli.main(command, standalone_mode=False)
+        files = (self.folder / "data" / "log" / "ingest" / "latest" / "events").glob("*.parquet")
         events = pl.concat([pl.read_parquet(file) for file in files])
         return sorted(events.select("user_id", "item_id").rows())
 
@@ -133,13 +134,16 @@ def sqlite(tmp_path: Path) -> Log:
 # --- reading ---
 
 
-def test_each_read_with_new_rows_is_one_delivery(log: Log) -> None:
+def test_each_read_with_new_rows_is_one_delivery(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
     assert log.read() == [2]
     assert log.read() == [2], "nothing new"
     log.database.insert(DAY_2)
     assert log.read() == [2, 2]
     assert log.read() == [2, 2]
     assert log.events() == [("ann", "x"), ("bob", "x"), ("bob", "y"), ("cat", "z")]
+    capsys.readouterr()
+    log.events()
+    assert "is up to date" in capsys.readouterr().out
 
 
 def test_rows_of_the_newest_time_are_neither_lost_nor_doubled(log: Log) -> None:
