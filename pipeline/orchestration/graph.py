@@ -48,9 +48,9 @@ STAGES = {
             2,
             (),
             {
-                "events": ("path", "exclude_users"),  # their contents are inputs
-                "items": ("path", "text_dim", "text_max_words", "text_min_items"),
-                "users": ("path",),
+                "events": ("path", "database", "query", "exclude_users"),  # their contents are inputs
+                "items": ("path", "database", "query", "text_dim", "text_max_words", "text_min_items"),
+                "users": ("path", "database", "query"),
             },
         ),
         Stage(
