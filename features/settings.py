@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from features.conditions import check_where, where_column
+
 FileFormat = Literal["csv", "jsonl", "parquet", "json"]
 OneColumn = str | int
 """A column of a source by its name (in JSON and Parquet a dotted path; `[]` after a part: each element of its list), or by its
@@ -21,6 +23,8 @@ Column = OneColumn | list[OneColumn] | dict[Literal["first_of", "join"], list[On
 them, joined by `|`."""
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type")
 ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
+DATABASES = ("postgresql://", "postgres://", "sqlite:///", "duckdb:///")
+"""Beginnings of the addresses of databases."""
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
 
 
@@ -44,23 +48,6 @@ def iso_microseconds(iso: str, timezone: str = "UTC") -> int:
     moment = datetime.datetime.fromisoformat(iso)
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zoneinfo.ZoneInfo(timezone))
     return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
-
-
-def where_column(theirs: str) -> str:
-    """Our name of a source's column that only `events.where` reads."""
-    return f"where.{theirs}"
-
-
-def _check_where(conditions: Sequence[Mapping[str, object]]) -> None:
-    for condition in conditions:
-        has_lists = all(isinstance(condition.get(key, []), list) for key in ("in", "not_in"))
-        is_known = set(condition) <= _CONDITION and len(condition) > 1
-        is_fit = isinstance(condition.get("column"), str) and isinstance(condition.get("matches", ""), str)
-        expected = "a column by name, and in or not_in (a list), min, max (a number or text) or matches (a regular expression)"
-        _refuse(not (has_lists and is_known and is_fit), "events.where", condition, expected)
-
-
-_CONDITION = {"column", "in", "not_in", "min", "max", "matches"}
 
 
 def _check_columns(section: str, columns: Mapping[str, Column], known: Sequence[str], *needed: str) -> None:
@@ -215,7 +202,7 @@ class TableSettings:
 
     section: ClassVar[str]
 
-    path: str | list[str]
+    path: str | list[str] | None = None
     """Location of the table: file, folder, glob or a list of them, local or in an object store (`s3://`, `gs://`, `az://`).
     Relative to the working directory; `{data_dir}` and `{name}` are filled in."""
     format: FileFormat | None = None
@@ -253,15 +240,38 @@ class TableSettings:
     """Column mapping: our name to the source's name, or to its position from 1. In JSON and Parquet a name may be a dotted path;
     `items[].id` is a row for each element of a list. `["date", "time"]`: joined by a blank; `{ first_of = [...] }`: the first
     that is not missing; `{ join = [...] }`: all of them, joined by `|`. Folders such as `day=2026-01-31/` are columns too."""
+    database: str | None = None
+    """Database to read instead of `path`: `postgresql://host/name`, `sqlite:///file` or `duckdb:///file`. User and password are
+    better kept in PGUSER, PGPASSWORD or ~/.pgpass than here."""
+    query: str | None = None
+    """Query whose rows `database` gives; `columns` names its columns. Each run keeps new rows as a Parquet file. In [events],
+    `WHERE at > :since` asks for new rows alone: `:since` is just before the newest time kept, and exact repeats of rows that are
+    kept are left out. Without it everything is read each time."""
 
     def __post_init__(self) -> None:
-        _refuse(
-            not self.path or (isinstance(self.path, list) and "" in self.path),
-            f"{self.section}.path",
-            self.path,
-            "a file, folder or glob, or a list of them",
-        )
+        self._check_place()
         assert self.table.section  # its own checks are done
+
+    def _check_place(self) -> None:
+        if self.database is None and self.query is None:
+            _refuse(
+                not self.path or (isinstance(self.path, list) and "" in self.path),
+                f"{self.section}.path",
+                self.path,
+                f"a file, folder or glob, or a list of them; or {self.section}.database with {self.section}.query",
+            )
+            return
+        _refuse(self.path is not None, f"{self.section}.path", self.path, "none beside database and query")
+        expected = f"an address that begins with {', '.join(DATABASES)}"
+        _refuse(
+            not (self.database or "").startswith(DATABASES),
+            f"{self.section}.database",
+            self.database,
+            expected,
+        )
+        _refuse(not self.query, f"{self.section}.query", self.query, "a SELECT that gives the rows")
+        is_parquet = self.format in (None, "parquet")
+        _refuse(not is_parquet, f"{self.section}.format", self.format, "none beside database")
 
     @property
     def table(self) -> TableFormat:
@@ -311,7 +321,7 @@ class EventSettings(TableSettings):
         given = dict.fromkeys(super().table.filled_by_pattern, 1)
         needed = ("user_id", "item_id", *(() if self.timestamp_unit == "position" else ("timestamp",)))
         _check_columns(self.section, {**self.columns, **given}, EVENT_COLUMNS, *needed)
-        _check_where(self.where)
+        check_where(self.where)
         super().__post_init__()
         for key, column in (("types", "event_type"), ("min_value", "value")):
             if getattr(self, key) is not None and column not in self.columns:

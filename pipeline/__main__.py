@@ -66,7 +66,7 @@ def cli() -> None:
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Run STAGES and the stages they need (all: every stage)."""
     from pipeline.orchestration.process_group import is_leader
-    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
+    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm, read_databases
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
     say = (lambda _: None) if as_json else _say
@@ -74,6 +74,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
         if not leads:
             return
         with ended_by_sigterm():
+            read_databases(config, names, force=force)
             summaries = bring_up_to_date(
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )

@@ -42,6 +42,7 @@ ARROWS = {
         "readers",
         "tables parallel content simulate",
         "schema settings printable memory",
+        "conditions",
     ),
 }
 """Package -> its sub-packages and modules from top to bottom: each imports what stands below it, and nothing else."""

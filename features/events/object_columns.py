@@ -24,7 +24,7 @@ BLOCK_CHARACTERS = 1 << 20
 
 _START_BYTES = 1 << 12
 
-_Objects = Iterator[tuple[dict[str, Any] | None, Any, int]]
+_Objects = Iterator[tuple[Mapping[str, Any] | None, Any, int]]
 """JSON objects, None for what is none; each with its line or else its value, and its number of characters."""
 NUMBER = r"[^\[\],;|\s]+"
 """Pattern of one number in the text of an embedding."""
@@ -77,7 +77,7 @@ class ObjectColumns:
         ]
         return table.select(present).with_columns(texts)
 
-    def _frame(self, trees: list[dict[str, Any]]) -> pl.DataFrame:
+    def _frame(self, trees: list[Mapping[str, Any]]) -> pl.DataFrame:
         columns = []
         ids = [_value(tree, self._columns[self._id_name], self._form) for tree in trees]
         for tree in trees:
@@ -195,9 +195,9 @@ def _raw(contents: list[Any], rows: Rows) -> list[str]:
     ]
 
 
-def _cut(objects: _Objects) -> Iterator[list[tuple[dict[str, Any] | None, Any]]]:
+def _cut(objects: _Objects) -> Iterator[list[tuple[Mapping[str, Any] | None, Any]]]:
     """Blocks of objects of BLOCK_CHARACTERS and more; at least one."""
-    block: list[tuple[dict[str, Any] | None, Any]] = []
+    block: list[tuple[Mapping[str, Any] | None, Any]] = []
     num_characters, is_first = 0, True
     for tree, content, length in objects:
         block.append((tree, content))

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
+from features.conditions import where_column
 from features.events import ids
 from features.schema import ITEM_ID, USER_ID, IdType
-from features.settings import where_column
 
 
 class Excluded:

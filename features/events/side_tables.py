@@ -37,7 +37,7 @@ def read_items(paths: Sequence[Path], form: ItemFormat, id_type: IdType) -> Tabl
         content = functools.partial(item_content.with_content, form=form, path=path)
         files.append(_read(path, form.table, ITEM_ID, id_type, files, content, form.category_separator))
     table = _joined(files, "diagonal", ITEM_ID, paths, form.table, id_type)
-    if len(table.titles) > len(table.frame):
+    if len(table.titles) and "duplicate" in table.left_out:
         table = _with_usual_titles(table)
     if EMBEDDING not in table.frame:
         return table

@@ -108,6 +108,12 @@ def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(waiting)
 
 
+def check(schema: pa.Schema, form: TableFormat, where: str) -> None:
+    """Raise ValueError for a mapped column that a schema has not, or several times."""
+    for ours in form.columns:
+        _place(form, ours, schema, where)
+
+
 def names(path: Path) -> list[str]:
     """Column names of a Parquet file. Raises ValueError for a damaged file or one of another format."""
     with _opened(path) as file:

@@ -40,6 +40,8 @@ FORMER_FEATURES = (
 """Features of rankers saved by version 0.7 or before."""
 FEATURES = (*FORMER_FEATURES, *OWN_FEATURES)
 _FILES = ("moments", "latest", "earlier", "first", "before", "follower_key", "follower_weight", "content")
+_BEGAN = "began"
+"""File that bundles of version 0.7 or before lack."""
 _COUNTED = ("popularity", *(f"popularity_{days}d" for days in WINDOWS), "item_age", "item_last_seen")
 _CONTENT = ("content_of_history", "content_of_last")
 NEVER = -1
@@ -76,6 +78,8 @@ class ItemStatistics:
     """[items, c], unit vectors, zero without content; c is 0 where no item has any"""
     timed: bool
     """Whether times are real ones, not positions."""
+    began: Int64
+    """[users], second of each user's first event, ascending"""
 
     @classmethod
     def of(
@@ -144,7 +148,7 @@ class ItemStatistics:
 
     def save(self, folder: Path) -> None:
         """Write one .npy file per array into an existing folder."""
-        for name in _FILES:
+        for name in (*_FILES, _BEGAN):
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
         facts = np.array([self.num_items, self.origin, self.span, int(self.timed)], np.int64)
         np.save(folder / "facts.npy", facts, allow_pickle=False)
@@ -154,7 +158,9 @@ class ItemStatistics:
         """Load saved statistics."""
         num_items, origin, span, timed = np.load(folder / "facts.npy").tolist()
         parts = {name: np.load(folder / f"{name}.npy") for name in _FILES}
-        return cls(num_items=num_items, origin=origin, span=span, timed=bool(timed), **parts)
+        path = folder / f"{_BEGAN}.npy"
+        began = np.load(path) if path.exists() else np.zeros(0, np.int64)
+        return cls(num_items=num_items, origin=origin, span=span, timed=bool(timed), began=began, **parts)
 
     def extended(self, content: Float32) -> "ItemStatistics":
         """Append items without events after the last, with `content` [more, c]."""
@@ -183,6 +189,17 @@ class ItemStatistics:
             return np.zeros(0, np.int64)
         origin = -(-self.origin // SECOND)
         return self._item_by_time[slice(*np.searchsorted(self.latest, (start - origin, end - origin)))]
+
+    def activity(self, moment: Int64, days: float) -> Float64:
+        """[r], events in the days before each moment (microseconds since the epoch) per user with an event before it.
+
+        0 without times or users.
+        """
+        if not self.timed:
+            return np.zeros(len(moment))
+        second = (moment - self.origin) // SECOND
+        events = np.searchsorted(self.latest, second) - np.searchsorted(self.latest, second - days * DAY)
+        return np.asarray(events / np.maximum(np.searchsorted(self.began, second), 1) * (len(self.began) > 0))
 
     def counts_before(self, hour: int) -> Int64:
         """[windows + 1, num_items + 1], events of each item before an hour since the epoch: within each window, and all.
@@ -275,11 +292,13 @@ class _Moments(TypedDict):
     before: Int64
     origin: int
     span: int
+    began: Int64
 
 
 def _moments(histories: Histories, num_items: int, *, timed: bool, days: float | None) -> _Moments:
-    _, position = histories.gather()
-    position = position[histories.item_index[position] > 0]
+    row, position = histories.gather()
+    is_known = histories.item_index[position] > 0
+    row, position = row[is_known], position[is_known]
     item = histories.item_index[position].astype(np.int64)
     time = histories.time[position] if timed else np.zeros(len(position), np.int64)
     origin = int(time.min()) if len(time) else 0
@@ -299,6 +318,7 @@ def _moments(histories: Histories, num_items: int, *, timed: bool, days: float |
         "before": before,
         "origin": origin,
         "span": span,
+        "began": np.sort(second[np.flatnonzero(np.diff(row, prepend=-1))]),
     }
 
 

@@ -130,9 +130,11 @@ class Lists:
         return items, scores
 
     def _popular(self, popularity: Float32, segment: Int64) -> Retrieve:
-        """Retrieve popular items of the segments of empty rows."""
+        """Retrieve popular items of the segments of empty rows; also items without events, never the padding 0."""
+        is_open = np.arange(popularity.shape[1]) > 0
         if self.rules.allowed is not None:
-            popularity = np.where(self.rules.allowed, popularity, np.float32(-np.inf))
+            is_open &= self.rules.allowed
+        popularity = np.where(is_open, popularity, np.float32(-np.inf))
 
         def retrieve(rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
             segments, row = np.unique(segment[rows], return_inverse=True)

@@ -2,16 +2,20 @@
 
 import functools
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from features.parallel import in_order
-from pipeline.artifacts import remote_files
+from pipeline.artifacts import deliveries, remote_files
 from pipeline.artifacts.files import Digests, changed_meanwhile, read_record, write_json
 from pipeline.artifacts.remote_files import RemoteFile
 from pipeline.config import Config
 from pipeline.errors import LookbackError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SPOOL = ".remote"
 """Folder of the copies of remote files."""
@@ -91,23 +95,66 @@ def source_digests(config: Config) -> dict[str, dict[str, str]]:
     """
     simulate_if_needed(config)
     digests = _digests(config)
-    paths = {
-        "events": config.events.path,
-        "items": config.items.path if config.items else None,
-        "users": config.users.path if config.users else None,
-        "exclude_users": config.events.exclude_users,
-        "exclude_items": config.events.exclude_items
-        if isinstance(config.events.exclude_items, str)
-        else None,
-    }
+    tables = {"events": config.events, "items": config.items, "users": config.users}
     sources = {}
-    for role, path in paths.items():
-        key = f"events.{role}" if role.startswith("exclude_") else f"{role}.path"
-        if path is not None:
-            files = list_files(key, path)
-            contents = in_order(functools.partial(_digest, config, digests), files)
-            sources[role] = dict(zip(map(str, files), contents, strict=True))
+    for role, table in tables.items():
+        if table is not None and table.database is not None:
+            sources[role] = deliveries.digests(config, role)
+        elif table is not None and table.path is not None:
+            sources[role] = _of_files(config, digests, f"{role}.path", table.path)
+    if config.events.exclude_users is not None:
+        sources["exclude_users"] = _of_excluded(config, digests)
+    if isinstance(items := config.events.exclude_items, str):
+        sources["exclude_items"] = _of_files(config, digests, "events.exclude_items", items)
     return sources
+
+
+def _of_files(config: Config, digests: Digests, key: str, path: str | list[str]) -> dict[str, str]:
+    """Path to digest of the files of a configuration key."""
+    files = list_files(key, path)
+    contents = in_order(functools.partial(_digest, config, digests), files)
+    return dict(zip(map(str, files), contents, strict=True))
+
+
+def _of_excluded(config: Config, digests: Digests) -> dict[str, str]:
+    assert config.events.exclude_users is not None
+    return _of_files(config, digests, "events.exclude_users", config.events.exclude_users)
+
+
+def read_databases(config: Config, *, force: bool) -> Iterator[str]:
+    """Read what is new in the databases of the configuration; yields a line about each.
+
+    force: everything anew. Raises LookbackError as `deliveries.take`.
+    """
+    roles = [
+        role
+        for role in deliveries.ROLES
+        if getattr(config, role) is not None and getattr(config, role).database is not None
+    ]
+    excluded = excluded_users(config) if roles else None
+    for role in roles:
+        yield deliveries.take(config, role, excluded, force=force)
+
+
+def excluded_users(config: Config) -> "pl.Series | None":
+    """Users of `events.exclude_users`, as text; None without the key."""
+    if config.events.exclude_users is None:
+        return None
+    import polars as pl
+
+    from features.events.row_filters import read_listed
+
+    files = _of_excluded(config, _digests(config))
+    users = [
+        read_listed("events.exclude_users", local_path(config, *file), "user_id").cast(pl.String)
+        for file in files.items()
+    ]
+    return pl.concat(users).unique()
+
+
+def is_copy(config: Config, path: str) -> bool:
+    """Whether a source is a copy that only we write: of a remote file, or of rows of a database."""
+    return remote_files.is_remote(path) or deliveries.is_one(config, path)
 
 
 def extension(path: str) -> str:

@@ -100,7 +100,9 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
     )
     has_probability = bundle.probability is not None and not answer.cold[0]
     probability_of = bundle.probability_of if has_probability else None
-    return Recommendations(user, int(known.lengths[0]), unknown, _rows(bundle, answer), probability_of)
+    return Recommendations(
+        user, int(known.lengths[0]), unknown, _rows(bundle, answer, request.time), probability_of
+    )
 
 
 def _bundle(pipeline: Pipeline) -> Bundle:
@@ -197,10 +199,10 @@ def _index(users: Vocabulary, user: str) -> Any:
     return np.asarray(index)
 
 
-def _rows(bundle: Bundle, answer: Answer) -> list[dict[str, Any]]:
+def _rows(bundle: Bundle, answer: Answer, time: int) -> list[dict[str, Any]]:
     titles = bundle.titles.to_list()
     given = answer.item_index[0] > 0
-    probability = None if answer.cold[0] else bundle.probability
+    probability = None if answer.cold[0] else bundle.probability_at(time)
     ids = bundle.items.decode(answer.item_index[0][given]).to_list()
     listed = []
     for place, item in enumerate(ids):

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from features.histories.numbering import ItemNumbering
 from models.ranking.calibration import Calibration, Delivered
 from models.ranking.calibration_quality import CalibrationQuality, quality
@@ -32,7 +30,6 @@ def measure(
     items, scores = system.candidates(targets.histories)
     lists = targets.histories, items, scores
     retrieved = Retrieved.of(*lists, targets.item, targets.request, targets.user, targets.moment)
-    delivered = Delivered.of(system.stage, retrieved, ranking.list_length(config))
-    points = read_json(rank / DESCRIPTION)["calibration"]
-    calibration = Calibration(np.array(points["score"]), np.array(points["probability"]))
-    return quality(calibration(delivered.score), delivered.taken)
+    calibration = Calibration.of_dict(read_json(rank / DESCRIPTION)["calibration"])
+    delivered = Delivered.of(system.stage, retrieved, ranking.list_length(config), calibration.days)
+    return quality(calibration(delivered.score, delivered.activity), delivered.taken)

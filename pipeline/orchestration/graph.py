@@ -48,9 +48,9 @@ STAGES = {
             3,
             (),
             {
-                "events": ("path", "exclude_users"),  # their contents are inputs
-                "items": ("path", "text_dim", "text_max_words", "text_min_items"),
-                "users": ("path",),
+                "events": ("path", "database", "query", "exclude_users"),  # their contents are inputs
+                "items": ("path", "database", "query", "text_dim", "text_max_words", "text_min_items"),
+                "users": ("path", "database", "query"),
             },
         ),
         Stage(
@@ -74,7 +74,7 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            4,
+            5,
             ("features", "train", "index"),
             {"ranker": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
@@ -105,12 +105,12 @@ STAGES = {
                     *("gate", "gate_metric", "gate_margin"),
                 )
             },
-            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items"),
+            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items", "score.segment"),
             resumable=True,
         ),
         Stage(
             "publish",
-            7,
+            8,
             ("ingest", "features", "train", "index", "rank", "evaluate"),
             {"index": (), "publish": ()},
             ("name", "train.refit", "score.segment", "evaluate.gate_metric"),

@@ -226,7 +226,8 @@ class Scorer:
             because=settings.because_method if settings.because else None,
             because_items=settings.because_items,
         )
-        table = output_table.table(ids, self.bundle.items, answer, self.bundle.probability)
+        probability = self.bundle.probability_at(self.log.request.time)
+        table = output_table.table(ids, self.bundle.items, answer, probability)
         return table, self._counts(whole, known, answer)
 
     def _histories(self, index: Int64) -> tuple[Histories, Histories]:
@@ -265,11 +266,11 @@ def with_current_log(
     timed: bool,
     timezone: str = "UTC",
 ) -> tuple[Bundle, Log]:
-    """Extend a bundle by the log's new items, if set; count its ranker's statistics or counting baseline up to the request.
+    """Extend a bundle by the log's new items, if set; count what it counts up to the request.
 
     A model takes the items with content; its second stage, if of nights, and a counting baseline take all that have events.
-    With `score.at`, and for a counting baseline, its popularity is counted anew too. Returns the log too. features, ingest:
-    artifact folders. timed: whether the log has times. timezone: of a `score.at` that names none.
+    Counted are the popularity for users without a history, the ranker's statistics and a counting baseline. Returns the log
+    too. features, ingest: artifact folders. timed: whether the log has times. timezone: of a `score.at` that names none.
 
     Raises LookbackError where `score.at` precedes the log, or the log has other ids than the bundle's baseline.
     """
@@ -289,9 +290,8 @@ def with_current_log(
             added = bundle_baseline.new_items(bundle.description, bundle.items.ids, dataset, ends, items)
             bundle = new_item_catalogue.with_counted(bundle, *added)
     log = Log.of(dataset, bundle, request)
-    if log.request.is_set or is_counted:
-        segment = _segment(bundle, ingest, log.users)
-        bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
+    segment = _segment(bundle, ingest, log.users)
+    bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
     has_counts = is_counted or bundle.second_stage is not None
     return (bundle.counting(log.known) if has_counts else bundle), log
 

@@ -15,7 +15,7 @@ catalogue/                   items known by their content alone, and their featu
 popularity.parquet           recent events by item and user segment (popularity_fallback.py)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -200,6 +200,11 @@ class Bundle:
         """Calibration of the ranker's score to a probability; None where there is no ranker."""
         return None if self.second_stage is None else bundle_ranker.calibration_of(self.folder)
 
+    def probability_at(self, time: int) -> Callable[[Float32], Float32] | None:
+        """Probability at a ranker's score for a request at a time (microseconds since the epoch); None without a ranker."""
+        stage, own = self.second_stage, self.probability
+        return None if stage is None or own is None else bundle_ranker.probability_at(own, stage, time)
+
     def counting(self, histories: Histories) -> "Bundle":
         """The same bundle, its ranker's item statistics, or its counting baseline, from the histories of a later log."""
         stage = self.second_stage
@@ -217,12 +222,10 @@ class Bundle:
 
         mapping: [num_items + 1] from the log's items to the bundle's. segment: [num_users], see `segment_column`.
         """
-        counts = histories.item_counts(len(mapping) - 1, request.ends(histories))
-        num_events = np.bincount(mapping, counts, len(self.items) + 1).astype(np.float32)
-        num_events[0] = 0
-        days = float(self.description.get("popularity", {}).get("days", popularity_fallback.DAYS))
-        recent = popularity_fallback.recent_events(histories, mapping, segment, request, days)
-        popularity = Popularity.of(recent, num_events)
+        days = popularity_fallback.days_of(self.description.get("popularity", {}))
+        num_events, popularity = popularity_fallback.counted_until(
+            request, histories, mapping, len(self.items), segment, days
+        )
         return replace(self, num_events=num_events, counted_popularity=popularity)
 
     def as_of(self, request: Request) -> "Bundle":

@@ -1,7 +1,8 @@
 """Ranker files of a bundle."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from models import checkpoint
-from models.histories import Int32
+from models.histories import Float32, Int32
 from models.ranking.calibration import Calibration
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
@@ -52,5 +53,10 @@ def ranks_unlearned(bundle: Path, description: Mapping[str, Any]) -> bool:
 
 def calibration_of(bundle: Path) -> Calibration:
     """Calibration of the ranker's scores to probabilities."""
-    points = read_json(bundle / FOLDER / DESCRIPTION)["calibration"]
-    return Calibration(np.array(points["score"]), np.array(points["probability"]))
+    return Calibration.of_dict(read_json(bundle / FOLDER / DESCRIPTION)["calibration"])
+
+
+def probability_at(calibration: Calibration, stage: SecondStage, time: int) -> Callable[[Float32], Float32]:
+    """Function from score to probability, at the activity before a time (microseconds since the epoch)."""
+    (activity,) = stage.statistics.activity(np.array([time]), calibration.days)
+    return partial(calibration, activity=float(activity))

@@ -90,7 +90,7 @@ def gone_items(
     return gone
 
 
-def served_rules(settings: "ScoreConfig", bundle: Path, timezone: str = "UTC") -> dict[str, Any]:
+def served_rules(settings: "ScoreConfig", bundle: Path, timezone: str = "UTC") -> Mapping[str, Any]:
     """Parameters that requests to a served bundle have where they don't name them (`Parameters`): the lists of `[score]`.
 
     Empty, with one line on stderr, where a file is unusable or a list has more than MAX_SERVED ids.
@@ -101,7 +101,7 @@ def served_rules(settings: "ScoreConfig", bundle: Path, timezone: str = "UTC") -
     return rules
 
 
-def _served_rules(settings: "ScoreConfig", bundle: Path, timezone: str) -> dict[str, Any]:
+def _served_rules(settings: "ScoreConfig", bundle: Path, timezone: str) -> Mapping[str, Any]:
     is_text = pl.read_parquet_schema(bundle / "items.parquet")[ITEM] == pl.String
     kind: IdType = "string" if is_text else "int64"
     rules: dict[str, Any] = {"max_per_category": settings.max_per_category}

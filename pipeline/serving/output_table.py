@@ -1,5 +1,7 @@
 """Output table: one row per recommendation, in the log's ids, sorted by user and rank."""
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -7,7 +9,7 @@ import pyarrow.compute  # else loaded by `cast` within the first batch
 from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
-from models.ranking.calibration import Calibration
+from models.histories import Float32
 from models.recommendation.answer import Answer
 
 
@@ -20,7 +22,9 @@ def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
     return pa.schema(columns)
 
 
-def table(users: pl.Series, items: Vocabulary, answer: Answer, probability: Calibration | None) -> pa.Table:
+def table(
+    users: pl.Series, items: Vocabulary, answer: Answer, probability: Callable[[Float32], Float32] | None
+) -> pa.Table:
     """One row per recommended item of the answer.
 
     probability: function from score to probability; None, and popular items of cold rows: null.
@@ -40,7 +44,9 @@ def table(users: pl.Series, items: Vocabulary, answer: Answer, probability: Cali
     return rows.append_column("probability", _probability(answer, given, probability).to_arrow())
 
 
-def _probability(answer: Answer, given: NDArray[np.bool_], probability: Calibration | None) -> pl.Series:
+def _probability(
+    answer: Answer, given: NDArray[np.bool_], probability: Callable[[Float32], Float32] | None
+) -> pl.Series:
     """Probability of each recommendation, null for rows of popular items and where there is no calibration."""
     if probability is None:
         return pl.Series([None], dtype=pl.Float32).new_from_index(0, int(given.sum()))

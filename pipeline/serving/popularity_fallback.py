@@ -4,6 +4,7 @@ popularity.parquet of a bundle: segment (a value of a column of the users' table
 num_events in the last days of the log.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +88,27 @@ def recent_events(
         parts.append(table.with_columns(segment.gather(user).alias("segment")).drop_nulls("segment"))
     counted = pl.concat(parts).group_by("segment", "item_index").len("num_events")
     return counted.sort("segment", "item_index")
+
+
+def counted_until(
+    request: Request,
+    histories: JaggedHistories,
+    mapping: Int32,
+    num_items: int,
+    segment: pl.Series | None,
+    days: float,
+) -> tuple[Float32, Popularity]:
+    """[num_items + 1] events of each item that a request knows, and the popularity by them; arguments as in `recent_events`."""
+    counts = histories.item_counts(len(mapping) - 1, request.ends(histories))
+    num_events = np.bincount(mapping, counts, num_items + 1).astype(np.float32)
+    num_events[0] = 0
+    recent = recent_events(histories, mapping, segment, request, days)
+    return num_events, Popularity.of(recent, num_events)
+
+
+def days_of(tuned: Mapping[str, float]) -> float:
+    """Days of recent popularity: by the settings `tuned` for that baseline, which are empty if it was not evaluated."""
+    return float(tuned.get("days", DAYS))
 
 
 def segment_column(config: "Config", users: Path) -> str | None:

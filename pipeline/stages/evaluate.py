@@ -46,6 +46,7 @@ from pipeline.evaluation.cautions import cautions, facts_of
 from pipeline.evaluation.learning_curve import learning_curve
 from pipeline.evaluation.metrics_report import MetricSettings, defined
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
+from pipeline.evaluation.new_users import NewUsers
 from pipeline.evaluation.report import (
     EvaluationReport,
     Leaks,
@@ -60,6 +61,7 @@ from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import MODEL
+from pipeline.serving import popularity_fallback
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
 CHECKED = [
@@ -184,11 +186,24 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
 
 
 def _stages(ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool) -> dict[str, SystemRanks]:
-    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages."""
+    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages.
+
+    At nights users without a history get the popular items that scoring recommends to them.
+    """
     config, exclude_seen = ctx.config, ctx.protocol.exclude_seen
-    return {
+    systems = _systems(ctx, model, part, nightly=nightly)
+    ranked = {
         name: ranking.rank_all(system, part, config, exclude_seen=exclude_seen, own=numbering)
-        for name, (system, numbering) in _systems(ctx, model, part, nightly=nightly).items()
+        for name, (system, numbering) in systems.items()
+    }
+    if not nightly:
+        return ranked
+    tuned = read_json(ctx.inputs["baselines"] / "baselines.json")["systems"].get("recent_popularity")
+    days = popularity_fallback.days_of({} if tuned is None else tuned["settings"])
+    fallback = NewUsers.of(config, ctx.dataset, ctx.inputs["ingest"], days)
+    return {
+        name: fallback.ranked(ranks, part.targets, part.common, systems[name][1])
+        for name, ranks in ranked.items()
     }
 
 

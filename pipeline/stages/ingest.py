@@ -121,7 +121,7 @@ def _opened(ctx: Context, role: str, path: str) -> Iterator[Path]:
     """
     digest = ctx.sources[role][path]
     place = source_files.local_path(ctx.config, path, digest)
-    is_copy = str(place) != path
+    is_copy = source_files.is_copy(ctx.config, path)
     try:
         yield place
     except Exception as error:

@@ -59,7 +59,8 @@ def build(ctx: Context) -> None:
     if deployed is not None:
         facts["content_map"] = _write_model(ctx, dataset, evaluated, deployed, report, bundle)
     column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
-    days = _popularity_days(report)
+    tuning = report.tuning.get("recent_popularity")
+    days = popularity_fallback.days_of({} if tuning is None else tuning.settings)
     segment = _write_users(ctx, dataset, numbering, column, bundle)
     request = Request.of(None, dataset.facts.now, timed=True)
     recent = popularity_fallback.recent_events(dataset.histories, numbering.new, segment, request, days)
@@ -158,12 +159,6 @@ def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, 
     for name, value in quality.as_dict().items():
         ctx.track.metric(f"content_map/{name}", value)
     return quality.as_dict()
-
-
-def _popularity_days(report: EvaluationReport) -> float:
-    """Days of the popularity fallback: the window tuned for the baseline of recent popularity, if evaluated."""
-    tuning = report.tuning.get("recent_popularity")
-    return float((tuning.settings if tuning is not None else {}).get("days", popularity_fallback.DAYS))
 
 
 def _write_users(

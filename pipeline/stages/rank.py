@@ -123,7 +123,8 @@ def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
 def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int) -> None:
     """Calibrate on held-out users; write ranker.json, metrics to track, one line."""
     held_out = retrieved.select(fitted.held_out)
-    calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed)
+    days = ctx.protocol.horizon_days
+    calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed, days=days)
     calibrated = asdict(measured)
     held_out = held_out.select(held_out.is_active)
     retrieval = float(ndcg_of(held_out.scores, held_out).mean())
@@ -139,7 +140,7 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
         "candidates": ctx.config.ranker.candidates,
         "held_out": {"targets": len(held_out), "retrieval_ndcg@10": retrieval, "two_stage_ndcg@10": two_stage}
         | calibrated,
-        "calibration": {name: values.tolist() for name, values in vars(calibration).items()},
+        "calibration": calibration.as_dict(),
     }
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)

@@ -1,7 +1,8 @@
 """Does the nightly number hold? Systems evaluated at an earlier boundary against what their lists of later nights earned.
 
-python tests/benchmarks/bench_nights.py --config demo [--set key=value]… [--leave-one-out]
+python tests/benchmarks/bench_nights.py --config demo [--set key=value]… [--leave-one-out] [--users SHARE] [--test-fraction F]
 
+With --users, of a random share of the users.
 1. Promise: the log as it was a test period ago (`split.held_back`), evaluated by nightly and by successive targets; with
    --leave-one-out also by each user's last event of the log cut at the later boundary.
 2. Earned: the same systems at the later boundary; their lists of every night, judged by plain polars on the events after it.
@@ -85,21 +86,29 @@ def of_kind(evaluate: Path, kind: str) -> dict[str, float]:
     return {name: values["ndcg@10"] for name, values in report["by_targets"][kind].items()}
 
 
-def cut_log(ingest: Path, test_from: str, folder: Path) -> list[str]:
-    """Settings that read the events before a time from a new file."""
-    events = pl.read_parquet(sorted((ingest / "events").glob("*.parquet")))
-    path = folder / "cut.parquet"
-    before = events.filter(pl.col("timestamp") < pl.lit(test_from).str.to_datetime(time_zone="UTC"))
-    before.with_columns(pl.col("event_type").cast(pl.String)).write_parquet(path)
-    columns = (
-        '{ user_id = "user_id", item_id = "item_id", timestamp = "timestamp", event_type = "event_type" }'
-    )
+def log_of(ingest: Path) -> pl.DataFrame:
+    """Events of an ingested log."""
+    return pl.read_parquet(sorted((ingest / "events").glob("*.parquet")))
+
+
+def rewritten(events: pl.DataFrame, path: Path) -> list[str]:
+    """Settings that read these events from a new file."""
+    columns = ("user_id", "item_id", "timestamp", "event_type")
+    plain = events.select(pl.col(columns)).with_columns(pl.col("event_type").cast(pl.String))
+    plain.write_parquet(path)
+    named = ", ".join(f'{name} = "{name}"' for name in columns)
     return [
         f"events.path={path}",
         "events.format=parquet",
-        f"events.columns={columns}",
-        "split.protocol=leave_one_out",
+        f"events.columns={{ {named} }}",
+        "events.timestamp_unit=iso",
     ]
+
+
+def sample(events: pl.DataFrame, share: float) -> pl.DataFrame:
+    """Events of a share of the users, drawn with seed 0."""
+    users = events["user_id"].unique().sort()
+    return events.filter(pl.col("user_id").is_in(users.sample(fraction=share, seed=0).implode()))
 
 
 def main() -> None:
@@ -110,16 +119,21 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--leave-one-out", action="store_true")
+    parser.add_argument("--users", type=float, default=1.0)
+    parser.add_argument("--test-fraction", type=float, default=0.1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         settings = [*arguments.set, f"data_dir={folder / 'data'}", "tracking.enabled=false"]
+        if arguments.users < 1:
+            part = sample(log_of(run(arguments.config, settings, "ingest")), arguments.users)
+            settings += rewritten(part, folder / "sample.parquet")
+        fraction = arguments.test_fraction
+        settings.append(f"split.test_fraction={fraction}")
         kinds = 'evaluate.targets=["nightly", "successive"]'
         later = run(arguments.config, [*settings, kinds], "evaluate")
         ingest = run(arguments.config, settings, "ingest")
-        events = pl.read_parquet(
-            sorted((ingest / "events").glob("*.parquet")), columns=["user_id", "item_id", "timestamp"]
-        )
+        events = log_of(ingest).select("user_id", "item_id", "timestamp")
         report = json.loads((later / "metrics.json").read_text())
         got = earned(later, events)
         for name, value in got.items():
@@ -128,10 +142,12 @@ def main() -> None:
                 value,
                 report["metrics"][name]["ndcg@10"],
             )
-        earlier = run(arguments.config, [*settings, kinds, "split.held_back=0.1"], "evaluate")
+        earlier = run(arguments.config, [*settings, kinds, f"split.held_back={fraction}"], "evaluate")
         promises = {kind: of_kind(earlier, kind) for kind in ("nightly", "successive")}
         if arguments.leave_one_out:
-            cut = cut_log(ingest, report["test_from"], folder)
+            boundary = pl.lit(report["test_from"]).str.to_datetime(time_zone="UTC")
+            before = log_of(ingest).filter(pl.col("timestamp") < boundary)
+            cut = [*rewritten(before, folder / "cut.parquet"), "split.protocol=leave_one_out"]
             last = run(arguments.config, [*settings, *cut, "evaluate.targets=successive"], "evaluate")
             metrics = json.loads((last / "metrics.json").read_text())["metrics"]
             promises["leave_one_out"] = {name: values["ndcg@10"] for name, values in metrics.items()}

@@ -75,7 +75,9 @@ def test_a_json_object_from_item_to_attributes(tmp_path: Path) -> None:
     table = read(path, {"item_id": "id", "title": "name"})
     assert table.frame.rows() == [(4, "A"), (5, None)]  # the first of a repeated key, which is the id
     assert (table.rows_in, table.left_out) == (4, {"duplicate": 2})
-    path.write_text("[1, 2]")
+    path.write_text('[{"item_id": 4, "title": "A"},\n {"item_id": 5, "title": "B"}]')
+    assert read(path, {"item_id": "item_id", "title": "title"}).frame.rows() == [(4, "A"), (5, "B")]
+    path.write_text('"text"')
     with pytest.raises(ValueError, match="not one JSON object"):
         read(path, {})
 

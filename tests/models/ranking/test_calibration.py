@@ -6,12 +6,12 @@ from numpy.typing import NDArray
 
 from models.evaluation.metrics import Float64
 from models.histories import Float32, Int64
-from models.ranking.calibration import Calibration, Delivered, cross_fitted, level_weights
+from models.ranking.calibration import Calibration, Delivered, calibrated, cross_fitted, level_weights
 from models.ranking.calibration_quality import quality
 
 
 def without_level(scores: Float32, taken: NDArray[np.bool_], user: Int64) -> Delivered:
-    return Delivered(scores, taken, user, np.zeros((len(scores), 0), np.float32))
+    return Delivered(scores, taken, user, np.zeros((len(scores), 0), np.float32), np.zeros(len(scores)))
 
 
 def test_pools_adjacent_violators_by_pencil() -> None:
@@ -30,6 +30,56 @@ def test_order_is_kept_and_what_lies_beyond_takes_the_nearest() -> None:
     found = calibration(np.sort(scores))
     assert (np.diff(found) >= 0).all()
     assert calibration(np.array([-99, 99], np.float32)).tolist() == [found[0], found[-1]]
+
+
+def test_odds_follow_the_activity_by_pencil() -> None:
+    """At twice the activity of the calibrating nights odds of 1 : 3 are 2 : 3; four times either way is the most."""
+    points = np.array([0.0, 1.0]), np.array([0.0, 0.5])
+    calibration = Calibration(*points, activity=0.5, days=7.0)
+    scores = np.full(6, 0.5, np.float32)
+    activity = np.array([0.5, 1.0, 0.25, 50.0, 0.01, 0.0])
+    expected = [1 / 4, 2 / 5, 1 / 7, 4 / 7, 1 / 13, 1 / 4]
+    assert calibration(scores, activity) == pytest.approx(expected), (
+        "none known: as at the calibrating nights"
+    )
+    assert calibration(scores[:2], 1.0) == pytest.approx([2 / 5, 2 / 5])
+    assert Calibration(*points)(scores, activity) == pytest.approx(np.full(6, 1 / 4))
+    assert Calibration.of_dict(calibration.as_dict())(scores, activity) == pytest.approx(expected)
+    assert Calibration.of_dict({"score": [0, 1], "probability": [0, 0.5]}).activity == 0
+
+
+def test_probabilities_hold_at_nights_when_users_take_more() -> None:
+    """Odds rise with the activity before a night, from 0.02 of the calibrating nights to twice as much."""
+    random = np.random.default_rng(3)
+    night = random.uniform(0.4, 1.2, 400)
+    score, activity = random.normal(0, 1, 200_000).astype(np.float32), np.repeat(night, 500)
+    odds = 0.04 * activity * np.exp(score)
+    taken = random.random(200_000) < odds / (1 + odds)
+    user, level = np.arange(200_000) // 10, np.zeros((200_000, 0), np.float32)
+    delivered = Delivered(score, taken, user, level, activity)
+    seen, later = delivered.select(activity < 0.6), delivered.select(activity > 1)
+    fitted = calibrated(seen, np.zeros(0), 7.0)
+    measured = quality(fitted(later.score, later.activity), later.taken)
+    assert measured.expected_per_hit == pytest.approx(1, abs=0.1)
+    assert measured.calibration_error <= measured.mean_probability / 10
+    assert quality(fitted(later.score), later.taken).expected_per_hit == pytest.approx(0.5, abs=0.1)
+
+
+def test_few_items_promise_no_certainty() -> None:
+    """The only item of the highest score was taken: isotonic regression alone promises that all such items are."""
+    random = np.random.default_rng(4)
+    scores = np.append(random.normal(size=199), 3).astype(np.float32)
+    taken = np.append(random.random(199) < 0.03, True)
+    assert Calibration.fit(scores, taken)(np.array([3], np.float32)) == [1]
+    found = Calibration.smoothed(scores, taken)(np.sort(scores))
+    assert (np.diff(found) >= 0).all()
+    assert 0 < found[0] < found[-1] < 0.5
+    many = random.normal(size=40_000).astype(np.float32)
+    drawn = random.random(40_000) < 1 / (1 + np.exp(3 - many))
+    both = Calibration.fit(many, drawn)(many), Calibration.smoothed(many, drawn)(many)
+    assert np.abs(both[0] - both[1]).mean() < 0.001, "many items need no help"
+    nobody = Calibration.smoothed(scores, np.zeros(200, bool))
+    assert nobody(scores).tolist() == [0] * 200
 
 
 def test_it_finds_the_probability_that_drew_the_labels() -> None:
@@ -77,7 +127,8 @@ def lists_of(users: int, seed: int) -> tuple[Delivered, Float64]:
     feature = np.repeat(active + 4 + random.normal(0, 0.1, users), 10)[:, None].astype(np.float32)
     scores = (score - shift[:, None]).astype(np.float32).ravel()
     taken = random.random((users, 10)) < truth
-    return Delivered(scores, taken.ravel(), np.repeat(np.arange(users), 10), feature), truth.ravel()
+    user, activity = np.repeat(np.arange(users), 10), np.zeros(10 * users)
+    return Delivered(scores, taken.ravel(), user, feature, activity), truth.ravel()
 
 
 def test_probabilities_hold_for_users_who_differ_and_are_new() -> None:
@@ -100,7 +151,8 @@ def test_probabilities_hold_for_users_who_differ_and_are_new() -> None:
 
 def test_lists_that_say_nothing_keep_their_scores() -> None:
     seen, _ = lists_of(50, 0)
-    nothing = Delivered(seen.score, np.zeros(500, bool), seen.user, seen.level)
+    nothing = Delivered(seen.score, np.zeros(500, bool), seen.user, seen.level, seen.activity)
     assert level_weights(nothing).tolist() == [0]
-    upside_down = Delivered(seen.score, seen.score < np.median(seen.score), seen.user, 0 * seen.level)
+    is_low = seen.score < np.median(seen.score)
+    upside_down = Delivered(seen.score, is_low, seen.user, 0 * seen.level, seen.activity)
     assert level_weights(upside_down).tolist() == [0]

@@ -62,6 +62,15 @@ def test_recent_popularity_counts_the_days_before_the_request() -> None:
     assert feature(found, "popularity_30d") == pytest.approx([share(2, 4), share(2, 4)], abs=1e-5)
 
 
+def test_activity_is_the_events_per_user_of_the_days_before() -> None:
+    """The users begin on days 0, 2 and 20; an event at the moment itself is not before it."""
+    statistics = ItemStatistics.of(LOG, ITEMS)
+    moments = MICRO * np.array([0, 2, 5, 20, 21, 30])
+    assert statistics.activity(moments, 10.0) == pytest.approx([0, 2 / 1, 3 / 2, 1 / 2, 2 / 3, 2 / 3])
+    assert statistics.recounted(LOG, 5.0).activity(moments[4:], 1.0) == pytest.approx([2 / 3, 0])
+    assert ItemStatistics.of(LOG, ITEMS, timed=False).activity(moments, 10.0).tolist() == [0] * 6
+
+
 def test_ages_are_days_since_the_first_and_the_last_event() -> None:
     found = of(21, 1, 2)
     assert feature(found, "item_age") == pytest.approx(np.log1p([21, 20]))
@@ -133,6 +142,9 @@ def test_it_is_saved_and_loaded_and_recounted(tmp_path: Path) -> None:
         assert np.array_equal(getattr(loaded, name), value), name
         if not name.startswith("follower"):
             assert np.array_equal(getattr(other, name), value), name
+    (tmp_path / "began.npy").unlink()
+    older = ItemStatistics.load(tmp_path)
+    assert older.activity(np.array([21 * MICRO]), 10.0).tolist() == [0], "a bundle of version 0.7: unknown"
 
 
 def test_more_items_change_nothing_for_the_others() -> None:

@@ -39,7 +39,6 @@ class Weights(Popularity):
 
 def engine(recommender: Recommender, *, reads_history: bool = True) -> BaselineEngine:
     popular = np.stack([COUNTS, COUNTS[::-1]])
-    popular[:, 0] = -np.inf
     return BaselineEngine(recommender, popular, Traits(COUNTS), reads_history)
 
 

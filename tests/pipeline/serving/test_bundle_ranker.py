@@ -17,6 +17,8 @@ from models.ranking.ranker import Ranker
 from models.ranking.two_stage import TwoStage
 from models.recommendation.rules import Rules
 from models.settings.ranker import RankerSettings
+from pipeline.artifacts.files import write_json
+from pipeline.modelling.second_stage import DESCRIPTION
 from pipeline.sections import ScoreConfig
 from pipeline.serving import bundle_ranker
 from pipeline.serving.batch import with_current_log
@@ -67,6 +69,21 @@ def test_new_items_of_the_log_are_ranked_by_their_events(folder: Path, tmp_path:
     assert answer.item_index.tolist() == expected.tolist()
     assert [8 in row for row in answer.item_index.tolist()] == [True, False, True], "the second has taken x"
     assert not answer.cold.any(), "y alone is a history"
+
+
+def test_probabilities_follow_the_activity_before_the_request(folder: Path, tmp_path: Path) -> None:
+    """Now is day 5: on days 3 and 4 there are two events, and two users have begun, so one per user; at day 2 two of one user."""
+    points = {"score": [0.0, 1.0], "probability": [0.2, 0.2], "activity": 0.5, "days": 2.0}
+    write_json(folder / bundle_ranker.FOLDER / DESCRIPTION, {"calibration": points})
+    log = [[(0, 1), (1, 1), (2, 2)], [(3, 3), (4, 3)], [(5, 4)]]
+    features = a_log(tmp_path / "log", log, ["i2", "i7", "x", "y"])
+    for at, expected in ((None, 0.5 / 1.5), ("1970-01-03", 1 / 2)):
+        settings = ScoreConfig(at=at)
+        opened = Bundle.open(folder, verify=False)
+        tonight, current = with_current_log(opened, features, tmp_path, settings, timed=True)
+        probability = tonight.probability_at(current.request.time)
+        assert probability is not None
+        assert probability(np.array([0.5], np.float32)) == pytest.approx([expected])
 
 
 def test_items_without_events_before_the_request_are_not_known(folder: Path, tmp_path: Path) -> None:

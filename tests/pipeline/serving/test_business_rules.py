@@ -114,7 +114,7 @@ def test_rules_of_the_configuration_are_defaults_of_served_requests(
     settings = ScoreConfig(
         deny=["10", "99", "x"], availability=str(tmp_path / "windows.parquet"), max_per_category=2
     )
-    served = served_rules(settings, tmp_path)
+    served = dict(served_rules(settings, tmp_path))
     assert sorted(served.pop("deny")) == [10, 99]
     assert served == {
         "max_per_category": 2,
