@@ -163,7 +163,9 @@ class TableFormat:
         form = "" if self.format is None else f"format {self.format}, "
         header = f"header {str(self.header).lower()}"
         others = "".join(
-            f", {key} {getattr(self, key)!r}" for key, usual in _USUAL.items() if getattr(self, key) != usual
+            f", {key} {getattr(self, key)!r}"
+            for key, usual in _USUAL.items()
+            if getattr(self, key) not in (usual, {})
         )
         return f"{form}separator {self.separator!r}, {header}, encoding {self.encoding}{others}, columns {{ {columns} }}"
 

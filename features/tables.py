@@ -3,7 +3,7 @@
 import codecs
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features.printable import printable
+from features.printable import LONGEST, printable
 from features.settings import TableFormat, single
 
 Rows = NDArray[np.int64]
@@ -36,6 +36,8 @@ class Chunk:
     """[rows] whether a row violates the format; its fields are then meaningless."""
     raw: Callable[[Rows], list[str]]
     """Text of rows, by position within the chunk."""
+    why: Callable[[str], str] = field(default=lambda _: "")
+    """What is wrong with a broken row, in words, from its text; empty where nothing more is known."""
 
 
 Reading = Callable[[], Chunk]
@@ -253,6 +255,6 @@ def missing_column(
     return MissingColumn(
         ours,
         f"{form.section}.columns.{ours}: received {form.columns[ours]!r}, but {where} has {len(names)} column(s): "
-        f"{', '.join(map(repr, names[:50]))}{'. The first rows:' if rows else '.'}{rows}\n"
+        f"{', '.join(repr(name[:LONGEST]) for name in names[:50])}{'. The first rows:' if rows else '.'}{rows}\n"
         f"Settings in force: {form.describe()}",
     )

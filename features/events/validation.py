@@ -218,6 +218,8 @@ def _details(chunk: Chunk, frame: pl.DataFrame, refused: pl.DataFrame, form: Eve
             details.append(timestamps.describe_impossible(fields_of[TIMESTAMP], moment, unit, span))
         elif reason in ("bad_user", "bad_item"):
             details.append(ids.describe_bad(fields_of[USER_ID if reason == "bad_user" else ITEM_ID]))
+        elif reason == "unparseable":
+            details.append(chunk.why(chunk.raw(np.array([row - 1]))[0]))
         else:
             details.append("")
     return details

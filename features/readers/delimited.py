@@ -61,7 +61,9 @@ def _parse(text: bytes, dialect: Dialect, one_byte: bytes) -> Chunk:
     suspects = ((frame["_last"] == "") | (frame["_beyond"] != "")).arg_true().to_numpy()
     others = _may_hold_others(text, dialect)
     if is_valid and not others and _is_regular_block(plain, suspects, len(frame), dialect, one_byte):
-        return Chunk(frame.select(*dialect.positions), np.zeros(len(frame), dtype=bool), _raw(text))
+        return Chunk(
+            frame.select(*dialect.positions), np.zeros(len(frame), dtype=bool), _raw(text), dialect.why
+        )
     lines = tables.Lines.of(text)
     assert len(frame) == len(lines)
     broken = lines.undecodable()
@@ -70,7 +72,7 @@ def _parse(text: bytes, dialect: Dialect, one_byte: bytes) -> Chunk:
     kept = np.flatnonzero(_are_rows(lines, dialect))
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
-    return Chunk(frame.select(*dialect.positions), broken, lines.raw(kept, kept))
+    return Chunk(frame.select(*dialect.positions), broken, lines.raw(kept, kept), dialect.why)
 
 
 def _by_line(lines: tables.Lines, dialect: Dialect, last_given: dict[str, pl.Series]) -> Chunk:
@@ -95,7 +97,7 @@ def _by_line(lines: tables.Lines, dialect: Dialect, last_given: dict[str, pl.Ser
         count = texts.str.count_matches(dialect.quoting.separator, literal=True)
         broken |= (count != num_fields - 1).to_numpy()
     kept = np.flatnonzero(is_row.to_numpy())
-    return Chunk(pl.DataFrame(columns)[kept], broken[kept], lines.raw(kept, kept))
+    return Chunk(pl.DataFrame(columns)[kept], broken[kept], lines.raw(kept, kept), dialect.why)
 
 
 def _may_hold_others(text: bytes, dialect: Dialect) -> bool:
@@ -224,7 +226,8 @@ def _split_quoted(
         text = lines.text.replace(dialect.separator, one_byte)
         frame = _fields(text, dialect, one_byte, quote=dialect.quoting.quote).select(*dialect.positions)
         indices = np.arange(len(lines))
-        return Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(indices, indices)), len(lines.text)
+        chunk = Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(indices, indices), dialect.why)
+        return chunk, len(lines.text)
     odd, used = _odd_rows(lines, is_regular, is_row, dialect, last=last)
     for row in odd:
         is_regular[row.first : row.last + 1] = False
@@ -239,7 +242,8 @@ def _split_quoted(
     first, final = first[order], final[order]
     num_bad_before = np.concatenate(([0], np.cumsum(lines.undecodable())))
     broken |= num_bad_before[final + 1] > num_bad_before[first]
-    return Chunk(frame, broken, lines.raw(first, final)), int(lines.ends[used - 1]) + 1 if used else 0
+    used_bytes = int(lines.ends[used - 1]) + 1 if used else 0
+    return Chunk(frame, broken, lines.raw(first, final), dialect.why), used_bytes
 
 
 def _is_regular(texts: pl.Series, dialect: Dialect, one_byte: bytes | None) -> NDArray[np.bool_]:

@@ -100,6 +100,7 @@ class Dialect:
     """Our name of a mapped column to its field's position from 0."""
     numbers: tuple[int, ...]
     """Positions of the mapped fields that are numbers or times in all of the first lines."""
+    encoding: str
     has_rest: bool = False
     """Whether the last field is the rest of the line, a list of items with the same separator."""
     given: tuple[tuple[str, str], ...] = ()
@@ -109,6 +110,19 @@ class Dialect:
     def separator(self) -> bytes:
         """Field separator, in UTF-8."""
         return self.quoting.separator.encode()
+
+    def why(self, line: str) -> str:
+        """What is wrong with the text of a row that is no whole one."""
+        try:
+            fields = self.quoting.split(line)
+        except Unclosed:
+            return "a quote that is not closed"
+        if fields is None:
+            return f"more than {tables.MAX_FIELDS:,} fields"
+        if len(fields) == self.num_fields:
+            return f"bytes that are no {self.encoding}, or a quote that would swallow the rows below"
+        expected = f"the header has {self.num_fields}" if self.header else f"most rows have {self.num_fields}"
+        return f"{len(fields)} field{'s' * (len(fields) != 1)}, {expected}"
 
     def is_whole_row(self, line: str) -> bool:
         """Whether a line is, for all that the first lines show, a row of its own."""
@@ -156,6 +170,7 @@ def find(stream: TextStream, form: TableFormat, where: str) -> tuple[Dialect | N
         len(names),
         positions,
         tuple(position for position in positions.values() if _are_numbers(rows, position)),
+        form.encoding,
         has_rest,
         tuple(form.filled_by_pattern.items()),
     )

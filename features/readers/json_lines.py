@@ -1,8 +1,9 @@
 """JSON: an object per line, and forms that `json_documents` brings into lines; lists in it make several rows of an object."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from features import tables
 from features.readers.json_documents import OneObjectPerLine
 from features.readers.json_shapes import Shapes
-from features.readers.json_values import UnevenLists, as_scalar, parse_object, rows_of
+from features.readers.json_values import UnevenLists, as_scalar, parse_object, rows_of, why
 from features.schema import ITEM_ID, TIMESTAMP, USER_ID
 from features.settings import TableFormat, single
 from features.tables import Chunk, Rows, TextStream
@@ -47,7 +48,8 @@ def read_jsonl(stream: TextStream, form: TableFormat, where: str) -> Iterator[Ch
         lines = tables.Lines.of(block)
         is_odd = lines.undecodable() | has_arrays
         matched, rest = shapes.match(lines.texts(), np.flatnonzero(~is_odd))
-        chunk = _chunk(lines, matched, _parsed(lines, np.union1d(rest, np.flatnonzero(is_odd)), paths, keys))
+        parsed = _parsed(lines, np.union1d(rest, np.flatnonzero(is_odd)), paths, keys)
+        chunk = replace(_chunk(lines, matched, parsed), why=functools.partial(why, paths))
         seen |= {ours for ours in paths if chunk.frame[ours].null_count() < len(chunk.frame)}
         if len(chunk.frame):
             yield chunk

@@ -119,3 +119,22 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def why(paths: Mapping[str, str], line: str) -> str:
+    """What is wrong with a line from which no row, or not all of its values, can be read."""
+    tree = parse_object(line.encode(errors="surrogateescape"))
+    if tree is None:
+        return "not a JSON object"
+    try:
+        records = rows_of(tree, paths)
+    except UnevenLists:
+        return "lists of different lengths"
+    for ours, path in paths.items():
+        value = next((row[ours] for row in records if not as_scalar(row[ours])[1]), None)
+        if value is not None:
+            kind = {dict: "an object", list: "a list", Constant: "NaN or Infinity"}.get(
+                type(value), "no text"
+            )
+            return f"{kind} where a value is expected ({path})"
+    return "bytes that are no text"

@@ -167,7 +167,10 @@ def _exploded(chunk: Chunk) -> Iterator[Chunk]:
     for start, end in itertools.pairwise(_cuts(numbers)):
         of_record = np.repeat(np.arange(start, end), numbers[start:end])
         part = frame[start:end].explode(names)
-        yield Chunk(part, broken[of_record], functools.partial(_raw, chunk.raw, of_record))
+        raw = functools.partial(_raw, chunk.raw, of_record)
+        yield Chunk(
+            part, broken[of_record], raw, lambda text: chunk.why(text) or "lists of different lengths"
+        )
 
 
 def _as_list(column: pl.Series) -> pl.Series:

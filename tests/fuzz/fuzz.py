@@ -282,7 +282,7 @@ def run(rng: random.Random, origin: Origin, folder: Path) -> str:
     except validation.TextIds:
         return "text ids"
     except ValueError as error:
-        if type(error) is not ValueError or not _is_message(str(error), path):
+        if type(error) not in (ValueError, tables.MissingColumn) or not _is_message(str(error), path):
             raise
         return "refused"
     finally:

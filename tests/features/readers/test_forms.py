@@ -322,3 +322,31 @@ def test_marks_of_encodings_are_told_apart() -> None:
     for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF32_LE, "utf-32-le")):
         stream = tables.Utf8Stream(io.BytesIO(mark + "aé".encode(encoding)), "utf-8")
         assert stream.read(100) + stream.read(100) == "aé".encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.csv", "u,i,t\n1,2,3,4\n", "4 fields, the header has 3"),
+        ("a.csv", "u,i,t\n1\n", "1 field, the header has 3"),
+        ("a.csv", 'u,i,t\n1,2,"3\n', "a quote that is not closed"),
+        ("a.csv", b"u,i,t\n1,\xff,3\n", "bytes that are no utf-8"),
+        ("a.jsonl", '{"u":1\n', "not a JSON object"),
+        ("a.jsonl", '{"u":{"x":1},"i":2,"t":3}\n', "an object where a value is expected (u)"),
+        ("a.jsonl", '{"u":1,"i":NaN,"t":3}\n', "NaN or Infinity where a value is expected (i)"),
+        ("a.jsonl", '{"u":1,"i":[1,2],"t":[3]}\n', "lists of different lengths"),
+    ],
+)
+def test_what_is_wrong_with_a_broken_row(tmp_path: Path, name: str, text: str | bytes, expected: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    (chunk,) = sources.read(path, TableFormat("events", NAMES))
+    assert chunk.broken.tolist() == [True]
+    assert expected in chunk.why(chunk.raw(np.array([0]))[0])
+
+
+def test_lists_of_different_lengths_in_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"u": [1], "i": [[3, 4]], "t": [[1]]}).write_parquet(path)
+    (chunk,) = sources.read(path, TableFormat("events", NAMES))
+    assert chunk.why(chunk.raw(np.array([0]))[0]) == "lists of different lengths"
