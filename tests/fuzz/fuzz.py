@@ -350,12 +350,13 @@ def num_rows(path: Path, form: TableFormat) -> int | None:
 
 
 def _unpacked(path: Path) -> bytes:
+    """Content decompressed by what its first bytes say."""
     content = path.read_bytes()
-    if path.suffix == ".gz":
+    if content.startswith(b"\x1f\x8b"):
         return gzip.decompress(content)
-    if path.suffix == ".bz2":
+    if content.startswith(b"BZh"):
         return bz2.decompress(content)
-    if path.suffix == ".zst":
+    if content.startswith(b"\x28\xb5\x2f\xfd"):
         return bytes(pa.input_stream(str(path), compression="zstd").read())
     return content
 
