@@ -1,5 +1,6 @@
 """Cautions about the ids of a log: words for nothing, spellings of one id, a user who owns much of the log."""
 
+import codecs
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,6 +138,21 @@ def describe(ids: Mapping[str, IdFacts], num_events: int) -> Iterator[str]:
                 f"user_id {printable(user)!r} owns {rows / users.num_rows:.0%} of the events: if many people share it (guests, a "
                 "test account, a word for nothing), leave it out by events.exclude_users or list it in events.missing"
             )
+
+
+def describe_controls(table: pl.DataFrame, section: str, encoding: str) -> Iterator[str]:
+    """A caution about text that was read as latin-1 and holds characters that only another encoding has."""
+    if codecs.lookup(encoding).name != "iso8859-1":
+        return
+    for name in table.columns:
+        if table.schema[name] == pl.String:
+            odd = table[name].filter(table[name].str.contains("[\x80-\x9f]"))
+            if len(odd):
+                yield (
+                    f"{section}: {name} {printable(odd[0])!r} has control characters, as text of Windows has that is read as "
+                    f'latin-1: is {section}.encoding = "cp1252" right?'
+                )
+                return
 
 
 def _about(rows: int, facts: IdFacts, num_events: int) -> str:

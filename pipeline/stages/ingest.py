@@ -384,7 +384,7 @@ def _write_table(ctx: Context, name: str, table: Table, paths: dict[str, Path]) 
         refused = table.refused.with_columns(path, digest).select(*schema.QUARANTINE)
         refused.write_parquet(ctx.folder / "quarantine" / f"{name}.parquet")
     fit = Fit.of(table.frame, f"{name.removesuffix('s')}_id", event_log.scan(ctx.folder / "events"))
-    for warning in fit.warnings():
+    for warning in (*fit.warnings(), *cautions.describe_controls(table.frame, name, table.form.encoding)):
         _warn(ctx, warning)
     ctx.manifest[f"{name}_table"] = {
         "rows_in": table.rows_in,

@@ -1,6 +1,7 @@
 """The stage: parts by content, shared between artifacts; every row accounted for; bad input is one message."""
 
 import datetime
+import gzip
 import os
 import re
 import shutil
@@ -82,6 +83,72 @@ def test_the_manifest_accounts_for_every_row(log: Log) -> None:
     assert second["earliest"] == "2020-09-13T12:26:40.000000Z"
     assert second["latest"] == "2020-09-14T13:26:40.000000Z"
     assert second["events_by_type"] == {"view": 2}
+
+
+@pytest.mark.parametrize(
+    ("mark", "kind"),
+    [("_delta_log/0.json", "Delta"), (".hoodie/x", "Hudi"), ("metadata/v1.metadata.json", "Iceberg")],
+)
+def test_tables_whose_metadata_say_which_files_count_are_refused(log: Log, mark: str, kind: str) -> None:
+    place = log.folder / "log" / mark
+    place.parent.mkdir()
+    place.write_text("{}")
+    for path in ("log", "log/*.csv", "log/day1.csv"):
+        with pytest.raises(
+            LookbackError, match=f"is a {kind} table: .*Give the list of the files that count"
+        ):
+            log.ingest(f"events.path={log.folder}/{path}")
+
+
+def test_a_glob_skips_what_is_hidden(log: Log) -> None:
+    for name in ("_SUCCESS", ".part.crc"):
+        (log.folder / "log" / name).write_text("")
+    assert read_manifest(log.ingest(f"events.path={log.folder}/log/*"))["rows_out"] == 3
+    (log.folder / "log" / "_old.csv").write_text(HEADER + DAY_2)
+    manifest = read_manifest(log.ingest(f"events.path={log.folder}/log/_*.csv"))
+    assert (manifest["rows_in"], len(manifest["sources"])) == (3, 1)
+
+
+def test_a_file_beside_its_compressed_copy_is_announced(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    (log.folder / "log" / "day1.csv.gz").write_bytes(gzip.compress((HEADER + DAY_1).encode()))
+    manifest = read_manifest(log.ingest())
+    assert "have the same 4 rows, and every event counts twice" in capsys.readouterr().err
+    assert len(manifest["warnings"]) == 1
+
+
+def test_the_same_bytes_in_two_folders_of_days_are_two_sources(log: Log) -> None:
+    (log.folder / "log" / "day1.csv").unlink()
+    for day in ("2024-01-01", "2024-01-02"):
+        folder = log.folder / "log" / f"day={day}"
+        folder.mkdir()
+        (folder / "log.csv").write_text(HEADER + "1,10,,view\n2,11,,view\n")
+    keys = ("events.columns.timestamp=day", "events.timestamp_unit=iso")
+    artifact = log.ingest(*keys)
+    manifest = read_manifest(artifact)
+    assert (manifest["rows_out"], manifest["new_sources"]) == (4, 2)
+    assert sorted(set(read(artifact)["timestamp"].dt.day())) == [1, 2]
+    folder = log.folder / "log" / "day=2024-01-03"
+    folder.mkdir()
+    shutil.copy(log.folder / "log" / "day=2024-01-01" / "log.csv", folder)
+    manifest = read_manifest(log.ingest(*keys))
+    assert (manifest["rows_out"], manifest["new_sources"]) == (6, 1)
+    assert (
+        read_manifest(log.ingest("events.columns.timestamp=t", "events.max_refused_fraction=1"))["rows_in"]
+        == 2
+    )
+
+
+def test_text_of_windows_that_is_read_as_latin_1_is_told(
+    log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (log.folder / "items.csv").write_bytes("i,title\n10,It\u2019s\n11,b\n".encode("cp1252"))
+    keys = 'columns = { item_id = "i", title = "title" }'
+    items = f'[items]\npath = "{log.folder}/items.csv"\n{keys}\nencoding = '
+    log.ingest(items=items + '"latin-1"')
+    assert 'is items.encoding = "cp1252" right?' in capsys.readouterr().err
+    artifact = log.ingest(items=items + '"cp1252"')
+    assert pl.read_parquet(artifact / "items.parquet")["title"].to_list() == ["It\u2019s", "b"]
+    assert "cp1252" not in capsys.readouterr().err
 
 
 def test_types_that_no_event_has_are_answered_with_those_of_the_log(
