@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
+from features.printable import printable
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
-from pipeline.orchestration.graph import Node, Pipeline, resolve
+from pipeline.orchestration.graph import Node, Pipeline, order, resolve
 from pipeline.orchestration.heartbeat import heartbeat
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
 from pipeline.release import live_lists, promotion
@@ -55,6 +56,16 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def read_databases(config: Config, names: Sequence[str], *, force: bool) -> None:
+    """Read what is new in the databases of the log, if the named stages need it; a line on stderr about each.
+
+    Until the next call all stages see the same rows. force: read everything anew, if ingest is named.
+    """
+    if "ingest" in order(config, names):
+        for line in source_files.read_databases(config, force=force and "ingest" in names):
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def bring_up_to_date(
