@@ -31,17 +31,21 @@ def evaluated_lists(workdir: Workdir, *settings: str) -> pl.DataFrame:
 
 
 def scored_lists(workdir: Workdir, *settings: str) -> pl.DataFrame:
-    """user_id, item_ids of the lists of stage score."""
+    """user_id, item_ids and scores of the lists of stage score."""
     folder = workdir.artifact("score", *settings) / "recommendations"
     table = pl.read_parquet(sorted(folder.glob("*.parquet"))).sort("user_id", "rank")
-    return table.group_by("user_id", maintain_order=True).agg(pl.col("item_id").alias("scored"))
+    return table.group_by("user_id", maintain_order=True).agg(pl.col("item_id").alias("scored"), "score")
 
 
 def same(evaluated: pl.DataFrame, scored: pl.DataFrame) -> None:
+    """The lists are equal, but for items whose scores differ by rounding alone: batches of another size round otherwise."""
     both = evaluated.join(scored, on="user_id")
     assert len(both) == len(evaluated) > 5
     differing = both.filter(pl.col("recommended") != pl.col("scored"))
-    assert differing.is_empty(), differing
+    assert len(differing) <= 0.02 * len(both)
+    for recommended, items, scores in differing.select("recommended", "scored", "score").rows():
+        score_of = dict(zip(items, scores, strict=True))
+        assert [score_of[item] for item in recommended] == pytest.approx(scores, rel=3e-7), differing
 
 
 @pytest.mark.parametrize("log", LOGS)
