@@ -1,0 +1,1 @@
+"""After delivery: ledger of delivered lists, their realised outcomes, alerts."""
