@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.__main__ import cli
 from pipeline.commands.erase import prune_excluded
 from pipeline.commands.prune import prune
-from pipeline.errors import LookbackError
+from pipeline.errors import ConfigError, LookbackError
 from tests.pipeline.monitoring.nights import DAY, USERS, Nights, event_days, some_lists
 
 
@@ -250,3 +251,20 @@ def test_segments_are_figures_of_their_own(nights: Nights) -> None:
         own = realised(table, 1, segment=plan)[night]
         assert own == pytest.approx({name: right[name] for name in own})
     assert table.filter(pl.col("metric") == "coverage@3")["value"].to_list() == [1.0]
+
+
+def test_alerts_end_with_exit_code_3_where_asked_for(
+    nights: Nights, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lists are days old by the clock, and no event came since."""
+    nights.deliver(some_lists(1), name="a" * 16)
+    nights.config()
+    command = ["run", "monitor", "--config", str(nights.folder / "log.toml")]
+    cli(command, standalone_mode=False)
+    assert capsys.readouterr().err.count("alert: idle_log: no event newer than") == 1
+    with pytest.raises(SystemExit) as ended:
+        cli([*command, "--fail-on-alert"], standalone_mode=False)
+    assert ended.value.code == 3
+    cli([*command, "--fail-on-alert", "--set", "monitor.alerts=false"], standalone_mode=False)
+    with pytest.raises(ConfigError, match="expected the stage monitor among the stages"):
+        cli(["run", "ingest", "--fail-on-alert", *command[2:]], standalone_mode=False)
