@@ -3,17 +3,28 @@
 The command line checks a configuration with them without importing polars or numpy.
 """
 
+import dataclasses
 import datetime
 import difflib
+import re
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from features.conditions import check_where, where_column
 
 FileFormat = Literal["csv", "jsonl", "parquet", "json"]
-Column = str | int
+OneColumn = str | int
+"""A column of a source by its name (in JSON and Parquet a dotted path; `[]` after a part: each element of its list), or by its
+position from 1."""
+Column = OneColumn | list[OneColumn] | dict[Literal["first_of", "join"], list[OneColumn]]
+"""A column of a source, or one from several: a list is joined by blanks; first_of: the first that is not missing; join: all of
+them, joined by `|`."""
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type")
 ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
+DATABASES = ("postgresql://", "postgres://", "sqlite:///", "duckdb:///")
+"""Beginnings of the addresses of databases."""
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
 
 
@@ -32,10 +43,10 @@ def check_iso(key: str, text: str, otherwise: str = "") -> None:
         ) from None
 
 
-def iso_microseconds(iso: str) -> int:
-    """Microseconds since the epoch of an ISO date or time, UTC where it carries no zone."""
+def iso_microseconds(iso: str, timezone: str = "UTC") -> int:
+    """Microseconds since the epoch of an ISO date or time, in a time zone (an IANA name) where it carries none."""
     moment = datetime.datetime.fromisoformat(iso)
-    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zoneinfo.ZoneInfo(timezone))
     return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
 
 
@@ -61,15 +72,20 @@ class TableFormat:
 
     section: str
     columns: Mapping[str, Column]
-    """Our name for a column to the source's name, or to its position from 1."""
     format: FileFormat | None = None
-    """None: by the extension."""
     separator: str = ","
-    """csv, any number of characters."""
     header: bool = True
-    """csv: whether the first row names the columns."""
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
-    """csv, jsonl."""
+    encoding: str = "utf-8"
+    quote: str = "auto"
+    escape: str = ""
+    missing: Sequence[str] = field(default_factory=lambda: [""])
+    decimal: Literal[".", ","] = "."
+    skip_lines: int = 0
+    comment: str = ""
+    ragged: Literal["refuse", "fill"] = "refuse"
+    items_separator: str = ""
+    clicked_suffix: str = ""
+    fill_down: Sequence[str] | Mapping[str, str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _refuse(
@@ -78,24 +94,108 @@ class TableFormat:
             self.separator,
             "text without quotes or line ends",
         )
-        if not self.columns and self.section == "events":
-            raise ValueError(
-                "events.columns: received none, expected at least user_id, item_id and timestamp"
-            )
         for ours, theirs in self.columns.items():
-            if isinstance(theirs, int) and theirs < 1:
-                raise ValueError(
-                    f"{self.section}.columns.{ours}: received position {theirs}, expected one from 1"
-                )
+            for column in columns_of(theirs):
+                if isinstance(column, int) and column < 1:
+                    raise ValueError(
+                        f"{self.section}.columns.{ours}: received position {column}, expected one from 1"
+                    )
+            _refuse(not columns_of(theirs), f"{self.section}.columns.{ours}", theirs, "at least one column")
+        self._check_text()
+        self._check_filling()
+
+    def _check_text(self) -> None:
+        for key, text, expected in (
+            ("quote", self.quote, "auto, one character, or empty: nothing is quoted"),
+            ("escape", self.escape, "one character, or empty: nothing is escaped"),
+        ):
+            is_fit = len(text) <= 1 and text not in ("\n", "\r") and not (text and text in self.separator)
+            _refuse(not is_fit and (key, text) != ("quote", "auto"), f"{self.section}.{key}", text, expected)
+        _refuse(self.skip_lines < 0, f"{self.section}.skip_lines", self.skip_lines, "0 or more")
+        try:
+            is_text = "".encode(self.encoding) is not None
+        except (LookupError, ValueError):
+            is_text = False
+        _refuse(
+            not is_text,
+            f"{self.section}.encoding",
+            self.encoding,
+            "a text encoding of Python such as utf-8, latin-1, cp1252 or utf-16",
+        )
+
+    def _check_filling(self) -> None:
+        _refuse(
+            bool(self.clicked_suffix)
+            and not self.items_separator
+            and self.format not in (None, "parquet", "jsonl"),
+            f"{self.section}.clicked_suffix",
+            self.clicked_suffix,
+            f"{self.section}.items_separator too, which separates the items of a list",
+        )
+        for ours in self.fill_down:
+            _refuse(
+                ours not in self.columns and not isinstance(self.fill_down, Mapping),
+                f"{self.section}.fill_down",
+                ours,
+                f"one of {', '.join(self.columns)}",
+            )
+        patterns = self.fill_down if isinstance(self.fill_down, Mapping) else {}
+        for ours, pattern in patterns.items():
+            try:
+                groups = re.compile(pattern).groups
+            except re.error:
+                groups = 0
+            _refuse(
+                groups != 1,
+                f"{self.section}.fill_down.{ours}",
+                pattern,
+                "a regular expression with one group, the value",
+            )
+
+    @property
+    def filled_by_pattern(self) -> Mapping[str, str]:
+        """Our names of columns that lines between the rows give, and the regular expression of those lines."""
+        return self.fill_down if isinstance(self.fill_down, Mapping) else {}
 
     def describe(self) -> str:
         """The settings in force, for a message."""
         columns = ", ".join(f"{ours} = {theirs!r}" for ours, theirs in self.columns.items())
         form = "" if self.format is None else f"format {self.format}, "
         header = f"header {str(self.header).lower()}"
-        return (
-            f"{form}separator {self.separator!r}, {header}, encoding {self.encoding}, columns {{ {columns} }}"
+        others = "".join(
+            f", {key} {getattr(self, key)!r}"
+            for key, usual in _USUAL.items()
+            if getattr(self, key) not in (usual, {})
         )
+        return f"{form}separator {self.separator!r}, {header}, encoding {self.encoding}{others}, columns {{ {columns} }}"
+
+
+_USUAL = {
+    "quote": "auto",
+    "escape": "",
+    "missing": [""],
+    "decimal": ".",
+    "skip_lines": 0,
+    "comment": "",
+    "ragged": "refuse",
+    "items_separator": "",
+    "clicked_suffix": "",
+    "fill_down": [],
+}
+"""Keys that a description names where they have another value."""
+
+
+def columns_of(column: Column) -> list[OneColumn]:
+    """The columns of a source that a column is made of."""
+    if isinstance(column, dict):
+        return [theirs for columns in column.values() for theirs in columns]
+    return column if isinstance(column, list) else [column]
+
+
+def single(column: Column) -> OneColumn:
+    """A column that is one of the source's own, as readers get it."""
+    assert isinstance(column, str | int)
+    return column
 
 
 @dataclass(frozen=True)
@@ -104,35 +204,82 @@ class TableSettings:
 
     section: ClassVar[str]
 
-    path: str | list[str]
+    path: str | list[str] | None = None
     """Location of the table: file, folder, glob or a list of them, local or in an object store (`s3://`, `gs://`, `az://`).
     Relative to the working directory; `{data_dir}` and `{name}` are filled in."""
     format: FileFormat | None = None
-    """File format; by default that of the extension. json: one object from item to attributes."""
+    """File format; by default that of the extension. json: one object from item to attributes, or an array of objects."""
     separator: str = ","
     """csv: field separator, of any number of characters."""
     header: bool = True
     """csv: header line with the names of the columns."""
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
-    """csv, jsonl: text encoding."""
-    columns: dict[str, Column] = field(default_factory=dict)
-    """Column mapping: our name to the source's name, or to its position from 1."""
+    encoding: str = "utf-8"
+    """csv, jsonl: text encoding, any that Python knows; a byte order mark is recognised."""
+    quote: str = "auto"
+    """csv: character around fields that hold separators; empty: none. auto: `"` for commas and semicolons; for other separators
+    `"` where the file quotes its header or whole columns, else none."""
+    escape: str = ""
+    """csv: character before a quote, separator or line end that is part of a quoted field; two quotes stand for one anyway."""
+    missing: list[str] = field(default_factory=lambda: [""])
+    """Values that mean that there is none, such as `NA`, `NULL` or `\\N`."""
+    decimal: Literal[".", ","] = "."
+    """csv, jsonl: decimal mark of values; with `,` points and blanks between digits separate thousands."""
+    skip_lines: int = 0
+    """csv: lines before the header, or before the first row, that are no rows."""
+    comment: str = ""
+    """csv: beginning of lines that are no rows; empty: none."""
+    ragged: Literal["refuse", "fill"] = "refuse"
+    """csv: rows with another number of fields than the header. fill: short ones get missing values, the rest of long ones is
+    left out."""
+    items_separator: str = ""
+    """Separator of several items in one field, each an event (or row) of its own; empty: one item."""
+    clicked_suffix: str = ""
+    """End of the items of a list that were taken, such as `-1`; it is cut off, and other items of the list are no events."""
+    fill_down: list[str] | dict[str, str] = field(default_factory=list)
+    """Our names of columns whose value is given once and holds for the rows below it that have none. Or a table from a column to
+    a regular expression with one group: lines that match it are no rows, and give the column's value for the rows below."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """Column mapping: our name to the source's name, or to its position from 1. In JSON and Parquet a name may be a dotted path;
+    `items[].id` is a row for each element of a list. `["date", "time"]`: joined by a blank; `{ first_of = [...] }`: the first
+    that is not missing; `{ join = [...] }`: all of them, joined by `|`. Folders such as `day=2026-01-31/` are columns too."""
+    database: str | None = None
+    """Database to read instead of `path`: `postgresql://host/name`, `sqlite:///file` or `duckdb:///file`. User and password are
+    better kept in PGUSER, PGPASSWORD or ~/.pgpass than here."""
+    query: str | None = None
+    """Query whose rows `database` gives; `columns` names its columns. Each run keeps new rows as a Parquet file. In [events],
+    `WHERE at > :since` asks for new rows alone: `:since` is just before the newest time kept, and exact repeats of rows that are
+    kept are left out. Without it everything is read each time."""
 
     def __post_init__(self) -> None:
-        _refuse(
-            not self.path or (isinstance(self.path, list) and "" in self.path),
-            f"{self.section}.path",
-            self.path,
-            "a file, folder or glob, or a list of them",
-        )
+        self._check_place()
         assert self.table.section  # its own checks are done
+
+    def _check_place(self) -> None:
+        if self.database is None and self.query is None:
+            _refuse(
+                not self.path or (isinstance(self.path, list) and "" in self.path),
+                f"{self.section}.path",
+                self.path,
+                f"a file, folder or glob, or a list of them; or {self.section}.database with {self.section}.query",
+            )
+            return
+        _refuse(self.path is not None, f"{self.section}.path", self.path, "none beside database and query")
+        expected = f"an address that begins with {', '.join(DATABASES)}"
+        _refuse(
+            not (self.database or "").startswith(DATABASES),
+            f"{self.section}.database",
+            self.database,
+            expected,
+        )
+        _refuse(not self.query, f"{self.section}.query", self.query, "a SELECT that gives the rows")
+        is_parquet = self.format in (None, "parquet")
+        _refuse(not is_parquet, f"{self.section}.format", self.format, "none beside database")
 
     @property
     def table(self) -> TableFormat:
         """The form of the table, for its readers."""
-        return TableFormat(
-            self.section, self.columns, self.format, self.separator, self.header, self.encoding
-        )
+        keys = (key.name for key in dataclasses.fields(TableFormat) if key.name != "section")
+        return TableFormat(self.section, **{key: getattr(self, key) for key in keys})
 
 
 @dataclass(frozen=True)
@@ -142,9 +289,10 @@ class EventSettings(TableSettings):
     section: ClassVar[str] = "events"
 
     timestamp_unit: str = "s"
-    """Unit of timestamps: s, ms, us, ns, iso, a strftime pattern, or position (only each user's order is known)."""
+    """Unit of timestamps: s, ms, us, ns, iso, a strftime pattern, or position (only each user's order is known; without a
+    column for timestamp the place of the row)."""
     timezone: str = "UTC"
-    """Time zone of timestamps that carry none, as an IANA name."""
+    """Time zone of timestamps, and of dates in the configuration, that carry none, as an IANA name."""
     types: dict[str, float] | None = None
     """Event types that count, with their weights in training; all with weight 1 by default. Others are left out and counted."""
     min_value: float | None = None
@@ -159,13 +307,23 @@ class EventSettings(TableSettings):
     exclude_users: str | None = None
     """Parquet file with `user_id`: users left out of everything from now on; `prune --excluded` removes artifacts that hold them.
     Rows that cannot be parsed have no user and stay in quarantine."""
+    where: list[dict[str, Any]] = field(default_factory=list)
+    """Conditions that rows have to fit; others are left out and counted. Each is a table of `column`, the source's name, and any
+    of `in`, `not_in` (lists), `min`, `max` and `matches` (a regular expression)."""
+    missing_user: Literal["refuse", "leave_out"] = "refuse"
+    """Rows without a user, such as guests'; leave_out: counted apart from the refused ones."""
+    exclude_items: str | list[str] | None = None
+    """Items whose events are left out and counted, such as postage: a list of ids, or a Parquet file with `item_id`."""
     earliest: str = "1990-01-01"
     """Earliest possible time, as an ISO date."""
     max_days_ahead: float = 1.0
     """Latest possible time, in days after now."""
 
     def __post_init__(self) -> None:
-        _check_columns(self.section, self.columns, EVENT_COLUMNS, "user_id", "item_id", "timestamp")
+        given = dict.fromkeys(super().table.filled_by_pattern, 1)
+        needed = ("user_id", "item_id", *(() if self.timestamp_unit == "position" else ("timestamp",)))
+        _check_columns(self.section, {**self.columns, **given}, EVENT_COLUMNS, *needed)
+        check_where(self.where)
         super().__post_init__()
         for key, column in (("types", "event_type"), ("min_value", "value")):
             if getattr(self, key) is not None and column not in self.columns:
@@ -196,6 +354,12 @@ class EventSettings(TableSettings):
             raise ValueError(
                 f"events.timezone: received {self.timezone!r}, expected an IANA name such as Europe/Berlin"
             ) from None
+
+    @property
+    def table(self) -> TableFormat:
+        """The form of the log, with the columns that its conditions read."""
+        conditions = {where_column(each["column"]): each["column"] for each in self.where}
+        return dataclasses.replace(super().table, columns={**self.columns, **conditions})
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 import codecs
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features.printable import printable
-from features.settings import TableFormat
+from features.printable import LONGEST, printable
+from features.settings import TableFormat, single
 
 Rows = NDArray[np.int64]
 
@@ -36,6 +36,8 @@ class Chunk:
     """[rows] whether a row violates the format; its fields are then meaningless."""
     raw: Callable[[Rows], list[str]]
     """Text of rows, by position within the chunk."""
+    why: Callable[[str], str] = field(default=lambda _: "")
+    """What is wrong with a broken row, in words, from its text; empty where nothing more is known."""
 
 
 Reading = Callable[[], Chunk]
@@ -45,6 +47,64 @@ Reading = Callable[[], Chunk]
 def given(chunk: Chunk) -> Chunk:
     """Return a chunk that is already parsed, as a `Reading` does."""
     return chunk
+
+
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""Byte order marks, the longer of two with the same beginning first, and what they say about the encoding."""
+
+
+class TextStream(Protocol):
+    """A text as UTF-8."""
+
+    def read(self, size: int, /) -> bytes:
+        """About `size` more bytes; none at the end."""
+
+
+class Utf8Stream:
+    """A text in any encoding, read as UTF-8; bytes that are no text in that encoding become bytes that are no UTF-8.
+
+    A byte order mark is left out, and decides the encoding.
+    """
+
+    def __init__(self, stream: BinaryIO, encoding: str) -> None:
+        self._stream = stream
+        start = stream.read(4)
+        for mark, marked in MARKS.items():
+            if start.startswith(mark):
+                start, encoding = start[len(mark) :], marked
+                break
+        self._start = start
+        is_utf8 = codecs.lookup(encoding).name == "utf-8"
+        self._decoder = None if is_utf8 else codecs.getincrementaldecoder(encoding)(_UNDECODABLE)
+
+    def read(self, size: int) -> bytes:
+        """About `size` more bytes; none at the end."""
+        while True:
+            read = self._stream.read(size)
+            block, self._start = self._start + read, b""
+            if self._decoder is None:
+                return block
+            try:
+                text = self._decoder.decode(block, final=not read)
+            except UnicodeError as error:
+                raise ValueError(f"cannot be decoded: {error}") from None
+            if text or not read:
+                return text.encode(errors="surrogateescape")
+
+
+def _undecodable(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
+
+
+_UNDECODABLE = "lookback.undecodable"
+codecs.register_error(_UNDECODABLE, _undecodable)
 
 
 @dataclass(frozen=True)
@@ -116,12 +176,7 @@ def is_utf8(text: bytes) -> bool:
     return True
 
 
-def as_utf8(block: bytes, encoding: str) -> bytes:
-    """Block of text as UTF-8; invalid UTF-8 stays."""
-    return block if encoding == "utf-8" or block.isascii() else block.decode(encoding).encode()
-
-
-def whole_lines(stream: BinaryIO, first: bytes, where: str) -> Iterator[tuple[bytes, bool]]:
+def whole_lines(stream: TextStream, first: bytes, where: str) -> Iterator[tuple[bytes, bool]]:
     """Blocks of whole lines, and whether a block is the last; `first`: bytes already read from the stream."""
     rest = first
     while more := stream.read(BLOCK_BYTES):
@@ -161,18 +216,17 @@ def too_many_fields(num_fields: int, form: TableFormat, where: str) -> ValueErro
     )
 
 
-def without_mark(start: bytes, where: str, section: str) -> bytes:
-    """First bytes of a text file without a UTF-8 byte order mark. Raises ValueError for UTF-16."""
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(
-            f"{where}: is UTF-16, expected utf-8 or latin-1 ({section}.encoding); convert it first"
-        )
-    return start.removeprefix(b"\xef\xbb\xbf")
-
-
 def as_text(line: bytes, encoding: str) -> str:
     """A line as text; undecodable bytes as backslash escapes."""
     return line.rstrip(b"\r\n").decode(encoding, errors="backslashreplace")
+
+
+class MissingColumn(ValueError):
+    """A source has no column for a mapped one, `column`."""
+
+    def __init__(self, column: str, message: str) -> None:
+        super().__init__(message)
+        self.column = column
 
 
 def column_at(
@@ -182,7 +236,7 @@ def column_at(
 
     Raises ValueError if no column, or more than one, has that name or position.
     """
-    theirs = form.columns[ours]
+    theirs = single(form.columns[ours])
     name = theirs if isinstance(theirs, str) else names[theirs - 1] if theirs <= len(names) else None
     if name is None or name not in names:
         raise missing_column(form, ours, names, where, first_rows)
@@ -195,11 +249,12 @@ def column_at(
 
 def missing_column(
     form: TableFormat, ours: str, names: Sequence[str], where: str, first_rows: Sequence[str] = ()
-) -> ValueError:
+) -> MissingColumn:
     """Error for a missing mapped column, with the file's columns, first rows and settings."""
     rows = "".join(f"\n  {printable(row)}" for row in first_rows)
-    return ValueError(
+    return MissingColumn(
+        ours,
         f"{form.section}.columns.{ours}: received {form.columns[ours]!r}, but {where} has {len(names)} column(s): "
-        f"{', '.join(map(repr, names[:50]))}{'. The first rows:' if rows else '.'}{rows}\n"
-        f"Settings in force: {form.describe()}"
+        f"{', '.join(repr(name[:LONGEST]) for name in names[:50])}{'. The first rows:' if rows else '.'}{rows}\n"
+        f"Settings in force: {form.describe()}",
     )

@@ -70,7 +70,7 @@ def cli() -> None:
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool, fail_on_alert: bool) -> None:
     """Run STAGES and the stages they need (all: every stage)."""
     from pipeline.orchestration.process_group import is_leader
-    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm
+    from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm, read_databases
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
     if fail_on_alert and "monitor" not in names:
@@ -80,6 +80,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool, fail_o
         if not leads:
             return
         with ended_by_sigterm():
+            read_databases(config, names, force=force)
             summaries = bring_up_to_date(
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )
@@ -231,6 +232,22 @@ def prune(config: Any, keep: int, excluded: bool, dry_run: bool) -> None:
     from pipeline.commands.prune import prune as remove
 
     remove(config, keep=keep, dry_run=dry_run)
+
+
+@cli.command("init")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; default: NAME.toml.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
+def start(files: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+    """Look into FILE... (a log, tables of items and users) and write a configuration for them."""
+    from pipeline.commands.init import init
+
+    init(files, output, as_json=as_json)
 
 
 @cli.command("config")

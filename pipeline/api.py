@@ -130,10 +130,11 @@ def run(
     force: rebuild the named stages even if up to date; say: receives one line per stage.
     Raises ConfigError for a wrong setting or stage, LookbackError for bad data or a failed stage.
     """
-    from pipeline.orchestration.runner import bring_up_to_date
+    from pipeline.orchestration.runner import bring_up_to_date, read_databases
 
     loaded = _load(config, set)
     names = [name for stage in stages for name in (STAGES if stage == "all" else (stage,))]
+    read_databases(loaded, names, force=force)
     bring_up_to_date(loaded, names, force=force, show_progress=sys.stderr.isatty(), say=say)
     return Run(loaded)
 

@@ -20,8 +20,8 @@ INTRODUCTION = """\
 The output of `lookback config`; `lookback config SECTION` prints one section, `--all` the expert keys too, `--json` JSON.
 
 A configuration is one TOML file. `--set section.key=value` (`SET="…"` with make) overrides a key. Unknown keys are refused
-with the nearest valid one named. Only `name` and `events.path`, `events.columns` are required; the sections `[items]`,
-`[users]`, `[simulate]` and `[data]` are optional as a whole.
+with the nearest valid one named. Only `name`, `events.columns` and `events.path` (or `database` and `query`) are
+required; the sections `[items]`, `[users]`, `[simulate]` and `[data]` are optional as a whole.
 """
 
 

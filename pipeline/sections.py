@@ -179,8 +179,8 @@ class ScoreConfig(Section):
     deny: str | list[str] | None = None
     """Denylist, items never recommended: a Parquet file with `item_id`, or a list of ids. Unknown ids are counted."""
     availability: str | None = None
-    """Availability windows: a Parquet file with `item_id`, `available_from`, `available_until` (UTC without a zone;
-    null: no limit). Items not in the file are always available."""
+    """Availability windows: a Parquet file with `item_id`, `available_from`, `available_until` (in
+    `events.timezone` without a zone; null: no limit). Items not in the file are always available."""
     at: str | None = None
     """Time of the request, as an ISO time: histories hold the events before it, and model, popularity and `availability` take it
     as the present. By default that of the log's newest regular event, the newest with a tenth of a median day's events in the
@@ -198,6 +198,9 @@ class ScoreConfig(Section):
     shadows: list[str] = []
     """Systems whose lists for the same users are kept in `shadows/` and never delivered: counting baselines, and beside a
     registered `model` also previous (the model of the lists before), challenger, or models:/…"""
+    max_item_age_days: float = Field(0.0, ge=0)
+    """Longest time since an item's last event, in days. Older items are left out, and so are those whose row in the items table
+    has vanished since the training; 0: off."""
     segment: str = "auto"
     """Column of the users' table with segments: users without a known interaction get popular items of their segment. auto: the
     first column with 2 to 20 values; none."""

@@ -37,12 +37,13 @@ ARROWS = {
         "histories shapes settings",
     ),
     "features": (
-        "profiling",
+        "profiling discovery",
         "histories",
         "events",
         "readers",
         "tables parallel content simulate",
         "schema settings printable memory",
+        "conditions",
     ),
 }
 """Package -> its sub-packages and modules from top to bottom: each imports what stands below it, and nothing else."""

@@ -7,6 +7,8 @@ from features.schema import IdType
 LARGEST_EXACT_FLOAT = 2**53
 LONGEST_BYTES = 64 << 10
 """Maximum length of an id or an event type, in UTF-8."""
+_ODD_ENDINGS = (" ", "\t", "\u00a0", ".0", "00")
+"""Ends of ids that may have another spelling; looked for before the slower patterns."""
 
 
 def plain(ids: pl.Series) -> pl.Series:
@@ -46,7 +48,7 @@ def is_too_long(ids: pl.Series) -> pl.Series:
 def canonical(ids: pl.Series) -> pl.Series:
     """[n] Int64: each id of `plain` as an integer, null where it is not written as one.
 
-    -?[1-9][0-9]* or 0 within 64 bits, and the same followed by .0; not 007, +7, a blank before 7, or -0.
+    -?[1-9][0-9]* or 0 within 64 bits, and the same followed by .0 or between blanks; not 007, +7 or -0.
     """
     if ids.dtype == pl.Int64:
         return ids
@@ -54,11 +56,49 @@ def canonical(ids: pl.Series) -> pl.Series:
     is_odd = (number.is_null() | (ids < "1")) & ids.is_not_null()  # or begins with a sign or a zero
     if not is_odd.any():
         return number
-    odd = ids.filter(is_odd).str.replace(r"^(-?\d+)\.0+$", "$1")
+    odd = spelled(ids.filter(is_odd))
     of_odd = odd.cast(pl.Int64, strict=False)
     return number.scatter(is_odd.arg_true(), of_odd.set(of_odd.cast(pl.String) != odd, None))
 
 
+def spelled(ids: pl.Series) -> pl.Series:
+    """[n] Text ids in their one spelling: without outer blanks, and whole numbers without .0 at their end."""
+    is_odd = ids < "!"  # empty, or begins with a blank or a control character
+    for ending in _ODD_ENDINGS:
+        is_odd |= ids.str.ends_with(ending)
+    is_odd = is_odd.fill_null(value=False)
+    if not is_odd.any():
+        return ids
+    odd = ids.filter(is_odd).str.strip_chars().str.replace(r"^(0|-?[1-9]\d*)\.0+$", "$1")
+    return ids.scatter(is_odd.arg_true(), odd)
+
+
 def typed(ids: pl.Series, kind: IdType) -> pl.Series:
-    """Ids of `plain` in their final type; null where int64 is required and the id is not a canonical one."""
-    return canonical(ids) if kind == "int64" else ids.cast(pl.String)
+    """Ids of `plain` in their final type and spelling; null where int64 is required and the id is not a canonical one."""
+    if kind == "int64":
+        return canonical(ids)
+    return spelled(ids) if ids.dtype == pl.String else ids.cast(pl.String)
+
+
+def describe_bad(text: object) -> str:
+    """What is wrong with an id that is refused."""
+    num_bytes = len(str(text).encode())
+    if num_bytes > LONGEST_BYTES:
+        return f"{num_bytes:,} bytes, expected at most {LONGEST_BYTES:,}"
+    return 'not an integer of 64 bits, which id_types = "int64" asks for'
+
+
+def have_form_of(ids: pl.Series, known: pl.Series) -> pl.Series:
+    """[n] whether ids look like the known ones: the same kinds of characters, at most one more or fewer than they have."""
+    forms = _forms(known.cast(pl.String))
+    lengths = known.cast(pl.String).str.len_chars()
+    text = ids.cast(pl.String)
+    shortest, longest = lengths.min() or 0, lengths.max() or 0
+    is_long_enough = text.str.len_chars().is_between(int(str(shortest)) - 1, int(str(longest)) + 1)
+    return _forms(text).is_in(forms.unique().implode()) & is_long_enough
+
+
+def _forms(text: pl.Series) -> pl.Series:
+    """[n] kinds of characters of each id: digits, letters, and others by themselves, each once."""
+    kinds = text.str.replace_all(r"\d", "9").str.replace_all(r"\pL", "a")
+    return kinds.str.split("").list.unique().list.sort().list.join("")

@@ -1,25 +1,31 @@
 """Side tables written in JSON, as blocks of columns of text."""
 
+import ast
+import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from features import schema, tables
 from features.printable import LONGEST, printable
-from features.readers import json_lines, json_members, sources
+from features.readers import json_lines, json_members, json_values, records, sources
 from features.schema import CATEGORIES, EMBEDDING, ITEM_ID
-from features.settings import TableFormat
+from features.settings import Column, TableFormat, columns_of
+from features.tables import Chunk, MissingColumn, Rows
 
 BLOCK_CHARACTERS = 1 << 20
 """Minimum length of the JSON objects of a block; as Python objects they take up to fifty times as much."""
 
-_Objects = Iterator[tuple[dict[str, Any] | None, int]]
-"""JSON objects, None for what is none, each with its number of characters."""
+_START_BYTES = 1 << 12
+
+_Objects = Iterator[tuple[Mapping[str, Any] | None, Any, int]]
+"""JSON objects, None for what is none; each with its line or else its value, and its number of characters."""
 NUMBER = r"[^\[\],;|\s]+"
 """Pattern of one number in the text of an embedding."""
 
@@ -36,13 +42,17 @@ class ObjectColumns:
         self._lists: set[str] = set()
         """Columns with a value, and with one that is a list."""
 
-    def blocks(self, path: Path, *, whole: bool) -> Iterator[tuple[pl.DataFrame, int]]:
-        """Ids as text and all other columns as lists of text, and the number of all objects of each block; at least one.
+    def blocks(self, path: Path, *, whole: bool) -> Iterator[Chunk]:
+        """Chunks of ids as text and all other columns as lists of text; at least one.
 
-        whole: one JSON object from id to attributes, instead of an object per line. Raises ValueError for something else.
+        whole: one JSON object from id to attributes, or an array of objects, instead of an object per line. Raises ValueError for
+        something else.
         """
+        whole = whole and not self._is_array(path)
         for block in _cut(self._members(path) if whole else self._lines(path)):
-            yield self._frame([tree for tree in block if tree is not None]), len(block)
+            frame = self._frame([tree or {} for tree, _ in block])
+            broken = np.array([tree is None for tree, _ in block], dtype=bool)
+            yield Chunk(frame, broken, functools.partial(_raw, [content for _, content in block]))
 
     def finished(self, table: pl.DataFrame) -> pl.DataFrame:
         """The table without absent columns that are not mapped; attributes of users without any list become text.
@@ -51,9 +61,10 @@ class ObjectColumns:
         """
         absent = [name for name in self._columns if name not in self._seen]
         if self._keys and absent and (self._form.columns or self._id_name in absent):
-            raise ValueError(
+            raise MissingColumn(
+                absent[0],
                 f"{self._form.section}.columns.{absent[0]}: {self._where}: nothing at {self._columns[absent[0]]!r} in any "
-                f"object; found {', '.join(sorted(self._keys)[:50])}"
+                f"object; found {', '.join(sorted(self._keys)[:50])}",
             )
         present = [
             name for name in table.columns if self._form.columns or name not in {*absent} - {self._id_name}
@@ -66,13 +77,13 @@ class ObjectColumns:
         ]
         return table.select(present).with_columns(texts)
 
-    def _frame(self, trees: list[dict[str, Any]]) -> pl.DataFrame:
+    def _frame(self, trees: list[Mapping[str, Any]]) -> pl.DataFrame:
         columns = []
-        ids = [json_lines.at_path(tree, str(self._columns[self._id_name])) for tree in trees]
+        ids = [_value(tree, self._columns[self._id_name], self._form) for tree in trees]
         for tree in trees:
             json_lines.collect_keys(tree, self._keys)
         for name, theirs in self._columns.items():
-            values = [json_lines.at_path(tree, str(theirs)) for tree in trees]
+            values = [_value(tree, theirs, self._form) for tree in trees]
             if any(value is not None for value in values):
                 self._seen.add(name)
             if any(isinstance(value, list) for value in values):
@@ -100,7 +111,8 @@ class ObjectColumns:
         """Elements of a list, nested lists flattened; categories of a text, numbers of the text of an embedding."""
         if isinstance(value, str) and self._separator is not None and name in (CATEGORIES, EMBEDDING):
             if name == CATEGORIES:
-                yield from value.split(self._separator, tables.MAX_FIELDS)
+                found = written_list(value) if value.lstrip().startswith("[") else None
+                yield from value.split(self._separator, tables.MAX_FIELDS) if found is None else found
             else:
                 yield from (match[0] for match in re.finditer(NUMBER, value))
             return
@@ -115,14 +127,14 @@ class ObjectColumns:
     def _members(self, path: Path) -> _Objects:
         """Members of one JSON object, {id: {…}} or {id: [category, …]}, as objects with the id under the source's name."""
         id_key, categories = (str(self._form.columns.get(name, name)) for name in (self._id_name, CATEGORIES))
-        with sources.open_bytes(path) as stream:
-            first = tables.without_mark(stream.read(4), self._where, self._form.section)
+        with sources.open_text(path, self._form) as stream:
             try:
-                for key, value, length in json_members.members(stream, first, self._form.encoding):
+                for key, value, length in json_members.members(stream):
                     if isinstance(value, dict):
-                        yield {**value, id_key: key}, length
+                        yield {**value, id_key: key}, {key: value}, length
                     else:
-                        yield {categories: value, id_key: key} if self._id_name == ITEM_ID else None, length
+                        tree = {categories: value, id_key: key} if self._id_name == ITEM_ID else None
+                        yield tree, {key: value}, length
             except json_members.NotAnObject:
                 raise ValueError(
                     f"{self._form.section}.path: {self._where}: is not one JSON object from {self._id_name} to its attributes, "
@@ -130,11 +142,29 @@ class ObjectColumns:
                     f'{self._form.section}.format = "jsonl"'
                 ) from None
 
+    def _is_array(self, path: Path) -> bool:
+        with sources.open_text(path, self._form) as stream:
+            return stream.read(_START_BYTES).lstrip().startswith(b"[")
+
     def _lines(self, path: Path) -> _Objects:
-        with sources.open_bytes(path) as stream:
-            for lines in json_lines.json_lines(stream, self._form, self._where):
+        with sources.open_text(path, self._form) as stream:
+            for lines in json_lines.json_lines(stream, self._where):
                 for line in lines:
-                    yield json_lines.parse_object(line, self._form.encoding), len(line)
+                    yield json_values.parse_object(line), line, len(line)
+
+
+def _value(tree: Mapping[str, Any], theirs: Column, form: TableFormat) -> Any:
+    """The value of a mapped column in an object, also of one from several."""
+    values = [json_values.at_path(tree, str(column)) for column in columns_of(theirs)]
+    if isinstance(theirs, str | int):
+        return values[0]
+    texts = [_as_text(value) for value in values]
+    found = [text for text in texts if text is not None and text.strip() not in ("", *form.missing)]
+    if isinstance(theirs, dict) and "first_of" in theirs:
+        return found[0] if found else None
+    if isinstance(theirs, dict):
+        return records.JOINED_BY.join(found) if len(found) == len(values) else None
+    return " ".join(found) or None
 
 
 def too_many_parts(where: str, id_: Any, num_parts: int) -> ValueError:
@@ -144,12 +174,33 @@ def too_many_parts(where: str, id_: Any, num_parts: int) -> ValueError:
     )
 
 
-def _cut(objects: _Objects) -> Iterator[list[dict[str, Any] | None]]:
+def written_list(text: str) -> list[str] | None:
+    """Elements of a list as Python or JSON writes it, as text; None for other text."""
+    try:
+        found: Any = ast.literal_eval(
+            text.strip().replace("null", "None") if "null" in text else text.strip()
+        )
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return [str(element) for element in found if element is not None] if isinstance(found, list) else None
+
+
+def _raw(contents: list[Any], rows: Rows) -> list[str]:
+    """Text of objects by their number in a block."""
+    return [
+        tables.as_text(content, "utf-8")
+        if isinstance(content := contents[row], bytes)
+        else _as_text(content) or ""
+        for row in rows.tolist()
+    ]
+
+
+def _cut(objects: _Objects) -> Iterator[list[tuple[Mapping[str, Any] | None, Any]]]:
     """Blocks of objects of BLOCK_CHARACTERS and more; at least one."""
-    block: list[dict[str, Any] | None] = []
+    block: list[tuple[Mapping[str, Any] | None, Any]] = []
     num_characters, is_first = 0, True
-    for tree, length in objects:
-        block.append(tree)
+    for tree, content, length in objects:
+        block.append((tree, content))
         num_characters += length
         if num_characters >= BLOCK_CHARACTERS:
             yield block

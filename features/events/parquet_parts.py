@@ -61,18 +61,22 @@ def _ends(ids: pl.DataFrame) -> list[Any]:
 
 
 def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:
-    """(source_file, source_row) of every event with the user, item, timestamp and type of an earlier one in that order.
+    """(source_file, source_row) of every event with the user, item, timestamp and type of an earlier one, in order of the parts.
 
     Works through buckets of users, so memory is bounded.
     """
     key = [USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE]
-    log = schema.scan(parts, schema.EVENTS).select(*key, SOURCE_FILE, SOURCE_ROW)
+    places = [
+        schema.scan(part, schema.EVENTS).select(*key, SOURCE_FILE, SOURCE_ROW, part=pl.lit(number, pl.Int32))
+        for number, part in enumerate(parts)
+    ]
+    log = pl.concat(places)
     num_buckets = -(-num_rows // _BUCKET_ROWS)
     repeats = []
     for bucket in range(max(num_buckets, 1)):
         events = (
             log.filter(pl.col(USER_ID).hash() % max(num_buckets, 1) == bucket)
-            .sort(SOURCE_FILE, SOURCE_ROW)
+            .sort("part", SOURCE_ROW)
             .collect()
         )
         repeats.append(events.filter(~pl.struct(key).is_first_distinct()).select(SOURCE_FILE, SOURCE_ROW))

@@ -36,6 +36,30 @@ def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:
     return _iso(text, timezone) if unit == "iso" else _by_pattern(text, unit, timezone)
 
 
+def describe_impossible(value: object, moment: int | None, unit: str, span: tuple[int, int]) -> str:
+    """What is wrong with a time: how it is read in its unit, and a unit in which it would be possible.
+
+    moment: as of `microseconds`. span: earliest and latest possible time, in microseconds since the epoch.
+    """
+    is_number = unit in DIGITS and not isinstance(value, datetime.date)
+    if moment is None:
+        return f"{str(value)[:40]!r} is no time in the unit {unit}"
+    side, limit = ("before", span[0]) if moment < span[0] else ("after", span[1])
+    text = f"{side} {_day(limit)}" + (f" read as {unit}" if is_number else "")
+    for other in DIGITS if is_number else ():
+        number = _scaled(pl.Series([value]), DIGITS[other], fractions=True)[0]
+        if number is not None and span[0] <= number <= span[1]:
+            return f"{text}; as {other} it would be {_day(number)}"
+    return text
+
+
+def _day(moment: int) -> str:
+    try:
+        return str((_EPOCH + datetime.timedelta(microseconds=moment)).date())
+    except OverflowError:
+        return "the year 9999" if moment > 0 else "the year 1"
+
+
 def _utc(moments: pl.Series, timezone: str) -> pl.Series:
     """Microseconds since the epoch of datetimes with a time zone, or without one and then in `timezone`."""
     if getattr(moments.dtype, "time_zone", None) is None:

@@ -41,28 +41,32 @@ def build(
     event_types: Sequence[str],
     *,
     drop_consecutive: bool = False,
+    by_place: bool = False,
     bucket_events: int = BUCKET_EVENTS,
 ) -> tuple[JaggedHistories, dict[str, int]]:
     """Write whole histories of every user to a folder; return them memory-mapped, and the events left out by reason.
 
     parts: Parquet files with the columns of `schema.EVENTS`, in order of their source files, rows in order of source_row;
-    every id must be in its vocabulary. user_counts: [users] events of each. Left out: `consecutive_repeat`.
+    every id must be in its vocabulary. user_counts: [users] events of each. by_place: the time of an event is its place in the
+    log, whatever its timestamp. Left out: `consecutive_repeat`.
     """
     offsets = np.concatenate(([0], np.cumsum(user_counts)))
     ranges = list(user_ranges(offsets, bucket_events))
     num_dropped = 0
     with tempfile.TemporaryDirectory(dir=folder, prefix=".buckets-") as place, ExitStack() as stack:
-        buckets = _distribute(_encoded(parts, users, items, event_types), ranges, len(users), Path(place))
+        events = _encoded(parts, users, items, event_types)
+        events = _numbered(events) if by_place else events
+        buckets = _distribute(events, ranges, len(users), Path(place))
         arrays = {
             name: stack.enter_context(_ArrayWriter(folder / f"{name}.npy", np.dtype(kind)))
             for name, kind in _FLAT.items()
         }
         lengths = []
         for (first, last), bucket in zip(ranges, buckets, strict=True):
-            events = _sorted(_read(bucket))
+            ordered = _sorted(_read(bucket))
             bucket.unlink()
-            kept = _without_repeats(events) if drop_consecutive else events
-            num_dropped += len(events) - len(kept)
+            kept = _without_repeats(ordered) if drop_consecutive else ordered
+            num_dropped += len(ordered) - len(kept)
             lengths.append(np.bincount(kept["user_index"].to_numpy() - first, minlength=last - first))
             for name, array in arrays.items():
                 array.append(kept[name].to_numpy())
@@ -91,6 +95,16 @@ def _encoded(
                     .alias("event_type"),
                     pl.col(schema.VALUE).fill_null(float("nan")).alias("value"),
                 )
+
+
+def _numbered(chunks: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The events with their place in the log, from 1, as their time."""
+    num_before = 0
+    for chunk in chunks:
+        yield chunk.with_columns(
+            time=pl.int_range(num_before + 1, num_before + len(chunk) + 1, dtype=pl.Int64)
+        )
+        num_before += len(chunk)
 
 
 def _row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:

@@ -21,6 +21,8 @@ MIN_SHARE = 0.005
 MODERATE, LARGE = 0.1, 0.25
 MIN_EVENTS = 100
 """Minimum number of new events for an index."""
+MORE_LEFT_OUT = 0.01
+"""Growth of the share of rows that are no events for one reason, above which a warning is given."""
 MAX_REMOVED = 0.05
 """Maximum removed events, as a share of the new ones: beyond it the difference of counts does not describe the new events."""
 
@@ -70,7 +72,7 @@ class Drift:
     new_item_share: float | None
     """Share of new events on items without previous events."""
     warnings: list[str]
-    """Large drifts, a sentence each."""
+    """Large drifts, and reasons for which more rows are no events, a sentence each."""
     notes: list[str]
     """Limits of the comparison, a sentence each."""
 
@@ -142,7 +144,7 @@ def compare(before_items: pl.DataFrame, before: Profile, now_items: pl.DataFrame
         items=items,
         types=types,
         new_item_share=None if items is None else items.new[-1],
-        warnings=list(_warnings(items, types, added)),
+        warnings=[*_warnings(items, types, added), *_left_out_more(before, now)],
         notes=notes,
     )
 
@@ -156,6 +158,16 @@ def _warnings(items: Stability | None, types: Stability | None, added: int) -> I
         )
     if types is not None and types.level == "large":
         yield f"event types: population stability index {types.psi:.2f}: the {added:,} new events {says}"
+
+
+def _left_out_more(before: Profile, now: Profile) -> Iterator[str]:
+    """A sentence for each reason for which a share of the rows larger by MORE_LEFT_OUT is no events."""
+    if not (before.rows_in and now.rows_in):
+        return
+    for reason, number in sorted(now.rows_left_out.items()):
+        share, share_before = number / now.rows_in, before.rows_left_out.get(reason, 0) / before.rows_in
+        if share - share_before > MORE_LEFT_OUT:
+            yield f"rows left out ({reason}): {share:.1%} of all rows, last time {share_before:.1%}"
 
 
 def _matched(before: pl.DataFrame, now: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -5,7 +5,7 @@ only the quantiles of gaps come from a histogram of 64 bins per factor of two, a
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +119,10 @@ class Profile:
     """Share of events on the item of the user's previous event."""
     times: Times | None
     """None if only the order of events is known."""
+    rows_in: int = 0
+    """Rows of the source files; 0 if unknown."""
+    rows_left_out: dict[str, int] = field(default_factory=dict)
+    """Reason to number of rows that are no events."""
 
     def save(self, path: Path) -> None:
         """As JSON."""

@@ -1,202 +1,120 @@
 """Delimited text (csv): separators of any length, quotes, embedded line ends, undecodable bytes.
 
-A field is quoted where it begins with a quote; it ends with a quote before a separator or the end of the line, and "" within
-stands for one quote. A quote anywhere else is a character like any other. Every line that has another number of fields than the
-header (without one: than most of the first lines) is broken. Blank lines are no rows.
+Every line that has another number of fields than the header (without one: than most of the first lines) is broken, unless
+`ragged` is fill. Blank lines, comments and a header that comes again are no rows. A quote that would make one row of lines that
+are whole rows themselves is a stray one: its line is broken, and the others are rows.
 
 pyarrow.csv takes 0.7 times the CPU, but keeps no raw text of rows refused later, lets an open quote swallow the rest of the file
 and fails a column for one undecodable byte (tests/benchmarks/results/2026-11-29-readers.md).
 """
 
-import collections
 import functools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from features import tables
+from features.readers import dialect as dialects
+from features.readers.dialect import LINES_PER_ROW, Dialect, Unclosed
 from features.settings import TableFormat
-from features.tables import Chunk, Reading, Rows
-
-LINES_PER_ROW = 100
-"""Maximum lines of a row; a quote not closed by then, or within the longest row's bytes, is a stray one."""
+from features.tables import Chunk, Reading, Rows, TextStream
 
 _LINE_FEED = 10
-FIRST_BYTES = 1 << 20
-_FIRST_LINES = 1000
 _MAX_SUSPECTS = 1000
 """Maximum lines of a chunk whose fields are counted one by one."""
 _UNUSED = [bytes([code]) for code in (*range(0x1F, 0x1B, -1), *range(1, 9))]
-_CLOSING = re.compile(r'[^"]*+(?:""[^"]*+)*+"')
 
 
-class Unclosed(Exception):
-    """A quoted field does not end within the text."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Positions of the mapped fields."""
-
-    separator: bytes
-    num_fields: int
-    positions: dict[str, int]
-    """Our name to the field's position from 0."""
-
-
-def read(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Reading]:
+def read(stream: TextStream, form: TableFormat, where: str) -> Iterator[Reading]:
     """Chunks of rows of a delimited text; those without quotes are parsed when called, by the caller's threads.
 
     Raises ValueError for a missing mapped column, naming the columns of the file.
     """
-    start = _first_block(stream, where, form.section)
-    names, start = _header(start, form, where) if form.header else (None, start)
-    layout = _layout(_normal(start, form.encoding), names, form, where)
-    if layout is None:
+    dialect, start = dialects.find(stream, form, where)
+    if dialect is None:
         return
     rest = b""
+    last_given: dict[str, pl.Series] = {}
     for block, last in tables.whole_lines(stream, start, where):
-        text = rest + _normal(block, form.encoding)
-        one_byte = layout.separator if len(layout.separator) == 1 else _unused(text)
-        if one_byte is not None and not _needs_care(text, layout.separator):
+        text = rest + dialects.normal(block)
+        if dialect.has_rest or dialect.given:
+            yield functools.partial(tables.given, _by_line(tables.Lines.of(text), dialect, last_given))
+            continue
+        one_byte = dialect.separator if len(dialect.separator) == 1 else _unused(text)
+        if one_byte is not None and not _needs_care(text, dialect):
             rest = b""
-            yield functools.partial(_parse, text, layout, one_byte)
+            yield functools.partial(_parse, text, dialect, one_byte)
         else:
-            chunk, used = _split_quoted(tables.Lines.of(text), layout, one_byte, last=last)
+            chunk, used = _split_quoted(tables.Lines.of(text), dialect, one_byte, last=last)
             rest = text[used:]
             yield functools.partial(tables.given, chunk)
 
 
-def header_names(stream: BinaryIO, form: TableFormat, where: str) -> list[str]:
-    """Column names in the header; empty without one."""
-    return _header(_first_block(stream, where, form.section), form, where)[0] if form.header else []
-
-
-def _first_block(stream: BinaryIO, where: str, section: str) -> bytes:
-    """The beginning of the file, at least one whole line."""
-    start = b""
-    while len(start) < FIRST_BYTES or b"\n" not in start.lstrip(b"\r\n"):
-        more = stream.read(FIRST_BYTES)
-        if not more:
-            break
-        start += more
-        tables.check_row_length(len(start) - FIRST_BYTES, where)
-    return tables.without_mark(start, where, section)
-
-
-def _header(start: bytes, form: TableFormat, where: str) -> tuple[list[str], bytes]:
-    """Names in the first row that is not blank, and the rest of the text."""
-    start = start.lstrip(b"\r\n")
-    end = 0
-    for _ in range(LINES_PER_ROW):
-        end = start.find(b"\n", end) + 1 or len(start)
-        text = start[:end].decode(form.encoding, errors="replace").rstrip("\r\n")
-        try:
-            names = split_row(text, form.separator)
-        except Unclosed:
-            if end < len(start):
-                continue
-            names = None
-        break
-    else:
-        names = None
-    if names is None:
-        end = start.find(b"\n") + 1 or len(start)
-        text = start[:end].decode(form.encoding, errors="replace").rstrip("\r\n")
-        if (num_fields := text.count(form.separator) + 1) > tables.MAX_FIELDS:
-            raise tables.too_many_fields(num_fields, form, where)
-        names = text.split(form.separator)
-    return [name.strip() for name in names], start[end:]
-
-
-def _layout(start: bytes, names: Sequence[str] | None, form: TableFormat, where: str) -> _Layout | None:
-    """Positions of the mapped fields; None for a file without a row."""
-    lines = [line for line in start.split(b"\n", _FIRST_LINES)[:_FIRST_LINES] if line]
-    if not lines and (names is None or names == [""]):
-        return None
-    shown = [tables.as_text(line, "utf-8")[:200] for line in lines[:3]]
-    if names is None:
-        names = _numbered(lines, form)
-    positions = {}
-    for ours, theirs in form.columns.items():
-        name = tables.column_at(form, ours, names, where, shown)
-        positions[ours] = theirs - 1 if isinstance(theirs, int) else names.index(name)
-    return _Layout(form.separator.encode(), len(names), positions)
-
-
-def _numbered(lines: Sequence[bytes], form: TableFormat) -> list[str]:
-    """Without a header: "1", "2", … for as many fields as most of the first lines have."""
-    for ours, theirs in form.columns.items():
-        if isinstance(theirs, str):
-            raise ValueError(
-                f"{form.section}.columns.{ours}: received the name {theirs!r}, expected a position from 1, "
-                f"as there is no header ({form.section}.header = false)"
-            )
-    counts = collections.Counter(_count_fields(line, form.separator) for line in lines)
-    return [str(position + 1) for position in range(counts.most_common(1)[0][0])]
-
-
-def _count_fields(line: bytes, separator: str) -> int:
-    try:
-        fields = split_row(line.rstrip(b"\r").decode(errors="replace"), separator)
-    except Unclosed:
-        fields = None
-    return 0 if fields is None else len(fields)
-
-
-def split_row(text: str, separator: str) -> list[str] | None:
-    """Unquoted fields of one row; None if text follows a closing quote or there are too many. Raises Unclosed."""
-    fields: list[str] = []
-    position = 0
-    while len(fields) < tables.MAX_FIELDS:
-        if text.startswith('"', position):
-            closing = _CLOSING.match(text, position + 1)
-            if closing is None:
-                raise Unclosed
-            fields.append(text[position + 1 : closing.end() - 1].replace('""', '"'))
-            position = closing.end()
-            if position == len(text):
-                return fields
-            if not text.startswith(separator, position):
-                return None
-            position += len(separator)
-        else:
-            end = text.find(separator, position)
-            fields.append(text[position:] if end < 0 else text[position:end])
-            if end < 0:
-                return fields
-            position = end + len(separator)
-    return None
-
-
-def _normal(block: bytes, encoding: str) -> bytes:
-    """Whole lines as UTF-8 (invalid bytes kept), each ended by one line feed."""
-    block = tables.as_utf8(block, encoding)
-    if b"\r" in block:
-        block = block.replace(b"\r\n", b"\n")
-    return block if not block or block.endswith(b"\n") else block + b"\n"
-
-
-def _parse(text: bytes, layout: _Layout, one_byte: bytes) -> Chunk:
+def _parse(text: bytes, dialect: Dialect, one_byte: bytes) -> Chunk:
     """The rows of whole lines without quotes."""
-    plain = text if one_byte == layout.separator else text.replace(layout.separator, one_byte)
+    plain = text if one_byte == dialect.separator else text.replace(dialect.separator, one_byte)
     is_valid = tables.is_utf8(text)
-    frame = _fields(plain, layout, one_byte, is_valid=is_valid)
+    frame = _fields(plain, dialect, one_byte, is_valid=is_valid)
     suspects = ((frame["_last"] == "") | (frame["_beyond"] != "")).arg_true().to_numpy()
-    if is_valid and _is_regular_block(plain, suspects, len(frame), layout, one_byte):
-        return Chunk(frame.select(*layout.positions), np.zeros(len(frame), dtype=bool), _raw(text))
+    others = _may_hold_others(text, dialect)
+    if is_valid and not others and _is_regular_block(plain, suspects, len(frame), dialect, one_byte):
+        return Chunk(
+            frame.select(*dialect.positions), np.zeros(len(frame), dtype=bool), _raw(text), dialect.why
+        )
     lines = tables.Lines.of(text)
     assert len(frame) == len(lines)
-    broken = _wrong_counts(plain, suspects, lines, layout, one_byte) | lines.undecodable()
-    kept = np.flatnonzero(lines.ends > lines.starts)
+    broken = lines.undecodable()
+    if not dialect.is_filled:
+        broken |= _wrong_counts(plain, suspects, lines, dialect, one_byte)
+    kept = np.flatnonzero(_are_rows(lines, dialect))
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
-    return Chunk(frame.select(*layout.positions), broken, lines.raw(kept, kept))
+    return Chunk(frame.select(*dialect.positions), broken, lines.raw(kept, kept), dialect.why)
+
+
+def _by_line(lines: tables.Lines, dialect: Dialect, last_given: dict[str, pl.Series]) -> Chunk:
+    """The rows of lines without quotes: the last field may be the rest of a line, and lines between the rows give values.
+
+    last_given: our name to the last value of the text before, which holds on.
+    """
+    texts = lines.texts().str.strip_chars_end("\r\n")
+    is_row = pl.Series(_are_rows(lines, dialect))
+    columns = {}
+    for ours, pattern in dialect.given:
+        value = texts.str.extract(pattern, 1)
+        is_row &= value.is_null()
+        before = last_given.get(ours, value.clear().extend_constant(None, 1))
+        columns[ours] = pl.concat([before, value]).fill_null(strategy="forward")[1:]
+        last_given[ours] = pl.concat([before, columns[ours]])[-1:]
+    num_fields = dialect.num_fields
+    fields = texts.str.splitn(dialect.quoting.separator, num_fields).struct.unnest()
+    columns |= {ours: fields.to_series(position) for ours, position in dialect.positions.items()}
+    broken = lines.undecodable()
+    if not dialect.is_filled and not dialect.has_rest:
+        count = texts.str.count_matches(dialect.quoting.separator, literal=True)
+        broken |= (count != num_fields - 1).to_numpy()
+    kept = np.flatnonzero(is_row.to_numpy())
+    return Chunk(pl.DataFrame(columns)[kept], broken[kept], lines.raw(kept, kept), dialect.why)
+
+
+def _may_hold_others(text: bytes, dialect: Dialect) -> bool:
+    """Whether comments, or the header again, may be among the lines."""
+    marks = [mark for mark in (dialect.comment, dialect.header) if mark]
+    return any(text.startswith(mark) or b"\n" + mark in text for mark in marks)
+
+
+def _are_rows(lines: tables.Lines, dialect: Dialect) -> NDArray[np.bool_]:
+    """[lines] whether a line is neither blank nor a comment nor the header again."""
+    flags = lines.ends > lines.starts
+    if _may_hold_others(lines.text, dialect):
+        comment, header = dialect.comment, dialect.header
+        for line in np.flatnonzero(flags).tolist():
+            text = lines.line(line)
+            flags[line] = not ((comment and text.startswith(comment)) or (header and text == header))
+    return flags
 
 
 def _raw(text: bytes) -> Callable[[Rows], list[str]]:
@@ -210,10 +128,13 @@ def _raw(text: bytes) -> Callable[[Rows], list[str]]:
     return raw
 
 
-def _needs_care(text: bytes, separator: bytes) -> bool:
+def _needs_care(text: bytes, dialect: Dialect) -> bool:
     """Whether a field may be quoted, or holds a carriage return (which the fast parser would strip)."""
+    quote = dialect.quoting.quote.encode()
     return b"\r" in text or (
-        b'"' in text and (separator + b'"' in text or b'\n"' in text or text.startswith(b'"'))
+        bool(quote)
+        and quote in text
+        and (dialect.separator + quote in text or b"\n" + quote in text or text.startswith(quote))
     )
 
 
@@ -223,16 +144,16 @@ def _unused(text: bytes) -> bytes | None:
 
 
 def _fields(
-    text: bytes, layout: _Layout, separator: bytes, *, is_valid: bool = True, quotes: bool = False
+    text: bytes, dialect: Dialect, separator: bytes, *, is_valid: bool = True, quote: str = ""
 ) -> pl.DataFrame:
     """Mapped fields of every line as text, the last one (`_last`) and the one beyond (`_beyond`); empty if absent."""
-    names = [str(position).encode() for position in range(layout.num_fields + 1)]
-    positions = layout.positions | {"_last": layout.num_fields - 1, "_beyond": layout.num_fields}
+    names = [str(position).encode() for position in range(dialect.num_fields + 1)]
+    positions = dialect.positions | {"_last": dialect.num_fields - 1, "_beyond": dialect.num_fields}
     return pl.read_csv(
         b"".join((separator.join(names), b"\n", text)),
         columns=sorted({str(position) for position in positions.values()}),
         separator=separator.decode(),
-        quote_char='"' if quotes else None,
+        quote_char=quote or None,
         encoding="utf8" if is_valid else "utf8-lossy",
         infer_schema=False,
         empty_string_is_null=False,
@@ -241,7 +162,7 @@ def _fields(
 
 
 def _is_regular_block(
-    text: bytes, suspects: NDArray[np.integer], num_lines: int, layout: _Layout, separator: bytes
+    text: bytes, suspects: NDArray[np.integer], num_lines: int, dialect: Dialect, separator: bytes
 ) -> bool:
     """Whether every line, without quotes, has the right number of fields, as far as fast checks show; blank lines do not.
 
@@ -252,17 +173,17 @@ def _is_regular_block(
         return False
     codes = np.frombuffer(text, np.uint8)
     is_separator = codes == separator[0]
-    if np.count_nonzero(is_separator) != num_lines * (layout.num_fields - 1):
+    if np.count_nonzero(is_separator) != num_lines * (dialect.num_fields - 1):
         return False
     if not len(suspects):
         return True
     is_end = codes == _LINE_FEED
     marks = np.flatnonzero(is_separator | is_end)
-    return layout.num_fields > 1 and bool(is_end[marks[layout.num_fields - 1 :: layout.num_fields]].all())
+    return dialect.num_fields > 1 and bool(is_end[marks[dialect.num_fields - 1 :: dialect.num_fields]].all())
 
 
 def _wrong_counts(
-    text: bytes, suspects: NDArray[np.integer], lines: tables.Lines, layout: _Layout, separator: bytes
+    text: bytes, suspects: NDArray[np.integer], lines: tables.Lines, dialect: Dialect, separator: bytes
 ) -> NDArray[np.bool_]:
     """[lines] whether a line without quotes has the wrong number of fields.
 
@@ -271,14 +192,14 @@ def _wrong_counts(
     codes = np.frombuffer(text, np.uint8)
     is_wrong = np.zeros(len(lines), dtype=bool)
     if len(suspects) <= _MAX_SUSPECTS:
-        counts = np.array([lines.line(line).count(layout.separator) for line in suspects], dtype=np.int64)
-        others = (len(lines) - len(suspects)) * (layout.num_fields - 1)
+        counts = np.array([lines.line(line).count(dialect.separator) for line in suspects], dtype=np.int64)
+        others = (len(lines) - len(suspects)) * (dialect.num_fields - 1)
         if np.count_nonzero(codes == separator[0]) == others + counts.sum():
-            is_wrong[suspects] = counts != layout.num_fields - 1
+            is_wrong[suspects] = counts != dialect.num_fields - 1
             return is_wrong
     marks = np.flatnonzero((codes == separator[0]) | (codes == _LINE_FEED))
     ends_at = np.flatnonzero(codes[marks] == _LINE_FEED)
-    is_wrong[:] = np.diff(ends_at, prepend=-1) != layout.num_fields
+    is_wrong[:] = np.diff(ends_at, prepend=-1) != dialect.num_fields
     return is_wrong
 
 
@@ -292,75 +213,87 @@ class _Odd:
 
 
 def _split_quoted(
-    lines: tables.Lines, layout: _Layout, one_byte: bytes | None, *, last: bool
+    lines: tables.Lines, dialect: Dialect, one_byte: bytes | None, *, last: bool
 ) -> tuple[Chunk, int]:
     """The rows of text with quotes, and the bytes used: a row still open at the end waits for more text.
 
     Lines that are whole rows go to the fast parser, others one by one.
     """
     column = lines.texts()
-    is_regular = _is_regular(column, layout, one_byte) & (lines.ends > lines.starts)
+    is_row = _are_rows(lines, dialect)
+    is_regular = _is_regular(column, dialect, one_byte) & is_row
     if one_byte is not None and lines.is_valid and is_regular.all():
-        text = lines.text.replace(layout.separator, one_byte)
-        frame = _fields(text, layout, one_byte, quotes=True).select(*layout.positions)
+        text = lines.text.replace(dialect.separator, one_byte)
+        frame = _fields(text, dialect, one_byte, quote=dialect.quoting.quote).select(*dialect.positions)
         indices = np.arange(len(lines))
-        return Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(indices, indices)), len(lines.text)
-    odd, used = _odd_rows(lines, is_regular, layout, last=last)
+        chunk = Chunk(frame, np.zeros(len(lines), dtype=bool), lines.raw(indices, indices), dialect.why)
+        return chunk, len(lines.text)
+    odd, used = _odd_rows(lines, is_regular, is_row, dialect, last=last)
     for row in odd:
         is_regular[row.first : row.last + 1] = False
     regular = np.flatnonzero(is_regular[:used])
     first = np.concatenate((regular, np.array([row.first for row in odd], dtype=np.int64)))
     final = np.concatenate((regular, np.array([row.last for row in odd], dtype=np.int64)))
     order = np.argsort(first)
-    frame = pl.concat([_regular_rows(column[regular], layout, one_byte), _odd_frame(odd, layout)])[order]
+    frame = pl.concat([_regular_rows(column[regular], dialect, one_byte), _odd_frame(odd, dialect)])[order]
     broken = np.concatenate(
         (np.zeros(len(regular), dtype=bool), np.array([row.fields is None for row in odd], dtype=bool))
     )[order]
     first, final = first[order], final[order]
     num_bad_before = np.concatenate(([0], np.cumsum(lines.undecodable())))
     broken |= num_bad_before[final + 1] > num_bad_before[first]
-    return Chunk(frame, broken, lines.raw(first, final)), int(lines.ends[used - 1]) + 1 if used else 0
+    used_bytes = int(lines.ends[used - 1]) + 1 if used else 0
+    return Chunk(frame, broken, lines.raw(first, final), dialect.why), used_bytes
 
 
-def _is_regular(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> NDArray[np.bool_]:
+def _is_regular(texts: pl.Series, dialect: Dialect, one_byte: bytes | None) -> NDArray[np.bool_]:
     """[lines] whether the fast parser reads a line right: expected number of fields, quotes only around fields."""
-    if one_byte is None:
+    quoting = dialect.quoting
+    if one_byte is None or len(quoting.quote.encode()) > 1:
         return np.zeros(len(texts), dtype=bool)
-    if one_byte == layout.separator:
-        separator = re.escape(one_byte.decode())
-        field = f'(?:"(?:[^"\\r]|"")*"|[^"\\r\\n{separator}]*)'
-        return texts.str.contains(f"^{field}(?:{separator}{field}){{{layout.num_fields - 1}}}\n$").to_numpy()
-    count = texts.str.count_matches(layout.separator.decode(), literal=True)
-    return ((count == layout.num_fields - 1) & ~texts.str.contains(r'["\r]')).to_numpy()
+    special = "".join(pl.escape_regex(mark) for mark in (quoting.quote, quoting.escape)) + r"\r"
+    if one_byte == dialect.separator:
+        separator = pl.escape_regex(quoting.separator)
+        field = f"[^{special}\\n{separator}]*"
+        if quoting.quote:
+            quote = pl.escape_regex(quoting.quote)
+            field = f"(?:{quote}(?:[^{special}]|{quote}{quote})*{quote}|{field})"
+        return texts.str.contains(f"^{field}(?:{separator}{field}){{{dialect.num_fields - 1}}}\n$").to_numpy()
+    count = texts.str.count_matches(quoting.separator, literal=True)
+    return ((count == dialect.num_fields - 1) & ~texts.str.contains(f"[{special}]")).to_numpy()
 
 
-def _regular_rows(texts: pl.Series, layout: _Layout, one_byte: bytes | None) -> pl.DataFrame:
+def _regular_rows(texts: pl.Series, dialect: Dialect, one_byte: bytes | None) -> pl.DataFrame:
     if one_byte is None or not len(texts):
-        return pl.DataFrame(schema=dict.fromkeys(layout.positions, pl.String))
+        return pl.DataFrame(schema=dict.fromkeys(dialect.positions, pl.String))
     text = texts.str.join("").item().encode()
-    return _fields(text.replace(layout.separator, one_byte), layout, one_byte, quotes=True).select(
-        *layout.positions
-    )
+    return _fields(
+        text.replace(dialect.separator, one_byte), dialect, one_byte, quote=dialect.quoting.quote
+    ).select(*dialect.positions)
 
 
-def _odd_frame(odd: Sequence[_Odd], layout: _Layout) -> pl.DataFrame:
+def _odd_frame(odd: Sequence[_Odd], dialect: Dialect) -> pl.DataFrame:
     fields = [row.fields for row in odd]
     columns = {
-        ours: [None if row is None else row[at] for row in fields] for ours, at in layout.positions.items()
+        ours: [None if row is None else row[at] for row in fields] for ours, at in dialect.positions.items()
     }
-    return pl.DataFrame(columns, schema=dict.fromkeys(layout.positions, pl.String))
+    return pl.DataFrame(columns, schema=dict.fromkeys(dialect.positions, pl.String))
 
 
 def _odd_rows(
-    lines: tables.Lines, is_regular: NDArray[np.bool_], layout: _Layout, *, last: bool
+    lines: tables.Lines,
+    is_regular: NDArray[np.bool_],
+    is_row: NDArray[np.bool_],
+    dialect: Dialect,
+    *,
+    last: bool,
 ) -> tuple[list[_Odd], int]:
     """The rows that begin with an irregular line, and the number of lines used."""
-    separator = layout.separator.decode()
     rows: list[_Odd] = []
-    for line in np.flatnonzero(~is_regular).tolist():
-        if (rows and line <= rows[-1].last) or not lines.line(line):
+    for line in np.flatnonzero(~is_regular & is_row).tolist():
+        if rows and line <= rows[-1].last:
             continue
-        row = _odd_row(lines, line, separator, layout.num_fields)
+        row = _odd_row(lines, line, dialect)
         is_open = len(lines) - line < LINES_PER_ROW and _is_row_length(lines, line, len(lines) - 1)
         if row is None and not last and is_open:
             return rows, line
@@ -372,19 +305,29 @@ def _is_row_length(lines: tables.Lines, first: int, last: int) -> bool:
     return bool(lines.ends[last] - lines.starts[first] <= tables.LONGEST_ROW_BYTES)
 
 
-def _odd_row(lines: tables.Lines, line: int, separator: str, num_fields: int) -> _Odd | None:
+def _odd_row(lines: tables.Lines, line: int, dialect: Dialect) -> _Odd | None:
     """The row that begins at a line, over as many lines as its quotes span; None if they never close."""
+    quote = dialect.quoting.quote.encode()
     for end in range(line, min(line + LINES_PER_ROW, len(lines))):
         if not _is_row_length(lines, line, end):
             break
-        if end > line and b'"' not in lines.line(end):
+        if end > line and quote not in lines.line(end):
             continue
         text = lines.text[lines.starts[line] : lines.ends[end]].decode(errors="replace")
         try:
-            fields = split_row(text, separator)
+            fields = dialect.quoting.split(text)
         except Unclosed:
             continue
-        if fields is not None and len(fields) == num_fields:
-            return _Odd(line, end, fields)
-        return _Odd(line, line, None)
+        if fields is not None and dialect.is_filled:
+            fields = (fields + [""] * dialect.num_fields)[: dialect.num_fields]
+        if fields is None or len(fields) != dialect.num_fields or _is_stray(lines, line, end, dialect):
+            return _Odd(line, line, None)
+        return _Odd(line, end, fields)
     return None
+
+
+def _is_stray(lines: tables.Lines, first: int, last: int, dialect: Dialect) -> bool:
+    """Whether the lines after the first of a row are whole rows themselves."""
+    return last > first and all(
+        dialect.is_whole_row(lines.line(line).decode(errors="replace")) for line in range(first + 1, last + 1)
+    )

@@ -1,87 +1,55 @@
-"""JSON lines: one object per line."""
+"""JSON: an object per line, and forms that `json_documents` brings into lines; lists in it make several rows of an object."""
 
+import functools
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from features import tables
+from features.readers.json_documents import OneObjectPerLine
 from features.readers.json_shapes import Shapes
+from features.readers.json_values import UnevenLists, as_scalar, parse_object, rows_of, why
 from features.schema import ITEM_ID, TIMESTAMP, USER_ID
-from features.settings import TableFormat
-from features.tables import Chunk, Rows
+from features.settings import TableFormat, single
+from features.tables import Chunk, Rows, TextStream
 
 _MAX_KEYS = 1000
 _LONGEST_KEY = 1000
 """Keys and their characters kept for a message about a missing column."""
 
 
-class _Invalid(ValueError):
-    """A line is not valid JSON."""
-
-
-def _refuse_constant(name: str) -> Any:
-    raise _Invalid(name)
-
-
-def parse_object(line: bytes, encoding: str) -> dict[str, Any] | None:
-    """A line as a JSON object, None if it is not one; numbers stay text, so that ids are exact."""
-    try:
-        value = json.loads(
-            line.decode(encoding), parse_int=str, parse_float=str, parse_constant=_refuse_constant
-        )
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def at_path(tree: dict[str, Any], path: str) -> Any:
-    """Value at a dotted path of a JSON object (a key with dots in it comes first); None if absent."""
-    if path in tree:
-        return tree[path]
-    node: Any = tree
-    for part in path.split("."):
-        if not isinstance(node, dict):
-            return None
-        node = node.get(part)
-    return node
-
-
-def collect_keys(tree: dict[str, Any], keys: dict[str, None]) -> None:
+def collect_keys(tree: Mapping[str, object], keys: dict[str, None]) -> None:
     """Add the keys of an object to `keys`, up to _MAX_KEYS."""
     if len(keys) < _MAX_KEYS:
         keys |= dict.fromkeys(key[:_LONGEST_KEY] for key in itertools.islice(tree, _MAX_KEYS))
 
 
-def json_lines(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[list[bytes]]:
+def json_lines(stream: TextStream, where: str) -> Iterator[list[bytes]]:
     """Blocks of the lines of a jsonl file, without blank ones."""
-    start = tables.without_mark(stream.read(4), where, form.section)
-    for block, _ in tables.whole_lines(stream, start, where):
+    for block, _ in tables.whole_lines(OneObjectPerLine(stream, where), b"", where):
         yield [line for line in block.split(b"\n") if line.strip()]
 
 
-def read_jsonl(stream: BinaryIO, form: TableFormat, where: str) -> Iterator[Chunk]:
+def read_jsonl(stream: TextStream, form: TableFormat, where: str) -> Iterator[Chunk]:
     """Chunks of rows of a file with a JSON object per line; column names are dotted paths.
 
     Raises ValueError for a missing mapped column, naming the keys of the file.
     """
     paths = {ours: _name(form, ours, where) for ours in form.columns}
     shapes = Shapes(paths)
+    has_arrays = any("[]" in path for path in paths.values())
     seen: set[str] = set()
     keys: dict[str, None] = {}
-    start = tables.without_mark(stream.read(4), where, form.section)
-    for block, _ in tables.whole_lines(stream, start, where):
-        lines = tables.Lines.of(tables.as_utf8(block, form.encoding))
-        is_text = ~lines.undecodable()
-        matched, rest = shapes.match(lines.texts(), np.flatnonzero(is_text))
-        chunk = _chunk(
-            lines, matched, _parsed(lines, np.union1d(rest, np.flatnonzero(~is_text)), paths, keys)
-        )
+    for block, _ in tables.whole_lines(OneObjectPerLine(stream, where), b"", where):
+        lines = tables.Lines.of(block)
+        is_odd = lines.undecodable() | has_arrays
+        matched, rest = shapes.match(lines.texts(), np.flatnonzero(~is_odd))
+        parsed = _parsed(lines, np.union1d(rest, np.flatnonzero(is_odd)), paths, keys)
+        chunk = replace(_chunk(lines, matched, parsed), why=functools.partial(why, paths))
         seen |= {ours for ours in paths if chunk.frame[ours].null_count() < len(chunk.frame)}
         if len(chunk.frame):
             yield chunk
@@ -114,14 +82,20 @@ def _parsed(lines: tables.Lines, rows: Rows, paths: Mapping[str, str], keys: dic
         text = lines.line(row)
         if not text.strip():
             continue
-        tree = parse_object(text, "utf-8")
-        is_broken = tree is None
-        for ours, path in paths.items():
-            value, is_scalar = _scalar(None if tree is None else at_path(tree, path))
-            values[ours].append(value)
-            is_broken |= not is_scalar
-        numbers.append(row)
-        broken.append(is_broken)
+        tree = parse_object(text)
+        try:
+            records = [{}] if tree is None else rows_of(tree, paths)
+            is_uneven = False
+        except UnevenLists:
+            records, is_uneven = [{}], True
+        for record in records:
+            is_broken = tree is None or is_uneven
+            for ours in paths:
+                value, is_scalar = as_scalar(record.get(ours))
+                values[ours].append(value)
+                is_broken |= not is_scalar
+            numbers.append(row)
+            broken.append(is_broken)
         collect_keys(tree or {}, keys)
     frame = pl.DataFrame(values, schema=dict.fromkeys(paths, pl.String))
     return _Parsed(np.array(numbers, dtype=np.int64), frame, np.array(broken, dtype=bool))
@@ -134,32 +108,13 @@ def _chunk(lines: tables.Lines, matched: Sequence[tuple[Rows, pl.DataFrame]], pa
     broken = np.zeros(len(rows), dtype=bool)
     broken[len(rows) - len(parsed.rows) :] = parsed.broken
     if len(matched) + bool(len(parsed.rows)) > 1:
-        order = np.argsort(rows)
+        order = np.argsort(rows, kind="stable")
         rows, frame, broken = rows[order], frame[order], broken[order]
     return Chunk(frame, broken, lines.raw(rows, rows))
 
 
-def _scalar(value: Any) -> tuple[str | None, bool]:
-    """A value as text and True; None and False for an object, a list or a lone surrogate."""
-    if isinstance(value, bool):
-        return ("true" if value else "false"), True
-    if value is None or (isinstance(value, str) and _is_encodable(value)):
-        return value, True
-    return None, False
-
-
-def _is_encodable(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _name(form: TableFormat, ours: str, where: str) -> str:
-    theirs = form.columns[ours]
+    theirs = single(form.columns[ours])
     if isinstance(theirs, int):
         raise ValueError(
             f"{form.section}.columns.{ours}: received position {theirs} for {where}, expected a name: JSON has no positions"

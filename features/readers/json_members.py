@@ -4,9 +4,10 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from features import tables
+from features.tables import TextStream
 
 _BLOCK_BYTES = 1 << 20
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -18,13 +19,13 @@ class NotAnObject(ValueError):
     """A text is not one JSON object, or a member of it is longer than the longest row."""
 
 
-def members(stream: BinaryIO, first: bytes, encoding: str) -> Iterator[tuple[str, Any, int]]:
+def members(stream: TextStream) -> Iterator[tuple[str, Any, int]]:
     """Key, value and number of characters of each member, in order, repeated keys too.
 
-    Numbers and NaN stay text; within a value the first of equal keys counts. first: bytes already read from the stream.
+    Numbers and NaN stay text; within a value the first of equal keys counts.
     Raises NotAnObject.
     """
-    text = _Text(stream, first, encoding)
+    text = _Text(stream)
     text.take("{")
     mark = text.take("}") if text.peek() == "}" else ","
     while mark == ",":
@@ -47,10 +48,10 @@ _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str, 
 class _Text:
     """Text of a stream, of which only the member being parsed is held."""
 
-    def __init__(self, stream: BinaryIO, first: bytes, encoding: str) -> None:
+    def __init__(self, stream: TextStream) -> None:
         self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)()
-        self._text = self._decoded(first)
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = ""
         self._at = 0
 
     def peek(self) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from features import tables
 from features.readers import parquet_pages
-from features.settings import TableFormat
+from features.settings import TableFormat, single
 from features.tables import Chunk, Rows
 
 BATCH_ROWS = 250_000
@@ -37,6 +37,8 @@ class _Place:
     """Position among the columns of the file."""
     steps: tuple[int, ...]
     """Positions of the fields within structs."""
+    within: tuple[str, ...] = ()
+    """Names of the fields within the structs of a list."""
 
     def of(self, batch: pa.RecordBatch, names: Sequence[str]) -> pa.Array:
         """The column in a batch with some of the file's columns; names: of all the file's columns."""
@@ -44,6 +46,12 @@ class _Place:
         same = [at for at, column_name in enumerate(batch.schema.names) if column_name == name]
         column = batch.column(same[list(names[: self.column]).count(name)])
         return pc.struct_field(column, self.steps) if self.steps else column
+
+    def elements(self, column: pl.Series) -> pl.Series:
+        """The column, a list of structs as the list of their fields."""
+        for name in self.within:
+            column = column.list.eval(pl.element().struct.field(name))
+        return column
 
     def shown(self, names: Sequence[str]) -> str:
         """Name of the column in raw rows."""
@@ -59,7 +67,7 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
     with _opened(path) as file:
         present = list(file.schema_arrow.names)
         places = {ours: _place(form, ours, file.schema_arrow, str(path)) for ours in form.columns}
-        columns = sorted({place.name for place in places.values()})
+        columns = sorted({place.name.partition("[]")[0] for place in places.values()})
         shown = [place.shown(present) for place in places.values()]
         num_rows = 0
         batches = (
@@ -69,7 +77,9 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
         for batch in _joined(pa.RecordBatch.from_pydict(arrays) for arrays in batches):
             num_rows += len(batch)
             broken = np.zeros(len(batch), dtype=bool)
-            frame = pl.DataFrame({ours: _readable(batch[ours], broken) for ours in places})
+            frame = pl.DataFrame(
+                {ours: place.elements(_readable(batch[ours], broken)) for ours, place in places.items()}
+            )
             yield Chunk(frame, broken, _raw(frame, shown))
         if num_rows != file.metadata.num_rows:
             raise pa.ArrowInvalid(f"{num_rows:,} rows were found of {file.metadata.num_rows:,}")
@@ -98,16 +108,32 @@ def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(waiting)
 
 
+def check(schema: pa.Schema, form: TableFormat, where: str) -> None:
+    """Raise ValueError for a mapped column that a schema has not, or several times."""
+    for ours in form.columns:
+        _place(form, ours, schema, where)
+
+
 def names(path: Path) -> list[str]:
     """Column names of a Parquet file. Raises ValueError for a damaged file or one of another format."""
     with _opened(path) as file:
         return list(file.schema_arrow.names)
 
 
+def schema(path: Path) -> dict[str, pl.DataType]:
+    """Columns of a Parquet file and their types. Raises ValueError as `names`."""
+    with _opened(path) as file:
+        frame = pl.from_arrow(file.schema_arrow.empty_table())
+        assert isinstance(frame, pl.DataFrame)
+        return dict(frame.schema)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        with pq.ParquetFile(
+            path, buffer_size=_BUFFER_BYTES, pre_buffer=False, coerce_int96_timestamp_unit="us"
+        ) as file:
             yield file
     except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeError, OSError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
@@ -123,9 +149,14 @@ def _place(form: TableFormat, ours: str, schema: pa.Schema, where: str) -> _Plac
 
     Raises ValueError for no such column or several.
     """
-    theirs = form.columns[ours]
+    theirs = single(form.columns[ours])
     if isinstance(theirs, str) and theirs not in schema.names and (place := _within(schema, theirs)):
         return place
+    if isinstance(theirs, str) and "[]" in theirs:
+        array, _, rest = theirs.partition("[]")
+        place = _within(schema, array)
+        if place is not None:
+            return replace(place, name=theirs, within=tuple(rest.strip(".").split(".")) if rest else ())
     name = tables.column_at(form, ours, schema.names, where)
     return _Place(name, theirs - 1 if isinstance(theirs, int) else schema.names.index(name), ())
 

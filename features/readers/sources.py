@@ -1,19 +1,35 @@
-"""Source files as streams of chunks: csv, jsonl and parquet by extension, also .gz, .zst and .bz2."""
+"""Source files as streams of chunks: csv, JSON and Parquet by extension, also compressed or in a zip archive."""
 
 import contextlib
 import functools
+import lzma
+import zipfile
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from features import tables
-from features.readers import delimited, json_lines, parquet
+from features.readers import delimited, dialect, json_lines, parquet, partitions, records
 from features.settings import FileFormat, TableFormat
-from features.tables import Chunk, Reading
+from features.tables import Chunk, Reading, Utf8Stream
 
-_COMPRESSED = (".gz", ".zst", ".bz2")
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
+}
+"""First bytes of compressed files."""
+_EXTENSION = {"gzip": ".gz", "zstd": ".zst", "bz2": ".bz2", "xz": ".xz", "zip": ".zip"}
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods")
+_SIDE_TABLES = ("items", "users")
+"""Tables whose lists are values, and not rows."""
 _EXTENSIONS: dict[str, FileFormat] = {
     **dict.fromkeys((".csv", ".tsv", ".dat", ".data", ".txt"), "csv"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
@@ -27,6 +43,13 @@ def format_of(path: Path, form: TableFormat) -> FileFormat:
     if form.format is not None:
         return form.format
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
+    if not suffixes and path.suffix.lower() == ".zip" and path.exists():
+        suffixes = Path(_member(path)).suffixes
+    if suffixes and suffixes[-1] in _WORKBOOKS:
+        raise ValueError(
+            f"{form.section}.path: {path}: is a spreadsheet, expected text or Parquet; save the sheet as csv, or convert it with "
+            'polars.read_excel("…").write_parquet("…")'
+        )
     by_extension = _EXTENSIONS.get(suffixes[-1]) if suffixes else None
     if by_extension is None:
         raise ValueError(
@@ -34,6 +57,12 @@ def format_of(path: Path, form: TableFormat) -> FileFormat:
             f"{' '.join(_COMPRESSED)} after them); set {form.section}.format to csv, jsonl or parquet"
         )
     return by_extension
+
+
+def form_for(path: Path, form: TableFormat) -> TableFormat:
+    """The form for a file: `.tsv` is separated by tabs where no separator is configured."""
+    is_tsv = ".tsv" in (suffix.lower() for suffix in path.suffixes)
+    return replace(form, separator="\t") if is_tsv and form.separator == "," else form
 
 
 def form_of(path: Path, form: TableFormat) -> list[str]:
@@ -51,13 +80,25 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
     return (chunk for chunk in chunks if len(chunk.frame))
 
 
-def readings(path: Path, form: TableFormat) -> Iterator[Reading]:
-    """As `read`, but parsed when called where a chunk does not depend on earlier ones; chunks may be empty."""
+def readings(path: Path, form: TableFormat, source_path: str | None = None) -> Iterator[Reading]:
+    """As `read`, but parsed when called where a chunk does not depend on earlier ones; chunks may be empty.
+
+    source_path: where the file comes from, whose folders may be columns; default: `path`.
+    """
+    form = form_for(path, form)
+    is_log = form.section not in _SIDE_TABLES
+    lists = is_log and format_of(path, form) == "parquet"
+    given = partitions.used(source_path or path, form)
+    yield from records.rows(_of_source(path, records.flat(form, given)), form, given, lists=lists)
+
+
+def _of_source(path: Path, form: TableFormat) -> Iterator[Reading]:
+    """Chunks of the columns of a source, each by itself."""
     kind = format_of(path, form)
     if kind == "parquet":
         yield from (functools.partial(tables.given, chunk) for chunk in parquet.read(path, form))
         return
-    with open_bytes(path) as stream:
+    with open_text(path, form) as stream:
         if kind == "csv":
             yield from delimited.read(stream, form, str(path))
         else:
@@ -66,30 +107,69 @@ def readings(path: Path, form: TableFormat) -> Iterator[Reading]:
 
 
 @contextlib.contextmanager
-def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """A file's bytes as a stream, decompressed by its extension.
+def open_text(path: Path, form: TableFormat) -> Iterator[Utf8Stream]:
+    """A file's text as UTF-8, decompressed by its extension. Raises ValueError as `open_bytes`."""
+    with open_bytes(path) as stream:
+        yield Utf8Stream(stream, form.encoding)
 
-    Raises ValueError for a damaged compressed file, possibly only while reading.
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes as a stream, decompressed by what its first bytes say.
+
+    Raises ValueError for a damaged compressed file, possibly only while reading, and an archive of several files.
     """
-    compression = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.get(path.suffix.lower())
-    if compression is None:
-        with path.open("rb") as stream:
+    with path.open("rb") as stream:
+        start = stream.read(6)
+        compression = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+        if compression is None:
+            stream.seek(0)
             yield stream
-        return
+            return
     try:
-        with pa.input_stream(str(path), compression=compression) as stream:
+        with _decompressed(path, compression) as stream:
             yield stream
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, zipfile.BadZipFile, lzma.LZMAError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(
-            f"{path}: cannot be decompressed, the file is damaged or not {path.suffix}: {error}"
+            f"{path}: cannot be decompressed, the file is damaged or not {_EXTENSION[compression]}: {error}"
         ) from None
+
+
+@contextlib.contextmanager
+def _decompressed(path: Path, compression: str) -> Iterator[BinaryIO]:
+    if compression == "xz":
+        with lzma.open(path) as stream:
+            yield stream  # type: ignore[misc]
+    elif compression == "zip":
+        with zipfile.ZipFile(path) as archive, archive.open(_member(path)) as stream:
+            yield stream  # type: ignore[misc]
+    else:
+        with pa.input_stream(str(path), compression=compression) as stream:
+            yield stream
+
+
+def _member(path: Path) -> str:
+    """Name of the one file in a zip archive. Raises ValueError for none or several."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: cannot be decompressed, the file is damaged or not zip: {error}") from None
+    names = [name for name in names if not name.startswith("__MACOSX/")]
+    if len(names) != 1:
+        raise ValueError(
+            f"{path}: an archive of {len(names)} files ({', '.join(names[:5])}), expected one file in it; unpack it and name the "
+            "files to read"
+        )
+    return names[0]
 
 
 def column_names(path: Path, form: TableFormat) -> list[str]:
     """Column names of a csv file with a header, or of a Parquet file."""
     if format_of(path, form) == "parquet":
         return parquet.names(path)
-    with open_bytes(path) as stream:
-        return delimited.header_names(stream, form, str(path))
+    form = form_for(path, form)
+    with open_text(path, form) as stream:
+        return dialect.names(stream, form, str(path))

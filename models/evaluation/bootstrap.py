@@ -20,6 +20,8 @@ NO_DIFFERENCE: Final = "no significant difference"
 
 MIN_P = 1e-4
 """Minimum p of the bootstrap: no tail beyond the resolution of 10,000 resamples is claimed."""
+FEWEST_COUNTED = 1000
+"""Resamples from which p is a share of them."""
 _CHUNK_RESAMPLES = 256
 _CHUNK_DRAWS = 2**26
 """Counts of drawn users held at once (128 MiB of uint16)."""
@@ -232,7 +234,8 @@ def bootstrap_p(difference: float, resampled: NDArray[np.float64]) -> float:
 
     The resamples shifted by the observed difference d simulate the null hypothesis (Davison & Hinkley 1997, section 4.4).
     If none is that extreme, p would depend on b alone: then it is the smaller tail of a normal distribution with the
-    resamples' standard deviation, at least `MIN_P`. NaN for a d of NaN.
+    resamples' standard deviation, at least `MIN_P`; and so, whatever d, below `FEWEST_COUNTED` resamples, whose count has
+    large steps. NaN for a d of NaN.
     """
     if math.isnan(difference):
         return math.nan
@@ -240,9 +243,12 @@ def bootstrap_p(difference: float, resampled: NDArray[np.float64]) -> float:
     as_far = int(np.count_nonzero(np.abs(known - difference) >= abs(difference)))
     p_value = (1 + as_far) / (len(known) + 1)
     spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
-    if as_far or not spread:
+    if not spread:
         return p_value
-    return min(p_value, max(math.erfc(abs(difference) / spread / math.sqrt(2)), MIN_P))
+    normal = max(math.erfc(abs(difference) / spread / math.sqrt(2)), MIN_P)
+    if len(known) < FEWEST_COUNTED:
+        return normal
+    return p_value if as_far else min(p_value, normal)
 
 
 def wilcoxon_p(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:

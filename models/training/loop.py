@@ -83,16 +83,9 @@ def fit(
             initial.copy_into(model)
         if distributed.rank():
             torch.manual_seed(seed + distributed.rank())  # dropout of its own
-        training = _Training(
-            model.to(device),
-            plan,
-            train,
-            exclude_seen,
-            validation,
-            max_steps,
-            initial is not None,
-            on_checkpoint,
-        )
+        is_continued = initial is not None
+        given = (plan, train, exclude_seen, validation, max_steps, is_continued, on_checkpoint)
+        training = _Training(model.to(device), *given)
         training.begin(resume)
         while not training.is_done:
             with closing(training.epoch(show_progress)) as coming:

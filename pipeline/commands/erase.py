@@ -1,7 +1,7 @@
 """`lookback prune --excluded`: remove everything that may still hold the users of `events.exclude_users`.
 
 Kept are artifacts whose lineage leads to an ingest artifact with the present exclusion, and bundles that list no excluded
-user. Source files stay.
+user. Source files stay; of rows read from a database theirs go.
 """
 
 import functools
@@ -14,11 +14,12 @@ from pathlib import Path
 import polars as pl
 
 from features import schema
-from features.events import validation as event_log
+from features.events import row_filters
 from features.events.ids import plain
-from pipeline.artifacts import event_parts, source_files, store
+from pipeline.artifacts import deliveries, event_parts, source_files, store
 from pipeline.artifacts.scratch import remove_abandoned, scratch
 from pipeline.artifacts.store import Artifact, being_made
+from pipeline.commands.leftovers import remove
 from pipeline.commands.prune import all_lineages, megabytes
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
@@ -67,11 +68,9 @@ def prune_excluded(config: Config, *, dry_run: bool) -> list[Path]:
     _erase_temporary(erasure)
     _erase_runs(erasure, kept)
     _erase_parts(erasure, exclusion)
-    excluded = [
-        event_log.read_excluded(source_files.local_path(config, path, digest)).cast(pl.String)
-        for path, digest in now.sources["exclude_users"].items()
-    ]
-    users = pl.concat(excluded)
+    users = source_files.excluded_users(config)
+    assert users is not None
+    _erase_deliveries(erasure, users)
     _erase_bundles(erasure, users)
     _erase_models(erasure, users)
     source_files.release(config, now.sources)
@@ -216,6 +215,25 @@ def _has_exclusion(part: Path, exclusion: str) -> bool:
     return record is not None and ",".join(record.facts["settings"]["excluded"]) == exclusion
 
 
+def _erase_deliveries(erasure: _Erasure, excluded: pl.Series) -> None:
+    """Rewrite rows of databases without excluded users; remove those of other queries and those that count no more."""
+    config = erasure.config
+    others = [*deliveries.others(config), *deliveries.unused(config)]
+    held = deliveries.with_users(config, excluded)
+    if (others or held) and being_made(config.folder / "ingest"):
+        erasure.waiting.append(
+            f"a running ingest may use files in {config.folder / deliveries.DATABASE}: run this again later"
+        )
+        return
+    for path in others:
+        if path.exists():
+            erasure.remove(path, remove)
+    for path, rows in held.items():
+        if not erasure.dry_run:
+            deliveries.erase(path, rows)
+        print(f"{'would erase' if erasure.dry_run else 'erased'} {int(rows.sum()):,} rows in {path}")
+
+
 # --- bundles ---
 
 
@@ -274,4 +292,4 @@ def _holds(bundle: Path, excluded: pl.Series) -> bool:
     except (OSError, ValueError):
         return True
     kind: schema.IdType = "string" if users.dtype == pl.String else "int64"
-    return bool(event_log.Excluded(excluded, kind).holds(users, users).any())
+    return bool(row_filters.Excluded(excluded, kind).holds(users, users).any())

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.artifacts import event_parts
+from pipeline.artifacts import deliveries, event_parts
 from pipeline.artifacts.files import is_abandoned
 from pipeline.artifacts.scratch import SCRATCH, remove_abandoned
 from pipeline.artifacts.store import MANIFEST, Artifact, being_made
@@ -18,9 +18,12 @@ _FOLDER = re.compile(r"(\.old-|\.building-|)([0-9a-f]{16})")
 
 
 def leftovers(config: Config) -> list[Path]:
-    """Artifacts without a manifest or replaced, workspaces that no run resumes, half downloads, temporary files."""
+    """Artifacts without a manifest or replaced, workspaces that no run resumes, half downloads, temporary files.
+
+    Also files of databases' rows that count no more, since everything was read anew.
+    """
     stages = [path for stage in STAGES for path in _of_stage(config, stage)]
-    return [*stages, *_downloads(config), *_temporary_files(config.folder)]
+    return [*stages, *_downloads(config), *_temporary_files(config.folder), *deliveries.unused(config)]
 
 
 def _of_stage(config: Config, stage: str) -> Iterator[Path]:

@@ -81,7 +81,14 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
         _typed_in(opened, history) if history is not None else _of_user(pipeline, opened, str(user))
     )
     exclude_seen = opened.excludes_seen(config)
-    rules, _ = rules_of(config.score, bundle.items, request.time, config.seed, exclude_seen=exclude_seen)
+    rules, _ = rules_of(
+        config.score,
+        bundle.items,
+        request.time,
+        config.seed,
+        exclude_seen=exclude_seen,
+        timezone=config.events.timezone,
+    )
     answer = bundle.engine.answer(
         known,
         k,
@@ -115,13 +122,16 @@ def _bundle(pipeline: Pipeline) -> Bundle:
 def _opened(pipeline: Pipeline) -> _Opened:
     """The bundle as scoring sees it with the up-to-date log, or else with what was new when it was made."""
     bundle, settings, timed = _bundle(pipeline), pipeline.config.score, is_timed(pipeline.config)
+    timezone = pipeline.config.events.timezone
     features, ingest = (pipeline.nodes[name].artifact for name in ("features", "ingest"))
     if features.is_complete() and ingest.is_complete():
         features.verify()
         ingest.verify(("items.parquet", "users.parquet"))
-        bundle, log = with_current_log(bundle, features.folder, ingest.folder, settings, timed=timed)
+        bundle, log = with_current_log(
+            bundle, features.folder, ingest.folder, settings, timed=timed, timezone=timezone
+        )
         return _Opened(bundle, log.request, log)
-    request = Request.of(settings.at, bundle.newest, timed=timed)
+    request = Request.of(settings.at, bundle.newest, timed=timed, timezone=timezone)
     bundle = new_item_catalogue.with_catalogue(bundle) if settings.new_items else bundle
     return _Opened(bundle.as_of(request), request, None)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import class_source, source_files, store
+from pipeline.artifacts import class_source, source_changes, source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
@@ -51,17 +51,17 @@ STAGES = {
     for stage in (
         Stage(
             "ingest",
-            2,
+            3,
             (),
             {
-                "events": ("path", "exclude_users"),  # their contents are inputs
-                "items": ("path", "text_dim", "text_max_words", "text_min_items"),
-                "users": ("path",),
+                "events": ("path", "database", "query", "exclude_users"),  # their contents are inputs
+                "items": ("path", "database", "query", "text_dim", "text_max_words", "text_min_items"),
+                "users": ("path", "database", "query"),
             },
         ),
         Stage(
             "features",
-            4,
+            5,
             ("ingest",),
             {"history": ("max_length",), "split": ("cuts",)},
             ("items.text_dim", "items.text_max_words", "items.text_min_items"),
@@ -328,7 +328,11 @@ def _outside_inputs(
 ) -> dict[str, str]:
     """Content digests of a stage's inputs other than stage folders."""
     if name == "ingest":
-        return {role: ",".join(_contents(role, digests)) for role, digests in sources.items()}
+        identities = source_changes.identities(sources["events"], config.events.table)
+        return {
+            role: ",".join(_contents(role, digests))
+            for role, digests in (sources | {"events": identities}).items()
+        }
     if name == "baselines":
         return {own: _class_digest(config, own) for own in config.evaluate.custom_baselines}
     if name != "score":
@@ -350,12 +354,13 @@ def _class_digest(config: Config, name: str) -> str:
 def _contents(role: str, digests: dict[str, str]) -> list[str]:
     """Digests of a role's files with the extensions that decide the reader.
 
-    Tables in order of their paths, as the first row of an item counts; other roles independent of paths.
+    In order of their paths, which decides between events at the same time and between rows of one item; lists of ids independent
+    of paths.
     """
-    if role == "exclude_users":
+    if role.startswith("exclude_"):
         return sorted(set(digests.values()))
     by_path = [digests[path] + source_files.extension(path) for path in sorted(digests)]
-    return by_path if role in ("items", "users") else sorted(set(by_path))
+    return by_path if role in ("items", "users") else list(dict.fromkeys(by_path))
 
 
 def _model_source(config: Config) -> ModelSource | None:

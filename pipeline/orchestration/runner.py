@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from features.printable import printable
 from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now, read_record
 from pipeline.config import Config
@@ -18,7 +19,7 @@ from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.monitoring import alerts, ledger
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
-from pipeline.orchestration.graph import PREDECESSOR, Node, Pipeline, resolve
+from pipeline.orchestration.graph import PREDECESSOR, Node, Pipeline, order, resolve
 from pipeline.orchestration.heartbeat import heartbeat
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
 from pipeline.release import live_lists, promotion
@@ -63,6 +64,16 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def read_databases(config: Config, names: Sequence[str], *, force: bool) -> None:
+    """Read what is new in the databases of the log, if the named stages need it; a line on stderr about each.
+
+    Until the next call all stages see the same rows. force: read everything anew, if ingest is named.
+    """
+    if "ingest" in order(config, names):
+        for line in source_files.read_databases(config, force=force and "ingest" in names):
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def bring_up_to_date(
@@ -289,11 +300,16 @@ def _alerts(config: Config, node: Node) -> list[str]:
 
 
 def _previous(node: Node, *, force: bool) -> Path | None:
-    """Artifact that a stage continues: its predecessor, or with force its own; None without one."""
+    """Artifact that a stage continues: its predecessor, or with force its own; None without one that is whole."""
     names = [node.artifact.name] if force else []
     names += [node.inputs[PREDECESSOR]] if PREDECESSOR in node.inputs else []
-    folders = (node.artifact.stage_folder / name for name in names)
-    return next((folder for folder in folders if (folder / store.MANIFEST).exists()), None)
+    for name in names:
+        artifact = store.Artifact(node.artifact.stage_folder, name)
+        with optional(f"predecessor {artifact}"):
+            if artifact.is_complete():
+                artifact.verify()
+                return artifact.folder
+    return None
 
 
 def _scored_version(pipeline: Pipeline) -> Version | None:

@@ -56,7 +56,7 @@ def _register(config: Config, tracker: Tracker, publish: Artifact) -> Version | 
 
         card = model_card.card(config, description, read_manifest(publish.folder)["inputs"])
         example = input_example(bundle)
-        rules = served_rules(config.score, bundle)
+        rules = served_rules(config.score, bundle, config.events.timezone)
         digest = description["digest"]
         version = registry.register(name, bundle, digest, run_id, card, example, rules=rules)
         link = version_link(publish)

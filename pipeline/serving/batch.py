@@ -39,10 +39,11 @@ from pipeline.serving import (
     popularity_fallback,
 )
 from pipeline.serving.bundle import Bundle
-from pipeline.serving.business_rules import read_ids, rules_of
+from pipeline.serving.business_rules import gone_items, read_ids, rules_of
 from pipeline.serving.request import Request
 
 Counts = dict[str, int]
+_BLOCK_EVENTS = 4_000_000
 Progress = Callable[[int], object]
 """Called with the number of users just scored."""
 
@@ -60,6 +61,8 @@ class Job:
     seed: int
     timed: bool = True
     """Whether the log has times, not positions."""
+    timezone: str = "UTC"
+    """Time zone of times in the settings that name none."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +153,20 @@ class Scorer:
         Raises LookbackError where a file named in the settings is unusable.
         """
         opened = Bundle.open(job.bundle, verify=False)
-        bundle, log = with_current_log(opened, job.features, job.ingest, job.settings, timed=job.timed)
+        bundle, log = with_current_log(
+            opened, job.features, job.ingest, job.settings, timed=job.timed, timezone=job.timezone
+        )
         users = _selected_users(job, log)
         exclude_seen = excludes_seen(job.settings.exclude_seen, log.dataset)
         request_time = log.request.time
         rules, counts = rules_of(
-            job.settings, bundle.items, request_time, job.seed, exclude_seen=exclude_seen
+            job.settings,
+            bundle.items,
+            request_time,
+            job.seed,
+            exclude_seen=exclude_seen,
+            timezone=job.timezone,
+            gone=_gone_items(job, bundle, log),
         )
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
 
@@ -247,17 +258,24 @@ class Scorer:
 
 
 def with_current_log(
-    bundle: Bundle, features: Path, ingest: Path, settings: ScoreConfig, *, timed: bool
+    bundle: Bundle,
+    features: Path,
+    ingest: Path,
+    settings: ScoreConfig,
+    *,
+    timed: bool,
+    timezone: str = "UTC",
 ) -> tuple[Bundle, Log]:
     """Extend a bundle by the log's new items, if set; count what it counts up to the request.
 
     A model takes the items with content; its second stage, if of nights, and a counting baseline take all that have events.
     Counted are the popularity for users without a history, the ranker's statistics and a counting baseline. Returns the log
-    too. features, ingest: artifact folders. timed: whether the log has times. Raises LookbackError where `score.at` precedes the
-    log, or the log has other ids than the bundle's baseline.
+    too. features, ingest: artifact folders. timed: whether the log has times. timezone: of a `score.at` that names none.
+
+    Raises LookbackError where `score.at` precedes the log, or the log has other ids than the bundle's baseline.
     """
     dataset = Dataset.open(features)
-    request = Request.of(settings.at, dataset.facts.now, timed=timed)
+    request = Request.of(settings.at, dataset.facts.now, timed=timed, timezone=timezone)
     if dataset.items["item_id"].dtype == pl.String:  # also where the bundle's ids are integers
         bundle = replace(bundle, items=Vocabulary(bundle.items.ids.cast(pl.String), 1))
     bundle_baseline.check_ids(bundle.description, bundle.items.ids, dataset)
@@ -278,6 +296,21 @@ def with_current_log(
     return (bundle.counting(log.known) if has_counts else bundle), log
 
 
+def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:
+    """Items that `score.max_item_age_days` leaves out; none where it is off."""
+    days, histories = job.settings.max_item_age_days, log.histories
+    if not days:
+        return {}
+    last_seen = np.zeros(len(bundle.items) + 1, np.int64)
+    for first, last in histories.blocks(_BLOCK_EVENTS):
+        events = slice(int(histories.offsets[first]), int(histories.offsets[last]))
+        time = np.asarray(histories.time[events])
+        is_known = time < log.request.before
+        np.maximum.at(last_seen, log.items[histories.item_index[events]][is_known], time[is_known])
+    last_seen[0] = 0
+    return gone_items(bundle, last_seen, log.request.time, days, job.ingest / "items.parquet")
+
+
 def _selected_users(job: Job, log: Log) -> Users:
     """Users selected by `score.users`."""
     selection, histories = job.settings.users, log.histories
@@ -291,7 +324,7 @@ def _selected_users(job: Job, log: Log) -> Users:
     last = log.ends - 1
     has_events = last >= histories.offsets[:-1]
     last_time = np.asarray(histories.time)[np.maximum(last, 0)]
-    index = np.flatnonzero(has_events & (last_time >= iso_microseconds(selection)))
+    index = np.flatnonzero(has_events & (last_time >= iso_microseconds(selection, job.timezone)))
     return Users(log.users.gather(index), index, 0)
 
 

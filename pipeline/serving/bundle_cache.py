@@ -66,6 +66,6 @@ def _restore(config: Config, version: Version, kept: Path, to: Path) -> None:
         put_in_place(shutil.copytree(kept, temporary / "bundle"), to)
     from pipeline.serving.business_rules import served_rules
 
-    rules = served_rules(config.score, kept)
+    rules = served_rules(config.score, kept, config.events.timezone)
     with contextlib.suppress(ServerAway):  # a deleted run: the copy recommends all the same
         Registry.from_config(config).restore(version, kept, input_example(kept), rules)

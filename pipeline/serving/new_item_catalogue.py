@@ -13,6 +13,7 @@ import polars as pl
 
 from features import content, schema
 from features.content import FOLDER, Content, ContentEncoder
+from features.events.ids import have_form_of
 from features.histories.vocabulary import Vocabulary
 from models.encoder.encoder import AttentionRecommender
 from models.encoder.extend import with_items
@@ -32,10 +33,14 @@ if TYPE_CHECKING:
 
 
 def unknown_to(known: pl.Series, log_ids: pl.Series, items: Path) -> pl.DataFrame:
-    """item_id and content of items of a log or an items' table that are not `known`, sorted by id."""
+    """item_id and content of items of a log or an items' table that are not `known`, sorted by id.
+
+    Of the table's items only those count whose ids look like the log's.
+    """
     ids = [log_ids.rename(schema.ITEM_ID)]
     if items.exists():
-        ids.append(schema.read(items, schema.ITEMS, [schema.ITEM_ID])[schema.ITEM_ID].cast(log_ids.dtype))
+        table = schema.read(items, schema.ITEMS, [schema.ITEM_ID])[schema.ITEM_ID].cast(log_ids.dtype)
+        ids.append(table.filter(have_form_of(table, log_ids)))
     others = pl.concat(ids).unique().to_frame()
     is_new = Vocabulary(known, 1).encode_known(others[schema.ITEM_ID])[0] == 0
     return content.aligned(others[schema.ITEM_ID].filter(pl.Series(is_new)).sort(), items)

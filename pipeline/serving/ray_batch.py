@@ -64,6 +64,7 @@ class _PlainJob(NamedTuple):
     settings: str
     seed: int
     timed: bool
+    timezone: str
     directory: str
 
     @classmethod
@@ -72,7 +73,9 @@ class _PlainJob(NamedTuple):
             str(path.absolute()) for path in (job.bundle, job.features, job.ingest, job.folder)
         )
         settings = job.settings.model_dump_json()
-        return cls(bundle, features, ingest, folder, settings, job.seed, job.timed, str(Path.cwd()))
+        return cls(
+            bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, str(Path.cwd())
+        )
 
 
 def _shard(job: _PlainJob, number: int) -> Counts:
@@ -89,4 +92,4 @@ def _opened(job: _PlainJob) -> Scorer:
     torch.set_num_threads(1)
     settings = ScoreConfig.model_validate_json(job.settings)
     bundle, features, ingest, folder = map(Path, (job.bundle, job.features, job.ingest, job.folder))
-    return Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed, job.timed))
+    return Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone))

@@ -23,14 +23,14 @@ class Request:
     """Whether the time comes from `score.at`."""
 
     @classmethod
-    def of(cls, at: str | None, now: int, *, timed: bool) -> "Request":
+    def of(cls, at: str | None, now: int, *, timed: bool, timezone: str = "UTC") -> "Request":
         """Request at an ISO time `at`, which knows the events strictly before; else at `now`, the event at `now` included.
 
-        A log without times (`timed` false) is always requested at `now`.
+        A log without times (`timed` false) is always requested at `now`. timezone: of a time that names none.
         """
         if at is None or not timed:
             return cls(now, now + 1)
-        moment = iso_microseconds(at)
+        moment = iso_microseconds(at, timezone)
         return cls(moment, moment, is_set=True)
 
     def ends(self, histories: JaggedHistories) -> Int64:

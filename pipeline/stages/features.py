@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import polars as pl
 
 from features import content, schema
 from features.events import validation as event_log
+from features.events.ids import have_form_of
 from features.histories import buckets, leaks, splits
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
@@ -17,6 +20,7 @@ from features.profiling import drift, profile
 from features.profiling.drift import Drift
 from features.profiling.profile import Profile
 from features.settings import iso_microseconds
+from pipeline.artifacts import store
 from pipeline.dataset.item_features import content_settings
 from pipeline.orchestration.context import Context
 
@@ -32,13 +36,14 @@ def build(ctx: Context) -> None:
     items = _catalogue(log, ingest)
     event_types = _event_types(log)
     histories, left_out = buckets.build(
-        sorted((ingest / "events").glob("*.parquet")),
+        _parts(ingest),
         ctx.folder,
         users,
         user_counts,
         items,
         event_types,
         drop_consecutive=ctx.config.history.repeats == "drop_consecutive",
+        by_place="timestamp" not in ctx.config.events.table.columns,
     )
     split = _split(ctx, histories, len(items))
     leaks.check_leaks(histories, split)
@@ -52,17 +57,22 @@ def build(ctx: Context) -> None:
     table.write_parquet(ctx.folder / "items.parquet")
     is_known = histories.item_counts(len(items), split.train_end)[1:] > 0
     ctx.manifest["content"] = content.build(ctx.folder, known, is_known, content_settings(ctx.config))
-    _write_profile(ctx, histories, event_types, table)
+    _write_profile(ctx, histories, event_types, table, store.read_manifest(ingest))
     _report(ctx, histories, split, left_out, table)
 
 
+def _parts(ingest: Path) -> list[Path]:
+    """Parts of the log in the order of their sources' paths."""
+    return [ingest / "events" / source["part"] for source in store.read_manifest(ingest)["sources"]]
+
+
 def _catalogue(log: pl.LazyFrame, ingest: Path) -> Vocabulary:
-    """Items of the log and the items table, sorted."""
+    """Items of the log, and those of the items table whose ids look like them, sorted."""
     items, _ = Vocabulary.counted(log, schema.ITEM_ID, 1)
     if not (ingest / "items.parquet").exists():
         return items
-    known = schema.read(ingest / "items.parquet", schema.ITEMS)[schema.ITEM_ID]
-    return Vocabulary.of(items.ids.append(known.cast(items.ids.dtype)), 1)
+    known = schema.read(ingest / "items.parquet", schema.ITEMS)[schema.ITEM_ID].cast(items.ids.dtype)
+    return Vocabulary.of(items.ids.append(known.filter(have_form_of(known, items.ids))), 1)
 
 
 def _event_types(log: pl.LazyFrame) -> list[str]:
@@ -80,7 +90,9 @@ def _split(ctx: Context, histories: JaggedHistories, num_items: int) -> splits.S
         histories,
         num_items,
         test_fraction=settings.test_fraction,
-        test_from=None if settings.test_from is None else iso_microseconds(settings.test_from),
+        test_from=None
+        if settings.test_from is None
+        else iso_microseconds(settings.test_from, ctx.config.events.timezone),
         validation_fraction=settings.validation_fraction,
         held_back=settings.held_back,
         **core,
@@ -132,14 +144,22 @@ def _report(
 
 
 def _write_profile(
-    ctx: Context, histories: JaggedHistories, event_types: list[str], items: pl.DataFrame
+    ctx: Context,
+    histories: JaggedHistories,
+    event_types: list[str],
+    items: pl.DataFrame,
+    counts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write and log profile.json and, with a previous artifact, drift.json; warn of large drifts.
 
-    items: item_id and num_events of the catalogue. No result depends on either file, so neither is fingerprinted.
+    items: item_id and num_events of the catalogue. counts: rows_in and rows_left_out of the source files.
+    No result depends on either file, so neither is fingerprinted.
     """
     timed = ctx.config.events.timestamp_unit != "position"
     present = profile.profile(histories, event_types, len(items), timed=timed)
+    if counts is not None:
+        rows_in, left_out = counts["rows_in"], counts["rows_left_out"]
+        present = replace(present, rows_in=rows_in, rows_left_out=left_out)
     present.save(ctx.folder / profile.PROFILE)
     ctx.track.artifact(profile.PROFILE)
     metrics = present.metrics()

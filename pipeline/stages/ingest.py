@@ -8,68 +8,51 @@ import contextlib
 import datetime
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from features import schema
-from features.events import side_tables as item_tables
+from features.events import cautions, row_counts, side_tables
 from features.events import validation as event_log
+from features.events.event_format import EventFormat
 from features.events.first_rows import Table
-from features.events.parquet_parts import Description, describe, find_duplicates, write_without
-from features.events.validation import Counts, EventFormat
+from features.events.item_content import ItemFormat
+from features.events.parquet_parts import describe
+from features.events.row_counts import Counts
+from features.events.row_filters import Excluded, RowFilters, read_listed
+from features.events.table_fit import Fit
 from features.parallel import in_order
-from features.printable import printable
+from features.printable import LONGEST, printable
 from features.readers import sources as readers
 from features.schema import IdType
 from features.settings import EventSettings, iso_microseconds
-from pipeline.artifacts import event_parts, source_changes, source_files
+from pipeline.artifacts import event_parts, log_parts, source_changes, source_files
 from pipeline.artifacts.files import Digests, changed_meanwhile, files_below, fingerprint, now
+from pipeline.artifacts.log_parts import Part, SourceSummary
 from pipeline.artifacts.source_changes import Changes, PreviousIngest, Source
 from pipeline.errors import LookbackError
 from pipeline.orchestration.context import Context
 
-PART_VERSION = 2
+PART_VERSION = 3
 """Version of a part for the same source and settings."""
 FILES_AT_A_TIME = 2
 """Files read at once, each by all cores: the second keeps them busy while the first begins or ends."""
 _ID_KEYS = ("columns", "format", "separator", "header", "encoding")
 """Keys of [events] that decide the text of an id."""
-_PART_KEYS = ("timestamp_unit", "timezone", "min_value", "id_types", "max_days_ahead")
+_PART_KEYS = (
+    *("timestamp_unit", "timezone", "min_value", "id_types", "max_days_ahead"),
+    *("where", "missing_user"),
+)
 """Further keys of [events] in the fingerprint of a part."""
 
-ExcludedUsers = pl.Series | None
-"""Users of `events.exclude_users`, as text."""
+_EXCLUDED = {"exclude_users": schema.USER_ID, "exclude_items": schema.ITEM_ID}
+"""Keys of [events] with ids to leave out, and their columns."""
 
-
-@dataclass(frozen=True)
-class Part:
-    """Typed events and quarantine of one source."""
-
-    source: Source
-    folder: Path
-    """Folder with events.parquet, quarantine.parquet, part.json."""
-    record: event_parts.Record
-
-    @property
-    def file_name(self) -> str:
-        """File name in the artifact."""
-        return f"{self.folder.name}.parquet"
-
-    @property
-    def counts(self) -> Counts:
-        """Row counts; examples carry the present path of the file."""
-        counts = Counts.from_json(self.record.facts["counts"])
-        counts.examples = [row | {schema.SOURCE_PATH: self.source.path} for row in counts.examples]
-        return counts
-
-    @property
-    def description(self) -> Description:
-        """Statistics of the events."""
-        return Description(**self.record.facts["description"])
+ExcludedIds = dict[str, pl.Series | None]
+"""Key of _EXCLUDED to ids as text."""
 
 
 class _TextIds(Exception):
@@ -89,24 +72,36 @@ def build(ctx: Context) -> None:
     config = ctx.config.events
     form = event_format(config, now())
     previous = PreviousIngest.of(ctx.stage_folder)
-    changes = previous.changes(ctx.sources["events"])
+    identities = source_changes.identities(ctx.sources["events"], config.table)
+    changes = previous.changes(identities)
     if announced := changes.describe():
         print(f"ingest: {printable(announced)}", file=sys.stderr, flush=True)
-    excluded = _excluded(ctx)
+    excluded = {key: _excluded(ctx, key) for key in _EXCLUDED}
+    ctx.manifest["warnings"] = []
     log, id_types = _read_log(ctx, form, previous, excluded)
     counts = sum((part.counts for part in log), Counts())
-    event_log.check_refused(counts, form, config.max_refused_fraction)
-    _say_absent_types(log, counts, config)
-    repeats = _repeats(log, counts.rows_out, drop=config.duplicates == "drop")
-    _place(ctx, log, repeats)
-    if len(repeats):
-        counts.rows_out -= len(repeats)
-        counts.left_out["duplicate"] = len(repeats)
+    row_counts.check_refused(counts, form, config.max_refused_fraction)
+    _say_absent(ctx, log)
+    _say_absent_types(ctx, log, counts)
+    _say_twins(ctx, log)
+    for caution in cautions.describe(counts.ids, counts.rows_out):
+        _warn(ctx, caution)
+    repeated = log_parts.repeats(log, counts.rows_out, drop=config.duplicates == "drop")
+    ctx.digests |= log_parts.place(ctx.folder, log, repeated)
+    if len(repeated):
+        counts.rows_out -= len(repeated)
+        counts.left_out["duplicate"] = len(repeated)
     counts.check()
     _check_sizes(log, counts)
-    _write_tables(ctx, id_types, excluded)
+    tables = _write_tables(ctx, id_types, excluded["exclude_users"])
     ctx.manifest["id_types"] = id_types
-    _report(ctx, log, counts, changes)
+    _report(ctx, log, counts, changes, tables)
+
+
+def _warn(ctx: Context, warning: str) -> None:
+    """Print a line, and keep it in the manifest."""
+    ctx.manifest["warnings"].append(warning)
+    print(f"ingest: {warning}", file=sys.stderr, flush=True)
 
 
 def event_format(settings: EventSettings, now: datetime.datetime) -> EventFormat:
@@ -126,7 +121,7 @@ def _opened(ctx: Context, role: str, path: str) -> Iterator[Path]:
     """
     digest = ctx.sources[role][path]
     place = source_files.local_path(ctx.config, path, digest)
-    is_copy = str(place) != path
+    is_copy = source_files.is_copy(ctx.config, path)
     try:
         yield place
     except Exception as error:
@@ -145,25 +140,33 @@ def _check_unchanged(ctx: Context, path: str, digest: str, *, is_copy: bool) -> 
         raise changed_meanwhile(path)
 
 
-def _excluded(ctx: Context) -> ExcludedUsers:
-    users = []
-    for path in sorted(ctx.sources.get("exclude_users", {})):
-        with _opened(ctx, "exclude_users", path) as place:
-            users.append(event_log.read_excluded(place).cast(pl.String))
-    return pl.concat(users).unique() if users else None
+def _excluded(ctx: Context, key: str) -> pl.Series | None:
+    """Ids to leave out by a key of _EXCLUDED, listed there or in its file; None without any."""
+    listed = ctx.config.events.exclude_items if key == "exclude_items" else None
+    found = [pl.Series(listed, dtype=pl.String)] if isinstance(listed, list) else []
+    for path in sorted(ctx.sources.get(key, {})):
+        with _opened(ctx, key, path) as place:
+            found.append(read_listed(f"events.{key}", place, _EXCLUDED[key]).cast(pl.String))
+    return pl.concat(found).unique() if found else None
 
 
 # --- parts ---
 
 
 def _read_log(
-    ctx: Context, form: EventFormat, previous: PreviousIngest, excluded: ExcludedUsers
+    ctx: Context, form: EventFormat, previous: PreviousIngest, excluded: ExcludedIds
 ) -> tuple[list[Part], dict[str, IdType]]:
     """Parts of all sources with common id types: int64, or string once an accepted id is no int64."""
     first: IdType = "string" if form.settings.id_types == "string" else "int64"
     id_types: dict[str, IdType] = {schema.USER_ID: first, schema.ITEM_ID: first}
     same = {f"events.{key}": ctx.config.get(f"events.{key}") for key in _ID_KEYS}
-    settled = set[str]() if ctx.force else previous.int64_columns(ctx.sources["events"], same)
+    settled = (
+        set[str]()
+        if ctx.force
+        else previous.int64_columns(
+            source_changes.identities(ctx.sources["events"], form.settings.table), same
+        )
+    )
     while True:
         try:
             return _parts(ctx, form, id_types, excluded), id_types
@@ -181,18 +184,17 @@ def _other_ids(error: _TextIds) -> LookbackError:
     )
 
 
-def _parts(
-    ctx: Context, form: EventFormat, id_types: dict[str, IdType], excluded: ExcludedUsers
-) -> list[Part]:
+def _parts(ctx: Context, form: EventFormat, id_types: dict[str, IdType], excluded: ExcludedIds) -> list[Part]:
     """Parts of all sources in order, kept ones reused and missing ones made."""
-    log = source_changes.distinct(ctx.sources["events"])
+    log = source_changes.distinct(ctx.sources["events"], form.settings.table)
     shaping = {
         "version": PART_VERSION,
         "table": vars(form.settings.table),
-        "earliest": iso_microseconds(form.settings.earliest),
+        "earliest": form.earliest,
         "types": None if form.settings.types is None else sorted(form.settings.types),
         "resolved_id_types": dict(id_types),
         "excluded": sorted(set(ctx.sources.get("exclude_users", {}).values())),
+        "excluded_items": [] if (items := excluded["exclude_items"]) is None else items.sort().to_list(),
         **{key: getattr(form.settings, key) for key in _PART_KEYS},
     }
     settings = {
@@ -239,7 +241,7 @@ def _make(
     source: Source,
     form: EventFormat,
     id_types: dict[str, IdType],
-    excluded: ExcludedUsers,
+    excluded: ExcludedIds,
     folder: Path,
     settings: dict[str, Any],
 ) -> event_parts.Record:
@@ -254,7 +256,7 @@ def _make(
                     form,
                     id_types,
                     place,
-                    excluded=excluded,
+                    filters=RowFilters.of(form.settings.where, id_types, *excluded.values()),
                     source_path=source.path,
                     max_refused_fraction=ctx.config.events.max_refused_fraction,
                 )
@@ -267,52 +269,57 @@ def _make(
         return event_parts.write(place, folder, facts)
 
 
-def _repeats(log: Sequence[Part], num_rows: int, *, drop: bool) -> pl.DataFrame:
-    """Duplicates to drop: source_file, source_row."""
-    if not drop or not num_rows:
-        return pl.DataFrame(schema={schema.SOURCE_FILE: pl.String, schema.SOURCE_ROW: pl.Int64})
-    return find_duplicates([part.folder / "events.parquet" for part in log], num_rows)
-
-
-def _place(ctx: Context, log: Sequence[Part], repeats: pl.DataFrame) -> None:
-    """Link parts into the artifact; rewrite those with duplicates."""
-    for name in ("events", "quarantine"):
-        (ctx.folder / name).mkdir(parents=True)
-    rows = {source: frame[schema.SOURCE_ROW] for (source,), frame in repeats.group_by(schema.SOURCE_FILE)}
-    for part in log:
-        if part.source.source_file in rows:
-            target = ctx.folder / "events" / part.file_name
-            write_without(part.folder / "events.parquet", rows[part.source.source_file], target)
-        else:
-            _link(ctx, part, "events")
-        if part.record.facts["path"] == part.source.path:
-            _link(ctx, part, "quarantine")
-        else:  # the file was renamed
-            refused = schema.read(part.folder / "quarantine.parquet", schema.QUARANTINE)
-            named = refused.with_columns(pl.lit(part.source.path).alias(schema.SOURCE_PATH))
-            named.write_parquet(ctx.folder / "quarantine" / part.file_name)
-
-
-def _link(ctx: Context, part: Part, name: str) -> None:
-    target = f"{name}/{part.file_name}"
-    if event_parts.link(part.folder / f"{name}.parquet", ctx.folder / target):
-        ctx.digests[target] = part.record.digests[f"{name}.parquet"]
-
-
 # --- sizes, tables, report ---
 
 
-def _say_absent_types(log: Sequence[Part], counts: Counts, config: EventSettings) -> None:
-    """Print one line where the log has no event of a type in `events.types`, with the types that are left out."""
+def _say_absent(ctx: Context, log: Sequence[Part]) -> None:
+    """Warn of optional columns that some files lack, and of values that are none.
+
+    Raises ValueError where all files lack one.
+    """
+    counts = [part.counts for part in log]
+    for name in sorted({name for each in counts for name in each.absent_columns}):
+        lacking = [number for number, each in enumerate(counts) if name in each.absent_columns]
+        if len(lacking) == len(log):
+            raise ValueError(counts[0].absent_columns[name])
+        _warn(ctx, _lacking(name, [log[number].source.path for number in lacking], len(log)))
+    total = sum(counts, Counts())
+    for reason, number in sorted(total.values_left_out.items()):
+        if number > ctx.config.events.max_refused_fraction * total.rows_out:
+            example = printable(total.value_examples[reason], LONGEST)
+            _warn(
+                ctx, f"{number:,} of {total.rows_out:,} events lose a value ({reason}), such as {example!r}"
+            )
+
+
+def _lacking(column: str, paths: Sequence[str], num_files: int) -> str:
+    """Warning of a column that some files lack."""
+    shown = ", ".join(map(printable, paths[:3])) + ", …" * (len(paths) > 3)
+    return f"{len(paths)} of {num_files} files have no column for {column}, which is missing in their rows: {shown}"
+
+
+def _say_absent_types(ctx: Context, log: Sequence[Part], counts: Counts) -> None:
+    """Warn where the log has no event of a type in `events.types`, with the types that are left out."""
     present = {name for part in log for name in part.description.events_by_type}
-    absent = [name for name in config.types or () if name not in present]
+    listed = ctx.config.events.types
+    absent = [name for name in listed or () if name not in present]
     if absent and counts.unlisted:
-        types = event_log.describe_types(counts, config.types)
-        print(
-            f"ingest: no event has the type {', '.join(map(repr, absent))}: {types}",
-            file=sys.stderr,
-            flush=True,
-        )
+        types = row_counts.describe_types(counts, listed)
+        _warn(ctx, f"no event has the type {', '.join(map(repr, absent))}: {types}")
+
+
+def _say_twins(ctx: Context, log: Sequence[Part]) -> None:
+    """Warn of each two files with the same rows of which one is compressed."""
+    parts = {path: part for part in log for path in part.source.paths}
+    for one, other in source_changes.twins(parts):
+        if parts[one].counts.rows_in == parts[other].counts.rows_in and (
+            parts[one].description == parts[other].description
+        ):
+            _warn(
+                ctx,
+                f"{printable(one)} and {printable(other)} have the same {parts[one].counts.rows_in:,} rows, and every "
+                "event counts twice: name one of them in events.path",
+            )
 
 
 def _check_sizes(log: Sequence[Part], counts: Counts) -> None:
@@ -326,103 +333,94 @@ def _check_sizes(log: Sequence[Part], counts: Counts) -> None:
             raise LookbackError(
                 f"events: {counts.rows_out:,} events of {len(ids)} {kind}, expected at least 2 {kind}s: there is "
                 f"nothing to learn to recommend from; check events.path and events.columns.{kind}_id"
+                + (f". Rows left out: {row_counts.describe_reasons(counts)}" if counts.reasons() else "")
             )
 
 
-def _write_tables(ctx: Context, id_types: dict[str, IdType], excluded: ExcludedUsers) -> None:
-    """Write items.parquet and users.parquet, where configured, and their counts into the manifest."""
-    config = ctx.config
+def _write_tables(ctx: Context, id_types: dict[str, IdType], excluded: pl.Series | None) -> list[Fit]:
+    """Write items.parquet and users.parquet where configured, their refused rows, and their counts into the manifest."""
+    config, fits = ctx.config, []
     if config.items is not None:
-        form = item_tables.ItemFormat(config.items.table, config.items.category_separator)
+        form = ItemFormat(config.items.table, config.items.category_separator)
         with _opened_all(ctx, "items") as paths:
-            items = item_tables.read_items(paths, form, id_types[schema.ITEM_ID])
-        _write_table(ctx, "items", items)
+            items = side_tables.read_items(list(paths.values()), form, id_types[schema.ITEM_ID])
+        fits.append(_write_table(ctx, "items", items, paths))
     if config.users is not None:
         with _opened_all(ctx, "users") as paths:
-            users = item_tables.read_users(paths, config.users.table, id_types[schema.USER_ID])
-        _write_table(ctx, "users", _without(users, excluded, id_types[schema.USER_ID]))
+            users = side_tables.read_users(list(paths.values()), config.users.table, id_types[schema.USER_ID])
+        users = _without(users, excluded, id_types[schema.USER_ID])
+        fits.append(_write_table(ctx, "users", users, paths))
+    return fits
 
 
 @contextlib.contextmanager
-def _opened_all(ctx: Context, role: str) -> Iterator[list[Path]]:
+def _opened_all(ctx: Context, role: str) -> Iterator[dict[str, Path]]:
+    """Yield configured paths, in their order, to the paths to read from."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(_opened(ctx, role, path)) for path in sorted(ctx.sources[role])]
+        yield {path: stack.enter_context(_opened(ctx, role, path)) for path in sorted(ctx.sources[role])}
 
 
-def _without(users: Table, excluded: ExcludedUsers, kind: IdType) -> Table:
+def _without(users: Table, excluded: pl.Series | None, kind: IdType) -> Table:
     """Users table without excluded users."""
     if excluded is None:
         return users
     ids = users.frame[schema.USER_ID]
-    frame = users.frame.filter(~event_log.Excluded(excluded, kind).holds(ids, ids))
+    frame = users.frame.filter(~Excluded(excluded, kind).holds(ids, ids))
     number = len(users.frame) - len(frame)
     left_out = users.left_out | ({"excluded_user": number} if number else {})
     return replace(users, frame=frame, left_out=left_out)
 
 
-def _write_table(ctx: Context, name: str, table: Table) -> None:
+def _write_table(ctx: Context, name: str, table: Table, paths: dict[str, Path]) -> Fit:
+    """Write a table and its refused rows; paths: configured paths to the paths that were read."""
+    table.check_refused(ctx.config.events.max_refused_fraction)
+    named = {str(place): path for path, place in paths.items()}
+    for column, files in table.absent_columns.items():
+        _warn(ctx, _lacking(column, [named[file] for file in files], len(paths)))
     table.frame.write_parquet(ctx.folder / f"{name}.parquet")
+    if len(table.refused):
+        path = pl.col(schema.SOURCE_PATH).replace_strict(named)
+        digest = path.replace_strict(ctx.sources[name]).str.head(16).alias(schema.SOURCE_FILE)
+        refused = table.refused.with_columns(path, digest).select(*schema.QUARANTINE)
+        refused.write_parquet(ctx.folder / "quarantine" / f"{name}.parquet")
+    fit = Fit.of(table.frame, f"{name.removesuffix('s')}_id", event_log.scan(ctx.folder / "events"))
+    for warning in (*fit.warnings(), *cautions.describe_controls(table.frame, name, table.form.encoding)):
+        _warn(ctx, warning)
     ctx.manifest[f"{name}_table"] = {
         "rows_in": table.rows_in,
         "rows_out": len(table.frame),
         "rows_left_out": table.left_out,
+        "rows_in_log": fit.rows_in_log,
+        "ids_without_row": fit.ids_without_row,
         **table.notes,
     }
+    return fit
 
 
-def _report(ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes) -> None:
+def _report(
+    ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes, tables: Sequence[Fit]
+) -> None:
     ctx.manifest |= {
         "rows_in": counts.rows_in,
         "rows_out": counts.rows_out,
         "rows_left_out": counts.reasons(),
         "rows_refused": counts.refused.total(),
+        "values_left_out": dict(sorted(counts.values_left_out.items())),
         "new_sources": changes.new,
         "changed_sources": changes.changed,
         "removed_sources": changes.removed,
-        "sources": [asdict(_SourceSummary.of(part)) for part in log],
+        "sources": [asdict(SourceSummary.of(part)) for part in log],
     }
     for name in ("rows_in", "rows_out", "rows_refused", "new_sources"):
         ctx.track.metric(name, ctx.manifest[name])
-    for reason, number in counts.reasons().items():
+    for reason, number in (counts.reasons() | ctx.manifest["values_left_out"]).items():
         ctx.track.metric(f"left_out.{reason}", number)
     for part in log:
         path = part.source.path
         ctx.track.dataset(Path(path).name, part.source.source_file, "training", path, part.counts.rows_in)
+    values = f", {total:,} values left out" if (total := counts.values_left_out.total()) else ""
     ctx.summary(
         f"{counts.rows_in:,} rows of {len(log)} file(s), {changes.new} new, {len(changes.changed)} changed: "
-        f"{counts.rows_out:,} events, {counts.refused.total():,} refused, {counts.left_out.total():,} left out"
+        f"{counts.rows_out:,} events, {counts.refused.total():,} refused, {counts.left_out.total():,} left out{values}"
+        + "".join(f"; {fit.describe()}" for fit in tables)
     )
-
-
-@dataclass(frozen=True)
-class _SourceSummary:
-    """A source in the manifest; counts before duplicates across parts are dropped."""
-
-    paths: list[str]
-    digest: str
-    part: str
-    rows_in: int
-    rows_out: int
-    rows_left_out: dict[str, int]
-    earliest: str | None
-    latest: str | None
-    events_by_type: dict[str, int]
-
-    @classmethod
-    def of(cls, part: Part) -> "_SourceSummary":
-        counts, events = part.counts, part.description
-        return cls(
-            list(part.source.paths),
-            part.source.digest,
-            part.file_name,
-            counts.rows_in,
-            counts.rows_out,
-            counts.reasons(),
-            _iso(events.earliest),
-            _iso(events.latest),
-            events.events_by_type,
-        )
-
-
-def _iso(microseconds: int | None) -> str | None:
-    return None if microseconds is None else f"{np.datetime64(microseconds, 'us')}Z"

@@ -36,7 +36,14 @@ def build(ctx: Context) -> None:
     inputs = ctx.inputs
     config, timed = ctx.config, is_timed(ctx.config)
     job = Job(
-        _bundle(ctx), inputs["features"], inputs["ingest"], folder, config.score, config.seed, timed=timed
+        _bundle(ctx),
+        inputs["features"],
+        inputs["ingest"],
+        folder,
+        config.score,
+        config.seed,
+        timed=timed,
+        timezone=config.events.timezone,
     )
     scorer = Scorer.open(job)
     total: Counter[str] = Counter()

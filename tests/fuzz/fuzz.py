@@ -29,12 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import schema, tables
-from features.events import side_tables, validation
-from features.events.side_tables import ItemFormat
-from features.events.validation import EventFormat
-from features.readers import delimited, json_shapes, parquet, sources
+from features.events import row_counts, side_tables, validation
+from features.events.event_format import EventFormat
+from features.events.item_content import ItemFormat
+from features.readers import dialect, json_shapes, parquet, sources
 from features.schema import IdType
 from features.settings import EventSettings, TableFormat, iso_microseconds
+from tests.fuzz import dialects
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (
@@ -45,6 +46,8 @@ SECONDS_PER_CASE = 20
 LONGEST_MESSAGE_LINES = 8
 LATEST = 2_000_000_000 * 10**6
 NUM_LINES = 40
+DIALECT_SHARE = 0.3
+"""Share of cases in a random dialect; half of these are whole, and every record must be found."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Origin:
     content: bytes
     form: EventFormat | ItemFormat | TableFormat
     """Of a log, of items, of users."""
+    num_rows: int | None = None
+    """Number of records, where whoever wrote it knows."""
 
 
 def columns(**names: str | int) -> dict[str, str | int]:
@@ -246,6 +251,12 @@ def damaged(rng: random.Random, content: bytes, times: int) -> bytes:
 
 def case(rng: random.Random, origins: list[Origin]) -> Origin:
     """A damaged file, perhaps compressed, perhaps in several pieces, perhaps damaged once it is."""
+    if rng.random() < DIALECT_SHARE:
+        written = dialects.write(rng, rng.randint(1, NUM_LINES))
+        form = EventFormat(EventSettings("log", **written.keys), latest=LATEST)
+        if rng.random() < 0.5:
+            return Origin("dialect.csv", written.content, form, written.num_rows)
+        origins = [Origin("dialect.csv", written.content, form)]
     origin = rng.choice(origins)
     content = damaged(rng, origin.content, rng.choice([0, 1, 1, 2, 3, 8, 30]))
     if origin.name.endswith(".parquet") or rng.random() < 0.75:
@@ -265,13 +276,13 @@ def run(rng: random.Random, origin: Origin, folder: Path) -> str:
     path.write_bytes(origin.content)
     try:
         if isinstance(origin.form, EventFormat):
-            _check_log(rng, path, origin.form, folder)
+            _check_log(rng, path, origin, folder)
         else:
             _check_table(path, origin.form)
     except validation.TextIds:
         return "text ids"
     except ValueError as error:
-        if type(error) is not ValueError or not _is_message(str(error), path):
+        if type(error) not in (ValueError, tables.MissingColumn) or not _is_message(str(error), path):
             raise
         return "refused"
     finally:
@@ -285,7 +296,9 @@ def _is_message(text: str, path: Path) -> bool:
     return names and len(text.splitlines()) <= LONGEST_MESSAGE_LINES and bool(text.encode())
 
 
-def _check_log(rng: random.Random, path: Path, form: EventFormat, folder: Path) -> None:
+def _check_log(rng: random.Random, path: Path, origin: Origin, folder: Path) -> None:
+    form = origin.form
+    assert isinstance(form, EventFormat)
     kind: IdType = rng.choice(["int64", "string"])
     id_types: dict[str, IdType] = {"user_id": kind, "item_id": rng.choice(["string", kind])}
     types, min_value = rng.choice([None, None, {"view": 1.0, "1": 1.0}]), rng.choice([None, None, 2.0])
@@ -303,7 +316,7 @@ def _check_log(rng: random.Random, path: Path, form: EventFormat, folder: Path) 
     counts.check()
     assert (counts.rows_out, counts.refused.total()) == (len(log), len(refused))
     assert counts.refused == Counter(refused["reason"])
-    assert set(counts.refused) <= set(validation.REFUSED)
+    assert set(counts.refused) <= set(row_counts.REFUSED)
     rows = log["source_row"].to_list() + refused["source_row"].to_list()
     assert len(set(rows)) == len(rows) == counts.rows_in - counts.left_out.total()
     assert not rows or (min(rows) >= 1 and max(rows) <= counts.rows_in)
@@ -313,7 +326,7 @@ def _check_log(rng: random.Random, path: Path, form: EventFormat, folder: Path) 
     if settings.timestamp_unit != "position":
         moments = log["timestamp"].dt.epoch("us")
         assert moments.is_between(iso_microseconds(settings.earliest), form.latest).all()
-    expected = num_rows(path, settings.table)
+    expected = num_rows(path, settings.table) if origin.num_rows is None else origin.num_rows
     assert expected is None or counts.rows_in == expected, (counts.rows_in, expected)
 
 
@@ -324,8 +337,11 @@ def num_rows(path: Path, form: TableFormat) -> int | None:
         return int(pq.read_metadata(path).num_rows)
     content = _unpacked(path).removeprefix(b"\xef\xbb\xbf")
     if kind == "jsonl":
+        first, _, rest = content.lstrip().partition(b"\n")
+        if first.startswith(b"[") or (first.startswith(b"{") and not rest.startswith(b"{")):
+            return None  # perhaps an array, or objects over several lines
         return sum(bool(line.strip()) for line in content.split(b"\n"))
-    if b'"' in content:
+    if b'"' in content or form.comment or form.skip_lines or form.quote != "auto" or form.encoding != "utf-8":
         return None
     lines = [line for line in content.replace(b"\r\n", b"\n").split(b"\n") if line]
     while form.header and lines and not lines[0].strip(b"\r"):
@@ -334,12 +350,13 @@ def num_rows(path: Path, form: TableFormat) -> int | None:
 
 
 def _unpacked(path: Path) -> bytes:
+    """Content decompressed by what its first bytes say."""
     content = path.read_bytes()
-    if path.suffix == ".gz":
+    if content.startswith(b"\x1f\x8b"):
         return gzip.decompress(content)
-    if path.suffix == ".bz2":
+    if content.startswith(b"BZh"):
         return bz2.decompress(content)
-    if path.suffix == ".zst":
+    if content.startswith(b"\x28\xb5\x2f\xfd"):
         return bytes(pa.input_stream(str(path), compression="zstd").read())
     return content
 
@@ -361,8 +378,7 @@ def small_blocks(rng: random.Random) -> Iterator[None]:
         if rng.random() < 0.7:
             for owner, name, sizes in (
                 (tables, "BLOCK_BYTES", [1, 7, 64, 1000]),
-                (delimited, "FIRST_BYTES", [1, 30, 500, 1 << 20]),
-                (delimited, "LINES_PER_ROW", [2, 100]),
+                (dialect, "FIRST_BYTES", [1, 30, 500, 1 << 20]),
                 (parquet, "BATCH_ROWS", [1, 7, 20]),
                 (json_shapes, "MIN_ROWS", [1, 5, 100]),
             ):

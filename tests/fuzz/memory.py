@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.events import side_tables, validation
-from features.events.side_tables import ItemFormat
-from features.events.validation import EventFormat
+from features.events.event_format import EventFormat
+from features.events.item_content import ItemFormat
 from features.schema import IdType
 from features.settings import EventSettings, TableFormat
 

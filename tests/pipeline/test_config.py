@@ -407,4 +407,5 @@ def test_folder_with_brackets_is_no_pattern(tmp_path: Path):
         text = MINIMAL.replace("{name}/log.csv", f"log/{pattern}")
         (tmp_path / "c.toml").write_text(text)
         config = load_config(tmp_path / "c.toml", [f'data_dir="{tmp_path}/data[1]"'])
+        assert config.events.path is not None
         assert list_files("events.path", config.events.path) == [tmp_path / "data[1]" / "log" / "a.csv"]

@@ -60,7 +60,6 @@ def test_a_default_a_unit_and_a_type(capsys: pytest.CaptureFixture[str]) -> None
     required = {key for key, facts in described.items() if facts["required"]}
     assert required == {
         "name",
-        *(f"{table}.path" for table in ("events", "items", "users")),
         "events.columns",
         "users.columns",
         "data.folder",

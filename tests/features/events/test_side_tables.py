@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import schema, tables
-from features.events import object_columns, side_tables
+from features.events import item_content, object_columns, side_tables, table_fit
 from features.events.first_rows import Table
-from features.events.side_tables import ItemFormat
+from features.events.item_content import ItemFormat
 from features.schema import IdType
 from features.settings import TableFormat
 
@@ -38,7 +38,7 @@ def test_csv(tmp_path: Path) -> None:
         'id,name,tags,about,vector\n7,"A, B",x| y||,t,"[0.5, 1]"\n8,,,,\n7,again,z,,1 2\n,no id,,,\nx,text id,,,\n9,short\n'
     )
     table = read(path)
-    assert table.notes == {}  # a blank embedding is no bad one
+    assert table.notes == {"several_titles": 1}  # a blank embedding is no bad one
     assert table.frame.rows() == [(7, "A, B", ["x", "y"], "t", [0.5, 1.0]), (8, None, None, None, None)]
     assert table.rows_in == 6
     assert table.left_out == {"unparseable": 1, "missing_item": 1, "bad_item": 1, "duplicate": 1}
@@ -75,7 +75,9 @@ def test_a_json_object_from_item_to_attributes(tmp_path: Path) -> None:
     table = read(path, {"item_id": "id", "title": "name"})
     assert table.frame.rows() == [(4, "A"), (5, None)]  # the first of a repeated key, which is the id
     assert (table.rows_in, table.left_out) == (4, {"duplicate": 2})
-    path.write_text("[1, 2]")
+    path.write_text('[{"item_id": 4, "title": "A"},\n {"item_id": 5, "title": "B"}]')
+    assert read(path, {"item_id": "item_id", "title": "title"}).frame.rows() == [(4, "A"), (5, "B")]
+    path.write_text('"text"')
     with pytest.raises(ValueError, match="not one JSON object"):
         read(path, {})
 
@@ -273,7 +275,7 @@ def test_blocks_are_split_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     whole = read(path, {}).frame
     assert whole.rows()[8] == (8, ["x", "8"], [1.0, 8.0])
     for parts in (1, 7):
-        monkeypatch.setattr(side_tables, "PARTS_AT_A_TIME", parts)
+        monkeypatch.setattr(item_content, "PARTS_AT_A_TIME", parts)
         assert read(path, {}).frame.equals(whole)
 
 
@@ -344,3 +346,70 @@ def test_mutated_tables_lose_no_row(
     assert table.frame["item_id"].is_unique().all()
     for column, (kind,) in schema.ITEM_CONTENT.items():
         assert table.frame.schema.get(column, kind) == kind
+
+
+def test_of_several_titles_the_most_frequent_stays(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("id,name\n1,Red mug\n1,MUG RED\n1,Red mug\n2,\n2,Lamp\n3,B\n3,A\n4,Same\n4,Same\n")
+    form = ItemFormat(TableFormat("items", {"item_id": "id", "title": "name"}))
+    table = side_tables.read_items([path], form, "int64")
+    assert table.frame.rows() == [(1, "Red mug"), (2, "Lamp"), (3, "B"), (4, "Same")]
+    assert table.notes == {"several_titles": 2}
+
+
+def test_categories_written_as_lists(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    texts = ["['Action', 'Indie']", '["a","b"]', "[27, 9]", "[]", "x|y", "[not|a list]", "['NA', null]"]
+    path.write_text("id\ttags\n" + "".join(f"{number}\t{text}\n" for number, text in enumerate(texts)))
+    table = TableFormat("items", {"item_id": "id", "categories": "tags"}, separator="\t", missing=["NA"])
+    found = side_tables.read_items([path], ItemFormat(table), "int64").frame["categories"].to_list()
+    expected = [["Action", "Indie"], ["a", "b"], ["27", "9"], None, ["x", "y"], ["[not", "a list]"], None]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "raw"),
+    [
+        ("items.csv", "id,name\n1,a\n2\n,b\nx,c\n", ["2", ",b", "x,c"]),
+        (
+            "items.jsonl",
+            '{"id": 1, "name": "a"}\nbad\n{"name": "b"}\n{"id": "x", "name": "c"}\n',
+            ["bad", '{"name": "b"}', '{"id": "x", "name": "c"}'],
+        ),
+    ],
+)
+def test_refused_rows_of_a_table_are_kept_with_their_reasons(
+    tmp_path: Path, name: str, text: str, raw: list[str]
+) -> None:
+    (tmp_path / name).write_text(text)
+    form = ItemFormat(TableFormat("items", {"item_id": "id", "title": "name"}))
+    table = side_tables.read_items([tmp_path / name], form, "int64")
+    assert table.refused["source_row"].to_list() == [2, 3, 4]
+    assert table.refused["reason"].to_list() == ["unparseable", "missing_item", "bad_item"]
+    assert table.refused["raw"].to_list() == raw
+    table.check_refused(0.5)  # ids of another type are none of the damage
+    with pytest.raises(ValueError, match=r"items: 2 of 4 rows were refused, expected at most 40\.0%"):
+        table.check_refused(0.4)
+
+
+def test_a_column_that_some_files_lack_is_null_in_them(tmp_path: Path) -> None:
+    for name, text in (("a.csv", "id,name\n1,a\n"), ("b.csv", "id\n2\n"), ("c.jsonl", '{"id": 3}\n')):
+        (tmp_path / name).write_text(text)
+    form = TableFormat("items", {"item_id": "id", "title": "name"})
+    paths = sorted(tmp_path.iterdir())
+    table = side_tables.read_items(paths, ItemFormat(form), "int64")
+    assert table.frame.rows() == [(1, "a"), (2, None), (3, None)]
+    assert [*table.absent_columns["title"]] == [str(path) for path in paths[1:]]
+    with pytest.raises(ValueError, match=r"title: received 'name'"):
+        side_tables.read_items(paths[1:2], ItemFormat(form), "int64")
+    users = TableFormat("users", {"user_id": "id", "name": "name"})
+    assert side_tables.read_users(paths, users, "int64").frame.rows() == [(1, "a"), (2, None), (3, None)]
+
+
+def test_the_fit_of_a_table_is_said_and_warned_of_below_half() -> None:
+    log = pl.LazyFrame({"item_id": [1, 1, 2, 3]})
+    fit = table_fit.Fit.of(pl.DataFrame({"item_id": [1, 2, 9]}), "item_id", log)
+    assert fit.describe() == "items: 2 of 3 rows are in the log, 1 of its 3 items have no row"
+    assert list(fit.warnings()) == []
+    (warning,) = table_fit.Fit.of(pl.DataFrame({"item_id": [1, 8, 9]}), "item_id", log).warnings()
+    assert "items: 1 of 3 rows are in the log, 2 of its 3 items have no row" in warning

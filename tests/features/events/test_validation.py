@@ -14,8 +14,10 @@ import pyarrow as pa
 import pytest
 
 from features import schema, tables
-from features.events import parquet_parts, validation
-from features.events.validation import Counts, EventFormat
+from features.events import parquet_parts, row_counts, row_filters, validation
+from features.events.event_format import EventFormat
+from features.events.row_counts import Counts
+from features.events.row_filters import RowFilters
 from features.settings import EventSettings
 
 NOW = 1_800_000_000 * 10**6
@@ -41,10 +43,6 @@ BAD = {
     "1,10,soon,view,1": "impossible_time",
     "1,10,16000000000,view,1": "impossible_time",
     "1,10,0,view,1": "impossible_time",
-    "1,10,1600000000,view,much": "bad_value",
-    "1,10,1600000000,view,inf": "bad_value",
-    "1,10,1600000000,view,nan": "bad_value",
-    "1,10,1600000000,view,1e39": "bad_value",
 }
 """Row to the reason why it is refused."""
 
@@ -106,7 +104,7 @@ def test_the_same_whatever_the_block_size(ingest: Any, monkeypatch: pytest.Monke
         for _ in range(300)
     ]
     whole = ingest(HEADER + "\n".join(rows))
-    monkeypatch.setattr("features.readers.delimited.FIRST_BYTES", 20)
+    monkeypatch.setattr("features.readers.dialect.FIRST_BYTES", 20)
     monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
     monkeypatch.setattr(parquet_parts, "ROWS_PER_GROUP", 7)
     pieces = ingest(HEADER + "\n".join(rows))
@@ -121,7 +119,8 @@ def test_what_is_left_out_on_purpose_is_counted(ingest: Any) -> None:
         + "1,10,1600000000,view,1\n2,10,1600000000,ad,5\n3,10,1600000000,view,\n4,10,1600000000,view,3\n,1,1,ad,1\n"
     )
     settings = form(types={"view": 1.0}, min_value=2.0)
-    log, _, counts = ingest(text, settings, excluded=pl.Series(["4"]))
+    filters = RowFilters.of([], INT64, pl.Series(["4"]))
+    log, _, counts = ingest(text, settings, filters=filters)
     assert log["user_id"].to_list() == [3]
     assert counts.left_out == {"type_not_listed": 1, "value_below_minimum": 1, "excluded_user": 1}
     assert counts.refused == {"missing_user": 1}  # a bad row is refused whatever its type
@@ -145,9 +144,9 @@ def test_int64_asked_for_refuses_other_ids(ingest: Any) -> None:
     assert refused["reason"].to_list() == ["bad_user", "bad_item"]
 
 
-def test_string_ids_are_the_source_s_text(ingest: Any) -> None:
+def test_string_ids_are_the_source_s_text_in_one_spelling(ingest: Any) -> None:
     log, _, _ = ingest(HEADER + "17850.0, 7,1600000000,view,1\n", form(id_types="string"), id_types=STRING)
-    assert log.select("user_id", "item_id").rows() == [("17850.0", " 7")]
+    assert log.select("user_id", "item_id").rows() == [("17850", "7")]
 
 
 def test_positions_have_no_time_to_be_impossible(ingest: Any) -> None:
@@ -171,9 +170,9 @@ def test_compressed_files_are_read_as_they_are(
 ) -> None:
     content = (HEADER + "1,10,1600000000,view,1\n" * 50_000).encode()
     assert ingest(pack(content), name=name)[2].rows_out == 50_000
-    for damaged in (pack(content)[:-30], content):
-        with pytest.raises(ValueError, match="cannot be decompressed"):
-            ingest(damaged, name=name)
+    assert ingest(content, name=name)[2].rows_out == 50_000
+    with pytest.raises(ValueError, match="cannot be decompressed"):
+        ingest(pack(content)[:-30], name=name)
 
 
 def test_jsonl(ingest: Any) -> None:
@@ -183,7 +182,7 @@ def test_jsonl(ingest: Any) -> None:
         '{"user": {"id": -9223372036854775808}, "i": 9007199254740993, "t": 1600000000.25, "e": "view", "v": 1}',
         '{"user": {"id": "5"}, "i": 7.0, "t": "1600000000"}',
         '{"user": {}, "i": 7, "t": 1600000000}',
-        '{"user": {"id": [1]}, "i": 7, "t": 1600000000}',
+        '{"user": {"id": {"x": 1}}, "i": 7, "t": 1600000000}',
         '{"user": {"id": 1}, "i": "\\ud800", "t": 1600000000}',
         '{"user": {"id": 1}, "i": NaN, "t": 1600000000}',
         '{"user": {"id": 1}, "i": 1, "t": tomorrow}',
@@ -193,10 +192,11 @@ def test_jsonl(ingest: Any) -> None:
         '{"user": {"id": 1}, "i": 1, "t": 1600000000, "v": false}',
     ]
     log, refused, counts = ingest("\n".join(lines), form(columns), name="log.jsonl")
-    assert log.select("user_id", "item_id").rows() == [(-(2**63), 9007199254740993), (5, 7)]
-    assert log["timestamp"].dt.epoch("us").to_list() == [1_600_000_000_250_000, 1_600_000_000_000_000]
-    assert counts.refused == {"missing_user": 1, "unparseable": 6, "bad_value": 1}
-    assert refused["raw"].to_list() == [line for line in lines[2:] if line]
+    assert log.select("user_id", "item_id").rows() == [(-(2**63), 9007199254740993), (5, 7), (1, 1)]
+    assert log["timestamp"].dt.epoch("us").to_list() == [1_600_000_000_250_000] + [1_600_000_000_000_000] * 2
+    assert counts.refused == {"missing_user": 1, "unparseable": 6}
+    assert counts.values_left_out == {"bad_value": 1}
+    assert refused["raw"].to_list() == [line for line in lines[2:-1] if line]
 
 
 def test_jsonl_without_a_key_names_those_there_are(ingest: Any) -> None:
@@ -250,7 +250,7 @@ def test_too_many_refused_rows_stop_with_examples_and_settings(ingest: Any) -> N
     settings = form()
     _, _, counts = ingest(HEADER + "1,10,1600000000,view,1\n1,10,1600000000000,view,1\n,1,1,,\n", settings)
     with pytest.raises(ValueError, match=r"2 of 3 rows were refused, expected at most 5\.0%") as error:
-        validation.check_refused(counts, settings, 0.05)
+        row_counts.check_refused(counts, settings, 0.05)
     for part in (
         "impossible_time 1",
         "missing_user 1",
@@ -260,11 +260,11 @@ def test_too_many_refused_rows_stop_with_examples_and_settings(ingest: Any) -> N
         "timestamp_unit 's'",
     ):
         assert part in str(error.value)
-    validation.check_refused(counts, settings, 0.7)
+    row_counts.check_refused(counts, settings, 0.7)
     with pytest.raises(ValueError, match="the log is empty"):
-        validation.check_refused(Counts(), settings, 0.05)
+        row_counts.check_refused(Counts(), settings, 0.05)
     with pytest.raises(ValueError, match="none of 1 rows is an event"):
-        validation.check_refused(Counts(rows_in=1, left_out=counts.left_out + counts.refused), settings, 1.0)
+        row_counts.check_refused(Counts(rows_in=1, left_out=counts.left_out + counts.refused), settings, 1.0)
 
 
 def test_duplicates_are_all_but_the_first_in_order(
@@ -300,10 +300,12 @@ def test_a_folder_of_parts_is_one_log(ingest: Any, tmp_path: Path) -> None:
 
 def test_excluded_users_come_from_a_parquet_file(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [5.0, 5.0, None]}).write_parquet(tmp_path / "forget.parquet")
-    assert validation.read_excluded(tmp_path / "forget.parquet").to_list() == ["5"]
+    assert row_filters.read_listed(
+        "events.exclude_users", tmp_path / "forget.parquet", "user_id"
+    ).to_list() == ["5"]
     pl.DataFrame({"user": [5]}).write_parquet(tmp_path / "forget.parquet")
     with pytest.raises(ValueError, match="has columns user, expected user_id"):
-        validation.read_excluded(tmp_path / "forget.parquet")
+        row_filters.read_listed("events.exclude_users", tmp_path / "forget.parquet", "user_id")
 
 
 def test_settings_that_cannot_be_meant() -> None:
@@ -382,7 +384,7 @@ def test_bytes_changed_at_random_never_lose_a_row(
         ingest(bytes(changed), REAL["deskdrop"][1], id_types=STRING)
 
 
-def test_a_value_that_is_no_number_is_refused_in_every_format(tmp_path: Path) -> None:
+def test_a_value_that_is_no_number_costs_the_value_alone_in_every_format(tmp_path: Path) -> None:
     columns = {"user_id": [1, 2, 3], "item_id": [4, 5, 6], "timestamp": [1_600_000_000] * 3}
     frame = pl.DataFrame({**columns, "value": [1.0, float("nan"), None]})
     frame.write_parquet(tmp_path / "log.parquet")
@@ -392,7 +394,7 @@ def test_a_value_that_is_no_number_is_refused_in_every_format(tmp_path: Path) ->
         counts = validation.ingest_file(
             tmp_path / name, "0" * 16, form, {"user_id": "int64", "item_id": "int64"}, tmp_path
         )
-        assert (counts.rows_out, dict(counts.refused)) == (2, {"bad_value": 1})
+        assert (counts.rows_out, counts.values_left_out) == (3, {"bad_value": 1})
 
 
 def test_event_types_left_out_are_counted_the_most_frequent_first(ingest: Any) -> None:
@@ -401,4 +403,4 @@ def test_event_types_left_out_are_counted_the_most_frequent_first(ingest: Any) -
     assert counts.unlisted.most_common() == [("like", 3), ("", 2), ("buy", 1)]
     assert Counts.from_json(json.loads(json.dumps(counts.to_json()))).unlisted == counts.unlisted
     many = sum((Counts(unlisted=Counter({f"type {number}": 1 + number})) for number in range(50)), Counts())
-    assert [*many.unlisted] == [f"type {number}" for number in range(49, 49 - validation.NUM_TYPES, -1)]
+    assert [*many.unlisted] == [f"type {number}" for number in range(49, 49 - row_counts.NUM_TYPES, -1)]

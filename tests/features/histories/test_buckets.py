@@ -52,7 +52,12 @@ def write(folder: Path, files: list[list[Row]]) -> list[Path]:
 
 
 def build(
-    folder: Path, files: list[list[Row]], *, drop_consecutive: bool = False, bucket_events: int = 1000
+    folder: Path,
+    files: list[list[Row]],
+    *,
+    drop_consecutive: bool = False,
+    by_place: bool = False,
+    bucket_events: int = 1000,
 ) -> tuple[JaggedHistories, dict[str, int]]:
     parts = write(folder, files)
     log = pl.scan_parquet(parts)
@@ -66,8 +71,14 @@ def build(
         items,
         TYPES,
         drop_consecutive=drop_consecutive,
+        by_place=by_place,
         bucket_events=bucket_events,
     )
+
+
+def test_the_place_in_the_log_is_the_time_where_there_is_none(tmp_path: Path) -> None:
+    built, _ = build(tmp_path, FILES, by_place=True, bucket_events=4)
+    assert built.time.tolist() == [1, 3, 4, 5, 2]  # of user a in the order of the files and rows, then of b
 
 
 @pytest.mark.parametrize("bucket_events", [1, 4, 1000])

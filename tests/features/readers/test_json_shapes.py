@@ -14,6 +14,7 @@ from features import tables
 from features.readers import json_lines, json_shapes
 from features.readers.json_shapes import Shape
 from features.settings import TableFormat
+from features.tables import Utf8Stream
 
 FORM = TableFormat("events", {"user_id": "u.id", "item_id": "i", "timestamp": "t", "value": "u.deep.v"})
 
@@ -22,7 +23,7 @@ def read(content: bytes, form: TableFormat = FORM) -> list[tuple[Any, ...]]:
     """Values, whether broken, and raw text of every row."""
     rows: list[tuple[Any, ...]] = []
     try:
-        for chunk in json_lines.read_jsonl(io.BytesIO(content), form, "log.jsonl"):
+        for chunk in json_lines.read_jsonl(Utf8Stream(io.BytesIO(content), form.encoding), form, "log.jsonl"):
             raw = chunk.raw(np.arange(len(chunk.frame)))
             values = chunk.frame.rows()
             rows += [

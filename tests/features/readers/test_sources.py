@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from features import schema, tables
 from features.events import validation
-from features.events.validation import EventFormat
-from features.readers import delimited, json_shapes, parquet, sources
+from features.events.event_format import EventFormat
+from features.readers import delimited, dialect, json_shapes, parquet, sources
 from features.schema import IdType
 from features.settings import EventSettings, TableFormat
 
@@ -199,7 +199,9 @@ def test_every_way_to_write_csv(separator: str, header: bool, line_end: str, enc
         encoding="latin-1" if encoding == "latin-1" else "utf-8",
     )
     for ending in ("", line_end, line_end * 3):
-        readings = delimited.read(io.BytesIO(content + ending.encode()), form, "log.csv")
+        readings = delimited.read(
+            tables.Utf8Stream(io.BytesIO(content + ending.encode()), form.encoding), form, "log.csv"
+        )
         chunks = [reading() for reading in readings]
         assert not any(chunk.broken.any() for chunk in chunks)
         assert [list(row) for chunk in chunks for row in chunk.frame.rows()] == fields
@@ -214,7 +216,9 @@ def test_a_format_by_extension() -> None:
         ("x.pq", "parquet"),
     ):
         assert sources.format_of(Path(name), form) == expected
-    for name in ("log", "log.gz", "log.xlsx"):
+    with pytest.raises(ValueError, match=r"log\.xlsx: is a spreadsheet, .*save the sheet as csv"):
+        sources.format_of(Path("log.xlsx"), form)
+    for name in ("log", "log.gz", "log.docx"):
         with pytest.raises(ValueError, match=r"set events\.format to csv, jsonl or parquet"):
             sources.format_of(Path(name), form)
 
@@ -227,10 +231,14 @@ def test_blocks_end_after_so_many_lines_too(monkeypatch: pytest.MonkeyPatch) -> 
         (b"a\n\nb\n", [b"a\n\nb\n"]),
         (b"", [b""]),
     ):
-        blocks = list(tables.whole_lines(io.BytesIO(), text, "log.csv"))
+        blocks = list(tables.whole_lines(tables.Utf8Stream(io.BytesIO(), "utf-8"), text, "log.csv"))
         assert [block for block, _ in blocks] == expected
         assert [last for _, last in blocks] == [False] * (len(expected) - 1) + [True]
-        read_in_pieces = [block for block, _ in tables.whole_lines(io.BytesIO(text), b"", "log.csv") if block]
+        read_in_pieces = [
+            block
+            for block, _ in tables.whole_lines(tables.Utf8Stream(io.BytesIO(text), "utf-8"), b"", "log.csv")
+            if block
+        ]
         assert b"".join(read_in_pieces) == text
         assert max([block.count(b"\n") for block in read_in_pieces], default=0) <= 3
 
@@ -260,8 +268,13 @@ def test_a_quote_over_more_bytes_than_a_row_has_is_a_stray_one(monkeypatch: pyte
     form = TableFormat("events", {"user_id": "u", "item_id": "i", "timestamp": "t"})
     for block in (1, 7, 1000):
         monkeypatch.setattr(tables, "BLOCK_BYTES", block)
-        monkeypatch.setattr(delimited, "FIRST_BYTES", block)
-        chunks = [reading() for reading in delimited.read(io.BytesIO(content), form, "log.csv")]
+        monkeypatch.setattr(dialect, "FIRST_BYTES", block)
+        chunks = [
+            reading()
+            for reading in delimited.read(
+                tables.Utf8Stream(io.BytesIO(content), form.encoding), form, "log.csv"
+            )
+        ]
         rows = [row for chunk in chunks for row in chunk.frame.filter(~chunk.broken).rows()]
         assert rows == [("1", "a\nb", "3"), ("1", "2", "3")]
         assert sum(len(chunk.frame) for chunk in chunks) == 9

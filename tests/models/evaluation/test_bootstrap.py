@@ -158,8 +158,11 @@ def test_paired_difference_says_better_worse_or_cannot_tell():
 
 
 def test_bootstrap_p_by_pencil():
-    # moved by .2: -.3, -.1, 0, .1, .3; two are as far from 0 as .2 or farther
-    assert bootstrap_p(0.2, np.array([-0.1, 0.1, 0.2, 0.3, 0.5])) == pytest.approx(3 / 6)
+    # moved by .2: -.3, -.1, 0, .1, .3; two of five are as far from 0 as .2 or farther
+    five = np.array([-0.1, 0.1, 0.2, 0.3, 0.5])
+    assert bootstrap_p(0.2, np.tile(five, 200)) == pytest.approx(401 / 1001)
+    # below 1,000 the count has large steps: the tail of a normal distribution instead
+    assert bootstrap_p(0.2, five) == pytest.approx(math.erfc(0.2 / five.std(ddof=1) / math.sqrt(2)))
     assert bootstrap_p(0.0, np.zeros(9)) == 1.0
     assert bootstrap_p(0.5, np.full(99, 0.5)) == pytest.approx(0.01)
     # none of the four is as far off as .2, 2 / sqrt(2 / 3) of their standard deviations away: the normal tail

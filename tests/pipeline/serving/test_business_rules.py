@@ -13,7 +13,7 @@ from features.settings import iso_microseconds
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
 from pipeline.serving import business_rules
-from pipeline.serving.business_rules import rules_of, served_rules
+from pipeline.serving.business_rules import available, rules_of, served_rules
 
 ITEMS = Vocabulary(pl.Series("item_id", [10, 20, 30, 40]), 1)
 NEWEST = iso_microseconds("2026-03-01")
@@ -69,6 +69,10 @@ def test_availability_windows(tmp_path: Path) -> None:
     assert counts == {"availability_unknown": 1, "items_not_allowed": 1}
     assert allowed(availability=str(path), at="2026-02-28T23:59:59")[0] == [20, 30, 40]
     assert allowed(availability=str(path), at="2026-03-02T01:00:00+02:00")[0] == [10, 20, 40]
+    table = pl.read_parquet(path)
+    at = iso_microseconds("2026-02-28T23:30:00Z")  # half past midnight in Berlin
+    for zone, is_open in (("UTC", False), ("Europe/Berlin", True)):
+        assert available("x", table, ITEMS, at, zone)[0][1] == is_open
     pl.DataFrame(
         {"item_id": [10, 20], "available_from": ["2026-03-01T00:00:01", "2026-02-01T12:00:00"]}
     ).write_parquet(path)
@@ -110,7 +114,7 @@ def test_rules_of_the_configuration_are_defaults_of_served_requests(
     settings = ScoreConfig(
         deny=["10", "99", "x"], availability=str(tmp_path / "windows.parquet"), max_per_category=2
     )
-    served = served_rules(settings, tmp_path)
+    served = dict(served_rules(settings, tmp_path))
     assert sorted(served.pop("deny")) == [10, 99]
     assert served == {
         "max_per_category": 2,

@@ -1,7 +1,7 @@
 """The time of a request: what it knows of the log, and lists that nothing after it moves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,8 @@ def test_a_request_knows_the_events_before_it() -> None:
     assert (late.time, late.before) == (8, 9), "a log of positions is requested at its newest one"
     zone = Request.of("1970-01-01T02:00:00+01:00", 0, timed=True)
     assert zone.time == 3600 * 10**6
+    local = Request.of("1970-01-01T02:00:00", 0, timed=True, timezone="Europe/Berlin")
+    assert local.time == zone.time, "a time without a zone is in that of the log"
     with pytest.raises(
         LookbackError, match=r"score\.at: received 1970-01-01T00:00:00\.000001, but the log begins at"
     ):
@@ -258,3 +260,35 @@ def test_a_bundle_alone_answers_as_of_a_time(tmp_path: Path) -> None:
     now = Request.of(None, bundle.newest, timed=True)
     assert bundle.as_of(now) is bundle
     assert bundle.known_histories.lengths.tolist() == [3, 1, 2]
+
+
+def test_users_since_a_date_are_counted_in_the_zone_of_the_log(shop: Shop) -> None:
+    events = [("u0", "i3", NIGHT * DAY - 3600 * 10**6), ("u1", "i3", NIGHT * DAY + 3600 * 10**6)]
+    features = write_log(shop.folder / "whole", [*events, ("u2", "i1", 0)])
+    date = str(np.datetime64(NIGHT, "D"))
+    job = Job(shop.folder / "bundle", features, shop.folder, shop.folder, ScoreConfig(users=date), 0)
+    assert Scorer.open(job).users.ids.to_list() == ["u1"]
+    berlin = Scorer.open(replace(job, timezone="Etc/GMT-2"))  # where the day begins two hours earlier
+    assert berlin.users.ids.to_list() == ["u0", "u1"]
+
+
+def test_items_not_seen_for_long_or_gone_from_the_table_are_left_out_if_asked(shop: Shop) -> None:
+    old, new = (f"i{number}" for number in (1, 2))
+    features = write_log(
+        shop.folder / "whole", [("u0", old, 5 * DAY), ("u1", new, NIGHT * DAY), ("u2", "i3", NIGHT * DAY)]
+    )
+    job = Job(shop.folder / "bundle", features, shop.folder, shop.folder, ScoreConfig(max_item_age_days=9), 0)
+    scorer = Scorer.open(job)
+    assert scorer.rule_counts["items_not_seen"] == 1
+    allowed = scorer.rules.allowed
+    assert allowed is not None
+    assert scorer.bundle.items.ids.filter(pl.Series(~allowed[1:])).to_list() == [old]
+    own = pl.read_parquet(shop.folder / "bundle" / "items.parquet")
+    titles = pl.Series(
+        "title", ["Three", "Four", *[None] * (len(own) - 2)]
+    )  # with a row when the model was made
+    own.with_columns(titles).write_parquet(shop.folder / "bundle" / "items.parquet")
+    own.select("item_id").head(1).write_parquet(shop.folder / "items.parquet")
+    assert Scorer.open(job).rule_counts["items_vanished"] == 1
+    without = Scorer.open(replace(job, settings=ScoreConfig()))
+    assert "items_not_seen" not in without.rule_counts

@@ -28,7 +28,7 @@ def context(stage_folder: Path, name: str, unit: str = "s") -> Context:
     )
 
 
-def night(ctx: Context, counts: list[int]) -> dict[str, float]:
+def night(ctx: Context, counts: list[int], left_out: dict[str, int] | None = None) -> dict[str, float]:
     """One user with so many events on each item; the metrics that are tracked."""
     item = np.repeat(np.arange(1, len(counts) + 1), counts).astype(np.int32)
     time = np.arange(len(item), dtype=np.int64)
@@ -36,7 +36,8 @@ def night(ctx: Context, counts: list[int]) -> dict[str, float]:
     histories = JaggedHistories(offsets, item, time, np.zeros(len(item), np.int16), value)
     items = pl.DataFrame({"item_id": [f"i{number}" for number in range(len(counts))], "num_events": counts})
     items.write_parquet(ctx.folder / "items.parquet")
-    features._write_profile(ctx, histories, [], items)
+    rows = None if left_out is None else {"rows_in": 2000, "rows_left_out": left_out}
+    features._write_profile(ctx, histories, [], items, rows)
     return {point.name: point.value for point in ctx.track.points}
 
 
@@ -71,3 +72,21 @@ def test_positions_are_no_times(tmp_path: Path) -> None:
     ctx = context(tmp_path, "now", unit="position")
     assert "data/tied_share" not in night(ctx, [1, 2])
     assert Profile.load(ctx.folder / "profile.json").times is None
+
+
+def test_of_the_items_table_those_whose_ids_look_like_the_log_s_are_in_the_catalogue(tmp_path: Path) -> None:
+    pl.DataFrame({"item_id": ["i1", "i9", "POST-1", "4006381333931"]}).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    log = pl.LazyFrame({"item_id": ["i1", "i2", "i2"]})
+    assert features._catalogue(log, tmp_path).ids.to_list() == ["i1", "i2", "i9"]
+
+
+def test_more_rows_left_out_than_last_time_are_said_by_reason(tmp_path: Path) -> None:
+    night(context(tmp_path, "first"), [500, 500], {"impossible_time": 10, "where": 500})
+    (tmp_path / "latest").symlink_to("first")
+    second = context(tmp_path, "second")
+    night(second, [500, 700], {"impossible_time": 100, "where": 510})
+    assert Profile.load(second.folder / "profile.json").rows_left_out["where"] == 510
+    said = "rows left out (impossible_time): 5.0% of all rows, last time 0.5%"
+    assert second.track.tags["drift"].endswith(said)

@@ -1,6 +1,7 @@
 """The stage: parts by content, shared between artifacts; every row accounted for; bad input is one message."""
 
 import datetime
+import gzip
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 
 from features import schema, tables
-from features.events import validation
+from features.events import row_counts, validation
 from pipeline.artifacts import event_parts, files
 from pipeline.artifacts.event_parts import PARTS, unused
 from pipeline.artifacts.store import Artifact, read_manifest
@@ -84,6 +85,70 @@ def test_the_manifest_accounts_for_every_row(log: Log) -> None:
     assert second["events_by_type"] == {"view": 2}
 
 
+@pytest.mark.parametrize(
+    ("mark", "kind"),
+    [("_delta_log/0.json", "Delta"), (".hoodie/x", "Hudi"), ("metadata/v1.metadata.json", "Iceberg")],
+)
+def test_tables_whose_metadata_say_which_files_count_are_refused(log: Log, mark: str, kind: str) -> None:
+    place = log.folder / "log" / mark
+    place.parent.mkdir()
+    place.write_text("{}")
+    for path in ("log", "log/*.csv", "log/day1.csv"):
+        with pytest.raises(
+            LookbackError, match=f"is a {kind} table: .*Give the list of the files that count"
+        ):
+            log.ingest(f"events.path={log.folder}/{path}")
+
+
+def test_a_glob_skips_what_is_hidden(log: Log) -> None:
+    for name in ("_SUCCESS", ".part.crc"):
+        (log.folder / "log" / name).write_text("")
+    assert read_manifest(log.ingest(f"events.path={log.folder}/log/*"))["rows_out"] == 3
+    (log.folder / "log" / "_old.csv").write_text(HEADER + DAY_2)
+    manifest = read_manifest(log.ingest(f"events.path={log.folder}/log/_*.csv"))
+    assert (manifest["rows_in"], len(manifest["sources"])) == (3, 1)
+
+
+def test_a_file_beside_its_compressed_copy_is_announced(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    (log.folder / "log" / "day1.csv.gz").write_bytes(gzip.compress((HEADER + DAY_1).encode()))
+    manifest = read_manifest(log.ingest())
+    assert "have the same 4 rows, and every event counts twice" in capsys.readouterr().err
+    assert len(manifest["warnings"]) == 1
+
+
+def test_the_same_bytes_in_two_folders_of_days_are_two_sources(log: Log) -> None:
+    (log.folder / "log" / "day1.csv").unlink()
+    for day in ("2024-01-01", "2024-01-02"):
+        folder = log.folder / "log" / f"day={day}"
+        folder.mkdir()
+        (folder / "log.csv").write_text(HEADER + "1,10,,view\n2,11,,view\n")
+    keys = ("events.columns.timestamp=day", "events.timestamp_unit=iso")
+    artifact = log.ingest(*keys)
+    manifest = read_manifest(artifact)
+    assert (manifest["rows_out"], manifest["new_sources"]) == (4, 2)
+    assert sorted(set(read(artifact)["timestamp"].dt.day())) == [1, 2]
+    folder = log.folder / "log" / "day=2024-01-03"
+    folder.mkdir()
+    shutil.copy(log.folder / "log" / "day=2024-01-01" / "log.csv", folder)
+    manifest = read_manifest(log.ingest(*keys))
+    assert (manifest["rows_out"], manifest["new_sources"]) == (6, 1)
+    with pytest.raises(ValueError, match="none of 2 rows"):  # one content, where no folder is a column
+        log.ingest("events.max_refused_fraction=1")
+
+
+def test_text_of_windows_that_is_read_as_latin_1_is_told(
+    log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (log.folder / "items.csv").write_bytes("i,title\n10,It\u2019s\n11,b\n".encode("cp1252"))
+    keys = 'columns = { item_id = "i", title = "title" }'
+    items = f'[items]\npath = "{log.folder}/items.csv"\n{keys}\nencoding = '
+    log.ingest(items=items + '"latin-1"')
+    assert 'is items.encoding = "cp1252" right?' in capsys.readouterr().err
+    artifact = log.ingest(items=items + '"cp1252"')
+    assert pl.read_parquet(artifact / "items.parquet")["title"].to_list() == ["It\u2019s", "b"]
+    assert "cp1252" not in capsys.readouterr().err
+
+
 def test_types_that_no_event_has_are_answered_with_those_of_the_log(
     log: Log, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +171,7 @@ def test_a_second_night_reads_only_the_new_file(log: Log, monkeypatch: pytest.Mo
     read_files: list[str] = []
     original = validation.ingest_file
 
-    def spy(path: Path, *arguments: Any, **more: Any) -> validation.Counts:
+    def spy(path: Path, *arguments: Any, **more: Any) -> row_counts.Counts:
         read_files.append(path.name)
         return original(path, *arguments, **more)
 
@@ -206,7 +271,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_part(
     path = log.write("day2.csv", "5,10,1600000000,view\n")
     original = validation.ingest_file
 
-    def slow(*arguments: Any, **more: Any) -> validation.Counts:
+    def slow(*arguments: Any, **more: Any) -> row_counts.Counts:
         path.write_text(HEADER + rows)
         return original(*arguments, **more)
 
@@ -349,6 +414,8 @@ def test_excluded_users_are_not_in_the_users_table(log: Log) -> None:
         "rows_in": 2,
         "rows_out": 1,
         "rows_left_out": {"excluded_user": 1},
+        "rows_in_log": 1,
+        "ids_without_row": 1,
     }
 
 
@@ -365,6 +432,8 @@ def test_items_and_users_have_ids_as_the_events(log: Log) -> None:
         "rows_in": 3,
         "rows_out": 2,
         "rows_left_out": {"unparseable": 1},
+        "rows_in_log": 1,
+        "ids_without_row": 1,
     }
 
 
@@ -446,7 +515,8 @@ def test_a_hopeless_file_is_not_read_to_its_end(log: Log, monkeypatch: pytest.Mo
     log.write("wrong.csv", "9,12,1600000000,view\n" + "1;10;1600000000;view\n" * 100_000)
     with pytest.raises(ValueError, match=r"rows were refused, expected at most 50.0%") as stopped:
         log.ingest()
-    assert "wrong.csv row 2 (unparseable): 1;10;1600000000;view" in str(stopped.value)
+    row = "wrong.csv row 2 (unparseable: 1 field, the header has 4): 1;10;1600000000;view"
+    assert row in str(stopped.value)
     said = re.search(r"(\S+) of the first (\S+) rows", str(stopped.value))
     assert said is not None
     refused, read_rows = (int(number.replace(",", "")) for number in said.groups())
@@ -463,8 +533,8 @@ def test_a_file_under_another_extension_is_read_anew(log: Log) -> None:
     (log.folder / "log" / "day1.jsonl").rename(log.folder / "log" / "day1.csv")
     assert read_manifest(log.ingest())["rows_out"] == 3
     (log.folder / "log" / "day1.csv").rename(log.folder / "log" / "day1.csv.gz")
-    with pytest.raises(ValueError, match="cannot be decompressed"):
-        log.ingest()
+    manifest = read_manifest(log.ingest())
+    assert (manifest["rows_out"], manifest["new_sources"]) == (3, 0)
 
 
 def test_force_reads_every_source_again(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,7 +542,7 @@ def test_force_reads_every_source_again(log: Log, monkeypatch: pytest.MonkeyPatc
     seen = []
     real = validation.ingest_file
 
-    def spy(path: Path, *arguments: Any, **more: Any) -> validation.Counts:
+    def spy(path: Path, *arguments: Any, **more: Any) -> row_counts.Counts:
         seen.append(path.name)
         return real(path, *arguments, **more)
 
@@ -495,3 +565,69 @@ def test_the_type_of_ids_is_settled_whatever_else_is_changed(log: Log, also: str
     log.write("day2.csv", "x7,12,1600090000,view\n")
     with pytest.raises(LookbackError, match=r"events\.id_types"):
         log.ingest(also)
+
+
+def test_of_files_the_path_decides_the_order_and_of_duplicates_the_first_stays(log: Log) -> None:
+    late = log.write("z.csv", "7,12,1600000000,view\n1,10,1600000000,view\n")
+    artifact = log.ingest("events.duplicates=drop")
+    paths = [source["paths"] for source in read_manifest(artifact)["sources"]]
+    assert paths == [[str(late.parent / name)] for name in ("day1.csv", "z.csv")]
+    assert 1 in read(artifact).filter(pl.col("source_file") != files.digest_file(late)[:16])["user_id"]
+    late.rename(late.with_name("a.csv"))  # another order is another log
+    again = log.ingest("events.duplicates=drop")
+    assert again != artifact
+    sources = read_manifest(again)["sources"]
+    assert [Path(source["paths"][0]).name for source in sources] == ["a.csv", "day1.csv"]
+    assert sources[0]["rows_out"] == 2
+    assert read(again)["user_id"].to_list().count(1) == 1
+
+
+def test_what_is_odd_is_said_and_kept_in_the_manifest(log: Log, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"u{user},i{user % 9},16000{user:05},view,1\n" for user in range(40))
+    log.write("a.csv", rows.replace("u3,", "NULL,") + "A,1,1600000000,view,much\n" * 9, "u,i,t,e,v\n")
+    (log.folder / "items.csv").write_text("item_id,title\ni1,One\ni1,Eins\nbad\nx,Ex\ny,Why\n")
+    items = f'[items]\npath = "{log.folder}/items.csv"\ncolumns = {{ item_id = "item_id", title = "title" }}'
+    artifact = log.ingest("events.columns.value=v", "events.max_refused_fraction=0.4", items=items)
+    manifest = read_manifest(artifact)
+    said = "\n".join(manifest["warnings"])
+    for part in (
+        "1 of 2 files have no column for value",
+        "user_id 'NULL' has 1 events",
+        "user_id 'A' owns 17% of the events",
+        "items: 1 of 3 rows are in the log, 11 of its 12 items have no row",
+    ):
+        assert part in said
+    errors = capsys.readouterr().err
+    assert all(f"ingest: {warning}\n" in errors for warning in manifest["warnings"])
+    assert manifest["values_left_out"] == {"bad_value": 9}
+    assert [source["values_left_out"] for source in manifest["sources"]] == [{"bad_value": 9}, {}]
+    table = manifest["items_table"]
+    assert (table["several_titles"], table["rows_in_log"], table["ids_without_row"]) == (1, 1, 11)
+    refused = pl.read_parquet(artifact / "quarantine" / "items.parquet")
+    assert refused.select("source_path", "source_row", "raw", "reason").rows() == [
+        (str(log.folder / "items.csv"), 3, "bad", "unparseable")
+    ]
+    with pytest.raises(ValueError, match=r"items: 1 of 5 rows were refused"):
+        log.ingest("events.columns.value=v", "events.max_refused_fraction=0.1", items=items)
+
+
+def test_a_column_that_all_files_lack_is_refused(log: Log) -> None:
+    with pytest.raises(ValueError, match=r"events\.columns\.value: received 'v', but .*day1\.csv"):
+        log.ingest("events.columns.value=v")
+
+
+def test_excluded_items_are_listed_or_in_a_file(log: Log) -> None:
+    log.write("day2.csv", DAY_2)
+    listed = log.ingest('events.exclude_items=["11"]')
+    pl.DataFrame({"item_id": [11]}).write_parquet(log.folder / "postage.parquet")
+    in_file = log.ingest(f"events.exclude_items={log.folder}/postage.parquet")
+    for artifact in (listed, in_file):
+        assert read_manifest(artifact)["rows_left_out"]["excluded_item"] == 2
+        assert 11 not in read(artifact)["item_id"]
+
+
+def test_a_log_that_is_too_small_says_what_was_refused(tmp_path: Path) -> None:
+    small = Log(tmp_path)
+    small.write("day.csv", "1,10,1600000000,view\n1,11,1600000000,view\n,10,1600000000,view\n")
+    with pytest.raises(LookbackError, match=r"2 events of 1 user.*missing_user 1\.\n.*day\.csv row 3"):
+        small.ingest()

@@ -1,0 +1,1 @@
+"""What a log looks like: the form of its files, the meaning of their columns."""
