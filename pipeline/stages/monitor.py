@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.events import validation as event_log
-from features.schema import IdType
+from features.events.row_filters import Excluded
 from pipeline.artifacts import source_files
 from pipeline.artifacts.files import now, read_record, write_json
 from pipeline.dataset.dataset import Dataset
@@ -112,15 +111,10 @@ def _in_the_log_s_type(rows: pl.DataFrame, kind: pl.DataType) -> pl.DataFrame:
 
 def _is_excluded(ctx: Context, users: pl.Series) -> pl.Series:
     """[n] whether users are in `events.exclude_users`."""
-    files = ctx.sources.get("exclude_users", {})
-    if not files:
+    excluded = source_files.excluded_users(ctx.config)
+    if excluded is None:
         return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(users))
-    named = [
-        event_log.read_excluded(source_files.local_path(ctx.config, path, digest)).cast(pl.String)
-        for path, digest in files.items()
-    ]
-    kind: IdType = "string" if users.dtype == pl.String else "int64"
-    return event_log.Excluded(pl.concat(named), kind).holds(users, users)
+    return Excluded(excluded, "string" if users.dtype == pl.String else "int64").holds(users, users)
 
 
 # --- new outcomes ---
