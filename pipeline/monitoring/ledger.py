@@ -144,14 +144,18 @@ def deliveries(stage_folder: Path, *, say: bool = False) -> list[Delivery]:
     return sorted(entered, key=lambda delivery: (delivery.delivered_utc, delivery.folder))
 
 
-def preceding(stage_folder: Path, features: str) -> str:
-    """Digest of the deliveries that a log may judge: all but those made from the same features at its end."""
-    judged = [
-        asdict(delivery)
-        for delivery in deliveries(stage_folder)
+def preceding(stage_folder: Path, features: str, *, say: bool = False) -> list[Delivery]:
+    """Deliveries that a log may judge: all but those made from the same features at its end; say: as for `deliveries`."""
+    return [
+        delivery
+        for delivery in deliveries(stage_folder, say=say)
         if delivery.features != features or delivery.before == delivery.log_time
     ]
-    return fingerprint(judged)
+
+
+def digest(entered: Sequence[Delivery]) -> str:
+    """Digest of deliveries."""
+    return fingerprint([asdict(delivery) for delivery in entered])
 
 
 def open_lists(stage_folder: Path, days: float) -> Iterator[str]:

@@ -235,7 +235,8 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         if name == "score":
             inputs |= {f"shadow {own}": source.bundle_digest for own, source in shadows.sources.items()}
         if name == "monitor":
-            inputs["deliveries"] = ledger.preceding(config.folder / "score", inputs["features"])
+            entered = ledger.preceding(config.folder / "score", inputs["features"])
+            inputs["deliveries"] = ledger.digest(entered)
         if name == "evaluate":
             inputs |= {cut: stages.nodes["evaluate"].artifact.name for cut, stages in cuts.items()}
         settings = {

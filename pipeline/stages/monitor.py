@@ -44,7 +44,8 @@ def build(ctx: Context) -> None:
     """Write outcomes.parquet, nights.parquet and monitor.json: the predecessor's, and what the new events add."""
     dataset, score = ctx.dataset, ctx.stage_folder.parent / "score"
     ledger.repair_table(score)
-    entered = [delivery for delivery in ledger.deliveries(score, say=True) if delivery.timed]
+    features = ctx.inputs["features"].name
+    entered = [delivery for delivery in ledger.preceding(score, features, say=True) if delivery.timed]
     kept = _predecessor(ctx, dataset)
     num_before = len(kept.outcomes)
     bootstrap = Bootstrap(ctx.config.evaluate.resamples, ctx.config.seed)

@@ -61,7 +61,7 @@ def build(ctx: Context) -> None:
         gate=evaluation_tables.of_gate(ctx.config.evaluate, evaluation, published["system"]),
         charts={chart["name"]: chart for chart in drawn},
         champion=champion_diff.since_champion(ctx.config, ctx.inputs["publish"]),
-        realised=NightTable.load(ctx.inputs["monitor"]) if "monitor" in ctx.inputs else None,
+        realised=NightTable.load(ctx.inputs["monitor"]),
         users=users,
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")
