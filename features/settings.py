@@ -125,9 +125,7 @@ class TableFormat:
 
     def _check_filling(self) -> None:
         _refuse(
-            bool(self.clicked_suffix)
-            and not self.items_separator
-            and self.format not in (None, "parquet", "jsonl"),
+            bool(self.clicked_suffix) and not self.items_separator,
             f"{self.section}.clicked_suffix",
             self.clicked_suffix,
             f"{self.section}.items_separator too, which separates the items of a list",

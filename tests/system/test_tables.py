@@ -28,6 +28,7 @@ data_dir = "{folder}/data"
 [events]
 path = "{folder}/log.csv"
 columns = {{ user_id = "u", item_id = "i", timestamp = "t" }}
+max_refused_fraction = 0.5
 [items]
 path = "{folder}/items"
 columns = {{ item_id = "id", title = "name" }}
