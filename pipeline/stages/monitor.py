@@ -145,12 +145,14 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
         parts += rows
         coverage += list(_coverage(dataset, score / delivery.folder, delivery, days)) if rows else []
     touched = pl.concat(parts) if parts else kept.outcomes.clear()
-    kept.outcomes = outcomes.last_of_each_night(pl.concat([kept.outcomes, touched]))
     night = ["log_time", "window_days"]
     stale = touched.select(night).unique()
-    if kept.forgotten:
-        stale = kept.nights.select(night).unique()
-    again = kept.outcomes.join(stale, on=night, how="semi")
+    if kept.forgotten or ctx.force:
+        stale = pl.concat([stale, kept.nights.select(night)]).unique()
+    before = kept.outcomes.join(stale, on=night, how="semi", maintain_order="left")
+    again = outcomes.last_of_each_night(pl.concat([before, touched]))
+    rest = kept.outcomes.join(stale, on=night, how="anti", maintain_order="left")
+    kept.outcomes = pl.concat([rest, again])
     is_coverage = pl.col("metric").str.starts_with("coverage@")
     carried = kept.nights.filter(~is_coverage).join(stale, on=night, how="anti")
     covered = pl.concat([kept.nights.filter(is_coverage), *coverage])
