@@ -102,6 +102,7 @@ def test_seen_items_do_not_count_where_lists_exclude_them(nights: Nights) -> Non
     assert own["hit_rate@3"] != pytest.approx(expected(nights, lists, night, 1)["hit_rate@3"])
 
 
+@pytest.mark.slow
 def test_the_last_list_of_a_night_counts(nights: Nights) -> None:
     nights.deliver(some_lists(1), name="a" * 16)
     again = some_lists(2, range(1, 11))
@@ -148,6 +149,7 @@ def test_what_is_up_to_date_stays_so(nights: Nights) -> None:
     assert manifest["inputs"]["predecessor"] == first["fingerprint"]
 
 
+@pytest.mark.slow
 def test_what_was_pruned_stays_in_the_series_and_open_lists_stay(nights: Nights) -> None:
     lists = some_lists(1)
     nights.deliver(lists, name="a" * 16)
@@ -171,6 +173,7 @@ def test_what_was_pruned_stays_in_the_series_and_open_lists_stay(nights: Nights)
     assert ledger_rows["folder"].to_list() == ["a" * 16, "b" * 16, "c" * 16]
 
 
+@pytest.mark.slow
 def test_lists_gone_before_their_window_was_over_are_named_once(
     nights: Nights, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +226,7 @@ def test_a_damaged_ledger_costs_one_delivery(nights: Nights, capsys: pytest.Capt
     assert pl.read_parquet(nights.score / "deliveries.parquet")["folder"].to_list() == ["b" * 16]
 
 
+@pytest.mark.slow
 def test_lists_of_another_log_are_left_out(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     artifact = nights.deliver(some_lists(1), name="a" * 16)
     part = artifact.folder / "recommendations" / "part-00000.parquet"
@@ -232,6 +236,7 @@ def test_lists_of_another_log_are_left_out(nights: Nights, capsys: pytest.Captur
     assert "have ids of another type than the log" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_segments_are_figures_of_their_own(nights: Nights) -> None:
     rows = {
         "user_id": range(1, USERS + 1),
