@@ -162,20 +162,52 @@ def recommend(config: Any, user: str | None, history: str | None, k: int, as_jso
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page to this file too."
 )
+@click.option(
+    "--lists",
+    is_flag=True,
+    help="Compare the delivered lists of two versions (3, models:/NAME/3, models:/NAME@ALIAS) or score folders instead.",
+)
 def compare(
     runs: tuple[str, ...],
     config_path: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
     html: Path | None,
+    lists: bool,
 ) -> None:
-    """Compare RUNS (MLflow run ids or names): metrics, paired differences, intervals; logged as a run."""
-    from pipeline.commands.compare import compare_runs
+    """Compare RUNS (MLflow run ids or names): metrics, paired differences, intervals; logged as a run.
+
+    With --lists: two versions or score folders, by what their users would get.
+    """
     from pipeline.config import load_config
     from pipeline.configs import find
 
     config = load_config(find(config_path), overrides) if config_path is not None else None
+    if lists:
+        from pipeline.commands.compare_lists import compare_lists
+
+        compare_lists(config, runs, as_json=as_json, html=html)
+        return
+    from pipeline.commands.compare import compare_runs
+
     compare_runs(config, runs, as_json=as_json, html=html)
+
+
+@cli.command(cls=_Configured)
+@click.option(
+    "--users", type=click.IntRange(min=2), help="Users of both arms; by default those of the test nights."
+)
+@click.option("--days", type=float, help="Duration, in days; by default that of the test nights.")
+@click.option("--effect", type=float, help="Difference of the metric for which to show the users needed.")
+@click.option("--share", default=0.5, show_default=True, help="Share of the users in one of the two arms.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def power(
+    config: Any, users: int | None, days: float | None, effect: float | None, share: float, as_json: bool
+) -> None:
+    """Print the smallest effect that an experiment on users can show, and the users that effects need."""
+    from pipeline.commands.power import power as plan
+
+    plan(config, users=users, days=days, effect=effect, share=share, as_json=as_json)
 
 
 @cli.command(cls=_Configured)

@@ -1,5 +1,6 @@
 """Configuration sections of the pipeline itself, as frozen pydantic models."""
 
+import math
 import re
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -52,6 +53,9 @@ class EvaluateConfig(Section):
     """nightly: time after each night in which events count, in days; auto: 7, or an eighth of the test period, whole days."""
     every_days: Literal["auto"] | float = "auto"
     """nightly: distance of the nights, in days; auto: `horizon_days`."""
+    stale_days: list[float] = []
+    """nightly: days after the first night of the test, such as [1, 7, 14], at which the frozen model and the frozen lists of that
+    night are evaluated; 0 is always among them. Each age costs two rankings of a night's users."""
     target_types: list[str] | None = None
     """Event types of validation and test targets; all by default. `events.types` concerns training."""
     cold_users: bool = False
@@ -125,6 +129,13 @@ class EvaluateConfig(Section):
                 + (", 1 at most" if most == 1 else "")
             )
         return value
+
+    @pydantic.field_validator("stale_days")
+    @classmethod
+    def _ages(cls, days: list[float]) -> list[float]:
+        if not all(0 <= day < math.inf for day in days):
+            raise ValueError(f"evaluate.stale_days: received {days}, expected days of at least 0")
+        return sorted({0.0, *days}) if days else days
 
     @pydantic.field_validator("targets")
     @classmethod

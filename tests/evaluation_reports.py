@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict
+from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference, Verdict
 from pipeline.evaluation.report import (
+    Bounded,
     ColdTargets,
     EvaluationReport,
     Leaks,
     NightsTested,
     SecondStageGain,
+    StaleAge,
+    Staleness,
     SubsetMetrics,
 )
 from pipeline.sections import MODEL
@@ -84,3 +87,16 @@ def nightly_report(metrics: Mapping[str, Mapping[str, float]], **changes: Any) -
         "by_targets": {"nightly": metrics, "successive": halves},
     }
     return evaluation_report(metrics, **nightly | changes)
+
+
+def staleness() -> Staleness:
+    """Ages 0 and 7: the model keeps .5, the lists fall from .5 to .4; a third age lies beyond the test."""
+
+    def around(value: float) -> Bounded:
+        return Bounded(value, value - 0.05, value + 0.05)
+
+    def age(days: float, lists: float) -> StaleAge:
+        none, loss = difference(0.0), Difference(lists - 0.5, lists - 0.51, lists - 0.49, 0.0, "worse")
+        return StaleAge(days, 5, 3, around(0.5), around(lists), around(0.25), loss, none, none)
+
+    return Staleness("ndcg@10", (age(0.0, 0.5), age(7.0, 0.4)), (14.0,))

@@ -7,7 +7,7 @@ from features.histories.numbering import ItemNumbering
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.night_targets import night_targets
-from pipeline.dataset.protocol import Kind, Protocol
+from pipeline.dataset.protocol import Kind, Nights, Protocol
 from pipeline.dataset.targets import RankedTargets, ranked_targets
 from pipeline.errors import LookbackError
 
@@ -22,12 +22,13 @@ def targets_of(
     exclude_seen: bool | None = None,
     kind: Kind | None = None,
     with_idle: bool = False,
+    nights: Nights | None = None,
 ) -> RankedTargets:
     """Targets of the `validation` or `test` part (see `ranked_targets`, `night_targets`).
 
     `kind` None: the headline; `first` applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
     `trained` [num_items + 1]: items in training; None: those of `numbering`. `with_idle`: of nights, also requests
-    without targets.
+    without targets. `nights`: other nights than those of the part.
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
     protocol = Protocol.of(config, dataset)
@@ -36,10 +37,9 @@ def targets_of(
     types = target_types(config, dataset)
     if kind == "nightly":
         known = numbering.known if trained is None else trained
-        nights = protocol.nights(dataset, part)
         return night_targets(
             dataset,
-            nights,
+            protocol.nights(dataset, part) if nights is None else nights,
             numbering,
             exclude_seen=masks,
             trained=known,

@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
-from features.histories.leaks import LeakError, num_disordered
+from features.histories.leaks import LeakError, leaks_by_construction, num_disordered
 from features.histories.log_facts import starts_visit
 from features.histories.numbering import ItemNumbering
 from features.histories.splits import Block, blocks
 from models.histories import Histories, Int32, Int64
+from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets
 
@@ -110,6 +111,14 @@ def _check_rows(
         _refuse(targets, chosen[is_late], "an event at or after the target stands in the history")
     if (is_foreign := (start < earliest) & (start < end)).any():
         _refuse(targets, chosen[is_foreign], "an event of another user stands in the history")
+
+
+def shares_by_construction(config: Config, dataset: Dataset) -> dict[str, float]:
+    """Leaks of leave-one-out from the future of its own test; empty without a common time."""
+    if dataset.split.protocol != "leave_one_out" or config.events.timestamp_unit == "position":
+        return {}
+    with_validation = config.train.refit_validation
+    return leaks_by_construction(dataset.histories, dataset.split, with_validation=with_validation)
 
 
 def _times_of_visits(block: Block, histories: JaggedHistories, session_minutes: float) -> Int64:

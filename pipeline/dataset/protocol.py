@@ -1,5 +1,6 @@
 """Evaluation protocol of a configuration on its log: settings left at `auto`, resolved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +74,7 @@ class Protocol:
     def of(cls, config: Config, dataset: Dataset) -> "Protocol":
         """Resolve the settings `evaluate.targets`, `horizon_days`, `every_days`, `split.ties` and `exclude_seen` on a log.
 
-        Raises LookbackError where nights are configured and the test period holds none.
+        Raises LookbackError where nights are configured and the test period holds none, or ages without nights.
         """
         ties = config.split.ties
         resolved_ties: Literal["order", "strict"] = (
@@ -83,6 +84,11 @@ class Protocol:
         kinds = _kinds(config, dataset, horizon, every)
         if "nightly" not in kinds:
             horizon = every = 0
+        if config.evaluate.stale_days and kinds[0] != "nightly":
+            raise LookbackError(
+                f"evaluate.stale_days: received {config.evaluate.stale_days}, but the targets are {kinds[0]}; expected those of "
+                "nights: set evaluate.targets = 'nightly', or evaluate.stale_days = []"
+            )
         return cls(kinds, resolved_ties, excludes_seen(config.exclude_seen, dataset), horizon, every)
 
     def nights(self, dataset: Dataset, part: str) -> Nights:
@@ -95,6 +101,13 @@ class Protocol:
             return Nights(moments, self.horizon)
         start, end = _period(dataset, part)
         return Nights(np.array([start], np.int64), end - start)
+
+    def nights_of_ages(self, dataset: Dataset, days: Sequence[float]) -> Nights:
+        """Nights so many days after the first one of the test, of those whose horizon lies within it, the first always."""
+        first, end = self.nights(dataset, "test"), _period(dataset, "test")[1]
+        moments = first.moments[0] + np.array([round(day * DAY) for day in days], np.int64)
+        is_within = (moments + first.horizon <= end) | (moments == first.moments[0])
+        return Nights(moments[is_within], first.horizon)
 
 
 def excludes_seen(setting: bool | Literal["auto"], dataset: Dataset) -> bool:

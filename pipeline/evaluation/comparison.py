@@ -176,7 +176,7 @@ def target_set(evaluate: Path) -> str:
         key: value
         for key, value in manifest["settings"].items()
         if (key == "exclude_seen" or key.startswith("evaluate."))
-        and not key.endswith((".k", ".resamples", ".training_fractions"))
+        and not key.endswith((".k", ".resamples", ".training_fractions", ".stale_days"))
     }
     return fingerprint([manifest["inputs"]["features"], chosen])
 

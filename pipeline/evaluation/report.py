@@ -114,6 +114,74 @@ class NightsTested:
 
 
 @dataclass(frozen=True)
+class Bounded:
+    """A value with the ends of its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class StaleAge:
+    """Metric at the night so many days after the first one of the test."""
+
+    days: float
+    user_nights: int
+    users: int
+    model: Bounded
+    """The frozen model, histories up to the night"""
+    lists: Bounded
+    """The frozen lists of the first night, by the same model"""
+    popularity: Bounded
+    """Popularity counted anew before the night: how hard the night is"""
+    lists_minus_model: Difference
+    """On the same user-nights"""
+    model_change: Difference
+    """The model at this night minus at the first"""
+    model_change_minus_popularity: Difference
+    """That change minus the change of popularity"""
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """Metric of a frozen model and of frozen lists by age, the first night (age 0) first."""
+
+    metric: str
+    ages: tuple[StaleAge, ...]
+    beyond_test: tuple[float, ...] = ()
+    """Configured ages, in days, whose horizon ends after the test."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Advice on training and scoring again: the least age with a loss, or that no loss shows."""
+        first, *later = self.ages
+        if not later:
+            return ("The test holds no later night, so no loss can be measured.",)
+        oldest = later[-1].days
+        worn = next(
+            (age for age in later if age.model_change.high < 0 > age.model_change_minus_popularity.high), None
+        )
+        old = next((age for age in later if age.lists_minus_model.high < 0), None)
+        return (
+            f"No loss of a model trained up to {oldest:g} days before shows."
+            if worn is None
+            else f"Retrain every {worn.days:g} days: after {worn.days:g} days the model has lost "
+            f"{_loss(worn.model_change, first.model.value)}.",
+            f"No loss of lists up to {oldest:g} days old shows."
+            if old is None
+            else f"Score again every {old.days:g} days: after {old.days:g} days the lists have lost "
+            f"{_loss(old.lists_minus_model, old.model.value)}.",
+        )
+
+
+def _loss(difference: Difference, whole: float) -> str:
+    """`12 % (-0.0120, 95 % interval -0.0200 to -0.0040)`."""
+    share = f"{-difference.difference / whole:.0%}" if whole else "all"
+    return f"{share} ({difference.difference:+.4f}, 95 % interval {difference.low:+.4f} to {difference.high:+.4f})"
+
+
+@dataclass(frozen=True)
 class LearningPoint:
     """Metrics of the model trained on a share of the training users."""
 
@@ -189,6 +257,8 @@ class EvaluationReport:
     """Targets on items new to the user; None without any."""
     probability: CalibrationQuality | None = None
     """Quality of the probabilities of delivered items at the nights of the test; None without nights or a ranker in use."""
+    stale: Staleness | None = None
+    """Metric by age of model and lists; None without `evaluate.stale_days`."""
     learning_curve: Sequence[LearningPoint] | None = None
     rolling: Rolling | None = None
 

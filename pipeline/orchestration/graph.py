@@ -91,7 +91,7 @@ STAGES = {
             ("features",),
             {
                 "evaluate": (
-                    *("exclude_seen", "cold_users", "resamples", "training_fractions"),
+                    *("exclude_seen", "cold_users", "resamples", "training_fractions", "stale_days"),
                     *("gate", "gate_metric", "gate_margin"),
                 )
             },

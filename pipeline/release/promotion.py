@@ -18,6 +18,7 @@ from pipeline.tracking.registry import (
     linked_version,
     model_name,
     version_link,
+    version_uri,
 )
 from pipeline.tracking.server import ServerAway, Version
 from pipeline.tracking.tracker import Tracker
@@ -130,7 +131,7 @@ def promote(config: Config, version: str) -> str:
     version: its number, or models:/NAME/VERSION, /latest or @ALIAS. Raises ConfigError for another text or model.
     """
     registry, name = Registry.from_config(config), model_name(config)
-    uri = f"models:/{name}/{version}" if version.isdecimal() else version
+    uri = version_uri(config, version)
     parts = MODEL_URI.fullmatch(uri)
     if parts is None or parts[1] != name:
         raise ConfigError(

@@ -9,10 +9,12 @@ from models.evaluation.bootstrap import NO_DIFFERENCE
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.reporting.list_changes_text import ListComparison
 from pipeline.sections import MODEL
-from pipeline.serving import bundle_cache
+from pipeline.serving import bundle_cache, scored_lists
 from pipeline.serving.bundle import read_description
 from pipeline.serving.bundle_baseline import baseline_of
+from pipeline.serving.scored_lists import ScoredLists
 from pipeline.tracking import registry
 from pipeline.tracking.decisions import REFUSED
 from pipeline.tracking.registry import ModelSource, Registry
@@ -94,6 +96,24 @@ def since_champion(config: Config, publish: Path) -> SinceChampion | None:
             _best_baseline(decision),
             _differences(config, publish / "bundle", before) if before is not None else Differences(),
         )
+    return None
+
+
+def lists_since(config: Config, champion: SinceChampion | None, score: Path) -> ListComparison | None:
+    """Compare this run's lists with the newest ones of the previous champion; None where either has none.
+
+    score: folder of this run's lists, of the published version unless `score.model` names another.
+    """
+    if champion is None or champion.before is None:
+        return None
+    own = ScoredLists.of(score, f"version {champion.version.version}")
+    before, label = champion.before.bundle_digest, f"version {champion.before.version}"
+    earlier = scored_lists.of_bundle(config, before, label)
+    is_own = own.manifest.get("bundle_digest") == champion.version.bundle_digest != before
+    if not earlier or not is_own:
+        return None
+    with contextlib.suppress(LookbackError):  # other ids or users since
+        return ListComparison.of(config, *scored_lists.newest_pair(earlier, [own]))
     return None
 
 

@@ -12,7 +12,7 @@ from models.recommendation.rules import Rules
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling.training_facts import TrainingFacts
-from pipeline.reporting import figures, templates
+from pipeline.reporting import figures, stale_figure, templates
 from pipeline.reporting.style import Chart
 from pipeline.serving.bundle import Bundle
 
@@ -62,6 +62,8 @@ def of_evaluation(folder: Path, inputs: Folders, report: EvaluationReport) -> It
     kinds = segments["segment"].unique(maintain_order=True).to_list() if len(segments) else []
     for kind in kinds[:MAX_SEGMENTS]:
         yield figures.segment(segments, kind, f"ndcg@{k}")
+    if report.stale is not None:
+        yield stale_figure.stale(report.stale)
     if report.rolling is not None:
         yield figures.rolling_cuts(report.rolling.cuts, names, f"ndcg@{k}")
     history = pl.read_parquet(inputs["train"] / "history.parquet")

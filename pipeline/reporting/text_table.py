@@ -37,6 +37,7 @@ def as_text(report: EvaluationReport) -> str:
     lines += [*(f"caution: {sentence}" for sentence in report.cautions), "", aligned(rows)]
     lines += [f"{name}: not evaluated, {reason}" for name, reason in report.not_applicable.items()]
     lines += [*_subsets(report, systems), *_kinds(report, systems)]
+    lines += [] if report.stale is None else ["", *report.stale.sentences]
     return "\n".join([*lines, *_cold_targets(report, first), *_rolling(report, systems, first)])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from features.histories.jagged import JaggedHistories
-from features.histories.leaks import check_fitted, check_leaks, leaks_by_construction
+from features.histories.leaks import check_fitted, check_leaks
 from features.histories.numbering import ItemNumbering
 from features.histories.splits import Split
 from models.baselines.base import FittedOn
@@ -28,7 +28,7 @@ from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
-from pipeline.dataset.leak_checks import check_targets
+from pipeline.dataset.leak_checks import check_targets, shares_by_construction
 from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import NO_HISTORY, RankedTargets, counted
 from pipeline.errors import LookbackError
@@ -39,6 +39,7 @@ from pipeline.evaluation import (
     ranking,
     result_tables,
     second_stage_gain,
+    staleness,
     target_words,
     tracked_metrics,
 )
@@ -52,6 +53,7 @@ from pipeline.evaluation.report import (
     Leaks,
     NightsTested,
     SecondStageGain,
+    Staleness,
     Tuning,
     Values,
 )
@@ -166,7 +168,7 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
     requests = np.bincount(targets.request[included], minlength=targets.num_requests) > 0
     kept = {name: ranks.select(included, requests) for name, ranks in stages.items()}
     ranker = decided or _ranker(ctx, kept, chosen)
-    own = stages[second_stage.TWO_STAGE if ranker.used else second_stage.RETRIEVAL]
+    own = stages[_stage_of(ranker)]
     ranked = {MODEL: own} | {
         name: ranking.load(folder, name)
         for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
@@ -185,8 +187,10 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
     )
 
 
-def _stages(ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool) -> dict[str, SystemRanks]:
-    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages.
+def _stages(
+    ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool, only: str | None = None
+) -> dict[str, SystemRanks]:
+    """Ranks of the targets by retrieval and, where stage rank trained a ranker, by both stages; or by the one named alone.
 
     At nights users without a history get the popular items that scoring recommends to them.
     """
@@ -195,6 +199,7 @@ def _stages(ctx: Context, model: _Model, part: ranking.Part, *, nightly: bool) -
     ranked = {
         name: ranking.rank_all(system, part, config, exclude_seen=exclude_seen, own=numbering)
         for name, (system, numbering) in systems.items()
+        if only in (None, name)
     }
     if not nightly:
         return ranked
@@ -237,14 +242,33 @@ def _probability(ctx: Context, model: _Model, evaluation: Evaluation) -> Calibra
     """Quality of the probabilities that lists show; None without nights or a ranker in use."""
     if ctx.protocol.headline != "nightly" or not evaluation.ranker.used:
         return None
-    config, dataset = ctx.config, ctx.dataset
-    training = dataset.training_rows(with_validation=config.train.refit_validation)
-    part = ranking.Part(
-        training.translate(model.numbering.new), model.numbering, evaluation.targets, evaluation.common
-    )
-    both, numbering = _systems(ctx, model, part, nightly=True)[second_stage.TWO_STAGE]
+    both, numbering = _systems(ctx, model, _part(ctx, model, evaluation), nightly=True)[
+        second_stage.TWO_STAGE
+    ]
     assert isinstance(both, TwoStage)
-    return delivered_probability.measure(config, dataset, both, numbering, ctx.inputs["rank"])
+    return delivered_probability.measure(ctx.config, ctx.dataset, both, numbering, ctx.inputs["rank"])
+
+
+def _stale(ctx: Context, model: _Model, evaluation: Evaluation, settings: MetricSettings) -> Staleness | None:
+    """Metric by age of model and lists; None without `evaluate.stale_days`."""
+    if not ctx.config.evaluate.stale_days:
+        return None
+    part, stage = _part(ctx, model, evaluation), _stage_of(evaluation.ranker)
+
+    def rank(targets: RankedTargets) -> SystemRanks:
+        return _stages(ctx, model, replace(part, targets=targets), nightly=True, only=stage)[stage]
+
+    return staleness.measure(ctx.config, ctx.dataset, part, rank, settings)
+
+
+def _part(ctx: Context, model: _Model, evaluation: Evaluation) -> ranking.Part:
+    training = ctx.dataset.training_rows(with_validation=ctx.config.train.refit_validation)
+    own = training.translate(model.numbering.new)
+    return ranking.Part(own, model.numbering, evaluation.targets, evaluation.common)
+
+
+def _stage_of(ranker: SecondStageGain) -> str:
+    return second_stage.TWO_STAGE if ranker.used else second_stage.RETRIEVAL
 
 
 def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTargets) -> SecondStageGain:
@@ -308,7 +332,7 @@ def _report(
     )
     report = EvaluationReport(
         protocol=evaluation.dataset.split.protocol,
-        test_from=_iso(evaluation.dataset.split.test_from),
+        test_from=None if (start := evaluation.dataset.split.test_from) is None else _iso(start),
         targets_of_a_user=protocol.headline,
         ties=protocol.ties,
         users=systems.num_users,
@@ -332,7 +356,7 @@ def _report(
             cold_users=config.evaluate.cold_users,
             cold_items=config.evaluate.cold_items or protocol.counts_new_items,
         ),
-        leaks=Leaks(CHECKED, _leaks_by_construction(ctx, evaluation)),
+        leaks=Leaks(CHECKED, shares_by_construction(config, evaluation.dataset)),
         tuning={name: Tuning(facts["settings"], facts["grid"]) for name, facts in tuned["systems"].items()},
         not_applicable=tuned["not_applicable"],
         index=read_json(ctx.inputs["index"] / "recall.json"),
@@ -361,6 +385,7 @@ def _with_parts(
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
         by_targets=_by_targets(ctx, report, model, evaluation, settings),
         probability=_probability(ctx, model, evaluation),
+        stale=_stale(ctx, model, evaluation, settings),
     )
 
 
@@ -384,11 +409,8 @@ def _nights(ctx: Context) -> NightsTested | None:
     if ctx.protocol.headline != "nightly":
         return None
     nights = ctx.protocol.nights(ctx.dataset, "test")
-    times = [
-        datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
-        for moment in nights.moments.tolist()
-    ]
-    return NightsTested(times[0], times[-1], len(times), ctx.protocol.horizon_days, ctx.protocol.every_days)
+    ends = _iso(nights.moments[0]), _iso(nights.moments[-1])
+    return NightsTested(*ends, len(nights), ctx.protocol.horizon_days, ctx.protocol.every_days)
 
 
 def _by_targets(
@@ -410,18 +432,8 @@ def _by_targets(
     return values
 
 
-def _leaks_by_construction(ctx: Context, evaluation: Evaluation) -> dict[str, float]:
-    """Leaks of leave-one-out from the future of its own test; empty without a common time."""
-    if evaluation.dataset.split.protocol != "leave_one_out" or ctx.config.events.timestamp_unit == "position":
-        return {}
-    with_validation = ctx.config.train.refit_validation
-    return leaks_by_construction(
-        evaluation.dataset.histories, evaluation.dataset.split, with_validation=with_validation
-    )
-
-
-def _iso(moment: int | None) -> str | None:
-    return None if moment is None else datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
+def _iso(moment: int) -> str:
+    return datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
 
 
 def _write_diagnostics(ctx: Context, model: _Model, evaluation: Evaluation) -> None:
@@ -481,9 +493,8 @@ def _log(ctx: Context, report: EvaluationReport) -> None:
     ctx.track.tag("lookback.ranker", report.ranker.reason)
     ctx.track.tag("lookback.targets", kind)
     ctx.track.tag("lookback.cautions", "; ".join(report.cautions) or "none")
-    shown = f"ndcg@{ctx.config.evaluate.k[0]}"
+    shown, reasons = f"ndcg@{ctx.config.evaluate.k[0]}", target_words.left_out(kind, left_out)
     values_shown = ", ".join(f"{system} {values[shown]:.4f}" for system, values in report.metrics.items())
-    reasons = target_words.left_out(kind, left_out)
     counts = f"{target_words.tested(report)}{f' (left out: {reasons})' if reasons else ''}"
     caution = f"; caution: {facts_of(report.cautions)}" if report.cautions else ""
     ctx.summary(f"{shown} {values_shown} on {counts}; {report.ranker.reason}{caution}")

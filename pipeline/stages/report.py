@@ -43,6 +43,7 @@ def build(ctx: Context) -> None:
     drawn = charts.of_run(ctx.inputs, exclude_seen=excludes_seen(ctx.config.score.exclude_seen, ctx.dataset))
     published = manifests["publish"]
     users = _example_users(ctx, timed=profile.times is not None)
+    champion = champion_diff.since_champion(ctx.config, ctx.inputs["publish"])
     filled = templates.template(
         "report", short=_short, spaced=_spaced, percent=_percent, number=_number, signed=_signed
     )
@@ -60,7 +61,8 @@ def build(ctx: Context) -> None:
         published=published["system_reason"],
         gate=evaluation_tables.of_gate(ctx.config.evaluate, evaluation, published["system"]),
         charts={chart["name"]: chart for chart in drawn},
-        champion=champion_diff.since_champion(ctx.config, ctx.inputs["publish"]),
+        champion=champion,
+        champion_lists=champion_diff.lists_since(ctx.config, champion, ctx.inputs["score"]),
         realised=NightTable.load(ctx.inputs["monitor"]),
         users=users,
     )

@@ -49,6 +49,11 @@ def model_name(config: Config) -> str:
     return f"lookback-{config.name}"
 
 
+def version_uri(config: Config, version: str) -> str:
+    """URI of a version of a configuration's model given by its number; other texts stay."""
+    return f"models:/{model_name(config)}/{version}" if version.isdecimal() else version
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Published model: registry version (0: this configuration's own), bundle digest and URI."""

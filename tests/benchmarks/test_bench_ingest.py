@@ -18,7 +18,8 @@ def test_small_benchmark_accounts_for_every_row(tmp_path):
     result = json.loads(out.read_text())
     (size,) = result["sizes"]
     ours, polars = size["ingest"]["lookback"], size["ingest"]["polars"]
-    assert ours["refused"] == sum(size["spoilt"].values()) > 0
+    spoilt = {reason: number for reason, number in size["spoilt"].items() if reason != "bad_value"}
+    assert ours["refused"] == sum(spoilt.values()) > 0
     assert (polars["refused"], size["left_out"]) == (0, {})
     assert ours["rows_per_second"] > 0
     assert [each["days"] for each in result["incremental"]["one_more_day"]] == [0, 1, 5]

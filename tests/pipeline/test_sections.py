@@ -41,6 +41,11 @@ from pipeline.sections import (
         ),
         (EvaluateConfig, {"resamples": 99}, "greater than or equal to 100"),
         (
+            EvaluateConfig,
+            {"stale_days": [-1]},
+            r"evaluate.stale_days: received \[-1.0\], expected days of at",
+        ),
+        (
             ScoreConfig,
             {"users": "foo"},
             "score.users: received 'foo', expected all, a .parquet file with user_id",
@@ -113,3 +118,8 @@ def test_a_search_space_without_quotes_is_a_table_in_a_table() -> None:
 def test_sections_are_frozen() -> None:
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         ScoreConfig().k = 3  # type: ignore[misc]
+
+
+def test_age_0_is_always_among_the_ages() -> None:
+    assert EvaluateConfig().stale_days == []
+    assert EvaluateConfig(stale_days=[14, 1, 7, 1]).stale_days == [0, 1, 7, 14]

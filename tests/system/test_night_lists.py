@@ -13,7 +13,7 @@ SETTINGS = (
     *("simulate.num_users=300", "simulate.num_events=9000"),
     *("split.test_fraction=0.25", "split.validation_fraction=0.25"),
     *("evaluate.targets=nightly", "evaluate.horizon_days=3", 'evaluate.baselines=["popularity"]'),
-    "train.refit=false",
+    *("train.refit=false", "evaluate.stale_days=[3, 1000]"),
 )
 pytestmark = pytest.mark.slow
 LOGS = {
@@ -49,6 +49,7 @@ def test_lists_of_a_night_are_those_of_scoring(workdir: Workdir, log: str) -> No
     chosen = tuple(part for setting in (*SETTINGS, *LOGS[log]) for part in ("--set", setting))
     workdir.run("evaluate", *chosen)
     _check_probability(workdir, chosen)
+    _check_ages(workdir, chosen)
     lists = evaluated_lists(workdir, *chosen)
     if log == "new items without content":
         assert _recommends_unlearned(workdir, lists, chosen)
@@ -79,6 +80,24 @@ def _check_probability(workdir: Workdir, chosen: tuple[str, ...]) -> None:
     assert 0 < measured["mean_probability"] < 1
     assert 0 <= measured["calibration_error"] < 1
     assert measured["expected_per_hit"] > 0
+
+
+def _check_ages(workdir: Workdir, chosen: tuple[str, ...]) -> None:
+    """The frozen model's values at ages 0 and 3 are those of the first two nights, recomputed from targets.parquet."""
+    folder = workdir.artifact("evaluate", *chosen)
+    stale = json.loads((folder / "metrics.json").read_text())["stale"]
+    assert ([age["days"] for age in stale["ages"]], stale["beyond_test"]) == ([0, 3], [1000])
+    table = pl.read_parquet(folder / "targets.parquet").filter(pl.col("system") == "lookback")
+    gain = pl.when(pl.col("rank") <= 10).then(1 / (pl.col("rank") + 1).log(2)).otherwise(0)
+    of_requests = table.group_by("night", "user_id").agg(gain.sum().alias("gain"), pl.len().alias("items"))
+    ideal = pl.Series(np.cumsum(1 / np.log2(np.arange(2, 12))))
+    value = pl.col("gain") / pl.lit(ideal).gather(pl.min_horizontal("items", 10) - 1)
+    nights = of_requests.group_by("night").agg(value.mean().alias("ndcg"), pl.len()).sort("night")
+    for age, (_, value, number) in zip(stale["ages"], nights.iter_rows(), strict=False):
+        assert (age["model"]["value"], age["user_nights"]) == (pytest.approx(value), number)
+    first, later = stale["ages"]
+    assert first["lists"] == first["model"]
+    assert 0 < later["lists"]["value"] < 1
 
 
 def _same_of_the_log_cut_at(

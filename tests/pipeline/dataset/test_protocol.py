@@ -116,3 +116,19 @@ def test_first_event_at_a_moment() -> None:
     expected = {0: [0, 4, 4], 2: [1, 4, 4], 4: [1, 4, 4], 5: [3, 4, 5], 10: [4, 4, 5]}
     for moment, positions in expected.items():
         assert first_at(data, moment).tolist() == positions
+
+
+def test_nights_of_ages_lie_within_the_test(tmp_path: Path) -> None:
+    data = dataset(tmp_path)  # the test lasts 39 days and some microseconds, the horizon 4
+    protocol = resolved(data, stale_days=[1, 35, 36])
+    nights = protocol.nights_of_ages(data, [0, 1, 35, 36])
+    assert data.split.test_from is not None
+    assert ((nights.moments - data.split.test_from) / DAY).tolist() == [0, 1, 35]
+    assert nights.horizon == 4 * DAY
+
+
+def test_ages_without_nights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        LookbackError, match=r"evaluate.stale_days: received \[0.0, 7.0\], but the targets are successive"
+    ):
+        resolved(dataset(tmp_path), targets="successive", stale_days=[7])

@@ -67,6 +67,15 @@ def test_what_changed_since_a_real_champion(copied: Workdir) -> None:
     assert "Both were measured on the same held-out events." in said
     settings = dict(re.findall(r"setting (\S+) (\S+ \S+)", said))
     assert settings == {"model.dim": "16 24", "train.epochs": "3 4"}
+    assert re.search(r"\d+ of 150 users get another list", said)
+    assert re.search(
+        r"Where the evaluated lists differ \(\d+ of \d+ test requests that both evaluated, \d+ users\), version 2",
+        said,
+    )
+    compared = copied("compare", "1", "2", "--lists", "--json")
+    assert compared.code == 0, compared.err
+    assert compared.json["other_reasons"] == []
+    assert len(compared.json["changes"]["side_by_side"]) == 10
 
     assert copied("promote", "2").code == 0
     copied.run("report", "--force", *CHANGED)

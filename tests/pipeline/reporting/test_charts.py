@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from pipeline.reporting import charts, figures
-from tests.evaluation_reports import evaluation_report
+from tests.evaluation_reports import evaluation_report, staleness
 from tests.pipeline.reporting.test_figures import segments
 from tests.workdir import Workdir
 
@@ -33,6 +33,18 @@ def test_a_small_evaluation_has_few_charts(tmp_path: Path) -> None:
     report = evaluation_report({"lookback": {"ndcg@3": 0.1}})
     drawn = charts.of_evaluation(tmp_path, folders(tmp_path), report)
     assert [chart.name for chart in drawn] == ["metrics", "training", "events", "distributions", "gaps"]
+
+
+def test_ages_are_drawn_where_they_are_measured(tmp_path: Path) -> None:
+    pl.DataFrame().write_parquet(tmp_path / "segments.parquet")
+    report = evaluation_report({"lookback": {"ndcg@10": 0.5}}, stale=staleness())
+    drawn = {chart.name: chart for chart in charts.of_evaluation(tmp_path, folders(tmp_path), report)}
+    lines = {trace.name: (trace.x, trace.y) for trace in drawn["stale"].figure.data}
+    assert lines == {
+        "frozen model, histories up to date": ((0, 7), (0.5, 0.5)),
+        "frozen lists of the first night": ((0, 7), (0.5, 0.4)),
+        "popularity, counted anew": ((0, 7), (0.25, 0.25)),
+    }
 
 
 def test_no_more_segments_than_one_can_look_at(tmp_path: Path) -> None:

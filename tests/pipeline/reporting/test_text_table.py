@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline.evaluation.report import ColdTargets, Cut, Leaks, Rolling
 from pipeline.reporting.text_table import aligned, as_text
-from tests.evaluation_reports import difference, evaluation_report, nightly_report
+from tests.evaluation_reports import difference, evaluation_report, nightly_report, staleness
 
 METRICS = {
     "lookback": {"ndcg@10": 0.5, "ndcg@200": 0.625},
@@ -96,4 +96,12 @@ def test_cold_items_of_nights_count_already() -> None:
     assert lines[-2:] == [
         "3 items taken by users without a history (not counted above): ndcg@10 lookback 0.1250",
         "2 items taken unseen in training (counted above)",
+    ]
+
+
+def test_the_ages_of_model_and_lists_are_a_sentence_each() -> None:
+    lines = as_text(nightly_report({"lookback": {"ndcg@10": 0.5}}, stale=staleness())).splitlines()
+    assert lines[-2:] == [
+        "No loss of a model trained up to 7 days before shows.",
+        "Score again every 7 days: after 7 days the lists have lost 20% (-0.1000, 95 % interval -0.1100 to -0.0900).",
     ]

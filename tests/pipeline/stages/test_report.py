@@ -3,7 +3,7 @@
 import datetime
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import ReportConfig
 from pipeline.stages import report
+from tests.evaluation_reports import staleness
 
 DAY = 86_400_000_000
 LENGTHS = (6, 20, 7, 2)
@@ -246,6 +247,7 @@ def at_nights(metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
         "repeats": part,
         "new": part | {"targets": 9},
         "by_targets": {"nightly": metrics, "successive": {"lookback": some}},
+        "stale": asdict(staleness()),
     }
 
 
@@ -478,6 +480,9 @@ def test_speaks_of_nights(written: tuple[Page, Path, Context]) -> None:
         f"hit rate@10, 9 items taken for the first time lookback 0.2100 {ends} 0.4200 {ends} 0.2100 {ends} 0.4200 {ends} EASE",
         "hit rate@10, every held-out event lookback 0.2100 0.4200 0.0100 0.0200 EASE 0.2000 0.4000 – –",
         "2 items taken without training events",
+        "How stale No loss of a model trained up to 7 days before shows. Score again every 7 days: after 7 days the lists",
+        "7 5 0.5000 [0.4500, 0.5500] 0.4000 [0.3500, 0.4500] 0.2500 [0.2000, 0.3000] \u22120.1000 [\u22120.1100, \u22120.0900]",
+        "Beyond the test: 14 days.",
     ):
         assert sentence in page.text
     first = page.text.split("The data")[0]

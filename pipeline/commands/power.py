@@ -1,0 +1,105 @@
+"""`lookback power`: effects that an experiment can show, from the variance of the headline metric over the test nights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from models.evaluation.metrics import metrics_of_ranks
+from models.evaluation.power import LEVEL, POWER, NightlyVariance
+from pipeline.config import Config
+from pipeline.errors import ConfigError, LookbackError
+from pipeline.evaluation.metric_names import display_name
+from pipeline.evaluation.report import EvaluationReport, NightsTested
+from pipeline.orchestration.graph import finished_folder
+from pipeline.reporting.text_table import aligned
+from pipeline.sections import MODEL
+
+RELATIVE = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Effects, as shares of the metric, for which the users needed are shown."""
+
+
+def power(
+    config: Config,
+    *,
+    users: int | None = None,
+    days: float | None = None,
+    effect: float | None = None,
+    share: float = 0.5,
+    as_json: bool = False,
+) -> None:
+    """Print the smallest effect on the gate's metric that users and days can show, and the users needed for effects.
+
+    users, days: by default those of the test; effect: in the metric's unit; share: of the users in one of the two arms.
+    Raises LookbackError without a finished evaluation of nights, ConfigError for days under the distance of the nights.
+    """
+    folder = finished_folder(config, "evaluate")
+    tested = EvaluationReport.load(folder).nights
+    if tested is None:
+        raise LookbackError(
+            "power: the evaluation's targets are not those of nights; expected nights, whose variance tells: "
+            f"{config.command('run', 'evaluate', settings=['evaluate.targets=nightly'])}"
+        )
+    days = tested.number * tested.every_days if days is None else days
+    if days < tested.every_days or not 0 < share < 1:
+        raise ConfigError(
+            f"power: received --days {days:g} and --share {share:g}, expected at least {tested.every_days:g} days, the distance "
+            "of the nights, and a share between 0 and 1"
+        )
+    variance = variance_of(folder, config.evaluate.gate_metric, tested.number)
+    chosen, nights = variance.users if users is None else users, days / tested.every_days
+    shown = variance.smallest_effect(chosen, nights, share)
+    effects = [*(effect for effect in (effect,) if effect), *(part * variance.mean for part in RELATIVE)]
+    needed = {value: variance.users_needed(value, nights, share) for value in effects if value}
+    tree = {
+        "metric": config.evaluate.gate_metric,
+        "value": variance.mean,
+        "users": chosen,
+        "days": days,
+        "share": share,
+        "smallest_effect": shown,
+        "users_needed": [{"effect": value, "users": number} for value, number in needed.items()],
+        "variance": {"between_users": variance.between, "within_user": variance.within},
+        "nights_per_user_and_night": variance.rate,
+    }
+    print(json.dumps(tree) if as_json else _text(tree, variance, tested))
+
+
+def variance_of(folder: Path, metric: str, nights: int) -> NightlyVariance:
+    """Variance of the model's metric over the user-nights of an evaluation."""
+    table = pl.scan_parquet(folder / "targets.parquet").filter(pl.col("system") == MODEL)
+    own = table.select("night", "user_id", "rank").collect()
+    row = own.select(
+        request=pl.struct("night", "user_id").rank("dense") - 1, user=pl.col("user_id").rank("dense") - 1
+    )
+    request = row["request"].to_numpy().astype(np.int64)
+    _, first = np.unique(request, return_index=True)
+    k = int(metric.rpartition("@")[2])
+    value = metrics_of_ranks(own["rank"].to_numpy(), (k,), request, len(first))[metric]
+    return NightlyVariance.of(value, row["user"].to_numpy().astype(np.int64)[first], nights)
+
+
+def _text(tree: dict[str, Any], variance: NightlyVariance, tested: NightsTested) -> str:
+    name, shown = display_name(tree["metric"]), tree["smallest_effect"]
+    whole = f" ({shown / variance.mean:.1%})" if variance.mean else ""
+    rows = [["effect", "", "users needed"]]
+    rows += [
+        [
+            f"{own['effect']:.5f}",
+            f"{own['effect'] / variance.mean:.1%}" if variance.mean else "",
+            f"{own['users']:,}",
+        ]
+        for own in tree["users_needed"]
+    ]
+    spread = f"{variance.between**0.5:.4f} between users, {variance.within**0.5:.4f} from night to night"
+    planned = f"{tree['users']:,} such users for {tree['days']:g} days, {tree['share']:.0%} of them in one of two arms"
+    lines = [
+        f"{name} {variance.mean:.4f} at {variance.nights} nights, every {tested.every_days:g} days",
+        f"{variance.users:,} users, each with a value at {variance.rate:.0%} of the nights; standard deviation {spread}",
+        f"{planned}: effects from {shown:.5f}{whole} show with {POWER:.0%} power at the {LEVEL:.0%} level",
+        "",
+        aligned(rows),
+    ]
+    return "\n".join(lines)
