@@ -19,7 +19,7 @@ VENV := .venv
 INSTALLED := $(VENV)/installed
 LOOKBACK := $(VENV)/bin/lookback
 SETTINGS = --config "$$CONFIG" $${SET:+--set "$$SET"}
-STAGES := ingest features train index rank baselines evaluate publish score report
+STAGES := ingest features train index rank baselines evaluate publish monitor score report
 
 PYTEST := $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
 
@@ -45,6 +45,7 @@ rank:      ## train the second-stage ranker
 baselines: ## tune and fit the baselines, rank the same targets
 evaluate:  ## metrics over the whole catalogue, compared with the baselines
 publish:   ## refit on all data, write the bundle, register the model
+monitor:   ## what became of the lists delivered before, and alerts
 score:     ## recommendations for every user
 report:    ## one self-contained HTML file
 $(STAGES): $(INSTALLED)
@@ -53,8 +54,8 @@ $(STAGES): $(INSTALLED)
 all: $(INSTALLED)  ## every stage, from the log to recommendations and report
 	@$(LOOKBACK) run all $(SETTINGS)
 
-nightly: $(INSTALLED)  ## ingest new events, score with the champion, move score/live; trains nothing
-	@$(LOOKBACK) run ingest features score $(SETTINGS) --set score.model=champion
+nightly: $(INSTALLED)  ## ingest new events, judge earlier lists, score with the champion, move score/live; trains nothing
+	@$(LOOKBACK) run ingest features monitor score $(SETTINGS) --set score.model=champion
 
 ##@ Data and experiments
 data: $(INSTALLED)  ## download the public data set of CONFIG and check its digest

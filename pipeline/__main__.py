@@ -22,6 +22,7 @@ STAGE_NAMES = (
     "baselines",
     "evaluate",
     "publish",
+    "monitor",
     "score",
     "report",
 )
@@ -63,12 +64,17 @@ def cli() -> None:
 @click.argument("stages", nargs=-1, required=True, type=click.Choice([*STAGE_NAMES, "all"]))
 @click.option("--force", is_flag=True, help="Rebuild the named stages even if they are up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> None:
+@click.option(
+    "--fail-on-alert", is_flag=True, help="End with exit code 3 where the stage monitor has alerts."
+)
+def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool, fail_on_alert: bool) -> None:
     """Run STAGES and the stages they need (all: every stage)."""
     from pipeline.orchestration.process_group import is_leader
     from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm, read_databases
 
     names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
+    if fail_on_alert and "monitor" not in names:
+        raise ConfigError("run --fail-on-alert: expected the stage monitor among the stages")
     say = (lambda _: None) if as_json else _say
     with is_leader() as leads:
         if not leads:
@@ -78,6 +84,14 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool) -> Non
             summaries = bring_up_to_date(
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )
+    _print_ended(names, summaries, say, as_json=as_json)
+    watched = [done for done in summaries if done["stage"] == "monitor"]
+    if fail_on_alert and not (watched and not watched[0]["alerts"]):
+        sys.exit(3)
+
+
+def _print_ended(names: list[str], summaries: list[Any], say: Any, *, as_json: bool) -> None:
+    """Print the metrics and whether lists are live, or with `as_json` the summaries."""
     scored = [done for done in summaries if done["stage"] == "score"]
     live = {"is_live": scored[0]["is_live"], "live": scored[0]["live"]} if scored else {}
     if as_json:

@@ -33,6 +33,7 @@ from pipeline.sections import (
     UNPUBLISHED,
     DataConfig,
     EvaluateConfig,
+    MonitorConfig,
     PublishConfig,
     ReportConfig,
     ScoreConfig,
@@ -57,6 +58,7 @@ EXPERT_KEYS = frozenset(
         "learning_rate weight_decay",
         "evaluate": "gru_dim gru_epochs gru_patience",
         "score": "batch_users shard_users workers",
+        "monitor": "promise_level cold_users_rise short_lists_rise unchanged_lists vanished_type_events idle_hours",
         "tune": "warmup_epochs warmup_trials",
     }.items()
     for name in names.split()
@@ -85,6 +87,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig = PublishConfig()
     score: ScoreConfig = ScoreConfig()
+    monitor: MonitorConfig = MonitorConfig()
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
     simulate: SimulationSettings | None = None

@@ -16,6 +16,10 @@ BASELINES = (
     *("popularity", "recent_popularity", "own_frequent", "own_recent"),
     *("co_visitation", "item_knn", "tifu_knn", "ease", "als", "gru"),
 )
+COUNTED_BASELINES = ("popularity", "recent_popularity", "own_frequent", "own_recent", "co_visitation")
+"""Baselines that only count events, made anew from the log at every scoring."""
+REGISTERED_SHADOWS = ("previous", "challenger")
+"""Names in `score.shadows` of registered models, beside URIs."""
 UNPUBLISHED = ("gru",)
 """Baselines that are evaluated but cannot be published: trainings of their own."""
 CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -202,6 +206,9 @@ class ScoreConfig(Section):
     """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off."""
     new_items: bool = True
     """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
+    shadows: list[str] = []
+    """Systems whose lists for the same users are kept in `shadows/` and never delivered: counting baselines, and beside a
+    registered `model` also previous (the model of the lists before), challenger, or models:/…"""
     max_item_age_days: float = Field(0.0, ge=0)
     """Longest time since an item's last event, in days. Older items are left out, and so are those whose row in the items table
     has vanished since the training; 0: off."""
@@ -251,6 +258,17 @@ class ScoreConfig(Section):
             )
         return items
 
+    @pydantic.field_validator("shadows")
+    @classmethod
+    def _known_shadows(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in (*REGISTERED_SHADOWS, *COUNTED_BASELINES) and not MODEL_URI.fullmatch(name):
+                raise ValueError(
+                    f"score.shadows: received {name!r}, expected {', '.join((*REGISTERED_SHADOWS, *COUNTED_BASELINES))}, or "
+                    "models:/NAME/VERSION"
+                )
+        return list(dict.fromkeys(names))
+
     @pydantic.field_validator("model")
     @classmethod
     def _known_model(cls, model: str) -> str:
@@ -260,6 +278,35 @@ class ScoreConfig(Section):
             f"score.model: received {model!r}, expected run, champion, models:/NAME/VERSION, models:/NAME/latest or "
             "models:/NAME@ALIAS"
         )
+
+
+class MonitorConfig(Section):
+    """Outcomes of delivered lists, and alerts: the `[monitor]` section."""
+
+    days: list[float] = [1.0, 7.0]
+    """Windows after each delivery in which outcomes count, in days."""
+    alerts: bool = True
+    """Rules that compare the nights with what is usual or promised. The keys below are their thresholds."""
+    promise_level: float = Field(0.98, gt=0, lt=1)
+    """below_promise: level of the interval for one night by the nights of the evaluation; below its lower end two nights in a
+    row is an alert."""
+    cold_users_rise: float = Field(0.1, gt=0)
+    """cold_users: share of users without a known history above the median of the last nights."""
+    short_lists_rise: float = Field(0.05, gt=0)
+    """short_lists: share of short lists above the median of the last nights."""
+    unchanged_lists: float = Field(0.999, gt=0)
+    """unchanged_lists: mean overlap with the lists before, two nights in a row; above 1: off."""
+    vanished_type_events: float = Field(10.0, gt=0)
+    """vanished_type: events a day of a type that is missing in the last day, in events."""
+    idle_hours: float = Field(20.0, gt=0)
+    """idle_log: time since the last lists without a newer event, in hours."""
+
+    @pydantic.field_validator("days")
+    @classmethod
+    def _positive_windows(cls, days: list[float]) -> list[float]:
+        if not days or min(days) <= 0:
+            raise ValueError(f"monitor.days: received {days}, expected windows above 0 days")
+        return sorted(set(days))
 
 
 class TrackingConfig(Section):

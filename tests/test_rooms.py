@@ -11,6 +11,7 @@ ARROWS = {
         "__main__ api",
         "commands stages",
         "orchestration",
+        "monitoring",
         "release",
         "reporting",
         "evaluation",

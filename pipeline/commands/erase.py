@@ -109,11 +109,28 @@ def _erase_artifacts(erasure: _Erasure, exclusion: str, workspaces: set[Path]) -
             if name is None or folder.is_symlink() or folder in kept:
                 continue
             artifact = Artifact(folder.parent, name[1])
+            if stage == "monitor" and _is_only_series(folder, kept):
+                erasure.waiting.append(
+                    f"{folder} holds the realised outcomes of all nights: run `lookback run monitor` with this exclusion, which "
+                    "keeps those of the other users, and this again"
+                )
+                continue
             if folder in used or artifact.is_locked():
                 erasure.waiting.append(f"a running stage uses {folder}: run this again when it has ended")
                 continue
             erasure.remove(folder, functools.partial(_remove, artifact))
     return kept
+
+
+def _is_only_series(monitor: Path, kept: set[Path]) -> bool:
+    """Whether an artifact is the latest of the monitor, has outcomes, and none made with the exclusion continues it."""
+    latest = store.linked(monitor.parent).get(store.LATEST)
+    if latest != monitor or any(folder.parent == monitor.parent for folder in kept):
+        return False
+    try:
+        return bool(pl.scan_parquet(monitor / "outcomes.parquet").select(pl.len()).collect().item())
+    except (OSError, pl.exceptions.PolarsError):
+        return False
 
 
 def _is_without(config: Config, stage: str, folder: Path, exclusion: str) -> bool:

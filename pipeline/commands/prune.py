@@ -10,6 +10,7 @@ from pipeline.artifacts.store import MANIFEST, Artifact, being_made, linked, rea
 from pipeline.commands.leftovers import leftovers, remove
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact
+from pipeline.monitoring import ledger
 from pipeline.orchestration import parent_run
 from pipeline.orchestration.graph import STAGES
 from pipeline.tracking import registry
@@ -21,12 +22,15 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
     """Remove all but the `keep` artifacts of every stage used last; returns the removed folders (dry_run: folders to remove).
 
     Kept too: the lineages of every stage's newest artifact, of what `latest` and `live` point to, of pinned versions' lists
-    (`_pinned`) and of the bundles in use, running stages with their inputs, workspaces that a run resumes.
+    (`_pinned`) and of the bundles in use, running stages with their inputs, workspaces that a run resumes; lists, without
+    their lineage, in whose windows (`monitor.days`) events may still come.
     """
     by_stage = {stage: _artifacts(config.folder / stage) for stage in STAGES}
     lists = {*linked(config.folder / "score").values(), *_pinned(config)}
     digests = registry.digests_in_use(config) | {_digest(folder) for folder in lists} - {""}
     kept = _in_use(config, by_stage, keep, digests)
+    score = config.folder / "score"
+    kept |= {score / name for name in ledger.open_lists(score, max(config.monitor.days))}
     for folder in lists:
         kept |= _lineage(config, folder) if folder.parent == config.folder / "score" else set()
     old = [

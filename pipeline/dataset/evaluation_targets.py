@@ -34,7 +34,7 @@ def targets_of(
     protocol = Protocol.of(config, dataset)
     kind = protocol.headline if kind is None else kind
     masks = protocol.exclude_seen if exclude_seen is None else exclude_seen
-    types = _target_types(config, dataset)
+    types = target_types(config, dataset)
     if kind == "nightly":
         known = numbering.known if trained is None else trained
         return night_targets(
@@ -59,7 +59,7 @@ def targets_of(
     )
 
 
-def _target_types(config: Config, dataset: Dataset) -> NDArray[np.bool_] | None:
+def target_types(config: Config, dataset: Dataset) -> NDArray[np.bool_] | None:
     """Event types that can be targets: [num_event_types + 1]; None for all.
 
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.

@@ -42,6 +42,12 @@ class Context:
     show_progress: bool
     force: bool = False
     """Whether --force names the stage: nothing kept is reused."""
+    shadows: "Mapping[str, ModelSource]" = field(default_factory=dict)
+    """Name in `score.shadows` to the registered model (score)."""
+    shadows_left_out: Mapping[str, str] = field(default_factory=dict)
+    """Name in `score.shadows` to the reason why its model is left out (score)."""
+    previous: Path | None = None
+    """Artifact of this stage that the result continues (monitor)."""
     digests: dict[str, str] = field(default_factory=dict)
     """Relative path to sha256 of hard links in the workspace, which the commit need not read."""
     manifest: dict[str, Any] = field(default_factory=dict)

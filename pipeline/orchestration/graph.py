@@ -1,5 +1,6 @@
 """Stage graph: inputs and order of the stages, and their fingerprints."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,8 +9,13 @@ from typing import Any
 from pipeline.artifacts import class_source, source_changes, source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
-from pipeline.errors import ConfigError, LookbackError
+from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
+from pipeline.monitoring import ledger
+from pipeline.sections import COUNTED_BASELINES
 from pipeline.tracking.registry import ModelSource
+
+PREDECESSOR = "predecessor"
+"""Input of a stage that continues its last artifact: that artifact's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,16 @@ STAGES = {
             resumable=True,
         ),
         Stage(
+            "monitor",
+            1,
+            ("ingest", "features"),  # and the ledger of deliveries, and its predecessor
+            {"monitor": ()},
+            (
+                *("seed", "events.timestamp_unit", "evaluate.resamples", "evaluate.target_types"),
+                "score.segment",
+            ),
+        ),
+        Stage(
             "score",
             8,
             ("ingest", "features", "publish"),
@@ -127,7 +143,7 @@ STAGES = {
         Stage(
             "report",
             8,
-            ("ingest", "features", "train", "index", "evaluate", "publish", "score"),
+            ("ingest", "features", "train", "index", "evaluate", "publish", "monitor", "score"),
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),
         ),
@@ -173,6 +189,16 @@ def order(config: Config, names: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Shadows:
+    """Registered models whose lists are made beside those of `score.model`."""
+
+    sources: Mapping[str, ModelSource] = field(default_factory=dict)
+    """Name in `score.shadows` to model"""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Name to reason"""
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """Stages of one configuration, in running order, with fingerprints."""
 
@@ -182,6 +208,8 @@ class Pipeline:
     """Role to {path: content digest} of the source files."""
     model: ModelSource | None
     """Registered model to score with, where the configuration names one."""
+    shadows: Shadows
+    """Registered models among `score.shadows`."""
     earlier_cuts: "dict[str, Pipeline]"
     """Input name of each earlier cut's evaluation to that cut's stages (`split.cuts`)."""
 
@@ -190,6 +218,7 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
     """Resolve the named stages and the stages they need to fingerprints; builds nothing, reads only new source files."""
     sources = source_files.source_digests(config)
     model = _model_source(config) if "score" in (ordered := order(config, names)) else None
+    shadows = _shadows(config, model)
     cuts = (
         {
             f"evaluate cut {number}": resolve(cut, ["evaluate"])
@@ -203,16 +232,75 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         stage = STAGES[name]
         inputs = {needed: nodes[needed].artifact.name for needed in _needs(config, name)}
         inputs |= _outside_inputs(config, name, sources, model)
+        if name == "score":
+            inputs |= {f"shadow {own}": source.bundle_digest for own, source in shadows.sources.items()}
+        if name == "monitor":
+            entered = ledger.preceding(config.folder / "score", inputs["features"])
+            inputs["deliveries"] = ledger.digest(entered)
         if name == "evaluate":
             inputs |= {cut: stages.nodes["evaluate"].artifact.name for cut, stages in cuts.items()}
         settings = {
             key: config.exclude_seen if key == "exclude_seen" else config.get(key) for key in stage.keys
         }
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
+        if name == "monitor":
+            inputs |= _predecessor(config.folder / name, content)
         nodes[name] = Node(
             stage, store.Artifact(config.folder / name, fingerprint(content)), settings, inputs
         )
-    return Pipeline(config, nodes, sources, model, cuts)
+    return Pipeline(config, nodes, sources, model, shadows, cuts)
+
+
+def _predecessor(stage_folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """Input of a stage that continues its last artifact: that artifact, or its own predecessor if it is up to date."""
+    latest = store.linked(stage_folder).get(store.LATEST)
+    if latest is None:
+        return {}
+    own = {PREDECESSOR: latest.name}
+    with contextlib.suppress(OSError, DamagedArtifact, KeyError, TypeError):
+        before: dict[str, str] = store.read_manifest(latest)["inputs"]
+        kept = {name: value for name, value in before.items() if name == PREDECESSOR}
+        if fingerprint({**content, "inputs": {**content["inputs"], **kept}}) == latest.name:
+            return kept
+    return own
+
+
+def _shadows(config: Config, model: ModelSource | None) -> Shadows:
+    """Registered models among `score.shadows`; beside a model of the present run none are."""
+    sources, left_out = {}, {}
+    for name in config.score.shadows:
+        if name in COUNTED_BASELINES:
+            continue
+        if model is None:
+            left_out[name] = "registered models are scored beside score.model = champion or models:/… alone"
+            continue
+        try:
+            source = _shadow_source(config, name, model)
+        except LookbackError as error:
+            left_out[name] = str(error)
+        else:
+            if source.bundle_digest == model.bundle_digest:
+                left_out[name] = f"{source.uri} is the delivered model"
+            else:
+                sources[name] = source
+    return Shadows(sources, left_out)
+
+
+def _shadow_source(config: Config, name: str, model: ModelSource) -> ModelSource:
+    """Registered model of a name in `score.shadows`. Raises LookbackError where there is none."""
+    from pipeline.tracking import registry
+
+    own = registry.model_name(config)
+    if name != "previous":
+        return registry.source_of(config, f"models:/{own}@{name}" if name == registry.CHALLENGER else name)
+    earlier = [
+        delivery.model_version
+        for delivery in ledger.deliveries(config.folder / "score")
+        if delivery.model_version is not None and delivery.bundle_digest != model.bundle_digest
+    ]
+    if not earlier:
+        raise LookbackError("no lists of another model were delivered before")
+    return registry.source_of(config, f"models:/{own}/{earlier[-1]}")
 
 
 def finished_folder(config: Config, stage: str) -> Path:

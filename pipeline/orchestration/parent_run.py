@@ -45,6 +45,7 @@ _SHARED_TAGS = (
     "lookback.model_version",
     "lookback.targets",
     "lookback.cautions",
+    "lookback.alerts",
 )
 
 

@@ -8,16 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from features.printable import printable
 from pipeline.artifacts import source_files, store
-from pipeline.artifacts.files import fingerprint, now
+from pipeline.artifacts.files import fingerprint, now, read_record
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError, optional
+from pipeline.monitoring import alerts, ledger
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
-from pipeline.orchestration.graph import Node, Pipeline, order, resolve
+from pipeline.orchestration.graph import PREDECESSOR, Node, Pipeline, order, resolve
 from pipeline.orchestration.heartbeat import heartbeat
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
 from pipeline.release import live_lists, promotion
@@ -27,6 +29,10 @@ from pipeline.tracking.server import Version
 from pipeline.tracking.tracker import RunIdentity, Tracker
 
 _VERSIONS_OF = ("lookback", "torch", "polars", "pyarrow", "numpy", "faiss-cpu", "mlflow", "scikit-learn")
+
+
+_SPARED = ("monitor", "report")
+"""Stages that lists do not wait for: beside other stages a failure costs a line on stderr."""
 
 
 class Summary(TypedDict):
@@ -46,6 +52,8 @@ class Summary(TypedDict):
     """score: whether the lists are those of `score/live`"""
     live: NotRequired[str]
     """score: that in one line, with the reason"""
+    alerts: NotRequired[list[str]]
+    """monitor: present alerts, a line each"""
 
 
 @contextlib.contextmanager
@@ -81,8 +89,8 @@ def bring_up_to_date(
     summaries = []
     with parent_run(pipeline, tracker) as parent:
         for task in _tasks(pipeline, tracker, parent, names if force else ()):
-            is_needed = task.name != "report" or set(names) == {"report"}
-            with contextlib.nullcontext() if is_needed else optional("report"):
+            is_needed = task.name not in _SPARED or set(names) == {task.name}
+            with contextlib.nullcontext() if is_needed else optional(task.name):
                 with task.node.artifact.lock(task.node.inputs):
                     built = not task.is_up_to_date()
                     if built:
@@ -145,6 +153,9 @@ class _Task:
                 inputs={name: input_.folder for name, input_ in inputs.items()},
                 sources=pipeline.sources,
                 model=pipeline.model,
+                shadows=pipeline.shadows.sources,
+                shadows_left_out=pipeline.shadows.left_out,
+                previous=_previous(node, force=self.force),
                 track=RunRecord(),
                 live=live,
                 stage_folder=artifact.stage_folder,
@@ -251,11 +262,54 @@ def _ended(pipeline: Pipeline, task: _Task, built: bool, say: Callable[[str], ob
     if task.name == "score":
         liveness = live_lists.point(config, task.node.artifact, _scored_version(pipeline))
         summary |= {"is_live": liveness.is_live, "live": liveness.sentence}
+        with optional("ledger of deliveries"):
+            _deliver(config, task.node.artifact)
+    if task.name == "monitor":
+        summary["alerts"] = _alerts(config, task.node)
     if task.name == "ingest":
         source_files.release(config, pipeline.sources)
     if task.label is not None:
         say(f"{task.label} {summary['summary']}")
     return summary
+
+
+def _deliver(config: Config, lists: store.Artifact) -> None:
+    """Enter finished lists in the ledger of deliveries, once."""
+    if ledger.is_entered(lists):
+        return
+    from pipeline.monitoring import promise
+
+    promised = {}
+    with optional("promise of the evaluation"):
+        promised = promise.of_lists(config, lists)
+    ledger.enter(config, lists, promised)
+
+
+def _alerts(config: Config, node: Node) -> list[str]:
+    """Print the present alerts on stderr, a line each; returns the lines. A log that stands still alerts by the clock."""
+    if not config.monitor.alerts:
+        return []
+    present = {alert.rule: alert for alert in alerts.load(node.artifact.folder)}
+    facts = read_record(config.folder / "features" / node.inputs["features"] / "log_facts.json")
+    if isinstance(newest := facts.get("now"), int):
+        entered = [delivery for delivery in ledger.deliveries(config.folder / "score") if delivery.timed]
+        present |= {alert.rule: alert for alert in alerts.of_growth(entered, newest, now(), config.monitor)}
+    for alert in present.values():
+        print(alert.line, file=sys.stderr, flush=True)
+    return [alert.line for alert in present.values()]
+
+
+def _previous(node: Node, *, force: bool) -> Path | None:
+    """Artifact that a stage continues: its predecessor, or with force its own; None without one that is whole."""
+    names = [node.artifact.name] if force else []
+    names += [node.inputs[PREDECESSOR]] if PREDECESSOR in node.inputs else []
+    for name in names:
+        artifact = store.Artifact(node.artifact.stage_folder, name)
+        with optional(f"predecessor {artifact}"):
+            if artifact.is_complete():
+                artifact.verify()
+                return artifact.folder
+    return None
 
 
 def _scored_version(pipeline: Pipeline) -> Version | None:

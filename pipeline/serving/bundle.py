@@ -187,7 +187,7 @@ class Bundle:
     @cached_property
     def second_stage(self) -> SecondStage | None:
         """Ranker of the candidates, by default with item statistics of the bundle's log; None where there is none."""
-        if self.counted_stage is not None:
+        if self.counted_stage is not None or isinstance(self.recommender, Baseline):
             return self.counted_stage
         stage = bundle_ranker.of_bundle(self.folder, "deployed")
         for added in self.added:

@@ -17,6 +17,7 @@ from pipeline.artifacts.store import read_manifest
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling.training_facts import TrainingFacts
+from pipeline.monitoring.night_table import NightTable
 from pipeline.orchestration.context import Context
 from pipeline.reporting import champion_diff, charts, evaluation_tables, templates
 
@@ -35,7 +36,7 @@ Row = dict[str, Any]
 
 
 def build(ctx: Context) -> None:
-    """Write report.html and figures.html from the folders of ingest, features, train, evaluate, publish and score."""
+    """Write report.html and figures.html from the folders of its inputs."""
     manifests = {stage: read_manifest(folder) for stage, folder in ctx.inputs.items()}
     evaluation = EvaluationReport.load(ctx.inputs["evaluate"])
     profile = Profile.load(ctx.inputs["features"] / PROFILE)
@@ -62,6 +63,7 @@ def build(ctx: Context) -> None:
         charts={chart["name"]: chart for chart in drawn},
         champion=champion,
         champion_lists=champion_diff.lists_since(ctx.config, champion, ctx.inputs["score"]),
+        realised=NightTable.load(ctx.inputs["monitor"]),
         users=users,
     )
     (ctx.folder / "report.html").write_text(page, encoding="utf-8")

@@ -16,7 +16,7 @@ from pipeline.errors import DamagedArtifact, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
-from pipeline.serving import drift, new_item_catalogue
+from pipeline.serving import drift, new_item_catalogue, shadows
 from pipeline.serving.batch import Counts, Job, Scorer
 
 _COUNTED = (
@@ -55,6 +55,7 @@ def build(ctx: Context) -> None:
             for number in range(scorer.num_shards):
                 total.update(scorer.score(number, advance))
     seconds = time.monotonic() - started
+    _add_shadows(ctx, scorer)
     (ctx.folder / "_SUCCESS").touch()
     for other in folder.iterdir():  # records of finished shards, temporary files of a killed run
         if not (other.name.startswith("part-") and other.suffix == ".parquet"):
@@ -72,6 +73,24 @@ def _bundle(ctx: Context) -> Path:
     folder = bundle_cache.bundle_folder(ctx.config, ctx.model)
     read_description(folder, verify=True)
     return folder
+
+
+def _add_shadows(ctx: Context, scorer: Scorer) -> None:
+    """Write the lists of `score.shadows`, and what they were made with to the manifest."""
+    if not ctx.config.score.shadows:
+        return
+    for name, reason in ctx.shadows_left_out.items():
+        print(f"shadow {name}: left out, {reason}", file=sys.stderr, flush=True)
+    scored = shadows.score(
+        ctx.config, scorer, ctx.shadows, ctx.folder / shadows.FOLDER, advance=lambda _: None
+    )
+    ctx.manifest["shadows"] = {
+        name: {
+            "model_version": None if source is None else source.version,
+            "bundle_digest": "" if source is None else source.bundle_digest,
+        }
+        for name, source in scored
+    }
 
 
 def _by_ray(scorer: Scorer, advance: Callable[[int], object]) -> Counts:

@@ -310,7 +310,12 @@ def requirements(bundle_folder: Path) -> list[str]:
 def model_source(config: Config) -> ModelSource:
     """Registered model named by score.model (champion, or models:/NAME/VERSION)."""
     model = config.score.model
-    version = Registry.from_config(config).resolve(model_name(config) if model == CHAMPION else model)
+    return source_of(config, model_name(config) if model == CHAMPION else model)
+
+
+def source_of(config: Config, name_or_uri: str) -> ModelSource:
+    """Registered model of a name (its champion) or URI; raises LookbackError as `Registry.resolve`."""
+    version = Registry.from_config(config).resolve(name_or_uri)
     return ModelSource(version.version, version.bundle_digest, version.uri)
 
 

@@ -105,6 +105,12 @@ def publish(folder: Path) -> dict[str, Any]:
     }
 
 
+def monitor(folder: Path) -> dict[str, Any]:
+    tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("outcomes", "nights")}
+    shapes = {name: [len(table), table.columns] for name, table in tables.items()}
+    return shapes | {"judged": json.loads((folder / "monitor.json").read_text())["judged"]}
+
+
 def score(folder: Path) -> dict[str, Any]:
     scored = pl.read_parquet(folder / "recommendations" / "*.parquet")
     return {
@@ -124,7 +130,8 @@ def report(folder: Path) -> dict[str, Any]:
 
 SUMMARIES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ingest": ingest, "features": features, "train": train, "index": index, "rank": rank,
-    "baselines": baselines, "evaluate": evaluate, "publish": publish, "score": score, "report": report,
+    "baselines": baselines, "evaluate": evaluate, "publish": publish, "monitor": monitor, "score": score,
+    "report": report,
 }  # fmt: skip
 
 

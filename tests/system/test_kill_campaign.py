@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from features import simulate
@@ -34,7 +35,7 @@ types = { view = 1.0, like = 1.5, purchase = 2.0 }
 """
 SETTINGS = TINY[TINY.index("[history]") :].replace("epochs = 3", "epochs = 1")
 CHAMPION = ("--set", "score.model=champion")
-NIGHTLY = ("run", "ingest", "features", "score", *CHAMPION)
+NIGHTLY = ("run", "ingest", "features", "monitor", "score", *CHAMPION)
 REST = re.compile(r"^\.(building|old|downloading|temporary)|\.part$")
 """Names of unfinished files and folders."""
 
@@ -139,13 +140,23 @@ def test_every_stage(nights: Nights, tmp_path: Path) -> None:
 def test_a_night(nights: Nights, tmp_path: Path) -> None:
     reference = nights.copy(tmp_path / "reference", with_next_day=True)
     reference.run(*NIGHTLY[1:])
-    expected = contents(reference.artifact("score", *CHAMPION))
+    stages = ("monitor", "score")
+    expected = [contents(reference.artifact(stage, *CHAMPION)) for stage in stages]
+    entered = ledger_of(reference)
+    assert len(entered) == 4
 
     def check(workdir: Workdir) -> None:
-        assert contents(workdir.artifact("score", *CHAMPION)) == expected
+        assert [contents(workdir.artifact(stage, *CHAMPION)) for stage in stages] == expected
+        assert ledger_of(workdir) == entered
         no_rests(workdir)
 
     endure(lambda: nights.copy(tmp_path / "copy", with_next_day=True), NIGHTLY, check)
+
+
+def ledger_of(workdir: Workdir) -> list[tuple[object, ...]]:
+    """Deliveries, without the times at which they were made."""
+    table = pl.read_parquet(workdir.folder / "data" / "tiny" / "score" / "deliveries.parquet")
+    return table.drop("delivered_utc").rows()
 
 
 def test_publication(nights: Nights, tmp_path: Path) -> None:

@@ -38,5 +38,5 @@ def test_settings_reach_the_command_as_they_were_typed(environment: Path, settin
     assert done.returncode == 0, done.stderr
     arguments = json.loads(done.stdout)
     given = ["--set", settings] if settings else []
-    fixed = ["run", "ingest", "features", "score", "--config", "my configs/shop's.toml"]
+    fixed = ["run", "ingest", "features", "monitor", "score", "--config", "my configs/shop's.toml"]
     assert arguments == [*fixed, *given, "--set", "score.model=champion"]

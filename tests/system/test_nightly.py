@@ -49,9 +49,9 @@ def two_nights(workdir: Workdir, first: pl.DataFrame, second: pl.DataFrame) -> N
     inode = part.stat().st_ino
 
     second.write_csv(logs / "day-2.csv")
-    nightly = ("ingest", "features", "score", "--set", "score.model=champion")
+    nightly = ("ingest", "features", "monitor", "score", "--set", "score.model=champion")
     summary = workdir.run(*nightly)
-    assert [stage["stage"] for stage in summary["stages"]] == ["ingest", "features", "score"]
+    assert [stage["stage"] for stage in summary["stages"]] == ["ingest", "features", "monitor", "score"]
     assert set((workdir.folder / "data" / "tiny" / "train").glob("*/manifest.json")) == trained
     assert inode in {path.stat().st_ino for path in (workdir.artifact("ingest") / "events").glob("*.parquet")}
     check_scored(workdir, first, second)

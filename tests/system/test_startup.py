@@ -50,7 +50,17 @@ def test_what_is_up_to_date_loads_nothing_heavy(
 
 @pytest.mark.slow
 def test_a_night_loads_what_scoring_and_logging_need(copied: Workdir) -> None:
-    night = "run", "ingest", "features", "score", "--set", "score.model=champion", "--set", "score.k=7"
+    night = (
+        "run",
+        "ingest",
+        "features",
+        "monitor",
+        "score",
+        "--set",
+        "score.model=champion",
+        "--set",
+        "score.k=7",
+    )
     loaded = heavy(copied, *night, "--config", copied.config)
     assert {"torch", "mlflow", "polars", "faiss"} <= loaded
     assert not loaded & {"sklearn", "matplotlib", "plotly", "jinja2", "optuna", "pooch", "implicit", "ray"}

@@ -7,9 +7,11 @@ import polars as pl
 import pytest
 
 from pipeline.config import Config, key_types, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration import graph
 from pipeline.orchestration.graph import STAGES, earlier_cuts, order, resolve
+from pipeline.tracking import registry
+from pipeline.tracking.registry import ModelSource
 
 TABLES = ("events", "items", "users")
 READ_BY_NO_STAGE = {
@@ -253,3 +255,32 @@ def test_a_changed_class_of_ones_own_runs_the_baselines_again(
     with pytest.raises(ConfigError, match=r"evaluate\.baselines: .* has no 'Mine'"):
         resolve(config, ["baselines"])
     assert resolve(config, ["train"])
+
+
+def test_shadows_are_inputs_of_score_and_one_without_a_model_is_left_out(
+    load: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a registered model alone; baselines are counted from the log, so they are no input."""
+
+    def source_of(config: Config, uri: str) -> ModelSource:
+        if "challenger" in uri:
+            raise LookbackError("there is no challenger")
+        return ModelSource(1, "same" if uri.endswith("/7") else "other", uri)
+
+    monkeypatch.setattr(registry, "source_of", source_of)
+    monkeypatch.setattr(graph, "_model_source", lambda _: ModelSource(2, "same", "models:/own/2"))
+    names = '["popularity", "previous", "challenger", "models:/other/3", "models:/own/7"]'
+    night = resolve(load(f"score.shadows={names}", "score.model=champion"), ["score"])
+    inputs = night.nodes["score"].inputs
+    assert {name: digest for name, digest in inputs.items() if name.startswith("shadow")} == {
+        "shadow models:/other/3": "other"
+    }
+    assert night.shadows.left_out == {
+        "previous": "no lists of another model were delivered before",
+        "challenger": "there is no challenger",
+        "models:/own/7": "models:/own/7 is the delivered model",
+    }
+    with pytest.raises(
+        ConfigError, match=r"score\.shadows: received 'ease', expected previous, challenger, popularity"
+    ):
+        load("score.shadows=['ease']")

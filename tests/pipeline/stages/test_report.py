@@ -1,5 +1,6 @@
 """The page from small fabricated stage folders: what it says, that it stands alone, that raw text cannot break it."""
 
+import datetime
 import json
 import re
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from features.profiling import drift, profile
 from features.settings import EventSettings
 from pipeline.config import Config
 from pipeline.modelling.training_facts import TrainingFacts
+from pipeline.monitoring.series import COLUMNS
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import ReportConfig
@@ -361,6 +363,27 @@ def score(root: Path) -> Path:
     return folder
 
 
+def monitor(root: Path) -> Path:
+    """One night with a promise, a shadow's difference and an alert."""
+    folder = manifest(root / "monitor")
+    night = datetime.datetime(2026, 3, 1, 23, 59, tzinfo=datetime.UTC)
+    facts = {"log_time": night, "window_days": 1.0, "system": "delivered", "users": 1234}
+    rows = [
+        facts | {"metric": "ndcg@10", "value": 0.25, "low": 0.2, "high": 0.3},
+        facts | {"metric": "hit_rate@10", "value": 0.5, "low": 0.4, "high": 0.6},
+        facts | {"metric": "reached", "value": 0.875, "low": 0.8, "high": 0.9},
+        facts | {"metric": "ndcg@10", "value": 0.125, "segment": "free"},
+    ]
+    pl.DataFrame(rows, schema=COLUMNS).write_parquet(folder / "nights.parquet")
+    alert = {"rule": "idle_log", "night": "", "value": 24.0, "threshold": 20.0, "message": "no event came"}
+    difference = {"shadow": "popularity", "window_days": 1.0, "metric": "ndcg@10", "nights": 1, "users": 9}
+    difference |= {"difference": 0.1, "low": 0.05, "high": 0.15, "p_holm": 0.01, "verdict": "better"}
+    promised = {"night": night.isoformat(timespec="seconds"), "window_days": 1.0, "low": 0.22, "high": 0.32}
+    content = {"alerts": [alert], "differences": [difference], "promised": [promised]}
+    (folder / "monitor.json").write_text(json.dumps(content))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def written(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
@@ -372,6 +395,7 @@ def written(
         "evaluate": evaluate(tmp_path, form),
         "publish": manifest(tmp_path / "publish", system="lookback", system_reason=PUBLISHED),
         "score": score(tmp_path),
+        "monitor": monitor(tmp_path),
     }
     folder = tmp_path / "report"
     folder.mkdir()
@@ -406,6 +430,9 @@ def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
         "On 5 held-out events of 3 users (temporal split), ranked among all 23 items, the model has NDCG@10",
         "Left out: 2 events on items unseen in training.",
         "By history length",
+        "idle log : no event came.",
+        "2026-03-01 23:59 1 delivered 1,234 0.875 0.5000 0.2500 [0.2000, 0.3000] [0.2200, 0.3200]",
+        "Within 1 days, delivered minus popularity in ndcg@10: +0.1000 [+0.0500, +0.1500] over 1 nights: better.",
         "publish is done",
     ):
         assert sentence in page.text

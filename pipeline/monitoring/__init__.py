@@ -1,0 +1,1 @@
+"""After delivery: ledger of deliveries, realised outcomes, alerts."""

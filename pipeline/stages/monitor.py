@@ -1,0 +1,275 @@
+"""Stage monitor: what users did with the lists delivered before, and alerts where that is not as usual or promised."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.events.row_filters import Excluded
+from pipeline.artifacts import source_files
+from pipeline.artifacts.files import now, read_record, write_json
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.evaluation_targets import target_types
+from pipeline.modelling.second_stage import is_timed
+from pipeline.monitoring import alerts, ledger, outcomes, promise, series
+from pipeline.monitoring.alerts import Alert
+from pipeline.monitoring.ledger import DAY, Delivery
+from pipeline.monitoring.outcomes import DELIVERED, Taken
+from pipeline.monitoring.series import Bootstrap
+from pipeline.orchestration.context import Context
+from pipeline.serving import popularity_fallback
+
+Judged = tuple[str, float]
+"""Score artifact, and window in days."""
+
+
+@dataclass
+class _Series:
+    """Outcomes and figures of the nights judged so far."""
+
+    outcomes: pl.DataFrame
+    nights: pl.DataFrame
+    judged: set[Judged] = field(default_factory=set)
+    lost: set[Judged] = field(default_factory=set)
+    """Windows whose lists were pruned before they could be judged, or are of another log."""
+    forgotten: int = 0
+    """Outcomes of excluded users that the predecessor had."""
+
+
+def build(ctx: Context) -> None:
+    """Write outcomes.parquet, nights.parquet and monitor.json: the predecessor's, and what the new events add."""
+    dataset, score = ctx.dataset, ctx.stage_folder.parent / "score"
+    ledger.repair_table(score)
+    features = ctx.inputs["features"].name
+    entered = [delivery for delivery in ledger.preceding(score, features, say=True) if delivery.timed]
+    kept = _predecessor(ctx, dataset)
+    num_before = len(kept.outcomes)
+    bootstrap = Bootstrap(ctx.config.evaluate.resamples, ctx.config.seed)
+    if is_timed(ctx.config):
+        _add(ctx, kept, score, entered, bootstrap)
+    kept.outcomes.write_parquet(ctx.folder / outcomes.FILE, compression="zstd")
+    kept.nights.write_parquet(ctx.folder / series.FILE)
+    present = _alerts(ctx, kept.nights, entered) if ctx.config.monitor.alerts else []
+    differences = list(series.differences(kept.outcomes, bootstrap))
+    write_json(
+        ctx.folder / alerts.FILE,
+        {
+            "alerts": alerts.as_json(present),
+            "differences": [asdict(difference) for difference in differences],
+            "promised": _promised(ctx, entered),
+            "judged": sorted(kept.judged),
+            "lost": sorted(kept.lost),
+        },
+    )
+    _report(ctx, kept, len(kept.outcomes) - num_before, present)
+
+
+# --- predecessor ---
+
+
+def _predecessor(ctx: Context, dataset: Dataset) -> _Series:
+    """Series of the monitor before this one, without excluded users; empty without a readable one."""
+    columns = outcomes.columns(dataset.users["user_id"].dtype)
+    empty = _Series(pl.DataFrame(schema=columns), pl.DataFrame(schema=series.COLUMNS))
+    if ctx.previous is None:
+        return empty
+    try:
+        rows = pl.read_parquet(ctx.previous / outcomes.FILE)
+        nights = pl.read_parquet(ctx.previous / series.FILE, schema=series.COLUMNS)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        text = f"monitor: {ctx.previous} is damaged ({type(error).__name__}): the series begins anew with the lists still there"
+        print(text, file=sys.stderr, flush=True)
+        return empty
+    record = read_record(ctx.previous / alerts.FILE)
+    own = _in_the_log_s_type(rows, columns["user_id"])
+    kept = own.filter(~_is_excluded(ctx, own["user_id"]))
+    return _Series(
+        kept.select(pl.col(name).cast(kind) for name, kind in columns.items()),
+        nights,
+        _pairs(record.get("judged")),
+        _pairs(record.get("lost")),
+        len(rows) - len(kept),
+    )
+
+
+def _pairs(entries: object) -> set[Judged]:
+    return {(str(folder), float(days)) for folder, days in entries} if isinstance(entries, list) else set()
+
+
+def _in_the_log_s_type(rows: pl.DataFrame, kind: pl.DataType) -> pl.DataFrame:
+    """Outcomes with user ids of the log's present type; those of no user of that type go, and are said."""
+    if rows["user_id"].dtype == kind:
+        return rows
+    cast = rows.with_columns(pl.col("user_id").cast(kind, strict=False)).drop_nulls("user_id")
+    text = f"monitor: user ids were {rows['user_id'].dtype} and are {kind}: {len(rows) - len(cast):,} outcomes left out"
+    print(text, file=sys.stderr, flush=True)
+    return cast
+
+
+def _is_excluded(ctx: Context, users: pl.Series) -> pl.Series:
+    """[n] whether users are in `events.exclude_users`."""
+    excluded = source_files.excluded_users(ctx.config)
+    if excluded is None:
+        return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(users))
+    return Excluded(excluded, "string" if users.dtype == pl.String else "int64").holds(users, users)
+
+
+# --- new outcomes ---
+
+
+def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], bootstrap: Bootstrap) -> None:
+    """Add outcomes and figures of the windows that lie within the log now; rebuild those that lost users."""
+    dataset = ctx.dataset
+    end = dataset.facts.now + dataset.facts.resolution
+    due = [
+        (delivery, days)
+        for delivery in entered
+        for days in ctx.config.monitor.days
+        if delivery.end(days) <= end and (delivery.folder, days) not in kept.judged | kept.lost
+    ]
+    segment, types = _segment(ctx, dataset), target_types(ctx.config, dataset)
+    parts, coverage = [], []
+    for delivery, days in due:
+        if not (score / delivery.folder / "_SUCCESS").exists():
+            kept.lost.add((delivery.folder, days))
+            text = f"monitor: the lists of {delivery.night} ({delivery.folder}) were pruned before their {days:g} days were over"
+            print(text, file=sys.stderr, flush=True)
+            continue
+        taken = Taken.after(dataset, delivery, days, types)
+        rows = list(_judged(dataset, score / delivery.folder, delivery, days, taken, segment))
+        (kept.judged if rows else kept.lost).add((delivery.folder, days))
+        parts += rows
+        coverage += list(_coverage(dataset, score / delivery.folder, delivery, days)) if rows else []
+    touched = pl.concat(parts) if parts else kept.outcomes.clear()
+    night = ["log_time", "window_days"]
+    stale = touched.select(night).unique()
+    if kept.forgotten or ctx.force:
+        stale = pl.concat([stale, kept.nights.select(night)]).unique()
+    before = kept.outcomes.join(stale, on=night, how="semi", maintain_order="left")
+    again = outcomes.last_of_each_night(pl.concat([before, touched]))
+    rest = kept.outcomes.join(stale, on=night, how="anti", maintain_order="left")
+    kept.outcomes = pl.concat([rest, again])
+    is_coverage = pl.col("metric").str.starts_with("coverage@")
+    carried = kept.nights.filter(~is_coverage).join(stale, on=night, how="anti")
+    covered = pl.concat([kept.nights.filter(is_coverage), *coverage])
+    covered = covered.unique(subset=[*night, "system"], keep="last")
+    kept.nights = pl.concat([carried, series.figures(again, bootstrap), covered]).sort(
+        *night, "system", "segment", "metric", nulls_last=False
+    )
+
+
+def _segment(ctx: Context, dataset: Dataset) -> pl.Series | None:
+    """[num_users] segments by `score.segment`; None without."""
+    table = ctx.inputs["ingest"] / "users.parquet"
+    column = popularity_fallback.segment_column(ctx.config, table)
+    return None if column is None else popularity_fallback.segment_of(table, column, dataset.users["user_id"])
+
+
+def _judged(
+    dataset: Dataset, folder: Path, delivery: Delivery, days: float, taken: Taken, segment: pl.Series | None
+) -> Iterator[pl.DataFrame]:
+    """Outcomes of the delivered lists and of the shadows; nothing for lists with ids of another type."""
+    for system, lists in outcomes.lists_of(folder, delivery):
+        outcome = outcomes.judge(dataset, lists, taken, segment)
+        if outcome is not None:
+            yield outcomes.labelled(outcome, delivery, days, system)
+        elif system == DELIVERED:
+            text = f"monitor: the lists of {delivery.night} ({folder}) have ids of another type than the log: left out"
+            print(text, file=sys.stderr, flush=True)
+            return
+
+
+def _coverage(dataset: Dataset, folder: Path, delivery: Delivery, days: float) -> Iterator[pl.DataFrame]:
+    """Share of the log's items that are in any list of a system."""
+    for system, lists in outcomes.lists_of(folder, delivery):
+        counts = lists.select(pl.col("item_id").n_unique(), users=pl.col("user_id").n_unique())
+        items, users = counts.collect(engine="streaming").row(0)
+        row = {
+            "log_time": delivery.log_time,
+            "window_days": float(days),
+            "system": system,
+            "arm": delivery.arm,
+            "metric": f"coverage@{delivery.k}",
+            "value": items / max(dataset.num_items, 1),
+            "users": users,
+        }
+        named = pl.select(pl.lit(row.get(name)).alias(name) for name in series.COLUMNS)
+        yield named.select(pl.col(name).cast(kind) for name, kind in series.COLUMNS.items())
+
+
+# --- alerts and records ---
+
+
+def _alerts(ctx: Context, nights: pl.DataFrame, entered: Sequence[Delivery]) -> list[Alert]:
+    """Alerts of the present night."""
+    dataset, settings = ctx.dataset, ctx.config.monitor
+    present = [*alerts.of_lists(entered, settings), *alerts.of_reality(nights, entered, settings)]
+    if is_timed(ctx.config):
+        time, kind = _last_events(dataset)
+        present += alerts.of_types(dataset.event_types, time, kind, dataset.facts.now, settings)
+        present += alerts.of_growth(entered, dataset.facts.now, now(), settings)
+    return present
+
+
+def _last_events(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Times and types of the events of the days that `of_types` compares."""
+    time = np.asarray(dataset.histories.time)
+    last = np.flatnonzero(time > dataset.facts.now - (alerts.PRESENT_DAYS + 1) * DAY)
+    return time[last], np.asarray(dataset.histories.event_type)[last].astype(np.int64)
+
+
+def _promised(ctx: Context, entered: Sequence[Delivery]) -> list[dict[str, object]]:
+    """Promised band of every night and window that has one."""
+    rows = []
+    for delivery in entered:
+        for days, own in delivery.promise.items():
+            limits = promise.band(own, ctx.config.monitor.promise_level)
+            if limits is not None:
+                facts = {"night": delivery.night, "window_days": float(days), "metric": own.metric}
+                rows.append(facts | {"low": limits[0], "high": limits[1]})
+    return rows
+
+
+def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert]) -> None:
+    """Manifest, metrics by day of the log, tags and the summary line."""
+    ctx.manifest.update(
+        rows_in=len(kept.outcomes),
+        rows_out=len(kept.nights),
+        rows_left_out={"excluded_users": kept.forgotten} if kept.forgotten else {},
+        new_outcomes=num_new,
+        alerts=[alert.rule for alert in present],
+    )
+    every = kept.nights.filter(pl.col("segment").is_null() & ~pl.col("metric").str.starts_with("place@"))
+    shown = every.drop_nulls("value").with_columns(day=pl.col("log_time").dt.timestamp("us") // DAY)
+    for day, days, system, metric, value in shown.select(
+        "day", "window_days", "system", "metric", "value"
+    ).iter_rows():
+        ctx.track.metric(f"realised/{system}/{metric}/{days:g}d", value, step=day)
+    ctx.track.metric("alerts", len(present))
+    ctx.track.tag("lookback.alerts", "; ".join(alert.message for alert in present) or "none")
+    for name in (series.FILE, alerts.FILE):  # no rows of users
+        ctx.track.artifact(name)
+    nights = kept.nights["log_time"].n_unique()
+    alerted = f"; {len(present)} alerts: {', '.join(alert.rule for alert in present)}" if present else ""
+    ctx.summary(f"{nights:,} nights judged{_headline(every)}, {num_new:,} outcomes are new{alerted}")
+
+
+def _headline(nights: pl.DataFrame) -> str:
+    """Realised hit rate of the newest night, in the shortest window."""
+    own = nights.filter((pl.col("system") == DELIVERED) & pl.col("metric").str.starts_with("hit_rate@"))
+    own = (
+        own.drop_nulls("value")
+        .sort("window_days")
+        .filter(pl.col("window_days") == pl.col("window_days").min())
+    )
+    if own.is_empty():
+        return ""
+    last = own.sort("log_time").row(-1, named=True)
+    return (
+        f", the newest of {last['log_time']:%Y-%m-%d}: {last['metric']} within {last['window_days']:g} days "
+        f"{last['value']:.4f} [{last['low']:.4f}, {last['high']:.4f}] of {last['users']:,} users"
+    )

@@ -1,0 +1,275 @@
+"""The stage monitor on a small log: figures as plain polars has them, incremental, without the erased, never twice."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline.__main__ import cli
+from pipeline.commands.erase import prune_excluded
+from pipeline.commands.prune import prune
+from pipeline.errors import ConfigError, LookbackError
+from tests.pipeline.monitoring.nights import DAY, USERS, Nights, event_days, some_lists
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Nights:
+    """A log of four days."""
+    made = Nights(tmp_path, event_days(14))
+    made.show(4)
+    return made
+
+
+def expected(
+    nights: Nights, lists: Mapping[int, Sequence[int]], log_time: int, days: int, *, unseen: bool = False
+) -> dict[str, float]:
+    """Metrics by plain polars and arithmetic: of users with an event in the window and a list."""
+    log = pl.concat(nights.days[: nights.shown]).with_columns(time=pl.col("at") * 1_000_000)
+    window = log.filter((pl.col("time") > log_time) & (pl.col("time") <= log_time + days * DAY))
+    if unseen:
+        window = window.join(log.filter(pl.col("time") <= log_time), on=["user", "item"], how="anti")
+    taken = window.group_by("user").agg(pl.col("item").unique())
+    rows = []
+    for user, items in taken.iter_rows():
+        if user not in lists:
+            continue
+        ranks = [rank for rank, item in enumerate(lists[user], 1) if item in items]
+        ideal = sum(1 / np.log2(place + 1) for place in range(1, min(len(items), 3) + 1))
+        row = {
+            "hit_rate@3": float(bool(ranks)),
+            "ndcg@3": sum(1 / np.log2(rank + 1) for rank in ranks) / ideal,
+            "recall@3": len(ranks) / len(items),
+            "mrr@3": 1 / ranks[0] if ranks else 0.0,
+        }
+        rows.append(row | {f"place@{place}": float(place in ranks) for place in (1, 2, 3)})
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    listed = {item for items in lists.values() for item in items}
+    catalogue = log["item"].n_unique()
+    return means | {"reached": len(rows) / len(taken), "coverage@3": len(listed) / catalogue}
+
+
+def realised(
+    table: pl.DataFrame, days: int, system: str = "delivered", segment: str | None = None
+) -> dict[int, dict[str, float]]:
+    """Night to metric to value."""
+    own = table.filter(
+        (pl.col("system") == system)
+        & (pl.col("window_days") == days)
+        & pl.col("segment").eq_missing(pl.lit(segment))
+    )
+    by_night: dict[int, dict[str, float]] = {}
+    for night, metric, value in own.select(
+        pl.col("log_time").dt.timestamp("us"), "metric", "value"
+    ).iter_rows():
+        by_night.setdefault(night, {})[metric] = value
+    return by_night
+
+
+def test_realised_figures_are_those_of_plain_polars(nights: Nights) -> None:
+    """One delivery to half of the users, with a shadow; both windows; a night more later."""
+    lists, shadow = some_lists(1, range(1, 21)), some_lists(2)
+    nights.deliver(lists, name="a" * 16, shadows={"popularity": shadow})
+    first = nights.log_time()
+    assert nights.table("nights.parquet").is_empty(), "no window lies within the log yet"
+    nights.show(1)
+    table = nights.table("nights.parquet")
+    assert realised(table, 1) == {first: pytest.approx(expected(nights, lists, first, 1))}
+    assert realised(table, 1, "popularity") == {first: pytest.approx(expected(nights, shadow, first, 1))}
+    assert realised(table, 7) == {}
+    one = table.filter((pl.col("metric") == "ndcg@3") & (pl.col("system") == "delivered")).row(0, named=True)
+    assert one["low"] < one["value"] < one["high"]
+    before = realised(table, 1)[first]
+    nights.deliver(some_lists(3), name="b" * 16)
+    second = nights.log_time()
+    nights.show(6)
+    table = nights.table("nights.parquet")
+    assert realised(table, 1)[second] == pytest.approx(expected(nights, some_lists(3), second, 1))
+    assert realised(table, 1)[first] == before
+    assert realised(table, 7) == {first: pytest.approx(expected(nights, lists, first, 7))}
+
+
+def test_seen_items_do_not_count_where_lists_exclude_them(nights: Nights) -> None:
+    lists = some_lists(1)
+    nights.deliver(lists, name="a" * 16, exclude_seen=True)
+    night = nights.log_time()
+    nights.show(1)
+    own = realised(nights.table("nights.parquet"), 1)[night]
+    assert own == pytest.approx(expected(nights, lists, night, 1, unseen=True))
+    assert own["hit_rate@3"] != pytest.approx(expected(nights, lists, night, 1)["hit_rate@3"])
+
+
+@pytest.mark.slow
+def test_the_last_list_of_a_night_counts(nights: Nights) -> None:
+    nights.deliver(some_lists(1), name="a" * 16)
+    again = some_lists(2, range(1, 11))
+    nights.deliver(again, name="b" * 16, created_utc="2026-04-02T00:00:00+00:00")
+    night = nights.log_time()
+    nights.show(1)
+    own = realised(nights.table("nights.parquet"), 1)[night]
+    right = expected(nights, some_lists(1) | again, night, 1)
+    assert own["ndcg@3"] == pytest.approx(right["ndcg@3"])
+    assert len(nights.table("outcomes.parquet").unique(["user_id", "window_days", "system"])) == len(
+        nights.table("outcomes.parquet")
+    )
+
+
+def test_differences_from_shadows_are_paired_and_adjusted(nights: Nights) -> None:
+    lists = some_lists(1)
+    shadows = {"popularity": some_lists(2), "previous": some_lists(3)}
+    nights.deliver(lists, name="a" * 16, shadows=shadows)
+    night = nights.log_time()
+    nights.show(1)
+    rows = [row for row in nights.record()["differences"] if row["metric"] == "ndcg@3"]
+    assert [row["shadow"] for row in rows] == ["popularity", "previous"]
+    own = expected(nights, lists, night, 1)["ndcg@3"]
+    for row in rows:
+        other = expected(nights, shadows[row["shadow"]], night, 1)["ndcg@3"]
+        assert row["difference"] == pytest.approx(own - other)
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert row["p_holm"] <= 1
+
+
+def test_what_is_up_to_date_stays_so(nights: Nights) -> None:
+    """Lists made from this very log cannot be judged by it: the ledger's new row makes nothing out of date."""
+    nights.deliver(some_lists(1), name="a" * 16)
+    first = nights.run()
+    nights.deliver(some_lists(2), name="b" * 16)
+    again = nights.run()
+    assert again["up_to_date"]
+    assert again["fingerprint"] == first["fingerprint"]
+    nights.show(1)
+    later = nights.run()
+    assert not later["up_to_date"]
+    assert nights.run()["up_to_date"]
+    manifest = json.loads((Path(later["folder"]) / "manifest.json").read_text())
+    assert manifest["inputs"]["predecessor"] == first["fingerprint"]
+
+
+@pytest.mark.slow
+def test_what_was_pruned_stays_in_the_series_and_open_lists_stay(nights: Nights) -> None:
+    lists = some_lists(1)
+    nights.deliver(lists, name="a" * 16)
+    night = nights.log_time()
+    nights.show(1)
+    nights.run()
+    nights.deliver(some_lists(2), name="b" * 16)
+    prune(nights.config(), keep=1, dry_run=False)
+    assert (nights.score / ("a" * 16)).exists(), "its seven days are not over"
+    nights.show(8)
+    nights.deliver(some_lists(3), name="c" * 16)
+    nights.run()
+    prune(nights.config(), keep=1, dry_run=False)
+    assert not (nights.score / ("a" * 16)).exists()
+    assert not (nights.score / ("b" * 16)).exists()
+    nights.show(1)
+    table = nights.table("nights.parquet")
+    assert realised(table, 1)[night] == pytest.approx(expected(nights, lists, night, 1))
+    assert realised(table, 7)[night] == pytest.approx(expected(nights, lists, night, 7))
+    ledger_rows = pl.read_parquet(nights.score / "deliveries.parquet")
+    assert ledger_rows["folder"].to_list() == ["a" * 16, "b" * 16, "c" * 16]
+
+
+@pytest.mark.slow
+def test_lists_gone_before_their_window_was_over_are_named_once(
+    nights: Nights, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = nights.deliver(some_lists(1), name="a" * 16)
+    shutil.rmtree(artifact.folder)
+    nights.show(1)
+    nights.run()
+    assert capsys.readouterr().err.count("were pruned before their 1 days were over") == 1
+    nights.show(1)
+    nights.run()
+    assert "were pruned" not in capsys.readouterr().err
+
+
+def test_erased_users_leave_the_series(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    lists = some_lists(1)
+    nights.deliver(lists, name="a" * 16)
+    night = nights.log_time()
+    nights.show(1)
+    nights.run()
+    pl.DataFrame({"user_id": [1, 2, 3]}).write_parquet(nights.folder / "forget.parquet")
+    setting = f"events.exclude_users={nights.folder}/forget.parquet"
+    with pytest.raises(LookbackError, match="realised outcomes of all nights: run `lookback run monitor`"):
+        prune_excluded(nights.config(setting), dry_run=False)
+    outcomes = nights.table("outcomes.parquet", setting)
+    assert not set(outcomes["user_id"]) & {1, 2, 3}
+    own = realised(nights.table("nights.parquet", setting), 1)[night]
+    nights.days = [day.filter(~pl.col("user").is_in([1, 2, 3])) for day in nights.days]
+    right = expected(nights, {user: items for user, items in lists.items() if user > 3}, night, 1)
+    assert own["ndcg@3"] == pytest.approx(right["ndcg@3"])
+    assert own["reached"] == 1
+    prune_excluded(nights.config(setting), dry_run=False)
+    kept = [path.name for path in (nights.folder / "data" / "log" / "monitor").glob("[0-9a-f]*")]
+    assert kept == [Path(nights.run(setting)["folder"]).name]
+
+
+def test_a_damaged_ledger_costs_one_delivery(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    nights.deliver(some_lists(1), name="a" * 16)
+    nights.deliver(some_lists(2), name="b" * 16)
+    (nights.score / ".deliveries" / f"{'a' * 16}.json").write_text("{")
+    (nights.score / "deliveries.parquet").write_bytes(b"no table")
+    night = nights.log_time()
+    nights.show(1)
+    table = nights.table("nights.parquet")
+    errors = capsys.readouterr().err
+    assert (
+        errors.count("is damaged, and its delivery left out; it is entered again by: lookback run score") == 1
+    )
+    assert errors.count("deliveries.parquet: is missing or damaged: written anew") == 1
+    assert realised(table, 1)[night] == pytest.approx(expected(nights, some_lists(2), night, 1))
+    assert pl.read_parquet(nights.score / "deliveries.parquet")["folder"].to_list() == ["b" * 16]
+
+
+@pytest.mark.slow
+def test_lists_of_another_log_are_left_out(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = nights.deliver(some_lists(1), name="a" * 16)
+    part = artifact.folder / "recommendations" / "part-00000.parquet"
+    pl.read_parquet(part).with_columns(pl.col("item_id").cast(pl.String)).write_parquet(part)
+    nights.show(1)
+    assert nights.table("nights.parquet").is_empty()
+    assert "have ids of another type than the log" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_segments_are_figures_of_their_own(nights: Nights) -> None:
+    rows = {
+        "user_id": range(1, USERS + 1),
+        "plan": ["free" if user % 2 else "paid" for user in range(1, USERS + 1)],
+    }
+    pl.DataFrame(rows).write_csv(nights.folder / "users.csv")
+    users = (f"users.path={nights.folder}/users.csv", 'users.columns={ user_id = "user_id", plan = "plan" }')
+    lists = some_lists(1)
+    nights.deliver(lists, name="a" * 16)
+    night = nights.log_time()
+    nights.show(1)
+    table = nights.table("nights.parquet", *users)
+    whole = nights.days
+    for plan, rest in (("free", 1), ("paid", 0)):
+        nights.days = [day.filter(pl.col("user") % 2 == rest) for day in whole]
+        right = expected(nights, {user: own for user, own in lists.items() if user % 2 == rest}, night, 1)
+        own = realised(table, 1, segment=plan)[night]
+        assert own == pytest.approx({name: right[name] for name in own})
+    assert table.filter(pl.col("metric") == "coverage@3")["value"].to_list() == [1.0]
+
+
+def test_alerts_end_with_exit_code_3_where_asked_for(
+    nights: Nights, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lists are days old by the clock, and no event came since."""
+    nights.deliver(some_lists(1), name="a" * 16)
+    nights.config()
+    command = ["run", "monitor", "--config", str(nights.folder / "log.toml")]
+    cli(command, standalone_mode=False)
+    assert capsys.readouterr().err.count("alert: idle_log: no event newer than") == 1
+    with pytest.raises(SystemExit) as ended:
+        cli([*command, "--fail-on-alert"], standalone_mode=False)
+    assert ended.value.code == 3
+    cli([*command, "--fail-on-alert", "--set", "monitor.alerts=false"], standalone_mode=False)
+    with pytest.raises(ConfigError, match="expected the stage monitor among the stages"):
+        cli(["run", "ingest", "--fail-on-alert", *command[2:]], standalone_mode=False)
