@@ -1,5 +1,6 @@
 """Conditions of `events.where`: their keys, and the names of the columns that only they read."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 _KEYS = frozenset(("column", "in", "not_in", "min", "max", "matches"))
@@ -21,3 +22,10 @@ def check_where(conditions: Sequence[Mapping[str, object]]) -> None:
                 f"events.where: received {condition!r}, expected a column by name, and in or not_in (a list), min, max (a "
                 "number or text) or matches (a regular expression)"
             )
+        try:
+            re.compile(str(condition.get("matches", "")))
+        except re.error as error:
+            raise ValueError(
+                f"events.where: received matches {condition['matches']!r} for {condition['column']!r}, expected a regular "
+                f"expression: {error}"
+            ) from None

@@ -245,14 +245,15 @@ def _parse(path: Path, where: str) -> dict[str, Any]:
 
 def _dates_as_text(tree: dict[str, Any]) -> dict[str, Any]:
     """Convert TOML dates and times to ISO text, the type of the keys."""
-    return {
-        key: _dates_as_text(value)
-        if isinstance(value, dict)
-        else value.isoformat()
-        if isinstance(value, datetime.date | datetime.time)
-        else value
-        for key, value in tree.items()
-    }
+    return {key: _date_as_text(value) for key, value in tree.items()}
+
+
+def _date_as_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _dates_as_text(value)
+    if isinstance(value, list):
+        return [_date_as_text(element) for element in value]
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
 
 
 def _pairs(override: str) -> list[str]:

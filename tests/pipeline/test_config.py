@@ -409,3 +409,11 @@ def test_folder_with_brackets_is_no_pattern(tmp_path: Path):
         config = load_config(tmp_path / "c.toml", [f'data_dir="{tmp_path}/data[1]"'])
         assert config.events.path is not None
         assert list_files("events.path", config.events.path) == [tmp_path / "data[1]" / "log" / "a.csv"]
+
+
+def test_dates_within_lists_are_text_too(minimal: Path) -> None:
+    text = minimal.read_text()
+    minimal.write_text(
+        text.replace("[events]", '[events]\nwhere = [{ column = "day", min = 2026-01-31 }]', 1)
+    )
+    assert load_config(minimal).events.where == [{"column": "day", "min": "2026-01-31"}]

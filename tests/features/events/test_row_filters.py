@@ -45,3 +45,11 @@ def test_a_condition_that_cannot_be_meant_is_refused(condition: dict[str, Any]) 
     columns: Any = {"user_id": "u", "item_id": "i", "timestamp": "t"}
     with pytest.raises(ValueError, match=r"events\.where: received .*expected a column by name"):
         EventSettings("log", columns=columns, where=[condition])
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused_before_anything_is_read() -> None:
+    columns = {"user_id": "u", "item_id": "i", "timestamp": "t"}
+    with pytest.raises(
+        ValueError, match=r"events\.where: received matches '\(a' for 'c', expected a regular"
+    ):
+        EventSettings("log", columns=columns, where=[{"column": "c", "matches": "(a"}])
