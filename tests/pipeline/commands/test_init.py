@@ -73,10 +73,17 @@ def test_a_public_form_runs_without_an_edit(
     found = json.loads(capsys.readouterr().out)
     assert {key: found["events"].get(key) for key in EXPECTED[name]} == EXPECTED[name]
     assert len(found["rows"]) == 3
-    manifest = run(target, tmp_path, "features")
+    manifest = run(target, tmp_path, "ingest")
     assert (manifest["rows_out"], manifest["rows_refused"]) == (NUM_EVENTS[name], 0)
     tables = {"movielens_csv", "mind", "beauty"}
     assert (manifest.get("items_table", {}).get("rows_out") == NUM_ITEMS) == (name in tables)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS)
+def test_a_public_form_becomes_histories(name: str, tmp_path: Path) -> None:
+    init(FORMS[name](tmp_path), tmp_path / "my.toml", as_json=False)
+    assert run(tmp_path / "my.toml", tmp_path, "features")["rows_out"] == NUM_EVENTS[name]
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,7 @@ def test_coverage_by_pencil(inputs: dict[str, Path], tmp_path: Path):
     assert report["metrics"]["popularity"]["coverage@30"] == 1.0
 
 
+@pytest.mark.slow
 def test_chunks_and_another_run_change_no_byte(
     evaluated: Context, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -81,6 +81,7 @@ def test_the_paired_test_on_the_test_targets_decides(finished: Workdir) -> None:
     assert report["metrics"]["lookback"]["ndcg@10"] == pytest.approx(ranker["metrics"][used]["ndcg@10"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["always", "never"])
 def test_always_and_never_are_obeyed(copied: Workdir, use: str) -> None:
     setting = ("--set", f"ranker.use={use}")
