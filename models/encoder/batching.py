@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from models.encoder.visit_targets import HorizonTargets, Visits
 from models.evaluation.metrics import Float64
@@ -48,21 +47,6 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Items that each state has seen: those of a row of events up to a column."""
-
-    item_index: Int[Tensor, "b l"]
-    """0: none"""
-    row: Int[Tensor, " s"]
-    column: Int[Tensor, " s"]
-
-    def items(self, states: slice) -> Int[Tensor, "m l"]:
-        """Items of some states, 0 in later columns."""
-        columns = torch.arange(self.item_index.shape[1], device=self.column.device)
-        return self.item_index[self.row[states]] * (columns <= self.column[states].unsqueeze(1))
-
-
-@dataclass(frozen=True)
 class Batch:
     """Input windows and the targets of their positions."""
 
@@ -79,20 +63,6 @@ class Batch:
     def target_position(self) -> Int[Tensor, " n"]:
         """Cell whose state predicts each target."""
         return self.position if self.state is None else self.position[self.state]
-
-    @property
-    def seen(self) -> Seen:
-        """Items that each state has seen."""
-        longest = max(window.item_index.shape[1] for window in self.windows)
-        items, rows, columns, first, first_row = [], [], [], 0, 0
-        for window in self.windows:
-            cells, width = window.item_index.numel(), window.item_index.shape[1]
-            own = self.position[(self.position >= first) & (self.position < first + cells)] - first
-            items.append(functional.pad(window.item_index, (0, longest - width)))
-            rows.append(own // width + first_row)
-            columns.append(own % width)
-            first, first_row = first + cells, first_row + len(window.item_index)
-        return Seen(torch.cat(items), torch.cat(rows), torch.cat(columns))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

@@ -24,8 +24,7 @@ class TrainSettings:
     """Training of the encoder: the `[train]` section."""
 
     loss: Loss = "softmax"
-    """Training loss: softmax over the whole catalogue, without seen items where temporal lists leave them out, or a loss over
-    sampled negatives."""
+    """Training loss: softmax over the whole catalogue, or a loss over sampled negatives."""
     negatives: int = 256
     """Negatives per optimiser step, in items, shared by its targets."""
     negative_sampling: NegativeSampling = "uniform"

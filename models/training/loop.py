@@ -47,7 +47,6 @@ def fit(
     type_weights: Float32 | None = None,
     session: int | None = None,
     horizon: int = 0,
-    exclude_seen: bool = False,
     content: ItemContent | None = None,
     seed: int = 0,
     validation: Validation | None = None,
@@ -62,7 +61,6 @@ def fit(
 
     `type_weights` [num_event_types + 1]: weight of a target by its event type. `session`: longest pause within a visit, None:
     every event is a visit; `horizon`: time that `train.predict` = "window" looks ahead; microseconds (see `BatchPlan`).
-    `exclude_seen`: items of a history are no negatives of the full softmax after it, as they are no candidates of lists.
     With `validation` the best weights are returned and training ends after `train.patience` epochs without improvement; without,
     all of `train.epochs` run.
     `max_steps`: exact number of optimiser steps, without validation; the learning-rate schedule still spans `train.epochs`.
@@ -83,9 +81,9 @@ def fit(
             initial.copy_into(model)
         if distributed.rank():
             torch.manual_seed(seed + distributed.rank())  # dropout of its own
-        is_continued = initial is not None
-        given = (plan, train, exclude_seen, validation, max_steps, is_continued, on_checkpoint)
-        training = _Training(model.to(device), *given)
+        training = _Training(
+            model.to(device), plan, train, validation, max_steps, initial is not None, on_checkpoint
+        )
         training.begin(resume)
         while not training.is_done:
             with closing(training.epoch(show_progress)) as coming:
@@ -140,7 +138,6 @@ class _Training:
         model: Encoder,
         plan: BatchPlan,
         settings: TrainSettings,
-        exclude_seen: bool,
         validation: Validation | None,
         max_steps: int | None,
         continues: bool,
@@ -157,7 +154,7 @@ class _Training:
         self.sampler = _sampler(model, plan, settings)
         sparse = rowwise_table(model, settings)
         self.optimizers = build(model, settings, sparse)
-        objective = Objective(model, settings, exclude_seen=exclude_seen, compile=self.compiled == "on")
+        objective = Objective(model, settings, compile=self.compiled == "on")
         self.objective = distributed.data_parallel(objective) if self.size > 1 else objective
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
         self.planned_steps = settings.epochs * plan.steps_per_epoch

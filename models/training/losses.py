@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from models.encoder.batching import Seen, rounded_up
+from models.encoder.batching import rounded_up
 from models.shapes import Float, Int
 from models.training.negatives import Negatives
 
@@ -29,25 +29,21 @@ def softmax_loss(
     target: Int[Tensor, " n"],
     weight: Float[Tensor, " n"],
     implementation: Implementation = "chunked",
-    seen: Seen | None = None,
 ) -> Float[Tensor, ""]:
     """Weighted mean over targets of `-log softmax(states @ item_vectors[1:].T)[target]`.
 
-    target in 1..num_items; weight >= 0 with a positive sum. Items of `seen` other than the target are left out of the softmax.
-    "chunked" never holds the n x items scores (only those of at least d
+    target in 1..num_items; weight >= 0 with a positive sum. "chunked" never holds the n x items scores (only those of at least d
     targets, as large as the item vectors): it computes gradients chunk by chunk in the forward pass, matrix products and
     probabilities at autocast's precision, and raises likelihoods below e^-87 to it in the loss value alone. "reference" is the
     plain torch line. Source: Hsu et al. 2024 (Liger, fused linear cross-entropy).
     """
     if implementation == "reference":
-        at_target = torch.arange(len(target), device=target.device), target.long() - 1
-        scores = _without_seen(states @ item_vectors[1:].T, seen, slice(None), at_target)
-        losses = functional.cross_entropy(scores, at_target[1], reduction="none")
+        losses = functional.cross_entropy(states @ item_vectors[1:].T, target.long() - 1, reduction="none")
         return (losses * weight).sum() / weight.sum()
     assert implementation == "chunked", implementation
     share, precision = weight / weight.sum(), _precision(item_vectors)
     apply: Callable[..., Tensor] = _LossWithGradients.apply
-    return apply(_softmax_gradients, states, item_vectors, target.long() - 1, share, precision, seen)
+    return apply(_softmax_gradients, states, item_vectors, target.long() - 1, share, precision)
 
 
 def softmax_loss_of_sets(
@@ -57,22 +53,19 @@ def softmax_loss_of_sets(
     target: Int[Tensor, " n"],
     weight: Float[Tensor, " n"],
     implementation: Implementation = "chunked",
-    seen: Seen | None = None,
 ) -> Float[Tensor, ""]:
     """`softmax_loss` of `states[state]`: weighted mean of `-log softmax(states @ item_vectors[1:].T)[state, target]`.
 
-    state: ascending, 0..s - 1, each with a target; pairs (state, target) are distinct, weight > 0. Items of `seen` other than
-    the state's targets are left out of the softmax. "chunked" computes the scores of a state once for all of its targets.
+    state: ascending, 0..s - 1, each with a target; pairs (state, target) are distinct, weight > 0. "chunked" computes the
+    scores of a state once for all of its targets.
     """
     if implementation == "reference":
-        at_target = state, target.long() - 1
-        scores = _without_seen(states @ item_vectors[1:].T, seen, slice(None), at_target)
-        log_likelihood = functional.log_softmax(scores, -1)[at_target]
+        log_likelihood = functional.log_softmax(states @ item_vectors[1:].T, -1)[state, target.long() - 1]
         return -(log_likelihood * weight).sum() / weight.sum()
     assert implementation == "chunked", implementation
     share, precision = weight / weight.sum(), _precision(item_vectors)
     apply: Callable[..., Tensor] = _LossWithGradients.apply
-    return apply(_sets_gradients, states, item_vectors, state, target.long() - 1, share, precision, seen)
+    return apply(_sets_gradients, states, item_vectors, state, target.long() - 1, share, precision)
 
 
 def sampled_loss(
@@ -167,25 +160,6 @@ def _positive_weight(loss: SampledLoss, num_negatives: int, num_candidates: int,
     return 1 - calibration * (1 - drawn) if loss == "gbce" else 1.0
 
 
-def _without_seen(
-    scores: Tensor, seen: Seen | None, states: slice, at_target: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Scores of `states` with those of seen items, targets excepted, overwritten by -inf; further rows stay.
-
-    at_target: (row, target from 0), at least one of each row.
-    """
-    if seen is None:
-        return scores
-    place = seen.items(states).long() - 1
-    some_target = place.new_zeros(len(scores))
-    some_target[at_target[0]] = at_target[1]
-    place = place.where(place >= 0, some_target[: len(place), None])  # a scatter has no empty place
-    kept = scores[at_target]
-    scores[: len(place)].scatter_(1, place, -torch.inf)
-    scores[at_target] = kept
-    return scores
-
-
 def _precision(vectors: Tensor) -> torch.dtype:
     """Precision of matrix products with the vectors."""
     device = vectors.device.type
@@ -211,12 +185,7 @@ class _LossWithGradients(torch.autograd.Function):
 
 
 def _softmax_gradients(
-    states: Tensor,
-    item_vectors: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    precision: torch.dtype,
-    seen: Seen | None,
+    states: Tensor, item_vectors: Tensor, target: Tensor, weight: Tensor, precision: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and its gradients by states and item vectors, for weights of sum 1 and targets from 0, chunk by chunk.
 
@@ -237,9 +206,8 @@ def _softmax_gradients(
         chunk = slice(start, start + rows)
         part, share = lowered[chunk], weight[chunk].unsqueeze(1)
         probabilities = torch.mm(part, candidates_t, out=scores[: len(part)])
-        at_target = torch.arange(len(part), device=states.device), target[chunk]
-        _without_seen(probabilities, seen, chunk, at_target)
         torch.softmax(probabilities, -1, out=probabilities)
+        at_target = torch.arange(len(part), device=states.device), target[chunk]
         likelihood = probabilities[at_target].to(weight.dtype).clamp_min(torch.finfo(torch.float32).tiny)
         probabilities[at_target] = 0
         rest = probabilities.sum(-1)
@@ -257,7 +225,6 @@ def _sets_gradients(
     target: Tensor,
     weight: Tensor,
     precision: torch.dtype,
-    seen: Seen | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and its gradients by states and item vectors, for weights of sum 1 and targets from 0, chunk by chunk of states.
 
@@ -280,10 +247,9 @@ def _sets_gradients(
         chunk = slice(start, start + rows)
         part, share = lowered[chunk], of_state[chunk].unsqueeze(1)
         probabilities = torch.mm(part, candidates_t, out=scores[: len(part)])
+        torch.softmax(probabilities, -1, out=probabilities)
         row, own = state[first:last] - start, weight[first:last]
         at_target = row, target[first:last]
-        _without_seen(probabilities, seen, chunk, at_target)
-        torch.softmax(probabilities, -1, out=probabilities)
         likelihood = probabilities[at_target].to(weight.dtype).clamp_min(torch.finfo(torch.float32).tiny)
         probabilities[at_target] = 0
         rest = probabilities.sum(-1).to(weight.dtype)

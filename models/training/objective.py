@@ -1,6 +1,5 @@
 """Training loss as one module, for data-parallel training. Letters: n targets, s states, m negatives, items = num_items + 1."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,20 +16,12 @@ from models.training.negatives import Negatives
 class Objective(nn.Module):
     """Weighted mean of `settings.loss` over a batch's targets, from the encoder's states and item vectors.
 
-    Softmax is over the items that training knows, with `exclude_seen` without those of the history but the targets; sampled
-    losses are over the step's negatives. `compile`: torch.compile for the encoder alone, since losses loop over chunks.
+    Softmax is over the items seen in training, sampled losses are over the step's negatives. `compile`: torch.compile for the
+    encoder alone, since losses loop over chunks.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        settings: TrainSettings,
-        *,
-        exclude_seen: bool = False,
-        compile: bool = False,  # noqa: A002
-    ) -> None:
+    def __init__(self, encoder: Encoder, settings: TrainSettings, *, compile: bool = False) -> None:  # noqa: A002
         super().__init__()
-        self.exclude_seen = exclude_seen
         self.encoder = encoder
         self.states = torch.compile(encoder.states, dynamic=True) if compile else encoder.states
         self.settings = settings
@@ -61,15 +52,11 @@ class Objective(nn.Module):
 
     def _softmax(self, states: Float[Tensor, "s d"], batch: Batch) -> Tensor:
         known, target = self.encoder.candidates(), batch.target
-        seen = batch.seen if self.exclude_seen else None
         if known is None:
             vectors = self.encoder.item_vectors()
         else:
             vectors = self.encoder.vectors_of(torch.cat([known.new_zeros(1), known]))
-            place = known.new_zeros(self.encoder.num_items + 1)
-            place[known] = torch.arange(1, len(known) + 1, device=known.device)
-            target = place[target]
-            seen = None if seen is None else replace(seen, item_index=place[seen.item_index])
+            target = torch.searchsorted(known, target) + 1
         if batch.state is None:
-            return softmax_loss(states, vectors, target, batch.weight, seen=seen)
-        return softmax_loss_of_sets(states, vectors, batch.state, target, batch.weight, seen=seen)
+            return softmax_loss(states, vectors, target, batch.weight)
+        return softmax_loss_of_sets(states, vectors, batch.state, target, batch.weight)

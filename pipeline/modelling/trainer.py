@@ -155,7 +155,6 @@ class Trainer:
             "type_weights": type_weights(config, self._types),
             "session": self._session,
             "horizon": self._horizon,
-            "exclude_seen": self._leaves_out_seen,
             "content": content,
             "seed": config.seed,
             "max_steps": max_steps,
@@ -222,11 +221,6 @@ class Trainer:
     def _horizon(self) -> int:
         """Horizon of the evaluation's nights, or else the automatic one, microseconds; 0 unless the training looks ahead."""
         return (self._protocol.horizon or HORIZON_DAYS * DAY) if self._train.predict == "window" else 0
-
-    @property
-    def _leaves_out_seen(self) -> bool:
-        """Whether seen items are no negatives: where lists leave them out; with leave_one_out as in papers they are."""
-        return self._protocol.exclude_seen and self.dataset.split.protocol == "temporal"
 
     def _validation(self, numbering: ItemNumbering, trained: NDArray[np.bool_]) -> Validation:
         """Validation requests with a history; items of the history are excluded where seen items are.

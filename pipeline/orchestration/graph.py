@@ -68,7 +68,7 @@ STAGES = {
         ),
         Stage(
             "train",
-            6,
+            5,
             ("features",),
             {"model": (), "train": ("refit", "checkpoint_seconds")},
             (

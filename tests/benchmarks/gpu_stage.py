@@ -87,7 +87,6 @@ def pack(config_path: str, out: Path, changes: list[str]) -> None:
             "visit_session": round(config.history.session_minutes * MINUTE),
             "seed": config.seed,
             "exclude_seen": judged.exclude_seen,
-            "leaves_out_seen": trainer._leaves_out_seen,
         }
     (out / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     print(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 2**20:.1f} MiB", file=sys.stderr)
@@ -177,7 +176,6 @@ def train(packed: Path, out: Path, changes: list[str]) -> dict[str, Any]:
             type_weights=arrays["type_weights"],
             session=facts["session"],
             horizon=facts["horizon"],
-            exclude_seen=facts["leaves_out_seen"],
             seed=facts["seed"],
             validation=validation,
             max_steps=max_steps,

@@ -132,16 +132,6 @@ def test_a_batch_by_pencil(one_window):
     assert plan.num_targets == 5
 
 
-def test_a_state_has_seen_its_row_s_inputs_up_to_it():
-    histories = histories_from_lists([[1, 2, 3, 4, 5], [6, 7], [8, 0, 9, 6]])
-    batch = BatchPlan(histories, 3, 3, None, seed=0).batch(np.array([0, 1, 2]), 0)
-    assert len(batch.windows) == 3
-    # longest rows first; an event on item 0 is no target
-    expected = [[2, 0, 0], [2, 3, 0], [2, 3, 4], [8, 0, 0], [8, 0, 9], [6, 0, 0]]
-    assert batch.seen.items(slice(None)).tolist() == expected
-    assert batch.seen.items(slice(1, 3)).tolist() == expected[1:3]
-
-
 def test_a_target_s_own_time_is_when_it_was_asked_for():
     histories = replace(
         histories_from_lists([[1, 2, 3], [4, 5]], [[10, 20, 30], [40, 50]]),

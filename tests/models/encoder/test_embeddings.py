@@ -184,31 +184,6 @@ def trained(loss="softmax", **settings) -> Encoder:
     return encoder.eval()
 
 
-@pytest.mark.parametrize("predict", ["next", "visit"])
-def test_what_a_list_leaves_out_is_no_negative(predict, random_content):
-    """The loss is that of plain scores without the history, whichever items are known."""
-    torch.manual_seed(0)
-    encoder = Encoder(EncoderSettings(dim=6, item_content=True), 13, 0, 8, content=random_content(13)).eval()
-    known = encoder.candidates()
-    assert known is not None
-    assert 7 not in known
-    histories = histories_from_lists([[7, 2, 1, 3, 1], [5, 6, 9]])
-    plan = BatchPlan(histories, 8, 2, None, seed=0, predict=predict, session=None if predict == "next" else 0)
-    batch = plan.batch(np.array([0, 1]), 0)
-    # a target seen before, the second 1, remains
-    expected = [(2, [7]), (1, [7, 2]), (3, [7, 2, 1]), (1, [7, 2, 3]), (6, [5]), (9, [5, 6])]
-    assert batch.target.tolist() == [target for target, _ in expected]
-    losses = []
-    for state, (target, left_out) in zip(
-        encoder.states(batch.windows)[batch.target_position], expected, strict=True
-    ):
-        allowed = [item for item in known.tolist() if item not in left_out]
-        scores = encoder.vectors_of(torch.tensor(allowed)) @ state
-        losses.append(scores.logsumexp(0) - scores[allowed.index(target)])
-    found = Objective(encoder, TrainSettings(), exclude_seen=True)(batch, None)
-    torch.testing.assert_close(found, torch.stack(losses).mean())
-
-
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax"])
 def test_an_item_never_trained_has_its_content_s_vector_exactly(loss, random_content):
     content = random_content(13)

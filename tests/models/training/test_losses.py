@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.encoder.batching import Seen
 from models.training import losses
 from models.training.losses import (
     SampledLoss,
@@ -156,44 +155,6 @@ def test_a_hopeless_target_has_a_finite_loss():
     states, vectors = torch.tensor([[1.0]], requires_grad=True), torch.tensor([[0.0], [0.0], [500.0]])
     loss = softmax_loss(states, vectors, torch.tensor([1]), torch.ones(1))
     assert 87 < loss.item() < 88
-
-
-def some_seen(states: int, items: int) -> Seen:
-    """A row of four cells for each state, some of them empty, seen up to a random column."""
-    generator = torch.Generator().manual_seed(5)
-    item_index = torch.randint(0, items + 1, (states, 4), generator=generator, dtype=torch.int32)
-    return Seen(item_index, torch.arange(states), torch.randint(0, 4, (states,), generator=generator))
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_seen_items_are_no_negatives_by_pencil(implementation):
-    # scores 0, log 3 and 0; the first state has seen items 1 and 2, the other item 2 alone, its target
-    states, vectors = torch.ones(2, 1), torch.tensor([[100.0], [0.0], [math.log(3)], [0.0]])
-    seen = Seen(torch.tensor([[1, 2, 3], [2, 0, 1]]), torch.tensor([0, 1]), torch.tensor([1, 1]))
-    weight = torch.tensor([1.0, 3.0])
-    loss = softmax_loss(states, vectors, torch.tensor([3, 2]), weight, implementation, seen)
-    assert loss.item() == pytest.approx(3 * math.log(5 / 3) / 4)
-    state, target = torch.tensor([0, 0, 1]), torch.tensor([2, 3, 2])
-    loss = softmax_loss_of_sets(states, vectors, state, target, torch.ones(3), implementation, seen)
-    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(4) + math.log(5 / 3)) / 3)
-
-
-@pytest.mark.parametrize("chunk_scores", [1, 31 * 6, 2**22])
-def test_chunks_without_seen_items_equal_the_whole(monkeypatch, chunk_scores):
-    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk_scores)
-    states, vectors, target, weight = problem()
-    state, seen = torch.tensor([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 6, 7, 8]), some_seen(13, 31)
-    distinct, of_sets = torch.arange(1, 14), some_seen(9, 31)
-
-    def both(implementation: losses.Implementation) -> list[Tensor]:
-        each = softmax_loss(states, vectors, target, weight, implementation, seen)
-        sets = softmax_loss_of_sets(states[:9], vectors, state, distinct, weight, implementation, of_sets)
-        gradients = [torch.autograd.grad(loss, (states, vectors)) for loss in (each, sets)]
-        return [each, sets, *gradients[0], *gradients[1]]
-
-    found = both("chunked")
-    torch.testing.assert_close(found, both("reference"))
-    assert found[0] < softmax_loss(states, vectors, target, weight)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

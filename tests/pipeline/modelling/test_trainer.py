@@ -25,7 +25,7 @@ from pipeline.config import Config
 from pipeline.modelling import trainer as trainer_module
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
-from pipeline.sections import EvaluateConfig, ScoreConfig
+from pipeline.sections import EvaluateConfig
 from pipeline.serving.bundle import Bundle
 from pipeline.stages import publish
 from pipeline.tracking.live import LiveRun
@@ -155,39 +155,6 @@ def test_visits_and_horizon_reach_the_training(
     everything = ctx.dataset.all_rows()
     with pytest.raises(Enough):
         ctx.trainer().fit("selection", everything, ItemNumbering.of_known(ctx.dataset.occurring(everything)))
-    assert passed == [expected]
-
-
-@pytest.mark.parametrize(
-    ("protocol", "exclude_seen", "expected"),
-    [("temporal", False, False), ("temporal", True, True), ("leave_one_out", True, False)],
-)
-def test_the_loss_leaves_out_what_lists_leave_out(
-    context: Callable[..., Context],
-    monkeypatch: pytest.MonkeyPatch,
-    protocol: str,
-    exclude_seen: bool,
-    expected: bool,
-):
-    ctx = context(
-        train=TrainSettings(epochs=1, precision="fp32", compile="off"),
-        score=ScoreConfig(exclude_seen=exclude_seen),
-        model=replace(READS_CONTENT, item_content=False),
-    )
-    passed: list[bool] = []
-
-    class Enough(Exception):
-        pass
-
-    def stop(**arguments: Any) -> None:
-        passed.append(arguments["exclude_seen"])
-        raise Enough
-
-    monkeypatch.setattr(trainer_module, "fit", stop)
-    everything, trainer = ctx.dataset.all_rows(), ctx.trainer()
-    trainer.dataset = replace(ctx.dataset, split=replace(ctx.dataset.split, protocol=protocol))
-    with pytest.raises(Enough):
-        trainer.fit("selection", everything, ItemNumbering.of_known(ctx.dataset.occurring(everything)))
     assert passed == [expected]
 
 
