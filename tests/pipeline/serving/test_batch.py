@@ -126,6 +126,7 @@ def test_ray_writes_the_same_bytes_though_a_worker_is_killed(copied: Workdir) ->
     )
 
 
+@pytest.mark.slow
 def test_counts_and_users_of_the_table_without_events(copied: Workdir) -> None:
     (copied.folder / "people.csv").write_text("id,kind\nsilent,a\n0,b\n")
     users = ("--set", "users.path=people.csv", "--set", 'users.columns={ user_id = "id", kind = "kind" }')
@@ -204,6 +205,7 @@ def test_what_is_served_and_recommended_is_what_was_scored(copied: Workdir, syst
     assert [row["score"] for row in shown] == pytest.approx(lists["score"][7].to_list(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_effects_of_reranking_are_written_beside_it(copied: Workdir) -> None:
     summary = copied.run("score", "--set", "score.diversity=0.5", "--set", "score.exploration=0.2")
     found = read_json(copied.folder / summary["folder"] / "reranking.json")

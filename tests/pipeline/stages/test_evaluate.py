@@ -455,6 +455,7 @@ def test_a_future_event_in_a_history_stops_the_run(
         judge(inputs, tmp_path / "leaking", baselines=[])
 
 
+@pytest.mark.slow
 def test_targets_on_unseen_items_count_as_misses_where_asked_for(inputs: dict[str, Path], tmp_path: Path):
     one = read_json(judge(inputs, tmp_path / "apart").folder / "metrics.json")
     other = read_json(judge(inputs, tmp_path / "counted", cold_items=True).folder / "metrics.json")
