@@ -6,7 +6,7 @@ import zoneinfo
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from features.events.timestamps import microseconds
@@ -102,7 +102,6 @@ isos = st.lists(days | clocks | zones, max_size=6).map("".join) | st.builds(
 )
 
 
-@settings(max_examples=40)
 @given(st.lists(isos, max_size=8), st.sampled_from(["UTC", "Europe/Berlin"]))
 def test_what_a_text_means_does_not_depend_on_the_others(texts: list[str], zone: str) -> None:
     together = microseconds(pl.Series(texts, dtype=pl.String), "iso", zone).to_list()
