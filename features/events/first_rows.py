@@ -117,6 +117,7 @@ class FirstRows:
             schema.REASON: names,
         }
         self._refused.append(pl.DataFrame(content, schema=_REFUSED))
+        self._waiting_bytes += int(self._refused[-1].estimated_size())
         self._rows_in += len(chunk.frame)
         for reason, number in names.value_counts().rows():
             self._left_out[reason] += number

@@ -195,15 +195,17 @@ def _header(
 
 
 def _start(stream: TextStream, form: TableFormat, where: str) -> tuple[bytes, str]:
-    """The beginning of the text, from its first row or header on, at least one whole line; and its separator."""
+    """The beginning of the text, from its first row or header on, at least one whole row; and its separator.
+
+    Its last line may be cut, except at the end of the stream.
+    """
     start = b""
-    while True:
-        more = stream.read(FIRST_BYTES)
+    while more := stream.read(FIRST_BYTES):
         start += more
-        if not more or (len(start) >= FIRST_BYTES and b"\n" in _skip(start, form)[0]):
-            break
+        if len(start) >= FIRST_BYTES and _skip(start, form)[0].count(b"\n") > form.header:
+            return _skip(start, form)
         tables.check_row_length(len(start) - FIRST_BYTES, where)
-    return _skip(start, form)
+    return _skip(normal(start), form)
 
 
 def _skip(start: bytes, form: TableFormat) -> tuple[bytes, str]:
@@ -251,8 +253,8 @@ def _names(start: bytes, quoting: Quoting, form: TableFormat, where: str) -> tup
 
 
 def _first_lines(start: bytes, form: TableFormat, header: bytes) -> list[str]:
-    """The first lines that may be rows."""
-    lines = [line.rstrip(b"\r") for line in start.split(b"\n", _FIRST_LINES)[:_FIRST_LINES]]
+    """The first whole lines that may be rows."""
+    lines = [line.rstrip(b"\r") for line in start.split(b"\n", _FIRST_LINES)[:-1]]
     comment = form.comment.encode()
     texts = [
         line.decode(errors="replace")
