@@ -66,6 +66,8 @@ class Delivery:
     short_lists: int
     overlap: float | None
     """Mean overlap of the users' lists with those of the delivery before, in [0, 1]"""
+    events: int | None = None
+    """Events that the lists were made from; None in records of lists that were not counted so"""
     arm: str | None = None
     shadows: Mapping[str, ShadowSource] = field(default_factory=dict)
     promise: Mapping[str, Promise] = field(default_factory=dict)
@@ -122,6 +124,7 @@ def of_manifest(config: Config, name: str, manifest: Mapping[str, Any]) -> Deliv
         cold_users=manifest["cold_users"],
         short_lists=manifest["short_lists"],
         overlap=(manifest.get("drift") or {}).get("overlap"),
+        events=manifest.get("events_before_request"),
         shadows={name: ShadowSource(**source) for name, source in manifest.get("shadows", {}).items()},
     )
 

@@ -77,16 +77,23 @@ def lists_of(score: Path, delivery: Delivery) -> Iterator[tuple[str, pl.LazyFram
             yield name, pl.scan_parquet(score / "shadows" / name / "*.parquet")
 
 
-def judge(
-    dataset: Dataset, lists: pl.LazyFrame, taken: Taken, segment: pl.Series | None
-) -> pl.DataFrame | None:
-    """Outcome per active user: user_id, segment, list_length, taken, places; None where lists have ids of another type.
+def are_of_log(dataset: Dataset, lists: pl.LazyFrame) -> bool:
+    """Whether the log has ids of the lists' types, and a user and an item of theirs; true for no lists at all."""
+    kinds, known = lists.collect_schema(), {}
+    for name, ids in (("user_id", dataset.users["user_id"]), ("item_id", dataset.items["item_id"])):
+        if kinds[name] != ids.dtype:
+            return False
+        known[name] = pl.col(name).is_in(ids.implode()).any()
+    found = lists.select(pl.len(), **known).collect(engine="streaming").row(0, named=True)
+    return found["len"] == 0 or bool(found["user_id"] and found["item_id"])
+
+
+def judge(dataset: Dataset, lists: pl.LazyFrame, taken: Taken, segment: pl.Series | None) -> pl.DataFrame:
+    """Outcome per active user: user_id, segment, list_length, taken, places.
 
     segment: [num_users], None without segments.
     """
-    users, kinds = dataset.users["user_id"], lists.collect_schema()
-    if kinds["user_id"] != users.dtype or kinds["item_id"] != dataset.items["item_id"].dtype:
-        return None
+    users = dataset.users["user_id"]
     active, number = np.unique(taken.user, return_counts=True)
     outcome = pl.DataFrame(
         {

@@ -124,7 +124,7 @@ STAGES = {
         ),
         Stage(
             "monitor",
-            1,
+            2,
             ("ingest", "features"),  # and the ledger of deliveries, and its predecessor
             {"monitor": ()},
             (
