@@ -1,4 +1,4 @@
-"""Drift of the population: the events of each of the last days against those of the week that ended a day before.
+"""Drift of the population: the events of each of the last days against those of the two weeks that ended a day before.
 
 The day between lets a sudden change count as one on its second day too.
 """
@@ -14,11 +14,11 @@ from models.histories import Int64
 from pipeline.monitoring.alerts import EARLIER
 from pipeline.monitoring.ledger import DAY
 
-GAP, WEEK = 1, 7
+GAP, REFERENCE = 1, 14
 """Days between a day and the days that it is compared with, and their number."""
 SHOWN = 2 + EARLIER
 """Days compared: those of two nights, and those that show what is usual."""
-_ROWS = 1 + SHOWN + GAP + WEEK
+_ROWS = 1 + SHOWN + GAP + REFERENCE
 """Rows of counts: events after the last day, then of each day, the newest first."""
 
 # Letters in shapes: d rows of counts, k keys (items or users).
@@ -26,29 +26,29 @@ _ROWS = 1 + SHOWN + GAP + WEEK
 
 @dataclass(frozen=True)
 class DayShift:
-    """Difference of a day's events from those of the week that ended a day before."""
+    """Difference of a day's events from those of the two weeks that ended a day before."""
 
     items: float
-    """Population stability index of items, grouped by their events in that week"""
+    """Population stability index of items, grouped by their events in those weeks"""
     unknown_items: float
-    """Share of events on items without an event up to the end of that week"""
+    """Share of events on items without an event up to the end of those weeks"""
     unknown_users: float
-    """Share of events of users without an event up to the end of that week"""
+    """Share of events of users without an event up to the end of those weeks"""
 
 
 def of_days(histories: JaggedHistories, num_events: Int64, now: int) -> list[DayShift | None]:
     """Shift of each of the last SHOWN days, of 24 hours up to `now` (microseconds since the epoch), the newest first.
 
-    num_events: [num_items + 1] events of each item in the whole log. None: no events on that day or a day of its week.
+    num_events: [num_items + 1] events of each item in the whole log. None: no events on that day or in one of its two weeks.
     """
     of_items, of_users = _counts(histories, len(num_events), now)
     shifts: list[DayShift | None] = []
     for day in range(1, SHOWN + 1):
-        week = slice(day + GAP + 1, day + GAP + 1 + WEEK)
-        if not of_items[day].any() or not of_items[week].any(axis=1).all():
+        before = slice(day + GAP + 1, day + GAP + 1 + REFERENCE)
+        if not all(of_items[rows].any() for rows in (day, *_halves(before))):
             shifts.append(None)
             continue
-        items = _index(of_items[week].sum(axis=0), of_items[day])
+        items = _index(of_items[before].sum(axis=0), of_items[day])
         later = slice(day + GAP + 1)
         unknown = (
             float(counts[day][whole <= counts[later].sum(axis=0)].sum() / counts[day].sum())
@@ -56,6 +56,12 @@ def of_days(histories: JaggedHistories, num_events: Int64, now: int) -> list[Day
         )
         shifts.append(DayShift(items, *unknown))
     return shifts
+
+
+def _halves(rows: slice) -> tuple[slice, slice]:
+    """The newer and the older week."""
+    middle = (rows.start + rows.stop) // 2
+    return slice(rows.start, middle), slice(middle, rows.stop)
 
 
 def _counts(

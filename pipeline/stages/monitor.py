@@ -228,6 +228,8 @@ def _alerts(ctx: Context, nights: pl.DataFrame, entered: Sequence[Delivery]) -> 
         num_events = np.concatenate(([0], dataset.items["num_events"].to_numpy()))
         shifts = population.of_days(dataset.histories, num_events, dataset.facts.now)
         present += alerts.of_population(shifts, dataset.facts.now, settings)
+        for name, value in asdict(shifts[0]).items() if shifts[0] is not None else ():
+            ctx.track.metric(f"population/{name}", value, step=dataset.facts.now // DAY)
         present += alerts.of_growth(entered, dataset.facts.now, now(), settings)
     return present
 

@@ -1,8 +1,8 @@
 """Nights of a simulated log through the alert rules, without training: lists by counts, judged by the monitor's own functions.
 
-A model counts the events of items in the two weeks before its training; a list ranks them by that and by how much of the user's
-recent history lies on their topics. Every two weeks a model is trained anew, and one trained eight weeks earlier is evaluated on the
-weekly nights since then: the promise of the lists to come.
+A model counts the events of items in the two weeks before its training; a list ranks them by that and by how much of the
+user's recent history lies on their topics. Every two weeks a model is trained anew, and one trained eight weeks earlier is
+evaluated on the weekly nights since then: the promise of the lists to come.
 """
 
 from collections import Counter
@@ -35,6 +35,8 @@ FIRST_NIGHT = WARM_DAYS + 7 * TEST_WEEKS
 RETRAINED_DAYS = 14
 HALF_LIFE_DAYS = 10.0
 """Of an event's weight in a user's history."""
+RIGHT = ("population_drift", "unknown_items", "below_promise")
+"""Rules of which one at least a drift of tastes and popularity breaks."""
 START = int(simulate.FIRST_DAY.timestamp()) * 1_000_000
 
 
@@ -68,7 +70,12 @@ class Log:
             np.full(len(table), np.nan, np.float32),
         )
         split = splits.temporal(
-            histories, len(items), test_fraction=0.1, validation_fraction=0.1, min_user_events=1, min_item_events=1
+            histories,
+            len(items),
+            test_fraction=0.1,
+            validation_fraction=0.1,
+            min_user_events=1,
+            min_item_events=1,
         )
         dataset = Dataset(Path(), histories, split)
         dataset.__dict__.update(
@@ -154,7 +161,9 @@ def promised(log: Log, day: int, windows: Sequence[float]) -> dict[str, Promise]
         lists = log.lists(popularity, log.end(night))
         made = delivery_of(log, night, lists, None, {})
         for window in windows:
-            values[window].append(judged(log, made, lists, window).filter(pl.col("metric") == f"ndcg@{K}")["value"][0])
+            values[window].append(
+                judged(log, made, lists, window).filter(pl.col("metric") == f"ndcg@{K}")["value"][0]
+            )
     return {f"{window:g}": Promise(f"ndcg@{K}", tuple(own)) for window, own in values.items()}
 
 
@@ -222,7 +231,31 @@ def settings_of(num_users: int, live_days: int, drift_day: int = 0) -> Simulatio
     )
 
 
-def false_alarms(num_users: int, num_logs: int, live_days: int, rules: MonitorConfig) -> tuple[int, int, Counter[str]]:
+def false_alarms(
+    num_users: int, num_logs: int, live_days: int, rules: MonitorConfig
+) -> tuple[int, int, Counter[str]]:
     """(nights, nights with an alert, alerts by rule) of logs without a drift."""
-    made = [night for seed in range(num_logs) for night in nights(settings_of(num_users, live_days), seed, rules)]
-    return len(made), sum(bool(night.rules) for night in made), Counter(rule for night in made for rule in night.rules)
+    made = [
+        night for seed in range(num_logs) for night in nights(settings_of(num_users, live_days), seed, rules)
+    ]
+    return (
+        len(made),
+        sum(bool(night.rules) for night in made),
+        Counter(rule for night in made for rule in night.rules),
+    )
+
+
+def nights_to_alert(
+    num_users: int, seed: int, drift_night: int, rules: MonitorConfig
+) -> tuple[int, tuple[str, ...]]:
+    """(nights up to the first with an alert about what the lists are made for, from 1; its rules) of a fortnight with a drift.
+
+    A drift that no night of the fortnight shows takes 0 nights. drift_night: the first night after the drift.
+    """
+    settings = settings_of(num_users, 14, drift_day=drift_night - 1)
+    for night in nights(settings, seed, rules):
+        number = night.day - FIRST_NIGHT - drift_night + 1
+        own = tuple(rule for rule in night.rules if rule.startswith(RIGHT))
+        if number > 0 and own:
+            return number, own
+    return 0, ()

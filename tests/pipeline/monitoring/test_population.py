@@ -1,4 +1,4 @@
-"""Shift of days against the week that ended a day before, worked out by hand."""
+"""Shift of days against the two weeks that ended a day before, worked out by hand."""
 
 import math
 
@@ -31,7 +31,7 @@ def usual(days: range) -> list[tuple[int, int, int]]:
     return [(day, item % 2, item) for day in days for item in range(1, ITEMS + 1)]
 
 
-def test_days_like_the_week_before_have_no_shift() -> None:
+def test_days_like_those_before_have_no_shift() -> None:
     days = shifts(usual(range(40)))
     assert len(days) == population.SHOWN
     assert all(day == population.DayShift(0.0, 0.0, 0.0) for day in days)
@@ -61,7 +61,7 @@ def test_events_after_now_and_long_ago_make_nothing_new() -> None:
     assert days[1] == population.DayShift(0.0, 0.0, 0.0)
 
 
-def test_a_day_without_events_shows_nothing() -> None:
-    """Day 5 is empty: itself, and the days in whose week it lies."""
-    days = shifts([row for row in usual(range(40)) if row[0] != 5])
-    assert [number for number, day in enumerate(days) if day is None] == [0, 1, 2, 3, 5]
+def test_a_day_without_events_or_without_two_weeks_before_shows_nothing() -> None:
+    """Day 5 is empty, and the log began 20 days ago: the older of day 11's weeks are the days 20 to 26."""
+    days = shifts([row for row in usual(range(20)) if row[0] != 5])
+    assert [number for number, day in enumerate(days) if day is None] == [5, *range(11, 16)]

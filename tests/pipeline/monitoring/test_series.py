@@ -15,7 +15,14 @@ def outcomes() -> pl.DataFrame:
     """Lists of two places for 40,000 users, a fifth of whom took the item at a random place."""
     drawn = np.random.default_rng(0).random(USERS)
     places = [[1 + int(number < 0.1)] if number < 0.2 else [] for number in drawn]
-    facts = {"log_time": 0, "window_days": 1.0, "system": "delivered", "arm": None, "segment": None, "folder": ""}
+    facts = {
+        "log_time": 0,
+        "window_days": 1.0,
+        "system": "delivered",
+        "arm": None,
+        "segment": None,
+        "folder": "",
+    }
     rows = pl.DataFrame({"user_id": np.arange(USERS), "k": 2, "list_length": 2, "taken": 1, "places": places})
     named = rows.with_columns(pl.lit(value).alias(name) for name, value in facts.items())
     return named.select(pl.col(name).cast(kind) for name, kind in columns(pl.Int64()).items())
