@@ -6,8 +6,8 @@ among a topic's items depends on the style, which every earlier event, on any to
 event needs recent events for the topic, distant ones for the style, and robustness to noise: a tenth of all events is a random
 item. Items appear and fade.
 
-With `simulate.drift_day` the log is the same up to that day. From then on half of the users have other tastes, every item has
-another popularity, and all items that were still to come are out.
+With `simulate.drift_day` the log is the same up to that day. From then on half of the users have other tastes, popular items
+are unpopular and unpopular ones popular, and all items that were still to come are out.
 """
 
 from dataclasses import dataclass
@@ -164,7 +164,7 @@ def simulate(settings: SimulationSettings, seed: int) -> Simulation:
     """
     rng = np.random.default_rng(seed)
     drift = rng.spawn(1)[0]  # leaves the draws of a log without a drift as they are
-    catalogue = _make_catalogue(settings, rng, drift)
+    catalogue = _make_catalogue(settings, rng)
     users = _make_users(settings.num_users, catalogue.num_topics, rng, drift)
     calendar = _make_calendar(settings, rng)
     walk = _walk(settings, catalogue, users, calendar, rng)
@@ -193,9 +193,7 @@ def _directions(count: int, rng: np.random.Generator) -> Floats:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def _make_catalogue(
-    settings: SimulationSettings, rng: np.random.Generator, drift: np.random.Generator
-) -> _Catalogue:
+def _make_catalogue(settings: SimulationSettings, rng: np.random.Generator) -> _Catalogue:
     """Zipf-distributed popularity across topics; each topic has an item from the first day on."""
     count = settings.num_items
     num_topics = TOPICS_PER_CATEGORY * int(np.clip(count // ITEMS_PER_CATEGORY, 2, len(TOPICS)))
@@ -205,10 +203,11 @@ def _make_catalogue(
     born = np.where(is_new, rng.uniform(0, settings.num_days, count), rng.uniform(-2 * FADE_DAYS, 0, count))
     if settings.drift_day:
         born = np.minimum(born, settings.drift_day)
-    appeal = -2.0 * np.log(0.02 * count + rng.permutation(count))
+    place = rng.permutation(count)
+    appeal = [-2.0 * np.log(0.02 * count + places) for places in (place, count - 1 - place)]
     return _Catalogue(
         first=first,
-        appeal=np.stack([appeal, drift.permutation(appeal)]),
+        appeal=np.stack(appeal),
         born=born * DAY,
         style=_directions(count, rng),
         item_ids=1_000 + rng.permutation(count),

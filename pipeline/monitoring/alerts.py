@@ -5,7 +5,6 @@ A rule that compares needs earlier nights; those that a single odd night could t
 
 import datetime
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,10 +66,12 @@ def of_lists(entered: Sequence[Delivery], settings: MonitorConfig) -> Iterator[A
     for rule, (rise, values) in shares.items():
         if len(earlier) < MIN_EARLIER:
             continue
-        limit = usual_limit(values[:-1], rise, settings.level)
+        limit = median(values[:-1]) + rise
         if values[-1] > limit:
             what = "of users have no known history" if rule == "cold_users" else "of lists are short"
-            text = f"{values[-1]:.1%} {what}, above {limit:.1%} by the {len(earlier)} nights before"
+            text = (
+                f"{values[-1]:.1%} {what}, above {limit:.1%} (median of {len(earlier)} nights + {rise:.0%})"
+            )
             yield Alert(rule, newest.night, values[-1], limit, text)
     last, limit = nights[-2:], settings.unchanged_lists
     overlaps = [night.overlap for night in last if night.overlap is not None]
@@ -79,22 +80,10 @@ def of_lists(entered: Sequence[Delivery], settings: MonitorConfig) -> Iterator[A
         yield Alert("unchanged_lists", newest.night, overlaps[-1], limit, text)
 
 
-def usual_limit(earlier: Sequence[float], rise: float, level: float) -> float:
-    """Upper limit of one further night: at least `rise` above the median of the earlier ones.
-
-    median + max(rise, t * s * sqrt(1 + 1/n)): Student's t at (1 + level) / 2 with n - 1 degrees of freedom, and
-    s = 1.4826 * median absolute deviation, so that odd nights among the earlier ones count little.
-    """
-    from scipy.special import stdtrit
-
-    middle, num = median(earlier), len(earlier)
-    spread = 1.4826 * median(abs(value - middle) for value in earlier)
-    half = float(stdtrit(num - 1, (1 + level) / 2)) * spread * math.sqrt(1 + 1 / num)
-    return middle + max(rise, half)
-
-
 def of_population(shifts: "Sequence[DayShift | None]", now: int, settings: MonitorConfig) -> Iterator[Alert]:
     """Alerts where the last two days differ more from the week before than days usually do; shifts: newest first."""
+    from pipeline.monitoring.promise import prediction_interval
+
     newest, usual = shifts[:2], [shift for shift in shifts[2:] if shift is not None]
     if None in newest or len(usual) < MIN_EARLIER_DAYS:
         return
@@ -108,11 +97,13 @@ def of_population(shifts: "Sequence[DayShift | None]", now: int, settings: Monit
         "unknown_users": (
             "unknown_users",
             settings.unknown_rise,
-            "{:.1%} of events are of users new to the log",
+            "{:.1%} of users are new to the log",
         ),
     }
     for rule, (name, rise, text) in rules.items():
-        limit = usual_limit([getattr(shift, name) for shift in usual], rise, settings.level)
+        earlier = [getattr(shift, name) for shift in usual]
+        _, high = prediction_interval(earlier, settings.usual_level)
+        limit = max(high, median(earlier) + rise)
         values = [getattr(shift, name) for shift in newest]
         if min(values) > limit:
             above = f"above {limit:.2f} two days in a row by the {len(usual)} days before"
@@ -139,7 +130,7 @@ def of_reality(
         below: list[Alert] = []
         for night in window["log_time"].unique().sort().tail(2):
             promise = promises.get(night, {}).get(f"{days:g}")
-            limits = None if promise is None else band(promise, settings.level)
+            limits = None if promise is None else band(promise, settings.promise_level)
             row = None if promise is None else _value(window, night, promise.metric)
             if promise is None or limits is None or row is None or row >= limits[0]:
                 below.clear()

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from features.histories.jagged import JaggedHistories
 from features.profiling.drift import NUM_BINS, index_of, popularity_bins
 from models.histories import Int64
-from pipeline.monitoring.alerts import EARLIER
 from pipeline.monitoring.ledger import DAY
 
 GAP, REFERENCE = 1, 14
 """Days between a day and the days that it is compared with, and their number."""
-SHOWN = 2 + EARLIER
-"""Days compared: those of two nights, and those that show what is usual."""
+SHOWN = 16
+"""Days compared: those of two nights, and 14 that show what is usual."""
 _ROWS = 1 + SHOWN + GAP + REFERENCE
 """Rows of counts: events after the last day, then of each day, the newest first."""
 
@@ -33,7 +32,7 @@ class DayShift:
     unknown_items: float
     """Share of events on items without an event up to the end of those weeks"""
     unknown_users: float
-    """Share of events of users without an event up to the end of those weeks"""
+    """Share of the day's users without an event up to the end of those weeks"""
 
 
 def of_days(histories: JaggedHistories, num_events: Int64, now: int) -> list[DayShift | None]:
@@ -49,12 +48,12 @@ def of_days(histories: JaggedHistories, num_events: Int64, now: int) -> list[Day
             shifts.append(None)
             continue
         items = _index(of_items[before].sum(axis=0), of_items[day])
-        later = slice(day + GAP + 1)
-        unknown = (
-            float(counts[day][whole <= counts[later].sum(axis=0)].sum() / counts[day].sum())
-            for counts, whole in ((of_items, num_events), (of_users, np.diff(histories.offsets)))
-        )
-        shifts.append(DayShift(items, *unknown))
+        since = slice(day + GAP + 1)
+        is_new_item = num_events <= of_items[since].sum(axis=0)
+        is_new_user = np.diff(histories.offsets) <= of_users[since].sum(axis=0)
+        unknown_items = of_items[day][is_new_item].sum() / of_items[day].sum()
+        unknown_users = is_new_user[of_users[day] > 0].mean()
+        shifts.append(DayShift(items, float(unknown_items), float(unknown_users)))
     return shifts
 
 

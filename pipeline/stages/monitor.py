@@ -246,7 +246,7 @@ def _promised(ctx: Context, entered: Sequence[Delivery]) -> list[dict[str, objec
     rows = []
     for delivery in entered:
         for days, own in delivery.promise.items():
-            limits = promise.band(own, ctx.config.monitor.level)
+            limits = promise.band(own, ctx.config.monitor.promise_level)
             if limits is not None:
                 facts = {"night": delivery.night, "window_days": float(days), "metric": own.metric}
                 rows.append(facts | {"low": limits[0], "high": limits[1]})

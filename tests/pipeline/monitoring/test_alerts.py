@@ -87,7 +87,7 @@ def realised(*values: float) -> pl.DataFrame:
 
 def test_reality_below_the_promise_two_nights_in_a_row() -> None:
     promise = {"1": Promise("ndcg@10", (0.19, 0.2, 0.2, 0.21))}
-    low, _ = band(promise["1"], SETTINGS.level) or (0.0, 0.0)
+    low, _ = band(promise["1"], SETTINGS.promise_level) or (0.0, 0.0)
     nights = [delivery(night, promise=promise) for night in range(3)]
 
     def below(*values: float) -> list[alerts.Alert]:
@@ -132,17 +132,8 @@ def test_a_log_that_stands_still() -> None:
     assert not list(alerts.of_growth([delivery(0)], FIRST, early, SETTINGS))
 
 
-def test_the_limit_of_a_night_holds_the_variance_between_nights() -> None:
-    """Median 0.3, absolute deviations 0.2, 0.1, 0, 0.1, 0.2: s = 0.14826; t of 4 degrees of freedom at 0.975 is 2.776."""
-    values = (0.1, 0.2, 0.3, 0.4, 0.5)
-    assert alerts.usual_limit(values, 0.01, 0.95) == pytest.approx(
-        0.3 + 2.7764 * 0.14826 * 1.2**0.5, abs=1e-4
-    )
-    assert alerts.usual_limit(values, 0.6, 0.95) == pytest.approx(0.9)
-
-
 def test_two_days_of_another_population() -> None:
-    """The usual days lie within 0.1 of one another, so the limit is the median plus the rise."""
+    """The usual days differ by 0.02 at most, so the limit is the median plus the rise; where they differ more, their interval."""
     usual = [DayShift(0.1 + 0.01 * (day % 3), 0.02, 0.03) for day in range(7)]
     new = DayShift(0.4, 0.13, 0.05)
 
@@ -159,3 +150,8 @@ def test_two_days_of_another_population() -> None:
     (alert, _) = alerts.of_population([new, new, *usual], FIRST, SETTINGS)
     assert alert.threshold == pytest.approx(0.11 + SETTINGS.population_drift)
     assert "0.40 is the stability index of items, above 0.36 two days in a row by the 7 days" in alert.message
+    wide = [DayShift(0.1 * (day % 3), 0.02, 0.03) for day in range(7)]
+    assert present(replace(new, items=0.49), replace(new, items=0.51), *wide) == ["unknown_items"]
+    (alert, _) = alerts.of_population([replace(new, items=0.51)] * 2 + wide, FIRST, SETTINGS)
+    mean, deviation, quantile = 0.6 / 7, 0.08997, 4.3168  # of 6 degrees of freedom at 0.9975
+    assert alert.threshold == pytest.approx(mean + quantile * deviation * (8 / 7) ** 0.5, abs=1e-4)
