@@ -165,7 +165,7 @@ def figures(log: pl.DataFrame, lists: pl.DataFrame, moment: int, days: float) ->
         )
         .join(reached, on="user_id", how="right")
         .fill_null(0)
-        .with_columns(ideal=pl.Series(ideal).gather(pl.col("taken").clip(1, K) - 1))
+        .with_columns(ideal=pl.lit(pl.Series(ideal)).gather(pl.col("taken").clip(1, K) - 1))
     )
     metrics = {
         f"hit_rate@{K}": (pl.col("hits") > 0).mean(),
@@ -183,7 +183,13 @@ def stability(log: pl.DataFrame, now: int) -> float:
     """Population stability index of the last day's items against the two weeks that ended a day before."""
     day = (now - pl.col("time")) // DAY
     earlier, newest = (
-        dict(log.filter(chosen).group_by("item_id").len().sort(-pl.col("len"), "item_id").iter_rows())
+        dict(
+            log.filter(chosen)
+            .group_by("item_id")
+            .len()
+            .sort("len", "item_id", descending=[True, False])
+            .iter_rows()
+        )
         for chosen in (day.is_between(2, 15), day == 0)
     )
     before, new, done, total = [0.0] * 11, [0.0] * 11, 0, sum(earlier.values())
@@ -232,7 +238,7 @@ def train_and_promote(fortnight: Fortnight) -> None:
 def erase(fortnight: Fortnight) -> str:
     """Exclude a user who was active in a judged window, from the next run on."""
     workdir = fortnight.workdir
-    outcomes = pl.read_parquet(workdir.artifact("monitor", *NIGHT[-2:]) / "outcomes.parquet")
+    outcomes = pl.read_parquet(workdir.folder / "data" / "tiny" / "monitor" / "latest" / "outcomes.parquet")
     user: str = outcomes["user_id"].mode().sort()[0]
     pl.DataFrame({"user_id": [user]}).write_parquet(workdir.folder / "forget.parquet")
     toml = (workdir.folder / "tiny.toml").read_text()

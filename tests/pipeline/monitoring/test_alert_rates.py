@@ -9,7 +9,7 @@ from tests.pipeline.monitoring import simulated_nights
 @pytest.mark.slow
 def test_stable_nights_have_hardly_any_alert() -> None:
     """One in 200: of 100 nights three or more have a chance of 1 %."""
-    nights, alarms, by_rule = simulated_nights.false_alarms(600, 2, 49, MonitorConfig())
+    nights, alarms, by_rule = simulated_nights.false_alarms(600, (0, 1), 49, MonitorConfig())
     assert nights == 100
     assert alarms <= 2, by_rule
 

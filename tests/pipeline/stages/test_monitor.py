@@ -261,6 +261,7 @@ def test_late_events_are_history(nights: Nights, capsys: pytest.CaptureFixture[s
     assert own == pytest.approx(expected(nights, lists, night, 1))
 
 
+@pytest.mark.slow
 def test_a_day_without_any_event_is_said(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     nights.deliver(some_lists(1), name="a" * 16)
     nights.days[4] = nights.days[4].clear()
