@@ -62,12 +62,12 @@ class Taken:
             if types is not None:
                 counts = types[histories.event_type[position]]
                 user, position = user[counts], position[counts]
-            key = np.unique((user + first) * width + histories.item_index[position])
+            key = _distinct((user + first) * width + histories.item_index[position])
             if delivery.exclude_seen and len(key):
-                active = np.unique(key // width)
+                active = _distinct(key // width)
                 starts = np.asarray(histories.offsets[:-1])[active]
                 past, seen = rows(histories, starts, before[active]).gather()
-                key = key[~np.isin(key, active[past] * width + histories.item_index[seen])]
+                key = key[~_holds(active[past] * width + histories.item_index[seen], key)]
             keys.append(key)
         key = np.concatenate(keys)
         return cls(key // width, (key % width).astype(np.int32))
@@ -76,9 +76,22 @@ class Taken:
         """[n] whether users took items, by bisection."""
         width = num_items + 1
         own, key = self.user * width + self.item, user * width + item
-        place = np.searchsorted(own, key)
-        found: NDArray[np.bool_] = np.append(own, -1)[place] == key
+        found: NDArray[np.bool_] = np.append(own, -1)[np.searchsorted(own, key)] == key
         return found
+
+
+def _distinct(key: Int64) -> Int64:
+    """Sorted distinct keys; many times as fast as `np.unique`, which hashes, for millions of large numbers."""
+    key = np.sort(key)
+    return key[np.concatenate(([True], key[1:] != key[:-1]))[: len(key)]]
+
+
+def _holds(keys: Int64, key: Int64) -> NDArray[np.bool_]:
+    """[n] whether each of the sorted distinct keys [n] is among keys."""
+    place = np.searchsorted(key, keys)
+    is_held = np.zeros(len(key) + 1, bool)
+    is_held[place[np.append(key, -1)[place] == keys]] = True
+    return is_held[:-1]
 
 
 def lists_of(score: Path, delivery: Delivery) -> Iterator[tuple[str, pl.LazyFrame]]:
