@@ -17,6 +17,7 @@ from pipeline.dataset.evaluation_targets import target_types
 from pipeline.modelling.second_stage import is_timed
 from pipeline.monitoring import alerts, ledger, outcomes, promise, series
 from pipeline.monitoring.alerts import Alert
+from pipeline.monitoring.experiment import Readout, read_out
 from pipeline.monitoring.ledger import DAY, Delivery
 from pipeline.monitoring.outcomes import DELIVERED, Taken
 from pipeline.monitoring.series import Bootstrap
@@ -53,7 +54,9 @@ def build(ctx: Context) -> None:
         _add(ctx, kept, score, entered, bootstrap)
     kept.outcomes.write_parquet(ctx.folder / outcomes.FILE, compression="zstd")
     kept.nights.write_parquet(ctx.folder / series.FILE)
-    present = _alerts(ctx, kept.nights, entered) if ctx.config.monitor.alerts else []
+    settings = ctx.config.experiment
+    readout = None if settings is None else read_out(kept.outcomes, entered, settings, bootstrap)
+    present = _alerts(ctx, kept.nights, entered, readout) if ctx.config.monitor.alerts else []
     differences = list(series.differences(kept.outcomes, bootstrap))
     write_json(
         ctx.folder / alerts.FILE,
@@ -63,9 +66,10 @@ def build(ctx: Context) -> None:
             "promised": _promised(ctx, entered),
             "judged": sorted(kept.judged),
             "lost": sorted(kept.lost),
+            "experiment": None if readout is None else readout.as_json(),
         },
     )
-    _report(ctx, kept, len(kept.outcomes) - num_before, present)
+    _report(ctx, kept, len(kept.outcomes) - num_before, present, readout)
 
 
 # --- predecessor ---
@@ -158,7 +162,7 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
     covered = pl.concat([kept.nights.filter(is_coverage), *coverage])
     covered = covered.unique(subset=[*night, "system"], keep="last")
     kept.nights = pl.concat([carried, series.figures(again, bootstrap), covered]).sort(
-        *night, "system", "segment", "metric", nulls_last=False
+        *night, "system", "arm", "segment", "metric", nulls_last=False
     )
 
 
@@ -192,7 +196,6 @@ def _coverage(dataset: Dataset, folder: Path, delivery: Delivery, days: float) -
             "log_time": delivery.log_time,
             "window_days": float(days),
             "system": system,
-            "arm": delivery.arm,
             "metric": f"coverage@{delivery.k}",
             "value": items / max(dataset.num_items, 1),
             "users": users,
@@ -204,10 +207,13 @@ def _coverage(dataset: Dataset, folder: Path, delivery: Delivery, days: float) -
 # --- alerts and records ---
 
 
-def _alerts(ctx: Context, nights: pl.DataFrame, entered: Sequence[Delivery]) -> list[Alert]:
+def _alerts(
+    ctx: Context, nights: pl.DataFrame, entered: Sequence[Delivery], readout: Readout | None
+) -> list[Alert]:
     """Alerts of the present night."""
     dataset, settings = ctx.dataset, ctx.config.monitor
     present = [*alerts.of_lists(entered, settings), *alerts.of_reality(nights, entered, settings)]
+    present += readout.alerts(entered[-1].night) if readout is not None else []
     if is_timed(ctx.config):
         time, kind = _last_events(dataset)
         present += alerts.of_types(dataset.event_types, time, kind, dataset.facts.now, settings)
@@ -234,7 +240,9 @@ def _promised(ctx: Context, entered: Sequence[Delivery]) -> list[dict[str, objec
     return rows
 
 
-def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert]) -> None:
+def _report(
+    ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert], readout: Readout | None
+) -> None:
     """Manifest, metrics by day of the log, tags and the summary line."""
     ctx.manifest.update(
         rows_in=len(kept.outcomes),
@@ -244,7 +252,10 @@ def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert])
         alerts=[alert.rule for alert in present],
     )
     every = kept.nights.filter(pl.col("segment").is_null() & ~pl.col("metric").str.starts_with("place@"))
-    shown = every.drop_nulls("value").with_columns(day=pl.col("log_time").dt.timestamp("us") // DAY)
+    arm = "arm/" + pl.col("arm").str.strip_prefix("models:/")
+    shown = every.drop_nulls("value").with_columns(
+        day=pl.col("log_time").dt.timestamp("us") // DAY, system=arm.fill_null(pl.col("system"))
+    )
     for day, days, system, metric, value in shown.select(
         "day", "window_days", "system", "metric", "value"
     ).iter_rows():
@@ -255,7 +266,9 @@ def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert])
         ctx.track.artifact(name)
     nights = kept.nights["log_time"].n_unique()
     alerted = f"; {len(present)} alerts: {', '.join(alert.rule for alert in present)}" if present else ""
-    ctx.summary(f"{nights:,} nights judged{_headline(every)}, {num_new:,} outcomes are new{alerted}")
+    tested = "" if readout is None else f"; experiment {readout.name!r}: {readout.sentence}"
+    headline = _headline(every.filter(pl.col("arm").is_null()))
+    ctx.summary(f"{nights:,} nights judged{headline}, {num_new:,} outcomes are new{tested}{alerted}")
 
 
 def _headline(nights: pl.DataFrame) -> str:
