@@ -23,6 +23,7 @@ from pipeline.serving import drift, new_item_catalogue, shadows
 from pipeline.serving.arms import ARM, Arm, Arms, ArmScorer
 from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Counts, Job, Scorer
+from pipeline.tracking.registry import CHAMPION
 
 _COUNTED = (
     "users",
@@ -85,32 +86,27 @@ def _bundle(ctx: Context) -> Path:
 
 
 def _by_arm(ctx: Context, scorer: Scorer) -> ArmScorer | None:
-    """Scorer by arm; None without an experiment and, with a line on stderr, where it is not applied."""
-    experiment, obstacle = ctx.config.experiment, _no_arms(ctx, scorer)
-    if experiment is None:
+    """Scorer by arm; None without an experiment beside the champion and, with a line on stderr, where it is not applied."""
+    experiment = ctx.config.experiment
+    if experiment is None or ctx.config.score.model != CHAMPION:
         return None
+    obstacle = _no_arms(ctx, scorer, experiment)
     if obstacle is None:
         try:
             return ArmScorer.of(scorer, _arms(ctx, experiment))
         except LookbackError as error:
             obstacle = str(error)
-    text = f"experiment {experiment.name!r}: not applied, all users get lists of score.model; {obstacle}"
+    text = f"experiment {experiment.name!r}: not applied, all users get the champion's lists; {obstacle}"
     print(printable(text), file=sys.stderr, flush=True)
     return None
 
 
-def _no_arms(ctx: Context, scorer: Scorer) -> str | None:
-    """Reason why lists are not made by arm; None where they are, or there is no experiment."""
-    config, experiment = ctx.config, ctx.config.experiment
-    if experiment is None:
-        return None
-    if config.score.model != "champion":
-        night = config.command("run", "score", settings=["score.model=champion"])
-        return f"score.model is {config.score.model!r}, and arms are scored beside champion alone: {night}"
+def _no_arms(ctx: Context, scorer: Scorer, experiment: ExperimentConfig) -> str | None:
+    """Reason why lists are not made by arm; None where they can be."""
     for name, reason in ctx.arms.left_out.items():
         return f"arm {name}: {reason}"
     now = scorer.log.request.time
-    if now < iso_microseconds(experiment.start, config.events.timezone):
+    if now < iso_microseconds(experiment.start, ctx.config.events.timezone):
         return f"it starts with {experiment.start}, and the log is at {np.datetime64(now, 'us')}"
     return None
 

@@ -35,7 +35,7 @@ ARMS = {
     "90 % and 10 %": {"champion": 0.9, "challenger": 0.1},
     "three arms": {"champion": 0.4, "challenger": 0.3, "popularity": 0.3},
 }
-EFFECTS = {"half and half": 0.1, "90 % and 10 %": 0.15, "three arms": 0.12}
+EFFECTS = {"half and half": 0.12, "90 % and 10 %": 0.2, "three arms": 0.15}
 """Planned differences, as shares of the metric: a few nights show them."""
 
 
