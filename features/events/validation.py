@@ -120,7 +120,7 @@ def _ingest(
     counts = Counts()
     samples = {name: IdSample() for name in id_types}
     kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
-    columns = schema.EVENTS | (schema.EVENT_ORDER if schema.ORDER in form.settings.columns else {})
+    columns = {**schema.EVENTS, **(schema.EVENT_ORDER if schema.ORDER in form.settings.columns else {})}
     places = {name: types[0] for name, types in columns.items()} | kinds
 
     def validated(reading: Reading) -> _Validated:
