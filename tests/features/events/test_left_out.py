@@ -113,8 +113,11 @@ def test_guests_and_items_can_be_left_out(ingest: Ingest) -> None:
     assert len(refused) == 0
 
 
-def test_an_optional_column_that_a_file_lacks_is_null(ingest: Ingest) -> None:
-    events, _, counts = ingest("u,i,t\n1,2,1600000000\n", form())
+@pytest.mark.parametrize(
+    ("kind", "text"), [("csv", "u,i,t\n1,2,1600000000\n"), ("jsonl", '{"u": 1, "i": 2, "t": 1600000000}\n')]
+)
+def test_an_optional_column_that_a_file_lacks_is_null(ingest: Ingest, kind: str, text: str) -> None:
+    events, _, counts = ingest(text, form(format=kind))
     assert events.select("event_type", "value").rows() == [(None, None)]
     assert sorted(counts.absent_columns) == ["event_type", "value"]
     assert "'v'" in counts.absent_columns["value"]
