@@ -86,12 +86,15 @@ class NightlyVariance:
             raise ValueError("power: received an effect of 0, expected another")
         return math.ceil(self.of_mean(nights) * _per_user(share) * (_quantiles() / effect) ** 2)
 
-    def nights_needed(self, effect: float, users: float, share: float = 0.5) -> int | None:
+    def nights_needed(
+        self, effect: float, users: float, share: float = 0.5, comparisons: int = 1
+    ) -> int | None:
         """Fewest nights with which users show an effect with `POWER`; None where no number of nights does.
 
+        comparisons: tests among which the level is divided (Bonferroni; adjusting after Holm calls no fewer).
         v of `of_mean` at D nights is a + (v(1) - a) / D, with a = between activity.
         """
-        target = users * (effect / _quantiles()) ** 2 / _per_user(share)
+        target = users * (effect / _quantiles(comparisons)) ** 2 / _per_user(share)
         if self.of_mean(1) <= target:
             return 1
         floor = self.between * self.activity
@@ -104,6 +107,6 @@ def _per_user(share: float) -> float:
     return 1 / share + 1 / (1 - share)
 
 
-def _quantiles() -> float:
+def _quantiles(comparisons: int = 1) -> float:
     normal = NormalDist()
-    return normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)
+    return normal.inv_cdf(1 - LEVEL / comparisons / 2) + normal.inv_cdf(POWER)

@@ -203,7 +203,9 @@ def _plan(
     variance, effect = past.variance, smallest_effect * past.variance.mean
     first_share, *others = shares.values()
     needed = [
-        variance.nights_needed(effect, variance.users * (first_share + share), share / (first_share + share))
+        variance.nights_needed(
+            effect, variance.users * (first_share + share), share / (first_share + share), len(others)
+        )
         for share in others
     ]
     nights = None if None in needed else max(number for number in needed if number is not None)

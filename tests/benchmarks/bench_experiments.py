@@ -26,7 +26,7 @@ from pipeline.sections import ExperimentConfig
 from pipeline.serving.assignment import Assignment
 from tests.pipeline.monitoring.simulated_outcomes import delivery, experiment, outcomes
 
-BEFORE, NIGHTS = 5, 30
+BEFORE, NIGHTS = 5, 25
 """Nights before the experiment, and all of them."""
 MEAN_CHANCE = 2 / 7
 """Of a listed item, over users of `simulated_outcomes.outcomes`."""
@@ -35,7 +35,7 @@ ARMS = {
     "90 % and 10 %": {"champion": 0.9, "challenger": 0.1},
     "three arms": {"champion": 0.4, "challenger": 0.3, "popularity": 0.3},
 }
-EFFECTS = {"half and half": 0.12, "90 % and 10 %": 0.2, "three arms": 0.15}
+EFFECTS = {"half and half": 0.15, "90 % and 10 %": 0.25, "three arms": 0.18}
 """Planned differences, as shares of the metric: a few nights show them."""
 
 

@@ -56,6 +56,7 @@ def test_nights_by_pencil():
     assert found.nights_needed(1.7, 100) == 1, "9 (2 + 2) / 100 and 2.80159 make 1.68095"
     assert found.nights_needed(1.4824, 100) is None
     assert found.nights_needed(1.4826, 100) == pytest.approx(1480, rel=0.1)
+    assert found.nights_needed(1.58483 * 3.08302 / 2.80159, 100, comparisons=2) == 2, "2.24140 + .84162"
     effect = found.smallest_effect(100, 5, share=0.1)
     assert found.nights_needed(effect * 1.000001, 100, share=0.1) == 5
 
