@@ -85,6 +85,10 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool, fail_o
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )
     _print_ended(names, summaries, say, as_json=as_json)
+    if config.deliver is not None and any(done.get("is_live") for done in summaries):
+        from pipeline.commands.deliver import deliver as write_to_table
+
+        say(write_to_table(config))
     watched = [done for done in summaries if done["stage"] == "monitor"]
     if fail_on_alert and not (watched and not watched[0]["alerts"]):
         sys.exit(3)
@@ -291,6 +295,14 @@ def show_keys(section: str | None, include_experts: bool, as_json: bool) -> None
     from pipeline.config_reference import print_reference
 
     print_reference(section, include_experts=include_experts, as_json=as_json)
+
+
+@cli.command(cls=_Configured)
+def deliver(config: Any) -> None:
+    """Write the live lists to the table of `[deliver]`; `run` does it where a scoring goes live."""
+    from pipeline.commands.deliver import deliver as write_to_table
+
+    _say(write_to_table(config))
 
 
 @cli.command(cls=_Configured)

@@ -32,6 +32,7 @@ from pipeline.sections import (
     MODEL,
     UNPUBLISHED,
     DataConfig,
+    DeliverConfig,
     EvaluateConfig,
     MonitorConfig,
     PublishConfig,
@@ -88,6 +89,7 @@ class Config(Section):
     publish: PublishConfig = PublishConfig()
     score: ScoreConfig = ScoreConfig()
     monitor: MonitorConfig = MonitorConfig()
+    deliver: DeliverConfig | None = None
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
     simulate: SimulationSettings | None = None
