@@ -317,11 +317,12 @@ def data(config: Any) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="Port, instead of tracking.port.")
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
-    from pipeline.orchestration.parent_run import end_abandoned, newest_view
+    from pipeline.orchestration.parent_run import end_abandoned
+    from pipeline.orchestration.saved_views import saved_views
     from pipeline.tracking import ui as server
 
     end_abandoned(config)
-    server.ui(port or config.tracking.port, config.tracking.uri, config.name, newest_view(config))
+    server.ui(port or config.tracking.port, config.tracking.uri, config.name, saved_views(config))
 
 
 def _explain(error: OSError) -> str:

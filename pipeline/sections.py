@@ -12,6 +12,8 @@ from features.settings import check_iso
 
 MODEL = "lookback"
 """Name of the model in metrics.json and targets.parquet."""
+DELIVERED = "delivered"
+"""System of the lists that users received, in realised outcomes; the others are shadows, by name."""
 BASELINES = (
     *("popularity", "recent_popularity", "own_frequent", "own_recent"),
     *("co_visitation", "item_knn", "tifu_knn", "ease", "als", "gru"),

@@ -66,6 +66,8 @@ class Delivery:
     short_lists: int
     overlap: float | None
     """Mean overlap of the users' lists with those of the delivery before, in [0, 1]"""
+    model_time: int | None = None
+    """Time of the newest event that the model knew, microseconds since the epoch"""
     arm: str | None = None
     shadows: Mapping[str, ShadowSource] = field(default_factory=dict)
     promise: Mapping[str, Promise] = field(default_factory=dict)
@@ -76,6 +78,11 @@ class Delivery:
         """Time of the log, ISO 8601, UTC."""
         moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
         return (moment + datetime.timedelta(microseconds=self.log_time)).isoformat(timespec="seconds")
+
+    @property
+    def model_age_days(self) -> float | None:
+        """Time from the newest event that the model knew to the lists, in days; None where unknown."""
+        return None if self.model_time is None else max(self.log_time - self.model_time, 0) / DAY
 
     def end(self, days: float) -> int:
         """End of the window of so many days after the lists, microseconds since the epoch."""
@@ -122,6 +129,7 @@ def of_manifest(config: Config, name: str, manifest: Mapping[str, Any]) -> Deliv
         cold_users=manifest["cold_users"],
         short_lists=manifest["short_lists"],
         overlap=(manifest.get("drift") or {}).get("overlap"),
+        model_time=manifest.get("model_time"),
         shadows={name: ShadowSource(**source) for name, source in manifest.get("shadows", {}).items()},
     )
 

@@ -15,12 +15,14 @@ from pipeline.artifacts.files import now, read_record, write_json
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import target_types
 from pipeline.modelling.second_stage import is_timed
-from pipeline.monitoring import alerts, ledger, outcomes, promise, series
+from pipeline.monitoring import alerts, ledger, night_run, outcomes, promise, series
 from pipeline.monitoring.alerts import Alert
 from pipeline.monitoring.ledger import DAY, Delivery
-from pipeline.monitoring.outcomes import DELIVERED, Taken
+from pipeline.monitoring.outcomes import Taken
 from pipeline.monitoring.series import Bootstrap
 from pipeline.orchestration.context import Context
+from pipeline.reporting import charts
+from pipeline.sections import DELIVERED
 from pipeline.serving import popularity_fallback
 
 Judged = tuple[str, float]
@@ -54,17 +56,16 @@ def build(ctx: Context) -> None:
     kept.outcomes.write_parquet(ctx.folder / outcomes.FILE, compression="zstd")
     kept.nights.write_parquet(ctx.folder / series.FILE)
     present = _alerts(ctx, kept.nights, entered) if ctx.config.monitor.alerts else []
-    differences = list(series.differences(kept.outcomes, bootstrap))
-    write_json(
-        ctx.folder / alerts.FILE,
-        {
-            "alerts": alerts.as_json(present),
-            "differences": [asdict(difference) for difference in differences],
-            "promised": _promised(ctx, entered),
-            "judged": sorted(kept.judged),
-            "lost": sorted(kept.lost),
-        },
-    )
+    record = {
+        "alerts": alerts.as_json(present),
+        "differences": [asdict(difference) for difference in series.differences(kept.outcomes, bootstrap)],
+        "promised": _promised(ctx, entered),
+        "models": _models(entered),
+        "judged": sorted(kept.judged),
+        "lost": sorted(kept.lost),
+    }
+    write_json(ctx.folder / alerts.FILE, record)
+    charts.draw_nights(ctx.folder, ctx.config.name, kept.nights, record)
     _report(ctx, kept, len(kept.outcomes) - num_before, present)
 
 
@@ -234,6 +235,15 @@ def _promised(ctx: Context, entered: Sequence[Delivery]) -> list[dict[str, objec
     return rows
 
 
+def _models(entered: Sequence[Delivery]) -> list[dict[str, object]]:
+    """Version and age of the model of each night's last lists."""
+    last = {delivery.night: delivery for delivery in entered if delivery.model_age_days is not None}
+    return [
+        {"night": night, "model_version": own.model_version, "age_days": own.model_age_days}
+        for night, own in last.items()
+    ]
+
+
 def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert]) -> None:
     """Manifest, metrics by day of the log, tags and the summary line."""
     ctx.manifest.update(
@@ -244,14 +254,17 @@ def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert])
         alerts=[alert.rule for alert in present],
     )
     every = kept.nights.filter(pl.col("segment").is_null() & ~pl.col("metric").str.starts_with("place@"))
-    shown = every.drop_nulls("value").with_columns(day=pl.col("log_time").dt.timestamp("us") // DAY)
-    for day, days, system, metric, value in shown.select(
-        "day", "window_days", "system", "metric", "value"
+    newest = every["log_time"].unique().sort().tail(night_run.LOGGED_NIGHTS)
+    shown = every.drop_nulls("value").filter(pl.col("log_time") >= newest.min())
+    for moment, days, system, metric, value in shown.select(
+        pl.col("log_time").dt.timestamp("us"), "window_days", "system", "metric", "value"
     ).iter_rows():
-        ctx.track.metric(f"realised/{system}/{metric}/{days:g}d", value, step=day)
+        is_headline = metric.partition("@")[0] in night_run.HEADLINE
+        log = ctx.track.parent_metric if is_headline else ctx.track.metric
+        log(f"realised/{system}/{metric}/{days:g}d", value, step=moment // DAY)
     ctx.track.metric("alerts", len(present))
-    ctx.track.tag("lookback.alerts", "; ".join(alert.message for alert in present) or "none")
-    for name in (series.FILE, alerts.FILE):  # no rows of users
+    ctx.track.tag(night_run.ALERTS, "; ".join(alert.message for alert in present) or "none")
+    for name in (series.FILE, alerts.FILE, charts.PAGE):  # no rows of users
         ctx.track.artifact(name)
     nights = kept.nights["log_time"].n_unique()
     alerted = f"; {len(present)} alerts: {', '.join(alert.rule for alert in present)}" if present else ""
