@@ -75,7 +75,7 @@ class NightlyVariance:
         """Smallest difference of two arms' means that shows with `POWER` in a two-sided test at `LEVEL`.
 
         (z_{1 - level / 2} + z_power) sqrt(v / (share n) + v / ((1 - share) n)) (Lachin 1981, arms of one variance; for
-        equal arms and 80 % the rule n = 16 v / effect^2 per arm of Kohavi, Tang & Xu 2020, chapter 15). share: of the users, in
+        equal arms and 80 % the rule n = 16 v / effect^2 per arm of Kohavi, Tang & Xu 2020, chapter 17). share: of the users, in
         one of the two arms. The nights are the same for both arms, so what differs between nights does not count.
         """
         return _quantiles() * math.sqrt(self.of_mean(nights) * _per_user(share) / users)

@@ -254,8 +254,8 @@ def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert])
         alerts=[alert.rule for alert in present],
     )
     every = kept.nights.filter(pl.col("segment").is_null() & ~pl.col("metric").str.starts_with("place@"))
-    newest = every["log_time"].unique().sort().tail(night_run.LOGGED_NIGHTS)
-    shown = every.drop_nulls("value").filter(pl.col("log_time") >= newest.min())
+    age = pl.col("log_time").rank("dense", descending=True)
+    shown = every.filter(age <= night_run.LOGGED_NIGHTS).drop_nulls("value")
     for moment, days, system, metric, value in shown.select(
         pl.col("log_time").dt.timestamp("us"), "window_days", "system", "metric", "value"
     ).iter_rows():
