@@ -11,6 +11,7 @@ ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
 EVENT_TYPE = "event_type"
 VALUE = "value"
+ORDER = "order"
 SOURCE_FILE = "source_file"
 SOURCE_PATH = "source_path"
 SOURCE_ROW = "source_row"
@@ -41,6 +42,8 @@ EVENTS: Columns = {
     SOURCE_ROW: (pl.Int64(),),
 }
 """One row per event. source_file: 16 digits of the content digest; source_row: from 1 within its file."""
+EVENT_ORDER: Columns = {ORDER: (pl.Float64(),)}
+"""Where the log has a column for it: order of a user's events at one time."""
 
 QUARANTINE: Columns = {
     SOURCE_FILE: (pl.String(),),
