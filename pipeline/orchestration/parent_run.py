@@ -37,7 +37,7 @@ STAGE_RUN = "lookback.run."
 SHOWN_FILES = {
     "report": ("report.html", "figures.html"),
     "evaluate": ("systems.json", "figures.html"),
-    "monitor": ("figures.html",),
+    "monitor": ("nights.html",),
 }
 """Stages' files shown in the parent run; the later stage's file replaces one of the same name."""
 _SHARED_TAGS = (

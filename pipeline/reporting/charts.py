@@ -38,14 +38,6 @@ def draw_evaluation(folder: Path, inputs: Folders, name: str, report: Evaluation
     (folder / PAGE).write_text(page(name, drawn), encoding="utf-8")
 
 
-def draw_nights(folder: Path, name: str, nights: pl.DataFrame, record: Mapping[str, Any]) -> None:
-    """Write the charts of nights (rows of nights.parquet, and monitor.json), and the page of them, into a monitor's folder."""
-    rows = (record[key] for key in ("promised", "differences", "models"))
-    drawn = [chart.as_json() for chart in night_figures.of_nights(nights, *rows)]
-    write_json(folder / CHARTS, drawn)
-    (folder / PAGE).write_text(page(name, drawn), encoding="utf-8")
-
-
 def page(name: str, charts: Sequence[Row]) -> str:
     """Self-contained HTML of all charts."""
     return templates.template("figures").render(name=name, charts=charts)
@@ -54,8 +46,8 @@ def page(name: str, charts: Sequence[Row]) -> str:
 def of_run(inputs: Folders, *, exclude_seen: bool) -> list[Row]:
     """Charts of a whole run: those of its evaluation and of the nights before, popularity, and one user's reasons."""
     added = (*_popularity(inputs), *_reasons(inputs["publish"] / "bundle", exclude_seen=exclude_seen))
-    evaluated, realised = (read_json(inputs[stage] / CHARTS) for stage in ("evaluate", "monitor"))
-    return [*evaluated, *realised, *(chart.as_json() for chart in added)]
+    evaluated: list[Row] = read_json(inputs["evaluate"] / CHARTS)
+    return [*evaluated, *night_figures.drawn(inputs["monitor"]), *(chart.as_json() for chart in added)]
 
 
 def of_evaluation(folder: Path, inputs: Folders, report: EvaluationReport) -> Iterator[Chart]:

@@ -1,19 +1,41 @@
 """Figures of delivered lists: realised metric by night with its promised band, against shadows, by age of the model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
 
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.evaluation.metric_names import display_name
+from pipeline.reporting import templates
 from pipeline.reporting.figures import rows_with_intervals, side_by_side
 from pipeline.reporting.style import GREY, Chart, error_bars, styled, system_style
 from pipeline.sections import DELIVERED
 
+CHARTS, PAGE = "charts.json", "nights.html"
+"""Files of a monitor with judged nights: charts, and a page of them."""
 _BAND = "rgba(127, 127, 127, 0.22)"
 
 Row = Mapping[str, Any]
+
+
+def draw(folder: Path, name: str, nights: pl.DataFrame, record: Row) -> None:
+    """Write the charts of nights (rows of nights.parquet, and monitor.json), and the page of them, into a monitor's folder."""
+    rows = (record[key] for key in ("promised", "differences", "models"))
+    charts = [chart.as_json() for chart in of_nights(nights, *rows)]
+    if charts:
+        write_json(folder / CHARTS, charts)
+        page = templates.template("figures").render(name=name, charts=charts)
+        (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def drawn(folder: Path) -> list[dict[str, Any]]:
+    """Charts in a monitor's folder; empty without a judged night."""
+    path = folder / CHARTS
+    charts: list[dict[str, Any]] = read_json(path) if path.exists() else []
+    return charts
 
 
 def of_nights(

@@ -21,7 +21,6 @@ from pipeline.monitoring.ledger import DAY, Delivery
 from pipeline.monitoring.outcomes import Taken
 from pipeline.monitoring.series import Bootstrap
 from pipeline.orchestration.context import Context
-from pipeline.reporting import charts
 from pipeline.sections import DELIVERED
 from pipeline.serving import popularity_fallback
 
@@ -65,7 +64,8 @@ def build(ctx: Context) -> None:
         "lost": sorted(kept.lost),
     }
     write_json(ctx.folder / alerts.FILE, record)
-    charts.draw_nights(ctx.folder, ctx.config.name, kept.nights, record)
+    if len(kept.nights):
+        _draw(ctx, kept.nights, record)
     _report(ctx, kept, len(kept.outcomes) - num_before, present)
 
 
@@ -235,6 +235,14 @@ def _promised(ctx: Context, entered: Sequence[Delivery]) -> list[dict[str, objec
     return rows
 
 
+def _draw(ctx: Context, nights: pl.DataFrame, record: dict[str, object]) -> None:
+    """Figures of the nights, also to track."""
+    from pipeline.reporting import night_figures  # plotly, which a first night does without
+
+    night_figures.draw(ctx.folder, ctx.config.name, nights, record)
+    ctx.track.artifact(night_figures.PAGE)
+
+
 def _models(entered: Sequence[Delivery]) -> list[dict[str, object]]:
     """Version and age of the model of each night's last lists."""
     last = {delivery.night: delivery for delivery in entered if delivery.model_age_days is not None}
@@ -264,7 +272,7 @@ def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert])
         log(f"realised/{system}/{metric}/{days:g}d", value, step=moment // DAY)
     ctx.track.metric("alerts", len(present))
     ctx.track.tag(night_run.ALERTS, "; ".join(alert.message for alert in present) or "none")
-    for name in (series.FILE, alerts.FILE, charts.PAGE):  # no rows of users
+    for name in (series.FILE, alerts.FILE):  # no rows of users
         ctx.track.artifact(name)
     nights = kept.nights["log_time"].n_unique()
     alerted = f"; {len(present)} alerts: {', '.join(alert.rule for alert in present)}" if present else ""

@@ -99,5 +99,5 @@ def test_what_became_of_a_nights_lists(tmp_path: Path, empty_database: Path) -> 
     days = [when.toordinal() - datetime.date(1970, 1, 1).toordinal() for when in ndcg["log_time"]]
     assert {point.step: point.value for point in series} == dict(zip(days, ndcg["value"], strict=True))
     assert [file.path for file in client.list_artifacts(newest.info.run_id, "monitor")] == [
-        "monitor/figures.html"
+        "monitor/nights.html"
     ]

@@ -149,7 +149,7 @@ def test_charts_columns_and_metrics_of_the_night_s_run_are_those_of_the_series(n
     table = pl.read_parquet(folder / "nights.parquet").filter(pl.col("metric") == "ndcg@3")
     assert [trace["y"] for trace in drawn["nights"]] == [table["value"].to_list()]
     assert [trace["x"] for trace in drawn["model_age"]] == [[1.0]]
-    assert "Realised NDCG@3 by night" in (folder / "figures.html").read_text()
+    assert "Realised NDCG@3 by night" in (folder / "nights.html").read_text()
     folders = {"monitor": folder, "score": lists.folder}
     one = table.row(0, named=True)
     assert night_run.texts_of(nights.config("score.k=3"), folders) == {
