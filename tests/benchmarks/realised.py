@@ -1,6 +1,6 @@
 """What became of the lists of the last days of a log, beside what the evaluation promised.
 
-python tests/benchmarks/bench_realised.py FOLDER [--log CSV] [--days 30] [--every 3] [--set key=value]…
+python tests/benchmarks/realised.py FOLDER [--log CSV] [--days 30] [--every 3] [--set key=value]…
 
 Deskdrop, cut so many days before its end: `run all` on what was there, then, every few days, the events since as a new file and a
 night (ingest, features, monitor, score with the champion; shadows popularity and recent_popularity). FOLDER keeps logs, artifacts
