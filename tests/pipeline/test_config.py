@@ -90,7 +90,7 @@ def test_bare_toml_dates_are_text(minimal: Path) -> None:
         ("events.columns.user=x", "did you mean 'events.columns.user_id'"),
         (
             "events.columns.colour=c",
-            "expected user_id, item_id, timestamp, value, event_type, each with the name or position",
+            "expected user_id, item_id, timestamp, value, event_type, order, each with the name or position",
         ),
         ("train.zzz=3", "unknown key 'train.zzz'; expected a key of [train]: loss, "),
         ("zzz=3", "expected a key at the top of the file: name, data_dir, seed, events"),

@@ -29,6 +29,7 @@ READ_BY_NO_STAGE = {
     "score.model": "its bundle's digest is an input",
     "score.engine": "either engine writes the same shards",
     "score.workers": "the number of processes changes no shard",
+    **{key: "a table shapes no artifact" for key in key_types() if key.startswith("deliver.")},
     **{key: "logging shapes no artifact" for key in key_types() if key.startswith("tracking.")},
     **{key: "the generated log's content is an input" for key in key_types() if key.startswith("simulate.")},
     **{key: "the downloaded files' content is an input" for key in key_types() if key.startswith("data.")},
