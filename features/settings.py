@@ -486,15 +486,15 @@ class SimulationSettings:
     """Share of events unrelated to the user's tastes."""
     bad_row_fraction: float = 0.01
     """Share of rows of `events.csv` that are broken in various ways."""
+    drift_day: int = 0
+    """Days from the beginning of the log to a sudden change of tastes and popularity with many new items; 0: none."""
 
     def __post_init__(self) -> None:
-        for key, least in (
-            ("num_users", 10),
-            ("num_items", 50),
-            ("num_events", 5 * self.num_users),
-            ("num_days", 2),
-        ):
-            _refuse(getattr(self, key) < least, f"simulate.{key}", getattr(self, key), f"at least {least}")
+        least = {"num_users": 10, "num_items": 50, "num_events": 5 * self.num_users, "num_days": 2}
+        for key, number in least.items():
+            _refuse(getattr(self, key) < number, f"simulate.{key}", getattr(self, key), f"at least {number}")
         for key in ("noise_fraction", "bad_row_fraction"):
             value = getattr(self, key)
             _refuse(not 0 <= value < 1, f"simulate.{key}", value, "a share in [0, 1)")
+        day = self.drift_day
+        _refuse(not 0 <= day < self.num_days, "simulate.drift_day", day, "a day of the log, or 0")

@@ -5,6 +5,9 @@ few consecutive events on one topic of a taste; intents return to earlier topics
 among a topic's items depends on the style, which every earlier event, on any topic, reveals a little. So predicting the next
 event needs recent events for the topic, distant ones for the style, and robustness to noise: a tenth of all events is a random
 item. Items appear and fade.
+
+With `simulate.drift_day` the log is the same up to that day. From then on half of the users have other tastes, popular items
+are unpopular and unpopular ones popular, and all items that were still to come are out.
 """
 
 from dataclasses import dataclass
@@ -55,6 +58,8 @@ NEW_ITEMS = 0.2
 """Share of items released during the log's days."""
 FADE_DAYS = 30.0
 """Decay time of an item's popularity to 1/e, in days."""
+DRIFTING_USERS = 0.5
+"""Share of users whose tastes are drawn anew on the day of a drift."""
 
 TOPICS = {
     "Cooking": ("Sourdough", "Ramen", "Preserves"),
@@ -100,7 +105,7 @@ class _Catalogue:
     """Items 0..num_items-1 lie topic after topic, the topics of a category side by side."""
 
     first: Ints  # [topics + 1], first item of each topic
-    appeal: Floats  # [items], logarithm of popularity when new
+    appeal: Floats  # [2, items], logarithm of popularity when new, before and after a drift
     born: Floats  # [items], seconds since the first day
     style: Floats  # [items, STYLE_DIM], unit vectors
     item_ids: Ints  # [items]
@@ -118,8 +123,8 @@ class _Catalogue:
 class _Users:
     """Lasting traits of each user."""
 
-    liking: Floats  # [users, topics], logarithm of how readily an intent turns to the topic
-    is_taste: Bools  # [users, topics]
+    liking: Floats  # [2, users, topics], logarithm of how readily an intent turns to the topic, before and after a drift
+    is_taste: Bools  # [2, users, topics]
     style: Floats  # [users, STYLE_DIM], unit vectors
 
 
@@ -130,6 +135,7 @@ class _Calendar:
     offsets: Ints  # [users + 1]; users with more events come first
     time: Floats  # [events], seconds since the first day
     begins: Bools  # [events], whether a new intent begins
+    phase: Ints  # [events], 0, after a drift 1
 
     @property
     def user(self) -> Ints:
@@ -154,10 +160,12 @@ def simulate(settings: SimulationSettings, seed: int) -> Simulation:
     exp(liking[u, t] + RETURN if u was on t before - REST if u was on t just before), and
     P(one of its events is on item i of the topic), among the items that are out, to
     exp(appeal[i] - age[i] / FADE_DAYS + STYLE * style[u] . style[i]), but hardly ever on an item that u has met.
+    From `drift_day` on other likings and appeals hold.
     """
     rng = np.random.default_rng(seed)
+    drift = rng.spawn(1)[0]  # leaves the draws of a log without a drift as they are
     catalogue = _make_catalogue(settings, rng)
-    users = _make_users(settings.num_users, catalogue.num_topics, rng)
+    users = _make_users(settings.num_users, catalogue.num_topics, rng, drift)
     calendar = _make_calendar(settings, rng)
     walk = _walk(settings, catalogue, users, calendar, rng)
     events, truth, bad_rows = _event_frames(settings, catalogue, users, calendar, walk, rng)
@@ -193,17 +201,36 @@ def _make_catalogue(settings: SimulationSettings, rng: np.random.Generator) -> _
     is_new = rng.random(count) < NEW_ITEMS
     is_new[first[:-1]] = False
     born = np.where(is_new, rng.uniform(0, settings.num_days, count), rng.uniform(-2 * FADE_DAYS, 0, count))
+    if settings.drift_day:
+        born = np.minimum(born, settings.drift_day)
+    place = rng.permutation(count)
+    appeal = [-2.0 * np.log(0.02 * count + places) for places in (place, count - 1 - place)]
     return _Catalogue(
         first=first,
-        appeal=-2.0 * np.log(0.02 * count + rng.permutation(count)),
+        appeal=np.stack(appeal),
         born=born * DAY,
         style=_directions(count, rng),
         item_ids=1_000 + rng.permutation(count),
     )
 
 
-def _make_users(num_users: int, num_topics: int, rng: np.random.Generator) -> _Users:
-    """Two or three categories per user, popular ones more often, each a little less liked than the one before."""
+def _make_users(
+    num_users: int, num_topics: int, rng: np.random.Generator, drift: np.random.Generator
+) -> _Users:
+    """Tastes of each user before and after a drift, and one style."""
+    before, after = _tastes(num_users, num_topics, rng), _tastes(num_users, num_topics, drift)
+    drifts = drift.random((num_users, 1)) < DRIFTING_USERS
+    liking, is_taste = (
+        np.stack([old, np.where(drifts, new, old)]) for old, new in zip(before, after, strict=True)
+    )
+    return _Users(liking, is_taste, _directions(num_users, rng))
+
+
+def _tastes(num_users: int, num_topics: int, rng: np.random.Generator) -> tuple[Floats, Bools]:
+    """Two or three categories per user, popular ones more often, each a little less liked than the one before.
+
+    Returns ([users, topics] liking, [users, topics] whether the topic's category is a taste).
+    """
     num_categories = num_topics // TOPICS_PER_CATEGORY
     popularity = -0.7 * np.log(1.0 + rng.permutation(num_categories))
     dearest = np.argsort(-(popularity + rng.gumbel(size=(num_users, num_categories))), axis=1)
@@ -213,11 +240,8 @@ def _make_users(num_users: int, num_topics: int, rng: np.random.Generator) -> _U
     favour = -np.log(1.0 + rng.permutation(num_topics)) + FAVOUR * rng.gumbel(size=(num_users, num_topics))
     within = favour.reshape(num_users, num_categories, TOPICS_PER_CATEGORY)
     within -= np.log(np.exp(within).sum(axis=2, keepdims=True))
-    return _Users(
-        liking=(liking[:, :, None] + within).reshape(num_users, num_topics),
-        is_taste=np.repeat(is_taste, TOPICS_PER_CATEGORY, axis=1),
-        style=_directions(num_users, rng),
-    )
+    by_topic = (liking[:, :, None] + within).reshape(num_users, num_topics)
+    return by_topic, np.repeat(is_taste, TOPICS_PER_CATEGORY, axis=1)
 
 
 def _make_calendar(settings: SimulationSettings, rng: np.random.Generator) -> _Calendar:
@@ -236,7 +260,9 @@ def _make_calendar(settings: SimulationSettings, rng: np.random.Generator) -> _C
     begun = day * DAY + rng.triangular(6 * 3_600, 19 * 3_600, 21 * 3_600, len(owner))
     elapsed = np.cumsum(20 + rng.exponential(200, events))
     time = np.floor((begun - elapsed[begins])[np.cumsum(begins) - 1] + elapsed)
-    return _Calendar(offsets, time[np.lexsort((time, user))], begins)
+    time = time[np.lexsort((time, user))]
+    is_after = (settings.drift_day > 0) & (time >= settings.drift_day * DAY)
+    return _Calendar(offsets, time, begins, is_after.astype(np.int64))
 
 
 def _walk(
@@ -262,12 +288,13 @@ def _walk(
         active = np.arange(np.searchsorted(-counts, -turn))
         at = calendar.offsets[active] + turn
         new = np.flatnonzero(calendar.begins[at])
-        drawn_to = users.liking[new] + RETURN * visited[new] - REST * (topics == on[new][:, None])
+        liking = users.liking[calendar.phase[at][new], new]
+        drawn_to = liking + RETURN * visited[new] - REST * (topics == on[new][:, None])
         on[new] = _sample(drawn_to, rng)
         comes_back[new] = visited[new, on[new]]
         visited[new, on[new]] = True
         intents[new] += 1
-        chosen = _sample_items(catalogue, on[active], calendar.time[at], users.style[active], met, rng)
+        chosen = _sample_items(catalogue, on[active], calendar, at, users.style[active], met, rng)
         item[at] = np.where(is_noise[at], noise[at], chosen)
         met[active, item[at]] = True
         intent[at], topic[at], returns[at] = intents[active], on[active], comes_back[active]
@@ -280,15 +307,21 @@ def _sample(logits: Floats, rng: np.random.Generator) -> Ints:
 
 
 def _sample_items(
-    catalogue: _Catalogue, topic: Ints, now: Floats, style: Floats, met: Bools, rng: np.random.Generator
+    catalogue: _Catalogue,
+    topic: Ints,
+    calendar: _Calendar,
+    at: Ints,
+    style: Floats,
+    met: Bools,
+    rng: np.random.Generator,
 ) -> Ints:
-    """[rows], an item of each row's topic, with the probabilities in `simulate`."""
-    rows = np.arange(len(topic))[:, None]
+    """[rows], an item of each row's topic, with the probabilities in `simulate`; at: [rows], events of the calendar."""
+    rows, now = np.arange(len(topic))[:, None], calendar.time[at]
     column = np.arange(np.diff(catalogue.first).max())
     item = np.minimum(catalogue.first[topic][:, None] + column, len(catalogue.born) - 1)
     age = (now[:, None] - catalogue.born[item]) / DAY
     likeness = np.einsum("rs,rcs->rc", style, catalogue.style[item])
-    logits = catalogue.appeal[item] - age / FADE_DAYS + STYLE * likeness
+    logits = catalogue.appeal[calendar.phase[at][:, None], item] - age / FADE_DAYS + STYLE * likeness
     logits -= 12.0 * met[rows, item] + 100.0 * (age < 0) + 1000.0 * (catalogue.topic[item] != topic[:, None])
     return np.asarray(item[rows[:, 0], _sample(logits, rng)])
 
@@ -366,7 +399,7 @@ def _event_frames(
         intent=walk.intent[order],
         category=names[:, 0],
         topic=names[:, 1],
-        is_taste=users.is_taste[user, topic],
+        is_taste=users.is_taste[calendar.phase[order], user, topic],
         returns=walk.returns[order],
     )
     return events, truth, _bad_rows(events, bad + 1, rng)

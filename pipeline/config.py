@@ -60,7 +60,8 @@ EXPERT_KEYS = frozenset(
         "learning_rate weight_decay",
         "evaluate": "gru_dim gru_epochs gru_patience",
         "score": "batch_users shard_users workers",
-        "monitor": "promise_level cold_users_rise short_lists_rise unchanged_lists vanished_type_events idle_hours",
+        "monitor": "promise_level usual_level population_drift unknown_rise cold_users_rise short_lists_rise unchanged_lists "
+        "vanished_type_events idle_hours",
         "tune": "warmup_epochs warmup_trials",
     }.items()
     for name in names.split()

@@ -294,6 +294,13 @@ class MonitorConfig(Section):
     promise_level: float = Field(0.98, gt=0, lt=1)
     """below_promise: level of the interval for one night by the nights of the evaluation; below its lower end two nights in a
     row is an alert."""
+    usual_level: float = Field(0.99, gt=0, lt=1)
+    """population_drift, unknown_items, unknown_users: level of the interval for one day by the days before; above its upper end,
+    and above their median by the next two keys, two days in a row is an alert."""
+    population_drift: float = Field(0.35, gt=0)
+    """population_drift: stability index of the day's items above the median of the days before."""
+    unknown_rise: float = Field(0.1, gt=0)
+    """unknown_items: share of the day's events on new items above the median of the days before; unknown_users: of new users."""
     cold_users_rise: float = Field(0.1, gt=0)
     """cold_users: share of users without a known history above the median of the last nights."""
     short_lists_rise: float = Field(0.05, gt=0)

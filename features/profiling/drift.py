@@ -131,7 +131,7 @@ def compare(before_items: pl.DataFrame, before: Profile, now_items: pl.DataFrame
             notes.append(
                 f"{removed:,} events of last time or more are gone: what follows is right but for those"
             )
-        bins = _popularity_bins(old)
+        bins = popularity_bins(old)
         items = _stability(_bin_names(), *(_sums(bins, counts, NUM_BINS + 1) for counts in (old, difference)))
         types = _stability(type_names, old_types, type_difference)
     return Drift(
@@ -195,8 +195,8 @@ def _matched_types(before: Profile, now: Profile) -> tuple[NDArray[np.int64], ND
     return old, new - old, names
 
 
-def _popularity_bins(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[items] popularity group of each item: 0 (most popular) to NUM_BINS - 1, NUM_BINS without events."""
+def popularity_bins(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[items] popularity group of each item by its events [items]: 0 (most popular) to NUM_BINS - 1, NUM_BINS without events."""
     order = np.argsort(-counts, kind="stable")
     ends = np.cumsum(counts[order])
     middle = (ends - counts[order] / 2) / ends[-1]
@@ -216,16 +216,21 @@ def _sums(bins: NDArray[np.int64], counts: NDArray[np.int64], num_bins: int) -> 
     return np.bincount(bins, counts.clip(0), num_bins).astype(np.int64)
 
 
+def index_of(before: NDArray[np.float64], new: NDArray[np.float64]) -> float:
+    """Population stability index of shares [groups], see `Stability.psi`."""
+    a, b = before.clip(MIN_SHARE), new.clip(MIN_SHARE)
+    return float((b - a) @ np.log(b / a))
+
+
 def _stability(groups: list[str], before: NDArray[np.int64], new: NDArray[np.int64]) -> Stability:
     """Stability from counts per group; groups that lost events have no new ones."""
     from scipy.special import chdtri
 
     totals = int(before.sum()), max(int(new.clip(0).sum()), 1)
     shares = before / totals[0], new.clip(0) / totals[1]
-    a, b = (share.clip(MIN_SHARE) for share in shares)
     freedom = max(int(np.count_nonzero((before > 0) | (new > 0))) - 1, 1)
     return Stability(
-        psi=float((b - a) @ np.log(b / a)),
+        psi=index_of(*shares),
         by_chance=float(chdtri(freedom, 0.01)) * (1 / totals[0] + 1 / totals[1]),
         groups=groups,
         before=shares[0].tolist(),

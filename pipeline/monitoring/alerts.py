@@ -19,11 +19,13 @@ if TYPE_CHECKING:  # an up-to-date night reads its alerts without polars and num
     import polars as pl
 
     from models.histories import Int64
+    from pipeline.monitoring.population import DayShift
 
 FILE = "monitor.json"
 EARLIER = 14
-"""Deliveries before the newest that counts are compared with."""
+"""Deliveries or days before the newest that show what is usual."""
 MIN_EARLIER = 2
+MIN_EARLIER_DAYS = 7
 PRESENT_DAYS = 7
 """Days before the last in each of which an event type occurred."""
 
@@ -76,6 +78,36 @@ def of_lists(entered: Sequence[Delivery], settings: MonitorConfig) -> Iterator[A
     if len(overlaps) == 2 and min(overlaps) >= limit:
         text = f"lists hardly changed two nights in a row: overlap {overlaps[-1]:.4f}, at least {limit:g}"
         yield Alert("unchanged_lists", newest.night, overlaps[-1], limit, text)
+
+
+def of_population(shifts: "Sequence[DayShift | None]", now: int, settings: MonitorConfig) -> Iterator[Alert]:
+    """Alerts where the last two days differ more from the week before than days usually do; shifts: newest first."""
+    from pipeline.monitoring.promise import prediction_interval
+
+    newest, usual = shifts[:2], [shift for shift in shifts[2:] if shift is not None]
+    if None in newest or len(usual) < MIN_EARLIER_DAYS:
+        return
+    rules = {
+        "population_drift": ("items", settings.population_drift, "{:.2f} is the stability index of items"),
+        "unknown_items": (
+            "unknown_items",
+            settings.unknown_rise,
+            "{:.1%} of events are on items new to the log",
+        ),
+        "unknown_users": (
+            "unknown_users",
+            settings.unknown_rise,
+            "{:.1%} of users are new to the log",
+        ),
+    }
+    for rule, (name, rise, text) in rules.items():
+        earlier = [getattr(shift, name) for shift in usual]
+        _, high = prediction_interval(earlier, settings.usual_level)
+        limit = max(high, median(earlier) + rise)
+        values = [getattr(shift, name) for shift in newest]
+        if min(values) > limit:
+            above = f"above {limit:.2f} two days in a row by the {len(usual)} days before"
+            yield Alert(rule, _iso(now), values[0], limit, f"{text.format(values[0])}, {above}")
 
 
 def _share(count: int, night: Delivery) -> float:

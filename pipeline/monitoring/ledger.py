@@ -100,6 +100,8 @@ class Delivery:
     experiment: DeliveredExperiment | None = None
     model_time: int | None = None
     """Time of the newest event that the model knew, microseconds since the epoch"""
+    events: int | None = None
+    """Events that the lists were made from; None in records of lists that were not counted so"""
     shadows: Mapping[str, ShadowSource] = field(default_factory=dict)
     promise: Mapping[str, Promise] = field(default_factory=dict)
     """Window in days, as text, to the promise of the evaluation"""
@@ -168,6 +170,7 @@ def of_manifest(config: Config, name: str, manifest: Mapping[str, Any]) -> Deliv
         overlap=(manifest.get("drift") or {}).get("overlap"),
         experiment=_experiment(manifest.get("experiment")),
         model_time=manifest.get("model_time"),
+        events=manifest.get("events_before_request"),
         shadows={name: ShadowSource(**source) for name, source in manifest.get("shadows", {}).items()},
     )
 

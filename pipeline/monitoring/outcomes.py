@@ -54,19 +54,31 @@ class Taken:
 
         types: [num_event_types + 1] event types that count; None: all.
         """
-        histories = dataset.histories
-        before = histories.first_at(delivery.before)
-        user, position = rows(histories, before, histories.first_at(delivery.end(days))).gather()
-        if types is not None:
-            counts = types[histories.event_type[position]]
-            user, position = user[counts], position[counts]
-        width = dataset.num_items + 1
-        key = np.unique(user * width + histories.item_index[position])
-        if delivery.exclude_seen and len(key):
-            active = np.unique(key // width)
-            past, seen = rows(histories, np.asarray(histories.offsets[:-1])[active], before[active]).gather()
-            key = key[~np.isin(key, active[past] * width + histories.item_index[seen])]
+        histories, width = dataset.histories, dataset.num_items + 1
+        before, after = histories.first_at(delivery.before), histories.first_at(delivery.end(days))
+        keys = [np.empty(0, np.int64)]
+        for first, last in histories.blocks():
+            user, position = rows(histories, before[first:last], after[first:last]).gather()
+            if types is not None:
+                counts = types[histories.event_type[position]]
+                user, position = user[counts], position[counts]
+            key = np.unique((user + first) * width + histories.item_index[position])
+            if delivery.exclude_seen and len(key):
+                active = np.unique(key // width)
+                starts = np.asarray(histories.offsets[:-1])[active]
+                past, seen = rows(histories, starts, before[active]).gather()
+                key = key[~np.isin(key, active[past] * width + histories.item_index[seen])]
+            keys.append(key)
+        key = np.concatenate(keys)
         return cls(key // width, (key % width).astype(np.int32))
+
+    def has(self, user: Int64, item: Int32, num_items: int) -> NDArray[np.bool_]:
+        """[n] whether users took items, by bisection."""
+        width = num_items + 1
+        own, key = self.user * width + self.item, user * width + item
+        place = np.searchsorted(own, key)
+        found: NDArray[np.bool_] = np.append(own, -1)[place] == key
+        return found
 
 
 def lists_of(score: Path, delivery: Delivery) -> Iterator[tuple[str, pl.LazyFrame]]:
@@ -77,16 +89,23 @@ def lists_of(score: Path, delivery: Delivery) -> Iterator[tuple[str, pl.LazyFram
             yield name, pl.scan_parquet(score / "shadows" / name / "*.parquet")
 
 
-def judge(
-    dataset: Dataset, lists: pl.LazyFrame, taken: Taken, segment: pl.Series | None
-) -> pl.DataFrame | None:
-    """Outcome per active user: user_id, segment, list_length, taken, places; None where lists have ids of another type.
+def are_of_log(dataset: Dataset, lists: pl.LazyFrame) -> bool:
+    """Whether the log has ids of the lists' types, and a user and an item of theirs; true for no lists at all."""
+    kinds, known = lists.collect_schema(), {}
+    for name, ids in (("user_id", dataset.users["user_id"]), ("item_id", dataset.items["item_id"])):
+        if kinds[name] != ids.dtype:
+            return False
+        known[name] = pl.col(name).is_in(ids.implode()).any()
+    found = lists.select(pl.len(), **known).collect(engine="streaming").row(0, named=True)
+    return found["len"] == 0 or bool(found["user_id"] and found["item_id"])
+
+
+def judge(dataset: Dataset, lists: pl.LazyFrame, taken: Taken, segment: pl.Series | None) -> pl.DataFrame:
+    """Outcome per active user: user_id, segment, list_length, taken, places.
 
     segment: [num_users], None without segments.
     """
-    users, kinds = dataset.users["user_id"], lists.collect_schema()
-    if kinds["user_id"] != users.dtype or kinds["item_id"] != dataset.items["item_id"].dtype:
-        return None
+    users = dataset.users["user_id"]
     active, number = np.unique(taken.user, return_counts=True)
     outcome = pl.DataFrame(
         {
@@ -99,23 +118,18 @@ def judge(
         }
     )
     listed = lists.select("user_id", "item_id", "rank")
-    own = listed.join(outcome.lazy().select("user_id", "user"), on="user_id").collect(engine="streaming")
+    of_active = outcome.lazy().select("user_id", "user")
+    own = listed.join(of_active, on="user_id").drop("user_id").collect(engine="streaming")
     item, _ = Vocabulary(dataset.items["item_id"], 1).encode_known(own["item_id"])
-    width = dataset.num_items + 1
-    hit = np.isin(own["user"].to_numpy() * width + item, taken.user * width + taken.item)
-    by_user = (
-        own.with_columns(pl.Series("hit", hit))
-        .group_by("user_id")
-        .agg(
-            pl.len().cast(pl.Int32).alias("list_length"),
-            pl.col("rank").filter(pl.col("hit")).sort().cast(pl.Int32).alias("places"),
-        )
-    )
+    hits = own.filter(pl.Series(taken.has(own["user"].to_numpy(), item, dataset.num_items)))
+    lengths = own.group_by("user").agg(pl.len().cast(pl.Int32).alias("list_length"))
+    places = hits.group_by("user").agg(pl.col("rank").sort().cast(pl.Int32).alias("places"))
     empty = pl.lit([], dtype=pl.List(pl.Int32))
     return (
-        outcome.drop("user")
-        .join(by_user, on="user_id", how="left", maintain_order="left")
+        outcome.join(lengths, on="user", how="left", maintain_order="left")
+        .join(places, on="user", how="left", maintain_order="left")
         .with_columns(pl.col("list_length").fill_null(0), pl.col("places").fill_null(empty))
+        .drop("user")
     )
 
 

@@ -64,15 +64,18 @@ def _by_night(targets: pl.DataFrame, days: float, k: int) -> tuple[float, ...]:
 
 
 def band(promise: Promise, level: float) -> tuple[float, float] | None:
-    """Prediction interval of one further night, by Student's t: mean ± t * s * sqrt(1 + 1/n); None for under two nights.
+    """Promised interval of one further night; None for under two nights."""
+    return None if len(promise.nights) < 2 else prediction_interval(promise.nights, level)
+
+
+def prediction_interval(nights: Sequence[float], level: float) -> tuple[float, float]:
+    """Interval of one further night, by Student's t: mean ± t * s * sqrt(1 + 1/n), of two nights or more.
 
     The nights' standard deviation s holds both the variance between nights and the sampling of users within one.
     """
-    values = np.array(promise.nights)
-    if len(values) < 2:
-        return None
     from scipy.stats import t
 
+    values = np.array(nights)
     half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / len(values))
     return float(values.mean() - half), float(values.mean() + half)
 

@@ -9,6 +9,7 @@ import polars as pl
 from features import schema
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64, metrics_of_ranks
+from models.histories import Int64
 from pipeline.sections import DELIVERED
 
 FILE = "nights.parquet"
@@ -26,6 +27,8 @@ COLUMNS = {
 }
 """Columns of nights.parquet. arm null: all arms; segment null: all users; low, high: 95 % bootstrap interval over users, null
 for coverage."""
+MAX_UNITS = 10_000
+"""Units of a bootstrap; their spread is known within 1 %, however many users there are."""
 METRICS = ("hit_rate", "ndcg", "recall", "mrr")
 COMPARED = ("hit_rate", "ndcg")
 """Metrics in which delivered lists are compared with shadows."""
@@ -37,6 +40,17 @@ class Bootstrap:
 
     resamples: int
     seed: int
+
+    def units(self, user: Int64) -> Int64:
+        """[n] what is resampled for rows of users 0.. [n]: users, of more than MAX_UNITS random groups of equal size.
+
+        Totals of random groups have the variance of their users' values, so intervals stay what they are.
+        """
+        num_users = int(user.max(initial=-1)) + 1
+        if num_users <= MAX_UNITS:
+            return user
+        group: Int64 = np.random.default_rng(self.seed).permutation(num_users) % MAX_UNITS
+        return group[user]
 
 
 @dataclass(frozen=True)
@@ -100,9 +114,8 @@ def _frame(facts: Mapping[str, object], rows: list[dict[str, object]]) -> pl.Dat
 def _systems(night: pl.DataFrame, bootstrap: Bootstrap) -> Iterator[list[dict[str, object]]]:
     """Metrics of each system of one night, resampled by the same draws of users."""
     for (system,), own in night.sort("user_id").group_by(["system"], maintain_order=True):
-        users = np.arange(len(own))
-        values = metrics_of(own)
-        compared = SystemComparison.of([("own", values)], users, bootstrap.resamples, bootstrap.seed)
+        values, units = metrics_of(own), bootstrap.units(np.arange(len(own)))
+        compared = SystemComparison.of([("own", values)], units, bootstrap.resamples, bootstrap.seed)
         means, intervals = compared.values("own"), compared.intervals("own")
         yield [
             {
@@ -159,7 +172,7 @@ def _of_window(
     names = [f"{name}@{k}" for name in COMPARED]
     values = ((name, {key: metrics_of(rows)[key] for key in names}) for name, rows in systems.items())
     user = common["user_id"].rank("dense").to_numpy().astype(np.int64)
-    compared = SystemComparison.of(values, user, bootstrap.resamples, bootstrap.seed)
+    compared = SystemComparison.of(values, bootstrap.units(user), bootstrap.resamples, bootstrap.seed)
     nights, users = common["log_time"].n_unique(), common["user_id"].n_unique()
     for shadow, paired in compared.compared(DELIVERED).items():
         for name in names:

@@ -15,7 +15,7 @@ from pipeline.artifacts.files import now, read_record, write_json
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import target_types
 from pipeline.modelling.second_stage import is_timed
-from pipeline.monitoring import alerts, ledger, night_run, outcomes, promise, series
+from pipeline.monitoring import alerts, ledger, night_run, outcomes, population, promise, series
 from pipeline.monitoring.alerts import Alert
 from pipeline.monitoring.experiment import Readout, read_out
 from pipeline.monitoring.ledger import DAY, Delivery
@@ -141,10 +141,13 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
     for delivery, days in due:
         if not (score / delivery.folder / "_SUCCESS").exists():
             kept.lost.add((delivery.folder, days))
-            text = f"monitor: the lists of {delivery.night} ({delivery.folder}) were pruned before their {days:g} days were over"
-            print(text, file=sys.stderr, flush=True)
+            _say(delivery, f"were pruned before their {days:g} days were over")
             continue
         taken = Taken.after(dataset, delivery, days, types)
+        if days == min(ctx.config.monitor.days) and (late := _num_late(dataset, delivery)) > 0:
+            _say(delivery, f"{late:,} events of before came after them: these are history, no outcomes")
+        if not len(taken.user):
+            _say(delivery, f"nobody took anything in the {days:g} days after")
         rows = list(_judged(dataset, score / delivery.folder, delivery, days, taken, segment))
         (kept.judged if rows else kept.lost).add((delivery.folder, days))
         parts += rows
@@ -174,17 +177,28 @@ def _segment(ctx: Context, dataset: Dataset) -> pl.Series | None:
     return None if column is None else popularity_fallback.segment_of(table, column, dataset.users["user_id"])
 
 
+def _num_late(dataset: Dataset, delivery: Delivery) -> int:
+    """Number of events from before the lists that came after them, at least."""
+    if delivery.events is None:
+        return 0
+    offsets = np.asarray(dataset.histories.offsets)
+    return int((dataset.histories.first_at(delivery.before) - offsets[:-1]).sum()) - delivery.events
+
+
+def _say(delivery: Delivery, text: str) -> None:
+    """A line on stderr about lists."""
+    print(f"monitor: the lists of {delivery.night} ({delivery.folder}): {text}", file=sys.stderr, flush=True)
+
+
 def _judged(
     dataset: Dataset, folder: Path, delivery: Delivery, days: float, taken: Taken, segment: pl.Series | None
 ) -> Iterator[pl.DataFrame]:
-    """Outcomes of the delivered lists and of the shadows; nothing for lists with ids of another type."""
+    """Outcomes of the delivered lists and of the shadows; nothing for lists of another log."""
     for system, lists in outcomes.lists_of(folder, delivery):
-        outcome = outcomes.judge(dataset, lists, taken, segment)
-        if outcome is not None:
-            yield outcomes.labelled(outcome, delivery, days, system)
+        if outcomes.are_of_log(dataset, lists):
+            yield outcomes.labelled(outcomes.judge(dataset, lists, taken, segment), delivery, days, system)
         elif system == DELIVERED:
-            text = f"monitor: the lists of {delivery.night} ({folder}) have ids of another type than the log: left out"
-            print(text, file=sys.stderr, flush=True)
+            _say(delivery, "have ids of another type than the log, or none of its users or items: left out")
             return
 
 
@@ -218,6 +232,11 @@ def _alerts(
     if is_timed(ctx.config):
         time, kind = _last_events(dataset)
         present += alerts.of_types(dataset.event_types, time, kind, dataset.facts.now, settings)
+        num_events = np.concatenate(([0], dataset.items["num_events"].to_numpy()))
+        shifts = population.of_days(dataset.histories, num_events, dataset.facts.now)
+        present += alerts.of_population(shifts, dataset.facts.now, settings)
+        for name, value in asdict(shifts[0]).items() if shifts[0] is not None else ():
+            ctx.track.metric(f"population/{name}", value, step=dataset.facts.now // DAY)
         present += alerts.of_growth(entered, dataset.facts.now, now(), settings)
     return present
 

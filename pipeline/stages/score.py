@@ -199,6 +199,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         rows_out=total.get("recommendations", 0),
         rows_left_out=left_out,
         request_time=scorer.log.request.time,
+        events_before_request=len(scorer.log.histories.time) - counted["events_after_request"],
         exclude_seen=scorer.rules.exclude_seen,
         repeated_share=scorer.log.dataset.facts.repeated_share,
         model=ctx.config.score.model,

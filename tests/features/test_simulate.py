@@ -173,9 +173,41 @@ def test_popularity_is_zipf_like(demo: Simulation) -> None:
     assert -1.2 < slope < -0.4
 
 
+def test_a_drift_changes_the_log_from_its_day_on_alone(simulation: Simulation) -> None:
+    drifted = simulate.simulate(replace(SETTINGS, drift_day=60), seed=0)
+    day = pl.lit(FIRST_DAY + timedelta(days=60))
+    (before, after), (usual_before, usual) = (
+        (made.truth.filter(pl.col("timestamp") < day), made.truth.filter(pl.col("timestamp") >= day))
+        for made in (drifted, simulation)
+    )
+    assert before.drop("row").equals(usual_before.drop("row"))
+    assert before["row"].to_list() == usual_before["row"].to_list()
+    assert after["timestamp"].to_list() == usual["timestamp"].to_list()
+    assert (after["item_id"] == usual["item_id"]).mean() < 0.3  # type: ignore[operator]
+    popular, popular_as_usual = (
+        before.group_by("item_id").len("before").join(part.group_by("item_id").len("after"), on="item_id")
+        for part in (after, usual)
+    )
+    assert popular.select(pl.corr("before", "after")).item() < 0.5
+    assert popular_as_usual.select(pl.corr("before", "after")).item() > 0.6
+    assert drifted.births["born"].max() == FIRST_DAY + timedelta(days=60)
+    assert favourite(before).join(favourite(after), on=["user_id", "topic"]).height < 0.8 * (
+        favourite(before).join(favourite(usual), on=["user_id", "topic"]).height
+    )
+
+
+def favourite(truth: pl.DataFrame) -> pl.DataFrame:
+    """Each user's most frequent topic."""
+    counts = truth.group_by("user_id", "topic").len().sort("user_id", "len", "topic")
+    return counts.group_by("user_id").last().select("user_id", "topic")
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"num_users": 0}, {"num_items": 10}, {"num_events": 100}, {"num_days": 1}, {"noise_fraction": 1.0}],
+    [
+        *({"num_users": 0}, {"num_items": 10}, {"num_events": 100}, {"num_days": 1}, {"noise_fraction": 1.0}),
+        {"drift_day": 90},
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"simulate.{next(iter(changes))}: received"):

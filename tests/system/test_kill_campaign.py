@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -42,17 +43,17 @@ REST = re.compile(r"^\.(building|old|downloading|temporary)|\.part$")
 
 @dataclass(frozen=True)
 class Nights:
-    """Folder in which every stage has run on a log, and the file of the next day."""
+    """Folder in which every stage has run on a log, and the file of the next two days."""
 
     folder: Path
-    next_day: Path
+    next_days: Path
 
-    def copy(self, folder: Path, *, with_next_day: bool = False) -> Workdir:
+    def copy(self, folder: Path, *, with_next_days: bool = False) -> Workdir:
         """Copy of the folder in an empty place."""
         shutil.rmtree(folder, ignore_errors=True)
         copied = copy_of(self.folder, folder)
-        if with_next_day:
-            shutil.copyfile(self.next_day, folder / "logs" / "day-2.csv")
+        if with_next_days:
+            shutil.copyfile(self.next_days, folder / "logs" / "day-2.csv")
         return copied
 
 
@@ -65,15 +66,15 @@ def nights(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ni
     (folder / "tiny.toml").write_text(f'name = "tiny"\n{LOGS}{SETTINGS}')
     settings = SimulationSettings(num_users=150, num_items=100, num_events=4000)
     events = simulate.simulate(settings, 0).events.select("user_id", "item_id", "timestamp", "event_type")
-    days = events["timestamp"].dt.truncate("1d")
-    events.filter(days < days.max()).write_csv(folder / "logs" / "day-1.csv")
-    next_day = tmp_path_factory.mktemp("next") / "day-2.csv"
-    events.filter(days == days.max()).write_csv(next_day)
+    later = events["timestamp"] >= simulate.FIRST_DAY + timedelta(days=settings.num_days - 2)
+    events.filter(~later).write_csv(folder / "logs" / "day-1.csv")
+    next_days = tmp_path_factory.mktemp("next") / "day-2.csv"
+    events.filter(later).write_csv(next_days)
     for k in (5, 6):
         Workdir(folder).run("all", "--set", f"score.k={k}")
     Workdir(folder).run("all")
     in_one_file(folder / "mlruns" / "mlflow.db")
-    return Nights(folder, next_day)
+    return Nights(folder, next_days)
 
 
 def endure(
@@ -138,19 +139,24 @@ def test_every_stage(nights: Nights, tmp_path: Path) -> None:
 
 
 def test_a_night(nights: Nights, tmp_path: Path) -> None:
-    reference = nights.copy(tmp_path / "reference", with_next_day=True)
-    reference.run(*NIGHTLY[1:])
+    """The lists of the night before are judged, and popularity is scored beside the new ones."""
+    night = (*NIGHTLY, "--set", 'score.shadows=["popularity"]')
+    reference = nights.copy(tmp_path / "reference", with_next_days=True)
+    reference.run(*night[1:])
     stages = ("monitor", "score")
-    expected = [contents(reference.artifact(stage, *CHAMPION)) for stage in stages]
+    expected = [contents(reference.artifact(stage, *night[5:])) for stage in stages]
+    assert "outcomes.parquet" in expected[0]
+    assert len(pl.read_parquet(reference.artifact("monitor", *night[5:]) / "outcomes.parquet"))
+    assert any(name.startswith("shadows/popularity/") for name in expected[1])
     entered = ledger_of(reference)
-    assert len(entered) == 4
+    assert len(entered) == 5
 
     def check(workdir: Workdir) -> None:
-        assert [contents(workdir.artifact(stage, *CHAMPION)) for stage in stages] == expected
+        assert [contents(workdir.artifact(stage, *night[5:])) for stage in stages] == expected
         assert ledger_of(workdir) == entered
         no_rests(workdir)
 
-    endure(lambda: nights.copy(tmp_path / "copy", with_next_day=True), NIGHTLY, check)
+    endure(lambda: nights.copy(tmp_path / "copy", with_next_days=True), night, check)
 
 
 def ledger_of(workdir: Workdir) -> list[tuple[object, ...]]:
@@ -181,22 +187,20 @@ def test_pruning(nights: Nights, tmp_path: Path) -> None:
 
 
 def test_erasure(nights: Nights, tmp_path: Path) -> None:
-    """The champion holds the user and is named; everything else is gone."""
-    user = simulate_user(nights)
-
-    def start() -> Workdir:
-        workdir = nights.copy(tmp_path / "copy")
-        forget(workdir.folder, user)
-        return workdir
+    """The champion holds the user and is named; everything else is gone, and the series keeps the other users."""
+    judged = nights.copy(tmp_path / "judged", with_next_days=True)
+    judged.run(*NIGHTLY[1:])
+    outcomes = pl.read_parquet(judged.artifact("monitor") / "outcomes.parquet")
+    user = outcomes["user_id"][0]
+    setting = forget(judged.folder, user).replace(str(judged.folder), ".")
+    judged.run("monitor", "--set", setting)
+    in_one_file(judged.folder / "mlruns" / "mlflow.db")
 
     def check(workdir: Workdir) -> None:
         assert not list(holding(workdir.folder / "data", user))
+        left = pl.read_parquet(workdir.artifact("monitor", "--set", setting) / "outcomes.parquet")
+        assert left.equals(outcomes.filter(pl.col("user_id") != user))
         no_rests(workdir)
 
-    setting = forget(tmp_path, user).replace(str(tmp_path), ".")
-    endure(start, ("prune", "--excluded", "--set", setting), check, code=1)
-
-
-def simulate_user(nights: Nights) -> str:
-    """A user of the log."""
-    return (nights.folder / "logs" / "day-1.csv").read_text().splitlines()[1].split(",")[0]
+    prepared = Nights(judged.folder, nights.next_days)
+    endure(lambda: prepared.copy(tmp_path / "copy"), ("prune", "--excluded", "--set", setting), check, code=1)

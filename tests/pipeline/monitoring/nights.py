@@ -83,14 +83,14 @@ class Nights:
 
     def deliver(
         self,
-        lists: Mapping[int, Sequence[int]],
+        lists: Mapping[int, Sequence[int]] | pl.DataFrame,
         *,
         name: str,
-        shadows: Mapping[str, Mapping[int, Sequence[int]]] | None = None,
+        shadows: Mapping[str, Mapping[int, Sequence[int]] | pl.DataFrame] | None = None,
         promise: Sequence[float] = (),
         **facts: Any,
     ) -> Artifact:
-        """Enter lists (user to items, best first), made at the present end of the log."""
+        """Enter lists (user to items, best first, or a row per user and rank), made at the present end of the log."""
         features = self.run(stage="features")["fingerprint"]
         artifact = Artifact(self.score, name)
         artifact.prepare(resume=False)
@@ -129,8 +129,11 @@ class Nights:
         return json.loads((Path(self.run(*overrides)["folder"]) / "monitor.json").read_text())
 
 
-def _write(folder: Path, lists: Mapping[int, Sequence[int]]) -> None:
+def _write(folder: Path, lists: Mapping[int, Sequence[int]] | pl.DataFrame) -> None:
     folder.mkdir(parents=True)
+    if isinstance(lists, pl.DataFrame):
+        lists.write_parquet(folder / "part-00000.parquet")
+        return
     rows = [(user, item, rank) for user, items in lists.items() for rank, item in enumerate(items, 1)]
     schema = {"user_id": pl.Int64, "item_id": pl.Int64, "rank": pl.Int32}
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / "part-00000.parquet")

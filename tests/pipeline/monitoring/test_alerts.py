@@ -10,6 +10,7 @@ import pytest
 from models.histories import Int64
 from pipeline.monitoring import alerts
 from pipeline.monitoring.ledger import DAY, ArmSource, DeliveredExperiment, Delivery, Promise
+from pipeline.monitoring.population import DayShift
 from pipeline.monitoring.promise import band
 from pipeline.monitoring.series import COLUMNS
 from pipeline.sections import MonitorConfig
@@ -146,3 +147,28 @@ def test_a_log_that_stands_still() -> None:
     assert not list(alerts.of_growth([delivery(0)], FIRST + 1, clock, SETTINGS)), "it grew"
     early = clock - datetime.timedelta(hours=5)
     assert not list(alerts.of_growth([delivery(0)], FIRST, early, SETTINGS))
+
+
+def test_two_days_of_another_population() -> None:
+    """The usual days differ by 0.02 at most, so the limit is the median plus the rise; where they differ more, their interval."""
+    usual = [DayShift(0.1 + 0.01 * (day % 3), 0.02, 0.03) for day in range(7)]
+    new = DayShift(0.5, 0.13, 0.05)
+
+    def present(*shifts: DayShift | None) -> list[str]:
+        return [alert.rule for alert in alerts.of_population(shifts, FIRST, SETTINGS)]
+
+    assert present(new, new, *usual) == ["population_drift", "unknown_items"]
+    assert present(new, usual[0], *usual) == present(usual[0], new, *usual) == []
+    assert present(replace(new, items=0.45, unknown_items=0.11), new, *usual) == []
+    assert present(replace(usual[0], unknown_users=0.9), replace(usual[0], unknown_users=0.2), *usual) == [
+        "unknown_users"
+    ]
+    assert present(new, None, *usual) == present(new, new, *usual[1:], None) == [], "too few days to compare"
+    (alert, _) = alerts.of_population([new, new, *usual], FIRST, SETTINGS)
+    assert alert.threshold == pytest.approx(0.11 + SETTINGS.population_drift)
+    assert "0.50 is the stability index of items, above 0.46 two days in a row by the 7 days" in alert.message
+    wide = [DayShift(0.2 * (day % 3), 0.02, 0.03) for day in range(7)]
+    assert present(replace(new, items=0.87), replace(new, items=0.89), *wide) == ["unknown_items"]
+    (alert, _) = alerts.of_population([replace(new, items=0.89)] * 2 + wide, FIRST, SETTINGS)
+    mean, deviation, quantile = 1.2 / 7, 0.17995, 3.7074  # of 6 degrees of freedom at 0.995
+    assert alert.threshold == pytest.approx(mean + quantile * deviation * (8 / 7) ** 0.5, abs=1e-4)

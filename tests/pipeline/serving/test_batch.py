@@ -152,6 +152,7 @@ def test_a_time_of_the_request_in_the_configuration_and_on_the_command_line(copi
     summary = copied.run("score", *auto, "--set", f'score.at="{at}"')
     found = read_json(copied.folder / summary["folder"] / "manifest.json")
     assert found["events_after_request"] == int((moment >= found["request_time"]).sum()) > 0
+    assert found["events_before_request"] == int((moment < found["request_time"]).sum()) > 0
     facts = read_json(features / "log_facts.json")
     assert found["exclude_seen"] is (facts["repeated_share"] <= 0.05)
     assert found["repeated_share"] == facts["repeated_share"]

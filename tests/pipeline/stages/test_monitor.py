@@ -265,6 +265,43 @@ def test_lists_of_another_log_are_left_out(nights: Nights, capsys: pytest.Captur
     nights.show(1)
     assert nights.table("nights.parquet").is_empty()
     assert "have ids of another type than the log" in capsys.readouterr().err
+    for number, name in enumerate(("user_id", "item_id"), 1):
+        artifact = nights.deliver(some_lists(1), name=f"{number:016x}")
+        part = artifact.folder / "recommendations" / "part-00000.parquet"
+        pl.read_parquet(part).with_columns(pl.col(name) + 1000).write_parquet(part)
+    nights.show(1)
+    assert nights.table("nights.parquet").is_empty()
+    assert capsys.readouterr().err.count("or none of its users or items: left out") == 2
+
+
+def test_late_events_are_history(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten events of the day before the lists come with those of the day after."""
+    whole, lists = nights.days[3], some_lists(1)
+    nights.days[3] = whole.head(60)
+    nights.shown = 3
+    nights.show(1)
+    log = pl.concat(nights.days[:4])
+    nights.deliver(lists, name="a" * 16, events_before_request=len(log))
+    night = nights.log_time()
+    late = whole.filter(pl.col("at") * 1_000_000 < night).head(10)
+    nights.days[4] = pl.concat([late.with_columns(item=pl.lit(1, pl.Int64)), nights.days[4]])
+    nights.show(1)
+    own = realised(nights.table("nights.parquet"), 1)[night]
+    assert "10 events of before came after them" in capsys.readouterr().err
+    nights.days[4] = nights.days[4].tail(-10)
+    assert own == pytest.approx(expected(nights, lists, night, 1))
+
+
+@pytest.mark.slow
+def test_a_day_without_any_event_is_said(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    nights.deliver(some_lists(1), name="a" * 16)
+    nights.days[4] = nights.days[4].clear()
+    nights.show(1)
+    nights.run()
+    assert "judged" not in capsys.readouterr().err, "the log did not grow: the window is open"
+    nights.show(1)
+    nights.run()
+    assert capsys.readouterr().err.count("nobody took anything in the 1 days after") == 1
 
 
 @pytest.mark.slow
