@@ -40,7 +40,7 @@ def test_popularity_beside_the_delivered_lists(copied: Workdir) -> None:
 @pytest.mark.slow
 def test_a_registered_model_beside_the_champion(copied: Workdir) -> None:
     """The lists of models:/NAME/2 are those that it makes by itself; one that cannot be opened costs a line."""
-    copied.run("publish", "--set", "publish.system=popularity")
+    copied.run("publish", "--set", "publish.system=popularity", "--set", "evaluate.gate=true")
     own = copied.run("score", "--set", "score.model=models:/lookback-tiny/2")
     night = (
         *("run", "monitor", "score", "--set", "score.model=champion", "--set"),
