@@ -19,6 +19,7 @@ RAW = "raw"
 REASON = "reason"
 TITLE = "title"
 CATEGORIES = "categories"
+PROVIDER = "provider"
 TEXT = "text"
 EMBEDDING = "embedding"
 
@@ -60,7 +61,10 @@ ITEM_CONTENT: Columns = {
     TEXT: (pl.String(),),
     EMBEDDING: (pl.List(pl.Float32()),),
 }
-"""Optional columns of an items table, by the configuration."""
+"""Content of items: optional columns of an items table, by the configuration."""
+
+ITEM_COLUMNS: Columns = {**ITEM_CONTENT, PROVIDER: (pl.String(),)}
+"""All optional columns of an items table. provider: maker, publisher or shop, by which lists are compared."""
 
 USERS: Columns = {USER_ID: _IDS}
 """A users table also has any attribute under its own name."""

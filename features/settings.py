@@ -22,7 +22,7 @@ Column = OneColumn | list[OneColumn] | dict[Literal["first_of", "join"], list[On
 """A column of a source, or one from several: a list is joined by blanks; first_of: the first that is not missing; join: all of
 them, joined by `|`."""
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type", "order")
-ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
+ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding", "provider")
 DATABASES = ("postgresql://", "postgres://", "sqlite:///", "duckdb:///")
 """Beginnings of the addresses of databases."""
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")

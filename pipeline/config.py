@@ -32,6 +32,7 @@ from pipeline.sections import (
     MODEL,
     UNPUBLISHED,
     DataConfig,
+    DeliverConfig,
     EvaluateConfig,
     ExperimentConfig,
     MonitorConfig,
@@ -90,6 +91,7 @@ class Config(Section):
     score: ScoreConfig = ScoreConfig()
     monitor: MonitorConfig = MonitorConfig()
     experiment: ExperimentConfig | None = None
+    deliver: DeliverConfig | None = None
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
     simulate: SimulationSettings | None = None

@@ -12,6 +12,8 @@ from features.settings import check_iso
 
 MODEL = "lookback"
 """Name of the model in metrics.json and targets.parquet."""
+DELIVERED = "delivered"
+"""System of the lists that users received, in realised outcomes; the others are shadows, by name."""
 BASELINES = (
     *("popularity", "recent_popularity", "own_frequent", "own_recent"),
     *("co_visitation", "item_knn", "tifu_knn", "ease", "als", "gru"),
@@ -26,6 +28,8 @@ CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """package.module:Class."""
 MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([^/@]+))")
 """models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS; groups: name, version, alias."""
+DELIVERED_TO = ("postgresql://", "postgres://", "sqlite:///")
+"""Beginnings of the addresses of databases that take the live lists."""
 TargetKind = Literal["auto", "nightly", "successive", "first"]
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 
@@ -359,6 +363,38 @@ class ExperimentConfig(Section):
     def _known_start(cls, start: str) -> str:
         check_iso("experiment.start", start)
         return start
+
+
+class DeliverConfig(Section):
+    """Table of a database for the live lists: the `[deliver]` section."""
+
+    database: str
+    """Address, postgresql://… or sqlite:///file. Credentials as for `events.database`: PGUSER and PGPASSWORD, or ~/.pgpass."""
+    table: str
+    """Table, with its schema or without; made where it is missing, with an index on `user_id`."""
+    mode: Literal["replace", "append"] = "replace"
+    """replace: the lists take the place of all rows; append: they come beside those of earlier deliveries."""
+
+    @pydantic.field_validator("database")
+    @classmethod
+    def _known_database(cls, address: str) -> str:
+        if not address.startswith(DELIVERED_TO):
+            kind = address.partition("://")[0] if "://" in address else address
+            raise ValueError(
+                f"deliver.database: received {kind!r}, expected an address that begins with {', '.join(DELIVERED_TO)}"
+            )
+        return address
+
+    @pydantic.field_validator("table")
+    @classmethod
+    def _plain_name(cls, table: str, about: pydantic.ValidationInfo) -> str:
+        is_sqlite = str(about.data.get("database")).startswith("sqlite")
+        if not re.fullmatch(r"[^\W\d]\w*" + ("" if is_sqlite else r"(\.[^\W\d]\w*)?"), table):
+            schema = "" if is_sqlite else ", or schema.table"
+            raise ValueError(
+                f"deliver.table: received {table!r}, expected a name of letters, digits and _{schema}"
+            )
+        return table
 
 
 class TrackingConfig(Section):

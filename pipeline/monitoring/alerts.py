@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from features.printable import printable
 from pipeline.monitoring.ledger import DAY, Delivery
-from pipeline.sections import MonitorConfig
+from pipeline.sections import DELIVERED, MonitorConfig
 
 if TYPE_CHECKING:  # an up-to-date night reads its alerts without polars and numpy
     import polars as pl
@@ -88,7 +88,6 @@ def of_reality(
     """Alerts where the realised metric lies below the promised band on the last two nights of a window."""
     import polars as pl
 
-    from pipeline.monitoring.outcomes import DELIVERED
     from pipeline.monitoring.promise import band
 
     arms = {delivery.log_time: delivery.promised_arm for delivery in entered}

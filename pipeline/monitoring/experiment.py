@@ -15,10 +15,9 @@ from models.evaluation.power import POWER
 from pipeline.monitoring import past_nights
 from pipeline.monitoring.alerts import Alert
 from pipeline.monitoring.ledger import Delivery
-from pipeline.monitoring.outcomes import DELIVERED
 from pipeline.monitoring.past_nights import night_times, spaced, values_of
 from pipeline.monitoring.series import COMPARED, Bootstrap
-from pipeline.sections import ExperimentConfig
+from pipeline.sections import DELIVERED, ExperimentConfig
 
 DECIDING = "ndcg"
 """Metric whose difference is planned for and judged, in the shortest window."""

@@ -98,6 +98,8 @@ class Delivery:
     overlap: float | None
     """Mean overlap of the users' lists with those of the delivery before, in [0, 1]"""
     experiment: DeliveredExperiment | None = None
+    model_time: int | None = None
+    """Time of the newest event that the model knew, microseconds since the epoch"""
     shadows: Mapping[str, ShadowSource] = field(default_factory=dict)
     promise: Mapping[str, Promise] = field(default_factory=dict)
     """Window in days, as text, to the promise of the evaluation"""
@@ -113,6 +115,11 @@ class Delivery:
         """Time of the log, ISO 8601, UTC."""
         moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
         return (moment + datetime.timedelta(microseconds=self.log_time)).isoformat(timespec="seconds")
+
+    @property
+    def model_age_days(self) -> float | None:
+        """Time from the newest event that the model knew to the lists, in days; None where unknown."""
+        return None if self.model_time is None else max(self.log_time - self.model_time, 0) / DAY
 
     def end(self, days: float) -> int:
         """End of the window of so many days after the lists, microseconds since the epoch."""
@@ -160,6 +167,7 @@ def of_manifest(config: Config, name: str, manifest: Mapping[str, Any]) -> Deliv
         short_lists=manifest["short_lists"],
         overlap=(manifest.get("drift") or {}).get("overlap"),
         experiment=_experiment(manifest.get("experiment")),
+        model_time=manifest.get("model_time"),
         shadows={name: ShadowSource(**source) for name, source in manifest.get("shadows", {}).items()},
     )
 

@@ -13,11 +13,10 @@ from features.histories.vocabulary import Vocabulary
 from models.histories import Int32, Int64
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.monitoring.ledger import Delivery
+from pipeline.sections import DELIVERED
 from pipeline.serving.assignment import Assignment
 
 FILE = "outcomes.parquet"
-DELIVERED = "delivered"
-"""System of the lists that users received; the others are shadows, by name."""
 KEY = ("log_time", "window_days", "system", "user_id")
 
 

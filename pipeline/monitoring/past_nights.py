@@ -9,8 +9,8 @@ import polars as pl
 from models.evaluation.metrics import Float64
 from models.evaluation.power import NightlyVariance
 from pipeline.monitoring.ledger import DAY
-from pipeline.monitoring.outcomes import DELIVERED
 from pipeline.monitoring.series import metrics_of
+from pipeline.sections import DELIVERED
 
 MIN_NIGHTS = 2
 _TOUCHING = 0.9

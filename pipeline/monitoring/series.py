@@ -9,7 +9,7 @@ import polars as pl
 from features import schema
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64, metrics_of_ranks
-from pipeline.monitoring.outcomes import DELIVERED
+from pipeline.sections import DELIVERED
 
 FILE = "nights.parquet"
 COLUMNS = {

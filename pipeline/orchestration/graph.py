@@ -125,7 +125,7 @@ STAGES = {
         ),
         Stage(
             "monitor",
-            1,
+            2,
             ("ingest", "features"),  # and the ledger of deliveries, and its predecessor
             {"monitor": ()},
             (
@@ -143,7 +143,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            8,
+            9,
             ("ingest", "features", "train", "index", "evaluate", "publish", "monitor", "score"),
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),

@@ -204,6 +204,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         model=ctx.config.score.model,
         model_version=version,
         bundle_digest=digest,
+        model_time=scorer.bundle.newest,
         index_built_anew=scorer.bundle.has_other_index,
         users_per_second=round(rate, 1),
         **counted,

@@ -35,6 +35,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         folder.mkdir(parents=True)
         items = {"item_id": [1, 2, 3], "title": ["one", "two", HOSTILE], "num_events": [3, 2, 1]}
         pl.DataFrame(items).write_parquet(folder / "items.parquet")
+    (config.folder / "ingest" / "new").mkdir(parents=True)
+    providers = pl.DataFrame({"item_id": [3, 2], "provider": ["P", "P"]})
+    providers.write_parquet(config.folder / "ingest" / "new" / "items.parquet")
     scored(config, "a", "d1", [1, 2], created="2026-01-01", log="old")
     scored(config, "b", "d1", [1, 2], created="2026-01-02")
     scored(config, "c", "d2", [1, 3], created="2026-01-02")
@@ -71,6 +74,7 @@ def test_the_newest_lists_of_the_same_log_are_compared(config: Config, capsys: p
     assert (tree["before"], tree["after"], tree["other_reasons"]) == ("version 1", "version 2", [])
     assert (tree["changes"]["users"], tree["changes"]["changed"]) == (2, 2)
     assert tree["changes"]["places"]["item"]["lost"] == [{"value": "two", "before": 2, "after": 0}]
+    assert tree["changes"]["places"]["provider"] == {"gained": [], "lost": []}, "3 instead of 2, both of P"
     assert tree["metric"] is None
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 
 from pipeline.monitoring.ledger import DAY, ArmSource, DeliveredExperiment, Delivery
-from pipeline.monitoring.outcomes import DELIVERED, columns
+from pipeline.monitoring.outcomes import columns
+from pipeline.sections import DELIVERED
 from pipeline.serving.assignment import Assignment
 
 FIRST = 20_000 * DAY

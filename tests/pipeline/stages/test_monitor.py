@@ -13,7 +13,9 @@ from pipeline.__main__ import cli
 from pipeline.commands.erase import prune_excluded
 from pipeline.commands.prune import prune
 from pipeline.errors import ConfigError, LookbackError
+from pipeline.monitoring import night_run
 from pipeline.serving.assignment import Assignment
+from pipeline.tracking.record import RunRecord
 from tests.pipeline.monitoring.nights import DAY, USERS, Nights, event_days, some_lists
 
 
@@ -132,6 +134,34 @@ def test_differences_from_shadows_are_paired_and_adjusted(nights: Nights) -> Non
         assert row["difference"] == pytest.approx(own - other)
         assert row["low"] <= row["difference"] <= row["high"]
         assert row["p_holm"] <= 1
+
+
+def test_charts_columns_and_metrics_of_the_night_s_run_are_those_of_the_series(nights: Nights) -> None:
+    day_before = nights.log_time() - DAY
+    lists = nights.deliver(some_lists(1), name="a" * 16, model_time=day_before, model_version=4)
+    nights.show(1)
+    folder = Path(nights.run()["folder"])
+    night = "2026-03-04T23:59:59+00:00"
+    record = json.loads((folder / "monitor.json").read_text())
+    assert record["models"] == [{"night": night, "model_version": 4, "age_days": 1.0}]
+    drawn = {
+        chart["name"]: chart["figure"]["data"] for chart in json.loads((folder / "charts.json").read_text())
+    }
+    table = pl.read_parquet(folder / "nights.parquet").filter(pl.col("metric") == "ndcg@3")
+    assert [trace["y"] for trace in drawn["nights"]] == [table["value"].to_list()]
+    assert [trace["x"] for trace in drawn["model_age"]] == [[1.0]]
+    assert "Realised NDCG@3 by night" in (folder / "nights.html").read_text()
+    folders = {"monitor": folder, "score": lists.folder}
+    one = table.row(0, named=True)
+    assert night_run.texts_of(nights.config("score.k=3"), folders) == {
+        "lookback.night": "2026-03-04 23:59",
+        "lookback.realised": f"{one['value']:.4f} ({one['low']:.4f} to {one['high']:.4f}): "
+        "NDCG@3 within 1 day of the lists of 2026-03-04 23:59",
+    }
+    points = {point.name: (point.value, point.step) for point in RunRecord.load(folder).parent_points}
+    name = "realised/delivered/ndcg_at_3/1d"
+    assert set(points) == {name, "realised/delivered/hit_rate_at_3/1d"}
+    assert points[name] == (one["value"], nights.log_time() // DAY - 1), "the day of the lists"
 
 
 def test_what_is_up_to_date_stays_so(nights: Nights) -> None:

@@ -217,13 +217,18 @@ def evaluate(root: Path, form: str) -> Path:
     names = ["metrics", "recall", "by_history_length", "training", "distributions"]
     names += ["attention", "rolling"] if form != "one type" else []
     names += ["events", "gaps"] if form != "position" else []
+    write_charts(folder, names)
+    return folder
+
+
+def write_charts(folder: Path, names: list[str]) -> None:
+    """Empty charts, each titled by its name."""
     drawn = [
         {"name": name, "title": HOSTILE, "caption": HOSTILE}
         | {"figure": {"data": [], "layout": {"title": name, "height": 300}}}
         for name in names
     ]
     (folder / charts.CHARTS).write_text(json.dumps(drawn))
-    return folder
 
 
 def at_nights(metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -391,6 +396,7 @@ def monitor(root: Path) -> Path:
     readout = Readout(f"e {HOSTILE}", "ndcg@10", 1.0, 1, versions, plan, 0.25, rows_by_arm)
     content["experiment"] = readout.as_json()
     (folder / "monitor.json").write_text(json.dumps(content))
+    write_charts(folder, ["nights", "model_age"])
     return folder
 
 
@@ -594,9 +600,11 @@ def test_shows_the_charts_of_the_evaluation(written: tuple[Page, Path, Context])
         "rolling": "The metric of every system at each cut; mean and spread are in the table below",
         "by_history_length": "The metric of every system along history length; the numbers are in the table below",
         "attention": "Share of attention and of the history by place, age and type of the interactions",
+        "nights": "Realised NDCG by night, and the promised band; the numbers are in the table below",
+        "model_age": "Realised NDCG by age of the model",
     }
     figures = (path.parent / "figures.html").read_text(encoding="utf-8")
-    assert len(re.findall('class="chart"', figures)) == 10, "also recall, and popularity"
+    assert len(re.findall('class="chart"', figures)) == 12, "also recall, and popularity"
 
 
 def test_drift(written: tuple[Page, Path, Context]) -> None:
