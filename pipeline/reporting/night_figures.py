@@ -45,7 +45,8 @@ def of_nights(
 
     nights: rows of nights.parquet; promised, differences, models: of monitor.json.
     """
-    ndcg = nights.filter(pl.col("metric").str.starts_with("ndcg@") & pl.col("segment").is_null())
+    whole = pl.col("segment").is_null() & pl.col("arm").is_null()
+    ndcg = nights.filter(pl.col("metric").str.starts_with("ndcg@") & whole)
     ndcg = ndcg.drop_nulls("value").sort("window_days", "log_time")
     if ndcg.is_empty():
         return

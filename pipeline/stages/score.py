@@ -296,7 +296,7 @@ def _new_items(ctx: Context, scorer: Scorer, before: Path | None) -> str:
 
 def _compare(ctx: Context, before: Path, digest: str) -> None:
     """Add the drift since the previous night's lists to the manifest and tracking."""
-    change = drift.drift(before, ctx.folder, digest)
+    change = drift.drift(before, ctx.folder, digest, ctx.manifest.get("experiment"))
     ctx.manifest["drift"] = asdict(change)
     if change.not_compared:
         print(f"drift: {change.not_compared}", file=sys.stderr, flush=True)

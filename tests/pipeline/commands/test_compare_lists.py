@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.artifacts.files import write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.commands.compare_lists import compare_lists
 from pipeline.config import Config
 from pipeline.errors import ConfigError, LookbackError
@@ -86,6 +86,15 @@ def test_other_reasons_than_the_model_are_named(config: Config):
     pair = scored_lists.of_pair(config, "1", str(denied))
     assert pair[0].folder.name == "d", "no pair of the same log and settings: the newest of each"
     assert scored_lists.differing(*pair) == ["the log", "score.deny"]
+
+
+def test_lists_by_the_arms_of_an_experiment_are_of_no_bundle(config: Config):
+    before = [lists.folder.name for lists in scored_lists.of_bundle(config, "d1")]
+    folder = scored(config, "f", "d1", [1, 2], created="2026-01-05")
+    manifest = read_json(folder / "manifest.json")
+    assert [lists.folder.name for lists in scored_lists.of_bundle(config, "d1")] == ["f", *before]
+    write_json(folder / "manifest.json", manifest | {"experiment": {"name": "e", "arms": []}})
+    assert [lists.folder.name for lists in scored_lists.of_bundle(config, "d1")] == before
 
 
 def test_text_and_page(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -192,7 +192,7 @@ def test_a_model_that_changed_in_the_middle_is_named_and_other_experiments_do_no
 @pytest.mark.slow
 def test_a_a_tests_call_a_difference_in_5_percent() -> None:
     """Of 100, within what chance allows at 99.9 %; the sample ratio alerts in none."""
-    found = campaign(dict(HALVES.shares), 0.15, tests=100, users=1500, resamples=500)
+    found = campaign(dict(HALVES.shares), 0.2, tests=100, users=1500, resamples=500)
     low, high = binom.ppf([0.0005, 0.9995], 100, 0.05)
     assert low <= found.differences <= high
     assert found.ratios == 0

@@ -42,7 +42,8 @@ def traces(figure: go.Figure) -> list[tuple[Any, ...]]:
 
 def test_no_figure_without_a_judged_night() -> None:
     assert not [*night_figures.of_nights(pl.DataFrame(schema=COLUMNS), PROMISED, [], [])]
-    others = pl.concat([table(ROWS, metric="hit_rate@3"), table(ROWS, segment="new users")])
+    named = ({"metric": "hit_rate@3"}, {"segment": "new users"}, {"arm": "challenger"})
+    others = pl.concat([table(ROWS, **facts) for facts in named])
     assert not [*night_figures.of_nights(others, PROMISED, [], [])]
 
 
