@@ -11,6 +11,7 @@ ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
 EVENT_TYPE = "event_type"
 VALUE = "value"
+ORDER = "order"
 SOURCE_FILE = "source_file"
 SOURCE_PATH = "source_path"
 SOURCE_ROW = "source_row"
@@ -18,6 +19,7 @@ RAW = "raw"
 REASON = "reason"
 TITLE = "title"
 CATEGORIES = "categories"
+PROVIDER = "provider"
 TEXT = "text"
 EMBEDDING = "embedding"
 
@@ -40,6 +42,8 @@ EVENTS: Columns = {
     SOURCE_ROW: (pl.Int64(),),
 }
 """One row per event. source_file: 16 digits of the content digest; source_row: from 1 within its file."""
+EVENT_ORDER: Columns = {ORDER: (pl.Float64(),)}
+"""Where the log has a column for it: order of a user's events at one time."""
 
 QUARANTINE: Columns = {
     SOURCE_FILE: (pl.String(),),
@@ -57,7 +61,10 @@ ITEM_CONTENT: Columns = {
     TEXT: (pl.String(),),
     EMBEDDING: (pl.List(pl.Float32()),),
 }
-"""Optional columns of an items table, by the configuration."""
+"""Content of items: optional columns of an items table, by the configuration."""
+
+ITEM_COLUMNS: Columns = {**ITEM_CONTENT, PROVIDER: (pl.String(),)}
+"""All optional columns of an items table. provider: maker, publisher or shop, by which lists are compared."""
 
 USERS: Columns = {USER_ID: _IDS}
 """A users table also has any attribute under its own name."""

@@ -21,8 +21,8 @@ position from 1."""
 Column = OneColumn | list[OneColumn] | dict[Literal["first_of", "join"], list[OneColumn]]
 """A column of a source, or one from several: a list is joined by blanks; first_of: the first that is not missing; join: all of
 them, joined by `|`."""
-EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type")
-ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding")
+EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type", "order")
+ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding", "provider")
 DATABASES = ("postgresql://", "postgres://", "sqlite:///", "duckdb:///")
 """Beginnings of the addresses of databases."""
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
@@ -239,7 +239,8 @@ class TableSettings:
     columns: Mapping[str, Column] = field(default_factory=dict)
     """Column mapping: our name to the source's name, or to its position from 1. In JSON and Parquet a name may be a dotted path;
     `items[].id` is a row for each element of a list. `["date", "time"]`: joined by a blank; `{ first_of = [...] }`: the first
-    that is not missing; `{ join = [...] }`: all of them, joined by `|`. Folders such as `day=2026-01-31/` are columns too."""
+    that is not missing; `{ join = [...] }`: all of them, joined by `|`. Folders such as `day=2026-01-31/` are columns too. In
+    [events] `order` is a number that decides among a user's events of one time, before their place in the log."""
     database: str | None = None
     """Database to read instead of `path`: `postgresql://host/name`, `sqlite:///file` or `duckdb:///file`. User and password are
     better kept in PGUSER, PGPASSWORD or ~/.pgpass than here."""

@@ -85,6 +85,10 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool, fail_o
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )
     _print_ended(names, summaries, say, as_json=as_json)
+    if config.deliver is not None and any(done.get("is_live") for done in summaries):
+        from pipeline.commands.deliver import deliver as write_to_table
+
+        say(write_to_table(config))
     watched = [done for done in summaries if done["stage"] == "monitor"]
     if fail_on_alert and not (watched and not watched[0]["alerts"]):
         sys.exit(3)
@@ -294,6 +298,14 @@ def show_keys(section: str | None, include_experts: bool, as_json: bool) -> None
 
 
 @cli.command(cls=_Configured)
+def deliver(config: Any) -> None:
+    """Write the live lists to the table of `[deliver]`; `run` does it where a scoring goes live."""
+    from pipeline.commands.deliver import deliver as write_to_table
+
+    _say(write_to_table(config))
+
+
+@cli.command(cls=_Configured)
 def data(config: Any) -> None:
     """Download the public data set of the configuration."""
     from pipeline.commands.download import download
@@ -305,11 +317,12 @@ def data(config: Any) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="Port, instead of tracking.port.")
 def ui(config: Any, port: int | None) -> None:
     """Serve the MLflow UI on 127.0.0.1."""
-    from pipeline.orchestration.parent_run import end_abandoned, newest_view
+    from pipeline.orchestration.parent_run import end_abandoned
+    from pipeline.orchestration.saved_views import saved_views
     from pipeline.tracking import ui as server
 
     end_abandoned(config)
-    server.ui(port or config.tracking.port, config.tracking.uri, config.name, newest_view(config))
+    server.ui(port or config.tracking.port, config.tracking.uri, config.name, saved_views(config))
 
 
 def _explain(error: OSError) -> str:

@@ -32,7 +32,9 @@ from pipeline.sections import (
     MODEL,
     UNPUBLISHED,
     DataConfig,
+    DeliverConfig,
     EvaluateConfig,
+    ExperimentConfig,
     MonitorConfig,
     PublishConfig,
     ReportConfig,
@@ -89,6 +91,8 @@ class Config(Section):
     publish: PublishConfig = PublishConfig()
     score: ScoreConfig = ScoreConfig()
     monitor: MonitorConfig = MonitorConfig()
+    experiment: ExperimentConfig | None = None
+    deliver: DeliverConfig | None = None
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
     simulate: SimulationSettings | None = None
@@ -142,6 +146,20 @@ class Config(Section):
             raise ValueError(
                 f"publish.system: received {self.publish.system!r}, expected auto, {MODEL}, or one of evaluate.baselines: "
                 + ", ".join(baselines)
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _experiment_has_nights_and_all_users(self) -> "Config":
+        if self.experiment is not None and self.events.timestamp_unit == "position":
+            raise ValueError(
+                "experiment: received a section with events.timestamp_unit 'position', expected a log with times: lists by arm "
+                "are judged by the days after them; name the column of the times, or remove [experiment]"
+            )
+        if self.experiment is not None and self.score.users != "all":
+            raise ValueError(
+                f"score.users: received {self.score.users!r} beside [experiment], expected all: its arms share all users; remove "
+                "one of the two"
             )
         return self
 

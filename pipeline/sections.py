@@ -12,6 +12,8 @@ from features.settings import check_iso
 
 MODEL = "lookback"
 """Name of the model in metrics.json and targets.parquet."""
+DELIVERED = "delivered"
+"""System of the lists that users received, in realised outcomes; the others are shadows, by name."""
 BASELINES = (
     *("popularity", "recent_popularity", "own_frequent", "own_recent"),
     *("co_visitation", "item_knn", "tifu_knn", "ease", "als", "gru"),
@@ -26,6 +28,8 @@ CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """package.module:Class."""
 MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([^/@]+))")
 """models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS; groups: name, version, alias."""
+DELIVERED_TO = ("postgresql://", "postgres://", "sqlite:///")
+"""Beginnings of the addresses of databases that take the live lists."""
 TargetKind = Literal["auto", "nightly", "successive", "first"]
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 
@@ -314,6 +318,90 @@ class MonitorConfig(Section):
         if not days or min(days) <= 0:
             raise ValueError(f"monitor.days: received {days}, expected windows above 0 days")
         return sorted(set(days))
+
+
+class ExperimentConfig(Section):
+    """Experiment on users, whose lists are made by arm every night: the `[experiment]` section."""
+
+    name: str = Field(min_length=1)
+    """Name; another experiment has another name."""
+    arms: dict[str, float]
+    """Arms, as shares of the users by system: champion, challenger, models:/NAME/VERSION, or a counting baseline. The others are
+    compared with the first."""
+    salt: str
+    """Text of 1 to 64 bytes that is hashed with the user id into the user's arm; another salt draws anew."""
+    start: str
+    """First day of the log with lists by arm, as an ISO date or time (in `events.timezone`)."""
+    smallest_effect: float = Field(0.05, gt=0)
+    """Smallest difference to be shown with 80 % power, as a share of the first arm's NDCG: it plans the number of nights before
+    which there is no verdict."""
+
+    @pydantic.field_validator("arms")
+    @classmethod
+    def _shares_of_known_systems(cls, arms: dict[str, float]) -> dict[str, float]:
+        example = "such as { champion = 0.9, challenger = 0.1 }"
+        if len(arms) < 2:
+            raise ValueError(f"experiment.arms: received {len(arms)} arms, expected at least two, {example}")
+        for name, share in arms.items():
+            if name not in ("champion", "challenger", *COUNTED_BASELINES) and not MODEL_URI.fullmatch(name):
+                raise ValueError(
+                    f"experiment.arms: received {name!r}, expected champion, challenger, {', '.join(COUNTED_BASELINES)}, or "
+                    "models:/NAME/VERSION"
+                )
+            if not share > 0:
+                raise ValueError(
+                    f"experiment.arms: received {name} = {share:g}, expected a share above 0, or no such arm"
+                )
+        if not math.isclose(total := math.fsum(arms.values()), 1, abs_tol=1e-9):
+            raise ValueError(
+                f"experiment.arms: received shares that add up to {total:g}, expected 1, {example}"
+            )
+        return arms
+
+    @pydantic.field_validator("salt")
+    @classmethod
+    def _hashable(cls, salt: str) -> str:
+        if not 1 <= len(salt.encode()) <= 64:
+            raise ValueError(f"experiment.salt: received {len(salt.encode())} bytes, expected 1 to 64")
+        return salt
+
+    @pydantic.field_validator("start")
+    @classmethod
+    def _known_start(cls, start: str) -> str:
+        check_iso("experiment.start", start)
+        return start
+
+
+class DeliverConfig(Section):
+    """Table of a database for the live lists: the `[deliver]` section."""
+
+    database: str
+    """Address, postgresql://… or sqlite:///file. Credentials as for `events.database`: PGUSER and PGPASSWORD, or ~/.pgpass."""
+    table: str
+    """Table, with its schema or without; made where it is missing, with an index on `user_id`."""
+    mode: Literal["replace", "append"] = "replace"
+    """replace: the lists take the place of all rows; append: they come beside those of earlier deliveries."""
+
+    @pydantic.field_validator("database")
+    @classmethod
+    def _known_database(cls, address: str) -> str:
+        if not address.startswith(DELIVERED_TO):
+            kind = address.partition("://")[0] if "://" in address else address
+            raise ValueError(
+                f"deliver.database: received {kind!r}, expected an address that begins with {', '.join(DELIVERED_TO)}"
+            )
+        return address
+
+    @pydantic.field_validator("table")
+    @classmethod
+    def _plain_name(cls, table: str, about: pydantic.ValidationInfo) -> str:
+        is_sqlite = str(about.data.get("database")).startswith("sqlite")
+        if not re.fullmatch(r"[^\W\d]\w*" + ("" if is_sqlite else r"(\.[^\W\d]\w*)?"), table):
+            schema = "" if is_sqlite else ", or schema.table"
+            raise ValueError(
+                f"deliver.table: received {table!r}, expected a name of letters, digits and _{schema}"
+            )
+        return table
 
 
 class TrackingConfig(Section):

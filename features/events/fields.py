@@ -79,8 +79,8 @@ def numbers(column: pl.Series, decimal: str) -> Parsed:
     elif decimal == ",":
         number = _from_text(column, _COMMAS)
     else:
-        number = column.str.strip_chars().cast(pl.Float32, strict=False)
-        rest = number.is_null() & column.is_not_null()
+        number = column.cast(pl.Float32, strict=False)
+        rest = number.is_null() & column.is_not_null() & (column != "")
         if rest.any():
             number = number.scatter(rest.arg_true(), _from_text(column.filter(rest), _POINTS))
     is_finite = number.is_finite().fill_null(value=False)
@@ -88,6 +88,18 @@ def numbers(column: pl.Series, decimal: str) -> Parsed:
         return number, None
     absent = ids.is_missing(column.filter(~is_finite))
     return number.set(~is_finite, None), (~is_finite).scatter((~is_finite).arg_true(), ~absent)
+
+
+def places(column: pl.Series) -> Parsed:
+    """A column as float64 (whole numbers up to 2**53 stay exact), and the rows whose place is no finite number."""
+    if column.dtype.is_nested():
+        raise ValueError(f"events.columns.order: the column is {column.dtype}, expected numbers")
+    text = column.str.strip_chars() if column.dtype == pl.String else column
+    number = text.cast(pl.Float64, strict=False)
+    number = number.set(~number.is_finite().fill_null(value=False), None)
+    absent = blank_among(column, number.is_null())
+    bad = number.is_null() & ~absent
+    return number, bad if bad.any() else None
 
 
 def _from_text(text: pl.Series, pattern: str) -> pl.Series:

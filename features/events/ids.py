@@ -7,8 +7,12 @@ from features.schema import IdType
 LARGEST_EXACT_FLOAT = 2**53
 LONGEST_BYTES = 64 << 10
 """Maximum length of an id or an event type, in UTF-8."""
-_ODD_ENDINGS = (" ", "\t", "\u00a0", ".0", "00")
-"""Ends of ids that may have another spelling; looked for before the slower patterns."""
+_ODD_ENDS = (" ", "\t", "\u00a0", ".0", "00")
+_MAY_BE_ODD = pl.any_horizontal(
+    pl.col("id") < "!",  # empty, or begins with a blank or a control character
+    *(pl.col("id").str.ends_with(end) for end in _ODD_ENDS),
+).fill_null(value=False)
+"""Whether a text id may have another spelling; the slower patterns follow."""
 
 
 def plain(ids: pl.Series) -> pl.Series:
@@ -53,20 +57,24 @@ def canonical(ids: pl.Series) -> pl.Series:
     if ids.dtype == pl.Int64:
         return ids
     number = ids.cast(pl.Int64, strict=False)
-    is_odd = (number.is_null() | (ids < "1")) & ids.is_not_null()  # or begins with a sign or a zero
+    is_signed = (ids < "1").fill_null(value=False)  # or begins with a zero or a blank
+    if is_signed.any():
+        number = number.scatter(is_signed.arg_true(), _as_written(ids.filter(is_signed)))
+    is_odd = number.is_null() & ids.is_not_null()
     if not is_odd.any():
         return number
-    odd = spelled(ids.filter(is_odd))
-    of_odd = odd.cast(pl.Int64, strict=False)
-    return number.scatter(is_odd.arg_true(), of_odd.set(of_odd.cast(pl.String) != odd, None))
+    return number.scatter(is_odd.arg_true(), _as_written(spelled(ids.filter(is_odd))))
+
+
+def _as_written(ids: pl.Series) -> pl.Series:
+    """[n] Int64: each text as an integer, null where that is written otherwise."""
+    number = ids.cast(pl.Int64, strict=False)
+    return number.set(number.cast(pl.String) != ids, None)
 
 
 def spelled(ids: pl.Series) -> pl.Series:
     """[n] Text ids in their one spelling: without outer blanks, and whole numbers without .0 at their end."""
-    is_odd = ids < "!"  # empty, or begins with a blank or a control character
-    for ending in _ODD_ENDINGS:
-        is_odd |= ids.str.ends_with(ending)
-    is_odd = is_odd.fill_null(value=False)
+    is_odd = ids.alias("id").to_frame().select_seq(_MAY_BE_ODD).to_series()
     if not is_odd.any():
         return ids
     odd = ids.filter(is_odd).str.strip_chars().str.replace(r"^(0|-?[1-9]\d*)\.0+$", "$1")

@@ -20,7 +20,7 @@ MAX_ODD_WIDTHS = 0.05
 PARTS_AT_A_TIME = 500_000
 """Categories and numbers of embeddings that are split at a time; each takes up to fifty times the memory of its text."""
 
-_CONTENT = tuple(schema.ITEM_CONTENT)
+_COLUMNS = tuple(schema.ITEM_COLUMNS)
 _LIST = (pl.List, pl.Array)
 
 
@@ -29,7 +29,7 @@ class ItemFormat:
     """Format of the items table: the keys of a configuration's `[items]`."""
 
     table: TableFormat
-    """Maps item_id and any of title, categories, text, embedding; without a mapping, the source's columns of these names
+    """Maps item_id and any of title, categories, text, embedding, provider; without a mapping, columns of these names
     (in a JSON object from item to a list, the list is the categories)."""
     category_separator: str = "|"
     """Separator of categories within one text; lists need none."""
@@ -37,7 +37,7 @@ class ItemFormat:
 
 def with_content(block: pl.DataFrame, form: ItemFormat, path: Path) -> pl.DataFrame:
     """item_id and the content columns of a block."""
-    names = [name for name in _CONTENT if name in block]
+    names = [name for name in _COLUMNS if name in block]
     pieces = [
         piece.select(ITEM_ID, *(_content(piece[name], form, path) for name in names))
         for piece in _pieces(block, form, path)
@@ -64,13 +64,13 @@ def _pieces(block: pl.DataFrame, form: ItemFormat, path: Path) -> Iterator[pl.Da
 
 
 def _content(column: pl.Series, form: ItemFormat, path: Path) -> pl.Series:
-    """A content column in its type of `schema.ITEM_CONTENT`; blanks are null."""
+    """A content column in its type of `schema.ITEM_COLUMNS`; blanks are null."""
     received = column.dtype
     while isinstance(column.dtype, _LIST) and isinstance(column.dtype.inner, _LIST):
         column = column.cast(pl.List(column.dtype.inner)).list.eval(pl.element().explode())
     element = column.dtype.inner if isinstance(column.dtype, _LIST) else column.dtype
     if isinstance(element, pl.Struct | pl.Binary | pl.Object):
-        (expected,) = schema.ITEM_CONTENT[column.name]
+        (expected,) = schema.ITEM_COLUMNS[column.name]
         raise ValueError(
             f"{form.table.section}.columns.{column.name}: {path}: received {received}, expected {expected} or what can be "
             "written as that"

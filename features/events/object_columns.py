@@ -36,7 +36,7 @@ class ObjectColumns:
     def __init__(self, form: TableFormat, id_name: str, separator: str | None, where: str) -> None:
         """separator: of categories within one text; None for a table of users."""
         self._form, self._id_name, self._separator, self._where = form, id_name, separator, where
-        self._columns = form.columns or {name: name for name in (id_name, *schema.ITEM_CONTENT)}
+        self._columns = form.columns or {name: name for name in (id_name, *schema.ITEM_COLUMNS)}
         self._keys: dict[str, None] = {}
         self._seen: set[str] = set()
         self._lists: set[str] = set()

@@ -27,6 +27,7 @@ ORDER = ("unparseable", *LEFT_OUT[:3], *REFUSED[1:], *LEFT_OUT[3:5])
 VALUES_LEFT_OUT = (
     "bad_value",  # not a finite number
     "bad_type",  # longer than ids.LONGEST_BYTES
+    "bad_order",  # not a finite number
 )
 """Reasons for which an event loses a value, and stays."""
 

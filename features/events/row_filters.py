@@ -50,7 +50,12 @@ class RowFilters:
         users: pl.Series | None = None,
         items: pl.Series | None = None,
     ) -> "RowFilters":
-        """Filters by excluded ids (as text, or None) in the log's final types."""
+        """Filters by excluded ids (as text, or None) in the log's final types.
+
+        Raises ValueError for a pattern that polars cannot match.
+        """
+        for condition in where:
+            _check_pattern(condition)
         return cls(
             None if users is None else Excluded(users, id_types[USER_ID]),
             None if items is None else Excluded(items, id_types[ITEM_ID]),
@@ -75,6 +80,21 @@ class RowFilters:
             "excluded_item": held[ITEM_ID],
             "where": ~reduce(lambda some, more: some & more, fits) if fits else None,
         }
+
+
+def _check_pattern(condition: Mapping[str, Any]) -> None:
+    try:
+        pl.Series([""]).str.contains(condition.get("matches", ""))
+    except pl.exceptions.ComputeError as error:
+        raise ValueError(
+            f"events.where: received matches {condition['matches']!r} for {condition['column']!r}, expected a regular expression "
+            f"without look-around and back references, as polars matches them: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.startswith("error: ")]
+    return lines[0].removeprefix("error: ") if lines else str(error).splitlines()[0]
 
 
 def _fits(column: pl.Series, condition: Mapping[str, Any]) -> pl.Series:

@@ -20,11 +20,11 @@ from features.schema import EMBEDDING, ITEM_ID, TITLE, USER_ID, IdType
 from features.settings import TableFormat
 from features.tables import Chunk, MissingColumn
 
-_CONTENT = tuple(schema.ITEM_CONTENT)
+_COLUMNS = tuple(schema.ITEM_COLUMNS)
 
 
 def read_items(paths: Sequence[Path], form: ItemFormat, id_type: IdType) -> Table:
-    """The items of one or more files: item_id and the mapped columns of title, categories, text, embedding.
+    """The items of one or more files: item_id and the mapped columns of title, categories, text, embedding, provider.
 
     The first row of an item counts, files in the order given; of several titles the most frequent. Blank fields are null, and
     so is an embedding of another width than the others or with a value that is not a finite number.
@@ -183,6 +183,6 @@ def _chunks(path: Path, form: TableFormat, id_name: str) -> Iterator[Chunk]:
     if not form.columns:
         present = sources.column_names(path, form)
         form = replace(
-            form, columns={name: name for name in (id_name, *_CONTENT) if name in (id_name, *present)}
+            form, columns={name: name for name in (id_name, *_COLUMNS) if name in (id_name, *present)}
         )
     yield from sources.read(path, form)

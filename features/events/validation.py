@@ -36,9 +36,9 @@ from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMEST
 from features.settings import TableFormat
 from features.tables import Chunk, MissingColumn, Reading
 
-OPTIONAL = (VALUE, EVENT_TYPE)
+OPTIONAL = (VALUE, EVENT_TYPE, schema.ORDER)
 """Mapped columns that a file of several may lack."""
-_COLUMN_OF = {"bad_value": VALUE, "bad_type": EVENT_TYPE}
+_COLUMN_OF = {"bad_value": VALUE, "bad_type": EVENT_TYPE, "bad_order": schema.ORDER}
 _TIME_REASONS = ("missing_time", "impossible_time")
 EARLY_ROWS = 1_000_000
 HOPELESS_FRACTION = 0.95
@@ -120,7 +120,8 @@ def _ingest(
     counts = Counts()
     samples = {name: IdSample() for name in id_types}
     kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
-    places = {name: types[0] for name, types in schema.EVENTS.items()} | kinds
+    columns = {**schema.EVENTS, **(schema.EVENT_ORDER if schema.ORDER in form.settings.columns else {})}
+    places = {name: types[0] for name, types in columns.items()} | kinds
 
     def validated(reading: Reading) -> _Validated:
         chunk = reading()
@@ -285,7 +286,7 @@ class Judged:
     """The rows of a chunk as events, and what speaks against each."""
 
     events: pl.DataFrame
-    """user_id, item_id, timestamp, event_type and value of every row."""
+    """user_id, item_id, timestamp, event_type and value of every row, and its order where the log has a column for it."""
     verdict: pl.Series
     """[rows] null where the row is an event, else the position in `ORDER` of the first reason against it."""
     lost: dict[str, pl.Series]
@@ -313,7 +314,7 @@ def validate(
     event_type, is_bad_type = _optional(source, EVENT_TYPE, fields.KIND, fields.event_types)
     missing = {name: _missing(plain[name], typed[name]) for name in typed}
     not_int64 = {name: _not_int64(typed[name], missing[name]) for name in typed}
-    bad = {name: _bad_ids(plain[name], not_int64[name], settings.id_types) for name in typed}
+    bad = {name: _bad_ids(plain[name], typed[name], not_int64[name], settings.id_types) for name in typed}
     listed = pl.Series(list(settings.types or ()), dtype=fields.KIND).implode()
     reasons = {
         "unparseable": pl.Series(chunk.broken),
@@ -337,6 +338,8 @@ def validate(
                 raise TextIds(name, rows[0] + 1, str(plain[name][rows[0]]))
     lost = {"bad_value": is_bad_value, "bad_type": is_bad_type}
     events = {**typed, TIMESTAMP: moment.cast(schema.TIME), EVENT_TYPE: event_type, VALUE: value}
+    if schema.ORDER in settings.columns:
+        events[schema.ORDER], lost["bad_order"] = _optional(source, schema.ORDER, pl.Float64(), fields.places)
     return Judged(
         pl.DataFrame(events), verdict, {reason: flags for reason, flags in lost.items() if flags is not None}
     )
@@ -390,11 +393,14 @@ def _not_int64(typed: pl.Series, missing: pl.Series | None) -> pl.Series | None:
     return typed.is_null() & ~missing if typed.null_count() and missing is not None else None
 
 
-def _bad_ids(plain: pl.Series, not_int64: pl.Series | None, id_types: str) -> pl.Series | None:
-    too_long = ids.is_too_long(plain) if plain.dtype == pl.String else None
-    if id_types != "int64" or not_int64 is None:
-        return too_long
-    return not_int64 if too_long is None else not_int64 | too_long
+def _bad_ids(
+    plain: pl.Series, typed: pl.Series, not_int64: pl.Series | None, id_types: str
+) -> pl.Series | None:
+    if typed.dtype == pl.Int64 and (not_int64 is None or not not_int64.any()):
+        return None
+    if typed.dtype == pl.Int64 and id_types == "int64":
+        return not_int64
+    return ids.is_too_long(plain) if plain.dtype == pl.String else None
 
 
 def _impossible(moment: pl.Series, form: EventFormat) -> pl.Series | None:

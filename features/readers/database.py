@@ -50,18 +50,31 @@ Run = Callable[[str, "Since | None"], pa.RecordBatchReader]
 
 
 @dataclass(frozen=True)
-class Query:
-    """A table's query of a database."""
+class Database:
+    """Database of a section of the configuration, by its address."""
 
     section: str
     address: str
-    text: str
 
     @property
     def scheme(self) -> str:
         """postgresql, sqlite or duckdb."""
         name = self.address.partition("://")[0]
         return "postgresql" if name == "postgres" else name
+
+    @property
+    def encoded(self) -> str:
+        """The address as libpq reads it, whatever characters its password has."""
+        match = _PASSWORD.match(self.address)
+        if match is None:
+            return self.address
+        password = urllib.parse.quote(urllib.parse.unquote(match[2]), safe="")
+        return match[1] + password + self.address[match.end(2) :]
+
+    @property
+    def path(self) -> Path:
+        """File of `sqlite:///relative` or `sqlite:////absolute`."""
+        return Path(self.address.partition(":///")[2])
 
     @property
     def shown(self) -> str:
@@ -77,6 +90,36 @@ class Query:
             for written in {password, urllib.parse.unquote(password)}:
                 text = text.replace(written, "***") if len(written) >= _SHORTEST else text
         return text
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Explain errors of opening the database."""
+        with self.explained("database", "cannot be opened", _CHECKS[self.scheme]):
+            yield
+
+    @contextlib.contextmanager
+    def explained(self, key: str, problem: str, advice: str) -> Iterator[None]:
+        """Turn errors of a driver into one ValueError without the password."""
+        try:
+            yield
+        except ImportError as error:
+            raise ValueError(
+                f"{self.section}.database: received {self.shown!r}, but the driver of {self.scheme} is not installed "
+                f'({error.name}): pip install "lookback[database]"'
+            ) from None
+        except Exception as error:
+            package = type(error).__module__.partition(".")[0]
+            if package not in _DRIVERS and not isinstance(error, ValueError | OSError | pa.ArrowException):
+                raise
+            reason = " ".join(_NOISE.sub("", self.without_password(str(error))).split()).rstrip(".")
+            raise ValueError(f"{self.section}.{key}: {self.shown} {problem}: {reason}; {advice}") from None
+
+
+@dataclass(frozen=True)
+class Query(Database):
+    """A table's query of a database."""
+
+    text: str
 
     @property
     def has_since(self) -> bool:
@@ -193,14 +236,14 @@ class Connection:
 
     @contextlib.contextmanager
     def _asked(self, text: str, since: Since | None) -> Iterator[pa.RecordBatchReader]:
-        with _explained(self.query, "query", "refuses the query", _CORRECT):
+        with self.query.explained("query", "refuses the query", _CORRECT):
             reader = self._run(text, since)
         with reader:
             yield reader
 
     def _batches(self, reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         while True:
-            with _explained(self.query, "query", "broke off", _CORRECT):
+            with self.query.explained("query", "broke off", _CORRECT):
                 batch = next(reader, None)
             if batch is None:
                 return
@@ -216,7 +259,7 @@ def opened(query: Query) -> Iterator[Connection]:
     """
     connect = {"sqlite": _sqlite, "duckdb": _duckdb}.get(query.scheme, _postgresql)
     with contextlib.ExitStack() as stack:
-        with _explained(query, "database", "cannot be opened", _CHECKS[query.scheme]):
+        with query.opening():
             connection = stack.enter_context(connect(query))
         yield connection
 
@@ -256,7 +299,7 @@ def _plain(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 def _postgresql(query: Query) -> Iterator[Connection]:
     from adbc_driver_postgresql import dbapi
 
-    with dbapi.connect(_encoded(query.address)) as connection, connection.cursor() as cursor:
+    with dbapi.connect(query.encoded) as connection, connection.cursor() as cursor:
 
         def run(text: str, since: Since | None) -> pa.RecordBatchReader:
             connection.rollback()  # after a query that was refused
@@ -300,38 +343,7 @@ def _duckdb(query: Query) -> Iterator[Connection]:
 
 
 def _file(query: Query) -> Path:
-    """File of an address, `sqlite:///relative` or `sqlite:////absolute`."""
-    path = Path(query.address.partition(":///")[2])
-    if not path.is_file():
-        raise ValueError(f"there is no file {str(path)!r} (from {Path.cwd()})")
-    return path
-
-
-def _encoded(address: str) -> str:
-    """An address as libpq reads it, whatever characters its password has."""
-    found = _PASSWORD.match(address)
-    if found is None:
-        return address
-    password = urllib.parse.quote(urllib.parse.unquote(found[2]), safe="")
-    return found[1] + password + address[found.end(2) :]
-
-
-# --- errors ---
-
-
-@contextlib.contextmanager
-def _explained(query: Query, key: str, problem: str, advice: str) -> Iterator[None]:
-    """Turn errors of a driver into one ValueError without the password."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(
-            f"{query.section}.database: received {query.shown!r}, but the driver of {query.scheme} is not installed "
-            f'({error.name}): pip install "lookback[database]"'
-        ) from None
-    except Exception as error:
-        package = type(error).__module__.partition(".")[0]
-        if package not in _DRIVERS and not isinstance(error, ValueError | OSError | pa.ArrowException):
-            raise
-        reason = " ".join(_NOISE.sub("", query.without_password(str(error))).split()).rstrip(".")
-        raise ValueError(f"{query.section}.{key}: {query.shown} {problem}: {reason}; {advice}") from None
+    """File of a database that is to be there."""
+    if not query.path.is_file():
+        raise ValueError(f"there is no file {str(query.path)!r} (from {Path.cwd()})")
+    return query.path

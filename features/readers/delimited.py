@@ -59,8 +59,8 @@ def _parse(text: bytes, dialect: Dialect, one_byte: bytes) -> Chunk:
     is_valid = tables.is_utf8(text)
     frame = _fields(plain, dialect, one_byte, is_valid=is_valid)
     suspects = ((frame["_last"] == "") | (frame["_beyond"] != "")).arg_true().to_numpy()
-    others = _may_hold_others(text, dialect)
-    if is_valid and not others and _is_regular_block(plain, suspects, len(frame), dialect, one_byte):
+    may_hold_others = _may_hold_others(text, dialect)
+    if is_valid and not may_hold_others and _is_regular_block(plain, suspects, len(frame), dialect, one_byte):
         return Chunk(
             frame.select(*dialect.positions), np.zeros(len(frame), dtype=bool), _raw(text), dialect.why
         )
@@ -69,7 +69,7 @@ def _parse(text: bytes, dialect: Dialect, one_byte: bytes) -> Chunk:
     broken = lines.undecodable()
     if not dialect.is_filled:
         broken |= _wrong_counts(plain, suspects, lines, dialect, one_byte)
-    kept = np.flatnonzero(_are_rows(lines, dialect))
+    kept = np.flatnonzero(_are_rows(lines, dialect, may_hold_others))
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
     return Chunk(frame.select(*dialect.positions), broken, lines.raw(kept, kept), dialect.why)
@@ -106,10 +106,12 @@ def _may_hold_others(text: bytes, dialect: Dialect) -> bool:
     return any(text.startswith(mark) or b"\n" + mark in text for mark in marks)
 
 
-def _are_rows(lines: tables.Lines, dialect: Dialect) -> NDArray[np.bool_]:
-    """[lines] whether a line is neither blank nor a comment nor the header again."""
+def _are_rows(
+    lines: tables.Lines, dialect: Dialect, may_hold_others: bool | None = None
+) -> NDArray[np.bool_]:
+    """[lines] whether a line is neither blank nor a comment nor the header again; may_hold_others: see there, if it is known."""
     flags = lines.ends > lines.starts
-    if _may_hold_others(lines.text, dialect):
+    if _may_hold_others(lines.text, dialect) if may_hold_others is None else may_hold_others:
         comment, header = dialect.comment, dialect.header
         for line in np.flatnonzero(flags).tolist():
             text = lines.line(line)

@@ -205,7 +205,8 @@ def _start(stream: TextStream, form: TableFormat, where: str) -> tuple[bytes, st
         if len(start) >= FIRST_BYTES and _skip(start, form)[0].count(b"\n") > form.header:
             return _skip(start, form)
         tables.check_row_length(len(start) - FIRST_BYTES, where)
-    return _skip(normal(start), form)
+    is_ended = start.endswith((b"\n", b"\r")) or not start
+    return _skip(start if is_ended else start + b"\n", form)
 
 
 def _skip(start: bytes, form: TableFormat) -> tuple[bytes, str]:

@@ -13,7 +13,7 @@ from features import tables
 from features.readers.json_documents import OneObjectPerLine
 from features.readers.json_shapes import Shapes
 from features.readers.json_values import UnevenLists, as_scalar, parse_object, rows_of, why
-from features.schema import ITEM_ID, TIMESTAMP, USER_ID
+from features.schema import EVENT_TYPE, ITEM_ID, ORDER, TIMESTAMP, USER_ID, VALUE
 from features.settings import TableFormat, single
 from features.tables import Chunk, Rows, TextStream
 
@@ -54,7 +54,7 @@ def read_jsonl(stream: TextStream, form: TableFormat, where: str) -> Iterator[Ch
         if len(chunk.frame):
             yield chunk
     keys |= dict.fromkeys(shapes.keys())
-    needed = [ours for ours in (USER_ID, ITEM_ID, TIMESTAMP) if ours in paths]
+    needed = [ours for ours in (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, ORDER) if ours in paths]
     absent = [ours for ours in needed if ours not in seen and paths[ours] not in keys]
     if keys and absent:
         raise tables.missing_column(form, absent[0], sorted(keys), where)

@@ -75,7 +75,7 @@ class NightlyVariance:
         """Smallest difference of two arms' means that shows with `POWER` in a two-sided test at `LEVEL`.
 
         (z_{1 - level / 2} + z_power) sqrt(v / (share n) + v / ((1 - share) n)) (Lachin 1981, arms of one variance; for
-        equal arms and 80 % the rule n = 16 v / effect^2 per arm of Kohavi, Tang & Xu 2020, chapter 15). share: of the users, in
+        equal arms and 80 % the rule n = 16 v / effect^2 per arm of Kohavi, Tang & Xu 2020, chapter 17). share: of the users, in
         one of the two arms. The nights are the same for both arms, so what differs between nights does not count.
         """
         return _quantiles() * math.sqrt(self.of_mean(nights) * _per_user(share) / users)
@@ -86,6 +86,20 @@ class NightlyVariance:
             raise ValueError("power: received an effect of 0, expected another")
         return math.ceil(self.of_mean(nights) * _per_user(share) * (_quantiles() / effect) ** 2)
 
+    def nights_needed(
+        self, effect: float, users: float, share: float = 0.5, comparisons: int = 1
+    ) -> int | None:
+        """Fewest nights with which users show an effect with `POWER`; None where no number of nights does.
+
+        comparisons: tests among which the level is divided (Bonferroni; adjusting after Holm calls no fewer).
+        v of `of_mean` at D nights is a + (v(1) - a) / D, with a = between activity.
+        """
+        target = users * (effect / _quantiles(comparisons)) ** 2 / _per_user(share)
+        if self.of_mean(1) <= target:
+            return 1
+        floor = self.between * self.activity
+        return math.ceil((self.of_mean(1) - floor) / (target - floor)) if target > floor else None
+
 
 def _per_user(share: float) -> float:
     if not 0 < share < 1:
@@ -93,6 +107,6 @@ def _per_user(share: float) -> float:
     return 1 / share + 1 / (1 - share)
 
 
-def _quantiles() -> float:
+def _quantiles(comparisons: int = 1) -> float:
     normal = NormalDist()
-    return normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)
+    return normal.inv_cdf(1 - LEVEL / comparisons / 2) + normal.inv_cdf(POWER)

@@ -22,7 +22,8 @@ from pipeline.errors import LookbackError
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.graph import Pipeline, resolve
 from pipeline.serving import new_item_catalogue, popularity_fallback
-from pipeline.serving.batch import Log, keys_of, with_current_log
+from pipeline.serving.assignment import keys_of
+from pipeline.serving.batch import Log, with_current_log
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import rules_of
 from pipeline.serving.request import Request

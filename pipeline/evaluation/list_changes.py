@@ -105,7 +105,7 @@ class ListChanges:
     overlap_quantiles: Mapping[str, float]
     """`p10`, `p50`, `p90` over these users."""
     places: Mapping[str, PlaceChanges]
-    """`item`, `category` and `popularity` (third of the items by events)."""
+    """`item`, `category`, `provider` (where known) and `popularity` (third of the items by events)."""
     segments: Sequence[SegmentChange]
     """By segment of the users, most changed first; empty where users have none."""
     side_by_side: Sequence[UserLists]
@@ -117,7 +117,7 @@ def compare_lists(
 ) -> ListChanges:
     """Compare recommendations (`user_id, item_id, rank, because`) of two scorings.
 
-    items: `item_id, title, categories, num_events`; segment: `user_id, segment` of users.
+    items: `item_id, title, categories, num_events`, optionally `provider`; segment: `user_id, segment` of users.
     Raises LookbackError where ids changed their type, or no user has a list in both.
     """
     tables = [table.select("user_id", "item_id", "rank").collect() for table in (before, after)]
@@ -171,7 +171,7 @@ def _titles(items: pl.DataFrame) -> list[str]:
 
 
 def _places(codes: pl.DataFrame, first: Int32, second: Int32, items: pl.DataFrame) -> dict[str, PlaceChanges]:
-    """Changes by item, category and popularity; codes: `item_id` of each code in the lists."""
+    """Changes by item, category, provider and popularity; codes: `item_id` of each code in the lists."""
     before, after = (np.bincount(lists.ravel(), minlength=len(codes) + 1)[1:] for lists in (first, second))
     known = codes.join(items, on="item_id", how="left", maintain_order="left")
     counted = known.with_columns(
@@ -186,6 +186,8 @@ def _places(codes: pl.DataFrame, first: Int32, second: Int32, items: pl.DataFram
         some = pl.when(distinct.list.len() > 0).then(distinct)
         exploded = counted.with_columns(some.alias("category")).explode("category")
         changes["category"] = _most(_summed(exploded, "category"))
+    if "provider" in counted.columns and counted["provider"].null_count() < len(counted):
+        changes["provider"] = _most(_summed(counted, "provider"))
     return changes | {"popularity": _most(_summed(counted, "third"))}
 
 

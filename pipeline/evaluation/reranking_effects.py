@@ -26,7 +26,7 @@ from pipeline.dataset.targets import counted
 from pipeline.evaluation import metrics_report
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.evaluation.metrics_report import MetricSettings
-from pipeline.serving.batch import keys_of
+from pipeline.serving.assignment import keys_of
 from pipeline.serving.bundle import translation
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""After delivery: ledger of deliveries, realised outcomes, alerts."""
+"""After delivery: ledger of deliveries, realised outcomes, experiments, alerts."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from features.printable import printable
 from pipeline.monitoring.ledger import DAY, Delivery
-from pipeline.sections import MonitorConfig
+from pipeline.sections import DELIVERED, MonitorConfig
 
 if TYPE_CHECKING:  # an up-to-date night reads its alerts without polars and numpy
     import polars as pl
@@ -120,10 +120,14 @@ def of_reality(
     """Alerts where the realised metric lies below the promised band on the last two nights of a window."""
     import polars as pl
 
-    from pipeline.monitoring.outcomes import DELIVERED
     from pipeline.monitoring.promise import band
 
-    promises = {delivery.log_time: delivery.promise for delivery in entered}
+    arms = {delivery.log_time: delivery.promised_arm for delivery in entered}
+    promises = {
+        delivery.log_time: delivery.promise
+        for delivery in entered
+        if delivery.experiment is None or delivery.promised_arm is not None
+    }
     own = nights.filter((pl.col("system") == DELIVERED) & pl.col("segment").is_null())
     for days in settings.days:
         window = own.filter(pl.col("window_days") == days).with_columns(pl.col("log_time").dt.timestamp("us"))
@@ -131,7 +135,7 @@ def of_reality(
         for night in window["log_time"].unique().sort().tail(2):
             promise = promises.get(night, {}).get(f"{days:g}")
             limits = None if promise is None else band(promise, settings.promise_level)
-            row = None if promise is None else _value(window, night, promise.metric)
+            row = None if promise is None else _value(window, night, promise.metric, arms.get(night))
             if promise is None or limits is None or row is None or row >= limits[0]:
                 below.clear()
                 continue
@@ -141,10 +145,11 @@ def of_reality(
             yield below[-1]
 
 
-def _value(window: "pl.DataFrame", night: int, metric: str) -> float | None:
+def _value(window: "pl.DataFrame", night: int, metric: str, arm: str | None) -> float | None:
     import polars as pl
 
-    rows = window.filter((pl.col("log_time") == night) & (pl.col("metric") == metric))
+    is_of_arm = pl.col("arm").eq_missing(pl.lit(arm, pl.String))
+    rows = window.filter((pl.col("log_time") == night) & (pl.col("metric") == metric) & is_of_arm)
     return None if rows.is_empty() else rows["value"][0]
 
 

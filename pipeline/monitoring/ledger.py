@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.artifacts.files import fingerprint, fsync, read_json, temporary_beside, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
-from pipeline.errors import DamagedArtifact, optional
+from pipeline.errors import ConfigError, DamagedArtifact, optional
+from pipeline.sections import ExperimentConfig
 
 RECORDS, TABLE = ".deliveries", "deliveries.parquet"
 DAY = 86_400_000_000
@@ -30,6 +31,36 @@ class ShadowSource:
     """None for a baseline"""
     bundle_digest: str
     """Empty for a baseline"""
+
+
+@dataclass(frozen=True)
+class ArmSource:
+    """System of an experiment's arm, and its users."""
+
+    name: str
+    share: float
+    """Share of the users asked for"""
+    model_version: int | None
+    """None for a baseline"""
+    bundle_digest: str
+    """Empty for a baseline"""
+    users: int
+    """Users scored"""
+
+
+@dataclass(frozen=True)
+class DeliveredExperiment:
+    """Experiment whose arms the lists were made by."""
+
+    name: str
+    salt: str
+    arms: tuple[ArmSource, ...]
+    """In the order of the configuration, on which the assignment depends"""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Arm to share of the users asked for."""
+        return {arm.name: arm.share for arm in self.arms}
 
 
 @dataclass(frozen=True)
@@ -66,18 +97,31 @@ class Delivery:
     short_lists: int
     overlap: float | None
     """Mean overlap of the users' lists with those of the delivery before, in [0, 1]"""
+    experiment: DeliveredExperiment | None = None
+    model_time: int | None = None
+    """Time of the newest event that the model knew, microseconds since the epoch"""
     events: int | None = None
     """Events that the lists were made from; None in records of lists that were not counted so"""
-    arm: str | None = None
     shadows: Mapping[str, ShadowSource] = field(default_factory=dict)
     promise: Mapping[str, Promise] = field(default_factory=dict)
     """Window in days, as text, to the promise of the evaluation"""
+
+    @property
+    def promised_arm(self) -> str | None:
+        """Arm of the system that `promise` is about; None without an experiment, or where no arm has it."""
+        arms = () if self.experiment is None else self.experiment.arms
+        return next((arm.name for arm in arms if arm.bundle_digest == self.bundle_digest), None)
 
     @property
     def night(self) -> str:
         """Time of the log, ISO 8601, UTC."""
         moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
         return (moment + datetime.timedelta(microseconds=self.log_time)).isoformat(timespec="seconds")
+
+    @property
+    def model_age_days(self) -> float | None:
+        """Time from the newest event that the model knew to the lists, in days; None where unknown."""
+        return None if self.model_time is None else max(self.log_time - self.model_time, 0) / DAY
 
     def end(self, days: float) -> int:
         """End of the window of so many days after the lists, microseconds since the epoch."""
@@ -124,9 +168,47 @@ def of_manifest(config: Config, name: str, manifest: Mapping[str, Any]) -> Deliv
         cold_users=manifest["cold_users"],
         short_lists=manifest["short_lists"],
         overlap=(manifest.get("drift") or {}).get("overlap"),
+        experiment=_experiment(manifest.get("experiment")),
+        model_time=manifest.get("model_time"),
         events=manifest.get("events_before_request"),
         shadows={name: ShadowSource(**source) for name, source in manifest.get("shadows", {}).items()},
     )
+
+
+def _experiment(record: Mapping[str, Any] | None) -> DeliveredExperiment | None:
+    if record is None:
+        return None
+    return DeliveredExperiment(
+        record["name"], record["salt"], tuple(ArmSource(**arm) for arm in record["arms"])
+    )
+
+
+def check_unchanged(settings: ExperimentConfig, entered: Sequence[Delivery]) -> None:
+    """Check that an experiment that has delivered lists has the salt and the arms of the newest ones.
+
+    Raises ConfigError otherwise: users would change their arms.
+    """
+    run = [
+        delivery for delivery in entered if delivery.experiment and delivery.experiment.name == settings.name
+    ]
+    if not run or (before := run[-1].experiment) is None:
+        return
+    for key, now, earlier in (
+        ("salt", settings.salt, before.salt),
+        ("arms", list(settings.arms.items()), list(before.shares.items())),
+    ):
+        if now != earlier:
+            raise ConfigError(
+                f"experiment.{key}: received {_shown(now)}, but {settings.name!r} has run with {_shown(earlier)} since "
+                f"{run[0].night}: users would change their arms in the middle; set it back, or begin another experiment "
+                "with another experiment.name"
+            )
+
+
+def _shown(value: str | list[tuple[str, float]]) -> str:
+    if isinstance(value, str):
+        return repr(value)
+    return "{ " + ", ".join(f"{name} = {share:g}" for name, share in value) + " }"
 
 
 def deliveries(stage_folder: Path, *, say: bool = False) -> list[Delivery]:
@@ -172,22 +254,26 @@ def open_lists(stage_folder: Path, days: float) -> Iterator[str]:
 
 
 def write_table(stage_folder: Path, entered: Sequence[Delivery]) -> None:
-    """Write deliveries.parquet, a row per delivered list and shadow, oldest first."""
+    """Write deliveries.parquet, a row per delivery (per arm where there is an experiment) and shadow, oldest first."""
     import polars as pl
 
     rows = []
     for delivery in entered:
-        row = {
+        row: dict[str, object] = {
             "delivered_utc": datetime.datetime.fromisoformat(delivery.delivered_utc),
             "log_time": delivery.log_time if delivery.timed else None,
             "model_version": delivery.model_version,
             "bundle_digest": delivery.bundle_digest,
             "settings_digest": delivery.settings_digest,
             "folder": delivery.folder,
-            "arm": delivery.arm,
+            "arm": None,
             "shadow": None,
         }
-        rows.append(row)
+        by_arm = (
+            {"arm": arm.name, "model_version": arm.model_version, "bundle_digest": arm.bundle_digest}
+            for arm in (() if delivery.experiment is None else delivery.experiment.arms)
+        )
+        rows += [row | own for own in by_arm] or [row]
         rows += [row | asdict(source) | {"shadow": name} for name, source in delivery.shadows.items()]
     time = pl.Datetime("us", "UTC")
     integer, text = pl.Int64(), pl.String()
@@ -227,6 +313,8 @@ def _read(path: Path) -> Delivery | None:
             days: Promise(own["metric"], tuple(map(float, own["nights"])))
             for days, own in content["promise"].items()
         }
+        content |= {"experiment": _experiment(content.get("experiment"))}
+        content.pop("arm", None)  # always null in the first records
         return Delivery(**{**content, "shadows": shadows, "promise": promise})
     except (OSError, DamagedArtifact, TypeError, KeyError, AttributeError, ValueError):
         return None

@@ -41,13 +41,15 @@ class NightTable:
     alerts: Sequence[alerts.Alert]
     differences: Sequence[Mapping[str, Any]]
     """Rows of `series.ShadowDifference`"""
+    experiment: Mapping[str, Any] | None
+    """Read-out, `experiment.Readout`"""
 
     @classmethod
     def load(cls, monitor: Path) -> "NightTable":
         """Table of a monitor artifact."""
         record = read_json(monitor / alerts.FILE)
         nights = pl.read_parquet(monitor / series.FILE, schema=series.COLUMNS)
-        named = nights.filter(pl.col("segment").is_null()).with_columns(
+        named = nights.filter(pl.col("segment").is_null() & pl.col("arm").is_null()).with_columns(
             pl.col("metric").str.split("@").list.first().alias("name")
         )
         promised = {
@@ -59,7 +61,7 @@ class NightTable:
                 ["window_days", "log_time", "system"], maintain_order=True
             )
         ]
-        return cls(_newest(rows), alerts.load(monitor), record["differences"])
+        return cls(_newest(rows), alerts.load(monitor), record["differences"], record.get("experiment"))
 
 
 def _row(

@@ -13,10 +13,10 @@ from features.histories.vocabulary import Vocabulary
 from models.histories import Int32, Int64
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.monitoring.ledger import Delivery
+from pipeline.sections import DELIVERED
+from pipeline.serving.assignment import Assignment
 
 FILE = "outcomes.parquet"
-DELIVERED = "delivered"
-"""System of the lists that users received; the others are shadows, by name."""
 KEY = ("log_time", "window_days", "system", "user_id")
 
 
@@ -147,17 +147,20 @@ def judge(dataset: Dataset, lists: pl.LazyFrame, taken: Taken, segment: pl.Serie
 
 
 def labelled(outcome: pl.DataFrame, delivery: Delivery, days: float, system: str) -> pl.DataFrame:
-    """Outcomes with the columns of `columns`."""
+    """Outcomes with the columns of `columns`; delivered lists of an experiment with the user's arm, also without a list."""
     facts: Mapping[str, object] = {
         "log_time": delivery.log_time,
         "window_days": float(days),
         "system": system,
-        "arm": delivery.arm,
+        "arm": None,
         "folder": delivery.folder,
         "k": delivery.k,
     }
     kinds = columns(outcome["user_id"].dtype)
     named = outcome.with_columns(pl.lit(value).alias(name) for name, value in facts.items())
+    if delivery.experiment is not None and system == DELIVERED:
+        assignment = Assignment(delivery.experiment.salt, delivery.experiment.shares)
+        named = named.with_columns(assignment.names_of(outcome["user_id"]))
     return named.select(pl.col(name).cast(kind) for name, kind in kinds.items())
 
 

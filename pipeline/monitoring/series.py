@@ -10,7 +10,7 @@ from features import schema
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.histories import Int64
-from pipeline.monitoring.outcomes import DELIVERED
+from pipeline.sections import DELIVERED
 
 FILE = "nights.parquet"
 COLUMNS = {
@@ -25,7 +25,8 @@ COLUMNS = {
     "high": pl.Float64(),
     "users": pl.Int64(),
 }
-"""Columns of nights.parquet. segment null: all users; low, high: 95 % bootstrap interval over users, null for coverage."""
+"""Columns of nights.parquet. arm null: all arms; segment null: all users; low, high: 95 % bootstrap interval over users, null
+for coverage."""
 MAX_UNITS = 10_000
 """Units of a bootstrap; their spread is known within 1 %, however many users there are."""
 METRICS = ("hit_rate", "ndcg", "recall", "mrr")
@@ -93,13 +94,16 @@ def metrics_of(outcomes: pl.DataFrame) -> dict[str, Float64]:
 
 
 def figures(outcomes: pl.DataFrame, bootstrap: Bootstrap) -> pl.DataFrame:
-    """Rows of nights.parquet for outcomes: all users of each system and night, then every segment; without coverage."""
+    """Rows of nights.parquet for outcomes: all users of each system and night, then every segment and arm; without coverage."""
     parts = [pl.DataFrame(schema=COLUMNS)]
     for (log_time, days), night in outcomes.group_by(["log_time", "window_days"], maintain_order=True):
-        for segment in (None, *night["segment"].unique().drop_nulls().sort()):
-            own = night if segment is None else night.filter(pl.col("segment") == segment)
-            facts = {"log_time": log_time, "window_days": days, "segment": segment}
-            parts += [_frame(facts, rows) for rows in _systems(own, bootstrap)]
+        facts = {"log_time": log_time, "window_days": days}
+        parts += [_frame(facts, rows) for rows in _systems(night, bootstrap)]
+        for column in ("segment", "arm"):
+            for (value,), own in (
+                night.drop_nulls(column).sort(column).group_by([column], maintain_order=True)
+            ):
+                parts += [_frame(facts | {column: value}, rows) for rows in _systems(own, bootstrap)]
     return pl.concat(parts)
 
 
@@ -116,7 +120,6 @@ def _systems(night: pl.DataFrame, bootstrap: Bootstrap) -> Iterator[list[dict[st
         yield [
             {
                 "system": system,
-                "arm": own["arm"][0],
                 "metric": name,
                 "value": _finite(means[name]),
                 "low": _finite(intervals[name][0]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
+from pipeline.orchestration.registered_systems import RegisteredSystems
 
 if TYPE_CHECKING:
     from models.settings.encoder import EncoderSettings
@@ -42,10 +43,10 @@ class Context:
     show_progress: bool
     force: bool = False
     """Whether --force names the stage: nothing kept is reused."""
-    shadows: "Mapping[str, ModelSource]" = field(default_factory=dict)
-    """Name in `score.shadows` to the registered model (score)."""
-    shadows_left_out: Mapping[str, str] = field(default_factory=dict)
-    """Name in `score.shadows` to the reason why its model is left out (score)."""
+    shadows: RegisteredSystems = field(default_factory=RegisteredSystems)
+    """Registered models of `score.shadows` (score)."""
+    arms: RegisteredSystems = field(default_factory=RegisteredSystems)
+    """Registered models of `experiment.arms` (score)."""
     previous: Path | None = None
     """Artifact of this stage that the result continues (monitor)."""
     digests: dict[str, str] = field(default_factory=dict)

@@ -11,7 +11,8 @@ from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.monitoring import ledger
-from pipeline.sections import COUNTED_BASELINES
+from pipeline.orchestration import registered_systems
+from pipeline.orchestration.registered_systems import RegisteredSystems
 from pipeline.tracking.registry import ModelSource
 
 PREDECESSOR = "predecessor"
@@ -142,7 +143,7 @@ STAGES = {
         ),
         Stage(
             "report",
-            8,
+            9,
             ("ingest", "features", "train", "index", "evaluate", "publish", "monitor", "score"),
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),
@@ -189,16 +190,6 @@ def order(config: Config, names: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Shadows:
-    """Registered models whose lists are made beside those of `score.model`."""
-
-    sources: Mapping[str, ModelSource] = field(default_factory=dict)
-    """Name in `score.shadows` to model"""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Name to reason"""
-
-
-@dataclass(frozen=True)
 class Pipeline:
     """Stages of one configuration, in running order, with fingerprints."""
 
@@ -208,8 +199,10 @@ class Pipeline:
     """Role to {path: content digest} of the source files."""
     model: ModelSource | None
     """Registered model to score with, where the configuration names one."""
-    shadows: Shadows
+    shadows: RegisteredSystems
     """Registered models among `score.shadows`."""
+    arms: RegisteredSystems
+    """Registered models among `experiment.arms`, where they score by arm."""
     earlier_cuts: "dict[str, Pipeline]"
     """Input name of each earlier cut's evaluation to that cut's stages (`split.cuts`)."""
 
@@ -218,7 +211,7 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
     """Resolve the named stages and the stages they need to fingerprints; builds nothing, reads only new source files."""
     sources = source_files.source_digests(config)
     model = _model_source(config) if "score" in (ordered := order(config, names)) else None
-    shadows = _shadows(config, model)
+    shadows, arms = registered_systems.of_shadows(config, model), registered_systems.of_arms(config, model)
     cuts = (
         {
             f"evaluate cut {number}": resolve(cut, ["evaluate"])
@@ -234,9 +227,11 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         inputs |= _outside_inputs(config, name, sources, model)
         if name == "score":
             inputs |= {f"shadow {own}": source.bundle_digest for own, source in shadows.sources.items()}
+            inputs |= registered_systems.arm_inputs(config, arms)
         if name == "monitor":
             entered = ledger.preceding(config.folder / "score", inputs["features"])
             inputs["deliveries"] = ledger.digest(entered)
+            inputs |= registered_systems.read_out_inputs(config)
         if name == "evaluate":
             inputs |= {cut: stages.nodes["evaluate"].artifact.name for cut, stages in cuts.items()}
         settings = {
@@ -248,7 +243,7 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         nodes[name] = Node(
             stage, store.Artifact(config.folder / name, fingerprint(content)), settings, inputs
         )
-    return Pipeline(config, nodes, sources, model, shadows, cuts)
+    return Pipeline(config, nodes, sources, model, shadows, arms, cuts)
 
 
 def _predecessor(stage_folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
@@ -263,44 +258,6 @@ def _predecessor(stage_folder: Path, content: Mapping[str, Any]) -> dict[str, st
         if fingerprint({**content, "inputs": {**content["inputs"], **kept}}) == latest.name:
             return kept
     return own
-
-
-def _shadows(config: Config, model: ModelSource | None) -> Shadows:
-    """Registered models among `score.shadows`; beside a model of the present run none are."""
-    sources, left_out = {}, {}
-    for name in config.score.shadows:
-        if name in COUNTED_BASELINES:
-            continue
-        if model is None:
-            left_out[name] = "registered models are scored beside score.model = champion or models:/… alone"
-            continue
-        try:
-            source = _shadow_source(config, name, model)
-        except LookbackError as error:
-            left_out[name] = str(error)
-        else:
-            if source.bundle_digest == model.bundle_digest:
-                left_out[name] = f"{source.uri} is the delivered model"
-            else:
-                sources[name] = source
-    return Shadows(sources, left_out)
-
-
-def _shadow_source(config: Config, name: str, model: ModelSource) -> ModelSource:
-    """Registered model of a name in `score.shadows`. Raises LookbackError where there is none."""
-    from pipeline.tracking import registry
-
-    own = registry.model_name(config)
-    if name != "previous":
-        return registry.source_of(config, f"models:/{own}@{name}" if name == registry.CHALLENGER else name)
-    earlier = [
-        delivery.model_version
-        for delivery in ledger.deliveries(config.folder / "score")
-        if delivery.model_version is not None and delivery.bundle_digest != model.bundle_digest
-    ]
-    if not earlier:
-        raise LookbackError("no lists of another model were delivered before")
-    return registry.source_of(config, f"models:/{own}/{earlier[-1]}")
 
 
 def finished_folder(config: Config, stage: str) -> Path:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from features.printable import markdown
 from pipeline.artifacts.files import fingerprint, read_json, write_json
@@ -26,9 +26,6 @@ from pipeline.tracking.record import TRACKING, DatasetInput, Point, RunRecord
 from pipeline.tracking.server import GATE, ServerAway
 from pipeline.tracking.tracker import NOTE, RunIdentity, Tracker
 
-if TYPE_CHECKING:
-    from pipeline.tracking.ui import View
-
 RUNS = ".runs"
 SEARCHES = "tune"
 """Folder of the searches of `lookback tune`, beside the stages' folders."""
@@ -37,7 +34,11 @@ LONGEST_SUMMARY = 1000
 """Maximum characters of a summary or reason in a description."""
 STAGE_RUN = "lookback.run."
 """Prefix of a parent's tags with the run of each stage, built by it or before."""
-SHOWN_FILES = {"report": ("report.html", "figures.html"), "evaluate": ("systems.json", "figures.html")}
+SHOWN_FILES = {
+    "report": ("report.html", "figures.html"),
+    "evaluate": ("systems.json", "figures.html"),
+    "monitor": ("nights.html",),
+}
 """Stages' files shown in the parent run; the later stage's file replaces one of the same name."""
 _SHARED_TAGS = (
     "lookback.device",
@@ -111,20 +112,6 @@ def evaluated(known: Sequence[Record]) -> list[Record]:
         for record in reversed(known)
         if record.status == "FINISHED" and record.stages.get("evaluate", {"built": False})["built"]
     ]
-
-
-def newest_view(config: Config) -> "View | None":
-    """List of the runs on the targets of the newest evaluation that is kept; None without one."""
-    from pipeline.evaluation import comparison
-    from pipeline.evaluation.report import EvaluationReport
-    from pipeline.reporting import run_description
-
-    for record in evaluated(records(config)):
-        folder = config.folder / "evaluate" / record.stages["evaluate"]["fingerprint"]
-        with contextlib.suppress(OSError, DamagedArtifact, KeyError):
-            metric = run_description.metric_of(EvaluationReport.load(folder), config.evaluate.gate_metric)
-            return run_description.view_of(metric, comparison.target_set(folder))
-    return None
 
 
 def without_artifacts(config: Config) -> list[Path]:
@@ -315,14 +302,14 @@ class ParentRun:
         """Add the resolved settings, and the stages' headline metrics, data sets, shared tags and shown files."""
         run.params(self._pipeline.config.model_dump(mode="json"))
         run.tags |= provenance.tags()
-        points: dict[str, Point] = {}
+        points: dict[tuple[str, int], Point] = {}
         datasets: list[DatasetInput] = []
         for name, entry in self._stages.items():
             artifact = self._artifact(entry).folder
             for key, value in read_manifest(artifact).get("resolved", {}).items():
                 run.param(f"resolved.{key}", value)
             stage = RunRecord.load(artifact)
-            points |= {point.name: point for point in stage.parent_points}
+            points |= {(point.name, point.step): point for point in stage.parent_points}
             if name in self._pipeline.nodes:
                 datasets += [data for data in stage.datasets if data not in datasets]
             run.tags |= {key: value for key, value in stage.tags.items() if key in _SHARED_TAGS}
@@ -340,7 +327,7 @@ class ParentRun:
     def _describe(self) -> str:
         """Quality against baselines and earlier runs, and the registry's decision; sets the columns of the run list too."""
         if "evaluate" not in self._stages:
-            return ""
+            return self._describe_night() if "score" in self._stages else ""
         from pipeline.evaluation import comparison
         from pipeline.evaluation.report import EvaluationReport
         from pipeline.reporting import run_description
@@ -373,6 +360,18 @@ class ParentRun:
         if against is not None:
             parts = [f"{headline} {against.sentence}", table, against.table]
         return "\n\n".join([*parts, *self._decision()])
+
+    def _describe_night(self) -> str:
+        """Outcomes of the lists before, and alerts; sets the columns of the list of nights too."""
+        from pipeline.monitoring import night_run
+
+        config = self._pipeline.config
+        folders = {name: self._artifact(entry).folder for name, entry in self._stages.items()}
+        texts = night_run.texts_of(config, folders)
+        self._run.tags |= texts
+        self._tracker.offer(night_run.view_of(config))
+        stage = RunRecord.load(folders["monitor"]) if "monitor" in folders else RunRecord()
+        return night_run.description(texts, stage.tags.get(night_run.ALERTS, "not looked for"))
 
     def _changed_settings(self) -> str:
         """Settings that differ from the newest earlier run with an evaluation: `model.dim 16 → 8`."""

@@ -1,14 +1,15 @@
-"""`score/live`: link to the newest lists of the champion for all users."""
+"""`score/live`: link to the newest lists for all users by the champion, or by the arms of an experiment."""
 
 import contextlib
 from dataclasses import dataclass
 
+from features.settings import iso_microseconds
 from pipeline.artifacts.store import LIVE, Artifact, linked, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking import missing
 from pipeline.tracking.decisions import REFUSED
-from pipeline.tracking.registry import Registry, model_name
+from pipeline.tracking.registry import CHAMPION, Registry, model_name
 from pipeline.tracking.server import Version
 
 
@@ -34,9 +35,8 @@ def point(config: Config, lists: Artifact, scored: Version | None) -> Liveness:
         )
     if obstacle is None:
         lists.point_live()
-        return Liveness(
-            is_live=True, sentence=f"live: {lists.stage_folder / LIVE}, by the champion, version {number}"
-        )
+        made_by = _arms(lists) or f"by the champion, version {number}"
+        return Liveness(is_live=True, sentence=f"live: {lists.stage_folder / LIVE}, {made_by}")
     return Liveness(is_live=False, sentence=f"not live: {obstacle}; {_stays(lists)}")
 
 
@@ -55,7 +55,34 @@ def _obstacle(config: Config, lists: Artifact, scored: Version | None) -> tuple[
         return f"{missing.waiting(config, versions)}, then {config.command('run', 'score')}", None
     if champion.bundle_digest != digest:
         return _other(config, champion, scored), None
-    return None, champion.version
+    return _unassigned(config, lists), champion.version
+
+
+def _unassigned(config: Config, lists: Artifact) -> str | None:
+    """Reason why lists of an experiment's time that were made without looking at its arms are not live; None for others."""
+    experiment = config.experiment
+    if experiment is None or config.score.model == CHAMPION:
+        return None
+    if read_manifest(lists.folder)["request_time"] < iso_microseconds(
+        experiment.start, config.events.timezone
+    ):
+        return None
+    score = config.command("run", "score", settings=[f"score.model={CHAMPION}"])
+    return (
+        f"experiment {experiment.name!r} runs, and these lists are not by its arms; make those with {score}"
+    )
+
+
+def _arms(lists: Artifact) -> str:
+    """Experiment whose arms made the lists, with their versions; empty without one."""
+    experiment = read_manifest(lists.folder).get("experiment")
+    if experiment is None:
+        return ""
+    arms = (
+        arm["name"] + ("" if arm["model_version"] is None else f" (version {arm['model_version']})")
+        for arm in experiment["arms"]
+    )
+    return f"by the arms of experiment {experiment['name']!r}: {', '.join(arms)}"
 
 
 def _other(config: Config, champion: Version, scored: Version | None) -> str:

@@ -12,7 +12,7 @@ from models.recommendation.rules import Rules
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling.training_facts import TrainingFacts
-from pipeline.reporting import figures, stale_figure, templates
+from pipeline.reporting import figures, night_figures, stale_figure, templates
 from pipeline.reporting.style import Chart
 from pipeline.serving.bundle import Bundle
 
@@ -44,10 +44,10 @@ def page(name: str, charts: Sequence[Row]) -> str:
 
 
 def of_run(inputs: Folders, *, exclude_seen: bool) -> list[Row]:
-    """Charts of a whole run: those of its evaluation, popularity, and one user's reasons."""
+    """Charts of a whole run: those of its evaluation and of the nights before, popularity, and one user's reasons."""
     added = (*_popularity(inputs), *_reasons(inputs["publish"] / "bundle", exclude_seen=exclude_seen))
     evaluated: list[Row] = read_json(inputs["evaluate"] / CHARTS)
-    return [*evaluated, *(chart.as_json() for chart in added)]
+    return [*evaluated, *night_figures.drawn(inputs["monitor"]), *(chart.as_json() for chart in added)]
 
 
 def of_evaluation(folder: Path, inputs: Folders, report: EvaluationReport) -> Iterator[Chart]:

@@ -75,7 +75,7 @@ def training(history: pl.DataFrame, best_epoch: int) -> Chart:
     }
     num_columns = 2 if len(titles) in (2, 4) else 3
     num_rows = -(-len(titles) // num_columns)
-    figure = _panels(list(titles.values()), num_columns)
+    figure = side_by_side(list(titles.values()), num_columns)
     for place, name in enumerate(titles):
         at = {"row": place // num_columns + 1, "col": place % num_columns + 1}
         figure.add_scatter(
@@ -92,7 +92,7 @@ def training(history: pl.DataFrame, best_epoch: int) -> Chart:
     return Chart("training", "Training", caption, styled(figure, 260 * num_rows + 40))
 
 
-def _panels(titles: Sequence[str], columns: int, **more: Any) -> go.Figure:
+def side_by_side(titles: Sequence[str], columns: int, **more: Any) -> go.Figure:
     """Axes side by side, `columns` in a row, each below its title, without a legend."""
     rows = max(1, -(-len(titles) // columns))
     return make_subplots(rows, columns, subplot_titles=titles, **more).update_layout(showlegend=False)
@@ -111,18 +111,18 @@ def systems(values: Mapping[str, Values], intervals: Mapping[str, Intervals], na
         for name in names
     }
     styles = {system: system_style(row, system)["marker"] for row, system in enumerate(values)}
-    figure = _rows_with_intervals(panels, styles, bold=next(iter(values)))
+    figure = rows_with_intervals(panels, styles, bold=next(iter(values)))
     figure.update_xaxes(rangemode="tozero")
     caption = "The same targets for all, 95 % bootstrap intervals over users. For overlapping ones see the paired test."
     return Chart("metrics", "Against the baselines", caption, figure)
 
 
-def _rows_with_intervals(
+def rows_with_intervals(
     panels: Mapping[str, Mapping[str, Ends]], styles: Mapping[str, Row], bold: str = ""
 ) -> go.Figure:
     """Panel per measure with a row per name from the top down: value and interval."""
     order = list(next(iter(panels.values())))
-    figure = _panels(list(panels), len(panels), shared_yaxes=True, horizontal_spacing=0.03)
+    figure = side_by_side(list(panels), len(panels), shared_yaxes=True, horizontal_spacing=0.03)
     for column, measured in enumerate(panels.values(), 1):
         for name, (value, low, high) in measured.items():
             bars, text = error_bars([value], [low], [high]), label(display_name(name))
@@ -229,7 +229,7 @@ def learning_curve(points: Sequence[LearningPoint], names: Sequence[str]) -> Cha
     ordered = sorted(points, key=lambda point: point.fraction)
     names = [name for name in names if all(name in point.metrics for point in ordered)]
     shares = [f"{100 * point.fraction:.3g} %" for point in ordered]
-    figure = _panels([display_name(name) for name in names], max(1, len(names)))
+    figure = side_by_side([display_name(name) for name in names], max(1, len(names)))
     for column, name in enumerate(names, 1):
         at = {"row": 1, "col": column}
         values = [point.metrics[name] for point in ordered]
@@ -249,7 +249,7 @@ def calibration(measured: Row, k: int) -> Chart:
     """Share of hits against predicted probability, of the first recommendation and of the list, with 95 % intervals."""
     parts = {"top_1": "the first recommendation", "list": f"any of the first {k}"}
     titles = [f"{title}: error {measured[part]['error']:.3f}" for part, title in parts.items()]
-    figure = _panels(titles, 2)
+    figure = side_by_side(titles, 2)
     for column, part in enumerate(parts, 1):
         bins = measured[part]["bins"]
         predicted = [row["mean_predicted"] for row in bins]
@@ -314,7 +314,7 @@ def because(methods: Mapping[str, Any]) -> Chart:
             name: (parts[kind][key], parts[kind]["low"], parts[kind]["high"])
             for name, parts in methods.items()
         }
-    figure = _rows_with_intervals(panels, dict.fromkeys(methods, system_style(0, MODEL)["marker"]))
+    figure = rows_with_intervals(panels, dict.fromkeys(methods, system_style(0, MODEL)["marker"]))
     caption = "Weightings of past interactions against the loss in score without them, with 95 % intervals over targets."
     return Chart("because", "Faithfulness of explanations", caption, figure)
 

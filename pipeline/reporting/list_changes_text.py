@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from features.printable import printable
+from features.schema import ITEM_ID, PROVIDER
 from models.evaluation.bootstrap import NO_DIFFERENCE
 from models.evaluation.rank_overlap import PERSISTENCE
 from pipeline.config import Config
@@ -46,8 +47,8 @@ class ListComparison:
 
     @classmethod
     def of(cls, config: Config, before: ScoredLists, after: ScoredLists) -> "ListComparison":
-        """Compare two scorings; titles, categories and segments as of the later one."""
-        items = pl.read_parquet(after.features / "items.parquet")
+        """Compare two scorings; titles, categories, providers and segments as of the later one."""
+        items = _items(after)
         segment, table = None, after.ingest / "users.parquet"
         column = popularity_fallback.segment_column(config, table)
         if column is not None:
@@ -138,6 +139,15 @@ class ListComparison:
         return templates.template("list_page", short=partial(printable, limit=MAX_TEXT)).render(
             lists=self, made=datetime.datetime.now(datetime.UTC)
         )
+
+
+def _items(lists: ScoredLists) -> pl.DataFrame:
+    """Items of a scoring's log, with providers where its items table has them."""
+    items, table = pl.read_parquet(lists.features / "items.parquet"), lists.ingest / "items.parquet"
+    if not table.exists() or PROVIDER not in pl.read_parquet_schema(table):
+        return items
+    providers = pl.read_parquet(table, columns=[ITEM_ID, PROVIDER])
+    return items.join(providers, on=ITEM_ID, how="left", maintain_order="left")
 
 
 def _row(change: PlaceChange) -> list[str]:

@@ -3,7 +3,6 @@
 A shard is a function of the job and its number alone, whichever process writes it, with however many threads.
 """
 
-import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
 from models.recommendation.answer import Answer
-from models.recommendation.rules import Rules, UInt64
+from models.recommendation.rules import Rules
 from pipeline.artifacts.files import digest_file, read_record, write_json
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import excludes_seen
@@ -38,6 +38,7 @@ from pipeline.serving import (
     output_table,
     popularity_fallback,
 )
+from pipeline.serving.assignment import keys_of
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import gone_items, read_ids, rules_of
 from pipeline.serving.request import Request
@@ -175,6 +176,11 @@ class Scorer:
         """Number of shards; without users, one empty shard."""
         return max(1, -(-len(self.users) // self.job.settings.shard_users))
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of a shard."""
+        return output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype)
+
     def score(self, number: int, progress: Progress) -> Counts:
         """Write one shard and return its counts; a complete shard is kept."""
         path = self.job.folder / f"part-{number:05d}.parquet"
@@ -183,12 +189,16 @@ class Scorer:
         users = np.arange(number * size, min((number + 1) * size, len(self.users)))
         record = read_record(done) if path.exists() else {}
         previous = record.get("counts")
-        if isinstance(previous, dict) and record.get("digest") == digest_file(path):
+        schema = self.schema
+        if (
+            isinstance(previous, dict)
+            and record.get("digest") == digest_file(path)
+            and pq.read_schema(path).names == schema.names
+        ):
             progress(len(users))
             return previous | {"users_before": len(users)}
         counts: Counter[str] = Counter()
         temporary = path.with_suffix(".writing")
-        schema = output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype)
         waiting: deque[Future[tuple[Any, Counts]]] = deque()
         with (
             pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
@@ -203,7 +213,7 @@ class Scorer:
 
             batch_users = self.job.settings.batch_users
             for start in range(0, len(users), batch_users):
-                waiting.append(pool.submit(self._batch, users[start : start + batch_users]))
+                waiting.append(pool.submit(self.batch, users[start : start + batch_users]))
                 if len(waiting) > num_threads:
                     write_next()
             while waiting:
@@ -212,7 +222,7 @@ class Scorer:
         write_json(done, {"digest": digest_file(path), "counts": counts})
         return dict(counts)
 
-    def _batch(self, users: Int64) -> tuple[Any, Counts]:
+    def batch(self, users: Int64) -> tuple[Any, Counts]:
         """Arrow table of a batch of users, and its counts."""
         settings = self.job.settings
         whole, known = self._histories(self.users.index[users])
@@ -357,12 +367,6 @@ def _segment(bundle: Bundle, ingest: Path, users: pl.Series) -> pl.Series | None
     if column is None or not table.exists() or column not in pl.read_parquet_schema(table):
         return None
     return popularity_fallback.segment_of(table, column, users)
-
-
-def keys_of(ids: pl.Series) -> UInt64:
-    """[n] hashes of the ids, the same in every log."""
-    digests = (hashlib.blake2b(str(value).encode(), digest_size=8).digest() for value in ids)
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Drift of the recommendations against the previous scoring."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -43,9 +45,12 @@ class ScoreDrift:
     """Reason why lists were not compared; empty where they were."""
 
 
-def drift(before: Path, folder: Path, bundle_digest: str) -> ScoreDrift:
+def drift(
+    before: Path, folder: Path, bundle_digest: str, experiment: Mapping[str, Any] | None = None
+) -> ScoreDrift:
     """Compare the recommendations of two scoring artifacts; numbers to four decimals.
 
+    bundle_digest, experiment: of the later one's manifest.
     psi = sum over bins (p - q) ln(p / q), p the later and q the earlier share of each decile of the earlier scores: below .1 no
     shift, above .25 a large one (Siddiqi 2006). overlap: mean over users in both of the items in both lists, as a share of the
     longer list. Scores of different models need not be comparable. Lists are not compared where ids changed their type.
@@ -53,7 +58,9 @@ def drift(before: Path, folder: Path, bundle_digest: str) -> ScoreDrift:
     (earlier_top, earlier_lists), (later_top, later_lists) = _read(before), _read(folder)
     psi = _psi(earlier_top["score"].to_numpy(), later_top["score"].to_numpy())
     shift = None if psi is None else round(psi, 4)
-    same_model = read_json(before / MANIFEST).get("bundle_digest") == bundle_digest
+    manifest = read_json(before / MANIFEST)
+    is_same = manifest.get("bundle_digest") == bundle_digest
+    same_model = is_same and _by_arm(manifest.get("experiment")) == _by_arm(experiment)
     changed = _changed_types(earlier_lists.collect_schema(), later_lists.collect_schema())
     if changed:
         return ScoreDrift(before.name, same_model, shift, None, None, f"not compared: {changed}")
@@ -73,6 +80,12 @@ def _read(folder: Path) -> tuple[pl.DataFrame, pl.LazyFrame]:
     table = pl.scan_parquet(folder / "recommendations" / "*.parquet")
     top = table.filter(pl.col("rank") == 1).select("user_id", "score").collect(engine="streaming")
     return top, table.select("user_id", "item_id")
+
+
+def _by_arm(experiment: Mapping[str, Any] | None) -> list[tuple[str, float, str]]:
+    """Arms with shares and digests; none without an experiment."""
+    arms = [] if experiment is None else experiment["arms"]
+    return [(arm["name"], arm["share"], arm["bundle_digest"]) for arm in arms]
 
 
 def _changed_types(before: pl.Schema, now: pl.Schema) -> str:

@@ -1,20 +1,26 @@
 """Scoring on Ray: a task per shard, in a cluster or in local processes; shards of a lost worker are restarted."""
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
+from pipeline.serving.arms import Arm, Arms, ArmScorer
+from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Counts, Job, Scorer
 
 RETRIES = 5
 """Restarts of a shard whose worker is lost."""
 
 
-def score(job: Job, num_shards: int, users: list[int]) -> Iterator[tuple[int, Counts]]:
+def score(
+    job: Job, num_shards: int, users: list[int], arms: Arms | None = None
+) -> Iterator[tuple[int, Counts]]:
     """Yield (number of users, counts) of every shard as it finishes. users: number of users of each shard.
 
     Every process opens bundle and log by path, so paths must lead to the same files everywhere, and computes with one thread.
@@ -30,7 +36,7 @@ def score(job: Job, num_shards: int, users: list[int]) -> Iterator[tuple[int, Co
     own = _connect(ray, job.settings.workers)
     try:
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(_shard)
-        plain = _PlainJob.of(job)
+        plain = _PlainJob.of(job, arms)
         waiting = {task.remote(plain, number): number for number in range(num_shards)}
         while waiting:
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)
@@ -66,15 +72,19 @@ class _PlainJob(NamedTuple):
     timed: bool
     timezone: str
     directory: str
+    arms: str
+    """JSON of their assignment and systems; empty without an experiment"""
 
     @classmethod
-    def of(cls, job: Job) -> "_PlainJob":
+    def of(cls, job: Job, arms: Arms | None) -> "_PlainJob":
         bundle, features, ingest, folder = (
             str(path.absolute()) for path in (job.bundle, job.features, job.ingest, job.folder)
         )
         settings = job.settings.model_dump_json()
+        here = str(Path.cwd())
+        by_arm = "" if arms is None else json.dumps(asdict(arms), default=lambda path: str(path.absolute()))
         return cls(
-            bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, str(Path.cwd())
+            bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, here, by_arm
         )
 
 
@@ -92,4 +102,15 @@ def _opened(job: _PlainJob) -> Scorer:
     torch.set_num_threads(1)
     settings = ScoreConfig.model_validate_json(job.settings)
     bundle, features, ingest, folder = map(Path, (job.bundle, job.features, job.ingest, job.folder))
-    return Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone))
+    scorer = Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone))
+    return ArmScorer.of(scorer, _arms(job.arms)) if job.arms else scorer
+
+
+def _arms(text: str) -> Arms:
+    """Arms of their JSON."""
+    tree = json.loads(text)
+    systems = {
+        name: Arm(None if own["bundle"] is None else Path(own["bundle"]), own["settings"])
+        for name, own in tree["systems"].items()
+    }
+    return Arms(Assignment(**tree["assignment"]), systems)

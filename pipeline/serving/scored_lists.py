@@ -91,12 +91,13 @@ def differing(first: ScoredLists, second: ScoredLists) -> list[str]:
 
 
 def of_bundle(config: Config, digest: str, label: str = "") -> list[ScoredLists]:
-    """Finished scorings with a bundle, newest first."""
+    """Finished scorings with a bundle, newest first; not those by the arms of an experiment."""
     own = []
     for path in (config.folder / "score").glob("[!.]*/_SUCCESS"):
         with contextlib.suppress(DamagedArtifact):
             lists = ScoredLists.of(path.parent, label)
-            if not path.parent.is_symlink() and lists.manifest["bundle_digest"] == digest:
+            is_own = lists.manifest["bundle_digest"] == digest and "experiment" not in lists.manifest
+            if is_own and not path.parent.is_symlink():
                 own.append(lists)
     return sorted(own, key=lambda lists: str(lists.manifest["created_utc"]), reverse=True)
 

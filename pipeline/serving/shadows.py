@@ -43,11 +43,11 @@ def score(
             try:
                 own.mkdir(parents=True, exist_ok=True)
                 source = None if is_counted else registered[name]
-                shadow = (
-                    _counting(config, scorer, name, own)
-                    if source is None
-                    else _opened(config, scorer, source, own)
-                )
+                if source is None:
+                    job = _job(scorer, scorer.job.bundle, own)
+                    shadow = counting(scorer, name, counting_settings(config, name), job)
+                else:
+                    shadow = Scorer.open(_job(scorer, bundle_cache.bundle_folder(config, source), own))
                 for number in range(shadow.num_shards):
                     shadow.score(number, advance)
                 for rest in own.glob("[!p]*"):  # records of finished shards
@@ -58,20 +58,19 @@ def score(
             yield own.name, source
 
 
-def _counting(config: Config, scorer: Scorer, name: str, folder: Path) -> Scorer:
+def counting_settings(config: Config, name: str) -> dict[str, float | int]:
+    """Settings of a counting baseline: the first point of its grid, and those of the configuration."""
+    return {**kind_of(name).grid[0], **fixed_settings(config, name)}
+
+
+def counting(scorer: Scorer, name: str, settings: Mapping[str, float | int], job: Job) -> Scorer:
     """Scorer of a baseline counted on the log up to the request, among the items of the delivered model."""
-    bundle, kind = scorer.bundle, kind_of(name)
-    settings = {**kind.grid[0], **fixed_settings(config, name)}
+    bundle, own = scorer.bundle, dict(settings)
     if name == "recent_popularity":
-        settings["days"] = popularity_fallback.days_of(bundle.description.get("popularity", {}))
-    baseline = kind.fit(scorer.log.known, len(bundle.items), settings)
+        own["days"] = popularity_fallback.days_of(bundle.description.get("popularity", {}))
+    baseline = kind_of(name).fit(scorer.log.known, len(bundle.items), own)
     counted = replace(bundle, recommender=baseline, index=None, counted_stage=None)
-    return replace(scorer, job=_job(scorer, scorer.job.bundle, folder), bundle=counted)
-
-
-def _opened(config: Config, scorer: Scorer, source: ModelSource, folder: Path) -> Scorer:
-    """Scorer of a registered model with the same settings."""
-    return Scorer.open(_job(scorer, bundle_cache.bundle_folder(config, source), folder))
+    return replace(scorer, job=job, bundle=counted)
 
 
 def _job(scorer: Scorer, bundle: Path, folder: Path) -> Job:

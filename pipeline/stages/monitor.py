@@ -15,12 +15,14 @@ from pipeline.artifacts.files import now, read_record, write_json
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import target_types
 from pipeline.modelling.second_stage import is_timed
-from pipeline.monitoring import alerts, ledger, outcomes, population, promise, series
+from pipeline.monitoring import alerts, ledger, night_run, outcomes, population, promise, series
 from pipeline.monitoring.alerts import Alert
+from pipeline.monitoring.experiment import Readout, read_out
 from pipeline.monitoring.ledger import DAY, Delivery
-from pipeline.monitoring.outcomes import DELIVERED, Taken
+from pipeline.monitoring.outcomes import Taken
 from pipeline.monitoring.series import Bootstrap
 from pipeline.orchestration.context import Context
+from pipeline.sections import DELIVERED
 from pipeline.serving import popularity_fallback
 
 Judged = tuple[str, float]
@@ -53,19 +55,22 @@ def build(ctx: Context) -> None:
         _add(ctx, kept, score, entered, bootstrap)
     kept.outcomes.write_parquet(ctx.folder / outcomes.FILE, compression="zstd")
     kept.nights.write_parquet(ctx.folder / series.FILE)
-    present = _alerts(ctx, kept.nights, entered) if ctx.config.monitor.alerts else []
-    differences = list(series.differences(kept.outcomes, bootstrap))
-    write_json(
-        ctx.folder / alerts.FILE,
-        {
-            "alerts": alerts.as_json(present),
-            "differences": [asdict(difference) for difference in differences],
-            "promised": _promised(ctx, entered),
-            "judged": sorted(kept.judged),
-            "lost": sorted(kept.lost),
-        },
-    )
-    _report(ctx, kept, len(kept.outcomes) - num_before, present)
+    settings = ctx.config.experiment
+    readout = None if settings is None else read_out(kept.outcomes, entered, settings, bootstrap)
+    present = _alerts(ctx, kept.nights, entered, readout) if ctx.config.monitor.alerts else []
+    record = {
+        "alerts": alerts.as_json(present),
+        "differences": [asdict(difference) for difference in series.differences(kept.outcomes, bootstrap)],
+        "promised": _promised(ctx, entered),
+        "models": _models(entered),
+        "judged": sorted(kept.judged),
+        "lost": sorted(kept.lost),
+        "experiment": None if readout is None else readout.as_json(),
+    }
+    write_json(ctx.folder / alerts.FILE, record)
+    if len(kept.nights):
+        _draw(ctx, kept.nights, record)
+    _report(ctx, kept, len(kept.outcomes) - num_before, present, readout)
 
 
 # --- predecessor ---
@@ -161,7 +166,7 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
     covered = pl.concat([kept.nights.filter(is_coverage), *coverage])
     covered = covered.unique(subset=[*night, "system"], keep="last")
     kept.nights = pl.concat([carried, series.figures(again, bootstrap), covered]).sort(
-        *night, "system", "segment", "metric", nulls_last=False
+        *night, "system", "arm", "segment", "metric", nulls_last=False
     )
 
 
@@ -206,7 +211,6 @@ def _coverage(dataset: Dataset, folder: Path, delivery: Delivery, days: float) -
             "log_time": delivery.log_time,
             "window_days": float(days),
             "system": system,
-            "arm": delivery.arm,
             "metric": f"coverage@{delivery.k}",
             "value": items / max(dataset.num_items, 1),
             "users": users,
@@ -218,10 +222,13 @@ def _coverage(dataset: Dataset, folder: Path, delivery: Delivery, days: float) -
 # --- alerts and records ---
 
 
-def _alerts(ctx: Context, nights: pl.DataFrame, entered: Sequence[Delivery]) -> list[Alert]:
+def _alerts(
+    ctx: Context, nights: pl.DataFrame, entered: Sequence[Delivery], readout: Readout | None
+) -> list[Alert]:
     """Alerts of the present night."""
     dataset, settings = ctx.dataset, ctx.config.monitor
     present = [*alerts.of_lists(entered, settings), *alerts.of_reality(nights, entered, settings)]
+    present += readout.alerts(entered[-1].night) if readout is not None else []
     if is_timed(ctx.config):
         time, kind = _last_events(dataset)
         present += alerts.of_types(dataset.event_types, time, kind, dataset.facts.now, settings)
@@ -253,7 +260,26 @@ def _promised(ctx: Context, entered: Sequence[Delivery]) -> list[dict[str, objec
     return rows
 
 
-def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert]) -> None:
+def _draw(ctx: Context, nights: pl.DataFrame, record: dict[str, object]) -> None:
+    """Figures of the nights, also to track."""
+    from pipeline.reporting import night_figures  # plotly, which a first night does without
+
+    night_figures.draw(ctx.folder, ctx.config.name, nights, record)
+    ctx.track.artifact(night_figures.PAGE)
+
+
+def _models(entered: Sequence[Delivery]) -> list[dict[str, object]]:
+    """Version and age of the model of each night's last lists."""
+    last = {delivery.night: delivery for delivery in entered if delivery.model_age_days is not None}
+    return [
+        {"night": night, "model_version": own.model_version, "age_days": own.model_age_days}
+        for night, own in last.items()
+    ]
+
+
+def _report(
+    ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert], readout: Readout | None
+) -> None:
     """Manifest, metrics by day of the log, tags and the summary line."""
     ctx.manifest.update(
         rows_in=len(kept.outcomes),
@@ -263,18 +289,25 @@ def _report(ctx: Context, kept: _Series, num_new: int, present: Sequence[Alert])
         alerts=[alert.rule for alert in present],
     )
     every = kept.nights.filter(pl.col("segment").is_null() & ~pl.col("metric").str.starts_with("place@"))
-    shown = every.drop_nulls("value").with_columns(day=pl.col("log_time").dt.timestamp("us") // DAY)
-    for day, days, system, metric, value in shown.select(
-        "day", "window_days", "system", "metric", "value"
+    age = pl.col("log_time").rank("dense", descending=True)
+    arm = "arm/" + pl.col("arm").str.strip_prefix("models:/")
+    shown = every.filter(age <= night_run.LOGGED_NIGHTS).drop_nulls("value")
+    shown = shown.with_columns(system=arm.fill_null(pl.col("system")))
+    for moment, days, system, metric, value in shown.select(
+        pl.col("log_time").dt.timestamp("us"), "window_days", "system", "metric", "value"
     ).iter_rows():
-        ctx.track.metric(f"realised/{system}/{metric}/{days:g}d", value, step=day)
+        is_headline = metric.partition("@")[0] in night_run.HEADLINE
+        log = ctx.track.parent_metric if is_headline else ctx.track.metric
+        log(f"realised/{system}/{metric}/{days:g}d", value, step=moment // DAY)
     ctx.track.metric("alerts", len(present))
-    ctx.track.tag("lookback.alerts", "; ".join(alert.message for alert in present) or "none")
+    ctx.track.tag(night_run.ALERTS, "; ".join(alert.message for alert in present) or "none")
     for name in (series.FILE, alerts.FILE):  # no rows of users
         ctx.track.artifact(name)
     nights = kept.nights["log_time"].n_unique()
     alerted = f"; {len(present)} alerts: {', '.join(alert.rule for alert in present)}" if present else ""
-    ctx.summary(f"{nights:,} nights judged{_headline(every)}, {num_new:,} outcomes are new{alerted}")
+    tested = "" if readout is None else f"; experiment {readout.name!r}: {readout.sentence}"
+    headline = _headline(every.filter(pl.col("arm").is_null()))
+    ctx.summary(f"{nights:,} nights judged{headline}, {num_new:,} outcomes are new{tested}{alerted}")
 
 
 def _headline(nights: pl.DataFrame) -> str:

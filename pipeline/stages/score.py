@@ -10,14 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from features.printable import printable
+from features.settings import iso_microseconds
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
-from pipeline.errors import DamagedArtifact, optional
+from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
+from pipeline.sections import ExperimentConfig
 from pipeline.serving import drift, new_item_catalogue, shadows
+from pipeline.serving.arms import ARM, Arm, Arms, ArmScorer
+from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Counts, Job, Scorer
+from pipeline.tracking.registry import CHAMPION
 
 _COUNTED = (
     "users",
@@ -46,20 +52,24 @@ def build(ctx: Context) -> None:
         timezone=config.events.timezone,
     )
     scorer = Scorer.open(job)
+    by_arm = _by_arm(ctx, scorer)
+    lists = scorer if by_arm is None else by_arm
     total: Counter[str] = Counter()
     started = time.monotonic()
     with ctx.counted(len(scorer.users), "users") as advance:
         if ctx.config.score.engine == "ray":
-            total.update(_by_ray(scorer, advance))
+            total.update(_by_ray(scorer, None if by_arm is None else by_arm.arms, advance))
         else:
-            for number in range(scorer.num_shards):
-                total.update(scorer.score(number, advance))
+            for number in range(lists.num_shards):
+                total.update(lists.score(number, advance))
     seconds = time.monotonic() - started
     _add_shadows(ctx, scorer)
     (ctx.folder / "_SUCCESS").touch()
     for other in folder.iterdir():  # records of finished shards, temporary files of a killed run
         if not (other.name.startswith("part-") and other.suffix == ".parquet"):
             other.unlink()
+    if by_arm is not None:
+        ctx.manifest["experiment"] = _experiment(ctx, total)
     _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
 
 
@@ -75,14 +85,73 @@ def _bundle(ctx: Context) -> Path:
     return folder
 
 
+def _by_arm(ctx: Context, scorer: Scorer) -> ArmScorer | None:
+    """Scorer by arm; None without an experiment beside the champion and, with a line on stderr, where it is not applied."""
+    experiment = ctx.config.experiment
+    if experiment is None or ctx.config.score.model != CHAMPION:
+        return None
+    obstacle = _no_arms(ctx, scorer, experiment)
+    if obstacle is None:
+        try:
+            return ArmScorer.of(scorer, _arms(ctx, experiment))
+        except LookbackError as error:
+            obstacle = str(error)
+    text = f"experiment {experiment.name!r}: not applied, all users get the champion's lists; {obstacle}"
+    print(printable(text), file=sys.stderr, flush=True)
+    return None
+
+
+def _no_arms(ctx: Context, scorer: Scorer, experiment: ExperimentConfig) -> str | None:
+    """Reason why lists are not made by arm; None where they can be."""
+    for name, reason in ctx.arms.left_out.items():
+        return f"arm {name}: {reason}"
+    now = scorer.log.request.time
+    if now < iso_microseconds(experiment.start, ctx.config.events.timezone):
+        return f"it starts with {experiment.start}, and the log is at {np.datetime64(now, 'us')}"
+    return None
+
+
+def _arms(ctx: Context, experiment: ExperimentConfig) -> Arms:
+    """Systems and assignment of an experiment. Raises LookbackError where a bundle cannot be fetched."""
+    from pipeline.serving import bundle_cache
+
+    sources = ctx.arms.sources
+    systems = {
+        name: Arm(bundle_cache.bundle_folder(ctx.config, sources[name]))
+        if name in sources
+        else Arm(None, shadows.counting_settings(ctx.config, name))
+        for name in experiment.arms
+    }
+    return Arms(Assignment(experiment.salt, experiment.arms), systems)
+
+
+def _experiment(ctx: Context, total: Counts) -> dict[str, object]:
+    """Experiment of the lists, for the manifest and the ledger: arms with their systems and numbers of users."""
+    experiment = ctx.config.experiment
+    assert experiment is not None
+    arms = []
+    for name, share in experiment.arms.items():
+        source = ctx.arms.sources.get(name)
+        arms.append(
+            {
+                "name": name,
+                "share": share,
+                "users": total.get(f"{ARM} {name}", 0),
+                "model_version": None if source is None else source.version,
+                "bundle_digest": "" if source is None else source.bundle_digest,
+            }
+        )
+    return {"name": experiment.name, "salt": experiment.salt, "arms": arms}
+
+
 def _add_shadows(ctx: Context, scorer: Scorer) -> None:
     """Write the lists of `score.shadows`, and what they were made with to the manifest."""
     if not ctx.config.score.shadows:
         return
-    for name, reason in ctx.shadows_left_out.items():
+    for name, reason in ctx.shadows.left_out.items():
         print(f"shadow {name}: left out, {reason}", file=sys.stderr, flush=True)
     scored = shadows.score(
-        ctx.config, scorer, ctx.shadows, ctx.folder / shadows.FOLDER, advance=lambda _: None
+        ctx.config, scorer, ctx.shadows.sources, ctx.folder / shadows.FOLDER, advance=lambda _: None
     )
     ctx.manifest["shadows"] = {
         name: {
@@ -93,15 +162,15 @@ def _add_shadows(ctx: Context, scorer: Scorer) -> None:
     }
 
 
-def _by_ray(scorer: Scorer, advance: Callable[[int], object]) -> Counts:
-    """Score all shards as Ray tasks; returns their counts."""
+def _by_ray(scorer: Scorer, arms: Arms | None, advance: Callable[[int], object]) -> Counts:
+    """Score all shards as Ray tasks, by arm where there are any; returns their counts."""
     from pipeline.serving import ray_batch
 
     settings, num_shards = scorer.job.settings, scorer.num_shards
     total: Counter[str] = Counter()
     starts = range(0, num_shards * settings.shard_users, settings.shard_users)
     users = [min(settings.shard_users, len(scorer.users) - start) for start in starts]
-    for done, counts in ray_batch.score(scorer.job, num_shards, users):
+    for done, counts in ray_batch.score(scorer.job, num_shards, users, arms):
         advance(done)
         total.update(counts)
     return total
@@ -136,6 +205,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         model=ctx.config.score.model,
         model_version=version,
         bundle_digest=digest,
+        model_time=scorer.bundle.newest,
         index_built_anew=scorer.bundle.has_other_index,
         users_per_second=round(rate, 1),
         **counted,
@@ -164,8 +234,14 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}, {rate:,.0f} users/s"
+        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}{_drawn(ctx)}, {rate:,.0f} users/s"
     )
+
+
+def _drawn(ctx: Context) -> str:
+    """Users of each arm, for the summary line."""
+    arms = ctx.manifest.get("experiment", {}).get("arms", ())
+    return ", arms: " + ", ".join(f"{arm['name']} {arm['users']:,}" for arm in arms) if arms else ""
 
 
 def _resolved(ctx: Context, scorer: Scorer) -> str:
@@ -220,7 +296,7 @@ def _new_items(ctx: Context, scorer: Scorer, before: Path | None) -> str:
 
 def _compare(ctx: Context, before: Path, digest: str) -> None:
     """Add the drift since the previous night's lists to the manifest and tracking."""
-    change = drift.drift(before, ctx.folder, digest)
+    change = drift.drift(before, ctx.folder, digest, ctx.manifest.get("experiment"))
     ctx.manifest["drift"] = asdict(change)
     if change.not_compared:
         print(f"drift: {change.not_compared}", file=sys.stderr, flush=True)

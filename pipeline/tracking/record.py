@@ -87,9 +87,9 @@ class RunRecord:
         """Add a metric of this stage at a step (an epoch)."""
         self.points.append(Point(allowed(name), float(value), step, now_ms()))
 
-    def parent_metric(self, name: str, value: float) -> None:
+    def parent_metric(self, name: str, value: float, step: int = 0) -> None:
         """Add a metric to this stage's run and to the parent run."""
-        self.metric(name, value)
+        self.metric(name, value, step)
         self.parent_points.append(self.points[-1])
 
     def tag(self, name: str, value: str) -> None:

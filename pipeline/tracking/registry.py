@@ -320,14 +320,16 @@ def source_of(config: Config, name_or_uri: str) -> ModelSource:
 
 
 def digests_in_use(config: Config) -> set[str]:
-    """Bundle digests of the versions with an alias, the champion's included, and of the one that score.model names."""
+    """Bundle digests of the versions with an alias, the champion's included, and of those that score.model and arms name."""
     if not config.tracking.enabled:
         return set()
     registry = Registry.from_config(config)
     digests = {version.bundle_digest for version in registry.aliased(model_name(config))}
-    if config.score.model not in ("run", CHAMPION):
-        with contextlib.suppress(LookbackError):  # a version that is gone keeps nothing
-            digests.add(model_source(config).bundle_digest)
+    arms = () if config.experiment is None else config.experiment.arms
+    for name in (config.score.model, *arms):
+        if MODEL_URI.fullmatch(name):
+            with contextlib.suppress(LookbackError):  # a version that is gone keeps nothing
+                digests.add(registry.resolve(name).bundle_digest)
     return digests
 
 

@@ -37,13 +37,14 @@ _METRIC_WIDTH, _TAG_WIDTHS, _TAG_WIDTH = 90, (200, 300, 140), 430
 
 @dataclass(frozen=True)
 class View:
-    """List of runs in MLflow's UI, sorted by the first metric, with the first tag in the column beside it."""
+    """List of runs in MLflow's UI, sorted by the first metric or by time, with the first tag in the column beside it."""
 
     key: str
     name: str
     run_filter: str
     metrics: Sequence[str]
     tags: Sequence[str]
+    newest_first: bool = False
 
     def state(self) -> str:
         """JSON text of the saved view."""
@@ -53,7 +54,7 @@ class View:
         widths = dict([*metrics[:1], *tags[:1], *metrics[1:], *tags[1:]])
         state = {
             "searchFilter": self.run_filter,
-            "orderByKey": metrics[0][0],
+            "orderByKey": "attributes.start_time" if self.newest_first else metrics[0][0],
             "orderByAsc": False,
             "selectedColumns": list(widths),
             "columnOrder": [*_FIRST_COLUMNS, *widths],
@@ -81,10 +82,13 @@ def newest_key(tags: Mapping[str, str]) -> str | None:
     return max(created, key=created.__getitem__, default=None)
 
 
-def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: View | None = None) -> None:
+def ui(
+    port: int = 5000, uri: str | None = None, experiment: str = "", views: Mapping[str, View] | None = None
+) -> None:
     """Serve MLflow on 127.0.0.1 until it is interrupted; prints the address once the server listens.
 
-    The address opens `view`, or else the view that was saved last in the experiment.
+    The address opens the first of `views` (title to view), or else the view that was saved last in the experiment; the addresses
+    of the others follow with their titles.
 
     Raises LookbackError for a port in use, or a tracking server with its own UI.
     """
@@ -94,8 +98,9 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
         raise LookbackError(f"ui: runs are logged to {uri}, which has its own UI; open it in a browser")
     with reported(uri):
         entity = client_at(uri).get_experiment_by_name(experiment) if experiment else None
-        if entity is not None and view is not None:
-            offer(client_at(uri), entity.experiment_id, view)
+        if entity is not None:
+            for view in (views or {}).values():
+                offer(client_at(uri), entity.experiment_id, view)
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -104,10 +109,12 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
             raise LookbackError(
                 f"ui: port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another with --port or tracking.port"
             ) from None
-    runs = ""
+    pages = {"": ""}
     if entity is not None:
-        key = view.key if view is not None else newest_key(entity.tags)
-        runs = f"/#/experiments/{entity.experiment_id}/runs{AS_TRAINING}{f'&viewStateShareKey={key}' if key else ''}"
+        keys: dict[str, str | None] = {title: view.key for title, view in (views or {}).items()}
+        keys = keys or {"": newest_key(entity.tags)}
+        page = f"/#/experiments/{entity.experiment_id}/runs{AS_TRAINING}"
+        pages = {title: f"{page}&viewStateShareKey={key}" if key else page for title, key in keys.items()}
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += [
         "--workers",
@@ -120,7 +127,10 @@ def ui(port: int = 5000, uri: str | None = None, experiment: str = "", view: Vie
     from urllib.request import url2pathname  # with http, a tenth of the start of every command
 
     log = Path(url2pathname(urllib.parse.urlparse(root).path)).parent / LOG
-    serve(command, port, log, f"MLflow: http://127.0.0.1:{port}{runs} ({uri}); accesses are logged to {log}")
+    (_, first), *others = pages.items()
+    lines = [f"MLflow: http://127.0.0.1:{port}{first} ({uri}); accesses are logged to {log}"]
+    lines += [f"{title}: http://127.0.0.1:{port}{page}" for title, page in others]
+    serve(command, port, log, "\n".join(lines))
 
 
 def serve(command: Sequence[str], port: int, log: Path, announcement: str) -> None:

@@ -90,7 +90,7 @@ def test_bare_toml_dates_are_text(minimal: Path) -> None:
         ("events.columns.user=x", "did you mean 'events.columns.user_id'"),
         (
             "events.columns.colour=c",
-            "expected user_id, item_id, timestamp, value, event_type, each with the name or position",
+            "expected user_id, item_id, timestamp, value, event_type, order, each with the name or position",
         ),
         ("train.zzz=3", "unknown key 'train.zzz'; expected a key of [train]: loss, "),
         ("zzz=3", "expected a key at the top of the file: name, data_dir, seed, events"),
@@ -129,6 +129,38 @@ def test_nonsense_is_refused(minimal: Path, override: str, message: str) -> None
         load_config(minimal, [override])
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "score.users=2026-01-01",
+            "score.users: received '2026-01-01' beside [experiment], expected all: its arms",
+        ),
+        (
+            "events.timestamp_unit=position split.protocol=leave_one_out",
+            "experiment: received a section with events.timestamp_unit 'position', expected a log with times",
+        ),
+        ("experiment.salts=2", "unknown key 'experiment.salts'; did you mean 'experiment.salt'?"),
+    ],
+)
+def test_an_experiment_is_about_all_users_and_nights(minimal: Path, override: str, message: str) -> None:
+    minimal.write_text(
+        f'{MINIMAL}[experiment]\nname = "e"\nsalt = 2026\nstart = 2026-11-30\n'
+        'arms = { champion = 0.9, "models:/lookback-tiny/3" = 0.1 }\n'
+    )
+    own = load_config(minimal).experiment
+    assert own is not None
+    assert (own.salt, own.start, list(own.arms)) == (
+        "2026",
+        "2026-11-30",
+        ["champion", "models:/lookback-tiny/3"],
+    )
+    with pytest.raises(ConfigError) as refused:
+        load_config(minimal, [override])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

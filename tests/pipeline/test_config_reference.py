@@ -63,6 +63,9 @@ def test_a_default_a_unit_and_a_type(capsys: pytest.CaptureFixture[str]) -> None
         "events.columns",
         "users.columns",
         "data.folder",
+        "deliver.database",
+        "deliver.table",
+        *(f"experiment.{name}" for name in ("name", "arms", "salt", "start")),
     }
 
 

@@ -9,6 +9,7 @@ from pipeline.sections import (
     BASELINES,
     DataConfig,
     EvaluateConfig,
+    ExperimentConfig,
     ScoreConfig,
     Section,
     TrackingConfig,
@@ -69,6 +70,40 @@ from pipeline.sections import (
 def test_sections_that_make_no_sense(section: type[Section], values: dict[str, Any], message: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=message):
         section(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"arms": {"champion": 0.9, "challenger": 0.2}},
+            "shares that add up to 1.1, expected 1, such as { champion",
+        ),
+        ({"arms": {"champion": 0.9}}, "experiment.arms: received 1 arms, expected at least two, such as"),
+        (
+            {"arms": {"champion": 0.9, "gru": 0.1}},
+            "experiment.arms: received 'gru', expected champion, challenger, popularity, .*, or models:/NAME/VERSION",
+        ),
+        (
+            {"arms": {"champion": 1.0, "challenger": 0.0}},
+            "experiment.arms: received challenger = 0, expected a share above 0, or no such arm",
+        ),
+        ({"salt": ""}, "experiment.salt: received 0 bytes, expected 1 to 64"),
+        ({"salt": "ä" * 33}, "experiment.salt: received 66 bytes, expected 1 to 64"),
+        ({"start": "soon"}, "experiment.start: received 'soon', expected an ISO date"),
+        ({"smallest_effect": 0}, "greater than 0"),
+    ],
+)
+def test_experiments_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    right: dict[str, Any] = {
+        "name": "ranker-2",
+        "arms": {"champion": 0.7, "models:/shop/3": 0.2, "popularity": 0.1},
+        "salt": "2026-11",
+        "start": "2026-11-30",
+    }
+    ExperimentConfig(**right)
+    with pytest.raises(pydantic.ValidationError, match=message):
+        ExperimentConfig(**(right | values))
 
 
 def test_list_lengths_are_sorted_and_each_is_measured_once() -> None:

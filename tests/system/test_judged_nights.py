@@ -9,6 +9,8 @@ from mlflow import MlflowClient
 
 from features import simulate
 from features.settings import SimulationSettings
+from pipeline.config import load_config
+from pipeline.orchestration.saved_views import saved_views
 from tests.system.test_nightly import SIMULATED, SMALL
 from tests.workdir import TINY, Workdir, with_database
 
@@ -52,9 +54,12 @@ def test_what_became_of_a_nights_lists(tmp_path: Path, empty_database: Path) -> 
     events.filter(day >= second).write_csv(tmp_path / "logs" / "day-3.csv")
     workdir.run(*NIGHT, *SHADOWS)
     monitor = workdir.artifact("monitor", *NIGHT[-2:], *SHADOWS)
-    table = pl.read_parquet(monitor / "nights.parquet").filter(
-        (pl.col("metric") == "hit_rate@10") & (pl.col("window_days") == 1) & pl.col("segment").is_null()
-    )
+
+    def table_of(metric: str) -> pl.DataFrame:
+        of_metric = (pl.col("metric") == metric) & (pl.col("window_days") == 1) & pl.col("segment").is_null()
+        return pl.read_parquet(monitor / "nights.parquet").filter(of_metric)
+
+    table = table_of("hit_rate@10")
     log = pl.read_parquet(workdir.artifact("ingest") / "events" / "*.parquet")
     moment = log.filter(pl.col("timestamp") < second)["timestamp"].max()
     assert isinstance(moment, datetime.datetime)
@@ -75,3 +80,24 @@ def test_what_became_of_a_nights_lists(tmp_path: Path, empty_database: Path) -> 
     (logged,) = (point.value for point in history if point.step == step)
     assert logged == pytest.approx(own.filter(pl.col("system") == "delivered")["value"][0])
     assert "lookback.alerts" in run.data.tags
+    trainings, nights = saved_views(
+        load_config(tmp_path / "tiny.toml", [*NIGHT[-1:], f"data_dir={tmp_path}/data"])
+    ).values()
+    (training,) = client.search_runs([experiment.experiment_id], trainings.run_filter)
+    assert "lookback.night" not in training.data.tags
+    newest, before = client.search_runs([experiment.experiment_id], nights.run_filter)
+    moments = [str(when)[:16] for when in (log["timestamp"].max(), moment)]
+    assert [run.data.tags["lookback.night"] for run in (newest, before)] == moments
+    assert before.data.tags["lookback.realised"] == "no lists are judged yet"
+    assert newest.data.tags["lookback.realised"].endswith(
+        f"NDCG@10 within 1 day of the lists of {moments[1]}"
+    )
+    assert newest.data.tags["lookback.alerts"] == run.data.tags["lookback.alerts"]
+    assert f"Lists of {moments[0]}" in newest.data.tags["mlflow.note.content"]
+    series = client.get_metric_history(newest.info.run_id, nights.metrics[0])
+    ndcg = table_of("ndcg@10").filter(pl.col("system") == "delivered").sort("log_time")
+    days = [when.toordinal() - datetime.date(1970, 1, 1).toordinal() for when in ndcg["log_time"]]
+    assert {point.step: point.value for point in series} == dict(zip(days, ndcg["value"], strict=True))
+    assert [file.path for file in client.list_artifacts(newest.info.run_id, "monitor")] == [
+        "monitor/nights.html"
+    ]

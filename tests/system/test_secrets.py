@@ -98,6 +98,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "log.toml").write_text(
         'name = "log"\n[events]\npath = "log.csv"\ncolumns = { user_id = "user", item_id = "item", timestamp = "at" }\n'
         f'[data]\nfolder = "raw"\nurl = "https://127.0.0.1:1/a.zip?X-Amz-Signature={QUOTED}"\nfiles = ["a.csv"]\n'
+        f'[deliver]\ndatabase = "postgresql://robot:{QUOTED}@127.0.0.1:1/shop"\ntable = "recommendations"\n'
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)

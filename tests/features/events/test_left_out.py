@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -12,6 +13,8 @@ from features.events import validation
 from features.events.event_format import EventFormat
 from features.events.row_counts import Counts, describe_reasons
 from features.events.row_filters import RowFilters
+from features.histories import buckets
+from features.histories.vocabulary import Vocabulary
 from features.settings import EventSettings
 from features.tables import MissingColumn
 
@@ -65,6 +68,20 @@ def test_a_bad_value_or_type_costs_itself_alone_and_is_counted(ingest: Ingest) -
     assert counts.refused == {"impossible_time": 1}
 
 
+def test_a_column_orders_the_events_of_one_time(ingest: Ingest, tmp_path: Path) -> None:
+    columns = {"user_id": "u", "item_id": "i", "timestamp": "t", "order": "n"}
+    rows = "u,i,t,n\n1,30,9,9007199254740991\n1,40,9,\n1,10,9, -1.5 \n1,20,9,first\n1,50,8,7\n1,11,9,2\n"
+    events, _, counts = ingest(rows, form(columns, earliest="1970-01-01"))
+    assert events["order"].to_list() == [2.0**53 - 1, None, -1.5, None, 7.0, 2.0]
+    assert counts.values_left_out == {"bad_order": 1}
+    events.write_parquet(tmp_path / "part.parquet")
+    users, items = (Vocabulary.of(events[name], first) for name, first in (("user_id", 0), ("item_id", 1)))
+    parts = [tmp_path / "part.parquet"]
+    histories, _ = buckets.build(parts, tmp_path, users, np.array([6]), items, [])
+    ordered = items.decode(histories.item_index).to_list()
+    assert ordered == ["50", "10", "11", "30", "40", "20"]  # without a number last, as they stand in the log
+
+
 def test_a_decimal_comma(ingest: Ingest) -> None:
     text = "u;i;t;e;v;c\n1;1;1600000000;a;1.234,5;\n1;1;1600000000;a;€ 3,50;\n"
     events, _, _ = ingest(text, form(separator=";", decimal=","))
@@ -96,8 +113,11 @@ def test_guests_and_items_can_be_left_out(ingest: Ingest) -> None:
     assert len(refused) == 0
 
 
-def test_an_optional_column_that_a_file_lacks_is_null(ingest: Ingest) -> None:
-    events, _, counts = ingest("u,i,t\n1,2,1600000000\n", form())
+@pytest.mark.parametrize(
+    ("kind", "text"), [("csv", "u,i,t\n1,2,1600000000\n"), ("jsonl", '{"u": 1, "i": 2, "t": 1600000000}\n')]
+)
+def test_an_optional_column_that_a_file_lacks_is_null(ingest: Ingest, kind: str, text: str) -> None:
+    events, _, counts = ingest(text, form(format=kind))
     assert events.select("event_type", "value").rows() == [(None, None)]
     assert sorted(counts.absent_columns) == ["event_type", "value"]
     assert "'v'" in counts.absent_columns["value"]

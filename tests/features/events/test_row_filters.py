@@ -47,6 +47,13 @@ def test_a_condition_that_cannot_be_meant_is_refused(condition: dict[str, Any]) 
         EventSettings("log", columns=columns, where=[condition])
 
 
+def test_a_pattern_that_polars_cannot_match_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(
+        ValueError, match=r"matches '\(\?!a\)b' for 'c', expected .*: look-around, .* is not supported$"
+    ):
+        RowFilters.of([{"column": "c", "matches": "(?!a)b"}], {})
+
+
 def test_a_pattern_that_is_no_regular_expression_is_refused_before_anything_is_read() -> None:
     columns = {"user_id": "u", "item_id": "i", "timestamp": "t"}
     with pytest.raises(

@@ -344,7 +344,7 @@ def test_mutated_tables_lose_no_row(
     assert table.rows_in == len(table.frame) + sum(table.left_out.values())
     assert table.frame["item_id"].null_count() == 0
     assert table.frame["item_id"].is_unique().all()
-    for column, (kind,) in schema.ITEM_CONTENT.items():
+    for column, (kind,) in schema.ITEM_COLUMNS.items():
         assert table.frame.schema.get(column, kind) == kind
 
 
@@ -355,6 +355,13 @@ def test_of_several_titles_the_most_frequent_stays(tmp_path: Path) -> None:
     table = side_tables.read_items([path], form, "int64")
     assert table.frame.rows() == [(1, "Red mug"), (2, "Lamp"), (3, "B"), (4, "Same")]
     assert table.notes == {"several_titles": 2}
+
+
+def test_providers_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("id,brand\n1, Acme \n2,7\n3,\n")
+    form = ItemFormat(TableFormat("items", {"item_id": "id", "provider": "brand"}))
+    assert side_tables.read_items([path], form, "int64").frame.rows() == [(1, "Acme"), (2, "7"), (3, None)]
 
 
 def test_categories_written_as_lists(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_shape_matches_lines_of_its_keys_and_kinds_only() -> None:
 def test_few_shapes_are_learned_and_the_rest_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_shapes, "MIN_ROWS", 2)
     content = "\n".join(
-        f'{{"u": {{"id": {n}}}, "i": 1, "t": 1, "k{n % 40}": {n}}}' for n in range(200)
+        f'{{"u": {{"id": {n}, "deep": {{"v": 1}}}}, "i": 1, "t": 1, "k{n % 40}": {n}}}' for n in range(200)
     ).encode()
     found = read(content)
     assert [values[0] for values, _ in found] == [str(number) for number in range(200)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from models.evaluation.metrics import Float64
 from models.evaluation.power import NightlyVariance
@@ -30,6 +31,34 @@ def test_effect_and_users_by_pencil():
     assert found.users_needed(effect * 1.0001, 2) == 100
     assert found.users_needed(effect / 2, 2) == pytest.approx(400, abs=1)
     assert found.smallest_effect(100, 2, share=0.1) == pytest.approx(effect * (1 / 0.36) ** 0.5)
+
+
+def test_one_night_of_independent_users_is_the_textbook_s_sample_size():
+    """A difference of half a standard deviation: 63 users per arm at 80 %, 62.79 unrounded, by the normal distribution.
+
+    The chance of a call by scipy, of that difference with arms of 63, is 80 % then.
+    """
+    found = NightlyVariance(0, 1, 0, 1, 1, 2, 1)
+    assert found.users_needed(0.5, 1) == 126
+    assert found.smallest_effect(2 * 62.79, 1) == pytest.approx(0.5, abs=5e-5)
+    call = norm.sf(norm.isf(0.025) - 0.5 / (2 / 62.79) ** 0.5)
+    assert call == pytest.approx(0.8, abs=1e-4)
+
+
+def test_nights_by_pencil():
+    """v = 7 + 2 / D at rate and activity 1, so that 100 users need D = 2 nights for 1.58482, as above.
+
+    Its floor of 7 leaves sqrt(7 / 8) * 1.58482 = 1.48246 that no number of nights shows.
+    """
+    found = NightlyVariance(4, 7, 2, 1, 1, 2, 2)
+    assert found.nights_needed(1.58483, 100) == 2
+    assert found.nights_needed(1.5848, 100) == 3
+    assert found.nights_needed(1.7, 100) == 1, "9 (2 + 2) / 100 and 2.80159 make 1.68095"
+    assert found.nights_needed(1.4824, 100) is None
+    assert found.nights_needed(1.4826, 100) == pytest.approx(1480, rel=0.1)
+    assert found.nights_needed(1.58483 * 3.08302 / 2.80159, 100, comparisons=2) == 2, "2.24140 + .84162"
+    effect = found.smallest_effect(100, 5, share=0.1)
+    assert found.nights_needed(effect * 1.000001, 100, share=0.1) == 5
 
 
 def test_one_value_per_user_promises_nothing_of_further_nights():

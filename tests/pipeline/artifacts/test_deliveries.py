@@ -1,16 +1,10 @@
 """A log from a database: each read that gives new rows is one file; nothing twice, nothing lost, no password anywhere."""
 
 import contextlib
-import os
-import shutil
 import sqlite3
-import subprocess
 import sys
-import tempfile
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import polars as pl
@@ -26,8 +20,8 @@ from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration.graph import resolve
 from pipeline.orchestration.runner import read_databases
+from tests.postgresql_server import SECRET
 
-SECRET = "h7Wq/zPl@nted"
 NEW = "SELECT u, i, t FROM log WHERE t > :since ORDER BY t, u"
 DAY_1 = [("ann", "x", "2026-01-01 08:00:00"), ("bob", "y", "2026-01-01 09:00:00.000001")]
 DAY_2 = [("bob", "x", "2026-01-02 08:00:00"), ("cat", "z", "2026-01-02 09:00:00")]
@@ -86,29 +80,6 @@ class Log:
         files = (self.folder / "data" / "log" / "ingest" / "latest" / "events").glob("*.parquet")
         events = pl.concat([pl.read_parquet(file) for file in files])
         return sorted(events.select("user_id", "item_id").rows())
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """Address of a server of this test's own, without a password, which its environment variable holds."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    as_user: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL}
-    if os.geteuid() == 0:  # which the server refuses
-        as_user |= {"user": "postgres", "group": "postgres", "extra_groups": []}
-        shutil.chown(folder, "postgres", "postgres")
-    (folder / "password").write_text(SECRET)
-    (folder / "password").chmod(0o644)
-    control = [str(programs[-1] / "pg_ctl"), "-D", "data", "-w", "-l", "log"]
-    made = ["-D", "data", "-U", "shop", "-A", "scram-sha-256", "--pwfile=password", "--no-sync", "-E", "UTF8"]
-    subprocess.run([programs[-1] / "initdb", *made], check=True, **as_user)
-    options = f"-F -c listen_addresses='' -k {folder} -c timezone=Europe/Berlin"
-    subprocess.run([*control, "-o", options, "start"], check=True, **as_user)
-    yield f"postgresql://shop@/postgres?host={urllib.parse.quote(str(folder), safe='')}"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, **as_user)
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["sqlite", "duckdb", "postgresql", "postgresql with zone"])

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.artifacts.files import write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.commands.compare_lists import compare_lists
 from pipeline.config import Config
 from pipeline.errors import ConfigError, LookbackError
@@ -35,6 +35,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         folder.mkdir(parents=True)
         items = {"item_id": [1, 2, 3], "title": ["one", "two", HOSTILE], "num_events": [3, 2, 1]}
         pl.DataFrame(items).write_parquet(folder / "items.parquet")
+    (config.folder / "ingest" / "new").mkdir(parents=True)
+    providers = pl.DataFrame({"item_id": [3, 2], "provider": ["P", "P"]})
+    providers.write_parquet(config.folder / "ingest" / "new" / "items.parquet")
     scored(config, "a", "d1", [1, 2], created="2026-01-01", log="old")
     scored(config, "b", "d1", [1, 2], created="2026-01-02")
     scored(config, "c", "d2", [1, 3], created="2026-01-02")
@@ -71,6 +74,7 @@ def test_the_newest_lists_of_the_same_log_are_compared(config: Config, capsys: p
     assert (tree["before"], tree["after"], tree["other_reasons"]) == ("version 1", "version 2", [])
     assert (tree["changes"]["users"], tree["changes"]["changed"]) == (2, 2)
     assert tree["changes"]["places"]["item"]["lost"] == [{"value": "two", "before": 2, "after": 0}]
+    assert tree["changes"]["places"]["provider"] == {"gained": [], "lost": []}, "3 instead of 2, both of P"
     assert tree["metric"] is None
 
 
@@ -82,6 +86,15 @@ def test_other_reasons_than_the_model_are_named(config: Config):
     pair = scored_lists.of_pair(config, "1", str(denied))
     assert pair[0].folder.name == "d", "no pair of the same log and settings: the newest of each"
     assert scored_lists.differing(*pair) == ["the log", "score.deny"]
+
+
+def test_lists_by_the_arms_of_an_experiment_are_of_no_bundle(config: Config):
+    before = [lists.folder.name for lists in scored_lists.of_bundle(config, "d1")]
+    folder = scored(config, "f", "d1", [1, 2], created="2026-01-05")
+    manifest = read_json(folder / "manifest.json")
+    assert [lists.folder.name for lists in scored_lists.of_bundle(config, "d1")] == ["f", *before]
+    write_json(folder / "manifest.json", manifest | {"experiment": {"name": "e", "arms": []}})
+    assert [lists.folder.name for lists in scored_lists.of_bundle(config, "d1")] == before
 
 
 def test_text_and_page(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -13,7 +14,9 @@ from pipeline.commands.power import power, variance_of
 from pipeline.config import Config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.evaluation.report import NightsTested
+from pipeline.monitoring import past_nights
 from tests.evaluation_reports import evaluation_report
+from tests.pipeline.monitoring.simulated_outcomes import outcomes
 
 NIGHTS = [datetime.datetime(2020, 1, day, tzinfo=datetime.UTC) for day in (1, 8)]
 METRICS = {"lookback": {"ndcg@10": 0.5}}
@@ -65,10 +68,38 @@ def test_the_plan_as_json(folder: Path, config: Config, capsys: pytest.CaptureFi
     )
 
 
+def test_past_nights_of_delivered_lists_come_before_the_evaluation(
+    folder: Path, config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Of three nights judged; the evaluation tells where one is, or the lists have another length than the gate's metric."""
+    monitor = folder / "monitor"
+    monkeypatch.setattr(command, "linked", lambda _: {"latest": monitor})
+    monitor.mkdir()
+    judged = outcomes(np.random.default_rng(0), 200, range(3))
+    judged.write_parquet(monitor / "outcomes.parquet")
+    power(config, users=1000, days=2, as_json=True)
+    tree = json.loads(capsys.readouterr().out)
+    past = past_nights.of_outcomes(judged, "ndcg")
+    assert past is not None
+    assert tree["source"] == "nights of delivered lists, within 1 day"
+    assert tree["smallest_effect"] == past.variance.smallest_effect(1000, 2)
+    power(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("at 3 nights, every 1 days (nights of delivered lists, within 1 day)")
+    evaluated = "test nights of the evaluation, within 7 days"
+    for fewer in (judged.head(1), judged.with_columns(k=pl.lit(5, pl.Int32))):
+        fewer.write_parquet(monitor / "outcomes.parquet")
+        power(config, as_json=True)
+        assert json.loads(capsys.readouterr().out)["source"] == evaluated
+    (monitor / "outcomes.parquet").write_bytes(b"no table")
+    power(config, as_json=True)
+    assert json.loads(capsys.readouterr().out)["source"] == evaluated
+
+
 def test_the_plan_as_text(folder: Path, config: Config, capsys: pytest.CaptureFixture[str]):
     power(config)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("at 2 nights, every 7 days")
+    assert lines[0].endswith("at 2 nights, every 7 days (test nights of the evaluation, within 7 days)")
     assert lines[1].startswith("3 users, each with a value at 83% of the nights; standard deviation ")
     assert lines[2].startswith("3 such users for 14 days, 50% of them in one of two arms: effects from ")
     assert lines[4].split() == ["effect", "users", "needed"]
@@ -80,5 +111,5 @@ def test_other_targets_and_impossible_plans_are_refused(folder: Path, config: Co
     with pytest.raises(ConfigError, match="--share 1"):
         power(config, share=1)
     evaluation_report(METRICS).save(folder)
-    with pytest.raises(LookbackError, match=r"not those of nights.*evaluate.targets=nightly"):
+    with pytest.raises(LookbackError, match=r"no two nights of delivered lists.*evaluate.targets=nightly"):
         power(config)

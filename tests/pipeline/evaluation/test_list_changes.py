@@ -20,6 +20,7 @@ ITEMS = pl.DataFrame(
         "title": ["one", "two", None, "four"],
         "categories": [["a"], ["a", "b"], ["b"], None],
         "num_events": [9, 5, 1, 0],
+        "provider": ["P", "P", None, "Q"],
     }
 )
 NIGHTS = [datetime.datetime(2020, 1, day, tzinfo=datetime.UTC) for day in (1, 8)]
@@ -49,6 +50,8 @@ def test_by_pencil():
     assert found.places["item"].lost == [PlaceChange("one", 3, 2)]
     assert found.places["category"].lost == [PlaceChange("a", 6, 5)]
     assert found.places["category"].gained == [PlaceChange("(unknown)", 0, 1)]
+    assert found.places["provider"].lost == [PlaceChange("P", 6, 5)]
+    assert found.places["provider"].gained == [PlaceChange("Q", 0, 1)]
     assert found.places["popularity"].lost == [PlaceChange("head", 3, 2)]
     assert [(own.value, own.users, own.changed) for own in found.segments] == [
         ("(unknown)", 1, 1),

@@ -124,9 +124,9 @@ class Nights:
         """Table of the up-to-date monitor."""
         return pl.read_parquet(Path(self.run(*overrides)["folder"]) / name)
 
-    def record(self) -> Any:
+    def record(self, *overrides: str) -> Any:
         """monitor.json of the up-to-date monitor."""
-        return json.loads((Path(self.run()["folder"]) / "monitor.json").read_text())
+        return json.loads((Path(self.run(*overrides)["folder"]) / "monitor.json").read_text())
 
 
 def _write(folder: Path, lists: Mapping[int, Sequence[int]] | pl.DataFrame) -> None:

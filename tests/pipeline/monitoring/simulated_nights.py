@@ -26,7 +26,7 @@ from pipeline.monitoring import alerts, outcomes, population, series
 from pipeline.monitoring.ledger import DAY, Delivery, Promise
 from pipeline.monitoring.outcomes import Taken
 from pipeline.monitoring.series import Bootstrap
-from pipeline.sections import MonitorConfig
+from pipeline.sections import DELIVERED, MonitorConfig
 
 K = 10
 WARM_DAYS, TEST_WEEKS = 28, 8
@@ -96,7 +96,10 @@ class Log:
         """[num_items + 1] logarithm of the events in the two weeks up to a day."""
         histories = self.dataset.histories
         recent = (histories.time < START + day * DAY) & (histories.time >= START + (day - 14) * DAY)
-        return np.log(0.5 + np.bincount(histories.item_index[recent], minlength=len(self.topic)))
+        logarithm: Float64 = np.log(
+            0.5 + np.bincount(histories.item_index[recent], minlength=len(self.topic))
+        )
+        return logarithm
 
     def lists(self, popularity: Float64, now: int) -> pl.DataFrame:
         """Ten items for each user with a history: user_id, item_id, rank."""
@@ -171,7 +174,7 @@ def judged(log: Log, delivery: Delivery, lists: pl.DataFrame, window: float) -> 
     """Figures of lists in a window after them, as the stage has them."""
     taken = Taken.after(log.dataset, delivery, window, None)
     outcome = outcomes.judge(log.dataset, lists.lazy(), taken, None)
-    return series.figures(outcomes.labelled(outcome, delivery, window, outcomes.DELIVERED), Bootstrap(2, 0))
+    return series.figures(outcomes.labelled(outcome, delivery, window, DELIVERED), Bootstrap(2, 0))
 
 
 def present(

@@ -9,7 +9,7 @@ import pytest
 
 from models.histories import Int64
 from pipeline.monitoring import alerts
-from pipeline.monitoring.ledger import DAY, Delivery, Promise
+from pipeline.monitoring.ledger import DAY, ArmSource, DeliveredExperiment, Delivery, Promise
 from pipeline.monitoring.population import DayShift
 from pipeline.monitoring.promise import band
 from pipeline.monitoring.series import COLUMNS
@@ -100,6 +100,23 @@ def test_reality_below_the_promise_two_nights_in_a_row() -> None:
     assert (alert.rule, alert.threshold) == ("below_promise_1d", low)
     assert alert.value == pytest.approx(low - 0.02)
     assert list(alerts.of_reality(realised(0.2, 0.0, 0.0), [delivery(0)], SETTINGS)) == [], "nothing promised"
+
+
+def test_with_an_experiment_the_promise_is_held_against_the_arm_it_is_about() -> None:
+    """The challenger's users take nothing; where no arm has the promised system, nothing was promised."""
+    promise = {"1": Promise("ndcg@10", (0.19, 0.2, 0.2, 0.21))}
+    arms = (ArmSource("a", 0.5, 1, "d", 9), ArmSource("b", 0.5, 2, "e", 9))
+    rows = [realised(value, value).with_columns(arm=pl.lit(arm)) for arm, value in (("a", 0.2), ("b", 0.0))]
+    table = pl.concat([realised(0.1, 0.1), *rows])
+
+    def below(*arms: ArmSource) -> list[alerts.Alert]:
+        run = DeliveredExperiment("e", "s", arms)
+        nights = [delivery(night, promise=promise, experiment=run) for night in range(2)]
+        return list(alerts.of_reality(table, nights, SETTINGS))
+
+    assert below(*arms) == []
+    assert [alert.value for alert in below(replace(arms[0], name="b"), replace(arms[1], name="a"))] == [0.0]
+    assert below(arms[1]) == []
 
 
 def events(*days: tuple[int, int, int]) -> tuple[Int64, Int64]:

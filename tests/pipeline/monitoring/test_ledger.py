@@ -6,10 +6,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.artifacts.files import write_json
+from pipeline.artifacts.files import read_json, write_json
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
 from pipeline.monitoring import ledger
+from pipeline.sections import ExperimentConfig
 
 DAY = 86_400_000_000
 
@@ -23,7 +25,7 @@ def config(tmp_path: Path) -> Config:
     return load_config(tmp_path / "log.toml")
 
 
-def scored(config: Config, number: int, day: float, at: str | None = None) -> Artifact:
+def scored(config: Config, number: int, day: float, at: str | None = None, **more: object) -> Artifact:
     """A score artifact with a manifest alone."""
     artifact = Artifact(config.folder / "score", f"{number:016x}")
     artifact.folder.mkdir(parents=True)
@@ -40,7 +42,7 @@ def scored(config: Config, number: int, day: float, at: str | None = None) -> Ar
         "short_lists": 0,
         "shadows": {"popularity": {"model_version": None, "bundle_digest": ""}},
     }
-    write_json(artifact.folder / "manifest.json", manifest)
+    write_json(artifact.folder / "manifest.json", manifest | more)
     return artifact
 
 
@@ -81,3 +83,59 @@ def test_lists_with_an_open_window_are_the_last_of_each_night(config: Config) ->
     score = config.folder / "score"
     assert [int(name, 16) for name in ledger.open_lists(score, 7)] == [3, 4]
     assert [int(name, 16) for name in ledger.open_lists(score, 7.5)] == [2, 3, 4]
+
+
+EXPERIMENT = {
+    "name": "ranker-2",
+    "salt": "s",
+    "arms": [
+        {"name": "champion", "share": 0.9, "model_version": 1, "bundle_digest": "d1", "users": 4},
+        {"name": "challenger", "share": 0.1, "model_version": 3, "bundle_digest": "d3", "users": 1},
+    ],
+}
+
+
+def test_lists_by_arm_are_a_row_per_arm(config: Config) -> None:
+    artifact = scored(config, 1, 10, experiment=EXPERIMENT)
+    ledger.enter(config, artifact)
+    table = pl.read_parquet(config.folder / "score" / "deliveries.parquet")
+    assert table.select("arm", "shadow", "model_version", "bundle_digest").rows() == [
+        ("champion", None, 1, "d1"),
+        ("challenger", None, 3, "d3"),
+        (None, "popularity", None, ""),
+    ]
+    (entered,) = ledger.deliveries(config.folder / "score")
+    assert entered.experiment is not None
+    assert entered.experiment.shares == {"champion": 0.9, "challenger": 0.1}
+    assert entered.promised_arm == "champion"
+
+
+def test_a_record_without_experiments_is_read(config: Config) -> None:
+    artifact = scored(config, 1, 10)
+    ledger.enter(config, artifact)
+    path = config.folder / "score" / ".deliveries" / f"{artifact.name}.json"
+    record = read_json(path)
+    del record["experiment"]
+    write_json(path, record | {"arm": None})
+    (entered,) = ledger.deliveries(config.folder / "score")
+    assert (entered.experiment, entered.promised_arm) == (None, None)
+
+
+def test_salt_and_arms_stay_while_an_experiment_runs(config: Config) -> None:
+    ledger.enter(config, scored(config, 1, 10, experiment=EXPERIMENT))
+    ledger.enter(config, scored(config, 2, 11))
+    entered = ledger.deliveries(config.folder / "score")
+    arms = {"champion": 0.9, "challenger": 0.1}
+    same = ExperimentConfig(name="ranker-2", arms=arms, salt="s", start="1970-01-01")
+    ledger.check_unchanged(same, entered)
+    ledger.check_unchanged(same.model_copy(update={"start": "1970-02-01", "smallest_effect": 0.2}), entered)
+    ledger.check_unchanged(same.model_copy(update={"name": "ranker-3", "salt": "t"}), entered)
+    with pytest.raises(ConfigError) as salted:
+        ledger.check_unchanged(same.model_copy(update={"salt": "t"}), entered)
+    assert str(salted.value) == (
+        "experiment.salt: received 't', but 'ranker-2' has run with 's' since 1970-01-11T00:00:00+00:00: users would change "
+        "their arms in the middle; set it back, or begin another experiment with another experiment.name"
+    )
+    for changed in ({"champion": 0.8, "challenger": 0.2}, dict(reversed(arms.items()))):
+        with pytest.raises(ConfigError, match=r"has run with { champion = 0.9, challenger = 0.1 } since"):
+            ledger.check_unchanged(same.model_copy(update={"arms": changed}), entered)

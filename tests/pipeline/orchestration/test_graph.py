@@ -29,9 +29,11 @@ READ_BY_NO_STAGE = {
     "score.model": "its bundle's digest is an input",
     "score.engine": "either engine writes the same shards",
     "score.workers": "the number of processes changes no shard",
+    **{key: "a table shapes no artifact" for key in key_types() if key.startswith("deliver.")},
     **{key: "logging shapes no artifact" for key in key_types() if key.startswith("tracking.")},
     **{key: "the generated log's content is an input" for key in key_types() if key.startswith("simulate.")},
     **{key: "the downloaded files' content is an input" for key in key_types() if key.startswith("data.")},
+    **{key: "an input of score and monitor" for key in key_types() if key.startswith("experiment.")},
     **{key: "a search is no stage; its study digests them" for key in key_types() if key.startswith("tune.")},
 }
 LOG = "u,i,t\n1,a,1\n1,b,2\n2,a,3\n2,c,4\n"
@@ -284,3 +286,57 @@ def test_shadows_are_inputs_of_score_and_one_without_a_model_is_left_out(
         ConfigError, match=r"score\.shadows: received 'ease', expected previous, challenger, popularity"
     ):
         load("score.shadows=['ease']")
+
+
+EXPERIMENT = (
+    "experiment.name=e experiment.salt=s experiment.start=2020-01-01",
+    'experiment.arms={ champion = 0.5, challenger = 0.3, "models:/own/7" = 0.1, popularity = 0.1 }',
+)
+
+
+def test_the_arms_of_an_experiment_are_inputs_of_the_champion_s_lists_alone(
+    load: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {"models:/lookback-tiny@challenger": "c", "models:/own/7": "seven"}
+    monkeypatch.setattr(registry, "source_of", lambda _, uri: ModelSource(9, sources[uri], uri))
+    champion = ModelSource(2, "digest", "models:/own/2")
+    monkeypatch.setattr(
+        graph, "_model_source", lambda config: None if config.score.model == "run" else champion
+    )
+    night = "score.model=champion"
+    score = resolve(load(night, *EXPERIMENT), ["score"]).nodes["score"]
+    plain = resolve(load(night), ["score"]).nodes["score"]
+    assert {name: own for name, own in score.inputs.items() if name not in plain.inputs} == {
+        "experiment": score.inputs["experiment"],
+        "arm champion": "digest",
+        "arm challenger": "c",
+        "arm models:/own/7": "seven",
+    }
+    turned = load(night, *EXPERIMENT, "experiment.arms={ popularity = 0.5, champion = 0.5 }")
+    same = load(night, *EXPERIMENT, "experiment.arms={ champion = 0.5, popularity = 0.5 }")
+    others = {resolve(config, ["score"]).nodes["score"].artifact.name for config in (turned, same)}
+    assert len(others | {score.artifact.name}) == 3, "the order of the arms counts"
+    effect = load(night, *EXPERIMENT, "experiment.smallest_effect=0.2")
+    assert resolve(effect, ["score"]).nodes["score"].artifact.name == score.artifact.name
+    monitors = [
+        resolve(config, ["monitor"]).nodes["monitor"].artifact.name for config in (effect, load(*EXPERIMENT))
+    ]
+    assert monitors[0] != monitors[1]
+    run = (resolve(load(*more), ["score"]).nodes["score"].artifact.name for more in (EXPERIMENT, ()))
+    assert next(run) == next(run), "of the present run: without arms"
+
+
+def test_with_an_arm_that_is_not_there_the_lists_are_the_champion_s(
+    load: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def source_of(config: Config, uri: str) -> ModelSource:
+        if "challenger" in uri:
+            raise LookbackError("there is no challenger")
+        return ModelSource(9, "seven", uri)
+
+    monkeypatch.setattr(registry, "source_of", source_of)
+    monkeypatch.setattr(graph, "_model_source", lambda _: ModelSource(2, "digest", "models:/own/2"))
+    night = resolve(load("score.model=champion", *EXPERIMENT), ["score"])
+    assert night.arms.left_out == {"challenger": "there is no challenger"}
+    plain = resolve(load("score.model=champion"), ["score"])
+    assert night.nodes["score"].artifact.name == plain.nodes["score"].artifact.name

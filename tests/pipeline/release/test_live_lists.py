@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from features.settings import iso_microseconds
 from pipeline.__main__ import cli
 from pipeline.artifacts.store import Artifact, linked
 from pipeline.config import Config, load_config
@@ -45,8 +46,8 @@ class Shop:
             )
         return self.registry.resolve(version.uri)
 
-    def lists(self, version: int, created: str = "2026-01-01T04:00:00") -> Artifact:
-        """Lists made with a version's bundle."""
+    def lists(self, version: int, created: str = "2026-01-01T04:00:00", **more: object) -> Artifact:
+        """Lists made with a version's bundle; more: of the manifest."""
         self.num_lists += 1
         artifact = Artifact(self.config.folder / "score", f"{self.num_lists:016x}")
         artifact.prepare(resume=False)
@@ -57,6 +58,7 @@ class Shop:
                 "bundle_digest": f"digest {version}",
                 "model_version": version,
             }
+            | more
         )
         return artifact
 
@@ -166,3 +168,37 @@ def test_without_tracking_or_a_server_nothing_is_live(shop: Shop) -> None:
     said = live_lists.point(away, shop.lists(1), None).sentence
     assert said.startswith("not live: the champion is unknown (")
     assert "run again: lookback run score --config shop.toml --set tracking.uri=http://127.0.0.1:9" in said
+
+
+EXPERIMENT = (
+    "experiment.name=e experiment.salt=s experiment.start=2026-02-01",
+    "experiment.arms={ champion = 0.5, challenger = 0.3, popularity = 0.2 }",
+)
+
+
+def of_experiment(shop: Shop, day: str, *arms: tuple[str, int | None]) -> Artifact:
+    """Lists made by version 1 on a day of the log, or by arms (name, version)."""
+    rows = [{"name": name, "model_version": version} for name, version in arms]
+    experiment = {"name": "e", "arms": rows} if arms else None
+    return shop.lists(1, request_time=iso_microseconds(day), experiment=experiment)
+
+
+def test_lists_by_arm_are_live_and_those_without_in_an_experiment_s_time_are_not(shop: Shop) -> None:
+    first = shop.publish(1, "first")
+    run, night = (load_config("shop.toml", [*EXPERIMENT, *more]) for more in ([], ["score.model=champion"]))
+    before, during = of_experiment(shop, "2026-01-31"), of_experiment(shop, "2026-02-01")
+    assert live_lists.point(run, before, first).is_live
+    refused = live_lists.point(run, during, first)
+    assert not refused.is_live
+    assert refused.sentence == (
+        "not live: experiment 'e' runs, and these lists are not by its arms; make those with lookback run score "
+        "--config shop.toml --set 'experiment.name=e experiment.salt=s experiment.start=2026-02-01' --set "
+        "'experiment.arms={ champion = 0.5, challenger = 0.3, popularity = 0.2 }' "
+        "--set score.model=champion; data/shop/score/live stays: version 1, 2026-01-01T04:00Z"
+    )
+    assert live_lists.point(night, during, first).is_live, "not applied, as was said"
+    arms = ("champion", 1), ("challenger", 3), ("popularity", None)
+    live = live_lists.point(night, of_experiment(shop, "2026-02-01", *arms), first)
+    assert live.sentence == (
+        "live: data/shop/score/live, by the arms of experiment 'e': champion (version 1), challenger (version 3), popularity"
+    )

@@ -26,6 +26,18 @@ def test_half_of_the_lists_are_the_same(tmp_path: Path) -> None:
     assert (change.users_in_both, change.overlap, change.psi, change.not_compared) == (1.0, 0.5, 0.0, "")
 
 
+def test_lists_of_other_arms_are_not_by_the_same_model(tmp_path: Path) -> None:
+    users, items = pl.Series([1, 2]), pl.Series([7, 8])
+    before, now = (a_scoring(tmp_path / name, users, items) for name in ("before", "now"))
+    arms = [{"name": "champion", "share": 0.5, "bundle_digest": "d", "users": 1}]
+    experiment = {"name": "e", "arms": arms}
+    assert drift(before, now, "d").same_model
+    assert not drift(before, now, "d", experiment).same_model
+    write_json(before / "manifest.json", {"bundle_digest": "d", "experiment": experiment})
+    assert not drift(before, now, "d").same_model
+    assert drift(before, now, "d", experiment | {"arms": [arms[0] | {"users": 2}]}).same_model
+
+
 def test_ids_of_another_type_are_not_compared(tmp_path: Path) -> None:
     before = a_scoring(tmp_path / "before", pl.Series([1, 2]), pl.Series([7, 8]))
     now = a_scoring(tmp_path / "now", pl.Series(["1", "2"]), pl.Series(["7", "8"]))

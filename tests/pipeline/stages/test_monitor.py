@@ -13,6 +13,9 @@ from pipeline.__main__ import cli
 from pipeline.commands.erase import prune_excluded
 from pipeline.commands.prune import prune
 from pipeline.errors import ConfigError, LookbackError
+from pipeline.monitoring import night_run
+from pipeline.serving.assignment import Assignment
+from pipeline.tracking.record import RunRecord
 from tests.pipeline.monitoring.nights import DAY, USERS, Nights, event_days, some_lists
 
 
@@ -131,6 +134,34 @@ def test_differences_from_shadows_are_paired_and_adjusted(nights: Nights) -> Non
         assert row["difference"] == pytest.approx(own - other)
         assert row["low"] <= row["difference"] <= row["high"]
         assert row["p_holm"] <= 1
+
+
+def test_charts_columns_and_metrics_of_the_night_s_run_are_those_of_the_series(nights: Nights) -> None:
+    day_before = nights.log_time() - DAY
+    lists = nights.deliver(some_lists(1), name="a" * 16, model_time=day_before, model_version=4)
+    nights.show(1)
+    folder = Path(nights.run()["folder"])
+    night = "2026-03-04T23:59:59+00:00"
+    record = json.loads((folder / "monitor.json").read_text())
+    assert record["models"] == [{"night": night, "model_version": 4, "age_days": 1.0}]
+    drawn = {
+        chart["name"]: chart["figure"]["data"] for chart in json.loads((folder / "charts.json").read_text())
+    }
+    table = pl.read_parquet(folder / "nights.parquet").filter(pl.col("metric") == "ndcg@3")
+    assert [trace["y"] for trace in drawn["nights"]] == [table["value"].to_list()]
+    assert [trace["x"] for trace in drawn["model_age"]] == [[1.0]]
+    assert "Realised NDCG@3 by night" in (folder / "nights.html").read_text()
+    folders = {"monitor": folder, "score": lists.folder}
+    one = table.row(0, named=True)
+    assert night_run.texts_of(nights.config("score.k=3"), folders) == {
+        "lookback.night": "2026-03-04 23:59",
+        "lookback.realised": f"{one['value']:.4f} ({one['low']:.4f} to {one['high']:.4f}): "
+        "NDCG@3 within 1 day of the lists of 2026-03-04 23:59",
+    }
+    points = {point.name: (point.value, point.step) for point in RunRecord.load(folder).parent_points}
+    name = "realised/delivered/ndcg_at_3/1d"
+    assert set(points) == {name, "realised/delivered/hit_rate_at_3/1d"}
+    assert points[name] == (one["value"], nights.log_time() // DAY - 1), "the day of the lists"
 
 
 def test_what_is_up_to_date_stays_so(nights: Nights) -> None:
@@ -310,3 +341,82 @@ def test_alerts_end_with_exit_code_3_where_asked_for(
     cli([*command, "--fail-on-alert", "--set", "monitor.alerts=false"], standalone_mode=False)
     with pytest.raises(ConfigError, match="expected the stage monitor among the stages"):
         cli(["run", "ingest", "--fail-on-alert", *command[2:]], standalone_mode=False)
+
+
+EXPERIMENT = (
+    "experiment.name=e experiment.salt=s experiment.start=2026-03-01",
+    "experiment.arms={ champion = 0.5, challenger = 0.5 }",
+)
+ARMS = Assignment("s", {"champion": 0.5, "challenger": 0.5})
+BY_ARM = {
+    "name": "e",
+    "salt": "s",
+    "arms": [
+        {"name": name, "share": 0.5, "model_version": version, "bundle_digest": f"d{version}", "users": 20}
+        for version, name in enumerate(ARMS.shares, 1)
+    ],
+}
+
+
+def hits(nights: Nights, lists: Mapping[int, Sequence[int]], log_time: int) -> pl.DataFrame:
+    """Users active in the day after a night, their arm, and whether they took an item of their list."""
+    log = pl.concat(nights.days[: nights.shown]).with_columns(time=pl.col("at") * 1_000_000)
+    window = log.filter((pl.col("time") > log_time) & (pl.col("time") <= log_time + DAY))
+    rows = window.group_by("user").agg(pl.col("item")).sort("user")
+    hit = [float(bool(set(items) & set(lists.get(user, ())))) for user, items in rows.iter_rows()]
+    return rows.select("user", ARMS.names_of(rows["user"]), pl.Series("hit", hit))
+
+
+def test_an_experiment_is_read_out_by_arm(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    """User 1 has no list: 0 in the read-out, not reached in the series. Nights without arms are not of the experiment."""
+    nights.deliver(some_lists(0), name="9" * 16)
+    nights.show(1)
+    assert nights.record(*EXPERIMENT)["experiment"] is None
+    parts, lists = [], {}
+    for number in (1, 2):
+        lists = some_lists(number, range(2, USERS + 1))
+        nights.deliver(lists, name=f"{number}" * 16, experiment=BY_ARM)
+        night = nights.log_time()
+        nights.show(1)
+        parts.append(hits(nights, lists, night))
+        found = nights.record(*EXPERIMENT)["experiment"]
+        assert found["nights"] == number
+    assert found["versions"] == {"champion": [1], "challenger": [2]}
+    assert found["plan"]["nights_before"] == 0
+    assert "no number of nights shows a difference of" in found["sentence"], "with 40 users"
+    values = dict(pl.concat(parts).group_by("arm").agg(pl.col("hit").mean()).iter_rows())
+    users = dict(pl.concat(parts).group_by("arm").agg(pl.col("user").n_unique()).iter_rows())
+    champion, challenger = (row for row in found["rows"] if row["metric"] == "hit_rate@3")
+    for row in (champion, challenger):
+        assert row["value"] == pytest.approx(values[row["arm"]])
+        assert row["users"] == users[row["arm"]]
+        assert row["verdict"] is None
+    assert challenger["difference"] == pytest.approx(values["challenger"] - values["champion"])
+    assert challenger["difference_low"] <= challenger["difference"] <= challenger["difference_high"]
+    table = nights.table("nights.parquet", *EXPERIMENT)
+    own = table.filter((pl.col("log_time").dt.timestamp("us") == night) & pl.col("segment").is_null())
+    for arm, rows in (("champion", parts[1]), ("challenger", parts[1])):
+        listed = rows.filter((pl.col("arm") == arm) & (pl.col("user") > 1))
+        value = own.filter((pl.col("arm") == arm) & (pl.col("metric") == "hit_rate@3"))["value"]
+        assert value.to_list() == pytest.approx([listed["hit"].mean()])
+    pooled = realised(table.filter(pl.col("arm").is_null()), 1)[night]
+    assert pooled == pytest.approx(expected(nights, lists, night, 1))
+    assert "; experiment 'e': no verdict: with " in nights.run(*EXPERIMENT, force=True)["summary"]
+    capsys.readouterr()
+
+
+def test_arms_that_lost_users_are_an_alert(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    """Events of all but one of the challenger's users are missing."""
+    gone = [user for user in range(1, USERS + 1) if ARMS.names_of(pl.Series([user]))[0] == "challenger"][1:]
+    nights.days = [
+        day.filter(~pl.col("user").is_in(gone)) if number >= 4 else day
+        for number, day in enumerate(nights.days)
+    ]
+    nights.deliver(some_lists(1), name="a" * 16, experiment=BY_ARM)
+    nights.show(1)
+    nights.run(*EXPERIMENT)
+    assert (
+        capsys.readouterr().err.count("alert: sample_ratio: the arms of 'e' have active users champion ") == 1
+    )
+    (alert,) = (alert for alert in nights.record(*EXPERIMENT)["alerts"] if alert["rule"] == "sample_ratio")
+    assert alert["value"] < alert["threshold"] == 0.001

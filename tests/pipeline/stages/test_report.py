@@ -19,6 +19,7 @@ from features.profiling import drift, profile
 from features.settings import EventSettings
 from pipeline.config import Config
 from pipeline.modelling.training_facts import TrainingFacts
+from pipeline.monitoring.experiment import ArmRow, Plan, Readout
 from pipeline.monitoring.series import COLUMNS
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
@@ -216,13 +217,18 @@ def evaluate(root: Path, form: str) -> Path:
     names = ["metrics", "recall", "by_history_length", "training", "distributions"]
     names += ["attention", "rolling"] if form != "one type" else []
     names += ["events", "gaps"] if form != "position" else []
+    write_charts(folder, names)
+    return folder
+
+
+def write_charts(folder: Path, names: list[str]) -> None:
+    """Empty charts, each titled by its name."""
     drawn = [
         {"name": name, "title": HOSTILE, "caption": HOSTILE}
         | {"figure": {"data": [], "layout": {"title": name, "height": 300}}}
         for name in names
     ]
     (folder / charts.CHARTS).write_text(json.dumps(drawn))
-    return folder
 
 
 def at_nights(metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -364,7 +370,7 @@ def score(root: Path) -> Path:
 
 
 def monitor(root: Path) -> Path:
-    """One night with a promise, a shadow's difference and an alert."""
+    """One night with a promise, a shadow's difference, an alert and an experiment."""
     folder = manifest(root / "monitor")
     night = datetime.datetime(2026, 3, 1, 23, 59, tzinfo=datetime.UTC)
     facts = {"log_time": night, "window_days": 1.0, "system": "delivered", "users": 1234}
@@ -373,14 +379,24 @@ def monitor(root: Path) -> Path:
         facts | {"metric": "hit_rate@10", "value": 0.5, "low": 0.4, "high": 0.6},
         facts | {"metric": "reached", "value": 0.875, "low": 0.8, "high": 0.9},
         facts | {"metric": "ndcg@10", "value": 0.125, "segment": "free"},
+        facts | {"metric": "ndcg@10", "value": 0.0625, "arm": "challenger"},
     ]
     pl.DataFrame(rows, schema=COLUMNS).write_parquet(folder / "nights.parquet")
     alert = {"rule": "idle_log", "night": "", "value": 24.0, "threshold": 20.0, "message": "no event came"}
     difference = {"shadow": "popularity", "window_days": 1.0, "metric": "ndcg@10", "nights": 1, "users": 9}
     difference |= {"difference": 0.1, "low": 0.05, "high": 0.15, "p_holm": 0.01, "verdict": "better"}
     promised = {"night": night.isoformat(timespec="seconds"), "window_days": 1.0, "low": 0.22, "high": 0.32}
-    content = {"alerts": [alert], "differences": [difference], "promised": [promised]}
+    content: dict[str, Any] = {"alerts": [alert], "differences": [difference], "promised": [promised]}
+    rows_by_arm = [
+        ArmRow(1.0, "ndcg@10", "champion", 1100, 0.3, 0.25, 0.35),
+        ArmRow(1.0, "ndcg@10", "challenger", 134, 0.25, 0.2, 0.3, -0.05, -0.1, 0.01, 0.2),
+    ]
+    versions = {"champion": [1], "challenger": [2, 3]}
+    plan = Plan(14, 0.015, 1234, 5)
+    readout = Readout(f"e {HOSTILE}", "ndcg@10", 1.0, 1, versions, plan, 0.25, rows_by_arm)
+    content["experiment"] = readout.as_json()
     (folder / "monitor.json").write_text(json.dumps(content))
+    write_charts(folder, ["nights", "model_age"])
     return folder
 
 
@@ -433,6 +449,9 @@ def test_says_what_was_done(written: tuple[Page, Path, Context]) -> None:
         "idle log : no event came.",
         "2026-03-01 23:59 1 delivered 1,234 0.875 0.5000 0.2500 [0.2000, 0.3000] [0.2200, 0.3200]",
         "Within 1 days, delivered minus popularity in ndcg@10: +0.1000 [+0.0500, +0.1500] over 1 nights: better.",
+        f"Experiment e {HOSTILE} State: no verdict before the planned end: 1 of 14 nights, with which a difference of 0.0150 in",
+        "Sample ratio: p = 0.25. Caution: challenger was made by several models: versions 2, 3. arm days after",
+        "challenger 1 ndcg@10 134 0.2500 [0.2000, 0.3000] \u22120.0500 [\u22120.1000, +0.0100]",
         "publish is done",
     ):
         assert sentence in page.text
@@ -581,9 +600,11 @@ def test_shows_the_charts_of_the_evaluation(written: tuple[Page, Path, Context])
         "rolling": "The metric of every system at each cut; mean and spread are in the table below",
         "by_history_length": "The metric of every system along history length; the numbers are in the table below",
         "attention": "Share of attention and of the history by place, age and type of the interactions",
+        "nights": "Realised NDCG by night, and the promised band; the numbers are in the table below",
+        "model_age": "Realised NDCG by age of the model",
     }
     figures = (path.parent / "figures.html").read_text(encoding="utf-8")
-    assert len(re.findall('class="chart"', figures)) == 10, "also recall, and popularity"
+    assert len(re.findall('class="chart"', figures)) == 12, "also recall, and popularity"
 
 
 def test_drift(written: tuple[Page, Path, Context]) -> None:

@@ -146,7 +146,7 @@ def test_what_is_served_equals_what_is_scored_at_the_newest_event(tmp_path: Path
         job = Job(folder, tmp_path, tmp_path, tmp_path, ScoreConfig(k=3, because=False), seed=0)
         users = Users(log.users, np.arange(3), 0)
         scorer = Scorer(job, bundle, log, users, Rules(), {}, np.zeros(3, np.int64))
-        table, counts = scorer._batch(np.arange(3))
+        table, counts = scorer.batch(np.arange(3))
         assert counts["unknown_items"] == 1
         served = bundle.recommend_users([10, 20, 30], 3)
         assert table["item_id"].to_pylist() == [item for ids, _ in served for item in ids]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -545,7 +546,9 @@ def test_database_read_without_mlflow_answers_as_the_client_does(
 def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
     tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
     run_id, port = tracker.linked_run(link), free_port()
-    command = [sys.executable, "-c", f"from pipeline.tracking.ui import ui; ui({port}, {tracker.uri!r})"]
+    views = "{name: View(name, name, '', ['m'], ['t'], name == 'nights') for name in ('trainings', 'nights')}"
+    start = f"from pipeline.tracking.ui import View, ui; ui({port}, {tracker.uri!r}, {tracker.experiment!r}, {views})"
+    command = [sys.executable, "-c", start]
     (tmp_path / "elsewhere").mkdir()
     with running(command, port, tmp_path / "elsewhere"):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
@@ -554,10 +557,25 @@ def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
         with urllib.request.urlopen(address) as answer:
             assert answer.read() == b"<svg/>"
         log = Path(tracker.uri.removeprefix("sqlite:///")).parent / "ui.log"
-        while f"MLflow: http://127.0.0.1:{port} " not in (
+        while f"MLflow: http://127.0.0.1:{port}/" not in (
             said := (tmp_path / "elsewhere" / "server.log").read_text()
         ):
             time.sleep(0.1)
+        for title in ("MLflow: ", "nights: "):
+            key = "nights" if title == "nights: " else "trainings"
+            assert re.search(
+                rf"^{title}http://127\.0\.0\.1:{port}/#/experiments/\d+/.*viewStateShareKey={key}\b",
+                said,
+                re.MULTILINE,
+            )
+        entity = client_at(tracker.uri).get_experiment_by_name(tracker.experiment)
+        assert entity is not None
+        orders = {
+            json.loads(json.loads(value)["state"])["orderByKey"]
+            for name, value in entity.tags.items()
+            if name.startswith("mlflow.sharedViewState.")
+        }
+        assert orders == {"metrics.`m`", "attributes.start_time"}
         assert "GET /" not in said
         assert "GET /" in log.read_text()
         with pytest.raises(LookbackError, match=f"port {port} on 127.0.0.1 cannot be used .*--port"):
