@@ -70,7 +70,7 @@ class ShadowDifference:
     verdict: str
 
 
-def metrics_of(outcomes: pl.DataFrame) -> dict[str, Float64]:
+def metrics_of(outcomes: pl.DataFrame, *, by_place: bool = True) -> dict[str, Float64]:
     """Metrics of each row [n] of outcomes of one list length k; NaN for users without a list, but for `reached`.
 
     hit_rate@k, ndcg@k, recall@k, mrr@k; place@p: whether the item at place p was taken; reached: whether there is a list.
@@ -84,7 +84,7 @@ def metrics_of(outcomes: pl.DataFrame) -> dict[str, Float64]:
     request = np.concatenate((row, np.repeat(np.arange(num), missed)))
     of_ranks = metrics_of_ranks(rank, (k,), request, num)
     values = {f"{name}@{k}": np.asarray(of_ranks[f"{name}@{k}"], np.float64) for name in METRICS}
-    for number in range(1, k + 1):
+    for number in range(1, k + 1) if by_place else ():
         own = np.zeros(num)
         own[row[place == number]] = 1.0
         values[f"place@{number}"] = own
@@ -170,7 +170,8 @@ def _of_window(
         for name, rows in shadows.items()
     }
     names = [f"{name}@{k}" for name in COMPARED]
-    values = ((name, {key: metrics_of(rows)[key] for key in names}) for name, rows in systems.items())
+    metrics = ((name, metrics_of(rows, by_place=False)) for name, rows in systems.items())
+    values = ((name, {key: own[key] for key in names}) for name, own in metrics)
     user = common["user_id"].rank("dense").to_numpy().astype(np.int64)
     compared = SystemComparison.of(values, bootstrap.units(user), bootstrap.resamples, bootstrap.seed)
     nights, users = common["log_time"].n_unique(), common["user_id"].n_unique()
