@@ -316,7 +316,8 @@ class ParentRun:
         shown = {file: name for name in self._stages for file in SHOWN_FILES.get(name, ())}
         for file, name in shown.items():
             path = self._artifact(self._stages[name]).folder / file
-            run.artifact(os.path.relpath(path, folder), name)
+            if path.is_file():  # a first night has no figures
+                run.artifact(os.path.relpath(path, folder), name)
         run.parent_points, run.points = [], [*run.points, *points.values()]
         run.datasets = datasets
         if "ingest" in self._pipeline.nodes:
