@@ -125,12 +125,18 @@ class Dialect:
         return f"{len(fields)} field{'s' * (len(fields) != 1)}, {expected}"
 
     def is_whole_row(self, line: str) -> bool:
-        """Whether a line is, for all that the first lines show, a row of its own."""
+        """Whether a line is, for all that the first lines show, a row of its own.
+
+        A field that is a lone quote is none: it ends a field that began in a line above.
+        """
         try:
             fields = self.quoting.split(line)
         except Unclosed:
             return False
         if fields is None or len(fields) != self.num_fields or (self.num_fields < 3 and not self.numbers):
+            return False
+        quote = self.quoting.quote
+        if quote and quote in fields and quote * 4 not in line:
             return False
         return all(_NUMBER.fullmatch(fields[position].strip()) for position in self.numbers)
 

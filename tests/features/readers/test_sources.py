@@ -110,6 +110,7 @@ some_values = st.sampled_from(["1.5", "2", "", "much", "nan", "inf", "1e39", "-0
 @given(st.lists(st.tuples(some_ids, some_ids, times, some_values), min_size=1, max_size=12), st.booleans())
 @example([(str(2**53 + 1), "17850.0", "1600000000", "1"), ("5", "17850", "1600000000", "1")], True)
 @example([("7", "\n", "1600000000", "")], False)
+@example([("3059153", None, "0", None), ("\n", None, "0", "much")], False)
 @example([("007", str(2**63), "1600000000", "1"), ("7", "9", "1600000000", "1")], True)
 def test_every_form_gives_the_same_events(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Row], small: bool
