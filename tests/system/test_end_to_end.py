@@ -257,6 +257,7 @@ def test_an_unwritable_folder_is_one_message(workdir: Workdir) -> None:
     assert "/proc/nowhere" in result.err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_message_and_leaves_nothing_half(log_workdir: Callable[..., Workdir]) -> None:
     """A limit on the size of the process's files stands for the full disk."""
     random.seed(0)

@@ -52,10 +52,8 @@ def test_threads_change_no_byte(copied: Workdir) -> None:
     assert digest(copied.artifact("score", *SMALL_SHARDS)) == alone
 
 
-@pytest.mark.parametrize(
-    "system",
-    ["lookback", *(pytest.param(name, marks=pytest.mark.slow) for name in ("popularity", "item_knn"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["lookback", "popularity", "item_knn"])
 def test_killed_between_shards_it_goes_on_where_it_was(copied: Workdir, system: str) -> None:
     settings = (*SMALL_SHARDS, "--set", f"publish.system={system}")
     undisturbed = scored_anew(copied, *settings)
@@ -144,6 +142,7 @@ def test_counts_and_users_of_the_table_without_events(copied: Workdir) -> None:
         assert [row["item_id"] for row in shown["recommendations"]] == scored
 
 
+@pytest.mark.slow
 def test_a_time_of_the_request_in_the_configuration_and_on_the_command_line(copied: Workdir) -> None:
     features = copied.artifact("features")
     moment = np.load(features / "time.npy")

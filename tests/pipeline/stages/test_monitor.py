@@ -367,6 +367,7 @@ def hits(nights: Nights, lists: Mapping[int, Sequence[int]], log_time: int) -> p
     return rows.select("user", ARMS.names_of(rows["user"]), pl.Series("hit", hit))
 
 
+@pytest.mark.slow
 def test_an_experiment_is_read_out_by_arm(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     """User 1 has no list: 0 in the read-out, not reached in the series. Nights without arms are not of the experiment."""
     nights.deliver(some_lists(0), name="9" * 16)
@@ -405,6 +406,7 @@ def test_an_experiment_is_read_out_by_arm(nights: Nights, capsys: pytest.Capture
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_arms_that_lost_users_are_an_alert(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     """Events of all but one of the challenger's users are missing."""
     gone = [user for user in range(1, USERS + 1) if ARMS.names_of(pl.Series([user]))[0] == "challenger"][1:]

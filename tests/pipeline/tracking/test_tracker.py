@@ -276,6 +276,7 @@ os._exit(0)
     assert tracker.start(**IDENTITY, link_file=link).run_id != killed, "built again: another run"
 
 
+@pytest.mark.slow
 def test_deleted_store_is_filled_again(uri: str, tmp_path: Path):
     folder, store = a_stage(tmp_path / "stage"), tmp_path / "mlruns"
     code = f"""
