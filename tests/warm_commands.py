@@ -26,7 +26,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -63,6 +63,7 @@ READ_AT_IMPORT = (
 )
 """Prefixes of variables that libraries read at import; a command with other values needs a new process."""
 MAX_REQUEST = 1 << 17
+POLL_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ class WarmServer:
         words: Sequence[str],
         folder: Path,
         environment: dict[str, str],
-        kill_after: float | None = None,
+        kill_at: Callable[[], bool] | None = None,
     ) -> Ended:
-        """Run `python -m MODULE WORDS` to its end, or to SIGKILL after so many seconds (code -9)."""
+        """Run `python -m MODULE WORDS` to its end, or to SIGKILL as soon as a condition holds (code -9)."""
         request = {"module": module, "words": list(words), "folder": str(folder), "environment": environment}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            answer = json.loads(self._ask(request, out, err, kill_after))
+            answer = json.loads(self._ask(request, out, err, kill_at))
             texts = []
             for file in (out, err):
                 file.seek(0)
@@ -123,7 +124,11 @@ class WarmServer:
         self._process.wait()
 
     def _ask(
-        self, request: dict[str, Any], out: IO[bytes], err: IO[bytes], kill_after: float | None = None
+        self,
+        request: dict[str, Any],
+        out: IO[bytes],
+        err: IO[bytes],
+        kill_at: Callable[[], bool] | None = None,
     ) -> bytes:
         """Last line of the answer; the first one of a command is its process number."""
         content = json.dumps(request).encode()
@@ -135,9 +140,11 @@ class WarmServer:
             with mine.makefile("rb", buffering=0) as lines:
                 answer = lines.readline()
                 if request:
-                    if kill_after is not None and not select.select([mine], [], [], kill_after)[0]:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(int(answer), signal.SIGKILL)
+                    while kill_at is not None and not select.select([mine], [], [], POLL_SECONDS)[0]:
+                        if kill_at():
+                            with contextlib.suppress(ProcessLookupError):
+                                os.kill(int(answer), signal.SIGKILL)
+                            break
                     answer = lines.readline()
         assert answer, "the server of warm commands has died"
         return answer

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,11 @@ class Workdir:
         assert "Traceback" not in ended.err, ended.err
         return Result(ended.code, ended.out, ended.err)
 
-    def killed(self, seconds: float, *arguments: str) -> Result:
-        """Run `lookback ARGUMENTS --config …`, killed by SIGKILL after so many seconds unless it has ended (code -9)."""
+    def killed(self, at: Callable[[], bool], *arguments: str) -> Result:
+        """Run `lookback ARGUMENTS --config …`, killed by SIGKILL as soon as a condition holds, unless it has ended (code -9)."""
         words = (*arguments, "--config", self.config)
         server = warm_commands.server()
-        ended = server.run("pipeline", words, self.folder, self.environment(), kill_after=seconds)
+        ended = server.run("pipeline", words, self.folder, self.environment(), kill_at=at)
         assert "Traceback" not in ended.err, ended.err
         return Result(ended.code, ended.out, ended.err)
 
@@ -191,6 +192,12 @@ def pristine(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
         in_one_file(folder / "mlruns" / "mlflow.db")
 
     return made_once(tmp_path_factory, "finished", make)
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    """Condition that holds once so many seconds have passed."""
+    moment = time.monotonic() + seconds
+    return lambda: time.monotonic() >= moment
 
 
 def copy_of(pristine: Path, folder: Path) -> Workdir:

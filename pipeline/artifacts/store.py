@@ -63,7 +63,7 @@ class Artifact:
 
         Raises DamagedArtifact for a missing file or one of another size than in the manifest, RECORD apart.
         """
-        if not self.folder.exists() and self._old.exists():
+        if not self.folder.exists() and (self._old / MANIFEST).exists():
             self._old.rename(self.folder)  # killed between the two renames of a forced rebuild
         if not (self.folder / MANIFEST).exists():
             return False
@@ -143,6 +143,18 @@ class Artifact:
         fsync(self.stage_folder)
         shutil.rmtree(self._old, ignore_errors=True)
         self.point_latest()
+
+    def remove(self) -> None:
+        """Remove the artifact, renamed first, so that no part of it is ever seen, and the links to its tracked run."""
+        with self.lock():
+            if self.folder.exists():
+                shutil.rmtree(self._old, ignore_errors=True)
+                self.folder.rename(self._old)
+            if self._old.exists():
+                (self._old / MANIFEST).unlink(missing_ok=True)  # without it nothing comes back (`is_complete`)
+                shutil.rmtree(self._old)
+            for link in (self.run_link, self.run_link.with_suffix(".version.json")):
+                link.unlink(missing_ok=True)
 
     def point_latest(self) -> None:
         """Point `latest` to this artifact, and number it as the last one used (`uses`)."""

@@ -149,13 +149,12 @@ def _is_without(config: Config, stage: str, folder: Path, exclusion: str) -> boo
 
 
 def _remove(artifact: Artifact, folder: Path) -> None:
-    """Remove the manifest first, so that a partly deleted artifact is never complete."""
+    """Remove an artifact, what is left of an old one, or a workspace; and the links that would lead nowhere."""
+    if folder == artifact.folder:
+        artifact.remove()
     with artifact.lock():
-        (folder / store.MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)
-        if folder == artifact.folder:
-            for link in (artifact.run_link, artifact.run_link.with_suffix(".version.json")):
-                link.unlink(missing_ok=True)
+        if folder != artifact.folder:
+            shutil.rmtree(folder)
         for link in (artifact.stage_folder / name for name in (store.LATEST, store.LIVE)):
             if link.is_symlink() and not link.exists():
                 link.unlink()

@@ -1,7 +1,6 @@
 """`lookback prune`: remove old artifacts and leftovers; what versions in use, the newest and running stages need stays."""
 
 import contextlib
-import shutil
 from pathlib import Path
 
 from pipeline.artifacts import event_parts
@@ -44,7 +43,7 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
         removed.append(artifact.folder)
         print(f"{verb} {artifact.folder} ({megabytes(artifact.folder):,.1f} MB)")
         if not dry_run:
-            _remove(artifact)
+            artifact.remove()
     bundles = [folder for folder in (config.folder / ".bundles").glob("[!.]*") if folder.name not in digests]
     ingest = config.folder / "ingest"
     for folder in [
@@ -156,14 +155,3 @@ def all_lineages(config: Config, inputs: dict[str, str]) -> set[Path]:
         if (stage := input_name.partition(" ")[0]) in STAGES
     )
     return set[Path]().union(*lineages)
-
-
-def _remove(artifact: Artifact) -> None:
-    """Rename the folder first, so that a partly deleted artifact is never complete."""
-    with artifact.lock():
-        renamed = artifact.stage_folder / f".old-{artifact.name}"
-        (artifact.folder / MANIFEST).unlink()
-        artifact.folder.rename(renamed)
-        shutil.rmtree(renamed)
-        for link in (artifact.run_link, artifact.run_link.with_suffix(".version.json")):
-            link.unlink(missing_ok=True)

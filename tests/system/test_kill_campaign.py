@@ -20,7 +20,7 @@ from features.settings import SimulationSettings
 from pipeline.orchestration.graph import STAGES
 from tests.system.test_erase import forget, holding
 from tests.system.test_kill import contents, visible_artifacts_are_whole
-from tests.workdir import TINY, Workdir, copy_of, in_one_file, with_database
+from tests.workdir import TINY, Workdir, after, copy_of, in_one_file, with_database
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def endure(
     check(workdir)
     drawn, kills, workdir = random.Random(command[1]), 0, start()
     while kills < KILLS:
-        ended = workdir.killed(drawn.uniform(0, seconds), *command)
+        ended = workdir.killed(after(drawn.uniform(0, seconds)), *command)
         visible_artifacts_are_whole(workdir.folder)
         if ended.code == -9:
             kills += 1
