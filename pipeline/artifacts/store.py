@@ -151,7 +151,9 @@ class Artifact:
                 shutil.rmtree(self._old, ignore_errors=True)
                 self.folder.rename(self._old)
             if self._old.exists():
-                (self._old / MANIFEST).unlink(missing_ok=True)  # without it nothing comes back (`is_complete`)
+                (self._old / MANIFEST).unlink(
+                    missing_ok=True
+                )  # without it nothing comes back (`is_complete`)
                 shutil.rmtree(self._old)
             for link in (self.run_link, self.run_link.with_suffix(".version.json")):
                 link.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from pipeline.commands.leftovers import remove
 from pipeline.commands.prune import all_lineages, megabytes
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
+from pipeline.monitoring.outcome_files import OutcomeFiles
 from pipeline.orchestration.graph import STAGES, resolve
 from pipeline.tracking import registry
 from pipeline.tracking.client import tracking_uri
@@ -128,7 +129,7 @@ def _is_only_series(monitor: Path, kept: set[Path]) -> bool:
     if latest != monitor or any(folder.parent == monitor.parent for folder in kept):
         return False
     try:
-        return bool(pl.scan_parquet(monitor / "outcomes.parquet").select(pl.len()).collect().item())
+        return OutcomeFiles(monitor).num_rows() > 0
     except (OSError, pl.exceptions.PolarsError):
         return False
 

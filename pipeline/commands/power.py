@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.evaluation.metric_names import display_name
 from pipeline.evaluation.report import EvaluationReport
-from pipeline.monitoring import outcomes, past_nights
+from pipeline.monitoring import outcome_files, past_nights
 from pipeline.monitoring.past_nights import PastNights
 from pipeline.monitoring.series import METRICS
 from pipeline.orchestration.graph import finished_folder
@@ -80,7 +80,7 @@ def _past(config: Config) -> PastNights:
     monitor = linked(config.folder / "monitor").get(LATEST)
     if monitor is not None:
         with contextlib.suppress(OSError, pl.exceptions.PolarsError):
-            judged = pl.read_parquet(monitor / outcomes.FILE)
+            judged = pl.read_parquet(monitor / outcome_files.FOLDER)
             name, _, k = metric.partition("@")
             past = past_nights.of_outcomes(judged, name, int(k)) if name in METRICS else None
             if past is not None:

@@ -135,6 +135,15 @@ class Readout:
         return {**asdict(self), "sentence": self.sentence, "cautions": self.cautions}
 
 
+def of_experiment(entered: Sequence[Delivery], settings: ExperimentConfig) -> list[Delivery]:
+    """Deliveries that the experiment of this name made."""
+    return [
+        delivery
+        for delivery in entered
+        if delivery.experiment is not None and delivery.experiment.name == settings.name
+    ]
+
+
 def read_out(
     outcomes: pl.DataFrame, entered: Sequence[Delivery], settings: ExperimentConfig, bootstrap: Bootstrap
 ) -> Readout | None:
@@ -144,8 +153,8 @@ def read_out(
     """
     runs = {
         delivery.folder: delivery.experiment
-        for delivery in entered
-        if delivery.experiment is not None and delivery.experiment.name == settings.name
+        for delivery in of_experiment(entered, settings)
+        if delivery.experiment is not None
     }
     own = outcomes.filter(pl.col("folder").is_in(list(runs)) & pl.col("arm").is_not_null())
     if own.is_empty():

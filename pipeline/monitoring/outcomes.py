@@ -1,6 +1,6 @@
 """Outcomes of delivered lists: what each active user took in the days after, and at which places of the list it stood."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,11 @@ from pipeline.monitoring.ledger import Delivery
 from pipeline.sections import DELIVERED
 from pipeline.serving.assignment import Assignment
 
-FILE = "outcomes.parquet"
 KEY = ("log_time", "window_days", "system", "user_id")
 
 
 def columns(user: pl.DataType) -> dict[str, pl.DataType]:
-    """Columns of outcomes.parquet, by the type of the user ids."""
+    """Columns of the outcomes, by the type of the user ids."""
     return {
         "log_time": schema.TIME,
         "window_days": pl.Float64(),
@@ -164,9 +163,13 @@ def labelled(outcome: pl.DataFrame, delivery: Delivery, days: float, system: str
     return named.select(pl.col(name).cast(kind) for name, kind in kinds.items())
 
 
-def last_of_each_night(outcomes: pl.DataFrame) -> pl.DataFrame:
-    """One row per user, night, window and system: of several deliveries of one night the last with a list for the user."""
-    ordered = outcomes.with_columns(pl.col("list_length") > 0, order=pl.int_range(pl.len()))
-    order = ordered.sort("list_length", "order")["order"]
-    kept = outcomes[order].unique(subset=KEY, keep="last", maintain_order=True)
-    return kept.sort("log_time", "window_days", "system", "user_id")
+def last_of_each_night(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """One row per user, night, window and system: of several deliveries of one night the last with a list for the user.
+
+    parts: outcomes in the order of the deliveries, at least one.
+    """
+    outcomes = pl.concat(parts)
+    if outcomes["folder"].n_unique() > 1:
+        outcomes = outcomes.sort(pl.col("list_length") > 0, maintain_order=True)
+        outcomes = outcomes.unique(subset=KEY, keep="last", maintain_order=True)
+    return outcomes.sort("log_time", "window_days", "system", "user_id")

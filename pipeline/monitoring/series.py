@@ -10,7 +10,6 @@ from features import schema
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64, metrics_of_ranks
 from models.histories import Int64
-from pipeline.sections import DELIVERED
 
 FILE = "nights.parquet"
 COLUMNS = {
@@ -29,9 +28,10 @@ COLUMNS = {
 for coverage."""
 MAX_UNITS = 10_000
 """Units of a bootstrap; their spread is known within 1 %, however many users there are."""
+_BLOCK_ROWS = 2**16
 METRICS = ("hit_rate", "ndcg", "recall", "mrr")
 COMPARED = ("hit_rate", "ndcg")
-"""Metrics in which delivered lists are compared with shadows."""
+"""Metrics in which delivered lists are compared with shadows, and arms with each other."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,19 @@ class Bootstrap:
         return group[user]
 
 
-@dataclass(frozen=True)
-class ShadowDifference:
-    """Delivered lists minus those of a shadow, over the same active users of all nights with both."""
-
-    shadow: str
-    window_days: float
-    metric: str
-    nights: int
-    users: int
-    difference: float
-    low: float
-    high: float
-    p_holm: float | None
-    """Paired bootstrap, adjusted for the number of shadows (Holm 1979)"""
-    verdict: str
-
-
 def metrics_of(outcomes: pl.DataFrame, *, by_place: bool = True) -> dict[str, Float64]:
     """Metrics of each row [n] of outcomes of one list length k; NaN for users without a list, but for `reached`.
 
     hit_rate@k, ndcg@k, recall@k, mrr@k; place@p: whether the item at place p was taken; reached: whether there is a list.
     """
     k = int(outcomes["k"].max() or 1)  # type: ignore[arg-type]
+    blocks = [_of_block(rows, k, by_place=by_place) for rows in outcomes.iter_slices(_BLOCK_ROWS)]
+    blocks = blocks or [_of_block(outcomes, k, by_place=by_place)]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _of_block(outcomes: pl.DataFrame, k: int, *, by_place: bool) -> dict[str, Float64]:
+    """`metrics_of` some rows [n]; each taken item is a number for a while."""
     num = len(outcomes)
     row = np.repeat(np.arange(num), outcomes["places"].list.len().to_numpy())
     place = outcomes["places"].explode(empty_as_null=False).to_numpy().astype(np.float64)
@@ -132,51 +122,3 @@ def _systems(night: pl.DataFrame, bootstrap: Bootstrap) -> Iterator[list[dict[st
 
 def _finite(value: float) -> float | None:
     return None if np.isnan(value) else value
-
-
-def differences(outcomes: pl.DataFrame, bootstrap: Bootstrap) -> Iterator[ShadowDifference]:
-    """Differences of the delivered lists from every shadow of the newest night, over all nights with them, for each window.
-
-    Paired by user and night, at the newest night's list length; whole users are resampled.
-    """
-    pairs = ["log_time", "window_days", "user_id"]
-    for days in outcomes["window_days"].unique().sort():
-        window = outcomes.filter(pl.col("window_days") == days)
-        newest = window.filter(pl.col("log_time") == pl.col("log_time").max())
-        k = int(newest["k"].max())  # type: ignore[arg-type]
-        own = window.filter((pl.col("k") == k) & (pl.col("list_length") > 0))
-        names = newest.filter(pl.col("system") != DELIVERED)["system"].unique().sort()
-        shadows = {name: own.filter(pl.col("system") == name) for name in names}
-        yield from _of_window(own, shadows, pairs, float(days), k, bootstrap)
-
-
-def _of_window(
-    own: pl.DataFrame,
-    shadows: Mapping[str, pl.DataFrame],
-    pairs: list[str],
-    days: float,
-    k: int,
-    bootstrap: Bootstrap,
-) -> Iterator[ShadowDifference]:
-    """Differences in one window on the user-nights that the delivered lists and all shadows have."""
-    common = own.filter(pl.col("system") == DELIVERED)
-    for rows in shadows.values():
-        common = common.join(rows.select(pairs), on=pairs, how="semi")
-    if not shadows or not len(common):
-        return
-    common = common.sort(pairs)
-    systems = {DELIVERED: common} | {
-        name: rows.join(common.select(pairs), on=pairs, how="semi").sort(pairs)
-        for name, rows in shadows.items()
-    }
-    names = [f"{name}@{k}" for name in COMPARED]
-    metrics = ((name, metrics_of(rows, by_place=False)) for name, rows in systems.items())
-    values = ((name, {key: own[key] for key in names}) for name, own in metrics)
-    user = common["user_id"].rank("dense").to_numpy().astype(np.int64)
-    compared = SystemComparison.of(values, bootstrap.units(user), bootstrap.resamples, bootstrap.seed)
-    nights, users = common["log_time"].n_unique(), common["user_id"].n_unique()
-    for shadow, paired in compared.compared(DELIVERED).items():
-        for name in names:
-            one = paired[name]
-            numbers = (one.difference, one.low, one.high, one.p_bootstrap_holm, one.verdict)
-            yield ShadowDifference(shadow, days, name, nights, users, *numbers)

@@ -125,7 +125,7 @@ STAGES = {
         ),
         Stage(
             "monitor",
-            2,
+            3,
             ("ingest", "features"),  # and the ledger of deliveries, and its predecessor
             {"monitor": ()},
             (

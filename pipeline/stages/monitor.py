@@ -12,13 +12,25 @@ from numpy.typing import NDArray
 from features.events.row_filters import Excluded
 from pipeline.artifacts import source_files
 from pipeline.artifacts.files import now, read_record, write_json
+from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import target_types
+from pipeline.errors import DamagedArtifact
 from pipeline.modelling.second_stage import is_timed
-from pipeline.monitoring import alerts, ledger, night_run, outcomes, population, promise, series
+from pipeline.monitoring import (
+    alerts,
+    ledger,
+    night_run,
+    outcomes,
+    population,
+    promise,
+    series,
+    shadow_differences,
+)
 from pipeline.monitoring.alerts import Alert
-from pipeline.monitoring.experiment import Readout, read_out
+from pipeline.monitoring.experiment import Readout, of_experiment, read_out
 from pipeline.monitoring.ledger import DAY, Delivery
+from pipeline.monitoring.outcome_files import Key, OutcomeFiles
 from pipeline.monitoring.outcomes import Taken
 from pipeline.monitoring.series import Bootstrap
 from pipeline.orchestration.context import Context
@@ -33,11 +45,13 @@ Judged = tuple[str, float]
 class _Series:
     """Outcomes and figures of the nights judged so far."""
 
-    outcomes: pl.DataFrame
+    files: OutcomeFiles
     nights: pl.DataFrame
     judged: set[Judged] = field(default_factory=set)
     lost: set[Judged] = field(default_factory=set)
     """Windows whose lists were pruned before they could be judged, or are of another log."""
+    changed: set[Key] = field(default_factory=set)
+    """Nights and windows whose figures are to be computed again"""
     forgotten: int = 0
     """Outcomes of excluded users that the predecessor had."""
 
@@ -48,19 +62,20 @@ def build(ctx: Context) -> None:
     ledger.repair_table(score)
     features = ctx.inputs["features"].name
     entered = [delivery for delivery in ledger.preceding(score, features, say=True) if delivery.timed]
-    kept = _predecessor(ctx, dataset)
-    num_before = len(kept.outcomes)
+    exclusion = read_manifest(ctx.inputs["ingest"])["inputs"].get("exclude_users")
+    kept = _predecessor(ctx, dataset, entered, exclusion)
+    num_before = kept.files.num_rows()
     bootstrap = Bootstrap(ctx.config.evaluate.resamples, ctx.config.seed)
     if is_timed(ctx.config):
         _add(ctx, kept, score, entered, bootstrap)
-    kept.outcomes.write_parquet(ctx.folder / outcomes.FILE, compression="zstd")
     kept.nights.write_parquet(ctx.folder / series.FILE)
-    settings = ctx.config.experiment
-    readout = None if settings is None else read_out(kept.outcomes, entered, settings, bootstrap)
+    readout = _read_out(ctx, kept.files, entered, bootstrap)
     present = _alerts(ctx, kept.nights, entered, readout) if ctx.config.monitor.alerts else []
     record = {
         "alerts": alerts.as_json(present),
-        "differences": [asdict(difference) for difference in series.differences(kept.outcomes, bootstrap)],
+        "differences": [
+            asdict(difference) for difference in shadow_differences.of_files(kept.files, bootstrap)
+        ],
         "promised": _promised(ctx, entered),
         "models": _models(entered),
         "judged": sorted(kept.judged),
@@ -70,64 +85,91 @@ def build(ctx: Context) -> None:
     write_json(ctx.folder / alerts.FILE, record)
     if len(kept.nights):
         _draw(ctx, kept.nights, record)
-    _report(ctx, kept, len(kept.outcomes) - num_before, present, readout)
+    ctx.manifest["exclude_users"] = exclusion
+    ctx.digests |= kept.files.linked
+    _report(ctx, kept, kept.files.num_rows() - num_before, present, readout)
 
 
 # --- predecessor ---
 
 
-def _predecessor(ctx: Context, dataset: Dataset) -> _Series:
-    """Series of the monitor before this one, without excluded users; empty without a readable one."""
-    columns = outcomes.columns(dataset.users["user_id"].dtype)
-    empty = _Series(pl.DataFrame(schema=columns), pl.DataFrame(schema=series.COLUMNS))
+def _predecessor(
+    ctx: Context, dataset: Dataset, entered: Sequence[Delivery], exclusion: str | None
+) -> _Series:
+    """Series of the monitor before this one, without excluded users; empty without a readable one.
+
+    exclusion: digest of the excluded users.
+    """
+    series_of_none = _Series(OutcomeFiles(ctx.folder), pl.DataFrame(schema=series.COLUMNS))
     if ctx.previous is None:
-        return empty
+        return series_of_none
     try:
-        rows = pl.read_parquet(ctx.previous / outcomes.FILE)
+        Artifact(ctx.previous.parent, ctx.previous.name).verify([series.FILE, alerts.FILE])
         nights = pl.read_parquet(ctx.previous / series.FILE, schema=series.COLUMNS)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, DamagedArtifact, pl.exceptions.PolarsError) as error:
         text = f"monitor: {ctx.previous} is damaged ({type(error).__name__}): the series begins anew with the lists still there"
         print(text, file=sys.stderr, flush=True)
-        return empty
+        return series_of_none
     record = read_record(ctx.previous / alerts.FILE)
-    own = _in_the_log_s_type(rows, columns["user_id"])
-    kept = own.filter(~_is_excluded(ctx, own["user_id"]))
-    return _Series(
-        kept.select(pl.col(name).cast(kind) for name, kind in columns.items()),
-        nights,
-        _pairs(record.get("judged")),
-        _pairs(record.get("lost")),
-        len(rows) - len(kept),
-    )
+    kept = _Series(OutcomeFiles(ctx.folder), nights, _pairs(record.get("judged")), _pairs(record.get("lost")))
+    damaged = kept.files.link_from(OutcomeFiles(ctx.previous))
+    for delivery in entered:
+        for days in ctx.config.monitor.days:
+            if (delivery.log_time, days) in damaged:
+                _say(
+                    delivery,
+                    f"outcomes within {days:g} days are damaged, and judged again if the lists are there",
+                )
+                kept.judged.discard((delivery.folder, days))
+    if ctx.force:
+        kept.changed.update(kept.files.all_keys())
+    _convert(kept, dataset.users["user_id"].dtype)
+    if read_manifest(ctx.previous).get("exclude_users") != exclusion:
+        _forget(ctx, kept)
+    return kept
 
 
 def _pairs(entries: object) -> set[Judged]:
     return {(str(folder), float(days)) for folder, days in entries} if isinstance(entries, list) else set()
 
 
-def _in_the_log_s_type(rows: pl.DataFrame, kind: pl.DataType) -> pl.DataFrame:
-    """Outcomes with user ids of the log's present type; those of no user of that type go, and are said."""
-    if rows["user_id"].dtype == kind:
-        return rows
-    cast = rows.with_columns(pl.col("user_id").cast(kind, strict=False)).drop_nulls("user_id")
-    text = f"monitor: user ids were {rows['user_id'].dtype} and are {kind}: {len(rows) - len(cast):,} outcomes left out"
-    print(text, file=sys.stderr, flush=True)
-    return cast
+def _convert(kept: _Series, kind: pl.DataType) -> None:
+    """User ids in the log's present type; outcomes of no user of that type go, and are said."""
+    left_out = 0
+    for key in kept.files.all_keys():
+        rows = kept.files.read(key)
+        if rows["user_id"].dtype == kind:
+            return
+        cast = rows.with_columns(pl.col("user_id").cast(kind, strict=False)).drop_nulls("user_id")
+        left_out += len(rows) - len(cast)
+        kept.files.write(key, cast)
+        kept.changed.add(key)
+    if left_out:
+        text = f"monitor: user ids are {kind} now, and of another type before: {left_out:,} outcomes left out"
+        print(text, file=sys.stderr, flush=True)
 
 
-def _is_excluded(ctx: Context, users: pl.Series) -> pl.Series:
-    """[n] whether users are in `events.exclude_users`."""
+def _forget(ctx: Context, kept: _Series) -> None:
+    """Remove the outcomes of users in `events.exclude_users`."""
     excluded = source_files.excluded_users(ctx.config)
     if excluded is None:
-        return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(users))
-    return Excluded(excluded, "string" if users.dtype == pl.String else "int64").holds(users, users)
+        return
+    for key in kept.files.all_keys():
+        rows = kept.files.read(key)
+        users = rows["user_id"]
+        is_text = users.dtype == pl.String
+        own = rows.filter(~Excluded(excluded, "string" if is_text else "int64").holds(users, users))
+        if len(own) < len(rows):
+            kept.files.write(key, own)
+            kept.changed.add(key)
+            kept.forgotten += len(rows) - len(own)
 
 
 # --- new outcomes ---
 
 
 def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], bootstrap: Bootstrap) -> None:
-    """Add outcomes and figures of the windows that lie within the log now; rebuild those that lost users."""
+    """Add outcomes and figures of the windows that lie within the log now; compute those that lost users again."""
     dataset = ctx.dataset
     end = dataset.facts.now + dataset.facts.resolution
     due = [
@@ -137,7 +179,7 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
         if delivery.end(days) <= end and (delivery.folder, days) not in kept.judged | kept.lost
     ]
     segment, types = _segment(ctx, dataset), target_types(ctx.config, dataset)
-    parts, coverage = [], []
+    coverage = []
     for delivery, days in due:
         if not (score / delivery.folder / "_SUCCESS").exists():
             kept.lost.add((delivery.folder, days))
@@ -150,22 +192,30 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
             _say(delivery, f"nobody took anything in the {days:g} days after")
         rows = list(_judged(dataset, score / delivery.folder, delivery, days, taken, segment))
         (kept.judged if rows else kept.lost).add((delivery.folder, days))
-        parts += rows
-        coverage += list(_coverage(dataset, score / delivery.folder, delivery, days)) if rows else []
-    touched = pl.concat(parts) if parts else kept.outcomes.clear()
+        if rows:
+            key = (delivery.log_time, float(days))
+            kept.files.write(key, outcomes.last_of_each_night([*kept.files.read_if_any(key), *rows]))
+            kept.changed.add(key)
+            coverage += list(_coverage(dataset, score / delivery.folder, delivery, days))
+    _compute(kept, coverage, bootstrap)
+
+
+def _compute(kept: _Series, coverage: Sequence[pl.DataFrame], bootstrap: Bootstrap) -> None:
+    """Figures of the changed nights and windows, and the coverage of new lists."""
     night = ["log_time", "window_days"]
-    stale = touched.select(night).unique()
-    if kept.forgotten or ctx.force:
-        stale = pl.concat([stale, kept.nights.select(night)]).unique()
-    before = kept.outcomes.join(stale, on=night, how="semi", maintain_order="left")
-    again = outcomes.last_of_each_night(pl.concat([before, touched]))
-    rest = kept.outcomes.join(stale, on=night, how="anti", maintain_order="left")
-    kept.outcomes = pl.concat([rest, again])
+    stale = pl.DataFrame(
+        sorted(kept.changed), schema={name: series.COLUMNS[name] for name in night}, orient="row"
+    )
     is_coverage = pl.col("metric").str.starts_with("coverage@")
     carried = kept.nights.filter(~is_coverage).join(stale, on=night, how="anti")
+    figures = [
+        series.figures(rows, bootstrap)
+        for key in sorted(kept.changed)
+        for rows in kept.files.read_if_any(key)
+    ]
     covered = pl.concat([kept.nights.filter(is_coverage), *coverage])
     covered = covered.unique(subset=[*night, "system"], keep="last")
-    kept.nights = pl.concat([carried, series.figures(again, bootstrap), covered]).sort(
+    kept.nights = pl.concat([carried, *figures, covered]).sort(
         *night, "system", "arm", "segment", "metric", nulls_last=False
     )
 
@@ -220,6 +270,20 @@ def _coverage(dataset: Dataset, folder: Path, delivery: Delivery, days: float) -
 
 
 # --- alerts and records ---
+
+
+def _read_out(
+    ctx: Context, files: OutcomeFiles, entered: Sequence[Delivery], bootstrap: Bootstrap
+) -> Readout | None:
+    """Read-out of the experiment, from its nights and those before it; None without one."""
+    settings = ctx.config.experiment
+    if settings is None:
+        return None
+    first = min((delivery.log_time for delivery in of_experiment(entered, settings)), default=None)
+    if first is None:
+        return None
+    keys = [*files.recent(before=first), *(key for key in files.all_keys() if key[0] >= first)]
+    return read_out(files.rows_of(DELIVERED, keys), entered, settings, bootstrap) if keys else None
 
 
 def _alerts(
@@ -282,7 +346,7 @@ def _report(
 ) -> None:
     """Manifest, metrics by day of the log, tags and the summary line."""
     ctx.manifest.update(
-        rows_in=len(kept.outcomes),
+        rows_in=kept.files.num_rows(),
         rows_out=len(kept.nights),
         rows_left_out={"excluded_users": kept.forgotten} if kept.forgotten else {},
         new_outcomes=num_new,

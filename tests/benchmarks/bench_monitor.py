@@ -23,7 +23,7 @@ import polars as pl  # noqa: E402
 
 from tests.pipeline.monitoring.nights import START, Nights  # noqa: E402
 
-WARM_DAYS, K = 30, 10
+WARM_DAYS, K, RESAMPLES = 30, 10, 1000
 
 
 def events(day: int, size: int, users: int, items: int) -> pl.DataFrame:
@@ -67,6 +67,8 @@ def run(log: Nights, stage: str) -> dict[str, object]:
         "--json",
         "--config",
         str(log.folder / "log.toml"),
+        "--set",
+        f"evaluate.resamples={RESAMPLES}",
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)

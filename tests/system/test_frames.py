@@ -78,6 +78,7 @@ def own_frames(workdir: Workdir, owner: str, kernel: str, *arguments: str) -> li
     return frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "owner", "kernel", "innermost", "limit"),
     [

@@ -251,7 +251,7 @@ def planted(rows: int) -> Retrieved:
     return Retrieved.of(log, items, scores, target, *2 * (np.arange(rows, dtype=np.int64),))
 
 
-@pytest.mark.parametrize("loss", ["listwise", "pointwise"])
+@pytest.mark.parametrize("loss", [pytest.param("listwise", marks=pytest.mark.slow), "pointwise"])
 def test_training_finds_what_the_retriever_does_not_know(loss: RankerLoss) -> None:
     settings = replace(SETTINGS, loss=loss, epochs=25, patience=25, learning_rate=0.01, dropout=0.0)
     stage, retrieved = a_stage(loud=False, settings=settings), planted(600)

@@ -627,6 +627,7 @@ def test_azure_is_found_by_the_environment(environ: dict[str, str], wanted: dict
     assert isinstance(remote_files._file_system("AzureFileSystem", **options), fs.AzureFileSystem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["gs", "az"])
 def test_google_and_azure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     """Against a server of ours that speaks as much of their interfaces as reading needs: the real ones are not to be had."""

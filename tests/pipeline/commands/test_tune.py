@@ -107,7 +107,14 @@ def test_finds_the_planted_best_and_writes_a_configuration(trained: Trained, tmp
 
 
 @pytest.mark.parametrize(
-    ("pruner", "die_at_epoch"), [("median", 9), ("median", 11), ("halving", 8), ("none", 10)]
+    ("pruner", "die_at_epoch"),
+    [
+        ("median", 9),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("median", 11), ("halving", 8), ("none", 10))
+        ),
+    ],
 )
 def test_killed_search_goes_on_with_the_same_trials(
     trained: Trained, tmp_path: Path, pruner: str, die_at_epoch: int

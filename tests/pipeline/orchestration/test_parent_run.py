@@ -67,14 +67,8 @@ def uri(copied: Workdir) -> str:
     return f"sqlite:///{copied.folder}/mlruns/mlflow.db"
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        signal.SIGKILL,
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_does_not_stay_running(copied: Workdir, uri: str, number: signal.Signals) -> None:
     process = started(copied, "run", "train", *LONG)
     training = training_with_metrics(uri, besides=1)

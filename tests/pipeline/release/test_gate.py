@@ -441,7 +441,9 @@ def test_parts_that_do_not_fit_are_refused(place: Place):
         EvaluatedModel.open(place.folder / "b", verify=False)
 
 
-@pytest.mark.parametrize("system", ["lookback", "popularity", "item_knn"])
+@pytest.mark.parametrize(
+    "system", ["lookback", "popularity", pytest.param("item_knn", marks=pytest.mark.slow)]
+)
 def test_the_gate_ranks_as_the_evaluation_did(copied: Workdir, system: str, monkeypatch: pytest.MonkeyPatch):
     """The bundle's evaluated system, opened anew, puts every target where metrics.json has it from."""
     monkeypatch.chdir(copied.folder)

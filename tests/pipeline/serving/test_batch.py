@@ -187,7 +187,9 @@ def test_the_second_night_is_compared_with_the_first(copied: Workdir) -> None:
     assert "drift" not in manifest(copied)
 
 
-@pytest.mark.parametrize("system", ["lookback", "popularity", "item_knn"])
+@pytest.mark.parametrize(
+    "system", ["lookback", "popularity", pytest.param("item_knn", marks=pytest.mark.slow)]
+)
 def test_what_is_served_and_recommended_is_what_was_scored(copied: Workdir, system: str) -> None:
     setting = ("--set", f"publish.system={system}")
     copied.run("score", *setting)

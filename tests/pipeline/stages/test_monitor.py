@@ -14,6 +14,7 @@ from pipeline.commands.erase import prune_excluded
 from pipeline.commands.prune import prune
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.monitoring import night_run
+from pipeline.monitoring.outcome_files import OutcomeFiles
 from pipeline.serving.assignment import Assignment
 from pipeline.tracking.record import RunRecord
 from tests.pipeline.monitoring.nights import DAY, USERS, Nights, event_days, some_lists
@@ -93,6 +94,33 @@ def test_realised_figures_are_those_of_plain_polars(nights: Nights) -> None:
     assert realised(table, 1)[second] == pytest.approx(expected(nights, some_lists(3), second, 1))
     assert realised(table, 1)[first] == before
     assert realised(table, 7) == {first: pytest.approx(expected(nights, lists, first, 7))}
+
+
+def test_a_damaged_night_is_judged_again(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its outcomes come back from the lists; those of another night stay a link."""
+    for name in "ab":
+        nights.deliver(some_lists(ord(name)), name=name * 16)
+        nights.show(1)
+    whole = nights.table("outcomes.parquet")
+    first, second = OutcomeFiles(Path(nights.run()["folder"])).folder.iterdir()
+    before = second.stat().st_ino
+    first.write_bytes(first.read_bytes()[:-10] + b"0123456789")
+    nights.show(1)
+    nights.deliver(some_lists(3), name="c" * 16)
+    nights.show(1)
+    after = Path(nights.run()["folder"]) / "outcomes.parquet"
+    assert (
+        "outcomes within 1 days are damaged, and judged again if the lists are there"
+        in capsys.readouterr().err
+    )
+    assert (after / second.name).stat().st_ino == before
+    assert (
+        pl.read_parquet([after / first.name, after / second.name])
+        .sort("log_time")
+        .equals(whole.sort("log_time"))
+    )
+    assert nights.run(force=True)["summary"].startswith("3 nights judged")
+    assert len(list(after.iterdir())) == 3
 
 
 def test_seen_items_do_not_count_where_lists_exclude_them(nights: Nights) -> None:

@@ -399,6 +399,7 @@ def test_server_that_is_away_costs_one_line(
         find_run(tracker.uri, "train small")
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_share_one_database(tmp_path: Path):
     code = f"""
 import sys
@@ -544,6 +545,7 @@ def test_database_read_without_mlflow_answers_as_the_client_does(
     assert direct.run_status(run_id) == "FINISHED"
 
 
+@pytest.mark.slow
 def test_ui_shows_what_is_logged(tracker: Tracker, link: Path, tmp_path: Path):
     tracker.replay(**IDENTITY, folder=a_stage(tmp_path / "stage"), link_file=link)
     run_id, port = tracker.linked_run(link), free_port()
