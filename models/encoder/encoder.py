@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.device import to_numpy
+from models.device import moved, to_numpy
 from models.encoder.attention import HistoryAttention, Implementation
 from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import Batch, Window, cut_by_tokens, pad, rounded_up
@@ -136,15 +136,15 @@ class Encoder(nn.Module):
         """Scores of each target's item and of the shared negatives by readout target, from the states of a batch."""
         assert self.target is not None, "only readout 'target' scores candidate by candidate"
         shared, positive, negative = self.vectors_of(negatives), [], []
-        target_position, first = batch.target_position, 0
+        readable, first = batch.readable, 0
         for window in batch.windows:
             cells = window.item_index.numel()
-            here = (target_position >= first) & (target_position < first + cells)
+            here = (readable.target_position >= first) & (readable.target_position < first + cells)
             window_states = states[first : first + cells].view(*window.item_index.shape, -1)
-            position = target_position[here] - first
-            vectors = self.vectors_of(batch.target[here])
+            position = readable.target_position[here] - first
+            vectors = self.vectors_of(moved(readable.target[here], states.device))
             positive.append(self.target.own_scores(window_states, position, vectors))
-            negative.append(self.target.scores(window_states, position, shared))
+            negative.append(self.target.scores(window_states, moved(position, states.device), shared))
             first += cells
         return torch.cat(positive), torch.cat(negative)
 
