@@ -29,6 +29,8 @@ from models.topk import recommend_in_chunks
 
 INITIAL_SCALE = 0.02
 """Standard deviation of fresh embeddings and linear weights."""
+BATCH_TOKENS = 2**13, 2**17
+"""Padded positions per batch of encoding, on the CPU and on CUDA, where each batch is read back once."""
 TARGET_CELLS = 2**24
 """Positions x candidates per chunk of target attention when it scores a catalogue."""
 
@@ -233,11 +235,12 @@ class AttentionRecommender:
         self.device = encoder.device
 
     @torch.inference_mode()
-    def encode(self, histories: Histories, batch_tokens: int = 2**13) -> Float32:
+    def encode(self, histories: Histories, batch_tokens: int | None = None) -> Float32:
         """[rows, d] last state of each row's `max_length` most recent events; zeros for an empty row.
 
-        `batch_tokens`: maximum padded size of a batch. Raises ValueError as `Encoder.pad`.
+        `batch_tokens`: maximum padded size of a batch, None: BATCH_TOKENS of the device. Raises ValueError as `Encoder.pad`.
         """
+        batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type == "cuda"]
         windows = histories.last(self.encoder.max_length)
         vectors = np.zeros((len(windows), self.encoder.settings.dim), np.float32)
         for rows in cut_by_tokens(windows.lengths, batch_tokens):

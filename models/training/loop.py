@@ -32,8 +32,8 @@ from models.training.validation import VALIDATION_K, Validation, validate
 
 WINDOW_WORK = 110_000
 """Tokens x dim of a window from which the saved padding outweighs its own kernel calls."""
-STEPS_PER_READ = 50
-"""Steps on a GPU between two reads of loss and gradient norm: each read waits until the steps before it are computed."""
+STEPS_PER_READ = {"cpu": 1, "cuda": 50, "mps": 50, "meta": 50}
+"""Steps between two reads of loss and gradient norm: on a GPU each read waits until the steps before it are computed."""
 NAMED_ROWS = 20
 """Maximum number of histories in the message about a step."""
 
@@ -185,7 +185,7 @@ class _Training:
         self.state = TrainingState(identity, model, self.optimizers, self.average)
         self.saved_at = time.monotonic()
         self.save_is_due = False
-        self.steps_per_read = 1 if self.device.type == "cpu" else STEPS_PER_READ
+        self.steps_per_read = STEPS_PER_READ[self.device.type]
         self.unread = list[Measured]()
         self.last_rows: Int64 = np.zeros(0, np.int64)
         """Histories of the last step, for messages."""
