@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_args
 
 import numpy as np
@@ -203,12 +204,12 @@ def _nothing_selected(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 def _place() -> str:
     """Nearest line of the source that is being run; the backward pass has none."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
         if path.startswith(SOURCES):
             return f"{path.removeprefix(SOURCES)}:{frame.f_lineno} {frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "backward" if threading.current_thread() is not threading.main_thread() else "outside"
 
 
@@ -285,13 +286,14 @@ def shown(findings: Mapping[Finding, int]) -> list[str]:
 
 def trained(encoder: dict[str, Any], train: dict[str, Any], **more: Any) -> Encoder:
     """An encoder after an epoch of two steps, with validation."""
-    settings = EncoderSettings(**{"dim": 12, "num_heads": 3, "num_blocks": 2} | encoder)
-    log = _log()
+    shape: dict[str, Any] = {"dim": 12, "num_heads": 3, "num_blocks": 2} | encoder
+    usual: dict[str, Any] = {"epochs": 1, "batch_histories": 10, "compile": "off"} | train
+    settings, log = EncoderSettings(**shape), _log()
     held_out = Validation(log.select(slice(0, 7)), log.item_index[:7])
     return fit(
         log,
         encoder=settings,
-        train=TrainSettings(**{"epochs": 1, "batch_histories": 10, "compile": "off"} | train),
+        train=TrainSettings(**usual),
         num_items=NUM_ITEMS,
         num_event_types=NUM_EVENT_TYPES,
         max_length=LENGTH,

@@ -120,8 +120,8 @@ def scenarios() -> dict[str, Scenario]:
         trained, {}, bf16 | {"ema_decay": 0.9, "accumulate": 2, "schedule": "cosine"}
     )
     found["precision=fp32"] = partial(trained, {}, {"precision": "fp32"})
-    for loss in ("listwise", "pointwise"):
-        found[f"ranker loss={loss}"] = partial(ranked, "cuda", loss=loss)
+    for kind in ("listwise", "pointwise"):
+        found[f"ranker loss={kind}"] = partial(ranked, "cuda", loss=kind)
     found["ranker item_vectors=False hidden=0"] = partial(ranked, "cuda", item_vectors=False, hidden=0)
     found["exact search"] = partial(searched, "cuda")
     return found
