@@ -1,10 +1,11 @@
 """Settings of the exposure log: the `[exposures]` section, and the form in which the reader of events takes it."""
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from features.settings import EventSettings, TableSettings, check_columns, refuse
+from features.settings import Column, EventSettings, TableSettings, check_columns, refuse
 
 EXPOSURE_COLUMNS = ("user_id", "item_id", "timestamp", "rank", "propensity", "list_id")
 
@@ -23,6 +24,13 @@ class ExposureSettings(TableSettings):
 
     section: ClassVar[str] = "exposures"
 
+    clicked_suffix: str = ""
+    """End of the items of a list that were taken, such as `-1`; it is cut off, as is one with other digits, `-0`. All items of
+    the list were shown."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """Column mapping, as in [events], of `user_id`, `item_id`, `timestamp`. Further `rank`: place in the list from 1 (of lists in
+    one field the place there); `propensity`: the probability of the item at its place, in (0, 1]; `list_id`: without it what a
+    user was shown at one time is a list."""
     timestamp_unit: str | None = None
     """Unit of timestamps, as `events.timestamp_unit`, which it is by default."""
     timezone: str | None = None
@@ -61,7 +69,7 @@ class ExposureSettings(TableSettings):
             "one of times: what was shown is joined with the events after it",
         )
         return ExposureLog(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(TableSettings)},
+            **{key.name: getattr(self, key.name) for key in dataclasses.fields(TableSettings)},
             timestamp_unit=self.timestamp_unit or events.timestamp_unit,
             timezone=self.timezone or events.timezone,
             id_types="int64" if events.id_types == "auto" else events.id_types,
