@@ -13,10 +13,9 @@ from pipeline.artifacts.store import read_manifest
 FOLDER = "outcomes.parquet"
 """Folder of the files in a monitor's artifact; `polars.read_parquet` and `pyarrow.parquet.read_table` read it as one table."""
 RECENT_NIGHTS = 28
-"""Nights, newest first, that are read again each night; the figures of earlier ones are kept."""
+"""Newest nights of a window: their digests are checked before they are linked, and experiments are planned on them."""
 _EMPTY = "none.parquet"
 _TIME = "%Y-%m-%dT%H%M%S.%f"
-
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 

@@ -128,10 +128,12 @@ def _predecessor(
                     f"outcomes within {days:g} days are damaged, and judged again if the lists are there",
                 )
                 kept.judged.discard((delivery.folder, days))
-    kept.changed |= damaged | set(kept.files.all_keys() if ctx.force else ())
-    kept.paired += paired
+    if ctx.force:
+        kept.changed.update(kept.files.all_keys())
     _convert(kept, dataset.users["user_id"].dtype)
-    if read_manifest(ctx.previous).get("exclude_users") != exclusion:
+    if read_manifest(ctx.previous).get("exclude_users") == exclusion:
+        kept.paired += paired
+    else:
         _forget(ctx, kept)
     return kept
 
