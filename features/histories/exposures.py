@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -192,10 +193,20 @@ def _joined(shown: pl.DataFrame, events: pl.DataFrame, window: int) -> pl.DataFr
     An event's place in the history is in the order of its time, so the first of several at one time is the first in the history.
     """
     events = events.unique([*_PAIR, "event_time"], keep="first", maintain_order=True)
-    options = {"left_on": "time", "right_on": "event_time", "by": list(_PAIR), "tolerance": window}
-    options |= {"coalesce": False, "check_sortedness": False}
-    after = shown.join_asof(events, strategy="forward", **options)
-    before = shown.join_asof(events, strategy="backward", **options)
+
+    def nearest(strategy: Literal["forward", "backward"]) -> pl.DataFrame:
+        return shown.join_asof(
+            events,
+            left_on="time",
+            right_on="event_time",
+            by=_PAIR,
+            strategy=strategy,
+            tolerance=window,
+            coalesce=False,
+            check_sortedness=False,
+        )
+
+    after, before = nearest("forward"), nearest("backward")
     has_reaction = after["event_time"].is_not_null()
     return after.with_columns(
         pl.col("event_type").fill_null(0).alias("reaction_type"),

@@ -24,8 +24,8 @@ def write(path: Path, rows: list[Shown]) -> Path:
     names = (schema.USER_ID, schema.TIMESTAMP, schema.ITEM_ID, schema.RANK, schema.PROPENSITY, schema.LIST_ID)
     columns = {name: [row[number] for row in rows] for number, name in enumerate(names)}
     columns |= {schema.SOURCE_FILE: ["f"] * len(rows), schema.SOURCE_ROW: list(range(1, len(rows) + 1))}
-    types = schema.EXPOSURES | {schema.USER_ID: (pl.String(),), schema.ITEM_ID: (pl.Int64(),)}
-    frame = pl.DataFrame({name: columns[name] for name in types}, {name: types[name][0] for name in types})
+    types = {name: kinds[0] for name, kinds in schema.EXPOSURES.items()} | {schema.USER_ID: pl.String()}
+    frame = pl.DataFrame({name: columns[name] for name in types}, types)
     frame.write_parquet(path)
     return path
 

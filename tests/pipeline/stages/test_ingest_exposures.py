@@ -190,7 +190,10 @@ def test_excluded_users_leave_no_trace(shown: Shown) -> None:
 def test_ids_have_the_types_of_the_events(shown: Shown) -> None:
     (shown.folder / "log.csv").write_text(EVENTS + f"a,10,{START}\n")
     frame = read(shown.run())
-    assert (frame[schema.USER_ID].dtype, frame[schema.ITEM_ID].dtype) == (pl.String, pl.Int64)
+    assert dict(frame.select(schema.USER_ID, schema.ITEM_ID).schema) == {
+        schema.USER_ID: pl.String(),
+        schema.ITEM_ID: pl.Int64(),
+    }
 
 
 LISTS = [(1, 10, 1), (1, 11, 2), (2, 10, 1)]
@@ -240,3 +243,20 @@ def test_a_section_that_does_not_fit_is_one_message(
     with pytest.raises(ConfigError) as error:
         shown.run(columns=columns, more=more, events=events)
     assert message in str(error.value)
+
+
+def test_one_file_is_the_log_of_what_was_shown_and_of_what_was_taken(shown: Shown) -> None:
+    rows = [
+        f"{user},10-0 {taken}-1 12-0,{START + user}" for user, taken in ((1, 11), (2, 13), (1, 14), (2, 11))
+    ]
+    path = shown.write("day1.csv", "\n".join([*rows, f"1,10-1,{START + HOUR}"]) + "\n", "u,i,t\n")
+    (shown.folder / "log.csv").write_text(path.read_text())
+    form = 'items_separator = " "\nclicked_suffix = "-1"'
+    features = shown.run("features", columns=PLAIN, more=form, events=form)
+    joined = JaggedExposures.load(features / "exposures")
+    assert joined.offsets.tolist() == [0, 7, 13]
+    ids = pl.read_parquet(features / "items.parquet").select("item_index", schema.ITEM_ID).rows()
+    item_of = dict([(0, 12), *ids])  # which nobody took
+    reactions = [delay // 1_000_000 for delay in joined.reaction_delay[:7].tolist()]
+    assert [item_of[index] for index in joined.item_index[:7].tolist()] == [10, 10, 11, 14, 12, 12, 10]
+    assert reactions == [HOUR - 1, HOUR - 1, 0, 0, -1, -1, 0]
