@@ -17,13 +17,17 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.encoder.attention_bias import AttentionGeometry, DistanceBias, TimeBias, apply_rotary
+from models.encoder.blocked_attention import blocked
+from models.encoder.flexible_attention import flexible, runs_fused
 from models.settings.encoder import EncoderSettings
 from models.shapes import Bool, Float, Int
 
 Implementation = Literal["auto", "sdpa", "dense", "reference"]
 
 DENSE_POSITIONS = 256
-"""Longest rows for which `auto` takes the dense form."""
+"""Longest rows for which `attend` trains with the dense form in bf16."""
+DENSE_COLUMNS = 512
+"""Longest rows whose scores `model.attention = "auto"` computes all at a time."""
 HIDDEN_CELLS = 2**24
 """Numbers that additive scores hold at a time: queries x keys x components."""
 COSINE_SCALE = 10.0
@@ -75,6 +79,11 @@ class HistoryAttention(nn.Module):
         weighting, visible = self.settings.weighting, geometry.visible
         if weighting in ("softmax", "silu") and self.hidden is None and self.implementation != "reference":
             queries, keys = self._transformed(queries, keys, geometry)
+            form = self.form(values, geometry)
+            if form == "blocked":
+                return blocked(queries, keys, values, geometry, weighting, *self._tables)
+            if form == "flex":
+                return flexible(queries, keys, values, geometry, *self._tables)
             bias = self._bias(geometry)
             if weighting == "silu":
                 return pointwise(queries, keys, values, visible, geometry.num_visible, bias)
@@ -103,6 +112,28 @@ class HistoryAttention(nn.Module):
             scores = queries @ keys.transpose(-2, -1)
         bias = self._bias(geometry)
         return scores if bias is None else scores + bias
+
+    def form(
+        self, values: Float[Tensor, "b h l c"], geometry: AttentionGeometry
+    ) -> Literal["flex", "blocked", "dense"]:
+        """`model.attention` with auto resolved; single queries, whose scores are few, are dense."""
+        if not geometry.is_whole or geometry.mask is not None or self.implementation != "auto":
+            return "dense"
+        chosen, weighting = self.settings.attention, self.settings.weighting
+        if chosen == "auto":
+            # the fused kernel keeps no scores where no bias and no mask enter
+            is_fused = weighting == "softmax" and geometry.is_triangle and self._tables == (None, None)
+            if is_fused or geometry.shape[1] <= DENSE_COLUMNS:
+                return "dense"
+        if chosen in ("blocked", "dense"):
+            return chosen
+        return "flex" if weighting == "softmax" and runs_fused(values) else "blocked"
+
+    @property
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        """Biases by bucket of distance and of time."""
+        distances = None if self.distances is None else self.distances.weight
+        return distances, None if self.times is None else self.times.weight
 
     def _transformed(
         self, queries: Tensor, keys: Tensor, geometry: AttentionGeometry | None
