@@ -76,7 +76,7 @@ class HistoryAttention(nn.Module):
         geometry: AttentionGeometry,
     ) -> Float[Tensor, "b h q c"]:
         """Weighted values of each query column."""
-        weighting, visible = self.settings.weighting, geometry.visible
+        weighting = self.settings.weighting
         if weighting in ("softmax", "silu") and self.hidden is None and self.implementation != "reference":
             queries, keys = self._transformed(queries, keys, geometry)
             form = self.form(values, geometry)
@@ -84,7 +84,7 @@ class HistoryAttention(nn.Module):
                 return blocked(queries, keys, values, geometry, weighting, *self._tables)
             if form == "flex":
                 return flexible(queries, keys, values, geometry, *self._tables)
-            bias = self._bias(geometry)
+            bias, visible = self._bias(geometry), geometry.visible
             if weighting == "silu":
                 return pointwise(queries, keys, values, visible, geometry.num_visible, bias)
             return attend(queries, keys, values, visible, self.implementation, bias, scaled=False)

@@ -5,8 +5,7 @@ Letters: b rows, h heads, q query columns, l key columns, c components of a head
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +50,7 @@ class AttentionGeometry:
     """Whether every column is a query."""
     mask: Bool[Tensor, "#b 1 #q l"] | None = None
     """Visible key columns in place of those that the settings give."""
+    _computed: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def is_triangle(self) -> bool:
@@ -58,9 +58,28 @@ class AttentionGeometry:
         width, whole = self.settings.window, self.is_whole and self.mask is None
         return whole and self.settings.direction == "causal" and not 0 < width < self.shape[1]
 
-    @cached_property
+    @property
     def visible(self) -> Bool[Tensor, "#b 1 #q l"] | None:
         """Visible key columns; None: `is_triangle`."""
+        return self._once("visible", self._visible)
+
+    @property
+    def distance(self) -> Int[Tensor, "#b #q l"] | None:
+        """Bucket of `DistanceBias`; None where positions are not relative."""
+        return self._once("distance", self._distance)
+
+    @property
+    def elapsed(self) -> Int[Tensor, "#b #q l"] | None:
+        """Bucket of `TimeBias`; None without a time bias."""
+        return self._once("elapsed", self._elapsed)
+
+    def _once(self, name: str, compute: Callable[[], Tensor | None]) -> Tensor | None:
+        """A part that all layers share; torch.compile does not trace the lock of a cached property."""
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return self._computed[name]
+
+    def _visible(self) -> Tensor | None:
         if self.mask is not None or self.is_triangle:
             return self.mask
         if self.settings.direction == "bidirectional":
@@ -71,16 +90,12 @@ class AttentionGeometry:
         visible = behind >= 0
         return visible & (behind < self.settings.window) if self.settings.window else visible
 
-    @cached_property
-    def distance(self) -> Int[Tensor, "#b #q l"] | None:
-        """Bucket of `DistanceBias`; None where positions are not relative."""
+    def _distance(self) -> Tensor | None:
         if self.settings.resolved.positions != "relative":
             return None
         return distance_bucket(self.query_position.unsqueeze(2) - self.key_position.unsqueeze(1))
 
-    @cached_property
-    def elapsed(self) -> Int[Tensor, "#b #q l"] | None:
-        """Bucket of `TimeBias`; None without a time bias."""
+    def _elapsed(self) -> Tensor | None:
         if self.query_time is None or self.key_time is None:
             return None
         return elapsed_bucket(self.query_time.unsqueeze(2) - self.key_time.unsqueeze(1))
