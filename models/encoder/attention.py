@@ -47,6 +47,8 @@ class HistoryAttention(nn.Module):
 
     temperature: Tensor | None
     """Temperature of gumbel_softmax: see `models.encoder.encoder.Encoder.anneal`."""
+    blocked: Callable[..., Tensor]
+    """`blocked_attention.blocked`, which torch.compile leaves alone: see `models.training.objective`."""
 
     def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()
@@ -54,6 +56,7 @@ class HistoryAttention(nn.Module):
         heads, components = settings.num_heads, settings.dim // settings.num_heads
         self.settings = settings
         self.implementation: Implementation = implementation
+        self.blocked = blocked
         self.distances = DistanceBias(heads) if settings.positions == "relative" else None
         self.times = TimeBias(heads) if settings.time_bias else None
         self.rotary = settings.positions == "rotary"
@@ -81,7 +84,7 @@ class HistoryAttention(nn.Module):
             queries, keys = self._transformed(queries, keys, geometry)
             form = self.form(values, geometry)
             if form == "blocked":
-                return blocked(queries, keys, values, geometry, weighting, *self._tables)
+                return self.blocked(queries, keys, values, geometry, weighting, *self._tables)
             if form == "flex":
                 return flexible(queries, keys, values, geometry, *self._tables)
             bias, visible = self._bias(geometry), geometry.visible

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.encoder.attention import HistoryAttention
 from models.encoder.batching import Batch
 from models.encoder.encoder import Encoder
 from models.settings.training import TrainSettings
@@ -23,6 +24,10 @@ class Objective(nn.Module):
     def __init__(self, encoder: Encoder, settings: TrainSettings, *, compile: bool = False) -> None:  # noqa: A002
         super().__init__()
         self.encoder = encoder
+        if compile:  # a graph would unroll the blocks of each length
+            for layer in encoder.modules():
+                if isinstance(layer, HistoryAttention):
+                    layer.blocked = torch.compiler.disable(layer.blocked)
         self.states = torch.compile(encoder.states, dynamic=True) if compile else encoder.states
         self.settings = settings
         known = encoder.candidates()
