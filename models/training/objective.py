@@ -27,7 +27,7 @@ class Objective(nn.Module):
         if compile:  # a graph would unroll the blocks of each length
             for layer in encoder.modules():
                 if isinstance(layer, HistoryAttention):
-                    layer.blocked = torch.compiler.disable(layer.blocked)
+                    layer.blocked = torch.compiler.disable(layer.blocked)  # type: ignore[no-untyped-call]
         self.states = torch.compile(encoder.states, dynamic=True) if compile else encoder.states
         self.settings = settings
         known = encoder.candidates()
