@@ -60,8 +60,9 @@ class _Block:
         scores = scores.to(_precise(scores.dtype))
         for table, index in zip(tables, self.buckets, strict=True):
             if table is not None and index is not None:
+                bucket = index if index.device.type == "cpu" else index.long()
                 for head, row in enumerate(table.to(scores.dtype)):
-                    scores[:, head] += row[index]
+                    scores[:, head] += row[bucket]
         visible = self.geometry.visible
         assert visible is not None
         return scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
