@@ -1,6 +1,7 @@
 """`lookback init`: a commented configuration for files that it looks into."""
 
 import datetime
+import glob
 import itertools
 import json
 import re
@@ -22,6 +23,7 @@ from features.events.event_format import EventFormat
 from features.printable import printable
 from features.readers import sources
 from features.settings import EventSettings, TableFormat, iso_microseconds
+from pipeline.artifacts.source_files import extension
 from pipeline.config import load_config
 from pipeline.errors import LookbackError
 
@@ -59,7 +61,7 @@ class Found:
         )
         unit = self.roles.unit.unit if self.roles.unit is not None else "position"
         return {
-            **_path(self.paths),
+            "path": _path(self.paths),
             "columns": self.roles.columns(self.sample),
             **_form_keys(form),
             "timestamp_unit": unit,
@@ -77,7 +79,7 @@ def init(files: Sequence[Path], output: Path | None, *, as_json: bool) -> None:
 
     Raises LookbackError where no file is a log, or where the output exists.
     """
-    found = find(files)
+    found = find(files, output)
     target = output or Path(f"{found.name}.toml")
     if target.exists():
         raise LookbackError(
@@ -107,8 +109,11 @@ def printable_text(lines: Sequence[str]) -> str:
     return "\n".join(printable(line, 300) for line in lines)
 
 
-def find(files: Sequence[Path]) -> Found:
-    """The log among files, its columns, and the tables that fit it. Raises LookbackError where none is a log."""
+def find(files: Sequence[Path], output: Path | None = None) -> Found:
+    """The log among files, its columns, and the tables that fit it. Raises LookbackError where none is a log.
+
+    Its name is that of the output, else of the file.
+    """
     samples = {}
     for path in files:
         if not path.is_file():
@@ -138,7 +143,7 @@ def find(files: Sequence[Path]) -> Found:
             others.append(path)
         else:
             tables[table.kind] = table
-    name = re.sub(r"[^A-Za-z0-9]+", "-", first.name.split(".")[0]).strip("-").lower() or "log"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", (output or first).name.split(".")[0]).strip("-").lower() or "log"
     return Found(name, same, samples[first], logs[first], tuple(tables.values()), tuple(others))
 
 
@@ -175,8 +180,17 @@ def _ids(sample: Sample, roles: Roles) -> dict[str, pl.Series]:
     return {"items": ids[schema.ITEM_ID], "users": ids[schema.USER_ID]}
 
 
-def _path(paths: Sequence[Path]) -> Keys:
-    return {"path": str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]}
+def _path(paths: Sequence[Path]) -> str | list[str]:
+    """Value of `events.path`: a pattern where the files are all of their kind in a folder, so that later ones count too."""
+    pattern = _pattern(paths[0])
+    if len(paths) > 1 and {*map(str, paths)} == {*glob.glob(pattern)}:  # noqa: PTH207
+        return pattern
+    return str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]
+
+
+def _pattern(path: Path) -> str:
+    """Pattern of a file's folder and extension."""
+    return str(Path(glob.escape(str(path.parent)), f"*{extension(path.name)}"))
 
 
 def _form_keys(form: TableFormat) -> Keys:
@@ -201,7 +215,7 @@ def _table_keys(table: SideTable) -> Keys:
         columns |= {_attribute(name): theirs[name] for name in others if "[]" not in name}
     mapped = {"columns": columns} if columns else {}
     separator = {"category_separator": table.category_separator} if table.categories else {}
-    return {**_path([table.sample.path]), **mapped, **_form_keys(table.sample.form), **separator}
+    return {"path": str(table.sample.path), **mapped, **_form_keys(table.sample.form), **separator}
 
 
 def _attribute(name: str) -> str:
@@ -271,6 +285,8 @@ def _as_toml(found: Found, shown: Sequence[Keys], problems: Sequence[str]) -> st
         "[events]",
         *_lines(found.events),
     ]
+    if len(found.paths) == 1:
+        lines.append(f"# With later files of the same form: path = {_toml(_pattern(found.paths[0]))}")
     if len(found.roles.types) > 1:
         lines.append(
             f"# Types in the log: {_comment(', '.join(found.roles.types))}. To weight them, or leave others out:"

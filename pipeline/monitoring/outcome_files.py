@@ -1,7 +1,7 @@
 """Outcomes of all nights, a Parquet file per night and window: a monitor writes those it judges and links the earlier ones."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -13,9 +13,9 @@ from pipeline.artifacts.store import read_manifest
 FOLDER = "outcomes.parquet"
 """Folder of the files in a monitor's artifact; `polars.read_parquet` and `pyarrow.parquet.read_table` read it as one table."""
 RECENT_NIGHTS = 28
-"""Nights, newest first, that are read again each night; the figures of earlier ones are kept."""
+"""Newest nights of a window: their digests are checked before they are linked, and experiments are planned on them."""
+_EMPTY = "none.parquet"
 _TIME = "%Y-%m-%dT%H%M%S.%f"
-
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 
@@ -35,7 +35,7 @@ class OutcomeFiles:
     def all_keys(self) -> list[Key]:
         """Nights and windows, oldest night first."""
         keys = []
-        for path in self.folder.glob("*.parquet"):
+        for path in self.folder.glob("*d.parquet"):
             night, days = path.name.removesuffix("d.parquet").rsplit("-", 1)
             moment = datetime.datetime.strptime(night, _TIME).replace(tzinfo=datetime.UTC)
             keys.append(((moment - _EPOCH) // _MICROSECOND, float(days)))
@@ -62,6 +62,12 @@ class OutcomeFiles:
         if len(rows):
             path.parent.mkdir(exist_ok=True)
             rows.write_parquet(path, compression="zstd")
+
+    def write_none(self, columns: Mapping[str, pl.DataType]) -> None:
+        """Without any night a table without rows, so that the folder can be read."""
+        if not self.all_keys():
+            self.folder.mkdir()
+            pl.DataFrame(schema=columns).write_parquet(self.folder / _EMPTY)
 
     def recent(self, before: int | None = None) -> list[Key]:
         """Keys of the newest RECENT_NIGHTS of each window, oldest first; before: of nights before this one."""

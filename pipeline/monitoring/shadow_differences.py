@@ -1,15 +1,21 @@
 """Differences of the delivered lists from those of shadows, paired by user and night."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from models.evaluation.comparison import SystemComparison
-from pipeline.monitoring.outcome_files import OutcomeFiles
+from pipeline.artifacts.files import read_record, write_json
+from pipeline.monitoring.outcome_files import Key, OutcomeFiles
 from pipeline.monitoring.series import COMPARED, Bootstrap, metrics_of
 from pipeline.sections import DELIVERED
+
+FOLDER = "paired"
+RECORD = "paired.json"
 
 
 @dataclass(frozen=True)
@@ -29,28 +35,101 @@ class ShadowDifference:
     verdict: str
 
 
-def of_files(files: OutcomeFiles, bootstrap: Bootstrap) -> Iterator[ShadowDifference]:
-    """Differences from every shadow of the newest night, over the recent nights that have them all, for each window.
+@dataclass(frozen=True)
+class PairedSums:
+    """Sums by user over the nights of one window whose lists, delivered and by all shadows, are compared.
 
-    Paired by user and night, at the newest night's list length; whole users are resampled. Of each night only sums by user are
-    kept.
+    A night adds to the sums of those before, so it costs the same after a year.
     """
-    recent = files.recent()
-    for days in sorted({days for _, days in recent}):
-        keys = [key for key in recent if key[1] == days]
-        newest = files.read(keys[-1]).select("k", "system").unique()
-        k = int(newest["k"].max())  # type: ignore[arg-type]
-        shadows = sorted({*newest["system"]} - {DELIVERED})
-        if not shadows:
-            continue
-        nights, total = 0, None
-        for key in keys:
-            sums = _sums(files.read(key), shadows, k)
-            if sums is not None:
-                nights += 1
-                total = sums if total is None else _added(total, sums)
-        if total is not None:
-            yield from _compared(total.sort("user_id"), shadows, days, k, nights, bootstrap)
+
+    days: float
+    k: int
+    """Length of the lists"""
+    shadows: tuple[str, ...]
+    nights: tuple[int, ...]
+    """Nights of the window, microseconds since the epoch"""
+    num_compared: int
+    """Of them, nights that have the lists of every system"""
+    table: pl.DataFrame
+    """user_id, nights, and SYSTEM/METRIC: sums over the user's nights"""
+
+    @classmethod
+    def load(cls, artifact: Path) -> list["PairedSums"]:
+        """Sums of a monitor's artifact."""
+        entries: dict[str, Any] = read_record(artifact / RECORD)
+        return [
+            cls(
+                own["days"],
+                own["k"],
+                tuple(own["shadows"]),
+                tuple(own["nights"]),
+                own["num_compared"],
+                pl.read_parquet(artifact / FOLDER / file),
+            )
+            for file, own in entries.items()
+        ]
+
+    @classmethod
+    def save(cls, artifact: Path, windows: Sequence["PairedSums"]) -> None:
+        """Write the sums of all windows."""
+        entries = {}
+        for own in windows:
+            file = f"{own.days:g}d.parquet"
+            (artifact / FOLDER).mkdir(exist_ok=True)
+            own.table.write_parquet(artifact / FOLDER / file)
+            entries[file] = {name: value for name, value in vars(own).items() if name != "table"}
+        write_json(artifact / RECORD, entries)
+
+    @classmethod
+    def of_files(
+        cls, files: OutcomeFiles, changed: Collection[Key], before: Sequence["PairedSums"]
+    ) -> list["PairedSums"]:
+        """Sums of each window whose newest night has shadows, over all nights with lists of its length by every one of them.
+
+        changed: nights and windows to read; the others are in `before`, whose sums go on if they are of the same systems and none
+        of their nights has changed.
+        """
+        keys, windows = files.all_keys(), []
+        for days in sorted({days for _, days in keys}):
+            nights = tuple(night for night, own in keys if own == days)
+            newest = files.read((nights[-1], days)).select("k", "system").unique()
+            k = int(newest["k"].max())  # type: ignore[arg-type]
+            shadows = tuple(sorted({*newest["system"]} - {DELIVERED}))
+            if not shadows:
+                continue
+            going_on = [
+                own
+                for own in before
+                if (own.days, own.k, own.shadows) == (days, k, shadows)
+                and not any((night, days) in changed for night in own.nights)
+            ]
+            total, num_compared, known = None, 0, set[int]()
+            for own in going_on:
+                total, num_compared, known = own.table, own.num_compared, set(own.nights)
+            for night in sorted({*nights} - known):
+                sums = _sums(files.read((night, days)), shadows, k)
+                if sums is not None:
+                    total, num_compared = sums if total is None else _added(total, sums), num_compared + 1
+            if total is not None:
+                windows.append(cls(days, k, shadows, nights, num_compared, total.sort("user_id")))
+        return windows
+
+    def differences(self, bootstrap: Bootstrap) -> Iterator[ShadowDifference]:
+        """Delivered lists minus those of each shadow; a user's mean weighs as many nights as it is of."""
+        weight = self.table["nights"].to_numpy()
+        systems = (
+            (name, {metric: self.table[f"{name}/{metric}"].to_numpy() / weight for metric in COMPARED})
+            for name in (DELIVERED, *self.shadows)
+        )
+        units, weights = bootstrap.units(np.arange(len(weight))), dict.fromkeys(COMPARED, weight)
+        compared = SystemComparison.of(systems, units, bootstrap.resamples, bootstrap.seed, weights)
+        for shadow, paired in compared.compared(DELIVERED).items():
+            for metric in COMPARED:
+                one = paired[metric]
+                numbers = (one.difference, one.low, one.high, one.p_bootstrap_holm, one.verdict)
+                yield ShadowDifference(
+                    shadow, self.days, f"{metric}@{self.k}", self.num_compared, len(weight), *numbers
+                )
 
 
 def _sums(outcomes: pl.DataFrame, shadows: Sequence[str], k: int) -> pl.DataFrame | None:
@@ -72,21 +151,3 @@ def _sums(outcomes: pl.DataFrame, shadows: Sequence[str], k: int) -> pl.DataFram
 def _added(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     """Sums of two tables by user."""
     return pl.concat([one, other]).group_by("user_id").sum()
-
-
-def _compared(
-    total: pl.DataFrame, shadows: Sequence[str], days: float, k: int, nights: int, bootstrap: Bootstrap
-) -> Iterator[ShadowDifference]:
-    """Differences from sums by user; a user's mean weighs as many nights as it is of."""
-    weight = total["nights"].to_numpy()
-    systems = (
-        (name, {metric: total[f"{name}/{metric}"].to_numpy() / weight for metric in COMPARED})
-        for name in (DELIVERED, *shadows)
-    )
-    units, weights = bootstrap.units(np.arange(len(total))), dict.fromkeys(COMPARED, weight)
-    compared = SystemComparison.of(systems, units, bootstrap.resamples, bootstrap.seed, weights)
-    for shadow, paired in compared.compared(DELIVERED).items():
-        for metric in COMPARED:
-            one = paired[metric]
-            numbers = (one.difference, one.low, one.high, one.p_bootstrap_holm, one.verdict)
-            yield ShadowDifference(shadow, days, f"{metric}@{k}", nights, len(total), *numbers)

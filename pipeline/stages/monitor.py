@@ -33,6 +33,7 @@ from pipeline.monitoring.ledger import DAY, Delivery
 from pipeline.monitoring.outcome_files import Key, OutcomeFiles
 from pipeline.monitoring.outcomes import Taken
 from pipeline.monitoring.series import Bootstrap
+from pipeline.monitoring.shadow_differences import PairedSums
 from pipeline.orchestration.context import Context
 from pipeline.sections import DELIVERED
 from pipeline.serving import popularity_fallback
@@ -52,6 +53,8 @@ class _Series:
     """Windows whose lists were pruned before they could be judged, or are of another log."""
     changed: set[Key] = field(default_factory=set)
     """Nights and windows whose figures are to be computed again"""
+    paired: list[PairedSums] = field(default_factory=list)
+    """The predecessor's sums, in which these nights are not counted"""
     forgotten: int = 0
     """Outcomes of excluded users that the predecessor had."""
 
@@ -68,14 +71,15 @@ def build(ctx: Context) -> None:
     bootstrap = Bootstrap(ctx.config.evaluate.resamples, ctx.config.seed)
     if is_timed(ctx.config):
         _add(ctx, kept, score, entered, bootstrap)
+    kept.files.write_none(outcomes.columns(dataset.users["user_id"].dtype))
     kept.nights.write_parquet(ctx.folder / series.FILE)
+    paired = PairedSums.of_files(kept.files, kept.changed, kept.paired)
+    PairedSums.save(ctx.folder, paired)
     readout = _read_out(ctx, kept.files, entered, bootstrap)
     present = _alerts(ctx, kept.nights, entered, readout) if ctx.config.monitor.alerts else []
     record = {
         "alerts": alerts.as_json(present),
-        "differences": [
-            asdict(difference) for difference in shadow_differences.of_files(kept.files, bootstrap)
-        ],
+        "differences": [asdict(each) for own in paired for each in own.differences(bootstrap)],
         "promised": _promised(ctx, entered),
         "models": _models(entered),
         "judged": sorted(kept.judged),
@@ -104,8 +108,11 @@ def _predecessor(
     if ctx.previous is None:
         return series_of_none
     try:
-        Artifact(ctx.previous.parent, ctx.previous.name).verify([series.FILE, alerts.FILE])
+        continued = [series.FILE, alerts.FILE, shadow_differences.RECORD]
+        continued += [f"{shadow_differences.FOLDER}/{days:g}d.parquet" for days in ctx.config.monitor.days]
+        Artifact(ctx.previous.parent, ctx.previous.name).verify(continued)
         nights = pl.read_parquet(ctx.previous / series.FILE, schema=series.COLUMNS)
+        paired = PairedSums.load(ctx.previous)
     except (OSError, DamagedArtifact, pl.exceptions.PolarsError) as error:
         text = f"monitor: {ctx.previous} is damaged ({type(error).__name__}): the series begins anew with the lists still there"
         print(text, file=sys.stderr, flush=True)
@@ -124,7 +131,9 @@ def _predecessor(
     if ctx.force:
         kept.changed.update(kept.files.all_keys())
     _convert(kept, dataset.users["user_id"].dtype)
-    if read_manifest(ctx.previous).get("exclude_users") != exclusion:
+    if read_manifest(ctx.previous).get("exclude_users") == exclusion:
+        kept.paired += paired
+    else:
         _forget(ctx, kept)
     return kept
 

@@ -1,10 +1,11 @@
 """Stage monitor on many users: seconds and memory of a night on which two windows end.
 
-python tests/benchmarks/bench_monitor.py [--users 1000000] [--events 2000000] [--shadows 1]
+python tests/benchmarks/bench_monitor.py [--users 1000000] [--events 2000000] [--shadows 1] [--further 0]
 
 A log of ten events per user in 30 days, then days of so many events, each user with a list of ten items. The last night
 judges the lists of the night before by one day of events and those of a week before by seven; its predecessor has judged a
-window of each of two nights. Prints a JSON object per stage and night; the log goes to a temporary folder.
+window of each of two nights. Further nights show whether their cost grows. Prints a JSON object per stage and night; the log goes
+to a temporary folder.
 """
 
 import argparse
@@ -89,17 +90,18 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=50_000)
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--shadows", type=int, default=1)
+    parser.add_argument("--further", type=int, default=0, help="nights after these four")
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
     arguments = parser.parse_args()
     users, items = arguments.users, max(arguments.users // 10, 100)
     warm = (10 * users) // WARM_DAYS
     days = [
         events(day, warm if day < WARM_DAYS else arguments.events, users, items)
-        for day in range(WARM_DAYS + 7)
+        for day in range(WARM_DAYS + 7 + arguments.further)
     ]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         log = Nights(Path(folder), days)
-        for night, more in enumerate((WARM_DAYS, 5, 1, 1)):
+        for night, more in enumerate((WARM_DAYS, 5, 1, 1, *(1,) * arguments.further)):
             log.show(more)
             for stage in ("features", "monitor"):
                 print(json.dumps(run(log, stage)), flush=True)

@@ -1,7 +1,6 @@
 """A configuration from a look into the files: of forms of public data sets, run without an edit."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,9 +124,27 @@ def test_words_for_nothing_among_the_ids(tmp_path: Path) -> None:
 
 
 def test_parts_of_one_log(tmp_path: Path) -> None:
+    """All files of their kind in a folder are a pattern, and tomorrow's file is read too; of some of them the list."""
+    folder = tmp_path / "logs [2026]"
+    folder.mkdir()
+    (path,) = retailrocket(folder)
+    lines = path.read_text().splitlines(keepends=True)
+    more = folder / "more.csv"
+    more.write_text("".join(lines[:11]))
+    init([path, more], tmp_path / "shop.toml", as_json=False)
+    assert load_config(tmp_path / "shop.toml", ()).name == "shop"
+    assert run(tmp_path / "shop.toml", tmp_path, "ingest")["rows_out"] == NUM_EVENTS["retailrocket"] + 10
+    (folder / "tomorrow.csv").write_text("".join(lines[:6]))
+    assert find([path, more]).events["path"] == [str(path), str(more)]
+    assert run(tmp_path / "shop.toml", tmp_path, "ingest")["rows_out"] == NUM_EVENTS["retailrocket"] + 15
+
+
+def test_a_single_file_says_how_later_ones_are_read(tmp_path: Path) -> None:
     (path,) = retailrocket(tmp_path)
-    shutil.copy(path, tmp_path / "more.csv")
-    assert find([path, tmp_path / "more.csv"]).events["path"] == [str(path), str(tmp_path / "more.csv")]
+    init([path], tmp_path / "shop.toml", as_json=False)
+    comment = f'# With later files of the same form: path = "{tmp_path}/*.csv"'
+    assert comment in (tmp_path / "shop.toml").read_text().splitlines()
+    assert find([path]).events["path"] == str(path)
 
 
 def test_nothing_is_overwritten_and_no_log_is_one_message(tmp_path: Path) -> None:

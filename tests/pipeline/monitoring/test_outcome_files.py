@@ -9,6 +9,7 @@ import pyarrow.parquet
 from pipeline.artifacts.store import Artifact
 from pipeline.monitoring.ledger import DAY
 from pipeline.monitoring.outcome_files import RECENT_NIGHTS, OutcomeFiles
+from pipeline.monitoring.outcomes import columns
 from pipeline.sections import DELIVERED
 from tests.pipeline.monitoring.simulated_outcomes import FIRST, outcomes
 
@@ -39,6 +40,13 @@ def test_files_are_read_as_one_table_and_one_by_one(tmp_path: Path) -> None:
     assert files.rows_of(DELIVERED, keys[:3]).equals(pl.concat([files.read(key) for key in keys[:3]]))
     assert files.rows_of("popularity", keys).is_empty()
     assert files.read_if_any((FIRST - DAY, 1.0)) == []
+
+
+def test_without_nights_there_is_an_empty_table(tmp_path: Path) -> None:
+    files = OutcomeFiles(tmp_path)
+    files.write_none(columns(pl.Int64()))
+    assert pl.read_parquet(files.folder).schema == columns(pl.Int64())
+    assert (files.all_keys(), files.num_rows()) == ([], 0)
 
 
 def test_recent_nights_are_counted_by_window(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from models.evaluation.comparison import SystemComparison
-from pipeline.monitoring import shadow_differences
 from pipeline.monitoring.ledger import DAY
-from pipeline.monitoring.outcome_files import RECENT_NIGHTS, OutcomeFiles
+from pipeline.monitoring.outcome_files import Key, OutcomeFiles
 from pipeline.monitoring.series import Bootstrap, metrics_of
+from pipeline.monitoring.shadow_differences import PairedSums, ShadowDifference
 from tests.pipeline.monitoring.simulated_outcomes import FIRST, outcomes
 
 BOOTSTRAP = Bootstrap(1000, 0)
@@ -26,11 +27,16 @@ def with_shadows(files: OutcomeFiles, night: int, *shadows: str) -> pl.DataFrame
     return rows
 
 
+def differences(files: OutcomeFiles) -> list[ShadowDifference]:
+    """Differences from all files at once."""
+    return [row for own in PairedSums.of_files(files, set(), ()) for row in own.differences(BOOTSTRAP)]
+
+
 def test_user_nights_weigh_alike_and_users_are_resampled(tmp_path: Path) -> None:
     """As a comparison of all user-nights at once."""
     files = OutcomeFiles(tmp_path)
     rows = pl.concat([with_shadows(files, night, "popularity") for night in range(4)])
-    found = {row.metric: row for row in shadow_differences.of_files(files, BOOTSTRAP)}
+    found = {row.metric: row for row in differences(files)}
     systems = {
         name: rows.filter(system=name).sort("log_time", "user_id") for name in ("delivered", "popularity")
     }
@@ -49,14 +55,38 @@ def test_only_nights_with_every_shadow_of_the_newest_count(tmp_path: Path) -> No
     files = OutcomeFiles(tmp_path)
     for night, shadows in enumerate((("a",), ("a", "b"), ("b",), ("a", "b"))):
         with_shadows(files, night, *shadows)
-    rows = list(shadow_differences.of_files(files, BOOTSTRAP))
+    rows = differences(files)
     assert {(row.shadow, row.nights) for row in rows} == {("a", 2), ("b", 2)}
     with_shadows(files, 4)
-    assert list(shadow_differences.of_files(files, BOOTSTRAP)) == []
+    assert differences(files) == []
 
 
-def test_nights_long_ago_do_not_count(tmp_path: Path) -> None:
+def test_a_night_adds_to_the_sums_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only new and changed nights are read; a changed one, or other shadows, begin anew."""
+    (tmp_path / "saved").mkdir()
     files = OutcomeFiles(tmp_path)
-    for night in range(RECENT_NIGHTS + 3):
+    for night in range(3):
         with_shadows(files, night, "popularity")
-    assert {row.nights for row in shadow_differences.of_files(files, BOOTSTRAP)} == {RECENT_NIGHTS}
+    PairedSums.save(tmp_path / "saved", PairedSums.of_files(files, set(), ()))
+    before = PairedSums.load(tmp_path / "saved")
+    with_shadows(files, 3, "popularity")
+    keys, own_read, read = files.all_keys(), files.read, []
+    (whole,) = PairedSums.of_files(files, set(), ())
+
+    def reading(key: Key) -> pl.DataFrame:
+        read.append(key)
+        return own_read(key)
+
+    monkeypatch.setattr(files, "read", reading)
+    (added,) = PairedSums.of_files(files, {keys[3]}, before)
+    assert set(read) == {keys[3]}
+    assert added.nights == whole.nights
+    assert added.num_compared == whole.num_compared == 4
+    assert_frame_equal(added.table, whole.table)
+    read.clear()
+    (anew,) = PairedSums.of_files(files, {keys[0]}, before)
+    assert set(read) == set(keys)
+    assert_frame_equal(anew.table, whole.table)
+    with_shadows(files, 4, "popularity", "other")
+    (other,) = PairedSums.of_files(files, {files.all_keys()[4]}, before)
+    assert (other.shadows, other.num_compared) == (("other", "popularity"), 1)

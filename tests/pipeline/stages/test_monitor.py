@@ -123,6 +123,21 @@ def test_a_damaged_night_is_judged_again(nights: Nights, capsys: pytest.CaptureF
     assert len(list(after.iterdir())) == 3
 
 
+def test_a_damaged_night_without_lists_keeps_its_figures(
+    nights: Nights, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = nights.deliver(some_lists(1), name="a" * 16)
+    nights.show(1)
+    before = nights.table("nights.parquet")
+    (damaged,) = OutcomeFiles(Path(nights.run()["folder"])).folder.iterdir()
+    damaged.write_bytes(damaged.read_bytes()[:-10] + b"0123456789")
+    shutil.rmtree(artifact.folder)
+    nights.show(1)
+    assert nights.table("nights.parquet").equals(before)
+    assert "are damaged, and judged again if the lists are there" in capsys.readouterr().err
+    assert nights.table("outcomes.parquet").is_empty()
+
+
 def test_seen_items_do_not_count_where_lists_exclude_them(nights: Nights) -> None:
     lists = some_lists(1)
     nights.deliver(lists, name="a" * 16, exclude_seen=True)
