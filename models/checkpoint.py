@@ -46,9 +46,12 @@ FORMER_NAMES = {
 
 
 def save_model(encoder: Encoder, folder: Path) -> None:
-    """Write `model.safetensors` and `config.json` (settings and sizes) into an existing folder."""
+    """Write `model.safetensors` and `config.json` (settings and sizes) into an existing folder.
+
+    How attention is computed depends on the machine and is not kept.
+    """
     config = {
-        "encoder": asdict(encoder.settings),
+        "encoder": {key: value for key, value in asdict(encoder.settings).items() if key != "attention"},
         "num_items": encoder.num_items,
         "num_event_types": encoder.num_event_types,
         "max_length": encoder.max_length,

@@ -17,13 +17,17 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.encoder.attention_bias import AttentionGeometry, DistanceBias, TimeBias, apply_rotary
+from models.encoder.blocked_attention import blocked
+from models.encoder.flexible_attention import flexible, runs_fused
 from models.settings.encoder import EncoderSettings
 from models.shapes import Bool, Float, Int
 
 Implementation = Literal["auto", "sdpa", "dense", "reference"]
 
 DENSE_POSITIONS = 256
-"""Longest rows for which `auto` takes the dense form."""
+"""Longest rows for which `attend` trains with the dense form in bf16."""
+DENSE_COLUMNS = 512
+"""Longest rows whose scores `model.attention = "auto"` computes all at a time."""
 HIDDEN_CELLS = 2**24
 """Numbers that additive scores hold at a time: queries x keys x components."""
 COSINE_SCALE = 10.0
@@ -43,6 +47,8 @@ class HistoryAttention(nn.Module):
 
     temperature: Tensor | None
     """Temperature of gumbel_softmax: see `models.encoder.encoder.Encoder.anneal`."""
+    blocked: Callable[..., Tensor]
+    """`blocked_attention.blocked`, which torch.compile leaves alone: see `models.training.objective`."""
 
     def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()
@@ -50,6 +56,7 @@ class HistoryAttention(nn.Module):
         heads, components = settings.num_heads, settings.dim // settings.num_heads
         self.settings = settings
         self.implementation: Implementation = implementation
+        self.blocked = blocked
         self.distances = DistanceBias(heads) if settings.positions == "relative" else None
         self.times = TimeBias(heads) if settings.time_bias else None
         self.rotary = settings.positions == "rotary"
@@ -72,10 +79,15 @@ class HistoryAttention(nn.Module):
         geometry: AttentionGeometry,
     ) -> Float[Tensor, "b h q c"]:
         """Weighted values of each query column."""
-        weighting, visible = self.settings.weighting, geometry.visible
+        weighting = self.settings.weighting
         if weighting in ("softmax", "silu") and self.hidden is None and self.implementation != "reference":
             queries, keys = self._transformed(queries, keys, geometry)
-            bias = self._bias(geometry)
+            form = self.form(values, geometry)
+            if form == "blocked":
+                return self.blocked(queries, keys, values, geometry, weighting, *self._tables)
+            if form == "flex":
+                return flexible(queries, keys, values, geometry, *self._tables)
+            bias, visible = self._bias(geometry), geometry.visible
             if weighting == "silu":
                 return pointwise(queries, keys, values, visible, geometry.num_visible, bias)
             return attend(queries, keys, values, visible, self.implementation, bias, scaled=False)
@@ -103,6 +115,28 @@ class HistoryAttention(nn.Module):
             scores = queries @ keys.transpose(-2, -1)
         bias = self._bias(geometry)
         return scores if bias is None else scores + bias
+
+    def form(
+        self, values: Float[Tensor, "b h l c"], geometry: AttentionGeometry
+    ) -> Literal["flex", "blocked", "dense"]:
+        """`model.attention` with auto resolved; single queries, whose scores are few, are dense."""
+        if not geometry.is_whole or geometry.mask is not None or self.implementation != "auto":
+            return "dense"
+        chosen, weighting = self.settings.attention, self.settings.weighting
+        if chosen == "auto":
+            # the fused kernel keeps no scores where no bias and no mask enter
+            is_fused = weighting == "softmax" and geometry.is_triangle and self._tables == (None, None)
+            if is_fused or geometry.shape[1] <= DENSE_COLUMNS:
+                return "dense"
+        if chosen in ("blocked", "dense"):
+            return chosen
+        return "flex" if weighting == "softmax" and runs_fused(values) else "blocked"
+
+    @property
+    def _tables(self) -> tuple[Tensor | None, Tensor | None]:
+        """Biases by bucket of distance and of time."""
+        distances = None if self.distances is None else self.distances.weight
+        return distances, None if self.times is None else self.times.weight
 
     def _transformed(
         self, queries: Tensor, keys: Tensor, geometry: AttentionGeometry | None

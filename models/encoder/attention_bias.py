@@ -5,7 +5,7 @@ Letters: b rows, h heads, q query columns, l key columns, c components of a head
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,22 +26,93 @@ ROTARY_BASE = 10_000.0
 
 @dataclass(frozen=True)
 class AttentionGeometry:
-    """Positions, masks and bias buckets of query and key columns."""
+    """Columns, positions and times of queries and keys, and the key columns that a query sees.
+
+    Mask and bias buckets, q x l numbers per row, follow from these when read; `part` is a block with its own.
+    """
 
     shape: tuple[int, int]
     """b rows, l key columns."""
     lengths: Int[Tensor, " b"]
     """Real columns of each row."""
-    visible: Bool[Tensor, "#b 1 q l"] | None
-    """Visible key columns; None: every column is a query, and column i sees columns 0..i."""
+    settings: EncoderSettings
+    """Direction, window and biases."""
+    query_column: Int[Tensor, "#b #q"]
+    key_column: Int[Tensor, " l"]
     num_visible: Int[Tensor, "#b q"]
     query_position: Int[Tensor, "#b #q"]
     """Position of each query column in the window."""
     key_position: Int[Tensor, "#b l"]
-    distance: Int[Tensor, "#b #q l"] | None
-    """Bucket of `DistanceBias`; None where positions are not relative."""
-    elapsed: Int[Tensor, "#b #q l"] | None
-    """Bucket of `TimeBias`; None without a time bias."""
+    query_time: Int[Tensor, "#b #q"] | None
+    """Time from which `TimeBias` counts back, microseconds; None without a time bias."""
+    key_time: Int[Tensor, "b l"] | None
+    is_whole: bool
+    """Whether every column is a query."""
+    mask: Bool[Tensor, "#b 1 #q l"] | None = None
+    """Visible key columns in place of those that the settings give."""
+    _computed: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def is_triangle(self) -> bool:
+        """Whether every column is a query and sees columns 0..i."""
+        width, whole = self.settings.window, self.is_whole and self.mask is None
+        return whole and self.settings.direction == "causal" and not 0 < width < self.shape[1]
+
+    @property
+    def visible(self) -> Bool[Tensor, "#b 1 #q l"] | None:
+        """Visible key columns; None: `is_triangle`."""
+        return self._once("visible", self._visible)
+
+    @property
+    def distance(self) -> Int[Tensor, "#b #q l"] | None:
+        """Bucket of `DistanceBias`; None where positions are not relative."""
+        return self._once("distance", self._distance)
+
+    @property
+    def elapsed(self) -> Int[Tensor, "#b #q l"] | None:
+        """Bucket of `TimeBias`; None without a time bias."""
+        return self._once("elapsed", self._elapsed)
+
+    def _once(self, name: str, compute: Callable[[], Tensor | None]) -> Tensor | None:
+        """A part that all layers share; torch.compile does not trace the lock of a cached property."""
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return self._computed[name]
+
+    def _visible(self) -> Tensor | None:
+        if self.mask is not None or self.is_triangle:
+            return self.mask
+        if self.settings.direction == "bidirectional":
+            # rows of length 0, which pad a batch, see their first column, so that no mean is over nothing
+            visible = self.key_column < self.lengths.clamp_min(1).view(-1, 1, 1, 1)
+            return visible.expand(-1, 1, self.query_column.shape[1], -1)
+        behind = (self.query_column.unsqueeze(2) - self.key_column).unsqueeze(1)
+        visible = behind >= 0
+        return visible & (behind < self.settings.window) if self.settings.window else visible
+
+    def _distance(self) -> Tensor | None:
+        if self.settings.resolved.positions != "relative":
+            return None
+        return distance_bucket(self.query_position.unsqueeze(2) - self.key_position.unsqueeze(1))
+
+    def _elapsed(self) -> Tensor | None:
+        if self.query_time is None or self.key_time is None:
+            return None
+        return elapsed_bucket(self.query_time.unsqueeze(2) - self.key_time.unsqueeze(1))
+
+    def part(self, queries: slice, keys: slice) -> "AttentionGeometry":
+        """Geometry of some of the query columns and some of the key columns."""
+        return replace(
+            self,
+            query_column=self.query_column[:, queries],
+            key_column=self.key_column[keys],
+            num_visible=self.num_visible[:, queries],
+            query_position=self.query_position[:, queries],
+            key_position=self.key_position[:, keys],
+            query_time=None if self.query_time is None else self.query_time[:, queries],
+            key_time=None if self.key_time is None else self.key_time[:, keys],
+            is_whole=False,
+        )
 
 
 def full_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometry:
@@ -51,20 +122,14 @@ def full_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometr
     """
     rows, columns = window.item_index.shape
     column = torch.arange(columns, device=window.item_index.device)
-    visible, num_visible = None, (column + 1).unsqueeze(0)
+    num_visible = (column + 1).unsqueeze(0)
     if settings.direction == "bidirectional":
-        # rows of length 0, which pad a batch, see their first column, so that no mean is over nothing
-        lengths = window.lengths.clamp_min(1)
-        visible = (column < lengths.view(-1, 1, 1, 1)).expand(-1, 1, columns, -1)
-        num_visible = lengths.unsqueeze(1).expand(-1, columns)
-    elif settings.window and settings.window < columns:
-        behind = column.unsqueeze(1) - column
-        visible = ((behind >= 0) & (behind < settings.window)).view(1, 1, columns, columns)
+        num_visible = window.lengths.clamp_min(1).unsqueeze(1).expand(-1, columns)
+    elif settings.window:
         num_visible = num_visible.clamp_max(settings.window)
-    position = _position(window, column)
-    buckets = _buckets(window, settings, position, position, _query_time(window, settings))
-    shape = rows, columns
-    return AttentionGeometry(shape, window.lengths, visible, num_visible, position, position, *buckets)
+    position, (time, key_time) = _position(window, column), _times(window, settings)
+    places = column.unsqueeze(0), column, num_visible, position, position, time, key_time
+    return AttentionGeometry((rows, columns), window.lengths, settings, *places, is_whole=True)
 
 
 def last_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometry:
@@ -72,39 +137,29 @@ def last_geometry(window: Window, settings: EncoderSettings) -> AttentionGeometr
     rows, columns = window.item_index.shape
     lengths = window.lengths
     column = torch.arange(columns, device=lengths.device)
-    visible = column < lengths.view(-1, 1, 1, 1)
     num_visible = lengths.unsqueeze(1)
     if settings.window:
-        visible = visible & (column >= lengths.view(-1, 1, 1, 1) - settings.window)
         num_visible = num_visible.clamp_max(settings.window)
     keys, at_last = _position(window, column), (lengths - 1).unsqueeze(1)
     query = keys.expand(rows, -1).gather(1, at_last)
-    time = _query_time(window, settings)
-    buckets = _buckets(window, settings, query, keys, None if time is None else time.gather(1, at_last))
-    return AttentionGeometry((rows, columns), lengths, visible, num_visible, query, keys, *buckets)
+    time, key_time = _times(window, settings)
+    query_time = None if time is None else time.gather(1, at_last)
+    places = at_last, column, num_visible, query, keys, query_time, key_time
+    return AttentionGeometry((rows, columns), lengths, settings, *places, is_whole=False)
 
 
 def _position(window: Window, column: Tensor) -> Tensor:
     return window.position if window.position is not None else column.unsqueeze(0)
 
 
-def _query_time(window: Window, settings: EncoderSettings) -> Tensor | None:
-    """[b, l] the time from which `TimeBias` counts back."""
-    return window.request_time if settings.request_time else window.time
-
-
-def _buckets(
-    window: Window, settings: EncoderSettings, query: Tensor, keys: Tensor, time: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """`distance` and `elapsed` of `AttentionGeometry`, None where the settings have no such bias."""
-    distance = elapsed = None
-    if settings.resolved.positions == "relative":
-        distance = distance_bucket(query.unsqueeze(2) - keys.unsqueeze(1))
-    if settings.time_bias:
-        assert time is not None, "a model with a time bias needs windows with times"
-        assert window.time is not None
-        elapsed = elapsed_bucket(time.unsqueeze(2) - window.time.unsqueeze(1))
-    return distance, elapsed
+def _times(window: Window, settings: EncoderSettings) -> tuple[Tensor | None, Tensor | None]:
+    """[b, l] the time from which `TimeBias` counts back, and each event's own; None without a time bias."""
+    if not settings.time_bias:
+        return None, None
+    time = window.request_time if settings.request_time else window.time
+    assert time is not None, "a model with a time bias needs windows with times"
+    assert window.time is not None
+    return time, window.time
 
 
 def windows_of(
@@ -183,12 +238,24 @@ class _LookUp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        flat = index.flatten()
-        sums = [
-            torch.bincount(flat, weights=grad[:, head].flatten(), minlength=ctx.num_buckets)
-            for head in range(grad.shape[1])
-        ]
-        return torch.stack(sums).to(grad.dtype), None
+        return bucket_sums(grad, index, ctx.num_buckets).to(grad.dtype), None
+
+
+def bucket_sums(
+    grad: Float[Tensor, "b h q l"], index: Int[Tensor, "#b q l"], num_buckets: int
+) -> Float[Tensor, "h buckets"]:
+    """Sum of `grad` over the cells of each bucket: the gradient of `look_up`."""
+    if len(index) < len(grad):
+        grad = grad.sum(0, keepdim=True)
+    flat = index.flatten()
+    if grad.device.type != "cpu":  # bincount waits for the device
+        sums = grad.new_zeros(grad.shape[1], num_buckets)
+        return sums.index_add_(1, flat.long(), grad.transpose(0, 1).flatten(1))
+    of_heads = [
+        torch.bincount(flat, weights=grad[:, head].flatten(), minlength=num_buckets)
+        for head in range(grad.shape[1])
+    ]
+    return torch.stack(of_heads)
 
 
 def apply_rotary(heads: Float[Tensor, "b h l c"], position: Int[Tensor, "#b #l"]) -> Float[Tensor, "b h l c"]:

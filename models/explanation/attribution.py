@@ -125,7 +125,7 @@ class ForwardTrace:
         visible = geometry.visible & ~hidden
         visible = visible | ~visible.any(-1, keepdim=True)  # a row of one; see `_without_last`
         num_visible = (geometry.num_visible - hidden.sum(-1).squeeze(1)).clamp_min(1)
-        masked = replace(geometry, visible=visible, num_visible=num_visible)
+        masked = replace(geometry, mask=visible, num_visible=num_visible)
         state = self._first_state().expand(-1, columns, -1)
         for block, keys, values in zip(self.encoder.attention_layers, self.keys, self.values, strict=True):
             state = block.at(state, keys, values, masked)

@@ -15,6 +15,7 @@ FeedForward = Literal["gelu", "swiglu"]
 Direction = Literal["causal", "bidirectional"]
 Readout = Literal["last", "mean", "attention", "target"]
 Similarity = Literal["dot", "cosine"]
+Attention = Literal["auto", "flex", "blocked", "dense"]
 
 ATTENTION_BLOCKS: tuple[Block, ...] = ("transformer", "hstu", "ligr")
 """Blocks with attention heads; the others read a history in order."""
@@ -77,6 +78,10 @@ class EncoderSettings:
     """Access to the time of the request: `time_bias` and `calendar` then count from it."""
     window: int = 0
     """Attention window of causal blocks and readout attention, in events, the position itself included; 0: all before it."""
+    attention: Attention = "auto"
+    """Computation of inner products with softmax or silu weights. dense: all scores at a time; blocked: a few at a time, memory
+    linear in the length; flex: softmax in one kernel on CUDA, elsewhere as blocked; auto: dense for short histories or where one
+    kernel needs no scores, then flex on CUDA, else blocked."""
     feed_forward: FeedForward | Literal["auto"] = "auto"
     """Feed-forward layer of transformer and ligr (hstu has none). auto: swiglu in ligr, gelu in transformer."""
     direction: Direction = "causal"
@@ -162,6 +167,12 @@ class EncoderSettings:
         )
         refuse(
             self,
+            "model.attention",
+            self.attention == "flex" and settings.weighting == "silu",
+            "'auto', 'blocked' or 'dense' with weighting 'silu': flex computes softmax alone",
+        )
+        refuse(
+            self,
             "model.weighting",
             self.readout == "target" and settings.weighting not in ("softmax", "silu"),
             "'softmax' or 'silu' with readout 'target': their running sums serve all positions of a history at once",
@@ -172,6 +183,15 @@ class EncoderSettings:
         for key in ("score", "weighting"):
             reason = f"{blocks} and readout {self.readout!r}: nothing attends"
             refuse_unread(self, f"model.{key}", not self.has_attention, reason)
+        settings = self.resolved
+        has_forms = settings.score in INNER_PRODUCTS and settings.weighting in ("softmax", "silu")
+        refuse_unread(
+            self,
+            "model.attention",
+            not (has_forms and (self.attends or self.readout == "attention")),
+            f"{blocks}, score {settings.score!r} and weighting {settings.weighting!r}: only inner products with softmax or silu "
+            "weights have several forms",
+        )
         for key in ("time_bias", "window"):
             reason = f"{blocks}: only {', '.join(ATTENTION_BLOCKS)} attend"
             refuse_unread(self, f"model.{key}", not self.attends, reason)

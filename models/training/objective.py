@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.encoder.attention import HistoryAttention
 from models.encoder.batching import Batch
 from models.encoder.encoder import Encoder
 from models.settings.training import TrainSettings
@@ -36,6 +37,9 @@ class Objective(nn.Module):
         self.encoder = encoder
         self.states = encoder.states
         if compile:
+            for layer in encoder.modules():
+                if isinstance(layer, HistoryAttention):  # a graph would unroll the blocks of each length
+                    layer.blocked = torch.compiler.disable(layer.blocked)  # type: ignore[no-untyped-call]
             self.states = torch.compile(encoder.states, dynamic=not static_shapes)
         if static_shapes:
             torch._dynamo.config.recompile_limit = MAX_GRAPHS  # noqa: SLF001  (beyond 8 it would compile no more)

@@ -50,6 +50,12 @@ def test_every_variant_is_the_same_after_loading(variant, random_encoder, random
     assert known[0] == known[1]
 
 
+def test_how_attention_was_computed_is_not_kept(tmp_path):
+    save_model(Encoder(EncoderSettings(dim=6, attention="blocked"), 11, 2, 5), tmp_path)
+    assert "attention" not in json.loads((tmp_path / "config.json").read_text())["encoder"]
+    assert load_model(tmp_path).settings.attention == "auto"
+
+
 TRANSFORMER_03 = {
     "attention_norm.bias": (4,), "attention_norm.weight": (4,),
     "feed_forward_norm.bias": (4,), "feed_forward_norm.weight": (4,),

@@ -12,6 +12,7 @@ from models.settings.training import SAMPLED_LOSSES, TrainSettings, check_togeth
 REFUSED_MODELS: list[tuple[dict[str, Any], str]] = [
     *(({key: "nonsense"}, f"model.{key}: received 'nonsense', expected '") for key in (
         "block", "score", "weighting", "positions", "feed_forward", "direction", "readout", "similarity",
+        "attention",
     )),
     ({"dim": 0, "num_heads": 1}, "model.dim: received 0, expected at least 1"),
     ({"num_blocks": -1}, "model.num_blocks: received -1, expected 0 or more"),
@@ -53,6 +54,9 @@ REFUSED_MODELS: list[tuple[dict[str, Any], str]] = [
         ({"positions": "absolute"}, "'auto' or 'none'"),
       ) for name, value in setting.items()),
     ({"num_blocks": 0, "request_time": True}, "model.request_time: received True"),
+    ({"block": "hstu", "attention": "flex"}, "model.attention: received 'flex', expected 'auto', 'blocked' or 'dense' with"),
+    *(({**setting, "attention": "blocked"}, "model.attention: received 'blocked', expected 'auto' with block")
+      for setting in ({"block": "gru"}, {"block": "gru", "readout": "target"}, {"score": "concat"}, {"weighting": "entmax"})),
     ({"num_blocks": 0, "request_time": True, "time_bias": True}, "model.time_bias: received True"),
     ({"direction": "bidirectional", "window": 3}, "model.window: received 3, expected 0 with direction 'bidirectional'"),
     *(({"readout": "target", "weighting": name}, f"model.weighting: received '{name}', expected 'softmax' or 'silu' with readout")
@@ -144,6 +148,8 @@ def test_target_attention_goes_with_sampled_losses(loss):
         {"weighting": "gumbel_softmax", "gumbel_hard": True, "gumbel_start": 2.0},
         {"num_blocks": 0, "readout": "attention", "score": "dot", "weighting": "entmax"},
         {"num_blocks": 0, "calendar": True, "request_time": True},
+        {"block": "gru", "readout": "attention", "attention": "flex"},
+        {"block": "hstu", "attention": "blocked"},
     ],
     ids=str,
 )

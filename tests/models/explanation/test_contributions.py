@@ -164,7 +164,7 @@ def leaving_out_directly(encoder: Encoder, window: Window, candidate: torch.Tens
             assert at_last.visible is not None
             seen = replace(
                 at_last,
-                visible=at_last.visible & ~hidden,
+                mask=at_last.visible & ~hidden,
                 num_visible=at_last.num_visible - int(column is not None),
             )
             state = before[0][:, lengths - 1]
