@@ -229,9 +229,9 @@ class _Training:
                 now = time.monotonic()
                 progress.seconds += now - started
                 started = now
-                self._show(shown)
+                _show(shown, self)
                 if self.save_is_due:
-                    self._check_weights()
+                    _check_weights(self)
                     self.save_checkpoint()
         if self.unread:
             self._read()
@@ -326,7 +326,7 @@ class _Training:
     def end_epoch(self) -> EpochRecord:
         """Validate, keep the best weights, and record the epoch."""
         progress = self.progress
-        self._check_weights()
+        _check_weights(self)
         with self.average.in_place() if self.average is not None else nullcontext():
             measured = self._validate()
             score = measured.get(f"validation_ndcg@{VALIDATION_K}", math.inf)
@@ -363,14 +363,6 @@ class _Training:
         values = distributed.broadcast_floats([measured.get(name, 0.0) for name in names])
         return dict(zip(names, values, strict=True))
 
-    def _check_weights(self) -> None:
-        """Raise NotFinite for weights that are not finite."""
-        extremes = [torch.stack(weight.detach().aminmax()).float() for weight in self.model.parameters()]
-        if not torch.stack(extremes).isfinite().all():
-            raise _not_finite(
-                self.progress.epoch, self.progress.step, "weights that are not finite", self.last_rows
-            )
-
     def save_checkpoint(self) -> None:
         """Pass the state, with the random state of every process, to `on_checkpoint`."""
         if self.on_checkpoint is None:
@@ -390,24 +382,6 @@ class _Training:
         progress, history = self.progress, self.state.history
         return FitResult(self.model.eval(), progress.best_epoch, progress.best_step, history, self.resolved)
 
-    def _show(self, bar: Any) -> None:
-        """Update the progress bar, if any."""
-        if bar is None:
-            return
-        progress = self.progress
-        if not self.unread:
-            bar.set_postfix(
-                {
-                    "loss": f"{progress.loss_sum / progress.weight_sum:.4f}",
-                    "targets/s": f"{progress.targets / progress.seconds:,.0f}",
-                    "lr": f"{self.optimizers[0].param_groups[0]['lr']:.2g}",
-                    "grad": f"{progress.grad_norm_sum / progress.step:.3f}",
-                    "memory": f"{peak_bytes(self.device) / 2**30:.1f} GiB",
-                },
-                refresh=False,
-            )
-        bar.update()
-
 
 def _sampler(model: Encoder, plan: BatchPlan, settings: TrainSettings) -> NegativeSampler | None:
     """Sampler of negatives among the candidates of the loss; None for a loss without negatives."""
@@ -416,6 +390,15 @@ def _sampler(model: Encoder, plan: BatchPlan, settings: TrainSettings) -> Negati
     known = model.candidates()
     items = np.arange(1, model.num_items + 1) if known is None else known.cpu().numpy()
     return NegativeSampler(settings, plan.item_counts(model.num_items), items, plan.seed)
+
+
+def _check_weights(training: _Training) -> None:
+    """Raise NotFinite for weights that are not finite."""
+    extremes = [torch.stack(weight.detach().aminmax()).float() for weight in training.model.parameters()]
+    if not torch.stack(extremes).isfinite().all():
+        raise _not_finite(
+            training.progress.epoch, training.progress.step, "weights that are not finite", training.last_rows
+        )
 
 
 def _not_finite(epoch: int, step: int, received: str, rows: Int64) -> NotFinite:
@@ -427,6 +410,25 @@ def _not_finite(epoch: int, step: int, received: str, rows: Int64) -> NotFinite:
         "unchanged: lower train.learning_rate or train.max_grad_norm, add train.warmup_steps, or set train.precision = 'fp32'",
         rows,
     )
+
+
+def _show(bar: Any, training: _Training) -> None:
+    """Update the progress bar, if any."""
+    if bar is None:
+        return
+    progress = training.progress
+    if not training.unread:
+        bar.set_postfix(
+            {
+                "loss": f"{progress.loss_sum / progress.weight_sum:.4f}",
+                "targets/s": f"{progress.targets / progress.seconds:,.0f}",
+                "lr": f"{training.optimizers[0].param_groups[0]['lr']:.2g}",
+                "grad": f"{progress.grad_norm_sum / progress.step:.3f}",
+                "memory": f"{peak_bytes(training.device) / 2**30:.1f} GiB",
+            },
+            refresh=False,
+        )
+    bar.update()
 
 
 def _bar(num_steps: int, progress: Progress, show_progress: bool) -> AbstractContextManager[Any]:
