@@ -24,10 +24,11 @@ class Objective(nn.Module):
     def __init__(self, encoder: Encoder, settings: TrainSettings, *, compile: bool = False) -> None:  # noqa: A002
         super().__init__()
         self.encoder = encoder
-        if compile:  # a graph would unroll the blocks of each length
+        if compile:  # a graph would unroll the blocks of each length; flex_attention is compiled by itself
             for layer in encoder.modules():
                 if isinstance(layer, HistoryAttention):
                     layer.blocked = torch.compiler.disable(layer.blocked)  # type: ignore[no-untyped-call]
+                    layer.flexible = torch.compiler.disable(layer.flexible)  # type: ignore[no-untyped-call]
         self.states = torch.compile(encoder.states, dynamic=True) if compile else encoder.states
         self.settings = settings
         known = encoder.candidates()
