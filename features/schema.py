@@ -20,6 +20,9 @@ REASON = "reason"
 TITLE = "title"
 CATEGORIES = "categories"
 PROVIDER = "provider"
+RANK = "rank"
+PROPENSITY = "propensity"
+LIST_ID = "list_id"
 TEXT = "text"
 EMBEDDING = "embedding"
 
@@ -44,6 +47,19 @@ EVENTS: Columns = {
 """One row per event. source_file: 16 digits of the content digest; source_row: from 1 within its file."""
 EVENT_ORDER: Columns = {ORDER: (pl.Float64(),)}
 """Where the log has a column for it: order of a user's events at one time."""
+
+EXPOSURES: Columns = {
+    USER_ID: _IDS,
+    ITEM_ID: _IDS,
+    TIMESTAMP: (TIME,),
+    RANK: (pl.Int32(),),
+    PROPENSITY: (pl.Float32(),),
+    LIST_ID: (pl.String(),),
+    SOURCE_FILE: (pl.String(),),
+    SOURCE_ROW: (pl.Int64(),),
+}
+"""One row per item that was shown to a user. rank: place in the list from 1; propensity: probability of the item at its place,
+in (0, 1]; null where the log does not say."""
 
 QUARANTINE: Columns = {
     SOURCE_FILE: (pl.String(),),

@@ -28,7 +28,8 @@ DATABASES = ("postgresql://", "postgres://", "sqlite:///", "duckdb:///")
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
 
 
-def _refuse(condition: bool, key: str, received: object, expected: str) -> None:
+def refuse(condition: bool, key: str, received: object, expected: str) -> None:
+    """Raise ValueError about a key's value under a condition."""
     if condition:
         raise ValueError(f"{key}: received {received!r}, expected {expected}")
 
@@ -50,7 +51,8 @@ def iso_microseconds(iso: str, timezone: str = "UTC") -> int:
     return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
 
 
-def _check_columns(section: str, columns: Mapping[str, Column], known: Sequence[str], *needed: str) -> None:
+def check_columns(section: str, columns: Mapping[str, Column], known: Sequence[str], *needed: str) -> None:
+    """Raise ValueError for a mapped column that is not among the known ones, and for a missing needed one."""
     for ours in columns:
         if ours not in known:
             near = difflib.get_close_matches(ours, known, 1, 0.6)
@@ -59,8 +61,7 @@ def _check_columns(section: str, columns: Mapping[str, Column], known: Sequence[
                 f"unknown key '{section}.columns.{ours}', expected {', '.join(known)}, each with the name or position of a "
                 f"column of the file{guess}"
             )
-    missing = [name for name in needed if name not in columns]
-    if missing:
+    if missing := [name for name in needed if name not in columns]:
         raise ValueError(
             f"{section}.columns: received {sorted(columns)}, expected a column for {', '.join(missing)} too"
         )
@@ -88,7 +89,7 @@ class TableFormat:
     fill_down: Sequence[str] | Mapping[str, str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _refuse(
+        refuse(
             not self.separator or bool(set(self.separator) & set('"\r\n')),
             f"{self.section}.separator",
             self.separator,
@@ -100,7 +101,7 @@ class TableFormat:
                     raise ValueError(
                         f"{self.section}.columns.{ours}: received position {column}, expected one from 1"
                     )
-            _refuse(not columns_of(theirs), f"{self.section}.columns.{ours}", theirs, "at least one column")
+            refuse(not columns_of(theirs), f"{self.section}.columns.{ours}", theirs, "at least one column")
         self._check_text()
         self._check_filling()
 
@@ -110,13 +111,13 @@ class TableFormat:
             ("escape", self.escape, "one character, or empty: nothing is escaped"),
         ):
             is_fit = len(text) <= 1 and text not in ("\n", "\r") and not (text and text in self.separator)
-            _refuse(not is_fit and (key, text) != ("quote", "auto"), f"{self.section}.{key}", text, expected)
-        _refuse(self.skip_lines < 0, f"{self.section}.skip_lines", self.skip_lines, "0 or more")
+            refuse(not is_fit and (key, text) != ("quote", "auto"), f"{self.section}.{key}", text, expected)
+        refuse(self.skip_lines < 0, f"{self.section}.skip_lines", self.skip_lines, "0 or more")
         try:
             is_text = "".encode(self.encoding) is not None
         except (LookupError, ValueError):
             is_text = False
-        _refuse(
+        refuse(
             not is_text,
             f"{self.section}.encoding",
             self.encoding,
@@ -124,14 +125,14 @@ class TableFormat:
         )
 
     def _check_filling(self) -> None:
-        _refuse(
+        refuse(
             bool(self.clicked_suffix) and not self.items_separator,
             f"{self.section}.clicked_suffix",
             self.clicked_suffix,
             f"{self.section}.items_separator too, which separates the items of a list",
         )
         for ours in self.fill_down:
-            _refuse(
+            refuse(
                 ours not in self.columns and not isinstance(self.fill_down, Mapping),
                 f"{self.section}.fill_down",
                 ours,
@@ -143,7 +144,7 @@ class TableFormat:
                 groups = re.compile(pattern).groups
             except re.error:
                 groups = 0
-            _refuse(
+            refuse(
                 groups != 1,
                 f"{self.section}.fill_down.{ours}",
                 pattern,
@@ -255,24 +256,24 @@ class TableSettings:
 
     def _check_place(self) -> None:
         if self.database is None and self.query is None:
-            _refuse(
+            refuse(
                 not self.path or (isinstance(self.path, list) and "" in self.path),
                 f"{self.section}.path",
                 self.path,
                 f"a file, folder or glob, or a list of them; or {self.section}.database with {self.section}.query",
             )
             return
-        _refuse(self.path is not None, f"{self.section}.path", self.path, "none beside database and query")
+        refuse(self.path is not None, f"{self.section}.path", self.path, "none beside database and query")
         expected = f"an address that begins with {', '.join(DATABASES)}"
-        _refuse(
+        refuse(
             not (self.database or "").startswith(DATABASES),
             f"{self.section}.database",
             self.database,
             expected,
         )
-        _refuse(not self.query, f"{self.section}.query", self.query, "a SELECT that gives the rows")
+        refuse(not self.query, f"{self.section}.query", self.query, "a SELECT that gives the rows")
         is_parquet = self.format in (None, "parquet")
-        _refuse(not is_parquet, f"{self.section}.format", self.format, "none beside database")
+        refuse(not is_parquet, f"{self.section}.format", self.format, "none beside database")
 
     @property
     def table(self) -> TableFormat:
@@ -286,6 +287,7 @@ class EventSettings(TableSettings):
     """Behaviour log, one row per event: the `[events]` section."""
 
     section: ClassVar[str] = "events"
+    known_columns: ClassVar[tuple[str, ...]] = EVENT_COLUMNS
 
     timestamp_unit: str = "s"
     """Unit of timestamps: s, ms, us, ns, iso, a strftime pattern, or position (only each user's order is known; without a
@@ -321,7 +323,7 @@ class EventSettings(TableSettings):
     def __post_init__(self) -> None:
         given = dict.fromkeys(super().table.filled_by_pattern, 1)
         needed = ("user_id", "item_id", *(() if self.timestamp_unit == "position" else ("timestamp",)))
-        _check_columns(self.section, {**self.columns, **given}, EVENT_COLUMNS, *needed)
+        check_columns(self.section, {**self.columns, **given}, self.known_columns, *needed)
         check_where(self.where)
         super().__post_init__()
         for key, column in (("types", "event_type"), ("min_value", "value")):
@@ -331,27 +333,27 @@ class EventSettings(TableSettings):
                     f"events.{key}: received {received}, but events.columns names no {column}; expected a column for it"
                 )
         types = self.types
-        _refuse(
+        refuse(
             types is not None and (not types or min(types.values()) < 0),
             "events.types",
             types,
             "at least one type and no negative weight",
         )
-        _refuse(
+        refuse(
             self.timestamp_unit not in TIMESTAMP_UNITS and "%" not in self.timestamp_unit,
-            "events.timestamp_unit",
+            f"{self.section}.timestamp_unit",
             self.timestamp_unit,
             f"{', '.join(TIMESTAMP_UNITS)} or a strftime pattern such as '%d/%m/%Y %H:%M'",
         )
-        fraction = self.max_refused_fraction
-        _refuse(not 0 <= fraction <= 1, "events.max_refused_fraction", fraction, "a share in [0, 1]")
-        _refuse(not self.max_days_ahead >= 0, "events.max_days_ahead", self.max_days_ahead, "0 or more")
+        fraction, days = self.max_refused_fraction, self.max_days_ahead
+        refuse(not 0 <= fraction <= 1, "events.max_refused_fraction", fraction, "a share in [0, 1]")
+        refuse(not days >= 0, "events.max_days_ahead", days, "0 or more")
         check_iso("events.earliest", self.earliest)
         try:
             zoneinfo.ZoneInfo(self.timezone)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(
-                f"events.timezone: received {self.timezone!r}, expected an IANA name such as Europe/Berlin"
+                f"{self.section}.timezone: received {self.timezone!r}, expected an IANA name such as Europe/Berlin"
             ) from None
 
     @property
@@ -374,8 +376,7 @@ class ContentSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("text_dim", 0), ("text_max_words", 1), ("text_min_items", 1)):
-            value = getattr(self, name)
-            _refuse(value < least, f"items.{name}", value, f"at least {least}")
+            refuse(getattr(self, name) < least, f"items.{name}", getattr(self, name), f"at least {least}")
 
 
 @dataclass(frozen=True)
@@ -389,11 +390,10 @@ class ItemSettings(ContentSettings, TableSettings):
 
     def __post_init__(self) -> None:
         if self.columns:
-            _check_columns(self.section, self.columns, ITEM_COLUMNS, "item_id")
+            check_columns(self.section, self.columns, ITEM_COLUMNS, "item_id")
         TableSettings.__post_init__(self)
         ContentSettings.__post_init__(self)
-        separator = self.category_separator
-        _refuse(not separator, "items.category_separator", separator, "at least one character")
+        refuse(not self.category_separator, "items.category_separator", "", "at least one character")
 
 
 @dataclass(frozen=True)
@@ -404,7 +404,7 @@ class UserSettings(TableSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _refuse("user_id" not in self.columns, "users.columns", sorted(self.columns), "a column for user_id")
+        refuse("user_id" not in self.columns, "users.columns", sorted(self.columns), "a column for user_id")
 
 
 @dataclass(frozen=True)
@@ -424,9 +424,9 @@ class HistorySettings:
 
     def __post_init__(self) -> None:
         for key in ("max_length", "min_user_events", "min_item_events"):
-            _refuse(getattr(self, key) < 1, f"history.{key}", getattr(self, key), "at least 1")
+            refuse(getattr(self, key) < 1, f"history.{key}", getattr(self, key), "at least 1")
         minutes = self.session_minutes
-        _refuse(not 0 <= minutes < float("inf"), "history.session_minutes", minutes, "0 or more")
+        refuse(not 0 <= minutes < float("inf"), "history.session_minutes", minutes, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -451,9 +451,9 @@ class SplitSettings:
 
     def __post_init__(self) -> None:
         for key in ("test_fraction", "validation_fraction"):
-            _refuse(not 0 < getattr(self, key) < 1, f"split.{key}", getattr(self, key), "a share in (0, 1)")
-        _refuse(not 0 <= self.held_back < 1, "split.held_back", self.held_back, "a share in [0, 1)")
-        _refuse(self.cuts < 1, "split.cuts", self.cuts, "at least 1")
+            refuse(not 0 < getattr(self, key) < 1, f"split.{key}", getattr(self, key), "a share in (0, 1)")
+        refuse(not 0 <= self.held_back < 1, "split.held_back", self.held_back, "a share in [0, 1)")
+        refuse(self.cuts < 1, "split.cuts", self.cuts, "at least 1")
         if self.test_from is not None:
             check_iso("split.test_from", self.test_from)
         if (self.cuts > 1 or self.held_back) and (self.test_from is not None or self.protocol != "temporal"):
@@ -492,9 +492,9 @@ class SimulationSettings:
     def __post_init__(self) -> None:
         least = {"num_users": 10, "num_items": 50, "num_events": 5 * self.num_users, "num_days": 2}
         for key, number in least.items():
-            _refuse(getattr(self, key) < number, f"simulate.{key}", getattr(self, key), f"at least {number}")
+            refuse(getattr(self, key) < number, f"simulate.{key}", getattr(self, key), f"at least {number}")
         for key in ("noise_fraction", "bad_row_fraction"):
             value = getattr(self, key)
-            _refuse(not 0 <= value < 1, f"simulate.{key}", value, "a share in [0, 1)")
+            refuse(not 0 <= value < 1, f"simulate.{key}", value, "a share in [0, 1)")
         day = self.drift_day
-        _refuse(not 0 <= day < self.num_days, "simulate.drift_day", day, "a day of the log, or 0")
+        refuse(not 0 <= day < self.num_days, "simulate.drift_day", day, "a day of the log, or 0")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.printable import LONGEST, printable
+from features.schema import RANK
 from features.settings import TableFormat, single
 
 Rows = NDArray[np.int64]
@@ -47,6 +48,18 @@ Reading = Callable[[], Chunk]
 def given(chunk: Chunk) -> Chunk:
     """Return a chunk that is already parsed, as a `Reading` does."""
     return chunk
+
+
+def has_places(form: TableFormat) -> bool:
+    """Whether the place of an item in its list is its rank: of exposures without a column for it."""
+    return form.section == "exposures" and RANK not in form.columns
+
+
+def places(of_record: Rows) -> pl.Series:
+    """[rows] Int32: the place of each row among those of its record, from 1. of_record: ascending numbers of records."""
+    starts = np.flatnonzero(np.append(True, np.diff(of_record) != 0)) if len(of_record) else of_record
+    lengths = np.diff(np.append(starts, len(of_record)))
+    return pl.Series(RANK, np.arange(len(of_record)) - np.repeat(starts, lengths) + 1, dtype=pl.Int32)
 
 
 MARKS = {

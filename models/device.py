@@ -1,10 +1,15 @@
 """Device, precision and compilation: capabilities of the machine, and the values of `auto` on it."""
 
+import functools
 import importlib.util
 import os
+import re
 import resource
 import shutil
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,10 +23,53 @@ COMPILE_MIN_TARGETS = 2e8
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one, else Apple's MPS, else the CPU."""
-    if torch.cuda.is_available():
+    """CUDA where torch can use one, else Apple's MPS, else the CPU; see `fall_back`."""
+    if _usable_gpu()[0]:
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def fall_back() -> str:
+    """Message about a GPU that cannot be used, or not for bf16, with the next step; empty without one."""
+    is_usable, reason = _usable_gpu()
+    if reason:
+        upgrade = (
+            "update the NVIDIA driver, or install the torch build for it (https://pytorch.org/get-started)"
+        )
+        return f"the CPU is used, not the GPU: {reason}; {upgrade}, or hide it by CUDA_VISIBLE_DEVICES=''"
+    if is_usable and not computes_bf16(torch.device("cuda")):
+        return f"{torch.cuda.get_device_name()} computes no bf16: train.precision = 'auto' is 'fp32', which is slower"
+    return ""
+
+
+@functools.cache
+def _usable_gpu() -> tuple[bool, str]:
+    """Whether a kernel runs on CUDA, and the reason where it does not although there is a driver."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if not torch.cuda.is_available():
+            return False, _first_sentence(caught[0].message) if caught else ""
+        try:
+            torch.ones(1, device="cuda").add(1).item()
+        except RuntimeError as error:  # a full GPU, or one that this build of torch has no kernels for
+            return False, _first_sentence(error)
+    return True, ""
+
+
+def _first_sentence(message: object) -> str:
+    """Beginning of a message of torch, which goes on about its own settings."""
+    return re.split(r"\n|\. |\.$| \(Triggered", str(message).strip())[0]
+
+
+@contextmanager
+def memory_named(next_step: str) -> Iterator[None]:
+    """Raise MemoryError with the next step for torch's errors about memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise MemoryError(f"{_first_sentence(error)}; {next_step}") from error
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -31,6 +79,13 @@ def computes_bf16(device: torch.device) -> bool:
         native = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
         return native and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  (sees ONEDNN_MAX_CPU_ISA)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def moved(part: Tensor, device: torch.device) -> Tensor:
+    """Copy on the device; to a GPU from pinned memory, so that the CPU goes on meanwhile."""
+    if device.type == "cuda" and part.device.type == "cpu":
+        part = part.pin_memory()
+    return part.to(device, non_blocking=True)
 
 
 def to_numpy(values: Tensor) -> Float32:

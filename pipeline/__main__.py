@@ -348,16 +348,20 @@ def main() -> None:
         _fail(_explain(error), 1)
     except (ValueError, MemoryError) as error:
         _fail(str(error) or "out of memory", 1)
-    except _polars_errors() as error:
+    except _errors_of("torch", "OutOfMemoryError") as error:
+        _fail(
+            f"{str(error).partition('. ')[0]}: free the GPU, or set CUDA_VISIBLE_DEVICES='' to use the CPU", 1
+        )
+    except _errors_of("polars.exceptions", "PolarsError") as error:
         _fail(f"a table cannot be read or computed: {error}", 1)
     except Exception as error:  # noqa: BLE001  (one message, never a traceback)
         _fail(one_line(error), 1)
 
 
-def _polars_errors() -> tuple[type[Exception], ...]:
-    """Polars' exceptions, where a command has imported polars."""
-    polars = sys.modules.get("polars")
-    return (polars.exceptions.PolarsError,) if polars is not None else ()
+def _errors_of(module: str, name: str) -> tuple[type[Exception], ...]:
+    """A library's exceptions, where a command has imported it."""
+    library = sys.modules.get(module)
+    return (getattr(library, name),) if library is not None else ()
 
 
 def _fail(message: str, code: int) -> None:

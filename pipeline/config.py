@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, Field
 
+from features.exposure_settings import ExposureSettings
 from features.settings import (
     EventSettings,
     HistorySettings,
@@ -81,6 +82,7 @@ class Config(Section):
     events: EventSettings
     items: ItemSettings | None = None
     users: UserSettings | None = None
+    exposures: ExposureSettings | None = None
     history: HistorySettings = HistorySettings()
     split: SplitSettings = SplitSettings()
     model: EncoderSettings = EncoderSettings()
@@ -122,6 +124,12 @@ class Config(Section):
                 f"history.session_minutes: received {self.history.session_minutes} with events.timestamp_unit 'position', "
                 "expected 0: without timestamps every event is a visit"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _exposures_fit_the_log(self) -> "Config":
+        if self.exposures is not None:
+            self.exposures.log(self.events)  # checks itself
         return self
 
     @pydantic.model_validator(mode="after")
@@ -397,7 +405,7 @@ def _fill_paths(tree: dict[str, Any]) -> None:
         folder = glob.escape(data_dir) if is_glob else data_dir
         return path.replace("{data_dir}", folder).replace("{name}", name)
 
-    for section in ("events", "items", "users"):
+    for section in ("events", "items", "users", "exposures"):
         if isinstance(tree.get(section), dict) and "path" in tree[section]:
             tree[section]["path"] = fill(tree[section]["path"])
 

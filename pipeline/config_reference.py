@@ -21,8 +21,8 @@ The output of `lookback config`; `lookback config SECTION` prints one section, `
 
 A configuration is one TOML file. `--set section.key=value` (`SET="…"` with make) overrides a key. Unknown keys are refused
 with the nearest valid one named. Only `name`, `events.columns` and `events.path` (or `database` and `query`) are
-required; the sections `[items]`, `[users]`, `[experiment]`, `[deliver]`, `[simulate]` and `[data]` are optional as a
-whole.
+required; the sections `[items]`, `[users]`, `[exposures]`, `[experiment]`, `[deliver]`, `[simulate]` and `[data]` are
+optional as a whole.
 """
 
 
@@ -116,7 +116,7 @@ def _default(owner: Any, name: str) -> Any:
     if not dataclasses.is_dataclass(owner):
         model_field = owner.model_fields[name]
         return dataclasses.MISSING if model_field.is_required() else model_field.default
-    if name == "columns" and getattr(owner, "section", "") in ("events", "users"):
+    if name == "columns" and getattr(owner, "section", "") in ("events", "users", "exposures"):
         return dataclasses.MISSING
     field = next(field for field in dataclasses.fields(owner) if field.name == name)
     if field.default_factory is not dataclasses.MISSING:

@@ -41,7 +41,7 @@ ARROWS = {
         "histories",
         "events",
         "readers",
-        "tables parallel content simulate",
+        "tables parallel content simulate exposure_settings",
         "schema settings printable memory",
         "conditions",
     ),

@@ -70,10 +70,10 @@ def event_types(column: pl.Series) -> Parsed:
     return kinds, too_long if too_long.any() else None
 
 
-def numbers(column: pl.Series, decimal: str) -> Parsed:
-    """A column as float32, and the rows whose value is not a finite number."""
+def numbers(column: pl.Series, decimal: str, key: str = "events.columns.value") -> Parsed:
+    """A column as float32, and the rows whose value is not a finite number. key: of the configuration, for messages."""
     if column.dtype.is_nested() or column.dtype.is_temporal():
-        raise ValueError(f"events.columns.value: the column is {column.dtype}, expected numbers")
+        raise ValueError(f"{key}: the column is {column.dtype}, expected numbers")
     if column.dtype != pl.String:
         number = column.cast(pl.Float32, strict=False)
     elif decimal == ",":
@@ -90,10 +90,13 @@ def numbers(column: pl.Series, decimal: str) -> Parsed:
     return number.set(~is_finite, None), (~is_finite).scatter((~is_finite).arg_true(), ~absent)
 
 
-def places(column: pl.Series) -> Parsed:
-    """A column as float64 (whole numbers up to 2**53 stay exact), and the rows whose place is no finite number."""
+def places(column: pl.Series, key: str = "events.columns.order") -> Parsed:
+    """A column as float64 (whole numbers up to 2**53 stay exact), and the rows whose place is no finite number.
+
+    key: of the configuration, for messages.
+    """
     if column.dtype.is_nested():
-        raise ValueError(f"events.columns.order: the column is {column.dtype}, expected numbers")
+        raise ValueError(f"{key}: the column is {column.dtype}, expected numbers")
     text = column.str.strip_chars() if column.dtype == pl.String else column
     number = text.cast(pl.Float64, strict=False)
     number = number.set(~number.is_finite().fill_null(value=False), None)

@@ -34,9 +34,11 @@ class Description:
     """Event type to number of events; "" for events without a type."""
 
 
-def describe(part: Path) -> Description:
-    """Summarise a part in one streaming pass."""
-    log = schema.scan(part, schema.EVENTS)
+def describe(part: Path, columns: schema.Columns = schema.EVENTS) -> Description:
+    """Summarise a part, of events or of rows with other columns, in one streaming pass."""
+    log = schema.scan(part, columns)
+    if EVENT_TYPE not in columns:
+        log = log.with_columns(pl.lit("").alias(EVENT_TYPE))
     kinds = pl.col(EVENT_TYPE).cast(pl.String).fill_null("")
     times = pl.col(TIMESTAMP).dt.epoch("us")
     users, items, types, span = pl.collect_all(

@@ -17,6 +17,9 @@ REFUSED = (
     "impossible_time",  # not a timestamp, before the earliest or after the latest
     "bad_user",  # longer than ids.LONGEST_BYTES, or with id_types = "int64" not a canonical int64
     "bad_item",
+    "bad_rank",  # of an exposure: not a whole number from 1
+    "bad_propensity",  # of an exposure: not a number above 0 and at most 1
+    "bad_list",  # of an exposure: longer than ids.LONGEST_BYTES
 )
 LEFT_OUT = (
     *("excluded_user", "where", "excluded_item"),
@@ -134,9 +137,10 @@ def check_refused(
     counts: Counts, form: EventFormat, max_refused_fraction: float, *, read_to_end: bool = True
 ) -> None:
     """Raise ValueError, with counts, examples and settings, for no rows, no events, or too many refused rows."""
+    section = form.settings.section
     if counts.rows_in == 0:
         raise ValueError(
-            f"events.path: the log is empty: no row in any file. Settings in force: {form.describe()}"
+            f"{section}.path: the log is empty: no row in any file. Settings in force: {form.describe()}"
         )
     refused = counts.refused.total()
     if refused <= max_refused_fraction * counts.rows_in and counts.rows_out:
@@ -146,10 +150,10 @@ def check_refused(
         f"{refused:,} of {total} rows were refused, expected at most {max_refused_fraction:.1%} "
         "(events.max_refused_fraction)"
         if refused > max_refused_fraction * counts.rows_in
-        else f"none of {counts.rows_in:,} rows is an event that counts"
+        else f"none of {counts.rows_in:,} rows is an {section.removesuffix('s')} that counts"
     )
     types = f"\n{describe_types(counts, form.settings.types)}" if counts.unlisted else ""
     raise ValueError(
-        f"events: {problem}: {describe_reasons(counts)}{types}\nSettings in force: {form.describe()}. "
+        f"{section}: {problem}: {describe_reasons(counts)}{types}\nSettings in force: {form.describe()}. "
         "Correct the settings that these rows do not fit, or raise events.max_refused_fraction"
     )

@@ -14,11 +14,12 @@ _ISO = (*(f"%Y-%m-%d{between}%H:%M{end}" for between in "T " for end in _ENDS), 
 """The usual formats. No two parse a text differently; those without fractions are listed because polars parses them faster."""
 
 
-def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:
+def microseconds(times: pl.Series, unit: str, timezone: str, section: str = "events") -> pl.Series:
     """[n] Int64, microseconds since the epoch (for `position`: the position itself); null where it is not a timestamp.
 
     unit: s, ms, us, ns, iso, a strftime pattern, or position; ignored for columns that are dates or times already.
-    timezone: for timestamps without one; an ambiguous local time is the earlier, a non-existent one is null.
+    timezone: for timestamps without one; an ambiguous local time is the earlier, a non-existent one is null. section: of the
+    configuration, for messages.
 
     Raises ValueError for a column type that cannot be a timestamp and for an invalid pattern.
     """
@@ -28,7 +29,7 @@ def microseconds(times: pl.Series, unit: str, timezone: str) -> pl.Series:
         return _utc(moments, timezone)
     if kind.is_nested() or kind.is_temporal():
         raise ValueError(
-            f"events.columns.timestamp: the column is {kind}, expected numbers, text, dates or dates with time"
+            f"{section}.columns.timestamp: the column is {kind}, expected numbers, text, dates or dates with time"
         )
     if unit in DIGITS or unit == "position":
         return _scaled(times, DIGITS.get(unit, 0), fractions=unit != "position")

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from features import schema
-from features.events import fields, ids, timestamps
+from features.events import exposure_fields, fields, ids, timestamps
 from features.events.cautions import IdSample
 from features.events.event_format import EventFormat
 from features.events.parquet_parts import PartWriter
@@ -29,6 +29,7 @@ from features.events.row_counts import (
     most_common,
 )
 from features.events.row_filters import RowFilters
+from features.exposure_settings import ExposureLog
 from features.parallel import in_order
 from features.printable import LONGEST
 from features.readers import sources
@@ -36,7 +37,7 @@ from features.schema import EVENT_TYPE, ITEM_ID, SOURCE_FILE, SOURCE_ROW, TIMEST
 from features.settings import TableFormat
 from features.tables import Chunk, MissingColumn, Reading
 
-OPTIONAL = (VALUE, EVENT_TYPE, schema.ORDER)
+OPTIONAL = (VALUE, EVENT_TYPE, schema.ORDER, schema.RANK, schema.PROPENSITY, schema.LIST_ID)
 """Mapped columns that a file of several may lack."""
 _COLUMN_OF = {"bad_value": VALUE, "bad_type": EVENT_TYPE, "bad_order": schema.ORDER}
 _TIME_REASONS = ("missing_time", "impossible_time")
@@ -71,7 +72,7 @@ def ingest_file(
     source_path: str | None = None,
     max_refused_fraction: float = 1.0,
 ) -> Counts:
-    """Stream one source file into `folder/events.parquet` and `folder/quarantine.parquet`.
+    """Stream one source file into `folder/events.parquet` (or `exposures.parquet`) and `folder/quarantine.parquet`.
 
     source_file: name of the file in its rows, 16 digits of its content digest. id_types: final type of user_id and item_id.
     filters: rows to leave out; default: those of `where`. source_path: path of the file in refused rows; default: `path`.
@@ -120,8 +121,7 @@ def _ingest(
     counts = Counts()
     samples = {name: IdSample() for name in id_types}
     kinds = {name: schema.ID_TYPES[kind] for name, kind in id_types.items()}
-    columns = {**schema.EVENTS, **(schema.EVENT_ORDER if schema.ORDER in form.settings.columns else {})}
-    places = {name: types[0] for name, types in columns.items()} | kinds
+    places = {name: types[0] for name, types in columns_of(form).items()} | kinds
 
     def validated(reading: Reading) -> _Validated:
         chunk = reading()
@@ -131,7 +131,7 @@ def _ingest(
             raise ValueError(f"{source.file}: {error}") from None
 
     with (
-        PartWriter(folder / "events.parquet", pl.Schema(places)) as accepted,
+        PartWriter(folder / f"{form.settings.section}.parquet", pl.Schema(places)) as accepted,
         PartWriter(
             folder / "quarantine.parquet",
             pl.Schema({name: types[0] for name, types in schema.QUARANTINE.items()}),
@@ -156,6 +156,13 @@ def _ingest(
     counts.ids = {name: sample.facts() for name, sample in samples.items()}
     counts.check()
     return counts
+
+
+def columns_of(form: EventFormat) -> schema.Columns:
+    """Columns of the rows that count."""
+    if isinstance(form.settings, ExposureLog):
+        return schema.EXPOSURES
+    return {**schema.EVENTS, **(schema.EVENT_ORDER if schema.ORDER in form.settings.columns else {})}
 
 
 @dataclass(frozen=True)
@@ -198,7 +205,7 @@ def _validate_chunk(
         _details(chunk, frame, refused.head(NUM_EXAMPLES), form),
         Counter({ORDER[code]: number for code, number in numbers}),
         _first_ahead(frame[TIMESTAMP], verdict, form.latest) if numbers else None,
-        _unlisted(frame[EVENT_TYPE], verdict) if numbers else Counter(),
+        _unlisted(frame[EVENT_TYPE], verdict) if numbers and EVENT_TYPE in frame else Counter(),
         Counter({reason: int(flags.sum()) for reason, flags in lost.items() if flags.any()}),
         {
             reason: str(chunk.frame[_COLUMN_OF[reason]].filter(flags)[0])[:LONGEST]
@@ -219,6 +226,9 @@ def _details(chunk: Chunk, frame: pl.DataFrame, refused: pl.DataFrame, form: Eve
             details.append(timestamps.describe_impossible(fields_of[TIMESTAMP], moment, unit, span))
         elif reason in ("bad_user", "bad_item"):
             details.append(ids.describe_bad(fields_of[USER_ID if reason == "bad_user" else ITEM_ID]))
+        elif reason in exposure_fields.EXPECTED:
+            value = str(fields_of[exposure_fields.COLUMN_OF[reason]])[:LONGEST]
+            details.append(f"{value!r} is {exposure_fields.EXPECTED[reason]}")
         elif reason == "unparseable":
             details.append(chunk.why(chunk.raw(np.array([row - 1]))[0]))
         else:
@@ -305,17 +315,13 @@ def validate(
     """
     settings = form.settings
     source = fields.without_words(chunk.frame, settings.missing)
-    plain = {name: _plain_ids(source, name) for name in (USER_ID, ITEM_ID)}
+    plain = {name: _plain_ids(source, name, settings.section) for name in (USER_ID, ITEM_ID)}
     typed = {name: ids.typed(column, id_types[name]) for name, column in plain.items()}
     moment, time_reasons = _times(source, form)
-    value, is_bad_value = _optional(
-        source, VALUE, pl.Float32(), partial(fields.numbers, decimal=settings.decimal)
-    )
-    event_type, is_bad_type = _optional(source, EVENT_TYPE, fields.KIND, fields.event_types)
+    more, against, lost = _further(source, form)
     missing = {name: _missing(plain[name], typed[name]) for name in typed}
     not_int64 = {name: _not_int64(typed[name], missing[name]) for name in typed}
     bad = {name: _bad_ids(plain[name], typed[name], not_int64[name], settings.id_types) for name in typed}
-    listed = pl.Series(list(settings.types or ()), dtype=fields.KIND).implode()
     reasons = {
         "unparseable": pl.Series(chunk.broken),
         **filters.reasons(source, plain, typed),
@@ -324,6 +330,31 @@ def validate(
         **time_reasons,
         "bad_user": bad[USER_ID],
         "bad_item": bad[ITEM_ID],
+        **against,
+    }
+    verdict = _first_reason(reasons, len(source))
+    if settings.id_types == "auto":
+        for name, flags in not_int64.items():
+            if flags is not None and len(rows := (flags & verdict.is_null()).arg_true()):
+                raise TextIds(name, rows[0] + 1, str(plain[name][rows[0]]))
+    events = pl.DataFrame({**typed, TIMESTAMP: moment.cast(schema.TIME), **more})
+    return Judged(events, verdict, {reason: flags for reason, flags in lost.items() if flags is not None})
+
+
+_Reasons = dict[str, pl.Series | None]
+
+
+def _further(source: pl.DataFrame, form: EventFormat) -> tuple[dict[str, pl.Series], _Reasons, _Reasons]:
+    """What rows have beside ids and time, the reasons against rows, and those for which they lose a value."""
+    settings = form.settings
+    if isinstance(settings, ExposureLog):
+        return *exposure_fields.read(source, settings.decimal), {}
+    value, is_bad_value = _optional(
+        source, VALUE, pl.Float32(), partial(fields.numbers, decimal=settings.decimal)
+    )
+    event_type, is_bad_type = _optional(source, EVENT_TYPE, fields.KIND, fields.event_types)
+    listed = pl.Series(list(settings.types or ()), dtype=fields.KIND).implode()
+    against = {
         "type_not_listed": None
         if settings.types is None
         else ~event_type.is_in(listed).fill_null(value=False),
@@ -331,18 +362,10 @@ def validate(
         if settings.min_value is None
         else (value < settings.min_value).fill_null(value=False),
     }
-    verdict = _first_reason(reasons, len(source))
-    if settings.id_types == "auto":
-        for name, flags in not_int64.items():
-            if flags is not None and len(rows := (flags & verdict.is_null()).arg_true()):
-                raise TextIds(name, rows[0] + 1, str(plain[name][rows[0]]))
-    lost = {"bad_value": is_bad_value, "bad_type": is_bad_type}
-    events = {**typed, TIMESTAMP: moment.cast(schema.TIME), EVENT_TYPE: event_type, VALUE: value}
+    more, lost = {EVENT_TYPE: event_type, VALUE: value}, {"bad_value": is_bad_value, "bad_type": is_bad_type}
     if schema.ORDER in settings.columns:
-        events[schema.ORDER], lost["bad_order"] = _optional(source, schema.ORDER, pl.Float64(), fields.places)
-    return Judged(
-        pl.DataFrame(events), verdict, {reason: flags for reason, flags in lost.items() if flags is not None}
-    )
+        more[schema.ORDER], lost["bad_order"] = _optional(source, schema.ORDER, pl.Float64(), fields.places)
+    return more, against, lost
 
 
 def _times(source: pl.DataFrame, form: EventFormat) -> tuple[pl.Series, dict[str, pl.Series | None]]:
@@ -350,7 +373,7 @@ def _times(source: pl.DataFrame, form: EventFormat) -> tuple[pl.Series, dict[str
     if form.is_by_place:
         return pl.Series([0], dtype=pl.Int64).new_from_index(0, len(source)), dict.fromkeys(_TIME_REASONS)
     column, settings = source[TIMESTAMP], form.settings
-    moment = timestamps.microseconds(column, settings.timestamp_unit, settings.timezone)
+    moment = timestamps.microseconds(column, settings.timestamp_unit, settings.timezone, settings.section)
     missing = fields.blank_among(column, moment.is_null()) if moment.null_count() else None
     return moment, dict(zip(_TIME_REASONS, (missing, _impossible(moment, form)), strict=True))
 
@@ -364,7 +387,7 @@ def _optional(
 
 def _first_reason(reasons: Mapping[str, pl.Series | None], num_rows: int) -> pl.Series:
     """[rows] Int8: the position in `ORDER` of the first reason that applies, null where none does."""
-    holding = [(code, reasons[reason]) for code, reason in enumerate(ORDER)]
+    holding = [(code, reasons.get(reason)) for code, reason in enumerate(ORDER)]
     code_of = np.full(num_rows, -1, dtype=np.int8)
     for code, flags in reversed(holding):
         if flags is not None and flags.any():
@@ -373,11 +396,11 @@ def _first_reason(reasons: Mapping[str, pl.Series | None], num_rows: int) -> pl.
     return verdict.set(verdict < 0, None)
 
 
-def _plain_ids(source: pl.DataFrame, name: str) -> pl.Series:
+def _plain_ids(source: pl.DataFrame, name: str, section: str) -> pl.Series:
     try:
         return ids.plain(source[name])
     except ValueError as error:
-        raise ValueError(f"events.columns.{name}: {error}") from None
+        raise ValueError(f"{section}.columns.{name}: {error}") from None
 
 
 # Reasons: [rows] whether one applies to each row; None where it applies to no row, which is cheap to check.

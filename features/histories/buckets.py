@@ -56,14 +56,14 @@ def build(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".buckets-") as place, ExitStack() as stack:
         events = _encoded(parts, users, items, event_types)
         events = _numbered(events) if by_place else events
-        buckets = _distribute(events, ranges, len(users), Path(place))
+        buckets = distribute(events, ranges, len(users), Path(place))
         arrays = {
-            name: stack.enter_context(_ArrayWriter(folder / f"{name}.npy", np.dtype(kind)))
+            name: stack.enter_context(ArrayWriter(folder / f"{name}.npy", np.dtype(kind)))
             for name, kind in _FLAT.items()
         }
         lengths = []
         for (first, last), bucket in zip(ranges, buckets, strict=True):
-            ordered = _sorted(_read(bucket))
+            ordered = _sorted(read(bucket))
             bucket.unlink()
             kept = _without_repeats(ordered) if drop_consecutive else ordered
             num_dropped += len(ordered) - len(kept)
@@ -85,7 +85,7 @@ def _encoded(
         schema.scan(part, schema.EVENTS)
         with pq.ParquetFile(part) as file:
             order = [schema.ORDER] if schema.ORDER in file.schema_arrow.names else []
-            for groups in _row_groups(file):
+            for groups in row_groups(file):
                 events = pl.DataFrame(file.read_row_groups(groups, columns=[*columns, *order]))
                 yield events.select(
                     pl.Series("user_index", users.encode(events[schema.USER_ID])),
@@ -109,7 +109,7 @@ def _numbered(chunks: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         num_before += len(chunk)
 
 
-def _row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:
+def row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:
     """Row groups of a file, as many together as make CHUNK_EVENTS."""
     together: list[int] = []
     num_rows = 0
@@ -124,10 +124,10 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[list[int]]:
         yield together
 
 
-def _distribute(
+def distribute(
     chunks: Iterator[pl.DataFrame], ranges: Sequence[tuple[int, int]], num_users: int, place: Path
 ) -> list[Path]:
-    """Append every event to its bucket's file, in order; return the files."""
+    """Append every row to the file of its user's bucket, in order; return the files, empty ones without a row."""
     paths = [place / f"{bucket}.arrow" for bucket in range(len(ranges))]
     bucket_of = np.zeros(num_users, np.uint16)
     for bucket, (first, last) in enumerate(ranges):
@@ -146,7 +146,8 @@ def _distribute(
     return paths
 
 
-def _read(bucket: Path) -> pl.DataFrame:
+def read(bucket: Path) -> pl.DataFrame:
+    """The rows of a bucket."""
     with pa.memory_map(str(bucket)) as source:
         return pl.DataFrame(pa.ipc.open_stream(source).read_all())
 
@@ -175,7 +176,7 @@ def _without_repeats(events: pl.DataFrame) -> pl.DataFrame:
     return events.filter(~same.fill_null(value=False))
 
 
-class _ArrayWriter:
+class ArrayWriter:
     """A one-dimensional .npy file that grows; the header's length is corrected on exit (numpy leaves room for it)."""
 
     def __init__(self, path: Path, dtype: np.dtype[np.generic]) -> None:
@@ -195,7 +196,7 @@ class _ArrayWriter:
             self._file, {"descr": description, "fortran_order": False, "shape": (self._length,)}
         )
 
-    def __enter__(self) -> "_ArrayWriter":
+    def __enter__(self) -> "ArrayWriter":
         return self
 
     def __exit__(

@@ -49,7 +49,9 @@ def read_jsonl(stream: TextStream, form: TableFormat, where: str) -> Iterator[Ch
         is_odd = lines.undecodable() | has_arrays
         matched, rest = shapes.match(lines.texts(), np.flatnonzero(~is_odd))
         parsed = _parsed(lines, np.union1d(rest, np.flatnonzero(is_odd)), paths, keys)
-        chunk = replace(_chunk(lines, matched, parsed), why=functools.partial(why, paths))
+        chunk = replace(
+            _chunk(lines, matched, parsed, form, has_arrays=has_arrays), why=functools.partial(why, paths)
+        )
         seen |= {ours for ours in paths if chunk.frame[ours].null_count() < len(chunk.frame)}
         if len(chunk.frame):
             yield chunk
@@ -101,8 +103,15 @@ def _parsed(lines: tables.Lines, rows: Rows, paths: Mapping[str, str], keys: dic
     return _Parsed(np.array(numbers, dtype=np.int64), frame, np.array(broken, dtype=bool))
 
 
-def _chunk(lines: tables.Lines, matched: Sequence[tuple[Rows, pl.DataFrame]], parsed: _Parsed) -> Chunk:
-    """The rows matched by shape and the parsed ones, in order."""
+def _chunk(
+    lines: tables.Lines,
+    matched: Sequence[tuple[Rows, pl.DataFrame]],
+    parsed: _Parsed,
+    form: TableFormat,
+    *,
+    has_arrays: bool,
+) -> Chunk:
+    """The rows matched by shape and the parsed ones, in order; exposures in lists with their places."""
     rows = np.concatenate([*(rows for rows, _ in matched), parsed.rows])
     frame = pl.concat([*(frame for _, frame in matched), parsed.frame])
     broken = np.zeros(len(rows), dtype=bool)
@@ -110,6 +119,8 @@ def _chunk(lines: tables.Lines, matched: Sequence[tuple[Rows, pl.DataFrame]], pa
     if len(matched) + bool(len(parsed.rows)) > 1:
         order = np.argsort(rows, kind="stable")
         rows, frame, broken = rows[order], frame[order], broken[order]
+    if tables.has_places(form) and (has_arrays or not np.diff(rows).all()):
+        frame = frame.with_columns(tables.places(rows))
     return Chunk(frame, broken, lines.raw(rows, rows))
 
 

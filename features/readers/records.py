@@ -6,6 +6,7 @@ mapped columns. Partition folders (`day=2026-01-31/`) are columns too.
 
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from features import tables
-from features.schema import ITEM_ID
+from features.schema import ITEM_ID, RANK
 from features.settings import Column, TableFormat, columns_of
 from features.tables import Chunk, Reading, Rows
 
@@ -57,7 +58,7 @@ def rows(
         yield from readings
         return
     for reading in readings:
-        yield from (functools.partial(tables.given, chunk) for chunk in _exploded(reading()))
+        yield from (functools.partial(tables.given, chunk) for chunk in _exploded(reading(), form))
 
 
 # --- columns from several ---
@@ -70,7 +71,8 @@ def _then(reading: Reading, given: Mapping[str, str], form: TableFormat) -> Read
             _column(chunk.frame, ours, theirs, given, form).alias(ours)
             for ours, theirs in form.columns.items()
         ]
-        between = [ours for ours in form.filled_by_pattern if ours in chunk.frame]
+        added = [*form.filled_by_pattern, *([RANK] if tables.has_places(form) else [])]
+        between = [ours for ours in added if ours in chunk.frame]
         return replace(chunk, frame=pl.DataFrame([*columns, *chunk.frame.select(between)]))
 
     return made
@@ -128,13 +130,19 @@ def _filled(readings: Iterator[Reading], form: TableFormat) -> Iterator[Reading]
 
 
 def _then_split(reading: Reading, form: TableFormat) -> Reading:
-    """A chunk with lists of items for texts; of items with a suffix only those that have it, without it."""
+    """A chunk with lists of items for texts; of items with a suffix only those that have it, without it.
+
+    Of exposures all items stay; a suffix with other digits (`-0` beside `-1`) is cut off too.
+    """
     separator, suffix = form.items_separator, form.clicked_suffix
 
     def made() -> Chunk:
         chunk = reading()
         items = chunk.frame[ITEM_ID].cast(pl.String).str.strip_chars(separator).str.split(separator)
-        if suffix:
+        if suffix and form.section == "exposures":
+            ending = re.sub(r"\d", r"\\d", re.escape(suffix)) + "$"
+            items = items.list.eval(pl.element().str.replace(ending, ""))
+        elif suffix:
             taken = pl.element().filter(pl.element().str.ends_with(suffix))
             items = items.list.eval(taken.str.strip_suffix(suffix))
         return replace(chunk, frame=chunk.frame.with_columns(items.alias(ITEM_ID)))
@@ -142,8 +150,8 @@ def _then_split(reading: Reading, form: TableFormat) -> Reading:
     return made
 
 
-def _exploded(chunk: Chunk) -> Iterator[Chunk]:
-    """Chunks with a row for each element of the lists in a row, which belong together.
+def _exploded(chunk: Chunk, form: TableFormat) -> Iterator[Chunk]:
+    """Chunks with a row for each element of the lists in a row, which belong together; exposures with their places.
 
     A row whose lists differ in length is broken; an empty list is one row without a value.
     """
@@ -167,6 +175,8 @@ def _exploded(chunk: Chunk) -> Iterator[Chunk]:
     for start, end in itertools.pairwise(_cuts(numbers)):
         of_record = np.repeat(np.arange(start, end), numbers[start:end])
         part = frame[start:end].explode(names)
+        if tables.has_places(form):
+            part = part.with_columns(tables.places(of_record))
         raw = functools.partial(_raw, chunk.raw, of_record)
         yield Chunk(
             part, broken[of_record], raw, lambda text: chunk.why(text) or "lists of different lengths"

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.device import moved
 from models.encoder.visit_targets import HorizonTargets, Visits
 from models.evaluation.metrics import Float64
 from models.histories import Float32, Histories, Int64
@@ -43,7 +44,7 @@ class Window:
     def to(self, device: torch.device) -> "Window":
         """The same rows on a device."""
         parts = {name: part for name, part in vars(self).items() if part is not None}
-        return Window(**{name: _moved(part, device) for name, part in parts.items()})
+        return Window(**{name: moved(part, device) for name, part in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class Batch:
     weight: Float[Tensor, " n"]
     state: Int[Tensor, " n"] | None = None
     """Place in `position` of each target's state, ascending; None: one target of each state."""
+    on_cpu: "Batch | None" = None
+    """The same batch on the CPU, for sizes that depend on its values: reading them from a GPU would wait for it."""
+
+    @property
+    def readable(self) -> "Batch":
+        """The batch whose values can be read without waiting for a device."""
+        return self if self.on_cpu is None else self.on_cpu
 
     @property
     def target_position(self) -> Int[Tensor, " n"]:
@@ -66,15 +74,10 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        position, target, weight = (
-            _moved(part, device) for part in (self.position, self.target, self.weight)
-        )
-        state = None if self.state is None else _moved(self.state, device)
-        return Batch(tuple(window.to(device) for window in self.windows), position, target, weight, state)
-
-
-def _moved(part: Tensor, device: torch.device) -> Tensor:
-    return part.to(device, non_blocking=True)
+        position, target, weight = (moved(part, device) for part in (self.position, self.target, self.weight))
+        state = None if self.state is None else moved(self.state, device)
+        windows = tuple(window.to(device) for window in self.windows)
+        return Batch(windows, position, target, weight, state, self.readable)
 
 
 def rounded_up(number: int, digits: int = 5) -> int:
@@ -197,6 +200,8 @@ class BatchPlan:
         self.steps_per_epoch = max(1, round(len(self.windows) / batch_histories))
         tokens = int(self._inputs(self.windows).lengths.sum()) // self.steps_per_epoch
         self.one_window = one_window or tokens < 2 * window_tokens
+        self.few_shapes = False
+        """Shapes of windows rounded up further, for graphs compiled for each of them."""
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
         """Rows of each step, in order: shuffled histories cut at equal numbers of tokens.
@@ -292,7 +297,7 @@ class BatchPlan:
         inputs = self._inputs(histories)
         if self.with_time:
             inputs = replace(inputs, request_time=histories.time[inputs.ends])
-        shape = rounded_up(len(rows)), self._columns(int(inputs.lengths.max()))
+        shape = rounded_up(len(rows), 3 if self.few_shapes else 5), self._columns(int(inputs.lengths.max()))
         window = pad(inputs, shape, with_time=self.with_time, with_value=self.with_value)
         row, last, event, weight = self._pairs(histories, epoch)
         position, state = row * shape[1] + last - inputs.starts[row], None
@@ -307,7 +312,7 @@ class BatchPlan:
         return Batch((window,), torch.from_numpy(position), *targets, state)
 
     def _columns(self, longest: int) -> int:
-        return min(rounded_up(longest, 4), self.max_length)
+        return min(rounded_up(longest, 2 if self.few_shapes else 4), self.max_length)
 
     def _pairs(self, histories: Histories, epoch: int) -> tuple[Int64, Int64, Int64, Float32]:
         """Targets of rows of an epoch: row, last event of the history, event and weight, by row and last event."""

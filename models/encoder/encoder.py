@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.device import to_numpy
+from models.device import moved, to_numpy
 from models.encoder.attention import HistoryAttention, Implementation
 from models.encoder.attention_bias import full_geometry, last_geometry
 from models.encoder.batching import Batch, Window, cut_by_tokens, pad, rounded_up
@@ -29,6 +29,8 @@ from models.topk import recommend_in_chunks
 
 INITIAL_SCALE = 0.02
 """Standard deviation of fresh embeddings and linear weights."""
+BATCH_TOKENS = 2**13, 2**17
+"""Padded positions per batch of encoding, on the CPU and on CUDA, where each batch is read back once."""
 TARGET_CELLS = 2**24
 """Positions x candidates per chunk of target attention when it scores a catalogue."""
 
@@ -136,15 +138,15 @@ class Encoder(nn.Module):
         """Scores of each target's item and of the shared negatives by readout target, from the states of a batch."""
         assert self.target is not None, "only readout 'target' scores candidate by candidate"
         shared, positive, negative = self.vectors_of(negatives), [], []
-        target_position, first = batch.target_position, 0
+        readable, first = batch.readable, 0
         for window in batch.windows:
             cells = window.item_index.numel()
-            here = (target_position >= first) & (target_position < first + cells)
+            here = (readable.target_position >= first) & (readable.target_position < first + cells)
             window_states = states[first : first + cells].view(*window.item_index.shape, -1)
-            position = target_position[here] - first
-            vectors = self.vectors_of(batch.target[here])
+            position = readable.target_position[here] - first
+            vectors = self.vectors_of(moved(readable.target[here], states.device))
             positive.append(self.target.own_scores(window_states, position, vectors))
-            negative.append(self.target.scores(window_states, position, shared))
+            negative.append(self.target.scores(window_states, moved(position, states.device), shared))
             first += cells
         return torch.cat(positive), torch.cat(negative)
 
@@ -233,11 +235,12 @@ class AttentionRecommender:
         self.device = encoder.device
 
     @torch.inference_mode()
-    def encode(self, histories: Histories, batch_tokens: int = 2**13) -> Float32:
+    def encode(self, histories: Histories, batch_tokens: int | None = None) -> Float32:
         """[rows, d] last state of each row's `max_length` most recent events; zeros for an empty row.
 
-        `batch_tokens`: maximum padded size of a batch. Raises ValueError as `Encoder.pad`.
+        `batch_tokens`: maximum padded size of a batch, None: BATCH_TOKENS of the device. Raises ValueError as `Encoder.pad`.
         """
+        batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type == "cuda"]
         windows = histories.last(self.encoder.max_length)
         vectors = np.zeros((len(windows), self.encoder.settings.dim), np.float32)
         for rows in cut_by_tokens(windows.lengths, batch_tokens):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.device import moved
 from models.encoder.attention import HistoryAttention, Implementation
 from models.encoder.attention_bias import AttentionGeometry, joined, windows_of
 from models.encoder.blocks import AttentionBlock
@@ -92,9 +93,10 @@ class TargetReadout(nn.Module):
     def own_scores(
         self, states: Float[Tensor, "b l d"], position: Int[Tensor, " n"], candidates: Float[Tensor, "n d"]
     ) -> Float[Tensor, " n"]:
-        """Score of one candidate at each of the flat positions, which may repeat."""
+        """Score of one candidate at each of the flat positions, which may repeat; positions are on the CPU."""
         rows, columns = states.shape[:2]
         slot, slots = _slots(position, columns)
+        slot, position = moved(slot, states.device), moved(position, states.device)
         queries = states.new_zeros(rows * slots, states.shape[2])
         queries = queries.index_copy(0, slot, candidates.to(states.dtype)).view(rows, slots, -1)
         column = position.new_zeros(rows * slots).index_copy(0, slot, position % columns)

@@ -58,8 +58,16 @@ class RecurrentBlock(nn.Module):
 
     def _read(self, cell: nn.RNNBase, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l _"]:
         """Hidden states of one direction."""
+        if self._lacks_bf16(normed.device):
+            with torch.autocast(normed.device.type, enabled=False):
+                precise: Tensor = cell(normed.to(next(cell.parameters()).dtype))[0]
+                return precise
         hidden: Tensor = cell(normed)[0]
         return hidden
+
+    def _lacks_bf16(self, device: torch.device) -> bool:
+        """Whether autocast must be off: on CUDA it takes fp16 for cuDNN's cells, where small gradients become zero."""
+        return device.type == "cuda"
 
 
 def _reversed_columns(lengths: Int[Tensor, " b"], columns: int) -> Int[Tensor, "b l 1"]:
@@ -74,16 +82,13 @@ class LSTMBlock(RecurrentBlock):
 
     i, f, o = sigma(W u + U h + b) each with its own, g = tanh(W_g u + U_g h + b_g), c_i = f * c_{i-1} + i * g,
     h_i = o * tanh(c_i). Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
-    Under bf16 autocast it stays fp32 on a CPU without native bf16, where torch has no such kernel and raises.
+    Under bf16 autocast it stays fp32 on CUDA, and on a CPU without native bf16, where torch has no such kernel and raises.
     """
 
     cell = nn.LSTM
 
-    def _read(self, cell: nn.RNNBase, normed: Float[Tensor, "b l d"]) -> Float[Tensor, "b l _"]:
-        if normed.device.type == "cpu" and not computes_bf16(normed.device):
-            with torch.autocast("cpu", enabled=False):
-                return super()._read(cell, normed)
-        return super()._read(cell, normed)
+    def _lacks_bf16(self, device: torch.device) -> bool:
+        return super()._lacks_bf16(device) or (device.type == "cpu" and not computes_bf16(device))
 
 
 class GRUBlock(RecurrentBlock):
@@ -91,8 +96,8 @@ class GRUBlock(RecurrentBlock):
 
     r = sigma(W_r u + U_r h + b_r), z = sigma(W_z u + U_z h + b_z), c = tanh(W_c u + a_c + r * (U_c h + b_c)),
     h_i = (1 - z) * c + z * h_{i-1}.
-    Under bf16 autocast the matrix products are bf16, the hidden state stays fp32. Source: Cho et al. 2014; for
-    recommendation Hidasi et al. 2016 (GRU4Rec).
+    Under bf16 autocast the matrix products are bf16, the hidden state stays fp32; on CUDA all of it does. Source: Cho et al.
+    2014; for recommendation Hidasi et al. 2016 (GRU4Rec).
     """
 
     cell = nn.GRU

@@ -136,8 +136,8 @@ class ForwardTrace:
         """Finished state of the last but one position at the request time, other positions unchanged; 0 for rows of one."""
         encoder, layers = self.encoder, self.encoder.attention_layers
         window = without_last(self.window)
-        geometry, rows = last_geometry(window, encoder.settings), torch.arange(len(window.lengths))
-        column = window.lengths - 1
+        geometry, column = last_geometry(window, encoder.settings), window.lengths - 1
+        rows = torch.arange(len(column), device=column.device)
         if not encoder.settings.request_time:  # without it this position's state is unchanged too
             state = layers[-1].at(
                 last_of(self.states[-1], window.lengths), self.keys[-1], self.values[-1], geometry

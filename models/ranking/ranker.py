@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.device import moved
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.candidates import AddedCandidates
 from models.ranking.features import FEATURES, LATEST, ItemStatistics
@@ -61,7 +62,7 @@ class Lists:
 
     def to(self, device: torch.device) -> "Lists":
         """Copy to a device."""
-        return Lists(**{name: part.to(device) for name, part in vars(self).items()})
+        return Lists(**{name: moved(part, device) for name, part in vars(self).items()})
 
 
 class Ranker(nn.Module):

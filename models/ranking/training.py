@@ -1,6 +1,7 @@
 """Training of the second stage on candidates for held-out requests."""
 
 import copy
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from models.device import memory_named, moved
 from models.evaluation.metrics import Float64, ndcg, ranks
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.ranker import Lists, Ranker, SecondStage
+from models.shapes import Float
 from models.topk import row_chunks
 
 MIN_NIGHTS = 2
@@ -127,6 +130,9 @@ def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
     return np.asarray(total / ideal[np.clip(retrieved.num_relevant, 1, K) - 1])
 
 
+@memory_named(
+    "lower ranker.batch_lists or ranker.max_length, or set CUDA_VISIBLE_DEVICES='' to train on the CPU"
+)
 def fit_ranker(
     stage: SecondStage,
     retrieved: Retrieved,
@@ -139,7 +145,8 @@ def fit_ranker(
     Of `MIN_NIGHTS` nights or more the newest one chooses the epoch and the others train: users of the same nights do not show
     what a ranker learned of those days alone.
     Epoch 0, the retriever's order, is kept if none is better. Lists without a relevant candidate are not trained on.
-    The same seed and threads give the same weights. Raises ValueError if no list has one or no user is held out.
+    The same seed and threads give the same weights. Raises ValueError if no list has one or no user is held out; MemoryError
+    with the next step.
     """
     settings, ranker = stage.ranker.settings, stage.ranker
     random = np.random.default_rng(seed)
@@ -161,7 +168,10 @@ def fit_ranker(
     relevant = torch.from_numpy(train.relevant)
     _standardise(stage.ranker, lists)
     optimizer = torch.optim.AdamW(
-        ranker.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        ranker.parameters(),
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=ranker.linear.device.type == "cuda",
     )
     history = [RankerEpoch(0, float("nan"), float(ndcg_of(validation.scores, validation).mean()))]
     best, best_epoch = copy.deepcopy(ranker.state_dict()), 0
@@ -191,19 +201,26 @@ def _epoch(
     ranker: Ranker, lists: Lists, relevant: Tensor, optimizer: torch.optim.Optimizer, draw: torch.Generator
 ) -> float:
     """Train on all lists in a random order, each with its relevant and some other candidates; return the mean loss."""
-    settings, device = ranker.settings, ranker.linear.device
     ranker.train()
-    total = 0.0
-    for rows in torch.split(torch.randperm(len(relevant), generator=draw), settings.batch_lists):
-        part, labels = _sampled(lists.select(rows), relevant[rows], draw)
-        loss = _loss(ranker(part.to(device)), labels.to(device), part, settings.loss)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
-        optimizer.step()
-        total += float(loss.detach()) * len(rows)
+    losses, sizes = list[Tensor](), list[int]()
+    for rows in torch.split(torch.randperm(len(relevant), generator=draw), ranker.settings.batch_lists):
+        losses.append(_step(ranker, optimizer, *_sampled(lists.select(rows), relevant[rows], draw)))
+        sizes.append(len(rows))
     ranker.eval()
-    return total / len(relevant)
+    # read once: each read waits for the device
+    return sum(map(operator.mul, torch.stack(losses).tolist(), sizes), 0.0) / len(relevant)
+
+
+def _step(
+    ranker: Ranker, optimizer: torch.optim.Optimizer, lists: Lists, relevant: Tensor
+) -> Float[Tensor, ""]:
+    """Take an optimiser step; return its loss, still on the device."""
+    loss = _loss(ranker(lists.to(ranker.linear.device)), relevant, lists, ranker.settings.loss)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach()
 
 
 def _sampled(lists: Lists, relevant: Tensor, draw: torch.Generator) -> tuple[Lists, Tensor]:
@@ -214,18 +231,20 @@ def _sampled(lists: Lists, relevant: Tensor, draw: torch.Generator) -> tuple[Lis
 
 
 def _loss(scores: Tensor, relevant: Tensor, lists: Lists, kind: str) -> Tensor:
-    """Mean over lists. listwise: of the cross-entropy of each relevant candidate among the others that are not relevant."""
+    """Mean over lists. listwise: of the cross-entropy of each relevant candidate among the others that are not relevant.
+
+    Scores are on the ranker's device, labels and lists on the CPU.
+    """
+    labels = moved(relevant, scores.device)
     if kind == "listwise":
         if bool((relevant.sum(1) == 1).all()):
-            return functional.cross_entropy(scores, relevant.int().argmax(1))
+            return functional.cross_entropy(scores, labels.int().argmax(1))
         lowest = torch.finfo(
             scores.dtype
         ).min  # finite: a list of relevant candidates alone has loss and gradient 0
-        others = scores.masked_fill(relevant, lowest).logsumexp(1, keepdim=True)
-        losses = functional.softplus(others - scores).masked_fill(~relevant, 0.0)
-        return (losses.sum(1) / relevant.sum(1)).mean()
-    there = lists.there.to(scores.device)
-    total = functional.binary_cross_entropy_with_logits(
-        scores[there], relevant[there].float(), reduction="sum"
-    )
+        others = scores.masked_fill(labels, lowest).logsumexp(1, keepdim=True)
+        losses = functional.softplus(others - scores).masked_fill(~labels, 0.0)
+        return (losses.sum(1) / labels.sum(1)).mean()
+    there = tuple(moved(index, scores.device) for index in lists.there.nonzero(as_tuple=True))
+    total = functional.binary_cross_entropy_with_logits(scores[there], labels[there].float(), reduction="sum")
     return total / len(scores)

@@ -22,6 +22,8 @@ _TILE_VECTORS = 2**14
 """Vectors scored at once."""
 _TILE_CELLS = 2**21
 """Approximate number of scores held at once (8 MiB)."""
+_GPU_TILE_CELLS = 2**27
+"""The same on a GPU (512 MiB), whose kernels are short there: each tile is a launch, and waits once."""
 _PAIR_CELLS = 2**19
 """Components multiplied at once in pairwise scoring."""
 _SPARE = 6
@@ -51,7 +53,8 @@ def nearest(queries: Tensor, vectors: Tensor, k: int, hidden: Hidden | None = No
     if not len(vectors):
         return positions, scores
     slack = _rounding(queries, vectors)
-    rows = max(1, _TILE_CELLS // max(1, min(len(vectors), _TILE_VECTORS)))
+    cells = _TILE_CELLS if queries.device.type == "cpu" else _GPU_TILE_CELLS
+    rows = max(1, cells // max(1, min(len(vectors), _TILE_VECTORS)))
     for chunk in torch.split(torch.arange(len(queries), device=queries.device), rows):
         open_rows, fetch = chunk, k + _SPARE
         while len(open_rows):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.device import peak_bytes, pick_device, resolved_compile, resolved_precision
+from models.device import memory_named, peak_bytes, pick_device, resolved_compile, resolved_precision
 from models.encoder.batching import BatchPlan
 from models.encoder.embeddings import ItemContent
 from models.encoder.encoder import Encoder
@@ -26,16 +26,22 @@ from models.training.negatives import NegativeSampler
 from models.training.objective import Objective
 from models.training.optimizers import WeightAverage, build, clip_gradients, learning_rate, rowwise_table
 from models.training.result import EpochRecord, FitResult, Initial, NotFinite
-from models.training.state import Progress, TrainingState, copied, random_state, set_random_state
+from models.training.state import Measured, Progress, TrainingState, copied, random_state, set_random_state
 from models.training.steps import Step, prefetched, steps
 from models.training.validation import VALIDATION_K, Validation, validate
 
 WINDOW_WORK = 110_000
 """Tokens x dim of a window from which the saved padding outweighs its own kernel calls."""
+STEPS_PER_READ = {"cpu": 1, "cuda": 50, "mps": 50, "meta": 50}
+"""Steps between two reads of loss and gradient norm: on a GPU each read waits until the steps before it are computed."""
 NAMED_ROWS = 20
 """Maximum number of histories in the message about a step."""
 
 
+@memory_named(
+    "raise train.accumulate (the same result with less memory), lower train.batch_histories or history.max_length, or set "
+    "CUDA_VISIBLE_DEVICES='' to train on the CPU"
+)
 def fit(
     histories: Histories,
     *,
@@ -69,7 +75,7 @@ def fit(
     training continues, on the CPU to the same bits as an uninterrupted one.
     In a process group (`models.training.distributed`) all call this alike; process 0 alone validates and calls back.
     Raises ValueError for contradicting settings, histories without a target, and a `resume` of another training; its subclass
-    NotFinite for a loss, gradient or weights that are not finite.
+    NotFinite for a loss, gradient or weights that are not finite. Raises MemoryError with the next step.
     """
     check_together(encoder, train)
     device = pick_device()
@@ -151,14 +157,18 @@ class _Training:
             self.validation = validation.sample(settings.validation_targets, plan.seed)
         self.precision = resolved_precision(settings.precision, self.device)
         self.compiled = resolved_compile(settings.compile, self.device, plan.num_targets * settings.epochs)
+        plan.few_shapes = self.static_shapes = self.compiled == "on" and self.device.type == "cuda"
+        self.compiled_shapes = set[tuple[int, ...]]()
         self.sampler = _sampler(model, plan, settings)
         sparse = rowwise_table(model, settings)
         self.optimizers = build(model, settings, sparse)
-        objective = Objective(model, settings, compile=self.compiled == "on")
+        objective = Objective(
+            model, settings, compile=self.compiled == "on", static_shapes=self.static_shapes
+        )
         self.objective = distributed.data_parallel(objective) if self.size > 1 else objective
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay else None
         self.planned_steps = settings.epochs * plan.steps_per_epoch
-        self.resolved = {
+        self.resolved: dict[str, Any] = {
             "device": self.device.type,
             "precision": self.precision,
             "compile": self.compiled,
@@ -175,6 +185,8 @@ class _Training:
         self.state = TrainingState(identity, model, self.optimizers, self.average)
         self.saved_at = time.monotonic()
         self.save_is_due = False
+        self.steps_per_read = STEPS_PER_READ[self.device.type]
+        self.unread = list[Measured]()
         self.last_rows: Int64 = np.zeros(0, np.int64)
         """Histories of the last step, for messages."""
 
@@ -198,16 +210,9 @@ class _Training:
         return progress.epoch >= self.settings.epochs
 
     def begin(self, resume: dict[str, Any] | None) -> None:
-        """Restore the state in `resume`, and compile on the epoch's first batch, untimed."""
+        """Restore the state in `resume`."""
         if resume is not None:
             self.state.load(resume, self.rank)
-        if self.compiled == "on" and not self._has_spent_its_steps:
-            random = random_state(self.device)
-            self.model.train()
-            self.backward(next(self._steps(0)))
-            for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            set_random_state(random)
 
     def epoch(self, show_progress: bool) -> Generator[Step, None, None]:
         """Remaining steps of the current epoch, up to `max_steps`; timed, with progress bar and due checkpoints."""
@@ -219,6 +224,7 @@ class _Training:
             for step in coming:
                 if self.max_steps is not None and progress.total_steps >= self.max_steps:
                     break
+                started += self._compile(step)
                 yield step
                 now = time.monotonic()
                 progress.seconds += now - started
@@ -227,6 +233,26 @@ class _Training:
                 if self.save_is_due:
                     self._check_weights()
                     self.save_checkpoint()
+        if self.unread:
+            self._read()
+            progress.seconds += time.monotonic() - started
+
+    def _compile(self, step: Step) -> float:
+        """Compile for the shapes of a step in a pass that leaves no trace, once; the seconds that it took."""
+        shapes = {tuple(window.item_index.shape) for batch, _ in step.parts for window in batch.windows}
+        is_known = shapes <= self.compiled_shapes if self.static_shapes else bool(self.compiled_shapes)
+        if self.compiled != "on" or is_known:
+            return 0.0
+        started, random = time.monotonic(), random_state(self.device)
+        self.backward(step, alone=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        set_random_state(random)
+        self.compiled_shapes |= shapes
+        seconds = time.monotonic() - started
+        self.resolved["compiled_shapes"] = len(self.compiled_shapes) if self.static_shapes else 1
+        self.resolved["compile_seconds"] = round(self.resolved.get("compile_seconds", 0.0) + seconds, 1)
+        return seconds
 
     def _steps(self, first: int) -> Iterator[Step]:
         """Steps of the current epoch from `first` on."""
@@ -241,14 +267,14 @@ class _Training:
             device=self.device,
         )
 
-    def backward(self, step: Step) -> Tensor:
-        """Loss of this process's part of a step; leaves gradients of the whole step, over all processes."""
+    def backward(self, step: Step, *, alone: bool = False) -> Tensor:
+        """Loss of this process's part of a step; leaves gradients of the whole step, over all processes unless `alone`."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.model.anneal(min(1.0, self._planned_step / self.planned_steps))
         total = torch.zeros((), device=self.device)
         for number, (batch, share) in enumerate(step.parts, 1):
-            waits = self.size > 1 and number < len(step.parts)
+            waits = self.size > 1 and (alone or number < len(step.parts))
             with self.objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self._autocast():
                     loss = self.objective(batch, step.negatives) * share
@@ -257,17 +283,13 @@ class _Training:
         return total
 
     def update(self, step: Step, loss: Tensor) -> None:
-        """Take an optimiser step; NotFinite for a loss or gradient that is not finite."""
+        """Take an optimiser step; NotFinite for a loss or gradient that is not finite, on a GPU some steps later."""
         progress = self.progress
         norm = clip_gradients(self.model.parameters(), self.settings.max_grad_norm or math.inf)
-        is_late = time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
-        is_due = self.on_checkpoint is not None and is_late
-        value, due = distributed.total([loss.item(), float(is_due and not self.rank)])
-        grad_norm, self.save_is_due = norm.item(), due > 0
         self.last_rows = self.plan.rows[step.rows]
-        if not (math.isfinite(value) and math.isfinite(grad_norm)):
-            numbers = f"loss {value} and gradient norm {grad_norm}"
-            raise _not_finite(progress.epoch, progress.step + 1, numbers, self.last_rows)
+        self.unread.append(Measured(progress.step + 1, self.last_rows, step.weight, loss, norm))
+        if len(self.unread) >= self.steps_per_read:
+            self._read()
         rate = learning_rate(self.settings, self._planned_step, self.planned_steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -275,7 +297,21 @@ class _Training:
             optimizer.step()
         if self.average is not None:
             self.average.update(progress.total_steps)
-        progress.add(step, value, grad_norm)
+        progress.count(step)
+
+    def _read(self) -> None:
+        """Read the numbers of the steps since the last read, and whether a checkpoint is due, alike in all processes."""
+        unread, self.unread = self.unread, []
+        values = torch.stack([value for each in unread for value in (each.loss, each.grad_norm)]).tolist()
+        is_late = time.monotonic() - self.saved_at >= self.settings.checkpoint_seconds
+        is_due = self.on_checkpoint is not None and is_late
+        *losses, due = distributed.total([*values[::2], float(is_due and not self.rank)])
+        self.save_is_due = due > 0
+        for each, loss, grad_norm in zip(unread, losses, values[1::2], strict=True):
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                numbers = f"loss {loss} and gradient norm {grad_norm}"
+                raise _not_finite(self.progress.epoch, each.step, numbers, each.rows)
+            self.progress.add(each, loss, grad_norm)
 
     @property
     def _planned_step(self) -> int:
@@ -343,7 +379,7 @@ class _Training:
         if not self.rank:
             random = [dict(zip(gathered, own, strict=True)) for own in zip(*gathered.values(), strict=True)]
             self.on_checkpoint(self.state.content(random))
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_is_due = time.monotonic(), False
 
     def result(self) -> FitResult:
         """Encoder with the best weights."""
@@ -359,16 +395,17 @@ class _Training:
         if bar is None:
             return
         progress = self.progress
-        bar.set_postfix(
-            {
-                "loss": f"{progress.loss_sum / progress.weight_sum:.4f}",
-                "targets/s": f"{progress.targets / progress.seconds:,.0f}",
-                "lr": f"{self.optimizers[0].param_groups[0]['lr']:.2g}",
-                "grad": f"{progress.grad_norm_sum / progress.step:.3f}",
-                "memory": f"{peak_bytes(self.device) / 2**30:.1f} GiB",
-            },
-            refresh=False,
-        )
+        if not self.unread:
+            bar.set_postfix(
+                {
+                    "loss": f"{progress.loss_sum / progress.weight_sum:.4f}",
+                    "targets/s": f"{progress.targets / progress.seconds:,.0f}",
+                    "lr": f"{self.optimizers[0].param_groups[0]['lr']:.2g}",
+                    "grad": f"{progress.grad_norm_sum / progress.step:.3f}",
+                    "memory": f"{peak_bytes(self.device) / 2**30:.1f} GiB",
+                },
+                refresh=False,
+            )
         bar.update()
 
 

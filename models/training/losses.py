@@ -7,6 +7,7 @@ and never a candidate); s+ and s- are the scores of a target and of a negative.
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -53,11 +54,13 @@ def softmax_loss_of_sets(
     target: Int[Tensor, " n"],
     weight: Float[Tensor, " n"],
     implementation: Implementation = "chunked",
+    readable_state: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
     """`softmax_loss` of `states[state]`: weighted mean of `-log softmax(states @ item_vectors[1:].T)[state, target]`.
 
     state: ascending, 0..s - 1, each with a target; pairs (state, target) are distinct, weight > 0. "chunked" computes the
-    scores of a state once for all of its targets.
+    scores of a state once for all of its targets. readable_state: `state` on the CPU, which cuts the chunks without waiting for
+    a device; None: read `state`.
     """
     if implementation == "reference":
         log_likelihood = functional.log_softmax(states @ item_vectors[1:].T, -1)[state, target.long() - 1]
@@ -65,7 +68,8 @@ def softmax_loss_of_sets(
     assert implementation == "chunked", implementation
     share, precision = weight / weight.sum(), _precision(item_vectors)
     apply: Callable[..., Tensor] = _LossWithGradients.apply
-    return apply(_sets_gradients, states, item_vectors, state, target.long() - 1, share, precision)
+    readable = (state if readable_state is None else readable_state).cpu()
+    return apply(_sets_gradients, states, item_vectors, state, target.long() - 1, share, precision, readable)
 
 
 def sampled_loss(
@@ -225,6 +229,7 @@ def _sets_gradients(
     target: Tensor,
     weight: Tensor,
     precision: torch.dtype,
+    readable_state: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and its gradients by states and item vectors, for weights of sum 1 and targets from 0, chunk by chunk of states.
 
@@ -239,7 +244,7 @@ def _sets_gradients(
     of_state = weight.new_zeros(len(lowered)).index_add_(0, state, weight)
     rows = max(states.shape[1], CHUNK_SCORES // len(candidates))
     starts = range(0, len(lowered), rows)
-    cuts = torch.searchsorted(state, torch.tensor([*starts, len(lowered)], device=state.device)).tolist()
+    cuts = np.searchsorted(readable_state.numpy(), [*starts, len(lowered)]).tolist()
     loss = weight.new_zeros(())
     grad_states, grad_items = torch.empty_like(lowered, dtype=states.dtype), torch.zeros_like(item_vectors)
     scores = lowered.new_empty(min(rows, len(lowered)), len(candidates))

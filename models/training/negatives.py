@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.device import moved
 from models.evaluation.metrics import Float64
 from models.histories import Int64
 from models.settings.training import TrainSettings
@@ -22,6 +23,10 @@ class Negatives:
     item_index: Int[Tensor, " m"]
     log_expected: Float[Tensor, " m"]
     """Logarithm of each item's expected number of draws in a step."""
+
+    def to(self, device: torch.device) -> "Negatives":
+        """The same items on a device."""
+        return Negatives(moved(self.item_index, device), moved(self.log_expected, device))
 
 
 class NegativeSampler:
@@ -46,13 +51,13 @@ class NegativeSampler:
         self.num_targets = item_counts.sum()
 
     def draw(self, epoch: int, step: int, target: Int[Tensor, " n"]) -> Negatives:
-        """Negatives of a step, counted from 0 in its epoch, on the device of its targets."""
+        """Negatives of a step, counted from 0 in its epoch; its targets and the result are on the CPU."""
         random = np.random.default_rng((self.seed, epoch, step, 1))  # (seed, epoch) alone orders the batches
         number = self.settings.negatives
         if self.settings.negative_sampling == "in_batch":
             number = min(number, len(target))
             chosen = random.choice(len(target), number, replace=False)
-            item_index = target.cpu().numpy()[chosen]
+            item_index = target.numpy()[chosen]
             share = self.item_counts[item_index] / self.num_targets
             assert share.all(), "item_counts lacks a target"
         elif self.cumulative is not None:
@@ -64,6 +69,5 @@ class NegativeSampler:
             item_index = self.candidates[random.integers(len(self.candidates), size=number)]
             share = np.full(number, 1 / len(self.candidates))
         return Negatives(
-            torch.from_numpy(item_index).to(target.device),
-            torch.from_numpy(np.log(number * share).astype(np.float32)).to(target.device),
+            torch.from_numpy(item_index), torch.from_numpy(np.log(number * share).astype(np.float32))
         )

@@ -13,23 +13,38 @@ from models.shapes import Float
 from models.training.losses import sampled_loss, sampled_loss_of_scores, softmax_loss, softmax_loss_of_sets
 from models.training.negatives import Negatives
 
+MAX_GRAPHS = 64
+"""Compiled graphs of static shapes; what comes in other shapes then is not compiled."""
+
 
 class Objective(nn.Module):
     """Weighted mean of `settings.loss` over a batch's targets, from the encoder's states and item vectors.
 
     Softmax is over the items seen in training, sampled losses are over the step's negatives. `compile`: torch.compile for the
-    encoder alone, since losses loop over chunks.
+    encoder alone, since losses loop over chunks; one graph for all shapes, or with `static_shapes` one for each of them, up to
+    MAX_GRAPHS.
     """
 
-    def __init__(self, encoder: Encoder, settings: TrainSettings, *, compile: bool = False) -> None:  # noqa: A002
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: TrainSettings,
+        *,
+        compile: bool = False,  # noqa: A002
+        static_shapes: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        if compile:  # a graph would unroll the blocks of each length; flex_attention is compiled by itself
+        self.states = encoder.states
+        if compile:
             for layer in encoder.modules():
                 if isinstance(layer, HistoryAttention):
+                    # a graph would unroll the blocks of each length; flex_attention is compiled by itself
                     layer.blocked = torch.compiler.disable(layer.blocked)  # type: ignore[no-untyped-call]
                     layer.flexible = torch.compiler.disable(layer.flexible)  # type: ignore[no-untyped-call]
-        self.states = torch.compile(encoder.states, dynamic=True) if compile else encoder.states
+            self.states = torch.compile(encoder.states, dynamic=not static_shapes)
+        if static_shapes:
+            torch._dynamo.config.recompile_limit = MAX_GRAPHS  # noqa: SLF001  (beyond 8 it would compile no more)
         self.settings = settings
         known = encoder.candidates()
         self.num_candidates = encoder.num_items if known is None else len(known)
@@ -65,4 +80,7 @@ class Objective(nn.Module):
             target = torch.searchsorted(known, target) + 1
         if batch.state is None:
             return softmax_loss(states, vectors, target, batch.weight)
-        return softmax_loss_of_sets(states, vectors, batch.state, target, batch.weight)
+        readable = batch.readable.state
+        return softmax_loss_of_sets(
+            states, vectors, batch.state, target, batch.weight, readable_state=readable
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.encoder.encoder import Encoder
+from models.histories import Int64
 from models.training.optimizers import WeightAverage
 from models.training.result import EpochRecord
 from models.training.steps import Step
@@ -34,19 +35,37 @@ class Progress:
     best_step: int = 0
     best_ndcg: float = -math.inf
 
-    def add(self, step: Step, loss: float, grad_norm: float) -> None:
+    def count(self, step: Step) -> None:
         """Count a completed step."""
         self.step += 1
         self.total_steps += 1
-        self.loss_sum += loss * step.weight
-        self.weight_sum += step.weight
         self.targets += step.num_targets
+
+    def add(self, measured: "Measured", loss: float, grad_norm: float) -> None:
+        """Add the numbers of a step, once they are read."""
+        self.loss_sum += loss * measured.weight
+        self.weight_sum += measured.weight
         self.grad_norm_sum += grad_norm
 
     def next_epoch(self) -> None:
         """Start another epoch with its sums at zero."""
         self.epoch, self.step, self.targets = self.epoch + 1, 0, 0
         self.loss_sum = self.weight_sum = self.grad_norm_sum = self.seconds = 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers of a step that are still on the device."""
+
+    step: int
+    """Step of the epoch, from 1."""
+    rows: Int64
+    """Training histories of the step."""
+    weight: float
+    """Sum of target weights."""
+    loss: Tensor
+    """Loss of this process's part."""
+    grad_norm: Tensor
 
 
 @dataclass
@@ -69,7 +88,7 @@ class TrainingState:
             "version": STATE_VERSION,
             "identity": self.identity,
             "model": copied(self.model.state_dict()),
-            "optimizers": [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers],
+            "optimizers": [_on_cpu(optimizer.state_dict()) for optimizer in self.optimizers],
             "average": copied(self.average.average) if self.average is not None else {},
             "best": dict(self.best),
             "progress": asdict(self.progress),
@@ -95,6 +114,15 @@ class TrainingState:
         self.history = [EpochRecord(**record) for record in content["history"]]
         if rank < len(content["random"]):  # an additional process starts with fresh dropout
             set_random_state(content["random"][rank])
+
+
+def _on_cpu(state: Any) -> Any:
+    """Copy of nested dictionaries and lists, tensors on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, list) else copy.deepcopy(state)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def steps(
         lengths = plan.inputs(epoch).lengths[rows]
         own = cut(rows, lengths, size * accumulate)[rank * accumulate : (rank + 1) * accumulate]
         batches = [plan.batch(part, epoch) for part in own if len(part)]
-        negatives = sampler.draw(epoch, number, target.to(device)) if sampler is not None else None
+        negatives = sampler.draw(epoch, number, target).to(device) if sampler is not None else None
         whole = _total(weight)
         yield Step(
             rows,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 DATABASE = "database"
 """The folder beside the stages' folders."""
-ROLES = ("events", "items", "users")
+ROLES = ("events", "items", "users", "exposures")
 _INDEX = "deliveries.json"
 
 
@@ -149,7 +149,7 @@ def others(config: Config) -> list[Path]:
 def with_users(config: Config, excluded: "pl.Series") -> dict[Path, "NDArray[np.bool_]"]:
     """Deliveries of this configuration that hold excluded users, and which of their rows do."""
     found = {}
-    for role in ("events", "users"):
+    for role in ("events", "users", "exposures"):
         if _has_database(config, role):
             folder = _folder(config, role)
             for delivery in _listed(folder):

@@ -16,11 +16,11 @@ from pipeline.artifacts.source_changes import Source
 
 @dataclass(frozen=True)
 class Part:
-    """Typed events and quarantine of one source."""
+    """Typed events (or exposures) and quarantine of one source."""
 
     source: Source
     folder: Path
-    """Folder with events.parquet, quarantine.parquet, part.json."""
+    """Folder with events.parquet (or exposures.parquet), quarantine.parquet, part.json."""
     record: event_parts.Record
 
     @property
@@ -48,21 +48,24 @@ def repeats(log: Sequence[Part], num_rows: int, *, drop: bool) -> pl.DataFrame:
     return find_duplicates([part.folder / "events.parquet" for part in log], num_rows)
 
 
-def place(folder: Path, log: Sequence[Part], repeated: pl.DataFrame) -> dict[str, str]:
-    """Link parts into the folder of an artifact, those with duplicates without them.
+def place(
+    folder: Path, log: Sequence[Part], repeated: pl.DataFrame | None = None, *, role: str = "events"
+) -> dict[str, str]:
+    """Link parts of events or exposures into the folder of an artifact, those with duplicates without them.
 
-    repeated: `repeats`. Returns relative path to sha256 of the links.
+    repeated: `repeats`; default: none. Returns relative path to sha256 of the links.
     """
-    for name in ("events", "quarantine"):
-        (folder / name).mkdir(parents=True)
-    rows = {source: frame[schema.SOURCE_ROW] for (source,), frame in repeated.group_by(schema.SOURCE_FILE)}
+    (folder / role).mkdir(parents=True)
+    (folder / "quarantine").mkdir(exist_ok=True)
+    by_file = () if repeated is None else repeated.group_by(schema.SOURCE_FILE)
+    rows = {source: frame[schema.SOURCE_ROW] for (source,), frame in by_file}
     digests: dict[str, str] = {}
     for part in log:
         if part.source.source_file in rows:
             target = folder / "events" / part.file_name
             write_without(part.folder / "events.parquet", rows[part.source.source_file], target)
         else:
-            digests |= _link(folder, part, "events")
+            digests |= _link(folder, part, role)
         if part.record.facts["path"] == part.source.path:
             digests |= _link(folder, part, "quarantine")
         else:  # the file was renamed

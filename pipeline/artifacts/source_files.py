@@ -88,14 +88,14 @@ def _refuse_tables(key: str, path: str, files: Sequence[Path]) -> None:
 
 
 def source_digests(config: Config) -> dict[str, dict[str, str]]:
-    """Path or address to content digest of every source file, by role: events, items, users, exclude_users,
-    exclude_items.
+    """Path or address to content digest of every source file, by role: events, items, users, exposures,
+    exclude_users, exclude_items.
 
     Reads or fetches a file only if its identity (size and times) is new.
     """
     simulate_if_needed(config)
     digests = _digests(config)
-    tables = {"events": config.events, "items": config.items, "users": config.users}
+    tables = {role: getattr(config, role) for role in deliveries.ROLES}
     sources = {}
     for role, table in tables.items():
         if table is not None and table.database is not None:

@@ -134,7 +134,10 @@ class _Search:
             state, reason = "REFUSED", _problem(error)
         except StopEarly as error:
             state, reason = "PRUNED", str(error)
-        except ValueError as error:  # a loss that is not finite; other user errors end the search
+        except (
+            ValueError,
+            MemoryError,
+        ) as error:  # a loss that is not finite, a model too large; others end the search
             state, reason = "FAILED", str(error)
         trial.set_user_attr(_STATE, state)
         trial.set_user_attr(_REASON, reason)

@@ -15,6 +15,8 @@ from pipeline.orchestration import registered_systems
 from pipeline.orchestration.registered_systems import RegisteredSystems
 from pipeline.tracking.registry import ModelSource
 
+_ONLY_WHERE_PRESENT = ("exposures",)
+"""Sections that are no part of a fingerprint where a configuration lacks them."""
 PREDECESSOR = "predecessor"
 """Input of a stage that continues its last artifact: that artifact's fingerprint."""
 
@@ -58,6 +60,7 @@ STAGES = {
                 "events": ("path", "database", "query", "exclude_users"),  # their contents are inputs
                 "items": ("path", "database", "query", "text_dim", "text_max_words", "text_min_items"),
                 "users": ("path", "database", "query"),
+                "exposures": ("path", "database", "query", "window_hours"),
             },
         ),
         Stage(
@@ -65,7 +68,10 @@ STAGES = {
             5,
             ("ingest",),
             {"history": ("max_length",), "split": ("cuts",)},
-            ("items.text_dim", "items.text_max_words", "items.text_min_items"),
+            (
+                *("items.text_dim", "items.text_max_words", "items.text_min_items"),
+                "exposures.window_hours",
+            ),
         ),
         Stage(
             "train",
@@ -235,7 +241,9 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
         if name == "evaluate":
             inputs |= {cut: stages.nodes["evaluate"].artifact.name for cut, stages in cuts.items()}
         settings = {
-            key: config.exclude_seen if key == "exclude_seen" else config.get(key) for key in stage.keys
+            key: config.exclude_seen if key == "exclude_seen" else config.get(key)
+            for key in stage.keys
+            if (section := key.partition(".")[0]) not in _ONLY_WHERE_PRESENT or getattr(config, section)
         }
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
         if name == "monitor":
@@ -286,11 +294,13 @@ def _outside_inputs(
 ) -> dict[str, str]:
     """Content digests of a stage's inputs other than stage folders."""
     if name == "ingest":
-        identities = source_changes.identities(sources["events"], config.events.table)
-        return {
-            role: ",".join(_contents(role, digests))
-            for role, digests in (sources | {"events": identities}).items()
+        logs = {"events": config.events, "exposures": config.exposures}
+        identities = {
+            role: source_changes.identities(sources[role], log.table)
+            for role, log in logs.items()
+            if log is not None
         }
+        return {role: ",".join(_contents(role, digests)) for role, digests in (sources | identities).items()}
     if name == "baselines":
         return {own: _class_digest(config, own) for own in config.evaluate.custom_baselines}
     if name != "score":

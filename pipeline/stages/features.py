@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import polars as pl
 from features import content, schema
 from features.events import validation as event_log
 from features.events.ids import have_form_of
-from features.histories import buckets, leaks, splits
+from features.histories import buckets, exposures, leaks, splits
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
 from features.histories.vocabulary import Vocabulary
@@ -26,7 +26,8 @@ from pipeline.orchestration.context import Context
 
 
 def build(ctx: Context) -> None:
-    """Write users.parquet, items.parquet, event_types.json, the flat arrays, split/, content/, profile.json, drift.json.
+    """Write users.parquet, items.parquet, event_types.json, the flat arrays, split/, content/, profile.json, drift.json, and
+    exposures/ where the configuration has them.
 
     Events are sorted by ranges of users and read block by block, never all in memory.
     """
@@ -58,12 +59,34 @@ def build(ctx: Context) -> None:
     is_known = histories.item_counts(len(items), split.train_end)[1:] > 0
     ctx.manifest["content"] = content.build(ctx.folder, known, is_known, content_settings(ctx.config))
     _write_profile(ctx, histories, event_types, table, store.read_manifest(ingest))
+    _write_exposures(ctx, users, items, histories)
     _report(ctx, histories, split, left_out, table)
 
 
-def _parts(ingest: Path) -> list[Path]:
-    """Parts of the log in the order of their sources' paths."""
-    return [ingest / "events" / source["part"] for source in store.read_manifest(ingest)["sources"]]
+def _parts(ingest: Path, role: str = "events") -> list[Path]:
+    """Parts of the log of events or exposures in the order of their sources' paths."""
+    manifest = store.read_manifest(ingest)
+    sources = (manifest if role == "events" else manifest[role])["sources"]
+    return [ingest / role / source["part"] for source in sources]
+
+
+def _write_exposures(ctx: Context, users: Vocabulary, items: Vocabulary, histories: JaggedHistories) -> None:
+    """Write exposures/ and their counts where configured; warn where none has a reaction."""
+    settings = ctx.config.exposures
+    if settings is None:
+        return
+    parts = _parts(ctx.inputs["ingest"], "exposures")
+    counts = exposures.build(parts, ctx.folder / "exposures", users, items, histories, window=settings.window)
+    ctx.manifest["exposures"] = asdict(counts)
+    if not counts.with_reaction:
+        print(
+            f"features: none of {counts.rows_in:,} exposures is followed by an event of its user on its item within "
+            f"{settings.window_hours:g} hours ({counts.unknown_users:,} are of users without events, {counts.unknown_items:,} of "
+            f"other items that are unknown, {counts.after_event:,} come after the event): check exposures.columns, "
+            "exposures.timestamp_unit and exposures.window_hours",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _catalogue(log: pl.LazyFrame, ingest: Path) -> Vocabulary:

@@ -64,7 +64,7 @@ class _TextIds(Exception):
 
 
 def build(ctx: Context) -> None:
-    """Write events/, quarantine/, and items.parquet and users.parquet where the configuration has them.
+    """Write events/, quarantine/, and items.parquet, users.parquet and exposures/ where the configuration has them.
 
     Raises LookbackError or ValueError for a log that is empty, in another format than configured, without events, or with
     fewer than two users or items; for a file that changes while it is read; for a new file whose ids are of another type.
@@ -94,8 +94,9 @@ def build(ctx: Context) -> None:
     counts.check()
     _check_sizes(log, counts)
     tables = _write_tables(ctx, id_types, excluded["exclude_users"])
+    shown = _write_exposures(ctx, id_types, excluded)
     ctx.manifest["id_types"] = id_types
-    _report(ctx, log, counts, changes, tables)
+    _report(ctx, log, counts, changes, [*(fit.describe() for fit in tables), *shown])
 
 
 def _warn(ctx: Context, warning: str) -> None:
@@ -185,8 +186,8 @@ def _other_ids(error: _TextIds) -> LookbackError:
 
 
 def _parts(ctx: Context, form: EventFormat, id_types: dict[str, IdType], excluded: ExcludedIds) -> list[Part]:
-    """Parts of all sources in order, kept ones reused and missing ones made."""
-    log = source_changes.distinct(ctx.sources["events"], form.settings.table)
+    """Parts of all sources of the form's log in order, kept ones reused and missing ones made."""
+    log = source_changes.distinct(ctx.sources[form.settings.section], form.settings.table)
     shaping = {
         "version": PART_VERSION,
         "table": vars(form.settings.table),
@@ -246,10 +247,11 @@ def _make(
     settings: dict[str, Any],
 ) -> event_parts.Record:
     """Read a source into a part; its record has counts and statistics, or the first text id."""
+    role = form.settings.section
     facts: dict[str, Any] = {"source": source.digest, "path": source.path, "settings": settings}
     with event_parts.workspace(folder) as place:
         try:
-            with _opened(ctx, "events", source.path) as path:
+            with _opened(ctx, role, source.path) as path:
                 counts = event_log.ingest_file(
                     path,
                     source.source_file,
@@ -261,7 +263,7 @@ def _make(
                     max_refused_fraction=ctx.config.events.max_refused_fraction,
                 )
             facts["counts"] = counts.to_json()
-            facts["description"] = asdict(describe(place / "events.parquet"))
+            facts["description"] = asdict(describe(place / f"{role}.parquet", event_log.columns_of(form)))
         except event_log.TextIds as error:
             for file in files_below(place):
                 file.unlink()
@@ -308,8 +310,8 @@ def _say_absent_types(ctx: Context, log: Sequence[Part], counts: Counts) -> None
         _warn(ctx, f"no event has the type {', '.join(map(repr, absent))}: {types}")
 
 
-def _say_twins(ctx: Context, log: Sequence[Part]) -> None:
-    """Warn of each two files with the same rows of which one is compressed."""
+def _say_twins(ctx: Context, log: Sequence[Part], role: str = "events") -> None:
+    """Warn of each two files of a log with the same rows of which one is compressed."""
     parts = {path: part for part in log for path in part.source.paths}
     for one, other in source_changes.twins(parts):
         if parts[one].counts.rows_in == parts[other].counts.rows_in and (
@@ -318,7 +320,7 @@ def _say_twins(ctx: Context, log: Sequence[Part]) -> None:
             _warn(
                 ctx,
                 f"{printable(one)} and {printable(other)} have the same {parts[one].counts.rows_in:,} rows, and every "
-                "event counts twice: name one of them in events.path",
+                f"{'event' if role == 'events' else 'exposure'} counts twice: name one of them in {role}.path",
             )
 
 
@@ -397,9 +399,41 @@ def _write_table(ctx: Context, name: str, table: Table, paths: dict[str, Path]) 
     return fit
 
 
+def _write_exposures(ctx: Context, id_types: dict[str, IdType], excluded: ExcludedIds) -> list[str]:
+    """Write exposures/ and their refused rows where configured, and their counts into the manifest; a line about them.
+
+    Ids have the types of the events'; others are refused. Raises as `build` for events.
+    """
+    config = ctx.config
+    if config.exposures is None:
+        return []
+    form = event_format(config.exposures.log(config.events), now())
+    log = _parts(ctx, form, id_types, excluded)
+    counts = sum((part.counts for part in log), Counts())
+    row_counts.check_refused(counts, form, config.events.max_refused_fraction)
+    _say_absent(ctx, log)
+    _say_twins(ctx, log, "exposures")
+    ctx.digests |= log_parts.place(ctx.folder, log, role="exposures")
+    counts.check()
+    sources = [asdict(SourceSummary.of(part)) for part in log]
+    ctx.manifest["exposures"] = {
+        "rows_in": counts.rows_in,
+        "rows_out": counts.rows_out,
+        "rows_left_out": counts.reasons(),
+        "rows_refused": counts.refused.total(),
+        "sources": [
+            {key: value for key, value in each.items() if key != "events_by_type"} for each in sources
+        ],
+    }
+    refused, left_out = counts.refused.total(), counts.left_out.total()
+    rows = f"{counts.rows_in:,} rows of {len(log)} file(s)"
+    return [f"exposures: {rows}: {counts.rows_out:,} shown, {refused:,} refused, {left_out:,} left out"]
+
+
 def _report(
-    ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes, tables: Sequence[Fit]
+    ctx: Context, log: Sequence[Part], counts: Counts, changes: Changes, further: Sequence[str]
 ) -> None:
+    """Write the counts into the manifest and the summary. further: lines about other tables."""
     ctx.manifest |= {
         "rows_in": counts.rows_in,
         "rows_out": counts.rows_out,
@@ -422,5 +456,5 @@ def _report(
     ctx.summary(
         f"{counts.rows_in:,} rows of {len(log)} file(s), {changes.new} new, {len(changes.changed)} changed: "
         f"{counts.rows_out:,} events, {counts.refused.total():,} refused, {counts.left_out.total():,} left out{values}"
-        + "".join(f"; {fit.describe()}" for fit in tables)
+        + "".join(f"; {line}" for line in further)
     )

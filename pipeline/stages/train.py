@@ -1,5 +1,6 @@
 """Stage train: histories -> the encoder's weights, chosen on validation; resumable at any moment."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import polars as pl
 from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.baselines.base import FittedOn
+from models.device import fall_back
 from models.encoder.encoder import Encoder
 from models.training import distributed
 from pipeline.modelling.trainer import SELECTION, Trained
@@ -24,6 +26,8 @@ def build(ctx: Context) -> None:
 
     With `train.refit_validation`, selection/ holds the first three of the encoder before its refit.
     """
+    if (message := fall_back()) and not distributed.rank():
+        print(f"train: {message}", file=sys.stderr, flush=True)
     trained = ctx.trainer().fit_split()
     if distributed.rank():
         return

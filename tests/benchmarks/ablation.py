@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from models.evaluation.metrics import Float64, hit_rate, ndcg  # noqa: E402
 from models.settings.encoder import ATTENTION_BLOCKS, Block, Positions, Readout, Score, Weighting  # noqa: E402
-from tests.benchmarks.gpu import Data, Settings, configured, fitted, load, pack, ranks  # noqa: E402
+from tests.benchmarks.gpu_training import Data, Settings, configured, fitted, load, pack, ranks  # noqa: E402
 
 BUDGETS: dict[str, Settings] = {
     "ml-100k": {
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="results, a JSON object a line")
     parser.add_argument("--data", choices=[*BUDGETS], default="ml-100k")
     parser.add_argument(
-        "--packed", type=Path, help="a folder of gpu.py --pack; default: made from the raw data"
+        "--packed", type=Path, help="a folder of gpu_training.py --pack; default: made from the raw data"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the tables and train nothing")

@@ -35,7 +35,7 @@ def machine() -> Figures:
     import torch
 
     from models.device import compiler, computes_bf16
-    from tests.benchmarks.gpu import product_flops, square_flops
+    from tests.benchmarks.gpu_training import product_flops, square_flops
 
     cpu = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def machine() -> Figures:
 
 def train(packed: Path, name: str, epochs: int, compiled: str) -> Figures:
     """One training and its test."""
-    from tests.benchmarks.gpu import MODELS, configured, epoch_flops, fitted, judge, load
+    from tests.benchmarks.gpu_training import MODELS, configured, epoch_flops, fitted, judge, load
 
     data = load(packed / "refit.npz")
     settings = MODELS[name] | {"train.epochs": epochs, "train.compile": compiled}
@@ -78,7 +78,7 @@ def prepare(folder: Path, data: str) -> Figures:
     import numpy as np
 
     from features.histories.jagged import JaggedHistories
-    from tests.benchmarks.gpu import features, pack
+    from tests.benchmarks.gpu_training import features, pack
 
     given = Path(data)
     found = given.absolute() if given.is_dir() else features(data, folder)

@@ -1,511 +1,232 @@
-"""A leave-one-out training on a bare machine, torch and numpy alone: targets/s, share of peak, time to the best validation.
+"""Speed on one GPU, by torch and numpy alone: SASRec and HSTU trained at MovieLens-1M's shapes, users scored against many items.
 
-Where the pipeline is:      python tests/benchmarks/gpu.py --pack ml-1m PACKED          (or a features folder; see --help)
-On the bare machine:        python tests/benchmarks/gpu.py --train hstu-large --packed PACKED --out OUT --seconds 540
-  and on, from what it left: … --resume OUT; any setting: … --set model.dim=64 --set train.epochs=50
-Trained again with the validation events, for the steps that the first training names: … --steps N
-Back where the pipeline is: python tests/benchmarks/gpu.py --unpack OUT MODEL           (model.safetensors, config.json)
+    python tests/benchmarks/gpu.py [--packed PACKED] [--seconds 420] [--out gpu.json]     PACKED: of gpu_training.py --pack
+    python tests/benchmarks/gpu.py --small                                                seconds, on the CPU too
 
-Prints one JSON object, which is also OUT/result.json. Weights, and the state to resume from where it fits, come in pieces under
-16 MiB. Ranking is exact, over the whole catalogue, the history masked; validation NDCG@10 chooses the epoch; the test's history
-has the validation event. The time to the best validation is that of steps and validations.
+Without PACKED the histories are drawn, as many and as long as MovieLens-1M's. Rows of 2,048 are its events cut anew. Each part
+has an equal share of the seconds, after some untimed steps. Figures of a part: targets/s, seconds of an epoch, the share of
+bf16 peak (`--peak`, the data sheet's TFLOP/s; without it that of a large square product, measured here), peak memory.
+Operations are those of the matrix products for real events, backward twice forward, attention as the full square.
 """
 
 import argparse
-import io
+import functools
 import json
-import math
-import os
-import subprocess
 import sys
-import tempfile
 import time
-import timeit
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from models.device import computes_bf16, pick_device  # noqa: E402
-from models.encoder.batching import BatchPlan  # noqa: E402
+from models.device import fall_back, peak_bytes, pick_device, resolved_precision  # noqa: E402
 from models.encoder.encoder import AttentionRecommender, Encoder  # noqa: E402
-from models.evaluation.metrics import Float64, hit_rate, ndcg  # noqa: E402
-from models.evaluation.ranks import rank_targets  # noqa: E402
-from models.histories import Histories  # noqa: E402
-from models.settings.encoder import EncoderSettings  # noqa: E402
-from models.settings.training import SAMPLED_LOSSES, TrainSettings  # noqa: E402
+from models.histories import Histories, Int64  # noqa: E402
+from models.retrieval.exact import nearest  # noqa: E402
 from models.training.loop import fit  # noqa: E402
-from models.training.negatives import NegativeSampler  # noqa: E402
-from models.training.objective import Objective  # noqa: E402
-from models.training.result import EpochRecord, FitResult  # noqa: E402
-from models.training.steps import steps  # noqa: E402
-from models.training.validation import Validation  # noqa: E402
+from models.training.result import FitResult  # noqa: E402
+from tests.benchmarks.gpu_training import HSTU, SASREC, Settings, configured, load, square_flops  # noqa: E402
 
-SHARED = Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT.parent / "shared" / "data"))
-FLAT = ("item_index", "time", "event_type", "value")
-PIECE = 15 * 2**20
-MOST_BACK = 60 * 2**20, 7
-COUNTED_STEPS = 8
-"""Steps of an epoch whose operations are counted."""
-"""Bytes and files that come back from a borrowed machine, result.json apart."""
-SAVE_SECONDS = 60.0
-
-Settings = dict[str, Any]
-"""By dotted keys of the configuration: history.max_length, model.*, train.*."""
-
-SASREC: Settings = {
-    "history.max_length": 200,
-    "model.dim": 64,
-    "model.num_blocks": 2,
-    "model.num_heads": 2,
-    "model.dropout": 0.2,
-    "train.batch_histories": 128,
-    "train.validation_targets": 10**9,
+USERS, ITEMS, EVENTS, SHORTEST, LONGEST = 6_040, 3_416, 999_611, 20, 2_314
+"""Of MovieLens-1M, with at least five events of every user and item."""
+LONG = {"history.max_length": 2_048, "train.batch_histories": 16}
+WIDE = {"model.dim": 512, "model.num_blocks": 8, "model.num_heads": 8}
+LARGE = {"model.dim": 50, "model.num_blocks": 8, "model.request_time": True}
+PARTS: dict[str, Settings] = {
+    "sasrec, length 200": SASREC,
+    "hstu-large, length 200": HSTU | LARGE,
+    "sasrec, length 2048": SASREC | LONG,
+    "hstu, length 2048": HSTU | LONG,
+    "sasrec 512 x 8, length 2048": SASREC | LONG | WIDE,
+    "hstu 512 x 8, length 2048": HSTU | LONG | WIDE,
 }
-HSTU = SASREC | {"model.block": "hstu", "model.time_bias": True, "model.similarity": "cosine"}
-MODELS: dict[str, Settings] = {
-    "sasrec": SASREC,
-    "hstu": HSTU,
-    "hstu-large": HSTU | {"model.dim": 50, "model.num_blocks": 8, "model.request_time": True},
-    "ligr": SASREC | {"model.block": "ligr", "model.num_blocks": 4},
-    "wide": SASREC
-    | {"history.max_length": 128, "model.dim": 256, "model.num_blocks": 3, "model.num_heads": 1}
-    | {"model.dropout": 0.3, "train.batch_histories": 256},
-}
-"""hstu-large: Zhai et al. 2024, with the full softmax; wide: the best of a 108-point grid on ML-1M and Beauty (time-to-split)."""
-
-
-class OutOfTimeError(Exception):
-    """The time is up; what was learned so far is kept."""
+SMALL: Settings = {"train.batch_histories": 16, "model.dim": 8, "model.num_blocks": 1, "model.num_heads": 2}
+SMALLER = 20
+"""Divisor of lengths where all is small."""
+FIRST_STEPS = 4
+"""Untimed steps of a part, from which the number of timed ones follows."""
+SCORED_USERS, SCORED_ITEMS, SCORED_LENGTH, SCORED_DIM = 1_000_000, 200_000, 100, 64
+FIRST_USERS = 2_048
+K = 10
 
 
 @dataclass(frozen=True)
-class Data:
-    """What a model learns from and is judged by, in its own numbering of items; all rows over the same flat arrays."""
+class Log:
+    """Histories to train on."""
 
-    training: Histories
-    validation: Validation
-    test: Validation
+    histories: Histories
     num_items: int
     num_event_types: int
-    num_held_out: int
-    """Test events, those that are no ordinary targets (seen before, unknown in training) included."""
 
 
-# --- where the pipeline is ---
+def drawn(users: int, items: int, events: int) -> Log:
+    """Histories of log-normal lengths, items by a power law of their number, times in order."""
+    random = np.random.default_rng(0)
+    lengths = np.exp(random.normal(0, 1, users))
+    lengths = np.clip(lengths * events / lengths.sum(), SHORTEST, LONGEST).astype(np.int64)
+    ends = np.cumsum(lengths)
+    item = (items * random.random(ends[-1]) ** 2).astype(np.int32) + 1
+    clock = np.sort(random.integers(0, 10**15, ends[-1]))
+    return Log(Histories(item, clock, np.zeros(ends[-1], np.int16), ends - lengths, ends), items, 0)
 
 
-def features(name: str, folder: Path) -> Path:
-    """The leave-one-out features folder of a shipped configuration, made in `folder` from the shared raw data."""
-    (folder / "data").mkdir()
-    (folder / "data" / "raw").symlink_to(SHARED if SHARED.exists() else ROOT / "data" / "raw")
-    options = [f"--config={ROOT / 'pipeline' / 'configs' / name}.toml"]
-    options += ["--set=split.protocol=leave_one_out", "--set=tracking.enabled=false"]
-
-    def lookback(*words: str) -> str:
-        command = [sys.executable, "-m", "pipeline", *words, "features", *options]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
-        return done.stdout
-
-    lookback("run")
-    return folder / lookback("path").splitlines()[-1]
+def cut_anew(histories: Histories, length: int) -> Histories:
+    """The same events in rows of `length` and one more, their last target."""
+    starts: Int64 = np.arange(0, len(histories.item_index) - length, length + 1, dtype=np.int64)
+    return replace(histories, starts=starts, ends=starts + length + 1, request_time=None)
 
 
-def of_features(folder: Path, *, with_validation: bool) -> Data:
-    """What a model learns from a features folder, its training events with those of validation or without, and its targets."""
-    from features.histories.numbering import ItemNumbering
-    from pipeline.dataset.dataset import Dataset
-    from pipeline.dataset.targets import RankedTargets, ranked_targets
-
-    dataset = Dataset.open(folder)
-    training = dataset.training_rows(with_validation=with_validation)
-    numbering = ItemNumbering.of_known(dataset.occurring(training))
-    training = training.translate(numbering.new)
-
-    def judged(targets: RankedTargets) -> Validation:
-        chosen = targets.select(targets.warm)
-        assert np.array_equal(chosen.histories.item_index, training.item_index), "one numbering, one log"
-        return Validation(chosen.histories, chosen.item)
-
-    validation, test = (
-        ranked_targets(dataset, part, numbering, ties="order", exclude_seen=True)
-        for part in ("validation", "test")
+def epoch_flops(model: Encoder, histories: Histories, targets: int) -> float:
+    """Floating-point operations of an epoch, see the top."""
+    matrices = sum(
+        layer.weight.numel() for layer in model.layers.modules() if isinstance(layer, torch.nn.Linear)
     )
-    num_held_out = len(test) + test.left_out["already_seen"]
-    sizes = numbering.num_items, len(dataset.event_types), num_held_out
-    return Data(training, judged(validation), judged(test), *sizes)
+    settings, inputs = model.settings, np.minimum(histories.lengths - 1, model.max_length).astype(np.float64)
+    attention = 12 * settings.num_blocks * settings.dim * np.square(inputs).sum()
+    return float(6 * matrices * inputs.sum() + attention + 6 * targets * settings.dim * model.num_items)
 
 
-def pack(name: str, out: Path) -> None:
-    """`selection.npz` and, trained with validation, `refit.npz` of a shipped configuration or a features folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(name) if (Path(name) / "offsets.npy").exists() else features(name, Path(folder))
-        save(of_features(found, with_validation=False), out / "selection.npz")
-        save(of_features(found, with_validation=True), out / "refit.npz")
-    size = sum(path.stat().st_size for path in out.glob("*.npz"))
-    print(f"{out}: {size / 2**20:.1f} MiB", file=sys.stderr)
+def reduced(settings: Settings) -> Settings:
+    """Small model, short histories."""
+    return settings | SMALL | {"history.max_length": settings["history.max_length"] // SMALLER}
 
 
-def unpack(out: Path, folder: Path) -> None:
-    """The trained model that a bare machine left, as the pipeline reads it."""
-    from models.checkpoint import save_model
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(trained(read_pieces(out, "weights.pt")), folder)
-
-
-# --- arrays in, pieces out ---
-
-
-def save(data: Data, path: Path) -> None:
-    """One file of plain arrays."""
-    arrays: dict[str, Any] = {
-        name: value for name in FLAT if (value := getattr(data.training, name)) is not None
-    }
-    rows = {"training": data.training, "validation": data.validation.histories, "test": data.test.histories}
-    for name, each in rows.items():
-        arrays |= {f"{name}_starts": each.starts, f"{name}_ends": each.ends}
-    for name, held_out in {"validation": data.validation, "test": data.test}.items():
-        arrays[f"{name}_target"] = held_out.target
-        arrays[f"{name}_request_time"] = held_out.histories.request_time
-    arrays["sizes"] = np.array([data.num_items, data.num_event_types, data.num_held_out])
-    np.savez_compressed(path, **arrays)
-
-
-def load(path: Path) -> Data:
-    """What `save` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    flat = {name: arrays[name] for name in FLAT if name in arrays}
-
-    def rows(name: str) -> Histories:
-        times = arrays.get(f"{name}_request_time")
-        return Histories(
-            **flat, starts=arrays[f"{name}_starts"], ends=arrays[f"{name}_ends"], request_time=times
-        )
-
-    validation, test = (Validation(rows(name), arrays[f"{name}_target"]) for name in ("validation", "test"))
-    return Data(rows("training"), validation, test, *arrays["sizes"].tolist())
-
-
-def write_pieces(value: dict[str, Any], folder: Path, name: str, most: tuple[int, int] = MOST_BACK) -> int:
-    """Tensors and plain values as `name.00`, `name.01` …; how many pieces: 0 where they are more than `most` bytes or files."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    content = buffer.getvalue()
-    pieces = [content[start : start + PIECE] for start in range(0, len(content), PIECE)]
-    if len(content) > most[0] or len(pieces) > most[1]:
-        return 0
-    for number, piece in enumerate(pieces):
-        (folder / f"{name}.{number:02d}").write_bytes(piece)
-    return len(pieces)
-
-
-def read_pieces(folder: Path, name: str) -> dict[str, Any]:
-    """What `write_pieces` wrote."""
-    content = b"".join(path.read_bytes() for path in sorted(folder.glob(f"{name}.[0-9][0-9]")))
-    value: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return value
-
-
-# --- training ---
-
-
-def parsed(changes: Sequence[str]) -> Settings:
-    """Changes such as `model.dim=64`, values as in JSON or else text."""
-    settings = {}
-    for key, _, text in (change.partition("=") for change in changes):
-        try:
-            settings[key] = json.loads(text)
-        except ValueError:
-            settings[key] = text
-    return settings
-
-
-def configured(settings: Settings) -> tuple[int, EncoderSettings, TrainSettings]:
-    """Longest history, encoder and training."""
-    model, train = (
-        {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
-        for prefix in ("model.", "train.")
-    )
-    return settings["history.max_length"], EncoderSettings(**model), TrainSettings(**train)
-
-
-def fitted(
-    data: Data, settings: Settings, *, validates: bool = True, max_steps: int | None = None
-) -> FitResult:
-    """One training, undisturbed; for all of its epochs unless it `validates`."""
-    max_length, encoder, training = configured(settings)
-    return fit(
-        data.training,
-        encoder=encoder,
-        train=training,
-        num_items=data.num_items,
-        num_event_types=data.num_event_types,
-        max_length=max_length,
-        validation=data.validation if validates else None,
-        max_steps=max_steps,
-    )
-
-
-def ranks(model: Encoder, test: Validation) -> Float64:
-    """[targets] rank of each target over the whole catalogue, the history masked."""
-    return rank_targets(AttentionRecommender(model), test.histories, test.target, 1, exclude_seen=True).rank
-
-
-def judge(model: Encoder, test: Validation) -> dict[str, float]:
-    """NDCG@10 and hit rate@10 of the test's targets."""
-    rank = ranks(model, test)
-    return {
-        "ndcg@10": round(float(ndcg(rank, 10).mean()), 5),
-        "hit_rate@10": round(float(hit_rate(rank, 10).mean()), 5),
-    }
-
-
-def epoch_flops(data: Data, model: Encoder, train: TrainSettings) -> tuple[int, int]:
-    """(floating-point operations of an epoch's matrix products, its targets), from every so many of its steps.
-
-    Padding within a step's windows is counted, attention as the full square. Recurrent blocks are not: their kernels are opaque.
-    """
-    plan = BatchPlan(
-        data.training,
-        model.max_length,
-        train.batch_histories,
-        None,
-        0,
-        targets=train.targets,
-        with_time=model.settings.uses_time,
-        with_value=model.settings.value,
-    )
-    sizes = data.num_items, model.num_event_types, model.max_length
-    dense = Encoder(model.settings, *sizes, "dense")  # torch counts no fused attention on the CPU
-    objective, sampler = Objective(dense, train), None
-    if train.loss in SAMPLED_LOSSES:
-        known = np.arange(1, data.num_items + 1)
-        sampler = NegativeSampler(train, plan.item_counts(data.num_items), known, 0)
-    place: dict[str, Any] = {"accumulate": 1, "rank": 0, "size": 1, "device": torch.device("cpu")}
-    flops = targets = 0
-    for first in range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // COUNTED_STEPS)):
-        step = next(steps(plan, 0, first, sampler=sampler, **place))
-        with FlopCounterMode(display=False) as counter:
-            torch.autograd.backward(objective(step.parts[0][0], step.negatives))
-        flops += counter.get_total_flops()
-        targets += step.num_targets
-    return round(flops * plan.num_targets / targets), plan.num_targets
-
-
-def product_flops(precision: torch.dtype) -> float:
-    """Floating-point operations per second of `[8192, 64] @ [64, 4096]` on the CPU, memory for the result included."""
-    left, right = torch.ones(8192, 64, dtype=precision), torch.ones(64, 4096, dtype=precision)
-    seconds = min(timeit.repeat(lambda: left @ right, number=1, repeat=100))
-    return 2 * 8192 * 64 * 4096 / seconds
-
-
-def square_flops(device: torch.device) -> float:
-    """Floating-point operations per second of a large square product of random numbers: bf16 where it is native, else fp32."""
-    size = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if computes_bf16(device) else torch.float32
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = math.inf
-    for _ in range(20 if device.type == "cuda" else 3):
-        started = time.perf_counter()
-        product = left @ right
-        product[0, 0].item()  # waits for it
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
-def trained(weights: dict[str, Any]) -> Encoder:
-    """The encoder of what a training left, in evaluation mode."""
-    model = Encoder(EncoderSettings(**weights["encoder"]), *weights["sizes"])
-    model.load_state_dict(weights["model"])
-    return model.to(pick_device()).eval()
-
-
-class Keeper:
-    """Keeps a training's last state, on disk too, and ends the training when its time is up."""
-
-    def __init__(
-        self, out: Path, facts: dict[str, Any], seconds: float, state: dict[str, Any] | None
-    ) -> None:
-        self.out, self.facts, self.state = out, facts, state or {}
-        self.deadline = time.monotonic() + seconds
-        self.written_at = time.monotonic()
-        self.notes: dict[str, Any] = {}
-
-    def __call__(self, state: dict[str, Any]) -> None:
-        """Take in a checkpoint."""
-        self.state = state
-        now = time.monotonic()
-        if now - self.written_at >= SAVE_SECONDS:
-            self.write()
-        if now > self.deadline:
-            raise OutOfTimeError
-
-    def weights(self) -> dict[str, Any]:
-        """The weights to judge: the best so far, or without validation the last, averaged where they are."""
-        state = self.state
-        return self.facts | {"model": state["best"] or state["model"] | state["average"]}
-
-    def write(self) -> None:
-        """Weights, and the state to resume from if what is left of the room holds it."""
-        pieces = write_pieces(self.weights(), self.out, "weights.pt")
-        room = MOST_BACK[0] - pieces * PIECE, MOST_BACK[1] - pieces
-        self.notes = {
-            "weights_pieces": pieces,
-            "state_pieces": write_pieces(self.state, self.out, "state.pt", room),
-        }
-        self.written_at = time.monotonic()
-
-
-def show(record: EpochRecord) -> None:
-    """A line per epoch."""
-    validation = record.validation.get("validation_ndcg@10", math.nan)
-    print(
-        f"epoch {record.epoch}: loss {record.loss:.4f}, {record.targets_per_second:,.0f} targets/s, "
-        f"{record.seconds:.1f} s, validation {validation:.4f}",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def timing(history: list[dict[str, Any]], reach: float | None) -> dict[str, Any]:
-    """Seconds of steps and validations up to the best validation, and up to the first that reaches `reach`."""
-    ends = np.cumsum(
-        [each["seconds"] + each["validation"].get("validation_seconds", 0.0) for each in history]
-    )
-    scores = np.array([each["validation"].get("validation_ndcg@10", math.nan) for each in history])
-    found: dict[str, Any] = {"seconds": round(float(ends[-1]), 1)}
-    if not np.isnan(scores).any():
-        best = int(scores.argmax())
-        found |= {
-            "best_epoch": history[best]["epoch"],
-            "best_step": history[best]["steps"],
-            "validation_ndcg@10": round(float(scores[best]), 5),
-            "seconds_to_best": round(float(ends[best]), 1),
-            "validation": [round(float(score), 4) for score in scores],
-        }
-        if reach is not None:
-            after = np.flatnonzero(scores >= reach)
-            found[f"seconds_to_{reach}"] = round(float(ends[after[0]]), 1) if len(after) else None
-    return found
-
-
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train, judge, and leave everything in the output folder."""
-    max_length, encoder, train = configured(MODELS[arguments.train] | parsed(arguments.set))
-    data = load(arguments.packed / ("refit.npz" if arguments.steps else "selection.npz"))
+def trained(log: Log, settings: Settings, seconds: float, peak: float, *, is_cut: bool) -> dict[str, Any]:
+    """Train for about so many seconds, `is_cut`: on the events cut anew; the figures of a part."""
+    max_length, encoder, train = configured(settings | {"train.epochs": 1_000, "train.compile": "off"})
     device = pick_device()
-    sizes = [data.num_items, data.num_event_types, max_length]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    state = read_pieces(arguments.resume, "state.pt") if arguments.resume else None
-    keeper = Keeper(arguments.out, {"encoder": asdict(encoder), "sizes": sizes}, arguments.seconds, state)
-    started, is_whole = time.monotonic(), True
-    try:
-        fit(
-            data.training,
+    histories = cut_anew(log.histories, max_length) if is_cut else log.histories
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    def steps(number: int) -> FitResult:
+        return fit(
+            histories,
             encoder=encoder,
-            train=replace(train, checkpoint_seconds=min(train.checkpoint_seconds, SAVE_SECONDS)),
-            num_items=data.num_items,
-            num_event_types=data.num_event_types,
+            train=train,
+            num_items=log.num_items,
+            num_event_types=log.num_event_types,
             max_length=max_length,
-            seed=arguments.seed,
-            validation=data.validation,
-            max_steps=arguments.steps,
-            resume=state,
-            on_checkpoint=keeper,
-            on_epoch=show,
+            max_steps=number,
         )
-    except OutOfTimeError:
-        is_whole = False
-    trained_at = time.monotonic()
-    keeper.write()
-    model = trained(keeper.weights())
-    history = keeper.state["history"]
-    flops, targets = epoch_flops(data, model, train)
-    result = {
-        "model": arguments.train,
-        "changes": arguments.set,
-        "seed": arguments.seed,
+
+    steps(1)  # with what the first step alone needs
+    first = steps(FIRST_STEPS)
+    of_step = sum(record.seconds for record in first.history) / FIRST_STEPS
+    of_epoch = first.resolved["steps_per_epoch"]
+    number = max(FIRST_STEPS, round(seconds / of_step))
+    number = max(1, round(number / of_epoch)) * of_epoch if number > of_epoch / 2 else number
+    result = steps(number)
+    rate = sum(record.targets for record in result.history) / sum(record.seconds for record in result.history)
+    targets = result.resolved["targets_per_epoch"]
+    flops = epoch_flops(result.model, histories, targets) / targets * rate
+    return {
+        "targets_per_second": round(rate),
+        "epoch_seconds": round(targets / rate, 3),
+        "steps": number,
+        "steps_per_epoch": of_epoch,
+        "teraflops_per_second": round(flops / 1e12, 3),
+        "share_of_peak": round(flops / peak, 4),
+        "peak_megabytes": round(peak_bytes(device) / 2**20),
+        "parameters": result.resolved["parameters"],
+        "precision": result.resolved["precision"],
+    }
+
+
+def scored(users: int, items: int, seconds: float) -> dict[str, Any]:
+    """Encode users by SASRec and search their best items exactly: users/s of each, for as many users as the seconds allow."""
+    device = pick_device()
+    _, encoder, _ = configured(SASREC | {"model.dim": SCORED_DIM})
+    model = Encoder(encoder, items, 0, SCORED_LENGTH).to(device)
+    recommender, vectors = AttentionRecommender(model), model.item_vectors().detach()[1:]
+    log = drawn(users, items, users * SCORED_LENGTH // 2).histories
+
+    def timed(number: int) -> tuple[float, float]:
+        started = time.perf_counter()
+        encoded = recommender.encode(log.select(slice(0, number)))
+        encoded_at = time.perf_counter()
+        nearest(torch.from_numpy(encoded).to(device), vectors, K)[0].cpu()  # waits for it
+        return encoded_at - started, time.perf_counter() - encoded_at
+
+    first = min(FIRST_USERS, users)
+    timed(first)
+    number = min(users, max(first, round(first * seconds / sum(timed(first)))))
+    encoding, searching = timed(number)
+    return {
+        "users": number,
+        "items": items,
+        "users_per_second": round(number / (encoding + searching)),
+        "encoded_users_per_second": round(number / encoding),
+        "searched_users_per_second": round(number / searching),
+        "seconds_for_a_million_users": round(1e6 * (encoding + searching) / number, 1),
+    }
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All parts, written after each; a part that fails is named, the others go on."""
+    device, small = pick_device(), arguments.small
+    if message := fall_back():
+        print(message, file=sys.stderr)
+    size = (60, 300, 6_000) if small else (USERS, ITEMS, EVENTS)
+    log = drawn(*size)
+    if arguments.packed is not None:
+        data = load(arguments.packed / "selection.npz")
+        log = Log(data.training, data.num_items, data.num_event_types)
+    peak = arguments.peak * 1e12 if arguments.peak else square_flops(device)
+    result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "torch": torch.__version__,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "is_whole": is_whole,
-        "wall_seconds": round(trained_at - started, 1),
-        "epochs": len(history),
-        "targets_per_epoch": targets,
-        "test_targets": len(data.test.target),
-        "test": judge(model, data.test),
-    } | keeper.notes
-    if history:
-        result |= timing(history, arguments.reach) | speed(history, flops / targets, device)
-    if not arguments.steps and "best_step" in result:
-        after = epoch_flops(load(arguments.packed / "refit.npz"), model, train)[1]
-        result["refit_steps"] = max(1, round(result["best_step"] * after / targets))
-    (arguments.out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        "precision": resolved_precision("auto", device),
+        "peak_teraflops_per_second": round(peak / 1e12, 3),
+        "data": str(arguments.packed.name) if arguments.packed is not None else "drawn",
+        "parts": {},
+    }
+    share = arguments.seconds / (len(PARTS) + 1)
+    to_score = (300, 2_000) if small else (SCORED_USERS, SCORED_ITEMS)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        name: functools.partial(
+            trained,
+            log,
+            reduced(settings) if small else settings,
+            share * 0.7,
+            peak,
+            is_cut=settings["history.max_length"] == LONG["history.max_length"],
+        )
+        for name, settings in PARTS.items()
+    }
+    parts["scoring"] = functools.partial(scored, *to_score, share * 0.5)
+    for name, part in parts.items():
+        started = time.monotonic()
+        try:
+            figures = part()
+        except (MemoryError, RuntimeError) as error:
+            figures = {"error": str(error).partition("\n")[0]}
+        figures["wall_seconds"] = round(time.monotonic() - started, 1)
+        result["parts"][name] = figures
+        print(f"{name}: {json.dumps(figures)}", file=sys.stderr, flush=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
-def speed(history: list[dict[str, Any]], flops_per_target: float, device: torch.device) -> dict[str, Any]:
-    """Targets/s, the median epoch's, and what share that is of a large square product measured here."""
-    rate = float(np.median([each["targets"] / each["seconds"] for each in history]))
-    peak = square_flops(device)
-    return {
-        "targets_per_second": round(rate),
-        "gigaflops_per_second": round(rate * flops_per_target / 1e9, 1),
-        "square_product_gigaflops_per_second": round(peak / 1e9, 1),
-        "share_of_peak": round(rate * flops_per_target / peak, 4),
-        "peak_megabytes": round(max(each["peak_bytes"] for each in history) / 2**20),
-    }
-
-
 def main() -> None:
-    """Pack, train or unpack."""
+    """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--pack",
-        nargs=2,
-        metavar=("DATA", "PACKED"),
-        help="DATA: a name in pipeline/configs, or a features folder",
-    )
-    parser.add_argument("--unpack", nargs=2, type=Path, metavar=("OUT", "MODEL"))
-    parser.add_argument("--train", choices=[*MODELS])
-    parser.add_argument("--packed", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--resume", type=Path, help="a folder with state.pt.00 …")
-    parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="stop at the first checkpoint after this"
-    )
-    parser.add_argument(
-        "--steps", type=int, help="train with the validation events, exactly so many steps, on refit.npz"
-    )
-    parser.add_argument("--reach", type=float, help="say when validation NDCG@10 reached this")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set", action="append", default=[], help="KEY=VALUE of history.max_length, model.*, train.*"
-    )
+    parser.add_argument("--packed", type=Path, help="a folder of gpu_training.py --pack")
+    parser.add_argument("--seconds", type=float, help="of all parts together (420, with --small 3)")
+    parser.add_argument("--peak", type=float, help="the data sheet's bf16 TFLOP/s, dense")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--small", action="store_true", help="small models and data, to try the command")
     arguments = parser.parse_args()
-    if arguments.pack:
-        pack(arguments.pack[0], Path(arguments.pack[1]))
-    elif arguments.unpack:
-        unpack(*arguments.unpack)
-    elif arguments.train and arguments.packed:
-        print(json.dumps(run(arguments)))
-    else:
-        parser.error("one of --pack, --unpack, or --train with --packed")
+    arguments.seconds = arguments.seconds or (3.0 if arguments.small else 420.0)
+    print(json.dumps(measured(arguments)))
 
 
 if __name__ == "__main__":

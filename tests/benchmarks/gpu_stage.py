@@ -35,7 +35,7 @@ from models.settings.training import TrainSettings  # noqa: E402
 from models.training.loop import fit  # noqa: E402
 from models.training.result import EpochRecord, FitResult  # noqa: E402
 from models.training.validation import Validation, validate  # noqa: E402
-from tests.benchmarks.gpu import FLAT, parsed, read_pieces, show, write_pieces  # noqa: E402
+from tests.benchmarks.gpu_training import FLAT, parsed, read_pieces, show, write_pieces  # noqa: E402
 
 Arrays = dict[str, Any]
 REPEATS = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 2**27}]

@@ -62,6 +62,7 @@ def test_a_default_a_unit_and_a_type(capsys: pytest.CaptureFixture[str]) -> None
         "name",
         "events.columns",
         "users.columns",
+        "exposures.columns",
         "data.folder",
         "deliver.database",
         "deliver.table",

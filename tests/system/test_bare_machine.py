@@ -1,4 +1,4 @@
-"""models/ trains, stops, resumes and ranks where torch and numpy are all there is, as tests/benchmarks/gpu.py has it do."""
+"""models/ trains, stops, resumes and ranks where torch and numpy are all there is, by tests/benchmarks/gpu_training.py."""
 
 import json
 import subprocess
@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from models.checkpoint import load_model
+from models.encoder.encoder import Encoder
 from models.histories import Histories
+from models.settings.encoder import EncoderSettings
 from models.training.validation import Validation
-from tests.benchmarks import gpu
+from tests.benchmarks import gpu as speed
+from tests.benchmarks import gpu_training as gpu
 
 ABSENT = (
     *(
@@ -102,6 +105,29 @@ def test_stopped_training_goes_on_and_its_weights_come_back(packed, tmp_path, mo
     again = train_here(f"--out={tmp_path / 'third'}", "--steps=3")
     assert again["targets_per_epoch"] == NUM_USERS * (NUM_EVENTS - 2)
     assert "validation" not in again
+
+
+@pytest.mark.slow
+def test_the_speed_of_every_part_is_measured(packed, tmp_path):
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-c", BARE, speed.__file__, "--small", f"--out={out}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=tmp_path)
+    result = json.loads(out.read_text())
+    assert json.loads(done.stdout) == result
+    assert [*result["parts"]] == [*speed.PARTS, "scoring"]
+    for name in speed.PARTS:
+        assert result["parts"][name]["targets_per_second"] > 0, result["parts"][name]
+    assert result["parts"]["scoring"]["users"] == 300
+
+
+def test_operations_of_an_epoch_by_pencil():
+    """Two rows of 3 and 2 inputs, one block of width 4 with 4 x 12, 4 x 4, 4 x 16 and 16 x 4 weights, 7 items, 5 targets."""
+    model = Encoder(EncoderSettings(dim=4, num_blocks=1, num_heads=1), 7, 0, 3)
+    flat = np.ones(9, np.int32), np.arange(9), np.zeros(9, np.int16)
+    histories = Histories(*flat, np.array([0, 6]), np.array([6, 9]))  # of the first, 3 of 5 inputs
+    matrices = 6 * 5 * (48 + 16 + 64 + 64)
+    attention = 12 * 4 * (3 * 3 + 2 * 2)
+    assert speed.epoch_flops(model, histories, 5) == matrices + attention + 6 * 5 * 4 * 7
 
 
 def test_pieces_join_to_what_was_cut(monkeypatch, tmp_path):

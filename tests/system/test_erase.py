@@ -75,8 +75,10 @@ def log(tmp_path: Path) -> Path:
 def test_only_what_was_made_with_the_present_exclusion_stays(
     log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = run(configuration(log, forget(log, 2)), "features")
-    config = configuration(log, forget(log, 2, 3))  # a list that grew
+    columns = 'exposures.columns={ user_id = "user", item_id = "item", timestamp = "at" }'
+    shown = (f"exposures.path={log}/log.csv", columns)
+    old = run(configuration(log, *shown, forget(log, 2)), "features")
+    config = configuration(log, *shown, forget(log, 2, 3))  # a list that grew
     new = run(config, "features")
     for rest in (".building-" + "0" * 16, ".old-" + old.name):
         (old.stage_folder / rest).mkdir()
@@ -91,7 +93,12 @@ def test_only_what_was_made_with_the_present_exclusion_stays(
     for stage in ("ingest", "features"):
         left = [path for path in (log / "data" / "log" / stage).glob("[0-9a-f]*") if path.is_dir()]
         assert len(left) == 1
-    assert len(list((log / "data" / "log" / "ingest" / PARTS).glob("[0-9a-f]*"))) == 1
+    parts = list((log / "data" / "log" / "ingest" / PARTS).glob("[0-9a-f]*"))
+    assert sorted(file.name for part in parts for file in part.glob("e*.parquet")) == [
+        "events.parquet",
+        "exposures.parquet",
+    ]
+    assert len(parts) == 2
     assert new.workspace.exists()
     new.verify()
     assert prune_excluded(config, dry_run=False) == []

@@ -401,3 +401,17 @@ def test_histories_longer_than_a_step_leave_no_step_empty(batch_histories, one_w
         steps = plan.epoch(epoch)
         assert len(steps) == plan.steps_per_epoch == 500 // batch_histories
         assert sorted(np.concatenate(steps).tolist()) == list(range(500))
+
+
+def test_few_shapes_hold_the_same_targets():
+    """Lengths 1..31 round up to 1, 2, 3, 4, 6, 8, 12, 16, 24, 32; rows to three digits."""
+    plan = BatchPlan(random_histories(2000), 40, 16, None, 0, one_window=True)
+    usual = [plan.batch(rows, 0) for rows in plan.epoch(0)]
+    plan.few_shapes = True
+    few = [plan.batch(rows, 0) for rows in plan.epoch(0)]
+    columns = {shapes(batch)[0][1] for batch in few}
+    assert columns <= {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40}
+    assert len({shapes(batch)[0] for batch in few}) < len({shapes(batch)[0] for batch in usual}) / 2
+    for one, other in zip(usual, few, strict=True):
+        assert torch.equal(one.target, other.target)
+        assert torch.equal(items_in(one)[one.position], items_in(other)[other.position])

@@ -309,6 +309,36 @@ def test_weights_that_are_not_finite_stop_the_training():
     assert kept["progress"]["total_steps"] == 1
 
 
+def test_numbers_read_many_steps_at_a_time_are_those_of_each_step(monkeypatch):
+    each = train(validation=held_out())
+    monkeypatch.setitem(loop.STEPS_PER_READ, "cpu", 4)  # of 9 steps in an epoch, the ninth at its end
+    together = train(validation=held_out())
+    assert same_bits(each, together)
+    assert [(one.loss, one.grad_norm) for one in each.history] == [
+        (one.loss, one.grad_norm) for one in together.history
+    ]
+
+
+def test_a_step_that_is_not_finite_is_named_at_the_read_behind_it(monkeypatch):
+    monkeypatch.setitem(loop.STEPS_PER_READ, "cpu", 4)
+    states: list[dict[str, Any]] = []
+    absurd = with_train(learning_rate=1e30, max_grad_norm=0, checkpoint_seconds=0)
+    rows = BatchPlan(planted(), 8, 16, None, 0, one_window=True).epoch(0)[1]
+    with pytest.raises(ValueError, match=f"epoch 1, step 2 \\(training histories \\[{rows[0]}, "):
+        train(train=absurd, on_checkpoint=states.append)
+    assert not states
+
+
+def test_checkpoints_between_reads_lose_no_step(monkeypatch):
+    monkeypatch.setitem(loop.STEPS_PER_READ, "cpu", 4)
+    states: list[dict[str, Any]] = []
+    undisturbed = train(train=with_train(checkpoint_seconds=0), on_checkpoint=states.append)
+    assert [state["progress"]["total_steps"] for state in states] == [4, 8, 9, 13, 17, 18, 22, 26, 27]
+    resumed = train(train=with_train(checkpoint_seconds=0), resume=states[4])
+    assert same_bits(undisturbed, resumed)
+    assert [record.loss for record in resumed.history] == [record.loss for record in undisturbed.history]
+
+
 def test_weights_that_the_last_step_ruined_are_not_kept():
     states: list[dict[str, Any]] = []
     rows = BatchPlan(planted(), 8, 16, None, 0, one_window=True).epoch(0)[0]

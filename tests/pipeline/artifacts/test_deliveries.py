@@ -238,6 +238,8 @@ def test_items_and_users_are_read_whole(sqlite: Log) -> None:
 def test_erased_users_are_in_no_delivery_and_nothing_is_built_again(sqlite: Log) -> None:
     pl.DataFrame({"user_id": ["ann"]}).write_parquet(sqlite.folder / "forget.parquet")
     key = f'exclude_users = "{sqlite.folder}/forget.parquet"\n'
+    key += f'[exposures]\ndatabase = "{sqlite.database.address}"\nquery = "SELECT u, i, t FROM log"\n'
+    key += 'columns = { user_id = "u", item_id = "i", timestamp = "t" }\n'
     old = "SELECT * FROM log"
     sqlite.read(old)
     sqlite.database.insert(DAY_2)

@@ -13,13 +13,14 @@ from pipeline.orchestration.graph import STAGES, earlier_cuts, order, resolve
 from pipeline.tracking import registry
 from pipeline.tracking.registry import ModelSource
 
-TABLES = ("events", "items", "users")
+TABLES = ("events", "items", "users", "exposures")
 READ_BY_NO_STAGE = {
     "data_dir": "where artifacts lie does not shape them",
     "events.path": "the content is an input, wherever it lies",
     "events.exclude_users": "the content is an input",
     "items.path": "the content is an input",
     "users.path": "the content is an input",
+    "exposures.path": "the content is an input",
     **{
         f"{table}.{key}": "what a read delivers is an input"
         for table in TABLES
