@@ -48,7 +48,8 @@ class HistoryAttention(nn.Module):
     temperature: Tensor | None
     """Temperature of gumbel_softmax: see `models.encoder.encoder.Encoder.anneal`."""
     blocked: Callable[..., Tensor]
-    """`blocked_attention.blocked`, which torch.compile leaves alone: see `models.training.objective`."""
+    flexible: Callable[..., Tensor]
+    """Functions of these names, which torch.compile leaves alone: see `models.training.objective`."""
 
     def __init__(self, settings: EncoderSettings, implementation: Implementation = "auto") -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class HistoryAttention(nn.Module):
         heads, components = settings.num_heads, settings.dim // settings.num_heads
         self.settings = settings
         self.implementation: Implementation = implementation
-        self.blocked = blocked
+        self.blocked, self.flexible = blocked, flexible
         self.distances = DistanceBias(heads) if settings.positions == "relative" else None
         self.times = TimeBias(heads) if settings.time_bias else None
         self.rotary = settings.positions == "rotary"
@@ -86,7 +87,7 @@ class HistoryAttention(nn.Module):
             if form == "blocked":
                 return self.blocked(queries, keys, values, geometry, weighting, *self._tables)
             if form == "flex":
-                return flexible(queries, keys, values, geometry, *self._tables)
+                return self.flexible(queries, keys, values, geometry, *self._tables)
             bias, visible = self._bias(geometry), geometry.visible
             if weighting == "silu":
                 return pointwise(queries, keys, values, visible, geometry.num_visible, bias)
@@ -119,7 +120,10 @@ class HistoryAttention(nn.Module):
     def form(
         self, values: Float[Tensor, "b h l c"], geometry: AttentionGeometry
     ) -> Literal["flex", "blocked", "dense"]:
-        """`model.attention` with auto resolved; single queries, whose scores are few, are dense."""
+        """`model.attention` with auto resolved; single queries, whose scores are few, are dense.
+
+        The gradient of flex on CUDA has not run in our tests, so short histories stay dense there too.
+        """
         if not geometry.is_whole or geometry.mask is not None or self.implementation != "auto":
             return "dense"
         chosen, weighting = self.settings.attention, self.settings.weighting

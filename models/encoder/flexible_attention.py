@@ -32,7 +32,8 @@ def flexible(
     """`softmax(queries @ keys.T + distances[:, geometry.distance] + times[:, geometry.elapsed]) @ values` over visible columns.
 
     Every column is a query. On CUDA the kernel computes mask and buckets from columns, positions and times. On the CPU, where
-    torch has the forward pass alone, the same functions give the dense formula; the gradient on CUDA is torch's own.
+    torch has the forward pass alone, the same functions give the dense formula. The gradient, torch's own, exists on CUDA alone
+    and has not run in our tests.
     Source: Dong et al. 2024 (FlexAttention).
     """
     rows = geometry.shape[0]
@@ -52,8 +53,7 @@ def flexible(
         return score
 
     biases = None if distances is None and times is None else with_biases
-    is_separate = queries.device.type == "cuda" and not torch.compiler.is_compiling()
-    kernel: Any = _compiled() if is_separate else flex_attention
+    kernel: Any = _compiled() if queries.device.type == "cuda" else flex_attention
     mixed: Tensor = kernel(
         queries, keys, values, score_mod=biases, block_mask=block_mask(geometry), scale=1.0
     )
@@ -95,7 +95,8 @@ def block_mask(geometry: AttentionGeometry) -> BlockMask:
 
 @functools.cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+    # not dynamic=True: constants of the buckets would be inputs, which the kernel does not take
+    return torch.compile(flex_attention)
 
 
 def runs_fused(values: Float[Tensor, "b h l c"]) -> bool:

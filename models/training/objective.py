@@ -38,8 +38,10 @@ class Objective(nn.Module):
         self.states = encoder.states
         if compile:
             for layer in encoder.modules():
-                if isinstance(layer, HistoryAttention):  # a graph would unroll the blocks of each length
+                if isinstance(layer, HistoryAttention):
+                    # a graph would unroll the blocks of each length; flex_attention is compiled by itself
                     layer.blocked = torch.compiler.disable(layer.blocked)  # type: ignore[no-untyped-call]
+                    layer.flexible = torch.compiler.disable(layer.flexible)  # type: ignore[no-untyped-call]
             self.states = torch.compile(encoder.states, dynamic=not static_shapes)
         if static_shapes:
             torch._dynamo.config.recompile_limit = MAX_GRAPHS  # noqa: SLF001  (beyond 8 it would compile no more)
