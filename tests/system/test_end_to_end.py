@@ -315,6 +315,7 @@ def test_prune_keeps_what_is_in_use(copied: Workdir) -> None:
     assert os.path.lexists(champion.parent / "latest")
 
 
+@pytest.mark.slow
 def test_bad_logs(log_workdir: Callable[..., Workdir], tmp_path: Path) -> None:
     header = "user_id,item_id,timestamp\n"
     for text, message in [

@@ -45,10 +45,8 @@ def wait_until(happened: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [stage if stage == "features" else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_run_again(finished: Workdir, copied: Workdir, stage: str) -> None:
     """Everything from this stage on is removed; the stage is killed when it begins and at three moments, and then left to end."""
     names = list(STAGES)

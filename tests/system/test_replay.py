@@ -119,6 +119,7 @@ def test_what_is_sent_later_names_the_code_that_computed_it(
     assert {run["tags"]["lookback.git"] for run in runs.values()} == {of_then.stdout[:12]}
 
 
+@pytest.mark.slow
 def test_without_tracking_nothing_is_written(copied: Workdir) -> None:
     shutil.rmtree(copied.folder / "mlruns")
     copied.run("all", "--set", "tracking.enabled=false", "--set", "model.dim=8", "--set", "train.epochs=1")

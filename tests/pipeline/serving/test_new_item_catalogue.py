@@ -132,6 +132,7 @@ def test_items_that_neither_log_nor_table_had_are_counted(tmp_path: Path) -> Non
         new_item_catalogue.num_new(ids, log, table)
 
 
+@pytest.mark.slow
 def test_tonight_s_items_of_the_table_and_the_log(copied: Workdir) -> None:
     """Two further rows of the items' table, one of which says nothing: the champion scores with the other."""
     raw = copied.folder / "data" / "tiny" / "raw" / "items.csv"

@@ -284,6 +284,7 @@ def test_chunks_and_another_run_change_no_byte(
     assert one.equals(other)
 
 
+@pytest.mark.slow
 def test_a_log_without_times_has_no_recent_popularity(inputs: dict[str, Path], tmp_path: Path):
     context = judge(inputs, tmp_path / "evaluate", unit="position")
     report = read_json(context.folder / "metrics.json")
@@ -467,6 +468,7 @@ def test_targets_on_unseen_items_count_as_misses_where_asked_for(inputs: dict[st
         assert one["apart"]["unknown_item"]["metrics_with_them"][system]["ndcg@10"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_targets_on_items_known_by_content_are_ranked(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -339,6 +339,7 @@ def test_all_files_of_a_log_have_one_type_of_id(log: Log) -> None:
     assert read_manifest(log.ingest())["id_types"] == {"user_id": "string", "item_id": "int64"}
 
 
+@pytest.mark.slow
 def test_a_later_file_that_would_change_the_type_stops_with_the_key(log: Log) -> None:
     first = log.ingest()
     assert read_manifest(first)["id_types"] == {"user_id": "int64", "item_id": "int64"}

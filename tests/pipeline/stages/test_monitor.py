@@ -96,6 +96,7 @@ def test_realised_figures_are_those_of_plain_polars(nights: Nights) -> None:
     assert realised(table, 7) == {first: pytest.approx(expected(nights, lists, first, 7))}
 
 
+@pytest.mark.slow
 def test_a_damaged_night_is_judged_again(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     """Its outcomes come back from the lists; those of another night stay a link."""
     for name in "ab":
@@ -123,6 +124,7 @@ def test_a_damaged_night_is_judged_again(nights: Nights, capsys: pytest.CaptureF
     assert len(list(after.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_night_without_lists_keeps_its_figures(
     nights: Nights, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +181,7 @@ def test_differences_from_shadows_are_paired_and_adjusted(nights: Nights) -> Non
         assert row["p_holm"] <= 1
 
 
+@pytest.mark.slow
 def test_charts_columns_and_metrics_of_the_night_s_run_are_those_of_the_series(nights: Nights) -> None:
     day_before = nights.log_time() - DAY
     lists = nights.deliver(some_lists(1), name="a" * 16, model_time=day_before, model_version=4)

@@ -99,6 +99,7 @@ def test_always_and_never_are_obeyed(copied: Workdir, use: str) -> None:
     assert len(stage.own) == stage.statistics.num_items + 1
 
 
+@pytest.mark.slow
 def test_the_gate_judges_both_stages(copied: Workdir) -> None:
     """Ranks of the evaluated weights in the bundle are those of the evaluation."""
     from pipeline.dataset.targets import ranked_targets

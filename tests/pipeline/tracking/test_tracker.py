@@ -467,6 +467,7 @@ def server(folder: Path, port: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.slow
 def test_remote_server_and_its_absence(
     empty_store: Path,
     tmp_path: Path,
