@@ -1,4 +1,4 @@
-"""What an exposure has beside its user, item and time: rank, propensity, list."""
+"""Fields of an exposure beside user, item and time: rank, propensity, list."""
 
 import polars as pl
 

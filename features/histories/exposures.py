@@ -1,4 +1,4 @@
-"""What users were shown, stored like their histories and joined with the events that followed, in bounded memory.
+"""Exposures of users, stored like their histories and joined with the events that followed, in bounded memory.
 
 A bucket is a range of users, as in `buckets`. The exposure log is read twice, once for the numbers per user; each bucket is then
 sorted alone, joined with the same users' events, and appended to the flat arrays.

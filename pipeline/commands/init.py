@@ -181,7 +181,7 @@ def _ids(sample: Sample, roles: Roles) -> dict[str, pl.Series]:
 
 
 def _path(paths: Sequence[Path]) -> str | list[str]:
-    """Value of `events.path`: a pattern where the files are all of their kind in a folder, so that later ones count too."""
+    """Value of `events.path`: a pattern, which later files fit too, if these are all of their kind in a folder."""
     pattern = _pattern(paths[0])
     if len(paths) > 1 and {*map(str, paths)} == {*glob.glob(pattern)}:  # noqa: PTH207
         return pattern

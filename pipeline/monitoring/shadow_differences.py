@@ -84,7 +84,7 @@ class PairedSums:
     def of_files(
         cls, files: OutcomeFiles, changed: Collection[Key], before: Sequence["PairedSums"]
     ) -> list["PairedSums"]:
-        """Sums of each window whose newest night has shadows, over all nights with lists of its length by every one of them.
+        """Sums of each window whose newest night has shadows, over the nights with lists of its length by all of them.
 
         changed: nights and windows to read; the others are in `before`, whose sums go on if they are of the same systems and none
         of their nights has changed.

@@ -104,9 +104,9 @@ def _predecessor(
 
     exclusion: digest of the excluded users.
     """
-    series_of_none = _Series(OutcomeFiles(ctx.folder), pl.DataFrame(schema=series.COLUMNS))
+    empty = _Series(OutcomeFiles(ctx.folder), pl.DataFrame(schema=series.COLUMNS))
     if ctx.previous is None:
-        return series_of_none
+        return empty
     try:
         continued = [series.FILE, alerts.FILE, shadow_differences.RECORD]
         continued += [f"{shadow_differences.FOLDER}/{days:g}d.parquet" for days in ctx.config.monitor.days]
@@ -116,7 +116,7 @@ def _predecessor(
     except (OSError, DamagedArtifact, pl.exceptions.PolarsError) as error:
         text = f"monitor: {ctx.previous} is damaged ({type(error).__name__}): the series begins anew with the lists still there"
         print(text, file=sys.stderr, flush=True)
-        return series_of_none
+        return empty
     record = read_record(ctx.previous / alerts.FILE)
     kept = _Series(OutcomeFiles(ctx.folder), nights, _pairs(record.get("judged")), _pairs(record.get("lost")))
     damaged = kept.files.link_from(OutcomeFiles(ctx.previous))
