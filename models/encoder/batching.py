@@ -148,18 +148,17 @@ class BatchPlan:
 
     Inputs are the `max_length` most recent events before the history's last visit, targets all of its visits but the first. A
     state predicts what follows its visit, so nothing of a target's own visit is in its history. `session`: see `Visits`; None:
-    every event is a visit, so that the next event is predicted at each event.
-    `predict` "next": every event of the next visit, weighted by `type_weights` of its event type (default 1); "visit": the set
-    of the next visit's items, of the largest of each one's weights divided by their number; "window": the set of the items
-    within `horizon` microseconds of a night, which is the state's request time (see `HorizonTargets`). An event of weight 0 or
-    of item 0 is no target; a history without any target is left out. `num_targets` counts each item of a visit once; with
-    "window", states with a target.
-    `targets` "last": each history's last target alone, from the events before its visit; "random": one of each history, another
-    every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
-    Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
-    A batch's histories are drawn at random and packed by length into several windows. With `one_window`, for encoders whose time
-    grows with columns rather than rows, a batch's histories are of similar length instead; so they are where a step has too few
-    tokens for two windows of `window_tokens`, below which a window costs more than the padding it saves.
+    every event is a visit, so that the next event is predicted at each event. `predict` "next": every event of the next visit,
+    weighted by `type_weights` of its event type (default 1); "visit": the set of the next visit's items, of the largest of each
+    one's weights divided by their number; "window": the set of the items within `horizon` microseconds of a night, which is the
+    state's request time (see `HorizonTargets`). An event of weight 0, a dislike or one of item 0 is no target; a history without
+    any target is left out. `num_targets` counts each item of a visit once; with "window", states with a target. `targets` "last":
+    each history's last target alone, from the events before its visit; "random": one of each history, another every epoch. The
+    budget of a step is `batch_histories` times the mean number of inputs. Each epoch's order follows from (seed, epoch) alone.
+    `with_time`, `with_value`: as in `pad`. A batch's histories are drawn at random and packed by length into several windows.
+    With `one_window`, for encoders whose time grows with columns rather than rows, a batch's histories are of similar length
+    instead; so they are where a step has too few tokens for two windows of `window_tokens`, below which a window costs more than
+    the padding it saves.
     """
 
     def __init__(
@@ -180,7 +179,10 @@ class BatchPlan:
         window_tokens: int = 0,
     ) -> None:
         weight = np.float32(1) if type_weights is None else type_weights[histories.event_type]
-        self.event_weight = np.where(histories.item_index > 0, weight, 0).astype(np.float32, copy=False)
+        bears = histories.item_index > 0
+        if histories.dislikes is not None:
+            bears &= histories.dislikes[histories.event_type] == 0
+        self.event_weight = np.where(bears, weight, 0).astype(np.float32, copy=False)
         self.targets, self.max_length, self.seed = targets, max_length, seed
         self.with_time, self.with_value, self.window_tokens = with_time, with_value, window_tokens
         self.visits, self.within_horizon = Visits.of(histories, session), None

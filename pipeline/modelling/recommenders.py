@@ -66,7 +66,10 @@ class RecommenderKind:
         return self.name not in BUILT_IN
 
     def fit(self, histories: Histories, num_items: int, settings: Settings) -> Baseline:
-        """Fit with the settings of a grid point. Raises LookbackError where one's own class returns something else."""
+        """Fit with the settings of a grid point, on the rows without dislikes. Raises LookbackError where one's own class returns
+        something else.
+        """
+        histories = histories.without_dislikes()
         system = self.made_by.fit(histories, num_items, **settings)
         if not self.is_custom:
             fitted: Baseline = system

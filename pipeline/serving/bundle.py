@@ -298,13 +298,14 @@ class Bundle:
     ) -> tuple[Histories, int]:
         """`histories_of` in the deployed numbering; request_time: by default `newest`."""
         history = self.description.get("settings", {}).get("history", {})
-        return event_lists.histories_of(
+        histories, num_unknown = event_lists.histories_of(
             lists,
             self.items,
             self.description["event_types"],
             self.newest if request_time is None else request_time,
             drop_consecutive=history.get("repeats") == "drop_consecutive",
         )
+        return replace(histories, dislikes=self._saved.dislikes), num_unknown
 
     def rules(self, exclude_seen: bool | None = None) -> Rules:
         """Rules where nothing else is set; exclude_seen: by default `excludes_seen`."""

@@ -28,6 +28,8 @@ def build(ctx: Context) -> None:
     """
     if (message := fall_back()) and not distributed.rank():
         print(f"train: {message}", file=sys.stderr, flush=True)
+    if (caution := _unread_dislikes(ctx)) and not distributed.rank():
+        print(f"train: {caution}", file=sys.stderr, flush=True)
     trained = ctx.trainer().fit_split()
     if distributed.rank():
         return
@@ -36,6 +38,22 @@ def build(ctx: Context) -> None:
         (ctx.folder / SELECTION).mkdir(exist_ok=True)
         _save(ctx.folder / SELECTION, trained.selection.model, trained.selection_numbering)
     _report(ctx, trained)
+
+
+def _unread_dislikes(ctx: Context) -> str:
+    """Caution where the settings make less of the log's dislikes than could be; empty without any."""
+    if ctx.dataset.histories.dislikes is None:
+        return ""
+    if not ctx.config.model.event_type:
+        return (
+            "the log has dislikes, but model.event_type is false: the model reads them like any other event"
+        )
+    if ctx.config.train.targets != "all":
+        return (
+            f"the log has dislikes, but train.targets is {ctx.config.train.targets!r}: they are read, but are no negatives, as "
+            "with 'all'"
+        )
+    return ""
 
 
 def _save(folder: Path, encoder: Encoder, numbering: ItemNumbering) -> None:
