@@ -48,11 +48,12 @@ def _unread_dislikes(ctx: Context) -> str:
         return (
             "the log has dislikes, but model.event_type is false: the model reads them like any other event"
         )
-    if ctx.config.train.targets != "all":
-        return (
-            f"the log has dislikes, but train.targets is {ctx.config.train.targets!r}: they are read, but are no negatives, as "
-            "with 'all'"
-        )
+    unlearned = {
+        "train.targets": ctx.config.train.targets != "all",
+        "model.readout": ctx.config.model.readout == "target",
+    }
+    if keys := " and ".join(key for key, is_so in unlearned.items() if is_so):
+        return f"the log has dislikes: with this {keys} they are read, but are no extra negatives"
     return ""
 
 
