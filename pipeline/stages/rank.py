@@ -105,7 +105,13 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
     items, scores = both.candidates(targets.histories)
     night = targets.moment if nightly else None
     lists = targets.histories, items, scores
-    return stage, Retrieved.of(*lists, targets.item, targets.request, targets.user, night)
+    retrieved = Retrieved.of(*lists, targets.item, targets.request, targets.user, night)
+    if dataset.histories.dislikes is None:
+        return stage, retrieved
+    dislikes = targets_of(config, dataset, "validation", numbering, trained=trained, dislikes=True)
+    time, kind = (part[dislikes.position] for part in (dataset.histories.time, dataset.histories.event_type))
+    weight = dataset.histories.dislikes[kind]
+    return stage, retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:

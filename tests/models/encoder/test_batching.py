@@ -419,7 +419,7 @@ def test_few_shapes_hold_the_same_targets():
 
 def contrasted(plan):
     """(item of the state, liked, disliked, weight) of an epoch, sorted."""
-    found = []
+    found: list[tuple[float, ...]] = []
     for rows in plan.epoch(0):
         batch = plan.batch(rows, 0)
         if (pairs := batch.contrasts) is not None:
