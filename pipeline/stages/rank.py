@@ -109,8 +109,8 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
     if dataset.histories.dislikes is None:
         return stage, retrieved
     dislikes = targets_of(config, dataset, "validation", numbering, trained=trained, dislikes=True)
-    time, kind = (part[dislikes.position] for part in (dataset.histories.time, dataset.histories.event_type))
-    weight = dataset.histories.dislikes[kind]
+    time = np.asarray(dataset.histories.time[dislikes.position])
+    weight = dataset.histories.dislikes[dataset.histories.event_type[dislikes.position]]
     return stage, retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
 
 

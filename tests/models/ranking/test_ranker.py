@@ -236,6 +236,7 @@ def test_a_step_has_disliked_candidates_after_the_relevant_ones(monkeypatch: pyt
     part, labels = _sampled(lists, Labels(relevant, disliked), torch.Generator().manual_seed(0))
     assert part.item[0, :2].tolist() == items[0, [9, 4]].tolist()
     assert labels.relevant.tolist() == [[True, False, False]]
+    assert labels.disliked is not None
     assert torch.equal(labels.disliked, torch.tensor([[0, 0.5, 0]]))
 
 

@@ -14,7 +14,7 @@ from models.encoder.batching import BatchPlan
 from models.encoder.encoder import AttentionRecommender
 from models.histories import Histories, histories_from_lists
 from models.settings.encoder import EncoderSettings
-from models.settings.training import SAMPLED_LOSSES, TrainSettings
+from models.settings.training import SAMPLED_LOSSES, Loss, TrainSettings
 from models.training import loop
 from models.training.loop import fit
 from models.training.negatives import NegativeSampler
@@ -498,7 +498,7 @@ def test_the_progress_line_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce"])
-def test_a_disliked_item_is_pushed_below_the_liked_one(loss: str) -> None:
+def test_a_disliked_item_is_pushed_below_the_liked_one(loss: Loss) -> None:
     """Of users with the same history a third take 7 and two thirds 5, half of these after they disliked 7."""
     rows = [[1, 2, 3, *rest, 6] for rest in ([7], [5], [7, 5]) for _ in range(20)]
     histories = histories_from_lists(rows)

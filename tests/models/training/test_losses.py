@@ -399,11 +399,11 @@ def test_dislikes_by_pencil():
 
 def test_gradients_of_dislikes_are_those_of_the_plain_line():
     generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(7, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    parts = [torch.randn(7, 3, generator=generator, dtype=torch.float64) for _ in range(3)]
     weight = torch.rand(7, generator=generator, dtype=torch.float64)
-    states, liked, disliked = parts
+    states, liked, disliked = (part.requires_grad_() for part in parts)
     plain = -(((states * liked).sum(-1) - (states * disliked).sum(-1)).sigmoid().log() * weight).sum()
-    loss = dislike_loss(*parts, weight)
+    loss = dislike_loss(states, liked, disliked, weight)
     assert torch.allclose(loss, plain)
     for own, expected in zip(
         torch.autograd.grad(loss, parts), torch.autograd.grad(plain, parts), strict=True
