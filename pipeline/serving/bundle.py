@@ -207,11 +207,10 @@ class Bundle:
 
     def counting(self, histories: Histories) -> "Bundle":
         """The same bundle, its ranker's item statistics, or its counting baseline, from the histories of a later log."""
-        stage = self.second_stage
         if bundle_baseline.is_counted(self.description):
             baseline = bundle_baseline.counted(self.description, histories, len(self.items))
             return replace(self, recommender=baseline)
-        if stage is None:
+        if (stage := self.second_stage) is None:
             return self
         return replace(self, counted_stage=stage.counting(histories, bundle_ranker.HORIZON_DAYS))
 

@@ -8,11 +8,13 @@ python tests/benchmarks/bench_dislikes.py [--config FILE] [--epochs 2] [--users 
 Trained on (1) every rating as a positive, (2) ratings without the dislikes, (3) dislikes used. All three, encoder and ranker
 each, are evaluated on the same held-out events, one request each: NDCG@10 of those that are no dislikes, `dislike_rate@10` of the
 dislikes, items of the history masked. Prints a Markdown table with 95 % bootstrap intervals over users and paired differences
-of the last from the others, then one JSON object. Artifacts go to a temporary folder.
+of the last from the others, then one JSON object. Artifacts go to a temporary folder; the data is looked for in
+LOOKBACK_SHARED_DATA.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,6 +49,8 @@ from pipeline.dataset.targets import RankedTargets  # noqa: E402
 from pipeline.modelling.trainer import Trainer  # noqa: E402
 from pipeline.stages import rank  # noqa: E402
 
+SHARED = Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT.parent / "shared" / "data")) / "ml-1m"
+FILES = {"events": "ratings.dat", "items": "movies.dat", "users": "users.dat"}
 K, BELOW, RESAMPLES = 10, 2.5, 1000
 POSITIVE, LEFT_OUT, USED = "every rating positive", "dislikes left out", "dislikes used"
 
@@ -219,6 +223,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         settings = [
+            *(f"{section}.path={SHARED / name}" for section, name in FILES.items()),
             *arguments.set,
             f"data_dir={folder / 'data'}",
             f"events.dislike_below={BELOW}",

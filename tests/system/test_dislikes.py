@@ -1,5 +1,6 @@
 """Dislikes by their type and by their value: never a target, never counted, and the share of them that lists would have shown."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def test_likes_of_the_tiny_log_as_dislikes(workdir: Workdir) -> None:
     for table, kind in ((targets, ~is_dislike), (dislikes, is_dislike)):
         assert table.join(log.filter(kind), on=pairs, how="anti").is_empty()
     report = metrics_of(evaluate)
-    test = log.filter(is_dislike, pl.col("timestamp") >= pl.lit(report["test_from"]).str.to_datetime())
+    test = log.filter(is_dislike, pl.col("timestamp") >= datetime.datetime.fromisoformat(report["test_from"]))
     assert report["targets_left_out"]["dislike"] == len(test)
     num_left_out = sum(report["dislikes"]["left_out"].values())
     assert report["dislikes"]["dislikes"] + num_left_out == len(test)
@@ -82,7 +83,7 @@ def test_low_values_as_dislikes_of_leave_one_out(workdir: Workdir) -> None:
     held_out = int(last.filter(pl.col("liked") >= 3)["after"].sum())
     assert report["targets_left_out"]["dislike"] == held_out > 0
     assert "dislike_rate@10" in report["metrics"]["popularity"]
-    assert "dislikes that the list would have shown" in " ".join(done.out.split())
+    assert "that the list would have shown" in done.out
     nothing = workdir("run", "features", *settings, "--set", "events.dislike_below=-1")
     assert "none of" in nothing.err
     assert "events.dislike_below = -1" in nothing.err
