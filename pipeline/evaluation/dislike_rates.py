@@ -12,6 +12,8 @@ from pipeline.evaluation.report import EvaluationReport, HeldOutDislikes
 from pipeline.sections import MODEL
 
 FILE = "dislikes.parquet"
+TAG = "lookback.dislikes"
+"""Tag of an evaluation's run with the number of dislikes of its rates."""
 SUFFIX = "_dislikes"
 """Ending of the folder of ranks of a kind's dislikes, after the kind of targets."""
 

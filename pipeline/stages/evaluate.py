@@ -423,6 +423,8 @@ def _with_dislikes(
         nightly=kind == "nightly",
         name=dislike_rates.FILE,
     )
+    ctx.track.artifact(dislike_rates.FILE, "evaluate")
+    ctx.track.tag(dislike_rates.TAG, str(len(disliked.targets)))
     systems = dislike_rates.compute(disliked.ranked, disliked.targets, settings)
     return dislike_rates.with_rates(report, systems, left_out_of(ctx.config, disliked.every_target, kind))
 

@@ -64,10 +64,8 @@ class Reading:
     """[num_items + 1], common item -> the system's, 0 where unknown"""
     read: Callable[[Histories], Histories]
 
-    @property
-    def num_items(self) -> int:
-        """Items of the targets' numbering."""
-        return len(self.numbers) - 1
+    def __post_init__(self) -> None:
+        self.num_items = len(self.numbers) - 1
 
     def score_items(self, histories: Histories) -> Float32:
         """[rows, num_items + 1] scores, -inf for unknown items."""
