@@ -89,10 +89,10 @@ class Histories:
         return self if self.dislikes is None else replace(self._chosen(self.dislikes == 0), dislikes=None)
 
     def only_dislikes(self) -> "Histories":
-        """The dislikes of each row, copied; empty rows where the log has none."""
+        """The dislikes of each row as plain events, copied; empty rows where the log has none."""
         if self.dislikes is None:
             return replace(self, ends=self.starts)
-        return self._chosen(self.dislikes > 0)
+        return replace(self._chosen(self.dislikes > 0), dislikes=None)
 
     def _chosen(self, types: NDArray[np.bool_]) -> "Histories":
         """The same rows over copied flat arrays, of the events of some types [num_event_types + 1] alone."""

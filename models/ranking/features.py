@@ -151,7 +151,7 @@ class ItemStatistics:
 
     def followed(self, histories: Histories, items: Int32) -> Float32:
         """Follower weights [r, n, LATEST] of each candidate after the row's latest interactions, the last one first."""
-        past = _latest_items(histories.without_dislikes(), LATEST).astype(np.int64)
+        past = _latest_items(histories, LATEST).astype(np.int64)
         keys = past[:, None, :] * (self.num_items + 1) + items[:, :, None]
         if not len(self.follower_key):
             return np.zeros(keys.shape, np.float32)
@@ -335,11 +335,13 @@ def _moments(histories: Histories, num_items: int, *, timed: bool, days: float |
 
 
 def _latest_items(histories: Histories, number: int) -> Int32:
-    """[r, number], the row's latest items, the last one first, padded with 0."""
+    """[r, number], the row's latest items, the last one first, padded with 0; 0 in place of dislikes."""
     position = histories.ends[:, None] - 1 - np.arange(number)
     if not len(histories.item_index):
         return np.zeros(position.shape, np.int32)
     is_real = position >= histories.starts[:, None]
+    if histories.dislikes is not None:
+        is_real &= histories.dislikes[histories.event_type[np.maximum(position, 0)]] == 0
     return np.where(is_real, histories.item_index[np.maximum(position, 0)], 0).astype(np.int32)
 
 

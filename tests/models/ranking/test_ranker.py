@@ -273,6 +273,10 @@ def test_dislikes_are_features_of_their_own_and_no_takings() -> None:
     items, names = np.array([[1, 2]], np.int32), ("times_seen", "times_disliked", "content_of_disliked")
     found = statistics.features(log, items, np.zeros((1, 2), np.float32), names)
     assert found[0] == pytest.approx(np.array([[np.log(2), 0, 0], [0, np.log(3), 1]]), rel=1e-6)
+    follows = statistics.followed(log, np.array([[3]], np.int32))[0, 0]
+    assert follows.nonzero()[0].tolist() == [3], (
+        "1 came before 3 with nothing but dislikes between; in its own place"
+    )
 
 
 def test_users_who_took_nothing_change_no_weight() -> None:
