@@ -57,13 +57,14 @@ class LoggedLists:
 
     def weights(self, weighting: Weighting, clip: float | None = None) -> Float64:
         """[n, k], w of each place, at most `clip`."""
+        weight: Float64
         if weighting == "place":
             weight = self.evaluated_marginal / self.logging_marginal
         else:
-            weight = np.cumprod(self.evaluated / self.logging, axis=1)
+            weight = np.asarray(np.cumprod(self.evaluated / self.logging, axis=1), np.float64)
             if weighting == "list":
                 weight = np.repeat(weight[:, -1:], weight.shape[1], axis=1)
-        return weight if clip is None else np.minimum(weight, clip)
+        return np.asarray(weight if clip is None else np.minimum(weight, clip), np.float64)
 
 
 @dataclass(frozen=True)

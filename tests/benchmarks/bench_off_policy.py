@@ -98,10 +98,17 @@ def open_bandit(folder: Path) -> None:
         )
         num_items = int(max(item.max(), rows["random"][2].max())) + 1
         ones, uniform = np.ones_like(clicked), np.full_like(clicked, 1 / num_items)
+        logging, evaluated = propensity[:, None], uniform[:, None]
+        guess = (ones * clicked.mean())[:, None]
         lists = LoggedLists(
-            *(column[:, None] for column in (clicked, propensity, uniform, propensity, uniform)),
-            *(column[:, None] for column in (ones * clicked.mean(), ones * clicked.mean())),
-            user=np.arange(len(clicked)),
+            clicked[:, None],
+            logging,
+            evaluated,
+            logging,
+            evaluated,
+            guess,
+            guess,
+            np.arange(len(clicked)),
         )
         for name, estimate in estimates(lists).items():
             if name.endswith("place"):
