@@ -63,6 +63,8 @@ class EvaluateConfig(Section):
     night are evaluated; 0 is always among them. Each age costs two rankings of a night's users."""
     target_types: list[str] | None = None
     """Event types of validation and test targets; all by default. `events.types` concerns training."""
+    max_requests: int = Field(200_000, ge=1)
+    """Maximum test, in user-nights or held-out events: beyond it, those of random users, fixed by the seed."""
     cold_users: bool = False
     """Targets without any history in the metrics. They are reported separately in either case."""
     cold_items: bool = False
