@@ -25,7 +25,8 @@ def targets_of(
     nights: Nights | None = None,
     dislikes: bool = False,
 ) -> RankedTargets:
-    """Targets of the `validation` or `test` part (see `ranked_targets`, `night_targets`).
+    """Targets of the `validation` or `test` part (see `ranked_targets`, `night_targets`); of the test those of some users,
+    where it has more requests than `evaluate.max_requests`.
 
     `kind` None: the headline; `first` applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
     `trained` [num_items + 1]: items in training; None: those of `numbering`. `with_idle`: of nights, also requests without
@@ -33,13 +34,14 @@ def targets_of(
     `first` all of the test, as by `successive`; in leave-one-out those after the user's last event that is none. Raises
     LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
+    most, seed = config.evaluate.max_requests, config.seed
     protocol = Protocol.of(config, dataset)
     kind = protocol.headline if kind is None else kind
     masks = protocol.exclude_seen if exclude_seen is None else exclude_seen
     types = None if dislikes else target_types(config, dataset)
     if kind == "nightly":
         known = numbering.known if trained is None else trained
-        return night_targets(
+        targets = night_targets(
             dataset,
             protocol.nights(dataset, part) if nights is None else nights,
             numbering,
@@ -49,18 +51,20 @@ def targets_of(
             with_idle=with_idle,
             dislikes=dislikes,
         )
-    return ranked_targets(
-        dataset,
-        part,
-        numbering,
-        ties=protocol.ties,
-        session_minutes=config.history.session_minutes,
-        exclude_seen=masks,
-        first_only=part == "test" and kind == "first" and not dislikes,
-        trained=trained,
-        types=types,
-        dislikes=dislikes,
-    )
+    else:
+        targets = ranked_targets(
+            dataset,
+            part,
+            numbering,
+            ties=protocol.ties,
+            session_minutes=config.history.session_minutes,
+            exclude_seen=masks,
+            first_only=part == "test" and kind == "first" and not dislikes,
+            trained=trained,
+            types=types,
+            dislikes=dislikes,
+        )
+    return targets.of_some_users(most, seed) if part == "test" else targets
 
 
 def target_types(config: Config, dataset: Dataset) -> NDArray[np.bool_] | None:
