@@ -6,17 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference
 from models.ranking.calibration_quality import CalibrationQuality
 from pipeline.artifacts.files import write_json
-from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.protocol import Protocol
 from pipeline.errors import DamagedArtifact
 from pipeline.sections import MODEL
+
+if TYPE_CHECKING:
+    from pipeline.dataset.dataset import Dataset
+    from pipeline.dataset.protocol import Protocol
 
 FILE = "metrics.json"
 Values = Mapping[str, float]
@@ -126,7 +128,7 @@ class NightsTested:
     every_days: float
 
     @classmethod
-    def of(cls, protocol: Protocol, dataset: Dataset) -> "NightsTested | None":
+    def of(cls, protocol: "Protocol", dataset: "Dataset") -> "NightsTested | None":
         """Nights of the test; None where the headline is another kind."""
         if protocol.headline != "nightly":
             return None
