@@ -19,7 +19,7 @@ Rows = NDArray[np.int64]
 
 BLOCK_BYTES = 16 << 20
 """Bytes read at a time; a chunk holds the whole rows in them."""
-BLOCK_LINES = 250_000
+BLOCK_LINES = 350_000
 """Maximum lines of a block: a blank line of one byte costs as much memory as any other row."""
 LONGEST_ROW_BYTES = 16 << 20
 MAX_FIELDS = 100_000
@@ -39,6 +39,12 @@ class Chunk:
     """Text of rows, by position within the chunk."""
     why: Callable[[str], str] = field(default=lambda _: "")
     """What is wrong with a broken row, in words, from its text; empty where nothing more is known."""
+    texts: Callable[[Rows], pl.DataFrame] | None = None
+    """Fields of rows as text, where some columns of `frame` were parsed while they were read; what is no number is null there."""
+
+    def fields(self, rows: Rows) -> pl.DataFrame:
+        """Fields of rows as the source has them, by position within the chunk."""
+        return self.frame[rows] if self.texts is None else self.texts(rows)
 
 
 Reading = Callable[[], Chunk]

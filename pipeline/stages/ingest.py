@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from features import schema
-from features.events import cautions, row_counts, side_tables
+from features.events import cautions, row_counts, side_tables, verdicts
 from features.events import validation as event_log
 from features.events.event_format import EventFormat
 from features.events.first_rows import Table
@@ -263,8 +263,8 @@ def _make(
                     max_refused_fraction=ctx.config.events.max_refused_fraction,
                 )
             facts["counts"] = counts.to_json()
-            facts["description"] = asdict(describe(place / f"{role}.parquet", event_log.columns_of(form)))
-        except event_log.TextIds as error:
+            facts["description"] = asdict(describe(place / f"{role}.parquet"))
+        except verdicts.TextIds as error:
             for file in files_below(place):
                 file.unlink()
             facts["text_ids"] = vars(error)
