@@ -78,7 +78,9 @@ def may_be_odd(text: pl.Expr) -> pl.Expr:
 
 def spelled(ids: pl.Series) -> pl.Series:
     """[n] Text ids in their one spelling: without outer blanks, and whole numbers without .0 at their end."""
-    is_odd = ids.alias("id").to_frame().select_seq(may_be_odd(pl.col("id")).fill_null(value=False)).to_series()
+    is_odd = (
+        ids.alias("id").to_frame().select_seq(may_be_odd(pl.col("id")).fill_null(value=False)).to_series()
+    )
     if not is_odd.any():
         return ids
     odd = ids.filter(is_odd).str.strip_chars().str.replace(r"^(0|-?[1-9]\d*)\.0+$", "$1")

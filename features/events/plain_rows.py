@@ -14,7 +14,7 @@ from features.events.event_format import EventFormat
 from features.events.row_counts import ORDER
 from features.events.row_filters import RowFilters
 from features.events.verdicts import Judged, TextIds, validate
-from features.schema import EVENT_TYPE, ITEM_ID, TIMESTAMP, USER_ID, VALUE, IdType
+from features.schema import EVENT_TYPE, TIMESTAMP, VALUE, IdType
 from features.settings import EventSettings
 from features.tables import Chunk
 
@@ -37,16 +37,18 @@ def parsed_columns(form: EventFormat, filters: RowFilters) -> dict[str, pl.DataT
     return {name: kind for name, kind in _TYPES.items() if name in settings.columns} if is_plain else {}
 
 
-def judge(
-    chunk: Chunk, form: EventFormat, id_types: Mapping[str, IdType], filters: RowFilters
-) -> Judged:
+def judge(chunk: Chunk, form: EventFormat, id_types: Mapping[str, IdType], filters: RowFilters) -> Judged:
     """`verdicts.validate`, which sees of a chunk with parsed columns only the rows that are not plain.
 
     Raises TextIds as `validate`.
     """
     if chunk.texts is None:
         return validate(chunk, form, id_types, filters)
-    found = chunk.frame.select(**_expressions(chunk.frame, form, id_types))
+    typed = [name for name, kind in id_types.items() if kind == "int64"]
+    frame = chunk.frame.with_columns(
+        pl.col(name).cast(pl.Int64, strict=False).alias(f"{name} as number") for name in typed
+    )
+    found = frame.select(**_expressions(frame, form, id_types))
     events = found.drop(_VERDICT, _IS_PLAIN)
     judged = Judged(events, found[_VERDICT], {})
     rows = np.flatnonzero(~found[_IS_PLAIN].to_numpy() | chunk.broken)
@@ -79,7 +81,9 @@ def _expressions(
             verdict = pl.when(value < settings.min_value).then(below).otherwise(verdict)
     if EVENT_TYPE in frame:
         names = frame[EVENT_TYPE].unique().cast(pl.String).to_list()
-        plain = [name for name in names if name and name.strip() == name and len(name) < ids.LONGEST_BYTES / 4]
+        plain = [
+            name for name in names if name and name.strip() == name and len(name) < ids.LONGEST_BYTES / 4
+        ]
         is_plain.append(kind.is_in(plain) | kind.is_null())
     else:
         kind = pl.lit(None, fields.KIND)
@@ -96,7 +100,7 @@ def _id(name: str, kind: IdType) -> tuple[pl.Expr, pl.Expr]:
     """An id in its final type, and whether it needs no other spelling."""
     text = pl.col(name)
     if kind == "int64":
-        number = text.cast(pl.Int64, strict=False)
+        number = pl.col(f"{name} as number")
         return number, number.is_not_null() & ((text >= "1") | (text == "0"))
     return text, ~ids.may_be_odd(text) & (text.str.len_bytes() <= ids.LONGEST_BYTES)
 

@@ -117,7 +117,9 @@ def _ingest(
     def validated(reading: Reading) -> _Validated:
         chunk = reading()
         try:
-            num_details = NUM_EXAMPLES - len(counts.examples)  # of earlier chunks: those found since cost a few for nothing
+            num_details = NUM_EXAMPLES - len(
+                counts.examples
+            )  # of earlier chunks: those found since cost a few for nothing
             return _validate_chunk(chunk, form, id_types, filters, num_details)
         except ValueError as error:
             raise ValueError(f"{source.file}: {error}") from None
@@ -209,6 +211,8 @@ def _validate_chunk(
 
 def _details(chunk: Chunk, frame: pl.DataFrame, refused: pl.DataFrame, form: EventFormat) -> list[str]:
     """What is wrong with refused rows, in words; empty where the reason says all."""
+    if not len(refused):
+        return []
     details = []
     rows = refused.select(SOURCE_ROW, schema.REASON).rows()
     fields = chunk.fields(refused[SOURCE_ROW].to_numpy() - 1).rows(named=True)

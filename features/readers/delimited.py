@@ -99,10 +99,11 @@ def _is_empty(fields: pl.Series) -> pl.Series:
 
 def _texts(lines: tables.Lines, rows: Rows, dialect: Dialect) -> pl.DataFrame:
     """The mapped fields of some lines without quotes, as text; empty if absent."""
-    texts = pl.Series([lines.line(row).decode(errors="replace") for row in rows], dtype=pl.String)
-    fields = texts.str.split(dialect.quoting.separator).list
-    return pl.DataFrame(
-        {ours: fields.get(at, null_on_oob=True).fill_null("") for ours, at in dialect.positions.items()}
+    texts = pl.Series("line", [lines.line(row).decode(errors="replace") for row in rows], dtype=pl.String)
+    fields = texts.str.split(dialect.quoting.separator).to_frame()
+    return fields.select(
+        pl.col("line").list.get(at, null_on_oob=True).fill_null("").alias(ours)
+        for ours, at in dialect.positions.items()
     )
 
 
@@ -215,15 +216,14 @@ def _is_regular_block(
     """
     if 0 < len(suspects) <= _MAX_SUSPECTS:
         return False
-    codes = np.frombuffer(text, np.uint8)
-    is_separator = codes == separator[0]
-    if np.count_nonzero(is_separator) != num_lines * (dialect.num_fields - 1):
+    if tables.count(text, separator) != num_lines * (dialect.num_fields - 1):
         return False
     if not len(suspects):
         return True
-    is_end = codes == _LINE_FEED
-    marks = np.flatnonzero(is_separator | is_end)
-    return dialect.num_fields > 1 and bool(is_end[marks[dialect.num_fields - 1 :: dialect.num_fields]].all())
+    if dialect.num_fields == 1:
+        return False
+    ends = tables.places_of(text, separator + b"\n")[dialect.num_fields - 1 :: dialect.num_fields]
+    return bool((np.frombuffer(text, np.uint8)[ends] == _LINE_FEED).all())
 
 
 def _wrong_counts(
@@ -233,16 +233,15 @@ def _wrong_counts(
 
     A few suspects are counted alone; the other lines are right if the total is.
     """
-    codes = np.frombuffer(text, np.uint8)
     is_wrong = np.zeros(len(lines), dtype=bool)
     if len(suspects) <= _MAX_SUSPECTS:
         counts = np.array([lines.line(line).count(dialect.separator) for line in suspects], dtype=np.int64)
         others = (len(lines) - len(suspects)) * (dialect.num_fields - 1)
-        if np.count_nonzero(codes == separator[0]) == others + counts.sum():
+        if tables.count(text, separator) == others + counts.sum():
             is_wrong[suspects] = counts != dialect.num_fields - 1
             return is_wrong
-    marks = np.flatnonzero((codes == separator[0]) | (codes == _LINE_FEED))
-    ends_at = np.flatnonzero(codes[marks] == _LINE_FEED)
+    marks = tables.places_of(text, separator + b"\n")
+    ends_at = np.flatnonzero(np.frombuffer(text, np.uint8)[marks] == _LINE_FEED)
     is_wrong[:] = np.diff(ends_at, prepend=-1) != dialect.num_fields
     return is_wrong
 

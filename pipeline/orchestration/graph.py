@@ -54,7 +54,7 @@ STAGES = {
     for stage in (
         Stage(
             "ingest",
-            3,
+            4,
             (),
             {
                 "events": ("path", "database", "query", "exclude_users"),  # their contents are inputs

@@ -36,7 +36,7 @@ from pipeline.artifacts.source_changes import Changes, PreviousIngest, Source
 from pipeline.errors import LookbackError
 from pipeline.orchestration.context import Context
 
-PART_VERSION = 3
+PART_VERSION = 4
 """Version of a part for the same source and settings."""
 FILES_AT_A_TIME = 2
 """Files read at once, each by all cores: the second keeps them busy while the first begins or ends."""
