@@ -94,7 +94,7 @@ STAGES = {
         ),
         Stage(
             "baselines",
-            3,
+            4,
             ("features",),
             {
                 "evaluate": (
