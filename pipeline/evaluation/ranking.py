@@ -20,6 +20,8 @@ from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import first_at
 from pipeline.dataset.targets import RankedTargets
 
+ENDINGS = (".lists.npy", ".parquet")
+"""Endings of the files of a system's ranks."""
 FitAsOf = Callable[[Histories, int], Recommender]
 """Fits a system on rows of items 1..n."""
 

@@ -48,7 +48,7 @@ class Context:
     arms: RegisteredSystems = field(default_factory=RegisteredSystems)
     """Registered models of `experiment.arms` (score)."""
     previous: Path | None = None
-    """Artifact of this stage that the result continues (monitor)."""
+    """Artifact of this stage that the result continues (monitor, baselines)."""
     digests: dict[str, str] = field(default_factory=dict)
     """Relative path to sha256 of hard links in the workspace, which the commit need not read."""
     manifest: dict[str, Any] = field(default_factory=dict)

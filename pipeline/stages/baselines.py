@@ -26,6 +26,7 @@ from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.training import distributed
 from pipeline.artifacts.files import read_json, write_json
+from pipeline.artifacts.store import Artifact
 from pipeline.background import divided
 from pipeline.config import Config
 from pipeline.dataset.evaluation_targets import targets_of
@@ -33,7 +34,7 @@ from pipeline.dataset.item_features import known_by_content
 from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import counted
 from pipeline.errors import LookbackError
-from pipeline.evaluation.ranking import Part, rank_all, rank_nightly, save
+from pipeline.evaluation.ranking import ENDINGS, Part, rank_all, rank_nightly, save
 from pipeline.modelling.recommenders import BUILT_IN, RecommenderKind, fixed_settings, kind_of
 from pipeline.modelling.trainer import Trained
 from pipeline.orchestration.context import Context
@@ -102,12 +103,27 @@ def build(ctx: Context) -> None:
     }
     not_applicable = {name: reason for name, reason in reasons.items() if reason is not None}
     applicable = [name for name in reasons if name not in not_applicable]
+    _take_over(ctx, applicable)
     seconds = _finish(
         ctx, [name for name in applicable if not _facts_file(ctx.folder, name).exists()], selection, tests
     )
     systems = {name: read_json(_facts_file(ctx.folder, name)) for name in applicable}
     write_json(ctx.folder / "baselines.json", {"systems": systems, "not_applicable": not_applicable})
     _report(ctx, systems, not_applicable, len(tests[kinds[0]].targets), seconds)
+
+
+def _take_over(ctx: Context, names: Sequence[str]) -> None:
+    """Copy the baselines that an artifact with fewer of them has finished."""
+    if ctx.previous is None or ctx.force:
+        return
+    Artifact(ctx.previous.parent, ctx.previous.name).verify()
+    for name in names:
+        facts = _facts_file(ctx.previous, name)
+        if not facts.exists() or _facts_file(ctx.folder, name).exists():
+            continue
+        for file in (f"{kind}/{name}{ending}" for kind in ctx.protocol.kinds for ending in ENDINGS):
+            shutil.copyfile(ctx.previous / file, ctx.folder / file)
+        write_json(_facts_file(ctx.folder, name), read_json(facts))
 
 
 def _finish(
