@@ -84,6 +84,7 @@ def divided(
 @contextlib.contextmanager
 def _kernels_of_one_thread() -> Iterator[int]:
     """Give this thread's kernels one thread inside the context; yields the number of threads that torch had."""
+    import scipy.linalg  # noqa: F401  (its BLAS is limited only where it is loaded)
     import torch
     from threadpoolctl import threadpool_limits
 
