@@ -59,7 +59,8 @@ STAGES = {
             4,
             (),
             {
-                "events": ("path", "database", "query", "exclude_users"),  # their contents are inputs
+                # contents of the first are inputs
+                "events": ("path", "database", "query", "exclude_users", "dislike_below"),
                 "items": ("path", "database", "query", "text_dim", "text_max_words", "text_min_items"),
                 "users": ("path", "database", "query"),
                 "exposures": ("path", "database", "query", "window_hours"),
@@ -72,7 +73,7 @@ STAGES = {
             {"history": ("max_length",), "split": ("cuts",)},
             (
                 *("items.text_dim", "items.text_max_words", "items.text_min_items"),
-                "exposures.window_hours",
+                *("exposures.window_hours", "events.dislike_below"),
             ),
         ),
         Stage(
