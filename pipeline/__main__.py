@@ -334,6 +334,7 @@ def _explain(error: OSError) -> str:
 
 def main() -> None:
     """Run the command line; user errors end as one message, never a traceback."""
+    _let_waiting_threads_sleep()
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -356,6 +357,16 @@ def main() -> None:
         _fail(f"a table cannot be read or computed: {error}", 1)
     except Exception as error:  # noqa: BLE001  (one message, never a traceback)
         _fail(one_line(error), 1)
+
+
+def _let_waiting_threads_sleep() -> None:
+    """OpenMP's idle threads give up their core after microseconds unless the environment says otherwise.
+
+    By default they spin for milliseconds: nothing is gained on free cores, and beside other work a training takes five times as
+    long (tests/benchmarks/results/2026-11-30-threads.md). Read by libgomp when torch, FAISS and scikit-learn load it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _errors_of(module: str, name: str) -> tuple[type[Exception], ...]:

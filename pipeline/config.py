@@ -412,7 +412,8 @@ def _fill_paths(tree: dict[str, Any]) -> None:
 
 def _explain(error: pydantic.ValidationError, tree: dict[str, Any], where: str) -> str:
     """One line per refused key: the validators' own message, or the value received and what is expected."""
-    lines = []
+    lines: list[str] = []
+    whole: list[str] = []
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
         key = ".".join(path[: 2 if path[:1] and path[0] in sections() else 1])
@@ -423,6 +424,8 @@ def _explain(error: pydantic.ValidationError, tree: dict[str, Any], where: str) 
             lines.append(f"{key} is missing; expected {_expected(key, key_types().get(key), problem)}")
         else:
             lines.append(_refused(key, problem, tree))
+            whole += [f"{key}: received "] if lines[-1].startswith(f"{key}.") else []
+    lines = [line for line in lines if not line.startswith(tuple(whole))]  # one option of a union is said
     return "\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))
 
 
@@ -438,6 +441,9 @@ def _refused(key: str, problem: "ErrorDetails", tree: dict[str, Any]) -> str:
         places = (
             value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
         )
+        for option in _options(annotation):
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
+                inner += [part.type for part in dataclasses.fields(option) if part.name == step]
         if inner and step in places:  # other steps name a member of a union
             value, annotation, place = value[step], inner[0], f"{place}.{step}"
     hint = ""

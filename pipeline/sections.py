@@ -9,6 +9,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from features.settings import check_iso
+from models.settings.exploration import Exploration
 
 MODEL = "lookback"
 """Name of the model in metrics.json and targets.parquet."""
@@ -62,6 +63,8 @@ class EvaluateConfig(Section):
     night are evaluated; 0 is always among them. Each age costs two rankings of a night's users."""
     target_types: list[str] | None = None
     """Event types of validation and test targets; all by default. `events.types` concerns training."""
+    max_requests: int = Field(200_000, ge=1)
+    """Maximum test, in user-nights or held-out events: beyond it, those of random users, fixed by the seed."""
     cold_users: bool = False
     """Targets without any history in the metrics. They are reported separately in either case."""
     cold_items: bool = False
@@ -206,8 +209,10 @@ class ScoreConfig(Section):
     """Weight of dissimilarity to the items higher in the list, in [0, 1): 1 - lambda of maximal marginal relevance; 0: off."""
     popularity_damping: float = Field(0.0, ge=0)
     """Penalty of the most popular item, where 1 is the score range of a user's candidates; 0: off."""
-    exploration: float = Field(0.0, ge=0, le=1)
-    """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off."""
+    exploration: float | Exploration = 0.0
+    """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off. { share, kind, temperature }: kind
+    uniform (all alike) or softmax (by exp of the score on the scale of `popularity_damping`, over temperature, default 0.1).
+    The probability of each draw is the column `propensity`."""
     new_items: bool = True
     """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
     shadows: list[str] = []
@@ -235,6 +240,11 @@ class ScoreConfig(Section):
     this machine."""
     workers: int = Field(2, ge=1)
     """ray: processes on this machine, where there is no cluster."""
+
+    @pydantic.field_validator("exploration")
+    @classmethod
+    def _a_share_is_checked(cls, value: float | Exploration) -> float | Exploration:
+        return value if isinstance(value, Exploration) else Exploration(value).share
 
     @pydantic.field_validator("users")
     @classmethod

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.histories import Float32, Histories, Int32, Int64
-from models.recommendation.rules import Rules, Traits, UInt64, choose
+from models.recommendation.rules import Chosen, Rules, Traits, UInt64, choose
 from models.topk import top_k
 
 _GROWTH = 4
@@ -48,6 +48,8 @@ class Answer:
     """[rows, k], best first, padded with 0; k is the catalogue's size at most"""
     score: Float32
     """[rows, k], padded with -inf"""
+    propensity: Float32
+    """[rows, k], probability of the item at its place given the places above, 1 where nothing is drawn"""
     cold: NDArray[np.bool_]
     """[rows], whether the history has no known item, so that popular items are recommended"""
     because: Because | None
@@ -108,25 +110,24 @@ class Lists:
         keys = np.zeros(len(histories), np.uint64) if keys is None else keys
         segment = np.zeros(len(histories), np.int64) if segment is None else segment
         cold = histories.lengths == 0
-        items = np.zeros((len(histories), self.places), np.int32)
-        score = np.full(items.shape, -np.inf, np.float32)
+        lists = self._empty(len(histories))
+        items = lists.items
         reasons = None if because_items is None else Because.none(items.shape, because_items)
         if cold.any():
-            items[cold], score[cold] = self.filled(self._popular(popularity, segment[cold]), keys[cold])
+            _fill(lists, cold, self.filled(self._popular(popularity, segment[cold]), keys[cold]))
 
         def fill(rows: Int64) -> None:
             warm = warm_rows(histories.select(rows))
-            items[rows], score[rows] = self.filled(warm.retrieve, keys[rows])
+            _fill(lists, rows, self.filled(warm.retrieve, keys[rows]))
             if reasons is not None and because_items is not None:
                 reasons.item_index[rows], reasons.weight[rows] = warm.because(items[rows], because_items)
 
         deque(run(fill, parts), maxlen=0)
-        return Answer(items, score, cold, reasons)
+        return Answer(*lists, cold, reasons)
 
-    def filled(self, retrieve: Retrieve, keys: UInt64) -> Candidates:
+    def filled(self, retrieve: Retrieve, keys: UInt64) -> Chosen:
         """Fill lists [rows, k] by the rules, retrieving more candidates for short rows until none are left."""
-        items = np.zeros((len(keys), self.places), np.int32)
-        scores = np.full(items.shape, -np.inf, np.float32)
+        filled = self._empty(len(keys))
         pool, open_rows = max(self.rules.pool(self.places), self.num_ranked), np.arange(len(keys))
         while len(open_rows):
             pool = min(
@@ -134,10 +135,17 @@ class Lists:
             )  # the last of more than there are is 0
             (candidates, values), is_all = retrieve(open_rows, pool)
             lists = choose(candidates, values, self.places, self.rules, self.traits, keys[open_rows], is_all)
-            items[open_rows], scores[open_rows] = lists
-            is_short = (lists[0][:, -1] == 0) & ~is_all
+            _fill(filled, open_rows, lists)
+            is_short = (lists.items[:, -1] == 0) & ~is_all
             open_rows, pool = open_rows[is_short], pool * _GROWTH
-        return items, scores
+        return filled
+
+    def _empty(self, num_rows: int) -> Chosen:
+        """Lists without items."""
+        shape = num_rows, self.places
+        return Chosen(
+            np.zeros(shape, np.int32), np.full(shape, -np.inf, np.float32), np.ones(shape, np.float32)
+        )
 
     def _popular(self, popularity: Float32, segment: Int64) -> Retrieve:
         """Retrieve popular items of the segments of empty rows; also items without events, never the padding 0."""
@@ -152,3 +160,9 @@ class Lists:
             return (items[row], scores[row]), items[row, -1] == 0
 
         return retrieve
+
+
+def _fill(lists: Chosen, rows: Int64 | NDArray[np.bool_], found: Chosen) -> None:
+    """Write the lists of some rows."""
+    for whole, part in zip(lists, found, strict=True):
+        whole[rows] = part

@@ -74,7 +74,7 @@ class BaselineEngine:
         """Top-k items [r, k] of rows that are not empty, and each interaction's contribution [r, k, l]."""
         histories = self._with_request_time(histories)
         warm = _WarmRows(self, histories, rules)
-        items, _ = Lists(k, rules, self.traits).filled(warm.retrieve, np.zeros(len(histories), np.uint64))
+        items = Lists(k, rules, self.traits).filled(warm.retrieve, np.zeros(len(histories), np.uint64)).items
         return items, self.dropped(histories, items)
 
     def dropped(self, histories: Histories, items: Int32) -> Float32:

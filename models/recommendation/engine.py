@@ -114,7 +114,7 @@ class RecommendationEngine:
         """Top-k items [rows, k] of rows that are not empty, and each interaction's contribution [rows, k, l]."""
         warm = _WarmRows(self, self._with_request_time(histories), rules, method)
         lists = Lists(k, rules, self.traits, self._num_ranked)
-        items, _ = lists.filled(warm.retrieve, np.zeros(len(histories), np.uint64))
+        items = lists.filled(warm.retrieve, np.zeros(len(histories), np.uint64)).items
         return items, warm.contributions(items)
 
     @property

@@ -5,12 +5,14 @@ Letters in shapes: r rows, f candidates, k places, n items, c maximum categories
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.histories import Float32, Int32, Int64
 from models.recommendation.category_quota import fullest, is_fullest
+from models.settings.exploration import Exploration
 from models.topk import row_chunks
 
 Bool = NDArray[np.bool_]
@@ -18,6 +20,7 @@ UInt64 = NDArray[np.uint64]
 
 MIN_POOL, POOL_FACTOR = 100, 4
 """Minimum candidate pool for re-ranking: absolute, and as a multiple of k."""
+NOTHING_DRAWN = Exploration(0.0)
 _CHUNK_CELLS = 2**22
 """Candidate components processed at once (16 MiB of float32)."""
 
@@ -36,8 +39,7 @@ class Rules:
     """Weight of dissimilarity to the list so far, in [0, 1): 1 - lambda of maximal marginal relevance."""
     popularity_damping: float = 0.0
     """Penalty of the most popular item, in units of relevance (1: the range of the candidates' scores)."""
-    exploration: float = 0.0
-    """Share of the k places, the last ones, drawn from the remaining candidates, in [0, 1]."""
+    exploration: Exploration = NOTHING_DRAWN
     seed: int = 0
     """Seed of the draws."""
 
@@ -46,7 +48,6 @@ class Rules:
             ("max_per_category", 0, np.inf),
             ("diversity", 0, 1),
             ("popularity_damping", 0, np.inf),
-            ("exploration", 0, 1),
         ):
             if not low <= getattr(self, name) <= high or self.diversity == 1:
                 expected = f"expected a number from {low}" + (f" to {high}" if high == 1 else "")
@@ -55,15 +56,11 @@ class Rules:
     @property
     def reranks(self) -> bool:
         """Whether the order may differ from that of the scores."""
-        return bool(self.diversity or self.popularity_damping or self.exploration)
+        return bool(self.diversity or self.popularity_damping or self.exploration.share)
 
     def pool(self, k: int) -> int:
         """Number of candidates to retrieve for k places."""
         return max(MIN_POOL, POOL_FACTOR * k) if self.reranks or self.max_per_category else k
-
-    def num_explored(self, k: int) -> int:
-        """Number of the k places that are drawn."""
-        return int(self.exploration * k + 0.5)
 
 
 @dataclass(frozen=True)
@@ -99,6 +96,17 @@ class Traits:
         return np.asarray(np.divide(self.vectors, length, out=zeros, where=length > 0))
 
 
+class Chosen(NamedTuple):
+    """Lists of candidates."""
+
+    items: Int32
+    """[r, k], padded with 0"""
+    scores: Float32
+    """[r, k], the model's own, so they need not descend; padded with -inf"""
+    propensity: Float32
+    """[r, k], probability of the item at its place given the candidates and the places above; 1 where nothing is drawn"""
+
+
 def choose(
     items: Int32,
     scores: Float32,
@@ -107,35 +115,36 @@ def choose(
     traits: Traits,
     keys: UInt64 | None = None,
     is_all: Bool | None = None,
-) -> tuple[Int32, Float32]:
-    """Lists [r, k] by `rules` from candidates [r, f] (best first, padded with 0), and their scores.
+) -> Chosen:
+    """Lists of k places by `rules` from candidates [r, f] (best first, padded with 0).
 
     Greedy: each place takes the candidate of greatest worth whose categories are all below the quota. With
     relevance = (score - row minimum) / (row range), in [0, 1] for any model, and
     worth = relevance - popularity_damping * `Traits.popularity`, diversity D makes it
     (1 - D) worth - D max over the list's items j of cos(i, j): maximal marginal relevance (Carbonell & Goldstein 1998,
-    lambda = 1 - D). The last `rules.num_explored(k)` places are drawn uniformly from the remaining candidates, by numbers that
-    follow from (rules.seed, `keys` [r], item). A row's list depends on that row alone.
-    Scores are the model's own, so they need not descend. Unfilled places have item 0 and score -inf.
+    lambda = 1 - D). The last places are drawn (`rules.exploration`) from the remaining candidates below the quota, by numbers
+    that follow from (rules.seed, `keys` [r], item): uniformly, or by softmax one after the other, which is the distribution of
+    Plackett (1975) and Luce (1959). A row's list depends on that row alone.
     Items of many categories may use up the quotas of others. So a row that has all candidates (`is_all` [r]) is filled from its
     `fullest` choice if that is longer: then no list by the rules is longer, and none as long has a greater sum of worth.
     Diversity and draws set the order of that choice, not its items.
     """
     if not (rules.reranks or rules.max_per_category):
-        return _widened(items, scores, k)
+        return Chosen(*_widened(items, scores, k), np.ones((len(items), k), np.float32))
     keys = np.zeros(len(items), np.uint64) if keys is None else keys
     chosen = np.zeros((len(items), k), np.int32)
     chosen_scores = np.full((len(items), k), -np.inf, np.float32)
+    propensity = np.ones((len(items), k), np.float32)
     width = max(1, 0 if traits.vectors is None else traits.vectors.shape[1])
     for rows in row_chunks(len(items), items.shape[1] * width, _CHUNK_CELLS):
         item, score, key = items[rows], scores[rows], keys[rows]
         worth = relevance(item, score) - rules.popularity_damping * traits.popularity[item]
-        place = _places(item, worth, k, rules, traits, key)
+        place, propensity[rows] = _places(item, worth, k, rules, traits, key)
         if is_all is not None and rules.max_per_category and traits.categories is not None:
-            _lengthen(place, is_all[rows], item, worth, rules, traits, key)
+            _lengthen(place, propensity[rows], is_all[rows], item, worth, rules, traits, key)
         chosen[rows] = np.where(place >= 0, np.take_along_axis(item, place, 1), 0)
         chosen_scores[rows] = np.where(place >= 0, np.take_along_axis(score, place, 1), -np.inf)
-    return chosen, chosen_scores
+    return Chosen(chosen, chosen_scores, propensity)
 
 
 def _widened(items: Int32, scores: Float32, k: int) -> tuple[Int32, Float32]:
@@ -145,9 +154,19 @@ def _widened(items: Int32, scores: Float32, k: int) -> tuple[Int32, Float32]:
 
 
 def _lengthen(
-    place: Int64, is_all: Bool, items: Int32, worth: Float32, rules: Rules, traits: Traits, keys: UInt64
+    place: Int64,
+    propensity: Float32,
+    is_all: Bool,
+    items: Int32,
+    worth: Float32,
+    rules: Rules,
+    traits: Traits,
+    keys: UInt64,
 ) -> None:
-    """Refill short rows of `place` [r, k] that have all candidates (`is_all`) from their fullest choice, in place."""
+    """Refill short rows of `place` [r, k] that have all candidates (`is_all`) from their fullest choice, in place.
+
+    Draws set the order of that choice alone, and so does `propensity` [r, k].
+    """
     assert traits.categories is not None
     k, most = place.shape[1], rules.max_per_category
     for row in np.flatnonzero(is_all & (place[:, -1] < 0)):
@@ -158,32 +177,64 @@ def _lengthen(
             continue
         fuller = fullest(categories, traits.kinds[item], value, k, most)
         if len(fuller) > len(chosen):
-            (order,) = _places(item[None, fuller], value[None, fuller], k, rules, traits, keys[row : row + 1])
+            (order,), (propensity[row],) = _places(
+                item[None, fuller], value[None, fuller], k, rules, traits, keys[row : row + 1]
+            )
             place[row] = np.where(order >= 0, column[fuller[order]], -1)
 
 
-def _places(items: Int32, worth: Float32, k: int, rules: Rules, traits: Traits, keys: UInt64) -> Int64:
-    """[r, k], the candidate at each place, -1 where none is left."""
-    drawn = draws(rules.seed, keys, items) if rules.exploration else worth
+def _places(
+    items: Int32, worth: Float32, k: int, rules: Rules, traits: Traits, keys: UInt64
+) -> tuple[Int64, Float32]:
+    """[r, k], the candidate at each place, -1 where none is left; and its propensity, 1 there."""
+    draw = _Draw(rules, items, keys)
     is_open = items > 0
     row = np.arange(len(items))
     quota = None
     if rules.max_per_category and traits.categories is not None:
         quota = _CategoryQuota(traits.categories[items], rules.max_per_category)
     diversity = _Diversity(traits.directions[items], rules.diversity) if rules.diversity else None
-    places = np.full((len(items), k), -1, np.int64)
-    num_by_worth = k - rules.num_explored(k)
+    places, propensity = np.full((len(items), k), -1, np.int64), np.ones((len(items), k), np.float32)
+    num_by_worth = k - rules.exploration.num_places(k)
     for place in range(k):
-        value = drawn if place >= num_by_worth else worth if diversity is None else diversity.worth(worth)
-        value = np.where(is_open if quota is None else is_open & quota.is_left, value, -np.inf)
-        best = value.argmax(axis=1)
-        is_filled = value[row, best] > -np.inf
+        is_eligible = is_open if quota is None else is_open & quota.is_left
+        value = worth if diversity is None else diversity.worth(worth)
+        if place < num_by_worth:
+            best = np.where(is_eligible, value, -np.inf).argmax(axis=1)
+        else:
+            best, propensity[:, place] = draw(place, value, is_eligible)
+        is_filled = is_eligible[row, best]
         places[is_filled, place] = best[is_filled]
         is_open[row, best] = False
         for state in (quota, diversity):
             if state is not None:
                 state.take(best, is_filled)
-    return places
+    return places, propensity
+
+
+class _Draw:
+    """Draws of one candidate a row."""
+
+    def __init__(self, rules: Rules, items: Int32, keys: UInt64) -> None:
+        self._exploration, self._seed = rules.exploration, rules.seed
+        self._items, self._keys = items, keys
+        self._drawn = draws(rules.seed, keys, items) if rules.exploration.share else None
+        """[r, f], one order of the candidates, of which every uniform draw takes the first eligible one."""
+
+    def __call__(self, place: int, worth: Float32, is_eligible: Bool) -> tuple[Int64, Float32]:
+        """The candidate drawn for a place [r], any where none is eligible, and its probability, 1 there."""
+        if self._exploration.kind == "uniform":
+            assert self._drawn is not None
+            best = np.where(is_eligible, self._drawn, -np.inf).argmax(axis=1)
+            return best, 1 / np.maximum(is_eligible.sum(1), 1).astype(np.float32)
+        logit = np.where(is_eligible, worth / np.float64(self._exploration.temperature), -np.inf)
+        # the largest of logits with Gumbel noise is a draw by softmax (Gumbel 1954; Yellott 1977)
+        uniform = draws(self._seed + place + 1, self._keys, self._items) + np.float64(2.0**-25)
+        best = (logit - np.log(-np.log(uniform))).argmax(axis=1)
+        greatest = np.where(is_eligible.any(1), logit.max(axis=1), 0)[:, None]
+        share = np.exp(logit - greatest)
+        own = share[np.arange(len(best)), best] / np.maximum(share.sum(1), 1)
+        return best, np.where(is_eligible.any(1), own, 1).astype(np.float32)
 
 
 def relevance(items: Int32, scores: Float32) -> Float32:

@@ -27,7 +27,7 @@ INNER_PRODUCTS: tuple[Score, ...] = ("dot", "scaled_dot", "cosine", "general")
 def refuse(settings: object, key: str, condition: bool, expected: str) -> None:
     """Raise ValueError with the received value of `key` ("section.field") where `condition` holds."""
     if condition:
-        received = getattr(settings, key.partition(".")[2])
+        received = getattr(settings, key.rpartition(".")[2])
         raise ValueError(f"{key}: received {received!r}, expected {expected}")
 
 

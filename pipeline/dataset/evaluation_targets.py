@@ -24,20 +24,22 @@ def targets_of(
     with_idle: bool = False,
     nights: Nights | None = None,
 ) -> RankedTargets:
-    """Targets of the `validation` or `test` part (see `ranked_targets`, `night_targets`).
+    """Targets of the `validation` or `test` part (see `ranked_targets`, `night_targets`); of the test those of some users,
+    where it has more requests than `evaluate.max_requests`.
 
     `kind` None: the headline; `first` applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
     `trained` [num_items + 1]: items in training; None: those of `numbering`. `with_idle`: of nights, also requests
     without targets. `nights`: other nights than those of the part.
     Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
+    most, seed = config.evaluate.max_requests, config.seed
     protocol = Protocol.of(config, dataset)
     kind = protocol.headline if kind is None else kind
     masks = protocol.exclude_seen if exclude_seen is None else exclude_seen
     types = target_types(config, dataset)
     if kind == "nightly":
         known = numbering.known if trained is None else trained
-        return night_targets(
+        targets = night_targets(
             dataset,
             protocol.nights(dataset, part) if nights is None else nights,
             numbering,
@@ -46,17 +48,19 @@ def targets_of(
             types=types,
             with_idle=with_idle,
         )
-    return ranked_targets(
-        dataset,
-        part,
-        numbering,
-        ties=protocol.ties,
-        session_minutes=config.history.session_minutes,
-        exclude_seen=masks,
-        first_only=part == "test" and kind == "first",
-        trained=trained,
-        types=types,
-    )
+    else:
+        targets = ranked_targets(
+            dataset,
+            part,
+            numbering,
+            ties=protocol.ties,
+            session_minutes=config.history.session_minutes,
+            exclude_seen=masks,
+            first_only=part == "test" and kind == "first",
+            trained=trained,
+            types=types,
+        )
+    return targets.of_some_users(most, seed) if part == "test" else targets
 
 
 def target_types(config: Config, dataset: Dataset) -> NDArray[np.bool_] | None:

@@ -116,6 +116,20 @@ class RankedTargets:
         chosen[np.random.default_rng(seed).choice(self.num_requests, most, replace=False)] = True
         return self.of_requests(chosen)
 
+    def of_some_users(self, most: int, seed: int) -> "RankedTargets":
+        """All requests of random users, fixed by the seed, as many users as have at most `most` requests, at least one.
+
+        The others' requests count in `left_out` as `not_sampled`.
+        """
+        if self.num_requests <= most:
+            return self
+        users, own = np.unique(self.user, return_inverse=True)
+        order = np.random.default_rng(seed).permutation(len(users))
+        num_users = np.searchsorted(np.cumsum(np.bincount(own)[order]), most, side="right")
+        some = self.of_requests(np.isin(own, order[: max(1, num_users)]))
+        left_out = self.left_out | {"not_sampled": self.num_requests - some.num_requests}
+        return replace(some, left_out=left_out)
+
     def translate(self, mapping: Int32) -> "RankedTargets":
         """Targets and histories renumbered by `mapping` [num_items + 1], 0 for an unknown item."""
         return replace(self, histories=self.histories.translate(mapping), item=mapping[self.item])

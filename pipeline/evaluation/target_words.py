@@ -8,6 +8,7 @@ OF_USER_NIGHTS = {
     "nothing_taken": "with nothing taken in the horizon",
     "nothing_left": "with every event of the horizon left out",
     "no_history": "without a known history",
+    "not_sampled": "of users beyond evaluate.max_requests",
 }
 """Reason -> words after the number of user-nights that it leaves out."""
 OF_EVENTS = {
@@ -18,6 +19,7 @@ OF_EVENTS = {
     "taken_again": "on an item taken before in the same horizon",
     "no_history": "of users without a known history",
     "unknown_item": "on items unseen in training",
+    "not_sampled": "of users beyond evaluate.max_requests",
 }
 """Reason -> words after the number of held-out events that it leaves out."""
 

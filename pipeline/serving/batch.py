@@ -275,7 +275,7 @@ class Scorer:
             known,
             settings.k,
             self.rules,
-            keys=keys_of(ids) if self.rules.exploration else None,
+            keys=keys_of(ids) if self.rules.exploration.share else None,
             segment=self.segment[users],
             because=settings.because_method if settings.because else None,
             because_items=settings.because_items,

@@ -13,6 +13,7 @@ from features.histories.vocabulary import Vocabulary
 from features.schema import IdType
 from features.settings import iso_microseconds
 from models.recommendation.rules import Rules
+from models.settings.exploration import Exploration
 from pipeline.errors import LookbackError, optional
 
 if TYPE_CHECKING:
@@ -61,14 +62,16 @@ def rules_of(
         counts[name] = int(mask.sum())
         allowed &= ~mask
     counts["items_not_allowed"] = int(len(items) - allowed.sum())
+    drawn = settings.exploration
+    exploration = Exploration(drawn) if isinstance(drawn, float) else drawn
     rules = Rules(
         exclude_seen,
         allowed if counts["items_not_allowed"] else None,
         settings.max_per_category,
         settings.diversity,
         settings.popularity_damping,
-        settings.exploration,
-        seed + (request_time if settings.exploration else 0),  # a later log draws others
+        exploration,
+        seed + (request_time if exploration.share else 0),  # a later log draws others
     )
     return rules, counts
 

@@ -18,7 +18,12 @@ def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
     arrow = {pl.Int64: pa.int64(), pl.String: pa.string()}
     because = pa.list_(pa.struct([("item_id", arrow[type(item)]), ("weight", pa.float32())]))
     columns = {"user_id": arrow[type(user)], "item_id": arrow[type(item)], "rank": pa.int32()}
-    columns |= {"score": pa.float32(), "because": because, "probability": pa.float32()}
+    columns |= {
+        "score": pa.float32(),
+        "because": because,
+        "probability": pa.float32(),
+        "propensity": pa.float32(),
+    }
     return pa.schema(columns)
 
 
@@ -41,7 +46,8 @@ def table(
     )
     rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     rows = rows.append_column("because", _because(items, answer, given, rows["item_id"].type))
-    return rows.append_column("probability", _probability(answer, given, probability).to_arrow())
+    rows = rows.append_column("probability", _probability(answer, given, probability).to_arrow())
+    return rows.append_column("propensity", pl.Series(answer.propensity[given]).to_arrow())
 
 
 def _probability(

@@ -82,7 +82,7 @@ def key(bundle: Bundle, rules: Rules, settings: "ScoreConfig", version: int) -> 
     assert bundle.index is not None
     traits, kept = bundle.traits, dataclasses.asdict(rules)
     kept["allowed"] = _digest(rules.allowed)
-    if not rules.exploration:
+    if not rules.exploration.share:
         del kept["seed"]  # follows the time of the request
     content: dict[str, Any] = {
         "version": version,

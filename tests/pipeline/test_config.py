@@ -204,6 +204,11 @@ def test_a_log_of_positions_has_no_times_to_look_ahead(minimal: Path, override: 
         ('events.types={view="much"}', "events.types.view: received 'much', expected number"),
         ("tune.space.train.dropout=3", "tune.space"),
         ("tracking.port=0", "tracking.port: received 0, expected integer, at least 1"),
+        ("score.exploration=1.5", "score.exploration.share: received 1.5, expected from 0 to 1"),
+        (
+            "score.exploration={kind='best'}",
+            "score.exploration.kind: received 'best', expected uniform, softmax",
+        ),
         ("score.diversity=1.0", "score.diversity: received 1.0, expected number, below 1"),
         (
             "score.because_method=fats",

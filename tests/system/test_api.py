@@ -34,7 +34,15 @@ def test_folders_and_manifests_are_those_of_the_command_line(
 def test_tables_are_those_on_disk(opened: api.Run) -> None:
     assert opened.events.select(pl.len()).collect().item() == opened.manifest("ingest")["rows_out"]
     assert {"user_id", "item_id", "timestamp"} <= set(opened.events.collect_schema().names())
-    assert opened.recommendations.columns == ["user_id", "item_id", "rank", "score", "because", "probability"]
+    assert opened.recommendations.columns == [
+        "user_id",
+        "item_id",
+        "rank",
+        "score",
+        "because",
+        "probability",
+        "propensity",
+    ]
     assert len(opened.recommendations) == opened.manifest("score")["rows_out"]
 
 

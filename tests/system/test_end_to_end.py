@@ -71,7 +71,7 @@ def test_every_row_is_accounted_for(finished: Workdir) -> None:
 
 def test_recommendations_are_the_contract_s(finished: Workdir) -> None:
     scored = pl.read_parquet(finished.artifact("score") / "recommendations" / "*.parquet")
-    assert scored.columns == ["user_id", "item_id", "rank", "score", "because", "probability"]
+    assert scored.columns == ["user_id", "item_id", "rank", "score", "because", "probability", "propensity"]
     assert scored.schema["rank"] == pl.Int32
     assert scored.schema["score"] == pl.Float32
     assert scored.schema["because"] == pl.List(

@@ -45,6 +45,8 @@ def available() -> list[str]:
 def test_numeric_tests_pass_on_every_processor(level: str, threads: int, tmp_path: Path) -> None:
     if level not in available():
         pytest.skip(f"this processor has no {level}")
+    if (level, threads) == (available()[-1], 1):
+        pytest.skip("the quick tests are run so")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     kept["LOOKBACK_UNCHECKED_SHAPES"] = "1"  # they are the same on every processor
     chosen = {"ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": str(threads), **LEVELS[level]}

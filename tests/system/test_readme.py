@@ -34,7 +34,7 @@ def test_a_finished_run_is_opened_in_two_lines(finished: Workdir) -> None:
     )
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
-    assert shown["columns"] == ["because", "item_id", "probability", "rank", "score", "user_id"]
+    assert shown["columns"] == ["because", "item_id", "probability", "propensity", "rank", "score", "user_id"]
     assert shown["events"] == finished.manifest("ingest")["rows_out"]
     assert shown["has_metrics"]
     assert shown["report"]

@@ -20,6 +20,7 @@ from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
 from models.settings.encoder import EncoderSettings
+from models.settings.exploration import Exploration
 from models.settings.ranker import RankerSettings
 
 NUM_ITEMS, ROWS = 3_000, 40
@@ -56,7 +57,7 @@ RULES = {
         max_per_category=1,
         diversity=0.3,
         popularity_damping=0.2,
-        exploration=0.25,
+        exploration=Exploration(0.25),
         seed=3,
     ),
 }

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.recommendation.category_quota import is_fullest
-from models.recommendation.rules import Rules, Traits, choose, draws, relevance
+from models.recommendation.rules import Chosen, Rules, Traits, choose, draws, relevance
+from models.settings.exploration import Exploration
 
 
 def one(items: list[int], scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +19,7 @@ NO_TRAITS = Traits(EVENTS)
 
 
 def test_without_rules_the_order_stands_and_short_rows_are_padded() -> None:
-    items, scores = choose(*one([3, 1], [2.0, 1.0]), 3, Rules(), NO_TRAITS)
+    items, scores, _ = choose(*one([3, 1], [2.0, 1.0]), 3, Rules(), NO_TRAITS)
     assert items.tolist() == [[3, 1, 0]]
     assert scores.tolist() == [[2.0, 1.0, -np.inf]]
     assert choose(*one([3, 1], [2.0, 1.0]), 1, Rules(), NO_TRAITS)[0].tolist() == [[3]]
@@ -46,7 +47,7 @@ def test_an_item_of_many_categories_makes_room_for_more_where_there_are_no_other
     candidates = one([1, 2, 3, 4], [10.0, 9.0, 8.0, 0.0])
     traits, rules = Traits(EVENTS, WIDE_FIRST), Rules(max_per_category=1)
     assert choose(*candidates, 3, rules, traits, is_all=~ALL)[0].tolist() == [[1, 4, 0]]
-    items, scores = choose(*candidates, 3, rules, traits, is_all=ALL)
+    items, scores, _ = choose(*candidates, 3, rules, traits, is_all=ALL)
     assert (items.tolist(), scores.tolist()) == ([[2, 3, 4]], [[9.0, 8.0, 0.0]])
     assert choose(*candidates, 2, rules, traits, is_all=ALL)[0].tolist() == [[1, 4]]
     assert choose(*candidates, 5, rules, traits, is_all=ALL)[0].tolist() == [[2, 3, 4, 0, 0]]
@@ -57,9 +58,9 @@ def test_diversity_and_draws_order_the_fullest_list() -> None:
     candidates = one([1, 2, 3, 4], [10.0, 9.0, 8.0, 0.0])
     vectors = np.array([[0, 0], [0, 1], [1, 0], [1, 0], [-1, 0]], np.float32)
     traits = Traits(EVENTS, WIDE_FIRST, vectors)
-    items, scores = choose(*candidates, 3, Rules(max_per_category=1, diversity=0.5), traits, is_all=ALL)
+    items, scores, _ = choose(*candidates, 3, Rules(max_per_category=1, diversity=0.5), traits, is_all=ALL)
     assert (items.tolist(), scores.tolist()) == ([[2, 4, 3]], [[9.0, 0.0, 8.0]])
-    drawn = Rules(max_per_category=1, exploration=1)
+    drawn = Rules(max_per_category=1, exploration=Exploration(1))
     keys = [np.array([key], np.uint64) for key in range(20)]
     found = [choose(*candidates, 3, drawn, traits, key, ALL)[0][0].tolist() for key in keys]
     assert all(sorted(each) == [2, 3, 4] for each in found)
@@ -101,8 +102,8 @@ def test_a_list_is_short_only_where_no_choice_is_longer(
     items = np.argsort(-score, kind="stable")[None, :].astype(np.int32)  # ends with item 0
     traits = Traits(np.arange(len(score), dtype=np.float32), categories)
     rules = Rules(max_per_category=most, popularity_damping=damping)
-    plain, _ = choose(items, score[items], k, rules, traits)
-    found, scores = choose(items, score[items], k, rules, traits, is_all=ALL)
+    plain, _, _ = choose(items, score[items], k, rules, traits)
+    found, scores, _ = choose(items, score[items], k, rules, traits, is_all=ALL)
     worth = (relevance(items, score[items]) - damping * traits.popularity[items])[0, :-1].astype(float)
     allowed = feasible(categories[items[0, :-1]], most, k)
     longest = max(len(places) for places in allowed)
@@ -124,7 +125,7 @@ def test_maximal_marginal_relevance_by_hand() -> None:
     candidates = one([1, 2, 3, 4], [10.0, 9.0, 5.0, 0.0])
     traits = Traits(EVENTS, vectors=vectors)
     # D = .5, second place: 2: .45 - .5 = -.05; 3: .25 - 0 = .25; 4: 0 + .5 = .5. Third: 2: -.05; 3: .25
-    items, scores = choose(*candidates, 3, Rules(diversity=0.5), traits)
+    items, scores, _ = choose(*candidates, 3, Rules(diversity=0.5), traits)
     assert items.tolist() == [[1, 4, 3]]
     assert scores.tolist() == [[10.0, 0.0, 5.0]], "the model's own scores"
     # D = .1: 2: .81 - .1 = .71; 3: .45; 4: .1
@@ -156,8 +157,8 @@ def test_exploration_draws_the_last_places_from_what_is_beyond() -> None:
     scores = -items.astype(np.float32)
     keys = np.arange(200, dtype=np.uint64)
     traits = Traits(np.ones(101, np.float32))
-    rules = Rules(exploration=0.3, seed=1)
-    found, _ = choose(items, scores, 10, rules, traits, keys)
+    rules = Rules(exploration=Exploration(0.3), seed=1)
+    found, _, _ = choose(items, scores, 10, rules, traits, keys)
     assert (found[:, :7] == np.arange(1, 8)).all()
     beyond = found[:, 7:]
     assert beyond.min() > 7
@@ -165,7 +166,7 @@ def test_exploration_draws_the_last_places_from_what_is_beyond() -> None:
     counts = np.bincount(beyond.ravel(), minlength=101)[8:]
     assert (counts > 0).mean() > 0.9, "each of 93 is drawn 6.5 times on average"
     assert counts.max() < 20
-    other, _ = choose(items, scores, 10, Rules(exploration=0.3, seed=2), traits, keys)
+    other, _, _ = choose(items, scores, 10, Rules(exploration=Exploration(0.3), seed=2), traits, keys)
     assert (other[:, 7:] != beyond).mean() > 0.9
 
 
@@ -183,8 +184,10 @@ def test_draws_are_even_and_follow_from_key_and_item() -> None:
     [
         Rules(max_per_category=2),
         Rules(diversity=0.4),
-        Rules(exploration=0.2),
-        Rules(diversity=0.3, popularity_damping=0.5, exploration=0.2, max_per_category=3, seed=4),
+        Rules(exploration=Exploration(0.2)),
+        Rules(
+            diversity=0.3, popularity_damping=0.5, exploration=Exploration(0.2), max_per_category=3, seed=4
+        ),
     ],
     ids=["categories", "diversity", "exploration", "everything"],
 )
@@ -204,8 +207,8 @@ def test_a_row_does_not_depend_on_the_others_and_one_by_one_is_the_same(rules: R
         random.normal(size=(61, 5)).astype(np.float32),
     )
     keys = random.integers(0, 2**63, 30).astype(np.uint64)
-    together, given_scores = choose(items, scores, 10, rules, traits, keys)
-    longer, _ = choose(items, scores, 10, rules, traits, keys, np.arange(30) % 3 > 0)
+    together, given_scores, _ = choose(items, scores, 10, rules, traits, keys)
+    longer, _, _ = choose(items, scores, 10, rules, traits, keys, np.arange(30) % 3 > 0)
     assert bool(rules.max_per_category) == bool(((longer > 0).sum(1) > (together > 0).sum(1)).any())
     assert longer[::3].tolist() == together[::3].tolist()
     for row in range(30):
@@ -238,7 +241,7 @@ def plainly(items: np.ndarray, scores: np.ndarray, rules: Rules, traits: Traits,
             ]
             if rules.max_per_category and any(count >= rules.max_per_category for count in counts):
                 continue
-            if place >= 10 - rules.num_explored(10):
+            if place >= 10 - rules.exploration.num_places(10):
                 worth = float(draws(rules.seed, np.array([key]), np.array([[item]], np.int32))[0, 0])
             else:
                 worth = (of[item] - low) / (high - low) - rules.popularity_damping * float(
@@ -260,18 +263,79 @@ def test_the_number_of_candidates_and_of_drawn_places() -> None:
     assert Rules().pool(10) == 10
     assert Rules(diversity=0.1).pool(10) == 100
     assert Rules(max_per_category=1).pool(50) == 200
-    assert [Rules(exploration=share).num_explored(10) for share in (0, 0.04, 0.1, 0.25, 1)] == [
-        0,
-        0,
-        1,
-        3,
-        10,
-    ]
+    assert [Exploration(share).num_places(10) for share in (0, 0.04, 0.1, 0.25, 1)] == [0, 0, 1, 3, 10]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"diversity": 1.0}, {"diversity": -0.1}, {"exploration": 1.5}, {"popularity_damping": -1.0}]
-)
+@pytest.mark.parametrize("wrong", [{"diversity": 1.0}, {"diversity": -0.1}, {"popularity_damping": -1.0}])
 def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Rules(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"share": 1.5}, {"share": -0.1}, {"temperature": 0.0}])
+def test_nonsense_exploration_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(
+        ValueError, match=f"score.exploration.{next(iter(wrong))}: received {next(iter(wrong.values()))}"
+    ):
+        Exploration(**wrong)  # type: ignore[arg-type]
+
+
+ROWS = 40_000
+
+
+def drawn(exploration: Exploration, k: int, traits: Traits = NO_TRAITS, **rules: float) -> Chosen:
+    """Lists of as many rows as draws, each of the same five candidates with relevance 1, .75, .5, .25, 0."""
+    items = np.tile(np.arange(1, 6, dtype=np.int32), (ROWS, 1))
+    scores = np.tile(np.arange(5, 0, -1).astype(np.float32), (ROWS, 1))
+    keys = np.arange(ROWS, dtype=np.uint64)
+    return choose(items, scores, k, Rules(exploration=exploration, seed=3, **rules), traits, keys)  # type: ignore[arg-type]
+
+
+def test_propensity_of_uniform_draws() -> None:
+    items, _, propensity = drawn(Exploration(0.5), 4)
+    assert (items[:, :2] == [1, 2]).all()
+    np.testing.assert_allclose(propensity, np.tile(np.array([1, 1, 1 / 3, 1 / 2], np.float32), (ROWS, 1)))
+    lists, counts = np.unique(items[:, 2:], axis=0, return_counts=True)
+    assert len(lists) == 6
+    np.testing.assert_allclose(counts / ROWS, 1 / 6, atol=0.01)
+
+
+def test_propensity_of_softmax_draws_is_that_of_plackett_and_luce() -> None:
+    items, _, propensity = drawn(Exploration(1.0, "softmax", 0.5), 3)
+    worth = np.exp(np.array([1, 0.75, 0.5, 0.25, 0]) / 0.5)
+    lists, first, counts = np.unique(items, axis=0, return_index=True, return_counts=True)
+    assert len(lists) == 5 * 4 * 3
+    for chosen, row, count in zip(lists, first, counts, strict=True):
+        left, expected = worth.sum(), []
+        for item in chosen:
+            expected.append(worth[item - 1] / left)
+            left -= worth[item - 1]
+        np.testing.assert_allclose(propensity[row], expected, rtol=1e-5)
+        assert count / ROWS == pytest.approx(np.prod(expected), abs=0.008)
+
+
+def test_propensity_counts_what_the_quota_leaves_and_what_diversity_prefers() -> None:
+    traits = Traits(
+        EVENTS,
+        np.array([[0], [1], [1], [1], [2], [2]], np.int32),
+        np.eye(6, dtype=np.float32)[[0, 1, 1, 2, 3, 4]],
+    )
+    items, _, propensity = drawn(Exploration(0.5), 2, traits, max_per_category=1)
+    assert (items[:, 0] == 1).all()
+    assert set(items[:, 1].tolist()) == {4, 5}
+    assert (propensity[:, 1] == np.float32(0.5)).all()
+    items, _, propensity = drawn(Exploration(0.5, "softmax", 0.2), 2, traits, diversity=0.4)
+    worth = np.exp(np.array([0.6 * 0.75 - 0.4, 0.6 * 0.5, 0.6 * 0.25, 0]) / 0.2)  # item 2 is like item 1
+    for item in (2, 3, 4, 5):
+        expected = worth[item - 2] / worth.sum()
+        np.testing.assert_allclose(propensity[items[:, 1] == item, 1], expected, rtol=1e-5)
+        assert (items[:, 1] == item).mean() == pytest.approx(expected, abs=0.01)
+
+
+def test_nothing_left_to_draw_is_certain() -> None:
+    for kind in ("uniform", "softmax"):
+        items, _, propensity = choose(
+            *one([3, 1], [2.0, 1.0]), 4, Rules(exploration=Exploration(0.5, kind)), NO_TRAITS
+        )
+        assert items.tolist() == [[3, 1, 0, 0]]
+        assert propensity.tolist() == [[1, 1, 1, 1]]

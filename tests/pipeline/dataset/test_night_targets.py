@@ -63,6 +63,19 @@ def test_nights_by_pencil() -> None:
     assert targets.left_out == {"under_core": 0, "nothing_taken": 2, "taken_again": 1, "nothing_left": 0}
 
 
+def test_nights_of_some_users() -> None:
+    targets = night_targets(dataset(), NIGHTS, EVERY_ITEM, exclude_seen=False, trained=TRAINED)
+    items = {0: [B, A, D], 2: [C, C], 3: [A, B]}
+    for seed in range(10):
+        some = targets.of_some_users(4, seed)
+        users = sorted(set(some.user.tolist()))
+        assert len(users) == 2
+        assert some.user.tolist() == users * 2, "both nights of each"
+        assert some.left_out["not_sampled"] == 2
+        taken = {user: sorted(some.item[some.user_of_target == user].tolist()) for user in users}
+        assert taken == {user: sorted(items[user]) for user in users}
+
+
 def test_items_of_the_history_are_left_out_and_counted() -> None:
     targets = night_targets(dataset(), NIGHTS, EVERY_ITEM, exclude_seen=True, trained=TRAINED)
     # night 10: user 0's A and user 3's A repeat; night 20: user 2's C repeats

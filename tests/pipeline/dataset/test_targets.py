@@ -61,6 +61,25 @@ def test_every_test_event_is_a_target_or_counted():
     assert len(targets) + sum(targets.left_out.values()) == SPLIT.num_events(HISTORIES)["test"]
 
 
+def test_a_long_test_is_that_of_some_users_whole():
+    dataset = Dataset(Path(), HISTORIES, SPLIT)
+    targets = ranked_targets(dataset, "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True)
+    assert targets.of_some_users(6, seed=0) is targets
+    of_each = {0: [C, E], 1: [C], 2: [C, A], 3: [B]}
+    drawn = set()
+    for seed in range(20):
+        some = targets.of_some_users(3, seed)
+        users = sorted(set(some.user.tolist()))
+        drawn.add(tuple(users))
+        assert HISTORIES.item_index[some.position].tolist() == [
+            item for user in users for item in of_each[user]
+        ]
+        assert len(some) <= 3
+        assert some.left_out == targets.left_out | {"not_sampled": 6 - len(some)}
+    assert len(drawn) > 3
+    assert len(targets.of_some_users(1, seed=1)) in (1, 2), "one user at least, whole"
+
+
 def test_warm_targets_have_a_known_item_and_a_history():
     targets = ranked_targets(
         Dataset(Path(), HISTORIES, SPLIT), "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True

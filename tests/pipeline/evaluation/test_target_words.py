@@ -40,6 +40,11 @@ def test_every_reason_in_words_and_zeros_left_out() -> None:
         "with every event of the horizon left out, 2 user-nights without a known history"
     )
     assert target_words.left_out("nightly", {"nothing_taken": 0}) == ""
+    sampled = {"not_sampled": 1000}
+    assert (
+        target_words.left_out("nightly", sampled) == "1,000 user-nights of users beyond evaluate.max_requests"
+    )
+    assert target_words.left_out("first", sampled) == "1,000 events of users beyond evaluate.max_requests"
 
 
 def test_counts_of_user_nights_and_of_events_are_not_added_up() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
+from models.settings.exploration import Exploration
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
 from pipeline.serving import business_rules
@@ -102,6 +103,14 @@ def test_exploration_is_another_one_on_another_night() -> None:
     second, _ = rules_of(settings, ITEMS, NEWEST + 1, 0, exclude_seen=False)
     assert first.seed != second.seed
     assert (first.exclude_seen, second.exclude_seen) == (True, False), "as resolved, not as configured"
+
+
+def test_exploration_is_a_share_or_a_table() -> None:
+    table = Exploration(0.2, "softmax", 0.5)
+    rules, _ = rules_of(ScoreConfig(exploration=table), ITEMS, NEWEST, 0, exclude_seen=True)
+    assert rules.exploration == table
+    rules, _ = rules_of(ScoreConfig(exploration=0.2), ITEMS, NEWEST, 0, exclude_seen=True)
+    assert rules.exploration == Exploration(0.2)
 
 
 def test_rules_of_the_configuration_are_defaults_of_served_requests(

@@ -12,6 +12,7 @@ import pytest
 from models.histories import histories_from_lists
 from models.recommendation.rules import Rules
 from models.settings.encoder import EncoderSettings
+from models.settings.exploration import Exploration
 from pipeline.artifacts.store import Artifact
 from pipeline.dataset.dataset import Dataset
 from pipeline.sections import ScoreConfig
@@ -190,8 +191,8 @@ def test_the_key_follows_from_all_that_a_list_does_but_the_history(bundle: Path)
         previous_lists.key(opened, plain, SETTINGS.model_copy(update={"because": False}), 1),
         previous_lists.key(opened, Rules(exclude_seen=False), SETTINGS, 1),
         previous_lists.key(opened, Rules(allowed=np.arange(8) != 2), SETTINGS, 1),
-        previous_lists.key(opened, Rules(exploration=0.1, seed=1), SETTINGS, 1),
-        previous_lists.key(opened, Rules(exploration=0.1, seed=2), SETTINGS, 1),
+        previous_lists.key(opened, Rules(exploration=Exploration(0.1), seed=1), SETTINGS, 1),
+        previous_lists.key(opened, Rules(exploration=Exploration(0.1), seed=2), SETTINGS, 1),
     ]
     assert len(set(keys)) == len(keys)
     assert previous_lists.key(opened, Rules(seed=5), SETTINGS, 1) == keys[0], "the seed of no draw"

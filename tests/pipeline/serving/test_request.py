@@ -211,6 +211,9 @@ def test_one_wrong_clock_moves_nothing(shop: Shop) -> None:
     before, after = shop.scored(right, exploration=0.3), shop.scored(wrong, exploration=0.3)
     assert after[0].log.request.time == max(time for _, _, time in events())
     assert same(after[1], before[1])
+    drawn = pl.col("rank") > before[0].job.settings.k * 0.7 + 0.5
+    assert (before[1].filter(~drawn)["propensity"] == 1).all()
+    assert before[1].filter(drawn)["propensity"].is_between(0, 1, closed="right").all()
     assert (after[0].log.num_later_events, after[0].users.num_later) == (2, 1)
     assert (before[0].log.num_later_events, before[0].users.num_later) == (0, 0)
 
@@ -234,7 +237,7 @@ def test_auto_follows_the_repeats_of_the_log_that_is_scored(tmp_path: Path) -> N
 def test_probability_is_the_calibrated_score(shop: Shop) -> None:
     features = write_log(shop.folder / "log", events())
     scorer, table = shop.scored(features, users=str(shop.folder / "asked.parquet"))
-    assert table.columns[3:] == ["score", "because", "probability"]
+    assert table.columns[3:] == ["score", "because", "probability", "propensity"]
     assert table.schema["probability"] == pl.Float32
     warm = ~table["user_id"].is_in(["silent", "quiet"])
     assert warm.any()
