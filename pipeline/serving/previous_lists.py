@@ -7,6 +7,7 @@ follows from, so lists of equal key and history have equal bytes, and are copied
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -76,7 +77,6 @@ def key(bundle: Bundle, rules: Rules, settings: "ScoreConfig", version: int) -> 
 
     version: of the stage. Libraries and processor are in it, since they decide the last bits.
     """
-    import faiss
     import torch
 
     assert bundle.index is not None
@@ -95,7 +95,7 @@ def key(bundle: Bundle, rules: Rules, settings: "ScoreConfig", version: int) -> 
         "num_events": _digest(traits.num_events) if rules.popularity_damping else None,
         "k": settings.k,
         "because": [settings.because_method, settings.because_items] if settings.because else None,
-        "libraries": [torch.__version__, faiss.__version__, np.__version__],
+        "libraries": [_version(name) for name in ("torch", "faiss-cpu", "numpy")],
         "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability(), _processor()],
     }
     return fingerprint(content)
@@ -162,6 +162,13 @@ def write_histories(path: Path, ids: pl.Series, history: UInt64, rows: Int64) ->
 
 def _digest(array: NDArray[Any] | None) -> str | None:
     return None if array is None else hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _processor() -> str:

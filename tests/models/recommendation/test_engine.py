@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,10 +28,11 @@ NUM_ITEMS, ROWS = 3_000, 40
 POPULAR = np.array([[0, *range(NUM_ITEMS, 0, -1)], [0, *range(1, NUM_ITEMS + 1)]], np.float32)
 
 
-def made(dim: int = 8, **settings: str) -> RecommendationEngine:
+def made(**settings: Any) -> RecommendationEngine:
     """Random weights; item i is of category 1 + i % 7, but for those above 500: all of category 8."""
     torch.manual_seed(0)
-    encoder = Encoder(EncoderSettings(dim=dim, num_blocks=1, num_heads=1, **settings), NUM_ITEMS, 0, 20)  # type: ignore[arg-type]
+    small = {"dim": 8, "num_blocks": 1, "num_heads": 1}
+    encoder = Encoder(EncoderSettings(**(small | settings)), NUM_ITEMS, 0, 20)
     torch.nn.init.normal_(encoder.items.ids.weight)  # type: ignore[union-attr]
     encoder.items.forget_untrained()
     vectors = encoder.item_vectors().detach().numpy()
