@@ -200,6 +200,17 @@ def test_the_key_follows_from_all_that_a_list_does_but_the_history(bundle: Path)
     assert previous_lists.key(opened, plain, users, 1) == keys[0], "which users is no matter"
 
 
+def test_every_setting_of_a_scoring_is_in_the_key_or_no_matter_to_it() -> None:
+    """A new setting that a list follows from belongs into `key` or `obstacle`; add it here when it is there."""
+    of_rules = {"exclude_seen", "allow", "deny", "availability", "max_item_age_days", "max_per_category"}
+    of_rules |= {"diversity", "popularity_damping", "exploration"}
+    of_bundle, of_key = {"model", "new_items"}, {"k", "because", "because_method", "because_items"}
+    of_histories, of_cold_users = {"at"}, {"segment"}
+    no_matter = {"users", "shadows", "batch_users", "shard_users", "engine", "workers"}
+    every = of_rules | of_bundle | of_key | of_histories | of_cold_users | no_matter
+    assert set(ScoreConfig.model_fields) == every
+
+
 def test_what_keeps_lists_from_being_reused(tmp_path: Path) -> None:
     reasons = {
         "plain": (EncoderSettings(dim=4, num_heads=1, num_blocks=1), None),
