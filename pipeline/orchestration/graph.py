@@ -144,7 +144,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            9,
+            10,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),
