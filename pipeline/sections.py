@@ -178,6 +178,15 @@ class PublishConfig(Section):
     system: str = "auto"
     """System that goes live. lookback: the model; the name of an evaluated baseline (all but gru); auto: the model, unless the
     best baseline is shown to be better by `evaluate.gate_metric`."""
+    baselines: Literal["auto"] | list[str] = "auto"
+    """Baselines of `evaluate.baselines` from which the system is chosen, and which lists wait for: a run that asks for no
+    evaluation or report leaves the others out. auto: all that can be published, which is all but gru."""
+
+    def waits_for(self, baseline: str) -> bool:
+        """Whether a baseline is needed before anything is published."""
+        if baseline == self.system:
+            return True
+        return baseline not in UNPUBLISHED if self.baselines == "auto" else baseline in self.baselines
 
 
 class ScoreConfig(Section):
@@ -232,7 +241,7 @@ class ScoreConfig(Section):
     because_items: int = Field(3, ge=1)
     """Maximum reasons per recommendation, in past interactions."""
     batch_users: int = Field(1024, ge=1)
-    """Users encoded and searched at a time."""
+    """Users per row group; those of eight are encoded from one pool, by length."""
     shard_users: int = Field(50_000, ge=1)
     """Users per Parquet file, the unit in which an interrupted run resumes."""
     engine: Literal["local", "ray"] = "local"

@@ -21,6 +21,8 @@ from models.shapes import Float, Int
 
 WINDOWS = 8
 """Windows of a batch, of similar numbers of tokens: more of them pad less, fewer run faster."""
+BLOCK_TOKENS, MIN_COLUMNS = 2**12, 8
+"""Padded positions of a block of fixed shape, at most where it has several rows, and its fewest columns."""
 POOL_BATCHES = 4
 """Batches of histories sorted by length together, where a batch is one window."""
 
@@ -176,6 +178,40 @@ def _joined(parts: Sequence[Contrasts | None], before: Sequence[int]) -> Contras
         torch.cat([part.disliked for part, _ in here]),
         torch.cat([part.weight for part, _ in here]),
     )
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Rows and columns of a window that depend on the length of its histories alone, not on how many there are.
+
+    Linear algebra rounds a row by the shape of the whole product, so in blocks a row has the same bits whatever the others.
+    """
+
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, length: int, max_length: int, most_rows: int) -> "BlockShape":
+        """Block for histories of a length from 1 to `max_length`: about BLOCK_TOKENS cells, `most_rows` rows at most.
+
+        Columns are 8, 10, 12, 14, 16, 20, 24 … and `max_length`, above 8 less than a quarter more than the length; rows a power
+        of two.
+        """
+        columns = min(max_length, rounded_up(max(length, MIN_COLUMNS), 3))
+        rows = max(1, min(BLOCK_TOKENS // columns, most_rows))
+        return cls(1 << (rows.bit_length() - 1), columns)
+
+
+def cut_into_blocks(lengths: Int64, max_length: int, most_rows: int) -> list[NDArray[np.int64]]:
+    """Rows of the same block shape, as many as it has or the rest, longest first; lengths from 1 to `max_length`."""
+    shapes = {length: BlockShape.of(length, max_length, most_rows) for length in np.unique(lengths).tolist()}
+    columns = np.array([shapes[length].columns for length in lengths.tolist()], np.int64)
+    rows_of = {shape.columns: shape.rows for shape in shapes.values()}
+    blocks = []
+    for width in sorted(rows_of, reverse=True):
+        same = np.flatnonzero(columns == width)
+        blocks += [same[start : start + rows_of[width]] for start in range(0, len(same), rows_of[width])]
+    return blocks
 
 
 class BatchPlan:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.encoder.encoder import with_request_time
 from models.explanation import contributions
 from models.histories import Float32, Histories, Int32, Int64
-from models.recommendation.answer import Answer, Candidates, Lists
+from models.recommendation.answer import Answer, Candidates, Lists, Run
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.recommender import Recommender
 from models.topk import event_chunks, mask_seen, row_chunks, top_k
@@ -46,11 +46,14 @@ class BaselineEngine:
         segment: Int64 | None = None,
         because: contributions.Method | None = None,
         because_items: int = 3,
+        run: Run = map,
+        in_blocks: bool = False,
     ) -> Answer:
         """Top-k items of each row, as in `RecommendationEngine.answer`.
 
-        Reasons are exact by every method; lists are bit-identical with and without them.
+        Reasons are exact by every method; lists are bit-identical with and without them. `in_blocks` changes nothing.
         """
+        del in_blocks
         histories = self._with_request_time(histories)
         warm = np.flatnonzero(histories.lengths > 0)
         chunks = row_chunks(len(warm), self.recommender.num_items)
@@ -62,6 +65,7 @@ class BaselineEngine:
             keys=keys,
             segment=segment,
             because_items=None if because is None else because_items,
+            run=run,
         )
 
     def contributions(

@@ -3,10 +3,10 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.dataset.protocol import Protocol
 
 FILE = "metrics.json"
+_Entry = TypeVar("_Entry")
 Values = Mapping[str, float]
 """Metric -> value of one system."""
 Intervals = Mapping[str, Sequence[float]]
@@ -333,6 +334,17 @@ class EvaluationReport:
         measured = [name for name in self.baselines if metric in self.metrics[name]]
         return sorted(measured, key=lambda name: -self.metrics[name][metric])
 
+    def with_baselines(self, wanted: Callable[[str], bool]) -> "EvaluationReport":
+        """The report without the baselines that are not wanted, as if they had not been evaluated."""
+        dropped = {name for name in self.baselines if not wanted(name)}
+        return dataclasses.replace(
+            self,
+            metrics=_without(self.metrics, dropped),
+            intervals=_without(self.intervals, dropped),
+            differences=_without(self.differences, dropped),
+            tuning=_without(self.tuning, dropped),
+        )
+
     def save(self, folder: Path) -> None:
         """Write metrics.json into a folder."""
         write_json(folder / FILE, _as_tree(self))
@@ -355,6 +367,10 @@ class EvaluationReport:
                 f"{file}: is damaged or of another version ({_reason(error)}); "
                 "evaluate again with: lookback run evaluate --force --config …"
             ) from None
+
+
+def _without(by_system: Mapping[str, _Entry], dropped: Set[str]) -> dict[str, _Entry]:
+    return {name: entry for name, entry in by_system.items() if name not in dropped}
 
 
 def _as_tree(content: Any) -> Any:

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.encoder import batching
-from models.encoder.batching import BatchPlan, cut_by_tokens, pad, rounded_up
+from models.encoder.batching import (
+    BatchPlan,
+    BlockShape,
+    cut_by_tokens,
+    cut_into_blocks,
+    pad,
+    rounded_up,
+)
 from models.histories import histories_from_lists
 
 
@@ -317,6 +324,34 @@ def test_rows_cut_by_tokens(lengths, budget):
     assert [lengths[row] for row in rows] == sorted(length for length in lengths if length)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+
+
+@pytest.mark.parametrize(
+    ("length", "longest", "most", "rows", "columns"),
+    [
+        (1, 200, 1000, 512, 8),  # 4,096 cells
+        (9, 200, 1000, 256, 10),  # of 409 rows
+        (17, 200, 1000, 128, 20),
+        (193, 200, 1000, 16, 200),  # 224 are more than there are
+        (3, 5, 1000, 512, 5),
+        (3, 5, 100, 64, 5),
+        (5000, 6000, 1000, 1, 5120),
+    ],
+)
+def test_shape_of_a_block_by_pencil(length, longest, most, rows, columns):
+    assert BlockShape.of(length, longest, most) == BlockShape(rows, columns)
+
+
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 20))
+def test_rows_cut_into_blocks(lengths, most):
+    blocks = cut_into_blocks(np.array(lengths, np.int64), 30, most)
+    assert sorted(row for block in blocks for row in block) == list(range(len(lengths)))
+    part_full = []
+    for block in blocks:
+        (shape,) = {BlockShape.of(lengths[row], 30, most) for row in block}
+        assert len(block) <= shape.rows
+        part_full += [shape] if len(block) < shape.rows else []
+    assert len(part_full) == len(set(part_full)), "all but the last of a shape are full"
 
 
 @pytest.mark.parametrize("one_window", [False, True])
