@@ -81,7 +81,7 @@ def build(ctx: Context) -> None:
 
 
 def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
-    """The scorer with the earlier lists, of most users, that hold for unchanged histories; the manifest says which, or why not."""
+    """The scorer with earlier lists, of most users, that hold for unchanged histories; the manifest says which, or why none."""
     settings, engine = scorer.job.settings, scorer.bundle.engine
     because = settings.because_method if settings.because else None
     ctx.manifest.update(lists_key=None, reused_from=None, not_reused=previous_lists.obstacle(scorer.bundle))
