@@ -235,7 +235,7 @@ class ScoreConfig(Section):
     because_items: int = Field(3, ge=1)
     """Maximum reasons per recommendation, in past interactions."""
     batch_users: int = Field(1024, ge=1)
-    """Users encoded and searched at a time."""
+    """Users per row group; those of eight are encoded from one pool, by length."""
     shard_users: int = Field(50_000, ge=1)
     """Users per Parquet file, the unit in which an interrupted run resumes."""
     engine: Literal["local", "ray"] = "local"

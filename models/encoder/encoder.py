@@ -178,8 +178,8 @@ class Encoder(nn.Module):
         """Device of the weights."""
         return self.items.device
 
-    def pad(self, histories: Histories) -> Window:
-        """Window on the encoder's device of rows of at most `max_length` events.
+    def pad(self, histories: Histories, columns: int | None = None) -> Window:
+        """Window on the encoder's device of rows of at most `max_length` events, by default as wide as the longest.
 
         Raises ValueError for a model trained with `request_time` and histories without.
         """
@@ -188,7 +188,8 @@ class Encoder(nn.Module):
                 "histories: received no request_time, expected the time at which each row's next item is requested: "
                 "the model was trained with model.request_time"
             )
-        window = pad(histories, with_time=self.settings.uses_time, with_value=self.settings.value)
+        shape = None if columns is None else (len(histories), columns)
+        window = pad(histories, shape, with_time=self.settings.uses_time, with_value=self.settings.value)
         return window.to(self.device)
 
     def finished(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "*any d"]:
@@ -244,9 +245,13 @@ class AttentionRecommender:
         windows = histories.last(self.encoder.max_length)
         vectors = np.zeros((len(windows), self.encoder.settings.dim), np.float32)
         for rows in cut_by_tokens(windows.lengths, batch_tokens):
-            window = self.encoder.pad(windows.select(rows))
-            vectors[rows] = to_numpy(self.encoder.last_states(window))
+            vectors[rows] = self.encode_window(self.encoder.pad(windows.select(rows)))
         return vectors
+
+    @torch.inference_mode()
+    def encode_window(self, window: Window) -> Float32:
+        """[rows, d] last state of each row, none of them empty."""
+        return to_numpy(self.encoder.last_states(window))
 
     @torch.inference_mode()
     def score_items(self, histories: Histories) -> Float32:

@@ -88,6 +88,22 @@ class ColdStart:
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
 
+class WithoutDislikes:
+    """Recommender that reads each history without its dislikes: a count of events knows no others."""
+
+    def __init__(self, system: Recommender) -> None:
+        self._system = system
+        self.num_items = system.num_items
+
+    def score_items(self, histories: Histories) -> Float32:
+        """[rows, num_items + 1], scores of the rows without dislikes."""
+        return self._system.score_items(histories.without_dislikes())
+
+    def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
+        """Top-k items of each row and their scores, as in `Recommender`; dislikes count as seen."""
+        return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
+
+
 class Renumbered:
     """Recommender in a numbering of more items than it knows; unknown items score -inf.
 

@@ -61,28 +61,34 @@ def contributions(
 
 def parts(encoder: Encoder, lengths: Int64, num_items: int) -> Iterator[Int64]:
     """Batches of non-empty rows of similar length, given all lengths, to encode and explain together."""
-    step = max(1, BATCH_CELLS // (num_items * encoder.settings.dim))
-    if not encoder.scores_by_vector:
-        step = 1  # each row's candidates attend over its own history
+    step = most_rows(encoder, num_items)
     for batch in cut_by_tokens(lengths, BATCH_TOKENS):
         yield from (batch[start : start + step] for start in range(0, len(batch), step))
 
 
-def encode_to_explain(
-    encoder: Encoder, histories: Histories, method: Method
-) -> tuple[Float32 | None, Explain]:
-    """Vectors of rows as by `AttentionRecommender.encode`, and the function that explains items of these rows.
+def most_rows(encoder: Encoder, num_items: int) -> int:
+    """Number of rows to explain together."""
+    if not encoder.scores_by_vector:
+        return 1  # each row's candidates attend over its own history
+    return max(1, BATCH_CELLS // (num_items * encoder.settings.dim))
 
-    The rows are one batch of `parts`. Vectors are None for encoders that do not score by vectors. With attention layers alone one
-    traced pass serves both. Raises ValueError for an unknown method.
+
+def encode_to_explain(
+    encoder: Encoder, histories: Histories, method: Method, columns: int | None = None
+) -> tuple[Float32 | None, Explain]:
+    """Vectors of rows as by `AttentionRecommender.encode_window`, and the function that explains items of these rows.
+
+    The rows are one batch of `parts`, or a block of some `columns`. Vectors are None for encoders that do not score by vectors.
+    With attention layers alone one traced pass serves both. Raises ValueError for an unknown method.
     """
     if method not in get_args(Method):
         names = ", ".join(map(repr, get_args(Method)))
         raise ValueError(f"because_method: received {method!r}, expected one of {names}")
     windows, vectors = histories.last(encoder.max_length), None
+    window = encoder.pad(windows, columns)
     weigh: Callable[[Tensor], Float32]
     if _is_traced(encoder, method):
-        trace = ForwardTrace.of(encoder, encoder.pad(windows), with_gradients=method == "balanced")
+        trace = ForwardTrace.of(encoder, window, with_gradients=method == "balanced")
         by_trace = trace.leaving_out if method == "balanced" else trace.slopes
         vectors = to_numpy(trace.vectors)
 
@@ -90,9 +96,11 @@ def encode_to_explain(
             return to_numpy(by_trace(candidates))
     else:
         if encoder.scores_by_vector:
-            vectors = AttentionRecommender(encoder).encode(windows)
-        by_pass = slopes_in_time if is_gru(encoder) and method != "exact" else _leave_one_out
-        weigh = partial(by_pass, encoder, windows)
+            vectors = AttentionRecommender(encoder).encode_window(window)
+        if is_gru(encoder) and method != "exact":
+            weigh = partial(slopes_in_time, encoder, window)
+        else:
+            weigh = partial(_leave_one_out, encoder, windows)
 
     def explain(items: Int32, less: Float32 | None = None) -> Float32:
         candidates = encoder.vectors_of(torch.from_numpy(items).to(encoder.device)).detach()

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.device import to_numpy
+from models.encoder.batching import Window
 from models.encoder.encoder import Encoder
 from models.encoder.recurrent import GRUBlock
 from models.explanation.attribution import without_last
-from models.histories import Float32, Histories
+from models.histories import Float32
 from models.shapes import Float
 
 
@@ -21,9 +22,8 @@ def is_gru(encoder: Encoder) -> bool:
     return encoder.scores_by_vector and bool(layers) and all(isinstance(layer, GRUBlock) for layer in layers)
 
 
-def slopes_in_time(encoder: Encoder, windows: Histories, candidates: Float[Tensor, "b k d"]) -> Float32:
+def slopes_in_time(encoder: Encoder, window: Window, candidates: Float[Tensor, "b k d"]) -> Float32:
     """Sum over blocks of `d score / d h_i . (h_i - h_{i-1})`, h the hidden state: [b, k, l]; exact for the last interaction."""
-    window = encoder.pad(windows)
     with torch.enable_grad():
         states, pushed, gates = encoder.embed(window).detach(), list[Tensor](), list[Tensor]()
         for block in encoder.layer_list:
@@ -32,7 +32,7 @@ def slopes_in_time(encoder: Encoder, windows: Histories, candidates: Float[Tenso
             pushed.append(pushes)
             gates.append(gate)
         states = encoder.finished(states)
-        at_last = states[torch.arange(len(windows), device=encoder.device), window.lengths - 1]
+        at_last = states[torch.arange(len(states), device=encoder.device), window.lengths - 1]
         scores = (candidates * at_last.unsqueeze(1)).sum(-1)
     weights = candidates.new_zeros(*candidates.shape[:2], window.item_index.shape[1])
     for place in range(candidates.shape[1]):

@@ -3,6 +3,7 @@
 Letters in shapes: n items, k places, f candidates.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -54,6 +55,10 @@ class Answer:
     because: Because | None
 
 
+Run = Callable[[Callable[[Int64], None], Iterable[Int64]], Iterable[None]]
+"""`map`, or that of a pool of threads."""
+
+
 class WarmRows(Protocol):
     """Candidates and explanations of rows that are not empty."""
 
@@ -95,10 +100,12 @@ class Lists:
         keys: UInt64 | None,
         segment: Int64 | None,
         because_items: int | None,
+        run: Run = map,
     ) -> Answer:
         """Lists of all rows: empty ones from `popularity` [segments + 1, n + 1], the `parts` of the others by `warm_rows`.
 
         `keys`, `segment`: [rows], 0 if None. `because_items`: past items behind each recommendation, None without reasons.
+        `run`: over the parts, in any order.
         """
         keys = np.zeros(len(histories), np.uint64) if keys is None else keys
         segment = np.zeros(len(histories), np.int64) if segment is None else segment
@@ -108,11 +115,14 @@ class Lists:
         reasons = None if because_items is None else Because.none(items.shape, because_items)
         if cold.any():
             _fill(lists, cold, self.filled(self._popular(popularity, segment[cold]), keys[cold]))
-        for rows in parts:
+
+        def fill(rows: Int64) -> None:
             warm = warm_rows(histories.select(rows))
             _fill(lists, rows, self.filled(warm.retrieve, keys[rows]))
             if reasons is not None and because_items is not None:
                 reasons.item_index[rows], reasons.weight[rows] = warm.because(items[rows], because_items)
+
+        deque(run(fill, parts), maxlen=0)
         return Answer(*lists, cold, reasons)
 
     def filled(self, retrieve: Retrieve, keys: UInt64) -> Chosen:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.encoder.encoder import with_request_time
 from models.explanation import contributions
 from models.histories import Float32, Histories, Int32, Int64
-from models.recommendation.answer import Answer, Candidates, Lists
+from models.recommendation.answer import Answer, Candidates, Lists, Run
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.recommender import Recommender
 from models.topk import event_chunks, mask_seen, row_chunks, top_k
@@ -46,11 +46,14 @@ class BaselineEngine:
         segment: Int64 | None = None,
         because: contributions.Method | None = None,
         because_items: int = 3,
+        run: Run = map,
+        in_blocks: bool = False,
     ) -> Answer:
         """Top-k items of each row, as in `RecommendationEngine.answer`.
 
-        Reasons are exact by every method; lists are bit-identical with and without them.
+        Reasons are exact by every method; lists are bit-identical with and without them. `in_blocks` changes nothing.
         """
+        del in_blocks
         histories = self._with_request_time(histories)
         warm = np.flatnonzero(histories.lengths > 0)
         chunks = row_chunks(len(warm), self.recommender.num_items)
@@ -62,6 +65,7 @@ class BaselineEngine:
             keys=keys,
             segment=segment,
             because_items=None if because is None else because_items,
+            run=run,
         )
 
     def contributions(
@@ -94,11 +98,15 @@ class BaselineEngine:
         weights[row, :, position - histories.starts[row]] = difference
         return weights
 
+    def score_items(self, histories: Histories) -> Float32:
+        """[r, n + 1], the recommender's scores of the rows without dislikes."""
+        return self.recommender.score_items(histories.without_dislikes())
+
     def _scores_of(self, histories: Histories, columns: Int64) -> Float32:
         """[r, k] scores of the items `columns` [r, k], in chunks of rows."""
         scores = np.zeros(columns.shape, np.float32)
         for rows in row_chunks(len(histories), self.recommender.num_items):
-            values = self.recommender.score_items(histories.select(rows))
+            values = self.score_items(histories.select(rows))
             scores[rows] = np.take_along_axis(values, columns[rows], 1)
         return scores
 
@@ -120,7 +128,7 @@ class _WarmRows:
         part = self.histories.select(rows)
         items, scores = np.zeros((len(part), number), np.int32), np.zeros((len(part), number), np.float32)
         for chunk in row_chunks(len(part), self._engine.recommender.num_items):
-            values = self._engine.recommender.score_items(part.select(chunk))
+            values = self._engine.score_items(part.select(chunk))
             if self._rules.exclude_seen:
                 mask_seen(values, part.select(chunk))
             if self._rules.allowed is not None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from models.encoder.batching import BlockShape, cut_into_blocks
 from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.explanation import contributions
 from models.explanation.second_stage import two_stage_contributions
-from models.histories import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
 from models.ranking.candidates import is_none_of, joined, learned_items, learned_part
 from models.ranking.ranker import SecondStage
-from models.recommendation.answer import Answer, Candidates, Lists
+from models.recommendation.answer import Answer, Candidates, Lists, Run
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.topk import mask_seen, row_chunks, top_k
 
@@ -46,6 +47,8 @@ class RecommendationEngine:
         segment: Int64 | None = None,
         because: contributions.Method | None = None,
         because_items: int = 3,
+        run: Run = map,
+        in_blocks: bool = False,
     ) -> Answer:
         """Top-k items of each row; rows without interactions get popular items, of their `segment` [rows] if given.
 
@@ -53,6 +56,9 @@ class RecommendationEngine:
         bit-identical either way, because rows are encoded and ranked in the same parts by the same calls. The request time is
         `histories.request_time`, by default the newest event of all rows. Short rows get more candidates, so a list is shorter
         than k only where the rules allow no more items.
+        `run`: over parts of the rows. `in_blocks`: vectors and their reasons are computed in blocks of fixed shape, filled with
+        copies of their rows, so that without a second stage a row's answer has the same bits whatever the other rows; for many
+        rows, since few take as long as a block.
         """
         cold = histories.lengths == 0
         histories = self._with_request_time(histories)
@@ -60,14 +66,32 @@ class RecommendationEngine:
         return lists.answer(
             histories,
             self.popularity,
-            self._parts(np.flatnonzero(~cold), histories, lists.places),
-            lambda rows: _WarmRows(self, rows, rules, because),
+            self._parts(np.flatnonzero(~cold), histories, lists.places, in_blocks=in_blocks),
+            lambda rows: _WarmRows(self, rows, rules, because, lists.places if in_blocks else None),
             keys=keys,
             segment=segment,
             because_items=None if because is None else because_items,
+            run=run,
         )
 
-    def _parts(self, warm: Int64, histories: Histories, k: int) -> Iterator[Int64]:
+    def answers_alike(self, k: int, because: contributions.Method | None) -> bool:
+        """Whether on this processor a row's answer in a block has the same bits at each of the block's places.
+
+        Tried with copies of a row for every shape of block. Linear algebra may round by place where widths of states and heads
+        are no multiples of the processor's registers.
+        """
+        encoder, random = self.recommender.encoder, np.random.default_rng(0)
+        most = contributions.most_rows(encoder, k)
+        every = np.arange(1, encoder.max_length + 1)
+        lengths = {BlockShape.of(length, encoder.max_length, most): length for length in every.tolist()}
+        for length in (length for shape, length in lengths.items() if shape.rows > 1):
+            row = histories_from_lists([random.integers(1, self.recommender.num_items + 1, length).tolist()])
+            items = random.integers(1, self.recommender.num_items + 1, (1, k), dtype=np.int32)
+            if not _WarmRows(self, row, Rules(), because, k).are_alike(items):
+                return False
+        return True
+
+    def _parts(self, warm: Int64, histories: Histories, k: int, *, in_blocks: bool) -> Iterator[Int64]:
         """Split the `warm` rows into parts that are encoded, ranked and explained together."""
         encoder = self.recommender.encoder
         lengths = learned_part(histories, encoder.num_items).lengths[warm]
@@ -76,7 +100,11 @@ class RecommendationEngine:
             yield from (rows for rows in (read, unread) if len(rows))
             return
         lengths = np.minimum(lengths[lengths > 0], encoder.max_length)
-        yield from (read[part] for part in contributions.parts(encoder, lengths, k))
+        if in_blocks:
+            most = contributions.most_rows(encoder, k)
+            yield from (read[part] for part in cut_into_blocks(lengths, encoder.max_length, most))
+        else:
+            yield from (read[part] for part in contributions.parts(encoder, lengths, k))
         if len(unread):
             yield unread
 
@@ -109,7 +137,11 @@ class RecommendationEngine:
 
 
 class _WarmRows:
-    """Candidates and explanations of rows that are not empty."""
+    """Candidates and explanations of rows that are not empty.
+
+    places: of the lists whose rows are a block of fixed shape, to be filled with copies; None: the rows alone. Candidates are
+    retrieved for the rows themselves, everything else is computed for the block.
+    """
 
     def __init__(
         self,
@@ -117,18 +149,34 @@ class _WarmRows:
         histories: Histories,
         rules: Rules,
         because: contributions.Method | None,
+        places: int | None = None,
     ) -> None:
-        self.histories, self._rules, self._index = histories, rules, engine.index
+        encoder, columns = engine.recommender.encoder, None
+        self._num_rows, self._block = len(histories), np.arange(len(histories))
         self._num_learned = engine.recommender.num_items
-        self._learned = learned_part(histories, self._num_learned)
+        learned = learned_part(histories, self._num_learned)
+        lengths = learned.lengths
+        if places is not None and encoder.scores_by_vector and lengths.all():
+            most, longest = (
+                contributions.most_rows(encoder, places),
+                min(int(lengths.max()), encoder.max_length),
+            )
+            shape = BlockShape.of(longest, encoder.max_length, most)
+            self._block, columns = np.resize(self._block, shape.rows), shape.columns
+            histories, learned = histories.select(self._block), learned.select(self._block)
+        self.histories, self._learned, self._rules, self._index = histories, learned, rules, engine.index
         self._recommender, self._stage, self._method = engine.recommender, engine.second_stage, because
         self._vectors: Float32 | None = None
         self._explain: contributions.Explain | None = None
         self._first: Candidates | None = None
-        if because is not None and self._learned.lengths.all():
-            encoder = self._recommender.encoder
-            self._vectors, self._explain = contributions.encode_to_explain(encoder, self._learned, because)
-        elif self._recommender.encoder.scores_by_vector:
+        if because is not None and lengths.all():
+            self._vectors, self._explain = contributions.encode_to_explain(
+                encoder, self._learned, because, columns
+            )
+        elif columns is not None:
+            window = encoder.pad(self._learned.last(encoder.max_length), columns)
+            self._vectors = self._recommender.encode_window(window)
+        elif encoder.scores_by_vector:
             self._vectors = self._recommender.encode(self._learned)
 
     def retrieve(self, rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
@@ -154,9 +202,20 @@ class _WarmRows:
             self._first = first
         return _ranked(self._stage, part, first, retrieved), is_all
 
+    def are_alike(self, items: Int32) -> bool:
+        """Whether all copies of a single row have the bits of the first, also in the reasons of its items [1, k]."""
+        assert self._vectors is not None
+        alike = (self._vectors == self._vectors[0]).all()
+        if self._explain is not None and alike:
+            weights = self._explain(items[self._block])
+            alike = (weights == weights[0]).all()
+        return bool(alike)
+
     def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
         """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]; none for unread rows."""
-        return contributions.strongest(self.contributions(items), self._learned, because_items)
+        weights = self.contributions(items[self._block])
+        past, weight = contributions.strongest(weights, self._learned, because_items)
+        return past[: self._num_rows], weight[: self._num_rows]
 
     def contributions(self, items: Int32) -> Float32:
         """[rows, k, l], contribution of each past interaction to the score of each retrieved item [rows, k].
@@ -168,8 +227,9 @@ class _WarmRows:
             return np.zeros((*items.shape, 0), np.float32)
         if self._stage is not None and self._first is not None:
             encoder, stage = self._recommender.encoder, self._stage
+            first = self._first[0][self._block], self._first[1][self._block]
             return two_stage_contributions(
-                encoder, stage, self._learned, items, self._first, self._method, self._explain
+                encoder, stage, self._learned, items, first, self._method, self._explain
             )
         return self._explain(items)
 

@@ -249,11 +249,12 @@ def relevance(items: Int32, scores: Float32) -> Float32:
 
 def draws(seed: int, keys: UInt64, items: Int32) -> Float32:
     """[r, f], random numbers in [0, 1) from (seed, row key, item) alone, by splitmix64 (Steele et al. 2014)."""
-    mixed = _mix(keys ^ _mix(np.array([seed % 2**64], np.uint64)))[:, None]
-    return (_mix(mixed + items.astype(np.uint64)) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+    mixed = mix(keys ^ mix(np.array([seed % 2**64], np.uint64)))[:, None]
+    return (mix(mixed + items.astype(np.uint64)) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
 
 
-def _mix(state: UInt64) -> UInt64:
+def mix(state: UInt64) -> UInt64:
+    """Finaliser of splitmix64, a bijection of 64 bits, elementwise."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,6 +1,7 @@
 """Evaluation report: the typed content of metrics.json."""
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference
 from models.ranking.calibration_quality import CalibrationQuality
 from pipeline.artifacts.files import write_json
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.protocol import Protocol
 from pipeline.errors import DamagedArtifact
 from pipeline.sections import MODEL
 
@@ -72,6 +75,16 @@ class SubsetMetrics:
 
 
 @dataclass(frozen=True)
+class HeldOutDislikes:
+    """Held-out dislikes that `dislike_rate@k` averages over."""
+
+    dislikes: int
+    users: int
+    left_out: Mapping[str, int]
+    """Reason -> dislikes of the test that do not count."""
+
+
+@dataclass(frozen=True)
 class Leaks:
     """Leak checks that passed, and shares of events that the protocol leaks by construction."""
 
@@ -112,6 +125,20 @@ class NightsTested:
     horizon_days: float
     """Time after each night in which events count"""
     every_days: float
+
+    @classmethod
+    def of(cls, protocol: Protocol, dataset: Dataset) -> "NightsTested | None":
+        """Nights of the test; None where the headline is another kind."""
+        if protocol.headline != "nightly":
+            return None
+        nights = protocol.nights(dataset, "test")
+        ends = iso_time(nights.moments[0]), iso_time(nights.moments[-1])
+        return cls(*ends, len(nights), protocol.horizon_days, protocol.every_days)
+
+
+def iso_time(moment: int) -> str:
+    """ISO 8601 form of a time in microseconds since the epoch."""
+    return datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
 
 
 @dataclass(frozen=True)
@@ -256,6 +283,8 @@ class EvaluationReport:
     """Targets on items of the user's own history; None without any."""
     new: SubsetMetrics | None = None
     """Targets on items new to the user; None without any."""
+    dislikes: HeldOutDislikes | None = None
+    """None where no dislike is held out."""
     probability: CalibrationQuality | None = None
     """Quality of the probabilities of delivered items at the nights of the test; None without nights or a ranker in use."""
     stale: Staleness | None = None

@@ -70,10 +70,13 @@ class RecommenderKind:
         if self.is_custom:
             return (self.fit(histories, num_items, point) for point in points)
         built_in: type[Baseline] = self.made_by
-        return built_in.fits(histories, num_items, [dict(point) for point in points])
+        return built_in.fits(histories.without_dislikes(), num_items, [dict(point) for point in points])
 
     def fit(self, histories: Histories, num_items: int, settings: Settings) -> Baseline:
-        """Fit with the settings of a grid point. Raises LookbackError where one's own class returns something else."""
+        """Fit with the settings of a grid point, on the rows without dislikes. Raises LookbackError where one's own class returns
+        something else.
+        """
+        histories = histories.without_dislikes()
         system = self.made_by.fit(histories, num_items, **settings)
         if not self.is_custom:
             fitted: Baseline = system

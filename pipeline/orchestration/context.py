@@ -122,7 +122,11 @@ class Context:
         return Protocol.of(self.config, self.dataset)
 
     def trainer(
-        self, *, encoder: "EncoderSettings | None" = None, train: "TrainSettings | None" = None
+        self,
+        *,
+        encoder: "EncoderSettings | None" = None,
+        train: "TrainSettings | None" = None,
+        reads_dislikes: bool = True,
     ) -> "Trainer":
         """Trainer with checkpoints in the workspace and metrics logged to this stage's run."""
         from pipeline.modelling.trainer import Trainer
@@ -133,6 +137,7 @@ class Context:
             self.folder / "checkpoints",
             encoder=encoder,
             train=train,
+            reads_dislikes=reads_dislikes,
             on_epoch=self.epoch,
             log=self.track.metric,
             show_progress=self.show_progress,

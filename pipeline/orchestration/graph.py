@@ -56,10 +56,11 @@ STAGES = {
     for stage in (
         Stage(
             "ingest",
-            3,
+            4,
             (),
             {
-                "events": ("path", "database", "query", "exclude_users"),  # their contents are inputs
+                # contents of the first are inputs
+                "events": ("path", "database", "query", "exclude_users", "dislike_below"),
                 "items": ("path", "database", "query", "text_dim", "text_max_words", "text_min_items"),
                 "users": ("path", "database", "query"),
                 "exposures": ("path", "database", "query", "window_hours"),
@@ -72,7 +73,7 @@ STAGES = {
             {"history": ("max_length",), "split": ("cuts",)},
             (
                 *("items.text_dim", "items.text_max_words", "items.text_min_items"),
-                "exposures.window_hours",
+                *("exposures.window_hours", "events.dislike_below"),
             ),
         ),
         Stage(
@@ -143,7 +144,7 @@ STAGES = {
         ),
         Stage(
             "score",
-            9,
+            10,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
             ("seed",),

@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from models.histories import Int64
+from models.recommendation.answer import Run
 from pipeline.serving.assignment import Assignment
-from pipeline.serving.batch import Counts, Scorer
+from pipeline.serving.batch import Scorer
 from pipeline.serving.shadows import counting
+from pipeline.serving.shards import Batch
 
 ARM = "arm"
 """Column of the recommendations; with the arm's name, count of its users."""
@@ -57,20 +59,21 @@ class ArmScorer(Scorer):
         """Arrow schema of a shard, with the column `arm`."""
         return super().schema.append(pa.field(ARM, pa.string()))
 
-    def batch(self, users: Int64) -> tuple[Any, Counts]:
-        """Arrow table of a batch of users by user and rank, and its counts with those of `arm NAME`."""
-        parts, counts = [], Counter[str]()
+    def batch(self, users: Int64, run: Run = map) -> Batch:
+        """Lists of users in their order, and counts with those of `arm NAME`."""
+        parts, counts, rows = [], Counter[str](), np.zeros(len(users), np.int64)
         for code, (name, scorer) in enumerate(self.scorers.items()):
             own = users[self.arm[users] == code]
             if not len(own):
                 continue
-            table, of_arm = scorer.batch(own)
-            table = table.append_column(ARM, pa.repeat(name, len(table)))
+            lists = scorer.batch(own, run)
+            table = lists.table.append_column(ARM, pa.repeat(name, len(lists.table)))
             parts.append(table.cast(self.schema))
-            counts.update(of_arm)
+            rows[self.arm[users] == code] = lists.rows
+            counts.update(lists.counts)
             counts[f"{ARM} {name}"] = len(own)
         order = [("user_id", "ascending"), ("rank", "ascending")]
-        return pa.concat_tables(parts).sort_by(order), dict(counts)
+        return Batch(pa.concat_tables(parts).sort_by(order), rows, dict(counts))
 
 
 def _opened(scorer: Scorer, name: str, arm: Arm) -> Scorer:

@@ -3,6 +3,7 @@
 A shard is a function of the job and its number alone, whichever process writes it, with however many threads.
 """
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,7 +25,7 @@ from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
-from models.recommendation.answer import Answer
+from models.recommendation.answer import Answer, Run
 from models.recommendation.rules import Rules
 from pipeline.artifacts.files import digest_file, read_record, write_json
 from pipeline.dataset.dataset import Dataset, rows
@@ -37,13 +37,17 @@ from pipeline.serving import (
     new_item_catalogue,
     output_table,
     popularity_fallback,
+    previous_lists,
 )
 from pipeline.serving.assignment import keys_of
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import gone_items, read_ids, rules_of
+from pipeline.serving.previous_lists import PreviousLists, Reuse
 from pipeline.serving.request import Request
+from pipeline.serving.shards import POOL_BATCHES, Batch, Counts, Shard
 
-Counts = dict[str, int]
+_POOLS_AHEAD = 1
+"""Pools of users waiting while one is written."""
 _BLOCK_EVENTS = 4_000_000
 Progress = Callable[[int], object]
 """Called with the number of users just scored."""
@@ -64,6 +68,8 @@ class Job:
     """Whether the log has times, not positions."""
     timezone: str = "UTC"
     """Time zone of times in the settings that name none."""
+    reuse: Reuse | None = None
+    """Digests of histories, and the lists of an earlier scoring; None: every list is made anew."""
 
 
 @dataclass(frozen=True)
@@ -188,42 +194,80 @@ class Scorer:
         size = self.job.settings.shard_users
         users = np.arange(number * size, min((number + 1) * size, len(self.users)))
         record = read_record(done) if path.exists() else {}
-        previous = record.get("counts")
-        schema = self.schema
+        counts = record.get("counts")
         if (
-            isinstance(previous, dict)
+            isinstance(counts, dict)
             and record.get("digest") == digest_file(path)
-            and pq.read_schema(path).names == schema.names
+            and pq.read_schema(path).names == self.schema.names
+            and (self.job.reuse is None or (self.job.reuse.histories / path.name).exists())
         ):
             progress(len(users))
-            return previous | {"users_before": len(users)}
-        counts: Counter[str] = Counter()
+            return counts | {"users_before": len(users)}
         temporary = path.with_suffix(".writing")
-        waiting: deque[Future[tuple[Any, Counts]]] = deque()
-        with (
-            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-            _single_threads() as (pool, num_threads),
-        ):
+        try:
+            shard, counts = self._write(temporary, users, self.previous, progress)
+        except previous_lists.UNUSABLE:
+            if self.previous is None:
+                raise
+            shard, counts = self._write(temporary, users, None, progress)  # removed meanwhile
+        if self.job.reuse is not None:
+            shard.save(self.job.reuse.histories / path.name)
+        temporary.replace(path)
+        write_json(done, {"digest": digest_file(path), "counts": counts})
+        return counts
+
+    @cached_property
+    def previous(self) -> PreviousLists | None:
+        """Earlier lists to copy; None where there are none, or none that can be used."""
+        folder = None if self.job.reuse is None else self.job.reuse.previous
+        with contextlib.suppress(*previous_lists.UNUSABLE):
+            return None if folder is None else PreviousLists(folder)
+        return None
+
+    def _write(
+        self, path: Path, users: Int64, previous: PreviousLists | None, progress: Progress
+    ) -> tuple[Shard, Counts]:
+        """Write the lists of a shard, a row group per `batch_users`; lists that it keeps are copied."""
+        shard, size = self._shard(users, previous), self.job.settings.batch_users
+        counts: Counter[str] = Counter(shard.copied(self.job.settings.k))
+        waiting: deque[tuple[slice, Future[Batch]]] = deque()
+        with pq.ParquetWriter(path, self.schema, compression="zstd") as writer, _threads() as (run, ahead):
 
             def write_next() -> None:
-                table, batch_counts = waiting.popleft().result()
-                writer.write_table(table.cast(schema))
-                counts.update(batch_counts)
-                progress(batch_counts["users"])
+                pool, future = waiting.popleft()
+                fresh = future.result()
+                counts.update(fresh.counts)
+                for table, copied in shard.row_groups(pool, size, fresh):
+                    writer.write_table(table)
+                    if copied is not None:
+                        counts["new_item_recommendations"] += self._num_new(copied)
+                progress(pool.stop - pool.start)
 
-            batch_users = self.job.settings.batch_users
-            for start in range(0, len(users), batch_users):
-                waiting.append(pool.submit(self.batch, users[start : start + batch_users]))
-                if len(waiting) > num_threads:
+            for pool in shard.pools(size):
+                waiting.append((pool, ahead.submit(self.batch, shard.fresh(pool), run)))
+                if len(waiting) > _POOLS_AHEAD:
                     write_next()
             while waiting:
                 write_next()
-        temporary.replace(path)
-        write_json(done, {"digest": digest_file(path), "counts": counts})
-        return dict(counts)
+        return shard, dict(counts)
 
-    def batch(self, users: Int64) -> tuple[Any, Counts]:
-        """Arrow table of a batch of users, and its counts."""
+    def _shard(self, users: Int64, previous: PreviousLists | None) -> Shard:
+        """A shard's users, with the digests of their histories if those are kept."""
+        shard = Shard.of(self.users.ids.gather(users), users, previous)
+        if self.job.reuse is None:
+            return shard
+        step = POOL_BATCHES * self.job.settings.batch_users
+        for start in range(0, len(users), step):
+            own = slice(start, start + step)
+            whole, known = self._histories(self.users.index[users[own]])
+            shard.history[own] = previous_lists.digests(known)
+            shard.num_unknown[own] = whole.lengths - known.lengths
+        return shard.compared()
+
+    def batch(self, users: Int64, run: Run = map) -> Batch:
+        """Lists of users in their order."""
+        if not len(users):
+            return Batch(self.schema.empty_table(), np.zeros(0, np.int64), {})
         settings = self.job.settings
         whole, known = self._histories(self.users.index[users])
         ids = self.users.ids.gather(users)
@@ -235,10 +279,18 @@ class Scorer:
             segment=self.segment[users],
             because=settings.because_method if settings.because else None,
             because_items=settings.because_items,
+            run=run,
+            in_blocks=True,
         )
         probability = self.bundle.probability_at(self.log.request.time)
         table = output_table.table(ids, self.bundle.items, answer, probability)
-        return table, self._counts(whole, known, answer)
+        rows = (answer.item_index > 0).sum(1)
+        return Batch(table.cast(self.schema), rows, self._counts(whole, known, answer))
+
+    def _num_new(self, table: pa.Table) -> int:
+        """Number of recommendations of items that came after training."""
+        added = self.bundle.items.ids.tail(self.bundle.num_added)
+        return int(pl.Series(table["item_id"]).is_in(added.implode()).sum()) if len(added) else 0
 
     def _histories(self, index: Int64) -> tuple[Histories, Histories]:
         """Whole histories of users, and the same in the bundle's numbering without unknown items."""
@@ -246,7 +298,7 @@ class Scorer:
         starts = np.where(in_log, offsets[index], 0)
         ends = np.where(in_log, self.log.ends[index], 0)
         whole = rows(self.log.histories, starts, ends).compact()
-        whole = replace(whole, event_type=self.log.types[whole.event_type])
+        whole = whole.with_types(self.log.types)
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
             known = with_request_time(known, self.log.request.time)
@@ -370,8 +422,8 @@ def _segment(bundle: Bundle, ingest: Path, users: pl.Series) -> pl.Series | None
 
 
 @contextmanager
-def _single_threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
-    """Pool of torch's number of threads, each with single-threaded kernels, and their number.
+def _threads() -> Iterator[tuple[Run, ThreadPoolExecutor]]:
+    """`map` over torch's number of threads, and threads that wait for it; all with single-threaded kernels.
 
     Single-threaded kernels give the same bits whatever the number of threads.
     """
@@ -379,10 +431,12 @@ def _single_threads() -> Iterator[tuple[ThreadPoolExecutor, int]]:
     with (
         threadpool_limits(1),
         ThreadPoolExecutor(num_threads, "score", initializer=_one_thread) as pool,
+        ThreadPoolExecutor(_POOLS_AHEAD + 1, "pools", initializer=_one_thread) as ahead,
     ):
         try:
-            yield pool, num_threads
+            yield pool.map, ahead
         finally:
+            ahead.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(num_threads)
 

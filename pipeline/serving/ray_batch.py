@@ -12,7 +12,9 @@ from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
 from pipeline.serving.arms import Arm, Arms, ArmScorer
 from pipeline.serving.assignment import Assignment
-from pipeline.serving.batch import Counts, Job, Scorer
+from pipeline.serving.batch import Job, Scorer
+from pipeline.serving.previous_lists import Reuse
+from pipeline.serving.shards import Counts
 
 RETRIES = 5
 """Restarts of a shard whose worker is lost."""
@@ -72,6 +74,8 @@ class _PlainJob(NamedTuple):
     timed: bool
     timezone: str
     directory: str
+    reuse: str
+    """JSON of the folders of `Reuse`; empty where every list is made anew"""
     arms: str
     """JSON of their assignment and systems; empty without an experiment"""
 
@@ -82,9 +86,10 @@ class _PlainJob(NamedTuple):
         )
         settings = job.settings.model_dump_json()
         here = str(Path.cwd())
-        by_arm = "" if arms is None else json.dumps(asdict(arms), default=lambda path: str(path.absolute()))
+        by_arm = "" if arms is None else json.dumps(asdict(arms), default=_absolute)
+        reuse = "" if job.reuse is None else json.dumps(asdict(job.reuse), default=_absolute)
         return cls(
-            bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, here, by_arm
+            bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, here, reuse, by_arm
         )
 
 
@@ -102,8 +107,23 @@ def _opened(job: _PlainJob) -> Scorer:
     torch.set_num_threads(1)
     settings = ScoreConfig.model_validate_json(job.settings)
     bundle, features, ingest, folder = map(Path, (job.bundle, job.features, job.ingest, job.folder))
-    scorer = Scorer.open(Job(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone))
+    of_job = Job(
+        bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, _reuse(job.reuse)
+    )
+    scorer = Scorer.open(of_job)
     return ArmScorer.of(scorer, _arms(job.arms)) if job.arms else scorer
+
+
+def _absolute(path: Path) -> str:
+    return str(path.absolute())
+
+
+def _reuse(text: str) -> Reuse | None:
+    """Folders of their JSON."""
+    if not text:
+        return None
+    folders = json.loads(text)
+    return Reuse(Path(folders["histories"]), folders["previous"] and Path(folders["previous"]))
 
 
 def _arms(text: str) -> Arms:

@@ -76,4 +76,4 @@ def counting(scorer: Scorer, name: str, settings: Mapping[str, float | int], job
 def _job(scorer: Scorer, bundle: Path, folder: Path) -> Job:
     """Job of a shadow: without reasons."""
     settings = scorer.job.settings.model_copy(update={"because": False})
-    return replace(scorer.job, bundle=bundle, folder=folder, settings=settings)
+    return replace(scorer.job, bundle=bundle, folder=folder, settings=settings, reuse=None)

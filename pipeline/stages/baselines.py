@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from pipeline.dataset.item_features import known_by_content
 from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import counted
 from pipeline.errors import LookbackError
+from pipeline.evaluation import dislike_rates, target_words
 from pipeline.evaluation.ranking import ENDINGS, Part, rank_all, rank_nightly, save
 from pipeline.modelling.recommenders import BUILT_IN, RecommenderKind, fixed_settings, kind_of
 from pipeline.modelling.trainer import Trained
@@ -87,23 +88,36 @@ class _Clock:
 
 
 def build(ctx: Context) -> None:
-    """Write KIND/items.npy (numbering of the ranked items), KIND/NAME.parquet (ranks of the test targets), baselines.json."""
+    """Write KIND/items.npy (numbering of the ranked items), KIND/NAME.parquet (ranks of the test targets), baselines.json.
+
+    KIND_dislikes/ has the same of the held-out dislikes, where there are any.
+    """
     if distributed.rank():
         if GRU in names(ctx.config) and not _facts_file(ctx.folder, GRU).exists():
             _trained_gru(ctx)
         return
     kinds, with_validation = ctx.protocol.kinds, ctx.config.train.refit_validation
     selection = _part(ctx, "validation", kinds[0], with_validation=False)
-    tests = {kind: _part(ctx, "test", kind, with_validation=with_validation) for kind in kinds}
-    for kind, test in tests.items():
-        (ctx.folder / kind).mkdir(exist_ok=True)
-        test.common.save(ctx.folder / kind / "items.npy")
+    parts: dict[str, Part] = {
+        kind: _part(ctx, "test", kind, with_validation=with_validation) for kind in kinds
+    }
+    if ctx.dataset.histories.dislikes is not None:
+        parts |= {
+            f"{kind}{dislike_rates.SUFFIX}": _part(
+                ctx, "test", kind, with_validation=with_validation, dislikes=True
+            )
+            for kind in kinds
+        }
+    tests = {folder: part for folder, part in parts.items() if folder in kinds or len(part.targets)}
+    for folder, test in tests.items():
+        (ctx.folder / folder).mkdir(exist_ok=True)
+        test.common.save(ctx.folder / folder / "items.npy")
     reasons = {
         name: _not_applicable(ctx, name, tests[kinds[0]].learned.num_items) for name in names(ctx.config)
     }
     not_applicable = {name: reason for name, reason in reasons.items() if reason is not None}
     applicable = [name for name in reasons if name not in not_applicable]
-    _take_over(ctx, applicable)
+    _take_over(ctx, applicable, tests)
     seconds = _finish(
         ctx, [name for name in applicable if not _facts_file(ctx.folder, name).exists()], selection, tests
     )
@@ -112,7 +126,7 @@ def build(ctx: Context) -> None:
     _report(ctx, systems, not_applicable, len(tests[kinds[0]].targets), seconds)
 
 
-def _take_over(ctx: Context, names: Sequence[str]) -> None:
+def _take_over(ctx: Context, names: Sequence[str], folders: Iterable[str]) -> None:
     """Copy the baselines that an artifact with fewer of them has finished."""
     if ctx.previous is None or ctx.force:
         return
@@ -121,13 +135,13 @@ def _take_over(ctx: Context, names: Sequence[str]) -> None:
         facts = _facts_file(ctx.previous, name)
         if not facts.exists() or _facts_file(ctx.folder, name).exists():
             continue
-        for file in (f"{kind}/{name}{ending}" for kind in ctx.protocol.kinds for ending in ENDINGS):
+        for file in (f"{folder}/{name}{ending}" for folder in folders for ending in ENDINGS):
             shutil.copyfile(ctx.previous / file, ctx.folder / file)
         write_json(_facts_file(ctx.folder, name), read_json(facts))
 
 
 def _finish(
-    ctx: Context, waiting: Sequence[str], selection: Part, tests: Mapping[Kind, Part]
+    ctx: Context, waiting: Sequence[str], selection: Part, tests: Mapping[str, Part]
 ) -> dict[str, list[float]]:
     """Tune, fit and rank baselines side by side; returns the seconds of each, see `_Clock`.
 
@@ -157,14 +171,14 @@ def names(config: Config) -> tuple[str, ...]:
     return config.evaluate.baseline_names
 
 
-def _part(ctx: Context, name: str, kind: Kind, *, with_validation: bool) -> Part:
+def _part(ctx: Context, name: str, kind: Kind, *, with_validation: bool, dislikes: bool = False) -> Part:
     """Training rows and targets of a part: of nights among all items, else among those known by training or content."""
     config, dataset = ctx.config, ctx.dataset
     training = dataset.training_rows(with_validation=with_validation)
     trained, described = dataset.occurring(training), known_by_content(config, dataset)
     learned = ItemNumbering.of_known(trained if described is None else trained | described)
     common = ItemNumbering.of_known(~dataset.under_core()) if kind == "nightly" else learned
-    targets = targets_of(config, dataset, name, common, trained=trained, kind=kind)
+    targets = targets_of(config, dataset, name, common, trained=trained, kind=kind, dislikes=dislikes)
     if name == "validation":
         included = counted(targets, cold_users=False, cold_items=kind == "nightly")
         targets = targets.select(included).sample(config.train.validation_targets, config.seed)
@@ -189,23 +203,23 @@ def _not_applicable(ctx: Context, name: str, num_items: int) -> str | None:
 
 
 def _of_baseline(
-    ctx: Context, name: str, selection: Part, tests: Mapping[Kind, Part], clock: _Clock
+    ctx: Context, name: str, selection: Part, tests: Mapping[str, Part], clock: _Clock
 ) -> Finished:
-    """Tune a baseline, fit it on the evaluated model's training events, rank the test targets of every kind."""
+    """Tune a baseline, fit it on the evaluated model's training events, rank the test targets of every folder."""
     candidates = _candidates(ctx.config, name)
     tuned, system = _tune(ctx, candidates, selection, clock)
     if ctx.config.train.refit_validation:
         system = None  # it was fitted on the training part alone
     ctx.at(name, "test")
-    for kind, test in tests.items():
-        if candidates.moves and kind == "nightly":
+    for folder, test in tests.items():
+        if candidates.moves and target_words.is_nightly(folder.removesuffix(dislike_rates.SUFFIX)):
             ranked = _ranked_nightly(ctx, candidates, tuned.settings, test)
         else:
             system = system or candidates.fit(test.training, test.learned.num_items, tuned.settings)
             ranked = rank_all(system, test, ctx.config, exclude_seen=ctx.protocol.exclude_seen)
-        save(ranked, ctx.folder / kind, name)
+        save(ranked, ctx.folder / folder, name)
     training = next(iter(tests.values())).training
-    fitted_on = FittedOn.of(training) if system is None else system.fitted_on
+    fitted_on = FittedOn.of(training.without_dislikes()) if system is None else system.fitted_on
     _check_fitted(ctx, name, fitted_on)
     return Finished(tuned.settings, tuned.grid, fitted_on)
 
@@ -214,7 +228,13 @@ def _check_fitted(ctx: Context, name: str, on: FittedOn) -> None:
     """Raise LeakError where a system was fitted on other events than the evaluated model."""
     dataset, with_validation = ctx.dataset, ctx.config.train.refit_validation
     check_fitted(
-        name, on.num_events, on.latest, dataset.histories, dataset.split, with_validation=with_validation
+        name,
+        on.num_events,
+        on.latest,
+        dataset.histories,
+        dataset.split,
+        with_validation=with_validation,
+        with_dislikes=False,
     )
 
 
@@ -316,10 +336,10 @@ def _trained_gru(ctx: Context) -> Trained:
         validation_targets=ctx.config.train.validation_targets,
         refit_validation=ctx.config.train.refit_validation,
     )
-    return ctx.trainer(encoder=encoder, train=train).fit_split(GRU)
+    return ctx.trainer(encoder=encoder, train=train, reads_dislikes=False).fit_split(GRU)
 
 
-def _gru(ctx: Context, tests: Mapping[Kind, Part]) -> Finished:
+def _gru(ctx: Context, tests: Mapping[str, Part]) -> Finished:
     """Train the GRU and rank the test targets of every kind; it reads no content."""
     trained = _trained_gru(ctx)
     grid = [

@@ -169,7 +169,8 @@ def _write_users(
     histories, known = dataset.histories, dataset.all_rows().translate(numbering.new)
     kept = numbering.known[histories.item_index]
     offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
-    JaggedHistories(offsets, known.item_index, known.time, known.event_type, histories.value[kept]).save(
+    value = histories.value[kept]
+    JaggedHistories(offsets, known.item_index, known.time, known.event_type, value, histories.dislikes).save(
         bundle / "histories"
     )
     users = dataset.users.with_columns(trained_until(ctx.dataset))

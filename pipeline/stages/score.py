@@ -5,24 +5,28 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from features.printable import printable
 from features.settings import iso_microseconds
+from models.recommendation.engine import RecommendationEngine
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
+from pipeline.orchestration.graph import STAGES
 from pipeline.sections import ExperimentConfig
-from pipeline.serving import drift, new_item_catalogue, shadows
+from pipeline.serving import drift, new_item_catalogue, previous_lists, scored_lists, shadows
 from pipeline.serving.arms import ARM, Arm, Arms, ArmScorer
 from pipeline.serving.assignment import Assignment
-from pipeline.serving.batch import Counts, Job, Scorer
+from pipeline.serving.batch import Job, Scorer
+from pipeline.serving.previous_lists import Reuse
+from pipeline.serving.shards import Counts
 from pipeline.tracking.registry import CHAMPION
 
 _COUNTED = (
@@ -32,6 +36,7 @@ _COUNTED = (
     "users_with_unknown_items",
     "short_lists",
     "new_item_recommendations",
+    "reused_lists",
 )
 
 
@@ -53,6 +58,8 @@ def build(ctx: Context) -> None:
     )
     scorer = Scorer.open(job)
     by_arm = _by_arm(ctx, scorer)
+    if by_arm is None:
+        scorer = _reusing(ctx, scorer)
     lists = scorer if by_arm is None else by_arm
     total: Counter[str] = Counter()
     started = time.monotonic()
@@ -71,6 +78,32 @@ def build(ctx: Context) -> None:
     if by_arm is not None:
         ctx.manifest["experiment"] = _experiment(ctx, total)
     _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
+
+
+def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
+    """The scorer with the earlier lists, of most users, that hold for unchanged histories; the manifest says which, or why not."""
+    settings, engine = scorer.job.settings, scorer.bundle.engine
+    because = settings.because_method if settings.because else None
+    ctx.manifest.update(lists_key=None, reused_from=None, not_reused=previous_lists.obstacle(scorer.bundle))
+    if ctx.manifest["not_reused"] is not None:
+        return scorer
+    key = previous_lists.key(scorer.bundle, scorer.rules, settings, STAGES["score"].version)
+    reuse = Reuse(ctx.folder / previous_lists.FOLDER)
+    earlier = [] if ctx.force else scored_lists.of_bundle(ctx.config, scorer.bundle.digest)
+    for lists in sorted(
+        earlier, key=lambda lists: -int(lists.manifest["users"])
+    ):  # of some users alone: last
+        if lists.manifest.get("lists_key") == key:
+            job = replace(scorer.job, reuse=replace(reuse, previous=lists.folder))
+            if (with_lists := replace(scorer, job=job)).previous is not None:
+                ctx.manifest.update(lists_key=key, reused_from=lists.folder.name)
+                return with_lists
+    assert isinstance(engine, RecommendationEngine)
+    if not engine.answers_alike(settings.k, because):
+        ctx.manifest["not_reused"] = "this processor rounds a user's vector by its place in a block"
+        return scorer
+    ctx.manifest.update(lists_key=key, not_reused="--force" if ctx.force else "no earlier lists made alike")
+    return replace(scorer, job=replace(scorer.job, reuse=reuse))
 
 
 def _bundle(ctx: Context) -> Path:
@@ -234,7 +267,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}{_drawn(ctx)}, {rate:,.0f} users/s"
+        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}, {rate:,.0f} users/s"
     )
 
 
@@ -242,6 +275,12 @@ def _drawn(ctx: Context) -> str:
     """Users of each arm, for the summary line."""
     arms = ctx.manifest.get("experiment", {}).get("arms", ())
     return ", arms: " + ", ".join(f"{arm['name']} {arm['users']:,}" for arm in arms) if arms else ""
+
+
+def _reused(ctx: Context) -> str:
+    """Lists of unchanged histories, for the summary line."""
+    number = ctx.manifest["reused_lists"]
+    return f", {number:,} lists kept from {ctx.manifest['reused_from']}" if number else ""
 
 
 def _resolved(ctx: Context, scorer: Scorer) -> str:

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.encoder import batching
-from models.encoder.batching import BatchPlan, cut_by_tokens, pad, rounded_up
+from models.encoder.batching import (
+    BatchPlan,
+    BlockShape,
+    cut_by_tokens,
+    cut_into_blocks,
+    pad,
+    rounded_up,
+)
 from models.histories import histories_from_lists
 
 
@@ -319,6 +326,34 @@ def test_rows_cut_by_tokens(lengths, budget):
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
 
 
+@pytest.mark.parametrize(
+    ("length", "longest", "most", "rows", "columns"),
+    [
+        (1, 200, 1000, 512, 8),  # 4,096 cells
+        (9, 200, 1000, 256, 10),  # of 409 rows
+        (17, 200, 1000, 128, 20),
+        (193, 200, 1000, 16, 200),  # 224 are more than there are
+        (3, 5, 1000, 512, 5),
+        (3, 5, 100, 64, 5),
+        (5000, 6000, 1000, 1, 5120),
+    ],
+)
+def test_shape_of_a_block_by_pencil(length, longest, most, rows, columns):
+    assert BlockShape.of(length, longest, most) == BlockShape(rows, columns)
+
+
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 20))
+def test_rows_cut_into_blocks(lengths, most):
+    blocks = cut_into_blocks(np.array(lengths, np.int64), 30, most)
+    assert sorted(row for block in blocks for row in block) == list(range(len(lengths)))
+    part_full = []
+    for block in blocks:
+        (shape,) = {BlockShape.of(lengths[row], 30, most) for row in block}
+        assert len(block) <= shape.rows
+        part_full += [shape] if len(block) < shape.rows else []
+    assert len(part_full) == len(set(part_full)), "all but the last of a shape are full"
+
+
 @pytest.mark.parametrize("one_window", [False, True])
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_every_history_once_in_batches_of_equal_size(epoch, one_window):
@@ -415,3 +450,41 @@ def test_few_shapes_hold_the_same_targets():
     for one, other in zip(usual, few, strict=True):
         assert torch.equal(one.target, other.target)
         assert torch.equal(items_in(one)[one.position], items_in(other)[other.position])
+
+
+def contrasted(plan):
+    """(item of the state, liked, disliked, weight) of an epoch, sorted."""
+    found: list[tuple[float, ...]] = []
+    for rows in plan.epoch(0):
+        batch = plan.batch(rows, 0)
+        if (pairs := batch.contrasts) is not None:
+            parts = items_in(batch)[pairs.position], pairs.liked, pairs.disliked, pairs.weight
+            found += zip(*(part.tolist() for part in parts), strict=True)
+    return sorted(found)
+
+
+def test_dislikes_are_no_targets_but_contrasted_with_the_next_one():
+    # type 2 is a dislike; row 0: 12 before 13; 14 before none; row 1: the first event has no state before it
+    histories = replace(
+        typed([[11, 12, 13, 14], [21, 22, 23, 24, 25]], [1, 2, 1, 2, 2, 1, 2, 2, 1]),
+        dislikes=np.array([0, 0, 0.5], np.float32),
+    )
+    weights = np.array([1, 1, -0.5], np.float32)
+    plan = BatchPlan(histories, 9, 2, weights, 0)
+    targets, _ = flat_steps(plan)
+    assert targets == [(12, 13), (21, 22), (24, 25)]
+    expected = [(11, 13, 12, 0.5), (22, 25, 23, 0.5), (23, 25, 24, 0.5)]
+    assert contrasted(plan) == expected
+    assert contrasted(BatchPlan(histories, 9, 1, weights, 0, window_tokens=1)) == expected
+    assert contrasted(BatchPlan(histories, 9, 2, weights, 0, learns_dislikes=False)) == []
+    assert contrasted(BatchPlan(replace(histories, dislikes=None), 9, 2, None, 0)) == []
+
+
+def test_a_dislike_is_contrasted_at_the_state_before_its_visit():
+    # visits (11), (12, 13 disliked), (14): the dislike's state is that of 11, its next target 14
+    histories = replace(
+        typed([[11, 12, 13, 14]], [0, 0, 1, 0]),
+        time=np.array([0, 5, 5, 9]),
+        dislikes=np.array([0, 1], np.float32),
+    )
+    assert contrasted(BatchPlan(histories, 9, 1, None, 0, session=0)) == [(11, 14, 13, 1.0)]

@@ -1,18 +1,22 @@
 """Lists that rules leave short are filled from more candidates until the catalogue has no more; a row is answered by itself."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from models.encoder.batching import Window
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.contributions import Method
-from models.histories import Histories, histories_from_lists
+from models.histories import Float32, Histories, histories_from_lists
 from models.ranking.candidates import learned_part
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.two_stage import TwoStage
+from models.recommendation.answer import Run
 from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules, Traits
 from models.retrieval.build import build_index
@@ -24,10 +28,11 @@ NUM_ITEMS, ROWS = 3_000, 40
 POPULAR = np.array([[0, *range(NUM_ITEMS, 0, -1)], [0, *range(1, NUM_ITEMS + 1)]], np.float32)
 
 
-def made(**settings: str) -> RecommendationEngine:
+def made(**settings: Any) -> RecommendationEngine:
     """Random weights; item i is of category 1 + i % 7, but for those above 500: all of category 8."""
     torch.manual_seed(0)
-    encoder = Encoder(EncoderSettings(dim=8, num_blocks=1, num_heads=1, **settings), NUM_ITEMS, 0, 20)  # type: ignore[arg-type]
+    small = {"dim": 8, "num_blocks": 1, "num_heads": 1}
+    encoder = Encoder(EncoderSettings(**(small | settings)), NUM_ITEMS, 0, 20)
     torch.nn.init.normal_(encoder.items.ids.weight)  # type: ignore[union-attr]
     encoder.items.forget_untrained()
     vectors = encoder.item_vectors().detach().numpy()
@@ -111,6 +116,50 @@ def test_a_row_is_answered_by_itself(name: str) -> None:
         assert alone.item_index.tolist() == together.item_index[one].tolist()
         assert alone.score == pytest.approx(together.score[one], rel=1e-4)
         assert alone.cold[0] == together.cold[row]
+
+
+@pytest.mark.parametrize(
+    ("block", "because"), [("transformer", "balanced"), ("transformer", None), ("hstu", None), ("gru", None)]
+)
+def test_in_blocks_a_row_has_the_same_bits_whoever_its_neighbours_are(
+    block: str, because: Method | None
+) -> None:
+    """Of every shape of block; in a call of its own, among others in another order, and on a thread of a pool."""
+    answering = made(block=block, dim=64)
+    answering.recommender.encoder.requires_grad_(requires_grad=False)
+    random = np.random.default_rng(4)
+    rows = histories_from_lists(
+        [random.integers(1, NUM_ITEMS + 1, length).tolist() for length in random.integers(1, 30, 90)]
+    )
+    assert answering.answers_alike(8, because)
+
+    def bits(order: list[int], run: Run = map) -> list[bytes]:
+        answer = answering.answer(
+            rows.select(np.array(order)), 8, Rules(), because=because, run=run, in_blocks=True
+        )
+        parts = [answer.item_index, answer.score]
+        if answer.because is not None:
+            parts += [answer.because.item_index, answer.because.weight]
+        return [b"".join(part[row].tobytes() for part in parts) for row in range(len(order))]
+
+    whole, order = bits(list(range(90))), random.permutation(90).tolist()
+    assert bits(order) == [whole[row] for row in order]
+    assert bits([7]) == [whole[7]]
+    with ThreadPoolExecutor(2) as pool:
+        assert bits(order[:40], pool.map) == [whole[row] for row in order[:40]]
+
+
+def test_places_of_a_block_that_round_otherwise_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = made()
+    encode = AttentionRecommender.encode_window
+
+    def by_place(recommender: AttentionRecommender, window: Window) -> Float32:
+        vectors = encode(recommender, window)
+        vectors[-1] += np.spacing(vectors[-1])
+        return vectors
+
+    monkeypatch.setattr(AttentionRecommender, "encode_window", by_place)
+    assert not answering.answers_alike(8, None)
 
 
 def test_empty_rows_get_what_is_popular_in_their_segment() -> None:

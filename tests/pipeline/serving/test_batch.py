@@ -125,6 +125,29 @@ def test_ray_writes_the_same_bytes_though_a_worker_is_killed(copied: Workdir) ->
 
 
 @pytest.mark.slow
+def test_lists_of_unchanged_histories_are_kept_in_the_same_bytes(copied: Workdir) -> None:
+    """Without a ranker, whose statistics follow the log; in states whose bits depend on no neighbour."""
+    model = ("--set", "model.dim=64", "--set", "train.epochs=1", "--set", "ranker.use=never")
+    copied.run("score", *model, *SMALL_SHARDS)
+    first = manifest(copied, *model, *SMALL_SHARDS)
+    assert first["reused_lists"] == 0
+    assert first["not_reused"] == "no earlier lists made alike"
+    larger = (*model, "--set", "score.shard_users=25", "--set", "score.batch_users=7")
+    summary = copied.run("score", *larger)
+    second = manifest(copied, *larger)
+    assert second["reused_lists"] == second["users"] - second["cold_users"] > 0
+    assert second["reused_from"] == copied.artifact("score", *model, *SMALL_SHARDS).name
+    assert f"{second['reused_lists']:,} lists kept from {second['reused_from']}" in summary["summary"]
+    counts = ("users", "cold_users", "unknown_items", "users_with_unknown_items", "short_lists", "rows_out")
+    assert [second[name] for name in counts] == [first[name] for name in counts]
+    kept = digest(copied.artifact("score", *larger))
+    assert scored_anew(copied, *larger) == kept
+    assert manifest(copied, *larger)["not_reused"] == "--force"
+    with_ranker = manifest(copied)
+    assert with_ranker["not_reused"] == "the ranker's statistics of items are counted anew"
+
+
+@pytest.mark.slow
 def test_counts_and_users_of_the_table_without_events(copied: Workdir) -> None:
     (copied.folder / "people.csv").write_text("id,kind\nsilent,a\n0,b\n")
     users = ("--set", "users.path=people.csv", "--set", 'users.columns={ user_id = "id", kind = "kind" }')

@@ -146,11 +146,12 @@ def test_what_is_served_equals_what_is_scored_at_the_newest_event(tmp_path: Path
         job = Job(folder, tmp_path, tmp_path, tmp_path, ScoreConfig(k=3, because=False), seed=0)
         users = Users(log.users, np.arange(3), 0)
         scorer = Scorer(job, bundle, log, users, Rules(), {}, np.zeros(3, np.int64))
-        table, counts = scorer.batch(np.arange(3))
-        assert counts["unknown_items"] == 1
+        lists = scorer.batch(np.arange(3))
+        assert lists.counts["unknown_items"] == 1
         served = bundle.recommend_users([10, 20, 30], 3)
-        assert table["item_id"].to_pylist() == [item for ids, _ in served for item in ids]
-        assert table["score"].to_pylist() == [score for _, scores in served for score in scores]
+        assert lists.table["item_id"].to_pylist() == [item for ids, _ in served for item in ids]
+        served_scores = [score for _, scores in served for score in scores]
+        assert lists.table["score"].to_pylist() == pytest.approx(served_scores, rel=1e-6)
 
 
 def test_frame_without_users_or_histories_is_refused(place: Path, digest: str):
