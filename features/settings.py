@@ -295,7 +295,10 @@ class EventSettings(TableSettings):
     timezone: str = "UTC"
     """Time zone of timestamps, and of dates in the configuration, that carry none, as an IANA name."""
     types: dict[str, float] | None = None
-    """Event types that count, with their weights in training; all with weight 1 by default. Others are left out and counted."""
+    """Event types that count, with their weights in training; all with weight 1 by default. Others are left out and counted. A
+    negative weight makes a dislike: an input and an extra negative, never a target."""
+    dislike_below: float | None = None
+    """Value below which an event is a dislike of weight -1, in the log's own unit."""
     min_value: float | None = None
     """Minimum value of an event, in the log's own unit. Events below it are left out and counted."""
     id_types: Literal["auto", "int64", "string"] = "auto"
@@ -326,19 +329,15 @@ class EventSettings(TableSettings):
         check_columns(self.section, {**self.columns, **given}, self.known_columns, *needed)
         check_where(self.where)
         super().__post_init__()
-        for key, column in (("types", "event_type"), ("min_value", "value")):
+        for key, column in (("types", "event_type"), ("min_value", "value"), ("dislike_below", "value")):
             if getattr(self, key) is not None and column not in self.columns:
                 received = "types" if key == "types" else "a value"
                 raise ValueError(
                     f"events.{key}: received {received}, but events.columns names no {column}; expected a column for it"
                 )
         types = self.types
-        refuse(
-            types is not None and (not types or min(types.values()) < 0),
-            "events.types",
-            types,
-            "at least one type and no negative weight",
-        )
+        is_positive = types is None or any(weight > 0 for weight in types.values())
+        refuse(not is_positive, "events.types", types, "at least one type with a weight above 0")
         refuse(
             self.timestamp_unit not in TIMESTAMP_UNITS and "%" not in self.timestamp_unit,
             f"{self.section}.timestamp_unit",

@@ -35,6 +35,8 @@ class Histories:
     """[events], event values, NaN where missing; None: no event has one."""
     request_time: Int64 | None = None
     """[rows], time of the request for the next item, microseconds; None: unknown."""
+    dislikes: Float32 | None = None
+    """[num_event_types + 1], size of the negative weight of types that are dislikes, 0 for others; None: no type is one."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -81,6 +83,33 @@ class Histories:
             starts=position[self.starts],
             ends=position[self.ends],
         )
+
+    def without_dislikes(self) -> "Histories":
+        """The same rows without dislikes; copied where the log has any."""
+        return self if self.dislikes is None else replace(self._chosen(self.dislikes == 0), dislikes=None)
+
+    def only_dislikes(self) -> "Histories":
+        """The dislikes of each row as plain events, copied; empty rows where the log has none."""
+        if self.dislikes is None:
+            return replace(self, ends=self.starts)
+        return replace(self._chosen(self.dislikes > 0), dislikes=None)
+
+    def _chosen(self, types: NDArray[np.bool_]) -> "Histories":
+        """The same rows over copied flat arrays, of the events of some types [num_event_types + 1] alone."""
+        row, position = self.gather()
+        kept = types[self.event_type[position]]
+        ends = np.cumsum(np.bincount(row[kept], minlength=len(self)), dtype=np.int64)
+        starts = np.concatenate((np.zeros(1, np.int64), ends))[:-1]
+        return replace(self._events(position[kept]), starts=starts, ends=ends)
+
+    def with_types(self, mapping: Int16) -> "Histories":
+        """Event types renumbered by `mapping` [old_num_event_types + 1]; dislikes of a type that maps to 0 are none any more."""
+        dislikes = None
+        if self.dislikes is not None:
+            dislikes = np.zeros(int(mapping.max()) + 1, np.float32)
+            dislikes[mapping] = self.dislikes
+            dislikes[0] = 0
+        return replace(self, event_type=mapping[self.event_type], dislikes=dislikes)
 
     def _events(self, chosen: Int64 | NDArray[np.bool_]) -> "Histories":
         """The flat arrays at the chosen positions, rows as they were."""

@@ -155,6 +155,12 @@ class Config(Section):
                 f"publish.system: received {self.publish.system!r}, expected auto, {MODEL}, or one of evaluate.baselines: "
                 + ", ".join(baselines)
             )
+        unknown = set(self.publish.baselines) - {*self.evaluate.baseline_names}
+        if self.publish.baselines != "auto" and unknown:
+            raise ValueError(
+                f"publish.baselines: received {', '.join(sorted(unknown))}, expected auto, or some of evaluate.baselines: "
+                + ", ".join(self.evaluate.baseline_names)
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -7,12 +7,7 @@ from features.schema import IdType
 LARGEST_EXACT_FLOAT = 2**53
 LONGEST_BYTES = 64 << 10
 """Maximum length of an id or an event type, in UTF-8."""
-_ODD_ENDS = (" ", "\t", "\u00a0", ".0", "00")
-_MAY_BE_ODD = pl.any_horizontal(
-    pl.col("id") < "!",  # empty, or begins with a blank or a control character
-    *(pl.col("id").str.ends_with(end) for end in _ODD_ENDS),
-).fill_null(value=False)
-"""Whether a text id may have another spelling; the slower patterns follow."""
+_BLANKS = (" ", "\t", "\u00a0")
 
 
 def plain(ids: pl.Series) -> pl.Series:
@@ -72,9 +67,20 @@ def _as_written(ids: pl.Series) -> pl.Series:
     return number.set(number.cast(pl.String) != ids, None)
 
 
+def may_be_odd(text: pl.Expr) -> pl.Expr:
+    """Whether a text id is empty or may have another spelling; the slower patterns follow."""
+    return pl.any_horizontal(
+        text < "!",  # empty, or begins with a blank or a control character
+        *(text.str.ends_with(blank) for blank in _BLANKS),
+        text.str.ends_with("0") & text.str.contains(".", literal=True),
+    )
+
+
 def spelled(ids: pl.Series) -> pl.Series:
     """[n] Text ids in their one spelling: without outer blanks, and whole numbers without .0 at their end."""
-    is_odd = ids.alias("id").to_frame().select_seq(_MAY_BE_ODD).to_series()
+    is_odd = (
+        ids.alias("id").to_frame().select_seq(may_be_odd(pl.col("id")).fill_null(value=False)).to_series()
+    )
     if not is_odd.any():
         return ids
     odd = ids.filter(is_odd).str.strip_chars().str.replace(r"^(0|-?[1-9]\d*)\.0+$", "$1")

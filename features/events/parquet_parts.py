@@ -1,11 +1,15 @@
 """Parts of the log as Parquet files: streaming writer, search for duplicates, copy without given rows."""
 
+import base64
+import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,11 +22,13 @@ ROWS_PER_GROUP = 1_000_000
 BYTES_PER_GROUP = 256 << 20
 """Bytes in memory of a row group, about, where ids are long."""
 _BUCKET_ROWS = 10_000_000
+_DESCRIPTION = b"description"
+"""Key of a part's `Description` in its footer."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """Summary of a part, kept so that the part need not be read again."""
+    """Summary of a part, made while it is written so that it need not be read again."""
 
     user_ids: list[Any]
     """The smallest and the largest; one if equal, none if the part is empty."""
@@ -33,33 +39,42 @@ class Description:
     events_by_type: dict[str, int]
     """Event type to number of events; "" for events without a type."""
 
+    @classmethod
+    def of(cls, rows: pl.DataFrame) -> "Description":
+        """Summary of rows, of events or of exposures."""
+        times = rows[TIMESTAMP].dt.epoch("us")
+        types = {"": len(rows)}
+        if EVENT_TYPE in rows:
+            counts = rows[EVENT_TYPE].value_counts()
+            types = {name or "": number for name, number in counts.rows()}
+        users, items = rows[USER_ID], rows[ITEM_ID]
+        earliest: Any = times.min()
+        latest: Any = times.max()
+        return cls(
+            _ends([users.min(), users.max()]), _ends([items.min(), items.max()]), earliest, latest, types
+        )
 
-def describe(part: Path, columns: schema.Columns = schema.EVENTS) -> Description:
-    """Summarise a part, of events or of rows with other columns, in one streaming pass."""
-    log = schema.scan(part, columns)
-    if EVENT_TYPE not in columns:
-        log = log.with_columns(pl.lit("").alias(EVENT_TYPE))
-    kinds = pl.col(EVENT_TYPE).cast(pl.String).fill_null("")
-    times = pl.col(TIMESTAMP).dt.epoch("us")
-    users, items, types, span = pl.collect_all(
-        [
-            *(log.select(low=pl.col(name).min(), high=pl.col(name).max()) for name in (USER_ID, ITEM_ID)),
-            log.group_by(EVENT_TYPE).len().select(kinds, "len"),
-            log.select(earliest=times.min(), latest=times.max()),
-        ],
-        engine="streaming",
-    )
-    return Description(
-        user_ids=_ends(users),
-        item_ids=_ends(items),
-        earliest=span["earliest"][0],
-        latest=span["latest"][0],
-        events_by_type=dict(sorted(types.rows())),
-    )
+    def __add__(self, other: "Description") -> "Description":
+        times = _ends([self.earliest, self.latest, other.earliest, other.latest])
+        types = Counter(self.events_by_type) + Counter(other.events_by_type)
+        return Description(
+            _ends(self.user_ids + other.user_ids),
+            _ends(self.item_ids + other.item_ids),
+            min(times, default=None),
+            max(times, default=None),
+            dict(sorted(types.items())),
+        )
 
 
-def _ends(ids: pl.DataFrame) -> list[Any]:
-    return sorted({ids["low"][0], ids["high"][0]} - {None})
+def _ends(values: Sequence[Any]) -> list[Any]:
+    """The smallest and the largest; one if equal, none if none is given."""
+    present = [value for value in values if value is not None]
+    return sorted({min(present), max(present)}) if present else []
+
+
+def describe(part: Path) -> Description:
+    """The summary in a part's footer."""
+    return Description(**json.loads(pq.read_metadata(part).metadata[_DESCRIPTION]))
 
 
 def find_duplicates(parts: Sequence[Path], num_rows: int) -> pl.DataFrame:
@@ -96,23 +111,32 @@ def write_without(part: Path, rows: pl.Series, target: Path) -> None:
 
 
 class PartWriter:
-    """Parquet writer of row groups of about ROWS_PER_GROUP rows, or BYTES_PER_GROUP; a thread writes while rows are gathered."""
+    """Parquet writer of row groups of about ROWS_PER_GROUP rows, or BYTES_PER_GROUP; a thread writes while rows are gathered.
+
+    The footer of rows of a log has their `Description`.
+    """
 
     def __init__(self, path: Path, columns: pl.Schema) -> None:
         self._columns = columns
+        self._description: Description | None = None
+        if USER_ID in columns:
+            self._description = Description.of(columns.to_frame())
         self._waiting: list[pl.DataFrame] = []
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._being_written: Future[None] | None = None
         numbers = [name for name, kind in columns.items() if kind.is_integer() or kind == schema.TIME]
+        as_read = _to_arrow(columns.to_frame()).schema
         self._writer = pq.ParquetWriter(
             path,
-            _to_arrow(columns.to_frame()).schema,
+            _with_one_value(as_read.empty_table()).schema,
+            store_schema=False,
             compression={name: "none" if name in numbers else "zstd" for name in columns},
             compression_level={name: 1 for name in columns if name not in numbers},
             use_dictionary=[name for name in columns if name not in numbers],
             column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
             write_statistics=numbers,  # of text they take as long as writing it
         )
+        self._writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(as_read.serialize())})
 
     def __enter__(self) -> "PartWriter":
         return self
@@ -120,6 +144,8 @@ class PartWriter:
     def write(self, frame: pl.DataFrame) -> None:
         """Add rows."""
         self._waiting.append(frame.select(*self._columns))
+        if self._description is not None:
+            self._description += Description.of(frame)
         num_bytes = sum(waiting.estimated_size() for waiting in self._waiting)
         if sum(map(len, self._waiting)) >= ROWS_PER_GROUP or num_bytes >= BYTES_PER_GROUP:
             self._flush()
@@ -130,7 +156,8 @@ class PartWriter:
         self._being_written = self._thread.submit(self._write, frames)
 
     def _write(self, frames: list[pl.DataFrame]) -> None:
-        self._writer.write_table(_to_arrow(pl.concat(frames)), row_group_size=4 * ROWS_PER_GROUP)
+        table = _with_one_value(_to_arrow(pl.concat(frames)))
+        self._writer.write_table(table, row_group_size=4 * ROWS_PER_GROUP)
 
     def _wait(self) -> None:
         if self._being_written is not None:
@@ -141,9 +168,19 @@ class PartWriter:
             if failure is None and any(map(len, self._waiting)):
                 self._flush()
             self._wait()
+            if self._description is not None:
+                self._writer.add_key_value_metadata({_DESCRIPTION: json.dumps(asdict(self._description))})
         finally:
             self._thread.shutdown()
             self._writer.close()
+
+
+def _with_one_value(table: pa.Table) -> pa.Table:
+    """The table with its source file, which is the same in every row, as one value and its number: to encode that is faster."""
+    place = table.column_names.index(SOURCE_FILE)
+    value = table[SOURCE_FILE].slice(0, 1).combine_chunks().cast(pa.large_string())
+    numbers = pa.array(np.zeros(len(table), dtype=np.int32))
+    return table.set_column(place, SOURCE_FILE, pa.DictionaryArray.from_arrays(numbers, value))
 
 
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:

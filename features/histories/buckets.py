@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import schema
-from features.histories.jagged import JaggedHistories, user_ranges
+from features.histories.event_types import EventTypes
+from features.histories.jagged import DISLIKES, JaggedHistories, user_ranges
 from features.histories.vocabulary import Vocabulary
 
 BUCKET_EVENTS = 8_000_000
@@ -38,7 +39,7 @@ def build(
     users: Vocabulary,
     user_counts: NDArray[np.int64],
     items: Vocabulary,
-    event_types: Sequence[str],
+    event_types: EventTypes,
     *,
     drop_consecutive: bool = False,
     by_place: bool = False,
@@ -48,7 +49,7 @@ def build(
 
     parts: Parquet files with the columns of `schema.EVENTS`, in order of their source files, rows in order of source_row;
     every id must be in its vocabulary. user_counts: [users] events of each. by_place: the time of an event is its place in the
-    log, whatever its timestamp. Left out: `consecutive_repeat`.
+    log, whatever its timestamp. Left out: `consecutive_repeat`; a dislike and another event on the same item are no repeat.
     """
     offsets = np.concatenate(([0], np.cumsum(user_counts)))
     ranges = list(user_ranges(offsets, bucket_events))
@@ -65,21 +66,22 @@ def build(
         for (first, last), bucket in zip(ranges, buckets, strict=True):
             ordered = _sorted(read(bucket))
             bucket.unlink()
-            kept = _without_repeats(ordered) if drop_consecutive else ordered
+            kept = _without_repeats(ordered, event_types) if drop_consecutive else ordered
             num_dropped += len(ordered) - len(kept)
             lengths.append(np.bincount(kept["user_index"].to_numpy() - first, minlength=last - first))
             for name, array in arrays.items():
                 array.append(kept[name].to_numpy())
     offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths)))).astype(np.int64)
     np.save(folder / "offsets.npy", offsets, allow_pickle=False)
+    if event_types.dislikes is not None:
+        np.save(folder / DISLIKES, event_types.dislikes, allow_pickle=False)
     return JaggedHistories.load(folder), {"consecutive_repeat": num_dropped} if drop_consecutive else {}
 
 
 def _encoded(
-    parts: Sequence[Path], users: Vocabulary, items: Vocabulary, event_types: Sequence[str]
+    parts: Sequence[Path], users: Vocabulary, items: Vocabulary, event_types: EventTypes
 ) -> Iterator[pl.DataFrame]:
     """user_index, item_index, time, event_type, value (and order) of every event, in the order of the parts, some at a time."""
-    types = pl.Enum(event_types)
     columns = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE]
     for part in parts:
         schema.scan(part, schema.EVENTS)
@@ -91,9 +93,7 @@ def _encoded(
                     pl.Series("user_index", users.encode(events[schema.USER_ID])),
                     pl.Series("item_index", items.encode(events[schema.ITEM_ID])),
                     pl.col(schema.TIMESTAMP).dt.epoch("us").alias("time"),
-                    (pl.col(schema.EVENT_TYPE).cast(types).to_physical().cast(pl.Int16) + 1)
-                    .fill_null(0)
-                    .alias("event_type"),
+                    event_types.codes(events),
                     pl.col(schema.VALUE).fill_null(float("nan")).alias("value"),
                     *order,
                 )
@@ -168,11 +168,14 @@ def _sorted(events: pl.DataFrame) -> pl.DataFrame:
     return events.with_columns(order).sort("order", maintain_order=True)
 
 
-def _without_repeats(events: pl.DataFrame) -> pl.DataFrame:
-    """Events without those on the same item as the user's previous event."""
+def _without_repeats(events: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
+    """Events without those on the same item as the user's previous event, both dislikes or neither."""
     same = (pl.col("item_index") == pl.col("item_index").shift(1)) & (
         pl.col("user_index") == pl.col("user_index").shift(1)
     )
+    if event_types.dislikes is not None:
+        is_dislike = pl.col("event_type").is_in(np.flatnonzero(event_types.dislikes).tolist())
+        same &= is_dislike == is_dislike.shift(1)
     return events.filter(~same.fill_null(value=False))
 
 

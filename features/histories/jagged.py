@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 BLOCK_EVENTS = 4_000_000
 """Events processed at a time, so that memory is bounded."""
+DISLIKES = "dislikes.npy"
+"""File of the event types that are dislikes, where there are any."""
 
 
 def user_ranges(offsets: NDArray[np.int64], max_events: int) -> Iterator[tuple[int, int]]:
@@ -41,6 +43,13 @@ class JaggedHistories:
     """[events], 0: none, 1.. in the order of the type names"""
     value: NDArray[np.float32]
     """[events], NaN where the log has none"""
+    dislikes: NDArray[np.float32] | None = None
+    """[num_event_types + 1], size of the negative weight of types that are dislikes, 0 for others; None: no type is one"""
+
+    def is_dislike(self, events: slice | NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[events] whether the events at flat positions are dislikes."""
+        kind = np.asarray(self.event_type[events])
+        return np.zeros(len(kind), bool) if self.dislikes is None else self.dislikes[kind] > 0
 
     @property
     def num_users(self) -> int:
@@ -66,7 +75,7 @@ class JaggedHistories:
         return low
 
     def item_counts(self, num_items: int, ends: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """[num_items + 1] events of every item; 0 is padding.
+        """[num_items + 1] events of every item without dislikes; 0 is padding.
 
         ends: [num_users] flat positions up to which each user's events count; None: all of them.
         """
@@ -74,20 +83,27 @@ class JaggedHistories:
         for first, last in self.blocks():
             begin, end = self.offsets[first], self.offsets[last]
             items = self.item_index[begin:end]
+            counted = (
+                np.ones(len(items), bool) if self.dislikes is None else ~self.is_dislike(slice(begin, end))
+            )
             if ends is not None:
                 lengths = np.diff(self.offsets[first : last + 1])
-                items = items[np.arange(begin, end) < np.repeat(ends[first:last], lengths)]
+                counted &= np.arange(begin, end) < np.repeat(ends[first:last], lengths)
+            items = items[counted]
             counts += np.bincount(items, minlength=num_items + 1)
         return counts
 
     def save(self, folder: Path) -> None:
         """One .npy file per array."""
         for field in fields(self):
-            np.save(folder / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
+            if (array := getattr(self, field.name)) is not None:
+                np.save(folder / f"{field.name}.npy", array, allow_pickle=False)
 
     @classmethod
     def load(cls, folder: Path) -> "JaggedHistories":
         """The saved histories, memory-mapped: nothing is read until it is used."""
+        arrays = (field.name for field in fields(cls) if field.name != "dislikes")
+        dislikes = np.load(folder / DISLIKES) if (folder / DISLIKES).exists() else None
         return cls(
-            **{field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in fields(cls)}
+            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays}, dislikes=dislikes
         )

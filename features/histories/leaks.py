@@ -79,13 +79,17 @@ def check_fitted(
     histories: JaggedHistories,
     split: Split,
     with_validation: bool,
+    with_dislikes: bool = True,
 ) -> None:
-    """Raise LeakError if a system was fitted on other events than the split's training events.
+    """Raise LeakError if a system was fitted on other events than the split's training events, or with `with_dislikes` false
+    those that are no dislikes.
 
     `fitted_num_events` and `fitted_latest` (microseconds, None for no events) are measured from the system's actual input and
     compared with `training_extent`, so statistics over the validation or test period are detected whatever their origin.
     """
-    num_events, latest = training_extent(histories, split, with_validation=with_validation)
+    num_events, latest = training_extent(
+        histories, split, with_validation=with_validation, with_dislikes=with_dislikes
+    )
     if (fitted_num_events, fitted_latest) != (num_events, latest):
         part = "training and validation" if with_validation else "training"
         raise LeakError(
@@ -95,14 +99,17 @@ def check_fitted(
 
 
 def training_extent(
-    histories: JaggedHistories, split: Split, *, with_validation: bool
+    histories: JaggedHistories, split: Split, *, with_validation: bool, with_dislikes: bool = True
 ) -> tuple[int, int | None]:
     """Number and latest time (microseconds, None for no events) of the training events.
 
-    These are the events of the training part (and of validation, if `with_validation`) that pass the core filter.
+    These are the events of the training part (and of validation, if `with_validation`) that pass the core filter, unless
+    `with_dislikes` without dislikes.
     """
     number, latest = 0, None
-    for time in _training_times(histories, split, with_validation=with_validation):
+    for time in _training_times(
+        histories, split, with_validation=with_validation, with_dislikes=with_dislikes
+    ):
         number += len(time)
         if len(time):
             newest = int(time.max())
@@ -148,20 +155,22 @@ def leaks_by_construction(
 
 
 def _training_times(
-    histories: JaggedHistories, split: Split, *, with_validation: bool
+    histories: JaggedHistories, split: Split, *, with_validation: bool, with_dislikes: bool = True
 ) -> Iterator[NDArray[np.int64]]:
     """Times of the training events, by block of users."""
     ends = split.validation_end if with_validation else split.train_end
     for block in blocks(histories):
         chosen = _is_over_core(histories, split, block, split.train_user) & block.is_before(ends)
+        if not with_dislikes:
+            chosen &= ~histories.is_dislike(block.events)
         yield block.cut(histories.time)[chosen]
 
 
 def _target_times(histories: JaggedHistories, split: Split) -> Iterator[NDArray[np.int64]]:
-    """Times of the test events of evaluated users on items over the core filter, by block of users."""
+    """Times of the test events of evaluated users on items over the core filter, no dislikes, by block of users."""
     start, end = split.stretch(histories, "test")
     for block in blocks(histories):
-        chosen = _is_over_core(histories, split, block, split.kept_user)
+        chosen = _is_over_core(histories, split, block, split.kept_user) & ~histories.is_dislike(block.events)
         yield block.cut(histories.time)[chosen & block.is_before(end) & ~block.is_before(start)]
 
 

@@ -272,7 +272,7 @@ def leave_one_out(
 ) -> Split:
     """Each user's last event is the test, the one before validation; users with fewer than three events only train.
 
-    The core filter counts the whole log, as papers do; "last" is the last event on a kept item.
+    The core filter counts the whole log, as papers do; "last" is the last event on a kept item that is no dislike.
     Raises ValueError where no user has three events.
     """
     kept_user, kept_item = core(histories, histories.offsets[1:], num_items, min_user_events, min_item_events)
@@ -281,6 +281,7 @@ def leave_one_out(
     enough = np.zeros(histories.num_users, bool)
     for block in blocks(histories):
         kept = kept_item[block.cut(histories.item_index)] & np.repeat(kept_user[block.users], block.lengths)
+        kept &= ~histories.is_dislike(block.events)
         positions = block.events.start + np.flatnonzero(kept)
         counts = block.count(kept)
         long = counts >= 3

@@ -9,7 +9,7 @@ and fails a column for one undecodable byte (tests/benchmarks/results/2026-11-29
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,14 +28,22 @@ _MAX_SUSPECTS = 1000
 _UNUSED = [bytes([code]) for code in (*range(0x1F, 0x1B, -1), *range(1, 9))]
 
 
-def read(stream: TextStream, form: TableFormat, where: str) -> Iterator[Reading]:
+def read(
+    stream: TextStream, form: TableFormat, where: str, types: Mapping[str, pl.DataType] | None = None
+) -> Iterator[Reading]:
     """Chunks of rows of a delimited text; those without quotes are parsed when called, by the caller's threads.
+
+    types: mapped columns to parse where no quotes are, all of them or, where the first rows have other fields for numbers, none.
 
     Raises ValueError for a missing mapped column, naming the columns of the file.
     """
     dialect, start = dialects.find(stream, form, where)
     if dialect is None:
         return
+    types = types or {}
+    numbers = [dialect.positions[ours] for ours, kind in types.items() if kind.is_numeric()]
+    if not set(numbers) <= set(dialect.numbers):
+        types = {}
     rest = b""
     last_given: dict[str, pl.Series] = {}
     for block, last in tables.whole_lines(stream, start, where):
@@ -46,23 +54,27 @@ def read(stream: TextStream, form: TableFormat, where: str) -> Iterator[Reading]
         one_byte = dialect.separator if len(dialect.separator) == 1 else _unused(text)
         if one_byte is not None and not _needs_care(text, dialect):
             rest = b""
-            yield functools.partial(_parse, text, dialect, one_byte)
+            yield functools.partial(_parse, text, dialect, one_byte, types)
         else:
             chunk, used = _split_quoted(tables.Lines.of(text), dialect, one_byte, last=last)
             rest = text[used:]
             yield functools.partial(tables.given, chunk)
 
 
-def _parse(text: bytes, dialect: Dialect, one_byte: bytes) -> Chunk:
+def _parse(text: bytes, dialect: Dialect, one_byte: bytes, types: Mapping[str, pl.DataType]) -> Chunk:
     """The rows of whole lines without quotes."""
     plain = text if one_byte == dialect.separator else text.replace(dialect.separator, one_byte)
     is_valid = tables.is_utf8(text)
-    frame = _fields(plain, dialect, one_byte, is_valid=is_valid)
-    suspects = ((frame["_last"] == "") | (frame["_beyond"] != "")).arg_true().to_numpy()
+    frame = _fields(plain, dialect, one_byte, is_valid=is_valid, types=types)
+    suspects = (_is_empty(frame["_last"]) | (frame["_beyond"] != "")).arg_true().to_numpy()
     may_hold_others = _may_hold_others(text, dialect)
     if is_valid and not may_hold_others and _is_regular_block(plain, suspects, len(frame), dialect, one_byte):
         return Chunk(
-            frame.select(*dialect.positions), np.zeros(len(frame), dtype=bool), _raw(text), dialect.why
+            frame.select(*dialect.positions),
+            np.zeros(len(frame), dtype=bool),
+            _raw(text),
+            dialect.why,
+            (lambda rows: _texts(tables.Lines.of(text), rows, dialect)) if types else None,
         )
     lines = tables.Lines.of(text)
     assert len(frame) == len(lines)
@@ -72,7 +84,27 @@ def _parse(text: bytes, dialect: Dialect, one_byte: bytes) -> Chunk:
     kept = np.flatnonzero(_are_rows(lines, dialect, may_hold_others))
     if len(kept) < len(lines):
         frame, broken = frame[kept], broken[kept]
-    return Chunk(frame.select(*dialect.positions), broken, lines.raw(kept, kept), dialect.why)
+    return Chunk(
+        frame.select(*dialect.positions),
+        broken,
+        lines.raw(kept, kept),
+        dialect.why,
+        (lambda rows: _texts(lines, kept[rows], dialect)) if types else None,
+    )
+
+
+def _is_empty(fields: pl.Series) -> pl.Series:
+    return fields == "" if fields.dtype == pl.String else fields.is_null()
+
+
+def _texts(lines: tables.Lines, rows: Rows, dialect: Dialect) -> pl.DataFrame:
+    """The mapped fields of some lines without quotes, as text; empty if absent."""
+    texts = pl.Series("line", [lines.line(row).decode(errors="replace") for row in rows], dtype=pl.String)
+    fields = texts.str.split(dialect.quoting.separator).to_frame()
+    return fields.select(
+        pl.col("line").list.get(at, null_on_oob=True).fill_null("").alias(ours)
+        for ours, at in dialect.positions.items()
+    )
 
 
 def _by_line(lines: tables.Lines, dialect: Dialect, last_given: dict[str, pl.Series]) -> Chunk:
@@ -146,9 +178,18 @@ def _unused(text: bytes) -> bytes | None:
 
 
 def _fields(
-    text: bytes, dialect: Dialect, separator: bytes, *, is_valid: bool = True, quote: str = ""
+    text: bytes,
+    dialect: Dialect,
+    separator: bytes,
+    *,
+    is_valid: bool = True,
+    quote: str = "",
+    types: Mapping[str, pl.DataType] | None = None,
 ) -> pl.DataFrame:
-    """Mapped fields of every line as text, the last one (`_last`) and the one beyond (`_beyond`); empty if absent."""
+    """Mapped fields of every line, the last one (`_last`) and the one beyond (`_beyond`), as text; empty if absent.
+
+    types: columns to parse; null where absent, empty or not of that type.
+    """
     names = [str(position).encode() for position in range(dialect.num_fields + 1)]
     positions = dialect.positions | {"_last": dialect.num_fields - 1, "_beyond": dialect.num_fields}
     return pl.read_csv(
@@ -158,6 +199,8 @@ def _fields(
         quote_char=quote or None,
         encoding="utf8" if is_valid else "utf8-lossy",
         infer_schema=False,
+        schema_overrides={str(dialect.positions[ours]): kind for ours, kind in (types or {}).items()},
+        ignore_errors=bool(types),
         empty_string_is_null=False,
         truncate_ragged_lines=True,
     ).select(pl.col(str(position)).alias(ours) for ours, position in positions.items())
@@ -173,15 +216,14 @@ def _is_regular_block(
     """
     if 0 < len(suspects) <= _MAX_SUSPECTS:
         return False
-    codes = np.frombuffer(text, np.uint8)
-    is_separator = codes == separator[0]
-    if np.count_nonzero(is_separator) != num_lines * (dialect.num_fields - 1):
+    if tables.count(text, separator) != num_lines * (dialect.num_fields - 1):
         return False
     if not len(suspects):
         return True
-    is_end = codes == _LINE_FEED
-    marks = np.flatnonzero(is_separator | is_end)
-    return dialect.num_fields > 1 and bool(is_end[marks[dialect.num_fields - 1 :: dialect.num_fields]].all())
+    if dialect.num_fields == 1:
+        return False
+    ends = tables.places_of(text, separator + b"\n")[dialect.num_fields - 1 :: dialect.num_fields]
+    return bool((np.frombuffer(text, np.uint8)[ends] == _LINE_FEED).all())
 
 
 def _wrong_counts(
@@ -191,16 +233,15 @@ def _wrong_counts(
 
     A few suspects are counted alone; the other lines are right if the total is.
     """
-    codes = np.frombuffer(text, np.uint8)
     is_wrong = np.zeros(len(lines), dtype=bool)
     if len(suspects) <= _MAX_SUSPECTS:
         counts = np.array([lines.line(line).count(dialect.separator) for line in suspects], dtype=np.int64)
         others = (len(lines) - len(suspects)) * (dialect.num_fields - 1)
-        if np.count_nonzero(codes == separator[0]) == others + counts.sum():
+        if tables.count(text, separator) == others + counts.sum():
             is_wrong[suspects] = counts != dialect.num_fields - 1
             return is_wrong
-    marks = np.flatnonzero((codes == separator[0]) | (codes == _LINE_FEED))
-    ends_at = np.flatnonzero(codes[marks] == _LINE_FEED)
+    marks = tables.places_of(text, separator + b"\n")
+    ends_at = np.flatnonzero(np.frombuffer(text, np.uint8)[marks] == _LINE_FEED)
     is_wrong[:] = np.diff(ends_at, prepend=-1) != dialect.num_fields
     return is_wrong
 

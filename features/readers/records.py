@@ -48,7 +48,7 @@ def rows(
     given: columns that the folders of the source's path give. lists: whether columns may hold lists, each element of which is an
     event of its own.
     """
-    if given or any(not isinstance(theirs, str | int) for theirs in form.columns.values()):
+    if given or _has_several(form):
         readings = (_then(reading, given, form) for reading in readings)
     if form.fill_down and isinstance(form.fill_down, list):
         readings = _filled(readings, form)
@@ -59,6 +59,15 @@ def rows(
         return
     for reading in readings:
         yield from (functools.partial(tables.given, chunk) for chunk in _exploded(reading(), form))
+
+
+def is_flat(form: TableFormat, given: Mapping[str, str]) -> bool:
+    """Whether `rows` leaves the columns of delimited text as they are."""
+    return not (given or form.fill_down or form.items_separator or _has_several(form))
+
+
+def _has_several(form: TableFormat) -> bool:
+    return any(not isinstance(theirs, str | int) for theirs in form.columns.values())
 
 
 # --- columns from several ---

@@ -5,11 +5,12 @@ import functools
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import polars as pl
 import pyarrow as pa
 
 from features import tables
@@ -80,19 +81,26 @@ def read(path: Path, form: TableFormat) -> Iterator[Chunk]:
     return (chunk for chunk in chunks if len(chunk.frame))
 
 
-def readings(path: Path, form: TableFormat, source_path: str | None = None) -> Iterator[Reading]:
+def readings(
+    path: Path,
+    form: TableFormat,
+    source_path: str | None = None,
+    types: Mapping[str, pl.DataType] | None = None,
+) -> Iterator[Reading]:
     """As `read`, but parsed when called where a chunk does not depend on earlier ones; chunks may be empty.
 
-    source_path: where the file comes from, whose folders may be columns; default: `path`.
+    source_path: where the file comes from, whose folders may be columns; default: `path`. types: columns of delimited text that
+    may be parsed while they are read; such chunks have `texts`.
     """
     form = form_for(path, form)
     is_log = form.section not in _SIDE_TABLES
     lists = is_log and format_of(path, form) == "parquet"
     given = partitions.used(source_path or path, form)
-    yield from records.rows(_of_source(path, records.flat(form, given)), form, given, lists=lists)
+    types = types if records.is_flat(form, given) else None
+    yield from records.rows(_of_source(path, records.flat(form, given), types), form, given, lists=lists)
 
 
-def _of_source(path: Path, form: TableFormat) -> Iterator[Reading]:
+def _of_source(path: Path, form: TableFormat, types: Mapping[str, pl.DataType] | None) -> Iterator[Reading]:
     """Chunks of the columns of a source, each by itself."""
     kind = format_of(path, form)
     if kind == "parquet":
@@ -100,7 +108,7 @@ def _of_source(path: Path, form: TableFormat) -> Iterator[Reading]:
         return
     with open_text(path, form) as stream:
         if kind == "csv":
-            yield from delimited.read(stream, form, str(path))
+            yield from delimited.read(stream, form, str(path), types)
         else:
             chunks = json_lines.read_jsonl(stream, form, str(path))
             yield from (functools.partial(tables.given, chunk) for chunk in chunks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import torch
 
 from models.baselines.base import Baseline, FittedOn, interactions, item_counts, popularity_prior
 from models.histories import Float32, Histories, Int64
@@ -70,7 +71,7 @@ class ALS(Baseline):
         from scipy.sparse import csr_matrix
         from threadpoolctl import threadpool_limits
 
-        with threadpool_limits(1, "blas"):  # implicit runs its own threads
+        with threadpool_limits(1, "blas"):  # implicit runs its own threads, as many as torch
             model = _model(factors, regularization, alpha, iterations, seed)
             model.fit(csr_matrix(interactions(histories, num_items)[:, 1:]), show_progress=False)
         counts, fitted_on = item_counts(histories, num_items), FittedOn.of(histories)
@@ -105,5 +106,6 @@ def _model(
             regularization=regularization,
             alpha=alpha,
             iterations=iterations,
+            num_threads=torch.get_num_threads(),
             random_state=seed,
         )

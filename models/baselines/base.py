@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -86,6 +86,12 @@ class Baseline(abc.ABC):
     def __init__(self, num_items: int, fitted_on: FittedOn) -> None:
         self.num_items = num_items
         self.fitted_on = fitted_on
+
+    @classmethod
+    def fits(cls, histories: Histories, num_items: int, points: Sequence[Settings]) -> Iterable[Self]:
+        """`fit` with each of several settings; a subclass computes what they share once."""
+        fit: Callable[..., Self] = cls.fit  # type: ignore[attr-defined]
+        return (fit(histories, num_items, **point) for point in points)
 
     @abc.abstractmethod
     def score_items(self, histories: Histories) -> Float32:

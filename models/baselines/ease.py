@@ -7,18 +7,29 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.baselines.base import Baseline, FittedOn, interactions, item_counts, popularity_prior
+from models.baselines.base import (
+    Baseline,
+    FittedOn,
+    Settings,
+    interactions,
+    item_counts,
+    popularity_prior,
+)
 from models.baselines.neighbours import pair_counts
 from models.histories import Float32, Histories, Int64
 from models.topk import row_chunks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from scipy.sparse import csr_array
 
 # Letters in shapes: r rows (histories), n items; X [r, n + 1] is 0/1, see `interactions`.
 
 EASE_MAX_ITEMS = 30_000
 """Maximum catalogue: memory grows with n squared, time with n cubed."""
+LARGE_CATALOGUE = 10_000
+"""Items beyond which a fit is most of a machine: .8 GB of pairs, seconds to minutes of every core."""
 _BYTES_PER_PAIR = 8 + 4
 """Bytes of a float64 under inversion and a float32 weight."""
 _BLOCK_CELLS = 2**20
@@ -45,12 +56,22 @@ class EASE(Baseline):
     @classmethod
     def fit(cls, histories: Histories, num_items: int, l2: float = 250.0) -> Self:
         """Count pairs and invert. Raises ValueError for l2 <= 0, and for more than `EASE_MAX_ITEMS` items up front."""
-        if not l2 > 0:
-            raise ValueError(f"EASE: received l2={l2}, expected more than 0")
+        return next(cls.fits(histories, num_items, [{"l2": l2}]))
+
+    @classmethod
+    def fits(cls, histories: Histories, num_items: int, points: Sequence[Settings]) -> Iterator[Self]:
+        """`fit` with each of several settings; in small catalogues pairs are counted once."""
         if (refusal := cls.refusal(num_items)) is not None:
             raise ValueError(refusal)
-        weights = _weights(_gram(interactions(histories, num_items), l2))
-        return cls(weights, item_counts(histories, num_items), FittedOn.of(histories))
+        held, counts = interactions(histories, num_items), item_counts(histories, num_items)
+        fitted_on, keeps = FittedOn.of(histories), len(points) > 1 and num_items <= LARGE_CATALOGUE
+        pairs = _pairs(held) if keeps else None
+        for l2 in (point["l2"] for point in points):
+            if not l2 > 0:
+                raise ValueError(f"EASE: received l2={l2}, expected more than 0")
+            gram = _pairs(held) if pairs is None else pairs.copy()
+            gram[np.diag_indices(num_items)] += l2
+            yield cls(_weights(gram), counts, fitted_on)
 
     @staticmethod
     def refusal(num_items: int) -> str | None:
@@ -71,13 +92,12 @@ class EASE(Baseline):
         return scores
 
 
-def _gram(held: csr_array, l2: float) -> NDArray[np.float64]:
-    """[n, n], X'X + l2 I of items 1..n."""
+def _pairs(held: csr_array) -> NDArray[np.float64]:
+    """[n, n], X'X of items 1..n."""
     size = held.shape[1] - 1
     gram = np.empty((size, size))
     for block, pairs in pair_counts(held[:, 1:]):
         gram[block] = pairs.toarray()
-    gram[np.diag_indices(size)] += l2
     return gram
 
 

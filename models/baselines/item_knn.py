@@ -6,11 +6,20 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from models.baselines.base import Baseline, FittedOn, interactions, item_counts, popularity_prior
+from models.baselines.base import (
+    Baseline,
+    FittedOn,
+    Settings,
+    interactions,
+    item_counts,
+    popularity_prior,
+)
 from models.baselines.neighbours import largest_per_row, pair_counts
 from models.histories import Float32, Histories, Int64
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from scipy.sparse import csr_array
 
 # Letters in shapes: r rows (histories), n items; X [r, n + 1] is 0/1, see `interactions`.
@@ -47,23 +56,36 @@ class ItemKNN(Baseline):
 
         Raises ValueError for a negative shrinkage or fewer than one neighbour.
         """
-        if shrinkage < 0 or max_neighbours < 1:
-            raise ValueError(
-                f"ItemKNN: received shrinkage={shrinkage}, max_neighbours={max_neighbours}; expected at least 0 and 1"
-            )
+        return next(
+            cls.fits(histories, num_items, [{"shrinkage": shrinkage, "max_neighbours": max_neighbours}])
+        )
+
+    @classmethod
+    def fits(cls, histories: Histories, num_items: int, points: Sequence[Settings]) -> Iterator[Self]:
+        """`fit` with each of several settings; pairs are counted once, memory grows with all the neighbours kept."""
+        for point in points:
+            if point["shrinkage"] < 0 or point["max_neighbours"] < 1:
+                raise ValueError(
+                    f"ItemKNN: received shrinkage={point['shrinkage']}, max_neighbours={point['max_neighbours']}; expected at "
+                    "least 0 and 1"
+                )
         from scipy.sparse import csr_array, vstack
 
         held = interactions(histories, num_items)
         norms = np.sqrt(held.sum(axis=0, dtype=np.float64))
-        parts = [csr_array((0, num_items + 1), dtype=np.float32)]
+        parts = [[csr_array((0, num_items + 1), dtype=np.float32)] for _ in points]
         for block, pairs in pair_counts(held):
             row = np.repeat(np.arange(block.start, block.stop), np.diff(pairs.indptr))
-            pairs.data /= norms[row] * norms[pairs.indices] + shrinkage
-            pairs.data[row == pairs.indices] = 0
-            pairs.eliminate_zeros()
-            parts.append(largest_per_row(pairs, max_neighbours))
-        similarity = vstack(parts, format="csr")
-        return cls(similarity, item_counts(histories, num_items), FittedOn.of(histories))
+            scale, is_own = norms[row] * norms[pairs.indices], row == pairs.indices
+            for point, kept in zip(points, parts, strict=True):
+                similar = pairs.copy()
+                similar.data /= scale + point["shrinkage"]
+                similar.data[is_own] = 0
+                similar.eliminate_zeros()
+                kept.append(largest_per_row(similar, int(point["max_neighbours"])))
+        counts, fitted_on = item_counts(histories, num_items), FittedOn.of(histories)
+        for kept in parts:
+            yield cls(vstack(kept, format="csr"), counts, fitted_on)
 
     def score_items(self, histories: Histories) -> Float32:
         """[r, n + 1], sum of the similarities of each row's distinct items."""

@@ -31,14 +31,17 @@ def largest_per_row(matrix: csr_array, keep: int) -> csr_array:
     from scipy.sparse import csr_array
 
     matrix.sort_indices()
-    lengths = np.diff(matrix.indptr)
-    is_long = np.repeat(lengths > keep, lengths)
+    data, lengths = matrix.data, np.diff(matrix.indptr)
+    long = np.flatnonzero(lengths > keep)
+    least = np.full(len(lengths), -np.inf, data.dtype)
+    for number in long:
+        of_row = data[matrix.indptr[number] : matrix.indptr[number + 1]]
+        least[number] = np.partition(of_row, -keep)[-keep]
     row = np.repeat(np.arange(len(lengths)), lengths)
-    among = np.flatnonzero(is_long)
-    order = among[np.lexsort((-matrix.data[among], row[among]))]
-    long = lengths[lengths > keep]
-    place = np.arange(len(order)) - np.repeat(np.cumsum(long) - long, long)
-    kept = ~is_long
-    kept[order[place < keep]] = True
+    kept, equal = data > least[row], np.flatnonzero(data == least[row])
+    room = keep - np.bincount(row[kept], minlength=len(lengths))
+    of_equal = row[equal]
+    place = np.arange(len(equal)) - np.searchsorted(of_equal, np.arange(len(lengths)))[of_equal]
+    kept[equal[place < room[of_equal]]] = True
     starts = np.concatenate(([0], np.cumsum(np.minimum(lengths, keep))))
-    return csr_array((matrix.data[kept], matrix.indices[kept], starts), shape=matrix.shape)
+    return csr_array((data[kept], matrix.indices[kept], starts), shape=matrix.shape)

@@ -3,6 +3,7 @@
 Letters: b rows, l positions of the longest row, n targets, s states.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +51,24 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Contrasts:
+    """Dislikes after the first visit of their rows, each with the row's next target."""
+
+    position: Int[Tensor, " c"]
+    """Cell of the state before each dislike's visit, counted over all windows."""
+    liked: Int[Tensor, " c"]
+    """Item of the next target after the dislike."""
+    disliked: Int[Tensor, " c"]
+    """Item of the dislike."""
+    weight: Float[Tensor, " c"]
+    """Size of the dislike's negative weight."""
+
+    def to(self, device: torch.device) -> "Contrasts":
+        """The same dislikes on a device."""
+        return Contrasts(**{name: moved(part, device) for name, part in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class Batch:
     """Input windows and the targets of their positions."""
 
@@ -61,6 +80,8 @@ class Batch:
     weight: Float[Tensor, " n"]
     state: Int[Tensor, " n"] | None = None
     """Place in `position` of each target's state, ascending; None: one target of each state."""
+    contrasts: Contrasts | None = None
+    """Dislikes among the events; None where there are none, or no loss is taken of them."""
     on_cpu: "Batch | None" = None
     """The same batch on the CPU, for sizes that depend on its values: reading them from a GPU would wait for it."""
 
@@ -79,7 +100,8 @@ class Batch:
         position, target, weight = (moved(part, device) for part in (self.position, self.target, self.weight))
         state = None if self.state is None else moved(self.state, device)
         windows = tuple(window.to(device) for window in self.windows)
-        return Batch(windows, position, target, weight, state, self.readable)
+        contrasts = None if self.contrasts is None else self.contrasts.to(device)
+        return Batch(windows, position, target, weight, state, contrasts, self.readable)
 
 
 def rounded_up(number: int, digits: int = 5) -> int:
@@ -145,6 +167,19 @@ def cut_by_tokens(lengths: Int64, batch_tokens: int) -> list[NDArray[np.int64]]:
     return batches
 
 
+def _joined(parts: Sequence[Contrasts | None], before: Sequence[int]) -> Contrasts | None:
+    """Dislikes of several windows, of which each has so many cells before it; None without any."""
+    here = [(part, cells) for part, cells in zip(parts, before, strict=False) if part is not None]
+    if not any(len(part.position) for part, _ in here):
+        return None
+    return Contrasts(
+        torch.cat([part.position + cells for part, cells in here]),
+        torch.cat([part.liked for part, _ in here]),
+        torch.cat([part.disliked for part, _ in here]),
+        torch.cat([part.weight for part, _ in here]),
+    )
+
+
 @dataclass(frozen=True)
 class BlockShape:
     """Rows and columns of a window that depend on the length of its histories alone, not on how many there are.
@@ -187,9 +222,11 @@ class BatchPlan:
     every event is a visit, so that the next event is predicted at each event.
     `predict` "next": every event of the next visit, weighted by `type_weights` of its event type (default 1); "visit": the set
     of the next visit's items, of the largest of each one's weights divided by their number; "window": the set of the items
-    within `horizon` microseconds of a night, which is the state's request time (see `HorizonTargets`). An event of weight 0 or
-    of item 0 is no target; a history without any target is left out. `num_targets` counts each item of a visit once; with
-    "window", states with a target.
+    within `horizon` microseconds of a night, which is the state's request time (see `HorizonTargets`). An event of weight 0, a
+    dislike or one of item 0 is no target; a history without any target is left out. `num_targets` counts each item of a visit
+    once; with "window", states with a target.
+    Each dislike after the first visit is contrasted with the row's next target, at the state before its visit, with `targets`
+    "all" and `learns_dislikes`.
     `targets` "last": each history's last target alone, from the events before its visit; "random": one of each history, another
     every epoch. The budget of a step is `batch_histories` times the mean number of inputs.
     Each epoch's order follows from (seed, epoch) alone. `with_time`, `with_value`: as in `pad`.
@@ -214,10 +251,15 @@ class BatchPlan:
         with_value: bool = False,
         one_window: bool = False,
         window_tokens: int = 0,
+        learns_dislikes: bool = True,
     ) -> None:
         weight = np.float32(1) if type_weights is None else type_weights[histories.event_type]
-        self.event_weight = np.where(histories.item_index > 0, weight, 0).astype(np.float32, copy=False)
+        bears = histories.item_index > 0
+        if histories.dislikes is not None:
+            bears &= histories.dislikes[histories.event_type] == 0
+        self.event_weight = np.where(bears, weight, 0).astype(np.float32, copy=False)
         self.targets, self.max_length, self.seed = targets, max_length, seed
+        self.dislikes = histories.dislikes if targets == "all" and learns_dislikes else None
         self.with_time, self.with_value, self.window_tokens = with_time, with_value, window_tokens
         self.visits, self.within_horizon = Visits.of(histories, session), None
         self.shares_states = targets == "all" and (session is not None or predict == "window")
@@ -311,6 +353,7 @@ class BatchPlan:
             torch.cat([part.target for part in parts]),
             torch.cat([part.weight for part in parts]),
             torch.cat(state) if state else None,
+            _joined([part.contrasts for part in parts], before),
         )
 
     def _packed(self, rows: NDArray[np.int64], epoch: int) -> list[NDArray[np.int64]]:
@@ -345,7 +388,21 @@ class BatchPlan:
             is_new[1:] = np.diff(position) > 0
             position, state = position[is_new], torch.from_numpy(np.cumsum(is_new) - 1)
         targets = self._items_at(event), torch.from_numpy(weight)
-        return Batch((window,), torch.from_numpy(position), *targets, state)
+        contrasts = self._contrasts(histories, inputs, shape[1])
+        return Batch((window,), torch.from_numpy(position), *targets, state, contrasts)
+
+    def _contrasts(self, histories: Histories, inputs: Histories, columns: int) -> Contrasts | None:
+        """Dislikes of rows that become one window of `columns`."""
+        if self.dislikes is None:
+            return None
+        row, event = replace(histories, starts=self._second(histories)).gather()
+        following = np.searchsorted(self._bearing, self._bearing[event] + 1) - 1
+        weight = self.dislikes[histories.event_type[event]] * (histories.item_index[event] > 0)
+        chosen = (weight > 0) & (following < histories.ends[row])
+        row, event, following = row[chosen], event[chosen], following[chosen]
+        position = row * columns + self.visits.first(event) - 1 - inputs.starts[row]
+        items = self._items_at(following), self._items_at(event)
+        return Contrasts(torch.from_numpy(position), *items, torch.from_numpy(weight[chosen]))
 
     def _columns(self, longest: int) -> int:
         return min(rounded_up(longest, 2 if self.few_shapes else 4), self.max_length)

@@ -12,7 +12,7 @@ from models.histories import Float32, Int32, Int64
 
 Float64 = NDArray[np.float64]
 
-LOWER_IS_BETTER = frozenset({"calibration", "popularity_share", "repeats"})
+LOWER_IS_BETTER = frozenset({"calibration", "popularity_share", "repeats", "dislike_rate"})
 """Metrics (named without `@k`) of which less is better; of all others more is better."""
 _BLOCK_CELLS = 2**17
 """Scores compared at once while ranking (512 KiB of float32): they stay in the cache between the comparisons."""

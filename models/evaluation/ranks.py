@@ -44,7 +44,7 @@ def rank_targets(
 
     histories: q rows; target: [t], 1..num_items, 0 for an unknown item; request: [t], ascending, row of each target (by default
     its own number). `exclude_seen` masks the items of each history (a masked target is behind every other item). Items that the
-    system cannot recommend (-inf) are misses only if unknown: else behind every other item.
+    system cannot recommend (-inf) are misses only if unknown: else behind every other item. list_length 0: no lists.
     """
     request = np.arange(len(target)) if request is None else request
     rank, pessimistic = (np.full(len(target), np.inf) for _ in range(2))
@@ -59,7 +59,8 @@ def rank_targets(
         row, item = request[own][known] - rows.start, target[own][known]
         is_plain = len(known) == len(part) and np.array_equal(row, np.arange(len(part)))
         rank[own][known], pessimistic[own][known] = metrics.ranks(scores, item, None if is_plain else row)
-        lists[rows], _ = top_k(scores, list_length)
+        if list_length:
+            lists[rows], _ = top_k(scores, list_length)
     return SystemRanks(rank, pessimistic, lists)
 
 
@@ -84,6 +85,22 @@ class ColdStart:
 
     def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
         """Top-k items of each row and their scores, as in `Recommender`."""
+        return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
+
+
+class WithoutDislikes:
+    """Recommender that reads each history without its dislikes: a count of events knows no others."""
+
+    def __init__(self, system: Recommender) -> None:
+        self._system = system
+        self.num_items = system.num_items
+
+    def score_items(self, histories: Histories) -> Float32:
+        """[rows, num_items + 1], scores of the rows without dislikes."""
+        return self._system.score_items(histories.without_dislikes())
+
+    def recommend(self, histories: Histories, k: int, exclude_seen: bool = True) -> tuple[Int32, Float32]:
+        """Top-k items of each row and their scores, as in `Recommender`; dislikes count as seen."""
         return recommend_in_chunks(self.score_items, self.num_items, histories, k, exclude_seen)
 
 

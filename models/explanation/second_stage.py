@@ -157,4 +157,5 @@ def _each_left_out(history: Histories, length: int) -> Histories:
         ends,
         None if history.value is None else history.value[flat],
         np.repeat(request, length),
+        history.dislikes,
     )

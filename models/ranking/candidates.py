@@ -30,12 +30,14 @@ class AddedCandidates:
     ) -> Int32:
         """[r, m] items to add, padded with 0; some may be retrieved too.
 
-        `exclude_seen`: no favourites, and no popular item of the row's history. `allowed` [num_items + 1]: mask of items.
+        `exclude_seen`: no favourites, and no popular item of the row's history. Dislikes are seen, and no takings. `allowed`
+        [num_items + 1]: mask of items.
         """
         popular = self._of_requests(histories, allowed)
         if not popular.shape[1] and (exclude_seen or not self._settings.favourites):
             return np.zeros((len(histories), 0), np.int32)
-        own = OwnItems.of(histories, timed=self._statistics.timed)
+        read = histories if exclude_seen else histories.without_dislikes()
+        own = OwnItems.of(read, timed=self._statistics.timed)
         if exclude_seen:
             return np.where(own.pairs(popular) < 0, popular, 0).astype(np.int32)
         favourites = own.favourites(self._settings.favourites)

@@ -39,6 +39,8 @@ FORMER_FEATURES = (
 )
 """Features of rankers saved by version 0.7 or before."""
 FEATURES = (*FORMER_FEATURES, *OWN_FEATURES)
+DISLIKE_FEATURES = ("times_disliked", "content_of_disliked")
+"""Features of rankers of logs with dislikes."""
 _FILES = ("moments", "latest", "earlier", "first", "before", "follower_key", "follower_weight", "content")
 _BEGAN = "began"
 """File that bundles of version 0.7 or before lack."""
@@ -91,11 +93,12 @@ class ItemStatistics:
         timed: bool = True,
         days: float | None = None,
     ) -> "ItemStatistics":
-        """Count the interactions of all rows with items 1..num_items.
+        """Count the interactions of all rows with items 1..num_items, without dislikes.
 
         `days`: horizon before the last event, within which every event's time is kept; None: all. Events before it count as
         earlier than any request.
         """
+        histories = histories.without_dislikes()
         follows = CoVisitation.fit(histories, num_items, window=LATEST, max_neighbours=MAX_FOLLOWERS).follows
         follows.sort_indices()
         row = np.repeat(np.arange(num_items + 1, dtype=np.int64), np.diff(follows.indptr))
@@ -110,18 +113,23 @@ class ItemStatistics:
 
     def recounted(self, histories: Histories, days: float | None = None) -> "ItemStatistics":
         """Replace times and counts by those of other interactions in the same numbering; followers and content stay."""
-        return replace(self, **_moments(histories, self.num_items, timed=self.timed, days=days))
+        return replace(
+            self, **_moments(histories.without_dislikes(), self.num_items, timed=self.timed, days=days)
+        )
 
     def features(
         self, histories: Histories, items: Int32, scores: Float32, names: tuple[str, ...] = FEATURES
     ) -> Float32:
         """Features `names` [r, n, f] of each row's candidates [r, n], best first, with the retriever's scores [r, n].
 
-        `retrieval_score` is the log-softmax over the row's candidates, popularity the logarithm of a share of events, times
-        are ln(1 + days); `user_last_seen` is of the user's last event on any item. `OWN_FEATURES`: as `own_features`. A
-        request is at `histories.request_time`, else at the row's last event. Candidate 0 is padding, with undefined features.
+        `retrieval_score` is the log-softmax over the row's candidates, popularity the logarithm of a share of events, times are
+        ln(1 + days); `user_last_seen` is of the user's last event on any item. `OWN_FEATURES`: as `own_features`. Dislikes are no
+        events here, but in `DISLIKE_FEATURES`: ln(1 + dislikes of the candidate), and the likeness of its content to the row's
+        `LATEST` disliked items. A request is at `histories.request_time`, else at the row's last event. Candidate 0 is padding,
+        with undefined features.
         """
-        request = self._request_seconds(histories)
+        request, moment = self._request_seconds(histories), self._request(histories)
+        disliked, histories = histories.only_dislikes(), histories.without_dislikes()
         own = OwnItems.of(histories, timed=self.timed)
         pairs = own.pairs(items)
         columns = {
@@ -134,7 +142,11 @@ class ItemStatistics:
         columns |= dict(zip(_COUNTED, np.moveaxis(self._counts(items, request), -1, 0), strict=True))
         columns |= dict(zip(_CONTENT, np.moveaxis(self._likeness(histories, items), -1, 0), strict=True))
         if not set(OWN_FEATURES).isdisjoint(names):
-            columns |= own_features(histories, own, pairs, self._request(histories) if self.timed else None)
+            columns |= own_features(histories, own, pairs, moment if self.timed else None)
+        if not set(DISLIKE_FEATURES).isdisjoint(names):
+            of_dislikes = OwnItems.of(disliked, timed=False)
+            columns["times_disliked"] = np.log1p(of_dislikes.times_seen(of_dislikes.pairs(items)))
+            columns["content_of_disliked"] = self._likeness(disliked, items)[..., 0]
         return np.stack([columns[name] for name in names], -1, dtype=np.float32)
 
     def followed(self, histories: Histories, items: Int32) -> Float32:
@@ -323,11 +335,13 @@ def _moments(histories: Histories, num_items: int, *, timed: bool, days: float |
 
 
 def _latest_items(histories: Histories, number: int) -> Int32:
-    """[r, number], the row's latest items, the last one first, padded with 0."""
+    """[r, number], the row's latest items, the last one first, padded with 0; 0 in place of dislikes."""
     position = histories.ends[:, None] - 1 - np.arange(number)
     if not len(histories.item_index):
         return np.zeros(position.shape, np.int32)
     is_real = position >= histories.starts[:, None]
+    if histories.dislikes is not None:
+        is_real &= histories.dislikes[histories.event_type[np.maximum(position, 0)]] == 0
     return np.where(is_real, histories.item_index[np.maximum(position, 0)], 0).astype(np.int32)
 
 

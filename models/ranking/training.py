@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from models.device import memory_named, moved
 from models.evaluation.metrics import Float64, ndcg, ranks
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.ranker import Lists, Ranker, SecondStage
-from models.shapes import Float
+from models.shapes import Bool, Float
 from models.topk import row_chunks
 
 MIN_NIGHTS = 2
@@ -43,6 +43,8 @@ class Retrieved:
     """[r]"""
     night: Int64 | None = None
     """[r], time of each request where they are those of nights; None: each list is of its own event"""
+    disliked: Float32 | None = None
+    """[r, n], size of the negative weight of candidates that the user disliked afterwards, 0 for others; None: no dislikes"""
 
     @classmethod
     def of(
@@ -62,6 +64,26 @@ class Retrieved:
         num_relevant = np.bincount(request, minlength=len(items))
         return cls(histories, items, scores, relevant, num_relevant, user, night)
 
+    def with_dislikes(self, user: Int64, item: Int32, time: Int64, weight: Float32) -> "Retrieved":
+        """Add dislikes [d] by user and item: those at the time of a request of their user or later are negatives of its list.
+
+        Of several on an item the latest counts; items that the user took are none.
+        """
+        moment = self.histories.request_time
+        assert moment is not None
+        width = max(int(self.items.max(initial=0)), int(item.max(initial=0))) + 1
+        latest = np.argsort(-time, kind="stable")
+        keys, first = np.unique(user[latest] * width + item[latest], return_index=True)
+        if not len(keys):
+            return self
+        own = self.user[:, None] * width + self.items
+        place = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
+        event = latest[first][place]
+        is_disliked = (
+            (keys[place] == own) & (self.items > 0) & ~self.relevant & (time[event] >= moment[:, None])
+        )
+        return replace(self, disliked=np.where(is_disliked, weight[event], 0).astype(np.float32))
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -79,7 +101,8 @@ class Retrieved:
         """Keep the given rows."""
         lists = self.histories.select(rows), self.items[rows], self.scores[rows], self.relevant[rows]
         night = None if self.night is None else self.night[rows]
-        return Retrieved(*lists, self.num_relevant[rows], self.user[rows], night)
+        disliked = None if self.disliked is None else self.disliked[rows]
+        return Retrieved(*lists, self.num_relevant[rows], self.user[rows], night, disliked)
 
     @property
     def is_newest(self) -> NDArray[np.bool_]:
@@ -87,6 +110,25 @@ class Retrieved:
         if self.night is None or len(np.unique(self.night)) < MIN_NIGHTS:
             return np.zeros(len(self), bool)
         return np.asarray(self.night == self.night.max())
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Candidates that users took or disliked, on the CPU."""
+
+    relevant: Bool[Tensor, "r n"]
+    disliked: Float[Tensor, "r n"] | None = None
+    """Size of the negative weight, 0 for others; None: no dislikes"""
+
+    @classmethod
+    def of(cls, retrieved: Retrieved) -> "Labels":
+        """Labels of lists."""
+        disliked = None if retrieved.disliked is None else torch.from_numpy(retrieved.disliked)
+        return cls(torch.from_numpy(retrieved.relevant), disliked)
+
+    def select(self, rows: Tensor) -> "Labels":
+        """Keep the given rows."""
+        return Labels(self.relevant[rows], None if self.disliked is None else self.disliked[rows])
 
 
 @dataclass(frozen=True)
@@ -165,7 +207,7 @@ def fit_ranker(
         rows = np.sort(random.choice(rows, settings.max_lists, replace=False))
     validation, train = retrieved.select(chooses), retrieved.select(rows)
     lists = stage.lists(train.histories, train.items, train.scores)
-    relevant = torch.from_numpy(train.relevant)
+    labels = Labels.of(train)
     _standardise(stage.ranker, lists)
     optimizer = torch.optim.AdamW(
         ranker.parameters(),
@@ -178,7 +220,7 @@ def fit_ranker(
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     for epoch in range(1, settings.epochs + 1):
-        loss = _epoch(ranker, lists, relevant, optimizer, draw)
+        loss = _epoch(ranker, lists, labels, optimizer, draw)
         scores = stage.score(validation.histories, validation.items, validation.scores)
         history.append(RankerEpoch(epoch, loss, float(ndcg_of(scores, validation).mean())))
         on_epoch(history[-1])
@@ -198,24 +240,28 @@ def _standardise(ranker: Ranker, lists: Lists) -> None:
 
 
 def _epoch(
-    ranker: Ranker, lists: Lists, relevant: Tensor, optimizer: torch.optim.Optimizer, draw: torch.Generator
+    ranker: Ranker, lists: Lists, labels: Labels, optimizer: torch.optim.Optimizer, draw: torch.Generator
 ) -> float:
-    """Train on all lists in a random order, each with its relevant and some other candidates; return the mean loss."""
+    """Train on all lists in a random order, each with its relevant, disliked and some other candidates; return the mean loss."""
     ranker.train()
     losses, sizes = list[Tensor](), list[int]()
-    for rows in torch.split(torch.randperm(len(relevant), generator=draw), ranker.settings.batch_lists):
-        losses.append(_step(ranker, optimizer, *_sampled(lists.select(rows), relevant[rows], draw)))
+    number = len(labels.relevant)
+    for rows in torch.split(torch.randperm(number, generator=draw), ranker.settings.batch_lists):
+        losses.append(_step(ranker, optimizer, *_sampled(lists.select(rows), labels.select(rows), draw)))
         sizes.append(len(rows))
     ranker.eval()
     # read once: each read waits for the device
-    return sum(map(operator.mul, torch.stack(losses).tolist(), sizes), 0.0) / len(relevant)
+    return sum(map(operator.mul, torch.stack(losses).tolist(), sizes), 0.0) / number
 
 
 def _step(
-    ranker: Ranker, optimizer: torch.optim.Optimizer, lists: Lists, relevant: Tensor
+    ranker: Ranker, optimizer: torch.optim.Optimizer, lists: Lists, labels: Labels
 ) -> Float[Tensor, ""]:
     """Take an optimiser step; return its loss, still on the device."""
-    loss = _loss(ranker(lists.to(ranker.linear.device)), relevant, lists, ranker.settings.loss)
+    scores = ranker(lists.to(ranker.linear.device))
+    loss = _loss(scores, labels.relevant, lists, ranker.settings.loss)
+    if labels.disliked is not None:
+        loss = loss + _dislike_loss(scores, labels.relevant, labels.disliked)
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
@@ -223,11 +269,28 @@ def _step(
     return loss.detach()
 
 
-def _sampled(lists: Lists, relevant: Tensor, draw: torch.Generator) -> tuple[Lists, Tensor]:
-    """Lists of `STEP_CANDIDATES`, the relevant ones first and others drawn uniformly, and which are relevant."""
+def _sampled(lists: Lists, labels: Labels, draw: torch.Generator) -> tuple[Lists, Labels]:
+    """Lists of `STEP_CANDIDATES`, relevant and then disliked ones first, others drawn uniformly, and their labels."""
     chance = torch.rand(lists.item.shape, generator=draw).masked_fill(~lists.there, -1.0)
-    columns = (chance + 2.0 * relevant).topk(min(STEP_CANDIDATES, chance.shape[1]), dim=1).indices
-    return lists.of_candidates(columns), relevant.gather(1, columns)
+    if labels.disliked is not None:
+        chance += (labels.disliked > 0).float()
+    columns = (chance + 2.0 * labels.relevant).topk(min(STEP_CANDIDATES, chance.shape[1]), dim=1).indices
+    disliked = None if labels.disliked is None else labels.disliked.gather(1, columns)
+    return lists.of_candidates(columns), Labels(labels.relevant.gather(1, columns), disliked)
+
+
+def _dislike_loss(
+    scores: Float[Tensor, "r n"], relevant: Tensor, disliked: Float[Tensor, "r n"]
+) -> Float[Tensor, ""]:
+    """Mean over lists of the mean over a list's dislikes of `weight * mean over relevant ones of -log σ(s+ - s-)`.
+
+    The loss of the encoder's dislikes (`models.training.losses.dislike_loss`) within a list; 0 for a list without any. Scores are
+    on the ranker's device, labels on the CPU.
+    """
+    row, liked, hated = (relevant[:, :, None] & (disliked > 0)[:, None, :]).nonzero(as_tuple=True)
+    weight = disliked[row, hated] / relevant.sum(1)[row] / (disliked > 0).sum(1)[row]
+    row, liked, hated, weight = (moved(part, scores.device) for part in (row, liked, hated, weight))
+    return functional.softplus(scores[row, hated] - scores[row, liked]).dot(weight) / len(scores)
 
 
 def _loss(scores: Tensor, relevant: Tensor, lists: Lists, kind: str) -> Tensor:

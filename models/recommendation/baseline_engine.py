@@ -98,11 +98,15 @@ class BaselineEngine:
         weights[row, :, position - histories.starts[row]] = difference
         return weights
 
+    def score_items(self, histories: Histories) -> Float32:
+        """[r, n + 1], the recommender's scores of the rows without dislikes."""
+        return self.recommender.score_items(histories.without_dislikes())
+
     def _scores_of(self, histories: Histories, columns: Int64) -> Float32:
         """[r, k] scores of the items `columns` [r, k], in chunks of rows."""
         scores = np.zeros(columns.shape, np.float32)
         for rows in row_chunks(len(histories), self.recommender.num_items):
-            values = self.recommender.score_items(histories.select(rows))
+            values = self.score_items(histories.select(rows))
             scores[rows] = np.take_along_axis(values, columns[rows], 1)
         return scores
 
@@ -124,7 +128,7 @@ class _WarmRows:
         part = self.histories.select(rows)
         items, scores = np.zeros((len(part), number), np.int32), np.zeros((len(part), number), np.float32)
         for chunk in row_chunks(len(part), self._engine.recommender.num_items):
-            values = self._engine.recommender.score_items(part.select(chunk))
+            values = self._engine.score_items(part.select(chunk))
             if self._rules.exclude_seen:
                 mask_seen(values, part.select(chunk))
             if self._rules.allowed is not None:

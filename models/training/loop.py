@@ -128,6 +128,7 @@ def _plan(
         with_value=encoder.value,
         one_window=encoder.block in RECURRENT_BLOCKS or device.type != "cpu" or train.compile == "on",
         window_tokens=WINDOW_WORK // encoder.dim,
+        learns_dislikes=encoder.readout != "target",
     )
     if not plan.num_targets:
         raise ValueError(

@@ -158,6 +158,23 @@ def sampled_loss_of_scores(
     return losses.dot(weight) / weight.sum()
 
 
+def dislike_loss(
+    states: Float[Tensor, "c d"],
+    liked: Float[Tensor, "c d"],
+    disliked: Float[Tensor, "c d"],
+    weight: Float[Tensor, " c"],
+) -> Float[Tensor, ""]:
+    """Weighted sum over dislikes of `-log σ(s+ - s-)`, s- the disliked item's score and s+ that of the user's next target.
+
+    states: of the history before each dislike; liked, disliked: item vectors; weight: sizes of the dislikes' negative weights.
+    The softmax over these two alone: that a user met both items says nothing, that one was liked all. It fits every loss, and
+    its derivative by s- is σ(s- - s+). That of `-log(1 - p)`, p the softmax over the catalogue, is about p: nothing at all where
+    there are thousands of items. Source: Rendle et al. 2009 (BPR), with dislikes in place of unobserved items.
+    """
+    margins = (states * (disliked - liked)).sum(-1).to(weight.dtype)
+    return functional.softplus(margins).dot(weight)
+
+
 def _positive_weight(loss: SampledLoss, num_negatives: int, num_candidates: int, calibration: float) -> float:
     """β of gBCE, 1 for other losses."""
     drawn = min(1.0, num_negatives / max(1, num_candidates - 1))

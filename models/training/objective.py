@@ -6,11 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder.attention import HistoryAttention
-from models.encoder.batching import Batch
+from models.encoder.batching import Batch, Contrasts
 from models.encoder.encoder import Encoder
 from models.settings.training import TrainSettings
 from models.shapes import Float
-from models.training.losses import sampled_loss, sampled_loss_of_scores, softmax_loss, softmax_loss_of_sets
+from models.training.losses import (
+    dislike_loss,
+    sampled_loss,
+    sampled_loss_of_scores,
+    softmax_loss,
+    softmax_loss_of_sets,
+)
 from models.training.negatives import Negatives
 
 MAX_GRAPHS = 64
@@ -19,6 +25,9 @@ MAX_GRAPHS = 64
 
 class Objective(nn.Module):
     """Weighted mean of `settings.loss` over a batch's targets, from the encoder's states and item vectors.
+
+    A batch with dislikes adds `dislike_loss` over the sum of the targets' weights: a dislike of weight -1 counts as much as a
+    target of weight 1.
 
     Softmax is over the items seen in training, sampled losses are over the step's negatives. `compile`: torch.compile for the
     encoder alone, since losses loop over chunks; one graph for all shapes, or with `static_shapes` one for each of them, up to
@@ -52,6 +61,17 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, negatives: Negatives | None) -> Float[Tensor, ""]:
         """Loss of a batch; `negatives` for sampled losses."""
         states = self.states(batch.windows)
+        loss = self._of_targets(states, batch, negatives)
+        return loss if batch.contrasts is None else loss + self._of_dislikes(states, batch, batch.contrasts)
+
+    def _of_dislikes(self, states: Float[Tensor, "cells d"], batch: Batch, contrasts: Contrasts) -> Tensor:
+        vectors = self.encoder.vectors_of(contrasts.liked), self.encoder.vectors_of(contrasts.disliked)
+        loss = dislike_loss(states[contrasts.position], *vectors, contrasts.weight)
+        return loss / batch.weight.sum()
+
+    def _of_targets(
+        self, states: Float[Tensor, "cells d"], batch: Batch, negatives: Negatives | None
+    ) -> Tensor:
         if negatives is None:
             return self._softmax(states[batch.position], batch)
         settings, encoder = self.settings, self.encoder

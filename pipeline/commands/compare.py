@@ -16,6 +16,7 @@ from pipeline.artifacts.files import digest_file, write_json
 from pipeline.artifacts.scratch import scratch
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
+from pipeline.evaluation import dislike_rates
 from pipeline.evaluation.comparison import KEY, Comparison, SeedGroup, as_tree, metrics_of_runs
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import comparison_page
@@ -30,9 +31,10 @@ STAGE, FINGERPRINT, FROM_TRAINING = "lookback.stage", "lookback.fingerprint", "l
 EVALUATION = "lookback.run.evaluate"
 """Tag of a parent run: its evaluation, built by it or reused."""
 TARGETS = "evaluate/targets.parquet"
+DISLIKES = f"evaluate/{dislike_rates.FILE}"
 TABLE, PAGE = "table.json", "compare.html"
-SHOWN = ("ndcg", "hit_rate", "mrr", "user_ndcg")
-SHOWN_OF_NIGHTS = ("ndcg", "hit_rate", "recall", "precision", "map", "mrr")
+SHOWN = ("ndcg", "hit_rate", "mrr", "user_ndcg", "dislike_rate")
+SHOWN_OF_NIGHTS = ("ndcg", "hit_rate", "recall", "precision", "map", "mrr", "dislike_rate")
 """Metrics of the printed table; --json and the logged table have all."""
 SHAPING = ("events.", "items.", "users.", "history.", "split.", "model.", "train.")
 """Prefixes of the parameters that determine a model, apart from `seed`."""
@@ -48,6 +50,8 @@ class Evaluation:
     """Training of the evaluated model, where the server has it."""
     targets: pl.DataFrame
     """targets.parquet of the evaluation."""
+    dislikes: pl.DataFrame | None = None
+    """dislikes.parquet of the evaluation; None where no dislike was held out."""
 
 
 def compare_runs(
@@ -64,7 +68,15 @@ def compare_runs(
     with scratch(config.folder) if config is not None and is_kept else contextlib.nullcontext():
         compared = evaluations(tracker, config.name if config is not None else None, runs)
     targets = {evaluation.label: evaluation.targets for evaluation in compared}
-    systems = metrics_of_runs(targets, tuple(settings.k), settings.resamples, seed)
+    own = {evaluation.label: evaluation.dislikes for evaluation in compared}
+    dislikes = {label: table for label, table in own.items() if table is not None}
+    systems = metrics_of_runs(
+        targets,
+        tuple(settings.k),
+        settings.resamples,
+        seed,
+        dislikes if len(dislikes) == len(compared) else None,
+    )
     comparison = Comparison.of(compared[0].targets, systems, seed_groups(compared))
     differing = differing_settings(compared)
     text, page = as_text(comparison), as_page(compared, comparison)
@@ -96,6 +108,7 @@ def evaluations(tracker: Tracker, experiment: str | None, runs: Sequence[str]) -
                 evaluated,
                 _training_of(tracker, evaluated),
                 _read_targets(path),
+                _dislikes(tracker, evaluated, Path(folder, str(number))),
             )
     return list(by_label.values())
 
@@ -108,6 +121,13 @@ def _check_targets(tracker: Tracker, evaluated: LoggedRun, path: Path) -> None:
             f"{TARGETS} of run {evaluated.name!r} ({evaluated.run_id}) on {tracker.uri}: is damaged: its digest differs from "
             "that of the stage evaluate; delete this run in MLflow's UI, and log it again with: lookback run evaluate --config …"
         )
+
+
+def _dislikes(tracker: Tracker, evaluated: LoggedRun, folder: Path) -> pl.DataFrame | None:
+    """Dislikes of an evaluation; None where none was held out."""
+    if dislike_rates.TAG not in evaluated.tags:
+        return None
+    return _read_targets(queries.run_artifact(tracker.uri, evaluated.run_id, DISLIKES, folder))
 
 
 def _read_targets(path: Path) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from features.discovery import times
 from features.discovery.reference_tables import SideTable, side_table
 from features.discovery.roles import Roles, roles_of
 from features.discovery.samples import Sample, look_into
-from features.events import validation
+from features.events import verdicts
 from features.events.event_format import EventFormat
 from features.printable import printable
 from features.readers import sources
@@ -232,7 +232,7 @@ def _understood(found: Found) -> tuple[list[Keys], list[str]]:
     events: list[pl.DataFrame] = []
     kinds: dict[str, schema.IdType] = {schema.USER_ID: "string", schema.ITEM_ID: "string"}
     for chunk in sources.read(found.paths[0], settings.table):
-        judged = validation.validate(chunk, form, kinds)
+        judged = verdicts.validate(chunk, form, kinds)
         frame, verdict = judged.events, judged.verdict
         num_rows += len(frame)
         num_refused += int(verdict.is_not_null().sum())

@@ -19,7 +19,13 @@ from models.histories import Histories, Int32, Int64
 def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
     """Rows `[starts[i], ends[i])` of the flat arrays, without a copy."""
     return Histories(
-        histories.item_index, histories.time, histories.event_type, starts, ends, histories.value
+        histories.item_index,
+        histories.time,
+        histories.event_type,
+        starts,
+        ends,
+        histories.value,
+        dislikes=histories.dislikes,
     )
 
 
@@ -113,6 +119,7 @@ class Dataset:
             histories.time[positions],
             histories.event_type[positions],
             histories.value[positions],
+            histories.dislikes,
         )
         cut = replace(self, histories=earlier)
         cut.__dict__["facts"] = replace(self.facts, now=min(self.facts.now, int(earlier.time.max(initial=0))))

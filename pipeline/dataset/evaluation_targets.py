@@ -23,20 +23,22 @@ def targets_of(
     kind: Kind | None = None,
     with_idle: bool = False,
     nights: Nights | None = None,
+    dislikes: bool = False,
 ) -> RankedTargets:
     """Targets of the `validation` or `test` part (see `ranked_targets`, `night_targets`); of the test those of some users,
     where it has more requests than `evaluate.max_requests`.
 
     `kind` None: the headline; `first` applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
-    `trained` [num_items + 1]: items in training; None: those of `numbering`. `with_idle`: of nights, also requests
-    without targets. `nights`: other nights than those of the part.
-    Raises LookbackError for a type of `evaluate.target_types` that the log does not have.
+    `trained` [num_items + 1]: items in training; None: those of `numbering`. `with_idle`: of nights, also requests without
+    targets. `nights`: other nights than those of the part. `dislikes`: the dislikes instead of all else, of every type; by
+    `first` all of the test, as by `successive`; in leave-one-out those after the user's last event that is none. Raises
+    LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
     most, seed = config.evaluate.max_requests, config.seed
     protocol = Protocol.of(config, dataset)
     kind = protocol.headline if kind is None else kind
     masks = protocol.exclude_seen if exclude_seen is None else exclude_seen
-    types = target_types(config, dataset)
+    types = None if dislikes else target_types(config, dataset)
     if kind == "nightly":
         known = numbering.known if trained is None else trained
         targets = night_targets(
@@ -47,6 +49,7 @@ def targets_of(
             trained=known,
             types=types,
             with_idle=with_idle,
+            dislikes=dislikes,
         )
     else:
         targets = ranked_targets(
@@ -56,9 +59,10 @@ def targets_of(
             ties=protocol.ties,
             session_minutes=config.history.session_minutes,
             exclude_seen=masks,
-            first_only=part == "test" and kind == "first",
+            first_only=part == "test" and kind == "first" and not dislikes,
             trained=trained,
             types=types,
+            dislikes=dislikes,
         )
     return targets.of_some_users(most, seed) if part == "test" else targets
 

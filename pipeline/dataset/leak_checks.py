@@ -1,19 +1,52 @@
 """Leak checks of held-out targets: no history holds an event at or after its target."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.histories.jagged import JaggedHistories
-from features.histories.leaks import LeakError, leaks_by_construction, num_disordered
+from features.histories.leaks import (
+    LeakError,
+    check_fitted,
+    check_leaks,
+    leaks_by_construction,
+    num_disordered,
+)
 from features.histories.log_facts import starts_visit
 from features.histories.numbering import ItemNumbering
 from features.histories.splits import Block, blocks
+from models.baselines.base import FittedOn
 from models.histories import Histories, Int32, Int64
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.targets import RankedTargets
+
+
+def check_systems(
+    fitted: Mapping[str, FittedOn],
+    dataset: Dataset,
+    *,
+    with_validation: bool,
+    reading_dislikes: str,
+) -> None:
+    """Raise LeakError where a history is out of order, the parts overlap, or a system was fitted on other events.
+
+    fitted: system -> its training events; `reading_dislikes`: the only system that is fitted on dislikes too.
+    """
+    histories, split = dataset.histories, dataset.split
+    check_leaks(histories, split)
+    for name, on in fitted.items():
+        check_fitted(
+            name,
+            on.num_events,
+            on.latest,
+            histories,
+            split,
+            with_validation=with_validation,
+            with_dislikes=name == reading_dislikes,
+        )
 
 
 def check_targets(

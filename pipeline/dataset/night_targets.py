@@ -35,21 +35,23 @@ def night_targets(
     trained: NDArray[np.bool_],
     types: NDArray[np.bool_] | None = None,
     with_idle: bool = False,
+    dislikes: bool = False,
 ) -> RankedTargets:
-    """Requests of every night and evaluated user, with all items that the user takes within the night's horizon.
+    """Requests of every night and evaluated user, with all items that the user takes, or dislikes, within the night's horizon.
 
     `with_idle`: requests of users with a history who take nothing too, without targets.
 
     `numbering`: items of the dataset -> the systems'; `trained`: [num_items + 1], items outside are cold even where a system
-    knows them. Left out: `under_core` (events on items under the core filter), `other_type` (`types` [num_event_types + 1]: type
-    not included), `taken_again` (a further event on an item within the horizon), `already_seen` (with `exclude_seen`: items of
-    the history), and user-nights of users with a history: `nothing_taken` in the horizon, `nothing_left` by these reasons.
+    knows them. Left out: `under_core` (events on items under the core filter), `dislike`, `other_type` (`types` [num_event_types
+    + 1]: type not included), `taken_again` (a further event on an item within the horizon), `already_seen` (with `exclude_seen`:
+    items of the history), and user-nights of users with a history: `nothing_taken` in the horizon, `nothing_left` by these
+    reasons.
     """
     starts = np.asarray(dataset.histories.offsets[:-1])
     parts = []
     for moment in nights.moments.tolist():
         before, after = first_at(dataset, moment), first_at(dataset, moment + nights.horizon)
-        taken = _taken(dataset, before, after, exclude_seen=exclude_seen, types=types)
+        taken = _taken(dataset, before, after, exclude_seen=exclude_seen, types=types, dislikes=dislikes)
         idle = dataset.split.kept_user & (before > starts) if with_idle else np.zeros(len(starts), bool)
         parts.append(_requests(dataset.histories, moment, starts, before, taken, idle))
     targets = _joined(parts)
@@ -68,15 +70,23 @@ def _taken(
     *,
     exclude_seen: bool,
     types: NDArray[np.bool_] | None,
+    dislikes: bool,
 ) -> _Taken:
-    """Items taken at positions [before[u], after[u]) by the evaluated users."""
+    """Items taken, or disliked, at positions [before[u], after[u]) by the evaluated users."""
     histories, kept_user = dataset.histories, dataset.split.kept_user
     ends = np.where(kept_user, after, before)
     user, position = rows(histories, before, ends).gather()
+    if dislikes:
+        is_disliked = histories.is_dislike(position)
+        user, position = user[is_disliked], position[is_disliked]
     item = np.asarray(histories.item_index[position])
     is_idle = kept_user & (ends == before) & (before > np.asarray(histories.offsets[:-1]))
     kept = np.flatnonzero(~dataset.under_core()[item])
     left_out = {"under_core": len(item) - len(kept), "nothing_taken": int(np.count_nonzero(is_idle))}
+    if histories.dislikes is not None and not dislikes:
+        is_disliked = histories.is_dislike(position[kept])
+        left_out["dislike"] = int(np.count_nonzero(is_disliked))
+        kept = kept[~is_disliked]
     if types is not None:
         is_included = types[histories.event_type[position[kept]]]
         left_out["other_type"] = int(np.count_nonzero(~is_included))
@@ -139,6 +149,7 @@ def _joined(parts: list[RankedTargets]) -> RankedTargets:
         np.concatenate([part.histories.ends for part in parts]),
         first.value,
         np.concatenate([part.moment for part in parts]),
+        first.dislikes,
     )
     reasons = dict.fromkeys(reason for part in parts for reason in part.left_out)
     return RankedTargets(

@@ -14,7 +14,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.numbering import ItemNumbering
 from features.histories.splits import blocks
 from models.histories import Histories, Int32, Int64
-from pipeline.dataset.dataset import Dataset, HeldOut
+from pipeline.dataset.dataset import Dataset, HeldOut, rows
 
 WARM, NO_HISTORY, UNKNOWN_ITEM = range(3)
 """Codes of `RankedTargets.cold`."""
@@ -146,27 +146,33 @@ def ranked_targets(
     first_only: bool = False,
     trained: NDArray[np.bool_] | None = None,
     types: NDArray[np.bool_] | None = None,
+    dislikes: bool = False,
 ) -> RankedTargets:
-    """Targets among the events of the `validation` or `test` part.
+    """Targets among the events of the `validation` or `test` part: those that are no dislikes, or with `dislikes` the dislikes.
 
     Other events count in `left_out` under the first reason that applies: `under_core` (user or training item under the core
-    filter; in leave-one-out, whose filter counts the whole log, any item under it), `not_first` (with `first_only`: not the
-    user's first event in the part, even if that one is no target), `already_seen` (with `exclude_seen`: item in the history,
-    known to the model or not), `other_type` (with `types` [num_event_types + 1]: type not included).
-    `numbering`: items of the dataset -> the model's. Items outside `trained` [num_items + 1] are cold even where the model
-    knows them by content.
+    filter; in leave-one-out, whose filter counts the whole log, any item under it), `dislike`, `not_first` (with `first_only`:
+    not the user's first event in the part, even if that one is no target), `already_seen` (with `exclude_seen`: item in the
+    history, known to the model or not), `other_type` (with `types` [num_event_types + 1]: type not included). `numbering`: items
+    of the dataset -> the model's. Items outside `trained` [num_items + 1] are cold even where the model knows them by content.
     """
     histories, split = dataset.histories, dataset.split
-    candidates = dataset.held_out(part, ties, session_minutes)
+    candidates, num_events = dataset.held_out(part, ties, session_minutes), split.num_events(histories)[part]
+    if dislikes:
+        candidates = candidates.select(histories.is_dislike(candidates.position))
+        _, position = rows(histories, *split.stretch(histories, part)).gather()
+        num_events = int(np.count_nonzero(histories.is_dislike(position)))
     none, first = np.zeros(len(candidates), bool), split.stretch(histories, part)[0][candidates.user]
-    reasons = {
-        "under_core": dataset.under_core()[candidates.item],
+    reasons = {"under_core": dataset.under_core()[candidates.item]}
+    if histories.dislikes is not None and not dislikes:
+        reasons["dislike"] = histories.is_dislike(candidates.position)
+    reasons |= {
         "not_first": candidates.position != first if first_only else none,
         "already_seen": _already_seen(histories, candidates) if exclude_seen else none,
     }
     if types is not None:
         reasons["other_type"] = ~types[histories.event_type[candidates.position]]
-    left_out = {"under_core": split.num_events(histories)[part] - len(candidates)}
+    left_out = {"under_core": num_events - len(candidates)}
     kept = np.ones(len(candidates), bool)
     for reason, applies in reasons.items():
         left_out[reason] = left_out.get(reason, 0) + int((kept & applies).sum())

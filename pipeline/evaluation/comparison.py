@@ -10,7 +10,7 @@ import polars as pl
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference, Verdict, over_seeds
 from models.evaluation.comparison import SystemComparison
-from models.evaluation.metrics import metrics_of_ranks
+from models.evaluation.metrics import hit_rate, metrics_of_ranks
 from models.histories import Int64
 from pipeline.artifacts.files import fingerprint
 from pipeline.artifacts.store import read_manifest
@@ -39,20 +39,43 @@ class SeedGroup:
 
 
 def metrics_of_runs(
-    targets: Mapping[str, pl.DataFrame], ks: tuple[int, ...], resamples: int, seed: int
+    targets: Mapping[str, pl.DataFrame],
+    ks: tuple[int, ...],
+    resamples: int,
+    seed: int,
+    dislikes: Mapping[str, pl.DataFrame] | None = None,
 ) -> SystemComparison:
-    """Metrics of each run's model, by label; raises LookbackError where two runs have different targets."""
-    ranked = {label: _of_model(table) for label, table in targets.items()}
+    """Metrics of each run's model, by label; raises LookbackError where two runs have different targets.
+
+    dislikes: dislikes.parquet of each run, whose rows bear `dislike_rate@k` alone, after the targets.
+    """
+    ranked = _on_the_same(targets)
+    request, users = _requests(next(iter(ranked.values())))
+    values = {
+        label: metrics_of_ranks(table["rank"].to_numpy(), ks, request, len(users))
+        for label, table in ranked.items()
+    }
+    if dislikes:
+        disliked, number = _on_the_same(dislikes), len(users)
+        users = pl.concat([users, next(iter(disliked.values()))["user_id"]])
+        for label, table in disliked.items():
+            rank = np.concatenate([np.full(number, np.nan), table["rank"].to_numpy()])
+            missing = np.full(len(table), np.nan)
+            values[label] = {
+                **{name: np.concatenate([own, missing]) for name, own in values[label].items()},
+                **{f"dislike_rate@{k}": np.where(np.isnan(rank), np.nan, hit_rate(rank, k)) for k in ks},
+            }
+    return SystemComparison.of(values.items(), users.to_numpy(), resamples, seed)
+
+
+def _on_the_same(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """Targets of each run's model, in a common order; raises LookbackError where two runs have different ones."""
+    ranked = {label: _of_model(table) for label, table in tables.items()}
     first, one = next(iter(ranked.items()))
     for label, other in ranked.items():
         if not _key(one).equals(_key(other)):
             raise LookbackError(_difference_of(first, one, label, other))
-    request, users = _requests(one)
-    values = (
-        (label, metrics_of_ranks(table["rank"].to_numpy(), ks, request, len(users)))
-        for label, table in ranked.items()
-    )
-    return SystemComparison.of(values, users.to_numpy(), resamples, seed)
+    return ranked
 
 
 def _of_model(table: pl.DataFrame) -> pl.DataFrame:
@@ -91,12 +114,12 @@ def _difference_of(first: str, one: pl.DataFrame, label: str, other: pl.DataFram
     )
 
 
-def _about(targets: pl.DataFrame, systems: SystemComparison) -> str:
+def _about(targets: pl.DataFrame, number: int, users: int) -> str:
     """`6 user-nights of 4 users, 2 nights from 2020-01-01 to 2020-01-08`, or `6 held-out events of 4 users`."""
     if "night" not in targets.columns:
-        return target_words.counted("successive", systems.num_targets, systems.num_users)
+        return target_words.counted("successive", number, users)
     nights = targets["night"].unique().sort().dt.strftime("%Y-%m-%d")
-    text = target_words.counted("nightly", systems.num_targets, systems.num_users)
+    text = target_words.counted("nightly", number, users)
     return f"{text}, {target_words.number_of_nights(len(nights), nights[0], nights[-1])}"
 
 
@@ -106,6 +129,10 @@ class Comparison:
 
     about: str
     """Number of the targets, their users and nights, in words."""
+    targets: int
+    """User-nights, or held-out events; without dislikes"""
+    users: int
+    """Users with a target"""
     is_nightly: bool
     systems: SystemComparison
     differences: Mapping[str, Mapping[str, PairedDifference]]
@@ -122,8 +149,11 @@ class Comparison:
             label: {name: difference.reversed() for name, difference in by_metric.items()}
             for label, by_metric in systems.compared(systems.systems[0]).items()
         }
+        _, users = _requests(_of_model(targets))
+        counts = len(users), users.n_unique()
         return cls(
-            _about(targets, systems),
+            _about(targets, *counts),
+            *counts,
             "night" in targets.columns,
             systems,
             differences,
@@ -136,8 +166,8 @@ def as_tree(comparison: Comparison) -> dict[str, Any]:
     systems = comparison.systems
     first = systems.systems[0]
     return {
-        "users": systems.num_users,
-        "targets": systems.num_targets,
+        "users": comparison.users,
+        "targets": comparison.targets,
         "metrics": {label: systems.values(label) for label in systems.systems},
         "intervals": {label: systems.intervals(label) for label in systems.systems},
         "differences": {

@@ -1,7 +1,7 @@
 """Evaluated weights of a bundle, or its baseline on the training events, for the gate."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.baselines.base import Baseline
 from models.encoder.encoder import AttentionRecommender
+from models.evaluation.ranks import WithoutDislikes
 from models.histories import Histories, Int64
 from models.ranking.ranker import SecondStage
 from models.ranking.two_stage import TwoStage
@@ -85,14 +86,15 @@ class EvaluatedModel:
     def system(self, *, exclude_seen: bool) -> Recommender:
         """Evaluated system: the baseline, the encoder, or both stages where the bundle has a ranker."""
         if self.second_stage is None or not isinstance(self.recommender, AttentionRecommender):
-            return self.recommender
+            is_baseline = isinstance(self.recommender, Baseline)
+            return WithoutDislikes(self.recommender) if is_baseline else self.recommender
         return TwoStage(self.recommender, self.second_stage, exclude_seen=exclude_seen)
 
     def translated(self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str]) -> Histories:
         """Translate rows from another log's numbering (ids at 1.., type names at 1..), without unknown items."""
         items, _ = translation(self.items, item_ids)
         types = type_translation(self.event_types, type_names)
-        return replace(histories, event_type=types[histories.event_type]).translate(items)
+        return histories.with_types(types).translate(items)
 
     def trained_until_of(self, user_ids: pl.Series) -> Int64:
         """[len] `users_trained_until` of each user, `NEVER` for unknown users."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from features.histories.numbering import ItemNumbering
 from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender
-from models.evaluation.ranks import ColdStart, Renumbered, SystemRanks, rank_targets
+from models.evaluation.ranks import ColdStart, Renumbered, SystemRanks, WithoutDislikes, rank_targets
 from models.histories import Histories
 from models.ranking.two_stage import TwoStage
 from models.recommender import Recommender
@@ -20,6 +20,8 @@ from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import first_at
 from pipeline.dataset.targets import RankedTargets
 
+ENDINGS = (".lists.npy", ".parquet")
+"""Endings of the files of a system's ranks."""
 FitAsOf = Callable[[Histories, int], Recommender]
 """Fits a system on rows of items 1..n."""
 
@@ -39,34 +41,53 @@ class Part:
 
 
 def rank_all(
-    system: Recommender, part: Part, config: Config, *, exclude_seen: bool, own: ItemNumbering | None = None
+    system: Recommender,
+    part: Part,
+    config: Config,
+    *,
+    exclude_seen: bool,
+    own: ItemNumbering | None = None,
+    with_lists: bool = True,
 ) -> SystemRanks:
-    """Rank the targets by a system; an encoder ranks requests without a history by popularity, as in scoring.
+    """Rank the targets by a system; an encoder ranks requests without a history by popularity, as in scoring, and any other
+    reads histories without dislikes.
 
     `own`: items of the dataset -> the system's, by default `part.learned`. Targets on items unknown to every system, by training
-    and by content, are ranked only with `evaluate.cold_items`.
+    and by content, are ranked only with `evaluate.cold_items`. Without `with_lists` the lists are of no items.
     """
     own = part.learned if own is None else own
     if isinstance(system, AttentionRecommender | TwoStage):
         known = part.learned.inverse().compose(own).new
-        system = ColdStart(system, Popularity.fit(part.training.translate(known), system.num_items))
+        counted = part.training.without_dislikes().translate(known)
+        system = ColdStart(system, Popularity.fit(counted, system.num_items))
+    else:
+        system = WithoutDislikes(system)
     numbers = part.common.inverse().compose(own).new
     if not np.array_equal(numbers, np.arange(system.num_items + 1)):
         system = Renumbered(system, numbers)
-    return _ranked(system, part.targets, config, exclude_seen=exclude_seen)
+    return _ranked(system, part.targets, config, exclude_seen=exclude_seen, with_lists=with_lists)
 
 
 def rank_nightly(
-    fit: FitAsOf, part: Part, dataset: Dataset, config: Config, *, exclude_seen: bool
+    fit: FitAsOf,
+    part: Part,
+    dataset: Dataset,
+    config: Config,
+    *,
+    exclude_seen: bool,
+    with_lists: bool = True,
 ) -> SystemRanks:
-    """Rank the targets of each night by a system fitted on all events before it."""
+    """Rank the targets of each night by a system fitted on all events before it, and reading histories, without dislikes.
+
+    `with_lists` as in `rank_all`.
+    """
     ranked = []
     starts = np.asarray(dataset.histories.offsets[:-1])
     for moment in np.unique(part.targets.moment).tolist():
-        before = rows(dataset.histories, starts, first_at(dataset, moment)).translate(part.common.new)
+        before = rows(dataset.histories, starts, first_at(dataset, moment)).without_dislikes()
         targets = part.targets.of_requests(part.targets.moment == moment)
-        system = fit(before, part.common.num_items)
-        ranked.append(_ranked(system, targets, config, exclude_seen=exclude_seen))
+        system = WithoutDislikes(fit(before.translate(part.common.new), part.common.num_items))
+        ranked.append(_ranked(system, targets, config, exclude_seen=exclude_seen, with_lists=with_lists))
     return SystemRanks(
         np.concatenate([ranks.rank for ranks in ranked]),
         np.concatenate([ranks.pessimistic for ranks in ranked]),
@@ -75,9 +96,9 @@ def rank_nightly(
 
 
 def _ranked(
-    system: Recommender, targets: RankedTargets, config: Config, *, exclude_seen: bool
+    system: Recommender, targets: RankedTargets, config: Config, *, exclude_seen: bool, with_lists: bool
 ) -> SystemRanks:
-    length = list_length(config)
+    length = list_length(config) if with_lists else 0
     rank = np.full(len(targets), np.inf)
     pessimistic, lists = rank.copy(), np.zeros((targets.num_requests, length), np.int32)
     ranked: NDArray[np.bool_] = (targets.item > 0) | config.evaluate.cold_items

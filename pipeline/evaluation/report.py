@@ -1,21 +1,25 @@
 """Evaluation report: the typed content of metrics.json."""
 
 import dataclasses
+import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference
 from models.ranking.calibration_quality import CalibrationQuality
 from pipeline.artifacts.files import write_json
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.protocol import Protocol
 from pipeline.errors import DamagedArtifact
 from pipeline.sections import MODEL
 
 FILE = "metrics.json"
+_Entry = TypeVar("_Entry")
 Values = Mapping[str, float]
 """Metric -> value of one system."""
 Intervals = Mapping[str, Sequence[float]]
@@ -71,6 +75,16 @@ class SubsetMetrics:
 
 
 @dataclass(frozen=True)
+class HeldOutDislikes:
+    """Held-out dislikes that `dislike_rate@k` averages over."""
+
+    dislikes: int
+    users: int
+    left_out: Mapping[str, int]
+    """Reason -> dislikes of the test that do not count."""
+
+
+@dataclass(frozen=True)
 class Leaks:
     """Leak checks that passed, and shares of events that the protocol leaks by construction."""
 
@@ -111,6 +125,20 @@ class NightsTested:
     horizon_days: float
     """Time after each night in which events count"""
     every_days: float
+
+    @classmethod
+    def of(cls, protocol: Protocol, dataset: Dataset) -> "NightsTested | None":
+        """Nights of the test; None where the headline is another kind."""
+        if protocol.headline != "nightly":
+            return None
+        nights = protocol.nights(dataset, "test")
+        ends = iso_time(nights.moments[0]), iso_time(nights.moments[-1])
+        return cls(*ends, len(nights), protocol.horizon_days, protocol.every_days)
+
+
+def iso_time(moment: int) -> str:
+    """ISO 8601 form of a time in microseconds since the epoch."""
+    return datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
 
 
 @dataclass(frozen=True)
@@ -255,6 +283,8 @@ class EvaluationReport:
     """Targets on items of the user's own history; None without any."""
     new: SubsetMetrics | None = None
     """Targets on items new to the user; None without any."""
+    dislikes: HeldOutDislikes | None = None
+    """None where no dislike is held out."""
     probability: CalibrationQuality | None = None
     """Quality of the probabilities of delivered items at the nights of the test; None without nights or a ranker in use."""
     stale: Staleness | None = None
@@ -302,6 +332,17 @@ class EvaluationReport:
         measured = [name for name in self.baselines if metric in self.metrics[name]]
         return sorted(measured, key=lambda name: -self.metrics[name][metric])
 
+    def with_baselines(self, wanted: Callable[[str], bool]) -> "EvaluationReport":
+        """The report without the baselines that are not wanted, as if they had not been evaluated."""
+        dropped = {name for name in self.baselines if not wanted(name)}
+        return dataclasses.replace(
+            self,
+            metrics=_without(self.metrics, dropped),
+            intervals=_without(self.intervals, dropped),
+            differences=_without(self.differences, dropped),
+            tuning=_without(self.tuning, dropped),
+        )
+
     def save(self, folder: Path) -> None:
         """Write metrics.json into a folder."""
         write_json(folder / FILE, _as_tree(self))
@@ -324,6 +365,10 @@ class EvaluationReport:
                 f"{file}: is damaged or of another version ({_reason(error)}); "
                 "evaluate again with: lookback run evaluate --force --config …"
             ) from None
+
+
+def _without(by_system: Mapping[str, _Entry], dropped: Set[str]) -> dict[str, _Entry]:
+    return {name: entry for name, entry in by_system.items() if name not in dropped}
 
 
 def _as_tree(content: Any) -> Any:

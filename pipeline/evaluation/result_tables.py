@@ -23,8 +23,10 @@ def write_targets(
     ranked: Mapping[str, SystemRanks],
     *,
     nightly: bool,
+    name: str = "targets.parquet",
 ) -> None:
-    """Write targets.parquet: rank and pessimistic rank per system and target, and the list of the target's request.
+    """Write targets.parquet, or the file of another name: rank and pessimistic rank per system and target, and the list of the
+    target's request.
 
     Of nights with a column `night`; the list stands beside the request's first target alone. `numbering`: items of the dataset ->
     the ranked ones.
@@ -47,7 +49,7 @@ def write_targets(
     is_first = np.diff(request, prepend=-1) > 0
     pl.concat(
         columns.select(
-            pl.lit(name).alias("system"),
+            pl.lit(system).alias("system"),
             pl.all(),
             pl.Series("rank", ranks.rank),
             length,
@@ -56,8 +58,8 @@ def write_targets(
                 "recommended"
             ),
         )
-        for name, ranks in ranked.items()
-    ).write_parquet(folder / "targets.parquet")
+        for system, ranks in ranked.items()
+    ).write_parquet(folder / name)
 
 
 def _id_lists(lists: Int32, ids: pl.Series) -> pl.Series:

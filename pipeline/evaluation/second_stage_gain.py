@@ -1,15 +1,18 @@
 """The second stage against retrieval alone, on the same targets."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from models.evaluation import metrics
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
 from models.settings.ranker import RankerUse
+from pipeline.artifacts.files import read_json
+from pipeline.config import Config
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.report import SecondStageGain
-from pipeline.modelling.second_stage import RETRIEVAL, TWO_STAGE
+from pipeline.modelling.second_stage import DESCRIPTION, RETRIEVAL, TWO_STAGE
 
 
 def compare_with_retrieval(
@@ -40,3 +43,15 @@ def compare_with_retrieval(
         {name: systems.intervals(name) for name in systems.systems},
         paired,
     )
+
+
+def decide(
+    config: Config, rank: Path, stages: Mapping[str, SystemRanks], targets: RankedTargets
+) -> SecondStageGain:
+    """Decision on the second stage, by its difference from retrieval alone on the targets; rank: artifact of stage rank."""
+    if TWO_STAGE not in stages:
+        reason = read_json(rank / DESCRIPTION)["reason"]
+        return SecondStageGain(False, config.ranker.use, reason)
+    settings = MetricSettings(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
+    metric = f"ndcg@{settings.list_length}"
+    return compare_with_retrieval(stages, targets, settings, config.ranker.use, metric)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipeline.evaluation.report import EvaluationReport, NightsTested, SubsetMetrics
+from pipeline.evaluation.report import EvaluationReport, HeldOutDislikes, NightsTested, SubsetMetrics
 
 OF_USER_NIGHTS = {
     "nothing_taken": "with nothing taken in the horizon",
@@ -13,6 +13,7 @@ OF_USER_NIGHTS = {
 """Reason -> words after the number of user-nights that it leaves out."""
 OF_EVENTS = {
     "under_core": "on items under the core filter",
+    "dislike": "that are dislikes",
     "not_first": "after their user's first",
     "already_seen": "on items already in the history",
     "other_type": "of other types",
@@ -82,6 +83,15 @@ def parts(report: EvaluationReport) -> dict[str, SubsetMetrics]:
     if is_nightly(report.targets_of_a_user):
         words = {"repeats": "items taken again", "new": "items taken for the first time"}
     return {words[name]: subset for name, subset in report.subsets.items()}
+
+
+def disliked(dislikes: HeldOutDislikes) -> str:
+    """`dislike rate: share of 120 held-out dislikes of 80 users that the list would have shown`, and those left out."""
+    text = f"{_number(dislikes.dislikes, 'held-out dislikes')} of {_number(dislikes.users, 'users')}"
+    counts = {reason: number for reason, number in dislikes.left_out.items() if reason not in OF_USER_NIGHTS}
+    reasons = left_out("successive", counts)
+    reasons = f" (left out: {reasons})" if reasons else ""
+    return f"dislike rate: share of {text} that the list would have shown{reasons}"
 
 
 def of_user_nights(kind: str, counts: Mapping[str, int]) -> dict[str, int]:

@@ -4,7 +4,7 @@ A class of one's own answers the contract `models.recommender.FittableRecommende
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +65,18 @@ class RecommenderKind:
         """Whether the class is one's own."""
         return self.name not in BUILT_IN
 
+    def fits(self, histories: Histories, num_items: int, points: Sequence[Settings]) -> Iterable[Baseline]:
+        """`fit` with the settings of several grid points, in order."""
+        if self.is_custom:
+            return (self.fit(histories, num_items, point) for point in points)
+        built_in: type[Baseline] = self.made_by
+        return built_in.fits(histories.without_dislikes(), num_items, [dict(point) for point in points])
+
     def fit(self, histories: Histories, num_items: int, settings: Settings) -> Baseline:
-        """Fit with the settings of a grid point. Raises LookbackError where one's own class returns something else."""
+        """Fit with the settings of a grid point, on the rows without dislikes. Raises LookbackError where one's own class returns
+        something else.
+        """
+        histories = histories.without_dislikes()
         system = self.made_by.fit(histories, num_items, **settings)
         if not self.is_custom:
             fitted: Baseline = system

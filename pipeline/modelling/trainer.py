@@ -63,7 +63,8 @@ class Trained:
 class Trainer:
     """Trains named encoders for a configuration, each with its own file in the folder `checkpoints`.
 
-    `encoder` and `train` replace the configuration's own sections (for trained baselines). `on_epoch` receives the metrics
+    `encoder` and `train` replace the configuration's own sections (for trained baselines), which without `reads_dislikes`
+    neither read nor learn from dislikes. `on_epoch` receives the metrics
     of an epoch as it ends; `log` receives each of them once the training is complete; metrics of trainings other
     than the selection carry the training's name as a prefix.
     """
@@ -76,12 +77,14 @@ class Trainer:
         *,
         encoder: EncoderSettings | None = None,
         train: TrainSettings | None = None,
+        reads_dislikes: bool = True,
         on_epoch: OnEpoch = lambda *_: None,
         log: LogMetric = lambda *_: None,
         show_progress: bool = False,
     ) -> None:
         self._config = config
         self._encoder, self._train = encoder or config.model, train or config.train
+        self._reads_dislikes = reads_dislikes
         self._on_epoch, self._log, self._show_progress = on_epoch, log, show_progress
         self.dataset = dataset
         self._types = dataset.event_types
@@ -97,13 +100,13 @@ class Trainer:
         if users is not None:
             split = replace(dataset.split, train_user=dataset.split.train_user & users)
             dataset = replace(dataset, split=split)
-        training = dataset.training_rows(with_validation=False)
+        training = self._read(dataset.training_rows(with_validation=False))
         of_user = np.flatnonzero(dataset.split.train_user)
         numbering = before = self.numbering(training)
         validation = self._validation(numbering, dataset.occurring(training))
         selection = result = self.fit(name, training, numbering, of_user, validation=validation)
         if self._train.refit_validation:
-            training = dataset.training_rows(with_validation=True)
+            training = self._read(dataset.training_rows(with_validation=True))
             numbering = self.numbering(training)
             again = "refit_validation" if name == "selection" else f"{name}_refit_validation"
             if self._train.refit_from == "continue":
@@ -206,6 +209,9 @@ class Trainer:
         steps = max(1, round(selection.best_step * scale))
         return self.fit(name, histories, numbering, of_user, max_steps=steps)
 
+    def _read(self, histories: Histories) -> Histories:
+        return histories if self._reads_dislikes else histories.without_dislikes()
+
     @cached_property
     def _protocol(self) -> Protocol:
         return Protocol.of(self._config, self.dataset)
@@ -239,7 +245,7 @@ class Trainer:
                 "three events"
             )
         request = None if self._protocol.headline != "nightly" else warm.request
-        return Validation(warm.histories, warm.item, self._protocol.exclude_seen, request)
+        return Validation(self._read(warm.histories), warm.item, self._protocol.exclude_seen, request)
 
     def _named(self, users: Int64) -> str:
         """Ending of an error message that names a step's users; empty without users."""

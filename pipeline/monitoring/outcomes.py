@@ -49,7 +49,8 @@ class Taken:
     def after(
         cls, dataset: Dataset, delivery: Delivery, days: float, types: NDArray[np.bool_] | None
     ) -> "Taken":
-        """Items taken within `days`, as `dataset.night_targets`: without seen items where the lists exclude them.
+        """Items taken within `days`, as `dataset.night_targets`: without dislikes, and without seen items where the lists exclude
+        them.
 
         types: [num_event_types + 1] event types that count; None: all.
         """
@@ -58,6 +59,9 @@ class Taken:
         keys = [np.empty(0, np.int64)]
         for first, last in histories.blocks():
             user, position = rows(histories, before[first:last], after[first:last]).gather()
+            if histories.dislikes is not None:
+                is_taken = ~histories.is_dislike(position)
+                user, position = user[is_taken], position[is_taken]
             if types is not None:
                 counts = types[histories.event_type[position]]
                 user, position = user[counts], position[counts]

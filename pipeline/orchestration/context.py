@@ -48,7 +48,7 @@ class Context:
     arms: RegisteredSystems = field(default_factory=RegisteredSystems)
     """Registered models of `experiment.arms` (score)."""
     previous: Path | None = None
-    """Artifact of this stage that the result continues (monitor)."""
+    """Artifact of this stage that the result continues (monitor, baselines)."""
     digests: dict[str, str] = field(default_factory=dict)
     """Relative path to sha256 of hard links in the workspace, which the commit need not read."""
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -56,10 +56,28 @@ class Context:
     summary_line: str = ""
     progress: str = ""
     """Position of the stage in its work, for the lines of `heartbeat`."""
+    failures: list[BaseException] = field(default_factory=list)
+    """Exceptions of parts that run beside this thread; the next progress raises the first."""
+    _parts: dict[str, str] = field(default_factory=dict)
 
     def summary(self, text: str) -> None:
         """Set the line printed at the end of the stage."""
         self.summary_line = text
+
+    def at(self, part: str, position: str) -> None:
+        """Set the position of one of the parts that run side by side: `ease, setting 2 of 4`."""
+        self.raise_failure()
+        self._parts[part] = position
+        self.progress = "; ".join(f"{name}, {place}" for name, place in list(self._parts.items()))
+
+    def ended(self, part: str) -> None:
+        """Leave a part out of the progress from now on."""
+        self._parts.pop(part, None)
+
+    def raise_failure(self) -> None:
+        """Raise the exception of a part that runs beside this thread, if one failed."""
+        if self.failures:
+            raise self.failures[0]
 
     @contextlib.contextmanager
     def counted(self, total: int, unit: str) -> Iterator[Callable[[int], object]]:
@@ -85,6 +103,7 @@ class Context:
         shown = [
             f"{name} {value:.4f}" for name, value in values.items() if name.endswith(("loss", "ndcg@10"))
         ]
+        self.raise_failure()
         self.progress = f"epoch {epoch} ({', '.join(shown)})"
         self.live.metrics(values, epoch)
 
@@ -103,7 +122,11 @@ class Context:
         return Protocol.of(self.config, self.dataset)
 
     def trainer(
-        self, *, encoder: "EncoderSettings | None" = None, train: "TrainSettings | None" = None
+        self,
+        *,
+        encoder: "EncoderSettings | None" = None,
+        train: "TrainSettings | None" = None,
+        reads_dislikes: bool = True,
     ) -> "Trainer":
         """Trainer with checkpoints in the workspace and metrics logged to this stage's run."""
         from pipeline.modelling.trainer import Trainer
@@ -114,6 +137,7 @@ class Context:
             self.folder / "checkpoints",
             encoder=encoder,
             train=train,
+            reads_dislikes=reads_dislikes,
             on_epoch=self.epoch,
             log=self.track.metric,
             show_progress=self.show_progress,

@@ -1,7 +1,7 @@
 """Stage graph: inputs and order of the stages, and their fingerprints."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from pipeline.tracking.registry import ModelSource
 
 _ONLY_WHERE_PRESENT = ("exposures",)
 """Sections that are no part of a fingerprint where a configuration lacks them."""
+_TABLES = ("baselines", "evaluate", "report")
+"""Stages that are asked for because of every baseline."""
 PREDECESSOR = "predecessor"
 """Input of a stage that continues its last artifact: that artifact's fingerprint."""
 
@@ -54,10 +56,11 @@ STAGES = {
     for stage in (
         Stage(
             "ingest",
-            3,
+            4,
             (),
             {
-                "events": ("path", "database", "query", "exclude_users"),  # their contents are inputs
+                # contents of the first are inputs
+                "events": ("path", "database", "query", "exclude_users", "dislike_below"),
                 "items": ("path", "database", "query", "text_dim", "text_max_words", "text_min_items"),
                 "users": ("path", "database", "query"),
                 "exposures": ("path", "database", "query", "window_hours"),
@@ -70,7 +73,7 @@ STAGES = {
             {"history": ("max_length",), "split": ("cuts",)},
             (
                 *("items.text_dim", "items.text_max_words", "items.text_min_items"),
-                "exposures.window_hours",
+                *("exposures.window_hours", "events.dislike_below"),
             ),
         ),
         Stage(
@@ -94,7 +97,7 @@ STAGES = {
         ),
         Stage(
             "baselines",
-            3,
+            4,
             ("features",),
             {
                 "evaluate": (
@@ -168,6 +171,8 @@ class Node:
     settings: dict[str, Any]
     inputs: dict[str, str]
     """Needed stages to fingerprints; source roles and models to content digests."""
+    with_fewer: store.Artifact | None = None
+    """Artifact of the same stage with some of its parts (baselines)."""
 
 
 def _needs(config: Config, name: str) -> tuple[str, ...]:
@@ -213,8 +218,37 @@ class Pipeline:
     """Input name of each earlier cut's evaluation to that cut's stages (`split.cuts`)."""
 
 
+def for_lists(config: Config) -> Config:
+    """Configuration that evaluates only the baselines that publishing waits for; `config` itself where those are all."""
+    evaluated = config.evaluate.baseline_names
+    needed = [name for name in evaluated if config.publish.waits_for(name)]
+    if len(needed) == len(evaluated):
+        return config
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"baselines": needed})})
+
+
 def resolve(config: Config, names: Iterable[str]) -> Pipeline:
-    """Resolve the named stages and the stages they need to fingerprints; builds nothing, reads only new source files."""
+    """Resolve the named stages and the stages they need to fingerprints; builds nothing, reads only new source files.
+
+    Where lists are asked for without an evaluation, and there is none with every baseline, the pipeline is that of `for_lists`.
+    """
+    names, fewer = list(names), for_lists(config)
+    if fewer is config or "publish" not in order(config, names):
+        return _resolved(config, names)
+    if set(names).isdisjoint(_TABLES):
+        everything = _resolved(config, ["evaluate"], fewer).nodes["evaluate"].artifact
+        if not everything.is_complete():
+            return _resolved(fewer, names)
+    return _resolved(config, names, fewer)
+
+
+def _resolved(config: Config, names: Sequence[str], fewer: Config | None = None) -> Pipeline:
+    """Nodes of the named stages and those they need.
+
+    fewer: configuration with the baselines that publishing waits for, whose evaluation stands in the fingerprint of what is
+    published, so that it does not depend on the others.
+    """
+    quick = {} if fewer is None else _resolved(fewer, ["evaluate"]).nodes
     sources = source_files.source_digests(config)
     model = _model_source(config) if "score" in (ordered := order(config, names)) else None
     shadows, arms = registered_systems.of_shadows(config, model), registered_systems.of_arms(config, model)
@@ -246,11 +280,13 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
             if (section := key.partition(".")[0]) not in _ONLY_WHERE_PRESENT or getattr(config, section)
         }
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
+        if name == "publish" and quick:
+            content["inputs"] = inputs | {"evaluate": quick["evaluate"].artifact.name}
         if name == "monitor":
             inputs |= _predecessor(config.folder / name, content)
-        nodes[name] = Node(
-            stage, store.Artifact(config.folder / name, fingerprint(content)), settings, inputs
-        )
+        artifact = store.Artifact(config.folder / name, fingerprint(content))
+        with_fewer = quick[name].artifact if name == "baselines" and quick else None
+        nodes[name] = Node(stage, artifact, settings, inputs, with_fewer)
     return Pipeline(config, nodes, sources, model, shadows, arms, cuts)
 
 

@@ -85,6 +85,7 @@ def bring_up_to_date(
     stages costs a line on stderr.
     """
     pipeline = resolve(config, names)
+    _name_left_out(config, pipeline)
     tracker = Tracker.from_config(config)
     summaries = []
     with parent_run(pipeline, tracker) as parent:
@@ -105,6 +106,20 @@ def bring_up_to_date(
                 if task.pipeline is pipeline:
                     summaries.append(summary)
     return summaries
+
+
+def _name_left_out(config: Config, pipeline: Pipeline) -> None:
+    """Print the baselines that a run for lists does not wait for, before it evaluates."""
+    left_out = [
+        name for name in config.evaluate.baseline_names if name not in pipeline.config.evaluate.baseline_names
+    ]
+    if left_out and not pipeline.nodes["evaluate"].artifact.is_complete():
+        print(
+            f"baselines: lists do not wait for {', '.join(left_out)} (publish.baselines); to evaluate them too: "
+            f"{config.command('run', 'evaluate')}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -300,12 +315,14 @@ def _alerts(config: Config, node: Node) -> list[str]:
 
 
 def _previous(node: Node, *, force: bool) -> Path | None:
-    """Artifact that a stage continues: its predecessor, or with force its own; None without one with all its files.
+    """Artifact that a stage continues: its predecessor, one with fewer parts, or with force its own; None without one with all
+    its files.
 
     The stage checks the digests of what it reads.
     """
     names = [node.artifact.name] if force else []
     names += [node.inputs[PREDECESSOR]] if PREDECESSOR in node.inputs else []
+    names += [node.with_fewer.name] if node.with_fewer is not None else []
     for name in names:
         artifact = store.Artifact(node.artifact.stage_folder, name)
         with optional(f"predecessor {artifact}"):

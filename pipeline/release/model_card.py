@@ -22,8 +22,18 @@ LONGEST_NAME = 80
 """Characters of an event type or category."""
 MIN_TARGETS = 30
 """Targets that a listed segment has at least."""
-_METRICS = ("ndcg", "hit_rate", "mrr", "user_ndcg", "coverage", "novelty")
-_METRICS_OF_NIGHTS = ("ndcg", "hit_rate", "recall", "precision", "map", "mrr", "coverage", "novelty")
+_METRICS = ("ndcg", "hit_rate", "mrr", "user_ndcg", "dislike_rate", "coverage", "novelty")
+_METRICS_OF_NIGHTS = (
+    "ndcg",
+    "hit_rate",
+    "recall",
+    "precision",
+    "map",
+    "mrr",
+    "dislike_rate",
+    "coverage",
+    "novelty",
+)
 _METRICS_OF_SUBSETS = ("ndcg", "hit_rate")
 
 Row = dict[str, Any]

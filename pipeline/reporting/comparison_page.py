@@ -4,6 +4,7 @@ import datetime
 
 from models.evaluation.bootstrap import NO_DIFFERENCE
 from models.evaluation.comparison import SystemComparison
+from models.evaluation.metrics import LOWER_IS_BETTER
 from pipeline.evaluation.comparison import Comparison, as_tree, by_chance, interval_text
 from pipeline.evaluation.metric_names import display_name
 from pipeline.reporting import figures, templates
@@ -12,7 +13,10 @@ from pipeline.reporting.style import Chart
 
 def verdict(systems: SystemComparison, metric: str) -> str:
     """Sentence on the best run on a metric, and the paired test of each other run against it."""
-    best, *others = sorted(systems.systems, key=lambda label: -systems.values(label)[metric])
+    is_lower_better = metric.partition("@")[0] in LOWER_IS_BETTER
+    best, *others = sorted(
+        systems.systems, key=lambda label: systems.values(label)[metric], reverse=not is_lower_better
+    )
     sentence = f"{best} is best on {display_name(metric)} ({systems.values(best)[metric]:.4f})"
     if not others:
         return f"{sentence}."

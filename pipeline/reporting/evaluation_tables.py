@@ -51,6 +51,7 @@ def of_evaluation(report: EvaluationReport, evaluate: Path) -> Row:
         "unit": target_words.unit(kind),
         "tested": target_words.tested(report),
         "left_out": target_words.left_out(kind, report.targets_left_out),
+        "disliked": None if report.dislikes is None else target_words.disliked(report.dislikes),
         "subsets": target_words.parts(report),
         "kinds": {target_words.KINDS[name]: values for name, values in (report.by_targets or {}).items()},
         "model": MODEL,
@@ -69,12 +70,13 @@ def of_evaluation(report: EvaluationReport, evaluate: Path) -> Row:
 
 
 def _metrics_shown(report: EvaluationReport) -> list[str]:
-    """Metrics of the first table: at the shortest list length, NDCG also at the longest."""
+    """Metrics of the first table: at the shortest list length, NDCG also at the longest; the dislike rate where there is one."""
     lengths = report.list_lengths
     is_nightly = target_words.is_nightly(report.targets_of_a_user)
     metrics = ACCURACY_OF_NIGHTS if is_nightly else ACCURACY
     names = [f"{metric}@{lengths[0]}" for metric in metrics]
     names.insert(len(names) if is_nightly else 3, f"ndcg@{lengths[-1]}")
+    names.append(f"dislike_rate@{lengths[0]}")
     return [name for name in dict.fromkeys(names) if name in report.metric_names]
 
 

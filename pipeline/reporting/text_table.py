@@ -35,6 +35,8 @@ def as_text(report: EvaluationReport) -> str:
     reasons = target_words.left_out(report.targets_of_a_user, report.targets_left_out)
     lines = [about, *([f"left out: {reasons}"] if reasons else [])]
     lines += [*(f"caution: {sentence}" for sentence in report.cautions), "", aligned(rows)]
+    if report.dislikes is not None:
+        lines += [target_words.disliked(report.dislikes)]
     lines += [f"{name}: not evaluated, {reason}" for name, reason in report.not_applicable.items()]
     lines += [*_subsets(report, systems), *_kinds(report, systems)]
     lines += [] if report.stale is None else ["", *report.stale.sentences]
@@ -48,7 +50,7 @@ def _columns(report: EvaluationReport) -> list[str]:
     chosen = ("recall", "precision", "mrr") if is_nightly else ("mrr", "user_ndcg")
     of_ranks = [f"{name}@{short}" for name in ("ndcg", "hit_rate", *chosen)]
     of_lists = [f"{name}@{short}" for name in ("coverage", "novelty", "popularity_share")]
-    columns = dict.fromkeys([*of_ranks, f"ndcg@{long}", *of_lists])
+    columns = dict.fromkeys([*of_ranks, f"ndcg@{long}", f"dislike_rate@{short}", *of_lists])
     return [name for name in columns if name in report.metric_names]
 
 

@@ -298,7 +298,7 @@ class Scorer:
         starts = np.where(in_log, offsets[index], 0)
         ends = np.where(in_log, self.log.ends[index], 0)
         whole = rows(self.log.histories, starts, ends).compact()
-        whole = replace(whole, event_type=self.log.types[whole.event_type])
+        whole = whole.with_types(self.log.types)
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
             known = with_request_time(known, self.log.request.time)

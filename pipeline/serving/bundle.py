@@ -207,11 +207,10 @@ class Bundle:
 
     def counting(self, histories: Histories) -> "Bundle":
         """The same bundle, its ranker's item statistics, or its counting baseline, from the histories of a later log."""
-        stage = self.second_stage
         if bundle_baseline.is_counted(self.description):
             baseline = bundle_baseline.counted(self.description, histories, len(self.items))
             return replace(self, recommender=baseline)
-        if stage is None:
+        if (stage := self.second_stage) is None:
             return self
         return replace(self, counted_stage=stage.counting(histories, bundle_ranker.HORIZON_DAYS))
 
@@ -298,13 +297,14 @@ class Bundle:
     ) -> tuple[Histories, int]:
         """`histories_of` in the deployed numbering; request_time: by default `newest`."""
         history = self.description.get("settings", {}).get("history", {})
-        return event_lists.histories_of(
+        histories, num_unknown = event_lists.histories_of(
             lists,
             self.items,
             self.description["event_types"],
             self.newest if request_time is None else request_time,
             drop_consecutive=history.get("repeats") == "drop_consecutive",
         )
+        return replace(histories, dislikes=self._saved.dislikes), num_unknown
 
     def rules(self, exclude_seen: bool | None = None) -> Rules:
         """Rules where nothing else is set; exclude_seen: by default `excludes_seen`."""

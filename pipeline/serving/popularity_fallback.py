@@ -74,12 +74,14 @@ class Popularity:
 def recent_events(
     histories: JaggedHistories, mapping: Int32, segment: pl.Series | None, request: Request, days: float
 ) -> pl.DataFrame:
-    """(segment, item_index, num_events) of the last days before a request. segment: [num_users], null where unknown.
+    """(segment, item_index, num_events) of the last days before a request, without dislikes. segment: [num_users], null where
+    unknown.
 
     mapping: [num_items + 1] from the log's items to the bundle's, 0 for unknown ones.
     """
     time = np.asarray(histories.time)
     recent = np.flatnonzero((time > request.time - round(days * DAY)) & (time < request.before))
+    recent = recent[~histories.is_dislike(recent)]
     item = mapping[histories.item_index[recent]]
     table = pl.DataFrame({"item_index": item[item > 0]}, schema={"item_index": pl.Int32})
     parts = [table.with_columns(segment=pl.lit(None, pl.String))]

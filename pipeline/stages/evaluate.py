@@ -3,38 +3,34 @@
 Metrics come with bootstrap intervals over users and paired differences between the model and each baseline.
 """
 
-import datetime
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from features.histories.jagged import JaggedHistories
-from features.histories.leaks import check_fitted, check_leaks
 from features.histories.numbering import ItemNumbering
-from features.histories.splits import Split
 from models.baselines.base import FittedOn
 from models.checkpoint import load_model
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
-from models.evaluation.beyond_accuracy import Catalogue
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
 from models.ranking.calibration_quality import CalibrationQuality
 from models.ranking.two_stage import TwoStage
 from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json
-from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
-from pipeline.dataset.leak_checks import check_targets, shares_by_construction
+from pipeline.dataset.leak_checks import check_systems, check_targets, shares_by_construction
 from pipeline.dataset.protocol import Kind
-from pipeline.dataset.targets import NO_HISTORY, RankedTargets, counted
+from pipeline.dataset.targets import RankedTargets, counted
 from pipeline.errors import LookbackError
 from pipeline.evaluation import (
     delivered_probability,
     diagnostics,
+    dislike_rates,
     metrics_report,
     ranking,
     result_tables,
@@ -44,6 +40,7 @@ from pipeline.evaluation import (
     tracked_metrics,
 )
 from pipeline.evaluation.cautions import cautions, facts_of
+from pipeline.evaluation.evaluated_targets import Evaluation, left_out_of
 from pipeline.evaluation.learning_curve import learning_curve
 from pipeline.evaluation.metrics_report import MetricSettings, defined
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
@@ -56,6 +53,7 @@ from pipeline.evaluation.report import (
     Staleness,
     Tuning,
     Values,
+    iso_time,
 )
 from pipeline.evaluation.segments import segments_of
 from pipeline.modelling import second_stage
@@ -75,23 +73,6 @@ CHECKED = [
 """Leak checks that every evaluation passes."""
 CUT = "evaluate cut "
 """Prefix of earlier cuts' evaluations among a stage's inputs."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Test targets of one kind, and their ranks by the model and the baselines."""
-
-    dataset: Dataset
-    common: ItemNumbering
-    """Items of the dataset -> the ranked ones."""
-    every_target: RankedTargets
-    """All targets, cold ones included."""
-    every_rank: Mapping[str, SystemRanks]
-    targets: RankedTargets
-    """Targets that the metrics average over."""
-    ranked: Mapping[str, SystemRanks]
-    catalogue: Catalogue
-    ranker: SecondStageGain
 
 
 @dataclass(frozen=True)
@@ -115,6 +96,7 @@ def build(ctx: Context) -> None:
     systems = metrics_report.compute_metrics(ranked, targets, evaluation.catalogue, settings)
     report = _report(ctx, evaluation, systems, settings)
     report = _with_parts(ctx, report, model, evaluation, settings)
+    report = _with_dislikes(ctx, report, model, evaluation.ranker, settings)
     report.save(ctx.folder)
     _write_table(ctx, "systems.json", result_tables.systems_table(report))
     result_tables.write_targets(
@@ -140,13 +122,35 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
 
     `decided`: decision on the second stage; None: by these targets.
     """
+    _check_leaks(ctx)
+    evaluation = _ranked(ctx, model, kind, ctx.inputs["baselines"] / kind, decided)
+    if isinstance(evaluation, Evaluation):
+        return evaluation
+    left_out = target_words.left_out(kind, left_out_of(ctx.config, evaluation, kind)) or "nothing"
+    raise LookbackError(
+        f"evaluate: no target is left among the test events of {ctx.dataset.split.protocol!r}, {kind} (left out: {left_out});"
+        " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
+    )
+
+
+def _ranked(
+    ctx: Context,
+    model: _Model,
+    kind: Kind,
+    folder: Path,
+    decided: SecondStageGain | None,
+    *,
+    dislikes: bool = False,
+) -> Evaluation | RankedTargets:
+    """Ranks of the targets of a kind, or of its dislikes; all targets where none is left to average over.
+
+    folder: the baselines' ranks of the same targets.
+    """
     config, settings, dataset = ctx.config, ctx.config.evaluate, ctx.dataset
-    folder = ctx.inputs["baselines"] / kind
     common = ItemNumbering.load(folder / "items.npy")
-    _check_leaks(ctx, dataset.histories, dataset.split)
     training = dataset.training_rows(with_validation=config.train.refit_validation)
     trained = dataset.occurring(training)
-    targets = targets_of(config, dataset, "test", common, trained=trained, kind=kind)
+    targets = targets_of(config, dataset, "test", common, trained=trained, kind=kind, dislikes=dislikes)
     is_nightly = kind == "nightly"
     check_targets(
         targets,
@@ -157,23 +161,19 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
     )
     included = counted(targets, cold_users=settings.cold_users, cold_items=settings.cold_items or is_nightly)
     if not included.any():
-        left_out = target_words.left_out(kind, _left_out(ctx, targets, kind)) or "nothing"
-        raise LookbackError(
-            f"evaluate: no target is left among the test events of {dataset.split.protocol!r}, {kind} (left out: {left_out});"
-            " expected a known item after a known history: check split.test_from, history.min_*_events and exclude_seen"
-        )
+        return targets
     part = ranking.Part(training.translate(model.numbering.new), model.numbering, targets, common)
     stages = _stages(ctx, model, part, nightly=is_nightly)
     chosen = targets.select(included)
     requests = np.bincount(targets.request[included], minlength=targets.num_requests) > 0
     kept = {name: ranks.select(included, requests) for name, ranks in stages.items()}
-    ranker = decided or _ranker(ctx, kept, chosen)
+    ranker = decided or second_stage_gain.decide(config, ctx.inputs["rank"], kept, chosen)
     own = stages[_stage_of(ranker)]
     ranked = {MODEL: own} | {
         name: ranking.load(folder, name)
         for name in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"]
     }
-    of_items = training.translate(common.new)
+    of_items = training.without_dislikes().translate(common.new)
     counts = np.bincount(of_items.item_index[of_items.gather()[1]], minlength=common.num_items + 1)
     return Evaluation(
         dataset,
@@ -271,40 +271,16 @@ def _stage_of(ranker: SecondStageGain) -> str:
     return second_stage.TWO_STAGE if ranker.used else second_stage.RETRIEVAL
 
 
-def _ranker(ctx: Context, stages: Mapping[str, SystemRanks], targets: RankedTargets) -> SecondStageGain:
-    """Decision on the second stage, by its difference from retrieval alone on the targets."""
-    config = ctx.config
-    if second_stage.TWO_STAGE not in stages:
-        reason = read_json(ctx.inputs["rank"] / second_stage.DESCRIPTION)["reason"]
-        return SecondStageGain(False, config.ranker.use, reason)
-    settings = MetricSettings(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
-    metric = f"ndcg@{settings.list_length}"
-    return second_stage_gain.compare_with_retrieval(stages, targets, settings, config.ranker.use, metric)
-
-
-def _check_leaks(ctx: Context, histories: JaggedHistories, split: Split) -> None:
+def _check_leaks(ctx: Context) -> None:
     """Raise LeakError where a history is out of order, the parts overlap, or a system was fitted on other events."""
-    check_leaks(histories, split)
-    fitted = {
+    trained_on = TrainingFacts.load(ctx.inputs["train"]).fitted_on
+    assert trained_on is not None
+    fitted = {MODEL: trained_on} | {
         name: FittedOn(**facts["fitted_on"])
         for name, facts in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"].items()
     }
     with_validation = ctx.config.train.refit_validation
-    for name, on in {MODEL: TrainingFacts.load(ctx.inputs["train"]).fitted_on, **fitted}.items():
-        assert on is not None
-        check_fitted(name, on.num_events, on.latest, histories, split, with_validation=with_validation)
-
-
-def _left_out(ctx: Context, targets: RankedTargets, kind: Kind) -> dict[str, int]:
-    """Counts of test events outside the metrics, by reason; of nights `no_history` counts user-nights."""
-    settings, cold = ctx.config.evaluate, targets.num_cold
-    included = {
-        "no_history": settings.cold_users,
-        "unknown_item": settings.cold_items or target_words.is_nightly(kind),
-    }
-    if target_words.is_nightly(kind):
-        cold["no_history"] = len(np.unique(targets.request[targets.cold == NO_HISTORY]))
-    return targets.left_out | {reason: 0 if included[reason] else count for reason, count in cold.items()}
+    check_systems(fitted, ctx.dataset, with_validation=with_validation, reading_dislikes=MODEL)
 
 
 def _report(
@@ -332,12 +308,12 @@ def _report(
     )
     report = EvaluationReport(
         protocol=evaluation.dataset.split.protocol,
-        test_from=None if (start := evaluation.dataset.split.test_from) is None else _iso(start),
+        test_from=None if (start := evaluation.dataset.split.test_from) is None else iso_time(start),
         targets_of_a_user=protocol.headline,
         ties=protocol.ties,
         users=systems.num_users,
         targets=evaluation.targets.num_requests,
-        targets_left_out=_left_out(ctx, evaluation.every_target, protocol.headline),
+        targets_left_out=left_out_of(ctx.config, evaluation.every_target, protocol.headline),
         num_items=num_items,
         exclude_seen=protocol.exclude_seen,
         refit_validation=config.train.refit_validation,
@@ -362,7 +338,7 @@ def _report(
         index=read_json(ctx.inputs["index"] / "recall.json"),
         ranker=evaluation.ranker,
         learning_curve=curve,
-        nights=_nights(ctx),
+        nights=NightsTested.of(protocol, ctx.dataset),
     )
     earlier = [EvaluationReport.load(folder) for name, folder in ctx.inputs.items() if name.startswith(CUT)]
     return replace(report, rolling=metrics_report.rolling([*earlier, report])) if earlier else report
@@ -404,15 +380,6 @@ def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
     )
 
 
-def _nights(ctx: Context) -> NightsTested | None:
-    """Nights of the test; None where the headline is another kind."""
-    if ctx.protocol.headline != "nightly":
-        return None
-    nights = ctx.protocol.nights(ctx.dataset, "test")
-    ends = _iso(nights.moments[0]), _iso(nights.moments[-1])
-    return NightsTested(*ends, len(nights), ctx.protocol.horizon_days, ctx.protocol.every_days)
-
-
 def _by_targets(
     ctx: Context,
     report: EvaluationReport,
@@ -429,11 +396,44 @@ def _by_targets(
         beside = _rank(ctx, model, kind, evaluation.ranker)
         compared = metrics_report.compute_metrics(beside.ranked, beside.targets, beside.catalogue, settings)
         values[kind] = {name: defined(compared.values(name)) for name in compared.systems}
+        if (disliked := _dislikes(ctx, model, kind, evaluation.ranker)) is not None:
+            rates = dislike_rates.compute(disliked.ranked, disliked.targets, settings)
+            values[kind] = {name: {**own, **rates.values(name)} for name, own in values[kind].items()}
     return values
 
 
-def _iso(moment: int) -> str:
-    return datetime.datetime.fromtimestamp(moment / 1e6, datetime.UTC).isoformat()
+def _with_dislikes(
+    ctx: Context,
+    report: EvaluationReport,
+    model: _Model,
+    ranker: SecondStageGain,
+    settings: MetricSettings,
+) -> EvaluationReport:
+    """The report with `dislike_rate@k` of every system; writes dislikes.parquet, in the form of targets.parquet."""
+    kind = ctx.protocol.headline
+    disliked = _dislikes(ctx, model, kind, ranker)
+    if disliked is None:
+        return report
+    result_tables.write_targets(
+        ctx.folder,
+        disliked.dataset,
+        disliked.common,
+        disliked.targets,
+        disliked.ranked,
+        nightly=kind == "nightly",
+        name=dislike_rates.FILE,
+    )
+    ctx.track.artifact(dislike_rates.FILE, "evaluate")
+    ctx.track.tag(dislike_rates.TAG, str(len(disliked.targets)))
+    systems = dislike_rates.compute(disliked.ranked, disliked.targets, settings)
+    return dislike_rates.with_rates(report, systems, left_out_of(ctx.config, disliked.every_target, kind))
+
+
+def _dislikes(ctx: Context, model: _Model, kind: Kind, ranker: SecondStageGain) -> Evaluation | None:
+    """Ranks of the held-out dislikes of a kind of targets; None without any."""
+    folder = ctx.inputs["baselines"] / f"{kind}{dislike_rates.SUFFIX}"
+    evaluation = _ranked(ctx, model, kind, folder, ranker, dislikes=True) if folder.exists() else None
+    return evaluation if isinstance(evaluation, Evaluation) else None
 
 
 def _write_diagnostics(ctx: Context, model: _Model, evaluation: Evaluation) -> None:

@@ -13,6 +13,7 @@ from features import content, schema
 from features.events import validation as event_log
 from features.events.ids import have_form_of
 from features.histories import buckets, exposures, leaks, splits
+from features.histories.event_types import EventTypes
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
 from features.histories.vocabulary import Vocabulary
@@ -35,14 +36,15 @@ def build(ctx: Context) -> None:
     log = event_log.scan(ingest / "events")
     users, user_counts = Vocabulary.counted(log, schema.USER_ID, 0)
     items = _catalogue(log, ingest)
-    event_types = _event_types(log)
+    types = _event_types(ctx, log)
+    event_types = list(types.names)
     histories, left_out = buckets.build(
         _parts(ingest),
         ctx.folder,
         users,
         user_counts,
         items,
-        event_types,
+        types,
         drop_consecutive=ctx.config.history.repeats == "drop_consecutive",
         by_place="timestamp" not in ctx.config.events.table.columns,
     )
@@ -98,10 +100,22 @@ def _catalogue(log: pl.LazyFrame, ingest: Path) -> Vocabulary:
     return Vocabulary.of(items.ids.append(known.filter(have_form_of(known, items.ids))), 1)
 
 
-def _event_types(log: pl.LazyFrame) -> list[str]:
-    """Sorted names of the log's event types."""
-    names = log.select(pl.col(schema.EVENT_TYPE).cast(pl.String).unique()).collect(engine="streaming")
-    return names[schema.EVENT_TYPE].drop_nulls().sort().to_list()
+def _event_types(ctx: Context, log: pl.LazyFrame) -> EventTypes:
+    """Types of the log's events; warns where none or all of them are dislikes by their value."""
+    settings = ctx.config.events
+    types = EventTypes.of(log, settings.types, settings.dislike_below)
+    if types.below is not None and types.num_below in (0, types.num_events):
+        share = "none" if types.num_below == 0 else "each"
+        effect = (
+            "no event is a dislike by its value" if types.num_below == 0 else "there is nothing to recommend"
+        )
+        print(
+            f"features: {share} of {types.num_events:,} events has a value below events.dislike_below = {types.below:g}, so that "
+            f"{effect}: check the threshold, events.min_value and events.columns.value",
+            file=sys.stderr,
+            flush=True,
+        )
+    return types
 
 
 def _split(ctx: Context, histories: JaggedHistories, num_items: int) -> splits.Split:
@@ -154,14 +168,17 @@ def _report(
         "users_evaluated": int(split.kept_user.sum()),
         "items_over_core": int(split.kept_item.sum()),
     }
+    if histories.dislikes is not None:
+        facts["dislikes"] = num_events - int(histories.item_counts(len(items)).sum())
     ctx.manifest.update(facts)
     for name in ("num_users", "num_items", "rows_out"):
         ctx.track.metric(name, facts[name])
     for part, count in parts.items():
         ctx.track.metric(f"{part}_events", count)
     held_back = f", {parts['held_back']:,} held back" if "held_back" in parts else ""
+    disliked = f" ({facts['dislikes']:,} dislikes)" if "dislikes" in facts else ""
     ctx.summary(
-        f"{histories.num_users:,} users, {len(items):,} items, {num_events:,} events: {parts['train']:,} train, "
+        f"{histories.num_users:,} users, {len(items):,} items, {num_events:,} events{disliked}: {parts['train']:,} train, "
         f"{parts['validation']:,} validation, {parts['test']:,} test{held_back} ({split.protocol})"
     )
 

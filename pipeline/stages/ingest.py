@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from features import schema
-from features.events import cautions, row_counts, side_tables
+from features.events import cautions, row_counts, side_tables, verdicts
 from features.events import validation as event_log
 from features.events.event_format import EventFormat
 from features.events.first_rows import Table
@@ -36,7 +36,7 @@ from pipeline.artifacts.source_changes import Changes, PreviousIngest, Source
 from pipeline.errors import LookbackError
 from pipeline.orchestration.context import Context
 
-PART_VERSION = 3
+PART_VERSION = 4
 """Version of a part for the same source and settings."""
 FILES_AT_A_TIME = 2
 """Files read at once, each by all cores: the second keeps them busy while the first begins or ends."""
@@ -263,8 +263,8 @@ def _make(
                     max_refused_fraction=ctx.config.events.max_refused_fraction,
                 )
             facts["counts"] = counts.to_json()
-            facts["description"] = asdict(describe(place / f"{role}.parquet", event_log.columns_of(form)))
-        except event_log.TextIds as error:
+            facts["description"] = asdict(describe(place / f"{role}.parquet"))
+        except verdicts.TextIds as error:
             for file in files_below(place):
                 file.unlink()
             facts["text_ids"] = vars(error)

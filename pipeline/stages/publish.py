@@ -34,7 +34,8 @@ _SETTINGS = ("events.types", "history", "split", "model", "train", "seed")
 
 def build(ctx: Context) -> None:
     """Write bundle/: the deployed system (fitted on all events unless train.refit is false) beside the evaluated one."""
-    dataset, report = ctx.dataset.without_held_back(), EvaluationReport.load(ctx.inputs["evaluate"])
+    dataset = ctx.dataset.without_held_back()
+    report = EvaluationReport.load(ctx.inputs["evaluate"]).with_baselines(ctx.config.publish.waits_for)
     evaluated = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
     system = live_system.choose(report, ctx.config.publish.system, ctx.config.evaluate.gate_metric)
     deployed = _deployed(ctx, dataset, evaluated) if system.name == MODEL else None
@@ -168,7 +169,8 @@ def _write_users(
     histories, known = dataset.histories, dataset.all_rows().translate(numbering.new)
     kept = numbering.known[histories.item_index]
     offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
-    JaggedHistories(offsets, known.item_index, known.time, known.event_type, histories.value[kept]).save(
+    value = histories.value[kept]
+    JaggedHistories(offsets, known.item_index, known.time, known.event_type, value, histories.dislikes).save(
         bundle / "histories"
     )
     users = dataset.users.with_columns(trained_until(ctx.dataset))

@@ -13,6 +13,7 @@ from models import checkpoint
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.ranking.calibration import calibrate
+from models.ranking.features import DISLIKE_FEATURES, FEATURES
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
@@ -92,7 +93,8 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
     most = config.ranker.max_lists / config.ranker.train_fraction * targets.num_requests / max(active, 1)
     targets = targets.sample(round(most), config.seed)
     torch.manual_seed(config.seed)
-    ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types).to(encoder.device)
+    features = FEATURES if dataset.histories.dislikes is None else (*FEATURES, *DISLIKE_FEATURES)
+    ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types, features).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
     stage = SecondStage(ranker, statistics, numbering.inverse().compose(learned).new)
     if nightly:
@@ -103,7 +105,13 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
     items, scores = both.candidates(targets.histories)
     night = targets.moment if nightly else None
     lists = targets.histories, items, scores
-    return stage, Retrieved.of(*lists, targets.item, targets.request, targets.user, night)
+    retrieved = Retrieved.of(*lists, targets.item, targets.request, targets.user, night)
+    if dataset.histories.dislikes is None:
+        return stage, retrieved
+    dislikes = targets_of(config, dataset, "validation", numbering, trained=trained, dislikes=True)
+    time = np.asarray(dataset.histories.time[dislikes.position])
+    weight = dataset.histories.dislikes[dataset.histories.event_type[dislikes.position]]
+    return stage, retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:

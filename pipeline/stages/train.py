@@ -28,6 +28,8 @@ def build(ctx: Context) -> None:
     """
     if (message := fall_back()) and not distributed.rank():
         print(f"train: {message}", file=sys.stderr, flush=True)
+    if (caution := _unread_dislikes(ctx)) and not distributed.rank():
+        print(f"train: {caution}", file=sys.stderr, flush=True)
     trained = ctx.trainer().fit_split()
     if distributed.rank():
         return
@@ -36,6 +38,23 @@ def build(ctx: Context) -> None:
         (ctx.folder / SELECTION).mkdir(exist_ok=True)
         _save(ctx.folder / SELECTION, trained.selection.model, trained.selection_numbering)
     _report(ctx, trained)
+
+
+def _unread_dislikes(ctx: Context) -> str:
+    """Caution where the settings make less of the log's dislikes than could be; empty without any."""
+    if ctx.dataset.histories.dislikes is None:
+        return ""
+    if not ctx.config.model.event_type:
+        return (
+            "the log has dislikes, but model.event_type is false: the model reads them like any other event"
+        )
+    unlearned = {
+        "train.targets": ctx.config.train.targets != "all",
+        "model.readout": ctx.config.model.readout == "target",
+    }
+    if keys := " and ".join(key for key, is_so in unlearned.items() if is_so):
+        return f"the log has dislikes: with this {keys} they are read, but are no extra negatives"
+    return ""
 
 
 def _save(folder: Path, encoder: Encoder, numbering: ItemNumbering) -> None:

@@ -43,7 +43,11 @@ BARE: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
         ({"columns": BARE, "types": {"view": 1.0}}, "events.columns names no event_type"),
         ({"columns": BARE, "min_value": 1.0}, "events.columns names no value"),
         ({"types": {}}, "events.types: received {}, expected at least one type"),
-        ({"types": {"view": -1.0}}, "no negative weight"),
+        (
+            {"columns": BARE, "dislike_below": 2.5},
+            "events.dislike_below: received a value, but .* names no value",
+        ),
+        ({"types": {"view": -1.0, "skip": 0.0}}, "expected at least one type with a weight above 0"),
         (
             {"timestamp_unit": "minutes"},
             "received 'minutes', expected s, ms, us, ns, iso, position or a strftime",

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import schema, tables
-from features.events import row_counts, side_tables, validation
+from features.events import row_counts, side_tables, validation, verdicts
 from features.events.event_format import EventFormat
 from features.events.item_content import ItemFormat
 from features.readers import dialect, json_shapes, parquet, sources
@@ -279,7 +279,7 @@ def run(rng: random.Random, origin: Origin, folder: Path) -> str:
             _check_log(rng, path, origin, folder)
         else:
             _check_table(path, origin.form)
-    except validation.TextIds:
+    except verdicts.TextIds:
         return "text ids"
     except ValueError as error:
         if type(error) not in (ValueError, tables.MissingColumn) or not _is_message(str(error), path):

@@ -14,6 +14,7 @@ from features.events.event_format import EventFormat
 from features.events.row_counts import Counts, describe_reasons
 from features.events.row_filters import RowFilters
 from features.histories import buckets
+from features.histories.event_types import EventTypes
 from features.histories.vocabulary import Vocabulary
 from features.settings import EventSettings
 from features.tables import MissingColumn
@@ -77,7 +78,7 @@ def test_a_column_orders_the_events_of_one_time(ingest: Ingest, tmp_path: Path) 
     events.write_parquet(tmp_path / "part.parquet")
     users, items = (Vocabulary.of(events[name], first) for name, first in (("user_id", 0), ("item_id", 1)))
     parts = [tmp_path / "part.parquet"]
-    histories, _ = buckets.build(parts, tmp_path, users, np.array([6]), items, [])
+    histories, _ = buckets.build(parts, tmp_path, users, np.array([6]), items, EventTypes([]))
     ordered = items.decode(histories.item_index).to_list()
     assert ordered == ["50", "10", "11", "30", "40", "20"]  # without a number last, as they stand in the log
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from features import schema, tables
-from features.events import parquet_parts, row_counts, row_filters, validation
+from features.events import parquet_parts, row_counts, row_filters, validation, verdicts
 from features.events.event_format import EventFormat
 from features.events.row_counts import Counts
 from features.events.row_filters import RowFilters
@@ -128,7 +128,7 @@ def test_what_is_left_out_on_purpose_is_counted(ingest: Any) -> None:
 
 def test_auto_is_int64_only_if_every_accepted_id_is_one(ingest: Any) -> None:
     text = HEADER + "007,10,1600000000,view,1\n"
-    with pytest.raises(validation.TextIds) as found:
+    with pytest.raises(verdicts.TextIds) as found:
         ingest(text)
     assert found.value.column == "user_id"
     log, _, _ = ingest(text, id_types={"user_id": "string", "item_id": "int64"})

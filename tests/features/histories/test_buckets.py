@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from features import schema
 from features.histories import buckets
+from features.histories.event_types import EventTypes
 from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 
@@ -69,7 +70,7 @@ def build(
         users,
         counts,
         items,
-        TYPES,
+        EventTypes(TYPES),
         drop_consecutive=drop_consecutive,
         by_place=by_place,
         bucket_events=bucket_events,
@@ -139,4 +140,11 @@ def test_an_event_whose_id_has_no_place_is_refused(tmp_path: Path) -> None:
     parts = write(tmp_path, FILES)
     users = Vocabulary.of(pl.Series(["a"]), 0)
     with pytest.raises(ValueError, match="'b'"):
-        buckets.build(parts, tmp_path, users, np.array([4]), Vocabulary.of(pl.Series([10, 20, 30]), 1), TYPES)
+        buckets.build(
+            parts,
+            tmp_path,
+            users,
+            np.array([4]),
+            Vocabulary.of(pl.Series([10, 20, 30]), 1),
+            EventTypes(TYPES),
+        )

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from features import schema, tables
-from features.events import validation
+from features.events import validation, verdicts
 from features.events.event_format import EventFormat
 from features.readers import delimited, dialect, json_shapes, parquet, sources
 from features.schema import IdType
@@ -68,7 +68,7 @@ def ingest(content: bytes, name: str, folder: Path, separator: str = ",") -> tup
     while True:
         try:
             validation.ingest_file(path, "f" * 16, form, id_types, folder)
-        except validation.TextIds as found:
+        except verdicts.TextIds as found:
             id_types[found.column] = "string"
         else:
             break

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from models.baselines.base import interactions
 from models.baselines.co_visitation import CoVisitation
 from models.baselines.item_knn import ItemKNN
+from models.baselines.neighbours import largest_per_row
 from models.histories import histories_from_lists
 
 
@@ -74,3 +76,10 @@ def test_item_knn_without_shrinkage_is_the_cosine():
 def test_item_knn_refuses_nonsense(settings: dict[str, float]):
     with pytest.raises(ValueError, match="expected at least 0 and 1"):
         ItemKNN.fit(histories_from_lists([[1, 2]]), 3, **settings)  # type: ignore[arg-type]
+
+
+def test_largest_entries_of_each_row_by_pencil():
+    cells = [[0, 3, 1, 3, 3], [5, 0, 0, 2, 0], [0, 0, 0, 0, 0], [1, 2, 3, 4, 5]]
+    kept = largest_per_row(csr_array(np.array(cells, np.float32)), 2)
+    assert kept.toarray().tolist() == [[0, 3, 0, 3, 0], [5, 0, 0, 2, 0], [0] * 5, [0, 0, 0, 4, 5]]
+    assert kept.indptr.tolist() == [0, 2, 4, 4, 6]

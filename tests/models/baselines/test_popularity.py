@@ -113,6 +113,20 @@ def test_chunks_of_events_change_nothing(baseline: type[Baseline], monkeypatch: 
     assert cut == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("baseline", ALL)
+def test_fits_with_several_settings_are_those_with_each(baseline: type[Baseline]):
+    random = np.random.default_rng(1)
+    histories = histories_from_lists(
+        [random.integers(1, 12, random.integers(0, 9)).tolist() for _ in range(23)]
+    )
+    together = list(baseline.fits(histories, 11, baseline.GRID))
+    assert len(together) == len(baseline.GRID)
+    for point, system in zip(baseline.GRID, together, strict=True):
+        alone = baseline.fit(histories, 11, **point)  # type: ignore[attr-defined]
+        assert np.array_equal(system.score_items(histories), alone.score_items(histories))
+        assert system.fitted_on == alone.fitted_on
+
+
 def test_interactions_are_distinct_known_items():
     histories = histories_from_lists([[3, 1, 3], [], [0, 2], [0]])
     expected = [[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]

@@ -450,3 +450,41 @@ def test_few_shapes_hold_the_same_targets():
     for one, other in zip(usual, few, strict=True):
         assert torch.equal(one.target, other.target)
         assert torch.equal(items_in(one)[one.position], items_in(other)[other.position])
+
+
+def contrasted(plan):
+    """(item of the state, liked, disliked, weight) of an epoch, sorted."""
+    found: list[tuple[float, ...]] = []
+    for rows in plan.epoch(0):
+        batch = plan.batch(rows, 0)
+        if (pairs := batch.contrasts) is not None:
+            parts = items_in(batch)[pairs.position], pairs.liked, pairs.disliked, pairs.weight
+            found += zip(*(part.tolist() for part in parts), strict=True)
+    return sorted(found)
+
+
+def test_dislikes_are_no_targets_but_contrasted_with_the_next_one():
+    # type 2 is a dislike; row 0: 12 before 13; 14 before none; row 1: the first event has no state before it
+    histories = replace(
+        typed([[11, 12, 13, 14], [21, 22, 23, 24, 25]], [1, 2, 1, 2, 2, 1, 2, 2, 1]),
+        dislikes=np.array([0, 0, 0.5], np.float32),
+    )
+    weights = np.array([1, 1, -0.5], np.float32)
+    plan = BatchPlan(histories, 9, 2, weights, 0)
+    targets, _ = flat_steps(plan)
+    assert targets == [(12, 13), (21, 22), (24, 25)]
+    expected = [(11, 13, 12, 0.5), (22, 25, 23, 0.5), (23, 25, 24, 0.5)]
+    assert contrasted(plan) == expected
+    assert contrasted(BatchPlan(histories, 9, 1, weights, 0, window_tokens=1)) == expected
+    assert contrasted(BatchPlan(histories, 9, 2, weights, 0, learns_dislikes=False)) == []
+    assert contrasted(BatchPlan(replace(histories, dislikes=None), 9, 2, None, 0)) == []
+
+
+def test_a_dislike_is_contrasted_at_the_state_before_its_visit():
+    # visits (11), (12, 13 disliked), (14): the dislike's state is that of 11, its next target 14
+    histories = replace(
+        typed([[11, 12, 13, 14]], [0, 0, 1, 0]),
+        time=np.array([0, 5, 5, 9]),
+        dislikes=np.array([0, 1], np.float32),
+    )
+    assert contrasted(BatchPlan(histories, 9, 1, None, 0, session=0)) == [(11, 14, 13, 1.0)]

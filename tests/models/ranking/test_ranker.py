@@ -14,9 +14,10 @@ from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, histories_from_lists
+from models.ranking import training
 from models.ranking.features import FORMER_FEATURES, ItemStatistics
 from models.ranking.ranker import Ranker, SecondStage
-from models.ranking.training import Retrieved, _loss, _sampled, fit_ranker, ndcg_of
+from models.ranking.training import Labels, Retrieved, _loss, _sampled, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
 from models.settings.ranker import RankerLoss, RankerSettings
 from models.topk import top_k
@@ -220,9 +221,62 @@ def test_a_step_has_every_relevant_candidate() -> None:
     lists = stage.lists(a_log(3), items, values)
     relevant = torch.zeros(3, 11, dtype=torch.bool)
     relevant[0, [3, 9]] = relevant[2, [10]] = True
-    part, labels = _sampled(lists, relevant, torch.Generator().manual_seed(0))
-    assert labels.tolist() == [[True] * 2 + [False] * 9, [False] * 11, [True] + [False] * 10]
+    part, labels = _sampled(lists, Labels(relevant), torch.Generator().manual_seed(0))
+    assert labels.disliked is None
+    assert labels.relevant.tolist() == [[True] * 2 + [False] * 9, [False] * 11, [True] + [False] * 10]
     assert set(part.item[0, :2].tolist()) == set(items[0, [3, 9]].tolist())
+
+
+def test_a_step_has_disliked_candidates_after_the_relevant_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "STEP_CANDIDATES", 3)
+    stage, (items, values) = a_stage(), candidates(1, 11)
+    relevant, disliked = torch.zeros(1, 11, dtype=torch.bool), torch.zeros(1, 11)
+    relevant[0, 9], disliked[0, 4] = True, 0.5
+    lists = stage.lists(a_log(1), items, values)
+    part, labels = _sampled(lists, Labels(relevant, disliked), torch.Generator().manual_seed(0))
+    assert part.item[0, :2].tolist() == items[0, [9, 4]].tolist()
+    assert labels.relevant.tolist() == [[True, False, False]]
+    assert labels.disliked is not None
+    assert torch.equal(labels.disliked, torch.tensor([[0, 0.5, 0]]))
+
+
+def test_candidates_disliked_from_the_request_on_are_negatives() -> None:
+    log = replace(a_log(2), request_time=np.array([10, 20]))
+    items = np.array([[4, 2, 7], [4, 2, 0]], np.int32)
+    retrieved = Retrieved.of(
+        log, items, np.zeros((2, 3), np.float32), np.array([2], np.int32), np.array([0]), np.array([8, 9])
+    )
+    user, item = np.array([8, 8, 8, 9, 9, 9]), np.array([4, 2, 0, 4, 2, 2], np.int32)
+    time, weight = np.array([10, 15, 15, 19, 19, 25]), np.array([1, 1, 1, 1, 1, 2], np.float32)
+    # user 8: 4 at the request's time, 2 was taken too; user 9: 4 only before the request, 2 also after it
+    disliked = retrieved.with_dislikes(user, item, time, weight).disliked
+    assert disliked is not None
+    assert disliked.tolist() == [[1, 0, 0], [0, 2, 0]]
+
+
+def test_loss_of_disliked_candidates_by_pencil() -> None:
+    scores = torch.tensor([[2.0, 1.0, 2.0, -torch.inf], [0.0, 1.0, 2.0, 3.0]])
+    relevant = torch.tensor([[True, True, False, False], [False, True, False, False]])
+    disliked = torch.tensor([[0, 0, 3.0, 0], [0, 0, 0, 0]])
+    expected = 3 * np.mean([np.log(2), np.log(1 + np.e)]) / 2
+    assert float(training._dislike_loss(scores, relevant, disliked)) == pytest.approx(expected)
+    assert float(training._dislike_loss(scores[1:], relevant[1:], disliked[1:])) == 0
+
+
+def test_dislikes_are_features_of_their_own_and_no_takings() -> None:
+    log = histories_from_lists([[1, 2, 2, 3]])
+    types = np.array([0, 1, 1, 0], np.int16)
+    log = replace(log, event_type=types, dislikes=np.array([0, 1], np.float32))
+    content = np.array([[0, 0], [1, 0], [0, 1], [1, 0], [1, 0]], np.float32)
+    statistics = ItemStatistics.of(log, 4, content, timed=False)
+    assert statistics.counts_before(0).tolist() == [[0, 1, 0, 1, 0]]
+    items, names = np.array([[1, 2]], np.int32), ("times_seen", "times_disliked", "content_of_disliked")
+    found = statistics.features(log, items, np.zeros((1, 2), np.float32), names)
+    assert found[0] == pytest.approx(np.array([[np.log(2), 0, 0], [0, np.log(3), 1]]), rel=1e-6)
+    follows = statistics.followed(log, np.array([[3]], np.int32))[0, 0]
+    assert follows.nonzero()[0].tolist() == [3], (
+        "1 came before 3 with nothing but dislikes between; in its own place"
+    )
 
 
 def test_users_who_took_nothing_change_no_weight() -> None:

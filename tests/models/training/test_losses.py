@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from models.training import losses
 from models.training.losses import (
     SampledLoss,
+    dislike_loss,
     sampled_loss,
     sampled_loss_of_scores,
     softmax_loss,
@@ -386,3 +387,26 @@ def test_targets_with_no_other_item_drawn_are_finite(loss, implementation):
     assert not gradients[2].any()
     if loss in {"sampled_softmax", "bpr"}:
         assert value == 0
+
+
+def test_dislikes_by_pencil():
+    states = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    liked, disliked = torch.tensor([[3.0, 9.0], [9.0, 0.0]]), torch.tensor([[3.0, -9.0], [-9.0, 0.5]])
+    # scores 3 and 3: log 2; 0 and 1: log(1 + e), three times
+    loss = dislike_loss(states, liked, disliked, torch.tensor([1.0, 3.0]))
+    assert float(loss) == pytest.approx(math.log(2) + 3 * math.log(1 + math.e), rel=1e-6)
+
+
+def test_gradients_of_dislikes_are_those_of_the_plain_line():
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(7, 3, generator=generator, dtype=torch.float64) for _ in range(3)]
+    weight = torch.rand(7, generator=generator, dtype=torch.float64)
+    states, liked, disliked = (part.requires_grad_() for part in parts)
+    plain = -(((states * liked).sum(-1) - (states * disliked).sum(-1)).sigmoid().log() * weight).sum()
+    loss = dislike_loss(states, liked, disliked, weight)
+    assert torch.allclose(loss, plain)
+    for own, expected in zip(
+        torch.autograd.grad(loss, parts), torch.autograd.grad(plain, parts), strict=True
+    ):
+        assert torch.allclose(own, expected)
+    assert torch.autograd.gradcheck(partial(dislike_loss, weight=weight), parts)

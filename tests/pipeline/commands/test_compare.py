@@ -45,6 +45,22 @@ def compared(tables: dict[str, pl.DataFrame], groups: Sequence[SeedGroup] = ()) 
     return Comparison.of(next(iter(tables.values())), metrics_of_runs(tables, (10,), 400, 0), groups)
 
 
+def test_dislikes_bear_their_rate_alone() -> None:
+    tables = {"one": targets([1, 1, 1, 1, 1, 3]), "other": targets([3] * 6)}
+    dislikes = {"one": targets([11, 20, 3], "aag"), "other": targets([1, 2, 3], "aag")}
+    systems = metrics_of_runs(tables, (10,), 400, 0, dislikes)
+    found = as_tree(Comparison.of(tables["one"], systems))
+    assert (found["users"], found["targets"]) == (6, 6)
+    plain = as_tree(compared(tables))
+    for label, rate in (("one", 1 / 3), ("other", 1.0)):
+        assert found["metrics"][label]["dislike_rate@10"] == pytest.approx(rate)
+        assert found["metrics"][label]["ndcg@10"] == pytest.approx(plain["metrics"][label]["ndcg@10"])
+    difference = found["differences"]["other"]["dislike_rate@10"]
+    assert difference["difference"] == pytest.approx(2 / 3)
+    with pytest.raises(LookbackError, match="different test targets"):
+        metrics_of_runs(tables, (10,), 400, 0, {**dislikes, "other": targets([1, 2], "aa")})
+
+
 def at_nights(ranks: list[float]) -> pl.DataFrame:
     """targets.parquet of two nights: two items taken by a on the first, one each by b on the first and by a on the second."""
     nights = [NOON, NOON, NOON, NOON + datetime.timedelta(days=7)]

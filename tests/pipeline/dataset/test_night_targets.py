@@ -1,5 +1,6 @@
 """Targets of nights: by pencil, and against a plain polars computation on random logs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,22 @@ def test_nights_by_pencil() -> None:
     assert targets.position.tolist() == [1, 3, 9, 13, 5, 10, 14]
     assert targets.cold.tolist() == [WARM, WARM, NO_HISTORY, WARM, UNKNOWN_ITEM, WARM, WARM]
     assert targets.left_out == {"under_core": 0, "nothing_taken": 2, "taken_again": 1, "nothing_left": 0}
+
+
+def test_dislikes_of_a_night_are_a_set_of_their_own() -> None:
+    types = np.zeros(len(HISTORIES.time), np.int16)
+    types[[2, 3, 13]] = 1  # user 0's second B and A at night 10, user 3's A
+    histories = replace(HISTORIES, event_type=types, dislikes=np.array([0, 1], np.float32))
+    log = Dataset(Path(), histories, split_of(histories, 10))
+    targets = night_targets(log, NIGHTS, EVERY_ITEM, exclude_seen=False, trained=TRAINED)
+    assert targets.item.tolist() == [B, C, D, C, B]
+    assert targets.left_out == {
+        "under_core": 0, "nothing_taken": 2, "dislike": 3, "taken_again": 0, "nothing_left": 1,
+    }  # fmt: skip
+    disliked = night_targets(log, NIGHTS, EVERY_ITEM, exclude_seen=False, trained=TRAINED, dislikes=True)
+    assert (disliked.item.tolist(), disliked.user_of_target.tolist()) == ([B, A, A], [0, 0, 3])
+    unseen = night_targets(log, NIGHTS, EVERY_ITEM, exclude_seen=True, trained=TRAINED, dislikes=True)
+    assert (unseen.item.tolist(), unseen.left_out["already_seen"]) == ([B], 2)
 
 
 def test_nights_of_some_users() -> None:

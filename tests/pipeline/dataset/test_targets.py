@@ -61,6 +61,38 @@ def test_every_test_event_is_a_target_or_counted():
     assert len(targets) + sum(targets.left_out.values()) == SPLIT.num_events(HISTORIES)["test"]
 
 
+def with_dislikes(histories: JaggedHistories, *positions: int) -> JaggedHistories:
+    """The events at flat positions as dislikes, of type 1."""
+    types = np.zeros(len(histories.time), np.int16)
+    types[list(positions)] = 1
+    return replace(histories, event_type=types, dislikes=np.array([0, 2], np.float32))
+
+
+def test_dislikes_are_no_targets_but_a_set_of_their_own():
+    # the first C, the A already seen, user 1's D under the core, the last event of user 4, who is
+    dataset = Dataset(Path(), with_dislikes(HISTORIES, 2, 3, 6, 14), SPLIT)
+    numbering = ItemNumbering(MAPPING)
+    targets = ranked_targets(dataset, "test", numbering, ties="order", exclude_seen=True)
+    assert targets.item.tolist() == [0, C, C, A, B]
+    assert targets.left_out == {"under_core": 2, "dislike": 2, "not_first": 0, "already_seen": 1}
+    assert targets.histories.lengths.tolist() == [4, 1, 0, 1, 0]  # dislikes stay in the history
+    disliked = ranked_targets(dataset, "test", numbering, ties="order", exclude_seen=True, dislikes=True)
+    assert (disliked.item.tolist(), disliked.position.tolist(), disliked.user.tolist()) == ([C], [2], [0])
+    assert disliked.left_out == {"under_core": 2, "not_first": 0, "already_seen": 1}
+
+
+def test_the_last_event_that_is_no_dislike_is_left_out_of_the_training():
+    # the middle event before the last one, and the last of all, are dislikes
+    histories = with_dislikes(jagged([[(1, A), (2, B), (3, C), (4, D), (5, E)]]), 2, 4)
+    split = splits.leave_one_out(histories, 5)
+    assert (split.train_end.tolist(), split.validation_end.tolist()) == ([1], [3])
+    dataset, every = Dataset(Path(), histories, split), ItemNumbering(np.arange(6, dtype=np.int32))
+    test = ranked_targets(dataset, "test", every, ties="order", exclude_seen=True)
+    assert (test.item.tolist(), test.left_out["dislike"]) == ([D], 1)
+    disliked = ranked_targets(dataset, "test", every, ties="order", exclude_seen=True, dislikes=True)
+    assert disliked.item.tolist() == [E]
+
+
 def test_a_long_test_is_that_of_some_users_whole():
     dataset = Dataset(Path(), HISTORIES, SPLIT)
     targets = ranked_targets(dataset, "test", ItemNumbering(MAPPING), ties="order", exclude_seen=True)

@@ -84,6 +84,14 @@ def test_systems_metrics_and_the_order_of_baselines() -> None:
     assert REPORT.best_baselines("coverage@10") == ["popularity"], "it is undefined for the other"
 
 
+def test_a_report_without_some_baselines_is_as_if_they_had_not_been_evaluated() -> None:
+    less = FULL.with_baselines(lambda name: name != "ease")
+    assert less.systems == ("lookback", "popularity")
+    assert not {"ease"} & {*less.intervals, *less.differences, *less.tuning}
+    assert less.paired("popularity", "ndcg@10") == FULL.paired("popularity", "ndcg@10")
+    assert FULL.with_baselines(lambda _: True) == FULL
+
+
 @pytest.mark.parametrize("report", [REPORT, FULL], ids=["plain", "full"])
 def test_a_saved_report_reads_back_the_same(report: EvaluationReport, tmp_path: Path) -> None:
     report.save(tmp_path)

@@ -1,12 +1,14 @@
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.baselines.base import FittedOn
+from models.evaluation.ranks import WithoutDislikes
 from models.histories import histories_from_lists
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.modelling.recommenders import BUILT_IN, kind_of
@@ -149,3 +151,22 @@ def test_what_fit_returns_is_checked(module: Callable[[str], str]):
         LookbackError, match="received num_items=3 and returned a recommender with num_items=9"
     ):
         kind_of(name).fit(LOG, 3, {})
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_no_baseline_counts_or_reads_dislikes(name: str) -> None:
+    random = np.random.default_rng(0)
+    liked = histories_from_lists([random.integers(1, 6, 8).tolist() for _ in range(12)])
+    type_of = (random.random(len(liked.time)) < 0.3).astype(np.int16)
+    log = replace(liked, event_type=type_of, dislikes=np.array([0, 1], np.float32))
+    kind, plain = kind_of(name), log.without_dislikes()
+    settings = {"factors": 2, "seed": 0} if name == "als" else kind.grid[0]
+    system, expected = kind.fit(log, 5, settings), kind.fit(plain, 5, settings)
+    assert system.fitted_on == expected.fitted_on == FittedOn.of(plain)
+    scores = WithoutDislikes(system).score_items(log)
+    assert scores == pytest.approx(expected.score_items(plain), rel=1e-6)
+    items, _ = WithoutDislikes(system).recommend(log, 5)
+    assert not any(
+        set(row[row > 0]) & set(log.item_index[start:end])
+        for row, start, end in zip(items, log.starts, log.ends, strict=True)
+    ), "dislikes are seen"

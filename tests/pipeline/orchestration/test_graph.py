@@ -6,10 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.artifacts.files import write_json
 from pipeline.config import Config, key_types, load_config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration import graph
-from pipeline.orchestration.graph import STAGES, earlier_cuts, order, resolve
+from pipeline.orchestration.graph import STAGES, earlier_cuts, for_lists, order, resolve
 from pipeline.tracking import registry
 from pipeline.tracking.registry import ModelSource
 
@@ -241,6 +242,43 @@ def test_the_evaluation_needs_that_of_every_earlier_cut(load: Callable[..., Conf
 def test_one_cut_and_stages_before_the_evaluation_have_no_earlier_ones(load: Callable[..., Config]) -> None:
     assert resolve(load(), ["evaluate"]).earlier_cuts == {}
     assert resolve(load("split.cuts=3"), ["train"]).earlier_cuts == {}
+
+
+def test_lists_wait_for_the_baselines_that_can_be_published(load: Callable[..., Config]) -> None:
+    """What is published and scored is the same artifact, whatever else is evaluated."""
+    config = load('evaluate.baselines=["popularity", "ease", "gru"]')
+    lists, everything = resolve(config, ["score"]), resolve(config, list(STAGES))
+    assert lists.config.evaluate.baseline_names == ("popularity", "ease")
+    assert everything.config is config
+    for name in ("train", "publish", "score"):
+        assert lists.nodes[name].artifact.name == everything.nodes[name].artifact.name
+    fewer = {name: lists.nodes[name].artifact for name in ("baselines", "evaluate")}
+    for name, artifact in fewer.items():
+        assert artifact.name != everything.nodes[name].artifact.name
+    assert lists.nodes["publish"].inputs["evaluate"] == fewer["evaluate"].name
+    evaluated = everything.nodes["evaluate"].artifact
+    assert everything.nodes["publish"].inputs["evaluate"] == evaluated.name, "it reads what there is"
+    taken_over = everything.nodes["baselines"].with_fewer
+    assert taken_over is not None
+    assert taken_over.name == fewer["baselines"].name
+    for asked in (["evaluate"], ["baselines"], ["score", "report"]):
+        assert resolve(config, asked).config is config
+    evaluated.folder.mkdir(parents=True)
+    write_json(evaluated.folder / "manifest.json", {"files": {}})
+    assert resolve(config, ["score"]).config is config, "there is an evaluation with all of them"
+
+
+def test_baselines_that_publishing_waits_for_can_be_named(load: Callable[..., Config]) -> None:
+    evaluated = 'evaluate.baselines=["popularity", "item_knn", "ease", "gru"]'
+    few = load(evaluated, 'publish.baselines=["popularity"]', "publish.system=ease")
+    assert for_lists(few).evaluate.baseline_names == ("popularity", "ease"), "and the published one"
+    every = load(evaluated, 'publish.baselines=["popularity", "item_knn", "ease", "gru"]')
+    assert for_lists(every) is every
+    assert resolve(every, ["score"]).config is every
+    with pytest.raises(
+        ConfigError, match=r"publish.baselines: received als, expected auto, or some of .* ease"
+    ):
+        load('evaluate.baselines=["ease"]', 'publish.baselines=["als"]')
 
 
 def test_a_changed_class_of_ones_own_runs_the_baselines_again(

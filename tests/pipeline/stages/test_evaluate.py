@@ -19,6 +19,7 @@ from features.histories.numbering import ItemNumbering
 from features.profiling import profile
 from features.settings import ContentSettings, EventSettings, ItemSettings, SplitSettings
 from models import checkpoint
+from models.baselines import ease
 from models.baselines.base import FittedOn
 from models.baselines.popularity import Popularity
 from models.encoder.encoder import AttentionRecommender, Encoder, with_request_time
@@ -30,7 +31,8 @@ from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
 from models.settings.training import TrainSettings
 from models.topk import row_chunks
-from pipeline.artifacts.files import read_json, write_json
+from pipeline.artifacts.files import digest_file, files_below, read_json, write_json
+from pipeline.artifacts.store import MANIFEST
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
@@ -129,7 +131,14 @@ def with_content(inputs: dict[str, Path]) -> None:
     checkpoint.save_model(encoder, inputs["train"])
 
 
-def build(stage: Any, inputs: dict[str, Path], folder: Path, unit: str = "s", **settings: Any) -> Context:
+def build(
+    stage: Any,
+    inputs: dict[str, Path],
+    folder: Path,
+    unit: str = "s",
+    previous: Path | None = None,
+    **settings: Any,
+) -> Context:
     """Run one stage's build in a folder of its own."""
     reads_content = (inputs["features"] / "content").exists()
     folder.mkdir(exist_ok=True)
@@ -145,7 +154,16 @@ def build(stage: Any, inputs: dict[str, Path], folder: Path, unit: str = "s", **
     )
     unseen = LiveRun(None, lambda _: None, lambda _: None)
     context = Context(
-        config, folder, inputs, {}, None, RunRecord(), unseen, folder.parent, show_progress=False
+        config,
+        folder,
+        inputs,
+        {},
+        None,
+        RunRecord(),
+        unseen,
+        folder.parent,
+        show_progress=False,
+        previous=previous,
     )
     stage.build(context)
     return context
@@ -302,7 +320,56 @@ def test_seconds_of_every_baseline_and_of_every_setting_tried(inputs: dict[str, 
     expected = rf"popularity \d+\.\d s, item_knn \d+\.\d s \({tried}\) on [\d,]+ targets"
     assert re.fullmatch(expected, context.summary_line)
     assert context.manifest["seconds_of_systems"]["item_knn"] >= sum(laps["item_knn"])
-    assert context.progress == "item_knn, test"
+    assert context.progress == "popularity, test", "the shortest is the last"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files_below(folder)}
+
+
+def test_baselines_side_by_side_have_the_bytes_of_one_after_the_other(
+    inputs: dict[str, Path], tmp_path: Path
+):
+    names = ["popularity", "co_visitation", "item_knn", "ease", "als", "gru"]
+    build(baselines, inputs, tmp_path / "one", baselines=names)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        context = build(baselines, inputs, tmp_path / "three", baselines=names)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(num_threads)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "three")
+    assert set(context.manifest["seconds_of_systems"]) == set(names)
+    assert context.summary_line.startswith("popularity ")
+
+
+def test_baselines_of_an_artifact_with_fewer_are_taken_over(inputs: dict[str, Path], tmp_path: Path):
+    fewer = build(baselines, inputs, tmp_path / "fewer", baselines=FEW).folder
+    files = {
+        path.relative_to(fewer).as_posix(): [path.stat().st_size, digest_file(path)]
+        for path in files_below(fewer)
+    }
+    write_json(fewer / MANIFEST, {"files": files})
+    more = build(baselines, inputs, tmp_path / "more", previous=fewer, baselines=[*FEW, "item_knn"])
+    assert list(more.manifest["seconds_of_systems"]) == ["item_knn"]
+    anew = build(baselines, inputs, tmp_path / "anew", baselines=[*FEW, "item_knn"])
+    assert files_of(more.folder) == files_of(anew.folder)
+
+
+def test_the_chosen_fit_is_not_fitted_again(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fits: list[int] = []
+    inverted = ease._weights
+
+    def counted(gram: Any) -> Any:
+        fits.append(1)
+        return inverted(gram)
+
+    monkeypatch.setattr(ease, "_weights", counted)
+    build(baselines, inputs, tmp_path / "tuned", baselines=["ease"])
+    assert len(fits) == len(BUILT_IN["ease"].GRID)
 
 
 def test_only_the_baselines_asked_for(inputs: dict[str, Path], tmp_path: Path):
