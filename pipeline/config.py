@@ -177,6 +177,12 @@ class Config(Section):
             )
         return self
 
+    def publishes_after(self, baseline: str) -> bool:
+        """Whether publishing waits for a baseline (`publish.baselines`)."""
+        named = self.publish.baselines
+        is_chosen = baseline not in UNPUBLISHED if named == "auto" else baseline in named
+        return is_chosen or baseline == self.publish.system
+
     @property
     def exclude_seen(self) -> bool | Literal["auto"]:
         """Whether evaluation masks items of the history; auto: see `Protocol`."""

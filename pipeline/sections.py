@@ -182,12 +182,6 @@ class PublishConfig(Section):
     """Baselines of `evaluate.baselines` from which the system is chosen, and which lists wait for: a run that asks for no
     evaluation or report leaves the others out. auto: all that can be published, which is all but gru."""
 
-    def waits_for(self, baseline: str) -> bool:
-        """Whether a baseline is needed before anything is published."""
-        if baseline == self.system:
-            return True
-        return baseline not in UNPUBLISHED if self.baselines == "auto" else baseline in self.baselines
-
 
 class ScoreConfig(Section):
     """Recommendations for users in batch: the `[score]` section."""

@@ -221,7 +221,7 @@ class Pipeline:
 def for_lists(config: Config) -> Config:
     """Configuration that evaluates only the baselines that publishing waits for; `config` itself where those are all."""
     evaluated = config.evaluate.baseline_names
-    needed = [name for name in evaluated if config.publish.waits_for(name)]
+    needed = [name for name in evaluated if config.publishes_after(name)]
     if len(needed) == len(evaluated):
         return config
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"baselines": needed})})

@@ -46,12 +46,14 @@ class Reuse:
 
 
 def digests(known: Histories) -> UInt64:
-    """[rows] digest of each history: items, times, types and values in their order; 0 for an empty one."""
+    """[rows] digest of each history: items, times, types, values and dislikes in their order; 0 for an empty one."""
     row, position = known.gather()
     digest = mix((position - known.starts[row]).astype(np.uint64))
     columns: list[NDArray[Any]] = [known.item_index, known.time, known.event_type]
     if known.value is not None:
         columns.append(known.value.view(np.uint32))
+    if known.dislikes is not None:
+        columns.append(known.dislikes[known.event_type].view(np.uint32))
     for column in columns:
         digest = mix(digest ^ column[position].astype(np.uint64))
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(digest, dtype=np.uint64)])

@@ -35,7 +35,7 @@ _SETTINGS = ("events.types", "history", "split", "model", "train", "seed")
 def build(ctx: Context) -> None:
     """Write bundle/: the deployed system (fitted on all events unless train.refit is false) beside the evaluated one."""
     dataset = ctx.dataset.without_held_back()
-    report = EvaluationReport.load(ctx.inputs["evaluate"]).with_baselines(ctx.config.publish.waits_for)
+    report = EvaluationReport.load(ctx.inputs["evaluate"]).with_baselines(ctx.config.publishes_after)
     evaluated = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
     system = live_system.choose(report, ctx.config.publish.system, ctx.config.evaluate.gate_metric)
     deployed = _deployed(ctx, dataset, evaluated) if system.name == MODEL else None

@@ -81,7 +81,7 @@ def build(ctx: Context) -> None:
 
 
 def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
-    """The scorer with the earlier lists, of most users, that hold for unchanged histories; the manifest says which, or why not."""
+    """The scorer with the earlier lists to copy, those of most users; the manifest says which, or why there are none."""
     settings, engine = scorer.job.settings, scorer.bundle.engine
     because = settings.because_method if settings.because else None
     ctx.manifest.update(lists_key=None, reused_from=None, not_reused=previous_lists.obstacle(scorer.bundle))
@@ -90,9 +90,8 @@ def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
     key = previous_lists.key(scorer.bundle, scorer.rules, settings, STAGES["score"].version)
     reuse = Reuse(ctx.folder / previous_lists.FOLDER)
     earlier = [] if ctx.force else scored_lists.of_bundle(ctx.config, scorer.bundle.digest)
-    for lists in sorted(
-        earlier, key=lambda lists: -int(lists.manifest["users"])
-    ):  # of some users alone: last
+    earlier.sort(key=lambda lists: -int(lists.manifest.get("users", 0)))  # newest first among equals
+    for lists in earlier:
         if lists.manifest.get("lists_key") == key:
             job = replace(scorer.job, reuse=replace(reuse, previous=lists.folder))
             if (with_lists := replace(scorer, job=job)).previous is not None:
