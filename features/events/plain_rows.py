@@ -14,8 +14,8 @@ from features.events.event_format import EventFormat
 from features.events.row_counts import ORDER
 from features.events.row_filters import RowFilters
 from features.events.verdicts import Judged, TextIds, validate
+from features.exposure_settings import ExposureLog
 from features.schema import EVENT_TYPE, TIMESTAMP, VALUE, IdType
-from features.settings import EventSettings
 from features.tables import Chunk
 
 _TYPES: dict[str, pl.DataType] = {TIMESTAMP: pl.Int64(), VALUE: pl.Float32(), EVENT_TYPE: fields.KIND}
@@ -26,7 +26,7 @@ def parsed_columns(form: EventFormat, filters: RowFilters) -> dict[str, pl.DataT
     """Columns of text to parse while they are read; none where settings ask for more than `judge` sees in them."""
     settings = form.settings
     is_plain = (
-        isinstance(settings, EventSettings)
+        not isinstance(settings, ExposureLog)  # it has further columns
         and settings.timestamp_unit in (*timestamps.DIGITS, "position")
         and settings.decimal == "."
         and not any(settings.missing)

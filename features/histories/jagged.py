@@ -103,7 +103,12 @@ class JaggedHistories:
     def load(cls, folder: Path) -> "JaggedHistories":
         """The saved histories, memory-mapped: nothing is read until it is used."""
         arrays = (field.name for field in fields(cls) if field.name != "dislikes")
-        dislikes = np.load(folder / DISLIKES) if (folder / DISLIKES).exists() else None
         return cls(
-            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays}, dislikes=dislikes
+            **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays},
+            dislikes=saved_dislikes(folder),
         )
+
+
+def saved_dislikes(folder: Path) -> NDArray[np.float32] | None:
+    """`JaggedHistories.dislikes` of saved histories."""
+    return np.load(folder / DISLIKES) if (folder / DISLIKES).exists() else None

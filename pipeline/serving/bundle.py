@@ -26,7 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.content import FOLDER, Content
-from features.histories.jagged import JaggedHistories
+from features.histories.jagged import JaggedHistories, saved_dislikes
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
 from models.baselines.base import Baseline
@@ -304,7 +304,7 @@ class Bundle:
             self.newest if request_time is None else request_time,
             drop_consecutive=history.get("repeats") == "drop_consecutive",
         )
-        return replace(histories, dislikes=self._saved.dislikes), num_unknown
+        return replace(histories, dislikes=saved_dislikes(self.folder / "histories")), num_unknown
 
     def rules(self, exclude_seen: bool | None = None) -> Rules:
         """Rules where nothing else is set; exclude_seen: by default `excludes_seen`."""

@@ -11,6 +11,7 @@ import pytest
 from features.histories.log_facts import LogFacts
 from features.histories.splits import Split
 from models.baselines.base import Baseline
+from models.evaluation.ranks import WithoutDislikes
 from models.recommendation.rules import Rules
 from pipeline.commands import erase
 from pipeline.errors import DamagedArtifact, LookbackError
@@ -128,7 +129,8 @@ def test_the_evaluated_one_is_opened_for_the_gate(name: str, tmp_path: Path):
     small_baseline_bundle(tmp_path, name, SYSTEMS[name])
     model = EvaluatedModel.open(tmp_path)
     assert model.recommender.num_items == 7
-    assert isinstance(model.system(exclude_seen=True), Baseline)
+    assert isinstance(model.recommender, Baseline)
+    assert isinstance(model.system(exclude_seen=True), WithoutDislikes)
     assert (model.counted is not None) == (name in ("popularity", "own_frequent"))
 
 
