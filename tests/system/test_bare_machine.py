@@ -78,6 +78,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 def test_stopped_training_goes_on_and_its_weights_come_back(packed, tmp_path, monkeypatch, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     changes = [f"--set={key}={value}" for key, value in SETTINGS.items()]

@@ -156,6 +156,7 @@ def cells(browser: webdriver.Chrome) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_ui_opens_on_the_runs(
     copied: Workdir, tmp_path: Path, browser: webdriver.Chrome, see: Callable[..., str]
 ) -> None:

@@ -44,6 +44,7 @@ def compare(scored: pl.DataFrame, held: pl.DataFrame) -> None:
     assert scored.select(reasons).equals(held.select(reasons))
 
 
+@pytest.mark.slow
 def test_a_night_with_the_champion_of_0_6_recommends_what_it_did(published: Workdir) -> None:
     summary = published.run("score", "--set", "score.model=champion", "--set", "score.exclude_seen=true")
     assert [stage["stage"] for stage in summary["stages"]] == ["ingest", "features", "score"]

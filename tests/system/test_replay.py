@@ -54,6 +54,7 @@ def logged(workdir: Workdir) -> dict[str, dict[str, Any]]:
     return runs
 
 
+@pytest.mark.slow
 def test_a_deleted_mlruns_is_filled_again_without_computing(copied: Workdir) -> None:
     before = logged(copied)
     whole = before[PARENT]

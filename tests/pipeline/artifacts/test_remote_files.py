@@ -180,6 +180,7 @@ def zstd(content: bytes) -> bytes:
     return bytes(pa.Codec("zstd").compress(content, asbytes=True))
 
 
+@pytest.mark.slow
 def test_remote_files_give_what_local_ones_give(server: Server, tmp_path: Path) -> None:
     files = {
         "log/day1.csv": DAY_1,

@@ -131,6 +131,7 @@ def test_a_failed_run_says_why(copied: Workdir, uri: str) -> None:
     assert whole.data.tags["mlflow.note.content"].startswith("**FAILED**: ")
 
 
+@pytest.mark.slow
 def test_what_is_up_to_date_is_linked_and_a_run_that_builds_nothing_leaves_nothing(
     copied: Workdir, uri: str
 ) -> None:

@@ -73,6 +73,7 @@ def realised(
     return by_night
 
 
+@pytest.mark.slow
 def test_realised_figures_are_those_of_plain_polars(nights: Nights) -> None:
     """One delivery to half of the users, with a shadow; both windows; a night more later."""
     lists, shadow = some_lists(1, range(1, 21)), some_lists(2)
@@ -264,6 +265,7 @@ def test_lists_gone_before_their_window_was_over_are_named_once(
     assert "were pruned" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_erased_users_leave_the_series(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     lists = some_lists(1)
     nights.deliver(lists, name="a" * 16)

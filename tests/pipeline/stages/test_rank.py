@@ -126,6 +126,7 @@ def test_the_gate_judges_both_stages(copied: Workdir) -> None:
     assert len(same) >= 0.98 * len(expected), "two targets of one user in one microsecond apart"
 
 
+@pytest.mark.slow
 def test_too_little_to_learn_from_is_said(copied: Workdir) -> None:
     few = ("--set", "ranker.candidates=2", "--set", "ranker.popular=0", "--set", "seed=1")
     copied.run("rank", *few)
@@ -149,6 +150,7 @@ def test_settings_are_checked(workdir: Workdir) -> None:
         assert expected in result.err
 
 
+@pytest.mark.slow
 def test_scoring_puts_the_retrieved_in_the_rankers_order_and_says_why(copied: Workdir) -> None:
     """Lists, scores and reasons of score are what both stages make of the whole catalogue; recommend and pyfunc say the same."""
     setting = ("--set", "ranker.use=always")

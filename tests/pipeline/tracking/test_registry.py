@@ -250,6 +250,7 @@ def test_new_version_becomes_champion_when_told_and_old_ones_go(
         published.resolve(f"models:/{NAME}/2")
 
 
+@pytest.mark.slow
 def test_pyfunc_predicts_in_a_fresh_process_elsewhere(published: Registry, place: Path, tmp_path: Path):
     code = f"""
 import mlflow, pandas as pd
