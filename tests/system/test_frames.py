@@ -84,7 +84,7 @@ def own_frames(workdir: Workdir, owner: str, kernel: str, *arguments: str) -> li
     [
         # `attend` is ours and chooses the kernel: twelve above it
         ("train", "torch.nn.functional", "scaled_dot_product_attention", "models/encoder/attention.py:attend", 13),
-        ("score", "models.retrieval.index", "ItemIndex.search", "models/recommendation/engine.py:_WarmRows.retrieve", 10),
+        ("score", "models.retrieval.index", "ItemIndex.search", "models/recommendation/engine.py:_WarmRows.retrieve", 12),
     ],
 )  # fmt: skip
 def test_from_the_command_to_the_kernel(copied, stage, owner, kernel, innermost, limit):

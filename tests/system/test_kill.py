@@ -110,7 +110,7 @@ def test_scoring_killed_in_the_middle_keeps_its_shards(copied: Workdir) -> None:
     stage = copied.folder / "data" / "tiny" / "score"
     settings = (
         "--set",
-        "score.because_method=exact",
+        "score.because_method=fast",
         "--set",
         "score.batch_users=1",
         "--set",
