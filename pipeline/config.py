@@ -436,8 +436,10 @@ def _explain(error: pydantic.ValidationError, tree: dict[str, Any], where: str) 
             lines.append(f"{key} is missing; expected {_expected(key, key_types().get(key), problem)}")
         else:
             lines.append(_refused(key, problem, tree))
-            whole += [f"{key}: received "] if lines[-1].startswith(f"{key}.") else []
-    lines = [line for line in lines if not line.startswith(tuple(whole))]  # one option of a union is said
+        whole += [f"{key}: received "] if lines[-1].startswith(f"{key}.") else []
+    lines = [
+        line for line in lines if not line.startswith(tuple(whole))
+    ]  # the wrong key within a table says enough
     return "\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))
 
 

@@ -184,6 +184,15 @@ def test_a_log_of_positions_has_no_times_to_look_ahead(minimal: Path, override: 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("override", ["score.exploration={share=2}", "score.exploration={kind='best'}"])
+def test_a_wrong_table_is_answered_by_its_wrong_key_alone(minimal: Path, override: str) -> None:
+    minimal.write_text(MINIMAL)
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal, [override])
+    assert "score.exploration." in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
