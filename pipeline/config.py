@@ -26,6 +26,7 @@ from features.settings import (
 )
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
+from models.settings.outcomes import OutcomeSettings, check_order, check_utility
 from models.settings.ranker import RankerSettings
 from models.settings.training import TrainSettings, check_together
 from pipeline.errors import ConfigError, command_line
@@ -89,6 +90,9 @@ class Config(Section):
     train: TrainSettings = TrainSettings()
     index: IndexSettings = IndexSettings()
     ranker: RankerSettings = RankerSettings()
+    outcomes: OutcomeSettings | None = None
+    utility: dict[str, float | Literal["value"]] | None = None
+    """Worth of each outcome, as a number, or "value": the expected value of its events; a table such as { click = 0.1 }."""
     evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig = PublishConfig()
     score: ScoreConfig = ScoreConfig()
@@ -130,6 +134,15 @@ class Config(Section):
     def _exposures_fit_the_log(self) -> "Config":
         if self.exposures is not None:
             self.exposures.log(self.events)  # checks itself
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _outcomes_are_learned(self) -> "Config":
+        if self.outcomes is not None:
+            self.outcomes.check_types(self.events.types or {})
+        if self.utility is not None:
+            check_utility(self.utility, [] if self.outcomes is None else self.outcomes.types)
+        check_order(self.score.order, self.utility, self.ranker.use)
         return self
 
     @pydantic.model_validator(mode="after")

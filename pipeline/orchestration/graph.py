@@ -15,7 +15,7 @@ from pipeline.orchestration import registered_systems
 from pipeline.orchestration.registered_systems import RegisteredSystems
 from pipeline.tracking.registry import ModelSource
 
-_ONLY_WHERE_PRESENT = ("exposures",)
+_ONLY_WHERE_PRESENT = ("exposures", "outcomes", "utility")
 """Sections that are no part of a fingerprint where a configuration lacks them."""
 _TABLES = ("baselines", "evaluate", "report")
 """Stages that are asked for because of every baseline."""
@@ -92,7 +92,7 @@ STAGES = {
             "rank",
             5,
             ("features", "train", "index"),
-            {"ranker": ()},
+            {"ranker": (), "outcomes": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
         ),
         Stage(
