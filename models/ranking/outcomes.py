@@ -184,12 +184,14 @@ class Utility:
 
     worth: Float64
     """[t], NaN: the value"""
+    orders: bool = False
+    """Whether lists are ordered by it, instead of by the ranker's score"""
 
     @classmethod
-    def of(cls, utilities: Utilities, types: Sequence[str]) -> "Utility":
+    def of(cls, utilities: Utilities, types: Sequence[str], *, orders: bool = False) -> "Utility":
         """Utilities of some outcomes; 0 for those without one."""
         worth = [utilities.get(name, 0.0) for name in types]
-        return cls(np.array([np.nan if own == "value" else own for own in worth], np.float64))
+        return cls(np.array([np.nan if own == "value" else own for own in worth], np.float64), orders)
 
     def __call__(self, probability: Float32, value: Float32) -> Float32:
         """[...], expected utility, of probabilities and values [..., t]; realised, of outcomes 0 or 1 and their values.

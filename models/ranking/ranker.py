@@ -19,7 +19,7 @@ from models.device import moved
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.candidates import AddedCandidates
 from models.ranking.features import FEATURES, LATEST, ItemStatistics
-from models.ranking.outcomes import OutcomeHeads
+from models.ranking.outcomes import OutcomeHeads, Utility
 from models.settings.ranker import RankerSettings
 from models.shapes import Float, Int
 
@@ -221,9 +221,11 @@ def _log_bucket(places: Tensor) -> Tensor:
 class SecondStage:
     """Ranker, item statistics, and the map from the retriever's item numbers to the ranker's."""
 
-    def __init__(self, ranker: Ranker, statistics: ItemStatistics, own: Int32) -> None:
-        """own: [num_items + 1], the ranker's number of each item, 0 if unknown."""
-        self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
+    def __init__(
+        self, ranker: Ranker, statistics: ItemStatistics, own: Int32, utility: Utility | None = None
+    ) -> None:
+        """own: [num_items + 1], the ranker's number of each item, 0 if unknown; utility: of the ranker's outcomes."""
+        self.ranker, self.statistics, self.own, self.utility = ranker.eval(), statistics, own, utility
         self._added = AddedCandidates(ranker.settings, statistics)
 
     @property
@@ -234,11 +236,16 @@ class SecondStage:
     def extended(self, content: Float32) -> "SecondStage":
         """Append items without events after the retriever's last, with `content` [more, c]."""
         none = np.zeros(len(content), np.int32)
-        return SecondStage(self.ranker, self.statistics.extended(content), np.concatenate([self.own, none]))
+        own = np.concatenate([self.own, none])
+        return SecondStage(self.ranker, self.statistics.extended(content), own, self.utility)
 
     def counting(self, histories: Histories, days: float | None = None) -> "SecondStage":
         """Recount the item statistics from other interactions, within `days` as in `ItemStatistics.of`."""
-        return SecondStage(self.ranker, self.statistics.recounted(histories, days), self.own)
+        return SecondStage(self.ranker, self.statistics.recounted(histories, days), self.own, self.utility)
+
+    def with_utility(self, utility: Utility) -> "SecondStage":
+        """The same second stage with a utility of its outcomes."""
+        return SecondStage(self.ranker, self.statistics, self.own, utility)
 
     def added(
         self, histories: Histories, *, exclude_seen: bool, allowed: NDArray[np.bool_] | None = None

@@ -153,7 +153,7 @@ class Labels:
         return self._mapped(lambda part: part[rows, columns])
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Labels":
-        return Labels(**{name: None if part is None else change(part) for name, part in vars(self).items()})
+        return Labels(**{name: change(part) for name, part in vars(self).items() if part is not None})
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,10 @@ class RankerFit:
     """[r], lists of held-out users"""
 
 
-def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
-    """[r], NDCG@10 of each list by the scores [r, n] of its candidates, -inf for item 0.
+def ndcg_of(scores: Float32, retrieved: Retrieved, k: int = K) -> Float64:
+    """[r], NDCG@k of each list by the scores [r, n] of its candidates, -inf for item 0.
 
-    Each relevant candidate gains 1; the ideal has all `num_relevant` items first, 10 at most. Relevant items outside the
+    Each relevant candidate gains 1; the ideal has all `num_relevant` items first, k at most. Relevant items outside the
     candidates are misses, and lists without any have 0. Ties as in `ranks`.
     """
     row, column = np.nonzero(retrieved.relevant)
@@ -198,10 +198,10 @@ def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
         padded = np.pad(scores, ((0, 0), (1, 0)), constant_values=-np.inf)
         for part in row_chunks(len(row), padded.shape[1]):
             rank, _ = ranks(padded[row[part]], (column[part] + 1).astype(np.int32))
-            gain[part] = ndcg(rank, K)
-    ideal = np.cumsum(ndcg(np.arange(1, K + 1, dtype=np.float64), K))
+            gain[part] = ndcg(rank, k)
+    ideal = np.cumsum(ndcg(np.arange(1, k + 1, dtype=np.float64), k))
     total = np.bincount(row, gain, minlength=len(retrieved))
-    return np.asarray(total / ideal[np.clip(retrieved.num_relevant, 1, K) - 1])
+    return np.asarray(total / ideal[np.clip(retrieved.num_relevant, 1, k) - 1])
 
 
 @memory_named(

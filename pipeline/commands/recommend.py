@@ -21,7 +21,7 @@ from pipeline.dataset.protocol import excludes_seen
 from pipeline.errors import LookbackError
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.graph import Pipeline, resolve
-from pipeline.serving import new_item_catalogue, popularity_fallback
+from pipeline.serving import new_item_catalogue, outcome_order, popularity_fallback
 from pipeline.serving.assignment import keys_of
 from pipeline.serving.batch import Log, with_current_log
 from pipeline.serving.bundle import Bundle
@@ -77,7 +77,8 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
     """
     pipeline = resolve(config, ["score"])
     opened = _opened(pipeline)
-    bundle, request = opened.bundle, opened.request
+    bundle = outcome_order.with_utility(opened.bundle, config.score.order, config.utility)
+    request = opened.request
     known, unknown = (
         _typed_in(opened, history) if history is not None else _of_user(pipeline, opened, str(user))
     )
@@ -216,7 +217,10 @@ def _rows(bundle: Bundle, answer: Answer, time: int) -> list[dict[str, Any]]:
                 if index > 0
             ]
         score = answer.score[0, place]
-        likely = {} if probability is None else {"probability": float(probability(score))}
+        by_ranker = score if answer.outcomes is None else answer.outcomes.score[0, place]
+        likely = {}
+        if probability is not None and not np.isnan(by_ranker):
+            likely = {"probability": float(probability(by_ranker))}
         row = {"rank": place + 1, "item_id": item, "title": titles[int(answer.item_index[0, place]) - 1]}
         listed.append(row | {"score": float(score)} | likely | {"because": because})
     return listed

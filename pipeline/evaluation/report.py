@@ -212,6 +212,61 @@ def _loss(difference: Difference, whole: float) -> str:
 
 
 @dataclass(frozen=True)
+class OutcomeQuality:
+    """Quality of the predictions of one outcome, over the candidates of the test's lists."""
+
+    candidates: int
+    positives: int
+    auc: float | None
+    """None where all candidates have the same label."""
+    log_loss: float
+    """nats"""
+    base_log_loss: float
+    """Log loss of the outcome's own rate among these candidates"""
+    calibration_error: float
+    """As in `CalibrationQuality`"""
+    mean_probability: float
+    values: int = 0
+    """Positives with a value, where the value is predicted"""
+    value_error: float | None = None
+    """Root mean squared error of the predicted value, in the log's unit"""
+    base_value_error: float | None = None
+    """That of the mean value of these positives"""
+
+
+@dataclass(frozen=True)
+class OutcomeOrders:
+    """Lists in the order of the next item and of expected utility, on the same requests with something taken."""
+
+    requests: int
+    users: int
+    metrics: Mapping[str, Values]
+    """`next` and `utility` -> `ndcg@k` and realised `utility@k`"""
+    intervals: Mapping[str, Intervals]
+    paired: Mapping[str, Difference]
+    """Metric -> the order of utility minus that of the next item"""
+
+    def value(self, order: str, metric: str) -> Estimate:
+        """Value and interval of a metric; raises KeyError where it was not measured."""
+        return _estimate(self.metrics, self.intervals, order, metric)
+
+    @property
+    def sentence(self) -> str:
+        """Relevance that a percent of utility costs."""
+        ndcg, utility = (
+            next(name for name in self.paired if name.startswith(own)) for own in ("ndcg", "utility")
+        )
+        gained, lost = (
+            self.paired[name].difference / self.metrics["next"][name] if self.metrics["next"][name] else 0.0
+            for name in (utility, ndcg)
+        )
+        if self.paired[utility].low <= 0:
+            return "The order of utility shows no more utility than that of the next item."
+        price = f"{-lost / gained:.2f} % of {ndcg}" if lost < 0 else f"no {ndcg}"
+        return f"The order of utility brings {gained:.1%} more utility; each percent of it costs {price}."
+
+
+@dataclass(frozen=True)
 class LearningPoint:
     """Metrics of the model trained on a share of the training users."""
 
@@ -289,6 +344,10 @@ class EvaluationReport:
     """None where no dislike is held out."""
     probability: CalibrationQuality | None = None
     """Quality of the probabilities of delivered items at the nights of the test; None without nights or a ranker in use."""
+    outcomes: Mapping[str, OutcomeQuality] | None = None
+    """Event type -> quality of its predictions; None without a ranker with heads of outcomes in use."""
+    orders: OutcomeOrders | None = None
+    """None without outcomes or utilities."""
     stale: Staleness | None = None
     """Metric by age of model and lists; None without `evaluate.stale_days`."""
     learning_curve: Sequence[LearningPoint] | None = None

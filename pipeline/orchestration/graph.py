@@ -121,7 +121,10 @@ STAGES = {
                     *("gate", "gate_metric", "gate_margin"),
                 )
             },
-            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items", "score.segment"),
+            (
+                *("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items", "score.segment"),
+                *("outcomes", "utility"),
+            ),
             resumable=True,
         ),
         Stage(
@@ -147,7 +150,7 @@ STAGES = {
             10,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
-            ("seed",),
+            ("seed", "utility"),
             resumable=True,
         ),
         Stage(

@@ -18,7 +18,6 @@ from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
-from models.ranking.calibration_quality import CalibrationQuality
 from models.ranking.two_stage import TwoStage
 from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json
@@ -32,6 +31,7 @@ from pipeline.evaluation import (
     diagnostics,
     dislike_rates,
     metrics_report,
+    outcome_metrics,
     ranking,
     result_tables,
     second_stage_gain,
@@ -238,15 +238,18 @@ def _systems(
     return systems | {second_stage.TWO_STAGE: (both, numbering)}
 
 
-def _probability(ctx: Context, model: _Model, evaluation: Evaluation) -> CalibrationQuality | None:
-    """Quality of the probabilities that lists show; None without nights or a ranker in use."""
-    if ctx.protocol.headline != "nightly" or not evaluation.ranker.used:
+def _both_stages(
+    ctx: Context, model: _Model, evaluation: Evaluation
+) -> tuple[TwoStage, ItemNumbering] | None:
+    """Both stages, with items of the dataset -> their own; None without a ranker in use."""
+    if not evaluation.ranker.used:
         return None
-    both, numbering = _systems(ctx, model, _part(ctx, model, evaluation), nightly=True)[
+    nightly = ctx.protocol.headline == "nightly"
+    both, numbering = _systems(ctx, model, _part(ctx, model, evaluation), nightly=nightly)[
         second_stage.TWO_STAGE
     ]
     assert isinstance(both, TwoStage)
-    return delivered_probability.measure(ctx.config, ctx.dataset, both, numbering, ctx.inputs["rank"])
+    return both, numbering
 
 
 def _stale(ctx: Context, model: _Model, evaluation: Evaluation, settings: MetricSettings) -> Staleness | None:
@@ -354,13 +357,16 @@ def _with_parts(
     """The report with cautions, repeats and new items apart, and other kinds of targets."""
     targets, ranked = evaluation.targets, evaluation.ranked
     is_repeat = contains(targets.histories.select(targets.request), targets.item)
+    both = _both_stages(ctx, model, evaluation)
+    report = outcome_metrics.measured(report, ctx.config, ctx.dataset, both, settings)
+    report = outcome_metrics.added(report, ctx.config, ctx.dataset, ranked, targets, evaluation.common)
     return replace(
         report,
         cautions=_cautions(ctx, evaluation),
         repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
         by_targets=_by_targets(ctx, report, model, evaluation, settings),
-        probability=_probability(ctx, model, evaluation),
+        probability=delivered_probability.measure(ctx.config, ctx.dataset, both, ctx.inputs["rank"]),
         stale=_stale(ctx, model, evaluation, settings),
     )
 

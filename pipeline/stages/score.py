@@ -21,7 +21,14 @@ from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import STAGES
 from pipeline.sections import ExperimentConfig
-from pipeline.serving import drift, new_item_catalogue, previous_lists, scored_lists, shadows
+from pipeline.serving import (
+    drift,
+    new_item_catalogue,
+    outcome_order,
+    previous_lists,
+    scored_lists,
+    shadows,
+)
 from pipeline.serving.arms import ARM, Arm, Arms, ArmScorer
 from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Job, Scorer
@@ -55,8 +62,10 @@ def build(ctx: Context) -> None:
         config.seed,
         timed=timed,
         timezone=config.events.timezone,
+        utilities=config.utility,
     )
     scorer = Scorer.open(job)
+    outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
     by_arm = _by_arm(ctx, scorer)
     if by_arm is None:
         scorer = _reusing(ctx, scorer)
