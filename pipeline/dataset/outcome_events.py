@@ -34,7 +34,7 @@ def outcome_events(
         request, position = _within(dataset, targets, horizon)
     else:
         request, position = targets.request, targets.position
-    kinds = np.array([NO_TYPE, *(types.index(name) if name in types else OTHER for name in names)])
+    kinds = np.array([NO_TYPE, *(list(types).index(name) if name in types else OTHER for name in names)])
     histories = dataset.histories
     kind = kinds[histories.event_type[position]]
     chosen = kind != OTHER

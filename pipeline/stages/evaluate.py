@@ -238,16 +238,13 @@ def _systems(
     return systems | {second_stage.TWO_STAGE: (both, numbering)}
 
 
-def _both_stages(
-    ctx: Context, model: _Model, evaluation: Evaluation
-) -> tuple[TwoStage, ItemNumbering] | None:
+def _both(ctx: Context, model: _Model, evaluation: Evaluation) -> tuple[TwoStage, ItemNumbering] | None:
     """Both stages, with items of the dataset -> their own; None without a ranker in use."""
     if not evaluation.ranker.used:
         return None
     nightly = ctx.protocol.headline == "nightly"
-    both, numbering = _systems(ctx, model, _part(ctx, model, evaluation), nightly=nightly)[
-        second_stage.TWO_STAGE
-    ]
+    systems = _systems(ctx, model, _part(ctx, model, evaluation), nightly=nightly)
+    both, numbering = systems[second_stage.TWO_STAGE]
     assert isinstance(both, TwoStage)
     return both, numbering
 
@@ -357,11 +354,9 @@ def _with_parts(
     """The report with cautions, repeats and new items apart, and other kinds of targets."""
     targets, ranked = evaluation.targets, evaluation.ranked
     is_repeat = contains(targets.histories.select(targets.request), targets.item)
-    both = _both_stages(ctx, model, evaluation)
-    report = outcome_metrics.measured(report, ctx.config, ctx.dataset, both, settings)
-    report = outcome_metrics.added(report, ctx.config, ctx.dataset, ranked, targets, evaluation.common)
+    both = _both(ctx, model, evaluation)
     return replace(
-        report,
+        outcome_metrics.with_outcomes(report, ctx.config, evaluation, both, settings),
         cautions=_cautions(ctx, evaluation),
         repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
@@ -477,10 +472,8 @@ def _write_segments(ctx: Context, evaluation: Evaluation, settings: MetricSettin
 
 def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
     """Write a table in the JSON form of MLflow's UI, and log it."""
-    write_json(
-        ctx.folder / name,
-        {"columns": table.columns, "data": [list(row) for row in table.fill_nan(None).rows()]},
-    )
+    rows = [list(row) for row in table.fill_nan(None).rows()]
+    write_json(ctx.folder / name, {"columns": table.columns, "data": rows})
     ctx.track.table(name, "evaluate")
 
 
