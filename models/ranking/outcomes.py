@@ -166,7 +166,7 @@ class OutcomeHeads(nn.Module):
         known = done.isfinite() * weight.unsqueeze(-1)
         entropy = functional.binary_cross_entropy_with_logits(logits, done.nan_to_num(), reduction="none")
         wanted = (value[..., self.places] - self.value_mean) / self.value_scale
-        error = (values - wanted).square().nan_to_num()
+        error = (values - wanted.nan_to_num()).square()  # a NaN times a weight of 0 would be one
         weighed = wanted.isfinite() * weight.unsqueeze(-1)
         losses = torch.cat([ranking.view(1), _mean(entropy, known), _mean(error, weighed) / 2])
         return (losses * (-self.log_variance).exp() + self.log_variance / 2).sum()

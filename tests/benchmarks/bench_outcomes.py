@@ -59,9 +59,10 @@ SETTINGS = (
     "split.validation_fraction=0.3",
     "evaluate.targets=nightly",
     "evaluate.horizon_days=7",
-    "evaluate.every_days=3.5",
+    "evaluate.every_days=1.75",
     "score.exclude_seen=false",
     "train.epochs=4",
+    "train.refit_validation=false",  # the ranker's encoder must not know its nights
     "ranker.candidates=50",
     'outcomes.types=["VIEW", "LIKE", "BOOKMARK", "FOLLOW"]',
     "utility={VIEW = 0.1, LIKE = 1.0, BOOKMARK = 1.0, FOLLOW = 1.0}",
