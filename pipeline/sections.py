@@ -216,7 +216,7 @@ class ScoreConfig(Section):
     """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off. { share, kind, temperature }: kind
     uniform, or softmax (exp of the score on the scale of `popularity_damping`, over temperature), see the column `propensity`."""
     order: Literal["next", "utility"] = "next"
-    """Order of a list: what the user takes next, or the expected utility of the outcomes."""
+    """Order of a list. next: what the user takes next; utility: the expected utility of the outcomes (`utility`)."""
     new_items: bool = True
     """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
     shadows: list[str] = []

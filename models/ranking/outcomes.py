@@ -5,7 +5,7 @@ Letters: r rows (requests), n candidates per row, t outcomes (event types), v ou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,13 +18,22 @@ from models.histories import Float32, Int32, Int64
 from models.settings.outcomes import Utilities
 from models.shapes import Float
 
-if TYPE_CHECKING:
-    from models.ranking.calibration import Calibration
-
 MIN_POSITIVES = 200
 """Candidates with an outcome, or with its value, from which on a head learns it."""
 NO_TYPE = -1
 """Kind of an event without a type."""
+
+
+class Calibrator(Protocol):
+    """Function from logits to probabilities of the same shape."""
+
+    def __call__(self, scores: Float32) -> Float32:
+        """Probability at each logit."""
+        ...
+
+    def as_dict(self) -> dict[str, float | list[float]]:
+        """Fields as JSON types."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ class OutcomeHeads(nn.Module):
         types: Sequence[str],
         valued: Sequence[str],
         width: int,
-        calibrations: "tuple[Calibration, ...]" = (),
+        calibrations: tuple[Calibrator, ...] = (),
     ) -> None:
         """valued: those of the types with a head for their value; calibrations: from logit to probability, of each type."""
         super().__init__()

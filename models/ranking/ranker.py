@@ -7,7 +7,6 @@ items = num_items + 1 in the ranker's own numbering, w inputs of a head, t outco
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,12 +18,9 @@ from models.device import moved
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.candidates import AddedCandidates
 from models.ranking.features import FEATURES, LATEST, ItemStatistics
-from models.ranking.outcomes import OutcomeHeads, Utility
+from models.ranking.outcomes import Calibrator, OutcomeHeads, Utility
 from models.settings.ranker import RankerSettings
 from models.shapes import Float, Int
-
-if TYPE_CHECKING:
-    from models.ranking.calibration import Calibration
 
 GAP_BUCKETS, PLACE_BUCKETS = 32, 12
 UNITS = 8
@@ -117,7 +113,7 @@ class Ranker(nn.Module):
         self.heads: OutcomeHeads | None = None
 
     def add_outcomes(
-        self, types: Sequence[str], valued: Sequence[str], calibrations: "tuple[Calibration, ...]" = ()
+        self, types: Sequence[str], valued: Sequence[str], calibrations: tuple[Calibrator, ...] = ()
     ) -> None:
         """Add heads of outcomes, the `valued` ones with their value; calibrations: from logit to probability, of each type."""
         width = self.last.in_features + len(self.features)

@@ -249,12 +249,7 @@ def fit_ranker(
     validation = retrieved.select(chooses)
     lists = stage.lists(train.histories, train.items, train.scores)
     _standardise(stage.ranker, lists)
-    optimizer = torch.optim.AdamW(
-        ranker.parameters(),
-        settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        fused=ranker.linear.device.type == "cuda",
-    )
+    optimizer = _optimizer(ranker)
     history = [_first_epoch(validation)]
     best, best_epoch = copy.deepcopy(ranker.state_dict()), 0
     draw = torch.Generator().manual_seed(seed)
@@ -269,6 +264,15 @@ def fit_ranker(
             break
     ranker.load_state_dict(best)
     return RankerFit(stage, history, best_epoch, held_out)
+
+
+def _optimizer(ranker: Ranker) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        ranker.parameters(),
+        ranker.settings.learning_rate,
+        weight_decay=ranker.settings.weight_decay,
+        fused=ranker.linear.device.type == "cuda",
+    )
 
 
 def _with_idle(
