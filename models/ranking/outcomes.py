@@ -5,7 +5,7 @@ Letters: r rows (requests), n candidates per row, t outcomes (event types), v ou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ NO_TYPE = -1
 """Kind of an event without a type."""
 
 
+@runtime_checkable
 class Calibrator(Protocol):
     """Function from logits to probabilities of the same shape."""
 

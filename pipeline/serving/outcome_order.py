@@ -9,7 +9,7 @@ from pipeline.serving.bundle import Bundle
 
 
 def types_of(bundle: Bundle) -> tuple[str, ...]:
-    """Outcomes that a bundle predicts."""
+    """Outcomes that a bundle predicts; none by a baseline."""
     stage = bundle.second_stage
     return () if stage is None or stage.ranker.heads is None else stage.ranker.heads.types
 

@@ -1,6 +1,9 @@
 """Outcomes learned together and alone: Deskdrop's views, likes, bookmarks and follows, at nights.
 
-python tests/benchmarks/bench_outcomes.py [--config FILE] [--seeds N] [--set key=value]…
+python tests/benchmarks/bench_outcomes.py [--config FILE] [--lists N] [--seeds N] [--set key=value]…
+
+--lists: for training, and twice as many for calibration, three times for the test, at most. The default is a try of some minutes;
+--lists 2500 is the whole.
 
 The second stage is trained N times on the nights of the validation with the heads of all outcomes, and once more per outcome
 with its head alone, without the ranking loss. Each is calibrated on the held-out users, and predicts every candidate of the same
@@ -37,7 +40,7 @@ from models.ranking.calibration_quality import MIN_PROBABILITY, quality  # noqa:
 from models.ranking.features import ItemStatistics  # noqa: E402
 from models.ranking.outcomes import MIN_POSITIVES, OutcomeLabels  # noqa: E402
 from models.ranking.predictions import Predictions, calibrate_outcomes, predict  # noqa: E402
-from models.ranking.ranker import SecondStage  # noqa: E402
+from models.ranking.ranker import Lists, Ranker, SecondStage  # noqa: E402
 from models.ranking.training import Retrieved, fit_ranker  # noqa: E402
 from models.ranking.two_stage import TwoStage  # noqa: E402
 from pipeline.config import Config  # noqa: E402
@@ -55,20 +58,40 @@ from tests.benchmarks.bench_dislikes import features_of  # noqa: E402
 SHARED = Path(os.environ.get("LOOKBACK_SHARED_DATA", ROOT.parent / "shared" / "data")) / "deskdrop"
 SETTINGS = (
     "tracking.enabled=false",
-    "split.protocol=temporal",
-    "split.validation_fraction=0.3",
-    "evaluate.targets=nightly",
-    "evaluate.horizon_days=7",
-    "evaluate.every_days=1.75",
-    "score.exclude_seen=false",
     "train.epochs=4",
     "train.refit_validation=false",  # the ranker's encoder must not know its nights
-    "ranker.candidates=50",
-    'outcomes.types=["VIEW", "LIKE", "BOOKMARK", "FOLLOW"]',
-    "utility={VIEW = 0.1, LIKE = 1.0, BOOKMARK = 1.0, FOLLOW = 1.0}",
+    "ranker.candidates=30",
+    "ranker.max_length=20",
+    "ranker.epochs=8",
+    "ranker.batch_lists=64",
+    "ranker.learning_rate=0.002",
 )
 TOGETHER, ALONE, BASE = "together", "alone", "base rate"
 RESAMPLES = 1000
+
+
+class Cached(SecondStage):
+    """Second stage whose inputs of some lists are computed once, for any weights."""
+
+    def __init__(self, stage: SecondStage, lists: Retrieved) -> None:
+        super().__init__(stage.ranker, stage.statistics, stage.own)
+        self.inputs = lists.histories, lists.items, lists.scores
+        self.parts = list(stage.batches(*self.inputs))
+
+    def batches(self, *_: Any) -> Iterator[tuple[slice, Lists]]:
+        """The parts as computed."""
+        return iter(self.parts)
+
+    def of(self, ranker: Ranker) -> "Cached":
+        """The same lists by another ranker."""
+        self.ranker = ranker.eval()
+        return self
+
+
+def some(lists: Retrieved, most: int) -> Retrieved:
+    """At most so many random lists."""
+    chosen = np.random.default_rng(0).permutation(len(lists))[:most]
+    return lists.select(np.sort(chosen))
 
 
 @dataclass(frozen=True)
@@ -110,8 +133,10 @@ def without_ranking_loss() -> Iterator[None]:
         training._ranking_loss = own
 
 
-def fitted(trained: Trained, types: list[str], seed: int, *, alone: bool) -> SecondStage:
-    """Second stage with calibrated heads of some outcomes, from its first weights."""
+def fitted(
+    trained: Trained, types: list[str], seed: int, held: Cached | None, most: int, *, alone: bool
+) -> tuple[Ranker, Cached]:
+    """Ranker with calibrated heads of some outcomes, from its first weights, and the lists that calibrate it."""
     outcomes = trained.retrieved.outcomes
     assert outcomes is not None
     stage, retrieved = (
@@ -119,16 +144,20 @@ def fitted(trained: Trained, types: list[str], seed: int, *, alone: bool) -> Sec
         replace(trained.retrieved, outcomes=outcomes.of_types(types)),
     )
     stage.ranker.add_outcomes(types, ())
+    stage.ranker.settings = replace(stage.ranker.settings, max_lists=most)
     if alone:
         with without_ranking_loss():
             fit = fit_ranker(stage, retrieved, seed)
     else:
         fit = fit_ranker(stage, retrieved, seed)
-    held_out = retrieved.select(fit.held_out)
+    held_out = some(retrieved.select(fit.held_out), 2 * most)
     assert held_out.outcomes is not None
-    calibrate_outcomes(stage, held_out.histories, held_out.items, held_out.scores, held_out.outcomes)
-    print(f"{', '.join(types)}: epoch {fit.best_epoch}", file=sys.stderr, flush=True)
-    return stage
+    held = Cached(stage, held_out) if held is None else held
+    calibrate_outcomes(held.of(stage.ranker), *held.inputs, held_out.outcomes)
+    print(
+        f"{', '.join(types)}: epoch {fit.best_epoch} of {fit.history[-1].epoch}", file=sys.stderr, flush=True
+    )
+    return stage.ranker, held
 
 
 def log_losses(probability: Float32, labels: OutcomeLabels, place: int, there: Any) -> Float64:
@@ -191,8 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default=str(ROOT / "pipeline" / "configs" / "deskdrop.toml"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--config", default=str(ROOT / "pipeline" / "configs" / "deskdrop-outcomes.toml"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--lists", type=int, default=300)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     given = parser.parse_args()
     began = time.monotonic()
@@ -210,15 +240,18 @@ def main() -> None:
         )
         types = [name for name, number in positives.items() if number >= MIN_POSITIVES]
         both = TwoStage(trained.recommender, trained.tested(trained.stage), exclude_seen=False)
+        outcome_metrics.MAX_LISTS = 3 * given.lists
         lists = outcome_metrics.held_out_lists(config, dataset, both, trained.numbering, types)
+        test = Cached(both.stage, lists.retrieved)
         joint, single = dict[str, list[Float32]](), dict[str, list[Float32]]()
         found: Predictions | None = None
         for seed in range(given.seeds):
-            found = predict(trained.tested(fitted(trained, types, seed, alone=False)), *lists.inputs)
+            ranker, held = fitted(trained, types, seed, None, given.lists, alone=False)
+            found = predict(test.of(ranker), *test.inputs)
             for place, name in enumerate(types):
                 joint.setdefault(name, []).append(found.probability[..., place])
-                own = predict(trained.tested(fitted(trained, [name], seed, alone=True)), *lists.inputs)
-                single.setdefault(name, []).append(own.probability[..., 0])
+                ranker, _ = fitted(trained, [name], seed, held, given.lists, alone=True)
+                single.setdefault(name, []).append(predict(test.of(ranker), *test.inputs).probability[..., 0])
         print(
             f"\n{len(lists.retrieved):,} lists at the nights of the test; log losses and calibration errors in 1/1000\n"
         )
