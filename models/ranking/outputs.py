@@ -43,16 +43,16 @@ def outputs(stage: SecondStage, histories: Histories, items: Int32, scores: Floa
 
 
 def log_loss_gain(logit: Float32, labels: OutcomeLabels, items: Int32) -> float:
-    """Share of the log loss of an outcome's base rate that its logits [r, n, t] save, mean over the outcomes that occur.
+    """Share of the log loss of the outcomes' base rates, all outcomes together, that logits [r, n, t] save.
 
     Source: normalised entropy, He et al. 2014 ("Practical lessons from predicting clicks on ads"), here 1 minus it.
     """
-    gains = []
+    losses = base = 0.0
     for place in range(logit.shape[-1]):
         known = (items > 0) & np.isfinite(labels.done[..., place])
         own, done = logit[known, place].astype(np.float64), labels.done[known, place]
         rate = done.mean(dtype=np.float64) if len(done) else 0.0
         if 0 < rate < 1:
-            loss = np.logaddexp(0, own).mean() - (own * done).mean()
-            gains.append(1 + loss / (rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
-    return float(np.mean(gains)) if gains else 0.0
+            losses += np.logaddexp(0, own).mean() - (own * done).mean()
+            base -= rate * np.log(rate) + (1 - rate) * np.log1p(-rate)
+    return float(1 - losses / base) if base else 0.0

@@ -167,7 +167,7 @@ class RankerEpoch:
     ndcg: float
     """NDCG@10 of the held-out users' lists; relevant items outside the candidates are misses."""
     outcome_gain: float | None = None
-    """Share of the held-out log loss of the outcomes' base rates that the heads save, mean over outcomes; None without heads."""
+    """Share of the held-out log loss of the outcomes' base rates that the heads save; None without heads."""
 
     @property
     def stopping_metric(self) -> float:

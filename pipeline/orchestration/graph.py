@@ -119,11 +119,12 @@ STAGES = {
                 "evaluate": (
                     *("exclude_seen", "baselines", "recent_days", "gru_dim", "gru_epochs", "gru_patience"),
                     *("gate", "gate_metric", "gate_margin"),
-                )
+                ),
+                "outcomes": (),
             },
             (
                 *("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items", "score.segment"),
-                *("outcomes", "utility"),
+                "utility",
             ),
             resumable=True,
         ),
