@@ -3,7 +3,7 @@
 python tests/benchmarks/bench_outcomes.py [--config FILE] [--lists N] [--seeds N] [--set key=value]…
 
 --lists: for training, and twice as many for calibration, three times for the test, at most. The default is a try of some minutes;
---lists 2500 is the whole.
+--lists 4000 is the whole.
 
 The second stage is trained N times on the nights of the validation with the heads of all outcomes, and once more per outcome
 with its head alone, without the ranking loss. Each is calibrated on the held-out users, and predicts every candidate of the same
