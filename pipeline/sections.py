@@ -83,6 +83,8 @@ class EvaluateConfig(Section):
     """Early-stopping patience of the baseline `gru`, in epochs, by validation NDCG@10."""
     resamples: int = Field(1000, ge=100)
     """Bootstrap size per interval, in resamples of the users."""
+    min_effective_sample: float = Field(100.0, ge=1)
+    """Smallest effective sample, in lists, from which an off-policy estimate is a number; below it is refused."""
     training_fractions: list[float] = []
     """Learning curve: shares of the training users, such as [0.1, 0.3], each with a training of its own."""
     gate: bool = True
