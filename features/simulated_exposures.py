@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 LOOKS = np.array([1.0, 0.8, 0.6, 0.5, 0.4])
 """Probability that a user looks at each place of a list: position bias."""
-POPULARITY = 0.5
+POPULARITY = 0.8
 """Weight of an item's appeal in the older system's draws."""
 KNOWN = 1.5
 """Preference of the older system for the user's own tastes, in nats."""

@@ -218,6 +218,10 @@ class OffPolicyValue(Bounded):
     effective_sample: float
     """Kish's size of the weights, in lists."""
 
+    def __str__(self) -> str:
+        """`0.6110 [0.5000, 0.7000]`."""
+        return str(Estimate(self.value, self.low, self.high))
+
 
 @dataclass(frozen=True)
 class OffPolicyRefused:
@@ -226,8 +230,19 @@ class OffPolicyRefused:
     refused: str
     """Reason"""
 
+    def __str__(self) -> str:
+        return "refused"
+
 
 OffPolicyEstimate = OffPolicyValue | OffPolicyRefused
+OFF_POLICY_SHOWN = {
+    "dm": "predicted reactions",
+    "snips_place": "by place",
+    "dr_place": "by place, with predictions",
+    "snips_cascade": "by the places above",
+    "snips_list": "by the whole list",
+}
+"""Estimators in tables -> their names there; metrics.json has all."""
 
 
 @dataclass(frozen=True)
