@@ -80,13 +80,15 @@ class ExposedLists:
         alone = np.bincount(number)[number] == 1
         rank[(rank == 0) & alone] = 1  # one item needs no rank
         has_ranks = np.bincount(number, rank == 0, len(first)) == 0
+        longest = np.zeros(len(first), np.int64)
+        np.maximum.at(longest, number, rank)
         within = (rank >= 1) & (rank <= most)
         position, taken, number, place = position[within], taken[within], number[within], rank[within] - 1
         k = int(place.max(initial=-1)) + 1
         counts = np.zeros((len(first), k), np.int64)
         np.add.at(counts, (number, place), 1)
         is_shown = counts > 0
-        is_whole = (counts <= 1).all(axis=1) & (is_shown[:, :-1] >= is_shown[:, 1:]).all(axis=1)
+        is_whole = (counts <= 1).all(axis=1) & (is_shown.sum(axis=1) == np.minimum(longest, most))
         item, propensity = np.zeros((len(first), k), np.int32), np.zeros((len(first), k))
         is_taken = np.zeros((len(first), k), bool)
         item[number, place] = shown.item_index[position]
@@ -95,7 +97,7 @@ class ExposedLists:
         user = np.searchsorted(shown.offsets, first, side="right") - 1
         lists = cls(
             user, np.asarray(shown.time)[first], item, is_shown, propensity, is_taken, left_out={}
-        ).without("without_rank", ~(has_ranks & is_whole & is_shown[:, :1].any(axis=1)))
+        ).without("without_rank", ~(has_ranks & is_whole))
         return lists.without("without_propensity", np.asarray(np.isnan(lists.propensity).any(axis=1)))
 
     def without(self, reason: str, dropped: NDArray[np.bool_]) -> "ExposedLists":

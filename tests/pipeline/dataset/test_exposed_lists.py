@@ -41,7 +41,7 @@ ROWS: list[list[Row]] = [
         (2, 10 * DAY, 1, 0.25, 5, HOUR),  # a list of one place
         (1, 12 * DAY, 1, NAN, 6, -1),
         (2, 12 * DAY, 2, 0.5, 6, -1),
-        (1, 13 * DAY, 1, 0.5, 8, -1),  # place 2 is missing only beyond the first two
+        (1, 13 * DAY, 1, 0.5, 8, -1),
         (2, 13 * DAY, 2, 0.5, 8, -1),
         (1, 14 * DAY, 2, 0.5, 10, -1),  # place 1 was refused
         (1, 15 * DAY, 1, 0.5, 11, -1),
@@ -49,7 +49,9 @@ ROWS: list[list[Row]] = [
         (1, 16 * DAY, 0, 0.5, 13, -1),
         (2, 16 * DAY, 0, 0.5, 13, -1),  # two items without a rank
         (3, 17 * DAY, 0, 0.5, 15, -1),  # one item needs none
-        (3, 20 * DAY - HOUR // 2, 1, 0.5, 16, -1),  # its window ends after the log
+        (1, 18 * DAY, 1, 0.5, 16, -1),
+        (2, 18 * DAY, 3, 0.5, 16, -1),  # place 2 was refused
+        (3, 20 * DAY - HOUR // 2, 1, 0.5, 18, -1),  # its window ends after the log
     ],
 ]
 
@@ -92,7 +94,7 @@ def config(**changes: Any) -> Config:
 def test_lists_of_the_test_that_count(tmp_path: Path) -> None:
     found = ExposedLists.of(config(), dataset_in(tmp_path))
     assert found is not None
-    assert found.left_out == {"without_rank": 3, "without_propensity": 1, "unfinished": 1, "not_sampled": 0}
+    assert found.left_out == {"without_rank": 4, "without_propensity": 1, "unfinished": 1, "not_sampled": 0}
     assert found.user.tolist() == [0, 1, 1, 1]
     assert (found.time // DAY).tolist() == [11, 10, 13, 17]
     assert found.item.tolist() == [[3, 2], [2, 0], [1, 2], [3, 0]]

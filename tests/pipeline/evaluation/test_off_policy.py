@@ -76,7 +76,8 @@ def estimates(
 
 def repeated(exposed: ExposedLists, times: int) -> ExposedLists:
     names = ("user", "time", "item", "is_shown", "propensity", "is_taken")
-    return replace(exposed, **{name: np.repeat(getattr(exposed, name), times, axis=0) for name in names})
+    arrays: Any = {name: np.repeat(getattr(exposed, name), times, axis=0) for name in names}
+    return replace(exposed, **arrays)
 
 
 def test_lists_that_were_not_drawn_judge_no_other_list(
