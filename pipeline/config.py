@@ -20,10 +20,10 @@ from features.settings import (
     EventSettings,
     HistorySettings,
     ItemSettings,
-    SimulationSettings,
     SplitSettings,
     UserSettings,
 )
+from features.simulation_settings import SimulationSettings
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
 from models.settings.ranker import RankerSettings

@@ -131,7 +131,7 @@ def estimates(
             if reason:
                 refused[name] = Refused(reason, samples[name])
     for name, size in samples.items():
-        if size < min_effective_sample:
+        if size < min_effective_sample and name not in refused:
             reason = f"an effective sample of {size:.0f} lists; at least {min_effective_sample:g} are needed"
             refused[name] = Refused(reason, size)
     found = _means(
