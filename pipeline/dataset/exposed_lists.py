@@ -57,8 +57,8 @@ class ExposedLists:
         if not len(position):
             return None
         first, number = np.unique(shown.list_start[position], return_inverse=True)
-        is_taken = _is_taken(shown, position, dataset)
-        lists = cls._of_places(shown, position, is_taken, first, number, min(config.evaluate.k))
+        taken = is_taken(shown, position, dataset)
+        lists = cls._of_places(shown, position, taken, first, number, min(config.evaluate.k))
         ends = lists.time + settings.window > max(end, dataset.facts.now)
         return lists.without("unfinished", ends).sample(config.evaluate.max_requests, config.seed)
 
@@ -147,13 +147,13 @@ def predicted_reactions(dataset: Dataset, num_places: int, window: int) -> Predi
     return PredictedReactions.fit(
         place[chosen],
         shown.item_index[chosen],
-        _is_taken(shown, chosen, dataset),
+        is_taken(shown, chosen, dataset),
         num_places=num_places,
         num_items=dataset.num_items,
     )
 
 
-def _is_taken(shown: JaggedExposures, position: Int64, dataset: Dataset) -> NDArray[np.bool_]:
+def is_taken(shown: JaggedExposures, position: Int64, dataset: Dataset) -> NDArray[np.bool_]:
     """[e], whether the exposures at flat positions have a reaction that is no dislike."""
     dislikes = dataset.histories.dislikes
     is_disliked = False if dislikes is None else dislikes[shown.reaction_type[position]] > 0

@@ -143,3 +143,13 @@ def test_broken_propensities_are_counted(chain: Chain) -> None:
     }
     assert (about["places"], about["clip"]) == (PLACES, None)
     assert about["lists"] > 1000
+
+
+def test_targets_are_weighted_by_how_often_their_items_were_looked_at(chain: Chain) -> None:
+    weighted = load_config(chain.config.folder.parents[1] / "shown.toml", ["train.exposure_weighting=ips"])
+    bring_up_to_date(weighted, ["train"], force=False, show_progress=False, say=lambda _: None)
+    facts = read_manifest(chain.artifact("train"))["exposure_weighting"]
+    assert facts["looks_by_place"] == pytest.approx(LOOKS, abs=0.15)
+    taken = chain.exposures.lists.is_taken.sum()
+    assert 0.3 * taken < facts["reactions"] < taken
+    assert 0 < facts["effective_share"] < 1
