@@ -192,7 +192,10 @@ def _no_support(weights: Float64) -> str | None:
     if not apart.any():
         return None
     worst = float(mean[apart][np.abs(mean[apart] - 1).argmax()])
-    return f"no common support: the mean weight is {worst:.3g} instead of 1, so lists are missing that it would show"
+    return (
+        f"no common support: the mean weight is {worst:.3g} instead of 1, so lists are missing that it would show, or are not "
+        "as probable as stated"
+    )
 
 
 def _refuse_probabilities(name: str, values: Float64, *, above_zero: bool) -> None:
