@@ -44,8 +44,8 @@ class Policy:
         for place in PLACES:
             self.marginal[place] = np.bincount(self.lists[:, place], self.chance, len(worth))
         self.of_lists = self.marginal[PLACES, self.lists]
-        row, place = (index.ravel() for index in np.indices(self.lists.shape))
-        self.from_conditional = place_marginals(self.conditional, row, place).reshape(self.lists.shape)
+        rows, places = (index.ravel() for index in np.indices(self.lists.shape))
+        self.from_conditional = place_marginals(self.conditional, rows, places).reshape(self.lists.shape)
 
 
 def simulated(
