@@ -129,10 +129,9 @@ class EvaluateConfig(Section):
         cls, value: float | list[float], about: pydantic.ValidationInfo
     ) -> float | list[float]:
         numbers = value if isinstance(value, list) else [value]
-        most = 1.0 if about.field_name == "training_fractions" else float("inf")
+        most, limit = (1.0, ", 1 at most") if about.field_name == "training_fractions" else (math.inf, "")
         is_empty = about.field_name == "recent_days" and not numbers
         if is_empty or not all(0 < number <= most for number in numbers):
-            limit = ", 1 at most" if most == 1 else ""
             raise ValueError(
                 f"evaluate.{about.field_name}: received {value}, expected numbers above 0{limit}"
             )
