@@ -63,13 +63,15 @@ class EventWeights:
         shown = JaggedExposures.load(dataset.folder / FOLDER)
         until = _moments(dataset, ends) - window
         looks = _place_looks(shown, dataset, until)
-        looked, places = np.zeros(dataset.num_items + 1), np.append(looks.by_place, 1.0)
+        looked, places = np.zeros((2, dataset.num_items + 1)), np.append(looks.by_place, 1.0)
         positions: list[Int64] = []
         for first, last in user_ranges(shown.offsets + dataset.histories.offsets, _BLOCK_ROWS):
             chosen = _before(shown, until, first, last)
             place = _place(shown, chosen)
             place = np.where(place < len(looks.by_place), place, len(looks.by_place) - 1)
-            looked += np.bincount(shown.item_index[chosen], places[place], dataset.num_items + 1)
+            looked += exposure_weights.looks_at_items(
+                shown.item_index[chosen], places[place], dataset.num_items
+            )
             positions.append(
                 _reactions(shown, dataset, chosen[is_taken(shown, chosen, dataset)], first, last)
             )
@@ -78,7 +80,7 @@ class EventWeights:
             return None
         weight = np.ones(len(dataset.histories.item_index), np.float32)
         item = np.asarray(dataset.histories.item_index)[reactions].astype(np.int64)
-        own = exposure_weights.inverse_looks(item, looked)
+        own = exposure_weights.inverse_looks(item, exposure_weights.without_chance(looked))
         weight[reactions] = own
         share = exposure_weights.effective_share(own)
         return cls(weight, looks.by_place.tolist(), looks.method, len(reactions), share)

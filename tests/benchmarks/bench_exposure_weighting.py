@@ -24,7 +24,13 @@ from models.evaluation.metrics import Float64
 from models.histories import Float32, Histories
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
-from models.training.exposure_weights import PlaceLooks, effective_share, inverse_looks
+from models.training.exposure_weights import (
+    PlaceLooks,
+    effective_share,
+    inverse_looks,
+    looks_at_items,
+    without_chance,
+)
 from models.training.loop import fit
 
 NUM_ITEMS, LISTS_PER_USER, DAY = 500, 30, 88
@@ -101,7 +107,7 @@ def measure(bias: Bias, num_users: int, epochs: int, seed: int) -> Measured:
     row, at = np.nonzero(lists.is_taken)
     item = (lists.item[row, at] + 1).astype(np.int32)
     of_each: Float64 = looks[at] * lists.propensity[row, at]
-    looked = np.bincount(lists.item.ravel() + 1, looks[place], NUM_ITEMS + 1)
+    looked = without_chance(looks_at_items(lists.item.ravel() + 1, looks[place], NUM_ITEMS))
     ends = np.cumsum(np.bincount(user[row], minlength=num_users))
     starts = np.concatenate(([0], ends[:-1]))
     time = (row * places + at).astype(np.int64) * 1_000_000

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from models.training import exposure_weights
-from models.training.exposure_weights import PlaceLooks, effective_share, inverse_looks
+from models.training.exposure_weights import (
+    PlaceLooks,
+    effective_share,
+    inverse_looks,
+    looks_at_items,
+    without_chance,
+)
 
 LOOKS = np.array([1, 0.5, 0.2])
 
@@ -52,3 +58,18 @@ def test_weights_are_inverse_looks_with_a_mean_of_1_and_a_bound() -> None:
     seldom = inverse_looks(np.repeat([1, 2], [1, 9_999]), np.array([0.0, 1.0, 1e6]))
     assert seldom[[0, 1]] == pytest.approx(expected, rel=1e-5)
     assert len(inverse_looks(np.zeros(0, np.int64), np.ones(1))) == 0
+
+
+def test_differences_by_chance_are_none() -> None:
+    random = np.random.default_rng(3)
+    item = random.integers(1, 501, 300_000)
+    alike = without_chance(looks_at_items(item, np.ones(len(item)), 500))
+    assert alike[0] == 0
+    assert alike[1:].std() < 0.5 * np.bincount(item)[1:].std()
+    # by pencil: looks of 2, 6 and 10, each the sum of ones: variance 32 / 3, of which 6 is chance
+    items = np.repeat([1, 2, 4], [2, 6, 10])
+    found = without_chance(looks_at_items(items, np.ones(18), 4))
+    kept = 1 - 6 / (32 / 3)
+    assert found == pytest.approx([0, 6 - 4 * kept, 6, 0, 6 + 4 * kept])
+    assert without_chance(np.zeros((2, 3))).tolist() == [0, 0, 0]
+    assert without_chance(looks_at_items(np.array([1]), np.ones(1), 1)).tolist() == [0, 1]

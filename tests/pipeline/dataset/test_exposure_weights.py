@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from models.encoder.batching import BatchPlan
+from models.training.exposure_weights import without_chance
 from pipeline.dataset.exposure_weights import EventWeights
 from tests.factories import jagged
 from tests.pipeline.dataset.test_exposed_lists import DAY, HISTORIES, HOUR, dataset_in
@@ -23,11 +24,13 @@ def test_reactions_weigh_the_inverse_of_their_items_looks(tmp_path: Path) -> Non
     dataset = dataset_in(tmp_path, WHOLE)
     found = EventWeights.of(dataset, np.array([4, 7]), HOUR)
     assert found is not None
-    # places 1 and 2 are looked at alike only if as much is taken there of the same items
     looks = [*found.looks, 1.0]
     shown = {1: [0, 0, 0, 1, 0, -1, 0], 2: [1, 1, 0, 1, 1, 0, -1, 2]}
-    looked = {item: sum(looks[place] for place in places) for item, places in shown.items()}
-    raw = np.array([1 / looked[1], 1 / looked[2], 1 / looked[2]])
+    shown[3] = [0, -1, 0]
+    looked = np.zeros((2, 4))
+    for item, places in shown.items():
+        looked[:, item] = [sum(looks[place] ** power for place in places) for power in (1, 2)]
+    raw = 1 / without_chance(looked)[[1, 2, 2]]
     assert found.weight[[1, 2, 5]] == pytest.approx(raw / raw.mean(), rel=1e-5)
     assert found.weight[[0, 3, 4, 6]].tolist() == [1] * 4
     assert (found.num_reactions, found.method) == (3, "items")
