@@ -125,3 +125,15 @@ def test_requests_without_targets_have_lists(tmp_path: Path) -> None:
     )
     assert ranks.lists.tolist() == [[2, 3]] * 4
     assert len(ranks.rank) == 0
+
+
+def test_without_a_list_that_counts_the_reasons_alone_are_kept(tmp_path: Path) -> None:
+    dataset = dataset_in(tmp_path)
+    file = tmp_path / "exposures" / "propensity.npy"
+    np.save(file, np.full_like(np.load(file), np.nan))
+    report = evaluation_report({MODEL: {"ndcg@2": 0.5}})
+    found = off_policy.with_estimates(report, config(), dataset, tmp_path, lambda *_: {})
+    assert found.off_policy is None
+    assert found.off_policy_lists is not None
+    assert (found.off_policy_lists.lists, found.off_policy_lists.reactions) == (0, 0.0)
+    assert found.off_policy_lists.left_out["without_propensity"] == 6
