@@ -76,7 +76,7 @@ def _looks(group: Int64, place: Int64, is_taken: NDArray[np.bool_], num_places: 
     return np.maximum(looks, _LEAST_LOOKS)
 
 
-def looks_at_items(item: Int64, looks: Float64, num_items: int) -> Float64:
+def looks_at_items(item: NDArray[np.integer], looks: Float64, num_items: int) -> Float64:
     """[2, num_items + 1] sums over the exposures [e] of items, of looks at them [e] and of their squares."""
     return np.stack([np.bincount(item, part, num_items + 1) for part in (looks, np.square(looks))])
 
@@ -93,7 +93,7 @@ def without_chance(looked: Float64) -> Float64:
         return looks
     mean, variance = looks[is_shown].mean(), looks[is_shown].var()
     kept = 1 - min(1.0, squares[is_shown].mean() / variance) if variance > 0 else 0.0
-    return np.where(is_shown, mean + kept * (looks - mean), 0.0)
+    return np.asarray(np.where(is_shown, mean + kept * (looks - mean), 0.0))
 
 
 def inverse_looks(item: Int64, looks: Float64) -> Float32:
