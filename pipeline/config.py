@@ -20,13 +20,13 @@ from features.settings import (
     EventSettings,
     HistorySettings,
     ItemSettings,
-    SimulationSettings,
     SplitSettings,
     UserSettings,
 )
+from features.simulation_settings import SimulationSettings
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
-from models.settings.outcomes import OutcomeSettings, check_order, check_utility
+from models.settings.outcomes import OutcomeSettings, check_order, check_outcomes
 from models.settings.ranker import RankerSettings
 from models.settings.training import TrainSettings, check_together
 from pipeline.errors import ConfigError, command_line
@@ -134,14 +134,16 @@ class Config(Section):
     def _exposures_fit_the_log(self) -> "Config":
         if self.exposures is not None:
             self.exposures.log(self.events)  # checks itself
+        elif self.train.exposure_weighting != "off":
+            raise ValueError(
+                f"train.exposure_weighting: received {self.train.exposure_weighting!r} without [exposures], expected a section "
+                "with the log of what was shown; without one, 'off'"
+            )
         return self
 
     @pydantic.model_validator(mode="after")
     def _outcomes_are_learned(self) -> "Config":
-        if self.outcomes is not None:
-            self.outcomes.check_types(self.events.types or {})
-        if self.utility is not None:
-            check_utility(self.utility, [] if self.outcomes is None else self.outcomes.types)
+        check_outcomes(self.outcomes, self.utility, self.events.types or {})
         check_order(self.score.order, self.utility, self.ranker.use)
         return self
 

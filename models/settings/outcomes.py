@@ -33,6 +33,16 @@ class OutcomeSettings:
                 )
 
 
+def check_outcomes(
+    outcomes: OutcomeSettings | None, utility: Utilities | None, weights: Mapping[str, float]
+) -> None:
+    """Raise ValueError for outcomes and utilities that make no sense. weights: of `events.types`, empty without any."""
+    if outcomes is not None:
+        outcomes.check_types(weights)
+    if utility is not None:
+        check_utility(utility, [] if outcomes is None else outcomes.types)
+
+
 def check_utility(utility: Utilities, learned: Sequence[str]) -> None:
     """Raise ValueError for the utility of an outcome that is not learned, and for one that is no amount."""
     for name, worth in utility.items():

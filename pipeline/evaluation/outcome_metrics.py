@@ -23,7 +23,8 @@ from pipeline.dataset.protocol import Protocol
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.evaluated_targets import Evaluation
 from pipeline.evaluation.metrics_report import MetricSettings, with_metrics
-from pipeline.evaluation.report import EvaluationReport, OutcomeOrders, OutcomeQuality
+from pipeline.evaluation.outcome_quality import OutcomeOrders, OutcomeQuality
+from pipeline.evaluation.report import EvaluationReport
 
 MAX_LISTS = 20_000
 """Lists measured, a sample of the requests."""

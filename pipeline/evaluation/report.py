@@ -14,6 +14,7 @@ from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDiffere
 from models.ranking.calibration_quality import CalibrationQuality
 from pipeline.artifacts.files import write_json
 from pipeline.errors import DamagedArtifact
+from pipeline.evaluation.outcome_quality import OutcomeOrders, OutcomeQuality
 from pipeline.sections import MODEL
 
 if TYPE_CHECKING:
@@ -212,58 +213,53 @@ def _loss(difference: Difference, whole: float) -> str:
 
 
 @dataclass(frozen=True)
-class OutcomeQuality:
-    """Quality of the predictions of one outcome, over the candidates of the test's lists."""
+class OffPolicyValue(Bounded):
+    """Mean reactions per list that a system would have had, by one estimator."""
 
-    candidates: int
-    positives: int
-    auc: float | None
-    """None where all candidates have the same label."""
-    log_loss: float
-    """nats"""
-    base_log_loss: float
-    """Log loss of the outcome's own rate among these candidates"""
-    calibration_error: float
-    """As in `CalibrationQuality`"""
-    mean_probability: float
-    values: int = 0
-    """Positives with a value, where the value is predicted"""
-    value_error: float | None = None
-    """Root mean squared error of the predicted value, in the log's unit"""
-    base_value_error: float | None = None
-    """That of the mean value of these positives"""
+    effective_sample: float
+    """Kish's size of the weights, in lists."""
+
+    def __str__(self) -> str:
+        """`0.6110 [0.5000, 0.7000]`."""
+        return str(Estimate(self.value, self.low, self.high))
 
 
 @dataclass(frozen=True)
-class OutcomeOrders:
-    """Lists in the order of the next item and of expected utility, on the same requests with something taken."""
+class OffPolicyRefused:
+    """An estimator without a number."""
 
-    requests: int
+    refused: str
+    """Reason"""
+
+    def __str__(self) -> str:
+        return "refused"
+
+
+OffPolicyEstimate = OffPolicyValue | OffPolicyRefused
+OFF_POLICY_SHOWN = {
+    "dm": "predicted reactions",
+    "snips_place": "by place",
+    "dr_place": "by place, with predictions",
+    "snips_cascade": "by the places above",
+    "snips_list": "by the whole list",
+}
+"""Estimators in tables -> their names there; metrics.json has all."""
+
+
+@dataclass(frozen=True)
+class ShownLists:
+    """Exposed lists of the test period from which systems are judged."""
+
+    lists: int
     users: int
-    metrics: Mapping[str, Values]
-    """`next` and `utility` -> `ndcg@k` and realised `utility@k`"""
-    intervals: Mapping[str, Intervals]
-    paired: Mapping[str, Difference]
-    """Metric -> the order of utility minus that of the next item"""
-
-    def value(self, order: str, metric: str) -> Estimate:
-        """Value and interval of a metric; raises KeyError where it was not measured."""
-        return _estimate(self.metrics, self.intervals, order, metric)
-
-    @property
-    def sentence(self) -> str:
-        """Relevance that a percent of utility costs."""
-        ndcg, utility = (
-            next(name for name in self.paired if name.startswith(own)) for own in ("ndcg", "utility")
-        )
-        gained, lost = (
-            self.paired[name].difference / self.metrics["next"][name] if self.metrics["next"][name] else 0.0
-            for name in (utility, ndcg)
-        )
-        if self.paired[utility].low <= 0:
-            return "The order of utility shows no more utility than that of the next item."
-        price = f"{-lost / gained:.2f} % of {ndcg}" if lost < 0 else f"no {ndcg}"
-        return f"The order of utility brings {gained:.1%} more utility; each percent of it costs {price}."
+    places: int
+    """First places of a list that count."""
+    reactions: float
+    """Mean per list of what was shown."""
+    clip: float | None
+    """Largest weight; None: none is clipped."""
+    left_out: Mapping[str, int]
+    """Reason -> lists of the test period that do not count."""
 
 
 @dataclass(frozen=True)
@@ -350,6 +346,9 @@ class EvaluationReport:
     """None without outcomes or utilities."""
     stale: Staleness | None = None
     """Metric by age of model and lists; None without `evaluate.stale_days`."""
+    off_policy: Mapping[str, Mapping[str, OffPolicyEstimate]] | None = None
+    """System -> estimator (`snips_place`) -> mean reactions per list; None without exposures with propensities."""
+    off_policy_lists: ShownLists | None = None
     learning_curve: Sequence[LearningPoint] | None = None
     rolling: Rolling | None = None
 
@@ -402,6 +401,7 @@ class EvaluationReport:
             intervals=_without(self.intervals, dropped),
             differences=_without(self.differences, dropped),
             tuning=_without(self.tuning, dropped),
+            off_policy=None if self.off_policy is None else _without(self.off_policy, dropped),
         )
 
     def save(self, folder: Path) -> None:

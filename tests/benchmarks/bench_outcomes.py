@@ -50,7 +50,8 @@ from pipeline.evaluation import outcome_metrics  # noqa: E402
 from pipeline.evaluation.metrics_report import MetricSettings  # noqa: E402
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items  # noqa: E402
 from pipeline.evaluation.outcome_metrics import HeldOutLists  # noqa: E402
-from pipeline.evaluation.report import OutcomeOrders  # noqa: E402
+from pipeline.evaluation.outcome_quality import OutcomeOrders  # noqa: E402
+from pipeline.evaluation.report import Estimate  # noqa: E402
 from pipeline.modelling.trainer import Trainer  # noqa: E402
 from pipeline.stages import rank  # noqa: E402
 from tests.benchmarks.bench_dislikes import features_of  # noqa: E402
@@ -207,8 +208,10 @@ def show_orders(orders: OutcomeOrders) -> None:
     names = list(orders.paired)
     print(f"\n{orders.requests:,} user-nights with something taken, of {orders.users:,} users\n")
     print(f"| order | {' | '.join(names)} |\n| --- |{' --- |' * len(names)}")
-    for order in orders.metrics:
-        print(f"| {order} | {' | '.join(str(orders.value(order, name)) for name in names)} |")
+    for order, own in orders.metrics.items():
+        print(
+            f"| {order} | {' | '.join(str(Estimate(own[name], *orders.intervals[order][name])) for name in names)} |"
+        )
     differences = (
         f"{own.difference:+.4f} [{own.low:+.4f}, {own.high:+.4f}]" for own in orders.paired.values()
     )

@@ -13,7 +13,8 @@ from models.ranking.predictions import Predictions
 from models.ranking.training import Retrieved
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.outcome_metrics import HeldOutLists, _quality, _realised, orders
-from pipeline.evaluation.report import EvaluationReport, OutcomeOrders
+from pipeline.evaluation.outcome_quality import OutcomeOrders
+from pipeline.evaluation.report import EvaluationReport
 from tests.evaluation_reports import evaluation_report
 
 NAN = float("nan")
