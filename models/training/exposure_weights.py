@@ -87,7 +87,8 @@ def without_chance(looked: Float64) -> Float64:
     looked: as `looks_at_items` gives it. Items that are shown alike differ by chance alone, by the variance of a sum of draws:
     the sum of their squares. Shrinkage of Efron and Morris (1973), "Stein's Estimation Rule and Its Competitors".
     """
-    looks, squares = looked
+    looks: Float64 = looked[0]
+    squares: Float64 = looked[1]
     is_shown = looks > 0
     if not is_shown.any():
         return looks
