@@ -12,6 +12,7 @@ from models.ranking.ranker import SecondStage
 from pipeline.artifacts.files import read_json
 from pipeline.dataset import item_features
 from pipeline.dataset.dataset import Dataset
+from pipeline.modelling import ranker_columns
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -51,11 +52,20 @@ def ranker_numbering(rank: Path, numbering: ItemNumbering) -> ItemNumbering:
 
 
 def opened(
-    config: "Config", dataset: Dataset, rank: Path, training: Histories, numbering: ItemNumbering
+    config: "Config",
+    dataset: Dataset,
+    ingest: Path,
+    rank: Path,
+    training: Histories,
+    numbering: ItemNumbering,
 ) -> SecondStage | None:
-    """Second stage behind the encoder that learned from `training`; None where stage rank trained no ranker."""
+    """Second stage behind the encoder that learned from `training`; None where stage rank trained no ranker.
+
+    ingest, rank: artifacts of these stages.
+    """
     if not trained(rank):
         return None
     ranker = checkpoint.load_ranker(rank, pick_device())
     own = ranker_numbering(rank, numbering).new
-    return SecondStage(ranker, statistics(config, dataset, training, numbering), own)
+    columns = ranker_columns.tables_of(rank, ingest, dataset, numbering)
+    return SecondStage(ranker, statistics(config, dataset, training, numbering), own, columns)

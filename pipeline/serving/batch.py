@@ -297,7 +297,7 @@ class Scorer:
         offsets, in_log = self.log.histories.offsets, index >= 0
         starts = np.where(in_log, offsets[index], 0)
         ends = np.where(in_log, self.log.ends[index], 0)
-        whole = rows(self.log.histories, starts, ends).compact()
+        whole = replace(rows(self.log.histories, starts, ends).compact(), user=index)
         whole = whole.with_types(self.log.types)
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
@@ -355,7 +355,8 @@ def with_current_log(
     segment = _segment(bundle, ingest, log.users)
     bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
     has_counts = is_counted or bundle.second_stage is not None
-    return (bundle.counting(log.known) if has_counts else bundle), log
+    bundle = bundle.counting(log.known) if has_counts else bundle
+    return bundle.reading_columns(ingest, log.users), log
 
 
 def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:

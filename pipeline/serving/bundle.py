@@ -8,7 +8,8 @@ evaluated/, deployed/        model.safetensors, config.json: evaluated weights, 
                              baseline saves ("system" in bundle.json), fitted on the training events, and on all
 index/                       FAISS over the deployed item vectors; not with a baseline
 ranker/                      second stage and its calibration, where it was better; deployed/ and evaluated/ then have
-                             statistics/ and ranker_items.npy, the ranker's statistics and numbers of their items
+                             statistics/ and ranker_items.npy, the ranker's statistics and numbers of their items, and
+                             column_users.npy, column_items.npy where it reads columns (ranker/columns.json)
 content/                     content features of the deployed items, and their encoder
 content_map.safetensors      map from content features to item vectors, where the model reads no content (new_item_catalogue.py)
 catalogue/                   items known by their content alone, and their features
@@ -48,6 +49,7 @@ from pipeline.artifacts.files import (
 )
 from pipeline.dataset.item_features import comparison_vectors
 from pipeline.errors import DamagedArtifact
+from pipeline.modelling.ranker_columns import RankerColumns
 from pipeline.serving import bundle_baseline, bundle_ranker, event_lists, popularity_fallback
 from pipeline.serving.catalogue import Added, categories_of, compared_by_content
 from pipeline.serving.event_lists import EventList
@@ -154,7 +156,8 @@ class Bundle:
 
     def histories_at(self, request: Request) -> Histories:
         """Histories of `users`, in the deployed numbering, up to a request and with its time."""
-        return with_request_time(request.known(self._saved), request.time)
+        known = replace(request.known(self._saved), user=np.arange(self._saved.num_users))
+        return with_request_time(known, request.time)
 
     @cached_property
     def popularity(self) -> Popularity:
@@ -213,6 +216,14 @@ class Bundle:
         if (stage := self.second_stage) is None:
             return self
         return replace(self, counted_stage=stage.counting(histories, bundle_ranker.HORIZON_DAYS))
+
+    def reading_columns(self, ingest: Path, users: pl.Series) -> "Bundle":
+        """The same bundle, its ranker's columns from the tables of an ingest artifact, histories' users numbered as `users`."""
+        stage = self.second_stage
+        if stage is None or stage.columns is None:
+            return self
+        columns = RankerColumns.load(self.folder / bundle_ranker.FOLDER)
+        return replace(self, counted_stage=stage.reading(columns.tables(ingest, users, self.items.ids)))
 
     def counting_until(
         self, request: Request, histories: JaggedHistories, mapping: Int32, segment: pl.Series | None
@@ -278,7 +289,9 @@ class Bundle:
         ends = np.where(index >= 0, known.ends, known.starts)
         own = self._segment_of_users
         codes = np.zeros(len(self.users), np.int64) if own is None else self.popularity.codes(own)
-        return replace(known, ends=ends), np.where(index >= 0, codes[np.maximum(index, 0)], 0)
+        return replace(known, ends=ends, user=index.astype(np.int64)), np.where(
+            index >= 0, codes[np.maximum(index, 0)], 0
+        )
 
     def recommend_item_lists(
         self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool | None = None

@@ -229,7 +229,8 @@ def _systems(
     if nightly and config.score.new_items:
         numbering = with_unlearned_items(numbering, dataset)
     training = part.training.translate(part.learned.inverse().compose(numbering).new)
-    stage = second_stage.opened(config, dataset, ctx.inputs["rank"], training, numbering)
+    ingest, rank = (ctx.inputs[name] for name in ("ingest", "rank"))
+    stage = second_stage.opened(config, dataset, ingest, rank, training, numbering)
     if stage is None:
         return systems
     if nightly:

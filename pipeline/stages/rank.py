@@ -1,5 +1,6 @@
 """Stage rank: the second stage, trained on retrieved candidates for validation targets unseen by the retriever."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from models import checkpoint
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.ranking.calibration import calibrate
+from models.ranking.column_choice import choose_columns, given_columns
 from models.ranking.features import DISLIKE_FEATURES, FEATURES
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
@@ -22,7 +24,8 @@ from pipeline.dataset.dataset import rows
 from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.errors import LookbackError
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
-from pipeline.modelling import second_stage
+from pipeline.modelling import ranker_columns, second_stage
+from pipeline.modelling.ranker_columns import RankerColumns
 from pipeline.modelling.trainer import selection_folder
 from pipeline.orchestration.context import Context
 
@@ -33,7 +36,9 @@ MIN_USERS = 20
 
 
 def build(ctx: Context) -> None:
-    """Write ranker.json; with a trained ranker also ranker.safetensors, ranker_config.json, items.npy, ranker_history.parquet."""
+    """Write ranker.json; with a trained ranker also ranker.safetensors, ranker_config.json, items.npy, ranker_history.parquet,
+    and columns.json where it reads columns.
+    """
     settings = ctx.config.ranker
     if settings.use == "never":
         _without(ctx, "ranker.use is never: the order of retrieval stands")
@@ -41,7 +46,7 @@ def build(ctx: Context) -> None:
     folder = selection_folder(ctx.inputs["train"])
     encoder = checkpoint.load_model(folder, pick_device())
     numbering = ItemNumbering.load(folder / "items.npy")
-    stage, retrieved = _prepared(ctx, encoder, numbering)
+    stage, retrieved, own = _prepared(ctx, encoder, numbering)
     num_lists = int(retrieved.is_hit.sum())
     num_users = len(np.unique(retrieved.user[retrieved.is_active]))
     if num_lists < MIN_LISTS or num_users < MIN_USERS:
@@ -56,12 +61,12 @@ def build(ctx: Context) -> None:
             )
         _without(ctx, f"{reason}: the order of retrieval stands")
         return
-    fitted = fit_ranker(stage, retrieved, ctx.config.seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch))
+    fitted, columns = _fitted(ctx, stage, retrieved, own)
     numbering.save(ctx.folder / "items.npy")
     pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
         ctx.folder / "ranker_history.parquet"
     )
-    _report(ctx, fitted, retrieved, num_lists)
+    _report(ctx, fitted, retrieved, num_lists, columns)
     checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
 
 
@@ -71,8 +76,42 @@ def _without(ctx: Context, reason: str) -> None:
     ctx.summary(reason)
 
 
-def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple[SecondStage, Retrieved]:
-    """Untrained ranker behind the encoder of the training part, and its candidates for requests of the validation part.
+def _fitted(
+    ctx: Context, stage: SecondStage, retrieved: Retrieved, numbering: ItemNumbering
+) -> tuple[RankerFit, dict[str, Any] | None]:
+    """Train the ranker, on the columns of `ranker.columns` too; returns the figures of their choice, None where none is set.
+
+    numbering: items of the dataset -> those of `stage`. Writes columns.json where columns are taken.
+    """
+    setting, seed = ctx.config.ranker.columns, ctx.config.seed
+    if not setting:
+        return fit_ranker(stage, retrieved, seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch)), None
+    ingest, dataset = ctx.inputs["ingest"], ctx.dataset
+    columns, left_out = RankerColumns.fit(ctx.config, dataset, ingest)
+
+    def fit(labels: Sequence[str]) -> RankerFit:
+        chosen, own = columns.select(labels), stage
+        if labels:
+            torch.manual_seed(seed)
+            ranker = stage.ranker.reading(chosen.embeddings(len(stage.ranker.features)))
+            tables = ranker_columns.tables(chosen, ingest, dataset, numbering)
+            own = SecondStage(ranker, stage.statistics, stage.own, tables)
+        return fit_ranker(own, retrieved, seed, on_epoch=lambda epoch: ctx.epoch(_values(epoch), epoch.epoch))
+
+    choose = choose_columns if setting == "auto" else given_columns
+    choice = choose(fit, columns.places, retrieved, seed)
+    for epoch in choice.fit.history[1:]:
+        _log_epoch(ctx, epoch)
+    if choice.taken:
+        columns.select(choice.taken).save(ctx.folder)
+    return choice.fit, {"setting": setting, "left_out": left_out, **choice.as_dict()}
+
+
+def _prepared(
+    ctx: Context, encoder: Encoder, numbering: ItemNumbering
+) -> tuple[SecondStage, Retrieved, ItemNumbering]:
+    """Untrained ranker behind the encoder of the training part, its candidates for requests of the validation part, and the
+    numbering from items of the dataset to those of both.
 
     At nights new items are recommended as in scoring, and the item statistics reach up to the test, as each request reads the
     events before it alone; users who take nothing have lists too, so that probabilities are those of any list delivered.
@@ -107,11 +146,12 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
     lists = targets.histories, items, scores
     retrieved = Retrieved.of(*lists, targets.item, targets.request, targets.user, night)
     if dataset.histories.dislikes is None:
-        return stage, retrieved
+        return stage, retrieved, numbering
     dislikes = targets_of(config, dataset, "validation", numbering, trained=trained, dislikes=True)
     time = np.asarray(dataset.histories.time[dislikes.position])
     weight = dataset.histories.dislikes[dataset.histories.event_type[dislikes.position]]
-    return stage, retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
+    disliked = retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
+    return stage, disliked, numbering
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:
@@ -121,15 +161,21 @@ def _directions(encoder: Encoder) -> torch.Tensor:
     return vectors
 
 
+def _values(epoch: RankerEpoch) -> dict[str, float]:
+    return {"ranker/loss": epoch.loss, "ranker/held_out_ndcg@10": epoch.ndcg}
+
+
 def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
-    values = {"ranker/loss": epoch.loss, "ranker/held_out_ndcg@10": epoch.ndcg}
+    values = _values(epoch)
     ctx.epoch(values, epoch.epoch)
     for name, value in values.items():
         ctx.track.metric(name, value, epoch.epoch)
 
 
-def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int) -> None:
-    """Calibrate on held-out users; write ranker.json, metrics to track, one line."""
+def _report(
+    ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int, columns: dict[str, Any] | None
+) -> None:
+    """Calibrate on held-out users; write ranker.json, metrics to track, one line. columns: figures of their choice."""
     held_out = retrieved.select(fitted.held_out)
     days = ctx.protocol.horizon_days
     calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed, days=days)
@@ -150,6 +196,8 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
         | calibrated,
         "calibration": calibration.as_dict(),
     }
+    if columns is not None:
+        facts["columns"] = columns
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)
     ctx.manifest["rows_left_out"] = {"target_not_retrieved": len(retrieved) - num_lists}
@@ -161,4 +209,5 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
     ctx.summary(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "
         f"users' NDCG@10 {two_stage:.4f}, of retrieval alone {retrieval:.4f}; log loss {calibrated['log_loss']:.4f}"
+        + ("" if columns is None else f"; {ranker_columns.sentence(columns)}")
     )
