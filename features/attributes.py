@@ -151,6 +151,6 @@ def _as_numbers(column: pl.Series) -> pl.Series:
 
 def _edges(numbers: pl.Series) -> tuple[float, ...]:
     """Upper ends of the quantile bins of distinct ends, but for the last one."""
-    known = numbers.to_numpy()
-    ends = np.unique(np.quantile(known, np.arange(1, NUM_BINS) / NUM_BINS, method="inverted_cdf"))
-    return tuple(float(end) for end in ends[ends < known.max()])
+    known = np.sort(numbers.to_numpy())
+    ends = np.unique(known[-(-len(known) * np.arange(1, NUM_BINS) // NUM_BINS) - 1])
+    return tuple(float(end) for end in ends[ends < known[-1]])

@@ -6,18 +6,15 @@ user's and an item's columns. A value is a number from 1 within all columns of i
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.histories import Histories, Int32, Int64
 from models.shapes import Float, Int
-
-if TYPE_CHECKING:
-    from models.ranking.ranker import Lists
 
 DIM = 8
 """Embedding dimension of a value."""
@@ -72,7 +69,7 @@ class ColumnPlaces:
 
 
 def column_values(
-    tables: ColumnTables | None, histories: Histories, items: Int32, past: Int64
+    tables: ColumnTables | None, histories: Histories, items: Int32, past: NDArray[np.integer]
 ) -> tuple[Int32, Int32, Int32]:
     """Values [r, su] of the rows' users, [r, n, si] of candidates [r, n] and [r, l, si] of past items [r, l], 0: padding."""
     if tables is None:
@@ -117,14 +114,17 @@ class ColumnEmbeddings(nn.Module):
         return 5 * DIM
 
     def forward(
-        self, lists: "Lists", features: Float[Tensor, "r n f"], presence: Float[Tensor, "r p l"] | None
+        self,
+        user_values: Int[Tensor, "r su"],
+        item_values: Int[Tensor, "r n si"],
+        past_values: Int[Tensor, "r l si"],
+        weights: Float[Tensor, "r p l"],
+        features: Float[Tensor, "r n f"],
     ) -> tuple[Float[Tensor, "r n d"], ...]:
-        """The five parts [r, n, d]; features: standardised; presence: as in `Ranker.forward`."""
-        user = self._sum(self.of_user, self.unseen_user, lists.user_values).unsqueeze(1)
-        item = self._sum(self.of_item, self.unseen_item, lists.item_values)
-        past = self._sum(self.of_item, self.unseen_item, lists.past_values)
-        weights = lists.past_there.unsqueeze(1).to(past.dtype)
-        weights = weights if presence is None else weights * presence
+        """The five parts [r, n, d]; weights: of the latest interactions in h; features: standardised."""
+        user = self._sum(self.of_user, self.unseen_user, user_values).unsqueeze(1)
+        item = self._sum(self.of_item, self.unseen_item, item_values)
+        past = self._sum(self.of_item, self.unseen_item, past_values)
         mean = (weights @ past) / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(past.dtype).tiny)
         user, mean = user.expand_as(item), mean.expand_as(item)
         return user, item, mean, user * (item + self.of_features(features)), mean * item

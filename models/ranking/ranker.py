@@ -148,13 +148,25 @@ class Ranker(nn.Module):
             followed = followed * functional.pad(gate, (0, LATEST - gate.shape[-1]), value=1.0)
         followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
         attended = self._attention(lists, presence) if self.settings.item_vectors else ()
-        known = () if self.columns is None else self.columns(lists, features, presence)
+        known = () if self.columns is None else self._known(self.columns, lists, features, presence)
         joined = torch.cat([*attended, *known, followed, features], -1)
         if self.settings.hidden:
             joined = self.dropout(functional.gelu(self.hidden(joined)))
         added = self.last(joined).squeeze(-1)
         scores: Tensor = lists.features[..., self.retrieval_score] + features @ self.linear + added
         return scores.masked_fill(~lists.there, -torch.inf)
+
+    @staticmethod
+    def _known(
+        columns: ColumnEmbeddings, lists: Lists, features: Tensor, presence: Tensor | None
+    ) -> tuple[Float[Tensor, "r n d"], ...]:
+        """Parts of the columns."""
+        weights = lists.past_there.unsqueeze(1).to(features.dtype)
+        weights = weights if presence is None else weights * presence
+        parts: tuple[Tensor, ...] = columns(
+            lists.user_values, lists.item_values, lists.past_values, weights, features
+        )
+        return parts
 
     def _attention(self, lists: Lists, presence: Tensor | None) -> tuple[Float[Tensor, "r n d"], ...]:
         """Candidates' vectors, the history as seen by the activation unit, their product, and the attended history."""

@@ -1,6 +1,7 @@
 """Cautions about an evaluation: reasons why its headline may mislead."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ TIED_SHARE = 0.2
 """Share of neighbouring events of one visit above which an order within visits decides."""
 USER_SHARE = 0.5
 """Share of requests of a single user above which the metrics describe that user."""
+TELLING_SHARE = 0.5
+"""Share of the ranker's NDCG@10 lost by shuffling a column, above which the column may know the targets."""
 
 
 def cautions(
@@ -28,10 +31,12 @@ def cautions(
     kind: str,
     ties: str,
     masked_by: str,
+    columns: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
     """Reasons why the metrics of `targets` may mislead, each as `fact: consequence`.
 
-    `every`: with cold targets; `kind`: of the targets; `masked_by`: key of the configuration that leaves out seen items.
+    `every`: with cold targets; `kind`: of the targets; `masked_by`: key of the configuration that leaves out seen items;
+    `columns`: figures of the ranker's columns in ranker.json.
     """
     masked = _masked(every, masked_by, is_of_nights=is_nightly(kind))
     return (
@@ -40,6 +45,7 @@ def cautions(
         *_tied(facts, kind, ties),
         *_narrow(targets, kind),
         *_rising(training),
+        *_telling(columns or {}),
     )
 
 
@@ -90,6 +96,17 @@ def _narrow(targets: RankedTargets, kind: str) -> Iterator[str]:
         yield f"one user has {most / targets.num_requests:.0%} of the {unit(kind)}: the metrics describe that user"
     if not targets.warm.any():
         yield "every target is on an item unseen in training, or without a history: the metrics describe cold starts alone"
+
+
+def _telling(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Cautions about columns without which the ranker loses most of its quality."""
+    for label in columns.get("taken", ()):
+        share = columns["importance"][label] / max(columns["ndcg@10"], 1e-9)
+        if share > TELLING_SHARE:
+            yield (
+                f"column {label} carries {share:.0%} of the ranker's NDCG@10: its table may know what users took later; look at "
+                "what fills it, or name other columns in ranker.columns"
+            )
 
 
 def _rising(training: TrainingFacts) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The second stage against retrieval alone, on the same targets."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from models.evaluation import metrics
@@ -12,6 +13,7 @@ from pipeline.config import Config
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.report import SecondStageGain
+from pipeline.modelling.ranker_columns import sentence
 from pipeline.modelling.second_stage import DESCRIPTION, RETRIEVAL, TWO_STAGE
 
 
@@ -49,9 +51,12 @@ def decide(
     config: Config, rank: Path, stages: Mapping[str, SystemRanks], targets: RankedTargets
 ) -> SecondStageGain:
     """Decision on the second stage, by its difference from retrieval alone on the targets; rank: artifact of stage rank."""
+    facts = read_json(rank / DESCRIPTION)
     if TWO_STAGE not in stages:
-        reason = read_json(rank / DESCRIPTION)["reason"]
-        return SecondStageGain(False, config.ranker.use, reason)
+        return SecondStageGain(False, config.ranker.use, facts["reason"])
     settings = MetricSettings(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
     metric = f"ndcg@{settings.list_length}"
-    return compare_with_retrieval(stages, targets, settings, config.ranker.use, metric)
+    gain = compare_with_retrieval(stages, targets, settings, config.ranker.use, metric)
+    if "columns" not in facts:
+        return gain
+    return replace(gain, reason=f"{gain.reason}; {sentence(facts['columns'])}")

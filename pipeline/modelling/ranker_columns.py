@@ -32,7 +32,7 @@ class RankerColumns:
 
     @classmethod
     def fit(cls, config: "Config", dataset: Dataset, ingest: Path) -> tuple["RankerColumns", dict[str, str]]:
-        """Fit the columns of `ranker.columns` on users and items of the training part; returns why each unusable one is left out."""
+        """Fit the columns of `ranker.columns` on users and items of the training part; returns why unusable ones are left out."""
         training = dataset.training_rows(with_validation=False)
         split, histories = dataset.split, dataset.histories
         trained = {

@@ -1,5 +1,6 @@
 """Ranker of stage rank behind any retrieving encoder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,18 +55,18 @@ def ranker_numbering(rank: Path, numbering: ItemNumbering) -> ItemNumbering:
 def opened(
     config: "Config",
     dataset: Dataset,
-    ingest: Path,
-    rank: Path,
+    artifacts: Mapping[str, Path],
     training: Histories,
     numbering: ItemNumbering,
 ) -> SecondStage | None:
     """Second stage behind the encoder that learned from `training`; None where stage rank trained no ranker.
 
-    ingest, rank: artifacts of these stages.
+    artifacts: folders of the stages ingest and rank, by name.
     """
+    rank = artifacts["rank"]
     if not trained(rank):
         return None
     ranker = checkpoint.load_ranker(rank, pick_device())
     own = ranker_numbering(rank, numbering).new
-    columns = ranker_columns.tables_of(rank, ingest, dataset, numbering)
+    columns = ranker_columns.tables_of(rank, artifacts["ingest"], dataset, numbering)
     return SecondStage(ranker, statistics(config, dataset, training, numbering), own, columns)

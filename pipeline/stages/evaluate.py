@@ -229,8 +229,7 @@ def _systems(
     if nightly and config.score.new_items:
         numbering = with_unlearned_items(numbering, dataset)
     training = part.training.translate(part.learned.inverse().compose(numbering).new)
-    ingest, rank = (ctx.inputs[name] for name in ("ingest", "rank"))
-    stage = second_stage.opened(config, dataset, ingest, rank, training, numbering)
+    stage = second_stage.opened(config, dataset, ctx.inputs, training, numbering)
     if stage is None:
         return systems
     if nightly:
@@ -368,6 +367,7 @@ def _with_parts(
 
 def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
     """Reasons why the metrics may mislead."""
+    section = "score" if ctx.config.evaluate.exclude_seen is None else "evaluate"
     return cautions(
         evaluation.targets,
         evaluation.every_target,
@@ -375,9 +375,8 @@ def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
         TrainingFacts.load(ctx.inputs["train"]),
         kind=ctx.protocol.headline,
         ties=ctx.protocol.ties,
-        masked_by="score.exclude_seen"
-        if ctx.config.evaluate.exclude_seen is None
-        else "evaluate.exclude_seen",
+        masked_by=f"{section}.exclude_seen",
+        columns=read_json(ctx.inputs["rank"] / second_stage.DESCRIPTION).get("columns"),
     )
 
 

@@ -43,6 +43,25 @@ def about(
     return cautions(targets, targets, facts, training, kind=kind, ties=ties, masked_by="score.exclude_seen")
 
 
+def test_a_column_that_tells_nearly_all() -> None:
+    figures = {"taken": ["users.last_bought", "users.age"], "ndcg@10": 0.2}
+    for cost, expected in (
+        (0.1, ()),
+        (0.101, ("column users.last_bought carries 50% of the ranker's NDCG@10",)),
+    ):
+        columns = figures | {
+            "importance": {"users.last_bought": cost, "users.age": 0.01, "users.left_out": 0.2}
+        }
+        said = cautions(
+            *(ENOUGH, ENOUGH, FACTS, TRAINING),
+            kind="successive",
+            ties="order",
+            masked_by="score.exclude_seen",
+            columns=columns,
+        )
+        assert facts_of(said) == "; ".join(expected)
+
+
 def test_nothing_to_say_at_the_bounds() -> None:
     assert about() == ()
 
