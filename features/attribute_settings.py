@@ -2,12 +2,11 @@
 
 from collections.abc import Collection
 
-from features import schema
 from features.settings import ItemSettings, UserSettings
 
-IDS = {"users": schema.USER_ID, "items": schema.ITEM_ID}
+IDS = {"users": "user_id", "items": "item_id"}
 """Tables and their columns of ids."""
-READ_OTHERWISE = (schema.TITLE, schema.TEXT, schema.EMBEDDING)
+READ_OTHERWISE = ("title", "text", "embedding")
 """Columns of items that are no values; models read their content."""
 
 

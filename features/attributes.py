@@ -1,7 +1,7 @@
 """Columns of users and items as codes: a code per value of a category, or per quantile bin of a number."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,12 +80,8 @@ class Attribute:
 
     @classmethod
     def of_dict(cls, facts: Mapping[str, Any]) -> "Attribute":
-        """From `as_dict`."""
+        """From its fields in a JSON file."""
         return cls(**{**facts, "values": tuple(facts["values"]), "edges": tuple(facts["edges"])})
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return asdict(self)
 
     @property
     def label(self) -> str:

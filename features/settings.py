@@ -380,7 +380,7 @@ class ContentSettings:
 
 @dataclass(frozen=True)
 class ItemSettings(ContentSettings, TableSettings):
-    """Item table, its content and any further attributes: the `[items]` section."""
+    """Item table and its content: the `[items]` section."""
 
     section: ClassVar[str] = "items"
 

@@ -1,8 +1,7 @@
 """Choice of the columns that the ranker reads, by a paired test on held-out users."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,11 +27,6 @@ class ColumnChoice:
     """NDCG that shuffling a column costs, by label, of the ranker that reads all of them."""
     gain: Difference | None = None
     """Of the ranker with columns over the one without; None where there was none to compare with."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Figures for a JSON file."""
-        gain = None if self.gain is None else asdict(self.gain)
-        return {"taken": list(self.taken), "ndcg@10": self.ndcg, "gain": gain, "importance": self.importance}
 
 
 def choose_columns(

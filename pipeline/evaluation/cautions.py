@@ -1,13 +1,13 @@
 """Cautions about an evaluation: reasons why its headline may mislead."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from features.histories.log_facts import LogFacts
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.target_words import counted, is_nightly, unit
+from pipeline.modelling.ranker_columns import ColumnFigures
 from pipeline.modelling.training_facts import TrainingFacts
 
 MIN_REQUESTS, MIN_USERS = 500, 100
@@ -31,7 +31,7 @@ def cautions(
     kind: str,
     ties: str,
     masked_by: str,
-    columns: Mapping[str, Any] | None = None,
+    columns: ColumnFigures | None = None,
 ) -> tuple[str, ...]:
     """Reasons why the metrics of `targets` may mislead, each as `fact: consequence`.
 
@@ -45,7 +45,7 @@ def cautions(
         *_tied(facts, kind, ties),
         *_narrow(targets, kind),
         *_rising(training),
-        *_telling(columns or {}),
+        *(() if columns is None else _telling(columns)),
     )
 
 
@@ -98,10 +98,10 @@ def _narrow(targets: RankedTargets, kind: str) -> Iterator[str]:
         yield "every target is on an item unseen in training, or without a history: the metrics describe cold starts alone"
 
 
-def _telling(columns: Mapping[str, Any]) -> Iterator[str]:
+def _telling(columns: ColumnFigures) -> Iterator[str]:
     """Cautions about columns without which the ranker loses most of its quality."""
-    for label in columns.get("taken", ()):
-        share = columns["importance"][label] / max(columns["ndcg@10"], 1e-9)
+    for label in columns.taken:
+        share = columns.importance[label] / max(columns.ndcg, 1e-9)
         if share > TELLING_SHARE:
             yield (
                 f"column {label} carries {share:.0%} of the ranker's NDCG@10: its table may know what users took later; look at "

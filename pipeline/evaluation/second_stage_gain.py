@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.report import SecondStageGain
-from pipeline.modelling.ranker_columns import sentence
+from pipeline.modelling.ranker_columns import ColumnFigures
 from pipeline.modelling.second_stage import DESCRIPTION, RETRIEVAL, TWO_STAGE
 
 
@@ -51,12 +51,11 @@ def decide(
     config: Config, rank: Path, stages: Mapping[str, SystemRanks], targets: RankedTargets
 ) -> SecondStageGain:
     """Decision on the second stage, by its difference from retrieval alone on the targets; rank: artifact of stage rank."""
-    facts = read_json(rank / DESCRIPTION)
     if TWO_STAGE not in stages:
-        return SecondStageGain(False, config.ranker.use, facts["reason"])
+        reason = read_json(rank / DESCRIPTION)["reason"]
+        return SecondStageGain(False, config.ranker.use, reason)
     settings = MetricSettings(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
     metric = f"ndcg@{settings.list_length}"
     gain = compare_with_retrieval(stages, targets, settings, config.ranker.use, metric)
-    if "columns" not in facts:
-        return gain
-    return replace(gain, reason=f"{gain.reason}; {sentence(facts['columns'])}")
+    columns = ColumnFigures.of_file(rank / DESCRIPTION)
+    return gain if columns is None else replace(gain, reason=f"{gain.reason}; {columns.sentence}")

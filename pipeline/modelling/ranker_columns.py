@@ -1,7 +1,7 @@
 """Columns of the users' and items' tables that the ranker reads: their codes, fitted on the training period."""
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,40 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 FILE = "columns.json"
+
+
+@dataclass(frozen=True)
+class ColumnFigures:
+    """What the ranker reads, and why: `columns` in ranker.json. NDCG@10 is that of the lists that choose the epoch."""
+
+    setting: str | list[str]
+    """`ranker.columns`"""
+    left_out: dict[str, str]
+    """Unusable columns, each with its reason."""
+    taken: list[str]
+    ndcg: float
+    """NDCG@10 of the ranker."""
+    importance: dict[str, float]
+    """NDCG@10 that shuffling a column costs the ranker that reads all of them."""
+    gain: dict[str, Any] | None
+    """Paired difference from the ranker without columns, with `low` and `high`; None where there was no comparison."""
+
+    @classmethod
+    def of_file(cls, ranker: Path) -> "ColumnFigures | None":
+        """Figures in ranker.json; None where no columns were asked for."""
+        facts = read_json(ranker).get("columns")
+        return None if facts is None else cls(**facts)
+
+    @property
+    def sentence(self) -> str:
+        """Choice in words."""
+        said = f"columns: {', '.join(self.taken) or 'none'}"
+        if self.gain is not None:
+            low, high = self.gain["low"], self.gain["high"]
+            said += f", NDCG@10 {self.gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] over none"
+            said += "" if self.taken else f" by {', '.join(self.importance)}"
+        unused = [f"{label} ({reason})" for label, reason in self.left_out.items()]
+        return said + (f", left out {', '.join(unused)}" if unused else "")
 
 
 @dataclass(frozen=True)
@@ -60,7 +94,7 @@ class RankerColumns:
 
     def save(self, folder: Path) -> None:
         """Write columns.json into an existing folder."""
-        write_json(folder / FILE, [attribute.as_dict() for attribute in self.attributes])
+        write_json(folder / FILE, [asdict(attribute) for attribute in self.attributes])
 
     @classmethod
     def load(cls, folder: Path) -> "RankerColumns":
@@ -124,18 +158,6 @@ def tables(columns: RankerColumns, ingest: Path, dataset: Dataset, numbering: It
     """Tables of a dataset's users, and of its items by `numbering`."""
     own = numbering.inverse().new[1:].astype(np.int64) - 1
     return columns.tables(ingest, dataset.users[schema.USER_ID], dataset.items[schema.ITEM_ID].gather(own))
-
-
-def sentence(facts: Mapping[str, Any]) -> str:
-    """Which columns the ranker reads and why, from their figures in ranker.json."""
-    taken, gain = facts["taken"], facts["gain"]
-    said = f"columns: {', '.join(taken) or 'none'}"
-    if gain is not None:
-        said += f", NDCG@10 {gain['difference']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] over none"
-    if not taken and gain is not None:
-        said += f" by {', '.join(facts['importance'])}"
-    unused = [f"{label} ({reason})" for label, reason in facts["left_out"].items()]
-    return said + (f", left out {', '.join(unused)}" if unused else "")
 
 
 def _aligned(ingest: Path, table: str, ids: pl.Series, names: list[str]) -> pl.DataFrame:

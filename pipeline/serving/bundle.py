@@ -49,7 +49,6 @@ from pipeline.artifacts.files import (
 )
 from pipeline.dataset.item_features import comparison_vectors
 from pipeline.errors import DamagedArtifact
-from pipeline.modelling.ranker_columns import RankerColumns
 from pipeline.serving import bundle_baseline, bundle_ranker, event_lists, popularity_fallback
 from pipeline.serving.catalogue import Added, categories_of, compared_by_content
 from pipeline.serving.event_lists import EventList
@@ -156,8 +155,7 @@ class Bundle:
 
     def histories_at(self, request: Request) -> Histories:
         """Histories of `users`, in the deployed numbering, up to a request and with its time."""
-        known = replace(request.known(self._saved), user=np.arange(self._saved.num_users))
-        return with_request_time(known, request.time)
+        return with_request_time(request.known(self._saved), request.time)
 
     @cached_property
     def popularity(self) -> Popularity:
@@ -216,14 +214,6 @@ class Bundle:
         if (stage := self.second_stage) is None:
             return self
         return replace(self, counted_stage=stage.counting(histories, bundle_ranker.HORIZON_DAYS))
-
-    def reading_columns(self, ingest: Path, users: pl.Series) -> "Bundle":
-        """The same bundle, its ranker's columns from the tables of an ingest artifact, histories' users numbered as `users`."""
-        stage = self.second_stage
-        if stage is None or stage.columns is None:
-            return self
-        columns = RankerColumns.load(self.folder / bundle_ranker.FOLDER)
-        return replace(self, counted_stage=stage.reading(columns.tables(ingest, users, self.items.ids)))
 
     def counting_until(
         self, request: Request, histories: JaggedHistories, mapping: Int32, segment: pl.Series | None

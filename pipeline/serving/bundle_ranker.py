@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from models import checkpoint
@@ -52,6 +53,11 @@ def of_bundle(bundle: Path, which: str, device: str | torch.device = "cpu") -> S
     encoder = bundle / which
     columns = None if ranker.columns is None else ColumnTables.load(encoder)
     return SecondStage(ranker, ItemStatistics.load(encoder / STATISTICS), np.load(encoder / OWN), columns)
+
+
+def columns_of(bundle: Path, ingest: Path, users: pl.Series, items: pl.Series) -> ColumnTables:
+    """Tables of the columns that a bundle's ranker reads, from an ingest artifact, of users at 0.. and items at 1..."""
+    return ranker_columns.RankerColumns.load(bundle / FOLDER).tables(ingest, users, items)
 
 
 def ranks_unlearned(bundle: Path, description: Mapping[str, Any]) -> bool:

@@ -56,7 +56,7 @@ from pipeline.evaluation.report import (
     iso_time,
 )
 from pipeline.evaluation.segments import segments_of
-from pipeline.modelling import second_stage
+from pipeline.modelling import ranker_columns, second_stage
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
@@ -376,7 +376,7 @@ def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
         kind=ctx.protocol.headline,
         ties=ctx.protocol.ties,
         masked_by=f"{section}.exclude_seen",
-        columns=read_json(ctx.inputs["rank"] / second_stage.DESCRIPTION).get("columns"),
+        columns=ranker_columns.ColumnFigures.of_file(ctx.inputs["rank"] / second_stage.DESCRIPTION),
     )
 
 

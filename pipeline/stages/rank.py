@@ -25,7 +25,7 @@ from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.errors import LookbackError
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
 from pipeline.modelling import ranker_columns, second_stage
-from pipeline.modelling.ranker_columns import RankerColumns
+from pipeline.modelling.ranker_columns import ColumnFigures, RankerColumns
 from pipeline.modelling.trainer import selection_folder
 from pipeline.orchestration.context import Context
 
@@ -78,7 +78,7 @@ def _without(ctx: Context, reason: str) -> None:
 
 def _fitted(
     ctx: Context, stage: SecondStage, retrieved: Retrieved, numbering: ItemNumbering
-) -> tuple[RankerFit, dict[str, Any] | None]:
+) -> tuple[RankerFit, ColumnFigures | None]:
     """Train the ranker, on the columns of `ranker.columns` too; returns the figures of their choice, None where none is set.
 
     numbering: items of the dataset -> those of `stage`. Writes columns.json where columns are taken.
@@ -104,7 +104,9 @@ def _fitted(
         _log_epoch(ctx, epoch)
     if choice.taken:
         columns.select(choice.taken).save(ctx.folder)
-    return choice.fit, {"setting": setting, "left_out": left_out, **choice.as_dict()}
+    gain = None if choice.gain is None else asdict(choice.gain)
+    figures = ColumnFigures(setting, left_out, [*choice.taken], choice.ndcg, choice.importance, gain)
+    return choice.fit, figures
 
 
 def _prepared(
@@ -173,7 +175,7 @@ def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
 
 
 def _report(
-    ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int, columns: dict[str, Any] | None
+    ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int, columns: ColumnFigures | None
 ) -> None:
     """Calibrate on held-out users; write ranker.json, metrics to track, one line. columns: figures of their choice."""
     held_out = retrieved.select(fitted.held_out)
@@ -197,7 +199,7 @@ def _report(
         "calibration": calibration.as_dict(),
     }
     if columns is not None:
-        facts["columns"] = columns
+        facts["columns"] = asdict(columns)
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)
     ctx.manifest["rows_left_out"] = {"target_not_retrieved": len(retrieved) - num_lists}
@@ -209,5 +211,5 @@ def _report(
     ctx.summary(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "
         f"users' NDCG@10 {two_stage:.4f}, of retrieval alone {retrieval:.4f}; log loss {calibrated['log_loss']:.4f}"
-        + ("" if columns is None else f"; {ranker_columns.sentence(columns)}")
+        + ("" if columns is None else f"; {columns.sentence}")
     )

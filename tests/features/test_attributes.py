@@ -1,6 +1,7 @@
 """Codes of columns: categories, numbers in bins, lists; rare, unseen and missing values; columns that say nothing."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -109,4 +110,4 @@ def test_a_single_value_and_none_are_two() -> None:
 
 def test_it_is_kept_as_json() -> None:
     for attribute in (fitted(["old"] * 10 + ["young"] * 10), fitted([number / 4 for number in range(100)])):
-        assert Attribute.of_dict(json.loads(json.dumps(attribute.as_dict()))) == attribute
+        assert Attribute.of_dict(json.loads(json.dumps(asdict(attribute)))) == attribute

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from features.attributes import FIRST, MISSING, RARE, Attribute
-from pipeline.modelling.ranker_columns import RankerColumns, sentence
+from pipeline.modelling.ranker_columns import ColumnFigures, RankerColumns
 
 COLUMNS = RankerColumns(
     (
@@ -110,10 +110,5 @@ def test_they_are_kept_as_json(tmp_path: Path) -> None:
 def test_the_choice_in_words(
     taken: list[str], gain: dict[str, float] | None, left_out: dict[str, str], expected: str
 ) -> None:
-    facts = {
-        "taken": taken,
-        "gain": gain,
-        "left_out": left_out,
-        "importance": {"users.age": 0.1, "users.sex": 0},
-    }
-    assert sentence(facts) == expected
+    importance = {"users.age": 0.1, "users.sex": 0.0}
+    assert ColumnFigures("auto", left_out, taken, 0.2, importance, gain).sentence == expected
