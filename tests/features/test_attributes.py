@@ -19,7 +19,7 @@ def fitted(values: list[Any], trained: int | None = None, name: str = "age") -> 
 
 def codes(attribute: Attribute, *values: Any) -> list[Any]:
     found = attribute.codes(pl.Series("age", list(values)))
-    return found[:, 0].tolist() if attribute.width == 1 else found.tolist()
+    return list(found[:, 0] if attribute.width == 1 else found.tolist())
 
 
 def test_categories_have_a_code_each_and_rare_and_unseen_ones_share_one() -> None:

@@ -30,8 +30,10 @@ def some_tables(seed: int = 0) -> ColumnTables:
 
 
 def embeddings(num_features: int, users: int = 5, items: int = 4) -> ColumnEmbeddings:
-    unseen = (torch.tensor([0, *[1] * (number - 1)], dtype=torch.int32) for number in (users, items))
-    return ColumnEmbeddings(*unseen, num_features)
+    unseen_user, unseen_item = (
+        torch.tensor([0, *[1] * (number - 1)], dtype=torch.int32) for number in (users, items)
+    )
+    return ColumnEmbeddings(unseen_user, unseen_item, num_features)
 
 
 def with_columns(stage: SecondStage, tables: ColumnTables, users: int = 5, items: int = 4) -> SecondStage:

@@ -131,7 +131,7 @@ def test_a_bundle_reads_the_columns_of_its_users(folder: Path, tmp_path: Path) -
     items, scores = np.array([[1, 2, 3]], np.int32), np.zeros((1, 3), np.float32)
 
     def values(user: int) -> list[int]:
-        return stage.lists(bundle.rows_of([user])[0], items, scores).user_values.tolist()[0]
+        return list(stage.lists(bundle.rows_of([user])[0], items, scores).user_values[0].tolist())
 
     assert [values(user) for user in (10, 20, 30, 99)] == [[FR], [DE], [UNKNOWN], [UNKNOWN]]
     typed_in = bundle.from_ids([["i1", "i2"]])[0]
