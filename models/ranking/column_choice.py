@@ -26,7 +26,7 @@ class ColumnChoice:
     importance: dict[str, float]
     """NDCG that shuffling a column costs, by label, of the ranker that reads all of them."""
     gain: Difference | None = None
-    """Of the ranker with columns over the one without; None where there was none to compare with."""
+    """Of the ranker with the taken columns, or else with all, over the one without; None where there was no such one."""
 
 
 def choose_columns(
@@ -51,7 +51,7 @@ def choose_columns(
     for (taken, best), gain in reversed([*zip(tried, gains, strict=True)]):
         if gain.low > 0:
             return ColumnChoice(best, taken, _mean(best, retrieved), importance, gain)
-    return ColumnChoice(without, (), _mean(without, retrieved), importance, gains[-1])
+    return ColumnChoice(without, (), _mean(without, retrieved), importance, gains[0])
 
 
 def given_columns(fit: Fit, columns: Sequence[ColumnPlaces], retrieved: Retrieved, seed: int) -> ColumnChoice:

@@ -38,7 +38,7 @@ class ColumnFigures:
     importance: dict[str, float]
     """NDCG@10 that shuffling a column costs the ranker that reads all of them."""
     gain: dict[str, Any] | None
-    """Paired difference from the ranker without columns, with `low` and `high`; None where there was no comparison."""
+    """Paired difference of the taken columns, or else of all, from none, with `low` and `high`; None: no comparison."""
 
     @classmethod
     def of_file(cls, ranker: Path) -> "ColumnFigures | None":
