@@ -80,7 +80,8 @@ ITEM_CONTENT: Columns = {
 """Content of items: optional columns of an items table, by the configuration."""
 
 ITEM_COLUMNS: Columns = {**ITEM_CONTENT, PROVIDER: (pl.String(),)}
-"""All optional columns of an items table. provider: maker, publisher or shop, by which lists are compared."""
+"""Columns of an items table with a meaning. provider: maker, publisher or shop, by which lists are compared. Any further
+attribute is text under its own name."""
 
 USERS: Columns = {USER_ID: _IDS}
 """A users table also has any attribute under its own name."""

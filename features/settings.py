@@ -389,7 +389,8 @@ class ItemSettings(ContentSettings, TableSettings):
 
     def __post_init__(self) -> None:
         if self.columns:
-            check_columns(self.section, self.columns, ITEM_COLUMNS, "item_id")
+            known = [ours for ours in self.columns if difflib.get_close_matches(ours, ITEM_COLUMNS, 1, 0.8)]
+            check_columns(self.section, dict.fromkeys(known, 1), ITEM_COLUMNS, "item_id")
         TableSettings.__post_init__(self)
         ContentSettings.__post_init__(self)
         refuse(not self.category_separator, "items.category_separator", "", "at least one character")

@@ -23,6 +23,7 @@ from torch import nn
 from models.encoder.embeddings import blank_content
 from models.encoder.encoder import Encoder
 from models.ranking.calibration import Calibration
+from models.ranking.columns import ColumnEmbeddings
 from models.ranking.features import FORMER_FEATURES
 from models.ranking.ranker import Ranker
 from models.settings.encoder import EncoderSettings
@@ -76,9 +77,12 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Encoder:
 
 
 def save_ranker(ranker: Ranker, folder: Path) -> None:
-    """Write `ranker.safetensors` and `ranker_config.json` into an existing folder."""
+    """Write `ranker.safetensors` and `ranker_config.json` into an existing folder.
+
+    What its columns mean is kept by whoever made their tables.
+    """
     config = {
-        "settings": asdict(ranker.settings),
+        "settings": {key: value for key, value in asdict(ranker.settings).items() if key != "columns"},
         "vectors": list(ranker.vectors.shape),
         "num_event_types": ranker.num_event_types,
         "features": list(ranker.features),
@@ -90,6 +94,8 @@ def save_ranker(ranker: Ranker, folder: Path) -> None:
             "valued": list(heads.valued),
             "calibrations": calibrations,
         }
+    if ranker.columns is not None:
+        config["columns"] = [len(ranker.columns.unseen_user), len(ranker.columns.unseen_item)]
     _save(ranker, config, folder / RANKER_WEIGHTS, folder / RANKER_CONFIG)
 
 
@@ -102,7 +108,12 @@ def load_ranker(folder: Path, device: str | torch.device = "cpu") -> Ranker:
         config = json.loads((folder / RANKER_CONFIG).read_text(encoding="utf-8"))
         settings = RankerSettings(**{"favourites": 0, "popular": 0, **config["settings"]})
         features = tuple(config.get("features", FORMER_FEATURES))
-        ranker = Ranker(settings, torch.zeros(*config["vectors"]), config["num_event_types"], features)
+        columns = None
+        if "columns" in config:
+            users, items = (torch.zeros(size, dtype=torch.int32) for size in config["columns"])
+            columns = ColumnEmbeddings(users, items, len(features))
+        vectors = torch.zeros(*config["vectors"])
+        ranker = Ranker(settings, vectors, config["num_event_types"], features, columns)
         if (outcomes := config.get("outcomes")) is not None:
             calibrations = tuple(map(Calibration.of_dict, outcomes["calibrations"]))
             ranker.add_outcomes(outcomes["types"], outcomes["valued"], calibrations)

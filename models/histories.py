@@ -39,6 +39,8 @@ class Histories:
     """[num_event_types + 1], size of the negative weight of types that are dislikes, 0 for others; None: no type is one."""
     weight: Float32 | None = None
     """[events], weight of each event as a target of the training beside that of its type; None: 1."""
+    user: Int64 | None = None
+    """[rows], row of each history's user in the reader's tables of users, -1: not in them; None: no user is known."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -51,7 +53,10 @@ class Histories:
     def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> "Histories":
         """The given rows, over the same flat arrays."""
         request_time = None if self.request_time is None else self.request_time[rows]
-        return replace(self, starts=self.starts[rows], ends=self.ends[rows], request_time=request_time)
+        user = None if self.user is None else self.user[rows]
+        return replace(
+            self, starts=self.starts[rows], ends=self.ends[rows], request_time=request_time, user=user
+        )
 
     def last(self, max_length: int) -> "Histories":
         """Each row cut to its `max_length` most recent interactions."""

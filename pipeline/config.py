@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 import pydantic
 from pydantic import BaseModel, Field
 
+from features.attribute_settings import attribute_columns
 from features.exposure_settings import ExposureSettings
 from features.settings import (
     EventSettings,
@@ -160,6 +161,11 @@ class Config(Section):
         for key, (is_met, requirement) in needed.items():
             if getattr(self.model, key) and not is_met:
                 raise ValueError(f"model.{key}: received true, expected {requirement}; without it, false")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _ranker_reads_known_columns(self) -> "Config":
+        attribute_columns(self.users, self.items, self.ranker.columns)
         return self
 
     @pydantic.model_validator(mode="after")

@@ -41,7 +41,7 @@ ARROWS = {
         "histories",
         "events",
         "readers",
-        "tables parallel content simulate exposure_settings",
+        "tables parallel content simulate exposure_settings attributes attribute_settings",
         "simulation_settings simulated_exposures",
         "schema settings printable memory",
         "conditions",

@@ -34,10 +34,15 @@ class ItemFormat:
     category_separator: str = "|"
     """Separator of categories within one text; lists need none."""
 
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Further mapped columns."""
+        return tuple(name for name in self.table.columns if name not in (ITEM_ID, *_COLUMNS))
+
 
 def with_content(block: pl.DataFrame, form: ItemFormat, path: Path) -> pl.DataFrame:
-    """item_id and the content columns of a block."""
-    names = [name for name in _COLUMNS if name in block]
+    """item_id, the content columns of a block, and further mapped ones as text."""
+    names = [name for name in (*_COLUMNS, *form.attributes) if name in block]
     pieces = [
         piece.select(ITEM_ID, *(_content(piece[name], form, path) for name in names))
         for piece in _pieces(block, form, path)
@@ -70,7 +75,7 @@ def _content(column: pl.Series, form: ItemFormat, path: Path) -> pl.Series:
         column = column.cast(pl.List(column.dtype.inner)).list.eval(pl.element().explode())
     element = column.dtype.inner if isinstance(column.dtype, _LIST) else column.dtype
     if isinstance(element, pl.Struct | pl.Binary | pl.Object):
-        (expected,) = schema.ITEM_COLUMNS[column.name]
+        (expected,) = schema.ITEM_COLUMNS.get(column.name, (pl.String(),))
         raise ValueError(
             f"{form.table.section}.columns.{column.name}: {path}: received {received}, expected {expected} or what can be "
             "written as that"

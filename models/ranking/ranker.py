@@ -17,6 +17,7 @@ from torch.nn import functional
 from models.device import moved
 from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.candidates import AddedCandidates
+from models.ranking.columns import ColumnEmbeddings, ColumnTables, column_values
 from models.ranking.features import FEATURES, LATEST, ItemStatistics
 from models.ranking.outcomes import Calibrator, OutcomeHeads, Utility
 from models.settings.ranker import RankerSettings
@@ -46,6 +47,10 @@ class Lists:
     """Bucket of the time between each interaction and the request."""
     past_there: Tensor
     """[r, l], interaction mask: False is padding"""
+    user_values: Int[Tensor, "r su"]
+    """Values of columns, as in `ColumnTables`, of the users, the candidates and the latest interactions; 0: none"""
+    item_values: Int[Tensor, "r n si"]
+    past_values: Int[Tensor, "r l si"]
 
     def select(self, rows: Tensor) -> "Lists":
         """Keep the given rows."""
@@ -60,6 +65,7 @@ class Lists:
             there=self.there.gather(1, columns),
             features=self.features.gather(1, wide.expand(-1, -1, self.features.shape[2])),
             followed=self.followed.gather(1, wide.expand(-1, -1, self.followed.shape[2])),
+            item_values=self.item_values.gather(1, wide.expand(-1, -1, self.item_values.shape[2])),
         )
 
     def to(self, device: torch.device) -> "Lists":
@@ -68,13 +74,14 @@ class Lists:
 
 
 class Ranker(nn.Module):
-    """`score = w . features + MLP([c, a, a * c, m, followed, features])`, initialised to the retriever's order.
+    """`score = w . features + MLP([c, a, a * c, m, columns, followed, features])`, initialised to the retriever's order.
 
     c is the candidate's vector; a the interactions weighted by an activation unit over candidate, interaction and their product
     (softmax over the history); m multi-head attention from candidate to history. An interaction is the sum of item vector, type,
     time before the request and position. Item vectors are those of the first retriever and stay fixed, so the ranker keeps its
     quality behind a retrained one. Without `item_vectors` there are `followed` and features alone: lists that share their days
-    otherwise teach which items those days favoured. Without `hidden` the MLP is linear.
+    otherwise teach which items those days favoured. Without `hidden` the MLP is linear. `columns` are the parts of
+    `ColumnEmbeddings`, where the ranker reads any.
     Sources: Zhou et al. 2018 (DIN), 4.3, with a softmax; Vaswani et al. 2017 for m.
     """
 
@@ -88,6 +95,7 @@ class Ranker(nn.Module):
         vectors: Tensor,
         num_event_types: int,
         features: tuple[str, ...] = FEATURES,
+        columns: ColumnEmbeddings | None = None,
     ) -> None:
         """features: names of the candidates' features, "retrieval_score" among them."""
         super().__init__()
@@ -103,7 +111,10 @@ class Ranker(nn.Module):
             self._add_attention(vectors.shape[1], dim, num_event_types)
         self.decay = nn.Parameter(torch.full((LATEST,), 0.8).log() * torch.arange(LATEST))
         self.dropout = nn.Dropout(settings.dropout)
-        width = settings.item_vectors * dim * 4 + len(features) + 1
+        self.columns = columns
+        width = (
+            settings.item_vectors * dim * 4 + len(features) + 1 + (0 if columns is None else columns.width)
+        )
         if settings.hidden:
             self.hidden = nn.Linear(width, settings.hidden)
         self.last = nn.Linear(settings.hidden or width, 1)
@@ -118,6 +129,14 @@ class Ranker(nn.Module):
         """Add heads of outcomes, the `valued` ones with their value; calibrations: from logit to probability, of each type."""
         width = self.last.in_features + len(self.features)
         self.heads = OutcomeHeads(types, valued, width, calibrations).to(self.linear.device)
+
+    def reading(self, columns: ColumnEmbeddings) -> "Ranker":
+        """New untrained ranker of the same shape and outcomes that reads columns too."""
+        vectors = self.vectors.cpu()
+        ranker = Ranker(self.settings, vectors, self.num_event_types, self.features, columns)
+        if self.heads is not None:
+            ranker.add_outcomes(self.heads.types, self.heads.valued)
+        return ranker.to(self.vectors.device)
 
     def _add_attention(self, width: int, dim: int, num_event_types: int) -> None:
         """Add what reads item vectors [items, width]."""
@@ -155,7 +174,8 @@ class Ranker(nn.Module):
             followed = followed * functional.pad(gate, (0, LATEST - gate.shape[-1]), value=1.0)
         followed = ((followed * self.decay.exp()).sum(-1, keepdim=True) + 1e-3).log()
         attended = self._attention(lists, presence) if self.settings.item_vectors else ()
-        joined = torch.cat([*attended, followed, features], -1)
+        known = () if self.columns is None else self._known(self.columns, lists, features, presence)
+        joined = torch.cat([*attended, *known, followed, features], -1)
         if self.settings.hidden:
             joined = self.dropout(functional.gelu(self.hidden(joined)))
         return features, joined
@@ -164,6 +184,18 @@ class Ranker(nn.Module):
         added = self.last(joined).squeeze(-1)
         scores: Tensor = lists.features[..., self.retrieval_score] + features @ self.linear + added
         return scores.masked_fill(~lists.there, -torch.inf)
+
+    @staticmethod
+    def _known(
+        columns: ColumnEmbeddings, lists: Lists, features: Tensor, presence: Tensor | None
+    ) -> tuple[Float[Tensor, "r n d"], ...]:
+        """Parts of the columns."""
+        weights = lists.past_there.unsqueeze(1).to(features.dtype)
+        weights = weights if presence is None else weights * presence
+        parts: tuple[Tensor, ...] = columns(
+            lists.user_values, lists.item_values, lists.past_values, weights, features
+        )
+        return parts
 
     def _attention(self, lists: Lists, presence: Tensor | None) -> tuple[Float[Tensor, "r n d"], ...]:
         """Candidates' vectors, the history as seen by the activation unit, their product, and the attended history."""
@@ -215,13 +247,20 @@ def _log_bucket(places: Tensor) -> Tensor:
 
 
 class SecondStage:
-    """Ranker, item statistics, and the map from the retriever's item numbers to the ranker's."""
+    """Ranker, item statistics, the map from the retriever's item numbers to the ranker's, and the columns that it reads."""
 
     def __init__(
-        self, ranker: Ranker, statistics: ItemStatistics, own: Int32, utility: Utility | None = None
+        self,
+        ranker: Ranker,
+        statistics: ItemStatistics,
+        own: Int32,
+        columns: ColumnTables | None = None,
+        utility: Utility | None = None,
     ) -> None:
         """own: [num_items + 1], the ranker's number of each item, 0 if unknown; utility: of the ranker's outcomes."""
-        self.ranker, self.statistics, self.own, self.utility = ranker.eval(), statistics, own, utility
+        assert (ranker.columns is None) == (columns is None), "a ranker of columns needs their tables"
+        self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
+        self.columns, self.utility = columns, utility
         self._added = AddedCandidates(ranker.settings, statistics)
 
     @property
@@ -232,16 +271,23 @@ class SecondStage:
     def extended(self, content: Float32) -> "SecondStage":
         """Append items without events after the retriever's last, with `content` [more, c]."""
         none = np.zeros(len(content), np.int32)
+        columns = None if self.columns is None else self.columns.extended(len(content))
         own = np.concatenate([self.own, none])
-        return SecondStage(self.ranker, self.statistics.extended(content), own, self.utility)
+        statistics = self.statistics.extended(content)
+        return SecondStage(self.ranker, statistics, own, columns=columns, utility=self.utility)
 
     def counting(self, histories: Histories, days: float | None = None) -> "SecondStage":
         """Recount the item statistics from other interactions, within `days` as in `ItemStatistics.of`."""
-        return SecondStage(self.ranker, self.statistics.recounted(histories, days), self.own, self.utility)
+        statistics = self.statistics.recounted(histories, days)
+        return SecondStage(self.ranker, statistics, self.own, columns=self.columns, utility=self.utility)
+
+    def reading(self, columns: ColumnTables | None) -> "SecondStage":
+        """Read columns from other tables, such as those of a later log."""
+        return SecondStage(self.ranker, self.statistics, self.own, columns=columns, utility=self.utility)
 
     def with_utility(self, utility: Utility) -> "SecondStage":
         """The same second stage with a utility of its outcomes."""
-        return SecondStage(self.ranker, self.statistics, self.own, utility)
+        return SecondStage(self.ranker, self.statistics, self.own, columns=self.columns, utility=utility)
 
     def added(
         self, histories: Histories, *, exclude_seen: bool, allowed: NDArray[np.bool_] | None = None
@@ -258,7 +304,8 @@ class SecondStage:
         mask = position >= latest.starts[:, None]
         position = np.where(mask, position, 0)
         has_events = len(latest.item_index) > 0
-        past = np.where(mask, self.own[latest.item_index[position]], 0) if has_events else 0 * position
+        taken = np.where(mask, latest.item_index[position], 0) if has_events else 0 * position
+        past = np.where(mask, self.own[taken], 0)
         kind = np.where(mask, latest.event_type[position], 0) if has_events else past
         return Lists(
             torch.from_numpy(self.own[items]),
@@ -269,6 +316,7 @@ class SecondStage:
             torch.from_numpy(kind.astype(np.int32)),
             torch.from_numpy(self._gaps(latest, position, mask)),
             torch.from_numpy(mask),
+            *map(torch.from_numpy, column_values(self.columns, histories, items, taken)),
         )
 
     def list_features(self, histories: Histories, names: tuple[str, ...]) -> Float32:

@@ -184,6 +184,8 @@ class RankerFit:
     best_epoch: int
     held_out: NDArray[np.bool_]
     """[r], lists of held-out users"""
+    chooses: NDArray[np.bool_]
+    """[r], those of them that chose the epoch"""
 
 
 def ndcg_of(scores: Float32, retrieved: Retrieved, k: int = K) -> Float64:
@@ -263,7 +265,7 @@ def fit_ranker(
         elif epoch - best_epoch >= settings.patience:
             break
     ranker.load_state_dict(best)
-    return RankerFit(stage, history, best_epoch, held_out)
+    return RankerFit(stage, history, best_epoch, held_out, chooses)
 
 
 def _optimizer(ranker: Ranker) -> torch.optim.Optimizer:

@@ -32,10 +32,11 @@ def refuse(settings: object, key: str, condition: bool, expected: str) -> None:
 
 
 def refuse_other_choices(settings: object, section: str) -> None:
-    """Raise ValueError for a value outside its field's Literal type."""
+    """Raise ValueError for a value outside its field's Literal type; unions with other types are not checked."""
     for key, kind in get_type_hints(type(settings)).items():
         choices = _choices(kind)
-        is_other = bool(choices) and getattr(settings, key) not in choices
+        is_open = any(isinstance(choice, type) for choice in choices)
+        is_other = bool(choices) and not is_open and getattr(settings, key) not in choices
         refuse(settings, f"{section}.{key}", is_other, " or ".join(map(repr, choices)))
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import click
@@ -182,6 +182,7 @@ def _of_user(pipeline: Pipeline, opened: _Opened, user: str) -> tuple[Histories,
         return with_request_time(histories_from_lists([[]]), request.time), 0
     index = _index(users, user)
     whole = rows(log.histories, log.histories.offsets[index], log.ends[index]).compact()
+    whole = replace(whole, user=index)
     known = whole.with_types(log.types).translate(log.items)
     known = with_request_time(known, request.time)
     return known, int(whole.lengths[0] - known.lengths[0])

@@ -1,5 +1,7 @@
 """Targets of a part of the split, by the configuration's protocol."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,6 +66,7 @@ def targets_of(
             types=types,
             dislikes=dislikes,
         )
+    targets = replace(targets, histories=replace(targets.histories, user=targets.user))
     return targets.of_some_users(most, seed) if part == "test" else targets
 
 

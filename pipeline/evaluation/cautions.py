@@ -7,6 +7,7 @@ import numpy as np
 from features.histories.log_facts import LogFacts
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.target_words import counted, is_nightly, unit
+from pipeline.modelling.ranker_columns import ColumnFigures
 from pipeline.modelling.training_facts import TrainingFacts
 
 MIN_REQUESTS, MIN_USERS = 500, 100
@@ -17,6 +18,8 @@ TIED_SHARE = 0.2
 """Share of neighbouring events of one visit above which an order within visits decides."""
 USER_SHARE = 0.5
 """Share of requests of a single user above which the metrics describe that user."""
+TELLING_SHARE = 0.5
+"""Share of the ranker's NDCG@10 lost by shuffling a column, above which the column may know the targets."""
 
 
 def cautions(
@@ -28,10 +31,12 @@ def cautions(
     kind: str,
     ties: str,
     masked_by: str,
+    columns: ColumnFigures | None = None,
 ) -> tuple[str, ...]:
     """Reasons why the metrics of `targets` may mislead, each as `fact: consequence`.
 
-    `every`: with cold targets; `kind`: of the targets; `masked_by`: key of the configuration that leaves out seen items.
+    `every`: with cold targets; `kind`: of the targets; `masked_by`: key of the configuration that leaves out seen items;
+    `columns`: figures of the ranker's columns in ranker.json.
     """
     masked = _masked(every, masked_by, is_of_nights=is_nightly(kind))
     return (
@@ -40,6 +45,7 @@ def cautions(
         *_tied(facts, kind, ties),
         *_narrow(targets, kind),
         *_rising(training),
+        *(() if columns is None else _telling(columns)),
     )
 
 
@@ -90,6 +96,17 @@ def _narrow(targets: RankedTargets, kind: str) -> Iterator[str]:
         yield f"one user has {most / targets.num_requests:.0%} of the {unit(kind)}: the metrics describe that user"
     if not targets.warm.any():
         yield "every target is on an item unseen in training, or without a history: the metrics describe cold starts alone"
+
+
+def _telling(columns: ColumnFigures) -> Iterator[str]:
+    """Cautions about columns without which the ranker loses most of its quality."""
+    for label in columns.taken:
+        share = columns.importance[label] / max(columns.ndcg, 1e-9)
+        if share > TELLING_SHARE:
+            yield (
+                f"column {label} carries {share:.0%} of the ranker's NDCG@10: its table may know what users took later; look at "
+                "what fills it, or name other columns in ranker.columns"
+            )
 
 
 def _rising(training: TrainingFacts) -> Iterator[str]:

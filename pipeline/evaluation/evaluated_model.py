@@ -1,7 +1,7 @@
 """Evaluated weights of a bundle, or its baseline on the training events, for the gate."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -90,10 +90,15 @@ class EvaluatedModel:
             return WithoutDislikes(self.recommender) if is_baseline else self.recommender
         return TwoStage(self.recommender, self.second_stage, exclude_seen=exclude_seen)
 
-    def translated(self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str]) -> Histories:
-        """Translate rows from another log's numbering (ids at 1.., type names at 1..), without unknown items."""
+    def translated(
+        self, histories: Histories, item_ids: pl.Series, type_names: Sequence[str], user_ids: pl.Series
+    ) -> Histories:
+        """Translate rows from another log's numbering (ids at 1.., type names at 1.., users at 0..), without unknown items."""
         items, _ = translation(self.items, item_ids)
         types = type_translation(self.event_types, type_names)
+        if histories.user is not None:
+            own, _ = self.users.encode_known(user_ids, unknown=-1)
+            histories = replace(histories, user=own.astype(np.int64)[histories.user])
         return histories.with_types(types).translate(items)
 
     def trained_until_of(self, user_ids: pl.Series) -> Int64:

@@ -1,6 +1,7 @@
 """The second stage against retrieval alone, on the same targets."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from models.evaluation import metrics
@@ -12,6 +13,7 @@ from pipeline.config import Config
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.metrics_report import MetricSettings
 from pipeline.evaluation.report import SecondStageGain
+from pipeline.modelling.ranker_columns import ColumnFigures
 from pipeline.modelling.second_stage import DESCRIPTION, RETRIEVAL, TWO_STAGE
 
 
@@ -54,4 +56,6 @@ def decide(
         return SecondStageGain(False, config.ranker.use, reason)
     settings = MetricSettings(tuple(config.evaluate.k), config.evaluate.resamples, config.seed)
     metric = f"ndcg@{settings.list_length}"
-    return compare_with_retrieval(stages, targets, settings, config.ranker.use, metric)
+    gain = compare_with_retrieval(stages, targets, settings, config.ranker.use, metric)
+    columns = ColumnFigures.of_file(rank / DESCRIPTION)
+    return gain if columns is None else replace(gain, reason=f"{gain.reason}; {columns.sentence}")

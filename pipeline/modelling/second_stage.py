@@ -1,5 +1,6 @@
 """Ranker of stage rank behind any retrieving encoder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from models.ranking.ranker import SecondStage
 from pipeline.artifacts.files import read_json
 from pipeline.dataset import item_features
 from pipeline.dataset.dataset import Dataset
+from pipeline.modelling import ranker_columns
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -51,11 +53,20 @@ def ranker_numbering(rank: Path, numbering: ItemNumbering) -> ItemNumbering:
 
 
 def opened(
-    config: "Config", dataset: Dataset, rank: Path, training: Histories, numbering: ItemNumbering
+    config: "Config",
+    dataset: Dataset,
+    artifacts: Mapping[str, Path],
+    training: Histories,
+    numbering: ItemNumbering,
 ) -> SecondStage | None:
-    """Second stage behind the encoder that learned from `training`; None where stage rank trained no ranker."""
+    """Second stage behind the encoder that learned from `training`; None where stage rank trained no ranker.
+
+    artifacts: folders of the stages ingest and rank, by name.
+    """
+    rank = artifacts["rank"]
     if not trained(rank):
         return None
     ranker = checkpoint.load_ranker(rank, pick_device())
     own = ranker_numbering(rank, numbering).new
-    return SecondStage(ranker, statistics(config, dataset, training, numbering), own)
+    columns = ranker_columns.tables_of(rank, artifacts["ingest"], dataset, numbering)
+    return SecondStage(ranker, statistics(config, dataset, training, numbering), own, columns)

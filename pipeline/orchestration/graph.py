@@ -91,7 +91,7 @@ STAGES = {
         Stage(
             "rank",
             5,
-            ("features", "train", "index"),
+            ("ingest", "features", "train", "index"),
             {"ranker": (), "outcomes": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
         ),

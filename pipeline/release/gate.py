@@ -236,7 +236,8 @@ def ranks(config: Config, features: Path, model: EvaluatedModel, targets: Ranked
     if model.counted is not None and protocol.headline == "nightly":
         return _ranks_of_nights(config, dataset, model.counted, targets, exclude_seen=protocol.exclude_seen)
     item_ids = dataset.items["item_id"]
-    histories = model.translated(targets.histories, item_ids, dataset.event_types)
+    users = dataset.users["user_id"]
+    histories = model.translated(targets.histories, item_ids, dataset.event_types, users)
     item: Int32 = translation(model.items, item_ids)[0][targets.item]
     known = (item > 0) & (histories.lengths > 0)[targets.request]
     exclude_seen = protocol.exclude_seen

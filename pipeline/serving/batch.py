@@ -305,7 +305,7 @@ class Scorer:
         offsets, in_log = self.log.histories.offsets, index >= 0
         starts = np.where(in_log, offsets[index], 0)
         ends = np.where(in_log, self.log.ends[index], 0)
-        whole = rows(self.log.histories, starts, ends).compact()
+        whole = replace(rows(self.log.histories, starts, ends).compact(), user=index)
         whole = whole.with_types(self.log.types)
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
@@ -339,8 +339,9 @@ def with_current_log(
     """Extend a bundle by the log's new items, if set; count what it counts up to the request.
 
     A model takes the items with content; its second stage, if of nights, and a counting baseline take all that have events.
-    Counted are the popularity for users without a history, the ranker's statistics and a counting baseline. Returns the log
-    too. features, ingest: artifact folders. timed: whether the log has times. timezone: of a `score.at` that names none.
+    Counted are the popularity for users without a history, the ranker's statistics and a counting baseline; the ranker reads the
+    columns of the log's tables. Returns the log too. features, ingest: artifact folders. timed: whether the log has times.
+    timezone: of a `score.at` that names none.
 
     Raises LookbackError where `score.at` precedes the log, or the log has other ids than the bundle's baseline.
     """
@@ -363,7 +364,11 @@ def with_current_log(
     segment = _segment(bundle, ingest, log.users)
     bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
     has_counts = is_counted or bundle.second_stage is not None
-    return (bundle.counting(log.known) if has_counts else bundle), log
+    bundle = bundle.counting(log.known) if has_counts else bundle
+    if (stage := bundle.second_stage) is not None and stage.columns is not None:
+        columns = bundle_ranker.columns_of(bundle.folder, ingest, log.users, bundle.items.ids)
+        bundle = replace(bundle, counted_stage=stage.reading(columns))
+    return bundle, log
 
 
 def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:

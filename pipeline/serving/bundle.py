@@ -8,7 +8,8 @@ evaluated/, deployed/        model.safetensors, config.json: evaluated weights, 
                              baseline saves ("system" in bundle.json), fitted on the training events, and on all
 index/                       FAISS over the deployed item vectors; not with a baseline
 ranker/                      second stage and its calibration, where it was better; deployed/ and evaluated/ then have
-                             statistics/ and ranker_items.npy, the ranker's statistics and numbers of their items
+                             statistics/ and ranker_items.npy, the ranker's statistics and numbers of their items, and
+                             column_users.npy, column_items.npy where it reads columns (ranker/columns.json)
 content/                     content features of the deployed items, and their encoder
 content_map.safetensors      map from content features to item vectors, where the model reads no content (new_item_catalogue.py)
 catalogue/                   items known by their content alone, and their features
@@ -274,7 +275,7 @@ class Bundle:
     def rows_of(self, user_ids: Sequence[Any]) -> tuple[Histories, Int64]:
         """Known histories of users, empty for unknown ones, and [users] rows of `popularity`."""
         index, _ = self.users.encode_known(event_lists.ids_of(user_ids), unknown=-1)
-        known = self.known_histories.select(np.maximum(index, 0))
+        known = replace(self.known_histories.select(np.maximum(index, 0)), user=index.astype(np.int64))
         ends = np.where(index >= 0, known.ends, known.starts)
         own = self._segment_of_users
         codes = np.zeros(len(self.users), np.int64) if own is None else self.popularity.codes(own)

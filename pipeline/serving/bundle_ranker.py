@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from models import checkpoint
 from models.histories import Float32, Int32
 from models.ranking.calibration import Calibration
+from models.ranking.columns import ColumnTables
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
 from pipeline.artifacts.files import read_json
+from pipeline.modelling import ranker_columns
 from pipeline.modelling.second_stage import DESCRIPTION
 
 FOLDER, STATISTICS, OWN = "ranker", "statistics", "ranker_items.npy"
@@ -26,15 +29,20 @@ HORIZON_DAYS = 90.0
 def write(folder: Path, rank: Path) -> None:
     """Copy the ranker and its calibration from an artifact of stage rank into a folder of a bundle."""
     folder.mkdir()
-    for name in (checkpoint.RANKER_WEIGHTS, checkpoint.RANKER_CONFIG, DESCRIPTION):
-        shutil.copyfile(rank / name, folder / name)
+    for name in (checkpoint.RANKER_WEIGHTS, checkpoint.RANKER_CONFIG, DESCRIPTION, ranker_columns.FILE):
+        if (rank / name).exists() or name != ranker_columns.FILE:
+            shutil.copyfile(rank / name, folder / name)
 
 
-def write_statistics(folder: Path, statistics: ItemStatistics, own: Int32) -> None:
-    """Write the ranker's statistics and numbers of an encoder's items into the encoder's folder."""
+def write_statistics(
+    folder: Path, statistics: ItemStatistics, own: Int32, columns: ColumnTables | None = None
+) -> None:
+    """Write the ranker's statistics, columns and numbers of an encoder's items into the encoder's folder."""
     (folder / STATISTICS).mkdir()
     statistics.save(folder / STATISTICS)
     np.save(folder / OWN, own, allow_pickle=False)
+    if columns is not None:
+        columns.save(folder)
 
 
 def of_bundle(bundle: Path, which: str, device: str | torch.device = "cpu") -> SecondStage | None:
@@ -43,7 +51,13 @@ def of_bundle(bundle: Path, which: str, device: str | torch.device = "cpu") -> S
         return None
     ranker = checkpoint.load_ranker(bundle / FOLDER, device)
     encoder = bundle / which
-    return SecondStage(ranker, ItemStatistics.load(encoder / STATISTICS), np.load(encoder / OWN))
+    columns = None if ranker.columns is None else ColumnTables.load(encoder)
+    return SecondStage(ranker, ItemStatistics.load(encoder / STATISTICS), np.load(encoder / OWN), columns)
+
+
+def columns_of(bundle: Path, ingest: Path, users: pl.Series, items: pl.Series) -> ColumnTables:
+    """Tables of the columns that a bundle's ranker reads, from an ingest artifact, of users at 0.. and items at 1..."""
+    return ranker_columns.RankerColumns.load(bundle / FOLDER).tables(ingest, users, items)
 
 
 def ranks_unlearned(bundle: Path, description: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Moment at which recommendations are requested: what encoder, ranker, popularity and availability take as the present."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,5 +47,6 @@ class Request:
         return ends
 
     def known(self, histories: JaggedHistories) -> Histories:
-        """Rows of all users up to their last known event."""
-        return rows(histories, histories.offsets[:-1], self.ends(histories))
+        """Rows of all users, numbered from 0, up to their last known event."""
+        known = rows(histories, histories.offsets[:-1], self.ends(histories))
+        return replace(known, user=np.arange(histories.num_users))

@@ -56,7 +56,7 @@ from pipeline.evaluation.report import (
     iso_time,
 )
 from pipeline.evaluation.segments import segments_of
-from pipeline.modelling import second_stage
+from pipeline.modelling import ranker_columns, second_stage
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
@@ -223,7 +223,7 @@ def _systems(
     if nightly and config.score.new_items:
         numbering = with_unlearned_items(numbering, dataset)
     training = part.training.translate(part.learned.inverse().compose(numbering).new)
-    stage = second_stage.opened(config, dataset, ctx.inputs["rank"], training, numbering)
+    stage = second_stage.opened(config, dataset, ctx.inputs, training, numbering)
     if stage is None:
         return systems
     if nightly:
@@ -350,6 +350,7 @@ def _with_parts(
 
 def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
     """Reasons why the metrics may mislead."""
+    section = "score" if ctx.config.evaluate.exclude_seen is None else "evaluate"
     return cautions(
         evaluation.targets,
         evaluation.every_target,
@@ -357,9 +358,8 @@ def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
         TrainingFacts.load(ctx.inputs["train"]),
         kind=ctx.protocol.headline,
         ties=ctx.protocol.ties,
-        masked_by="score.exclude_seen"
-        if ctx.config.evaluate.exclude_seen is None
-        else "evaluate.exclude_seen",
+        masked_by=f"{section}.exclude_seen",
+        columns=ranker_columns.ColumnFigures.of_file(ctx.inputs["rank"] / second_stage.DESCRIPTION),
     )
 
 

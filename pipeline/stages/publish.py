@@ -18,7 +18,7 @@ from models.training import distributed
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import content_settings
 from pipeline.evaluation.report import EvaluationReport
-from pipeline.modelling import second_stage
+from pipeline.modelling import ranker_columns, second_stage
 from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.modelling.trainer import weight_of
 from pipeline.modelling.training_facts import TrainingFacts
@@ -212,7 +212,8 @@ def _write_ranker(
         ),
     ):
         own = second_stage.ranker_numbering(rank, numbers).new
-        bundle_ranker.write_statistics(bundle / name, statistics, own)
+        columns = ranker_columns.tables_of(rank, ctx.inputs["ingest"], dataset, numbers)
+        bundle_ranker.write_statistics(bundle / name, statistics, own, columns)
 
 
 def trained_until(dataset: Dataset) -> pl.Series:

@@ -1,6 +1,6 @@
 """Stage rank: the second stage, trained on retrieved candidates for validation targets unseen by the retriever."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from models import checkpoint
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.ranking.calibration import calibrate
+from models.ranking.column_choice import choose_columns, given_columns
 from models.ranking.features import DISLIKE_FEATURES, FEATURES
 from models.ranking.outcomes import MIN_POSITIVES, OutcomeLabels
 from models.ranking.predictions import calibrate_outcomes
@@ -26,7 +27,8 @@ from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.outcome_events import outcome_events
 from pipeline.errors import LookbackError
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
-from pipeline.modelling import second_stage
+from pipeline.modelling import ranker_columns, second_stage
+from pipeline.modelling.ranker_columns import ColumnFigures, RankerColumns
 from pipeline.modelling.trainer import selection_folder
 from pipeline.orchestration.context import Context
 
@@ -37,7 +39,9 @@ MIN_USERS = 20
 
 
 def build(ctx: Context) -> None:
-    """Write ranker.json; with a trained ranker also ranker.safetensors, ranker_config.json, items.npy, ranker_history.parquet."""
+    """Write ranker.json; with a trained ranker also ranker.safetensors, ranker_config.json, items.npy, ranker_history.parquet,
+    and columns.json where it reads columns.
+    """
     settings = ctx.config.ranker
     if settings.use == "never":
         _without(ctx, "ranker.use is never: the order of retrieval stands")
@@ -45,7 +49,7 @@ def build(ctx: Context) -> None:
     folder = selection_folder(ctx.inputs["train"])
     encoder = checkpoint.load_model(folder, pick_device())
     numbering = ItemNumbering.load(folder / "items.npy")
-    stage, retrieved = _prepared(ctx, encoder, numbering)
+    stage, retrieved, own = _prepared(ctx, encoder, numbering)
     num_lists = int(retrieved.is_hit.sum())
     num_users = len(np.unique(retrieved.user[retrieved.is_active]))
     if num_lists < MIN_LISTS or num_users < MIN_USERS:
@@ -61,13 +65,13 @@ def build(ctx: Context) -> None:
         _without(ctx, f"{reason}: the order of retrieval stands")
         return
     retrieved, left_out = _with_learnable(stage.ranker, retrieved)
-    fitted = fit_ranker(stage, retrieved, ctx.config.seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch))
+    fitted, columns = _fitted(ctx, stage, retrieved, own)
     numbering.save(ctx.folder / "items.npy")
     history = pl.DataFrame([asdict(epoch) for epoch in fitted.history])
-    if stage.ranker.heads is None:
+    if fitted.stage.ranker.heads is None:
         history = history.drop("outcome_gain")
     history.write_parquet(ctx.folder / "ranker_history.parquet")
-    _report(ctx, fitted, retrieved, num_lists, left_out)
+    _report(ctx, fitted, retrieved, num_lists, columns, left_out)
     checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
 
 
@@ -77,8 +81,44 @@ def _without(ctx: Context, reason: str) -> None:
     ctx.summary(reason)
 
 
-def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple[SecondStage, Retrieved]:
-    """Untrained ranker behind the encoder of the training part, and its candidates for requests of the validation part.
+def _fitted(
+    ctx: Context, stage: SecondStage, retrieved: Retrieved, numbering: ItemNumbering
+) -> tuple[RankerFit, ColumnFigures | None]:
+    """Train the ranker, on the columns of `ranker.columns` too; returns the figures of their choice, None where none is set.
+
+    numbering: items of the dataset -> those of `stage`. Writes columns.json where columns are taken.
+    """
+    setting, seed = ctx.config.ranker.columns, ctx.config.seed
+    if not setting:
+        return fit_ranker(stage, retrieved, seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch)), None
+    ingest, dataset = ctx.inputs["ingest"], ctx.dataset
+    columns, left_out = RankerColumns.fit(ctx.config, dataset, ingest)
+
+    def fit(labels: Sequence[str]) -> RankerFit:
+        chosen, own = columns.select(labels), stage
+        if labels:
+            torch.manual_seed(seed)
+            ranker = stage.ranker.reading(chosen.embeddings(len(stage.ranker.features)))
+            tables = ranker_columns.tables(chosen, ingest, dataset, numbering)
+            own = SecondStage(ranker, stage.statistics, stage.own, tables)
+        return fit_ranker(own, retrieved, seed, on_epoch=lambda epoch: ctx.epoch(_values(epoch), epoch.epoch))
+
+    choose = choose_columns if setting == "auto" else given_columns
+    choice = choose(fit, columns.places, retrieved, seed)
+    for epoch in choice.fit.history[1:]:
+        _log_epoch(ctx, epoch)
+    if choice.taken:
+        columns.select(choice.taken).save(ctx.folder)
+    gain = None if choice.gain is None else asdict(choice.gain)
+    figures = ColumnFigures(setting, left_out, [*choice.taken], choice.ndcg, choice.importance, gain)
+    return choice.fit, figures
+
+
+def _prepared(
+    ctx: Context, encoder: Encoder, numbering: ItemNumbering
+) -> tuple[SecondStage, Retrieved, ItemNumbering]:
+    """Untrained ranker behind the encoder of the training part, its candidates for requests of the validation part, and the
+    numbering from items of the dataset to those of both.
 
     At nights new items are recommended as in scoring, and the item statistics reach up to the test, as each request reads the
     events before it alone; users who take nothing have lists too, so that probabilities are those of any list delivered.
@@ -117,11 +157,12 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
         events = outcome_events(dataset, targets, config.outcomes.types, numbering.new, horizon)
         retrieved = replace(retrieved, outcomes=OutcomeLabels.of(config.outcomes.types, items, events))
     if dataset.histories.dislikes is None:
-        return stage, retrieved
+        return stage, retrieved, numbering
     dislikes = targets_of(config, dataset, "validation", numbering, trained=trained, dislikes=True)
     time = np.asarray(dataset.histories.time[dislikes.position])
     weight = dataset.histories.dislikes[dataset.histories.event_type[dislikes.position]]
-    return stage, retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
+    disliked = retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
+    return stage, disliked, numbering
 
 
 def _with_learnable(ranker: Ranker, retrieved: Retrieved) -> tuple[Retrieved, dict[str, int]]:
@@ -144,19 +185,34 @@ def _directions(encoder: Encoder) -> torch.Tensor:
     return vectors
 
 
-def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
+def _values(epoch: RankerEpoch) -> dict[str, float]:
     values = {"ranker/loss": epoch.loss, "ranker/held_out_ndcg@10": epoch.ndcg}
-    if epoch.outcome_gain is not None:
-        values["ranker/held_out_outcome_gain"] = epoch.outcome_gain
+    return (
+        values
+        if epoch.outcome_gain is None
+        else values | {"ranker/held_out_outcome_gain": epoch.outcome_gain}
+    )
+
+
+def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
+    values = _values(epoch)
     ctx.epoch(values, epoch.epoch)
     for name, value in values.items():
         ctx.track.metric(name, value, epoch.epoch)
 
 
 def _report(
-    ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int, left_out: Mapping[str, int]
+    ctx: Context,
+    fitted: RankerFit,
+    retrieved: Retrieved,
+    num_lists: int,
+    columns: ColumnFigures | None,
+    left_out: Mapping[str, int],
 ) -> None:
-    """Calibrate on held-out users; write ranker.json, metrics to track, one line. left_out: outcomes and their positives."""
+    """Calibrate on held-out users; write ranker.json, metrics to track, one line.
+
+    columns: figures of their choice; left_out: outcomes and their positives.
+    """
     held_out = retrieved.select(fitted.held_out)
     days = ctx.protocol.horizon_days
     if held_out.outcomes is not None:
@@ -186,6 +242,8 @@ def _report(
             "learned": {} if retrieved.outcomes is None else retrieved.outcomes.num_positives,
             "left_out": left_out,
         }
+    if columns is not None:
+        facts["columns"] = asdict(columns)
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)
     ctx.manifest["rows_left_out"] = {"target_not_retrieved": len(retrieved) - num_lists}
@@ -197,6 +255,7 @@ def _report(
     ctx.summary(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "
         f"users' NDCG@10 {two_stage:.4f}, of retrieval alone {retrieval:.4f}; log loss {calibrated['log_loss']:.4f}"
+        + ("" if columns is None else f"; {columns.sentence}")
         + _outcomes(facts)
     )
 

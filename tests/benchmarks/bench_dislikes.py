@@ -136,7 +136,7 @@ def systems(
     recommender = AttentionRecommender(encoder)
     yield f"{name}, encoder", Reading(recommender, numbers, read)
     ctx = SimpleNamespace(config=config, dataset=dataset, protocol=Protocol.of(config, dataset))
-    stage, retrieved = rank._prepared(cast("Any", ctx), encoder, trained.numbering)
+    stage, retrieved, _ = rank._prepared(cast("Any", ctx), encoder, trained.numbering)
     fitted = fit_ranker(stage, retrieved, config.seed)
     print(f"{name}: ranker, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     yield f"{name}, ranker", Reading(TwoStage(recommender, fitted.stage, exclude_seen=True), numbers, read)

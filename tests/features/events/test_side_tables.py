@@ -357,6 +357,24 @@ def test_of_several_titles_the_most_frequent_stays(tmp_path: Path) -> None:
     assert table.notes == {"several_titles": 2}
 
 
+def test_further_columns_are_text_of_any_form(tmp_path: Path) -> None:
+    columns: dict[str, str | int] = {"item_id": "id", "price": "cost", "brand": "maker"}
+    csv, lines, parquet = (tmp_path / f"items.{form}" for form in ("csv", "jsonl", "parquet"))
+    csv.write_text("id,cost,maker\n1, 2.5 ,A\n2,,\n")
+    lines.write_text('{"id": 1, "cost": 2.5, "maker": "A"}\n{"id": 2, "maker": null}\n')
+    pl.DataFrame({"id": [1, 2], "cost": [2.5, None], "maker": ["A", ""]}).write_parquet(parquet)
+    for path in (csv, lines, parquet):
+        frame = read(path, columns).frame
+        assert frame.rows() == [(1, "2.5", "A"), (2, None, None)], path.name
+        assert frame.columns == ["item_id", "price", "brand"]
+    with pytest.raises(ValueError, match=r"items.columns.brand: received 'nobody'"):
+        read(csv, columns | {"brand": "nobody"})
+    more = tmp_path / "more.csv"
+    more.write_text("id,cost\n3,7\n")
+    both = side_tables.read_items([csv, more], ItemFormat(TableFormat("items", columns)), "int64").frame
+    assert both.rows()[-1] == (3, "7", None)
+
+
 def test_providers_are_text(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     path.write_text("id,brand\n1, Acme \n2,7\n3,\n")

@@ -395,6 +395,7 @@ def test_leaving_out_by_hand_is_what_exact_says(random_encoder: Callable[..., En
             name: torch.nn.functional.pad(getattr(lists, name), (1, 0))[:, : SETTINGS.max_length]
             for name in ("past_item", "past_type", "past_gap", "past_there")
         }
+        past["past_values"] = torch.zeros(*past["past_item"].shape, 0, dtype=torch.int32)
         with torch.no_grad():
             without = stage.ranker(replace(lists, followed=moved, **past))[0].numpy()
         whole = stage.score(log.select(here), items[here], scores[here])[0]

@@ -9,6 +9,7 @@ from features.histories.log_facts import LogFacts
 from models.histories import histories_from_lists
 from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, WARM, RankedTargets
 from pipeline.evaluation.cautions import cautions, facts_of
+from pipeline.modelling.ranker_columns import ColumnFigures
 from pipeline.modelling.training_facts import TrainingFacts
 
 FACTS = LogFacts(tied_share=0.0, repeated_share=0.0, now=0, resolution=1)
@@ -41,6 +42,21 @@ def about(
     ties: str = "order",
 ) -> tuple[str, ...]:
     return cautions(targets, targets, facts, training, kind=kind, ties=ties, masked_by="score.exclude_seen")
+
+
+def test_a_column_that_tells_nearly_all() -> None:
+    said_of = ("column users.last_bought carries 50% of the ranker's NDCG@10",)
+    for cost, expected in ((0.1, ()), (0.101, said_of)):
+        importance = {"users.last_bought": cost, "users.age": 0.01, "users.left_out": 0.2}
+        columns = ColumnFigures("auto", {}, ["users.last_bought", "users.age"], 0.2, importance, None)
+        said = cautions(
+            *(ENOUGH, ENOUGH, FACTS, TRAINING),
+            kind="successive",
+            ties="order",
+            masked_by="score.exclude_seen",
+            columns=columns,
+        )
+        assert facts_of(said) == "; ".join(expected)
 
 
 def test_nothing_to_say_at_the_bounds() -> None:

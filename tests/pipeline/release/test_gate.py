@@ -423,7 +423,13 @@ def test_evaluated_weights_translate_items_types_and_users(place: Place):
     histories = JaggedHistories.load(place.folder / "features")
     walk = rows(histories, histories.offsets[:1], histories.offsets[1:2])  # items 1..10
     ids = pl.read_parquet(place.folder / "features" / "items.parquet")["item_id"]
-    found = model.translated(walk, ids, ["view"])
+    found = model.translated(walk, ids, ["view"], pl.Series(["u01"]))
+    assert found.user is None
+    for user, expected in ((0, 1), (1, -1)):
+        own = replace(walk, user=np.array([user]))
+        of_user = model.translated(own, ids, ["view"], pl.Series(["u01", "nobody"]))
+        assert of_user.user is not None
+        assert of_user.user.tolist() == [expected], "rows of the bundle's users, -1 for others"
     assert found.item_index.tolist()[: int(found.ends[0])] == [1, 2, 3]
     assert set(found.event_type.tolist()) == {2}, "view is the second type that it knows"
     until = model.trained_until_of(pl.Series(["u01", "nobody", "u00"]))

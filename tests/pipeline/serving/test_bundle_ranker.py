@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from features import content
+from features.attributes import Attribute
 from features.settings import ContentSettings
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, with_request_time
@@ -17,11 +18,13 @@ from models.ranking.ranker import Ranker
 from models.ranking.two_stage import TwoStage
 from models.recommendation.rules import Rules
 from models.settings.ranker import RankerSettings
-from pipeline.artifacts.files import write_json
+from pipeline.artifacts.files import read_json, write_json
+from pipeline.modelling.ranker_columns import RankerColumns
 from pipeline.modelling.second_stage import DESCRIPTION
 from pipeline.sections import ScoreConfig
 from pipeline.serving import bundle_ranker
 from pipeline.serving.batch import with_current_log
+from pipeline.serving.bundle import DESCRIPTION as DESCRIPTION_OF_BUNDLE
 from pipeline.serving.bundle import Bundle, seal
 from tests.factories import small_bundle
 from tests.pipeline.serving.test_bundle_baseline import a_log
@@ -100,3 +103,55 @@ def test_a_ranker_of_held_out_events_ranks_known_items_alone(folder: Path, tmp_p
     features = a_log(tmp_path / "log", [[(0, 1), (1, 2)]], ["i2", "x"])
     tonight, _ = with_current_log(Bundle.open(folder), features, tmp_path, ScoreConfig(), timed=True)
     assert tonight.num_added == 0
+
+
+COLUMNS = RankerColumns((Attribute("users", "country", ("fr", "de")), Attribute("items", "brand", ("x",))))
+UNKNOWN, FR, DE = 1, 3, 4
+
+
+def reading_columns(folder: Path, tmp_path: Path) -> Path:
+    """The bundle with a ranker that reads columns; its users are French, German and unknown."""
+    old = checkpoint.load_ranker(folder / bundle_ranker.FOLDER)
+    ranker = old.reading(COLUMNS.embeddings(len(old.features)))
+    with torch.no_grad():
+        ranker.last.weight.normal_()
+    checkpoint.save_ranker(ranker, folder / bundle_ranker.FOLDER)
+    COLUMNS.save(folder / bundle_ranker.FOLDER)
+    pl.DataFrame({"user_id": [10, 20], "country": ["fr", "de"]}).write_parquet(tmp_path / "users.parquet")
+    ids = pl.Series([f"i{number}" for number in range(1, 8)])
+    COLUMNS.tables(tmp_path, pl.Series([10, 20, 30]), ids).save(folder / "deployed")
+    seal(folder, read_json(folder / DESCRIPTION_OF_BUNDLE) | {"files": {}})
+    return folder
+
+
+def test_a_bundle_reads_the_columns_of_its_users(folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(reading_columns(folder, tmp_path))
+    stage = bundle.second_stage
+    assert stage is not None
+    items, scores = np.array([[1, 2, 3]], np.int32), np.zeros((1, 3), np.float32)
+
+    def values(user: int) -> list[int]:
+        return list(stage.lists(bundle.rows_of([user])[0], items, scores).user_values[0].tolist())
+
+    assert [values(user) for user in (10, 20, 30, 99)] == [[FR], [DE], [UNKNOWN], [UNKNOWN]]
+    typed_in = bundle.from_ids([["i1", "i2"]])[0]
+    assert stage.lists(typed_in, items, scores).user_values.tolist() == [[UNKNOWN]]
+    known = stage.lists(bundle.known_histories, items.repeat(3, 0), scores.repeat(3, 0))
+    assert known.user_values[:, 0].tolist() == [FR, DE, UNKNOWN]
+
+
+def test_later_users_and_items_are_read_from_the_tables_of_their_log(folder: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(reading_columns(folder, tmp_path))
+    log = [[(0, 1), (1, 1)], [(3, 3)], [(3, 2)], [(5, 4), (6, 4)]]
+    features = a_log(tmp_path / "log", log, ["i2", "i7", "x", "y"])
+    users = {"user_id": [40, 10, 20], "country": ["de", "de", "it"]}
+    pl.DataFrame(users).write_parquet(tmp_path / "users.parquet")
+    brands = {"item_id": ["y", "i2"], "brand": ["x", "z"]}
+    pl.DataFrame(brands).write_parquet(tmp_path / "items.parquet")
+    tonight, _ = with_current_log(bundle, features, tmp_path, ScoreConfig(), timed=True)
+    stage = tonight.second_stage
+    assert stage is not None
+    assert stage.columns is not None
+    assert stage.columns.users[:, 0].tolist() == [DE, UNKNOWN, UNKNOWN, DE, UNKNOWN], "10, 20, 30, 40, others"
+    assert tonight.items.ids.to_list()[7:] == ["x", "y"]
+    assert stage.columns.items[:, 0].tolist() == [0, *[UNKNOWN] * 8, 3, UNKNOWN]

@@ -1,0 +1,152 @@
+"""Columns of users and items as codes: a code per value of a category, or per quantile bin of a number."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+MIN_COUNT = 10
+"""Users or items of the training period that share a value, below which it counts as rare."""
+MAX_VALUES = 1000
+"""Maximum number of values of a column, the most frequent ones."""
+MAX_LEVELS = 50
+"""Distinct numbers up to which each is a category of its own."""
+NUM_BINS = 20
+"""Quantile bins of a number."""
+MAX_IN_LIST = 8
+"""Values of a list that count, the first ones."""
+PADDING, RARE, MISSING = range(3)
+"""Codes of an empty place, of rare and unseen values, and of none; known values follow."""
+FIRST = 3
+"""Code of the first known value or bin."""
+
+Codes = NDArray[np.int32]
+
+
+class Unusable(ValueError):
+    """A column says nothing that can be learned."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Codes of a column, fitted on the rows of the training period."""
+
+    table: str
+    """users or items"""
+    name: str
+    values: tuple[str, ...] = ()
+    """Known categories, the most frequent first."""
+    edges: tuple[float, ...] = ()
+    """Upper ends of all bins but the last one, ascending; a number belongs to the first bin whose end is not below it."""
+    width: int = 1
+    """Codes per row: of lists up to `MAX_IN_LIST`."""
+    has_missing: bool = False
+    """Whether a row of the training period lacked a value; else a missing value is an unseen one."""
+
+    @classmethod
+    def fit(cls, table: str, column: pl.Series, is_trained: NDArray[np.bool_]) -> "Attribute":
+        """Fit on the trained rows [rows] of a column.
+
+        Raises Unusable for a column without a value there, with a value of its own in every row, or with one code alone.
+        """
+        own = column.filter(pl.Series(is_trained))
+        lists, numbers = _as_lists(own), _as_numbers(own)
+        values = lists.explode().drop_nulls()
+        if not len(values):
+            raise Unusable("no value")
+        known, num_distinct = numbers.drop_nulls(), values.n_unique()
+        is_number = len(known) == len(values) and num_distinct > MAX_LEVELS
+        is_measured = is_number and (own.dtype.is_temporal() or bool((known != known.round()).any()))
+        if num_distinct == len(values) >= MIN_COUNT and not is_measured:
+            raise Unusable("a value of its own in every row")
+        has_missing = bool(lists.is_null().any())
+        if is_number:
+            attribute = cls(table, column.name, edges=_edges(known), has_missing=has_missing)
+        else:
+            counts = values.value_counts(name="number").filter(pl.col("number") >= MIN_COUNT)
+            kept = counts.sort("number", values.name, descending=[True, False]).head(MAX_VALUES)
+            if not len(kept):
+                raise Unusable(f"no value of {MIN_COUNT} {table} or more")
+            width = min(MAX_IN_LIST, int(lists.drop_nulls().list.len().to_numpy().max()))
+            attribute = cls(
+                table, column.name, tuple(kept[values.name]), width=width, has_missing=has_missing
+            )
+        if len(np.unique(attribute.codes(own), axis=0)) < 2:
+            raise Unusable("a single value")
+        return attribute
+
+    @classmethod
+    def of_dict(cls, facts: Mapping[str, Any]) -> "Attribute":
+        """From its fields in a JSON file."""
+        return cls(**{**facts, "values": tuple(facts["values"]), "edges": tuple(facts["edges"])})
+
+    @property
+    def label(self) -> str:
+        """`table.name`."""
+        return f"{self.table}.{self.name}"
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes, that of padding included."""
+        return FIRST + (len(self.edges) + 1 if self.edges else len(self.values))
+
+    def codes(self, column: pl.Series) -> Codes:
+        """Codes [rows, width] of a column, of any type."""
+        if self.edges:
+            numbers = _as_numbers(column).fill_null(np.nan).to_numpy()
+            known = FIRST + np.searchsorted(self.edges, numbers)
+            codes = np.where(np.isnan(numbers), RARE, known)[:, None]
+        else:
+            lists = _as_lists(column)
+            number = {value: FIRST + place for place, value in enumerate(self.values)}
+            places = [
+                lists.list.get(place, null_on_oob=True).replace_strict(
+                    number, default=RARE, return_dtype=pl.Int32
+                )
+                for place in range(self.width)
+            ]
+            filled = lists.list.len().fill_null(0).to_numpy()[:, None] > np.arange(self.width)
+            codes = np.where(
+                filled, np.stack([part.fill_null(RARE).to_numpy() for part in places], 1), PADDING
+            )
+        is_missing = _as_lists(column).is_null().to_numpy()
+        codes[is_missing] = PADDING
+        codes[is_missing, 0] = MISSING if self.has_missing else RARE
+        return codes.astype(np.int32)
+
+
+def _is_list(column: pl.Series) -> bool:
+    return isinstance(column.dtype, pl.List | pl.Array)
+
+
+def _as_lists(column: pl.Series) -> pl.Series:
+    """Lists of text without blanks around and without empty elements; null where nothing is left."""
+    if isinstance(column.dtype, pl.Struct | pl.Binary | pl.Object):
+        raise Unusable(f"a column of type {column.dtype}")
+    if _is_list(column):
+        lists = column.cast(pl.List(pl.String), strict=False)
+    else:
+        lists = column.cast(pl.String, strict=False).reshape((-1, 1)).cast(pl.List(pl.String))
+    kept = pl.element().str.strip_chars()
+    lists = lists.list.eval(kept.filter(kept.is_not_null() & (kept != "")))
+    return lists.set(lists.list.len().fill_null(0) == 0, None)
+
+
+def _as_numbers(column: pl.Series) -> pl.Series:
+    """Float64, of times their own unit; null where there is no finite number."""
+    if _is_list(column):
+        return pl.Series(column.name, [None], pl.Float64).new_from_index(0, len(column))
+    if column.dtype.is_temporal():
+        return column.to_physical().cast(pl.Float64)
+    numbers = column.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
+    return numbers.set(~numbers.is_finite(), None)
+
+
+def _edges(numbers: pl.Series) -> tuple[float, ...]:
+    """Upper ends of the quantile bins of distinct ends, but for the last one."""
+    known = np.sort(numbers.to_numpy())
+    ends = np.unique(known[-(-len(known) * np.arange(1, NUM_BINS) // NUM_BINS) - 1])
+    return tuple(float(end) for end in ends[ends < known[-1]])

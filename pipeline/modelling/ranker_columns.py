@@ -1,0 +1,174 @@
+"""Columns of the users' and items' tables that the ranker reads: their codes, fitted on the training period."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from features import schema
+from features.attribute_settings import IDS, attribute_columns
+from features.attributes import RARE, Attribute, Unusable
+from features.histories.numbering import ItemNumbering
+from models.histories import Int32
+from models.ranking.columns import ColumnEmbeddings, ColumnPlaces, ColumnTables
+from pipeline.artifacts.files import read_json, write_json
+from pipeline.dataset.dataset import Dataset
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+FILE = "columns.json"
+
+
+@dataclass(frozen=True)
+class ColumnFigures:
+    """What the ranker reads, and why: `columns` in ranker.json. NDCG@10 is that of the lists that choose the epoch."""
+
+    setting: str | list[str]
+    """`ranker.columns`"""
+    left_out: dict[str, str]
+    """Unusable columns, each with its reason."""
+    taken: list[str]
+    ndcg: float
+    """NDCG@10 of the ranker."""
+    importance: dict[str, float]
+    """NDCG@10 that shuffling a column costs the ranker that reads all of them."""
+    gain: dict[str, Any] | None
+    """Paired difference of the taken columns, or else of all, from none, with `low` and `high`; None: no comparison."""
+
+    @classmethod
+    def of_file(cls, ranker: Path) -> "ColumnFigures | None":
+        """Figures in ranker.json; None where no columns were asked for."""
+        facts = read_json(ranker).get("columns")
+        return None if facts is None else cls(**facts)
+
+    @property
+    def sentence(self) -> str:
+        """Choice in words."""
+        said = f"columns: {', '.join(self.taken) or 'none'}"
+        if self.gain is not None:
+            low, high = self.gain["low"], self.gain["high"]
+            said += f", NDCG@10 {self.gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}] over none"
+            said += "" if self.taken else f" by {', '.join(self.importance)}"
+        unused = [f"{label} ({reason})" for label, reason in self.left_out.items()]
+        return said + (f", left out {', '.join(unused)}" if unused else "")
+
+
+@dataclass(frozen=True)
+class RankerColumns:
+    """Fitted columns. Values of a table are numbered from 1 through all its columns, each with its own rare one."""
+
+    attributes: tuple[Attribute, ...]
+
+    @classmethod
+    def fit(cls, config: "Config", dataset: Dataset, ingest: Path) -> tuple["RankerColumns", dict[str, str]]:
+        """Fit the columns of `ranker.columns` on users and items of the training part; returns why unusable ones are left out."""
+        training = dataset.training_rows(with_validation=False)
+        split, histories = dataset.split, dataset.histories
+        trained = {
+            "users": np.asarray(split.train_user & (np.asarray(split.train_end) > histories.offsets[:-1])),
+            "items": dataset.occurring(training)[1:],
+        }
+        ids = {"users": dataset.users[schema.USER_ID], "items": dataset.items[schema.ITEM_ID]}
+        attributes, left_out = [], {}
+        for table, name in attribute_columns(config.users, config.items, config.ranker.columns):
+            column = _aligned(ingest, table, ids[table], [name])[name]
+            try:
+                attributes.append(Attribute.fit(table, column, trained[table]))
+            except Unusable as error:
+                left_out[f"{table}.{name}"] = str(error)
+        return cls(tuple(attributes)), left_out
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """`table.name` of each column."""
+        return tuple(attribute.label for attribute in self.attributes)
+
+    def select(self, labels: Collection[str]) -> "RankerColumns":
+        """Keep some columns."""
+        return RankerColumns(tuple(each for each in self.attributes if each.label in labels))
+
+    def save(self, folder: Path) -> None:
+        """Write columns.json into an existing folder."""
+        write_json(folder / FILE, [asdict(attribute) for attribute in self.attributes])
+
+    @classmethod
+    def load(cls, folder: Path) -> "RankerColumns":
+        """Load saved columns."""
+        return cls(tuple(map(Attribute.of_dict, read_json(folder / FILE))))
+
+    def tables(self, ingest: Path, users: pl.Series, items: pl.Series) -> ColumnTables:
+        """Tables of values from an ingest artifact, of users at 0.. and items at 1..; columns that it lacks are missing."""
+        padding = np.zeros((1, self._table("items", ingest, items.head(0)).shape[1]), np.int32)
+        rows = np.concatenate([padding, self._table("items", ingest, items)])
+        return ColumnTables(self._table("users", ingest, users), rows)
+
+    def embeddings(self, num_features: int) -> ColumnEmbeddings:
+        """New embeddings of all values, for a ranker of so many features."""
+        unseen = {
+            table: np.concatenate(
+                [np.zeros(1), *(np.full(each.num_codes - 1, start + RARE) for each, start in self._of(table))]
+            )
+            for table in IDS
+        }
+        users, items = (torch.from_numpy(unseen[table].astype(np.int32)) for table in ("users", "items"))
+        return ColumnEmbeddings(users, items, num_features)
+
+    @property
+    def places(self) -> tuple[ColumnPlaces, ...]:
+        """Place of each column in its table."""
+        ends = dict.fromkeys(IDS, 0)
+        places = []
+        for each in self.attributes:
+            start = ends[each.table]
+            ends[each.table] += each.width
+            places.append(ColumnPlaces(each.label, each.table, slice(start, ends[each.table])))
+        return tuple(places)
+
+    def _of(self, table: str) -> Iterator[tuple[Attribute, int]]:
+        """Columns of a table, each with the values before its own."""
+        start = 0
+        for attribute in self.attributes:
+            if attribute.table == table:
+                yield attribute, start
+                start += attribute.num_codes - 1
+
+    def _table(self, table: str, ingest: Path, ids: pl.Series) -> Int32:
+        """[len + 1, s] values of each id, and in the last row of an unknown one."""
+        frame = _aligned(ingest, table, ids, [each.name for each, _ in self._of(table)])
+        parts = [np.zeros((len(ids) + 1, 0), np.int32)]
+        for attribute, start in self._of(table):
+            codes = attribute.codes(frame[attribute.name].extend_constant(None, 1))
+            parts.append(np.where(codes > 0, codes + start, 0).astype(np.int32))
+        return np.concatenate(parts, 1)
+
+
+def tables_of(rank: Path, ingest: Path, dataset: Dataset, numbering: ItemNumbering) -> ColumnTables | None:
+    """Tables of a dataset's users, and of its items by `numbering`; None where the ranker of stage rank reads no columns."""
+    if not (rank / FILE).exists():
+        return None
+    return tables(RankerColumns.load(rank), ingest, dataset, numbering)
+
+
+def tables(columns: RankerColumns, ingest: Path, dataset: Dataset, numbering: ItemNumbering) -> ColumnTables:
+    """Tables of a dataset's users, and of its items by `numbering`."""
+    own = numbering.inverse().new[1:].astype(np.int64) - 1
+    return columns.tables(ingest, dataset.users[schema.USER_ID], dataset.items[schema.ITEM_ID].gather(own))
+
+
+def _aligned(ingest: Path, table: str, ids: pl.Series, names: list[str]) -> pl.DataFrame:
+    """[len] columns of a table for each id, null for ids without a row and for columns that it lacks."""
+    path, key = ingest / f"{table}.parquet", IDS[table]
+    own = ids.rename(key).cast(pl.String).to_frame()
+    present = [name for name in names if path.exists() and name in pl.read_parquet_schema(path)]
+    if present:
+        known = schema.scan(path, {key: tuple(schema.ID_TYPES.values())})
+        rows = known.select(pl.col(key).cast(pl.String), *present)
+        own = own.lazy().join(rows, on=key, how="left", maintain_order="left").collect()
+    return own.with_columns(
+        pl.lit(None, dtype=pl.String).alias(name) for name in names if name not in present
+    )
