@@ -15,6 +15,53 @@ Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class ItemSets:
+    """Set of items of each row: row i's are `item_index[starts[i]:ends[i]]`, ascending."""
+
+    item_index: Int32
+    """[items of all rows], 1..num_items"""
+    starts: Int64
+    """[rows]"""
+    ends: Int64
+    """[rows]"""
+
+    @classmethod
+    def of(cls, row: Int64, item: NDArray[np.integer], num_rows: int) -> "ItemSets":
+        """Sets of distinct pairs of a row and an item, by row and item: two [pairs]."""
+        ends = np.cumsum(np.bincount(row, minlength=num_rows), dtype=np.int64)
+        return cls(item.astype(np.int32), np.concatenate((np.zeros(1, np.int64), ends))[:num_rows], ends)
+
+    @property
+    def lengths(self) -> Int64:
+        """[rows], items of each set."""
+        return self.ends - self.starts
+
+    def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> "ItemSets":
+        """The given rows, over the same items."""
+        return replace(self, starts=self.starts[rows], ends=self.ends[rows])
+
+    def translate(self, mapping: Int32) -> "ItemSets":
+        """Items renumbered by `mapping` [old_num_items + 1], without those that map to 0."""
+        row, item = self.pairs()
+        kept = mapping[item] > 0
+        row, item = row[kept], mapping[item[kept]]
+        order = np.lexsort((item, row))
+        return ItemSets.of(row[order], item[order], len(self.starts))
+
+    def pairs(self) -> tuple[Int64, Int32]:
+        """(row, item) of every item of every row: two [pairs]."""
+        row, position = _gathered(self.starts, self.ends)
+        return row, self.item_index[position]
+
+    def has(self, items: Int32) -> NDArray[np.bool_]:
+        """[rows, n], whether each of `items` [rows, n] is in its row's set."""
+        row, item = self.pairs()
+        width = max(int(item.max(initial=0)), int(items.max(initial=0))) + 1
+        keys = np.arange(len(items), dtype=np.int64)[:, None] * width + items
+        return np.isin(keys, row * width + item)
+
+
+@dataclass(frozen=True)
 class Histories:
     """Rows of past interactions as slices of flat arrays: row i is `flat[starts[i]:ends[i]]`, oldest first.
 
@@ -37,6 +84,8 @@ class Histories:
     """[rows], time of the request for the next item, microseconds; None: unknown."""
     dislikes: Float32 | None = None
     """[num_event_types + 1], size of the negative weight of types that are dislikes, 0 for others; None: no type is one."""
+    left_out: ItemSets | None = None
+    """[rows], items that a row's list must not have, besides those of the history where seen items are excluded; None: none."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -49,7 +98,10 @@ class Histories:
     def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> "Histories":
         """The given rows, over the same flat arrays."""
         request_time = None if self.request_time is None else self.request_time[rows]
-        return replace(self, starts=self.starts[rows], ends=self.ends[rows], request_time=request_time)
+        left_out = None if self.left_out is None else self.left_out.select(rows)
+        return replace(
+            self, starts=self.starts[rows], ends=self.ends[rows], request_time=request_time, left_out=left_out
+        )
 
     def last(self, max_length: int) -> "Histories":
         """Each row cut to its `max_length` most recent interactions."""
@@ -57,11 +109,7 @@ class Histories:
 
     def gather(self) -> tuple[Int64, Int64]:
         """(row, position) of every interaction of every row: two arrays of [sum of lengths]."""
-        lengths = self.lengths
-        rows = np.repeat(np.arange(len(self), dtype=np.int64), lengths)
-        before = np.concatenate(([0], np.cumsum(lengths)[:-1])) if len(self) else np.zeros(0, np.int64)
-        positions = np.arange(len(rows), dtype=np.int64) + np.repeat(self.starts - before, lengths)
-        return rows, positions
+        return _gathered(self.starts, self.ends)
 
     def compact(self) -> "Histories":
         """The same rows over copied flat arrays, which hold nothing else."""
@@ -70,7 +118,7 @@ class Histories:
         return replace(self._events(positions), starts=ends - self.lengths, ends=ends)
 
     def translate(self, mapping: Int32) -> "Histories":
-        """Items renumbered by `mapping` [old_num_items + 1], without interactions whose item maps to 0.
+        """Items renumbered by `mapping` [old_num_items + 1], `left_out` too, without interactions whose item maps to 0.
 
         Flat arrays are copied once; rows keep their number and order (one may become empty).
         """
@@ -82,7 +130,23 @@ class Histories:
             item_index=renamed[kept].astype(np.int32, copy=False),
             starts=position[self.starts],
             ends=position[self.ends],
+            left_out=None if self.left_out is None else self.left_out.translate(mapping),
         )
+
+    def excluded(self, *, seen: bool) -> "Histories | None":
+        """The items that each row's list must not have, as rows without times: `left_out`, with `seen` the history's too.
+
+        None where no row has any; with `seen` and without `left_out` the histories themselves.
+        """
+        if self.left_out is None:
+            return self if seen else None
+        row, item = self.left_out.pairs()
+        if seen:
+            of_event, position = self.gather()
+            row, item = np.concatenate((of_event, row)), np.concatenate((self.item_index[position], item))
+        order = np.argsort(row, kind="stable")
+        sets, none = ItemSets.of(row[order], item[order], len(self)), np.zeros(len(item), np.int64)
+        return Histories(sets.item_index, none, none.astype(np.int16), sets.starts, sets.ends)
 
     def without_dislikes(self) -> "Histories":
         """The same rows without dislikes; copied where the log has any."""
@@ -120,6 +184,15 @@ class Histories:
             event_type=self.event_type[chosen],
             value=None if self.value is None else self.value[chosen],
         )
+
+
+def _gathered(starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
+    """(row, position) of every position of the rows [starts, ends): two of the sum of lengths."""
+    lengths = ends - starts
+    rows = np.repeat(np.arange(len(starts), dtype=np.int64), lengths)
+    before = np.concatenate(([0], np.cumsum(lengths)[:-1])) if len(starts) else np.zeros(0, np.int64)
+    positions = np.arange(len(rows), dtype=np.int64) + np.repeat(starts - before, lengths)
+    return rows, positions
 
 
 def histories_from_lists(items: list[list[int]], times: list[list[int]] | None = None) -> Histories:

@@ -124,6 +124,11 @@ class Config(Section):
                 f"history.session_minutes: received {self.history.session_minutes} with events.timestamp_unit 'position', "
                 "expected 0: without timestamps every event is a visit"
             )
+        if self.events.timestamp_unit == "position" and self.score.max_shown:
+            raise ValueError(
+                f"score.max_shown: received {self.score.max_shown} with events.timestamp_unit 'position', expected 0: without "
+                "timestamps nothing is shown within days"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -132,8 +132,10 @@ def learned_items(items: Int32, num_learned: int) -> Int32:
 
 
 def learned_part(histories: Histories, num_learned: int) -> Histories:
-    """The rows without interactions on items above `num_learned`."""
+    """The rows without interactions on items above `num_learned`, and without such items among `left_out`."""
     highest = int(histories.item_index.max(initial=0))
+    if histories.left_out is not None:
+        highest = max(highest, int(histories.left_out.item_index.max(initial=0)))
     if highest <= num_learned:
         return histories
     return histories.compact().translate(learned_items(np.arange(highest + 1, dtype=np.int32), num_learned))

@@ -10,7 +10,7 @@ from pipeline.artifacts import class_source, source_changes, source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
-from pipeline.monitoring import ledger
+from pipeline.monitoring import earlier_lists, ledger
 from pipeline.orchestration import registered_systems
 from pipeline.orchestration.registered_systems import RegisteredSystems
 from pipeline.tracking.registry import ModelSource
@@ -268,6 +268,9 @@ def _resolved(config: Config, names: Sequence[str], fewer: Config | None = None)
         if name == "score":
             inputs |= {f"shadow {own}": source.bundle_digest for own, source in shadows.sources.items()}
             inputs |= registered_systems.arm_inputs(config, arms)
+            if config.score.max_shown:
+                entered = earlier_lists.delivered_before(config, inputs["features"])
+                inputs["shown"] = earlier_lists.digest(entered)
         if name == "monitor":
             entered = ledger.preceding(config.folder / "score", inputs["features"])
             inputs["deliveries"] = ledger.digest(entered)

@@ -45,6 +45,7 @@ from pipeline.serving.business_rules import gone_items, read_ids, rules_of
 from pipeline.serving.previous_lists import PreviousLists, Reuse
 from pipeline.serving.request import Request
 from pipeline.serving.shards import POOL_BATCHES, Batch, Counts, Shard
+from pipeline.serving.shown_items import NotAgain, Shown, shown_counts
 
 _POOLS_AHEAD = 1
 """Pools of users waiting while one is written."""
@@ -70,6 +71,8 @@ class Job:
     """Time zone of times in the settings that name none."""
     reuse: Reuse | None = None
     """Digests of histories, and the lists of an earlier scoring; None: every list is made anew."""
+    not_again: NotAgain | None = None
+    """Rule of `score.max_shown`; None: off."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ class Log:
     def users(self) -> pl.Series:
         """User ids in the order of the user index."""
         return self.dataset.users["user_id"]
+
+    def shown(self, rule: NotAgain, bundle: Bundle) -> Shown:
+        """What users were shown before the request, in the bundle's numbering."""
+        dislikes = self.histories.dislikes
+        return Shown(rule, self.request, bundle.items, self.items, self.dataset.exposures, dislikes)
 
     @cached_property
     def ends(self) -> Int64:
@@ -259,9 +267,11 @@ class Scorer:
         step = POOL_BATCHES * self.job.settings.batch_users
         for start in range(0, len(users), step):
             own = slice(start, start + step)
-            whole, known = self._histories(self.users.index[users[own]])
+            whole, known = self._histories(users[own])
             shard.history[own] = previous_lists.digests(known)
             shard.num_unknown[own] = whole.lengths - known.lengths
+            if known.left_out is not None:
+                shard.num_left_out[own] = known.left_out.lengths
         return shard.compared()
 
     def batch(self, users: Int64, run: Run = map) -> Batch:
@@ -269,7 +279,7 @@ class Scorer:
         if not len(users):
             return Batch(self.schema.empty_table(), np.zeros(0, np.int64), {})
         settings = self.job.settings
-        whole, known = self._histories(self.users.index[users])
+        whole, known = self._histories(users)
         ids = self.users.ids.gather(users)
         answer = self.bundle.engine.answer(
             known,
@@ -292,8 +302,18 @@ class Scorer:
         added = self.bundle.items.ids.tail(self.bundle.num_added)
         return int(pl.Series(table["item_id"]).is_in(added.implode()).sum()) if len(added) else 0
 
-    def _histories(self, index: Int64) -> tuple[Histories, Histories]:
-        """Whole histories of users, and the same in the bundle's numbering without unknown items."""
+    @cached_property
+    def _shown(self) -> Shown | None:
+        """What users were shown before; None where nothing is left out for it."""
+        rule = self.job.not_again
+        return None if rule is None else self.log.shown(rule, self.bundle)
+
+    def _histories(self, users: Int64) -> tuple[Histories, Histories]:
+        """Whole histories of users, and the same in the bundle's numbering without unknown items.
+
+        The latter have the items that lists leave out because the users were shown them.
+        """
+        index = self.users.index[users]
         offsets, in_log = self.log.histories.offsets, index >= 0
         starts = np.where(in_log, offsets[index], 0)
         ends = np.where(in_log, self.log.ends[index], 0)
@@ -302,12 +322,16 @@ class Scorer:
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
             known = with_request_time(known, self.log.request.time)
+        if self._shown is not None:
+            left_out = self._shown.left_out(self.users.ids.gather(users), index, known)
+            known = replace(known, left_out=left_out)
         return whole, known
 
     def _counts(self, whole: Histories, known: Histories, answer: Answer) -> Counts:
         given = answer.item_index > 0
         unknown = whole.lengths - known.lengths
         own = len(self.bundle.items) - self.bundle.num_added
+        left_out = np.zeros(1, np.int64) if known.left_out is None else known.left_out.lengths
         return {
             "users": len(answer.cold),
             "cold_users": int(answer.cold.sum()),
@@ -316,6 +340,7 @@ class Scorer:
             "short_lists": int((given.sum(1) < self.job.settings.k).sum()),
             "recommendations": int(given.sum()),
             "new_item_recommendations": int((answer.item_index > own).sum()),
+            **shown_counts(left_out),
         }
 
 

@@ -18,6 +18,7 @@ from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.second_stage import is_timed
+from pipeline.monitoring import earlier_lists
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import STAGES
 from pipeline.sections import ExperimentConfig
@@ -27,6 +28,7 @@ from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Job, Scorer
 from pipeline.serving.previous_lists import Reuse
 from pipeline.serving.shards import Counts
+from pipeline.serving.shown_items import shown_counts
 from pipeline.tracking.registry import CHAMPION
 
 _COUNTED = (
@@ -55,8 +57,10 @@ def build(ctx: Context) -> None:
         config.seed,
         timed=timed,
         timezone=config.events.timezone,
+        not_again=earlier_lists.not_again(config, inputs["features"]),
     )
     scorer = Scorer.open(job)
+    _say_if_nothing_was_shown(scorer)
     by_arm = _by_arm(ctx, scorer)
     if by_arm is None:
         scorer = _reusing(ctx, scorer)
@@ -78,6 +82,14 @@ def build(ctx: Context) -> None:
     if by_arm is not None:
         ctx.manifest["experiment"] = _experiment(ctx, total)
     _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
+
+
+def _say_if_nothing_was_shown(scorer: Scorer) -> None:
+    """A line on stderr where `score.max_shown` is set and has nothing to read, as in a first night."""
+    rule = scorer.job.not_again
+    if rule is not None and not rule.lists and scorer.log.dataset.exposure_span is None:
+        text = f"score.max_shown: no exposures and no earlier lists within {rule.days:g} days: nothing is left out"
+        print(text, file=sys.stderr, flush=True)
 
 
 def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
@@ -243,6 +255,11 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         **counted,
         **scorer.rule_counts,
     )
+    if (rule := scorer.job.not_again) is not None:
+        shown = {name: total.get(name, 0) for name in shown_counts(np.zeros(0, np.int64))}
+        ctx.manifest.update(shown, shown_lists=[own.folder.parent.name for own in rule.lists])
+        for name, value in shown.items():
+            ctx.track.metric(name, value)
     for name in (*counted, *scorer.rule_counts, "users_per_second"):
         ctx.track.metric(name, ctx.manifest[name])
     before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
@@ -266,8 +283,17 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}, {rate:,.0f} users/s"
+        f"{counted['short_lists']:,} short lists{lists}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}, "
+        f"{rate:,.0f} users/s"
     )
+
+
+def _left_out(ctx: Context) -> str:
+    """Items left out because they were shown too often, for the summary line."""
+    number = ctx.manifest.get("shown_items_left_out")
+    if number is None:
+        return ""
+    return f", {number:,} items shown too often left out for {ctx.manifest['users_with_shown_items']:,} users"
 
 
 def _drawn(ctx: Context) -> str:
