@@ -4,6 +4,7 @@ Item 0 is padding or unknown; items are numbered from 1. Times are microseconds 
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class ItemSets:
         """[rows], items of each set."""
         return self.ends - self.starts
 
-    def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> "ItemSets":
+    def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> Self:
         """The given rows, over the same items."""
         return replace(self, starts=self.starts[rows], ends=self.ends[rows])
 
@@ -50,7 +51,7 @@ class ItemSets:
 
     def pairs(self) -> tuple[Int64, Int32]:
         """(row, item) of every item of every row: two [pairs]."""
-        row, position = _gathered(self.starts, self.ends)
+        row, position = gathered(self.starts, self.ends)
         return row, self.item_index[position]
 
     def has(self, items: Int32) -> NDArray[np.bool_]:
@@ -59,6 +60,27 @@ class ItemSets:
         width = max(int(item.max(initial=0)), int(items.max(initial=0))) + 1
         keys = np.arange(len(items), dtype=np.int64)[:, None] * width + items
         return np.isin(keys, row * width + item)
+
+
+@dataclass(frozen=True)
+class ShownItems(ItemSets):
+    """Items that each row's user was shown before the request."""
+
+    ignored: Int32
+    """[items of all rows], times without a reaction"""
+    last: Int64
+    """[items of all rows], time when it was shown last, microseconds since the epoch"""
+
+    def translate(self, mapping: Int32) -> "ShownItems":
+        """Items renumbered as in `ItemSets`."""
+        row, position = gathered(self.starts, self.ends)
+        item = mapping[self.item_index[position]]
+        order = np.lexsort((item, row))
+        order = order[item[order] > 0]
+        sets, position = ItemSets.of(row[order], item[order], len(self.starts)), position[order]
+        return ShownItems(
+            sets.item_index, sets.starts, sets.ends, self.ignored[position], self.last[position]
+        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +108,8 @@ class Histories:
     """[num_event_types + 1], size of the negative weight of types that are dislikes, 0 for others; None: no type is one."""
     left_out: ItemSets | None = None
     """[rows], items that a row's list must not have, besides those of the history where seen items are excluded; None: none."""
+    shown: ShownItems | None = None
+    """[rows], items that the user was shown; None: unknown, or none."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -99,8 +123,10 @@ class Histories:
         """The given rows, over the same flat arrays."""
         request_time = None if self.request_time is None else self.request_time[rows]
         left_out = None if self.left_out is None else self.left_out.select(rows)
+        shown = None if self.shown is None else self.shown.select(rows)
+        starts, ends = self.starts[rows], self.ends[rows]
         return replace(
-            self, starts=self.starts[rows], ends=self.ends[rows], request_time=request_time, left_out=left_out
+            self, starts=starts, ends=ends, request_time=request_time, left_out=left_out, shown=shown
         )
 
     def last(self, max_length: int) -> "Histories":
@@ -109,7 +135,7 @@ class Histories:
 
     def gather(self) -> tuple[Int64, Int64]:
         """(row, position) of every interaction of every row: two arrays of [sum of lengths]."""
-        return _gathered(self.starts, self.ends)
+        return gathered(self.starts, self.ends)
 
     def compact(self) -> "Histories":
         """The same rows over copied flat arrays, which hold nothing else."""
@@ -118,7 +144,7 @@ class Histories:
         return replace(self._events(positions), starts=ends - self.lengths, ends=ends)
 
     def translate(self, mapping: Int32) -> "Histories":
-        """Items renumbered by `mapping` [old_num_items + 1], `left_out` too, without interactions whose item maps to 0.
+        """Items renumbered by `mapping` [old_num_items + 1], in the rows' sets too, without interactions whose item maps to 0.
 
         Flat arrays are copied once; rows keep their number and order (one may become empty).
         """
@@ -131,6 +157,7 @@ class Histories:
             starts=position[self.starts],
             ends=position[self.ends],
             left_out=None if self.left_out is None else self.left_out.translate(mapping),
+            shown=None if self.shown is None else self.shown.translate(mapping),
         )
 
     def excluded(self, *, seen: bool) -> "Histories | None":
@@ -186,7 +213,7 @@ class Histories:
         )
 
 
-def _gathered(starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
+def gathered(starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
     """(row, position) of every position of the rows [starts, ends): two of the sum of lengths."""
     lengths = ends - starts
     rows = np.repeat(np.arange(len(starts), dtype=np.int64), lengths)

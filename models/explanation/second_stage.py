@@ -127,9 +127,7 @@ def _scores_without(
     """[l, n] ranker scores of candidates without each of the last l interactions, oldest first."""
     left_out = _each_left_out(history, length)
     features = stage.statistics.features(left_out, candidates, scores, stage.ranker.features)
-    whole = replace(history, starts=np.repeat(history.starts, length), ends=np.repeat(history.ends, length))
-    if history.request_time is not None:
-        whole = replace(whole, request_time=np.repeat(history.request_time, length))
+    whole = history.select(np.zeros(length, np.int64))
     lists = replace(stage.lists(whole, candidates, scores), features=torch.from_numpy(features))
     presence = torch.ones(length, 1, lists.past_item.shape[1])
     column = torch.arange(length - 1, -1, -1)
@@ -158,4 +156,5 @@ def _each_left_out(history: Histories, length: int) -> Histories:
         None if history.value is None else history.value[flat],
         np.repeat(request, length),
         history.dislikes,
+        shown=None if history.shown is None else history.shown.select(np.zeros(length, np.int64)),
     )

@@ -83,7 +83,8 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
     known, unknown = (
         _typed_in(opened, history) if history is not None else _of_user(pipeline, opened, str(user))
     )
-    known = _without_shown(pipeline, opened, known, user)
+    if user is not None and history is None:
+        known = _with_shown(pipeline, opened, known, user)
     exclude_seen = opened.excludes_seen(config)
     rules, _ = rules_of(
         config.score,
@@ -187,25 +188,25 @@ def _of_user(pipeline: Pipeline, opened: _Opened, user: str) -> tuple[Histories,
     return known, int(whole.lengths[0] - known.lengths[0])
 
 
-def _without_shown(pipeline: Pipeline, opened: _Opened, known: Histories, user: str | None) -> Histories:
-    """The history of a user with the items that `score.max_shown` leaves out; one typed in as it is.
+def _with_shown(pipeline: Pipeline, opened: _Opened, known: Histories, user: str) -> Histories:
+    """The history of a user with the items that `score.max_shown` leaves out, and what the ranker reads of exposures.
 
     Without an up-to-date log a line on stderr says that nothing is left out.
     """
     config, log = pipeline.config, opened.log
-    if user is None or not config.score.max_shown:
-        return known
     if log is None:
-        text = "score.max_shown: there is no up-to-date log of what users were shown: nothing is left out"
-        print(text, file=sys.stderr, flush=True)
+        if config.score.max_shown:
+            text = "score.max_shown: there is no up-to-date log of what users were shown: nothing is left out"
+            print(text, file=sys.stderr, flush=True)
         return known
-    rule = earlier_lists.not_again(config, pipeline.nodes["features"].artifact.folder)
-    assert rule is not None
     typed_in = pl.Series([user])
-    index, num_unknown = Vocabulary(log.users, 0).encode_known(typed_in, unknown=-1)
-    ids = typed_in.cast(log.users.dtype) if num_unknown else log.users.gather(index)
-    left_out = log.shown(rule, opened.bundle).left_out(ids, index.astype(np.int64), known)
-    return replace(known, left_out=left_out)
+    own, num_unknown = Vocabulary(log.users, 0).encode_known(typed_in, unknown=-1)
+    index = own.astype(np.int64)
+    rule = earlier_lists.not_again(config, pipeline.nodes["features"].artifact.folder)
+    if rule is not None:
+        ids = typed_in.cast(log.users.dtype) if num_unknown else log.users.gather(index)
+        known = replace(known, left_out=log.shown(rule, opened.bundle).left_out(ids, index, known))
+    return log.with_exposures(known, index, opened.bundle)
 
 
 def _is_listed(pipeline: Pipeline, user: str) -> bool:

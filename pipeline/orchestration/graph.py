@@ -90,7 +90,7 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            5,
+            6,
             ("features", "train", "index"),
             {"ranker": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
@@ -134,7 +134,7 @@ STAGES = {
         ),
         Stage(
             "monitor",
-            3,
+            4,
             ("ingest", "features"),  # and the ledger of deliveries, and its predecessor
             {"monitor": ()},
             (

@@ -25,10 +25,12 @@ from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
+from models.ranking.shown import SHOWN_DAYS
 from models.recommendation.answer import Answer, Run
 from models.recommendation.rules import Rules
 from pipeline.artifacts.files import digest_file, read_record, write_json
 from pipeline.dataset.dataset import Dataset, rows
+from pipeline.dataset.exposed_items import shown_before
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
 from pipeline.serving import (
@@ -106,8 +108,14 @@ class Log:
 
     def shown(self, rule: NotAgain, bundle: Bundle) -> Shown:
         """What users were shown before the request, in the bundle's numbering."""
-        dislikes = self.histories.dislikes
-        return Shown(rule, self.request, bundle.items, self.items, self.dataset.exposures, dislikes)
+        return Shown(rule, self.dataset, self.request, bundle.items, self.items)
+
+    def with_exposures(self, known: Histories, index: Int64, bundle: Bundle) -> Histories:
+        """Histories with what their users [rows] of the log were shown, where the bundle's ranker reads it."""
+        if not bundle_ranker.reads_exposures(bundle.second_stage):
+            return known
+        shown = shown_before(self.dataset, index, np.full(len(index), self.request.before), SHOWN_DAYS)
+        return replace(known, shown=None if shown is None else shown.translate(self.items))
 
     @cached_property
     def ends(self) -> Int64:
@@ -325,7 +333,7 @@ class Scorer:
         if self._shown is not None:
             left_out = self._shown.left_out(self.users.ids.gather(users), index, known)
             known = replace(known, left_out=left_out)
-        return whole, known
+        return whole, self.log.with_exposures(known, index, self.bundle)
 
     def _counts(self, whole: Histories, known: Histories, answer: Answer) -> Counts:
         given = answer.item_index > 0

@@ -14,13 +14,12 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.histories.exposures import JaggedExposures
 from features.histories.vocabulary import Vocabulary
 from models.histories import Histories, Int32, Int64, ItemSets
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.exposed_items import DAY, shown_before
 from pipeline.serving.request import Request
 
-DAY = 86_400_000_000
-"""Microseconds."""
 Bool = NDArray[np.bool_]
 
 
@@ -51,15 +50,12 @@ class Shown:
     """What users were shown before a request, in a bundle's item numbering."""
 
     rule: NotAgain
+    dataset: Dataset
     request: Request
     items: Vocabulary
     """Items of the bundle"""
     of_log: Int32
     """[num_items + 1] item of the log -> the bundle's, 0: unknown"""
-    exposures: JaggedExposures | None
-    """Exposure log by user of the log; None: there is none"""
-    dislikes: NDArray[np.float32] | None = None
-    """[num_event_types + 1] of the log, see `JaggedHistories`"""
 
     def left_out(self, ids: pl.Series, index: Int64, known: Histories) -> ItemSets:
         """Items of each user [users] that the rule leaves out.
@@ -74,35 +70,15 @@ class Shown:
         pair = pair[times >= self.rule.max_shown]
         return ItemSets.of(pair // width, pair % width, len(index))
 
-    @property
-    def _since(self) -> int:
-        """Begin of the days that count, microseconds since the epoch."""
-        return self.request.time - round(self.rule.days * DAY)
-
     def _ignored_in_log(self, index: Int64) -> tuple[Int64, Int32]:
-        """(row, item) of every exposure without a reaction, by the join of the features stage: two [exposures].
-
-        A reaction is an event before the request that is no dislike.
-        """
-        log = self.exposures
-        if log is None:
+        """(row, item) of every exposure without a reaction before the request: two [exposures]."""
+        moment = np.full(len(index), self.request.before)
+        shown = shown_before(self.dataset, index, moment, self.rule.days)
+        if shown is None:
             return np.zeros(0, np.int64), np.zeros(0, np.int32)
-        starts, in_log = np.asarray(log.offsets)[index], index >= 0
-        ends = np.where(in_log, np.asarray(log.offsets)[index + 1], starts)
-        row = np.repeat(np.arange(len(index)), ends - starts)
-        position = np.arange(len(row)) + np.repeat(
-            starts - np.cumsum(ends - starts) + ends - starts, ends - starts
-        )
-        time = log.time[position]
-        is_shown = (time >= self._since) & (time < self.request.before)
-        row, position, time = row[is_shown], position[is_shown], time[is_shown]
-        delay = log.reaction_delay[position]
-        is_reaction = (delay >= 0) & (time + delay < self.request.before)
-        if self.dislikes is not None:
-            is_reaction &= self.dislikes[log.reaction_type[position]] == 0
-        item = self.of_log[log.item_index[position]]
-        ignored = ~is_reaction & (item > 0)
-        return row[ignored], item[ignored]
+        shown = shown.translate(self.of_log)
+        row, item = shown.pairs()
+        return np.repeat(row, shown.ignored), np.repeat(item, shown.ignored)
 
     def _ignored_in_lists(self, ids: pl.Series, known: Histories) -> tuple[Int64, Int32]:
         """(row, item) of every place of an own list without a reaction: two [places].
@@ -129,7 +105,7 @@ class Shown:
         parts = [
             delivered.of_users(users).with_columns(number=pl.lit(number, pl.Int64))
             for number, delivered in enumerate(self._delivered)
-            if self.rule.lists[number].time >= self._since
+            if self.rule.lists[number].time >= self.request.before - round(self.rule.days * DAY)
         ]
         if not parts:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32)

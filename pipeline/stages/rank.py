@@ -15,6 +15,7 @@ from models.encoder.encoder import AttentionRecommender, Encoder
 from models.ranking.calibration import calibrate
 from models.ranking.features import DISLIKE_FEATURES, FEATURES
 from models.ranking.ranker import Ranker, SecondStage
+from models.ranking.shown import SHOWN_FEATURES
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import write_json
@@ -30,6 +31,9 @@ MIN_LISTS = 100
 """Minimum number of lists with their target among the candidates; a ranker is trained on no fewer."""
 MIN_USERS = 20
 """Minimum number of users: some are held out for early stopping, and their halves calibrate each other."""
+
+MIN_SHOWN = 0.1
+"""Minimum share of requests whose users were shown something before, for a ranker that reads it."""
 
 
 def build(ctx: Context) -> None:
@@ -94,6 +98,9 @@ def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> tuple
     targets = targets.sample(round(most), config.seed)
     torch.manual_seed(config.seed)
     features = FEATURES if dataset.histories.dislikes is None else (*FEATURES, *DISLIKE_FEATURES)
+    shown = targets.histories.shown
+    if shown is not None and (shown.lengths > 0).mean() >= MIN_SHOWN:
+        features = (*features, *SHOWN_FEATURES)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types, features).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
     stage = SecondStage(ranker, statistics, numbering.inverse().compose(learned).new)

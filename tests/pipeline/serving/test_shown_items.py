@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -13,11 +14,13 @@ from features.histories.exposures import JaggedExposures
 from features.histories.vocabulary import Vocabulary
 from models.histories import Histories, histories_from_lists
 from models.recommendation.rules import Rules
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.exposed_items import DAY
 from pipeline.serving import batch, previous_lists
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.request import Request
-from pipeline.serving.shown_items import DAY, NotAgain, Shown, ShownList
-from tests.factories import small_bundle
+from pipeline.serving.shown_items import NotAgain, Shown, ShownList
+from tests.factories import jagged, small_bundle
 from tests.pipeline.serving.test_previous_lists import first_night, scored, scorer_of
 
 HOUR = DAY // 24
@@ -53,6 +56,14 @@ def exposures_of(rows: Sequence[Sequence[tuple[int, int, int]]]) -> JaggedExposu
     )
 
 
+def dataset_of(exposures: JaggedExposures | None, num_items: int) -> Dataset:
+    """Dataset without events."""
+    split = mock.Mock(kept_item=np.ones(num_items + 1, bool))
+    dataset = Dataset(Path(), jagged([]), split)
+    dataset.__dict__["exposures"] = exposures
+    return dataset
+
+
 def counted(
     user: str,
     index: int,
@@ -62,8 +73,8 @@ def counted(
 ) -> set[int]:
     """Items that a user is not to be shown again, one exposure after the other. events: (time, item)."""
     times: Counter[int] = Counter()
-    since, before = shown.request.time - shown.rule.days * DAY, shown.request.before
-    log = shown.exposures
+    since, before = shown.request.before - shown.rule.days * DAY, shown.request.before
+    log = shown.dataset.exposures
     assert log is not None
     for place in range(log.offsets[index], log.offsets[index + 1]) if index >= 0 else ():
         time, delay = int(log.time[place]), int(log.reaction_delay[place])
@@ -118,7 +129,7 @@ def test_what_is_left_out_is_what_counting_one_by_one_leaves_out(max_shown: int,
     of_log = np.array([0, 3, 1, 2, 0, 5, 4, 9, 8, 7], np.int32)
     request = Request.of(None, NOW, timed=True)
     rule = NotAgain(max_shown, 6.0, tuple(lists))
-    shown = Shown(rule, request, items, of_log, exposures_of(rows))
+    shown = Shown(rule, dataset_of(exposures_of(rows), 9), request, items, of_log)
     left_out = shown.left_out(pl.Series(ids), index, known)
     expected = [
         counted(user, int(place), shown, list(zip(lists, drawn, strict=True)), own)
@@ -148,7 +159,11 @@ def test_a_reaction_is_an_event_while_the_list_stood_and_no_dislike(tmp_path: Pa
     known = histories_from_lists([[1]] * 4, [[time] for time in times])
     items = Vocabulary(pl.Series(["i1", "i2"]), 1)
     shown = Shown(
-        NotAgain(1, 14.0, lists), Request.of(None, NOW, timed=True), items, np.zeros(3, np.int32), None
+        NotAgain(1, 14.0, lists),
+        dataset_of(None, 2),
+        Request.of(None, NOW, timed=True),
+        items,
+        np.zeros(3, np.int32),
     )
     ids, index = pl.Series(list("abcd")), np.arange(4)
 
