@@ -125,9 +125,9 @@ class ItemStatistics:
 
         `retrieval_score` is the log-softmax over the row's candidates, popularity the logarithm of a share of events, times are
         ln(1 + days); `user_last_seen` is of the user's last event on any item. `OWN_FEATURES`: as `own_features`;
-        `SHOWN_FEATURES`: as `shown_features`. Dislikes are no events here, but in `DISLIKE_FEATURES`: ln(1 + dislikes of the candidate), and the
-        likeness of its content to the row's `LATEST` disliked items. A request is at `histories.request_time`, else at the row's
-        last event. Candidate 0 is padding, with undefined features.
+        `SHOWN_FEATURES`: as `shown_features`. Dislikes are no events here, but in `DISLIKE_FEATURES`: ln(1 + dislikes of the
+        candidate), and the likeness of its content to the row's `LATEST` disliked items. A request is at
+        `histories.request_time`, else at the row's last event. Candidate 0 is padding, with undefined features.
         """
         request, moment = self._request_seconds(histories), self._request(histories)
         disliked, histories = histories.only_dislikes(), histories.without_dislikes()
