@@ -14,6 +14,7 @@ from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.ranking.calibration import calibrate
 from models.ranking.features import DISLIKE_FEATURES, FEATURES
+from models.ranking.partial_dependence import by_times_shown
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.shown import SHOWN_FEATURES
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
@@ -141,6 +142,9 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
     days = ctx.protocol.horizon_days
     calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed, days=days)
     calibrated = asdict(measured)
+    effect = {}
+    if not set(SHOWN_FEATURES).isdisjoint(fitted.stage.ranker.features):
+        effect[second_stage.BY_TIMES_SHOWN] = by_times_shown(fitted.stage, held_out, calibration).tolist()
     held_out = held_out.select(held_out.is_active)
     retrieval = float(ndcg_of(held_out.scores, held_out).mean())
     scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
@@ -156,7 +160,7 @@ def _report(ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: in
         "held_out": {"targets": len(held_out), "retrieval_ndcg@10": retrieval, "two_stage_ndcg@10": two_stage}
         | calibrated,
         "calibration": calibration.as_dict(),
-    }
+    } | effect
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
     ctx.manifest.update(rows_in=len(retrieved), rows_out=num_lists)
     ctx.manifest["rows_left_out"] = {"target_not_retrieved": len(retrieved) - num_lists}
