@@ -41,7 +41,7 @@ def test_lists_of_nights_and_single_requests_leave_out_what_was_shown(copied: Wo
         .is_empty()
     )
     user = third["user_id"][0]
-    answer = copied("recommend", "--user", str(user), "--k", "10", "--json", *at)
+    answer = copied("recommend", "--user", str(user), "--json", *at)
     own = third.filter(pl.col("user_id") == user)["item_id"].to_list()
     assert [str(row["item_id"]) for row in answer.json["recommendations"]] == [str(item) for item in own]
 
@@ -76,6 +76,9 @@ def test_lists_of_a_night_are_those_of_scoring_where_the_ranker_reads_exposures(
     workdir.run("evaluate", *chosen)
     ranker = json.loads((workdir.artifact("rank", *chosen) / "ranker_config.json").read_text())
     assert ranker["features"][-2:] == ["times_ignored", "last_shown"]
+    effect = json.loads((workdir.artifact("rank", *chosen) / "ranker.json").read_text())["by_times_shown"]
+    assert len(effect) == 6
+    assert all(0 < probability < 1 for probability in effect)
     lists = evaluated_lists(workdir, *chosen)
     night = lists["night"].max()
     assert isinstance(night, datetime.datetime)
