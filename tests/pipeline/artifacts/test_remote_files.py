@@ -262,7 +262,7 @@ def test_only_what_is_new_is_fetched(server: Server, tmp_path: Path) -> None:
 
 
 def test_exposures_are_those_of_local_files_and_fetched_once(server: Server, tmp_path: Path) -> None:
-    day_1 = b"u,i,t,r\n1,11,1600000000,1\n2,12,1600000000,0\n2,11,never,1\n"
+    day_1 = b"u,i,t,r\n1,11,1600000000,1\n2,12,1600000000,0\n2,11,never,1\n1,12,1600000002,2\n"
     files = {"log/day2.csv": DAY_2, "shown/day1.csv.gz": gzip.compress(day_1), "shown/_SUCCESS": b""}
     for key, content in files.items():
         server.put(key, content)
@@ -282,7 +282,7 @@ def test_exposures_are_those_of_local_files_and_fetched_once(server: Server, tmp
     for workdir in (remote, local):
         workdir.run("ingest")
     assert exposures(remote).equals(exposures(local))
-    assert exposures(remote)["user_id"].to_list() == ["1"]
+    assert exposures(remote)["user_id"].to_list() == ["1", "1"]
     refused = tables(remote)["quarantine"]
     assert refused["reason"].to_list() == ["bad_rank", "impossible_time"]
     assert refused["source_path"].unique().to_list() == [f"s3://{BUCKET}/shown/day1.csv.gz"]
@@ -290,7 +290,7 @@ def test_exposures_are_those_of_local_files_and_fetched_once(server: Server, tmp
     asked = len(server.requests())
     remote.run("ingest")
     assert server.fetched(asked) == ["shown/day2.csv"]
-    assert exposures(remote)["user_id"].to_list() == ["1", "5"]
+    assert exposures(remote)["user_id"].to_list() == ["1", "1", "5"]
     assert spooled(remote) == []
 
 
