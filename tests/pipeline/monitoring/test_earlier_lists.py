@@ -2,6 +2,7 @@
 
 import datetime
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -11,16 +12,16 @@ from pipeline.commands.prune import prune
 from pipeline.monitoring import earlier_lists
 from pipeline.orchestration.graph import resolve
 from pipeline.serving.shown_items import NotAgain
-from tests.pipeline.monitoring.nights import DAY, Nights, event_days, some_lists
+from tests.pipeline.monitoring.nights import Nights, event_days, some_lists
 
 NAMES = ("a" * 16, "b" * 16, "c" * 16, "d" * 16)
 RULE = ("score.max_shown=2", "score.shown_days=3.5")
 
 
-@pytest.fixture
-def nights(tmp_path: Path) -> Nights:
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     """Lists a of day 4, b and c of day 5, d of day 6; the log ends with day 7."""
-    made = Nights(tmp_path, event_days(8))
+    made = Nights(tmp_path_factory.mktemp("nights"), event_days(8))
     made.show(4)
     for days, names in ((0, NAMES[:1]), (1, NAMES[1:3]), (1, NAMES[3:])):
         made.show(days)
@@ -28,6 +29,13 @@ def nights(tmp_path: Path) -> Nights:
             made.deliver(some_lists(1), name=name)
     made.show(1)
     return made
+
+
+@pytest.fixture
+def nights(delivered: Nights, tmp_path: Path) -> Nights:
+    """A copy."""
+    shutil.copytree(delivered.folder, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return replace(delivered, folder=tmp_path)
 
 
 def rule_of(nights: Nights, *overrides: str) -> NotAgain:
@@ -97,4 +105,3 @@ def test_prune_keeps_the_last_lists_of_the_nights_that_count(nights: Nights) -> 
     left = {path.name for path in nights.score.iterdir() if path.name in NAMES}
     assert NAMES[2] in left, "the newest night is that of d"
     assert NAMES[0] not in left
-    assert DAY == 86_400_000_000
