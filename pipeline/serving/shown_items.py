@@ -109,7 +109,7 @@ class Shown:
         ]
         if not parts:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32)
-        places = pl.concat(parts)
+        places = pl.concat(parts, how="vertical_relaxed")  # ids may have become text
         item, _ = self.items.encode_known(places["item_id"])
         return places["row"].to_numpy().astype(np.int64), places["number"].to_numpy(), item
 

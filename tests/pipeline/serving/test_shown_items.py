@@ -271,3 +271,19 @@ def test_kept_lists_are_those_of_users_who_must_not_be_shown_the_same(
     assert ((plain != shown) == changes).all()
     assert changes.sum() == 43, "all but u00, who is cold, and u03, who was in no list"
     assert previous_lists.digests(known)[2] == 0
+
+
+def test_item_ids_of_earlier_lists_may_have_been_numbers(tmp_path: Path) -> None:
+    text = write_lists(tmp_path / "text", {"a": ["1", "2"], "b": ["1"]})
+    (tmp_path / "numbers").mkdir()
+    numbers = pl.DataFrame({"user_id": ["a", "a"], "item_id": [2, 3]})
+    numbers.write_parquet(tmp_path / "numbers" / "part-00000.parquet")
+    lists = tuple(
+        ShownList(folder, NOW - day * DAY, NOW - day * DAY + 1)
+        for day, folder in ((2, tmp_path / "numbers"), (1, text))
+    )
+    items = Vocabulary(pl.Series(["1", "2", "3"]), 1)
+    request = Request.of(None, NOW, timed=True)
+    shown = Shown(NotAgain(2, 14.0, lists), dataset_of(None, 3), request, items, np.zeros(4, np.int32))
+    left_out = shown.left_out(pl.Series(["a", "b"]), np.array([0, 1]), histories_from_lists([[], []]))
+    assert (left_out.item_index.tolist(), left_out.lengths.tolist()) == ([2], [1, 0])
