@@ -29,8 +29,8 @@ class ExposureSettings(TableSettings):
     the list were shown."""
     columns: Mapping[str, Column] = field(default_factory=dict)
     """Column mapping, as in [events], of `user_id`, `item_id`, `timestamp`. Further `rank`: place in the list from 1 (of lists in
-    one field the place there); `propensity`: the probability of the item at its place, in (0, 1]; `list_id`: without it what a
-    user was shown at one time is a list."""
+    one field the place there); `propensity`: the probability of the item at its place given the places above, in (0, 1];
+    `list_id`: without it what a user was shown at one time is a list."""
     timestamp_unit: str | None = None
     """Unit of timestamps, as `events.timestamp_unit`, which it is by default."""
     timezone: str | None = None

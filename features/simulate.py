@@ -8,6 +8,9 @@ item. Items appear and fade.
 
 With `simulate.drift_day` the log is the same up to that day. From then on half of the users have other tastes, popular items
 are unpopular and unpopular ones popular, and all items that were still to come are out.
+
+With `simulate.exposures` users are also shown lists (`simulated_exposures`); the log is the same up to the rows of what they
+take from them, which are its last.
 """
 
 from dataclasses import dataclass
@@ -18,7 +21,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.settings import SimulationSettings
+from features import simulated_exposures
+from features.simulated_exposures import Exposures, Readers
+from features.simulation_settings import SimulationSettings
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -98,6 +103,7 @@ class Simulation:
     """In order of item_id: item_id, born (when the item came out)."""
     bad_rows: pl.DataFrame
     """Bad rows of `events.csv`: row, kind (one of BAD_KINDS), text."""
+    exposures: Exposures | None = None
 
 
 @dataclass(frozen=True)
@@ -163,26 +169,35 @@ def simulate(settings: SimulationSettings, seed: int) -> Simulation:
     From `drift_day` on other likings and appeals hold.
     """
     rng = np.random.default_rng(seed)
-    drift = rng.spawn(1)[0]  # leaves the draws of a log without a drift as they are
+    drift, shown = rng.spawn(2)  # leave the draws of a log without a drift or exposures as they are
     catalogue = _make_catalogue(settings, rng)
     users = _make_users(settings.num_users, catalogue.num_topics, rng, drift)
     calendar = _make_calendar(settings, rng)
     walk = _walk(settings, catalogue, users, calendar, rng)
-    events, truth, bad_rows = _event_frames(settings, catalogue, users, calendar, walk, rng)
+    user_ids, events, truth, bad_rows = _event_frames(settings, catalogue, users, calendar, walk, rng)
     items, births = _item_frames(catalogue, rng)
-    return Simulation(events, items, truth, births, bad_rows)
+    exposures = (
+        _exposures(settings, catalogue, users, calendar, user_ids, shown) if settings.exposures else None
+    )
+    return Simulation(events, items, truth, births, bad_rows, exposures)
 
 
 def write(simulation: Simulation, folder: Path) -> None:
-    """Write `events.csv`, `items.csv` and `truth.parquet` into the folder: the same simulation, the same bytes.
+    """Write `events.csv`, `items.csv`, `truth.parquet` and, where there are any, `exposures.csv` into the folder: the same
+    simulation, the same bytes.
 
-    Rows of `events.csv` are numbered from 1 below the header. Categories stand as "category|topic".
+    Rows of `events.csv` are numbered from 1 below the header, reactions to exposures last. Categories stand as "category|topic".
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "exposures.csv").unlink(missing_ok=True)
+    reactions: list[str] = []
+    if simulation.exposures is not None:
+        _fields(simulation.exposures.shown).write_csv(folder / "exposures.csv")
+        reactions = _lines(simulation.exposures.reactions).to_list()
     good = simulation.truth.select("row", _lines(simulation.events).alias("text"))
     rows = pl.concat([good, simulation.bad_rows.select("row", "text")]).sort("row")
     header = ",".join(simulation.events.columns)
-    (folder / "events.csv").write_bytes("\n".join([header, *rows["text"], ""]).encode())
+    (folder / "events.csv").write_bytes("\n".join([header, *rows["text"], *reactions, ""]).encode())
     simulation.items.with_columns(pl.col("categories").list.join("|")).write_csv(folder / "items.csv")
     simulation.truth.write_parquet(folder / "truth.parquet")
 
@@ -373,8 +388,8 @@ def _event_frames(
     calendar: _Calendar,
     walk: _Walk,
     rng: np.random.Generator,
-) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Events, truth, and bad rows scattered among the events."""
+) -> tuple[NDArray[np.str_], pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Ids of the users, events, truth, and bad rows scattered among the events."""
     num_events = settings.num_events
     num_bad = round(num_events * settings.bad_row_fraction / (1 - settings.bad_row_fraction))
     bad = np.sort(rng.choice(num_events + num_bad, num_bad, replace=False))
@@ -402,7 +417,30 @@ def _event_frames(
         is_taste=users.is_taste[calendar.phase[order], user, topic],
         returns=walk.returns[order],
     )
-    return events, truth, _bad_rows(events, bad + 1, rng)
+    return user_ids, events, truth, _bad_rows(events, bad + 1, rng)
+
+
+def _exposures(
+    settings: SimulationSettings,
+    catalogue: _Catalogue,
+    users: _Users,
+    calendar: _Calendar,
+    user_ids: NDArray[np.str_],
+    rng: np.random.Generator,
+) -> Exposures:
+    """A list before the events of each of some random mornings."""
+    readers = Readers(
+        catalogue.appeal, catalogue.born, catalogue.topic, catalogue.style, users.is_taste, users.style
+    )
+    days = np.floor(calendar.time / DAY).astype(np.int64)
+    (day, user), first = np.unique(np.stack([days, calendar.user]), axis=1, return_index=True)
+    number = min(len(first), settings.num_events // simulated_exposures.EVENTS_PER_LIST)
+    chosen = np.sort(rng.choice(len(first), number, replace=False))
+    lists = simulated_exposures.draw(
+        readers, user[chosen], day[chosen], calendar.phase[first[chosen]], rng
+    ).in_order()
+    times = _moments(lists.time)
+    return simulated_exposures.in_tables(lists, readers, times, user_ids, catalogue.item_ids)
 
 
 def _fields(events: pl.DataFrame) -> pl.DataFrame:

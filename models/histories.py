@@ -106,6 +106,8 @@ class Histories:
     """[rows], time of the request for the next item, microseconds; None: unknown."""
     dislikes: Float32 | None = None
     """[num_event_types + 1], size of the negative weight of types that are dislikes, 0 for others; None: no type is one."""
+    weight: Float32 | None = None
+    """[events], weight of each event as a target of the training beside that of its type; None: 1."""
     left_out: ItemSets | None = None
     """[rows], items that a row's list must not have, besides those of the history where seen items are excluded; None: none."""
     shown: ShownItems | None = None
@@ -210,6 +212,7 @@ class Histories:
             time=self.time[chosen],
             event_type=self.event_type[chosen],
             value=None if self.value is None else self.value[chosen],
+            weight=None if self.weight is None else self.weight[chosen],
         )
 
 

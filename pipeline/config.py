@@ -20,10 +20,10 @@ from features.settings import (
     EventSettings,
     HistorySettings,
     ItemSettings,
-    SimulationSettings,
     SplitSettings,
     UserSettings,
 )
+from features.simulation_settings import SimulationSettings
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
 from models.settings.ranker import RankerSettings
@@ -135,6 +135,11 @@ class Config(Section):
     def _exposures_fit_the_log(self) -> "Config":
         if self.exposures is not None:
             self.exposures.log(self.events)  # checks itself
+        elif self.train.exposure_weighting != "off":
+            raise ValueError(
+                f"train.exposure_weighting: received {self.train.exposure_weighting!r} without [exposures], expected a section "
+                "with the log of what was shown; without one, 'off'"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -83,6 +83,8 @@ class EvaluateConfig(Section):
     """Early-stopping patience of the baseline `gru`, in epochs, by validation NDCG@10."""
     resamples: int = Field(1000, ge=100)
     """Bootstrap size per interval, in resamples of the users."""
+    min_effective_sample: float = Field(100.0, ge=1)
+    """Smallest effective sample of an off-policy estimate, in lists; below it there is a reason instead of a number."""
     training_fractions: list[float] = []
     """Learning curve: shares of the training users, such as [0.1, 0.3], each with a training of its own."""
     gate: bool = True
@@ -127,13 +129,11 @@ class EvaluateConfig(Section):
         cls, value: float | list[float], about: pydantic.ValidationInfo
     ) -> float | list[float]:
         numbers = value if isinstance(value, list) else [value]
-        most = 1.0 if about.field_name == "training_fractions" else float("inf")
-        if not all(0 < number <= most for number in numbers) or (
-            about.field_name == "recent_days" and not numbers
-        ):
+        most, limit = (1.0, ", 1 at most") if about.field_name == "training_fractions" else (math.inf, "")
+        is_empty = about.field_name == "recent_days" and not numbers
+        if is_empty or not all(0 < number <= most for number in numbers):
             raise ValueError(
-                f"evaluate.{about.field_name}: received {value}, expected numbers above 0"
-                + (", 1 at most" if most == 1 else "")
+                f"evaluate.{about.field_name}: received {value}, expected numbers above 0{limit}"
             )
         return value
 

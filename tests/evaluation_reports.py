@@ -4,13 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDifference, Verdict
+from models.evaluation.off_policy import WEIGHTINGS
 from pipeline.evaluation.report import (
     Bounded,
     ColdTargets,
     EvaluationReport,
     Leaks,
     NightsTested,
+    OffPolicyEstimate,
+    OffPolicyRefused,
+    OffPolicyValue,
     SecondStageGain,
+    ShownLists,
     StaleAge,
     Staleness,
     SubsetMetrics,
@@ -87,6 +92,19 @@ def nightly_report(metrics: Mapping[str, Mapping[str, float]], **changes: Any) -
         "by_targets": {"nightly": metrics, "successive": halves},
     }
     return evaluation_report(metrics, **nightly | changes)
+
+
+def off_policy() -> dict[str, Any]:
+    """Fields of a report with exposures: the model's list as a whole is refused."""
+    names = [f"{kind}_{weighting}" for kind in ("ips", "snips", "dr") for weighting in WEIGHTINGS]
+    value = OffPolicyValue(0.5, 0.375, 0.625, 1234.0)
+    found: dict[str, OffPolicyEstimate] = dict.fromkeys(("dm", *names), value)
+    found["snips_list"] = OffPolicyRefused("an effective sample of 7 lists; at least 100 are needed")
+    left_out = {"without_rank": 0, "without_propensity": 1, "unfinished": 2}
+    return {
+        "off_policy": {MODEL: found, "popularity": found},
+        "off_policy_lists": ShownLists(2000, 300, 2, 0.625, None, left_out),
+    }
 
 
 def staleness() -> Staleness:

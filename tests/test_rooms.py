@@ -42,6 +42,7 @@ ARROWS = {
         "events",
         "readers",
         "tables parallel content simulate exposure_settings",
+        "simulation_settings simulated_exposures",
         "schema settings printable memory",
         "conditions",
     ),

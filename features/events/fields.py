@@ -1,12 +1,15 @@
 """Fields of a log's rows as values: numbers, event types, and what counts as missing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import polars as pl
 
 from features.events import ids
+from features.printable import printable
 
 KIND = pl.Categorical()
+MANY_TYPES, MANY_TYPE_BYTES = 10_000, 1 << 20
+"""Event types of a log, and bytes of their names among the rows read at a time: more are no types but text."""
 Parsed = tuple[pl.Series, pl.Series | None]
 """[rows] values, and which rows have something that is none; None where none has."""
 
@@ -61,6 +64,7 @@ def event_types(column: pl.Series) -> Parsed:
     too_long = ids.is_too_long(text)
     kinds = (text.set(too_long, None) if too_long.any() else text).cast(KIND)
     names = kinds.unique().drop_nulls().cast(pl.String)
+    check_types(names)
     odd = names.filter(names.str.strip_chars() != names)
     if len(odd):
         stripped = odd.str.strip_chars()
@@ -68,6 +72,22 @@ def event_types(column: pl.Series) -> Parsed:
     if "" in names:
         kinds = kinds.set(kinds.is_in(pl.Series([""], dtype=KIND).implode()), None)
     return kinds, too_long if too_long.any() else None
+
+
+def check_types(names: Collection[str], where: str = "") -> None:
+    """Raise ValueError, its message after `where`, if event types are too many, or too long together, to be those of a log."""
+    num_bytes = sum(min(len(name), ids.LONGEST_BYTES) for name in names)  # one far too long is a row's fault
+    if len(names) > MANY_TYPES or num_bytes > MANY_TYPE_BYTES:
+        found = (
+            f"{len(names):,} different types"
+            if len(names) > MANY_TYPES
+            else f"types of {num_bytes:,} letters"
+        )
+        example = printable(next(iter(names)), 50)
+        raise ValueError(
+            f"{where}events.columns.event_type: {found} such as {example}, expected at most {MANY_TYPES:,} short names; if the "
+            "column is text, leave it out of events.columns"
+        )
 
 
 def numbers(column: pl.Series, decimal: str, key: str = "events.columns.value") -> Parsed:

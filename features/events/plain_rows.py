@@ -80,7 +80,8 @@ def _expressions(
             below = pl.lit(ORDER.index("value_below_minimum"), pl.Int8)
             verdict = pl.when(value < settings.min_value).then(below).otherwise(verdict)
     if EVENT_TYPE in frame:
-        names = frame[EVENT_TYPE].unique().cast(pl.String).to_list()
+        names = frame[EVENT_TYPE].unique().cast(pl.String).drop_nulls().to_list()
+        fields.check_types(names)
         plain = [
             name for name in names if name and name.strip() == name and len(name) < ids.LONGEST_BYTES / 4
         ]

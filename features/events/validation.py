@@ -17,6 +17,7 @@ from features import schema
 from features.events import exposure_fields, ids, plain_rows, timestamps, verdicts
 from features.events.cautions import IdSample
 from features.events.event_format import EventFormat
+from features.events.fields import check_types
 from features.events.parquet_parts import PartWriter
 from features.events.row_counts import (
     NUM_EXAMPLES,
@@ -113,6 +114,7 @@ def _ingest(
     types = plain_rows.parsed_columns(form, filters)
     types = {ours: kind for ours, kind in types.items() if ours in table.columns}
     readings = sources.readings(source.file, table, source.path, types)
+    types_seen: set[str] = set()
 
     def validated(reading: Reading) -> _Validated:
         chunk = reading()
@@ -142,6 +144,9 @@ def _ingest(
             accepted.write(result.events.with_columns(here, of_file, *place))
             for name, sample in samples.items():
                 sample.add(result.events[name])
+            if EVENT_TYPE in result.events:
+                types_seen.update(result.events[EVENT_TYPE].unique().drop_nulls())
+                check_types(types_seen, f"{source.file}: ")
             rows = result.refused.with_columns(here, of_file, pl.lit(source.path).alias(schema.SOURCE_PATH))
             refused.write(rows)
             _count(counts, result, rows, form)

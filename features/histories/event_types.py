@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import schema
+from features.events import fields
 
 DISLIKE, OF_TYPE = "dislike", " disliked"
 """Type of events below the threshold: its name where they have none, else what follows the name of theirs."""
@@ -35,12 +36,14 @@ class EventTypes:
     ) -> "EventTypes":
         """Types of a log with the columns of `schema.EVENTS`. weights: of types, the dislikes' negative; below: see the class.
 
-        An event below the threshold is a dislike of weight -1, unless its type is a dislike already.
+        An event below the threshold is a dislike of weight -1, unless its type is a dislike already. Raises ValueError where the
+        types are too many.
         """
         kind = pl.col(schema.EVENT_TYPE).cast(pl.String)
         counts = [pl.len()] if below is None else [pl.len(), _is_below(below).sum().alias("low")]
         table = log.group_by(kind).agg(counts).sort(schema.EVENT_TYPE).collect(engine="streaming")
         names: list[str] = table[schema.EVENT_TYPE].drop_nulls().to_list()
+        fields.check_types(names)
         sizes = {name: -weight for name, weight in (weights or {}).items() if weight < 0 and name in names}
         if below is None:
             return cls(names, dislikes=_by_code(names, sizes))

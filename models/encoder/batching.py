@@ -254,6 +254,8 @@ class BatchPlan:
         learns_dislikes: bool = True,
     ) -> None:
         weight = np.float32(1) if type_weights is None else type_weights[histories.event_type]
+        if histories.weight is not None:
+            weight = weight * histories.weight
         bears = histories.item_index > 0
         if histories.dislikes is not None:
             bears &= histories.dislikes[histories.event_type] == 0

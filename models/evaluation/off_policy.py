@@ -103,7 +103,7 @@ def estimates(
     dr: E q + w (r - q) (Dudik et al. 2011; in this form for lists unbiased where either w or q is right).
     clip: largest weight; None: none. Clipping lowers the variance and adds bias. Estimates by weights are refused below
     `min_effective_sample` lists, and where the weights' mean differs from 1, which is the sign of lists that the logging policy
-    never shows. The direct method needs as many lists.
+    never shows; where not one list counts, that is the reason given. The direct method needs as many lists.
     """
     num_lists = len(lists.reward)
     sums: dict[str, Float64] = {DIRECT: lists.expected}
@@ -131,7 +131,7 @@ def estimates(
             if reason:
                 refused[name] = Refused(reason, samples[name])
     for name, size in samples.items():
-        if size < min_effective_sample:
+        if size < min_effective_sample and (size > 0 or name not in refused):
             reason = f"an effective sample of {size:.0f} lists; at least {min_effective_sample:g} are needed"
             refused[name] = Refused(reason, size)
     found = _means(
@@ -192,7 +192,10 @@ def _no_support(weights: Float64) -> str | None:
     if not apart.any():
         return None
     worst = float(mean[apart][np.abs(mean[apart] - 1).argmax()])
-    return f"no common support: the mean weight is {worst:.3g} instead of 1, so lists are missing that it would show"
+    return (
+        f"no common support: the mean weight is {worst:.3g} instead of 1, so lists are missing that it would show, or are not "
+        "as probable as stated"
+    )
 
 
 def _refuse_probabilities(name: str, values: Float64, *, above_zero: bool) -> None:

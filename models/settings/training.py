@@ -15,6 +15,7 @@ ItemOptimizer = Literal["auto", "adamw", "rowwise_adagrad"]
 RefitFrom = Literal["start", "continue"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
+ExposureWeighting = Literal["off", "ips"]
 
 SAMPLED_LOSSES: tuple[Loss, ...] = ("sampled_softmax", "gbce", "bce", "bpr")
 
@@ -48,6 +49,9 @@ class TrainSettings:
     """Batch size, in histories, the average per optimiser step; batches are cut by a budget of tokens."""
     accumulate: int = 1
     """Gradient accumulation: parts that an optimiser step is computed in, with less memory and the same result."""
+    exposure_weighting: ExposureWeighting = "off"
+    """Weights of targets that are reactions to exposures. ips: by the inverse probability that users looked at the item, which
+    the lists of [exposures] tell, so that what was shown seldom or far below counts as much as what was shown to everybody."""
     learning_rate: float = 0.001
     """Learning rate of AdamW."""
     warmup_steps: int = 0

@@ -14,7 +14,7 @@ from features.histories.exposures import JaggedExposures
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts, starts_visit
 from features.histories.splits import Split, blocks
-from models.histories import Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64
 
 
 def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
@@ -91,18 +91,25 @@ class Dataset:
         """Ties, repeats and the newest regular event of the log."""
         return LogFacts.load(self.folder)
 
-    def all_rows(self) -> Histories:
-        """Whole histories, a row per user."""
+    def all_rows(self, weight: Float32 | None = None) -> Histories:
+        """Whole histories, a row per user. weight: see `Histories`."""
         offsets = np.asarray(self.histories.offsets)
-        return rows(self.histories, offsets[:-1], offsets[1:])
+        return replace(rows(self.histories, offsets[:-1], offsets[1:]), weight=weight)
 
-    def training_rows(self, *, with_validation: bool) -> Histories:
-        """Training events, with or without validation, of every user over the core filter; items under it become 0."""
-        split = self.split
-        ends = split.validation_end if with_validation else split.train_end
-        chosen = rows(self.histories, self.histories.offsets[:-1], np.asarray(ends)).select(split.train_user)
+    def training_rows(self, *, with_validation: bool, weight: Float32 | None = None) -> Histories:
+        """Training events, with or without validation, of every user over the core filter; items under it become 0.
+
+        weight: see `Histories`.
+        """
+        ends, split = self.training_ends(with_validation=with_validation), self.split
+        chosen = rows(self.histories, self.histories.offsets[:-1], ends).select(split.train_user)
+        chosen = replace(chosen, weight=weight)
         kept = np.where(split.kept_item, np.arange(len(split.kept_item)), 0).astype(np.int32)
         return chosen if split.kept_item[1:].all() else chosen.translate(kept)
+
+    def training_ends(self, *, with_validation: bool) -> Int64:
+        """[num_users] flat position after each user's last training event, or last validation event."""
+        return np.asarray(self.split.validation_end if with_validation else self.split.train_end)
 
     def occurring(self, histories: Histories) -> NDArray[np.bool_]:
         """Whether an item occurs in rows of this folder: [num_items + 1]."""

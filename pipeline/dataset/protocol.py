@@ -99,12 +99,12 @@ class Protocol:
         moments = _moments(dataset, part, self.horizon, self.every)
         if len(moments):
             return Nights(moments, self.horizon)
-        start, end = _period(dataset, part)
+        start, end = period(dataset, part)
         return Nights(np.array([start], np.int64), end - start)
 
     def nights_of_ages(self, dataset: Dataset, days: Sequence[float]) -> Nights:
         """Nights so many days after the first one of the test, of those whose horizon lies within it, the first always."""
-        first, end = self.nights(dataset, "test"), _period(dataset, "test")[1]
+        first, end = self.nights(dataset, "test"), period(dataset, "test")[1]
         moments = first.moments[0] + np.array([round(day * DAY) for day in days], np.int64)
         is_within = (moments + first.horizon <= end) | (moments == first.moments[0])
         return Nights(moments[is_within], first.horizon)
@@ -127,7 +127,7 @@ def _kinds(config: Config, dataset: Dataset, horizon: int, every: int) -> tuple[
     return tuple(dict.fromkeys(automatic if kind == "auto" else kind for kind in kinds))
 
 
-def _period(dataset: Dataset, part: str) -> tuple[int, int]:
+def period(dataset: Dataset, part: str) -> tuple[int, int]:
     """Start and end of a part of a temporal split, microseconds since the epoch.
 
     The test ends with the newest regular event, or with its day where the log knows only dates.
@@ -146,7 +146,7 @@ def _distances(config: Config, dataset: Dataset) -> tuple[int, int]:
     """Horizon and distance of nights, microseconds; zeros without a temporal split."""
     if dataset.split.protocol != "temporal":
         return 0, 0
-    settings, (start, end) = config.evaluate, _period(dataset, "test")
+    settings, (start, end) = config.evaluate, period(dataset, "test")
     eighth = (end - start) // (HORIZON_SHARE * DAY)
     automatic = max(1, min(HORIZON_DAYS, eighth))
     days = automatic if settings.horizon_days == "auto" else settings.horizon_days
@@ -158,7 +158,7 @@ def _moments(dataset: Dataset, part: str, horizon: int, every: int) -> Int64:
     """[nights] moments from which a whole horizon lies within the part."""
     if not every:
         return np.zeros(0, np.int64)
-    start, end = _period(dataset, part)
+    start, end = period(dataset, part)
     return np.arange(start, end - horizon + 1, every, dtype=np.int64)
 
 
@@ -168,7 +168,7 @@ def _check_nights(dataset: Dataset, horizon: int) -> None:
             f"evaluate.targets: received 'nightly' with split.protocol {dataset.split.protocol!r}, expected 'temporal': "
             "nights need a common time; or set evaluate.targets = 'successive'"
         )
-    start, end = _period(dataset, "test")
+    start, end = period(dataset, "test")
     if end - start < horizon:
         raise LookbackError(
             f"evaluate.horizon_days: received {horizon / DAY:g}, but the test lasts {(end - start) / DAY:.2g} days; expected "

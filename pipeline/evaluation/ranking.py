@@ -50,7 +50,7 @@ def rank_all(
     with_lists: bool = True,
 ) -> SystemRanks:
     """Rank the targets by a system; an encoder ranks requests without a history by popularity, as in scoring, and any other
-    reads histories without dislikes.
+    reads histories without dislikes. Without a target there are lists of the requests alone.
 
     `own`: items of the dataset -> the system's, by default `part.learned`. Targets on items unknown to every system, by training
     and by content, are ranked only with `evaluate.cold_items`. Without `with_lists` the lists are of no items.
@@ -99,6 +99,9 @@ def _ranked(
     system: Recommender, targets: RankedTargets, config: Config, *, exclude_seen: bool, with_lists: bool
 ) -> SystemRanks:
     length = list_length(config) if with_lists else 0
+    if not len(targets):
+        lists, _ = system.recommend(targets.histories, length, exclude_seen)
+        return SystemRanks(np.zeros(0), np.zeros(0), lists)
     rank = np.full(len(targets), np.inf)
     pessimistic, lists = rank.copy(), np.zeros((targets.num_requests, length), np.int32)
     ranked: NDArray[np.bool_] = (targets.item > 0) | config.evaluate.cold_items

@@ -212,6 +212,56 @@ def _loss(difference: Difference, whole: float) -> str:
 
 
 @dataclass(frozen=True)
+class OffPolicyValue(Bounded):
+    """Mean reactions per list that a system would have had, by one estimator."""
+
+    effective_sample: float
+    """Kish's size of the weights, in lists."""
+
+    def __str__(self) -> str:
+        """`0.6110 [0.5000, 0.7000]`."""
+        return str(Estimate(self.value, self.low, self.high))
+
+
+@dataclass(frozen=True)
+class OffPolicyRefused:
+    """An estimator without a number."""
+
+    refused: str
+    """Reason"""
+
+    def __str__(self) -> str:
+        return "refused"
+
+
+OffPolicyEstimate = OffPolicyValue | OffPolicyRefused
+OFF_POLICY_SHOWN = {
+    "dm": "predicted reactions",
+    "snips_place": "by place",
+    "dr_place": "by place, with predictions",
+    "snips_cascade": "by the places above",
+    "snips_list": "by the whole list",
+}
+"""Estimators in tables -> their names there; metrics.json has all."""
+
+
+@dataclass(frozen=True)
+class ShownLists:
+    """Exposed lists of the test period from which systems are judged."""
+
+    lists: int
+    users: int
+    places: int
+    """First places of a list that count."""
+    reactions: float
+    """Mean per list of what was shown."""
+    clip: float | None
+    """Largest weight; None: none is clipped."""
+    left_out: Mapping[str, int]
+    """Reason -> lists of the test period that do not count."""
+
+
+@dataclass(frozen=True)
 class LearningPoint:
     """Metrics of the model trained on a share of the training users."""
 
@@ -291,6 +341,9 @@ class EvaluationReport:
     """Quality of the probabilities of delivered items at the nights of the test; None without nights or a ranker in use."""
     stale: Staleness | None = None
     """Metric by age of model and lists; None without `evaluate.stale_days`."""
+    off_policy: Mapping[str, Mapping[str, OffPolicyEstimate]] | None = None
+    """System -> estimator (`snips_place`) -> mean reactions per list; None without exposures with propensities."""
+    off_policy_lists: ShownLists | None = None
     learning_curve: Sequence[LearningPoint] | None = None
     rolling: Rolling | None = None
 
@@ -343,6 +396,7 @@ class EvaluationReport:
             intervals=_without(self.intervals, dropped),
             differences=_without(self.differences, dropped),
             tuning=_without(self.tuning, dropped),
+            off_policy=None if self.off_policy is None else _without(self.off_policy, dropped),
         )
 
     def save(self, folder: Path) -> None:

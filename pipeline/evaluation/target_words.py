@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping
 
-from pipeline.evaluation.report import EvaluationReport, HeldOutDislikes, NightsTested, SubsetMetrics
+from pipeline.evaluation.report import (
+    EvaluationReport,
+    HeldOutDislikes,
+    NightsTested,
+    ShownLists,
+    SubsetMetrics,
+)
 
 OF_USER_NIGHTS = {
     "nothing_taken": "with nothing taken in the horizon",
@@ -23,6 +29,13 @@ OF_EVENTS = {
     "not_sampled": "of users beyond evaluate.max_requests",
 }
 """Reason -> words after the number of held-out events that it leaves out."""
+OF_LISTS = {
+    "without_rank": "without ranks from 1 on",
+    "without_propensity": "with a place without a propensity",
+    "unfinished": "whose window of reactions ends after the log",
+    "not_sampled": "of users beyond evaluate.max_requests",
+}
+"""Reason -> words after the number of exposed lists that it leaves out."""
 
 KINDS = {
     "nightly": "nights",
@@ -92,6 +105,18 @@ def disliked(dislikes: HeldOutDislikes) -> str:
     reasons = left_out("successive", counts)
     reasons = f" (left out: {reasons})" if reasons else ""
     return f"dislike rate: share of {text} that the list would have shown{reasons}"
+
+
+def exposed(lists: ShownLists) -> str:
+    """`7 lists of 3 users in the test period, shown with known propensities, had 0.6 reactions each`, and those left out."""
+    text = f"{_number(lists.lists, 'lists')} of {_number(lists.users, 'users')} in the test period, shown with known propensities"
+    reasons = [
+        f"{_number(number, 'lists')} {OF_LISTS[reason]}"
+        for reason, number in lists.left_out.items()
+        if number
+    ]
+    left_out = f" (left out: {', '.join(reasons)})" if reasons else ""
+    return f"{text}, had {lists.reactions:.3f} reactions each at their first {_number(lists.places, 'places')}{left_out}"
 
 
 def of_user_nights(kind: str, counts: Mapping[str, int]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pipeline.evaluation.metrics_report import OF_RANKS
-from pipeline.evaluation.report import EvaluationReport
+from pipeline.evaluation.report import EvaluationReport, OffPolicyValue
 from pipeline.sections import MODEL
 
 
@@ -20,13 +20,22 @@ def beside_the_model(report: EvaluationReport) -> dict[str, float]:
         for name, value in own.items()
         if system != MODEL and not name.startswith(("pessimistic_", "user_pessimistic_"))
     }
-    values |= dict(_parts(report))
+    values |= dict(_parts(report)) | dict(_off_policy(report))
     for stage, own in (report.ranker.metrics or {}).items():
         values |= {f"{stage}/{name}": value for name, value in own.items()}
     if report.rolling is not None:
         for moment, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
             values |= {f"rolling_{moment}/{name}": value for name, value in means.get(MODEL, {}).items()}
     return values | {"test/targets": report.targets, "test/users": report.users}
+
+
+def _off_policy(report: EvaluationReport) -> Iterator[tuple[str, float]]:
+    """`off_policy/snips_place` of the model and `popularity/off_policy/snips_place` of others, where there is a number."""
+    for system, estimates in (report.off_policy or {}).items():
+        prefix = "" if system == MODEL else f"{system}/"
+        for name, estimate in estimates.items():
+            if isinstance(estimate, OffPolicyValue):
+                yield f"{prefix}off_policy/{name}", estimate.value
 
 
 def _parts(report: EvaluationReport) -> Iterator[tuple[str, float]]:

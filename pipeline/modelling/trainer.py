@@ -23,6 +23,7 @@ from models.training.validation import Validation
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
+from pipeline.dataset.exposure_weights import EventWeights
 from pipeline.dataset.item_features import known_by_content, of_model
 from pipeline.dataset.protocol import DAY, HORIZON_DAYS, Protocol
 from pipeline.dataset.targets import counted, counts_by_reason
@@ -58,6 +59,8 @@ class Trained:
     """Items of the dataset -> the encoder's."""
     selection_numbering: ItemNumbering
     """Items of the dataset -> the selection encoder's."""
+    event_weights: EventWeights | None = None
+    """Weights of the events of `histories`, where exposures weigh them."""
 
 
 class Trainer:
@@ -100,13 +103,15 @@ class Trainer:
         if users is not None:
             split = replace(dataset.split, train_user=dataset.split.train_user & users)
             dataset = replace(dataset, split=split)
-        training = self._read(dataset.training_rows(with_validation=False))
+        weights = self.event_weights(dataset, dataset.training_ends(with_validation=False))
+        training = self._read(dataset.training_rows(with_validation=False, weight=weight_of(weights)))
         of_user = np.flatnonzero(dataset.split.train_user)
         numbering = before = self.numbering(training)
         validation = self._validation(numbering, dataset.occurring(training))
         selection = result = self.fit(name, training, numbering, of_user, validation=validation)
         if self._train.refit_validation:
-            training = self._read(dataset.training_rows(with_validation=True))
+            weights = self.event_weights(dataset, dataset.training_ends(with_validation=True))
+            training = self._read(dataset.training_rows(with_validation=True, weight=weight_of(weights)))
             numbering = self.numbering(training)
             again = "refit_validation" if name == "selection" else f"{name}_refit_validation"
             if self._train.refit_from == "continue":
@@ -114,7 +119,23 @@ class Trainer:
                 result = self.fit(again, training, numbering, of_user, initial=initial)
             else:
                 result = self.refit(again, training, numbering, TrainingFacts.of(selection), of_user)
-        return Trained(result, selection, training, numbering, before)
+        return Trained(result, selection, training, numbering, before, weights)
+
+    def event_weights(self, dataset: Dataset, ends: Int64) -> EventWeights | None:
+        """Weights of a dataset's events as targets, by the exposures before each user's flat position `ends` [num_users].
+
+        None without `train.exposure_weighting`. Raises LookbackError where no event is a reaction to an exposure.
+        """
+        if self._train.exposure_weighting == "off":
+            return None
+        assert self._config.exposures is not None
+        weights = EventWeights.of(dataset, ends, self._config.exposures.window)
+        if weights is None:
+            raise LookbackError(
+                "train.exposure_weighting: 'ips', and no event of the training part follows an exposure of its item within "
+                "exposures.window_hours; check [exposures], its ids and its time zone, or set train.exposure_weighting = 'off'"
+            )
+        return weights
 
     def numbering(self, training: Histories) -> ItemNumbering:
         """Numbering of the encoder's items: those of the rows to train on, and those known by content."""
@@ -254,6 +275,11 @@ class Trainer:
         ids = self.dataset.users["user_id"].gather(users[:NAMED_ROWS])
         more = f" and {len(users) - NAMED_ROWS} more" if len(users) > NAMED_ROWS else ""
         return f"; the step's users are {', '.join(map(str, ids))}{more}"
+
+
+def weight_of(weights: EventWeights | None) -> Float32 | None:
+    """[events] the weights themselves; None where all are 1."""
+    return None if weights is None else weights.weight
 
 
 def type_weights(config: Config, names: list[str]) -> Float32:

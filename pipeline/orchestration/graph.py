@@ -102,7 +102,7 @@ STAGES = {
             {
                 "evaluate": (
                     *("exclude_seen", "cold_users", "resamples", "training_fractions", "stale_days"),
-                    *("gate", "gate_metric", "gate_margin"),
+                    *("gate", "gate_metric", "gate_margin", "min_effective_sample"),
                 )
             },
             (

@@ -9,7 +9,7 @@ import polars as pl
 from models.evaluation.bootstrap import NO_DIFFERENCE, PairedDifference
 from pipeline.artifacts.files import read_json
 from pipeline.evaluation import target_words
-from pipeline.evaluation.report import EvaluationReport, Tuning
+from pipeline.evaluation.report import OFF_POLICY_SHOWN, EvaluationReport, Tuning
 from pipeline.reporting import charts, figures
 from pipeline.sections import MODEL, EvaluateConfig
 
@@ -52,6 +52,8 @@ def of_evaluation(report: EvaluationReport, evaluate: Path) -> Row:
         "tested": target_words.tested(report),
         "left_out": target_words.left_out(kind, report.targets_left_out),
         "disliked": None if report.dislikes is None else target_words.disliked(report.dislikes),
+        "exposed": None if report.off_policy_lists is None else target_words.exposed(report.off_policy_lists),
+        "off_policy": OFF_POLICY_SHOWN,
         "subsets": target_words.parts(report),
         "kinds": {target_words.KINDS[name]: values for name, values in (report.by_targets or {}).items()},
         "model": MODEL,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from models.evaluation.bootstrap import PairedDifference
 from pipeline.evaluation import target_words
-from pipeline.evaluation.report import ColdTargets, EvaluationReport
+from pipeline.evaluation.report import OFF_POLICY_SHOWN, ColdTargets, EvaluationReport
 from pipeline.sections import MODEL
 
 
@@ -40,6 +40,7 @@ def as_text(report: EvaluationReport) -> str:
     lines += [f"{name}: not evaluated, {reason}" for name, reason in report.not_applicable.items()]
     lines += [*_subsets(report, systems), *_kinds(report, systems)]
     lines += [] if report.stale is None else ["", *report.stale.sentences]
+    lines += _off_policy(report, systems)
     return "\n".join([*lines, *_cold_targets(report, first), *_rolling(report, systems, first)])
 
 
@@ -92,6 +93,18 @@ def _short_columns(report: EvaluationReport) -> list[str]:
     """NDCG and hit rate at the shortest list length."""
     names = [f"{metric}@{report.list_lengths[0]}" for metric in ("ndcg", "hit_rate")]
     return [name for name in names if name in report.metric_names]
+
+
+def _off_policy(report: EvaluationReport, systems: Sequence[str]) -> list[str]:
+    """Lines on the reactions per list that each system would have had."""
+    if report.off_policy_lists is None:
+        return []
+    rows = [["would have had", *OFF_POLICY_SHOWN.values()]]
+    found = report.off_policy or {}
+    rows += [
+        [name, *(str(found[name][own]) for own in OFF_POLICY_SHOWN)] for name in systems if name in found
+    ]
+    return ["", target_words.exposed(report.off_policy_lists), "", aligned(rows)]
 
 
 def _cold_targets(report: EvaluationReport, metric: str) -> list[str]:

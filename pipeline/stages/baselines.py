@@ -30,6 +30,8 @@ from pipeline.artifacts.store import Artifact
 from pipeline.background import divided
 from pipeline.config import Config
 from pipeline.dataset.evaluation_targets import targets_of
+from pipeline.dataset.exposed_lists import FOLDER as EXPOSURES
+from pipeline.dataset.exposed_lists import ExposedLists
 from pipeline.dataset.item_features import known_by_content
 from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import counted
@@ -90,7 +92,7 @@ class _Clock:
 def build(ctx: Context) -> None:
     """Write KIND/items.npy (numbering of the ranked items), KIND/NAME.parquet (ranks of the test targets), baselines.json.
 
-    KIND_dislikes/ has the same of the held-out dislikes, where there are any.
+    KIND_dislikes/ has the same of the held-out dislikes, and exposures/ the lists instead of exposed ones, where there are any.
     """
     if distributed.rank():
         if GRU in names(ctx.config) and not _facts_file(ctx.folder, GRU).exists():
@@ -108,7 +110,11 @@ def build(ctx: Context) -> None:
             )
             for kind in kinds
         }
-    tests = {folder: part for folder, part in parts.items() if folder in kinds or len(part.targets)}
+    if (exposed := ExposedLists.of(ctx.config, ctx.dataset)) is not None:
+        headline = parts[kinds[0]]
+        requests = exposed.requests(ctx.dataset, headline.learned)
+        parts[EXPOSURES] = replace(headline, targets=requests, common=headline.learned)
+    tests = {folder: part for folder, part in parts.items() if folder in kinds or part.targets.num_requests}
     for folder, test in tests.items():
         (ctx.folder / folder).mkdir(exist_ok=True)
         test.common.save(ctx.folder / folder / "items.npy")

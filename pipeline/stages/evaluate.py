@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 
 from features.histories.numbering import ItemNumbering
-from models.baselines.base import FittedOn
 from models.checkpoint import load_model
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
@@ -23,7 +22,7 @@ from models.ranking.two_stage import TwoStage
 from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.dataset.evaluation_targets import targets_of
-from pipeline.dataset.leak_checks import check_systems, check_targets, shares_by_construction
+from pipeline.dataset.leak_checks import check_targets, shares_by_construction
 from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import RankedTargets, counted
 from pipeline.errors import LookbackError
@@ -32,6 +31,7 @@ from pipeline.evaluation import (
     diagnostics,
     dislike_rates,
     metrics_report,
+    off_policy,
     ranking,
     result_tables,
     second_stage_gain,
@@ -40,7 +40,7 @@ from pipeline.evaluation import (
     tracked_metrics,
 )
 from pipeline.evaluation.cautions import cautions, facts_of
-from pipeline.evaluation.evaluated_targets import Evaluation, left_out_of
+from pipeline.evaluation.evaluated_targets import CHECKED, Evaluation, check_fitted_systems, left_out_of
 from pipeline.evaluation.learning_curve import learning_curve
 from pipeline.evaluation.metrics_report import MetricSettings, defined
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
@@ -64,13 +64,6 @@ from pipeline.sections import MODEL
 from pipeline.serving import popularity_fallback
 
 TABLES = ("metrics.json", "targets.parquet", "per_user.parquet", "segments.parquet", "diagnostics.json")
-CHECKED = [
-    "order of every history",
-    "boundaries of the parts",
-    "events that each system was fitted on",
-    "history of every target",
-]
-"""Leak checks that every evaluation passes."""
 CUT = "evaluate cut "
 """Prefix of earlier cuts' evaluations among a stage's inputs."""
 
@@ -97,6 +90,7 @@ def build(ctx: Context) -> None:
     report = _report(ctx, evaluation, systems, settings)
     report = _with_parts(ctx, report, model, evaluation, settings)
     report = _with_dislikes(ctx, report, model, evaluation.ranker, settings)
+    report = _with_off_policy(ctx, report, model, evaluation.ranker)
     report.save(ctx.folder)
     _write_table(ctx, "systems.json", result_tables.systems_table(report))
     result_tables.write_targets(
@@ -122,7 +116,7 @@ def _rank(ctx: Context, model: _Model, kind: Kind, decided: SecondStageGain | No
 
     `decided`: decision on the second stage; None: by these targets.
     """
-    _check_leaks(ctx)
+    check_fitted_systems(ctx.config, ctx.dataset, ctx.inputs["train"], ctx.inputs["baselines"])
     evaluation = _ranked(ctx, model, kind, ctx.inputs["baselines"] / kind, decided)
     if isinstance(evaluation, Evaluation):
         return evaluation
@@ -242,9 +236,9 @@ def _probability(ctx: Context, model: _Model, evaluation: Evaluation) -> Calibra
     """Quality of the probabilities that lists show; None without nights or a ranker in use."""
     if ctx.protocol.headline != "nightly" or not evaluation.ranker.used:
         return None
-    both, numbering = _systems(ctx, model, _part(ctx, model, evaluation), nightly=True)[
-        second_stage.TWO_STAGE
-    ]
+    both, numbering = _systems(
+        ctx, model, _part(ctx, model, evaluation.targets, evaluation.common), nightly=True
+    )[second_stage.TWO_STAGE]
     assert isinstance(both, TwoStage)
     return delivered_probability.measure(ctx.config, ctx.dataset, both, numbering, ctx.inputs["rank"])
 
@@ -253,7 +247,7 @@ def _stale(ctx: Context, model: _Model, evaluation: Evaluation, settings: Metric
     """Metric by age of model and lists; None without `evaluate.stale_days`."""
     if not ctx.config.evaluate.stale_days:
         return None
-    part, stage = _part(ctx, model, evaluation), _stage_of(evaluation.ranker)
+    part, stage = _part(ctx, model, evaluation.targets, evaluation.common), _stage_of(evaluation.ranker)
 
     def rank(targets: RankedTargets) -> SystemRanks:
         return _stages(ctx, model, replace(part, targets=targets), nightly=True, only=stage)[stage]
@@ -261,26 +255,14 @@ def _stale(ctx: Context, model: _Model, evaluation: Evaluation, settings: Metric
     return staleness.measure(ctx.config, ctx.dataset, part, rank, settings)
 
 
-def _part(ctx: Context, model: _Model, evaluation: Evaluation) -> ranking.Part:
+def _part(ctx: Context, model: _Model, targets: RankedTargets, common: ItemNumbering) -> ranking.Part:
     training = ctx.dataset.training_rows(with_validation=ctx.config.train.refit_validation)
     own = training.translate(model.numbering.new)
-    return ranking.Part(own, model.numbering, evaluation.targets, evaluation.common)
+    return ranking.Part(own, model.numbering, targets, common)
 
 
 def _stage_of(ranker: SecondStageGain) -> str:
     return second_stage.TWO_STAGE if ranker.used else second_stage.RETRIEVAL
-
-
-def _check_leaks(ctx: Context) -> None:
-    """Raise LeakError where a history is out of order, the parts overlap, or a system was fitted on other events."""
-    trained_on = TrainingFacts.load(ctx.inputs["train"]).fitted_on
-    assert trained_on is not None
-    fitted = {MODEL: trained_on} | {
-        name: FittedOn(**facts["fitted_on"])
-        for name, facts in read_json(ctx.inputs["baselines"] / "baselines.json")["systems"].items()
-    }
-    with_validation = ctx.config.train.refit_validation
-    check_systems(fitted, ctx.dataset, with_validation=with_validation, reading_dislikes=MODEL)
 
 
 def _report(
@@ -434,6 +416,18 @@ def _dislikes(ctx: Context, model: _Model, kind: Kind, ranker: SecondStageGain) 
     folder = ctx.inputs["baselines"] / f"{kind}{dislike_rates.SUFFIX}"
     evaluation = _ranked(ctx, model, kind, folder, ranker, dislikes=True) if folder.exists() else None
     return evaluation if isinstance(evaluation, Evaluation) else None
+
+
+def _with_off_policy(
+    ctx: Context, report: EvaluationReport, model: _Model, ranker: SecondStageGain
+) -> EvaluationReport:
+    """The report with off-policy estimates of every system, where exposures of the test period have propensities."""
+
+    def rank(requests: RankedTargets, common: ItemNumbering) -> dict[str, SystemRanks]:
+        stages = _stages(ctx, model, _part(ctx, model, requests, common), nightly=False)
+        return {MODEL: stages.pop(_stage_of(ranker))} | stages
+
+    return off_policy.with_estimates(report, ctx.config, ctx.dataset, ctx.inputs["baselines"], rank)
 
 
 def _write_diagnostics(ctx: Context, model: _Model, evaluation: Evaluation) -> None:

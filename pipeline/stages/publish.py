@@ -20,6 +20,7 @@ from pipeline.dataset.item_features import content_settings
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling import second_stage
 from pipeline.modelling.item_index import encoder_index, user_vectors
+from pipeline.modelling.trainer import weight_of
 from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.release import live_system, published_baseline
@@ -87,8 +88,11 @@ def _deployed(ctx: Context, dataset: Dataset, evaluated: ItemNumbering) -> _Depl
     train = ctx.inputs["train"]
     if not ctx.config.train.refit:
         return _Deployed(checkpoint.load_model(train), evaluated, None)
-    everything = dataset.all_rows().translate(published_baseline.often_enough(ctx.config, dataset))
     trainer = ctx.trainer()
+    weights = trainer.event_weights(dataset, np.asarray(dataset.histories.offsets[1:]))
+    everything = dataset.all_rows(weight_of(weights)).translate(
+        published_baseline.often_enough(ctx.config, dataset)
+    )
     numbering = trainer.numbering(everything)
     result = trainer.refit("refit", everything, numbering, TrainingFacts.load(train))
     return _Deployed(result.model, numbering, result.best_step)

@@ -87,6 +87,10 @@ def _report(ctx: Context, trained: Trained) -> None:
         resolved={key: facts.resolved[key] for key in _RESOLVED},
         **{"validation_ndcg@10": best},
     )
+    weighted = ""
+    if trained.event_weights is not None:
+        ctx.manifest["exposure_weighting"] = trained.event_weights.facts()
+        weighted = f"; {trained.event_weights.sentence()}"
     ctx.track.params(config.model_dump(mode="json") | {"resolved": ctx.manifest["resolved"]})
     ctx.track.metric("best_epoch", facts.best_epoch)
     ctx.track.metric("best_validation_ndcg@10", best)
@@ -97,4 +101,6 @@ def _report(ctx: Context, trained: Trained) -> None:
     ctx.track.artifact(TRAINING)
     steps = facts.refit_validation_steps
     refit = f", then {steps} steps with validation" if steps is not None else ""
-    ctx.summary(f"validation NDCG@10 {best:.4f} at epoch {facts.best_epoch} of {facts.epochs}{refit}")
+    ctx.summary(
+        f"validation NDCG@10 {best:.4f} at epoch {facts.best_epoch} of {facts.epochs}{refit}{weighted}"
+    )

@@ -1,11 +1,12 @@
 """Off-policy estimates against the truth: coverage of their intervals over seeds, and public logs of two policies.
 
-python tests/benchmarks/bench_off_policy.py [--seeds 2000] [--lists 2000] [--clip 5]
+python tests/benchmarks/bench_off_policy.py [--seeds 2000] [--lists 2000] [--clip 5] [--spread 0.6] [--from-conditional]
 python tests/benchmarks/bench_off_policy.py --open-bandit FOLDER    (obp/dataset/obd of the unpacked package obp 0.4.1)
 
 Simulated: lists of three of six items, drawn by Plackett and Luce with a temperature; a user looks at place 1, 2, 3 with
 probability 1, .7, .5 and takes what it looks at with the item's rate, so a place's reward depends on item and place alone, and
 the other policy's true reward is the sum over all 120 lists. The prediction of the direct method is wrong by a fifth.
+`--spread` makes the logging policy prefer items, `--from-conditional` takes its marginals from its other probabilities.
 Open Bandit: each row shows one item; rows of the Thompson log judge the random policy, whose own log has the truth.
 Prints tables.
 """
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from models.evaluation.off_policy import Estimate, LoggedLists, estimates  # noqa: E402
+from models.evaluation.place_marginals import place_marginals  # noqa: E402
 
 RATE = np.array([0.30, 0.25, 0.20, 0.15, 0.10, 0.05])
 LOOKS = np.array([1.0, 0.7, 0.5])
@@ -41,9 +43,14 @@ class Policy:
         self.marginal = np.zeros((len(LOOKS), len(worth)))
         for place in PLACES:
             self.marginal[place] = np.bincount(self.lists[:, place], self.chance, len(worth))
+        self.of_lists = self.marginal[PLACES, self.lists]
+        rows, places = (index.ravel() for index in np.indices(self.lists.shape))
+        self.from_conditional = place_marginals(self.conditional, rows, places).reshape(self.lists.shape)
 
 
-def simulated(logging: Policy, evaluated: Policy, num_lists: int, rng: np.random.Generator) -> LoggedLists:
+def simulated(
+    logging: Policy, evaluated: Policy, num_lists: int, rng: np.random.Generator, *, from_conditional: bool
+) -> LoggedLists:
     """Lists of a policy with their rewards, to judge another."""
     drawn = rng.choice(len(logging.lists), num_lists, p=logging.chance)
     shown = logging.lists[drawn]
@@ -53,7 +60,7 @@ def simulated(logging: Policy, evaluated: Policy, num_lists: int, rng: np.random
         reward=(rng.random(shown.shape) < rate[PLACES, shown]).astype(np.float64),
         logging=logging.conditional[drawn],
         evaluated=evaluated.conditional[drawn],
-        logging_marginal=logging.marginal[PLACES, shown],
+        logging_marginal=(logging.from_conditional if from_conditional else logging.of_lists)[drawn],
         evaluated_marginal=evaluated.marginal[PLACES, shown],
         predicted=guess[PLACES, shown],
         expected=np.tile((evaluated.marginal * guess).sum(axis=1), (num_lists, 1)),
@@ -61,14 +68,17 @@ def simulated(logging: Policy, evaluated: Policy, num_lists: int, rng: np.random
     )
 
 
-def coverage(seeds: int, num_lists: int, clip: float | None, resamples: int) -> None:
+def coverage(arguments: argparse.Namespace) -> None:
     """Print coverage, bias and error of each estimator over seeds."""
-    logging = Policy(np.zeros(len(RATE)))
+    seeds, num_lists, clip = arguments.seeds, arguments.lists, arguments.clip
+    resamples = arguments.resamples
+    logging = Policy(np.linspace(arguments.spread, -arguments.spread, len(RATE)))
     evaluated = Policy(np.linspace(1.2, -1.2, len(RATE)))
     truth = float((evaluated.marginal * LOOKS[:, None] * RATE).sum())
     found: dict[str, list[Estimate]] = {}
     for seed in range(seeds):
-        lists = simulated(logging, evaluated, num_lists, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        lists = simulated(logging, evaluated, num_lists, rng, from_conditional=arguments.from_conditional)
         for name, estimate in estimates(lists, clip=clip, num_resamples=resamples, seed=seed).items():
             if isinstance(estimate, Estimate):
                 found.setdefault(name, []).append(estimate)
@@ -133,13 +143,15 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=2000)
     parser.add_argument("--resamples", type=int, default=400)
     parser.add_argument("--clip", type=float, default=None)
+    parser.add_argument("--spread", type=float, default=0.0)
+    parser.add_argument("--from-conditional", action="store_true")
     parser.add_argument("--open-bandit", type=Path)
     arguments = parser.parse_args()
     if arguments.open_bandit is not None:
         open_bandit(arguments.open_bandit)
         return
     started = time.monotonic()
-    coverage(arguments.seeds, arguments.lists, arguments.clip, arguments.resamples)
+    coverage(arguments)
     print(f"{time.monotonic() - started:.0f} s")
 
 

@@ -12,7 +12,6 @@ from features.settings import (
     EventSettings,
     HistorySettings,
     ItemSettings,
-    SimulationSettings,
     SplitSettings,
     TableFormat,
     UserSettings,
@@ -132,23 +131,6 @@ def test_split_settings_that_make_no_sense(changes: dict[str, Any], message: str
 
 def test_a_test_from_a_time_on_needs_no_fractions_that_fit() -> None:
     assert SplitSettings(test_from="2026-01-01", test_fraction=0.9, validation_fraction=0.9).cuts == 1
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"num_users": 9},
-        {"num_items": 49},
-        {"num_events": 24_999},
-        {"num_days": 1},
-        {"noise_fraction": 1.0},
-        {"bad_row_fraction": -0.1},
-    ],
-)
-def test_simulation_settings_that_make_no_sense(changes: dict[str, Any]) -> None:
-    (key,) = changes
-    with pytest.raises(ValueError, match=f"simulate.{key}: received {changes[key]}"):
-        SimulationSettings(**changes)
 
 
 def test_iso_times_are_utc_where_they_carry_no_zone() -> None:

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from features import simulate
-from features.settings import SimulationSettings
 from features.simulate import BAD_KINDS, FIRST_DAY, Simulation
+from features.simulation_settings import SimulationSettings
 
 SETTINGS = SimulationSettings(num_users=600, num_items=500, num_events=24_000)
 FILES = ("events.csv", "items.csv", "truth.parquet")

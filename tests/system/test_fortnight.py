@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 from features import simulate
-from features.settings import SimulationSettings
+from features.simulation_settings import SimulationSettings
 from pipeline.monitoring.night_table import NightTable
 from tests.system.test_nightly import SIMULATED, SMALL
 from tests.workdir import ROOT, TINY, Workdir, with_database

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from features import simulate
-from features.settings import SimulationSettings
+from features.simulation_settings import SimulationSettings
 from pipeline.config import load_config
 from pipeline.orchestration.saved_views import saved_views
 from tests.system.test_nightly import SIMULATED, SMALL

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from features import simulate
-from features.settings import SimulationSettings
+from features.simulation_settings import SimulationSettings
 from pipeline.orchestration.graph import STAGES
 from tests.system.test_erase import forget, holding
 from tests.system.test_kill import contents, visible_artifacts_are_whole

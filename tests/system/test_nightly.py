@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from features import simulate
-from features.settings import SimulationSettings
+from features.simulation_settings import SimulationSettings
 from tests.workdir import TINY, Workdir
 
 SMALL = """

@@ -62,3 +62,14 @@ def test_event_types_without_blanks_and_a_long_one_as_none() -> None:
     assert kinds.cast(pl.String).to_list() == ["view", "view", None, None, None, None]
     assert is_bad is not None
     assert is_bad.to_list() == [False] * 5 + [True]
+
+
+def test_text_is_no_event_type() -> None:
+    many = pl.Series([f"liked it {number} times" for number in range(10_001)])
+    with pytest.raises(ValueError, match=r"event_type: 10,001 different types such as .*leave it out"):
+        fields.event_types(many)
+    long = pl.Series([f"{number}" + "x" * 60_000 for number in range(18)])
+    with pytest.raises(ValueError, match=r"event_type: types of 1,080,0.. letters such as .*x…, expected"):
+        fields.event_types(long)
+    fields.check_types(["view", "x" * 10_000_000])  # a row's fault, such as an open quote
+    fields.check_types([f"type {number}" for number in range(10_000)])

@@ -404,3 +404,17 @@ def test_event_types_left_out_are_counted_the_most_frequent_first(ingest: Any) -
     assert Counts.from_json(json.loads(json.dumps(counts.to_json()))).unlisted == counts.unlisted
     many = sum((Counts(unlisted=Counter({f"type {number}": 1 + number})) for number in range(50)), Counts())
     assert [*many.unlisted] == [f"type {number}" for number in range(49, 49 - row_counts.NUM_TYPES, -1)]
+
+
+@pytest.mark.parametrize("block", [1 << 12, 1 << 22])
+def test_a_column_of_text_is_no_event_type(ingest: Any, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(
+        tables, "BLOCK_BYTES", block
+    )  # counted over the file, and within what is read at once
+    rows = [f"1,{row},1600000000,what they wrote {row},1" for row in range(10_200)]
+    with pytest.raises(
+        ValueError, match=r"log.csv: events.columns.event_type: 10,\d+ different types such as"
+    ):
+        ingest(HEADER + "\n".join(rows))
+    kept, _, _ = ingest(HEADER + "\n".join(rows[:9_000]), name="fewer.csv")
+    assert kept["event_type"].n_unique() == 9_000

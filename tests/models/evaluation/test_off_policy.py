@@ -131,6 +131,10 @@ def test_a_number_is_refused_where_few_lists_count_or_others_are_missing() -> No
     }
     assert isinstance(found["ips_list"], Refused)
     assert "effective sample" in found["ips_list"].reason
+    nothing = np.zeros_like(lists.evaluated)
+    found = estimates(replace(lists, evaluated=nothing, evaluated_marginal=nothing), num_resamples=10)
+    assert isinstance(found["snips_place"], Refused)
+    assert found["snips_place"].reason.startswith("no common support: the mean weight is 0 instead of 1")
     lists, _ = simulated(2000, seed=3)
     sure = np.ones_like(lists.logging)  # nothing was drawn, and half of the lists differ
     same = np.repeat((np.arange(2000) % 2 == 0)[:, None], 2, axis=1).astype(float)

@@ -22,7 +22,7 @@ from pipeline.evaluation.report import (
     SecondStageGain,
     Tuning,
 )
-from tests.evaluation_reports import difference, evaluation_report
+from tests.evaluation_reports import difference, evaluation_report, off_policy
 
 METRICS = {
     "lookback": {"ndcg@10": 0.5, "ndcg@200": 0.625, "coverage@10": 0.25},
@@ -57,6 +57,7 @@ FULL = replace(
     rolling=Rolling(
         (Cut(None, 3, 5, METRICS, {}), Cut("2026-01-02T00:00:00+00:00", 3, 5, METRICS, {})), METRICS, METRICS
     ),
+    **off_policy(),
 )
 
 
@@ -114,7 +115,14 @@ def test_the_file_s_keys(tmp_path: Path) -> None:
     assert not {"rolling", "learning_curve", "differences", "cold_targets", "tuning"} & set(plain)
     FULL.save(tmp_path)
     full: dict[str, Any] = json.loads((tmp_path / FILE).read_text())
-    assert set(full) == set(plain) | {"rolling", "learning_curve"}
+    assert set(full) == set(plain) | {"rolling", "learning_curve", "off_policy", "off_policy_lists"}
+    assert full["off_policy"]["lookback"]["dm"] == {
+        "value": 0.5,
+        "low": 0.375,
+        "high": 0.625,
+        "effective_sample": 1234.0,
+    }
+    assert list(full["off_policy"]["popularity"]["snips_list"]) == ["refused"]
     assert full["test_from"] is None
     assert full["rolling"]["cuts"][0]["test_from"] is None
     assert full["baselines"]["ease"] == {"settings": {"l2": 500.0}, "grid": [{"l2": 500.0, "ndcg@10": 0.25}]}

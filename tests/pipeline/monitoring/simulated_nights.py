@@ -18,7 +18,7 @@ from features import simulate
 from features.histories import splits
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
-from features.settings import SimulationSettings
+from features.simulation_settings import SimulationSettings
 from models.evaluation.metrics import Float64
 from models.histories import Int64
 from pipeline.dataset.dataset import Dataset

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline.evaluation.report import ColdTargets, Cut, Leaks, Rolling
 from pipeline.reporting.text_table import aligned, as_text
-from tests.evaluation_reports import difference, evaluation_report, nightly_report, staleness
+from tests.evaluation_reports import difference, evaluation_report, nightly_report, off_policy, staleness
 
 METRICS = {
     "lookback": {"ndcg@10": 0.5, "ndcg@200": 0.625},
@@ -105,3 +105,20 @@ def test_the_ages_of_model_and_lists_are_a_sentence_each() -> None:
         "No loss of a model trained up to 7 days before shows.",
         "Score again every 7 days: after 7 days the lists have lost 20% (-0.1000, 95 % interval -0.1100 to -0.0900).",
     ]
+
+
+def test_what_was_shown_and_what_each_system_would_have_had() -> None:
+    lines = as_text(replace(REPORT, **off_policy())).splitlines()
+    assert lines[-5] == (
+        "2,000 lists of 300 users in the test period, shown with known propensities, had 0.625 reactions each at their first 2 "
+        "places (left out: 1 list with a place without a propensity, 2 lists whose window of reactions ends after the log)"
+    )
+    assert lines[-3].startswith("would have had  predicted reactions")
+    own = "0.5000 [0.3750, 0.6250]"
+    assert lines[-2].split("  ")[0] == "lookback"
+    assert lines[-2].count(own) == 4
+    assert lines[-2].endswith("refused")
+    assert lines[-1].split("  ")[0] == "popularity"
+    assert as_text(replace(REPORT, off_policy_lists=off_policy()["off_policy_lists"])).endswith(
+        "by the whole list"
+    )

@@ -25,7 +25,7 @@ from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import ReportConfig
 from pipeline.stages import report
-from tests.evaluation_reports import staleness
+from tests.evaluation_reports import off_policy, staleness
 
 DAY = 86_400_000_000
 LENGTHS = (6, 20, 7, 2)
@@ -254,6 +254,11 @@ def at_nights(metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
         "new": part | {"targets": 9},
         "by_targets": {"nightly": metrics, "successive": {"lookback": some}},
         "stale": asdict(staleness()),
+        "off_policy": {
+            system: {name: asdict(own) for name, own in found.items()}
+            for system, found in off_policy()["off_policy"].items()
+        },
+        "off_policy_lists": asdict(off_policy()["off_policy_lists"]),
     }
 
 
@@ -502,6 +507,9 @@ def test_speaks_of_nights(written: tuple[Page, Path, Context]) -> None:
         "How stale No loss of a model trained up to 7 days before shows. Score again every 7 days: after 7 days the lists",
         "7 5 0.5000 [0.4500, 0.5500] 0.4000 [0.3500, 0.4500] 0.2500 [0.2000, 0.3000] \u22120.1000 [\u22120.1100, \u22120.0900]",
         "Beyond the test: 14 days.",
+        "When the log says what was shown 2,000 lists of 300 users in the test period, shown with known propensities, had 0.625",
+        "lookback 0.5000 [0.3750, 0.6250], of 1,234 0.5000 [0.3750, 0.6250], of 1,234 0.5000",
+        "of 1,234 refused popularity 0.5000",
     ):
         assert sentence in page.text
     first = page.text.split("The data")[0]

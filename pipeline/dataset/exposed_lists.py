@@ -1,0 +1,160 @@
+"""Lists of the exposure log that lie in the test period and whose propensities are known, and the requests that they answer."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.histories.exposures import JaggedExposures
+from features.histories.numbering import ItemNumbering
+from models.evaluation.metrics import Float64
+from models.evaluation.predicted_reactions import PredictedReactions
+from models.histories import Int32, Int64
+from pipeline.config import Config
+from pipeline.dataset.dataset import Dataset, rows
+from pipeline.dataset.protocol import period
+from pipeline.dataset.targets import RankedTargets
+
+FOLDER = "exposures"
+"""Folder of the features' exposures, and of what systems would have shown instead."""
+
+
+@dataclass(frozen=True)
+class ExposedLists:
+    """Lists of n requests, each with its first k places at most."""
+
+    user: Int64
+    """[n], user index, ascending"""
+    time: Int64
+    """[n], microseconds since the epoch"""
+    item: Int32
+    """[n, k], item of the dataset; 0: unknown, or an empty place"""
+    is_shown: NDArray[np.bool_]
+    """[n, k], False in empty places"""
+    propensity: Float64
+    """[n, k], probability of the item given the places above, in (0, 1]; 0 in empty places"""
+    is_taken: NDArray[np.bool_]
+    """[n, k], whether the user reacted"""
+    left_out: dict[str, int]
+    """Counts of lists of the test period that are none of these, by reason."""
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset) -> "ExposedLists | None":
+        """Lists shown in the test period whose window of reactions ends within the log.
+
+        Left out are lists with a place without a propensity (`without_propensity`), with missing, repeated or no ranks among
+        their first places (`without_rank`), whose window ends later than the log (`unfinished`), and all of random users beyond
+        `evaluate.max_requests` lists (`not_sampled`). None without propensities, or without a test period: by leave-one-out.
+        """
+        settings = config.exposures
+        has_propensities = settings is not None and "propensity" in settings.columns
+        if settings is None or not has_propensities or dataset.split.protocol != "temporal":
+            return None
+        shown = JaggedExposures.load(dataset.folder / FOLDER)
+        start, end = period(dataset, "test")
+        begun = np.asarray(shown.time)[shown.list_start]
+        position = np.flatnonzero((begun >= start) & (begun < end))
+        if not len(position):
+            return None
+        first, number = np.unique(shown.list_start[position], return_inverse=True)
+        taken = is_taken(shown, position, dataset)
+        lists = cls._of_places(shown, position, taken, first, number, min(config.evaluate.k))
+        ends = lists.time + settings.window > max(end, dataset.facts.now)
+        return lists.without("unfinished", ends).sample(config.evaluate.max_requests, config.seed)
+
+    @classmethod
+    def _of_places(
+        cls,
+        shown: JaggedExposures,
+        position: Int64,
+        taken: NDArray[np.bool_],
+        first: Int64,
+        number: Int64,
+        most: int,
+    ) -> "ExposedLists":
+        """The first `most` places of lists that begin at the flat positions `first` [n].
+
+        position, taken, number: [e], flat position of each exposure, whether it was taken, and its list.
+        """
+        rank = np.array(shown.rank[position], np.int64)
+        alone = np.bincount(number)[number] == 1
+        rank[(rank == 0) & alone] = 1  # one item needs no rank
+        has_ranks = np.bincount(number, rank == 0, len(first)) == 0
+        longest = np.zeros(len(first), np.int64)
+        np.maximum.at(longest, number, rank)
+        within = (rank >= 1) & (rank <= most)
+        position, taken, number, place = position[within], taken[within], number[within], rank[within] - 1
+        k = int(place.max(initial=-1)) + 1
+        counts = np.zeros((len(first), k), np.int64)
+        np.add.at(counts, (number, place), 1)
+        is_shown = counts > 0
+        is_whole = (counts <= 1).all(axis=1) & (is_shown.sum(axis=1) == np.minimum(longest, most))
+        item, propensity = np.zeros((len(first), k), np.int32), np.zeros((len(first), k))
+        is_taken = np.zeros((len(first), k), bool)
+        item[number, place] = shown.item_index[position]
+        propensity[number, place] = shown.propensity[position]
+        is_taken[number, place] = taken
+        user = np.searchsorted(shown.offsets, first, side="right") - 1
+        lists = cls(
+            user, np.asarray(shown.time)[first], item, is_shown, propensity, is_taken, left_out={}
+        ).without("without_rank", ~(has_ranks & is_whole))
+        return lists.without("without_propensity", np.asarray(np.isnan(lists.propensity).any(axis=1)))
+
+    def without(self, reason: str, dropped: NDArray[np.bool_]) -> "ExposedLists":
+        """The lists outside a mask [n], whose others are counted."""
+        arrays = ("user", "time", "item", "is_shown", "propensity", "is_taken")
+        left_out = self.left_out | {reason: int(dropped.sum())}
+        return replace(self, **{name: getattr(self, name)[~dropped] for name in arrays}, left_out=left_out)
+
+    def sample(self, most: int, seed: int) -> "ExposedLists":
+        """All lists of random users, as many as have at most `most` lists together, at least one."""
+        users, own = np.unique(self.user, return_inverse=True)
+        order = np.random.default_rng(seed).permutation(len(users))
+        num_users = np.searchsorted(
+            np.cumsum(np.bincount(own, minlength=len(users))[order]), most, side="right"
+        )
+        return self.without("not_sampled", ~np.isin(own, order[: max(1, num_users)]))
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def requests(self, dataset: Dataset, numbering: ItemNumbering) -> RankedTargets:
+        """The requests that the lists answer, without targets: histories end before the list, in a numbering's items."""
+        histories = dataset.histories
+        ends = np.empty(len(self), np.int64)
+        users, starts = np.unique(self.user, return_index=True)
+        for user, start, stop in zip(users.tolist(), starts, [*starts[1:], len(self)], strict=True):
+            begin, end = histories.offsets[user], histories.offsets[user + 1]
+            ends[start:stop] = begin + np.searchsorted(histories.time[begin:end], self.time[start:stop])
+        before = rows(histories, np.asarray(histories.offsets)[self.user], ends)
+        before = replace(before, request_time=self.time).translate(numbering.new)
+        none = np.zeros(0, np.int64)
+        return RankedTargets(before, self.user, none, none.astype(np.int32), none, none.astype(np.int8), {})
+
+
+def predicted_reactions(dataset: Dataset, num_places: int, window: int) -> PredictedReactions | None:
+    """Rates of reaction at places 1..num_places, from exposures whose window ends before the test; None without any.
+
+    window: microseconds. Exposures without a rank do not count.
+    """
+    shown = JaggedExposures.load(dataset.folder / FOLDER)
+    start, _ = period(dataset, "test")
+    place = np.asarray(shown.rank) - 1
+    is_over = np.asarray(shown.time) + window <= start
+    chosen = np.flatnonzero(is_over & (place >= 0) & (place < num_places))
+    if not len(chosen):
+        return None
+    return PredictedReactions.fit(
+        place[chosen],
+        shown.item_index[chosen],
+        is_taken(shown, chosen, dataset),
+        num_places=num_places,
+        num_items=dataset.num_items,
+    )
+
+
+def is_taken(shown: JaggedExposures, position: Int64, dataset: Dataset) -> NDArray[np.bool_]:
+    """[e], whether the exposures at flat positions have a reaction that is no dislike."""
+    dislikes = dataset.histories.dislikes
+    is_disliked = False if dislikes is None else dislikes[shown.reaction_type[position]] > 0
+    return np.asarray((shown.reaction_delay[position] >= 0) & np.logical_not(is_disliked))
