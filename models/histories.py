@@ -4,6 +4,7 @@ Item 0 is padding or unknown; items are numbered from 1. Times are microseconds 
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,74 @@ Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ItemSets:
+    """Set of items of each row: row i's are `item_index[starts[i]:ends[i]]`, ascending."""
+
+    item_index: Int32
+    """[items of all rows], 1..num_items"""
+    starts: Int64
+    """[rows]"""
+    ends: Int64
+    """[rows]"""
+
+    @classmethod
+    def of(cls, row: Int64, item: NDArray[np.integer], num_rows: int) -> "ItemSets":
+        """Sets of distinct pairs of a row and an item, by row and item: two [pairs]."""
+        ends = np.cumsum(np.bincount(row, minlength=num_rows), dtype=np.int64)
+        return cls(item.astype(np.int32), np.concatenate((np.zeros(1, np.int64), ends))[:num_rows], ends)
+
+    @property
+    def lengths(self) -> Int64:
+        """[rows], items of each set."""
+        return self.ends - self.starts
+
+    def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> Self:
+        """The given rows, over the same items."""
+        return replace(self, starts=self.starts[rows], ends=self.ends[rows])
+
+    def translate(self, mapping: Int32) -> "ItemSets":
+        """Items renumbered by `mapping` [old_num_items + 1], without those that map to 0."""
+        row, item = self.pairs()
+        kept = mapping[item] > 0
+        row, item = row[kept], mapping[item[kept]]
+        order = np.lexsort((item, row))
+        return ItemSets.of(row[order], item[order], len(self.starts))
+
+    def pairs(self) -> tuple[Int64, Int32]:
+        """(row, item) of every item of every row: two [pairs]."""
+        row, position = gathered(self.starts, self.ends)
+        return row, self.item_index[position]
+
+    def has(self, items: Int32) -> NDArray[np.bool_]:
+        """[rows, n], whether each of `items` [rows, n] is in its row's set."""
+        row, item = self.pairs()
+        width = max(int(item.max(initial=0)), int(items.max(initial=0))) + 1
+        keys = np.arange(len(items), dtype=np.int64)[:, None] * width + items
+        return np.isin(keys, row * width + item)
+
+
+@dataclass(frozen=True)
+class ShownItems(ItemSets):
+    """Items that each row's user was shown before the request."""
+
+    ignored: Int32
+    """[items of all rows], times without a reaction"""
+    last: Int64
+    """[items of all rows], time when it was shown last, microseconds since the epoch"""
+
+    def translate(self, mapping: Int32) -> "ShownItems":
+        """Items renumbered as in `ItemSets`."""
+        row, position = gathered(self.starts, self.ends)
+        item = mapping[self.item_index[position]]
+        order = np.lexsort((item, row))
+        order = order[item[order] > 0]
+        sets, position = ItemSets.of(row[order], item[order], len(self.starts)), position[order]
+        return ShownItems(
+            sets.item_index, sets.starts, sets.ends, self.ignored[position], self.last[position]
+        )
 
 
 @dataclass(frozen=True)
@@ -41,6 +110,10 @@ class Histories:
     """[events], weight of each event as a target of the training beside that of its type; None: 1."""
     user: Int64 | None = None
     """[rows], row of each history's user in the reader's tables of users, -1: not in them; None: no user is known."""
+    left_out: ItemSets | None = None
+    """[rows], items that a row's list must not have, besides those of the history where seen items are excluded; None: none."""
+    shown: ShownItems | None = None
+    """[rows], items that the user was shown; None: unknown, or none."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -54,8 +127,16 @@ class Histories:
         """The given rows, over the same flat arrays."""
         request_time = None if self.request_time is None else self.request_time[rows]
         user = None if self.user is None else self.user[rows]
+        left_out = None if self.left_out is None else self.left_out.select(rows)
+        shown = None if self.shown is None else self.shown.select(rows)
         return replace(
-            self, starts=self.starts[rows], ends=self.ends[rows], request_time=request_time, user=user
+            self,
+            starts=self.starts[rows],
+            ends=self.ends[rows],
+            request_time=request_time,
+            user=user,
+            left_out=left_out,
+            shown=shown,
         )
 
     def last(self, max_length: int) -> "Histories":
@@ -64,11 +145,7 @@ class Histories:
 
     def gather(self) -> tuple[Int64, Int64]:
         """(row, position) of every interaction of every row: two arrays of [sum of lengths]."""
-        lengths = self.lengths
-        rows = np.repeat(np.arange(len(self), dtype=np.int64), lengths)
-        before = np.concatenate(([0], np.cumsum(lengths)[:-1])) if len(self) else np.zeros(0, np.int64)
-        positions = np.arange(len(rows), dtype=np.int64) + np.repeat(self.starts - before, lengths)
-        return rows, positions
+        return gathered(self.starts, self.ends)
 
     def compact(self) -> "Histories":
         """The same rows over copied flat arrays, which hold nothing else."""
@@ -77,7 +154,7 @@ class Histories:
         return replace(self._events(positions), starts=ends - self.lengths, ends=ends)
 
     def translate(self, mapping: Int32) -> "Histories":
-        """Items renumbered by `mapping` [old_num_items + 1], without interactions whose item maps to 0.
+        """Items renumbered by `mapping` [old_num_items + 1], in the rows' sets too, without interactions whose item maps to 0.
 
         Flat arrays are copied once; rows keep their number and order (one may become empty).
         """
@@ -89,7 +166,24 @@ class Histories:
             item_index=renamed[kept].astype(np.int32, copy=False),
             starts=position[self.starts],
             ends=position[self.ends],
+            left_out=None if self.left_out is None else self.left_out.translate(mapping),
+            shown=None if self.shown is None else self.shown.translate(mapping),
         )
+
+    def excluded(self, *, seen: bool) -> "Histories | None":
+        """The items that each row's list must not have, as rows without times: `left_out`, with `seen` the history's too.
+
+        None where no row has any; with `seen` and without `left_out` the histories themselves.
+        """
+        if self.left_out is None:
+            return self if seen else None
+        row, item = self.left_out.pairs()
+        if seen:
+            of_event, position = self.gather()
+            row, item = np.concatenate((of_event, row)), np.concatenate((self.item_index[position], item))
+        order = np.argsort(row, kind="stable")
+        sets, none = ItemSets.of(row[order], item[order], len(self)), np.zeros(len(item), np.int64)
+        return Histories(sets.item_index, none, none.astype(np.int16), sets.starts, sets.ends)
 
     def without_dislikes(self) -> "Histories":
         """The same rows without dislikes; copied where the log has any."""
@@ -128,6 +222,15 @@ class Histories:
             value=None if self.value is None else self.value[chosen],
             weight=None if self.weight is None else self.weight[chosen],
         )
+
+
+def gathered(starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
+    """(row, position) of every position of the rows [starts, ends): two of the sum of lengths."""
+    lengths = ends - starts
+    rows = np.repeat(np.arange(len(starts), dtype=np.int64), lengths)
+    before = np.concatenate(([0], np.cumsum(lengths)[:-1])) if len(starts) else np.zeros(0, np.int64)
+    positions = np.arange(len(rows), dtype=np.int64) + np.repeat(starts - before, lengths)
+    return rows, positions
 
 
 def histories_from_lists(items: list[list[int]], times: list[list[int]] | None = None) -> Histories:

@@ -9,6 +9,7 @@ import re
 import tomllib
 import types
 import typing
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -54,22 +55,19 @@ _PAIR_MARKS = re.compile(
     r"""(?P<quoted>"[^"]*"|'[^']*')|(?P<opening>[\[{])|(?P<closing>[\]}])|(?P<blank>\s+(?=[\w-]+(?:\.[\w-]+)*\s*=))"""
 )
 """Marks at which `_pairs` looks: a blank before `key=` outside quotes and brackets ends a pair."""
-EXPERT_KEYS = frozenset(
-    f"{section}.{name}"
-    for section, names in {
-        "model": "gumbel_start gumbel_end gumbel_hard learned_temperature kernel",
-        "train": "refit_from gbce_calibration beta1 beta2",
-        "ranker": "favourites popular item_vectors dim num_heads hidden dropout loss train_fraction patience batch_lists "
-        "learning_rate weight_decay",
-        "evaluate": "gru_dim gru_epochs gru_patience",
-        "score": "batch_users shard_users workers",
-        "monitor": "promise_level usual_level population_drift unknown_rise cold_users_rise short_lists_rise unchanged_lists "
-        "vanished_type_events idle_hours",
-        "tune": "warmup_epochs warmup_trials",
-    }.items()
-    for name in names.split()
-)
-"""Keys that rarely need a change: shown by `lookback config --all` alone."""
+_WITHOUT_TIMES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "split.protocol": (
+        ("leave_one_out",),
+        "'leave_one_out': without timestamps there is no common time to split at",
+    ),
+    "train.predict": (
+        ("next", "visit"),
+        "'next' or 'visit': window without times has no horizon; or name their column (events.columns, events.timestamp_unit)",
+    ),
+    "history.session_minutes": ((0,), "0: without timestamps every event is a visit"),
+    "score.max_shown": ((0,), "0: without timestamps nothing is shown within days"),
+}
+"""Keys of a log without times: the values that they may have, and what is expected, in words."""
 
 
 class Config(Section):
@@ -114,21 +112,12 @@ class Config(Section):
 
     @pydantic.model_validator(mode="after")
     def _position_logs_have_no_time(self) -> "Config":
-        if self.events.timestamp_unit == "position" and self.split.protocol == "temporal":
-            raise ValueError(
-                "split.protocol: received 'temporal' with events.timestamp_unit 'position', expected 'leave_one_out': "
-                "without timestamps there is no common time to split at"
-            )
-        if self.events.timestamp_unit == "position" and self.train.predict == "window":
-            raise ValueError(
-                "train.predict: received 'window' with events.timestamp_unit 'position', expected 'next' or 'visit': window "
-                "without times has no horizon; or name the column of the times in events.columns and its events.timestamp_unit"
-            )
-        if self.events.timestamp_unit == "position" and self.history.session_minutes:
-            raise ValueError(
-                f"history.session_minutes: received {self.history.session_minutes} with events.timestamp_unit 'position', "
-                "expected 0: without timestamps every event is a visit"
-            )
+        for key, (allowed, expected) in _WITHOUT_TIMES.items():
+            received = attrgetter(key)(self)
+            if self.events.timestamp_unit == "position" and received not in allowed:
+                raise ValueError(
+                    f"{key}: received {received!r} with events.timestamp_unit 'position', expected {expected}"
+                )
         return self
 
     @pydantic.model_validator(mode="after")

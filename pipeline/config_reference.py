@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config import EXPERT_KEYS, Config, key_types, sections, type_name
+from pipeline.config import Config, key_types, sections, type_name
 from pipeline.errors import ConfigError
 
 INTRODUCTION = """\
@@ -24,6 +24,23 @@ with the nearest valid one named. Only `name`, `events.columns` and `events.path
 required; the sections `[items]`, `[users]`, `[exposures]`, `[outcomes]`, `[utility]`, `[experiment]`, `[deliver]`, `[simulate]`
 and `[data]` are optional as a whole.
 """
+
+EXPERT_KEYS = frozenset(
+    f"{section}.{name}"
+    for section, names in {
+        "model": "gumbel_start gumbel_end gumbel_hard learned_temperature kernel",
+        "train": "refit_from gbce_calibration beta1 beta2",
+        "ranker": "favourites popular item_vectors dim num_heads hidden dropout loss train_fraction patience batch_lists "
+        "learning_rate weight_decay",
+        "evaluate": "gru_dim gru_epochs gru_patience",
+        "score": "batch_users shard_users workers",
+        "monitor": "promise_level usual_level population_drift unknown_rise cold_users_rise short_lists_rise unchanged_lists "
+        "vanished_type_events idle_hours",
+        "tune": "warmup_epochs warmup_trials",
+    }.items()
+    for name in names.split()
+)
+"""Keys that rarely need a change: shown by `lookback config --all` alone."""
 
 
 @dataclasses.dataclass(frozen=True)

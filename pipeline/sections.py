@@ -217,6 +217,10 @@ class ScoreConfig(Section):
     uniform, or softmax (exp of the score on the scale of `popularity_damping`, over temperature), see the column `propensity`."""
     order: Literal["next", "utility"] = "next"
     """Order of a list. next: what the user takes next; utility: the expected utility of the outcomes (`utility`)."""
+    max_shown: int = Field(0, ge=0)
+    """Times an item is shown to a user within `shown_days` without a reaction before it is left out; 0: any number."""
+    shown_days: float = Field(14.0, gt=0)
+    """Time before the request in which exposures and earlier lists count as shown, in days."""
     new_items: bool = True
     """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
     shadows: list[str] = []
@@ -240,8 +244,7 @@ class ScoreConfig(Section):
     shard_users: int = Field(50_000, ge=1)
     """Users per Parquet file, the unit in which an interrupted run resumes."""
     engine: Literal["local", "ray"] = "local"
-    """Execution engine. local: this process; ray: one Ray task per shard (extra `ray`), in a cluster (RAY_ADDRESS) or on
-    this machine."""
+    """Engine. local: this process; ray: a Ray task per shard (extra `ray`), in a cluster (RAY_ADDRESS) or on this machine."""
     workers: int = Field(2, ge=1)
     """ray: processes on this machine, where there is no cluster."""
 
@@ -270,10 +273,9 @@ class ScoreConfig(Section):
         cls, items: str | list[str] | None, about: pydantic.ValidationInfo
     ) -> str | list[str] | None:
         if isinstance(items, str) and not items.endswith(".parquet"):
-            raise ValueError(
-                f"score.{about.field_name}: received {items!r}, expected a .parquet file with item_id"
-                + ("" if about.field_name == "availability" else ", or a list of ids")
-            )
+            more = "" if about.field_name == "availability" else ", or a list of ids"
+            expected = f"a .parquet file with item_id{more}"
+            raise ValueError(f"score.{about.field_name}: received {items!r}, expected {expected}")
         return items
 
     @pydantic.field_validator("shadows")
@@ -281,9 +283,9 @@ class ScoreConfig(Section):
     def _known_shadows(cls, names: list[str]) -> list[str]:
         for name in names:
             if name not in (*REGISTERED_SHADOWS, *COUNTED_BASELINES) and not MODEL_URI.fullmatch(name):
+                expected = ", ".join((*REGISTERED_SHADOWS, *COUNTED_BASELINES))
                 raise ValueError(
-                    f"score.shadows: received {name!r}, expected {', '.join((*REGISTERED_SHADOWS, *COUNTED_BASELINES))}, or "
-                    "models:/NAME/VERSION"
+                    f"score.shadows: received {name!r}, expected {expected}, or models:/NAME/VERSION"
                 )
         return list(dict.fromkeys(names))
 
@@ -356,10 +358,8 @@ class ExperimentConfig(Section):
             raise ValueError(f"experiment.arms: received {len(arms)} arms, expected at least two, {example}")
         for name, share in arms.items():
             if name not in ("champion", "challenger", *COUNTED_BASELINES) and not MODEL_URI.fullmatch(name):
-                raise ValueError(
-                    f"experiment.arms: received {name!r}, expected champion, challenger, {', '.join(COUNTED_BASELINES)}, or "
-                    "models:/NAME/VERSION"
-                )
+                expected = f"champion, challenger, {', '.join(COUNTED_BASELINES)}, or models:/NAME/VERSION"
+                raise ValueError(f"experiment.arms: received {name!r}, expected {expected}")
             if not share > 0:
                 raise ValueError(
                     f"experiment.arms: received {name} = {share:g}, expected a share above 0, or no such arm"

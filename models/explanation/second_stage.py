@@ -156,4 +156,5 @@ def _each_left_out(history: Histories, length: int) -> Histories:
         None if history.value is None else history.value[flat],
         np.repeat(request, length),
         history.dislikes,
+        shown=None if history.shown is None else history.shown.select(np.zeros(length, np.int64)),
     )

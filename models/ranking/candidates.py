@@ -132,8 +132,10 @@ def learned_items(items: Int32, num_learned: int) -> Int32:
 
 
 def learned_part(histories: Histories, num_learned: int) -> Histories:
-    """The rows without interactions on items above `num_learned`."""
+    """The rows without interactions on items above `num_learned`, and without such items in the rows' sets."""
     highest = int(histories.item_index.max(initial=0))
+    for sets in (histories.left_out, histories.shown):
+        highest = max(highest, 0 if sets is None else int(sets.item_index.max(initial=0)))
     if highest <= num_learned:
         return histories
     return histories.compact().translate(learned_items(np.arange(highest + 1, dtype=np.int32), num_learned))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.baselines.co_visitation import CoVisitation
 from models.evaluation.metrics import Float64
 from models.histories import Float32, Histories, Int32, Int64
+from models.ranking.shown import SHOWN_FEATURES, shown_features
 from models.ranking.takings import DAY, OWN_FEATURES, SECOND, OwnItems, own_features
 
 WINDOWS = (1, 7, 30)
@@ -123,10 +124,10 @@ class ItemStatistics:
         """Features `names` [r, n, f] of each row's candidates [r, n], best first, with the retriever's scores [r, n].
 
         `retrieval_score` is the log-softmax over the row's candidates, popularity the logarithm of a share of events, times are
-        ln(1 + days); `user_last_seen` is of the user's last event on any item. `OWN_FEATURES`: as `own_features`. Dislikes are no
-        events here, but in `DISLIKE_FEATURES`: ln(1 + dislikes of the candidate), and the likeness of its content to the row's
-        `LATEST` disliked items. A request is at `histories.request_time`, else at the row's last event. Candidate 0 is padding,
-        with undefined features.
+        ln(1 + days); `user_last_seen` is of the user's last event on any item. `OWN_FEATURES`: as `own_features`;
+        `SHOWN_FEATURES`: as `shown_features`. Dislikes are no events here, but in `DISLIKE_FEATURES`: ln(1 + dislikes of the
+        candidate), and the likeness of its content to the row's `LATEST` disliked items. A request is at
+        `histories.request_time`, else at the row's last event. Candidate 0 is padding, with undefined features.
         """
         request, moment = self._request_seconds(histories), self._request(histories)
         disliked, histories = histories.only_dislikes(), histories.without_dislikes()
@@ -147,6 +148,8 @@ class ItemStatistics:
             of_dislikes = OwnItems.of(disliked, timed=False)
             columns["times_disliked"] = np.log1p(of_dislikes.times_seen(of_dislikes.pairs(items)))
             columns["content_of_disliked"] = self._likeness(disliked, items)[..., 0]
+        if not set(SHOWN_FEATURES).isdisjoint(names):
+            columns |= shown_features(histories.shown, items, moment)
         return np.stack([columns[name] for name in names], -1, dtype=np.float32)
 
     def followed(self, histories: Histories, items: Int32) -> Float32:

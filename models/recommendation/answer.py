@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.histories import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64, ItemSets
 from models.recommendation.rules import Chosen, Rules, Traits, UInt64, choose
 from models.topk import top_k
 
@@ -147,7 +147,8 @@ class Lists:
         reasons = None if because_items is None else Because.none(items.shape, because_items)
         predicted = outcomes(items.shape)
         if cold.any():
-            _fill(lists, cold, self.filled(self._popular(popularity, segment[cold]), keys[cold]))
+            left_out = None if histories.left_out is None else histories.left_out.select(cold)
+            _fill(lists, cold, self.filled(self._popular(popularity, segment[cold], left_out), keys[cold]))
 
         def fill(rows: Int64) -> None:
             warm = warm_rows(histories.select(rows))
@@ -182,8 +183,11 @@ class Lists:
             np.zeros(shape, np.int32), np.full(shape, -np.inf, np.float32), np.ones(shape, np.float32)
         )
 
-    def _popular(self, popularity: Float32, segment: Int64) -> Retrieve:
-        """Retrieve popular items of the segments of empty rows; also items without events, never the padding 0."""
+    def _popular(self, popularity: Float32, segment: Int64, left_out: ItemSets | None) -> Retrieve:
+        """Retrieve popular items of the segments of empty rows, without those `left_out` of each row.
+
+        Items without events are among them, never the padding 0.
+        """
         is_open = np.arange(popularity.shape[1]) > 0
         if self.rules.allowed is not None:
             is_open &= self.rules.allowed
@@ -192,7 +196,17 @@ class Lists:
         def retrieve(rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
             segments, row = np.unique(segment[rows], return_inverse=True)
             items, scores = top_k(popularity[segments], number)
-            return (items[row], scores[row]), items[row, -1] == 0
+            items, scores = items[row], scores[row]
+            is_all = items[:, -1] == 0
+            if left_out is None:
+                return (items, scores), is_all
+            is_out = left_out.select(rows).has(items)
+            order = np.argsort(is_out, axis=1, kind="stable")
+            items, scores = (
+                np.where(is_out, np.int32(0), items),
+                np.where(is_out, np.float32(-np.inf), scores),
+            )
+            return (np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)), is_all
 
         return retrieve
 

@@ -129,8 +129,8 @@ class _WarmRows:
         items, scores = np.zeros((len(part), number), np.int32), np.zeros((len(part), number), np.float32)
         for chunk in row_chunks(len(part), self._engine.recommender.num_items):
             values = self._engine.score_items(part.select(chunk))
-            if self._rules.exclude_seen:
-                mask_seen(values, part.select(chunk))
+            if (excluded := part.select(chunk).excluded(seen=self._rules.exclude_seen)) is not None:
+                mask_seen(values, excluded)
             if self._rules.allowed is not None:
                 values[:, ~self._rules.allowed] = -np.inf
             items[chunk], scores[chunk] = top_k(values, number)

@@ -199,8 +199,8 @@ class _WarmRows:
         if self._vectors is None:
             retrieved, added_scores = self._scored(self._learned.select(rows), number, added)
         else:
-            seen = self._learned.select(rows) if self._rules.exclude_seen else None
-            retrieved = self._index.search(self._vectors[rows], number, seen, self._allowed)
+            excluded = self._learned.select(rows).excluded(seen=self._rules.exclude_seen)
+            retrieved = self._index.search(self._vectors[rows], number, excluded, self._allowed)
             added_scores = self._index.scores_of(self._vectors[rows], learned_items(added, self._num_learned))
         is_all = retrieved[0][:, -1] == 0
         if self._stage is None:
@@ -276,7 +276,8 @@ class _WarmRows:
         """Candidates [rows, m] of the second stage besides the retrieved ones."""
         assert self._stage is not None
         rules = self._rules
-        return self._stage.added(part, exclude_seen=rules.exclude_seen, allowed=rules.allowed)
+        added = self._stage.added(part, exclude_seen=rules.exclude_seen, allowed=rules.allowed)
+        return added if part.left_out is None else np.where(part.left_out.has(added), np.int32(0), added)
 
     def _scored(self, part: Histories, number: int, added: Int32) -> tuple[Candidates, Float32]:
         """Score the whole catalogue in chunks of rows; keep the best, and the scores of the added candidates."""
@@ -285,8 +286,8 @@ class _WarmRows:
         own = learned_items(added, self._num_learned).astype(np.int64)
         for rows in row_chunks(len(part), self._num_learned):
             values = self._recommender.score_items(part.select(rows))
-            if self._rules.exclude_seen:
-                mask_seen(values, part.select(rows))
+            if (excluded := part.select(rows).excluded(seen=self._rules.exclude_seen)) is not None:
+                mask_seen(values, excluded)
             if self._allowed is not None:
                 values[:, ~self._allowed] = -np.inf
             items[rows], scores[rows] = top_k(values, number)

@@ -22,14 +22,15 @@ def prune(config: Config, *, keep: int, dry_run: bool) -> list[Path]:
 
     Kept too: the lineages of every stage's newest artifact, of what `latest` and `live` point to, of pinned versions' lists
     (`_pinned`) and of the bundles in use, running stages with their inputs, workspaces that a run resumes; lists, without
-    their lineage, in whose windows (`monitor.days`) events may still come.
+    their lineage, in whose windows (`monitor.days`) events may still come, or that `score.max_shown` counts as shown.
     """
     by_stage = {stage: _artifacts(config.folder / stage) for stage in STAGES}
     lists = {*linked(config.folder / "score").values(), *_pinned(config)}
     digests = registry.digests_in_use(config) | {_digest(folder) for folder in lists} - {""}
     kept = _in_use(config, by_stage, keep, digests)
     score = config.folder / "score"
-    kept |= {score / name for name in ledger.open_lists(score, max(config.monitor.days))}
+    days = max(*config.monitor.days, config.score.shown_days if config.score.max_shown else 0)
+    kept |= {score / name for name in ledger.open_lists(score, days)}
     for folder in lists:
         kept |= _lineage(config, folder) if folder.parent == config.folder / "score" else set()
     old = [

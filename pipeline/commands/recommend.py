@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.dataset.dataset import rows
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.errors import LookbackError
 from pipeline.modelling.second_stage import is_timed
+from pipeline.monitoring import earlier_lists
 from pipeline.orchestration.graph import Pipeline, resolve
 from pipeline.serving import new_item_catalogue, outcome_order, output_table, popularity_fallback
 from pipeline.serving.assignment import keys_of
@@ -84,6 +86,8 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
     known, unknown = (
         _typed_in(opened, history) if history is not None else _of_user(pipeline, opened, str(user))
     )
+    if user is not None and history is None:
+        known = _with_shown(pipeline, opened, known, user)
     exclude_seen = opened.excludes_seen(config)
     rules, _ = rules_of(
         config.score,
@@ -186,6 +190,27 @@ def _of_user(pipeline: Pipeline, opened: _Opened, user: str) -> tuple[Histories,
     known = whole.with_types(log.types).translate(log.items)
     known = with_request_time(known, request.time)
     return known, int(whole.lengths[0] - known.lengths[0])
+
+
+def _with_shown(pipeline: Pipeline, opened: _Opened, known: Histories, user: str) -> Histories:
+    """The history of a user with the items that `score.max_shown` leaves out, and what the ranker reads of exposures.
+
+    Without an up-to-date log a line on stderr says that nothing is left out.
+    """
+    config, log = pipeline.config, opened.log
+    if log is None:
+        if config.score.max_shown:
+            text = "score.max_shown: there is no up-to-date log of what users were shown: nothing is left out"
+            print(text, file=sys.stderr, flush=True)
+        return known
+    typed_in = pl.Series([user])
+    own, num_unknown = Vocabulary(log.users, 0).encode_known(typed_in, unknown=-1)
+    index = own.astype(np.int64)
+    rule = earlier_lists.not_again(config, pipeline.nodes["features"].artifact.folder)
+    if rule is not None:
+        ids = typed_in.cast(log.users.dtype) if num_unknown else log.users.gather(index)
+        known = replace(known, left_out=log.shown(rule, opened.bundle).left_out(ids, index, known))
+    return log.with_exposures(known, index, opened.bundle)
 
 
 def _is_listed(pipeline: Pipeline, user: str) -> bool:

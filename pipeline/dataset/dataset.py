@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.content import FOLDER, Content
+from features.histories.exposures import JaggedExposures
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts, starts_visit
 from features.histories.splits import Split, blocks
@@ -56,6 +57,19 @@ class Dataset:
     def users(self) -> pl.DataFrame:
         """users.parquet: a row per user, in the order of the indices 0.."""
         return pl.read_parquet(self.folder / "users.parquet")
+
+    @cached_property
+    def exposures(self) -> JaggedExposures | None:
+        """What users were shown, by the exposure log; None where there is none."""
+        path = self.folder / "exposures"
+        return JaggedExposures.load(path) if path.exists() else None
+
+    @property
+    def exposure_span(self) -> tuple[int, int] | None:
+        """Times of the first and the last exposure, microseconds since the epoch; None without exposures."""
+        if self.exposures is None or not len(self.exposures.time):
+            return None
+        return int(self.exposures.time.min()), int(self.exposures.time.max())
 
     @cached_property
     def event_types(self) -> list[str]:

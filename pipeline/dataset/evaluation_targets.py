@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.histories.numbering import ItemNumbering
+from models.ranking.shown import SHOWN_DAYS
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.exposed_items import shown_before
 from pipeline.dataset.night_targets import night_targets
 from pipeline.dataset.protocol import Kind, Nights, Protocol
 from pipeline.dataset.targets import RankedTargets, ranked_targets
@@ -32,7 +34,8 @@ def targets_of(
 
     `kind` None: the headline; `first` applies to the test alone. `exclude_seen` None: the configuration's value for evaluation.
     `trained` [num_items + 1]: items in training; None: those of `numbering`. `with_idle`: of nights, also requests without
-    targets. `nights`: other nights than those of the part. `dislikes`: the dislikes instead of all else, of every type; by
+    targets. `nights`: other nights than those of the part. Requests of nights know
+    what their users were shown before. `dislikes`: the dislikes instead of all else, of every type; by
     `first` all of the test, as by `successive`; in leave-one-out those after the user's last event that is none. Raises
     LookbackError for a type of `evaluate.target_types` that the log does not have.
     """
@@ -53,6 +56,10 @@ def targets_of(
             with_idle=with_idle,
             dislikes=dislikes,
         )
+        shown = shown_before(dataset, targets.user, targets.moment, SHOWN_DAYS)
+        if shown is not None:
+            own = replace(targets.histories, shown=shown.translate(numbering.new))
+            targets = replace(targets, histories=own)
     else:
         targets = ranked_targets(
             dataset,

@@ -10,8 +10,10 @@ from features.histories.numbering import ItemNumbering
 from models.evaluation.metrics import Float64
 from models.evaluation.predicted_reactions import PredictedReactions
 from models.histories import Int32, Int64
+from models.ranking.shown import SHOWN_DAYS
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset, rows
+from pipeline.dataset.exposed_items import shown_before
 from pipeline.dataset.protocol import period
 from pipeline.dataset.targets import RankedTargets
 
@@ -127,7 +129,8 @@ class ExposedLists:
             begin, end = histories.offsets[user], histories.offsets[user + 1]
             ends[start:stop] = begin + np.searchsorted(histories.time[begin:end], self.time[start:stop])
         before = rows(histories, np.asarray(histories.offsets)[self.user], ends)
-        before = replace(before, request_time=self.time).translate(numbering.new)
+        shown = shown_before(dataset, self.user, self.time, SHOWN_DAYS)
+        before = replace(before, request_time=self.time, user=self.user, shown=shown).translate(numbering.new)
         none = np.zeros(0, np.int64)
         return RankedTargets(before, self.user, none, none.astype(np.int32), none, none.astype(np.int8), {})
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RETRIEVAL, TWO_STAGE = "retrieval", "two_stage"
 DESCRIPTION = "ranker.json"
+BY_TIMES_SHOWN = "by_times_shown"
+"""Entry of the description where the ranker reads exposures: mean probability of items shown 0, 1, 2 … times in vain."""
 
 
 def is_timed(config: "Config") -> bool:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from features import schema
 from features.histories.vocabulary import Vocabulary
+from models.evaluation.metrics import Float64
 from models.histories import Int32, Int64
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.monitoring.ledger import Delivery
@@ -44,6 +45,20 @@ class Taken:
     """[pairs] user index, ascending"""
     item: Int32
     """[pairs]"""
+
+    @classmethod
+    def disliked_after(cls, dataset: Dataset, delivery: Delivery, days: float) -> "Taken":
+        """Items disliked within `days`; none where the log has no dislikes."""
+        histories, width = dataset.histories, dataset.num_items + 1
+        before, after = histories.first_at(delivery.before), histories.first_at(delivery.end(days))
+        keys = [np.empty(0, np.int64)]
+        for first, last in histories.blocks():
+            user, position = rows(histories, before[first:last], after[first:last]).gather()
+            is_disliked = histories.is_dislike(position)
+            user, position = user[is_disliked], position[is_disliked]
+            keys.append(_distinct((user + first) * width + histories.item_index[position]))
+        key = np.concatenate(keys)
+        return cls(key // width, (key % width).astype(np.int32))
 
     @classmethod
     def after(
@@ -147,6 +162,20 @@ def judge(dataset: Dataset, lists: pl.LazyFrame, taken: Taken, segment: pl.Serie
         .with_columns(pl.col("list_length").fill_null(0), pl.col("places").fill_null(empty))
         .drop("user")
     )
+
+
+def disliked_shares(dataset: Dataset, lists: pl.LazyFrame, disliked: Taken) -> Float64:
+    """[users with a list] share of each list's items that its user disliked afterwards."""
+    lengths = lists.group_by("user_id").len("length").sort("user_id").collect(engine="streaming")
+    active = np.unique(disliked.user)
+    users = pl.DataFrame({"user_id": dataset.users["user_id"].gather(active), "user": active})
+    own = lists.select("user_id", "item_id").join(users.lazy(), on="user_id").collect(engine="streaming")
+    item, _ = Vocabulary(dataset.items["item_id"], 1).encode_known(own["item_id"])
+    hits = own.filter(pl.Series(disliked.has(own["user"].to_numpy(), item, dataset.num_items)))
+    joined = lengths.join(
+        hits.group_by("user_id").len("hits"), on="user_id", how="left", maintain_order="left"
+    )
+    return joined.select(pl.col("hits").fill_null(0) / pl.col("length")).to_series().to_numpy()
 
 
 def labelled(outcome: pl.DataFrame, delivery: Delivery, days: float, system: str) -> pl.DataFrame:

@@ -26,6 +26,8 @@ COLUMNS = {
 }
 """Columns of nights.parquet. arm null: all arms; segment null: all users; low, high: 95 % bootstrap interval over users, null
 for coverage."""
+OF_LISTS = pl.col("metric").str.contains("^(coverage|dislike_rate)@")
+"""Rows of metrics that are about all lists of a system, with or without an active user: never by segment or arm."""
 MAX_UNITS = 10_000
 """Units of a bootstrap; their spread is known within 1 %, however many users there are."""
 _BLOCK_ROWS = 2**16
@@ -84,20 +86,39 @@ def _of_block(outcomes: pl.DataFrame, k: int, *, by_place: bool) -> dict[str, Fl
 
 
 def figures(outcomes: pl.DataFrame, bootstrap: Bootstrap) -> pl.DataFrame:
-    """Rows of nights.parquet for outcomes: all users of each system and night, then every segment and arm; without coverage."""
+    """Rows of nights.parquet for outcomes: all users of each system and night, then every segment and arm; none of `OF_LISTS`."""
     parts = [pl.DataFrame(schema=COLUMNS)]
     for (log_time, days), night in outcomes.group_by(["log_time", "window_days"], maintain_order=True):
         facts = {"log_time": log_time, "window_days": days}
-        parts += [_frame(facts, rows) for rows in _systems(night, bootstrap)]
+        parts += [frame(facts, rows) for rows in _systems(night, bootstrap)]
         for column in ("segment", "arm"):
             for (value,), own in (
                 night.drop_nulls(column).sort(column).group_by([column], maintain_order=True)
             ):
-                parts += [_frame(facts | {column: value}, rows) for rows in _systems(own, bootstrap)]
+                parts += [frame(facts | {column: value}, rows) for rows in _systems(own, bootstrap)]
     return pl.concat(parts)
 
 
-def _frame(facts: Mapping[str, object], rows: list[dict[str, object]]) -> pl.DataFrame:
+def dislike_rate(facts: Mapping[str, object], k: int, shares: Float64, bootstrap: Bootstrap) -> pl.DataFrame:
+    """Row of `dislike_rate@k`: mean over users with a list of the share of its items that they disliked in the window.
+
+    facts: log_time, window_days and system of the row. shares: [users].
+    """
+    name = f"dislike_rate@{k}"
+    own = SystemComparison.of(
+        [("own", {name: shares})],
+        bootstrap.units(np.arange(len(shares))),
+        bootstrap.resamples,
+        bootstrap.seed,
+    )
+    low, high = own.intervals("own")[name]
+    values = {"value": own.values("own")[name], "low": low, "high": high}
+    row = {name: _finite(value) for name, value in values.items()}
+    return frame(facts, [{"metric": name, "users": len(shares), **row}])
+
+
+def frame(facts: Mapping[str, object], rows: list[dict[str, object]]) -> pl.DataFrame:
+    """Rows of nights.parquet with the same facts; log_time as a time or in microseconds since the epoch."""
     return pl.DataFrame([{**facts, **row} for row in rows], schema=COLUMNS)
 
 

@@ -10,7 +10,7 @@ from pipeline.artifacts import class_source, source_changes, source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
-from pipeline.monitoring import ledger
+from pipeline.monitoring import earlier_lists, ledger
 from pipeline.orchestration import registered_systems
 from pipeline.orchestration.registered_systems import RegisteredSystems
 from pipeline.tracking.registry import ModelSource
@@ -90,7 +90,7 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            5,
+            6,
             ("ingest", "features", "train", "index"),
             {"ranker": (), "outcomes": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
@@ -138,7 +138,7 @@ STAGES = {
         ),
         Stage(
             "monitor",
-            3,
+            4,
             ("ingest", "features"),  # and the ledger of deliveries, and its predecessor
             {"monitor": ()},
             (
@@ -272,6 +272,9 @@ def _resolved(config: Config, names: Sequence[str], fewer: Config | None = None)
         if name == "score":
             inputs |= {f"shadow {own}": source.bundle_digest for own, source in shadows.sources.items()}
             inputs |= registered_systems.arm_inputs(config, arms)
+            if config.score.max_shown:
+                entered = earlier_lists.delivered_before(config, inputs["features"])
+                inputs["shown"] = earlier_lists.digest(entered)
         if name == "monitor":
             entered = ledger.preceding(config.folder / "score", inputs["features"])
             inputs["deliveries"] = ledger.digest(entered)

@@ -11,9 +11,11 @@ from features.profiling.profile import PROFILE, Profile
 from models.recommendation.rules import Rules
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.evaluation.report import EvaluationReport
+from pipeline.modelling import second_stage
 from pipeline.modelling.training_facts import TrainingFacts
-from pipeline.reporting import figures, night_figures, stale_figure, templates
+from pipeline.reporting import figures, night_figures, shown_figure, stale_figure, templates
 from pipeline.reporting.style import Chart
+from pipeline.serving import bundle_ranker
 from pipeline.serving.bundle import Bundle
 
 CHARTS, PAGE = "charts.json", "figures.html"
@@ -45,7 +47,8 @@ def page(name: str, charts: Sequence[Row]) -> str:
 
 def of_run(inputs: Folders, *, exclude_seen: bool) -> list[Row]:
     """Charts of a whole run: those of its evaluation and of the nights before, popularity, and one user's reasons."""
-    added = (*_popularity(inputs), *_reasons(inputs["publish"] / "bundle", exclude_seen=exclude_seen))
+    bundle = inputs["publish"] / "bundle"
+    added = (*_popularity(inputs), *_times_shown(bundle), *_reasons(bundle, exclude_seen=exclude_seen))
     evaluated: list[Row] = read_json(inputs["evaluate"] / CHARTS)
     return [*evaluated, *night_figures.drawn(inputs["monitor"]), *(chart.as_json() for chart in added)]
 
@@ -98,6 +101,14 @@ def _popularity(inputs: Folders) -> Iterator[Chart]:
     table = items.join(counts, on="item_id", how="left", maintain_order="left")
     events, lists = (table[name].fill_null(0).to_numpy().astype(np.int64) for name in ("num_events", "lists"))
     yield figures.popularity(events, lists, _titles(table))
+
+
+def _times_shown(bundle: Path) -> Iterator[Chart]:
+    """Effect of the times that an item was shown, where the published ranker reads them."""
+    path = bundle / bundle_ranker.FOLDER / second_stage.DESCRIPTION
+    effect = read_json(path).get(second_stage.BY_TIMES_SHOWN) if path.exists() else None
+    if effect is not None:
+        yield shown_figure.by_times_shown(effect)
 
 
 def _titles(items: pl.DataFrame) -> list[str]:

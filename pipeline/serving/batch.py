@@ -25,11 +25,13 @@ from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
+from models.ranking.shown import SHOWN_DAYS
 from models.recommendation.answer import Answer, Run
 from models.recommendation.rules import Rules
 from models.settings.outcomes import Utilities
 from pipeline.artifacts.files import digest_file, read_record, write_json
 from pipeline.dataset.dataset import Dataset, rows
+from pipeline.dataset.exposed_items import shown_before
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
 from pipeline.serving import (
@@ -47,6 +49,7 @@ from pipeline.serving.business_rules import gone_items, read_ids, rules_of
 from pipeline.serving.previous_lists import PreviousLists, Reuse
 from pipeline.serving.request import Request
 from pipeline.serving.shards import POOL_BATCHES, Batch, Counts, Shard
+from pipeline.serving.shown_items import NotAgain, Shown, shown_counts
 
 _POOLS_AHEAD = 1
 """Pools of users waiting while one is written."""
@@ -74,6 +77,8 @@ class Job:
     """Digests of histories, and the lists of an earlier scoring; None: every list is made anew."""
     utilities: Utilities | None = None
     """Worth of each outcome"""
+    not_again: NotAgain | None = None
+    """Rule of `score.max_shown`; None: off."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,17 @@ class Log:
     def users(self) -> pl.Series:
         """User ids in the order of the user index."""
         return self.dataset.users["user_id"]
+
+    def shown(self, rule: NotAgain, bundle: Bundle) -> Shown:
+        """What users were shown before the request, in the bundle's numbering."""
+        return Shown(rule, self.dataset, self.request, bundle.items, self.items)
+
+    def with_exposures(self, known: Histories, index: Int64, bundle: Bundle) -> Histories:
+        """Histories with what their users [rows] of the log were shown, where the bundle's ranker reads it."""
+        if not bundle_ranker.reads_exposures(bundle.second_stage):
+            return known
+        shown = shown_before(self.dataset, index, np.full(len(index), self.request.before), SHOWN_DAYS)
+        return replace(known, shown=None if shown is None else shown.translate(self.items))
 
     @cached_property
     def ends(self) -> Int64:
@@ -266,9 +282,11 @@ class Scorer:
         step = POOL_BATCHES * self.job.settings.batch_users
         for start in range(0, len(users), step):
             own = slice(start, start + step)
-            whole, known = self._histories(self.users.index[users[own]])
+            whole, known = self._histories(users[own])
             shard.history[own] = previous_lists.digests(known)
             shard.num_unknown[own] = whole.lengths - known.lengths
+            if known.left_out is not None:
+                shard.num_left_out[own] = known.left_out.lengths
         return shard.compared()
 
     def batch(self, users: Int64, run: Run = map) -> Batch:
@@ -276,7 +294,7 @@ class Scorer:
         if not len(users):
             return Batch(self.schema.empty_table(), np.zeros(0, np.int64), {})
         settings = self.job.settings
-        whole, known = self._histories(self.users.index[users])
+        whole, known = self._histories(users)
         ids = self.users.ids.gather(users)
         answer = self.bundle.engine.answer(
             known,
@@ -300,8 +318,18 @@ class Scorer:
         added = self.bundle.items.ids.tail(self.bundle.num_added)
         return int(pl.Series(table["item_id"]).is_in(added.implode()).sum()) if len(added) else 0
 
-    def _histories(self, index: Int64) -> tuple[Histories, Histories]:
-        """Whole histories of users, and the same in the bundle's numbering without unknown items."""
+    @cached_property
+    def _shown(self) -> Shown | None:
+        """What users were shown before; None where nothing is left out for it."""
+        rule = self.job.not_again
+        return None if rule is None else self.log.shown(rule, self.bundle)
+
+    def _histories(self, users: Int64) -> tuple[Histories, Histories]:
+        """Whole histories of users, and the same in the bundle's numbering without unknown items.
+
+        The latter have the items that lists leave out because the users were shown them.
+        """
+        index = self.users.index[users]
         offsets, in_log = self.log.histories.offsets, index >= 0
         starts = np.where(in_log, offsets[index], 0)
         ends = np.where(in_log, self.log.ends[index], 0)
@@ -310,12 +338,16 @@ class Scorer:
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
             known = with_request_time(known, self.log.request.time)
-        return whole, known
+        if self._shown is not None:
+            left_out = self._shown.left_out(self.users.ids.gather(users), index, known)
+            known = replace(known, left_out=left_out)
+        return whole, self.log.with_exposures(known, index, self.bundle)
 
     def _counts(self, whole: Histories, known: Histories, answer: Answer) -> Counts:
         given = answer.item_index > 0
         unknown = whole.lengths - known.lengths
         own = len(self.bundle.items) - self.bundle.num_added
+        left_out = np.zeros(1, np.int64) if known.left_out is None else known.left_out.lengths
         return {
             "users": len(answer.cold),
             "cold_users": int(answer.cold.sum()),
@@ -324,6 +356,7 @@ class Scorer:
             "short_lists": int((given.sum(1) < self.job.settings.k).sum()),
             "recommendations": int(given.sum()),
             "new_item_recommendations": int((answer.item_index > own).sum()),
+            **shown_counts(left_out),
         }
 
 

@@ -16,6 +16,7 @@ from models.ranking.calibration import Calibration
 from models.ranking.columns import ColumnTables
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
+from models.ranking.shown import SHOWN_FEATURES
 from pipeline.artifacts.files import read_json
 from pipeline.modelling import ranker_columns
 from pipeline.modelling.second_stage import DESCRIPTION
@@ -63,6 +64,11 @@ def columns_of(bundle: Path, ingest: Path, users: pl.Series, items: pl.Series) -
 def ranks_unlearned(bundle: Path, description: Mapping[str, Any]) -> bool:
     """Whether a bundle's second stage orders items unknown to the encoder, which it learns from lists of nights."""
     return (bundle / FOLDER).exists() and bool(description.get("horizon_days"))
+
+
+def reads_exposures(stage: SecondStage | None) -> bool:
+    """Whether a ranker reads what users were shown."""
+    return stage is not None and not set(SHOWN_FEATURES).isdisjoint(stage.ranker.features)
 
 
 def calibration_of(bundle: Path) -> Calibration:

@@ -1,5 +1,6 @@
 """Business rules of the configuration: allow and deny lists, availability, re-ranking."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,9 +97,15 @@ def gone_items(
 def served_rules(settings: "ScoreConfig", bundle: Path, timezone: str = "UTC") -> Mapping[str, Any]:
     """Parameters that requests to a served bundle have where they don't name them (`Parameters`): the lists of `[score]`.
 
-    Empty, with one line on stderr, where a file is unusable or a list has more than MAX_SERVED ids.
+    Empty, with one line on stderr, where a file is unusable or a list has more than MAX_SERVED ids; another line says that
+    `score.max_shown` is none of them.
     """
     rules: dict[str, Any] = {}
+    if settings.max_shown:
+        text = (
+            "score.max_shown: a served model knows no exposures: requests name the items to leave out in deny"
+        )
+        print(text, file=sys.stderr, flush=True)
     with optional("rules of the served model"):
         rules |= _served_rules(settings, bundle, timezone)
     return rules

@@ -46,7 +46,10 @@ class Reuse:
 
 
 def digests(known: Histories) -> UInt64:
-    """[rows] digest of each history: items, times, types, values and dislikes in their order; 0 for an empty one."""
+    """[rows] digest of each history: items, times, types, values and dislikes in their order; 0 for an empty one.
+
+    Items that were shown too often are in it, as a set.
+    """
     row, position = known.gather()
     digest = mix((position - known.starts[row]).astype(np.uint64))
     columns: list[NDArray[Any]] = [known.item_index, known.time, known.event_type]
@@ -58,7 +61,13 @@ def digests(known: Histories) -> UInt64:
         digest = mix(digest ^ column[position].astype(np.uint64))
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(digest, dtype=np.uint64)])
     ends = np.cumsum(known.lengths)
-    return np.asarray(total[ends] - total[ends - known.lengths])
+    of_history = np.asarray(total[ends] - total[ends - known.lengths])
+    if known.left_out is None:
+        return of_history
+    row, item = known.left_out.pairs()
+    of_set = np.zeros(len(known), np.uint64)
+    np.add.at(of_set, row, mix(mix(item.astype(np.uint64))))
+    return np.where(known.lengths > 0, of_history + of_set, 0).astype(np.uint64)
 
 
 def obstacle(bundle: Bundle) -> str | None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from models.histories import Int64
 from pipeline.serving import previous_lists
 from pipeline.serving.previous_lists import PreviousLists, UInt64
+from pipeline.serving.shown_items import shown_counts
 
 Counts = dict[str, int]
 POOL_BATCHES = 8
@@ -39,6 +40,8 @@ class Shard:
     """[users] digests of their histories, 0 where none are kept"""
     num_unknown: Int64
     """[users] interactions with unknown items"""
+    num_left_out: Int64
+    """[users] items that were shown too often"""
     position: Int64
     """[users] place among the previous lists, -1: to be made anew"""
     rows: Int64
@@ -48,7 +51,9 @@ class Shard:
     def of(cls, ids: pl.Series, users: Int64, previous: PreviousLists | None) -> "Shard":
         """Shard whose lists are made anew until `compared`."""
         none = np.zeros(len(users), np.int64)
-        return cls(ids, users, previous, none.astype(np.uint64), none.copy(), none - 1, none.copy())
+        return cls(
+            ids, users, previous, none.astype(np.uint64), none.copy(), none.copy(), none - 1, none.copy()
+        )
 
     def compared(self) -> "Shard":
         """The same shard, its users of unchanged histories with their previous lists."""
@@ -71,6 +76,7 @@ class Shard:
             "users_with_unknown_items": int((self.num_unknown[own] > 0).sum()),
             "short_lists": int((self.rows[own] < k).sum()),
             "recommendations": int(self.rows[own].sum()),
+            **shown_counts(self.num_left_out[own]),
         }
 
     def pools(self, batch_users: int) -> Iterator[slice]:

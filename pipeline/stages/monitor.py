@@ -188,7 +188,7 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
         if delivery.end(days) <= end and (delivery.folder, days) not in kept.judged | kept.lost
     ]
     segment, types = _segment(ctx, dataset), target_types(ctx.config, dataset)
-    coverage = []
+    of_lists = []
     for delivery, days in due:
         if not (score / delivery.folder / "_SUCCESS").exists():
             kept.lost.add((delivery.folder, days))
@@ -205,26 +205,25 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
             key = (delivery.log_time, float(days))
             kept.files.write(key, outcomes.last_of_each_night([*kept.files.read_if_any(key), *rows]))
             kept.changed.add(key)
-            coverage += list(_coverage(dataset, score / delivery.folder, delivery, days))
-    _compute(kept, coverage, bootstrap)
+            of_lists += list(_of_lists(dataset, score / delivery.folder, delivery, days, bootstrap))
+    _compute(kept, of_lists, bootstrap)
 
 
-def _compute(kept: _Series, coverage: Sequence[pl.DataFrame], bootstrap: Bootstrap) -> None:
-    """Figures of the changed nights and windows, and the coverage of new lists."""
+def _compute(kept: _Series, of_lists: Sequence[pl.DataFrame], bootstrap: Bootstrap) -> None:
+    """Figures of the changed nights and windows, and those of new lists (`series.OF_LISTS`)."""
     night = ["log_time", "window_days"]
     stale = pl.DataFrame(
         sorted(kept.changed), schema={name: series.COLUMNS[name] for name in night}, orient="row"
     )
-    is_coverage = pl.col("metric").str.starts_with("coverage@")
-    carried = kept.nights.filter(~is_coverage).join(stale, on=night, how="anti")
+    carried = kept.nights.filter(~series.OF_LISTS).join(stale, on=night, how="anti")
     figures = [
         series.figures(rows, bootstrap)
         for key in sorted(kept.changed)
         for rows in kept.files.read_if_any(key)
     ]
-    covered = pl.concat([kept.nights.filter(is_coverage), *coverage])
-    covered = covered.unique(subset=[*night, "system"], keep="last")
-    kept.nights = pl.concat([carried, *figures, covered]).sort(
+    whole = pl.concat([kept.nights.filter(series.OF_LISTS), *of_lists])
+    whole = whole.unique(subset=[*night, "system", "metric"], keep="last")
+    kept.nights = pl.concat([carried, *figures, whole]).sort(
         *night, "system", "arm", "segment", "metric", nulls_last=False
     )
 
@@ -261,21 +260,21 @@ def _judged(
             return
 
 
-def _coverage(dataset: Dataset, folder: Path, delivery: Delivery, days: float) -> Iterator[pl.DataFrame]:
-    """Share of the log's items that are in any list of a system."""
+def _of_lists(
+    dataset: Dataset, folder: Path, delivery: Delivery, days: float, bootstrap: Bootstrap
+) -> Iterator[pl.DataFrame]:
+    """Share of the log's items that are in any list of a system; where the log has dislikes their rate."""
+    has_dislikes = dataset.histories.dislikes is not None
+    disliked = Taken.disliked_after(dataset, delivery, days) if has_dislikes else None
     for system, lists in outcomes.lists_of(folder, delivery):
         counts = lists.select(pl.col("item_id").n_unique(), users=pl.col("user_id").n_unique())
         items, users = counts.collect(engine="streaming").row(0)
-        row = {
-            "log_time": delivery.log_time,
-            "window_days": float(days),
-            "system": system,
-            "metric": f"coverage@{delivery.k}",
-            "value": items / max(dataset.num_items, 1),
-            "users": users,
-        }
-        named = pl.select(pl.lit(row.get(name)).alias(name) for name in series.COLUMNS)
-        yield named.select(pl.col(name).cast(kind) for name, kind in series.COLUMNS.items())
+        facts = {"log_time": delivery.log_time, "window_days": float(days), "system": system}
+        value = items / max(dataset.num_items, 1)
+        yield series.frame(facts, [{"metric": f"coverage@{delivery.k}", "value": value, "users": users}])
+        if disliked is not None:
+            shares = outcomes.disliked_shares(dataset, lists, disliked)
+            yield series.dislike_rate(facts, delivery.k, shares, bootstrap)
 
 
 # --- alerts and records ---

@@ -17,8 +17,10 @@ from models.ranking.calibration import calibrate
 from models.ranking.column_choice import choose_columns, given_columns
 from models.ranking.features import DISLIKE_FEATURES, FEATURES
 from models.ranking.outcomes import MIN_POSITIVES, OutcomeLabels
+from models.ranking.partial_dependence import by_times_shown
 from models.ranking.predictions import calibrate_outcomes
 from models.ranking.ranker import Ranker, SecondStage
+from models.ranking.shown import SHOWN_FEATURES
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import write_json
@@ -36,6 +38,9 @@ MIN_LISTS = 100
 """Minimum number of lists with their target among the candidates; a ranker is trained on no fewer."""
 MIN_USERS = 20
 """Minimum number of users: some are held out for early stopping, and their halves calibrate each other."""
+
+MIN_SHOWN = 0.1
+"""Minimum share of requests whose users were shown something before, for a ranker that reads it."""
 
 
 def build(ctx: Context) -> None:
@@ -140,6 +145,9 @@ def _prepared(
     targets = targets.sample(round(most), config.seed)
     torch.manual_seed(config.seed)
     features = FEATURES if dataset.histories.dislikes is None else (*FEATURES, *DISLIKE_FEATURES)
+    shown = targets.histories.shown
+    if shown is not None and (shown.lengths > 0).mean() >= MIN_SHOWN:
+        features = (*features, *SHOWN_FEATURES)
     ranker = Ranker(config.ranker, _directions(encoder), encoder.num_event_types, features).to(encoder.device)
     statistics = second_stage.statistics(config, dataset, training.translate(numbering.new), numbering)
     stage = SecondStage(ranker, statistics, numbering.inverse().compose(learned).new)
@@ -221,6 +229,9 @@ def _report(
         )
     calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed, days=days)
     calibrated = asdict(measured)
+    effect = {}
+    if not set(SHOWN_FEATURES).isdisjoint(fitted.stage.ranker.features):
+        effect[second_stage.BY_TIMES_SHOWN] = by_times_shown(fitted.stage, held_out, calibration).tolist()
     held_out = held_out.select(held_out.is_active)
     retrieval = float(ndcg_of(held_out.scores, held_out).mean())
     scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
@@ -236,7 +247,7 @@ def _report(
         "held_out": {"targets": len(held_out), "retrieval_ndcg@10": retrieval, "two_stage_ndcg@10": two_stage}
         | calibrated,
         "calibration": calibration.as_dict(),
-    }
+    } | effect
     if ctx.config.outcomes is not None:
         facts["outcomes"] = {
             "learned": {} if retrieved.outcomes is None else retrieved.outcomes.num_positives,

@@ -18,6 +18,7 @@ from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.second_stage import is_timed
+from pipeline.monitoring import earlier_lists
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import STAGES
 from pipeline.sections import ExperimentConfig
@@ -34,6 +35,7 @@ from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Job, Scorer
 from pipeline.serving.previous_lists import Reuse
 from pipeline.serving.shards import Counts
+from pipeline.serving.shown_items import shown_counts
 from pipeline.tracking.registry import CHAMPION
 
 _COUNTED = (
@@ -63,9 +65,11 @@ def build(ctx: Context) -> None:
         timed=timed,
         timezone=config.events.timezone,
         utilities=config.utility,
+        not_again=earlier_lists.not_again(config, inputs["features"]),
     )
     scorer = Scorer.open(job)
     outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
+    _say_if_nothing_was_shown(scorer)
     by_arm = _by_arm(ctx, scorer)
     if by_arm is None:
         scorer = _reusing(ctx, scorer)
@@ -87,6 +91,14 @@ def build(ctx: Context) -> None:
     if by_arm is not None:
         ctx.manifest["experiment"] = _experiment(ctx, total)
     _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
+
+
+def _say_if_nothing_was_shown(scorer: Scorer) -> None:
+    """A line on stderr where `score.max_shown` is set and has nothing to read, as in a first night."""
+    rule = scorer.job.not_again
+    if rule is not None and not rule.lists and scorer.log.dataset.exposure_span is None:
+        text = f"score.max_shown: no exposures and no earlier lists within {rule.days:g} days: nothing is left out"
+        print(text, file=sys.stderr, flush=True)
 
 
 def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
@@ -252,6 +264,11 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         **counted,
         **scorer.rule_counts,
     )
+    if (rule := scorer.job.not_again) is not None:
+        shown = {name: total.get(name, 0) for name in shown_counts(np.zeros(0, np.int64))}
+        ctx.manifest.update(shown, shown_lists=[own.folder.parent.name for own in rule.lists])
+        for name, value in shown.items():
+            ctx.track.metric(name, value)
     for name in (*counted, *scorer.rule_counts, "users_per_second"):
         ctx.track.metric(name, ctx.manifest[name])
     before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
@@ -275,7 +292,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}"
+        f"{counted['short_lists']:,} short lists{lists}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}"
         f"{_valued(ctx, scorer)}, {rate:,.0f} users/s"
     )
 
@@ -289,6 +306,14 @@ def _valued(ctx: Context, scorer: Scorer) -> str:
     ctx.manifest.update(outcomes=list(types), order=ctx.config.score.order, outcomes_not_predicted=missing)
     without = f" (not predicted: {', '.join(missing)})" if missing else ""
     return f", outcomes {', '.join(types) or 'none'}{without}, order by {ctx.config.score.order}"
+
+
+def _left_out(ctx: Context) -> str:
+    """Items left out because they were shown too often, for the summary line."""
+    number = ctx.manifest.get("shown_items_left_out")
+    if number is None:
+        return ""
+    return f", {number:,} items shown too often left out for {ctx.manifest['users_with_shown_items']:,} users"
 
 
 def _drawn(ctx: Context) -> str:

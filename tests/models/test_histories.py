@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from models.histories import Histories, histories_from_lists
+from models.histories import Histories, ItemSets, histories_from_lists
 
 
 def log() -> Histories:
@@ -48,3 +48,29 @@ def test_dislikes_keep_their_weight_under_another_number() -> None:
     assert items(renumbered.without_dislikes()) == items(log().without_dislikes())
     unknown = log().with_types(np.array([0, 1, 0], np.int16))
     assert items(unknown.without_dislikes()) == items(log()), "a type that is not known is a plain event"
+
+
+def test_rows_of_what_a_list_leaves_out() -> None:
+    rows = histories_from_lists([[3, 1], [], [2]])
+    sets = ItemSets.of(np.array([0, 1, 1]), np.array([5, 2, 4]), 3)
+    assert sets.has(np.array([[5, 0], [4, 5], [2, 2]], np.int32)).tolist() == [
+        [True, False],
+        [True, False],
+        [False] * 2,
+    ]
+    assert sets.select(np.array([2, 1])).lengths.tolist() == [0, 2]
+    own = replace(rows, left_out=sets)
+    assert rows.excluded(seen=False) is None
+    assert rows.excluded(seen=True) is rows
+    for seen, expected in ((False, [[5], [2, 4], []]), (True, [[3, 1, 5], [2, 4], [2]])):
+        excluded = own.excluded(seen=seen)
+        assert excluded is not None
+        received = [
+            excluded.item_index[slice(*ends)].tolist()
+            for ends in zip(excluded.starts, excluded.ends, strict=True)
+        ]
+        assert received == expected
+    renamed = own.translate(np.array([0, 1, 4, 3, 2, 0], np.int32))
+    assert renamed.left_out is not None
+    assert renamed.left_out.item_index.tolist() == [2, 4]
+    assert renamed.left_out.lengths.tolist() == [0, 2, 0]

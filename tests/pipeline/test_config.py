@@ -174,6 +174,10 @@ def test_an_experiment_is_about_all_users_and_nights(minimal: Path, override: st
             "history.session_minutes=30",
             "history.session_minutes: received 30.0 with events.timestamp_unit 'position'",
         ),
+        (
+            "score.max_shown=3",
+            "score.max_shown: received 3 with events.timestamp_unit 'position', expected 0",
+        ),
     ],
 )
 def test_a_log_of_positions_has_no_times_to_look_ahead(minimal: Path, override: str, message: str) -> None:
@@ -218,6 +222,8 @@ def test_a_wrong_table_is_answered_by_its_wrong_key_alone(minimal: Path, overrid
             "score.exploration={kind='best'}",
             "score.exploration.kind: received 'best', expected uniform, softmax",
         ),
+        ("score.max_shown=-1", "score.max_shown: received -1, expected integer, at least 0"),
+        ("score.shown_days=0", "score.shown_days: received 0, expected number, above 0"),
         ("score.diversity=1.0", "score.diversity: received 1.0, expected number, below 1"),
         (
             "score.because_method=fats",

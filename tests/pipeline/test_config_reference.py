@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import EXPERT_KEYS, key_types, sections
-from pipeline.config_reference import print_reference
+from pipeline.config import key_types, sections
+from pipeline.config_reference import EXPERT_KEYS, print_reference
 from pipeline.errors import ConfigError
 
 README = Path(__file__).parents[2] / "pipeline" / "configs" / "README.md"

@@ -11,7 +11,7 @@ import torch
 from models.encoder.batching import Window
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.contributions import Method
-from models.histories import Float32, Histories, histories_from_lists
+from models.histories import Float32, Histories, ItemSets, histories_from_lists
 from models.ranking.calibration import Calibration
 from models.ranking.candidates import learned_part
 from models.ranking.features import ItemStatistics
@@ -320,6 +320,38 @@ def test_items_unknown_to_the_encoder_are_recommended_by_their_events(
     few = engine.answer(rows, 12, Rules(exclude_seen=exclude_seen, allowed=allowed))
     assert (few.item_index > NUM_ITEMS).any()
     assert not (few.item_index == both.num_items).any()
+
+
+@pytest.mark.parametrize("system", ["index", "whole catalogue", "ranker", "unlearned"])
+def test_items_left_out_are_left_out_as_seen_ones_are(system: str) -> None:
+    """A row that leaves out its own items by a set has the list that excludes what it has seen."""
+    rows, engine = repeating(12), made(**({"readout": "target"} if system == "whole catalogue" else {}))
+    if system in ("ranker", "unlearned"):
+        engine = with_ranker(engine, rows)
+    if system == "unlearned":
+        engine, rows = with_unlearned(engine, rows)
+    row, position = rows.gather()
+    pairs = np.unique(np.stack([row, rows.item_index[position]]), axis=1)
+    own = replace(rows, left_out=ItemSets.of(pairs[0], pairs[1], len(rows)))
+    with_rules = [] if system == "unlearned" else [Rules(max_per_category=2, diversity=0.2)]
+    for rules in (Rules(), *with_rules):
+        seen, left_out = (
+            engine.answer(histories, 30, replace(rules, exclude_seen=exclude_seen), because="fast")
+            for histories, exclude_seen in ((rows, True), (own, False))
+        )
+        both = engine.answer(own, 30, rules)
+        assert seen.item_index.tolist() == left_out.item_index.tolist() == both.item_index.tolist()
+        assert seen.score.tolist() == left_out.score.tolist()
+
+
+def test_empty_rows_get_full_lists_without_what_is_left_out() -> None:
+    rows = histories_from_lists([[], [], []])
+    sets = ItemSets.of(np.array([1, 1, 2]), np.array([1, 3, 7]), 3)
+    answer = made().answer(replace(rows, left_out=sets), 4, Rules())
+    assert answer.item_index.tolist() == [[1, 2, 3, 4], [2, 4, 5, 6], [1, 2, 3, 4]]
+    nearly_all = ItemSets.of(np.zeros(NUM_ITEMS - 2, np.int64), np.arange(3, NUM_ITEMS + 1), 1)
+    short = made().answer(replace(rows.select(np.array([0])), left_out=nearly_all), 4, Rules())
+    assert short.item_index.tolist() == [[1, 2, 0, 0]]
 
 
 @pytest.mark.parametrize("method", ["fast", "balanced", "exact"])

@@ -261,6 +261,39 @@ def test_only_what_is_new_is_fetched(server: Server, tmp_path: Path) -> None:
     assert spooled(workdir) == []
 
 
+def test_exposures_are_those_of_local_files_and_fetched_once(server: Server, tmp_path: Path) -> None:
+    day_1 = b"u,i,t,r\n1,11,1600000000,1\n2,12,1600000000,0\n2,11,never,1\n1,12,1600000002,2\n"
+    files = {"log/day2.csv": DAY_2, "shown/day1.csv.gz": gzip.compress(day_1), "shown/_SUCCESS": b""}
+    for key, content in files.items():
+        server.put(key, content)
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_bytes(content)
+
+    def log_with_exposures(root: str, folder: Path) -> Workdir:
+        columns = 'columns = { user_id = "u", item_id = "i", timestamp = "t", rank = "r" }'
+        section = f'[exposures]\npath = "{root}/shown"\n{columns}'
+        return log_of(f"{root}/log", folder, f'id_types = "string"\n{section}')
+
+    def exposures(workdir: Workdir) -> pl.DataFrame:
+        return pl.read_parquet(workdir.artifact("ingest") / "exposures" / "*.parquet").sort("timestamp")
+
+    remote = log_with_exposures(f"s3://{BUCKET}", tmp_path / "remote")
+    local = log_with_exposures(str(tmp_path), tmp_path / "local")
+    for workdir in (remote, local):
+        workdir.run("ingest")
+    assert exposures(remote).equals(exposures(local))
+    assert exposures(remote)["user_id"].to_list() == ["1", "1"]
+    refused = tables(remote)["quarantine"]
+    assert refused["reason"].to_list() == ["bad_rank", "impossible_time"]
+    assert refused["source_path"].unique().to_list() == [f"s3://{BUCKET}/shown/day1.csv.gz"]
+    server.put("shown/day2.csv", b"u,i,t,r\n5,11,1600090000,1\n")
+    asked = len(server.requests())
+    remote.run("ingest")
+    assert server.fetched(asked) == ["shown/day2.csv"]
+    assert exposures(remote)["user_id"].to_list() == ["1", "1", "5"]
+    assert spooled(remote) == []
+
+
 def test_local_and_remote_files_in_one_list(server: Server, tmp_path: Path) -> None:
     server.put("log/day1.csv", DAY_1)
     server.put("log/day2.csv", DAY_2)

@@ -342,7 +342,9 @@ def test_an_event_of_another_user_in_a_history_is_found():
 def test_more_events_than_the_features_folder_has_are_found():
     histories = planted().histories
     names = ("item_index", "time", "event_type")
-    longer = {name: np.append(getattr(histories, name), getattr(histories, name)[-1]) for name in names}
+    longer: dict[str, Any] = {
+        name: np.append(getattr(histories, name), getattr(histories, name)[-1]) for name in names
+    }
     with pytest.raises(LeakError, match="hold 13 events, expected the 12"):
         check(replace(planted(), histories=replace(histories, **longer)))
 

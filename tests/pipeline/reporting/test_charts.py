@@ -47,6 +47,17 @@ def test_ages_are_drawn_where_they_are_measured(tmp_path: Path) -> None:
     }
 
 
+def test_the_effect_of_being_shown_again_is_drawn_where_the_ranker_knows_it(tmp_path: Path) -> None:
+    assert not list(charts._times_shown(tmp_path))
+    (tmp_path / "ranker").mkdir()
+    (tmp_path / "ranker" / "ranker.json").write_text('{"trained": true}')
+    assert not list(charts._times_shown(tmp_path))
+    (tmp_path / "ranker" / "ranker.json").write_text('{"by_times_shown": [0.3, 0.2, 0.1]}')
+    (chart,) = charts._times_shown(tmp_path)
+    (line,) = chart.figure.data
+    assert (line.x, line.y) == ((0, 1, 2), (0.3, 0.2, 0.1))
+
+
 def test_no_more_segments_than_one_can_look_at(tmp_path: Path) -> None:
     kinds = {f"user:attribute {number}": ["a"] for number in range(20)}
     segments(kinds, ("lookback",)).write_parquet(tmp_path / "segments.parquet")

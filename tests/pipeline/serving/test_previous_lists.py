@@ -205,7 +205,7 @@ def test_every_setting_of_a_scoring_is_in_the_key_or_no_matter_to_it() -> None:
     of_rules = {"exclude_seen", "allow", "deny", "availability", "max_item_age_days", "max_per_category"}
     of_rules |= {"diversity", "popularity_damping", "exploration"}
     of_bundle, of_key = {"model", "new_items"}, {"k", "because", "because_method", "because_items"}
-    of_histories, of_cold_users = {"at"}, {"segment"}
+    of_histories, of_cold_users = {"at", "max_shown", "shown_days"}, {"segment"}
     no_matter = {"users", "shadows", "batch_users", "shard_users", "engine", "workers"}
     every = of_rules | of_bundle | of_key | of_histories | of_cold_users | no_matter
     assert set(ScoreConfig.model_fields) == every

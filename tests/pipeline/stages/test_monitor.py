@@ -374,6 +374,31 @@ def test_segments_are_figures_of_their_own(nights: Nights) -> None:
     assert table.filter(pl.col("metric") == "coverage@3")["value"].to_list() == [1.0]
 
 
+def test_the_rate_of_dislikes_is_of_all_lists_delivered_and_of_every_shadow(nights: Nights) -> None:
+    """Of every user's list, with or without an event afterwards: the share of its items disliked in the window."""
+    systems = {"delivered": some_lists(1), "popularity": some_lists(2, range(1, 31))}
+    nights.deliver(systems["delivered"], name="a" * 16, shadows={"popularity": systems["popularity"]})
+    night = nights.log_time()
+    nights.show(2)
+    table = nights.table("nights.parquet", "events.types={ view = 1.0, like = -1.0 }")
+    log = pl.concat(nights.days[: nights.shown]).filter(pl.col("type") == "like")
+    disliked = set(
+        log.filter(pl.col("at") * 1_000_000 > night)
+        .filter(pl.col("at") * 1_000_000 <= night + DAY)
+        .select("user", "item")
+        .rows()
+    )
+    rows = table.filter(pl.col("metric").str.starts_with("dislike_rate"))
+    assert rows["system"].to_list() == list(systems)
+    for system, value, low, high, users in rows.select("system", "value", "low", "high", "users").iter_rows():
+        shares = [
+            sum((user, item) in disliked for item in items) / 3 for user, items in systems[system].items()
+        ]
+        assert value == pytest.approx(np.mean(shares))
+        assert 0 < low < value < high
+        assert users == len(shares)
+
+
 def test_alerts_end_with_exit_code_3_where_asked_for(
     nights: Nights, capsys: pytest.CaptureFixture[str]
 ) -> None:
