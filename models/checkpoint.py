@@ -22,6 +22,7 @@ from torch import nn
 
 from models.encoder.embeddings import blank_content
 from models.encoder.encoder import Encoder
+from models.ranking.calibration import Calibration
 from models.ranking.columns import ColumnEmbeddings
 from models.ranking.features import FORMER_FEATURES
 from models.ranking.ranker import Ranker
@@ -86,6 +87,13 @@ def save_ranker(ranker: Ranker, folder: Path) -> None:
         "num_event_types": ranker.num_event_types,
         "features": list(ranker.features),
     }
+    if (heads := ranker.heads) is not None:
+        calibrations = [calibration.as_dict() for calibration in heads.calibrations]
+        config["outcomes"] = {
+            "types": list(heads.types),
+            "valued": list(heads.valued),
+            "calibrations": calibrations,
+        }
     if ranker.columns is not None:
         config["columns"] = [len(ranker.columns.unseen_user), len(ranker.columns.unseen_item)]
     _save(ranker, config, folder / RANKER_WEIGHTS, folder / RANKER_CONFIG)
@@ -106,6 +114,9 @@ def load_ranker(folder: Path, device: str | torch.device = "cpu") -> Ranker:
             columns = ColumnEmbeddings(users, items, len(features))
         vectors = torch.zeros(*config["vectors"])
         ranker = Ranker(settings, vectors, config["num_event_types"], features, columns)
+        if (outcomes := config.get("outcomes")) is not None:
+            calibrations = tuple(map(Calibration.of_dict, outcomes["calibrations"]))
+            ranker.add_outcomes(outcomes["types"], outcomes["valued"], calibrations)
     with _damage_named(folder / RANKER_WEIGHTS):
         ranker.load_state_dict(load_file(folder / RANKER_WEIGHTS))
     return ranker.to(device).eval()

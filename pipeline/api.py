@@ -101,7 +101,7 @@ class Run:
     ) -> "pl.DataFrame":
         """Recommend k items for a user of the log, or for a history of item ids, oldest first, by the rules of `[score]`.
 
-        Columns: rank, item_id, title, score, probability (with a calibrated ranker), because.
+        Columns: rank, item_id, title, score, probability (with a calibrated ranker), columns of outcomes, because.
         Raises ConfigError unless exactly one of user_id and history is given; LookbackError for a missing model, an
         unknown user, or a history without a known item.
         """

@@ -27,6 +27,7 @@ from features.settings import (
 from features.simulation_settings import SimulationSettings
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
+from models.settings.outcomes import OutcomeSettings, check_order, check_outcomes
 from models.settings.ranker import RankerSettings
 from models.settings.training import TrainSettings, check_together
 from pipeline.errors import ConfigError, command_line
@@ -90,6 +91,9 @@ class Config(Section):
     train: TrainSettings = TrainSettings()
     index: IndexSettings = IndexSettings()
     ranker: RankerSettings = RankerSettings()
+    outcomes: OutcomeSettings | None = None
+    utility: dict[str, float | Literal["value"]] | None = None
+    """Worth of each outcome, as a number, or "value": the expected value of its events; a table such as { click = 0.1 }."""
     evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig = PublishConfig()
     score: ScoreConfig = ScoreConfig()
@@ -136,6 +140,12 @@ class Config(Section):
                 f"train.exposure_weighting: received {self.train.exposure_weighting!r} without [exposures], expected a section "
                 "with the log of what was shown; without one, 'off'"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _outcomes_are_learned(self) -> "Config":
+        check_outcomes(self.outcomes, self.utility, self.events.types or {})
+        check_order(self.score.order, self.utility, self.ranker.use)
         return self
 
     @pydantic.model_validator(mode="after")

@@ -214,8 +214,9 @@ class ScoreConfig(Section):
     """Penalty of the most popular item, where 1 is the score range of a user's candidates; 0: off."""
     exploration: float | Exploration = 0.0
     """Share of the k places, the last ones, drawn from the candidates beyond them; 0: off. { share, kind, temperature }: kind
-    uniform (all alike) or softmax (by exp of the score on the scale of `popularity_damping`, over temperature, default 0.1).
-    The probability of each draw is the column `propensity`."""
+    uniform, or softmax (exp of the score on the scale of `popularity_damping`, over temperature), see the column `propensity`."""
+    order: Literal["next", "utility"] = "next"
+    """Order of a list. next: what the user takes next; utility: the expected utility of the outcomes (`utility`)."""
     new_items: bool = True
     """Recommendation of items added after training: those with content, and by a ranker of nights all others with events."""
     shadows: list[str] = []
@@ -291,10 +292,8 @@ class ScoreConfig(Section):
     def _known_model(cls, model: str) -> str:
         if model in ("run", "champion") or MODEL_URI.fullmatch(model):
             return model
-        raise ValueError(
-            f"score.model: received {model!r}, expected run, champion, models:/NAME/VERSION, models:/NAME/latest or "
-            "models:/NAME@ALIAS"
-        )
+        expected = "run, champion, models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS"
+        raise ValueError(f"score.model: received {model!r}, expected {expected}")
 
 
 class MonitorConfig(Section):

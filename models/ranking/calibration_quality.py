@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.evaluation.metrics import Float64
 from models.histories import Float32
 
 BINS = 10
@@ -38,11 +39,21 @@ class CalibrationQuality:
     """Sum of the probabilities over the number of items taken; None where none is."""
 
 
+def log_loss(probability: Float32, labels: NDArray[np.bool_]) -> float:
+    """Log loss of probabilities [m] of labels [m], in nats."""
+    from sklearn import metrics
+
+    return float(metrics.log_loss(labels, _clipped(probability), labels=[False, True]))
+
+
+def _clipped(probability: Float32) -> Float64:
+    return np.clip(probability.astype(np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+
+
 def quality(probability: Float32, labels: NDArray[np.bool_]) -> CalibrationQuality:
     """Measure probabilities [m] against labels [m]."""
-    from sklearn.metrics import log_loss, roc_auc_score
+    from sklearn.metrics import roc_auc_score
 
-    clipped = np.clip(probability.astype(np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     order = np.argsort(probability, kind="stable")
     bins = tuple(
         Bin(float(probability[rows].mean()), float(labels[rows].mean()), len(rows))
@@ -51,6 +62,7 @@ def quality(probability: Float32, labels: NDArray[np.bool_]) -> CalibrationQuali
     )
     error = sum(abs(row.probability - row.observed) * row.candidates for row in bins) / len(labels)
     auc = float(roc_auc_score(labels, probability)) if labels.any() and not labels.all() else None
-    expected = float(clipped.sum()) / int(labels.sum()) if labels.any() else None
-    loss = float(log_loss(labels, clipped, labels=[False, True]))
-    return CalibrationQuality(loss, auc, error, bins, float(probability.mean()), expected)
+    expected = float(_clipped(probability).sum()) / int(labels.sum()) if labels.any() else None
+    return CalibrationQuality(
+        log_loss(probability, labels), auc, error, bins, float(probability.mean()), expected
+    )

@@ -1,10 +1,11 @@
 """Second-stage ranker: target attention from each retrieved candidate to the history, plus candidate features.
 
 Letters: r rows, n candidates per row, l interactions of the longest history, f features, d width, u units, h heads, c = d / h,
-items = num_items + 1 in the ranker's own numbering.
+items = num_items + 1 in the ranker's own numbering, w inputs of a head, t outcomes, v outcomes with a value.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from models.histories import Float32, Histories, Int32, Int64
 from models.ranking.candidates import AddedCandidates
 from models.ranking.columns import ColumnEmbeddings, ColumnTables, column_values
 from models.ranking.features import FEATURES, LATEST, ItemStatistics
+from models.ranking.outcomes import Calibrator, OutcomeHeads, Utility
 from models.settings.ranker import RankerSettings
 from models.shapes import Float, Int
 
@@ -119,11 +121,21 @@ class Ranker(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.linear = nn.Parameter(torch.zeros(len(features)))
+        self.heads: OutcomeHeads | None = None
+
+    def add_outcomes(
+        self, types: Sequence[str], valued: Sequence[str], calibrations: tuple[Calibrator, ...] = ()
+    ) -> None:
+        """Add heads of outcomes, the `valued` ones with their value; calibrations: from logit to probability, of each type."""
+        width = self.last.in_features + len(self.features)
+        self.heads = OutcomeHeads(types, valued, width, calibrations).to(self.linear.device)
 
     def reading(self, columns: ColumnEmbeddings) -> "Ranker":
-        """New untrained ranker of the same shape that reads columns too."""
+        """New untrained ranker of the same shape and outcomes that reads columns too."""
         vectors = self.vectors.cpu()
         ranker = Ranker(self.settings, vectors, self.num_event_types, self.features, columns)
+        if self.heads is not None:
+            ranker.add_outcomes(self.heads.types, self.heads.valued)
         return ranker.to(self.vectors.device)
 
     def _add_attention(self, width: int, dim: int, num_event_types: int) -> None:
@@ -141,6 +153,20 @@ class Ranker(nn.Module):
 
     def forward(self, lists: Lists, presence: Float[Tensor, "r p l"] | None = None) -> Float[Tensor, "r n"]:
         """Score each candidate, -inf for padding; `presence` weighs interactions from 0 (absent) to 1, and p is n or 1."""
+        return self._scores(lists, *self._bottom(lists, presence))
+
+    def with_outcomes(
+        self, lists: Lists
+    ) -> tuple[Float[Tensor, "r n"], Float[Tensor, "r n t"], Float[Tensor, "r n v"]]:
+        """Scores as by `forward`, and the outcomes' logits and values as by `OutcomeHeads.forward`."""
+        assert self.heads is not None
+        features, joined = self._bottom(lists, None)
+        return self._scores(lists, features, joined), *self.heads(torch.cat([joined, features], -1))
+
+    def _bottom(
+        self, lists: Lists, presence: Tensor | None
+    ) -> tuple[Float[Tensor, "r n f"], Float[Tensor, "r n w"]]:
+        """Standardised features, and the hidden layer or its inputs."""
         features = (lists.features - self.mean) / self.scale
         followed = lists.followed
         if presence is not None:
@@ -152,6 +178,9 @@ class Ranker(nn.Module):
         joined = torch.cat([*attended, *known, followed, features], -1)
         if self.settings.hidden:
             joined = self.dropout(functional.gelu(self.hidden(joined)))
+        return features, joined
+
+    def _scores(self, lists: Lists, features: Tensor, joined: Tensor) -> Float[Tensor, "r n"]:
         added = self.last(joined).squeeze(-1)
         scores: Tensor = lists.features[..., self.retrieval_score] + features @ self.linear + added
         return scores.masked_fill(~lists.there, -torch.inf)
@@ -221,11 +250,17 @@ class SecondStage:
     """Ranker, item statistics, the map from the retriever's item numbers to the ranker's, and the columns that it reads."""
 
     def __init__(
-        self, ranker: Ranker, statistics: ItemStatistics, own: Int32, columns: ColumnTables | None = None
+        self,
+        ranker: Ranker,
+        statistics: ItemStatistics,
+        own: Int32,
+        columns: ColumnTables | None = None,
+        utility: Utility | None = None,
     ) -> None:
-        """own: [num_items + 1], the ranker's number of each item, 0 if unknown."""
+        """own: [num_items + 1], the ranker's number of each item, 0 if unknown; utility: of the ranker's outcomes."""
         assert (ranker.columns is None) == (columns is None), "a ranker of columns needs their tables"
-        self.ranker, self.statistics, self.own, self.columns = ranker.eval(), statistics, own, columns
+        self.ranker, self.statistics, self.own = ranker.eval(), statistics, own
+        self.columns, self.utility = columns, utility
         self._added = AddedCandidates(ranker.settings, statistics)
 
     @property
@@ -238,16 +273,21 @@ class SecondStage:
         none = np.zeros(len(content), np.int32)
         columns = None if self.columns is None else self.columns.extended(len(content))
         own = np.concatenate([self.own, none])
-        return SecondStage(self.ranker, self.statistics.extended(content), own, columns)
+        statistics = self.statistics.extended(content)
+        return SecondStage(self.ranker, statistics, own, columns=columns, utility=self.utility)
 
     def counting(self, histories: Histories, days: float | None = None) -> "SecondStage":
         """Recount the item statistics from other interactions, within `days` as in `ItemStatistics.of`."""
         statistics = self.statistics.recounted(histories, days)
-        return SecondStage(self.ranker, statistics, self.own, self.columns)
+        return SecondStage(self.ranker, statistics, self.own, columns=self.columns, utility=self.utility)
 
     def reading(self, columns: ColumnTables | None) -> "SecondStage":
         """Read columns from other tables, such as those of a later log."""
-        return SecondStage(self.ranker, self.statistics, self.own, columns)
+        return SecondStage(self.ranker, self.statistics, self.own, columns=columns, utility=self.utility)
+
+    def with_utility(self, utility: Utility) -> "SecondStage":
+        """The same second stage with a utility of its outcomes."""
+        return SecondStage(self.ranker, self.statistics, self.own, columns=self.columns, utility=utility)
 
     def added(
         self, histories: Histories, *, exclude_seen: bool, allowed: NDArray[np.bool_] | None = None
@@ -291,12 +331,17 @@ class SecondStage:
     def score(self, histories: Histories, items: Int32, scores: Float32) -> Float32:
         """Ranker scores of candidates [r, n], -inf for item 0."""
         ranked = np.full(items.shape, -np.inf, np.float32)
+        for rows, lists in self.batches(histories, items, scores):
+            ranked[rows] = self.ranker(lists).float().cpu().numpy()
+        return ranked
+
+    def batches(self, histories: Histories, items: Int32, scores: Float32) -> Iterator[tuple[slice, Lists]]:
+        """Rows and their ranker inputs, on the ranker's device, in parts that fit into memory."""
         step = max(1, BATCH_CELLS // (items.shape[1] * self.ranker.settings.max_length))
         for start in range(0, len(items), step):
             rows = slice(start, start + step)
             lists = self.lists(histories.select(rows), items[rows], scores[rows])
-            ranked[rows] = self.ranker(lists.to(self.ranker.linear.device)).float().cpu().numpy()
-        return ranked
+            yield rows, lists.to(self.ranker.linear.device)
 
     def _as_read(self, histories: Histories) -> Histories:
         """The histories without a time of the request if the ranker doesn't read it."""

@@ -14,6 +14,8 @@ from torch.nn import functional
 from models.device import memory_named, moved
 from models.evaluation.metrics import Float64, ndcg, ranks
 from models.histories import Float32, Histories, Int32, Int64
+from models.ranking.outcomes import OutcomeHeads, OutcomeLabels
+from models.ranking.outputs import log_loss_gain, outputs
 from models.ranking.ranker import Lists, Ranker, SecondStage
 from models.shapes import Bool, Float
 from models.topk import row_chunks
@@ -45,6 +47,8 @@ class Retrieved:
     """[r], time of each request where they are those of nights; None: each list is of its own event"""
     disliked: Float32 | None = None
     """[r, n], size of the negative weight of candidates that the user disliked afterwards, 0 for others; None: no dislikes"""
+    outcomes: OutcomeLabels | None = None
+    """None: the ranker has no heads of outcomes"""
 
     @classmethod
     def of(
@@ -102,7 +106,8 @@ class Retrieved:
         lists = self.histories.select(rows), self.items[rows], self.scores[rows], self.relevant[rows]
         night = None if self.night is None else self.night[rows]
         disliked = None if self.disliked is None else self.disliked[rows]
-        return Retrieved(*lists, self.num_relevant[rows], self.user[rows], night, disliked)
+        outcomes = None if self.outcomes is None else self.outcomes.select(rows)
+        return Retrieved(*lists, self.num_relevant[rows], self.user[rows], night, disliked, outcomes)
 
     @property
     def is_newest(self) -> NDArray[np.bool_]:
@@ -119,16 +124,36 @@ class Labels:
     relevant: Bool[Tensor, "r n"]
     disliked: Float[Tensor, "r n"] | None = None
     """Size of the negative weight, 0 for others; None: no dislikes"""
+    done: Float[Tensor, "r n t"] | None = None
+    """As `OutcomeLabels.done`; None: the ranker has no heads of outcomes"""
+    value: Float[Tensor, "r n t"] | None = None
+    """As `OutcomeLabels.value`"""
+    weight: Float[Tensor, "r n"] | None = None
+    """Weight of a candidate in the losses of outcomes"""
 
     @classmethod
     def of(cls, retrieved: Retrieved) -> "Labels":
         """Labels of lists."""
         disliked = None if retrieved.disliked is None else torch.from_numpy(retrieved.disliked)
-        return cls(torch.from_numpy(retrieved.relevant), disliked)
+        own = cls(torch.from_numpy(retrieved.relevant), disliked)
+        if (outcomes := retrieved.outcomes) is None:
+            return own
+        weight = torch.ones(retrieved.items.shape)
+        return replace(
+            own, done=torch.from_numpy(outcomes.done), value=torch.from_numpy(outcomes.value), weight=weight
+        )
 
     def select(self, rows: Tensor) -> "Labels":
         """Keep the given rows."""
-        return Labels(self.relevant[rows], None if self.disliked is None else self.disliked[rows])
+        return self._mapped(lambda part: part[rows])
+
+    def of_candidates(self, columns: Tensor) -> "Labels":
+        """Keep the given candidates [r, m] of each row."""
+        rows = torch.arange(len(columns)).unsqueeze(1)
+        return self._mapped(lambda part: part[rows, columns])
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Labels":
+        return Labels(**{name: change(part) for name, part in vars(self).items() if part is not None})
 
 
 @dataclass(frozen=True)
@@ -141,6 +166,13 @@ class RankerEpoch:
     """Mean over lists, in nats; NaN for epoch 0."""
     ndcg: float
     """NDCG@10 of the held-out users' lists; relevant items outside the candidates are misses."""
+    outcome_gain: float | None = None
+    """Share of the held-out log loss of the outcomes' base rates that the heads save; None without heads."""
+
+    @property
+    def stopping_metric(self) -> float:
+        """NDCG, plus the outcomes' gain."""
+        return self.ndcg + (self.outcome_gain or 0.0)
 
 
 @dataclass(frozen=True)
@@ -156,10 +188,10 @@ class RankerFit:
     """[r], those of them that chose the epoch"""
 
 
-def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
-    """[r], NDCG@10 of each list by the scores [r, n] of its candidates, -inf for item 0.
+def ndcg_of(scores: Float32, retrieved: Retrieved, k: int = K) -> Float64:
+    """[r], NDCG@k of each list by the scores [r, n] of its candidates, -inf for item 0.
 
-    Each relevant candidate gains 1; the ideal has all `num_relevant` items first, 10 at most. Relevant items outside the
+    Each relevant candidate gains 1; the ideal has all `num_relevant` items first, k at most. Relevant items outside the
     candidates are misses, and lists without any have 0. Ties as in `ranks`.
     """
     row, column = np.nonzero(retrieved.relevant)
@@ -168,10 +200,10 @@ def ndcg_of(scores: Float32, retrieved: Retrieved) -> Float64:
         padded = np.pad(scores, ((0, 0), (1, 0)), constant_values=-np.inf)
         for part in row_chunks(len(row), padded.shape[1]):
             rank, _ = ranks(padded[row[part]], (column[part] + 1).astype(np.int32))
-            gain[part] = ndcg(rank, K)
-    ideal = np.cumsum(ndcg(np.arange(1, K + 1, dtype=np.float64), K))
+            gain[part] = ndcg(rank, k)
+    ideal = np.cumsum(ndcg(np.arange(1, k + 1, dtype=np.float64), k))
     total = np.bincount(row, gain, minlength=len(retrieved))
-    return np.asarray(total / ideal[np.clip(retrieved.num_relevant, 1, K) - 1])
+    return np.asarray(total / ideal[np.clip(retrieved.num_relevant, 1, k) - 1])
 
 
 @memory_named(
@@ -188,6 +220,8 @@ def fit_ranker(
 
     Of `MIN_NIGHTS` nights or more the newest one chooses the epoch and the others train: users of the same nights do not show
     what a ranker learned of those days alone.
+    Heads of outcomes learn with the ranking loss (`OutcomeHeads.loss`), from lists without a relevant candidate too; both choose
+    the epoch.
     Epoch 0, the retriever's order, is kept if none is better. Lists without a relevant candidate are not trained on.
     The same seed and threads give the same weights. Raises ValueError if no list has one or no user is held out; MemoryError
     with the next step.
@@ -207,31 +241,70 @@ def fit_ranker(
         )
     if len(rows) > settings.max_lists:
         rows = np.sort(random.choice(rows, settings.max_lists, replace=False))
-    validation, train = retrieved.select(chooses), retrieved.select(rows)
+    if ranker.heads is None:
+        train = retrieved.select(rows)
+        labels = Labels.of(train)
+    else:
+        chooses = held_out & (is_newest | ~is_newest.any())
+        train, labels = _with_idle(retrieved, rows, ~held_out & ~retrieved.is_hit & ~is_newest, random)
+        ranker.heads.start(train.outcomes)
+    validation = retrieved.select(chooses)
     lists = stage.lists(train.histories, train.items, train.scores)
-    labels = Labels.of(train)
     _standardise(stage.ranker, lists)
-    optimizer = torch.optim.AdamW(
-        ranker.parameters(),
-        settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        fused=ranker.linear.device.type == "cuda",
-    )
-    history = [RankerEpoch(0, float("nan"), float(ndcg_of(validation.scores, validation).mean()))]
+    optimizer = _optimizer(ranker)
+    history = [_first_epoch(validation)]
     best, best_epoch = copy.deepcopy(ranker.state_dict()), 0
     draw = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     for epoch in range(1, settings.epochs + 1):
         loss = _epoch(ranker, lists, labels, optimizer, draw)
-        scores = stage.score(validation.histories, validation.items, validation.scores)
-        history.append(RankerEpoch(epoch, loss, float(ndcg_of(scores, validation).mean())))
+        history.append(_measured(epoch, loss, stage, validation))
         on_epoch(history[-1])
-        if history[-1].ndcg > history[best_epoch].ndcg:
+        if history[-1].stopping_metric > history[best_epoch].stopping_metric:
             best, best_epoch = copy.deepcopy(ranker.state_dict()), epoch
         elif epoch - best_epoch >= settings.patience:
             break
     ranker.load_state_dict(best)
     return RankerFit(stage, history, best_epoch, held_out, chooses)
+
+
+def _optimizer(ranker: Ranker) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        ranker.parameters(),
+        ranker.settings.learning_rate,
+        weight_decay=ranker.settings.weight_decay,
+        fused=ranker.linear.device.type == "cuda",
+    )
+
+
+def _with_idle(
+    retrieved: Retrieved, rows: Int64, is_idle: NDArray[np.bool_], random: np.random.Generator
+) -> tuple[Retrieved, Labels]:
+    """Lists `rows`, and at most as many without a relevant candidate, weighted so as to stand for all of those [r]."""
+    idle = np.flatnonzero(is_idle)
+    some = random.choice(idle, min(len(idle), len(rows)), replace=False)
+    train = retrieved.select(np.sort(np.concatenate([rows, some])))
+    labels = Labels.of(train)
+    weight = torch.from_numpy(np.where(train.is_hit, 1.0, len(idle) / max(len(some), 1)).astype(np.float32))
+    return train, replace(labels, weight=weight.unsqueeze(1).expand(train.items.shape))
+
+
+def _first_epoch(validation: Retrieved) -> RankerEpoch:
+    """The retriever's order, and outcomes at their base rates."""
+    ndcg_first = ndcg_of(validation.scores, validation)[validation.is_active].mean()
+    return RankerEpoch(0, float("nan"), float(ndcg_first), None if validation.outcomes is None else 0.0)
+
+
+def _measured(epoch: int, loss: float, stage: SecondStage, validation: Retrieved) -> RankerEpoch:
+    """An epoch on the held-out lists, the NDCG on those with an item taken."""
+    lists = validation.histories, validation.items, validation.scores
+    if validation.outcomes is None:
+        return RankerEpoch(epoch, loss, float(ndcg_of(stage.score(*lists), validation).mean()))
+    found = outputs(stage, *lists)
+    own = ndcg_of(found.score, validation)[validation.is_active].mean()
+    return RankerEpoch(
+        epoch, loss, float(own), log_loss_gain(found.logit, validation.outcomes, validation.items)
+    )
 
 
 def _standardise(ranker: Ranker, lists: Lists) -> None:
@@ -260,15 +333,45 @@ def _step(
     ranker: Ranker, optimizer: torch.optim.Optimizer, lists: Lists, labels: Labels
 ) -> Float[Tensor, ""]:
     """Take an optimiser step; return its loss, still on the device."""
-    scores = ranker(lists.to(ranker.linear.device))
-    loss = _loss(scores, labels.relevant, lists, ranker.settings.loss)
-    if labels.disliked is not None:
-        loss = loss + _dislike_loss(scores, labels.relevant, labels.disliked)
+    inputs, kind = lists.to(ranker.linear.device), ranker.settings.loss
+    if ranker.heads is None:
+        loss = _ranking_loss(ranker(inputs), labels, lists, kind)
+    else:
+        loss = _joint_loss(ranker.heads, *ranker.with_outcomes(inputs), labels, lists, kind)
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(ranker.parameters(), 1.0)
     optimizer.step()
     return loss.detach()
+
+
+def _ranking_loss(scores: Tensor, labels: Labels, lists: Lists, kind: str) -> Float[Tensor, ""]:
+    loss = _loss(scores, labels.relevant, lists, kind)
+    if labels.disliked is None:
+        return loss
+    return loss + _dislike_loss(scores, labels.relevant, labels.disliked)
+
+
+def _joint_loss(
+    heads: OutcomeHeads,
+    scores: Tensor,
+    logits: Tensor,
+    values: Tensor,
+    labels: Labels,
+    lists: Lists,
+    kind: str,
+) -> Float[Tensor, ""]:
+    """Loss of the ranking, over the lists with a relevant candidate, and of the outcomes."""
+    assert labels.done is not None
+    assert labels.value is not None
+    assert labels.weight is not None
+    hit = labels.relevant.any(1)
+    ranking = scores.new_zeros(())
+    if hit.any():
+        own = moved(hit, scores.device)
+        ranking = _ranking_loss(scores[own], labels.select(hit), lists.select(hit), kind)
+    known = (labels.done, labels.value, labels.weight * lists.there)
+    return heads.loss(ranking, logits, values, *(moved(part, scores.device) for part in known))
 
 
 def _sampled(lists: Lists, labels: Labels, draw: torch.Generator) -> tuple[Lists, Labels]:
@@ -277,8 +380,7 @@ def _sampled(lists: Lists, labels: Labels, draw: torch.Generator) -> tuple[Lists
     if labels.disliked is not None:
         chance += (labels.disliked > 0).float()
     columns = (chance + 2.0 * labels.relevant).topk(min(STEP_CANDIDATES, chance.shape[1]), dim=1).indices
-    disliked = None if labels.disliked is None else labels.disliked.gather(1, columns)
-    return lists.of_candidates(columns), Labels(labels.relevant.gather(1, columns), disliked)
+    return lists.of_candidates(columns), labels.of_candidates(columns)
 
 
 def _dislike_loss(

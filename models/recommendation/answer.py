@@ -41,6 +41,31 @@ class Because:
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """Predicted outcomes of recommended items; NaN where the second stage did not rank the item. t: outcomes."""
+
+    score: Float32
+    """[rows, k], score of the second stage, by which the order is that of the next item"""
+    probability: Float32
+    """[rows, k, t]"""
+    utility: Float32 | None
+    """[rows, k], expected utility; None without utilities"""
+
+    @classmethod
+    def none(cls, shape: tuple[int, ...], num_outcomes: int, *, has_utility: bool) -> "Outcomes":
+        """No predictions for items [rows, k]."""
+        missing = np.full(shape, np.nan, np.float32)
+        probability = np.full((*shape, num_outcomes), np.nan, np.float32)
+        return cls(missing, probability, missing.copy() if has_utility else None)
+
+    def fill(self, rows: Int64, own: "Outcomes") -> None:
+        """Write the predictions of some rows."""
+        self.score[rows], self.probability[rows] = own.score, own.probability
+        if self.utility is not None and own.utility is not None:
+            self.utility[rows] = own.utility
+
+
+@dataclass(frozen=True)
 class Answer:
     """Recommendations for rows of histories."""
 
@@ -53,6 +78,8 @@ class Answer:
     cold: NDArray[np.bool_]
     """[rows], whether the history has no known item, so that popular items are recommended"""
     because: Because | None
+    outcomes: Outcomes | None = None
+    """None without heads of outcomes"""
 
 
 Run = Callable[[Callable[[Int64], None], Iterable[Int64]], Iterable[None]]
@@ -68,6 +95,10 @@ class WarmRows(Protocol):
 
     def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
         """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]."""
+        ...
+
+    def outcomes(self, items: Int32) -> Outcomes | None:
+        """Predicted outcomes of each item [rows, k]; None without heads of outcomes."""
         ...
 
 
@@ -100,12 +131,13 @@ class Lists:
         keys: UInt64 | None,
         segment: Int64 | None,
         because_items: int | None,
+        outcomes: Callable[[tuple[int, ...]], Outcomes | None] = lambda _: None,
         run: Run = map,
     ) -> Answer:
         """Lists of all rows: empty ones from `popularity` [segments + 1, n + 1], the `parts` of the others by `warm_rows`.
 
         `keys`, `segment`: [rows], 0 if None. `because_items`: past items behind each recommendation, None without reasons.
-        `run`: over the parts, in any order.
+        `outcomes`: predictions still without values, of the shape of the lists. `run`: over the parts, in any order.
         """
         keys = np.zeros(len(histories), np.uint64) if keys is None else keys
         segment = np.zeros(len(histories), np.int64) if segment is None else segment
@@ -113,6 +145,7 @@ class Lists:
         lists = self._empty(len(histories))
         items = lists.items
         reasons = None if because_items is None else Because.none(items.shape, because_items)
+        predicted = outcomes(items.shape)
         if cold.any():
             _fill(lists, cold, self.filled(self._popular(popularity, segment[cold]), keys[cold]))
 
@@ -121,9 +154,11 @@ class Lists:
             _fill(lists, rows, self.filled(warm.retrieve, keys[rows]))
             if reasons is not None and because_items is not None:
                 reasons.item_index[rows], reasons.weight[rows] = warm.because(items[rows], because_items)
+            if predicted is not None and (own := warm.outcomes(items[rows])) is not None:
+                predicted.fill(rows, own)
 
         deque(run(fill, parts), maxlen=0)
-        return Answer(*lists, cold, reasons)
+        return Answer(*lists, cold, reasons, predicted)
 
     def filled(self, retrieve: Retrieve, keys: UInt64) -> Chosen:
         """Fill lists [rows, k] by the rules, retrieving more candidates for short rows until none are left."""

@@ -141,6 +141,9 @@ class _WarmRows:
         weights = self._engine.dropped(self.histories, items)
         return contributions.strongest(weights, self.histories, because_items)
 
+    def outcomes(self, items: Int32) -> None:
+        """None: a baseline predicts no outcomes."""
+
 
 def latest_of_items(histories: Histories, most: int) -> tuple[Int64, Int64]:
     """(row, position) of the latest interaction with each of a row's `most` latest distinct items, by row and position."""

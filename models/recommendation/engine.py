@@ -16,8 +16,9 @@ from models.explanation import contributions
 from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
 from models.ranking.candidates import is_none_of, joined, learned_items, learned_part
+from models.ranking.predictions import Predictions, predict
 from models.ranking.ranker import SecondStage
-from models.recommendation.answer import Answer, Candidates, Lists, Run
+from models.recommendation.answer import Answer, Candidates, Lists, Outcomes, Run
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.topk import mask_seen, row_chunks, top_k
 
@@ -71,8 +72,16 @@ class RecommendationEngine:
             keys=keys,
             segment=segment,
             because_items=None if because is None else because_items,
+            outcomes=self._no_outcomes,
             run=run,
         )
+
+    def _no_outcomes(self, shape: tuple[int, ...]) -> Outcomes | None:
+        """Predictions without values for items of a shape; None without heads of outcomes."""
+        stage = self.second_stage
+        if stage is None or stage.ranker.heads is None:
+            return None
+        return Outcomes.none(shape, len(stage.ranker.heads.types), has_utility=stage.utility is not None)
 
     def answers_alike(self, k: int, because: contributions.Method | None) -> bool:
         """Whether on this processor a row's answer in a block has the same bits at each of the block's places.
@@ -169,6 +178,7 @@ class _WarmRows:
         self._vectors: Float32 | None = None
         self._explain: contributions.Explain | None = None
         self._first: Candidates | None = None
+        self._predicted: Predictions | None = None
         if because is not None and lengths.all():
             self._vectors, self._explain = contributions.encode_to_explain(
                 encoder, self._learned, because, columns
@@ -198,9 +208,17 @@ class _WarmRows:
         ranked = self._stage.ranker.settings.candidates
         best = retrieved[0][:, :ranked], retrieved[1][:, :ranked]
         first = joined(*best, added, added_scores, self._num_learned)
+        if self._stage.ranker.heads is None:
+            score = worth = self._stage.score(part, *first)
+        else:
+            predicted = predict(self._stage, part, *first)
+            self._predicted = predicted if self._first is None else self._predicted
+            score = worth = predicted.score
+            if (utility := self._stage.utility) is not None and utility.orders:
+                worth = predicted.utility(utility)
         if self._first is None:  # of all rows: more are retrieved only for those left short
             self._first = first
-        return _ranked(self._stage, part, first, retrieved), is_all
+        return _ranked(worth, score, ranked, first, retrieved), is_all
 
     def are_alike(self, items: Int32) -> bool:
         """Whether all copies of a single row have the bits of the first, also in the reasons of its items [1, k]."""
@@ -216,6 +234,21 @@ class _WarmRows:
         weights = self.contributions(items[self._block])
         past, weight = contributions.strongest(weights, self._learned, because_items)
         return past[: self._num_rows], weight[: self._num_rows]
+
+    def outcomes(self, items: Int32) -> Outcomes | None:
+        """Predicted outcomes of items [rows, k]; missing for those that are not among the ranked candidates."""
+        if self._stage is None or self._first is None or self._predicted is None:
+            return None
+        of_item = (self._first[0][:, None, :] == items[:, :, None]) & (items > 0)[..., None]
+        place, is_ranked = of_item.argmax(-1), of_item.any(-1)
+        row = np.arange(len(items))[:, None]
+        found, utility = self._predicted, self._stage.utility
+        worth = None if utility is None else found.utility(utility)[row, place]
+        return Outcomes(
+            np.where(is_ranked, found.score[row, place], np.nan),
+            np.where(is_ranked[..., None], found.probability[row, place], np.nan),
+            None if worth is None else np.where(is_ranked, worth, np.nan),
+        )
 
     def contributions(self, items: Int32) -> Float32:
         """[rows, k, l], contribution of each past interaction to the score of each retrieved item [rows, k].
@@ -261,12 +294,15 @@ class _WarmRows:
         return (items, scores), added_scores
 
 
-def _ranked(stage: SecondStage, part: Histories, first: Candidates, retrieved: Candidates) -> Candidates:
-    """Order the `first` candidates by the ranker's scores; put the other retrieved ones behind at their retrieval distances."""
-    number = stage.ranker.settings.candidates
-    ranked = stage.score(part, *first)
-    order = np.lexsort((first[0], -ranked), axis=1)
-    best, values = np.take_along_axis(first[0], order, 1), np.take_along_axis(ranked, order, 1)
+def _ranked(
+    worth: Float32, score: Float32, number: int, first: Candidates, retrieved: Candidates
+) -> Candidates:
+    """Order the `first` candidates by their worth, equal ones by the ranker's score; put the others retrieved behind.
+
+    Those are the retrieved ones after the best `number`, at their retrieval distances.
+    """
+    order = np.lexsort((first[0], -score, -worth), axis=1)
+    best, values = np.take_along_axis(first[0], order, 1), np.take_along_axis(worth, order, 1)
     rest, scores = retrieved[0][:, number:], retrieved[1]
     lowest = np.where(best > 0, values, np.inf).min(1, keepdims=True)
     is_other = (rest > 0) & is_none_of(rest, best)

@@ -76,7 +76,7 @@ def _looks(group: Int64, place: Int64, is_taken: NDArray[np.bool_], num_places: 
     return np.maximum(looks, _LEAST_LOOKS)
 
 
-def looks_at_items(item: Int64, looks: Float64, num_items: int) -> Float64:
+def looks_at_items(item: NDArray[np.integer], looks: Float64, num_items: int) -> Float64:
     """[2, num_items + 1] sums over the exposures [e] of items, of looks at them [e] and of their squares."""
     return np.stack([np.bincount(item, part, num_items + 1) for part in (looks, np.square(looks))])
 
@@ -87,13 +87,14 @@ def without_chance(looked: Float64) -> Float64:
     looked: as `looks_at_items` gives it. Items that are shown alike differ by chance alone, by the variance of a sum of draws:
     the sum of their squares. Shrinkage of Efron and Morris (1973), "Stein's Estimation Rule and Its Competitors".
     """
-    looks, squares = looked
+    looks: Float64 = looked[0]
+    squares: Float64 = looked[1]
     is_shown = looks > 0
     if not is_shown.any():
         return looks
     mean, variance = looks[is_shown].mean(), looks[is_shown].var()
     kept = 1 - min(1.0, squares[is_shown].mean() / variance) if variance > 0 else 0.0
-    return np.where(is_shown, mean + kept * (looks - mean), 0.0)
+    return np.asarray(np.where(is_shown, mean + kept * (looks - mean), 0.0))
 
 
 def inverse_looks(item: Int64, looks: Float64) -> Float32:

@@ -14,14 +14,14 @@ from features.histories.vocabulary import Vocabulary
 from features.printable import printable
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int64, histories_from_lists
-from models.recommendation.answer import Answer
+from models.recommendation.answer import Answer, Outcomes
 from pipeline.config import Config
 from pipeline.dataset.dataset import rows
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.errors import LookbackError
 from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.graph import Pipeline, resolve
-from pipeline.serving import new_item_catalogue, popularity_fallback
+from pipeline.serving import new_item_catalogue, outcome_order, output_table, popularity_fallback
 from pipeline.serving.assignment import keys_of
 from pipeline.serving.batch import Log, with_current_log
 from pipeline.serving.bundle import Bundle
@@ -42,7 +42,8 @@ class Recommendations:
     unknown_items: int
     """Interactions with unknown items."""
     recommendations: list[dict[str, Any]]
-    """Best first: rank, item_id, title, score, probability where calibrated, because (item_id, title and weight)."""
+    """Best first: rank, item_id, title, score, probability where calibrated, columns of outcomes, because (item_id, title and
+    weight)."""
     probability_of: str | None
     """Event that `probability` is the probability of; None without probabilities."""
 
@@ -77,7 +78,9 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
     """
     pipeline = resolve(config, ["score"])
     opened = _opened(pipeline)
-    bundle, request = opened.bundle, opened.request
+    bundle = outcome_order.with_utility(opened.bundle, config.score.order, config.utility)
+    request = opened.request
+    outcome_order.check_order(bundle, config.score.order, config.utility)
     known, unknown = (
         _typed_in(opened, history) if history is not None else _of_user(pipeline, opened, str(user))
     )
@@ -217,10 +220,26 @@ def _rows(bundle: Bundle, answer: Answer, time: int) -> list[dict[str, Any]]:
                 if index > 0
             ]
         score = answer.score[0, place]
-        likely = {} if probability is None else {"probability": float(probability(score))}
+        by_ranker = score if answer.outcomes is None else answer.outcomes.score[0, place]
+        likely = {}
+        if probability is not None and not np.isnan(by_ranker):
+            likely = {"probability": float(probability(by_ranker))}
         row = {"rank": place + 1, "item_id": item, "title": titles[int(answer.item_index[0, place]) - 1]}
-        listed.append(row | {"score": float(score)} | likely | {"because": because})
+        own = (
+            {}
+            if answer.outcomes is None
+            else _outcomes(outcome_order.types_of(bundle), answer.outcomes, place)
+        )
+        listed.append(row | {"score": float(score)} | likely | own | {"because": because})
     return listed
+
+
+def _outcomes(types: Sequence[str], predicted: Outcomes, place: int) -> dict[str, float]:
+    """Columns of outcomes of a recommendation, as in the output of scoring; none where the ranker did not rank it."""
+    values = [*predicted.probability[0, place].tolist()]
+    values += [] if predicted.utility is None else [float(predicted.utility[0, place])]
+    names = output_table.outcome_columns(types, has_utility=predicted.utility is not None)
+    return {name: value for name, value in zip(names, values, strict=True) if not np.isnan(value)}
 
 
 def _shown(name: Any) -> str:

@@ -11,6 +11,7 @@ from pipeline.artifacts.files import read_json
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.evaluation_targets import targets_of
+from pipeline.dataset.protocol import Protocol
 from pipeline.evaluation import ranking
 from pipeline.modelling.second_stage import DESCRIPTION
 
@@ -19,12 +20,16 @@ MAX_LISTS = 20_000
 
 
 def measure(
-    config: Config, dataset: Dataset, system: TwoStage, numbering: ItemNumbering, rank: Path
-) -> CalibrationQuality:
+    config: Config, dataset: Dataset, both: tuple[TwoStage, ItemNumbering] | None, rank: Path
+) -> CalibrationQuality | None:
     """Quality of the ranker's probabilities over the first `min(evaluate.k)` places of all lists, those of idle users included.
 
-    `numbering`: items of the dataset -> the system's; rank: artifact of stage rank, with the calibration.
+    None without nights or a system. `both`: the system, and items of the dataset -> its own; rank: artifact of stage rank, with
+    the calibration.
     """
+    if both is None or Protocol.of(config, dataset).headline != "nightly":
+        return None
+    system, numbering = both
     targets = targets_of(config, dataset, "test", numbering, with_idle=True, kind="nightly")
     targets = targets.of_requests(targets.histories.lengths > 0).sample(MAX_LISTS, config.seed)
     items, scores = system.candidates(targets.histories)

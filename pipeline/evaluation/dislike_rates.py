@@ -7,9 +7,8 @@ from models.evaluation import metrics
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
 from pipeline.dataset.targets import RankedTargets
-from pipeline.evaluation.metrics_report import MetricSettings, defined
+from pipeline.evaluation.metrics_report import MetricSettings, with_metrics
 from pipeline.evaluation.report import EvaluationReport, HeldOutDislikes
-from pipeline.sections import MODEL
 
 FILE = "dislikes.parquet"
 TAG = "lookback.dislikes"
@@ -33,14 +32,5 @@ def with_rates(
     report: EvaluationReport, systems: SystemComparison, left_out: Mapping[str, int]
 ) -> EvaluationReport:
     """The report with the rates of its systems beside their metrics. left_out: reason -> dislikes outside the rates."""
-    others = [name for name in systems.systems if name != MODEL]
-    differences = systems.compared(MODEL, others) if others else {}
-    return replace(
-        report,
-        metrics={name: {**own, **defined(systems.values(name))} for name, own in report.metrics.items()},
-        intervals={
-            name: {**own, **defined(systems.intervals(name))} for name, own in report.intervals.items()
-        },
-        differences={name: {**own, **differences[name]} for name, own in report.differences.items()},
-        dislikes=HeldOutDislikes(systems.num_targets, systems.num_users, left_out),
-    )
+    held_out = HeldOutDislikes(systems.num_targets, systems.num_users, left_out)
+    return replace(with_metrics(report, systems), dislikes=held_out)

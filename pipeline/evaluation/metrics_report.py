@@ -1,7 +1,7 @@
 """Metrics of ranked targets: every system with intervals, cold targets, segments, cuts of a rolling split."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from models.evaluation.ranks import SystemRanks
 from models.histories import Int64
 from pipeline.dataset.targets import NO_HISTORY, UNKNOWN_ITEM, RankedTargets
 from pipeline.evaluation.report import ColdTargets, Cut, EvaluationReport, Rolling, SubsetMetrics
+from pipeline.sections import MODEL
 
 T = TypeVar("T")
 
@@ -44,6 +45,20 @@ def defined(values: Mapping[str, T]) -> dict[str, T]:
     return {
         name: value for name, value in values.items() if not np.isnan(np.asarray(value, np.float64)).any()
     }
+
+
+def with_metrics(report: EvaluationReport, systems: SystemComparison) -> EvaluationReport:
+    """The report with further metrics of its systems beside theirs, and the paired differences."""
+    others = [name for name in systems.systems if name != MODEL]
+    paired = systems.compared(MODEL, others) if others else {}
+    return replace(
+        report,
+        metrics={name: {**own, **defined(systems.values(name))} for name, own in report.metrics.items()},
+        intervals={
+            name: {**own, **defined(systems.intervals(name))} for name, own in report.intervals.items()
+        },
+        differences={name: {**own, **paired[name]} for name, own in report.differences.items()},
+    )
 
 
 def catalogue_of(counts: Int64, content: Content | None, numbering: ItemNumbering) -> Catalogue:

@@ -14,6 +14,7 @@ from models.evaluation.bootstrap import NO_DIFFERENCE, Difference, PairedDiffere
 from models.ranking.calibration_quality import CalibrationQuality
 from pipeline.artifacts.files import write_json
 from pipeline.errors import DamagedArtifact
+from pipeline.evaluation.outcome_quality import OutcomeOrders, OutcomeQuality
 from pipeline.sections import MODEL
 
 if TYPE_CHECKING:
@@ -339,6 +340,10 @@ class EvaluationReport:
     """None where no dislike is held out."""
     probability: CalibrationQuality | None = None
     """Quality of the probabilities of delivered items at the nights of the test; None without nights or a ranker in use."""
+    outcomes: Mapping[str, OutcomeQuality] | None = None
+    """Event type -> quality of its predictions; None without a ranker with heads of outcomes in use."""
+    orders: OutcomeOrders | None = None
+    """None without outcomes or utilities."""
     stale: Staleness | None = None
     """Metric by age of model and lists; None without `evaluate.stale_days`."""
     off_policy: Mapping[str, Mapping[str, OffPolicyEstimate]] | None = None

@@ -13,7 +13,7 @@ def of_model(report: EvaluationReport) -> dict[str, float]:
 
 
 def beside_the_model(report: EvaluationReport) -> dict[str, float]:
-    """All other metrics: of baselines, repeats, new items, other kinds of targets, both stages, rolling cuts; counts."""
+    """All other metrics: of baselines, repeats, new items, kinds of targets, both stages, outcomes, rolling cuts; counts."""
     values = {
         f"{system}/{name}": value
         for system, own in report.metrics.items()
@@ -23,6 +23,11 @@ def beside_the_model(report: EvaluationReport) -> dict[str, float]:
     values |= dict(_parts(report)) | dict(_off_policy(report))
     for stage, own in (report.ranker.metrics or {}).items():
         values |= {f"{stage}/{name}": value for name, value in own.items()}
+    for outcome, quality in (report.outcomes or {}).items():
+        kept = {name: getattr(quality, name) for name in ("auc", "log_loss", "calibration_error")}
+        values |= {f"outcomes/{outcome}/{name}": value for name, value in kept.items() if value is not None}
+    for order, own in ({} if report.orders is None else report.orders.metrics).items():
+        values |= {f"order_{order}/{name}": value for name, value in own.items()}
     if report.rolling is not None:
         for moment, means in (("mean", report.rolling.mean), ("spread", report.rolling.spread)):
             values |= {f"rolling_{moment}/{name}": value for name, value in means.get(MODEL, {}).items()}

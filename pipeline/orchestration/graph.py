@@ -15,7 +15,7 @@ from pipeline.orchestration import registered_systems
 from pipeline.orchestration.registered_systems import RegisteredSystems
 from pipeline.tracking.registry import ModelSource
 
-_ONLY_WHERE_PRESENT = ("exposures",)
+_ONLY_WHERE_PRESENT = ("exposures", "outcomes", "utility")
 """Sections that are no part of a fingerprint where a configuration lacks them."""
 _TABLES = ("baselines", "evaluate", "report")
 """Stages that are asked for because of every baseline."""
@@ -92,7 +92,7 @@ STAGES = {
             "rank",
             5,
             ("ingest", "features", "train", "index"),
-            {"ranker": ()},
+            {"ranker": (), "outcomes": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),
         ),
         Stage(
@@ -119,9 +119,13 @@ STAGES = {
                 "evaluate": (
                     *("exclude_seen", "baselines", "recent_days", "gru_dim", "gru_epochs", "gru_patience"),
                     *("gate", "gate_metric", "gate_margin"),
-                )
+                ),
+                "outcomes": (),
             },
-            ("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items", "score.segment"),
+            (
+                *("seed", "ranker.use", "exclude_seen", "split.cuts", "score.new_items", "score.segment"),
+                "utility",
+            ),
             resumable=True,
         ),
         Stage(
@@ -147,7 +151,7 @@ STAGES = {
             10,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
-            ("seed",),
+            ("seed", "utility"),
             resumable=True,
         ),
         Stage(

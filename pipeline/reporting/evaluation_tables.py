@@ -72,13 +72,13 @@ def of_evaluation(report: EvaluationReport, evaluate: Path) -> Row:
 
 
 def _metrics_shown(report: EvaluationReport) -> list[str]:
-    """Metrics of the first table: at the shortest list length, NDCG also at the longest; the dislike rate where there is one."""
+    """Metrics of the first table: at the shortest list length, NDCG also at the longest; dislike rate and utility where known."""
     lengths = report.list_lengths
     is_nightly = target_words.is_nightly(report.targets_of_a_user)
     metrics = ACCURACY_OF_NIGHTS if is_nightly else ACCURACY
     names = [f"{metric}@{lengths[0]}" for metric in metrics]
     names.insert(len(names) if is_nightly else 3, f"ndcg@{lengths[-1]}")
-    names.append(f"dislike_rate@{lengths[0]}")
+    names += [f"{metric}@{lengths[0]}" for metric in ("dislike_rate", "utility")]
     return [name for name in dict.fromkeys(names) if name in report.metric_names]
 
 

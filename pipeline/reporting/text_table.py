@@ -40,6 +40,7 @@ def as_text(report: EvaluationReport) -> str:
     lines += [f"{name}: not evaluated, {reason}" for name, reason in report.not_applicable.items()]
     lines += [*_subsets(report, systems), *_kinds(report, systems)]
     lines += [] if report.stale is None else ["", *report.stale.sentences]
+    lines += [] if report.orders is None else ["", report.orders.sentence]
     lines += _off_policy(report, systems)
     return "\n".join([*lines, *_cold_targets(report, first), *_rolling(report, systems, first)])
 
@@ -51,7 +52,9 @@ def _columns(report: EvaluationReport) -> list[str]:
     chosen = ("recall", "precision", "mrr") if is_nightly else ("mrr", "user_ndcg")
     of_ranks = [f"{name}@{short}" for name in ("ndcg", "hit_rate", *chosen)]
     of_lists = [f"{name}@{short}" for name in ("coverage", "novelty", "popularity_share")]
-    columns = dict.fromkeys([*of_ranks, f"ndcg@{long}", f"dislike_rate@{short}", *of_lists])
+    columns = dict.fromkeys(
+        [*of_ranks, f"ndcg@{long}", f"dislike_rate@{short}", f"utility@{short}", *of_lists]
+    )
     return [name for name in columns if name in report.metric_names]
 
 

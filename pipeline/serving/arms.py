@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from models.histories import Int64
 from models.recommendation.answer import Run
+from pipeline.serving import output_table
 from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Scorer
 from pipeline.serving.shadows import counting
@@ -68,7 +69,7 @@ class ArmScorer(Scorer):
                 continue
             lists = scorer.batch(own, run)
             table = lists.table.append_column(ARM, pa.repeat(name, len(lists.table)))
-            parts.append(table.cast(self.schema))
+            parts.append(output_table.fitted(table, self.schema))
             rows[self.arm[users] == code] = lists.rows
             counts.update(lists.counts)
             counts[f"{ARM} {name}"] = len(own)

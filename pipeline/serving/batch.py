@@ -27,6 +27,7 @@ from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int32, Int64
 from models.recommendation.answer import Answer, Run
 from models.recommendation.rules import Rules
+from models.settings.outcomes import Utilities
 from pipeline.artifacts.files import digest_file, read_record, write_json
 from pipeline.dataset.dataset import Dataset, rows
 from pipeline.dataset.protocol import excludes_seen
@@ -35,6 +36,7 @@ from pipeline.serving import (
     bundle_baseline,
     bundle_ranker,
     new_item_catalogue,
+    outcome_order,
     output_table,
     popularity_fallback,
     previous_lists,
@@ -70,6 +72,8 @@ class Job:
     """Time zone of times in the settings that name none."""
     reuse: Reuse | None = None
     """Digests of histories, and the lists of an earlier scoring; None: every list is made anew."""
+    utilities: Utilities | None = None
+    """Worth of each outcome"""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ class Scorer:
         bundle, log = with_current_log(
             opened, job.features, job.ingest, job.settings, timed=job.timed, timezone=job.timezone
         )
+        bundle = outcome_order.with_utility(bundle, job.settings.order, job.utilities)
         users = _selected_users(job, log)
         exclude_seen = excludes_seen(job.settings.exclude_seen, log.dataset)
         request_time = log.request.time
@@ -185,7 +190,9 @@ class Scorer:
     @property
     def schema(self) -> pa.Schema:
         """Arrow schema of a shard."""
-        return output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype)
+        has_utility = outcome_order.has_utility(self.bundle)
+        outcomes = output_table.outcome_columns(outcome_order.types_of(self.bundle), has_utility=has_utility)
+        return output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype, outcomes)
 
     def score(self, number: int, progress: Progress) -> Counts:
         """Write one shard and return its counts; a complete shard is kept."""
@@ -283,7 +290,8 @@ class Scorer:
             in_blocks=True,
         )
         probability = self.bundle.probability_at(self.log.request.time)
-        table = output_table.table(ids, self.bundle.items, answer, probability)
+        types = outcome_order.types_of(self.bundle)
+        table = output_table.table(ids, self.bundle.items, answer, probability, types)
         rows = (answer.item_index > 0).sum(1)
         return Batch(table.cast(self.schema), rows, self._counts(whole, known, answer))
 

@@ -1,6 +1,6 @@
 """Output table: one row per recommendation, in the log's ids, sorted by user and rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
@@ -12,9 +12,11 @@ from features.histories.vocabulary import Vocabulary
 from models.histories import Float32
 from models.recommendation.answer import Answer
 
+EXPECTED_VALUE = "expected_value"
 
-def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
-    """Arrow schema, by the types of user and item ids."""
+
+def schema(user: pl.DataType, item: pl.DataType, further: Sequence[str] = ()) -> pa.Schema:
+    """Arrow schema, by the types of user and item ids. further: columns of outcomes."""
     arrow = {pl.Int64: pa.int64(), pl.String: pa.string()}
     because = pa.list_(pa.struct([("item_id", arrow[type(item)]), ("weight", pa.float32())]))
     columns = {"user_id": arrow[type(user)], "item_id": arrow[type(item)], "rank": pa.int32()}
@@ -24,15 +26,34 @@ def schema(user: pl.DataType, item: pl.DataType) -> pa.Schema:
         "probability": pa.float32(),
         "propensity": pa.float32(),
     }
-    return pa.schema(columns)
+    return pa.schema(columns | dict.fromkeys(further, pa.float32()))
+
+
+def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with the columns of a schema, nulls in place of those that it lacks."""
+    known, number = set(table.column_names), len(table)
+    return pa.table(
+        [table[field.name] if field.name in known else pa.nulls(number, field.type) for field in schema],
+        names=schema.names,
+    ).cast(schema)
+
+
+def outcome_columns(types: Sequence[str], *, has_utility: bool) -> tuple[str, ...]:
+    """Columns of outcomes: the probability of each, and with utilities the expected one."""
+    return (*(f"p_{name}" for name in types), *((EXPECTED_VALUE,) if has_utility else ()))
 
 
 def table(
-    users: pl.Series, items: Vocabulary, answer: Answer, probability: Callable[[Float32], Float32] | None
+    users: pl.Series,
+    items: Vocabulary,
+    answer: Answer,
+    probability: Callable[[Float32], Float32] | None,
+    types: Sequence[str] = (),
 ) -> pa.Table:
     """One row per recommended item of the answer.
 
-    probability: function from score to probability; None, and popular items of cold rows: null.
+    probability: function from score to probability; None, and popular items of cold rows: null. types: of the outcomes that the
+    answer predicts.
     """
     num_rows, k = answer.item_index.shape
     given = answer.item_index > 0
@@ -47,7 +68,15 @@ def table(
     rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     rows = rows.append_column("because", _because(items, answer, given, rows["item_id"].type))
     rows = rows.append_column("probability", _probability(answer, given, probability).to_arrow())
-    return rows.append_column("propensity", pl.Series(answer.propensity[given]).to_arrow())
+    rows = rows.append_column("propensity", pl.Series(answer.propensity[given]).to_arrow())
+    if (predicted := answer.outcomes) is None:
+        return rows
+    parts = [predicted.probability[given][:, place] for place in range(len(types))]
+    parts += [] if predicted.utility is None else [predicted.utility[given]]
+    names = outcome_columns(types, has_utility=predicted.utility is not None)
+    for name, part in zip(names, parts, strict=True):
+        rows = rows.append_column(name, pl.Series(part).fill_nan(None).to_arrow())
+    return rows
 
 
 def _probability(
@@ -57,7 +86,8 @@ def _probability(
     if probability is None:
         return pl.Series([None], dtype=pl.Float32).new_from_index(0, int(given.sum()))
     is_cold = pl.Series(np.broadcast_to(answer.cold[:, None], given.shape)[given])
-    values = pl.Series(probability(answer.score[given]))
+    scores = answer.score if answer.outcomes is None else answer.outcomes.score
+    values = pl.Series(probability(scores[given])).fill_nan(None)
     return values.to_frame("p").select(pl.when(~is_cold).then("p")).to_series()
 
 

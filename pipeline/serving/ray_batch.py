@@ -78,6 +78,8 @@ class _PlainJob(NamedTuple):
     """JSON of the folders of `Reuse`; empty where every list is made anew"""
     arms: str
     """JSON of their assignment and systems; empty without an experiment"""
+    utilities: str
+    """JSON of the job's"""
 
     @classmethod
     def of(cls, job: Job, arms: Arms | None) -> "_PlainJob":
@@ -89,7 +91,8 @@ class _PlainJob(NamedTuple):
         by_arm = "" if arms is None else json.dumps(asdict(arms), default=_absolute)
         reuse = "" if job.reuse is None else json.dumps(asdict(job.reuse), default=_absolute)
         return cls(
-            bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, here, reuse, by_arm
+            *(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, here, reuse),
+            *(by_arm, json.dumps(job.utilities)),
         )
 
 
@@ -108,7 +111,8 @@ def _opened(job: _PlainJob) -> Scorer:
     settings = ScoreConfig.model_validate_json(job.settings)
     bundle, features, ingest, folder = map(Path, (job.bundle, job.features, job.ingest, job.folder))
     of_job = Job(
-        bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, _reuse(job.reuse)
+        *(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, _reuse(job.reuse)),
+        json.loads(job.utilities),
     )
     scorer = Scorer.open(of_job)
     return ArmScorer.of(scorer, _arms(job.arms)) if job.arms else scorer

@@ -17,7 +17,6 @@ from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.ranks import SystemRanks
-from models.ranking.calibration_quality import CalibrationQuality
 from models.ranking.two_stage import TwoStage
 from models.topk import contains
 from pipeline.artifacts.files import read_json, write_json
@@ -32,6 +31,7 @@ from pipeline.evaluation import (
     dislike_rates,
     metrics_report,
     off_policy,
+    outcome_metrics,
     ranking,
     result_tables,
     second_stage_gain,
@@ -232,15 +232,15 @@ def _systems(
     return systems | {second_stage.TWO_STAGE: (both, numbering)}
 
 
-def _probability(ctx: Context, model: _Model, evaluation: Evaluation) -> CalibrationQuality | None:
-    """Quality of the probabilities that lists show; None without nights or a ranker in use."""
-    if ctx.protocol.headline != "nightly" or not evaluation.ranker.used:
+def _both(ctx: Context, model: _Model, evaluation: Evaluation) -> tuple[TwoStage, ItemNumbering] | None:
+    """Both stages, with items of the dataset -> their own; None without a ranker in use."""
+    if not evaluation.ranker.used:
         return None
-    both, numbering = _systems(
-        ctx, model, _part(ctx, model, evaluation.targets, evaluation.common), nightly=True
-    )[second_stage.TWO_STAGE]
+    nightly = ctx.protocol.headline == "nightly"
+    systems = _systems(ctx, model, _part(ctx, model, evaluation.targets, evaluation.common), nightly=nightly)
+    both, numbering = systems[second_stage.TWO_STAGE]
     assert isinstance(both, TwoStage)
-    return delivered_probability.measure(ctx.config, ctx.dataset, both, numbering, ctx.inputs["rank"])
+    return both, numbering
 
 
 def _stale(ctx: Context, model: _Model, evaluation: Evaluation, settings: MetricSettings) -> Staleness | None:
@@ -336,13 +336,14 @@ def _with_parts(
     """The report with cautions, repeats and new items apart, and other kinds of targets."""
     targets, ranked = evaluation.targets, evaluation.ranked
     is_repeat = contains(targets.histories.select(targets.request), targets.item)
+    both = _both(ctx, model, evaluation)
     return replace(
-        report,
+        outcome_metrics.with_outcomes(report, ctx.config, evaluation, both, settings),
         cautions=_cautions(ctx, evaluation),
         repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
         by_targets=_by_targets(ctx, report, model, evaluation, settings),
-        probability=_probability(ctx, model, evaluation),
+        probability=delivered_probability.measure(ctx.config, ctx.dataset, both, ctx.inputs["rank"]),
         stale=_stale(ctx, model, evaluation, settings),
     )
 
@@ -465,10 +466,8 @@ def _write_segments(ctx: Context, evaluation: Evaluation, settings: MetricSettin
 
 def _write_table(ctx: Context, name: str, table: pl.DataFrame) -> None:
     """Write a table in the JSON form of MLflow's UI, and log it."""
-    write_json(
-        ctx.folder / name,
-        {"columns": table.columns, "data": [list(row) for row in table.fill_nan(None).rows()]},
-    )
+    rows = [list(row) for row in table.fill_nan(None).rows()]
+    write_json(ctx.folder / name, {"columns": table.columns, "data": rows})
     ctx.track.table(name, "evaluate")
 
 

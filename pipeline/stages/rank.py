@@ -1,7 +1,7 @@
 """Stage rank: the second stage, trained on retrieved candidates for validation targets unseen by the retriever."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,15 @@ from models.encoder.encoder import AttentionRecommender, Encoder
 from models.ranking.calibration import calibrate
 from models.ranking.column_choice import choose_columns, given_columns
 from models.ranking.features import DISLIKE_FEATURES, FEATURES
+from models.ranking.outcomes import MIN_POSITIVES, OutcomeLabels
+from models.ranking.predictions import calibrate_outcomes
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
 from models.ranking.two_stage import TwoStage
 from pipeline.artifacts.files import write_json
 from pipeline.dataset.dataset import rows
 from pipeline.dataset.evaluation_targets import targets_of
+from pipeline.dataset.outcome_events import outcome_events
 from pipeline.errors import LookbackError
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
 from pipeline.modelling import ranker_columns, second_stage
@@ -61,12 +64,14 @@ def build(ctx: Context) -> None:
             )
         _without(ctx, f"{reason}: the order of retrieval stands")
         return
+    retrieved, left_out = _with_learnable(stage.ranker, retrieved)
     fitted, columns = _fitted(ctx, stage, retrieved, own)
     numbering.save(ctx.folder / "items.npy")
-    pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
-        ctx.folder / "ranker_history.parquet"
-    )
-    _report(ctx, fitted, retrieved, num_lists, columns)
+    history = pl.DataFrame([asdict(epoch) for epoch in fitted.history])
+    if fitted.stage.ranker.heads is None:
+        history = history.drop("outcome_gain")
+    history.write_parquet(ctx.folder / "ranker_history.parquet")
+    _report(ctx, fitted, retrieved, num_lists, columns, left_out)
     checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
 
 
@@ -147,6 +152,10 @@ def _prepared(
     night = targets.moment if nightly else None
     lists = targets.histories, items, scores
     retrieved = Retrieved.of(*lists, targets.item, targets.request, targets.user, night)
+    if config.outcomes is not None:
+        horizon = protocol.nights(dataset, "validation").horizon if nightly else 0
+        events = outcome_events(dataset, targets, config.outcomes.types, numbering.new, horizon)
+        retrieved = replace(retrieved, outcomes=OutcomeLabels.of(config.outcomes.types, items, events))
     if dataset.histories.dislikes is None:
         return stage, retrieved, numbering
     dislikes = targets_of(config, dataset, "validation", numbering, trained=trained, dislikes=True)
@@ -154,6 +163,19 @@ def _prepared(
     weight = dataset.histories.dislikes[dataset.histories.event_type[dislikes.position]]
     disliked = retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
     return stage, disliked, numbering
+
+
+def _with_learnable(ranker: Ranker, retrieved: Retrieved) -> tuple[Retrieved, dict[str, int]]:
+    """Add heads for the outcomes with enough positives; the lists with those alone, and the others with their positives."""
+    if retrieved.outcomes is None:
+        return retrieved, {}
+    positives, values = retrieved.outcomes.num_positives, retrieved.outcomes.num_values
+    types = [name for name, number in positives.items() if number >= MIN_POSITIVES]
+    left_out = {name: number for name, number in positives.items() if name not in types}
+    if not types:
+        return replace(retrieved, outcomes=None), left_out
+    ranker.add_outcomes(types, [name for name in types if values[name] >= MIN_POSITIVES])
+    return replace(retrieved, outcomes=retrieved.outcomes.of_types(types)), left_out
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:
@@ -164,7 +186,12 @@ def _directions(encoder: Encoder) -> torch.Tensor:
 
 
 def _values(epoch: RankerEpoch) -> dict[str, float]:
-    return {"ranker/loss": epoch.loss, "ranker/held_out_ndcg@10": epoch.ndcg}
+    values = {"ranker/loss": epoch.loss, "ranker/held_out_ndcg@10": epoch.ndcg}
+    return (
+        values
+        if epoch.outcome_gain is None
+        else values | {"ranker/held_out_outcome_gain": epoch.outcome_gain}
+    )
 
 
 def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
@@ -175,11 +202,23 @@ def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
 
 
 def _report(
-    ctx: Context, fitted: RankerFit, retrieved: Retrieved, num_lists: int, columns: ColumnFigures | None
+    ctx: Context,
+    fitted: RankerFit,
+    retrieved: Retrieved,
+    num_lists: int,
+    columns: ColumnFigures | None,
+    left_out: Mapping[str, int],
 ) -> None:
-    """Calibrate on held-out users; write ranker.json, metrics to track, one line. columns: figures of their choice."""
+    """Calibrate on held-out users; write ranker.json, metrics to track, one line.
+
+    columns: figures of their choice; left_out: outcomes and their positives.
+    """
     held_out = retrieved.select(fitted.held_out)
     days = ctx.protocol.horizon_days
+    if held_out.outcomes is not None:
+        calibrate_outcomes(
+            fitted.stage, held_out.histories, held_out.items, held_out.scores, held_out.outcomes
+        )
     calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed, days=days)
     calibrated = asdict(measured)
     held_out = held_out.select(held_out.is_active)
@@ -198,6 +237,11 @@ def _report(
         | calibrated,
         "calibration": calibration.as_dict(),
     }
+    if ctx.config.outcomes is not None:
+        facts["outcomes"] = {
+            "learned": {} if retrieved.outcomes is None else retrieved.outcomes.num_positives,
+            "left_out": left_out,
+        }
     if columns is not None:
         facts["columns"] = asdict(columns)
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
@@ -212,4 +256,17 @@ def _report(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "
         f"users' NDCG@10 {two_stage:.4f}, of retrieval alone {retrieval:.4f}; log loss {calibrated['log_loss']:.4f}"
         + ("" if columns is None else f"; {columns.sentence}")
+        + _outcomes(facts)
     )
+
+
+def _outcomes(facts: Mapping[str, Any]) -> str:
+    """Outcomes learned and left out, for the summary line."""
+    if "outcomes" not in facts:
+        return ""
+    learned, left_out = (
+        ", ".join(f"{name} ({number:,} positives)" for name, number in facts["outcomes"][kind].items())
+        for kind in ("learned", "left_out")
+    )
+    few = f"; left out, expected {MIN_POSITIVES} positives: {left_out}" if left_out else ""
+    return f"; outcomes: {learned or 'none'}{few}"

@@ -21,7 +21,14 @@ from pipeline.modelling.second_stage import is_timed
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import STAGES
 from pipeline.sections import ExperimentConfig
-from pipeline.serving import drift, new_item_catalogue, previous_lists, scored_lists, shadows
+from pipeline.serving import (
+    drift,
+    new_item_catalogue,
+    outcome_order,
+    previous_lists,
+    scored_lists,
+    shadows,
+)
 from pipeline.serving.arms import ARM, Arm, Arms, ArmScorer
 from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Job, Scorer
@@ -55,8 +62,10 @@ def build(ctx: Context) -> None:
         config.seed,
         timed=timed,
         timezone=config.events.timezone,
+        utilities=config.utility,
     )
     scorer = Scorer.open(job)
+    outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
     by_arm = _by_arm(ctx, scorer)
     if by_arm is None:
         scorer = _reusing(ctx, scorer)
@@ -266,8 +275,20 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}, {rate:,.0f} users/s"
+        f"{counted['short_lists']:,} short lists{lists}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}"
+        f"{_valued(ctx, scorer)}, {rate:,.0f} users/s"
     )
+
+
+def _valued(ctx: Context, scorer: Scorer) -> str:
+    """Outcomes of expected utilities, and those without a head, for the summary line; the manifest has both."""
+    utilities, types = ctx.config.utility or {}, outcome_order.types_of(scorer.bundle)
+    if ctx.config.outcomes is None:
+        return ""
+    missing = [name for name in utilities if name not in types]
+    ctx.manifest.update(outcomes=list(types), order=ctx.config.score.order, outcomes_not_predicted=missing)
+    without = f" (not predicted: {', '.join(missing)})" if missing else ""
+    return f", outcomes {', '.join(types) or 'none'}{without}, order by {ctx.config.score.order}"
 
 
 def _drawn(ctx: Context) -> str:

@@ -463,3 +463,37 @@ def test_dates_within_lists_are_text_too(minimal: Path) -> None:
         text.replace("[events]", '[events]\nwhere = [{ column = "day", min = 2026-01-31 }]', 1)
     )
     assert load_config(minimal).events.where == [{"column": "day", "min": "2026-01-31"}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["utility.buy=1.0"],
+            "utility.buy: received the utility of an outcome that is not learned, expected a section",
+        ),
+        (['outcomes.types=["VIEW"]', "utility.LIKE=1"], "expected some of outcomes.types: VIEW"),
+        (
+            ['outcomes.types=["VIEW"]', "utility.VIEW=-1"],
+            "utility.VIEW: received -1.0, expected 0 or more, or 'value'",
+        ),
+        (['outcomes.types=["VIEW"]', "utility.VIEW=nan"], "utility.VIEW: received nan, expected 0 or more"),
+        (
+            ['outcomes.types=["VIEW"]', "utility.VIEW=price"],
+            "utility.VIEW: received 'price', expected number or value",
+        ),
+        (['outcomes.types=["SHARE"]'], "outcomes.types: received 'SHARE', no type of events.types"),
+        (["score.order=utility"], "score.order: received 'utility' without a section [utility]"),
+        (
+            ['outcomes.types=["VIEW"]', "utility.VIEW=1", "score.order=utility", "ranker.use=never"],
+            "score.order: received 'utility' with ranker.use 'never'",
+        ),
+        (["score.order=worth"], "score.order: received 'worth', expected next, utility"),
+    ],
+)
+def test_outcomes_that_make_no_sense_are_one_message(settings: list[str], message: str) -> None:
+    config = next(path for path in SHIPPED if path.name == "deskdrop.toml")
+    with pytest.raises(ConfigError) as refused:
+        load_config(config, settings)
+    (line,) = str(refused.value).splitlines()
+    assert message in line

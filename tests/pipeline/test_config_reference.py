@@ -63,6 +63,7 @@ def test_a_default_a_unit_and_a_type(capsys: pytest.CaptureFixture[str]) -> None
         "events.columns",
         "users.columns",
         "exposures.columns",
+        "outcomes.types",
         "data.folder",
         "deliver.database",
         "deliver.table",

@@ -12,8 +12,11 @@ from models.encoder.batching import Window
 from models.encoder.encoder import AttentionRecommender, Encoder
 from models.explanation.contributions import Method
 from models.histories import Float32, Histories, histories_from_lists
+from models.ranking.calibration import Calibration
 from models.ranking.candidates import learned_part
 from models.ranking.features import ItemStatistics
+from models.ranking.outcomes import Utility
+from models.ranking.predictions import predict
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.two_stage import TwoStage
 from models.recommendation.answer import Run
@@ -364,3 +367,51 @@ def test_ranked_lists_are_the_same_to_the_bit_with_reasons(method: Method) -> No
     np.testing.assert_array_equal(explained.score, plain.score)
     assert explained.because is not None
     assert np.isfinite(explained.because.weight).all()
+
+
+def with_outcomes(engine: RecommendationEngine) -> RecommendationEngine:
+    """Random heads of two outcomes, one with a value, calibrated by the logistic function."""
+    stage = engine.second_stage
+    assert stage is not None
+    points = np.linspace(-9, 9, 50)
+    logistic = Calibration(points, 1 / (1 + np.exp(-points)))
+    stage.ranker.add_outcomes(["click", "buy"], ["buy"], (logistic, logistic))
+    heads = stage.ranker.heads
+    assert heads is not None
+    torch.manual_seed(7)
+    with torch.no_grad():
+        heads.weight.copy_(torch.randn_like(heads.weight) * 0.3)
+        heads.value_mean.fill_(5)
+        heads.value_bounds[1] = 9
+    return engine
+
+
+def test_lists_by_expected_utility_hold_the_same_candidates() -> None:
+    rows = repeating(12)
+    engine = with_ranker(made(), rows)
+    without = engine.answer(rows, 30, Rules(exclude_seen=False))
+    assert without.outcomes is None
+    engine = with_outcomes(engine)
+    stage = engine.second_stage
+    assert stage is not None
+    plain = engine.answer(rows, 30, Rules(exclude_seen=False))
+    assert plain.item_index.tolist() == without.item_index.tolist(), "heads alone change no list"
+    assert plain.outcomes is not None
+    assert plain.outcomes.utility is None
+    utility = Utility.of({"click": 0.5, "buy": "value"}, ["click", "buy"], orders=True)
+    ordered = replace(engine, second_stage=stage.with_utility(utility))
+    answer = ordered.answer(rows, 30, Rules(exclude_seen=False), in_blocks=True)
+    assert answer.outcomes is not None
+    assert answer.outcomes.utility is not None
+    candidates, scores = TwoStage(engine.recommender, stage, exclude_seen=False).candidates(rows)
+    found = predict(stage, rows, candidates, scores)
+    for row in range(len(rows)):
+        number = int((candidates[row] > 0).sum())
+        best = np.argsort(-found.utility(utility)[row], kind="stable")[:number]
+        assert answer.item_index[row, :number].tolist() == candidates[row, best].tolist()
+        for name in ("score", "probability"):
+            own, expected = getattr(answer.outcomes, name)[row], getattr(found, name)[row, best]
+            assert own[:number] == pytest.approx(expected, abs=1e-5)
+            assert np.isnan(own[number:]).all(), "items behind the candidates have no predictions"
+        assert answer.outcomes.utility[row, :number] == pytest.approx(answer.score[row, :number], abs=1e-5)
+    assert (np.diff(answer.score, axis=1)[:, :8] <= 0).all()
