@@ -132,7 +132,8 @@ class Config(Section):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _outcomes_are_learned(self) -> "Config":
+    def _ranker_fits_the_log(self) -> "Config":
+        attribute_columns(self.users, self.items, self.ranker.columns)
         check_outcomes(self.outcomes, self.utility, self.events.types or {})
         check_order(self.score.order, self.utility, self.ranker.use)
         return self
@@ -150,11 +151,6 @@ class Config(Section):
         for key, (is_met, requirement) in needed.items():
             if getattr(self.model, key) and not is_met:
                 raise ValueError(f"model.{key}: received true, expected {requirement}; without it, false")
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _ranker_reads_known_columns(self) -> "Config":
-        attribute_columns(self.users, self.items, self.ranker.columns)
         return self
 
     @pydantic.model_validator(mode="after")
