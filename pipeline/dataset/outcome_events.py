@@ -25,15 +25,25 @@ def outcome_events(
 
     Raises LookbackError for a type that the log does not have.
     """
+    if horizon:
+        request, position = _within(dataset, targets, horizon)
+    else:
+        request, position = targets.request, targets.position
+    return events_at(dataset, request, position, types, numbering)
+
+
+def events_at(
+    dataset: Dataset, request: Int64, position: Int64, types: Sequence[str], numbering: Int32
+) -> OutcomeEvents:
+    """Events of some types, and those without a type, among those at flat positions [e] that follow requests [e].
+
+    numbering: [num_items + 1], items of the dataset -> the candidates'. Raises LookbackError for a type that the log lacks.
+    """
     names = dataset.event_types
     if unknown := [name for name in types if name not in names]:
         raise LookbackError(
             f"outcomes.types: received {', '.join(unknown)}, expected types of the log: {', '.join(names) or 'it has none'}"
         )
-    if horizon:
-        request, position = _within(dataset, targets, horizon)
-    else:
-        request, position = targets.request, targets.position
     kinds = np.array([NO_TYPE, *(list(types).index(name) if name in types else OTHER for name in names)])
     histories = dataset.histories
     kind = kinds[histories.event_type[position]]

@@ -26,7 +26,7 @@ COLUMNS = {
 }
 """Columns of nights.parquet. arm null: all arms; segment null: all users; low, high: 95 % bootstrap interval over users, null
 for coverage."""
-OF_LISTS = pl.col("metric").str.contains("^(coverage|dislike_rate)@")
+OF_LISTS = pl.col("metric").str.contains("^(coverage|dislike_rate|utility)@")
 """Rows of metrics that are about all lists of a system, with or without an active user: never by segment or arm."""
 MAX_UNITS = 10_000
 """Units of a bootstrap; their spread is known within 1 %, however many users there are."""
@@ -99,22 +99,21 @@ def figures(outcomes: pl.DataFrame, bootstrap: Bootstrap) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def dislike_rate(facts: Mapping[str, object], k: int, shares: Float64, bootstrap: Bootstrap) -> pl.DataFrame:
-    """Row of `dislike_rate@k`: mean over users with a list of the share of its items that they disliked in the window.
+def of_lists(facts: Mapping[str, object], name: str, values: Float64, bootstrap: Bootstrap) -> pl.DataFrame:
+    """Row of a metric of lists [users with a list]: its mean over them.
 
-    facts: log_time, window_days and system of the row. shares: [users].
+    facts: log_time, window_days and system of the row.
     """
-    name = f"dislike_rate@{k}"
     own = SystemComparison.of(
-        [("own", {name: shares})],
-        bootstrap.units(np.arange(len(shares))),
+        [("own", {name: values})],
+        bootstrap.units(np.arange(len(values))),
         bootstrap.resamples,
         bootstrap.seed,
     )
     low, high = own.intervals("own")[name]
-    values = {"value": own.values("own")[name], "low": low, "high": high}
-    row = {name: _finite(value) for name, value in values.items()}
-    return frame(facts, [{"metric": name, "users": len(shares), **row}])
+    figures = {"value": own.values("own")[name], "low": low, "high": high}
+    row = {key: _finite(value) for key, value in figures.items()}
+    return frame(facts, [{"metric": name, "users": len(values), **row}])
 
 
 def frame(facts: Mapping[str, object], rows: list[dict[str, object]]) -> pl.DataFrame:

@@ -143,7 +143,7 @@ STAGES = {
             {"monitor": ()},
             (
                 *("seed", "events.timestamp_unit", "evaluate.resamples", "evaluate.target_types"),
-                "score.segment",
+                *("score.segment", "utility"),
             ),
         ),
         Stage(

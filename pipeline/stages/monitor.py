@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.events.row_filters import Excluded
+from models.settings.outcomes import Utilities
 from pipeline.artifacts import source_files
 from pipeline.artifacts.files import now, read_record, write_json
 from pipeline.artifacts.store import Artifact, read_manifest
@@ -24,6 +25,7 @@ from pipeline.monitoring import (
     outcomes,
     population,
     promise,
+    realised,
     series,
     shadow_differences,
 )
@@ -205,7 +207,9 @@ def _add(ctx: Context, kept: _Series, score: Path, entered: Sequence[Delivery], 
             key = (delivery.log_time, float(days))
             kept.files.write(key, outcomes.last_of_each_night([*kept.files.read_if_any(key), *rows]))
             kept.changed.add(key)
-            of_lists += list(_of_lists(dataset, score / delivery.folder, delivery, days, bootstrap))
+            of_lists += list(
+                _of_lists(dataset, score / delivery.folder, delivery, days, bootstrap, ctx.config.utility)
+            )
     _compute(kept, of_lists, bootstrap)
 
 
@@ -261,9 +265,16 @@ def _judged(
 
 
 def _of_lists(
-    dataset: Dataset, folder: Path, delivery: Delivery, days: float, bootstrap: Bootstrap
+    dataset: Dataset,
+    folder: Path,
+    delivery: Delivery,
+    days: float,
+    bootstrap: Bootstrap,
+    utilities: Utilities | None,
 ) -> Iterator[pl.DataFrame]:
-    """Share of the log's items that are in any list of a system; where the log has dislikes their rate."""
+    """Share of the log's items that are in any list of a system; the rate of dislikes where the log has any, and with
+    `utilities` what the lists brought.
+    """
     has_dislikes = dataset.histories.dislikes is not None
     disliked = Taken.disliked_after(dataset, delivery, days) if has_dislikes else None
     for system, lists in outcomes.lists_of(folder, delivery):
@@ -274,7 +285,10 @@ def _of_lists(
         yield series.frame(facts, [{"metric": f"coverage@{delivery.k}", "value": value, "users": users}])
         if disliked is not None:
             shares = outcomes.disliked_shares(dataset, lists, disliked)
-            yield series.dislike_rate(facts, delivery.k, shares, bootstrap)
+            yield series.of_lists(facts, f"dislike_rate@{delivery.k}", shares, bootstrap)
+        if utilities is not None:
+            worth = realised.of_lists(dataset, lists, delivery, days, utilities)
+            yield series.of_lists(facts, f"utility@{delivery.k}", worth, bootstrap)
 
 
 # --- alerts and records ---

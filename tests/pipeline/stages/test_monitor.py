@@ -399,6 +399,29 @@ def test_the_rate_of_dislikes_is_of_all_lists_delivered_and_of_every_shadow(nigh
         assert users == len(shares)
 
 
+def test_the_utility_that_lists_brought(nights: Nights) -> None:
+    """Of every user's list: half a point for an item viewed in the window, two for one liked."""
+    systems = {"delivered": some_lists(1), "popularity": some_lists(2, range(1, 31))}
+    nights.deliver(systems["delivered"], name="a" * 16, shadows={"popularity": systems["popularity"]})
+    night = nights.log_time()
+    nights.show(2)
+    settings = ('outcomes.types=["view", "like"]', "utility={ view = 0.5, like = 2.0 }")
+    table = nights.table("nights.parquet", *settings).filter(pl.col("metric") == "utility@3")
+    log = pl.concat(nights.days[: nights.shown]).filter(pl.col("at") * 1_000_000 > night)
+    done = set(log.filter(pl.col("at") * 1_000_000 <= night + DAY).select("user", "item", "type").rows())
+    assert table["system"].to_list() == list(systems)
+    for system, value, low, high, users in table.select(
+        "system", "value", "low", "high", "users"
+    ).iter_rows():
+        worth = [
+            sum(0.5 * ((user, item, "view") in done) + 2 * ((user, item, "like") in done) for item in items)
+            for user, items in systems[system].items()
+        ]
+        assert value == pytest.approx(np.mean(worth))
+        assert 0 < low < value < high
+        assert users == len(worth)
+
+
 def test_alerts_end_with_exit_code_3_where_asked_for(
     nights: Nights, capsys: pytest.CaptureFixture[str]
 ) -> None:
