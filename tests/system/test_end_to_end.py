@@ -169,6 +169,7 @@ def test_a_damaged_artifact_is_named_and_rebuilt_by_force(copied: Workdir) -> No
     copied.run("train", "--set", "model.dim=8")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_rebuilt_by_force(copied: Workdir) -> None:
     result = copied("run", "train", "--set", "model.dim=8", "--set", "train.epochs=1")
     assert result.code == 0

@@ -100,6 +100,7 @@ def test_the_first_version_is_champion_and_answers_as_score_does(copied: Workdir
     assert not set(answer["item_id"][0]) & set(history)
 
 
+@pytest.mark.slow
 def test_what_is_sent_later_names_the_code_that_computed_it(
     workdir: Workdir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,7 @@ def test_remote_files_give_what_local_ones_give(server: Server, tmp_path: Path) 
     assert spooled(remote) == []
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_fetched(server: Server, tmp_path: Path) -> None:
     server.put("log/day1.csv", DAY_1)
     server.put("log/day2.csv", DAY_2)

@@ -448,7 +448,8 @@ def test_parts_that_do_not_fit_are_refused(place: Place):
 
 
 @pytest.mark.parametrize(
-    "system", ["lookback", "popularity", pytest.param("item_knn", marks=pytest.mark.slow)]
+    "system",
+    ["lookback", *(pytest.param(name, marks=pytest.mark.slow) for name in ("popularity", "item_knn"))],
 )
 def test_the_gate_ranks_as_the_evaluation_did(copied: Workdir, system: str, monkeypatch: pytest.MonkeyPatch):
     """The bundle's evaluated system, opened anew, puts every target where metrics.json has it from."""
@@ -575,6 +576,7 @@ def undecide(config: Config, version: int) -> None:
         client.delete_model_version_tag(name, str(version), tag)
 
 
+@pytest.mark.slow
 def test_first_version_that_no_baseline_fears_waits_for_a_word(
     root: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -211,7 +211,8 @@ def test_the_second_night_is_compared_with_the_first(copied: Workdir) -> None:
 
 
 @pytest.mark.parametrize(
-    "system", ["lookback", "popularity", pytest.param("item_knn", marks=pytest.mark.slow)]
+    "system",
+    ["lookback", *(pytest.param(name, marks=pytest.mark.slow) for name in ("popularity", "item_knn"))],
 )
 def test_what_is_served_and_recommended_is_what_was_scored(copied: Workdir, system: str) -> None:
     setting = ("--set", f"publish.system={system}")

@@ -141,6 +141,7 @@ def test_a_damaged_night_without_lists_keeps_its_figures(
     assert nights.table("outcomes.parquet").is_empty()
 
 
+@pytest.mark.slow
 def test_seen_items_do_not_count_where_lists_exclude_them(nights: Nights) -> None:
     lists = some_lists(1)
     nights.deliver(lists, name="a" * 16, exclude_seen=True)
@@ -288,6 +289,7 @@ def test_erased_users_leave_the_series(nights: Nights, capsys: pytest.CaptureFix
     assert kept == [Path(nights.run(setting)["folder"]).name]
 
 
+@pytest.mark.slow
 def test_a_damaged_ledger_costs_one_delivery(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     nights.deliver(some_lists(1), name="a" * 16)
     nights.deliver(some_lists(2), name="b" * 16)
