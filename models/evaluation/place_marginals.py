@@ -17,7 +17,8 @@ _EARLIEST, _LATEST = 1e-6, 60.0
 """Range of the integral: in units of the mean time of a draw, and of the item's own mean time."""
 _MOMENTS = 128
 _NOTHING = 1e-6
-"""Share of unseen candidates up to which there are none: propensities are rounded."""
+"""Share of unseen candidates up to which there are none, and by which a probability of 1 below a draw is less: propensities are
+rounded, or the item followed from those above it."""
 _CHUNK_CELLS = 2**20
 """Cells of entries x moments x places at once (8 MiB)."""
 
@@ -62,7 +63,8 @@ def _shares(conditional: Float64, is_fixed: NDArray[np.bool_]) -> tuple[Float64,
     """([e, k], [e]): share of all candidates of the draws, 0 in fixed and empty places, and that of those not shown."""
     share, rest = np.zeros_like(conditional), np.ones(len(conditional))
     for column in range(conditional.shape[1]):
-        share[:, column] = np.where(is_fixed[:, column], 0, conditional[:, column] * rest)
+        drawn = np.minimum(conditional[:, column], 1 - _NOTHING)
+        share[:, column] = np.where(is_fixed[:, column], 0, drawn * rest)
         rest = np.maximum(rest - share[:, column], 0)
     return share, rest
 

@@ -51,7 +51,8 @@ class TrainSettings:
     """Gradient accumulation: parts that an optimiser step is computed in, with less memory and the same result."""
     exposure_weighting: ExposureWeighting = "off"
     """Weights of targets that are reactions to exposures. ips: by the inverse probability that users looked at the item, which
-    the lists of [exposures] tell, so that what was shown seldom or far below counts as much as what was shown to everybody."""
+    items and ranks of [exposures] tell (not its propensities), so that what was shown seldom or far below counts as much as what
+    was shown to everybody."""
     learning_rate: float = 0.001
     """Learning rate of AdamW."""
     warmup_steps: int = 0

@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from models.histories import Float32, Int64
 
 Float64 = NDArray[np.float64]
-Method = Literal["swaps", "items"]
+Method = Literal["swaps", "items", "none"]
 MIN_SWAP_REACTIONS = 1_000
 """Reactions to items that one user saw at several places; with fewer, looks are estimated from items."""
+MIN_REACTIONS = 100
+"""Reactions at known places; with fewer, all places are taken to be looked at alike."""
+MAX_PLACES = 100
+"""Places further down are taken to be looked at like the last of these."""
 LARGEST = 10.0
 """Largest weight, in mean weights."""
 _LEAST_LOOKS = 0.01
@@ -31,11 +35,11 @@ class PlaceLooks:
     by_place: Float64
     """[k], in (0, 1]"""
     method: Method
-    """swaps: from items that one user saw at several places; items: from items that any users did."""
+    """swaps: from items that one user saw at several places; items: from items that any users did; none: all are alike."""
 
     @classmethod
     def fit(cls, user: Int64, item: Int64, place: Int64, is_taken: NDArray[np.bool_]) -> "PlaceLooks":
-        """Looks of exposures [e] at places 0..k-1.
+        """Looks of exposures [e] at places from 0.
 
         Reactions to what a group of exposures shows at place r have the mean looks[r] * rate[group] * exposures. The groups are
         pairs of a user and an item, whose rate is the same wherever it stood (Agarwal et al. 2019, "Estimating Position Bias
@@ -43,6 +47,9 @@ class PlaceLooks:
         Unbiased Learning to Rank in Personal Search"). Looks and rates are those of the largest Poisson likelihood, which finds
         them whatever the distribution is (Wooldridge 1999).
         """
+        place = np.minimum(place, MAX_PLACES - 1)
+        if int(is_taken.sum()) < MIN_REACTIONS:
+            return cls(np.ones(1), "none")
         pair = user * (int(item.max(initial=0)) + 1) + item
         groups, of_pair = np.unique(pair, return_inverse=True)
         num_places = int(place.max(initial=0)) + 1
@@ -105,8 +112,11 @@ def inverse_looks(item: Int64, looks: Float64) -> Float32:
     if not len(item):
         return np.zeros(0, np.float32)
     weight = 1 / looks[item]
-    weight = np.minimum(weight / weight.mean(), LARGEST)
-    return np.asarray(weight / weight.mean(), np.float32)
+    weight /= weight.mean()
+    while weight.max() > LARGEST * (1 + _TOLERANCE):  # what the bound cuts off raises the others
+        weight = np.minimum(weight, LARGEST)
+        weight /= weight.mean()
+    return np.asarray(weight, np.float32)
 
 
 def effective_share(weight: Float32) -> float:

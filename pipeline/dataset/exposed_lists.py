@@ -45,8 +45,9 @@ class ExposedLists:
         """Lists shown in the test period whose window of reactions ends within the log.
 
         Left out are lists with a place without a propensity (`without_propensity`), with missing, repeated or no ranks among
-        their first places (`without_rank`), whose window ends later than the log (`unfinished`), and all of random users beyond
-        `evaluate.max_requests` lists (`not_sampled`). None without propensities, or without a test period: by leave-one-out.
+        their first places (`without_rank`), whose window ends later than the log (`unfinished`), all of random users beyond
+        `evaluate.max_requests` lists (`not_sampled`), and those begun at other times (`outside_test`). None without
+        propensities, or without a test period: by leave-one-out.
         """
         settings = config.exposures
         has_propensities = settings is not None and "propensity" in settings.columns
@@ -55,14 +56,15 @@ class ExposedLists:
         shown = JaggedExposures.load(dataset.folder / FOLDER)
         start, end = period(dataset, "test")
         begun = np.asarray(shown.time)[shown.list_start]
-        position = np.flatnonzero((begun >= start) & (begun < end))
-        if not len(position):
-            return None
+        is_of_test = (begun >= start) & (begun < end)
+        position = np.flatnonzero(is_of_test)
+        outside = np.count_nonzero((shown.list_start == np.arange(len(begun))) & ~is_of_test)
         first, number = np.unique(shown.list_start[position], return_inverse=True)
         taken = is_taken(shown, position, dataset)
         lists = cls._of_places(shown, position, taken, first, number, min(config.evaluate.k))
         ends = lists.time + settings.window > max(end, dataset.facts.now)
-        return lists.without("unfinished", ends).sample(config.evaluate.max_requests, config.seed)
+        lists = lists.without("unfinished", ends).sample(config.evaluate.max_requests, config.seed)
+        return replace(lists, left_out=lists.left_out | {"outside_test": int(outside)})
 
     @classmethod
     def _of_places(
@@ -124,8 +126,9 @@ class ExposedLists:
         """The requests that the lists answer, without targets: histories end before the list, in a numbering's items."""
         histories = dataset.histories
         ends = np.empty(len(self), np.int64)
-        users, starts = np.unique(self.user, return_index=True)
-        for user, start, stop in zip(users.tolist(), starts, [*starts[1:], len(self)], strict=True):
+        users, starts, sizes = np.unique(self.user, return_index=True, return_counts=True)
+        stops = starts + sizes
+        for user, start, stop in zip(users.tolist(), starts, stops, strict=True):
             begin, end = histories.offsets[user], histories.offsets[user + 1]
             ends[start:stop] = begin + np.searchsorted(histories.time[begin:end], self.time[start:stop])
         before = rows(histories, np.asarray(histories.offsets)[self.user], ends)

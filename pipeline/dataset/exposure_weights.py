@@ -48,10 +48,11 @@ class EventWeights:
     def sentence(self) -> str:
         """The same in words; of the first five places."""
         looks = ", ".join(f"{look:.2f}" for look in self.looks[:5]) + ", …" * (len(self.looks) > 5)
-        return (
-            f"{self.num_reactions:,} reactions to exposures weighted, places looked at {looks} (from {self.method}), effective "
-            f"share {self.effective_share:.2f}"
-        )
+        places = f"places looked at {looks} (from {self.method})"
+        if self.method == "none":
+            few = exposure_weights.MIN_REACTIONS
+            places = f"all places taken to be looked at alike (fewer than {few} reactions at a known rank)"
+        return f"{self.num_reactions:,} reactions to exposures weighted, {places}, effective share {self.effective_share:.2f}"
 
     @classmethod
     def of(cls, dataset: Dataset, ends: Int64, window: int) -> "EventWeights | None":

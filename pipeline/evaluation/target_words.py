@@ -33,6 +33,7 @@ OF_LISTS = {
     "without_rank": "without ranks from 1 on",
     "without_propensity": "with a place without a propensity",
     "unfinished": "whose window of reactions ends after the log",
+    "outside_test": "begun before or after the test",
     "not_sampled": "of users beyond evaluate.max_requests",
 }
 """Reason -> words after the number of exposed lists that it leaves out."""

@@ -46,8 +46,8 @@ def digest(entered: list[Delivery]) -> str:
 def not_again(config: Config, features: Path) -> "NotAgain | None":
     """The rule of `score.max_shown` with the lists that it reads, for the request to a features artifact; None where it is off.
 
-    Lists within the time of the exposure log are left to the log. Lists that are gone, damaged or of another type of user ids are
-    named on stderr.
+    Lists within the time of the exposure log count for users without events alone, whom that log does not have. Lists that are
+    gone, damaged or of another type of user ids are named on stderr.
     """
     settings = config.score
     if not settings.max_shown:
@@ -61,13 +61,13 @@ def not_again(config: Config, features: Path) -> "NotAgain | None":
     since, logged = request.time - round(settings.shown_days * ledger.DAY), dataset.exposure_span
     lists = []
     for delivery in delivered_before(config, features.name):
-        is_logged = logged is not None and logged[0] <= delivery.log_time < logged[1]
-        if not since <= delivery.log_time < request.time or is_logged:
+        if not since <= delivery.log_time < request.time:
             continue
+        is_logged = logged is not None and logged[0] <= delivery.log_time < logged[1]
         artifact = Artifact(config.folder / "score", delivery.folder)
         obstacle = _obstacle(artifact, dataset.users["user_id"].dtype)
         if obstacle is None:
-            lists.append(ShownList(artifact.folder / _LISTS, delivery.log_time, delivery.before))
+            lists.append(ShownList(artifact.folder / _LISTS, delivery.log_time, delivery.before, is_logged))
         else:
             text = f"score.max_shown: the lists of {delivery.night} ({delivery.folder}) {obstacle}, and do not count as shown"
             print(text, file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from pipeline.serving.assignment import Assignment
 from pipeline.serving.batch import Job, Scorer
 from pipeline.serving.previous_lists import Reuse
 from pipeline.serving.shards import Counts
+from pipeline.serving.shown_items import NotAgain, ShownList
 
 RETRIES = 5
 """Restarts of a shard whose worker is lost."""
@@ -80,6 +81,8 @@ class _PlainJob(NamedTuple):
     """JSON of their assignment and systems; empty without an experiment"""
     utilities: str
     """JSON of the job's"""
+    not_again: str
+    """JSON of the rule of `score.max_shown` and its lists; empty where it is off"""
 
     @classmethod
     def of(cls, job: Job, arms: Arms | None) -> "_PlainJob":
@@ -93,6 +96,7 @@ class _PlainJob(NamedTuple):
         return cls(
             *(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, here, reuse),
             *(by_arm, json.dumps(job.utilities)),
+            "" if job.not_again is None else json.dumps(asdict(job.not_again), default=_absolute),
         )
 
 
@@ -113,6 +117,7 @@ def _opened(job: _PlainJob) -> Scorer:
     of_job = Job(
         *(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, _reuse(job.reuse)),
         json.loads(job.utilities),
+        _not_again(job.not_again),
     )
     scorer = Scorer.open(of_job)
     return ArmScorer.of(scorer, _arms(job.arms)) if job.arms else scorer
@@ -128,6 +133,15 @@ def _reuse(text: str) -> Reuse | None:
         return None
     folders = json.loads(text)
     return Reuse(Path(folders["histories"]), folders["previous"] and Path(folders["previous"]))
+
+
+def _not_again(text: str) -> NotAgain | None:
+    """Rule of its JSON."""
+    if not text:
+        return None
+    rule = json.loads(text)
+    lists = (ShownList(**own | {"folder": Path(own["folder"])}) for own in rule.pop("lists"))
+    return NotAgain(**rule, lists=tuple(lists))
 
 
 def _arms(text: str) -> Arms:

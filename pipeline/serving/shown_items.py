@@ -33,6 +33,8 @@ class ShownList:
     """Time of their request, microseconds since the epoch"""
     before: int
     """Events from this time on came after them, microseconds since the epoch"""
+    is_logged: bool = False
+    """Whether the exposure log covers that time: then the lists count for users whom it does not have, those without events"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Shown:
         ids: of the users, distinct. index: in the log, -1 without events. known: their histories up to the request, in the
         bundle's numbering.
         """
-        parts = [self._ignored_in_log(index), self._ignored_in_lists(ids, known)]
+        parts = [self._ignored_in_log(index), self._ignored_in_lists(ids, index, known)]
         row, item = (np.concatenate(part) for part in zip(*parts, strict=True))
         width = len(self.items) + 1
         pair, times = np.unique(row * width + item, return_counts=True)
@@ -80,13 +82,16 @@ class Shown:
         row, item = shown.pairs()
         return np.repeat(row, shown.ignored), np.repeat(item, shown.ignored)
 
-    def _ignored_in_lists(self, ids: pl.Series, known: Histories) -> tuple[Int64, Int32]:
+    def _ignored_in_lists(self, ids: pl.Series, index: Int64, known: Histories) -> tuple[Int64, Int32]:
         """(row, item) of every place of an own list without a reaction: two [places].
 
         Of several lists of one time the last with the user counts. A list stands until the user's next one, the last until the
         request; a reaction is an event on the item meanwhile that is no dislike.
         """
         row, number, item = self._listed(ids)
+        is_logged = np.array([own.is_logged for own in self.rule.lists], bool)
+        counts = ~is_logged[number] | (index[row] < 0)
+        row, number, item = row[counts], number[counts], item[counts]
         whole = len(self.rule.lists)
         before = np.array([own.before for own in self.rule.lists], np.int64)
         night = np.unique([own.time for own in self.rule.lists], return_inverse=True)[1]

@@ -110,7 +110,8 @@ def build(ctx: Context) -> None:
             )
             for kind in kinds
         }
-    if (exposed := ExposedLists.of(ctx.config, ctx.dataset)) is not None:
+    exposed = ExposedLists.of(ctx.config, ctx.dataset)
+    if exposed is not None and len(exposed):
         headline = parts[kinds[0]]
         requests = exposed.requests(ctx.dataset, headline.learned)
         parts[EXPOSURES] = replace(headline, targets=requests, common=headline.learned)

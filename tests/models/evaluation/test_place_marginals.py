@@ -35,6 +35,13 @@ def test_fixed_and_empty_places() -> None:
     assert len(place_marginals(conditional, row[:0], place[:0])) == 0
 
 
+def test_a_place_that_follows_from_those_above() -> None:
+    found = every(np.array([[0.5, 1.0, 1.0], [0.2, 1.0, 0.5]]))
+    assert found[0] == pytest.approx([0.5, 0.5, 1], abs=1e-3)
+    assert np.isfinite(found).all()
+    assert ((found > 0) & (found <= 1.001)).all()
+
+
 def test_lists_of_all_candidates_are_exact() -> None:
     """Of three items with shares .6, .3, .1 the second is at place 2 behind the first or the third: .6 .3/.4 + .1 .3/.9."""
     share = np.array([0.6, 0.3, 0.1])

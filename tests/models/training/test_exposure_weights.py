@@ -38,25 +38,30 @@ def test_looks_are_found_though_better_items_stand_above() -> None:
 
 def test_places_by_pencil(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposure_weights, "MIN_SWAP_REACTIONS", 1)
+    monkeypatch.setattr(exposure_weights, "MIN_REACTIONS", 1)
     # one pair, four times at each of two places: 4 and 1 reactions; nothing is taken at the third
     place = np.repeat([0, 1, 2], 4)
     taken = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], bool)
     found = PlaceLooks.fit(np.zeros(12, np.int64), np.ones(12, np.int64), place, taken)
     assert found.by_place == pytest.approx([1, 0.25, 0.25])
-    nothing = np.zeros(0, np.int64)
-    assert PlaceLooks.fit(nothing, nothing, nothing, np.zeros(0, bool)).by_place.tolist() == [1]
+
+
+def test_of_few_reactions_and_of_places_far_down() -> None:
+    for count in (0, exposure_weights.MIN_REACTIONS - 1):
+        found = PlaceLooks.fit(*(np.arange(count),) * 3, np.ones(count, bool))
+        assert (found.by_place.tolist(), found.method) == ([1], "none")
+    many = np.arange(500) * 10_000_000
+    assert len(PlaceLooks.fit(many, np.ones(500, np.int64), many, np.ones(500, bool)).by_place) == 100
 
 
 def test_weights_are_inverse_looks_with_a_mean_of_1_and_a_bound() -> None:
     weight = inverse_looks(np.array([1, 1, 2]), np.array([0.0, 1.0, 4.0]))
     assert weight == pytest.approx([4 / 3, 4 / 3, 1 / 3])
     assert effective_share(weight) == pytest.approx(9 / (3 * (16 + 16 + 1) / 9))
-    # 10 times the mean, then by the new mean: (9,999 x + 10 m) / 10,000 with x = 1 / (1e6 m), m the mean of 1 and 9,999 of 1e-6
-    mean = (1 + 9_999e-6) / 10_000
-    bounded = np.array([10.0, 1e-6 / mean])
-    expected = bounded / ((bounded * [1, 9_999]).sum() / 10_000)
+    # 10 of 10,000 in sum, and equal weights for the others
     seldom = inverse_looks(np.repeat([1, 2], [1, 9_999]), np.array([0.0, 1.0, 1e6]))
-    assert seldom[[0, 1]] == pytest.approx(expected, rel=1e-5)
+    assert seldom[[0, 1]] == pytest.approx([10, 9_990 / 9_999], rel=1e-5)
+    assert seldom.mean() == pytest.approx(1, rel=1e-6)
     assert len(inverse_looks(np.zeros(0, np.int64), np.ones(1))) == 0
 
 

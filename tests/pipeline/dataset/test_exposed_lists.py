@@ -94,7 +94,13 @@ def config(**changes: Any) -> Config:
 def test_lists_of_the_test_that_count(tmp_path: Path) -> None:
     found = ExposedLists.of(config(), dataset_in(tmp_path))
     assert found is not None
-    assert found.left_out == {"without_rank": 4, "without_propensity": 1, "unfinished": 1, "not_sampled": 0}
+    assert found.left_out == {
+        "without_rank": 4,
+        "without_propensity": 1,
+        "unfinished": 1,
+        "not_sampled": 0,
+        "outside_test": 1,
+    }
     assert found.user.tolist() == [0, 1, 1, 1]
     assert (found.time // DAY).tolist() == [11, 10, 13, 17]
     assert found.item.tolist() == [[3, 2], [2, 0], [1, 2], [3, 0]]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from models.encoder.batching import BatchPlan
+from models.training import exposure_weights
 from models.training.exposure_weights import without_chance
 from pipeline.dataset.exposure_weights import EventWeights
 from tests.factories import jagged
@@ -20,7 +21,10 @@ WHOLE = jagged(
 )
 
 
-def test_reactions_weigh_the_inverse_of_their_items_looks(tmp_path: Path) -> None:
+def test_reactions_weigh_the_inverse_of_their_items_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposure_weights, "MIN_REACTIONS", 1)
     dataset = dataset_in(tmp_path, WHOLE)
     found = EventWeights.of(dataset, np.array([4, 7]), HOUR)
     assert found is not None
@@ -40,7 +44,8 @@ def test_exposures_of_held_out_days_do_not_count(tmp_path: Path) -> None:
     dataset = dataset_in(tmp_path, WHOLE)
     found = EventWeights.of(dataset, np.array([2, 5]), HOUR)
     assert found is not None
-    assert found.num_reactions == 1
+    assert (found.num_reactions, found.method) == (1, "none")
+    assert "all places taken to be looked at alike" in found.sentence()
     assert EventWeights.of(dataset_in(tmp_path, HISTORIES), np.array([1, 4]), HOUR) is None
 
 

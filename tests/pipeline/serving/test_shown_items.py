@@ -16,7 +16,7 @@ from models.histories import Histories, histories_from_lists
 from models.recommendation.rules import Rules
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.exposed_items import DAY
-from pipeline.serving import batch, previous_lists
+from pipeline.serving import batch, previous_lists, ray_batch
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.request import Request
 from pipeline.serving.shown_items import NotAgain, Shown, ShownList
@@ -80,7 +80,7 @@ def counted(
         time, delay = int(log.time[place]), int(log.reaction_delay[place])
         if since <= time < before and not (delay >= 0 and time + delay < before):
             times[int(shown.of_log[log.item_index[place]])] += 1
-    own = [(at, listed[user]) for at, listed in lists if user in listed]
+    own = [(at, listed[user]) for at, listed in lists if user in listed and (index < 0 or not at.is_logged)]
     of_night = {at.time: (at, items) for at, items in own}
     nights = [of_night[time] for time in sorted(of_night)]
     for (at, items), following in zip(nights, [*(at.before for at, _ in nights[1:]), before], strict=True):
@@ -106,7 +106,10 @@ def test_what_is_left_out_is_what_counting_one_by_one_leaves_out(max_shown: int,
         for _ in moments
     ]
     folders = [write_lists(tmp_path / f"lists-{number}", own) for number, own in enumerate(drawn)]
-    lists = [ShownList(folder, time, time + 1) for folder, time in zip(folders, moments, strict=True)]
+    lists = [
+        ShownList(folder, time, time + 1, is_logged=time == NOW - 2 * DAY)
+        for folder, time in zip(folders, moments, strict=True)
+    ]
     rows = [
         sorted(
             (
@@ -287,3 +290,10 @@ def test_item_ids_of_earlier_lists_may_have_been_numbers(tmp_path: Path) -> None
     shown = Shown(NotAgain(2, 14.0, lists), dataset_of(None, 3), request, items, np.zeros(4, np.int32))
     left_out = shown.left_out(pl.Series(["a", "b"]), np.array([0, 1]), histories_from_lists([[], []]))
     assert (left_out.item_index.tolist(), left_out.lengths.tolist()) == ([2], [1, 0])
+
+
+def test_a_worker_of_ray_knows_the_rule(bundle: Path, rule: NotAgain, tmp_path: Path) -> None:
+    job = shown_scorer(bundle, tmp_path, rule, Rules()).job
+    plain = ray_batch._PlainJob.of(job, None)
+    assert ray_batch._not_again(plain.not_again) == rule
+    assert ray_batch._not_again(ray_batch._PlainJob.of(replace(job, not_again=None), None).not_again) is None
