@@ -23,6 +23,17 @@ PADDING, RARE, MISSING = range(3)
 FIRST = 3
 """Code of the first known value or bin."""
 
+_SAME_TEXT = {"true": "1", "True": "1", "false": "0", "False": "0", "-0": "0"} | dict.fromkeys(
+    ("NaN", "nan", "inf", "-inf")
+)
+"""Texts of truth values, which are numbers, and of what is no number, which is missing."""
+_TRAILING_ZEROS = (
+    (r"^((?:\d{4}-\d\d-\d\d \d\d:\d\d:)?[+-]?\d+)\.0*$", "${1}"),
+    (r"^((?:\d{4}-\d\d-\d\d \d\d:\d\d:)?[+-]?\d+\.\d*[1-9])0+$", "${1}"),
+    (r"^(\d{4}-\d\d-\d\d) 00:00:00$", "${1}"),
+)
+"""Zeros at the end of a number, a time and a day, and what is left of it: 20 of 20.0, 1.5 of 1.50."""
+
 Codes = NDArray[np.int32]
 
 
@@ -53,7 +64,8 @@ class Attribute:
         Raises Unusable for a column without a value there, with a value of its own in every row, or with one code alone.
         """
         own = column.filter(pl.Series(is_trained))
-        lists, numbers = _as_lists(own), _as_numbers(own)
+        lists = _as_lists(own)
+        numbers = _as_numbers(own, lists)
         values = lists.explode().drop_nulls()
         if not len(values):
             raise Unusable("no value")
@@ -94,13 +106,13 @@ class Attribute:
         return FIRST + (len(self.edges) + 1 if self.edges else len(self.values))
 
     def codes(self, column: pl.Series) -> Codes:
-        """Codes [rows, width] of a column, of any type."""
+        """Codes [rows, width] of a column, whatever the type of its values. Raises Unusable for a type without text."""
+        lists = _as_lists(column)
         if self.edges:
-            numbers = _as_numbers(column).fill_null(np.nan).to_numpy()
+            numbers = _as_numbers(column, lists).fill_null(np.nan).to_numpy()
             known = FIRST + np.searchsorted(self.edges, numbers)
             codes = np.where(np.isnan(numbers), RARE, known)[:, None]
         else:
-            lists = _as_lists(column)
             number = {value: FIRST + place for place, value in enumerate(self.values)}
             places = [
                 lists.list.get(place, null_on_oob=True).replace_strict(
@@ -112,7 +124,7 @@ class Attribute:
             codes = np.where(
                 filled, np.stack([part.fill_null(RARE).to_numpy() for part in places], 1), PADDING
             )
-        is_missing = _as_lists(column).is_null().to_numpy()
+        is_missing = lists.is_null().to_numpy()
         codes[is_missing] = PADDING
         codes[is_missing, 0] = MISSING if self.has_missing else RARE
         return codes.astype(np.int32)
@@ -123,25 +135,33 @@ def _is_list(column: pl.Series) -> bool:
 
 
 def _as_lists(column: pl.Series) -> pl.Series:
-    """Lists of text without blanks around and without empty elements; null where nothing is left."""
-    if isinstance(column.dtype, pl.Struct | pl.Binary | pl.Object):
+    """Lists of text without empty elements, the same for a value of any type; null where nothing is left."""
+    lists = column if _is_list(column) else column.to_frame().select(pl.concat_list(pl.first())).to_series()
+    lists = lists.arr.to_list() if isinstance(lists.dtype, pl.Array) else lists
+    assert isinstance(lists.dtype, pl.List)
+    kind = lists.dtype.inner
+    if isinstance(kind, pl.Struct | pl.Binary | pl.Object | pl.Duration | pl.List | pl.Array):
         raise Unusable(f"a column of type {column.dtype}")
-    if _is_list(column):
-        lists = column.cast(pl.List(pl.String), strict=False)
-    else:
-        lists = column.cast(pl.String, strict=False).reshape((-1, 1)).cast(pl.List(pl.String))
-    kept = pl.element().str.strip_chars()
-    lists = lists.list.eval(kept.filter(kept.is_not_null() & (kept != "")))
+    text = pl.element()
+    if isinstance(kind, pl.Date | pl.Datetime):
+        text = text.cast(pl.Datetime("us"))
+    text = text.cast(pl.String).str.strip_chars()
+    for pattern, kept in _TRAILING_ZEROS:
+        text = text.str.replace(pattern, kept)
+    text = text.replace(_SAME_TEXT)
+    lists = lists.list.eval(text.filter(text.is_not_null() & (text != "")))
     return lists.set(lists.list.len().fill_null(0) == 0, None)
 
 
-def _as_numbers(column: pl.Series) -> pl.Series:
-    """Float64, of times their own unit; null where there is no finite number."""
+def _as_numbers(column: pl.Series, lists: pl.Series) -> pl.Series:
+    """Float64 of a column and its lists of text, of days and times microseconds; null where there is no finite number."""
     if _is_list(column):
         return pl.Series(column.name, [None], pl.Float64).new_from_index(0, len(column))
-    if column.dtype.is_temporal():
-        return column.to_physical().cast(pl.Float64)
-    numbers = column.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
+    if isinstance(column.dtype, pl.Date | pl.Datetime):
+        return column.cast(pl.Datetime("us")).to_physical().cast(pl.Float64)
+    if column.dtype == pl.Time:
+        return column.to_physical().cast(pl.Float64) / 1000
+    numbers = lists.list.first().cast(pl.Float64, strict=False)
     return numbers.set(~numbers.is_finite(), None)
 
 

@@ -1,6 +1,6 @@
 """Columns of the users' and items' tables that the ranker reads: their codes, fitted on the training period."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from models.histories import Int32
 from models.ranking.columns import ColumnEmbeddings, ColumnPlaces, ColumnTables
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.dataset.dataset import Dataset
+from pipeline.errors import LookbackError
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -102,7 +103,10 @@ class RankerColumns:
         return cls(tuple(map(Attribute.of_dict, read_json(folder / FILE))))
 
     def tables(self, ingest: Path, users: pl.Series, items: pl.Series) -> ColumnTables:
-        """Tables of values from an ingest artifact, of users at 0.. and items at 1..; columns that it lacks are missing."""
+        """Tables of values from an ingest artifact, of users at 0.. and items at 1..; columns that it lacks are missing.
+
+        Raises LookbackError for a column whose type cannot be read.
+        """
         padding = np.zeros((1, self._table("items", ingest, items.head(0)).shape[1]), np.int32)
         rows = np.concatenate([padding, self._table("items", ingest, items)])
         return ColumnTables(self._table("users", ingest, users), rows)
@@ -129,6 +133,16 @@ class RankerColumns:
             places.append(ColumnPlaces(each.label, each.table, slice(start, ends[each.table])))
         return tuple(places)
 
+    def unseen(self, tables: ColumnTables) -> dict[str, tuple[int, int]]:
+        """Number of rare or unseen values of each column in its table, and of all its values there."""
+        rows = {"users": tables.users[:-1], "items": tables.items[1:-1]}
+        rare = {each.label: start + RARE for table in IDS for each, start in self._of(table)}
+        return {
+            each.label: (int((values == rare[each.label]).sum()), int((values > 0).sum()))
+            for each in self.places
+            for values in (rows[each.table][:, each.places],)
+        }
+
     def _of(self, table: str) -> Iterator[tuple[Attribute, int]]:
         """Columns of a table, each with the values before its own."""
         start = 0
@@ -142,7 +156,13 @@ class RankerColumns:
         frame = _aligned(ingest, table, ids, [each.name for each, _ in self._of(table)])
         parts = [np.zeros((len(ids) + 1, 0), np.int32)]
         for attribute, start in self._of(table):
-            codes = attribute.codes(frame[attribute.name].extend_constant(None, 1))
+            try:
+                codes = attribute.codes(frame[attribute.name].extend_constant(None, 1))
+            except Unusable as error:
+                raise LookbackError(
+                    f"ranker.columns: {attribute.label}: {error}, which the ranker cannot read; expected values like those "
+                    "that it was trained on"
+                ) from None
             parts.append(np.where(codes > 0, codes + start, 0).astype(np.int32))
         return np.concatenate(parts, 1)
 
@@ -158,6 +178,15 @@ def tables(columns: RankerColumns, ingest: Path, dataset: Dataset, numbering: It
     """Tables of a dataset's users, and of its items by `numbering`."""
     own = numbering.inverse().new[1:].astype(np.int64) - 1
     return columns.tables(ingest, dataset.users[schema.USER_ID], dataset.items[schema.ITEM_ID].gather(own))
+
+
+def mostly_unseen(counts: Mapping[str, tuple[int, int]]) -> str:
+    """Columns over half of whose values are rare or unseen, each after a comma; counts: as of `RankerColumns.unseen`."""
+    return "".join(
+        f", {unseen:,} of {number:,} values of {label} rare or unseen in training"
+        for label, (unseen, number) in counts.items()
+        if 2 * unseen > number
+    )
 
 
 def _aligned(ingest: Path, table: str, ids: pl.Series, names: list[str]) -> pl.DataFrame:

@@ -61,6 +61,13 @@ def columns_of(bundle: Path, ingest: Path, users: pl.Series, items: pl.Series) -
     return ranker_columns.RankerColumns.load(bundle / FOLDER).tables(ingest, users, items)
 
 
+def unseen_values(bundle: Path, stage: SecondStage | None) -> dict[str, tuple[int, int]]:
+    """Rare or unseen values and all values of each column that a bundle's ranker reads, in tonight's tables."""
+    if stage is None or stage.columns is None:
+        return {}
+    return ranker_columns.RankerColumns.load(bundle / FOLDER).unseen(stage.columns)
+
+
 def ranks_unlearned(bundle: Path, description: Mapping[str, Any]) -> bool:
     """Whether a bundle's second stage orders items unknown to the encoder, which it learns from lists of nights."""
     return (bundle / FOLDER).exists() and bool(description.get("horizon_days"))

@@ -17,12 +17,14 @@ from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
+from pipeline.modelling.ranker_columns import mostly_unseen
 from pipeline.modelling.second_stage import is_timed
 from pipeline.monitoring import earlier_lists
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import STAGES
 from pipeline.sections import ExperimentConfig
 from pipeline.serving import (
+    bundle_ranker,
     drift,
     new_item_catalogue,
     outcome_order,
@@ -293,7 +295,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
         f"{counted['short_lists']:,} short lists{lists}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}"
-        f"{_valued(ctx, scorer)}, {rate:,.0f} users/s"
+        f"{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
     )
 
 
@@ -306,6 +308,14 @@ def _valued(ctx: Context, scorer: Scorer) -> str:
     ctx.manifest.update(outcomes=list(types), order=ctx.config.score.order, outcomes_not_predicted=missing)
     without = f" (not predicted: {', '.join(missing)})" if missing else ""
     return f", outcomes {', '.join(types) or 'none'}{without}, order by {ctx.config.score.order}"
+
+
+def _unseen(ctx: Context, scorer: Scorer) -> str:
+    """Columns of the ranker with mostly unseen values, for the summary line; the manifest has the number of each column."""
+    counts = bundle_ranker.unseen_values(scorer.bundle.folder, scorer.bundle.second_stage)
+    if counts:
+        ctx.manifest["ranker_columns_unseen"] = {label: unseen for label, (unseen, _) in counts.items()}
+    return mostly_unseen(counts)
 
 
 def _left_out(ctx: Context) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -111,3 +112,67 @@ def test_a_single_value_and_none_are_two() -> None:
 def test_it_is_kept_as_json() -> None:
     for attribute in (fitted(["old"] * 10 + ["young"] * 10), fitted([number / 4 for number in range(100)])):
         assert Attribute.of_dict(json.loads(json.dumps(asdict(attribute)))) == attribute
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_is_missing(bad: float) -> None:
+    price = fitted([*(number / 4 for number in range(100)), bad])
+    assert len(price.edges) == NUM_BINS - 1
+    assert codes(price, 0.0, bad, None) == [3, MISSING, MISSING]
+    few = fitted([1.5] * 10 + [2.0] * 10 + [bad] * 10)
+    assert few.values == ("1.5", "2")
+    assert codes(few, 2.0, bad) == [4, MISSING]
+
+
+DAYS = pl.date_range(pl.date(2026, 1, 1), pl.date(2026, 4, 10), eager=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ([20, 30], [[20.0, 30.0], ["20.0", "30"], [" 20 ", "30.00"]]),
+        ([1.5, -0.0], [["1.50", "0"], ["1.5", "-0.0"]]),
+        ([True, False], [[1, 0], [1.0, 0.0], ["True", "False"], ["true", "false"], ["1", "0"]]),
+        ([[1, 0], [0]], [[[1.0, 0.0], [0.0]], [[True, False], [False]], [["1", "0.0"], ["false"]]]),
+    ],
+)
+def test_a_value_is_the_same_in_every_type(first: list[Any], later: list[list[Any]]) -> None:
+    attribute = fitted(first * 10)
+    known = codes(attribute, *first)
+    assert RARE not in np.ravel(known)
+    assert [codes(attribute, *values) for values in later] == [known] * len(later)
+
+
+def test_text_with_zeros_in_front_stays_as_it_is() -> None:
+    assert fitted(["0120", "120", "1.0.0"] * 10).values == ("0120", "1.0.0", "120")
+
+
+@pytest.mark.parametrize("days", [DAYS, DAYS.head(10)])
+def test_days_and_times_of_any_unit_are_the_same(days: pl.Series) -> None:
+    several = pl.concat([days] * 10)
+    attribute = Attribute.fit("users", several.alias("since"), np.ones(len(several), bool))
+    known = attribute.codes(days).tolist()
+    assert len(np.unique(known)) == (NUM_BINS if attribute.edges else 10)
+    for kind in (pl.Datetime("ms"), pl.Datetime("us"), pl.Datetime("ns"), pl.Datetime("ms", "UTC")):
+        assert attribute.codes(days.cast(kind)).tolist() == known
+    if not attribute.edges:
+        for written in (days, days.cast(pl.Datetime("ms")), days.cast(pl.Datetime("us"))):
+            assert attribute.codes(written.cast(pl.String)).tolist() == known
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([timedelta(days=1)], "Duration"),
+        ([[timedelta(days=1)]], "List.Duration"),
+        ([[[1], [2]]], "List.List"),
+        ([[{"a": 1}]], "List.Struct"),
+        ([b"a"], "Binary"),
+        ([[b"a"]], "List.Binary"),
+    ],
+)
+def test_a_type_without_text_is_refused_at_any_time(values: list[Any], kind: str) -> None:
+    with pytest.raises(Unusable, match=f"a column of type {kind}"):
+        fitted(values * 30)
+    with pytest.raises(Unusable, match=f"a column of type {kind}"):
+        Attribute("users", "age", ("1",)).codes(pl.Series("age", values))

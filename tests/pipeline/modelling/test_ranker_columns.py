@@ -1,12 +1,14 @@
 """Tables of the ranker's columns: from the tables of ingest, by any numbering of users and items; kept as JSON."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from features.attributes import FIRST, MISSING, RARE, Attribute
-from pipeline.modelling.ranker_columns import ColumnFigures, RankerColumns
+from pipeline.errors import LookbackError
+from pipeline.modelling.ranker_columns import ColumnFigures, RankerColumns, mostly_unseen
 
 COLUMNS = RankerColumns(
     (
@@ -60,6 +62,26 @@ def test_a_table_or_column_that_is_gone_is_missing(ingest: Path) -> None:
     tables = COLUMNS.tables(ingest, pl.Series([7]), pl.Series(["a"]))
     assert tables.users.tolist() == [[MISSING, AGE + FIRST], [MISSING, AGE + RARE]]
     assert tables.items[1].tolist() == tables.items[2].tolist() == [RARE, 0, PRICE + RARE]
+
+
+def test_a_column_that_cannot_be_read_is_named(ingest: Path) -> None:
+    users = pl.DataFrame({"user_id": [7], "age": [timedelta(days=18)]})
+    users.write_parquet(ingest / "users.parquet")
+    with pytest.raises(LookbackError, match=r"ranker.columns: users.age: a column of type Duration"):
+        COLUMNS.tables(ingest, pl.Series([7]), pl.Series(["a"]))
+
+
+def test_unseen_values_are_counted(ingest: Path) -> None:
+    tables = COLUMNS.tables(ingest, pl.Series([9, 7, 8]), pl.Series(["b", "a"]))
+    assert COLUMNS.unseen(tables) == {
+        "users.country": (1, 3),
+        "users.age": (1, 3),
+        "items.genres": (1, 3),
+        "items.price": (0, 2),
+    }, "xx, 25, odd; love and war are two values of one item"
+    said = mostly_unseen({"users.age": (3, 6), "items.price": (1200, 2000)})
+    assert said == ", 1,200 of 2,000 values of items.price rare or unseen in training"
+    assert mostly_unseen({}) == ""
 
 
 def test_every_value_knows_the_rare_one_of_its_column() -> None:

@@ -155,3 +155,6 @@ def test_later_users_and_items_are_read_from_the_tables_of_their_log(folder: Pat
     assert stage.columns.users[:, 0].tolist() == [DE, UNKNOWN, UNKNOWN, DE, UNKNOWN], "10, 20, 30, 40, others"
     assert tonight.items.ids.to_list()[7:] == ["x", "y"]
     assert stage.columns.items[:, 0].tolist() == [0, *[UNKNOWN] * 8, 3, UNKNOWN]
+    unseen = bundle_ranker.unseen_values(tonight.folder, stage)
+    assert unseen == {"users.country": (2, 4), "items.brand": (8, 9)}, "one brand of nine items is known"
+    assert bundle_ranker.unseen_values(tonight.folder, None) == {}

@@ -75,6 +75,8 @@ def test_columns_from_the_tables_to_the_lists(with_users: Workdir) -> None:
     assert len(np.unique(tables.users[:-1])) == 3
     assert tables.items.shape == (len(bundle.items) + 2, 1)
     assert len(np.unique(tables.items[1:-1])) > 10
+    score = read(with_users.artifact("score", *settings) / "manifest.json")
+    assert score["ranker_columns_unseen"] == {"users.group": 0, "items.price": 0}
     recommended = with_users("recommend", "--user", str(bundle.users.ids[0]), *settings)
     assert recommended.code == 0, recommended.err
 
