@@ -447,7 +447,7 @@ def _explain(error: pydantic.ValidationError, tree: dict[str, Any], where: str) 
         key = ".".join(path[: 2 if path[:1] and path[0] in sections() else 1])
         if problem["type"] in ("value_error", "assertion_error"):
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-            lines.append(message if path and path[0] in message else f"{key}: {message}")
+            lines.append(message if not path or path[0] in message else f"{key}: {message}")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing; expected {_expected(key, key_types().get(key), problem)}")
         else:

@@ -524,6 +524,7 @@ def test_outcomes_that_make_no_sense_are_one_message(settings: list[str], messag
         load_config(config, settings)
     (line,) = str(refused.value).splitlines()
     assert message in line
+    assert ": :" not in line
 
 
 def test_the_worth_of_an_outcome_may_be_typed_as_text_or_its_value() -> None:
