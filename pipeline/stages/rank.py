@@ -186,6 +186,11 @@ def _with_learnable(ranker: Ranker, retrieved: Retrieved) -> tuple[Retrieved, di
     return replace(retrieved, outcomes=retrieved.outcomes.of_types(types)), left_out
 
 
+def _few_values(outcomes: OutcomeLabels) -> dict[str, int]:
+    """Outcomes with too few values for a head of their value, and some, with their number."""
+    return {name: number for name, number in outcomes.num_values.items() if 0 < number < MIN_POSITIVES}
+
+
 def _directions(encoder: Encoder) -> torch.Tensor:
     """Unit item vectors of the encoder; row 0 is zero."""
     vectors = functional.normalize(encoder.item_vectors().detach().float(), dim=-1).cpu()
@@ -252,6 +257,7 @@ def _report(
         facts["outcomes"] = {
             "learned": {} if retrieved.outcomes is None else retrieved.outcomes.num_positives,
             "left_out": left_out,
+            "values_left_out": {} if retrieved.outcomes is None else _few_values(retrieved.outcomes),
         }
     if columns is not None:
         facts["columns"] = asdict(columns)
@@ -275,9 +281,10 @@ def _outcomes(facts: Mapping[str, Any]) -> str:
     """Outcomes learned and left out, for the summary line."""
     if "outcomes" not in facts:
         return ""
-    learned, left_out = (
-        ", ".join(f"{name} ({number:,} positives)" for name, number in facts["outcomes"][kind].items())
-        for kind in ("learned", "left_out")
+    learned, left_out, values = (
+        ", ".join(f"{name} ({number:,} {unit})" for name, number in facts["outcomes"][kind].items())
+        for kind, unit in (("learned", "positives"), ("left_out", "positives"), ("values_left_out", "values"))
     )
     few = f"; left out, expected {MIN_POSITIVES} positives: {left_out}" if left_out else ""
+    few += f"; values left out, expected {MIN_POSITIVES}: {values}" if values else ""
     return f"; outcomes: {learned or 'none'}{few}"
