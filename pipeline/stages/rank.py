@@ -186,11 +186,6 @@ def _with_learnable(ranker: Ranker, retrieved: Retrieved) -> tuple[Retrieved, di
     return replace(retrieved, outcomes=retrieved.outcomes.of_types(types)), left_out
 
 
-def _few_values(outcomes: OutcomeLabels) -> dict[str, int]:
-    """Outcomes with too few values for a head of their value, and some, with their number."""
-    return {name: number for name, number in outcomes.num_values.items() if 0 < number < MIN_POSITIVES}
-
-
 def _directions(encoder: Encoder) -> torch.Tensor:
     """Unit item vectors of the encoder; row 0 is zero."""
     vectors = functional.normalize(encoder.item_vectors().detach().float(), dim=-1).cpu()
@@ -254,11 +249,7 @@ def _report(
         "calibration": calibration.as_dict(),
     } | effect
     if ctx.config.outcomes is not None:
-        facts["outcomes"] = {
-            "learned": {} if retrieved.outcomes is None else retrieved.outcomes.num_positives,
-            "left_out": left_out,
-            "values_left_out": {} if retrieved.outcomes is None else _few_values(retrieved.outcomes),
-        }
+        facts["outcomes"] = _outcome_facts(retrieved.outcomes, left_out)
     if columns is not None:
         facts["columns"] = asdict(columns)
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
@@ -275,6 +266,18 @@ def _report(
         + ("" if columns is None else f"; {columns.sentence}")
         + _outcomes(facts)
     )
+
+
+def _outcome_facts(
+    learned: OutcomeLabels | None, left_out: Mapping[str, int]
+) -> dict[str, Mapping[str, int]]:
+    """Positives of outcomes learned and left out, and the values of those with some, but too few for a head of their value."""
+    values = {} if learned is None else learned.num_values
+    return {
+        "learned": {} if learned is None else learned.num_positives,
+        "left_out": left_out,
+        "values_left_out": {name: number for name, number in values.items() if 0 < number < MIN_POSITIVES},
+    }
 
 
 def _outcomes(facts: Mapping[str, Any]) -> str:

@@ -112,7 +112,7 @@ def test_the_price_of_utility_in_words_and_in_the_report(tmp_path: Path) -> None
     from_debt = replace(
         from_nothing,
         metrics={"next": {"ndcg@2": 0.5, "utility@2": -2.0}},
-        paired=dearer.paired | {"ndcg@2": replace(lost, difference=0.0)},
+        paired={**dearer.paired, "ndcg@2": replace(lost, difference=0.0)},
     )
     assert from_debt.sentence == (
         "The order of utility brings 0.1 more utility@2 per list, from -2; it costs no ndcg@2."

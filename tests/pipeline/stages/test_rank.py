@@ -214,9 +214,9 @@ def test_values_that_are_too_few_are_named() -> None:
     value[0, :, 0] = 1
     value[0, :199, 1] = 1
     labels = OutcomeLabels(("buy", "rent", "view"), np.ones_like(value), value)
-    few = rank._few_values(labels)
-    assert few == {"rent": 199}
-    facts = {"learned": {"rent": 250}, "left_out": {}, "values_left_out": few}
+    facts = rank._outcome_facts(labels, {})
+    assert facts["values_left_out"] == {"rent": 199}
     assert rank._outcomes({"outcomes": facts}) == (
-        "; outcomes: rent (250 positives); values left out, expected 200: rent (199 values)"
+        "; outcomes: buy (250 positives), rent (250 positives), view (250 positives); "
+        "values left out, expected 200: rent (199 values)"
     )
