@@ -134,8 +134,9 @@ class Config(Section):
     @pydantic.model_validator(mode="after")
     def _ranker_fits_the_log(self) -> "Config":
         attribute_columns(self.users, self.items, self.ranker.columns)
-        check_outcomes(self.outcomes, self.utility, self.events.types or {})
-        check_order(self.score.order, self.utility, self.ranker.use)
+        columns = {*self.events.columns, *self.events.table.filled_by_pattern}
+        check_outcomes(self.outcomes, self.utility, columns, self.events.types or {})
+        check_order(self.score.order, self.utility, self.ranker.use, self.publish.system)
         return self
 
     @pydantic.model_validator(mode="after")
@@ -390,9 +391,18 @@ def _refuse_unknown(tree: dict[str, Any], where: str, prefix: str = "") -> None:
             _refuse_unknown(value, where, f"{key}.")
         elif key not in key_types():
             raise ConfigError(f"{where}: unknown key {key!r}; {_nearest(key, prefix)}")
-        elif isinstance(value, bool) and not {bool, Any} & set(_options(key_types()[key])):
-            expected = type_name(key_types()[key])
-            raise ConfigError(f"{where}: {key}: received {str(value).lower()}, expected {expected}")
+        else:
+            _refuse_booleans(value, key_types()[key], f"{where}: {key}")
+
+
+def _refuse_booleans(value: Any, annotation: Any, where: str) -> None:
+    """Raise ConfigError for true or false where another type is expected, in a table too."""
+    options = _options(annotation)
+    if isinstance(value, bool) and not {bool, Any} & set(options):
+        raise ConfigError(f"{where}: received {str(value).lower()}, expected {type_name(annotation)}")
+    inner = [get_args(option)[-1] for option in options if get_origin(option) is dict]
+    for name, part in value.items() if isinstance(value, dict) and inner else ():
+        _refuse_booleans(part, inner[0], f"{where}.{name}")
 
 
 def _nearest(key: str, prefix: str) -> str:
@@ -437,7 +447,7 @@ def _explain(error: pydantic.ValidationError, tree: dict[str, Any], where: str) 
         key = ".".join(path[: 2 if path[:1] and path[0] in sections() else 1])
         if problem["type"] in ("value_error", "assertion_error"):
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-            lines.append(message if path and path[0] in message else f"{key}: {message}")
+            lines.append(message if not path or path[0] in message else f"{key}: {message}")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing; expected {_expected(key, key_types().get(key), problem)}")
         else:

@@ -66,7 +66,7 @@ def importances(
     fit: RankerFit, places: Sequence[ColumnPlaces], retrieved: Retrieved, seed: int
 ) -> dict[str, float]:
     """NDCG@10 that shuffling each column among the users, or items, of the choosing lists costs (Breiman 2001)."""
-    chosen, stage = retrieved.select(fit.chooses), fit.stage
+    chosen, stage = _choosing(fit, retrieved), fit.stage
     assert stage.columns is not None
     rows = {
         "users": np.unique(chosen.user),
@@ -80,17 +80,22 @@ def importances(
     return costs
 
 
+def _choosing(fit: RankerFit, retrieved: Retrieved) -> Retrieved:
+    """Lists that choose the epoch, without those of users who took nothing: these choose by their outcomes alone."""
+    return retrieved.select(fit.chooses & retrieved.is_active)
+
+
 def _ndcg(stage: SecondStage, retrieved: Retrieved) -> Float64:
     return ndcg_of(stage.score(retrieved.histories, retrieved.items, retrieved.scores), retrieved)
 
 
 def _mean(fit: RankerFit, retrieved: Retrieved) -> float:
-    return float(_ndcg(fit.stage, retrieved.select(fit.chooses)).mean())
+    return float(_ndcg(fit.stage, _choosing(fit, retrieved)).mean())
 
 
 def _gain(first: RankerFit, second: RankerFit, retrieved: Retrieved, seed: int) -> Difference:
     """Paired difference in NDCG@10, resampled by users."""
-    chosen = retrieved.select(first.chooses)
+    chosen = _choosing(first, retrieved)
     users, user = np.unique(chosen.user, return_inverse=True)
     values = {name: _ndcg(fit.stage, chosen) for name, fit in (("first", first), ("second", second))}
     means = UserMeans.of(values, user, len(users))

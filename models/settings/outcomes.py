@@ -1,7 +1,7 @@
 """Settings of several outcomes: their event types, and the utility of each."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,33 +23,55 @@ class OutcomeSettings:
             )
 
     def check_types(self, weights: Mapping[str, float]) -> None:
-        """Raise ValueError for a type that `weights`, those of `events.types`, lack or make a dislike."""
+        """Raise ValueError for a type that `weights`, those of `events.types`, lack or give no weight above 0."""
         taken = [name for name, weight in weights.items() if weight > 0]
         for name in self.types:
             if weights and name not in taken:
-                kind = "a dislike" if name in weights else "no type of events.types"
+                kind = (
+                    f"of weight {weights[name]:g} in events.types"
+                    if name in weights
+                    else "no type of events.types"
+                )
                 raise ValueError(
-                    f"outcomes.types: received {name!r}, {kind}; expected some of: {', '.join(taken)}"
+                    f"outcomes.types: received {name!r}, {kind}; expected some of weight above 0: {', '.join(taken)}"
                 )
 
 
 def check_outcomes(
-    outcomes: OutcomeSettings | None, utility: Utilities | None, weights: Mapping[str, float]
+    outcomes: OutcomeSettings | None,
+    utility: Utilities | None,
+    columns: Collection[str],
+    weights: Mapping[str, float],
 ) -> None:
-    """Raise ValueError for outcomes and utilities that make no sense. weights: of `events.types`, empty without any."""
+    """Raise ValueError for outcomes and utilities that make no sense.
+
+    columns: of the log, by our names; weights: of `events.types`, empty without any.
+    """
     if outcomes is not None:
+        if "event_type" not in columns:
+            raise ValueError(
+                "outcomes: received a section, but events.columns names no event_type; expected a column for it, or remove "
+                "[outcomes]"
+            )
         outcomes.check_types(weights)
     if utility is not None:
-        check_utility(utility, [] if outcomes is None else outcomes.types)
+        check_utility(utility, [] if outcomes is None else outcomes.types, has_values="value" in columns)
 
 
-def check_utility(utility: Utilities, learned: Sequence[str]) -> None:
-    """Raise ValueError for the utility of an outcome that is not learned, and for one that is no amount."""
+def check_utility(utility: Utilities, learned: Sequence[str], *, has_values: bool = True) -> None:
+    """Raise ValueError for the utility of an outcome that is not learned, and for one that is no amount.
+
+    has_values: whether the log's events have values.
+    """
     for name, worth in utility.items():
         if name not in learned:
             expected = f"some of outcomes.types: {', '.join(learned)}" if learned else "a section [outcomes]"
             raise ValueError(
                 f"utility.{name}: received the utility of an outcome that is not learned, expected {expected}"
+            )
+        if worth == "value" and not has_values:
+            raise ValueError(
+                f"utility.{name}: received 'value', but events.columns names no value; expected a column for it, or a number"
             )
         if worth != "value" and not 0 <= worth < math.inf:
             raise ValueError(f"utility.{name}: received {worth}, expected 0 or more, or 'value'")
@@ -57,8 +79,11 @@ def check_utility(utility: Utilities, learned: Sequence[str]) -> None:
         raise ValueError("utility: received no utility above 0, expected one at least, such as click = 0.1")
 
 
-def check_order(order: str, utility: Utilities | None, ranker: str) -> None:
-    """Raise ValueError where an order by expected utility lacks utilities or the second stage, `ranker.use`."""
+def check_order(order: str, utility: Utilities | None, ranker: str, system: str = "auto") -> None:
+    """Raise ValueError where an order by expected utility lacks utilities, the second stage (`ranker.use`), or a published model.
+
+    system: `publish.system`.
+    """
     if order != "utility":
         return
     if utility is None:
@@ -69,4 +94,9 @@ def check_order(order: str, utility: Utilities | None, ranker: str) -> None:
         raise ValueError(
             "score.order: received 'utility' with ranker.use 'never', expected 'auto' or 'always': the second stage learns "
             "the outcomes; or set score.order = 'next'"
+        )
+    if system not in ("auto", "lookback"):
+        raise ValueError(
+            f"score.order: received 'utility' with publish.system {system!r}, a baseline, which predicts no outcomes; set "
+            "publish.system = 'lookback' or score.order = 'next'"
         )

@@ -68,13 +68,14 @@ def with_outcomes(
         user = evaluation.targets.user
         report = with_metrics(report, SystemComparison.of(values, user, settings.resamples, settings.seed))
     heads = None if both is None else both[0].stage.ranker.heads
-    if both is None or heads is None:
+    if both is None or heads is None or config.outcomes is None:
         return report
     system, numbering = both
-    lists = held_out_lists(config, dataset, system, numbering, heads.types)
+    lists = held_out_lists(config, dataset, system, numbering, config.outcomes.types)
     found = predict(system.stage, *lists.inputs)
-    qualities = {name: _quality(found, lists, place) for place, name in enumerate(heads.types)}
-    own = None if config.utility is None else orders(found, lists, config.utility, settings)
+    predicted = replace(lists, labels=lists.labels.of_types(heads.types))
+    qualities = {name: _quality(found, predicted, place) for place, name in enumerate(heads.types)}
+    own = None if config.utility is None else orders(found, heads.types, lists, config.utility, settings)
     return replace(report, outcomes=qualities, orders=own)
 
 
@@ -94,14 +95,21 @@ def held_out_lists(
 
 
 def orders(
-    found: Predictions, lists: HeldOutLists, utilities: Utilities, settings: MetricSettings
+    found: Predictions,
+    types: Sequence[str],
+    lists: HeldOutLists,
+    utilities: Utilities,
+    settings: MetricSettings,
 ) -> OutcomeOrders:
-    """Both orders of the lists of users who took something, at the shortest list length."""
-    utility, k = Utility.of(utilities, lists.labels.types), settings.list_length
+    """Both orders of the lists of users who took something, at the shortest list length.
+
+    types: outcomes predicted, which order the lists; the realised utility is that of all outcomes of the lists' labels.
+    """
+    expected, k = Utility.of(utilities, types), settings.list_length
     retrieved, active = lists.retrieved, lists.retrieved.is_active
-    realised = utility(lists.labels.done, lists.labels.value)
+    realised = Utility.of(utilities, lists.labels.types)(lists.labels.done, lists.labels.value)
     values = {}
-    for name, own in ((NEXT, None), (UTILITY, utility)):
+    for name, own in ((NEXT, None), (UTILITY, expected)):
         order = found.order(retrieved.items, own)
         places = np.broadcast_to(-np.arange(order.shape[1], dtype=np.float32), order.shape)
         by_place = np.empty(order.shape, np.float32)

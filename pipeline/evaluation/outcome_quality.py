@@ -43,15 +43,18 @@ class OutcomeOrders:
 
     @property
     def sentence(self) -> str:
-        """Relevance that a percent of utility costs."""
+        """Relevance that a percent of utility costs; both in amounts where the order of the next item realises none above 0."""
         ndcg, utility = (
             next(name for name in self.paired if name.startswith(own)) for own in ("ndcg", "utility")
         )
-        gained, lost = (
-            self.paired[name].difference / self.metrics["next"][name] if self.metrics["next"][name] else 0.0
-            for name in (utility, ndcg)
-        )
         if self.paired[utility].low <= 0:
             return "The order of utility shows no more utility than that of the next item."
-        price = f"{-lost / gained:.2f} % of {ndcg}" if lost < 0 else f"no {ndcg}"
-        return f"The order of utility brings {gained:.1%} more utility; each percent of it costs {price}."
+        gained, lost = (self.paired[name].difference for name in (utility, ndcg))
+        base, relevance = (self.metrics["next"][name] for name in (utility, ndcg))
+        if base <= 0:
+            price = f"{-lost:.4f} of {ndcg}" if lost < 0 else f"no {ndcg}"
+            return f"The order of utility brings {gained:.4g} more {utility} per list, from {base:.4g}; it costs {price}."
+        price = f"{-lost / relevance / (gained / base):.2f} % of {ndcg}" if lost < 0 else f"no {ndcg}"
+        return (
+            f"The order of utility brings {gained / base:.1%} more utility; each percent of it costs {price}."
+        )

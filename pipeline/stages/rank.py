@@ -249,10 +249,7 @@ def _report(
         "calibration": calibration.as_dict(),
     } | effect
     if ctx.config.outcomes is not None:
-        facts["outcomes"] = {
-            "learned": {} if retrieved.outcomes is None else retrieved.outcomes.num_positives,
-            "left_out": left_out,
-        }
+        facts["outcomes"] = _outcome_facts(retrieved.outcomes, left_out)
     if columns is not None:
         facts["columns"] = asdict(columns)
     write_json(ctx.folder / second_stage.DESCRIPTION, facts)
@@ -271,13 +268,26 @@ def _report(
     )
 
 
+def _outcome_facts(
+    learned: OutcomeLabels | None, left_out: Mapping[str, int]
+) -> dict[str, Mapping[str, int]]:
+    """Positives of outcomes learned and left out, and the values of those with some, but too few for a head of their value."""
+    values = {} if learned is None else learned.num_values
+    return {
+        "learned": {} if learned is None else learned.num_positives,
+        "left_out": left_out,
+        "values_left_out": {name: number for name, number in values.items() if 0 < number < MIN_POSITIVES},
+    }
+
+
 def _outcomes(facts: Mapping[str, Any]) -> str:
     """Outcomes learned and left out, for the summary line."""
     if "outcomes" not in facts:
         return ""
-    learned, left_out = (
-        ", ".join(f"{name} ({number:,} positives)" for name, number in facts["outcomes"][kind].items())
-        for kind in ("learned", "left_out")
+    learned, left_out, values = (
+        ", ".join(f"{name} ({number:,} {unit})" for name, number in facts["outcomes"][kind].items())
+        for kind, unit in (("learned", "positives"), ("left_out", "positives"), ("values_left_out", "values"))
     )
     few = f"; left out, expected {MIN_POSITIVES} positives: {left_out}" if left_out else ""
+    few += f"; values left out, expected {MIN_POSITIVES}: {values}" if values else ""
     return f"; outcomes: {learned or 'none'}{few}"

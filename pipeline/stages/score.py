@@ -301,13 +301,14 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
 
 def _valued(ctx: Context, scorer: Scorer) -> str:
     """Outcomes of expected utilities, and those without a head, for the summary line; the manifest has both."""
-    utilities, types = ctx.config.utility or {}, outcome_order.types_of(scorer.bundle)
     if ctx.config.outcomes is None:
         return ""
-    missing = [name for name in utilities if name not in types]
-    ctx.manifest.update(outcomes=list(types), order=ctx.config.score.order, outcomes_not_predicted=missing)
+    bundle = scorer.bundle
+    types, order = outcome_order.types_of(bundle), outcome_order.order_of(bundle, ctx.config.score.order)
+    missing = outcome_order.not_predicted(bundle, ctx.config.utility or {})
+    ctx.manifest.update(outcomes=list(types), order=order, outcomes_not_predicted=missing)
     without = f" (not predicted: {', '.join(missing)})" if missing else ""
-    return f", outcomes {', '.join(types) or 'none'}{without}, order by {ctx.config.score.order}"
+    return f", outcomes {', '.join(types) or 'none'}{without}, order by {order}"
 
 
 def _unseen(ctx: Context, scorer: Scorer) -> str:

@@ -268,7 +268,7 @@ def main() -> None:
         assert found is not None
         assert config.utility is not None
         metric_settings = MetricSettings((10,), RESAMPLES, config.seed)
-        show_orders(outcome_metrics.orders(found, lists, config.utility, metric_settings))
+        show_orders(outcome_metrics.orders(found, types, lists, config.utility, metric_settings))
     print(f"\n{time.monotonic() - began:.0f} s")
 
 

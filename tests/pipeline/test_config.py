@@ -495,6 +495,27 @@ def test_dates_within_lists_are_text_too(minimal: Path) -> None:
             "score.order: received 'utility' with ranker.use 'never'",
         ),
         (["score.order=worth"], "score.order: received 'worth', expected next, utility"),
+        (
+            ['outcomes.types=["VIEW"]', "utility.VIEW=value"],
+            "utility.VIEW: received 'value', but events.columns names no value",
+        ),
+        (
+            ['outcomes.types=["VIEW"]', "utility.VIEW=true"],
+            "utility.VIEW: received true, expected number or value",
+        ),
+        (["events.types={VIEW = true}"], "events.types.VIEW: received true, expected number"),
+        (
+            [
+                'events.columns={user_id = "a", item_id = "b", timestamp = "t"}',
+                "events.types={}",
+                'outcomes.types=["VIEW"]',
+            ],
+            "events.columns names no event_type",
+        ),
+        (
+            ['outcomes.types=["VIEW"]', "utility.VIEW=1", "score.order=utility", "publish.system=popularity"],
+            "a baseline, which predicts no outcomes; set publish.system = 'lookback' or score.order = 'next'",
+        ),
     ],
 )
 def test_outcomes_that_make_no_sense_are_one_message(settings: list[str], message: str) -> None:
@@ -503,3 +524,14 @@ def test_outcomes_that_make_no_sense_are_one_message(settings: list[str], messag
         load_config(config, settings)
     (line,) = str(refused.value).splitlines()
     assert message in line
+    assert ": :" not in line
+
+
+def test_the_worth_of_an_outcome_may_be_typed_as_text_or_its_value() -> None:
+    config = next(path for path in SHIPPED if path.name == "deskdrop.toml")
+    columns = ", ".join(
+        f'{name} = "{name}"' for name in ("user_id", "item_id", "timestamp", "event_type", "value")
+    )
+    settings = [f"events.columns={{{columns}}}", 'outcomes.types=["VIEW", "LIKE"]']
+    loaded = load_config(config, [*settings, 'utility={VIEW = "0.1", LIKE = "value"}', "score.order=utility"])
+    assert loaded.utility == {"VIEW": 0.1, "LIKE": "value"}

@@ -233,3 +233,17 @@ def test_noise_alone_is_not_taken_unless_it_is_named() -> None:
     assert asked == [(), ("users.noise",), ("users.noise",)]
     assert importances(named.fit, (), retrieved, 0) == {}
     assert choose_columns(fit, (), retrieved, 0).taken == ()
+
+
+def test_lists_of_idle_users_do_not_dilute_the_choice() -> None:
+    """With heads of outcomes lists without anything taken choose the epoch too; NDCG is over the others."""
+    retrieved, tables = planted()
+    fit = fit_on(retrieved, tables, replace(SETTINGS, epochs=1, item_vectors=False), [])
+    idle = np.arange(NUM_LISTS) % 2 == 0
+    some = replace(retrieved, num_relevant=np.where(idle, 0, 1), relevant=retrieved.relevant & ~idle[:, None])
+    given = given_columns(
+        lambda labels: replace(fit(labels), chooses=np.ones(NUM_LISTS, bool)), PLACES, some, 0
+    )
+    own = given_columns(lambda labels: replace(fit(labels), chooses=~idle), PLACES, some, 0)
+    assert given.ndcg == pytest.approx(own.ndcg)
+    assert given.importance == pytest.approx(own.importance)

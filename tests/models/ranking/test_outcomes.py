@@ -197,11 +197,15 @@ def test_settings_refuse_what_cannot_be_learned() -> None:
         OutcomeSettings([])
     with pytest.raises(ValueError, match=r"outcomes\.types: received \['a', 'a'\]"):
         OutcomeSettings(["a", "a"])
-    weights = {"click": 1.0, "hide": -1.0}
+    weights = {"click": 1.0, "hide": -1.0, "view": 0.0}
     OutcomeSettings(["click"]).check_types(weights)
     OutcomeSettings(["buy"]).check_types({})  # the log decides
-    with pytest.raises(ValueError, match=r"received 'hide', a dislike; expected some of: click"):
+    with pytest.raises(
+        ValueError, match=r"received 'hide', of weight -1 in events\.types; expected .*: click$"
+    ):
         OutcomeSettings(["hide"]).check_types(weights)
+    with pytest.raises(ValueError, match=r"received 'view', of weight 0 in events\.types"):
+        OutcomeSettings(["view"]).check_types(weights)
     with pytest.raises(ValueError, match=r"received 'buy', no type of events\.types"):
         OutcomeSettings(["buy"]).check_types(weights)
 

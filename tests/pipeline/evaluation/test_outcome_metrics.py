@@ -18,6 +18,7 @@ from pipeline.evaluation.report import EvaluationReport
 from tests.evaluation_reports import evaluation_report
 
 NAN = float("nan")
+TYPES = ("click", "buy")
 SETTINGS = MetricSettings((2,), 200, 0)
 
 
@@ -48,7 +49,7 @@ def predictions() -> Predictions:
 
 
 def test_both_orders_by_pencil() -> None:
-    found = orders(predictions(), lists(), {"click": 1.0, "buy": "value"}, SETTINGS)
+    found = orders(predictions(), TYPES, lists(), {"click": 1.0, "buy": "value"}, SETTINGS)
     assert (found.requests, found.users) == (2, 2)
     second = 1 / np.log2(3)
     # by score the lists are 1, 2; by utility 3, 1: the first user's click comes second, the other's third item first
@@ -58,6 +59,15 @@ def test_both_orders_by_pencil() -> None:
     low, high = found.intervals["utility"]["utility@2"]
     assert low == 1
     assert high == 9
+
+
+def test_an_outcome_without_a_head_is_realised_but_orders_nothing() -> None:
+    """As `utility@k` of all systems: what users did counts, predicted or not."""
+    found = predictions()
+    of_clicks = Predictions(found.score, found.probability[..., :1], found.value[..., :1])
+    own = orders(of_clicks, TYPES[:1], lists(), {"click": 1.0, "buy": "value"}, MetricSettings((3,), 200, 0))
+    assert own.metrics["next"] == own.metrics["utility"]
+    assert own.metrics["next"]["utility@3"] == pytest.approx((1 + 9) / 2)
 
 
 def test_quality_by_pencil() -> None:
@@ -85,7 +95,7 @@ def test_realised_utility_of_any_lists() -> None:
 
 
 def test_the_price_of_utility_in_words_and_in_the_report(tmp_path: Path) -> None:
-    found = orders(predictions(), lists(), {"click": 1.0, "buy": "value"}, SETTINGS)
+    found = orders(predictions(), TYPES, lists(), {"click": 1.0, "buy": "value"}, SETTINGS)
     assert found.sentence == "The order of utility shows no more utility than that of the next item."
     gained = replace(found.paired["utility@2"], difference=0.1, low=0.05)
     lost = replace(found.paired["ndcg@2"], difference=-0.05)
@@ -94,6 +104,18 @@ def test_the_price_of_utility_in_words_and_in_the_report(tmp_path: Path) -> None
     )
     assert dearer.sentence == (
         "The order of utility brings 20.0% more utility; each percent of it costs 0.50 % of ndcg@2."
+    )
+    from_nothing = replace(dearer, metrics={"next": {"ndcg@2": 0.5, "utility@2": 0.0}})
+    assert from_nothing.sentence == (
+        "The order of utility brings 0.1 more utility@2 per list, from 0; it costs 0.0500 of ndcg@2."
+    )
+    from_debt = replace(
+        from_nothing,
+        metrics={"next": {"ndcg@2": 0.5, "utility@2": -2.0}},
+        paired={**dearer.paired, "ndcg@2": replace(lost, difference=0.0)},
+    )
+    assert from_debt.sentence == (
+        "The order of utility brings 0.1 more utility@2 per list, from -2; it costs no ndcg@2."
     )
     report = replace(
         evaluation_report({"lookback": {"ndcg@10": 0.5}}),

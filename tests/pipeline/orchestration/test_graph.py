@@ -384,15 +384,15 @@ def test_with_an_arm_that_is_not_there_the_lists_are_the_champion_s(
 def test_a_utility_evaluates_and_scores_anew_and_outcomes_train_the_ranker(
     load: Callable[..., Config],
 ) -> None:
-    types = 'outcomes.types=["buy"]'
+    column, types = "events.columns.event_type=e", 'outcomes.types=["buy"]'
     plain, learned, worth, dearer = (
-        fingerprints(load(*settings))
+        fingerprints(load(column, *settings))
         for settings in ([], [types], [types, "utility.buy=1.0"], [types, "utility.buy=2.0"])
     )
     changed = {name for name in STAGES if plain[name] != learned[name]}
     assert changed == {"rank", "evaluate", "publish", "score", "report"}
     for one, other in ((learned, worth), (worth, dearer)):
         anew = {name for name in STAGES if one[name] != other[name]}
-        assert anew == {"evaluate", "publish", "score", "report"}
+        assert anew == {"evaluate", "publish", "score", "monitor", "report"}
     node = resolve(load(), ["score"]).nodes
     assert not {"outcomes", "utility"} & {key for stage in node.values() for key in stage.settings}

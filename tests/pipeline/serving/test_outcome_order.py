@@ -21,7 +21,7 @@ from pipeline.sections import ScoreConfig
 from pipeline.serving import bundle_ranker, outcome_order, output_table
 from pipeline.serving.batch import Job, Scorer
 from pipeline.serving.bundle import Bundle, seal
-from tests.factories import small_bundle
+from tests.factories import small_baseline_bundle, small_bundle
 from tests.models.ranking.test_outcomes import planted
 from tests.pipeline.serving.test_bundle_baseline import a_log
 
@@ -110,6 +110,28 @@ def test_an_order_needs_an_outcome_that_the_model_predicts(folder: Path, tmp_pat
     assert outcome_order.with_utility(plain, "utility", UTILITIES) is plain
     with pytest.raises(LookbackError, match=r"outcomes learned: none, it has no ranker"):
         outcome_order.check_order(plain, "utility", UTILITIES)
+
+
+def test_a_worth_of_the_value_needs_its_head(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    utilities: Utilities = {"click": 0.5, "buy": "value", "like": 1.0}
+    assert outcome_order.not_predicted(bundle, utilities) == ["buy", "like"]
+    outcome_order.check_order(bundle, "utility", utilities)
+    with pytest.raises(LookbackError, match=r"learned: click, buy; without the value of buy\)"):
+        outcome_order.check_order(bundle, "utility", {"click": 0.0, "buy": "value"})
+
+
+def test_a_published_baseline_keeps_its_own_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_baseline_bundle(tmp_path / "bundle", "popularity", {})
+    bundle = Bundle.open(tmp_path / "bundle")
+    outcome_order.check_order(bundle, "utility", UTILITIES)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "popularity is published" in line
+    assert "publish.system = 'lookback'" in line
+    assert [outcome_order.order_of(bundle, order) for order in ("next", "utility")] == ["next", "next"]
+    assert outcome_order.not_predicted(bundle, UTILITIES) == ["click", "buy"]
+    outcome_order.check_order(bundle, "next", UTILITIES)
+    assert not capsys.readouterr().err
 
 
 def test_a_table_without_a_column_has_nulls() -> None:

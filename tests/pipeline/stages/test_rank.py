@@ -13,6 +13,7 @@ from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.ranking.calibration import Calibration
+from models.ranking.outcomes import OutcomeLabels
 from models.ranking.two_stage import TwoStage
 from pipeline.config import load_config
 from pipeline.dataset.dataset import Dataset
@@ -22,6 +23,7 @@ from pipeline.serving import bundle_ranker
 from pipeline.serving.batch import Log
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.pyfunc import Recommender
+from pipeline.stages import rank
 from tests.workdir import Workdir
 
 
@@ -205,3 +207,16 @@ def test_a_later_log_counts_for_the_ranker(finished: Workdir) -> None:
     fewer = bundle.counting(cut).second_stage
     assert fewer is not None
     assert len(fewer.statistics.moments) < len(bundle.second_stage.statistics.moments)
+
+
+def test_values_that_are_too_few_are_named() -> None:
+    value = np.full((1, 250, 3), np.nan, np.float32)
+    value[0, :, 0] = 1
+    value[0, :199, 1] = 1
+    labels = OutcomeLabels(("buy", "rent", "view"), np.ones_like(value), value)
+    facts = rank._outcome_facts(labels, {})
+    assert facts["values_left_out"] == {"rent": 199}
+    assert rank._outcomes({"outcomes": facts}) == (
+        "; outcomes: buy (250 positives), rent (250 positives), view (250 positives); "
+        "values left out, expected 200: rent (199 values)"
+    )
