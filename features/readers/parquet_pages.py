@@ -131,6 +131,8 @@ def _integer(fields: dict[int, Any], number: int) -> int:
 
 def _header(stream: BinaryIO, start: int) -> tuple[dict[int, Any], int]:
     """Fields of the page header at a position of the file, by number, and the position after it."""
+    if start < 0:
+        raise pa.ArrowInvalid("the place of a page is damaged")
     num_bytes = 256
     while num_bytes <= _LARGEST_HEADER:
         stream.seek(start)

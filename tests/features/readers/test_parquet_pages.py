@@ -1,5 +1,6 @@
 """Rows of a Parquet row group that are decoded at a time, by the headers of its pages."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,8 @@ def test_damaged_headers(tmp_path: Path) -> None:
         path.write_bytes(content[:4] + damage + content[4 + len(damage) :])
         with pytest.raises(ValueError, match="damaged"):
             list(parquet.read(path, FORM))
+
+
+def test_a_page_before_the_file_is_damage() -> None:
+    with pytest.raises(pa.ArrowInvalid, match="the place of a page is damaged"):
+        parquet_pages._header(io.BytesIO(b"PAR1"), -5)
