@@ -210,10 +210,14 @@ def _cut(objects: _Objects) -> Iterator[list[tuple[Mapping[str, Any] | None, Any
 
 
 def _as_text(value: Any) -> str | None:
-    if value is None:
+    if value is None or isinstance(value, json_values.Constant):
         return None
     try:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = (
+            value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False, default=lambda _constant: None)
+        )
     except RecursionError:  # nested too deep
         return None
     return text.encode("utf-8", errors="replace").decode()

@@ -219,6 +219,17 @@ def test_users_in_json(tmp_path: Path) -> None:
         side_tables.read_users([tmp_path / "u.json", tmp_path / "u.jsonl"], form, "int64")
 
 
+def test_a_constant_that_json_lacks_is_no_value(tmp_path: Path) -> None:
+    form = TableFormat("users", {"user_id": "id", "age": "age", "city": "city"})
+    path = tmp_path / "u.jsonl"
+    path.write_text(
+        '{"id": 1, "age": NaN, "city": {"x": Infinity}}\n{"id": 2, "age": 7, "city": [NaN, "Bern"]}\n'
+    )
+    rows = side_tables.read_users([path], form, "int64").frame.rows()
+    assert [row[:2] for row in rows] == [(1, None), (2, "7")]
+    assert "Bern" in str(rows[1][2])
+
+
 def test_articles_with_line_ends_in_quotes(tmp_path: Path) -> None:
     path = tmp_path / "shared_articles.csv"
     path.write_text(
