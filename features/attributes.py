@@ -32,7 +32,7 @@ _TRAILING_ZEROS = (
     (r"^((?:\d{4}-\d\d-\d\d \d\d:\d\d:)?[+-]?\d+\.\d*[1-9])0+$", "${1}"),
     (r"^(\d{4}-\d\d-\d\d) 00:00:00$", "${1}"),
 )
-"""Zeros at the end of a number, a time and a day, and what is left of it: 20 of 20.0, 1.5 of 1.50."""
+"""Trailing zeros of numbers, times and days: 20.0 is 20, and 1.50 is 1.5."""
 
 Codes = NDArray[np.int32]
 

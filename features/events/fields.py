@@ -9,7 +9,7 @@ from features.printable import printable
 
 KIND = pl.Categorical()
 MANY_TYPES, MANY_TYPE_BYTES = 10_000, 1 << 20
-"""Event types of a log, and bytes of their names among the rows read at a time: more are no types but text."""
+"""Maximum number of event types, and maximum bytes of their names: a column with more holds text."""
 Parsed = tuple[pl.Series, pl.Series | None]
 """[rows] values, and which rows have something that is none; None where none has."""
 
@@ -75,7 +75,7 @@ def event_types(column: pl.Series) -> Parsed:
 
 
 def check_types(names: Collection[str], where: str = "") -> None:
-    """Raise ValueError, its message after `where`, if event types are too many, or too long together, to be those of a log."""
+    """Raise ValueError for more or longer event types than a log has; `where` begins the message."""
     num_bytes = sum(min(len(name), ids.LONGEST_BYTES) for name in names)  # one far too long is a row's fault
     if len(names) > MANY_TYPES or num_bytes > MANY_TYPE_BYTES:
         found = (

@@ -1,4 +1,4 @@
-"""Weights of shown targets: an item counts by how often it is taken where users look at it, not by how often it is shown.
+"""Inverse-propensity weights of targets that were shown, against position and selection bias.
 
 The weight of a reaction to item i is 1 / P(a user looks at i), the inverse propensity of Schnabel et al. (2016), "Recommendations
 as Treatments", with the probability of a look at each place of Joachims et al. (2017), "Unbiased Learning-to-Rank with Biased
@@ -35,7 +35,7 @@ class PlaceLooks:
     by_place: Float64
     """[k], in (0, 1]"""
     method: Method
-    """swaps: from items that one user saw at several places; items: from items that any users did; none: all are alike."""
+    """Source of the looks. swaps: items that one user saw at several places; items: all items; none: all places are alike."""
 
     @classmethod
     def fit(cls, user: Int64, item: Int64, place: Int64, is_taken: NDArray[np.bool_]) -> "PlaceLooks":
@@ -64,7 +64,7 @@ class PlaceLooks:
 
 
 def _looks(group: Int64, place: Int64, is_taken: NDArray[np.bool_], num_places: int) -> Float64:
-    """[num_places] looks, from exposures of groups [e]; places of which nothing is known are looked at as seldom as any other."""
+    """[num_places] looks, from exposures of groups [e]; a place without reactions has the smallest."""
     cells, cell, shown = np.unique(group * num_places + place, return_inverse=True, return_counts=True)
     group, place = np.unique(cells // num_places, return_inverse=True)[1], cells % num_places
     taken = np.bincount(cell, is_taken, len(cells))
@@ -120,6 +120,6 @@ def inverse_looks(item: Int64, looks: Float64) -> Float32:
 
 
 def effective_share(weight: Float32) -> float:
-    """Effective number of weighted targets as a share of all: (sum w)^2 / (n * sum w^2), Kish (1965); 1 for equal weights."""
+    """Effective sample size as a share of the targets: (sum w)^2 / (n * sum w^2), Kish (1965)."""
     total = weight.sum(dtype=np.float64)
     return float(total**2 / (len(weight) * np.square(weight, dtype=np.float64).sum()))

@@ -25,7 +25,7 @@ _KEY = ["user", "item", "time"]
 
 @dataclass(frozen=True)
 class EventWeights:
-    """Weights of targets: 1 for events that are no reaction to an exposure, a mean of 1 for those that are."""
+    """Weights of events as targets, 1 on average; events without an exposure have 1."""
 
     weight: Float32
     """[events of the log]"""

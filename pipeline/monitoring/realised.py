@@ -1,4 +1,4 @@
-"""Utility that delivered lists brought: the worth of what users did with their items in the days after."""
+"""Realised utility of delivered lists, from the events on their items in the days after."""
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,7 @@ from pipeline.monitoring.ledger import Delivery
 def of_lists(
     dataset: Dataset, lists: pl.LazyFrame, delivery: Delivery, days: float, utilities: Utilities
 ) -> Float64:
-    """[users with a list], by user id: utility of the events of each list's items within `days`, as evaluation counts it.
+    """Realised utility of each list within `days`: [users with a list], by user id.
 
     lists: user_id and item_id. Raises LookbackError for an outcome whose type the log does not have.
     """

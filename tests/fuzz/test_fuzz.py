@@ -14,7 +14,7 @@ from tests.fuzz.fuzz import Origin
 MADE = fuzz.made_files()
 
 
-@pytest.mark.parametrize("cases", [60, pytest.param(900, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [60, pytest.param(1500, marks=pytest.mark.slow)])
 def test_damaged_files_lose_no_row_and_raise_no_traceback(cases: int) -> None:
     outcomes = fuzz.fuzz(0, cases, seed=1, origins=MADE)
     assert outcomes["read"] > cases / 3

@@ -29,7 +29,7 @@ from pipeline.orchestration.runner import bring_up_to_date
 START = 1_600_000_000
 COLUMNS = ("user", "item", "at", "kind", "worth")
 FORMS = ("csv", "csv.gz", "jsonl", "jsonl.gz")
-MANY_EXAMPLES = int(os.environ.get("LOOKBACK_EXAMPLES", "25"))
+MANY_EXAMPLES = int(os.environ.get("LOOKBACK_EXAMPLES", "40"))
 
 Row = tuple[str, str, str, str, str]
 FIRST: list[Row] = [

@@ -111,7 +111,7 @@ def is_whole_row_within(text: str | None) -> bool:
     return "\n" in (text or "")[:-1]
 
 
-@settings(max_examples=6)
+@settings(max_examples=10)
 @given(
     st.lists(
         st.tuples(some_ids.filter(lambda text: not is_whole_row_within(text)), some_ids, times, some_values),
