@@ -1,8 +1,8 @@
-"""Columns of the users' and items' tables that a model can read as values, by the configuration."""
+"""Columns of the users' and items' tables and of the log that a model can read as values, by the configuration."""
 
 from collections.abc import Collection
 
-from features.settings import ItemSettings, UserSettings
+from features.settings import EventSettings, ItemSettings, UserSettings
 
 IDS = {"users": "user_id", "items": "item_id"}
 """Tables and their columns of ids."""
@@ -11,7 +11,10 @@ READ_OTHERWISE = ("title", "text", "embedding")
 
 
 def attribute_columns(
-    users: UserSettings | None, items: ItemSettings | None, names: str | Collection[str]
+    users: UserSettings | None,
+    items: ItemSettings | None,
+    events: EventSettings,
+    names: str | Collection[str],
 ) -> list[tuple[str, str]]:
     """Table and name of each configured column that `names` means: auto, or such as `country` and `users.country`.
 
@@ -22,14 +25,15 @@ def attribute_columns(
         for table, settings in (("users", users), ("items", items))
         for name in (settings.columns if settings is not None else ())
         if name not in (IDS[table], *READ_OTHERWISE)
-    ]
+    ] + [("events", name) for name in events.further]
     if names == "auto":
         return known
     labels = {name for table, column in known for name in (column, f"{table}.{column}")}
     for name in names:
         if name not in labels:
             raise ValueError(
-                f"ranker.columns: received {name!r}, expected auto or columns of [users] and [items]: "
+                f"ranker.columns: received {name!r}, expected auto or columns of [users] and [items], or further ones "
+                "of [events]: "
                 + (", ".join(f"{table}.{column}" for table, column in known) or "they name none")
             )
     return [(table, column) for table, column in known if {column, f"{table}.{column}"} & set(names)]

@@ -1,4 +1,4 @@
-"""Columns of users and items as codes: a code per value of a category, or per quantile bin of a number."""
+"""Columns of users, items and events as codes: a code per value of a category, or per quantile bin of a number."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 MIN_COUNT = 10
-"""Users or items of the training period that share a value, below which it counts as rare."""
+"""Users, items or events of the training period that share a value, below which it counts as rare."""
 MAX_VALUES = 1000
 """Maximum number of values of a column, the most frequent ones."""
 MAX_LEVELS = 50
@@ -46,7 +46,7 @@ class Attribute:
     """Codes of a column, fitted on the rows of the training period."""
 
     table: str
-    """users or items"""
+    """users, items or events"""
     name: str
     values: tuple[str, ...] = ()
     """Known categories, the most frequent first."""
@@ -64,21 +64,29 @@ class Attribute:
         Raises Unusable for a column without a value there, with a value of its own in every row, or with one code alone.
         """
         own = column.filter(pl.Series(is_trained))
-        lists = _as_lists(own)
-        numbers = _as_numbers(own, lists)
+        return cls.counted(table, own, np.ones(len(own), np.int64))
+
+    @classmethod
+    def counted(cls, table: str, column: pl.Series, number: NDArray[np.int64]) -> "Attribute":
+        """Fit on values [n] and the number of rows that have each, above 0; raises as `fit`."""
+        lists = _as_lists(column)
+        numbers = _as_numbers(column, lists)
         values = lists.explode().drop_nulls()
         if not len(values):
             raise Unusable("no value")
         known, num_distinct = numbers.drop_nulls(), values.n_unique()
         is_number = len(known) == len(values) and num_distinct > MAX_LEVELS
-        is_measured = is_number and (own.dtype.is_temporal() or bool((known != known.round()).any()))
-        if num_distinct == len(values) >= MIN_COUNT and not is_measured:
+        is_measured = is_number and (column.dtype.is_temporal() or bool((known != known.round()).any()))
+        rows = pl.Series("number", np.repeat(number, lists.list.len().fill_null(0).to_numpy()))
+        if num_distinct == rows.sum() >= MIN_COUNT and not is_measured:
             raise Unusable("a value of its own in every row")
         has_missing = bool(lists.is_null().any())
         if is_number:
-            attribute = cls(table, column.name, edges=_edges(known), has_missing=has_missing)
+            edges = _edges(known, number[numbers.is_not_null().to_numpy()])
+            attribute = cls(table, column.name, edges=edges, has_missing=has_missing)
         else:
-            counts = values.value_counts(name="number").filter(pl.col("number") >= MIN_COUNT)
+            counts = values.to_frame().with_columns(rows).group_by(values.name).sum()
+            counts = counts.filter(pl.col("number") >= MIN_COUNT)
             kept = counts.sort("number", values.name, descending=[True, False]).head(MAX_VALUES)
             if not len(kept):
                 raise Unusable(f"no value of {MIN_COUNT} {table} or more")
@@ -86,7 +94,7 @@ class Attribute:
             attribute = cls(
                 table, column.name, tuple(kept[values.name]), width=width, has_missing=has_missing
             )
-        if len(np.unique(attribute.codes(own), axis=0)) < 2:
+        if len(np.unique(attribute.codes(column), axis=0)) < 2:
             raise Unusable("a single value")
         return attribute
 
@@ -165,8 +173,10 @@ def _as_numbers(column: pl.Series, lists: pl.Series) -> pl.Series:
     return numbers.set(~numbers.is_finite(), None)
 
 
-def _edges(numbers: pl.Series) -> tuple[float, ...]:
-    """Upper ends of the quantile bins of distinct ends, but for the last one."""
-    known = np.sort(numbers.to_numpy())
-    ends = np.unique(known[-(-len(known) * np.arange(1, NUM_BINS) // NUM_BINS) - 1])
+def _edges(numbers: pl.Series, rows: NDArray[np.int64]) -> tuple[float, ...]:
+    """Upper ends of the quantile bins of distinct ends, but for the last one; rows: number of those that have each number."""
+    known = numbers.to_numpy()
+    order = np.argsort(known, kind="stable")
+    known, until = known[order], np.cumsum(rows[order])
+    ends = np.unique(known[np.searchsorted(until, -(-int(until[-1]) * np.arange(1, NUM_BINS) // NUM_BINS))])
     return tuple(float(end) for end in ends[ends < known[-1]])

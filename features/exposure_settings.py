@@ -16,6 +16,7 @@ class ExposureLog(EventSettings):
 
     section: ClassVar[str] = "exposures"
     known_columns: ClassVar[tuple[str, ...]] = EXPOSURE_COLUMNS
+    has_further_columns: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ EVENTS: Columns = {
 }
 """One row per event. source_file: 16 digits of the content digest; source_row: from 1 within its file."""
 EVENT_ORDER: Columns = {ORDER: (pl.Float64(),)}
-"""Where the log has a column for it: order of a user's events at one time."""
+"""Where the log has a column for it: order of a user's events at one time. Further columns of the log are text."""
 
 EXPOSURES: Columns = {
     USER_ID: _IDS,

@@ -8,7 +8,7 @@ import datetime
 import difflib
 import re
 import zoneinfo
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,8 @@ Column = OneColumn | list[OneColumn] | dict[Literal["first_of", "join"], list[On
 them, joined by `|`."""
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "event_type", "order")
 ITEM_COLUMNS = ("item_id", "title", "categories", "text", "embedding", "provider")
+RESERVED = ("source_file", "source_row")
+"""Names that further columns of the log cannot have."""
 DATABASES = ("postgresql://", "postgres://", "sqlite:///", "duckdb:///")
 """Beginnings of the addresses of databases."""
 TIMESTAMP_UNITS = ("s", "ms", "us", "ns", "iso", "position")
@@ -49,6 +51,21 @@ def iso_microseconds(iso: str, timezone: str = "UTC") -> int:
     moment = datetime.datetime.fromisoformat(iso)
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zoneinfo.ZoneInfo(timezone))
     return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+def further_columns(section: str, names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Names beside the known ones. Raises ValueError for one that reads like a known one, or is no plain name."""
+    further = tuple(name for name in names if name not in known)
+    for name in further:
+        near = [other for other in known if name in other] or difflib.get_close_matches(name, known, 1, 0.8)
+        if near:
+            raise ValueError(
+                f"unknown key '{section}.columns.{name}', expected {', '.join(known)} or the name of a further column; did you "
+                f"mean '{section}.columns.{near[0]}'?"
+            )
+        is_plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name) is not None and name not in RESERVED
+        refuse(not is_plain, f"{section}.columns", name, "a name of letters, digits, _ and -")
+    return further
 
 
 def check_columns(section: str, columns: Mapping[str, Column], known: Sequence[str], *needed: str) -> None:
@@ -241,7 +258,8 @@ class TableSettings:
     """Column mapping: our name to the source's name, or to its position from 1. In JSON and Parquet a name may be a dotted path;
     `items[].id` is a row for each element of a list. `["date", "time"]`: joined by a blank; `{ first_of = [...] }`: the first
     that is not missing; `{ join = [...] }`: all of them, joined by `|`. Folders such as `day=2026-01-31/` are columns too. In
-    [events] `order` is a number that decides among a user's events of one time, before their place in the log."""
+    [events] `order` is a number that decides among a user's events of one time, before their place in the log, and any further
+    name (`device`) is a column that `ranker.columns` may read."""
     database: str | None = None
     """Database to read instead of `path`: `postgresql://host/name`, `sqlite:///file` or `duckdb:///file`. User and password are
     better kept in PGUSER, PGPASSWORD or ~/.pgpass than here."""
@@ -288,6 +306,8 @@ class EventSettings(TableSettings):
 
     section: ClassVar[str] = "events"
     known_columns: ClassVar[tuple[str, ...]] = EVENT_COLUMNS
+    has_further_columns: ClassVar[bool] = True
+    """Whether columns beside the known ones may be mapped."""
 
     timestamp_unit: str = "s"
     """Unit of timestamps: s, ms, us, ns, iso, a strftime pattern, or position (only each user's order is known; without a
@@ -326,7 +346,7 @@ class EventSettings(TableSettings):
     def __post_init__(self) -> None:
         given = dict.fromkeys(super().table.filled_by_pattern, 1)
         needed = ("user_id", "item_id", *(() if self.timestamp_unit == "position" else ("timestamp",)))
-        check_columns(self.section, {**self.columns, **given}, self.known_columns, *needed)
+        check_columns(self.section, {**self.columns, **given}, (*self.known_columns, *self.further), *needed)
         check_where(self.where)
         super().__post_init__()
         for key, column in (("types", "event_type"), ("min_value", "value"), ("dislike_below", "value")):
@@ -354,6 +374,12 @@ class EventSettings(TableSettings):
             raise ValueError(
                 f"{self.section}.timezone: received {self.timezone!r}, expected an IANA name such as Europe/Berlin"
             ) from None
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Mapped columns beside the known ones, such as a device. Raises ValueError for a name that cannot be one."""
+        names = (*self.columns, *super().table.filled_by_pattern)
+        return further_columns(self.section, names, self.known_columns) if self.has_further_columns else ()
 
     @property
     def table(self) -> TableFormat:

@@ -96,6 +96,8 @@ def save_ranker(ranker: Ranker, folder: Path) -> None:
         }
     if ranker.columns is not None:
         config["columns"] = [len(ranker.columns.unseen_user), len(ranker.columns.unseen_item)]
+        if ranker.columns.num_of_events:
+            config["event_columns"] = ranker.columns.num_of_events
     _save(ranker, config, folder / RANKER_WEIGHTS, folder / RANKER_CONFIG)
 
 
@@ -111,7 +113,7 @@ def load_ranker(folder: Path, device: str | torch.device = "cpu") -> Ranker:
         columns = None
         if "columns" in config:
             users, items = (torch.zeros(size, dtype=torch.int32) for size in config["columns"])
-            columns = ColumnEmbeddings(users, items, len(features))
+            columns = ColumnEmbeddings(users, items, len(features), config.get("event_columns", 0))
         vectors = torch.zeros(*config["vectors"])
         ranker = Ranker(settings, vectors, config["num_event_types"], features, columns)
         if (outcomes := config.get("outcomes")) is not None:

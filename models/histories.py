@@ -114,6 +114,9 @@ class Histories:
     """[rows], items that a row's list must not have, besides those of the history where seen items are excluded; None: none."""
     shown: ShownItems | None = None
     """[rows], items that the user was shown; None: unknown, or none."""
+    context: Int32 | None = None
+    """[rows, columns], codes of the row's last event in further columns of the log, such as its device, 0: no value; None:
+    unknown."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -129,6 +132,7 @@ class Histories:
         user = None if self.user is None else self.user[rows]
         left_out = None if self.left_out is None else self.left_out.select(rows)
         shown = None if self.shown is None else self.shown.select(rows)
+        context = None if self.context is None else self.context[rows]
         return replace(
             self,
             starts=self.starts[rows],
@@ -137,6 +141,7 @@ class Histories:
             user=user,
             left_out=left_out,
             shown=shown,
+            context=context,
         )
 
     def last(self, max_length: int) -> "Histories":

@@ -133,7 +133,7 @@ class Config(Section):
 
     @pydantic.model_validator(mode="after")
     def _ranker_fits_the_log(self) -> "Config":
-        attribute_columns(self.users, self.items, self.ranker.columns)
+        attribute_columns(self.users, self.items, self.events, self.ranker.columns)
         columns = {*self.events.columns, *self.events.table.filled_by_pattern}
         check_outcomes(self.outcomes, self.utility, columns, self.events.types or {})
         check_order(self.score.order, self.utility, self.ranker.use, self.publish.system)

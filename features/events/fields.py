@@ -10,6 +10,10 @@ from features.printable import printable
 KIND = pl.Categorical()
 MANY_TYPES, MANY_TYPE_BYTES = 10_000, 1 << 20
 """Maximum number of event types, and maximum bytes of their names: a column with more holds text."""
+LONGEST_VALUE_BYTES = 1000
+"""Longest text of a further column."""
+TOO_LONG = "long_"
+"""Beginning of the reason for which an event loses the value of a further column; its name follows."""
 Parsed = tuple[pl.Series, pl.Series | None]
 """[rows] values, and which rows have something that is none; None where none has."""
 
@@ -72,6 +76,19 @@ def event_types(column: pl.Series) -> Parsed:
     if "" in names:
         kinds = kinds.set(kinds.is_in(pl.Series([""], dtype=KIND).implode()), None)
     return kinds, too_long if too_long.any() else None
+
+
+def further(column: pl.Series, name: str) -> Parsed:
+    """A further column as text without surrounding blanks, blanks as null, and the rows whose text is too long."""
+    kind = column.dtype
+    if kind.is_nested() or isinstance(kind, pl.Binary | pl.Object | pl.Duration):
+        raise ValueError(
+            f"events.columns.{name}: the column is {kind}, expected text, numbers, dates or truth values"
+        )
+    text = column.cast(pl.String).str.strip_chars()
+    text = text.set((text == "").fill_null(value=False), None)
+    too_long = (text.str.len_bytes() > LONGEST_VALUE_BYTES).fill_null(value=False)
+    return (text.set(too_long, None), too_long) if too_long.any() else (text, None)
 
 
 def check_types(names: Collection[str], where: str = "") -> None:

@@ -1,6 +1,7 @@
 """Rows whose verdict one expression over parsed columns gives; all others are judged by their text (`verdicts`).
 
-A row is plain where its ids need no other spelling, its time is possible, its type stands without blanks and its value is finite.
+A row is plain where its ids need no other spelling, its time is possible, its type stands without blanks, its value is finite and
+no further column is too long.
 """
 
 from collections.abc import Mapping
@@ -94,6 +95,10 @@ def _expressions(
         verdict = pl.when(is_listed).then(verdict).otherwise(unlisted)
     columns[EVENT_TYPE] = kind
     columns[VALUE] = value if VALUE in frame else pl.lit(None, pl.Float32)
+    for name in settings.further:
+        text = pl.col(name).str.strip_chars() if name in frame else pl.lit(None, pl.String)
+        columns[name] = pl.when(text != "").then(text)
+        is_plain.append(text.is_null() | (text.str.len_bytes() <= fields.LONGEST_VALUE_BYTES))
     return columns | {_VERDICT: verdict, _IS_PLAIN: pl.all_horizontal(is_plain).fill_null(value=False)}
 
 

@@ -32,7 +32,7 @@ VALUES_LEFT_OUT = (
     "bad_type",  # longer than ids.LONGEST_BYTES
     "bad_order",  # not a finite number
 )
-"""Reasons for which an event loses a value, and stays."""
+"""Reasons for which an event loses a value, and stays; of a further column `fields.TOO_LONG` and its name."""
 
 NUM_EXAMPLES = 3
 NUM_TYPES = 20

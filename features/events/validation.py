@@ -14,10 +14,9 @@ import numpy as np
 import polars as pl
 
 from features import schema
-from features.events import exposure_fields, ids, plain_rows, timestamps, verdicts
+from features.events import exposure_fields, fields, ids, plain_rows, timestamps, verdicts
 from features.events.cautions import IdSample
 from features.events.event_format import EventFormat
-from features.events.fields import check_types
 from features.events.parquet_parts import PartWriter
 from features.events.row_counts import (
     NUM_EXAMPLES,
@@ -38,7 +37,7 @@ from features.settings import TableFormat
 from features.tables import Chunk, MissingColumn, Reading
 
 OPTIONAL = (VALUE, EVENT_TYPE, schema.ORDER, schema.RANK, schema.PROPENSITY, schema.LIST_ID)
-"""Mapped columns that a file of several may lack."""
+"""Mapped columns that a file of several may lack, as it may all further ones."""
 _COLUMN_OF = {"bad_value": VALUE, "bad_type": EVENT_TYPE, "bad_order": schema.ORDER}
 EARLY_ROWS = 1_000_000
 HOPELESS_FRACTION = 0.95
@@ -66,7 +65,8 @@ def ingest_file(
     source_file: name of the file in its rows, 16 digits of its content digest. id_types: final type of user_id and item_id.
     filters: rows to leave out; default: those of `where`. source_path: path of the file in refused rows; default: `path`.
     max_refused_fraction: reading stops after EARLY_ROWS rows if more than this and HOPELESS_FRACTION of them are refused.
-    A column of OPTIONAL that the file lacks is null. Several threads parse and validate chunks, which are written in order.
+    A column of OPTIONAL, or a further one, that the file lacks is null. Several threads parse and validate chunks, which are
+    written in order.
 
     Raises ValueError for a file of another format or with too many refused rows, and TextIds where `auto` assumed int64 and
     an accepted id is not one.
@@ -78,7 +78,7 @@ def ingest_file(
         try:
             counts = _ingest(source, table, form, id_types, folder, filters, max_refused_fraction)
         except MissingColumn as error:
-            if error.column not in OPTIONAL:
+            if error.column not in (*OPTIONAL, *form.settings.further):
                 raise
             absent[error.column] = str(error)
             columns = {ours: theirs for ours, theirs in table.columns.items() if ours != error.column}
@@ -146,7 +146,7 @@ def _ingest(
                 sample.add(result.events[name])
             if EVENT_TYPE in result.events:
                 types_seen.update(result.events[EVENT_TYPE].unique().drop_nulls())
-                check_types(types_seen, f"{source.file}: ")
+                fields.check_types(types_seen, f"{source.file}: ")
             rows = result.refused.with_columns(here, of_file, pl.lit(source.path).alias(schema.SOURCE_PATH))
             refused.write(rows)
             _count(counts, result, rows, form)
@@ -161,7 +161,8 @@ def columns_of(form: EventFormat) -> schema.Columns:
     """Columns of the rows that count."""
     if isinstance(form.settings, ExposureLog):
         return schema.EXPOSURES
-    return {**schema.EVENTS, **(schema.EVENT_ORDER if schema.ORDER in form.settings.columns else {})}
+    order = schema.EVENT_ORDER if schema.ORDER in form.settings.columns else {}
+    return {**schema.EVENTS, **order, **dict.fromkeys(form.settings.further, (pl.String(),))}
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,16 @@ def _validate_chunk(
         _unlisted(frame[EVENT_TYPE], verdict) if numbers and EVENT_TYPE in frame else Counter(),
         Counter({reason: int(flags.sum()) for reason, flags in lost.items() if flags.any()}),
         {
-            reason: str(chunk.fields(flags.arg_true()[:1].to_numpy())[_COLUMN_OF[reason]][0])[:LONGEST]
+            reason: str(chunk.fields(flags.arg_true()[:1].to_numpy())[_column_of(reason)][0])[:LONGEST]
             for reason, flags in lost.items()
             if flags.any()
         },
     )
+
+
+def _column_of(reason: str) -> str:
+    """Column whose value is lost for a reason."""
+    return _COLUMN_OF.get(reason, reason.removeprefix(fields.TOO_LONG))
 
 
 def _details(chunk: Chunk, frame: pl.DataFrame, refused: pl.DataFrame, form: EventFormat) -> list[str]:

@@ -34,7 +34,8 @@ class Judged:
     """The rows of a chunk as events, and what speaks against each."""
 
     events: pl.DataFrame
-    """user_id, item_id, timestamp, event_type and value of every row, and its order where the log has a column for it."""
+    """user_id, item_id, timestamp, event_type and value of every row, its order where the log has a column for it, and further
+    columns as text."""
     verdict: pl.Series
     """[rows] null where the row is an event, else the position in `ORDER` of the first reason against it."""
     lost: dict[str, pl.Series]
@@ -117,6 +118,9 @@ def _further(source: pl.DataFrame, form: EventFormat) -> tuple[dict[str, pl.Seri
     more, lost = {EVENT_TYPE: event_type, VALUE: value}, {"bad_value": is_bad_value, "bad_type": is_bad_type}
     if schema.ORDER in settings.columns:
         more[schema.ORDER], lost["bad_order"] = _optional(source, schema.ORDER, pl.Float64(), fields.places)
+    for name in settings.further:
+        parse = partial(fields.further, name=name)
+        more[name], lost[f"{fields.TOO_LONG}{name}"] = _optional(source, name, pl.String(), parse)
     return more, against, lost
 
 

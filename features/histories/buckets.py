@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import schema
+from features.histories.event_columns import EventColumn
 from features.histories.event_types import EventTypes
-from features.histories.jagged import DISLIKES, JaggedHistories, user_ranges
+from features.histories.jagged import DISLIKES, EVENT_COLUMNS, JaggedHistories, user_ranges
 from features.histories.vocabulary import Vocabulary
 
 BUCKET_EVENTS = 8_000_000
@@ -40,6 +41,7 @@ def build(
     user_counts: NDArray[np.int64],
     items: Vocabulary,
     event_types: EventTypes,
+    columns: Sequence[EventColumn] = (),
     *,
     drop_consecutive: bool = False,
     by_place: bool = False,
@@ -48,20 +50,24 @@ def build(
     """Write whole histories of every user to a folder; return them memory-mapped, and the events left out by reason.
 
     parts: Parquet files with the columns of `schema.EVENTS`, in order of their source files, rows in order of source_row;
-    every id must be in its vocabulary. user_counts: [users] events of each. by_place: the time of an event is its place in the
-    log, whatever its timestamp. Left out: `consecutive_repeat`; a dislike and another event on the same item are no repeat.
+    every id must be in its vocabulary. user_counts: [users] events of each. columns: further ones of the parts. by_place: the
+    time of an event is its place in the log, whatever its timestamp. Left out: `consecutive_repeat`; a dislike and another event on
+    the same item are no repeat.
     """
     offsets = np.concatenate(([0], np.cumsum(user_counts)))
     ranges = list(user_ranges(offsets, bucket_events))
     num_dropped = 0
     with tempfile.TemporaryDirectory(dir=folder, prefix=".buckets-") as place, ExitStack() as stack:
-        events = _encoded(parts, users, items, event_types)
+        events = _encoded(parts, users, items, event_types, columns)
         events = _numbered(events) if by_place else events
         buckets = distribute(events, ranges, len(users), Path(place))
         arrays = {
             name: stack.enter_context(ArrayWriter(folder / f"{name}.npy", np.dtype(kind)))
             for name, kind in _FLAT.items()
         }
+        if columns:
+            width = len(columns)
+            codes = stack.enter_context(ArrayWriter(folder / EVENT_COLUMNS, np.dtype(np.int32), width))
         lengths = []
         for (first, last), bucket in zip(ranges, buckets, strict=True):
             ordered = _sorted(read(bucket))
@@ -71,6 +77,8 @@ def build(
             lengths.append(np.bincount(kept["user_index"].to_numpy() - first, minlength=last - first))
             for name, array in arrays.items():
                 array.append(kept[name].to_numpy())
+            if columns:
+                codes.append(kept.select(_code_names(columns)).to_numpy())
     offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths)))).astype(np.int64)
     np.save(folder / "offsets.npy", offsets, allow_pickle=False)
     if event_types.dislikes is not None:
@@ -79,10 +87,17 @@ def build(
 
 
 def _encoded(
-    parts: Sequence[Path], users: Vocabulary, items: Vocabulary, event_types: EventTypes
+    parts: Sequence[Path],
+    users: Vocabulary,
+    items: Vocabulary,
+    event_types: EventTypes,
+    further: Sequence[EventColumn],
 ) -> Iterator[pl.DataFrame]:
-    """user_index, item_index, time, event_type, value (and order) of every event, in the order of the parts, some at a time."""
+    """user_index, item_index, time, event_type, value (and order, and codes of further columns) of every event, in the order of
+    the parts, some at a time.
+    """
     columns = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE]
+    columns += [each.name for each in further]
     for part in parts:
         schema.scan(part, schema.EVENTS)
         with pq.ParquetFile(part) as file:
@@ -96,7 +111,16 @@ def _encoded(
                     event_types.codes(events),
                     pl.col(schema.VALUE).fill_null(float("nan")).alias("value"),
                     *order,
+                    *(
+                        each.codes(events).alias(name)
+                        for each, name in zip(further, _code_names(further), strict=True)
+                    ),
                 )
+
+
+def _code_names(columns: Sequence[EventColumn]) -> list[str]:
+    """Columns of codes, under names that are no others'."""
+    return [f"code {number}" for number in range(len(columns))]
 
 
 def _numbered(chunks: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -180,23 +204,26 @@ def _without_repeats(events: pl.DataFrame, event_types: EventTypes) -> pl.DataFr
 
 
 class ArrayWriter:
-    """A one-dimensional .npy file that grows; the header's length is corrected on exit (numpy leaves room for it)."""
+    """A .npy file of numbers, or of rows of `width` numbers, that grows; the header's length is corrected on exit (numpy leaves
+    room for it).
+    """
 
-    def __init__(self, path: Path, dtype: np.dtype[np.generic]) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[np.generic], width: int | None = None) -> None:
         self._file = path.open("wb")
         self._dtype = dtype
+        self._row = () if width is None else (width,)
         self._length = 0
         self._write_header()
 
     def append(self, values: NDArray[np.generic]) -> None:
-        """Add values."""
+        """Add numbers or rows."""
         self._file.write(np.ascontiguousarray(values, self._dtype).data)
         self._length += len(values)
 
     def _write_header(self) -> None:
         description = np.lib.format.dtype_to_descr(self._dtype)
         np.lib.format.write_array_header_1_0(
-            self._file, {"descr": description, "fortran_order": False, "shape": (self._length,)}
+            self._file, {"descr": description, "fortran_order": False, "shape": (self._length, *self._row)}
         )
 
     def __enter__(self) -> "ArrayWriter":

@@ -11,6 +11,8 @@ BLOCK_EVENTS = 4_000_000
 """Events processed at a time, so that memory is bounded."""
 DISLIKES = "dislikes.npy"
 """File of the event types that are dislikes, where there are any."""
+EVENT_COLUMNS = "event_columns.npy"
+"""File of the codes of further columns, where the log has any."""
 
 
 def user_ranges(offsets: NDArray[np.int64], max_events: int) -> Iterator[tuple[int, int]]:
@@ -45,6 +47,8 @@ class JaggedHistories:
     """[events], NaN where the log has none"""
     dislikes: NDArray[np.float32] | None = None
     """[num_event_types + 1], size of the negative weight of types that are dislikes, 0 for others; None: no type is one"""
+    event_columns: NDArray[np.int32] | None = None
+    """[events, columns], codes of the values of further columns, 0: no value; None: the log has none"""
 
     def is_dislike(self, events: slice | NDArray[np.int64]) -> NDArray[np.bool_]:
         """[events] whether the events at flat positions are dislikes."""
@@ -102,7 +106,9 @@ class JaggedHistories:
     @classmethod
     def load(cls, folder: Path) -> "JaggedHistories":
         """The saved histories, memory-mapped: nothing is read until it is used."""
-        arrays = (field.name for field in fields(cls) if field.name != "dislikes")
+        arrays = [field.name for field in fields(cls) if field.name != "dislikes"]
+        if not (folder / EVENT_COLUMNS).exists():
+            arrays.remove("event_columns")
         return cls(
             **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays},
             dislikes=saved_dislikes(folder),

@@ -1,7 +1,7 @@
 """Choice of the columns that the ranker reads, by a paired test on held-out users."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def given_columns(fit: Fit, columns: Sequence[ColumnPlaces], retrieved: Retrieve
 def importances(
     fit: RankerFit, places: Sequence[ColumnPlaces], retrieved: Retrieved, seed: int
 ) -> dict[str, float]:
-    """NDCG@10 that shuffling each column among the users, or items, of the choosing lists costs (Breiman 2001)."""
+    """NDCG@10 that shuffling each column among the users, items or requests of the choosing lists costs (Breiman 2001)."""
     chosen, stage = _choosing(fit, retrieved), fit.stage
     assert stage.columns is not None
     rows = {
@@ -75,8 +75,14 @@ def importances(
     whole = float(_ndcg(stage, chosen).mean())
     costs = {}
     for column in places:
-        tables = stage.columns.permuted(column.table, column.places, rows[column.table], seed)
-        costs[column.label] = whole - float(_ndcg(stage.reading(tables), chosen).mean())
+        if column.table == "events":
+            assert stage.columns.events is not None
+            histories = stage.columns.events.shuffled(chosen.histories, column.places.start, seed)
+            ndcg = _ndcg(stage, replace(chosen, histories=histories))
+        else:
+            tables = stage.columns.permuted(column.table, column.places, rows[column.table], seed)
+            ndcg = _ndcg(stage.reading(tables), chosen)
+        costs[column.label] = whole - float(ndcg.mean())
     return costs
 
 

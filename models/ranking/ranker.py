@@ -48,9 +48,11 @@ class Lists:
     past_there: Tensor
     """[r, l], interaction mask: False is padding"""
     user_values: Int[Tensor, "r su"]
-    """Values of columns, as in `ColumnTables`, of the users, the candidates and the latest interactions; 0: none"""
+    """Values of columns, as in `ColumnTables`, of users and requests, of candidates and of the latest interactions; 0: none"""
     item_values: Int[Tensor, "r n si"]
     past_values: Int[Tensor, "r l si"]
+    affinity: Float[Tensor, "r n se"]
+    """As by `EventTables.affinity`"""
 
     def select(self, rows: Tensor) -> "Lists":
         """Keep the given rows."""
@@ -66,6 +68,7 @@ class Lists:
             features=self.features.gather(1, wide.expand(-1, -1, self.features.shape[2])),
             followed=self.followed.gather(1, wide.expand(-1, -1, self.followed.shape[2])),
             item_values=self.item_values.gather(1, wide.expand(-1, -1, self.item_values.shape[2])),
+            affinity=self.affinity.gather(1, wide.expand(-1, -1, self.affinity.shape[2])),
         )
 
     def to(self, device: torch.device) -> "Lists":
@@ -193,7 +196,7 @@ class Ranker(nn.Module):
         weights = lists.past_there.unsqueeze(1).to(features.dtype)
         weights = weights if presence is None else weights * presence
         parts: tuple[Tensor, ...] = columns(
-            lists.user_values, lists.item_values, lists.past_values, weights, features
+            lists.user_values, lists.item_values, lists.past_values, weights, features, lists.affinity
         )
         return parts
 

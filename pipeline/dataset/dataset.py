@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.content import FOLDER, Content
+from features.histories import event_columns
 from features.histories.exposures import JaggedExposures
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts, starts_visit
@@ -18,7 +19,7 @@ from models.histories import Float32, Histories, Int32, Int64
 
 
 def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
-    """Rows `[starts[i], ends[i])` of the flat arrays, without a copy."""
+    """Rows `[starts[i], ends[i])` of the flat arrays, without a copy; with the context of their last events."""
     return Histories(
         histories.item_index,
         histories.time,
@@ -27,7 +28,19 @@ def rows(histories: JaggedHistories, starts: Int64, ends: Int64) -> Histories:
         ends,
         histories.value,
         dislikes=histories.dislikes,
+        context=_context(histories, np.asarray(starts), np.asarray(ends)),
     )
+
+
+def _context(histories: JaggedHistories, starts: Int64, ends: Int64) -> Int32 | None:
+    """`Histories.context` of rows; None where the log has no further columns."""
+    codes = histories.event_columns
+    if codes is None:
+        return None
+    context = np.zeros((len(ends), codes.shape[1]), np.int32)
+    has_events = ends > starts
+    context[has_events] = codes[ends[has_events] - 1]
+    return context
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,11 @@ class Dataset:
         """Names of the event types; the name at position p has code p + 1."""
         names: list[str] = json.loads((self.folder / "event_types.json").read_text(encoding="utf-8"))
         return names
+
+    @cached_property
+    def event_values(self) -> dict[str, pl.Series]:
+        """Values of the codes 1.. of each further column, in the order of `JaggedHistories.event_columns`."""
+        return event_columns.load(self.folder)
 
     @cached_property
     def content(self) -> Content | None:
@@ -141,6 +159,7 @@ class Dataset:
             histories.event_type[positions],
             histories.value[positions],
             histories.dislikes,
+            None if histories.event_columns is None else histories.event_columns[positions],
         )
         cut = replace(self, histories=earlier)
         cut.__dict__["facts"] = replace(self.facts, now=min(self.facts.now, int(earlier.time.max(initial=0))))

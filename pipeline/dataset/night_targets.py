@@ -150,6 +150,9 @@ def _joined(parts: list[RankedTargets]) -> RankedTargets:
         first.value,
         np.concatenate([part.moment for part in parts]),
         first.dislikes,
+        context=None
+        if first.context is None
+        else np.concatenate([part.histories.context for part in parts if part.histories.context is not None]),
     )
     reasons = dict.fromkeys(reason for part in parts for reason in part.left_out)
     return RankedTargets(

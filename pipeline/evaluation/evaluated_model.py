@@ -18,6 +18,7 @@ from models.histories import Histories, Int64
 from models.ranking.ranker import SecondStage
 from models.ranking.two_stage import TwoStage
 from models.recommender import Recommender
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_baseline, bundle_ranker
 from pipeline.serving.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
@@ -45,6 +46,8 @@ class EvaluatedModel:
     """Evaluated ranker behind them, where the bundle has one."""
     counted: Callable[[Histories, int], Baseline] | None = None
     """Counts the baseline on rows of items 1..n; None where the system doesn't count anew at each night."""
+    folder: Path = Path()
+    """Folder of the bundle"""
 
     @classmethod
     def open(
@@ -81,7 +84,13 @@ class EvaluatedModel:
             partial(bundle_baseline.counted, description)
             if bundle_baseline.is_counted(description)
             else None,
+            folder,
         )
+
+    def reading_events(self, dataset: Dataset) -> "EvaluatedModel":
+        """The same model, whose ranker reads the columns of another log's events."""
+        stage = bundle_ranker.reading_events(self.second_stage, self.folder, dataset)
+        return replace(self, second_stage=stage)
 
     def system(self, *, exclude_seen: bool) -> Recommender:
         """Evaluated system: the baseline, the encoder, or both stages where the bundle has a ranker."""

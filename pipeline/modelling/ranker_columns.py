@@ -1,7 +1,7 @@
-"""Columns of the users' and items' tables that the ranker reads: their codes, fitted on the training period."""
+"""Columns of the users' and items' tables and of the log that the ranker reads: their codes, fitted on the training period."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,20 @@ from features import schema
 from features.attribute_settings import IDS, attribute_columns
 from features.attributes import RARE, Attribute, Unusable
 from features.histories.numbering import ItemNumbering
-from models.histories import Int32
+from models.histories import Histories, Int32, Int64
 from models.ranking.columns import ColumnEmbeddings, ColumnPlaces, ColumnTables
+from models.ranking.event_columns import EventTables
 from pipeline.artifacts.files import read_json, write_json
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import LookbackError
+from pipeline.modelling import context_counts
 
 if TYPE_CHECKING:
     from pipeline.config import Config
 
 FILE = "columns.json"
+EVENTS = "events"
+"""Table of the log's further columns, whose values of the last event before it belong to a request."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,17 @@ class ColumnFigures:
 
 @dataclass(frozen=True)
 class RankerColumns:
-    """Fitted columns. Values of a table are numbered from 1 through all its columns, each with its own rare one."""
+    """Fitted columns. Values of a table are numbered from 1 through all its columns, each with its own rare one; those of events
+    after those of users.
+    """
 
     attributes: tuple[Attribute, ...]
 
     @classmethod
     def fit(cls, config: "Config", dataset: Dataset, ingest: Path) -> tuple["RankerColumns", dict[str, str]]:
-        """Fit the columns of `ranker.columns` on users and items of the training part; returns why unusable ones are left out."""
+        """Fit the columns of `ranker.columns` on users, items and events of the training part; returns why unusable ones are left
+        out.
+        """
         training = dataset.training_rows(with_validation=False)
         split, histories = dataset.split, dataset.histories
         trained = {
@@ -76,10 +84,16 @@ class RankerColumns:
         }
         ids = {"users": dataset.users[schema.USER_ID], "items": dataset.items[schema.ITEM_ID]}
         attributes, left_out = [], {}
-        for table, name in attribute_columns(config.users, config.items, config.ranker.columns):
-            column = _aligned(ingest, table, ids[table], [name])[name]
+        ends = context_counts.training_ends(dataset, with_validation=False)
+        for table, name in attribute_columns(
+            config.users, config.items, config.events, config.ranker.columns
+        ):
             try:
-                attributes.append(Attribute.fit(table, column, trained[table]))
+                if table == EVENTS:
+                    attributes.append(context_counts.fitted(dataset, name, ends))
+                else:
+                    column = _aligned(ingest, table, ids[table], [name])[name]
+                    attributes.append(Attribute.fit(table, column, trained[table]))
             except Unusable as error:
                 left_out[f"{table}.{name}"] = str(error)
         return cls(tuple(attributes)), left_out
@@ -103,7 +117,8 @@ class RankerColumns:
         return cls(tuple(map(Attribute.of_dict, read_json(folder / FILE))))
 
     def tables(self, ingest: Path, users: pl.Series, items: pl.Series) -> ColumnTables:
-        """Tables of values from an ingest artifact, of users at 0.. and items at 1..; columns that it lacks are missing.
+        """Tables of values from an ingest artifact, of users at 0.. and items at 1.., without those of events; columns that it
+        lacks are missing.
 
         Raises LookbackError for a column whose type cannot be read.
         """
@@ -111,21 +126,34 @@ class RankerColumns:
         rows = np.concatenate([padding, self._table("items", ingest, items)])
         return ColumnTables(self._table("users", ingest, users), rows)
 
+    def event_tables(self, dataset: Dataset, numbering: ItemNumbering, ends: Int64) -> EventTables | None:
+        """Tables of the log's columns as by `context_counts.counted`; None where the ranker reads none."""
+        own = [*self._of(EVENTS)]
+        if not own:
+            return None
+        return context_counts.counted(own, len(self._unseen("users", EVENTS)), dataset, numbering, ends)
+
+    def of_log(self, counted: EventTables | None, dataset: Dataset) -> EventTables | None:
+        """Tables with the codes of another log's columns."""
+        if counted is None:
+            return None
+        return counted.reading(*context_counts.values_of([*self._of(EVENTS)], dataset.event_values))
+
     def embeddings(self, num_features: int) -> ColumnEmbeddings:
         """New embeddings of all values, for a ranker of so many features."""
-        unseen = {
-            table: np.concatenate(
-                [np.zeros(1), *(np.full(each.num_codes - 1, start + RARE) for each, start in self._of(table))]
-            )
-            for table in IDS
-        }
-        users, items = (torch.from_numpy(unseen[table].astype(np.int32)) for table in ("users", "items"))
-        return ColumnEmbeddings(users, items, num_features)
+        users, items = (torch.from_numpy(self._unseen(*own)) for own in (("users", EVENTS), ("items",)))
+        return ColumnEmbeddings(users, items, num_features, len([*self._of(EVENTS)]))
+
+    def _unseen(self, *tables: str) -> Int32:
+        """Rare value of the column of each value of the tables; 0 for value 0."""
+        columns = [own for table in tables for own in self._of(table)]
+        parts = [np.full(each.num_codes - 1, start + RARE) for each, start in columns]
+        return np.concatenate([np.zeros(1), *parts]).astype(np.int32)
 
     @property
     def places(self) -> tuple[ColumnPlaces, ...]:
         """Place of each column in its table."""
-        ends = dict.fromkeys(IDS, 0)
+        ends = dict.fromkeys((*IDS, EVENTS), 0)
         places = []
         for each in self.attributes:
             start = ends[each.table]
@@ -133,10 +161,12 @@ class RankerColumns:
             places.append(ColumnPlaces(each.label, each.table, slice(start, ends[each.table])))
         return tuple(places)
 
-    def unseen(self, tables: ColumnTables) -> dict[str, tuple[int, int]]:
-        """Number of rare or unseen values of each column in its table, and of all its values there."""
+    def unseen(self, tables: ColumnTables, requests: Histories) -> dict[str, tuple[int, int]]:
+        """Number of rare or unseen values of each column in its table or the requests, and of all its values there."""
         rows = {"users": tables.users[:-1], "items": tables.items[1:-1]}
-        rare = {each.label: start + RARE for table in IDS for each, start in self._of(table)}
+        if tables.events is not None:
+            rows[EVENTS] = tables.events.values(requests)
+        rare = {each.label: start + RARE for table in (*IDS, EVENTS) for each, start in self._of(table)}
         return {
             each.label: (int((values == rare[each.label]).sum()), int((values > 0).sum()))
             for each in self.places
@@ -145,7 +175,8 @@ class RankerColumns:
 
     def _of(self, table: str) -> Iterator[tuple[Attribute, int]]:
         """Columns of a table, each with the values before its own."""
-        start = 0
+        of_users = [each.num_codes - 1 for each in self.attributes if each.table == "users"]
+        start = sum(of_users) if table == EVENTS else 0
         for attribute in self.attributes:
             if attribute.table == table:
                 yield attribute, start
@@ -167,17 +198,26 @@ class RankerColumns:
         return np.concatenate(parts, 1)
 
 
-def tables_of(rank: Path, ingest: Path, dataset: Dataset, numbering: ItemNumbering) -> ColumnTables | None:
-    """Tables of a dataset's users, and of its items by `numbering`; None where the ranker of stage rank reads no columns."""
+def tables_of(
+    rank: Path, ingest: Path, dataset: Dataset, numbering: ItemNumbering, ends: Int64
+) -> ColumnTables | None:
+    """`tables` of the columns that the ranker of stage rank reads; None where it reads none."""
     if not (rank / FILE).exists():
         return None
-    return tables(RankerColumns.load(rank), ingest, dataset, numbering)
+    return tables(RankerColumns.load(rank), ingest, dataset, numbering, ends)
 
 
-def tables(columns: RankerColumns, ingest: Path, dataset: Dataset, numbering: ItemNumbering) -> ColumnTables:
-    """Tables of a dataset's users, and of its items by `numbering`."""
+def tables(
+    columns: RankerColumns, ingest: Path, dataset: Dataset, numbering: ItemNumbering, ends: Int64
+) -> ColumnTables:
+    """Tables of a dataset's users and columns of events, and of its items by `numbering`.
+
+    ends: [num_users] flat positions up to which events count by the values of their columns.
+    """
     own = numbering.inverse().new[1:].astype(np.int64) - 1
-    return columns.tables(ingest, dataset.users[schema.USER_ID], dataset.items[schema.ITEM_ID].gather(own))
+    users, items = dataset.users[schema.USER_ID], dataset.items[schema.ITEM_ID].gather(own)
+    events = columns.event_tables(dataset, numbering, ends)
+    return replace(columns.tables(ingest, users, items), events=events)
 
 
 def mostly_unseen(counts: Mapping[str, tuple[int, int]]) -> str:

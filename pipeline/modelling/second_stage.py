@@ -13,7 +13,7 @@ from models.ranking.ranker import SecondStage
 from pipeline.artifacts.files import read_json
 from pipeline.dataset import item_features
 from pipeline.dataset.dataset import Dataset
-from pipeline.modelling import ranker_columns
+from pipeline.modelling import context_counts, ranker_columns
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -70,5 +70,6 @@ def opened(
         return None
     ranker = checkpoint.load_ranker(rank, pick_device())
     own = ranker_numbering(rank, numbering).new
-    columns = ranker_columns.tables_of(rank, artifacts["ingest"], dataset, numbering)
+    ends = context_counts.training_ends(dataset, with_validation=config.train.refit_validation)
+    columns = ranker_columns.tables_of(rank, artifacts["ingest"], dataset, numbering, ends)
     return SecondStage(ranker, statistics(config, dataset, training, numbering), own, columns)

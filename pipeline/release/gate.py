@@ -244,7 +244,7 @@ def ranks(config: Config, features: Path, model: EvaluatedModel, targets: Ranked
     rank = np.full(len(targets), np.inf)
     requests, request = np.unique(targets.request[known], return_inverse=True)
     rank[known] = rank_targets(
-        model.system(exclude_seen=exclude_seen),
+        model.reading_events(dataset).system(exclude_seen=exclude_seen),
         histories.select(requests),
         item[known],
         1,

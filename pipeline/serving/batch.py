@@ -398,10 +398,8 @@ def with_current_log(
     bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
     has_counts = is_counted or bundle.second_stage is not None
     bundle = bundle.counting(log.known) if has_counts else bundle
-    if (stage := bundle.second_stage) is not None and stage.columns is not None:
-        columns = bundle_ranker.columns_of(bundle.folder, ingest, log.users, bundle.items.ids)
-        bundle = replace(bundle, counted_stage=stage.reading(columns))
-    return bundle, log
+    stage = bundle_ranker.reading_log(bundle.second_stage, bundle.folder, ingest, dataset, bundle.items.ids)
+    return replace(bundle, counted_stage=stage), log
 
 
 def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:

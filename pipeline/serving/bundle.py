@@ -9,7 +9,7 @@ evaluated/, deployed/        model.safetensors, config.json: evaluated weights, 
 index/                       FAISS over the deployed item vectors; not with a baseline
 ranker/                      second stage and its calibration, where it was better; deployed/ and evaluated/ then have
                              statistics/ and ranker_items.npy, the ranker's statistics and numbers of their items, and
-                             column_users.npy, column_items.npy where it reads columns (ranker/columns.json)
+                             column_*.npy where it reads columns (ranker/columns.json)
 content/                     content features of the deployed items, and their encoder
 content_map.safetensors      map from content features to item vectors, where the model reads no content (new_item_catalogue.py)
 catalogue/                   items known by their content alone, and their features
@@ -277,9 +277,12 @@ class Bundle:
         index, _ = self.users.encode_known(event_lists.ids_of(user_ids), unknown=-1)
         known = replace(self.known_histories.select(np.maximum(index, 0)), user=index.astype(np.int64))
         ends = np.where(index >= 0, known.ends, known.starts)
+        context = None if known.context is None else known.context * (index >= 0)[:, None]
         own = self._segment_of_users
         codes = np.zeros(len(self.users), np.int64) if own is None else self.popularity.codes(own)
-        return replace(known, ends=ends), np.where(index >= 0, codes[np.maximum(index, 0)], 0)
+        return replace(known, ends=ends, context=context), np.where(
+            index >= 0, codes[np.maximum(index, 0)], 0
+        )
 
     def recommend_item_lists(
         self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool | None = None

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import numpy as np
 import polars as pl
 import torch
 
+from features import schema
 from models import checkpoint
-from models.histories import Float32, Int32
+from models.histories import Float32, Histories, Int32
 from models.ranking.calibration import Calibration
 from models.ranking.columns import ColumnTables
 from models.ranking.features import ItemStatistics
 from models.ranking.ranker import SecondStage
 from models.ranking.shown import SHOWN_FEATURES
 from pipeline.artifacts.files import read_json
+from pipeline.dataset.dataset import Dataset
 from pipeline.modelling import ranker_columns
 from pipeline.modelling.second_stage import DESCRIPTION
 
@@ -56,16 +59,30 @@ def of_bundle(bundle: Path, which: str, device: str | torch.device = "cpu") -> S
     return SecondStage(ranker, ItemStatistics.load(encoder / STATISTICS), np.load(encoder / OWN), columns)
 
 
-def columns_of(bundle: Path, ingest: Path, users: pl.Series, items: pl.Series) -> ColumnTables:
-    """Tables of the columns that a bundle's ranker reads, from an ingest artifact, of users at 0.. and items at 1..."""
-    return ranker_columns.RankerColumns.load(bundle / FOLDER).tables(ingest, users, items)
+def reading_log(
+    stage: SecondStage | None, bundle: Path, ingest: Path, dataset: Dataset, items: pl.Series
+) -> SecondStage | None:
+    """The second stage with columns of a later log's tables and events, of its users and of items at 1..."""
+    if stage is None or stage.columns is None:
+        return stage
+    columns = ranker_columns.RankerColumns.load(bundle / FOLDER)
+    tables = columns.tables(ingest, dataset.users[schema.USER_ID], items)
+    return stage.reading(replace(tables, events=columns.of_log(stage.columns.events, dataset)))
 
 
-def unseen_values(bundle: Path, stage: SecondStage | None) -> dict[str, tuple[int, int]]:
-    """Rare or unseen values and all values of each column that a bundle's ranker reads, in tonight's tables."""
+def reading_events(stage: SecondStage | None, bundle: Path, dataset: Dataset) -> SecondStage | None:
+    """The second stage with the columns of another log's events, and its own tables of users and items."""
+    if stage is None or stage.columns is None:
+        return stage
+    columns = ranker_columns.RankerColumns.load(bundle / FOLDER)
+    return stage.reading(replace(stage.columns, events=columns.of_log(stage.columns.events, dataset)))
+
+
+def unseen_values(bundle: Path, stage: SecondStage | None, requests: Histories) -> dict[str, tuple[int, int]]:
+    """Rare or unseen values and all values of each column that a bundle's ranker reads, in tonight's tables and requests."""
     if stage is None or stage.columns is None:
         return {}
-    return ranker_columns.RankerColumns.load(bundle / FOLDER).unseen(stage.columns)
+    return ranker_columns.RankerColumns.load(bundle / FOLDER).unseen(stage.columns, requests)
 
 
 def ranks_unlearned(bundle: Path, description: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import polars as pl
 from features import content, schema
 from features.events import validation as event_log
 from features.events.ids import have_form_of
-from features.histories import buckets, exposures, leaks, splits
+from features.histories import buckets, event_columns, exposures, leaks, splits
 from features.histories.event_types import EventTypes
 from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
@@ -28,7 +28,7 @@ from pipeline.orchestration.context import Context
 
 def build(ctx: Context) -> None:
     """Write users.parquet, items.parquet, event_types.json, the flat arrays, split/, content/, profile.json, drift.json, and
-    exposures/ where the configuration has them.
+    exposures/ where the configuration has them, event_columns.parquet where the log has further columns.
 
     Events are sorted by ranges of users and read block by block, never all in memory.
     """
@@ -38,6 +38,7 @@ def build(ctx: Context) -> None:
     items = _catalogue(log, ingest)
     types = _event_types(ctx, log)
     event_types = list(types.names)
+    columns = event_columns.of_log(log, ctx.config.events.further)
     histories, left_out = buckets.build(
         _parts(ingest),
         ctx.folder,
@@ -45,6 +46,7 @@ def build(ctx: Context) -> None:
         user_counts,
         items,
         types,
+        columns,
         drop_consecutive=ctx.config.history.repeats == "drop_consecutive",
         by_place="timestamp" not in ctx.config.events.table.columns,
     )
@@ -54,6 +56,7 @@ def build(ctx: Context) -> None:
     LogFacts.of(histories, session_minutes=ctx.config.history.session_minutes, timed=timed).save(ctx.folder)
     split.save(ctx.folder / "split")
     (ctx.folder / "event_types.json").write_text(json.dumps(event_types), encoding="utf-8")
+    event_columns.save(columns, ctx.folder)
     users.frame("user_index", schema.USER_ID).write_parquet(ctx.folder / "users.parquet")
     known = content.aligned(items.ids, ingest / "items.parquet")
     table = _item_table(items, histories, known)

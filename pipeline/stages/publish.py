@@ -18,7 +18,7 @@ from models.training import distributed
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.item_features import content_settings
 from pipeline.evaluation.report import EvaluationReport
-from pipeline.modelling import ranker_columns, second_stage
+from pipeline.modelling import context_counts, ranker_columns, second_stage
 from pipeline.modelling.item_index import encoder_index, user_vectors
 from pipeline.modelling.trainer import weight_of
 from pipeline.modelling.training_facts import TrainingFacts
@@ -174,9 +174,9 @@ def _write_users(
     kept = numbering.known[histories.item_index]
     offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
     value = histories.value[kept]
-    JaggedHistories(offsets, known.item_index, known.time, known.event_type, value, histories.dislikes).save(
-        bundle / "histories"
-    )
+    codes = None if histories.event_columns is None else histories.event_columns[kept]
+    flat = known.item_index, known.time, known.event_type, value
+    JaggedHistories(offsets, *flat, histories.dislikes, codes).save(bundle / "histories")
     users = dataset.users.with_columns(trained_until(ctx.dataset))
     segment = None
     if column is not None:
@@ -203,16 +203,19 @@ def _write_ranker(
     bundle_ranker.write(bundle / bundle_ranker.FOLDER, rank)
     learned = everything if config.train.refit else training.translate(numbering.new)
     deployed = second_stage.statistics(config, dataset, learned, numbering, bundle_ranker.HORIZON_DAYS)
-    for name, statistics, numbers in (
-        ("deployed", deployed.recounted(everything, bundle_ranker.HORIZON_DAYS), numbering),
+    ends = context_counts.training_ends(ctx.dataset, with_validation=config.train.refit_validation)
+    own_ends = request.ends(dataset.histories) if config.train.refit else ends
+    for name, statistics, numbers, until in (
+        ("deployed", deployed.recounted(everything, bundle_ranker.HORIZON_DAYS), numbering, own_ends),
         (
             "evaluated",
             second_stage.statistics(config, dataset, training.translate(evaluated.new), evaluated, timely),
             evaluated,
+            ends,
         ),
     ):
         own = second_stage.ranker_numbering(rank, numbers).new
-        columns = ranker_columns.tables_of(rank, ctx.inputs["ingest"], dataset, numbers)
+        columns = ranker_columns.tables_of(rank, ctx.inputs["ingest"], dataset, numbers, until)
         bundle_ranker.write_statistics(bundle / name, statistics, own, columns)
 
 

@@ -29,7 +29,7 @@ from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.outcome_events import outcome_events
 from pipeline.errors import LookbackError
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
-from pipeline.modelling import ranker_columns, second_stage
+from pipeline.modelling import context_counts, ranker_columns, second_stage
 from pipeline.modelling.ranker_columns import ColumnFigures, RankerColumns
 from pipeline.modelling.trainer import selection_folder
 from pipeline.orchestration.context import Context
@@ -98,13 +98,14 @@ def _fitted(
         return fit_ranker(stage, retrieved, seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch)), None
     ingest, dataset = ctx.inputs["ingest"], ctx.dataset
     columns, left_out = RankerColumns.fit(ctx.config, dataset, ingest)
+    ends = context_counts.training_ends(dataset, with_validation=False)
 
     def fit(labels: Sequence[str]) -> RankerFit:
         chosen, own = columns.select(labels), stage
         if labels:
             torch.manual_seed(seed)
             ranker = stage.ranker.reading(chosen.embeddings(len(stage.ranker.features)))
-            tables = ranker_columns.tables(chosen, ingest, dataset, numbering)
+            tables = ranker_columns.tables(chosen, ingest, dataset, numbering, ends)
             own = SecondStage(ranker, stage.statistics, stage.own, tables)
         return fit_ranker(own, retrieved, seed, on_epoch=lambda epoch: ctx.epoch(_values(epoch), epoch.epoch))
 

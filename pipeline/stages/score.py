@@ -313,7 +313,8 @@ def _valued(ctx: Context, scorer: Scorer) -> str:
 
 def _unseen(ctx: Context, scorer: Scorer) -> str:
     """Columns of the ranker with mostly unseen values, for the summary line; the manifest has the number of each column."""
-    counts = bundle_ranker.unseen_values(scorer.bundle.folder, scorer.bundle.second_stage)
+    requests = scorer.log.request.known(scorer.log.histories)
+    counts = bundle_ranker.unseen_values(scorer.bundle.folder, scorer.bundle.second_stage, requests)
     if counts:
         ctx.manifest["ranker_columns_unseen"] = {label: unseen for label, (unseen, _) in counts.items()}
     return mostly_unseen(counts)

@@ -98,6 +98,6 @@ def test_an_unknown_column_is_refused_before_anything_runs(workdir: Workdir) -> 
     said = workdir("run", "rank", "--set", 'ranker.columns=["brand"]')
     assert said.code == 2
     assert (
-        "ranker.columns: received 'brand', expected auto or columns of [users] and [items]: items.categories"
-        in said.err
+        "ranker.columns: received 'brand', expected auto or columns of [users] and [items], or further ones of [events]: "
+        "items.categories" in said.err
     )
