@@ -51,8 +51,8 @@ def build(
 
     parts: Parquet files with the columns of `schema.EVENTS`, in order of their source files, rows in order of source_row;
     every id must be in its vocabulary. user_counts: [users] events of each. columns: further ones of the parts. by_place: the
-    time of an event is its place in the log, whatever its timestamp. Left out: `consecutive_repeat`; a dislike and another event on
-    the same item are no repeat.
+    time of an event is its place in the log, whatever its timestamp. Left out: `consecutive_repeat`; a dislike and another event
+    on the same item are no repeat.
     """
     offsets = np.concatenate(([0], np.cumsum(user_counts)))
     ranges = list(user_ranges(offsets, bucket_events))

@@ -64,7 +64,8 @@ def load(folder: Path) -> dict[str, pl.Series]:
     """Values of the code 1.. of each column, in the order of the codes' columns; none where the log has none."""
     if not (folder / FILE).exists():
         return {}
-    return dict(pl.read_parquet(folder / FILE).rows())
+    table = pl.read_parquet(folder / FILE)
+    return dict(zip(table["column"], table["value"], strict=True))
 
 
 def _counted(log: pl.LazyFrame, value: pl.Expr, name: str) -> pl.DataFrame:

@@ -60,7 +60,7 @@ class ColumnTables:
         """Shuffle the values at some places of a table, `users` or `items`, among the given rows."""
         shuffled: Int32 = getattr(self, table).copy()
         shuffled[rows, places] = shuffled[np.random.default_rng(seed).permutation(rows), places]
-        return replace(self, **{table: shuffled})
+        return replace(self, users=shuffled) if table == "users" else replace(self, items=shuffled)
 
 
 def _paths(folder: Path) -> dict[str, Path]:
@@ -101,9 +101,9 @@ class ColumnEmbeddings(nn.Module):
     """`[u, i, h, u * (i + W features), h * i, a]` from the columns of a row's user and request and of its candidates.
 
     u is the sum of the embeddings of the values of user and request, i that of the candidate's, h the mean of such sums over
-    the latest interactions. The products are the pairs of a factorization machine (Rendle 2010) between user or history and candidate; W
-    lets a user's columns weigh the candidate's features. a are the affinities of the candidate with the request's values. Value
-    0 has the embedding 0.
+    the latest interactions. The products are the pairs of a factorization machine (Rendle 2010) between user or history and
+    candidate; W lets a user's columns weigh the candidate's features. a are the affinities of the candidate with the request's
+    values. Value 0 has the embedding 0.
     """
 
     unseen_user: Tensor

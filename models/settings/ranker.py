@@ -24,8 +24,8 @@ class RankerSettings:
     """Items most popular in the last days before the request, always among the candidates."""
     columns: str | list[str] = field(default_factory=list)
     """Columns of `[users]` and `[items]`, and further ones of `[events]` (of the user's last event), that the ranker reads, by
-    names such as `country` or `users.country`. auto: those that a paired test on held-out users' validation lists finds better, by
-    up to two further trainings."""
+    names such as `country` or `users.country`. auto: those that a paired test on held-out users' validation lists finds better,
+    by up to two further trainings."""
     max_length: int = 50
     """Maximum history length of the ranker, in events."""
     item_vectors: bool = True

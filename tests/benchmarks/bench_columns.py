@@ -1,10 +1,10 @@
-"""What columns of users and items are worth to the ranker: MovieLens-1M and Ta-Feng, the ranker with and without them.
+"""What columns of users, items and events are worth to the ranker: MovieLens-1M, Ta-Feng and Deskdrop, with and without them.
 
 python tests/benchmarks/bench_columns.py DATASET [--folder DIR] [--epochs 3] [--seed S] [--set key=value]…
 
-DATASET: ml-1m (gender, age, occupation; genres, year) or ta-feng (age group, area; subclass, price). One encoder of a few epochs
-for all; behind it the ranker without columns, with all columns, and with `ranker.columns = "auto"`. All are evaluated on the same
-test targets by NDCG@10: prints a Markdown table with 95 % bootstrap intervals over users and paired differences from the ranker
+DATASET: ml-1m (gender, age, occupation; genres, year), ta-feng (age group, area; subclass, price) or deskdrop (of events: agent,
+region, country). One encoder of a few epochs for all; behind it the ranker without columns, with all columns, and with
+`ranker.columns = "auto"`. All are evaluated on the same test targets by NDCG@10: prints a Markdown table with 95 % bootstrap intervals over users and paired differences from the ranker
 without columns, then one JSON object with the figures of the choice. Artifacts go to `--folder` (default: a temporary one), the
 data is looked for in LOOKBACK_SHARED_DATA.
 
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import polars as pl  # noqa: E402
 
+from features.attribute_settings import attribute_columns  # noqa: E402
 from features.histories.numbering import ItemNumbering  # noqa: E402
 from models import checkpoint  # noqa: E402
 from models.encoder.encoder import AttentionRecommender  # noqa: E402
@@ -81,6 +82,22 @@ columns = {{ user_id = "user_id", age_group = "age_group", area = "area" }}
 [evaluate]
 max_requests = 10000
 """
+DESKDROP = """
+extends = "{configs}/deskdrop.toml"
+name = "columns"
+data_dir = "{folder}/artifacts"
+[events]
+path = "{shared}/deskdrop/users_interactions.csv"
+[events.columns]
+agent = "userAgent"
+region = "userRegion"
+country = "userCountry"
+"""
+
+
+def deskdrop(_: Path) -> str:
+    """The configuration; the columns are those of the log."""
+    return DESKDROP
 
 
 def ml_1m(folder: Path) -> str:
@@ -149,7 +166,7 @@ def main_() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", choices=("ml-1m", "ta-feng"))
+    parser.add_argument("dataset", choices=("ml-1m", "ta-feng", "deskdrop"))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -158,7 +175,7 @@ def main_() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        write = ml_1m if options.dataset == "ml-1m" else ta_feng
+        write = {"ml-1m": ml_1m, "ta-feng": ta_feng, "deskdrop": deskdrop}[options.dataset]
         text = write(folder).format(
             configs=ROOT / "pipeline" / "configs", folder=folder, shared=SHARED.resolve()
         )
@@ -172,14 +189,8 @@ def measure(path: Path, common: list[str]) -> None:
     """Train and evaluate the ranker with each choice of columns; print table and figures."""
     values, facts, targets = {}, {}, None
     config = load_config(str(path), common)
-    tables = (("users", config.users), ("items", config.items))
-    every = [
-        f"{table}.{name}"
-        for table, settings in tables
-        if settings is not None
-        for name in settings.columns
-        if name not in ("user_id", "item_id", "title")
-    ]
+    known = attribute_columns(config.users, config.items, config.events, "auto")
+    every = [f"{table}.{name}" for table, name in known]
     for name, columns in ((NONE, "[]"), (ALL, json.dumps(every)), (AUTO, '"auto"')):
         began = time.monotonic()
         own, folders = artifacts(path, [*common, f"ranker.columns={columns}"])

@@ -59,11 +59,13 @@ def test_items_have_further_columns_but_no_misspelt_ones() -> None:
 @pytest.mark.parametrize("name", ["type", "time", "evnt_type", "user", "item_ids"])
 def test_events_have_further_columns_but_no_misspelt_ones(name: str) -> None:
     assert EVENTS.further == ("device", "country")
-    with pytest.raises(ValueError, match=rf"unknown key 'events.columns.{name}', .* did you mean 'events.columns"):
+    with pytest.raises(
+        ValueError, match=rf"unknown key 'events.columns.{name}', .* did you mean 'events.columns"
+    ):
         EventSettings(path="e.csv", columns={**_IDS, name: 6})
 
 
-@pytest.mark.parametrize("name", ["source_row", "two words", "a.b", ""])
+@pytest.mark.parametrize("name", ["source_row", "two words", "a.b"])
 def test_a_further_column_has_a_plain_name(name: str) -> None:
-    with pytest.raises(ValueError, match="events.columns: received .*expected a name of letters, digits"):
+    with pytest.raises(ValueError, match=r"events.columns: received .*expected a name of letters, digits"):
         EventSettings(path="e.csv", columns={**_IDS, name: 6})

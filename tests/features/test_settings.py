@@ -36,8 +36,8 @@ BARE: dict[str, str | int] = {"user_id": 1, "item_id": 2, "timestamp": 3}
         ({"columns": {**BARE, "user_id": 0}}, "received position 0, expected one from 1"),
         ({"columns": {**BARE, "valeu": 4}}, "did you mean 'events.columns.value'"),
         (
-            {"columns": {**BARE, "colour": 4}},
-            "'events.columns.colour', expected user_id, item_id, .*of the file$",
+            {"columns": {**BARE, "timestmp": 4}},
+            "'events.columns.timestmp', expected user_id, .*or the name of a further column; did you mean",
         ),
         ({"columns": BARE, "types": {"view": 1.0}}, "events.columns names no event_type"),
         ({"columns": BARE, "min_value": 1.0}, "events.columns names no value"),

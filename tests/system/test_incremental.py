@@ -110,6 +110,7 @@ class Log:
         (folder / "log").mkdir(parents=True)
         names = ("user_id", "item_id", "timestamp", "event_type", "value")
         columns = ", ".join(f'{ours} = "{theirs}"' for ours, theirs in zip(names, COLUMNS, strict=True))
+        columns += ', channel = "kind", price = "worth"'  # further columns
         overrides = [f"{key}={value}" for key, value in chosen.items() if value and key != "exclude"]
         if chosen["exclude"]:
             pl.DataFrame({"user_id": chosen["exclude"]}).write_parquet(folder / "forget.parquet")

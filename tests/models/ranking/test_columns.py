@@ -59,15 +59,21 @@ def test_values_are_those_of_rows_candidates_and_past_items() -> None:
     )
     rows = of_users(histories_from_lists([[1], [2], [1]]), [1, 0, -1])
     items, past = np.array([[2, 0], [1, 2], [0, 0]], np.int32), np.array([[1], [2], [0]])
-    user, candidate, history = column_values(tables, rows, items, past)
+    user, candidate, history, affinity = column_values(tables, rows, items, past)
     assert user.tolist() == [[3, 4], [1, 2], [9, 9]], "the last one is of unknown users"
     assert candidate[..., 0].tolist() == [[6, 0], [5, 6], [0, 0]]
     assert history[..., 0].tolist() == [[5], [6], [0]]
-    anonymous, _, _ = column_values(tables, replace(rows, user=None), items, past)
+    assert affinity.shape == (3, 2, 0), "of no columns of events"
+    anonymous, *_ = column_values(tables, replace(rows, user=None), items, past)
     assert anonymous.tolist() == [[9, 9]] * 3
     grown = tables.extended(2)
     assert grown.items[:, 0].tolist() == [0, 5, 6, 8, 8, 8]
-    assert [part.shape for part in column_values(None, rows, items, past)] == [(3, 0), (3, 2, 0), (3, 1, 0)]
+    assert [part.shape for part in column_values(None, rows, items, past)] == [
+        (3, 0),
+        (3, 2, 0),
+        (3, 1, 0),
+        (3, 2, 0),
+    ]
 
 
 def test_shuffling_moves_one_column_of_the_given_rows() -> None:
@@ -92,9 +98,10 @@ def test_the_five_parts_by_pencil() -> None:
         torch.tensor([[[1], [3], [0]]], dtype=torch.int32),
         torch.tensor([[[1.0, 0.5, 0.0]]]),
         torch.tensor([[[1.0, 2.0], [0.0, -1.0]]]),
+        torch.zeros(1, 2, 0),
     )
     assert sum(part.shape[-1] for part in found) == columns.width
-    user, item, past, of_user, of_past = (part[0, :, 0].tolist() for part in found)
+    user, item, past, of_user, of_past = (part[0, :, 0].tolist() for part in found[:5])
     assert (user, item) == ([4, 4], [20, 0])
     assert past == pytest.approx([50 / 3] * 2), "(10 + 0.5 * 30) / 1.5"
     assert of_user == [4 * 23, 4 * -1]

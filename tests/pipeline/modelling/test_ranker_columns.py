@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from features.attributes import FIRST, MISSING, RARE, Attribute
+from models.histories import histories_from_lists
 from pipeline.errors import LookbackError
 from pipeline.modelling.ranker_columns import ColumnFigures, RankerColumns, mostly_unseen
 
@@ -73,7 +74,7 @@ def test_a_column_that_cannot_be_read_is_named(ingest: Path) -> None:
 
 def test_unseen_values_are_counted(ingest: Path) -> None:
     tables = COLUMNS.tables(ingest, pl.Series([9, 7, 8]), pl.Series(["b", "a"]))
-    assert COLUMNS.unseen(tables) == {
+    assert COLUMNS.unseen(tables, histories_from_lists([[]])) == {
         "users.country": (1, 3),
         "users.age": (1, 3),
         "items.genres": (1, 3),

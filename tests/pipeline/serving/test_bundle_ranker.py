@@ -148,13 +148,13 @@ def test_later_users_and_items_are_read_from_the_tables_of_their_log(folder: Pat
     pl.DataFrame(users).write_parquet(tmp_path / "users.parquet")
     brands = {"item_id": ["y", "i2"], "brand": ["x", "z"]}
     pl.DataFrame(brands).write_parquet(tmp_path / "items.parquet")
-    tonight, _ = with_current_log(bundle, features, tmp_path, ScoreConfig(), timed=True)
+    tonight, log_of_tonight = with_current_log(bundle, features, tmp_path, ScoreConfig(), timed=True)
     stage = tonight.second_stage
     assert stage is not None
     assert stage.columns is not None
     assert stage.columns.users[:, 0].tolist() == [DE, UNKNOWN, UNKNOWN, DE, UNKNOWN], "10, 20, 30, 40, others"
     assert tonight.items.ids.to_list()[7:] == ["x", "y"]
     assert stage.columns.items[:, 0].tolist() == [0, *[UNKNOWN] * 8, 3, UNKNOWN]
-    unseen = bundle_ranker.unseen_values(tonight.folder, stage)
+    unseen = bundle_ranker.unseen_values(tonight.folder, stage, log_of_tonight.known)
     assert unseen == {"users.country": (2, 4), "items.brand": (8, 9)}, "one brand of nine items is known"
-    assert bundle_ranker.unseen_values(tonight.folder, None) == {}
+    assert bundle_ranker.unseen_values(tonight.folder, None, log_of_tonight.known) == {}

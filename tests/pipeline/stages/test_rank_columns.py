@@ -101,3 +101,57 @@ def test_an_unknown_column_is_refused_before_anything_runs(workdir: Workdir) -> 
         "ranker.columns: received 'brand', expected auto or columns of [users] and [items], or further ones of [events]: "
         "items.categories" in said.err
     )
+
+
+@pytest.fixture
+def with_devices(copied: Workdir) -> Workdir:
+    """Finished run whose log has a device, which decides what is taken, a column of noise and one of nulls."""
+    path = next((copied.folder / "data").rglob("raw/events.csv"))
+    header, *lines = path.read_text().splitlines()
+    item = header.split(",").index("item_id")
+    random = np.random.default_rng(0)
+    table = [f"{header},device,noise,nothing"]
+    for line in lines:
+        fields = line.split(",")
+        number = sum(map(ord, fields[item])) if len(fields) > item else 0
+        table.append(f"{line},{('phone', 'tv', 'watch')[number % 3]},n{random.integers(4)},")
+    (copied.folder / "events.csv").write_text("\n".join(table) + "\n")
+    config = copied.folder / copied.config
+    text = config.read_text().replace("{data_dir}/{name}/raw/events.csv", "events.csv")
+    further = ', device = "device", noise = "noise", nothing = "nothing" }'
+    config.write_text(text.replace('event_type = "event_type" }', 'event_type = "event_type"' + further))
+    return copied
+
+
+@pytest.mark.slow
+def test_columns_of_events_from_the_log_to_the_lists(with_devices: Workdir) -> None:
+    settings = ("--set", 'ranker.columns=["device", "nothing"]', "--set", "ranker.use=always")
+    said = with_devices("run", "score", *settings)
+    assert said.code == 0, said.err
+    assert "columns: events.device, left out events.nothing (no value)" in said.out
+    publish = with_devices.artifact("publish", *settings)
+    bundle = Bundle.open(publish / "bundle")
+    stage = bundle.second_stage
+    assert stage is not None
+    assert stage.columns is not None
+    assert stage.columns.events is not None
+    assert len(np.unique(stage.columns.events.values(bundle.known_histories))) == 3
+    assert len(np.unique(stage.columns.events.values(bundle.from_ids([["1001"]])[0]))) == 1, (
+        "a typed one has none"
+    )
+    unknown = bundle.rows_of(["nobody"])[0]
+    assert unknown.context is not None
+    assert not unknown.context.any()
+    score = read(with_devices.artifact("score", *settings) / "manifest.json")
+    assert score["ranker_columns_unseen"] == {"events.device": 0}
+    for asked in (("--user", str(bundle.users.ids[0])), ("--history", str(bundle.items.ids[0]))):
+        recommended = with_devices("recommend", *asked, *settings)
+        assert recommended.code == 0, recommended.err
+    # the champion's ranker reads a later log, whose codes are others: of a device that it does not know
+    log = with_devices.folder / "events.csv"
+    log.write_text(log.read_text().replace(",phone,", ",camera,"))
+    later = with_devices("run", "score", *settings, "--set", "score.model=1")
+    assert later.code == 0, later.err
+    assert (
+        "values of events.device rare or unseen in training" in later.out or "camera" not in log.read_text()
+    )
