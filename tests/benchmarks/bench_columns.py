@@ -4,9 +4,9 @@ python tests/benchmarks/bench_columns.py DATASET [--folder DIR] [--epochs 3] [--
 
 DATASET: ml-1m (gender, age, occupation; genres, year), ta-feng (age group, area; subclass, price) or deskdrop (of events: agent,
 region, country). One encoder of a few epochs for all; behind it the ranker without columns, with all columns, and with
-`ranker.columns = "auto"`. All are evaluated on the same test targets by NDCG@10: prints a Markdown table with 95 % bootstrap intervals over users and paired differences from the ranker
-without columns, then one JSON object with the figures of the choice. Artifacts go to `--folder` (default: a temporary one), the
-data is looked for in LOOKBACK_SHARED_DATA.
+`ranker.columns = "auto"`. All are evaluated on the same test targets by NDCG@10: prints a Markdown table with 95 % bootstrap
+intervals over users and paired differences from the ranker without columns, then one JSON object with the figures of the choice.
+Artifacts go to `--folder` (default: a temporary one), the data is looked for in LOOKBACK_SHARED_DATA.
 
 The tables hold what the log's first row of a user or item says, so they know nothing of later days.
 """

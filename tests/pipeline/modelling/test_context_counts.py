@@ -76,7 +76,10 @@ def test_events_are_counted_up_to_the_ends(tmp_path: Path) -> None:
     }, "three events of A, item 2, and one of B; the held-out ones are not counted"
     assert own.of_item.tolist() == [0, 1, 3, 0]
     assert (
-        RankerColumns(COLUMNS.attributes[:1]).event_tables(dataset, ItemNumbering(np.arange(4)), ends) is None
+        RankerColumns(COLUMNS.attributes[:1]).event_tables(
+            dataset, ItemNumbering(np.arange(4, dtype=np.int32)), ends
+        )
+        is None
     )
 
 
