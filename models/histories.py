@@ -148,6 +148,11 @@ class Histories:
         """Each row cut to its `max_length` most recent interactions."""
         return replace(self, starts=np.maximum(self.starts, self.ends - max_length))
 
+    def emptied(self, rows: NDArray[np.bool_]) -> "Histories":
+        """The same rows, those of a mask [rows] without interactions and context."""
+        context = None if self.context is None else np.where(rows[:, None], 0, self.context)
+        return replace(self, ends=np.where(rows, self.starts, self.ends), context=context)
+
     def gather(self) -> tuple[Int64, Int64]:
         """(row, position) of every interaction of every row: two arrays of [sum of lengths]."""
         return gathered(self.starts, self.ends)

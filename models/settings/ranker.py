@@ -23,9 +23,9 @@ class RankerSettings:
     popular: int = 30
     """Items most popular in the last days before the request, always among the candidates."""
     columns: str | list[str] = field(default_factory=list)
-    """Columns of `[users]` and `[items]`, and further ones of `[events]` (of the user's last event), that the ranker reads, by
-    names such as `country` or `users.country`. auto: those that a paired test on held-out users' validation lists finds better,
-    by up to two further trainings."""
+    """Columns of `[users]` and `[items]`, and further ones of `[events]`, that the ranker reads, by names such as `country` or
+    `users.country`; those of events are of the user's last one. auto: those that a paired test on held-out users' validation
+    lists finds better, by up to two further trainings."""
     max_length: int = 50
     """Maximum history length of the ranker, in events."""
     item_vectors: bool = True

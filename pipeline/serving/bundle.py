@@ -275,14 +275,11 @@ class Bundle:
     def rows_of(self, user_ids: Sequence[Any]) -> tuple[Histories, Int64]:
         """Known histories of users, empty for unknown ones, and [users] rows of `popularity`."""
         index, _ = self.users.encode_known(event_lists.ids_of(user_ids), unknown=-1)
-        known = replace(self.known_histories.select(np.maximum(index, 0)), user=index.astype(np.int64))
-        ends = np.where(index >= 0, known.ends, known.starts)
-        context = None if known.context is None else known.context * (index >= 0)[:, None]
+        known = self.known_histories.select(np.maximum(index, 0)).emptied(index < 0)
+        known = replace(known, user=index.astype(np.int64))
         own = self._segment_of_users
         codes = np.zeros(len(self.users), np.int64) if own is None else self.popularity.codes(own)
-        return replace(known, ends=ends, context=context), np.where(
-            index >= 0, codes[np.maximum(index, 0)], 0
-        )
+        return known, np.where(index >= 0, codes[np.maximum(index, 0)], 0)
 
     def recommend_item_lists(
         self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool | None = None

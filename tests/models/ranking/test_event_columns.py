@@ -72,6 +72,8 @@ def test_context_stays_with_its_row() -> None:
     changed = rows.translate(np.array([0, 1, 0], np.int32)).compact().without_dislikes().last(1)
     assert changed.context is not None
     assert changed.context.tolist() == [[1], [2], [3]], "also of a row whose last item is unknown"
+    emptied = changed.emptied(np.array([True, False, False]))
+    assert (emptied.context.tolist(), emptied.lengths.tolist()) == ([[0], [2], [3]], [0, 0, 1])  # type: ignore[union-attr]
     assert changed.select(np.array([2, 0])).context.tolist() == [[3], [1]]  # type: ignore[union-attr]
 
 
