@@ -5,6 +5,7 @@ no further column is too long.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -45,6 +46,10 @@ def judge(chunk: Chunk, form: EventFormat, id_types: Mapping[str, IdType], filte
     """
     if chunk.texts is None:
         return validate(chunk, form, id_types, filters)
+    present = [chunk.frame[name].dtype for name in form.settings.further if name in chunk.frame]
+    if any(kind != pl.String for kind in present):  # a parsed column of the source under another name
+        whole = chunk.texts(np.arange(len(chunk.frame)))
+        return validate(replace(chunk, frame=whole, texts=None), form, id_types, filters)
     typed = [name for name, kind in id_types.items() if kind == "int64"]
     frame = chunk.frame.with_columns(
         pl.col(name).cast(pl.Int64, strict=False).alias(f"{name} as number") for name in typed

@@ -69,3 +69,14 @@ def test_a_file_without_the_column_lacks_its_values(tmp_path: Path) -> None:
     counts, events = ingested(tmp_path / "log.csv")
     assert events["device"].to_list() == [None]
     assert list(counts.absent_columns) == ["device"]
+
+
+def test_a_column_may_be_one_that_is_parsed(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item,at,worth\n1,7,700000000,3.50\n2,8,700000001,many\n")
+    columns = {**COLUMNS, "value": "worth", "device": "worth"}
+    own = EventFormat(EventSettings("log.csv", columns=columns), latest=10**15)
+    counts = validation.ingest_file(tmp_path / "log.csv", "0" * 16, own, TYPES, tmp_path)
+    events = pl.read_parquet(tmp_path / "events.parquet")
+    assert events["device"].to_list() == ["3.50", "many"], "as the file has it"
+    assert events["value"].to_list() == [3.5, None]
+    assert counts.values_left_out == {"bad_value": 1}
