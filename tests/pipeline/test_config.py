@@ -89,8 +89,8 @@ def test_bare_toml_dates_are_text(minimal: Path) -> None:
         ("events.columns.user={}", "user"),
         ("events.columns.user=x", "did you mean 'events.columns.user_id'"),
         (
-            "events.columns.colour=c",
-            "expected user_id, item_id, timestamp, value, event_type, order, each with the name or position",
+            "events.columns.evnt_type=c",
+            "event_type, order or the name of a further column; did you mean 'events.columns.event_type'?",
         ),
         ("train.zzz=3", "unknown key 'train.zzz'; expected a key of [train]: loss, "),
         ("zzz=3", "expected a key at the top of the file: name, data_dir, seed, events"),

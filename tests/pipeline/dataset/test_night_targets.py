@@ -178,3 +178,14 @@ def test_nights_equal_a_plain_computation(seed: int, exclude_seen: bool) -> None
         for night, user in zip(found.moment.tolist(), found.user.tolist(), strict=True)
     ]
     assert found.histories.lengths.tolist() == lengths
+
+
+def test_requests_have_the_context_of_the_last_event_before_their_night() -> None:
+    codes = np.arange(1, len(HISTORIES.time) + 1, dtype=np.int32)[:, None]
+    own = dataset()
+    own = replace(own, histories=replace(own.histories, event_columns=codes))
+    targets = night_targets(own, NIGHTS, EVERY_ITEM, exclude_seen=False, trained=TRAINED)
+    context = targets.histories.context
+    assert context is not None
+    assert targets.user.tolist() == [0, 2, 3, 0, 2, 3]
+    assert context[:, 0].tolist() == [1, 0, 13, 5, 10, 14], "none of user 2's at the first night"
