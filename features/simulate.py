@@ -10,7 +10,7 @@ With `simulate.drift_day` the log is the same up to that day. From then on half 
 are unpopular and unpopular ones popular, and all items that were still to come are out.
 
 With `simulate.exposures` users are also shown lists (`simulated_exposures`); the log is the same up to the rows of what they
-take from them, which are its last.
+take from them, which are its last. With `simulate.shelves` lists are shown that change nothing (`simulated_shelves`).
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features import simulated_exposures
+from features import simulated_exposures, simulated_shelves
 from features.simulated_exposures import Exposures, Readers
+from features.simulated_shelves import UserEvents
 from features.simulation_settings import SimulationSettings
 
 Bools = NDArray[np.bool_]
@@ -93,7 +94,7 @@ class Simulation:
     """In order of time: user_id (string), item_id (int64), timestamp (microseconds, UTC), event_type (string), value
     (float32: the price of a purchase, else null)."""
     items: pl.DataFrame
-    """In order of item_id: item_id, title, categories (list: category and topic)."""
+    """In order of item_id: item_id, title, categories (list: category and topic), price (float32)."""
     truth: pl.DataFrame
     """A row per event, in the same order: row (its number in `events.csv`, from 1), user_id, item_id, timestamp, is_noise,
     intent (its number among the user's, from 0), category and topic (of the intent: where is_noise, not of the item),
@@ -104,6 +105,13 @@ class Simulation:
     bad_rows: pl.DataFrame
     """Bad rows of `events.csv`: row, kind (one of BAD_KINDS), text."""
     exposures: Exposures | None = None
+    shelves: pl.DataFrame | None = None
+    """Rows of an exposure log, in order of time: user_id, item_id, timestamp, rank, propensity, list_id."""
+
+    @property
+    def shown(self) -> pl.DataFrame | None:
+        """Exposure log; None where nothing is shown."""
+        return self.shelves if self.exposures is None else self.exposures.shown
 
 
 @dataclass(frozen=True)
@@ -174,12 +182,17 @@ def simulate(settings: SimulationSettings, seed: int) -> Simulation:
     users = _make_users(settings.num_users, catalogue.num_topics, rng, drift)
     calendar = _make_calendar(settings, rng)
     walk = _walk(settings, catalogue, users, calendar, rng)
-    user_ids, events, truth, bad_rows = _event_frames(settings, catalogue, users, calendar, walk, rng)
-    items, births = _item_frames(catalogue, rng)
+    user_ids, price, events, truth, bad_rows = _event_frames(settings, catalogue, users, calendar, walk, rng)
+    items, births = _item_frames(catalogue, price, rng)
     exposures = (
         _exposures(settings, catalogue, users, calendar, user_ids, shown) if settings.exposures else None
     )
-    return Simulation(events, items, truth, births, bad_rows, exposures)
+    shelves = None
+    if settings.shelves:
+        visits = UserEvents(calendar.offsets, walk.item, calendar.time)
+        drawn = simulated_shelves.draw(visits, catalogue.born, settings.num_days, settings.shelves, shown)
+        shelves = drawn.table(_moments(drawn.time), user_ids, catalogue.item_ids)
+    return Simulation(events, items, truth, births, bad_rows, exposures, shelves)
 
 
 def write(simulation: Simulation, folder: Path) -> None:
@@ -190,10 +203,10 @@ def write(simulation: Simulation, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "exposures.csv").unlink(missing_ok=True)
-    reactions: list[str] = []
-    if simulation.exposures is not None:
-        _fields(simulation.exposures.shown).write_csv(folder / "exposures.csv")
-        reactions = _lines(simulation.exposures.reactions).to_list()
+    if simulation.shown is not None:
+        _fields(simulation.shown).write_csv(folder / "exposures.csv")
+    exposures = simulation.exposures
+    reactions = [] if exposures is None else _lines(exposures.reactions).to_list()
     good = simulation.truth.select("row", _lines(simulation.events).alias("text"))
     rows = pl.concat([good, simulation.bad_rows.select("row", "text")]).sort("row")
     header = ",".join(simulation.events.columns)
@@ -354,8 +367,10 @@ def _moments(seconds: Floats) -> pl.Series:
     return pl.Series(since_epoch * 1_000_000).cast(pl.Datetime("us", "UTC"))
 
 
-def _item_frames(catalogue: _Catalogue, rng: np.random.Generator) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Items and births."""
+def _item_frames(
+    catalogue: _Catalogue, price: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Items and births; price: [items]."""
     titles = [f"The {adjective} {form}" for adjective in ADJECTIVES for form in FORMS]
     parts = [part for topic_size in np.diff(catalogue.first) for part in _names(titles, topic_size, rng)]
     frame = pl.DataFrame(
@@ -365,6 +380,7 @@ def _item_frames(catalogue: _Catalogue, rng: np.random.Generator) -> tuple[pl.Da
                 f"{TOPIC_NAMES[topic][1]}: {part}" for topic, part in zip(catalogue.topic, parts, strict=True)
             ],
             "categories": [list(TOPIC_NAMES[topic]) for topic in catalogue.topic],
+            "price": price,
             "born": _moments(catalogue.born),
         }
     ).sort("item_id")
@@ -388,8 +404,8 @@ def _event_frames(
     calendar: _Calendar,
     walk: _Walk,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.str_], pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Ids of the users, events, truth, and bad rows scattered among the events."""
+) -> tuple[NDArray[np.str_], NDArray[np.float32], pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Ids of the users, prices of the items, events, truth, and bad rows scattered among the events."""
     num_events = settings.num_events
     num_bad = round(num_events * settings.bad_row_fraction / (1 - settings.bad_row_fraction))
     bad = np.sort(rng.choice(num_events + num_bad, num_bad, replace=False))
@@ -417,7 +433,7 @@ def _event_frames(
         is_taste=users.is_taste[calendar.phase[order], user, topic],
         returns=walk.returns[order],
     )
-    return user_ids, events, truth, _bad_rows(events, bad + 1, rng)
+    return user_ids, price, events, truth, _bad_rows(events, bad + 1, rng)
 
 
 def _exposures(

@@ -125,17 +125,7 @@ def in_tables(
     lists: DrawnLists, readers: Readers, times: pl.Series, user_ids: NDArray[np.str_], item_ids: Ints
 ) -> Exposures:
     """The lists, in order of time, as rows of logs; times: [n] moments of the lists."""
-    number, places = lists.item.shape
-    shown = pl.DataFrame(
-        {
-            "user_id": np.repeat(user_ids[lists.user], places),
-            "item_id": item_ids[lists.item].ravel(),
-            "timestamp": times.gather(np.repeat(np.arange(number), places)),
-            "rank": np.tile(np.arange(1, places + 1), number),
-            "propensity": lists.propensity.ravel(),
-            "list_id": np.repeat([f"l{place}" for place in range(1, number + 1)], places),
-        }
-    )
+    shown = shown_table(user_ids[lists.user], times, item_ids[lists.item], lists.propensity)
     reactions = shown.filter(pl.Series(lists.is_taken.ravel())).select(
         "user_id",
         "item_id",
@@ -145,3 +135,20 @@ def in_tables(
     )
     reactions = reactions.sort("timestamp", maintain_order=True)
     return Exposures(shown, reactions, lists, readers, user_ids, item_ids)
+
+
+def shown_table(
+    user_ids: NDArray[np.str_], times: pl.Series, items: Ints, propensity: Floats
+) -> pl.DataFrame:
+    """Lists as rows of an exposure log; user_ids, times: [n], items, propensity: [n, k]."""
+    number, places = items.shape
+    return pl.DataFrame(
+        {
+            "user_id": np.repeat(user_ids, places),
+            "item_id": items.ravel(),
+            "timestamp": times.gather(np.repeat(np.arange(number), places)),
+            "rank": np.tile(np.arange(1, places + 1), number),
+            "propensity": propensity.ravel(),
+            "list_id": np.repeat([f"l{place}" for place in range(1, number + 1)], places),
+        }
+    )

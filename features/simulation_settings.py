@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from features.settings import refuse
 
+MAX_SHELF_ITEMS = 10_000
+"""Largest catalogue with shelves: the older system keeps the cosines of all pairs of items."""
+
 
 @dataclass(frozen=True)
 class SimulationSettings:
@@ -25,6 +28,9 @@ class SimulationSettings:
     """Days from the beginning of the log to a sudden change of tastes and popularity with many new items; 0: none."""
     exposures: bool = False
     """Lists shown by an older system with their propensities, and the users' reactions: `exposures.csv` for `[exposures]`."""
+    shelves: int = 0
+    """Lists of three that an older system shows each visitor of a day of the last two weeks, with their propensities, and that
+    change no event: `exposures.csv` for `[exposures]`; 0: none."""
 
     def __post_init__(self) -> None:
         least = {"num_users": 10, "num_items": 50, "num_events": 5 * self.num_users, "num_days": 2}
@@ -35,3 +41,16 @@ class SimulationSettings:
             refuse(not 0 <= value < 1, f"simulate.{key}", value, "a share in [0, 1)")
         day = self.drift_day
         refuse(not 0 <= day < self.num_days, "simulate.drift_day", day, "a day of the log, or 0")
+        refuse(not 0 <= self.shelves <= 100, "simulate.shelves", self.shelves, "0 to 100")
+        refuse(
+            self.shelves > 0 and self.exposures,
+            "simulate.shelves",
+            self.shelves,
+            "0 beside simulate.exposures: both are exposures.csv",
+        )
+        refuse(
+            self.shelves > 0 and self.num_items > MAX_SHELF_ITEMS,
+            "simulate.num_items",
+            self.num_items,
+            f"at most {MAX_SHELF_ITEMS:,} with simulate.shelves",
+        )

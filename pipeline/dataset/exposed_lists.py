@@ -1,6 +1,7 @@
 """Lists of the exposure log that lie in the test period and whose propensities are known, and the requests that they answer."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ FOLDER = "exposures"
 
 @dataclass(frozen=True)
 class ExposedLists:
-    """Lists of n requests, each with its first k places at most."""
+    """Shown lists, n of them, each with its first k places at most."""
 
     user: Int64
     """[n], user index, ascending"""
@@ -122,20 +123,26 @@ class ExposedLists:
     def __len__(self) -> int:
         return len(self.user)
 
+    @cached_property
+    def request(self) -> Int64:
+        """[n], the request that each list answers, in order of user and time: lists shown to a user at one time have one."""
+        return np.unique(np.stack([self.user, self.time]), axis=1, return_inverse=True)[1].ravel()
+
     def requests(self, dataset: Dataset, numbering: ItemNumbering) -> RankedTargets:
         """The requests that the lists answer, without targets: histories end before the list, in a numbering's items."""
         histories = dataset.histories
-        ends = np.empty(len(self), np.int64)
-        users, starts, sizes = np.unique(self.user, return_index=True, return_counts=True)
+        user, time = np.unique(np.stack([self.user, self.time]), axis=1)
+        ends = np.empty(len(user), np.int64)
+        users, starts, sizes = np.unique(user, return_index=True, return_counts=True)
         stops = starts + sizes
-        for user, start, stop in zip(users.tolist(), starts, stops, strict=True):
-            begin, end = histories.offsets[user], histories.offsets[user + 1]
-            ends[start:stop] = begin + np.searchsorted(histories.time[begin:end], self.time[start:stop])
-        before = rows(histories, np.asarray(histories.offsets)[self.user], ends)
-        shown = shown_before(dataset, self.user, self.time, SHOWN_DAYS)
-        before = replace(before, request_time=self.time, user=self.user, shown=shown).translate(numbering.new)
+        for own, start, stop in zip(users.tolist(), starts, stops, strict=True):
+            begin, end = histories.offsets[own], histories.offsets[own + 1]
+            ends[start:stop] = begin + np.searchsorted(histories.time[begin:end], time[start:stop])
+        before = rows(histories, np.asarray(histories.offsets)[user], ends)
+        shown = shown_before(dataset, user, time, SHOWN_DAYS)
+        before = replace(before, request_time=time, user=user, shown=shown).translate(numbering.new)
         none = np.zeros(0, np.int64)
-        return RankedTargets(before, self.user, none, none.astype(np.int32), none, none.astype(np.int8), {})
+        return RankedTargets(before, user, none, none.astype(np.int32), none, none.astype(np.int8), {})
 
 
 def predicted_reactions(dataset: Dataset, num_places: int, window: int) -> PredictedReactions | None:

@@ -67,7 +67,9 @@ def with_estimates(
     }
     predicted = predicted_reactions(dataset, places, config.exposures.window)
     found = {
-        system: _estimates(config, logged_lists(exposed, own.lists[:, :places], common, predicted), predicted)
+        system: _estimates(
+            config, logged_lists(exposed, own.lists[exposed.request, :places], common, predicted), predicted
+        )
         for system, own in ranked.items()
     }
     return replace(report, off_policy=found, off_policy_lists=about)

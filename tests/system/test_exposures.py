@@ -92,7 +92,7 @@ class Chain:
         user = np.array([number[name] for name in dataset.users["user_id"]])[exposed.user]
         position = {name: index for index, name in enumerate(self.exposures.item_ids.tolist())}
         item = np.array([-1, *(position[name] for name in dataset.items["item_id"])])
-        lists = np.load(folder / f"{system}.lists.npy")
+        lists = np.load(folder / f"{system}.lists.npy")[exposed.request]
         assert (lists > 0).all()
         shown = item[ItemNumbering.load(folder / "items.npy").inverse().new[lists]]
         rates = self.exposures.readers.rate(user, np.zeros(len(user), np.int64))
