@@ -44,10 +44,6 @@ class UserEvents:
     time: Floats
     """[events], seconds since the first day"""
 
-    def before(self, ends: Ints) -> tuple[Ints, Ints]:
-        """(row, item) of the events of each user [users] that lie before a flat position [users]."""
-        return self.of(self.offsets[:-1], ends)
-
     def of(self, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
         """(row, item) of the events between flat positions [rows]."""
         lengths = ends - starts
@@ -74,9 +70,7 @@ class Shelves:
         return shown_table(user_ids[self.user], times, item_ids[self.item], self.propensity)
 
 
-def draw(
-    events: UserEvents, born: Floats, num_days: int, shelves: int, rng: np.random.Generator
-) -> Shelves:
+def draw(events: UserEvents, born: Floats, num_days: int, shelves: int, rng: np.random.Generator) -> Shelves:
     """Shelves of the last days' visits; born: [items], seconds since the first day from which an item is out."""
     first_day = max(num_days - SHOWN_DAYS, 1)
     user = np.repeat(np.arange(len(events.offsets) - 1), np.diff(events.offsets))
@@ -85,8 +79,9 @@ def draw(
     visit = np.flatnonzero(is_first & (day >= first_day))
     visit = visit[np.argsort(day[visit], kind="stable")]
     starts, time = events.offsets[user[visit]], day[visit] * _DAY + float(SHOWN_AT)
-    beginning = np.searchsorted(user * (num_days + 1) + day, np.arange(user[-1] + 1) * (num_days + 1) + first_day)
-    cosine = _cosines(*events.before(beginning), len(events.offsets) - 1, len(born))
+    num_users = len(events.offsets) - 1
+    begun = events.offsets[:-1] + np.bincount(user[day < first_day], minlength=num_users)
+    cosine = _cosines(*events.of(events.offsets[:-1], begun), num_users, len(born))
     parts = []
     step = max(1, _CHUNK_CELLS // len(born))
     for start in range(0, len(visit), step):
@@ -114,8 +109,9 @@ def draw_ranks(available: Ints, places: int, rng: np.random.Generator) -> tuple[
     left = total[available - 1]
     for place in range(places):
         waiting = np.arange(len(available))
-        while len(waiting):  # drawn again where the item stands above: the probability of the others given these
-            drawn = np.searchsorted(total, rng.random(len(waiting)) * total[available[waiting] - 1], side="right")
+        while len(waiting):  # an item that stands above is drawn again
+            point = rng.random(len(waiting)) * total[available[waiting] - 1]
+            drawn = np.searchsorted(total, point, side="right")
             rank[waiting, place] = drawn
             waiting = waiting[(rank[waiting, :place] == drawn[:, None]).any(axis=1)]
         propensity[:, place] = share[rank[:, place]] / left
@@ -124,10 +120,7 @@ def draw_ranks(available: Ints, places: int, rng: np.random.Generator) -> tuple[
 
 
 def _cosines(user: Ints, item: Ints, num_users: int, num_items: int) -> NDArray[np.float32]:
-    """[items, items], shrunk cosines of the sets of users with an event on both; the newest items follow the popular ones.
-
-    user, item: of each event. 0 on the diagonal.
-    """
+    """[items, items], shrunk cosines of items as sets of users, 0 on the diagonal; user, item: of each event."""
     held = np.zeros((num_users, num_items), np.float32)
     held[user, item] = 1
     count = held.sum(axis=0)

@@ -116,12 +116,20 @@ class Delivered:
     """[m], events per user in the horizon before the item's night; 0: not of a night"""
 
     @classmethod
-    def of(cls, stage: SecondStage, retrieved: Retrieved, k: int = K, days: float = 0.0) -> "Delivered":
+    def of(
+        cls,
+        stage: SecondStage,
+        retrieved: Retrieved,
+        k: int = K,
+        days: float = 0.0,
+        scores: Float32 | None = None,
+    ) -> "Delivered":
         """The k best candidates of each list by the ranker, with all lists, of users who took nothing too.
 
-        days: horizon of nights.
+        days: horizon of nights; scores: [r, n], the ranker's, where they are known.
         """
-        scores = stage.score(retrieved.histories, retrieved.items, retrieved.scores)
+        if scores is None:
+            scores = stage.score(retrieved.histories, retrieved.items, retrieved.scores)
         column = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         is_there = np.take_along_axis(retrieved.items, column, 1) > 0
         row = np.broadcast_to(np.arange(len(retrieved))[:, None], column.shape)[is_there]

@@ -12,7 +12,8 @@ from models.ranking.training import K, Retrieved
 
 MAX_TIMES = 5
 """Maximum times shown."""
-MAX_LISTS = 2_000
+MAX_LISTS = 500
+"""Lists read; means over their first `K` candidates."""
 DAY = 86_400_000_000
 """Microseconds."""
 

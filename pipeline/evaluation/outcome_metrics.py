@@ -5,29 +5,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from features.histories.numbering import ItemNumbering
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.metrics import Float64
-from models.histories import Float32, Histories, Int32
+from models.histories import Int32
 from models.ranking.calibration_quality import log_loss, quality
 from models.ranking.outcomes import OutcomeEvents, OutcomeLabels, Utility
-from models.ranking.predictions import Predictions, predict
+from models.ranking.predictions import Predictions
 from models.ranking.training import Retrieved, ndcg_of
-from models.ranking.two_stage import TwoStage
 from models.settings.outcomes import Utilities
 from pipeline.config import Config
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.evaluation_targets import targets_of
 from pipeline.dataset.outcome_events import outcome_events
 from pipeline.dataset.protocol import Protocol
 from pipeline.dataset.targets import RankedTargets
 from pipeline.evaluation.evaluated_targets import Evaluation
+from pipeline.evaluation.held_out_candidates import HeldOutCandidates
 from pipeline.evaluation.metrics_report import MetricSettings, with_metrics
 from pipeline.evaluation.outcome_quality import OutcomeOrders, OutcomeQuality
 from pipeline.evaluation.report import EvaluationReport
 
-MAX_LISTS = 20_000
-"""Lists measured, a sample of the requests."""
 NEXT, UTILITY = "next", "utility"
 
 
@@ -38,23 +34,18 @@ class HeldOutLists:
     retrieved: Retrieved
     labels: OutcomeLabels
 
-    @property
-    def inputs(self) -> tuple[Histories, Int32, Float32]:
-        """Inputs of the second stage."""
-        return self.retrieved.histories, self.retrieved.items, self.retrieved.scores
-
 
 def with_outcomes(
     report: EvaluationReport,
     config: Config,
     evaluation: Evaluation,
-    both: tuple[TwoStage, ItemNumbering] | None,
+    candidates: HeldOutCandidates | None,
     settings: MetricSettings,
 ) -> EvaluationReport:
     """The report with realised `utility@k` of every system's lists, quality of predicted outcomes, and both orders.
 
     Utility needs [outcomes] and [utility], the others a second stage with heads of outcomes; they are over all lists with a
-    history. `both`: the system, and items of the dataset -> its own.
+    history. candidates: those of the second stage in use; None without one.
     """
     dataset, k = evaluation.dataset, settings.list_length
     if config.outcomes is not None and config.utility is not None:
@@ -67,12 +58,12 @@ def with_outcomes(
         )
         user = evaluation.targets.user
         report = with_metrics(report, SystemComparison.of(values, user, settings.resamples, settings.seed))
-    heads = None if both is None else both[0].stage.ranker.heads
-    if both is None or heads is None or config.outcomes is None:
+    found = None if candidates is None else candidates.predictions
+    if candidates is None or found is None or config.outcomes is None:
         return report
-    system, numbering = both
-    lists = held_out_lists(config, dataset, system, numbering, config.outcomes.types)
-    found = predict(system.stage, *lists.inputs)
+    heads = candidates.stage.ranker.heads
+    assert heads is not None
+    lists = held_out_lists(config, dataset, candidates, config.outcomes.types)
     predicted = replace(lists, labels=lists.labels.of_types(heads.types))
     qualities = {name: _quality(found, predicted, place) for place, name in enumerate(heads.types)}
     own = None if config.utility is None else orders(found, heads.types, lists, config.utility, settings)
@@ -80,18 +71,12 @@ def with_outcomes(
 
 
 def held_out_lists(
-    config: Config, dataset: Dataset, system: TwoStage, numbering: ItemNumbering, types: Sequence[str]
+    config: Config, dataset: Dataset, candidates: HeldOutCandidates, types: Sequence[str]
 ) -> HeldOutLists:
-    """Candidates of the test's requests with a history, those of idle users at nights included, and their outcomes.
-
-    `numbering`: items of the dataset -> the system's.
-    """
-    targets = targets_of(config, dataset, "test", numbering, with_idle=True)
-    targets = targets.of_requests(targets.histories.lengths > 0).sample(MAX_LISTS, config.seed)
-    items, scores = system.candidates(targets.histories)
-    retrieved = Retrieved.of(targets.histories, items, scores, targets.item, targets.request, targets.user)
-    events = _events(config, dataset, targets, types, numbering.new)
-    return HeldOutLists(retrieved, OutcomeLabels.of(types, items, events))
+    """Candidates of the test's requests, and their outcomes."""
+    events = _events(config, dataset, candidates.targets, types, candidates.numbering.new)
+    retrieved = candidates.retrieved
+    return HeldOutLists(retrieved, OutcomeLabels.of(types, retrieved.items, events))
 
 
 def orders(

@@ -41,6 +41,7 @@ from pipeline.evaluation import (
 )
 from pipeline.evaluation.cautions import cautions, facts_of
 from pipeline.evaluation.evaluated_targets import CHECKED, Evaluation, check_fitted_systems, left_out_of
+from pipeline.evaluation.held_out_candidates import HeldOutCandidates
 from pipeline.evaluation.learning_curve import learning_curve
 from pipeline.evaluation.metrics_report import MetricSettings, defined
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
@@ -232,15 +233,15 @@ def _systems(
     return systems | {second_stage.TWO_STAGE: (both, numbering)}
 
 
-def _both(ctx: Context, model: _Model, evaluation: Evaluation) -> tuple[TwoStage, ItemNumbering] | None:
-    """Both stages, with items of the dataset -> their own; None without a ranker in use."""
-    if not evaluation.ranker.used:
-        return None
+def _candidates(ctx: Context, model: _Model, evaluation: Evaluation) -> HeldOutCandidates | None:
+    """Candidates of the test's requests; None without a ranker in use whose probabilities are measured."""
     nightly = ctx.protocol.headline == "nightly"
+    if not evaluation.ranker.used or not (nightly or ctx.config.outcomes):
+        return None
     systems = _systems(ctx, model, _part(ctx, model, evaluation.targets, evaluation.common), nightly=nightly)
     both, numbering = systems[second_stage.TWO_STAGE]
     assert isinstance(both, TwoStage)
-    return both, numbering
+    return HeldOutCandidates.of(ctx.config, ctx.dataset, both, numbering)
 
 
 def _stale(ctx: Context, model: _Model, evaluation: Evaluation, settings: MetricSettings) -> Staleness | None:
@@ -336,14 +337,14 @@ def _with_parts(
     """The report with cautions, repeats and new items apart, and other kinds of targets."""
     targets, ranked = evaluation.targets, evaluation.ranked
     is_repeat = contains(targets.histories.select(targets.request), targets.item)
-    both = _both(ctx, model, evaluation)
+    candidates = _candidates(ctx, model, evaluation)
     return replace(
-        outcome_metrics.with_outcomes(report, ctx.config, evaluation, both, settings),
+        outcome_metrics.with_outcomes(report, ctx.config, evaluation, candidates, settings),
         cautions=_cautions(ctx, evaluation),
         repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
         by_targets=_by_targets(ctx, report, model, evaluation, settings),
-        probability=delivered_probability.measure(ctx.config, ctx.dataset, both, ctx.inputs["rank"]),
+        probability=delivered_probability.measure(ctx.config, candidates, ctx.inputs["rank"]),
         stale=_stale(ctx, model, evaluation, settings),
     )
 

@@ -46,7 +46,7 @@ from models.ranking.two_stage import TwoStage  # noqa: E402
 from pipeline.config import Config  # noqa: E402
 from pipeline.dataset.dataset import Dataset  # noqa: E402
 from pipeline.dataset.protocol import Protocol  # noqa: E402
-from pipeline.evaluation import outcome_metrics  # noqa: E402
+from pipeline.evaluation import held_out_candidates, outcome_metrics  # noqa: E402
 from pipeline.evaluation.metrics_report import MetricSettings  # noqa: E402
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items  # noqa: E402
 from pipeline.evaluation.outcome_metrics import HeldOutLists  # noqa: E402
@@ -243,8 +243,9 @@ def main() -> None:
         )
         types = [name for name, number in positives.items() if number >= MIN_POSITIVES]
         both = TwoStage(trained.recommender, trained.tested(trained.stage), exclude_seen=False)
-        outcome_metrics.MAX_LISTS = 3 * given.lists
-        lists = outcome_metrics.held_out_lists(config, dataset, both, trained.numbering, types)
+        held_out_candidates.MAX_LISTS = 3 * given.lists
+        candidates = held_out_candidates.HeldOutCandidates.of(config, dataset, both, trained.numbering)
+        lists = outcome_metrics.held_out_lists(config, dataset, candidates, types)
         test = Cached(both.stage, lists.retrieved)
         joint, single = dict[str, list[Float32]](), dict[str, list[Float32]]()
         found: Predictions | None = None
