@@ -102,3 +102,33 @@ def test_visitors_of_the_last_days_are_shown_new_items_the_night_before(simulati
     assert earlier.is_empty()
     births = shown.join(simulation.births, on="item_id")
     assert (births["born"] <= births["timestamp"]).all()
+
+
+def test_weighted_reactions_estimate_what_any_list_would_have_had() -> None:
+    """Of a policy that draws uniformly: the mean of weight times reaction at the first place lies within its error of the
+    truth, the share of a visitor's new items that it takes until the day's end."""
+    settings = SimulationSettings(num_users=400, num_items=60, num_events=8_000, num_days=30, shelves=40)
+    simulation = simulate.simulate(settings, seed=1)
+    assert simulation.shelves is not None
+    first = simulation.shelves.filter(pl.col("rank") == 1)
+    visits = first.select("user_id", "timestamp").unique()
+    pairs = visits.join(simulation.births, how="cross").filter(pl.col("born") <= pl.col("timestamp"))
+    taken = simulation.events.select("user_id", "item_id", at="timestamp")
+    seen = visits.join(taken, on="user_id").filter(pl.col("at") < pl.col("timestamp"))
+    keys = ["user_id", "timestamp", "item_id"]
+    pairs = pairs.join(seen, on=keys, how="anti")
+    until = pl.col("timestamp") + pl.duration(hours=21)
+    reacted = visits.join(taken, on="user_id").filter(pl.col("at").is_between("timestamp", until))
+    pairs = pairs.join(reacted.select(keys).unique().with_columns(reward=1.0), on=keys, how="left")
+    visitors = pairs.group_by("user_id", "timestamp").agg(
+        pl.len(), truth=pl.col("reward").fill_null(0).mean()
+    )
+    shown = first.join(pairs.select(*keys, "reward"), on=keys, how="left").join(
+        visitors, on=["user_id", "timestamp"]
+    )
+    weight = 1 / (shown["len"] * shown["propensity"])
+    weighted = (weight * shown["reward"].fill_null(0)).to_numpy()
+    error = 4 / np.sqrt(len(shown))
+    assert weight.mean() == pytest.approx(1, abs=error * weight.to_numpy().std())
+    assert weighted.mean() == pytest.approx(shown["truth"].mean(), abs=error * weighted.std())
+    assert 0 < shown["truth"].mean() < weighted.std()
