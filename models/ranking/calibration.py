@@ -173,16 +173,21 @@ def calibrated(delivered: Delivered, weights: Float64, days: float = 0.0) -> Cal
 
 
 def calibrate(
-    stage: SecondStage, retrieved: Retrieved, seed: int, k: int = K, days: float = 0.0
+    stage: SecondStage,
+    retrieved: Retrieved,
+    seed: int,
+    k: int = K,
+    days: float = 0.0,
+    scores: Float32 | None = None,
 ) -> tuple[Calibration, "CalibrationQuality"]:
     """Calibrate a ranker on held-out lists, and measure the probabilities of delivered items by cross-fitting.
 
     `level_weights` are added to the ranker's linear part, in place, if cross-fitted log loss is lower with them; the order within
     lists stays.
     `retrieved` should have the lists of all users with a history, so that the probability is that of any list delivered.
-    days: horizon of nights.
+    days: horizon of nights; scores: [r, n], the ranker's, where they are known.
     """
-    delivered = Delivered.of(stage, retrieved, k, days)
+    delivered = Delivered.of(stage, retrieved, k, days, scores)
     choices = delivered, replace(delivered, level=delivered.level[:, :0])
     measured = [quality(cross_fitted(each, seed), each.taken) for each in choices]
     best = 0 if measured[0].log_loss < measured[1].log_loss else 1

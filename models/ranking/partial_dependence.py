@@ -12,7 +12,7 @@ from models.ranking.training import K, Retrieved
 
 MAX_TIMES = 5
 """Maximum times shown."""
-MAX_LISTS = 500
+MAX_LISTS = 250
 """Lists read; means over their first `K` candidates."""
 DAY = 86_400_000_000
 """Microseconds."""

@@ -52,8 +52,11 @@ def predict(stage: SecondStage, histories: Histories, items: Int32, scores: Floa
 
 def calibrate_outcomes(
     stage: SecondStage, histories: Histories, items: Int32, scores: Float32, labels: OutcomeLabels
-) -> None:
-    """Calibrate each head on the candidates of held-out lists, in place, by isotonic regression (`Calibration.smoothed`)."""
+) -> Float32:
+    """Calibrate each head on the candidates of held-out lists, in place, by isotonic regression (`Calibration.smoothed`).
+
+    Returns the ranker's scores of the candidates [r, n].
+    """
     heads = stage.ranker.heads
     assert heads is not None
     found = outputs(stage, histories, items, scores)
@@ -62,3 +65,4 @@ def calibrate_outcomes(
         known = (items > 0) & np.isfinite(labels.done[..., place])
         calibrations.append(Calibration.smoothed(found.logit[known, place], labels.done[known, place] == 1))
     heads.calibrations = tuple(calibrations)
+    return found.score

@@ -224,11 +224,10 @@ def _report(
     """
     held_out = retrieved.select(fitted.held_out)
     days = ctx.protocol.horizon_days
+    lists, scores = (held_out.histories, held_out.items, held_out.scores), None
     if held_out.outcomes is not None:
-        calibrate_outcomes(
-            fitted.stage, held_out.histories, held_out.items, held_out.scores, held_out.outcomes
-        )
-    calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed, days=days)
+        scores = calibrate_outcomes(fitted.stage, *lists, held_out.outcomes)
+    calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed, days=days, scores=scores)
     calibrated = asdict(measured)
     effect = {}
     if not set(SHOWN_FEATURES).isdisjoint(fitted.stage.ranker.features):
