@@ -1,5 +1,6 @@
 """Shelves of the simulated older system: propensities by pencil, drawn as often, in the order of its neighbours."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from features.simulate import Simulation
 from features.simulated_shelves import DEPTH, PLACES, SHOWN_DAYS, SHRINKAGE, UserEvents
 from features.simulation_settings import SimulationSettings
 
-SIZES = {"num_users": 300, "num_items": 60, "num_events": 12_000, "num_days": 30}
+SETTINGS = SimulationSettings(num_users=300, num_items=60, num_events=12_000, num_days=30)
 DAY = 86_400
 
 
@@ -70,11 +71,11 @@ def test_neighbours_of_the_users_items_stand_first() -> None:
 
 @pytest.fixture(scope="module")
 def simulation() -> Simulation:
-    return simulate.simulate(SimulationSettings(**SIZES, shelves=2), seed=0)
+    return simulate.simulate(replace(SETTINGS, shelves=2), seed=0)
 
 
 def test_shelves_change_no_event(simulation: Simulation, tmp_path: Path) -> None:
-    plain = simulate.simulate(SimulationSettings(**SIZES), seed=0)
+    plain = simulate.simulate(SETTINGS, seed=0)
     assert plain.shown is None
     simulate.write(plain, tmp_path / "plain")
     simulate.write(simulation, tmp_path / "shown")

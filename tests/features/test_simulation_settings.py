@@ -7,6 +7,18 @@ import pytest
 from features.simulation_settings import SimulationSettings
 
 
+def test_shelves_that_make_no_sense() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"shelves": -1}, "shelves"),
+        ({"shelves": 101}, "shelves"),
+        ({"shelves": 1, "exposures": True}, "shelves"),
+        ({"shelves": 1, "num_items": 10_001}, "num_items"),
+    ]
+    for changes, key in cases:
+        with pytest.raises(ValueError, match=rf"simulate\.{key}: received "):
+            SimulationSettings(**changes)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

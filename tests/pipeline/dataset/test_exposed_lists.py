@@ -121,6 +121,20 @@ def test_histories_end_before_the_list(tmp_path: Path) -> None:
     assert requests.histories.item_index[requests.histories.gather()[1]].tolist() == [1, 1]
 
 
+def test_lists_of_one_user_and_time_are_one_request(tmp_path: Path) -> None:
+    dataset = dataset_in(tmp_path)
+    found = ExposedLists.of(config(), dataset)
+    assert found is not None
+    rows = np.array([0, 1, 2, 2, 3, 2])
+    arrays = {name: getattr(found, name)[rows] for name in ("user", "time", "item", "propensity", "is_taken")}
+    several = replace(found, is_shown=found.is_shown[rows], **arrays)
+    assert several.request.tolist() == [0, 1, 2, 2, 3, 2]
+    numbering = ItemNumbering(np.arange(dataset.num_items + 1, dtype=np.int32))
+    alone, together = (lists.requests(dataset, numbering) for lists in (found, several))
+    assert together.moment.tolist() == alone.moment.tolist()
+    assert together.histories.lengths.tolist() == alone.histories.lengths.tolist()
+
+
 def test_a_long_test_is_that_of_some_users(tmp_path: Path) -> None:
     found = ExposedLists.of(
         config(evaluate={"k": [2], "gate": False, "max_requests": 1}), dataset_in(tmp_path)

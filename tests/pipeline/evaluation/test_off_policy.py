@@ -22,7 +22,7 @@ COMMON = ItemNumbering(np.array([0, 0, 1, 2, 3], np.int32))
 """Item 1 is unknown to every system; 2, 3, 4 are 1, 2, 3."""
 EXPOSED = ExposedLists(
     user=np.array([3, 3, 8]),
-    time=np.zeros(3, np.int64),
+    time=np.arange(3),
     item=np.array([[2, 3], [1, 2], [4, 0]], np.int32),
     is_shown=np.array([[True, True], [True, True], [True, False]]),
     propensity=np.array([[0.25, 1 / 3], [0.25, 1 / 3], [0.5, 0]]),
@@ -75,9 +75,10 @@ def estimates(
 
 
 def repeated(exposed: ExposedLists, times: int) -> ExposedLists:
-    names = ("user", "time", "item", "is_shown", "propensity", "is_taken")
+    """Each list so often, at times of its own."""
+    names = ("user", "item", "is_shown", "propensity", "is_taken")
     arrays: Any = {name: np.repeat(getattr(exposed, name), times, axis=0) for name in names}
-    return replace(exposed, **arrays)
+    return replace(exposed, time=np.arange(times * len(exposed)), **arrays)
 
 
 def test_lists_that_were_not_drawn_judge_no_other_list(
