@@ -51,6 +51,8 @@ def test_sizes_are_those_asked_for(simulation: Simulation) -> None:
     assert simulation.events["user_id"].value_counts()["count"].to_numpy().min() >= 5
     assert len(simulation.items) == SETTINGS.num_items == simulation.items["item_id"].n_unique()
     assert simulation.items["title"].n_unique() == SETTINGS.num_items
+    bought = simulation.events.drop_nulls("value").join(simulation.items, on="item_id")
+    assert (bought["value"] == bought["price"]).all()
     assert set(simulation.events["event_type"]) == set(simulate.EVENT_TYPES)
 
 
@@ -88,7 +90,9 @@ def test_the_file_holds_every_event_and_every_bad_row_where_the_truth_says(
     for bad in simulation.bad_rows.iter_rows(named=True):
         assert _is_bad(rows[bad["row"] - 1], bad["kind"]), bad
     assert pl.read_parquet(tmp_path / "truth.parquet").equals(simulation.truth)
-    items = pl.read_csv(tmp_path / "items.csv").with_columns(pl.col("categories").str.split("|"))
+    items = pl.read_csv(tmp_path / "items.csv").with_columns(
+        pl.col("categories").str.split("|"), pl.col("price").cast(pl.Float32)
+    )
     assert items.equals(simulation.items)
 
 
