@@ -2,7 +2,7 @@
 
 In the log's last SHOWN_DAYS days every user with an event on a day is shown some shelves of PLACES items the night before, each
 drawn by itself. The older system orders the items that are out and new to the user by the sum of their cosines with the user's
-items (Sarwar et al. 2001), counted before the first of these days, and explores: P(the next place shows the item at place r of
+items (Sarwar et al. 2001), then by their events, counted before the first of these days, and explores: P(the next place shows the item at place r of
 this order, from 0) is proportional to 1 / (DEPTH + r) among the items not above it.
 
 Users take what they would have taken without shelves. So the reward of any list is known, shown or not: the number of its items
@@ -28,6 +28,8 @@ DEPTH = 10
 """Places over which the older system's preference for the head of its order halves."""
 SHRINKAGE = 10.0
 """Added to the denominator of a cosine, so that two rare items together once are no near neighbours."""
+PRIOR = 1e-6
+"""Score of an item per event, far below a cosine: popular items stand first among those without neighbours."""
 _DAY = 86_400
 _CHUNK_CELLS = 2**22
 """Scores at once (16 MiB)."""
@@ -81,7 +83,9 @@ def draw(events: UserEvents, born: Floats, num_days: int, shelves: int, rng: np.
     starts, time = events.offsets[user[visit]], day[visit] * _DAY + float(SHOWN_AT)
     num_users = len(events.offsets) - 1
     begun = events.offsets[:-1] + np.bincount(user[day < first_day], minlength=num_users)
-    cosine = _cosines(*events.of(events.offsets[:-1], begun), num_users, len(born))
+    earlier = events.of(events.offsets[:-1], begun)
+    cosine = _cosines(*earlier, num_users, len(born))
+    prior = PRIOR * np.bincount(earlier[1], minlength=len(born))
     parts = []
     step = max(1, _CHUNK_CELLS // len(born))
     for start in range(0, len(visit), step):
@@ -89,7 +93,7 @@ def draw(events: UserEvents, born: Floats, num_days: int, shelves: int, rng: np.
         met = np.zeros((len(visit[rows]), len(born)), np.float32)
         met[events.of(starts[rows], visit[rows])] = 1
         is_open = (met == 0) & (born <= time[rows, None])
-        score = np.where(is_open, met @ cosine, -np.inf)
+        score = np.where(is_open, met @ cosine + prior, -np.inf)
         order = np.argsort(-score, axis=1, kind="stable")
         row = np.repeat(np.arange(len(order)), shelves)
         rank, propensity = draw_ranks(is_open.sum(axis=1)[row], PLACES, rng)
