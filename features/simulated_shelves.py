@@ -2,8 +2,9 @@
 
 In the log's last SHOWN_DAYS days every user with an event on a day is shown some shelves of PLACES items the night before, each
 drawn by itself. The older system orders the items that are out and new to the user by the sum of their cosines with the user's
-items (Sarwar et al. 2001), then by their events, counted before the first of these days, and explores: P(the next place shows the item at place r of
-this order, from 0) is proportional to 1 / (DEPTH + r) among the items not above it.
+items (Sarwar et al. 2001), then by their events, counted before the first of these days, and explores: P(the next place shows
+the item at place r of this order, from 0) is proportional to 1 / (DEPTH + r) among the items not above it. Users with fewer
+items left than places are shown none.
 
 Users take what they would have taken without shelves. So the reward of any list is known, shown or not: the number of its items
 among the user's events until the day's end.
@@ -95,17 +96,17 @@ def draw(events: UserEvents, born: Floats, num_days: int, shelves: int, rng: np.
         is_open = (met == 0) & (born <= time[rows, None])
         score = np.where(is_open, met @ cosine + prior, -np.inf)
         order = np.argsort(-score, axis=1, kind="stable")
-        row = np.repeat(np.arange(len(order)), shelves)
-        rank, propensity = draw_ranks(is_open.sum(axis=1)[row], PLACES, rng)
-        parts.append((order[row[:, None], rank], propensity))
-    item, propensity = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Shelves(np.repeat(user[visit], shelves), np.repeat(time, shelves), item, propensity)
+        available = is_open.sum(axis=1)
+        row = np.repeat(np.flatnonzero(available >= PLACES), shelves)
+        rank, propensity = draw_ranks(available[row], PLACES, rng)
+        parts.append((user[visit[rows]][row], time[rows][row], order[row[:, None], rank], propensity))
+    return Shelves(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def draw_ranks(available: Ints, places: int, rng: np.random.Generator) -> tuple[Ints, Floats]:
     """Places of an order of `available` items [n], drawn without replacement for each list, and their probabilities.
 
-    Returns ([n, places], [n, places]): from 0, and given the places above.
+    available: as many as `places` at least. Returns ([n, places], [n, places]): from 0, and given the places above.
     """
     share = 1 / (DEPTH + np.arange(available.max(initial=1)))
     total = np.cumsum(share)

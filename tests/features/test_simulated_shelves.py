@@ -69,6 +69,16 @@ def test_neighbours_of_the_users_items_stand_first() -> None:
     assert shelves.propensity[shelves.item[:, 0] == 1, 0] == pytest.approx(share[0] / share.sum())
 
 
+def test_users_with_few_items_left_are_shown_none() -> None:
+    """User 0 has all items but three, user 1 all but two."""
+    user, item = np.array([*[0] * 8, *[1] * 9]), np.array([*range(7), 0, *range(8), 0])
+    time = np.where(np.append(user[1:] != user[:-1], True), 20.5 * DAY, 0.0)
+    events = UserEvents(np.array([0, 8, 17]), item, time)
+    shelves = simulated_shelves.draw(events, np.zeros(10), 30, 2, np.random.default_rng(0))
+    assert shelves.user.tolist() == [0, 0]
+    assert np.sort(shelves.item, axis=1).tolist() == [[7, 8, 9]] * 2
+
+
 @pytest.fixture(scope="module")
 def simulation() -> Simulation:
     return simulate.simulate(replace(SETTINGS, shelves=2), seed=0)
