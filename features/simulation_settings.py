@@ -29,8 +29,8 @@ class SimulationSettings:
     exposures: bool = False
     """Lists shown by an older system with their propensities, and the users' reactions: `exposures.csv` for `[exposures]`."""
     shelves: int = 0
-    """Lists of three shown to each visitor of a day of the last two weeks: `exposures.csv` for `[exposures]`. An older system draws
-    them with known propensities, and they change no event. 0: none."""
+    """Lists of three shown to each visitor of a day of the last two weeks: `exposures.csv` for `[exposures]`. An older system
+    draws them with known propensities, and they change no event. 0: none."""
 
     def __post_init__(self) -> None:
         least = {"num_users": 10, "num_items": 50, "num_events": 5 * self.num_users, "num_days": 2}
