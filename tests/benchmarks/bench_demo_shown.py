@@ -1,7 +1,7 @@
 """Off-policy estimates of the demo against the truth, and its predicted outcomes, from finished artifacts.
 
-    lookback run evaluate --config demo
-    python tests/benchmarks/bench_demo_shown.py [--config demo] [--set key=value]…
+    lookback run evaluate --config pipeline/configs/demo.toml
+    python tests/benchmarks/bench_demo_shown.py [--config FILE] [--set key=value]…
 
 Shelves of the demo change nothing that users do (`features/simulated_shelves.py`), so the true mean of reactions per list is
 known for every system: the items of its own list that the user takes within the window. Prints Markdown tables: estimates by
@@ -39,7 +39,7 @@ BY_PLACE = ("dm", "ips_place", "snips_place", "dr_place")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="demo")
+    parser.add_argument("--config", default=str(ROOT / "pipeline" / "configs" / "demo.toml"))
     parser.add_argument("--set", nargs="*", default=[])
     given = parser.parse_args()
     config = load_config(given.config, given.set)
