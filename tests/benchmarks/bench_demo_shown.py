@@ -67,6 +67,8 @@ def off_policy(config: Config, report: EvaluationReport) -> None:
     print(f"| system | truth | {' | '.join(BY_PLACE)} | effective sample |")
     print(f"|{' --- |' * (len(BY_PLACE) + 3)}")
     for system, estimates in report.off_policy.items():
+        if system == second_stage.RETRIEVAL:  # the stage not in use, which no table shows
+            continue
         lists = (
             own_lists(config, dataset, exposed, common, report)
             if system == MODEL
