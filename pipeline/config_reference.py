@@ -33,7 +33,7 @@ EXPERT_KEYS = frozenset(
         "ranker": "favourites popular item_vectors dim num_heads hidden dropout loss train_fraction patience batch_lists "
         "learning_rate weight_decay",
         "evaluate": "gru_dim gru_epochs gru_patience",
-        "score": "batch_users shard_users workers",
+        "score": "precision batch_users shard_users workers",
         "monitor": "promise_level usual_level population_drift unknown_rise cold_users_rise short_lists_rise unchanged_lists "
         "vanished_type_events idle_hours",
         "tune": "warmup_epochs warmup_trials",

@@ -227,8 +227,7 @@ class ScoreConfig(Section):
     """Systems whose lists for the same users are kept in `shadows/` and never delivered: counting baselines, and beside a
     registered `model` also previous (the model of the lists before), challenger, or models:/…"""
     max_item_age_days: float = Field(0.0, ge=0)
-    """Longest time since an item's last event, in days. Older items are left out, and so are those whose row in the items table
-    has vanished since the training; 0: off."""
+    """Longest time since an item's last event, in days: older items and those gone from the items table are left out; 0: off."""
     segment: str = "auto"
     """Column of the users' table with segments: users without a known interaction get popular items of their segment. auto: the
     first column with 2 to 20 values; none."""
@@ -239,6 +238,8 @@ class ScoreConfig(Section):
     position's own path, gradients beside it."""
     because_items: int = Field(3, ge=1)
     """Maximum reasons per recommendation, in past interactions."""
+    precision: Literal["auto", "fp32"] = "auto"
+    """Numeric precision of the encoder. Both are fp32: nothing lower was faster where measured; the manifest has the reason."""
     batch_users: int = Field(1024, ge=1)
     """Users per row group; those of eight are encoded from one pool, by length."""
     shard_users: int = Field(50_000, ge=1)

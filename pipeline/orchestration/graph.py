@@ -150,7 +150,7 @@ STAGES = {
             "score",
             10,
             ("ingest", "features", "publish"),
-            {"score": ("model", "engine", "workers")},  # a registered model's digest is an input
+            {"score": ("model", "engine", "workers", "precision")},  # a registered model's digest is an input
             ("seed", "utility"),
             resumable=True,
         ),

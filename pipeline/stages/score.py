@@ -12,6 +12,7 @@ import numpy as np
 
 from features.printable import printable
 from features.settings import iso_microseconds
+from models.device import scoring_precision
 from models.recommendation.engine import RecommendationEngine
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
@@ -248,6 +249,7 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
     counted = {name: total.get(name, 0) for name in _COUNTED} | {"new_items": scorer.bundle.num_added}
     counted["events_after_request"] = scorer.log.num_later_events
     later = scorer.users.num_later
+    precision, reason = scoring_precision(ctx.config.score.precision)
     left_out = {"user_not_in_log": unknown} | ({"user_after_request": later} if later else {})
     ctx.manifest.update(
         rows_in=counted["users"] + sum(left_out.values()),
@@ -257,6 +259,8 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         events_before_request=len(scorer.log.histories.time) - counted["events_after_request"],
         exclude_seen=scorer.rules.exclude_seen,
         repeated_share=scorer.log.dataset.facts.repeated_share,
+        precision=precision,
+        precision_reason=reason,
         model=ctx.config.score.model,
         model_version=version,
         bundle_digest=digest,

@@ -12,6 +12,7 @@ from models.device import (
     pick_device,
     resolved_compile,
     resolved_precision,
+    scoring_precision,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -118,6 +119,16 @@ def test_precision():
     assert resolved_precision("bf16", CPU) == "bf16"
     assert resolved_precision("fp32", CPU) == "fp32"
     assert resolved_precision("auto", CPU) in ("bf16", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("native", "reason"),
+    [(True, "bf16 encodes no faster than fp32 where it was measured"), (False, "the processor computes no bf16")],
+)
+def test_scoring_is_fp32_with_the_reason(monkeypatch, native, reason):
+    monkeypatch.setattr(device, "computes_bf16", lambda _: native)
+    assert scoring_precision("auto") == ("fp32", reason)
+    assert scoring_precision("fp32") == ("fp32", "score.precision")
 
 
 def test_peak_memory_counts_what_was_there():
