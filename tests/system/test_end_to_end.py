@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.device import scoring_precision
 from pipeline.orchestration.graph import STAGES
 from tests.workdir import Workdir
 
@@ -96,6 +97,7 @@ def test_recommendations_are_the_contract_s(finished: Workdir) -> None:
     counts = finished.manifest("score")
     assert counts["users"] == len(users)
     assert counts["users_per_second"] > 0
+    assert (counts["precision"], counts["precision_reason"]) == scoring_precision("auto")
 
 
 def test_metrics_are_the_contract_s(finished: Workdir) -> None:
