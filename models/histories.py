@@ -61,6 +61,46 @@ class ItemSets:
         keys = np.arange(len(items), dtype=np.int64)[:, None] * width + items
         return np.isin(keys, row * width + item)
 
+    def union(self, other: "ItemSets") -> "ItemSets":
+        """Items of either set of each row."""
+        row, item = (np.concatenate(parts) for parts in zip(self.pairs(), other.pairs(), strict=True))
+        width = int(item.max(initial=0)) + 1
+        pair = np.unique(row * width + item)
+        return ItemSets.of(pair // width, pair % width, len(self.starts))
+
+
+@dataclass(frozen=True)
+class Shortlists(ItemSets):
+    """The only items that the lists of some rows may have."""
+
+    is_limited: NDArray[np.bool_]
+    """[rows], whether the row has a shortlist, which may be empty; the other rows may have any item, and have an empty set"""
+
+    def select(self, rows: slice | NDArray[np.integer] | NDArray[np.bool_]) -> Self:
+        """The given rows, over the same items."""
+        return replace(super().select(rows), is_limited=self.is_limited[rows])
+
+    def translate(self, mapping: Int32) -> "Shortlists":
+        """Items renumbered as in `ItemSets`; limited rows stay so."""
+        sets = super().translate(mapping)
+        return Shortlists(sets.item_index, sets.starts, sets.ends, self.is_limited)
+
+    def permits(self, items: Int32) -> NDArray[np.bool_]:
+        """[rows, n], whether each row's list may have its `items` [rows, n]."""
+        return ~self.is_limited[:, None] | self.has(items)
+
+    def without(self, excluded: "Histories | None", allowed: NDArray[np.bool_] | None) -> "Shortlists":
+        """The shortlists without each row's `excluded` items and those that `allowed` [num_items + 1] masks."""
+        row, item = self.pairs()
+        kept = np.ones(len(item), bool) if allowed is None else allowed[item]
+        if excluded is not None:
+            out, position = excluded.select(self.is_limited).gather()
+            out = np.flatnonzero(self.is_limited)[out]
+            width = max(int(item.max(initial=0)), int(excluded.item_index.max(initial=0))) + 1
+            kept &= ~np.isin(row * width + item, out * width + excluded.item_index[position])
+        sets = ItemSets.of(row[kept], item[kept], len(self.starts))
+        return Shortlists(sets.item_index, sets.starts, sets.ends, self.is_limited)
+
 
 @dataclass(frozen=True)
 class ShownItems(ItemSets):
@@ -117,6 +157,8 @@ class Histories:
     context: Int32 | None = None
     """[rows, columns], codes of the row's last event in further columns of the log, such as its device, 0: no value; None:
     unknown."""
+    shortlist: Shortlists | None = None
+    """[rows], the only items that a row's list may have; None: no row is limited."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -142,6 +184,7 @@ class Histories:
             left_out=left_out,
             shown=shown,
             context=context,
+            shortlist=None if self.shortlist is None else self.shortlist.select(rows),
         )
 
     def last(self, max_length: int) -> "Histories":
@@ -178,6 +221,7 @@ class Histories:
             ends=position[self.ends],
             left_out=None if self.left_out is None else self.left_out.translate(mapping),
             shown=None if self.shown is None else self.shown.translate(mapping),
+            shortlist=None if self.shortlist is None else self.shortlist.translate(mapping),
         )
 
     def excluded(self, *, seen: bool) -> "Histories | None":

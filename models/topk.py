@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.histories import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64, Shortlists
 
 _CHUNK_CELLS = 2**24
 """Scores per chunk when a catalogue is ranked for many rows (64 MiB of float32)."""
@@ -25,6 +25,18 @@ def mask_seen(scores: Float32, histories: Histories) -> Float32:
     for part in event_chunks(histories.lengths):
         rows, positions = histories.select(part).gather()
         scores[rows + part.start, histories.item_index[positions]] = -np.inf
+    return scores
+
+
+def mask_others(scores: Float32, shortlist: Shortlists | None) -> Float32:
+    """Set the scores of every item outside a limited row's shortlist to -inf, in place, and return `scores` [r, n + 1]."""
+    if shortlist is None or not shortlist.is_limited.any():
+        return scores
+    limited = np.flatnonzero(shortlist.is_limited)
+    row, item = shortlist.select(limited).pairs()
+    kept = scores[limited[row], item]
+    scores[limited] = -np.inf
+    scores[limited[row], item] = kept
     return scores
 
 

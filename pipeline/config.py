@@ -31,12 +31,12 @@ from models.settings.index import IndexSettings
 from models.settings.outcomes import OutcomeSettings, check_order, check_outcomes
 from models.settings.ranker import RankerSettings
 from models.settings.training import TrainSettings, check_together
+from pipeline.deliver_section import DeliverConfig
 from pipeline.errors import ConfigError, command_line
 from pipeline.sections import (
     MODEL,
     UNPUBLISHED,
     DataConfig,
-    DeliverConfig,
     EvaluateConfig,
     ExperimentConfig,
     MonitorConfig,

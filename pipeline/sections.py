@@ -29,8 +29,6 @@ CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """package.module:Class."""
 MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([^/@]+))")
 """models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS; groups: name, version, alias."""
-DELIVERED_TO = ("postgresql://", "postgres://", "sqlite:///")
-"""Beginnings of the addresses of databases that take the live lists."""
 TargetKind = Literal["auto", "nightly", "successive", "first"]
 GATE_METRICS = ("ndcg", "hit_rate", "recall", "precision", "mrr", "map")
 
@@ -202,6 +200,14 @@ class ScoreConfig(Section):
     availability: str | None = None
     """Availability windows: a Parquet file with `item_id`, `available_from`, `available_until` (in
     `events.timezone` without a zone; null: no limit). Items not in the file are always available."""
+    exclude: str | None = None
+    """Items that lists of single users leave out: a Parquet file with `user_id`, `item_id`."""
+    candidates: str | None = None
+    """Items that lists of single users may have, no others: a Parquet file with `user_id`, `item_id`. Users who are not in the
+    file have the whole catalogue. `evaluate` adds metrics among them (`among_candidates`)."""
+    pin: str | None = None
+    """Items at fixed ranks of lists: a Parquet file with `user_id` (null: all users), `item_id`, `rank` (from 1 to `k`). A pin
+    that a filter forbids is dropped and counted."""
     at: str | None = None
     """Time of the request, as an ISO time: histories hold the events before it, and model, popularity and `availability` take it
     as the present. By default that of the log's newest regular event, the newest with a tenth of a median day's events in the
@@ -268,14 +274,17 @@ class ScoreConfig(Section):
             check_iso("score.at", at)
         return at
 
-    @pydantic.field_validator("allow", "deny", "availability")
+    @pydantic.field_validator("allow", "deny", "availability", "exclude", "candidates", "pin")
     @classmethod
     def _a_parquet_file(
         cls, items: str | list[str] | None, about: pydantic.ValidationInfo
     ) -> str | list[str] | None:
         if isinstance(items, str) and not items.endswith(".parquet"):
-            more = "" if about.field_name == "availability" else ", or a list of ids"
-            expected = f"a .parquet file with item_id{more}"
+            more = ", or a list of ids" if about.field_name in ("allow", "deny") else ""
+            user = "user_id, " if about.field_name in ("exclude", "candidates", "pin") else ""
+            expected = (
+                f"a .parquet file with {user}item_id{', rank' if about.field_name == 'pin' else ''}{more}"
+            )
             raise ValueError(f"score.{about.field_name}: received {items!r}, expected {expected}")
         return items
 
@@ -383,38 +392,6 @@ class ExperimentConfig(Section):
     def _known_start(cls, start: str) -> str:
         check_iso("experiment.start", start)
         return start
-
-
-class DeliverConfig(Section):
-    """Table of a database for the live lists: the `[deliver]` section."""
-
-    database: str
-    """Address, postgresql://… or sqlite:///file. Credentials as for `events.database`: PGUSER and PGPASSWORD, or ~/.pgpass."""
-    table: str
-    """Table, with its schema or without; made where it is missing, with an index on `user_id`."""
-    mode: Literal["replace", "append"] = "replace"
-    """replace: the lists take the place of all rows; append: they come beside those of earlier deliveries."""
-
-    @pydantic.field_validator("database")
-    @classmethod
-    def _known_database(cls, address: str) -> str:
-        if not address.startswith(DELIVERED_TO):
-            kind = address.partition("://")[0] if "://" in address else address
-            raise ValueError(
-                f"deliver.database: received {kind!r}, expected an address that begins with {', '.join(DELIVERED_TO)}"
-            )
-        return address
-
-    @pydantic.field_validator("table")
-    @classmethod
-    def _plain_name(cls, table: str, about: pydantic.ValidationInfo) -> str:
-        is_sqlite = str(about.data.get("database")).startswith("sqlite")
-        if not re.fullmatch(r"[^\W\d]\w*" + ("" if is_sqlite else r"(\.[^\W\d]\w*)?"), table):
-            schema = "" if is_sqlite else ", or schema.table"
-            raise ValueError(
-                f"deliver.table: received {table!r}, expected a name of letters, digits and _{schema}"
-            )
-        return table
 
 
 class TrackingConfig(Section):

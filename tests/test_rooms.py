@@ -21,6 +21,7 @@ ARROWS = {
         "artifacts",
         "config_reference configs",
         "config",
+        "deliver_section",
         "sections",
         "background",
         "errors",

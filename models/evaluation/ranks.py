@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.evaluation import metrics
 from models.evaluation.metrics import Float64
-from models.histories import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64, Shortlists
 from models.recommender import Recommender
 from models.topk import mask_seen, recommend_in_chunks, row_chunks, top_k
 
@@ -44,7 +44,8 @@ def rank_targets(
 
     histories: q rows; target: [t], 1..num_items, 0 for an unknown item; request: [t], ascending, row of each target (by default
     its own number). `exclude_seen` masks the items of each history (a masked target is behind every other item). Items that the
-    system cannot recommend (-inf) are misses only if unknown: else behind every other item. list_length 0: no lists.
+    system cannot recommend (-inf) are misses only if unknown: else behind every other item. list_length 0: no lists. Where
+    rows have shortlists, all are limited, and targets are ranked among the items of theirs, of which they are; lists are not.
     """
     request = np.arange(len(target)) if request is None else request
     rank, pessimistic = (np.full(len(target), np.inf) for _ in range(2))
@@ -57,11 +58,24 @@ def rank_targets(
         own = slice(*np.searchsorted(request, (rows.start, rows.stop)))
         known = np.flatnonzero(target[own] > 0)
         row, item = request[own][known] - rows.start, target[own][known]
-        is_plain = len(known) == len(part) and np.array_equal(row, np.arange(len(part)))
-        rank[own][known], pessimistic[own][known] = metrics.ranks(scores, item, None if is_plain else row)
+        if part.shortlist is not None:
+            among = _ranks_among(scores, item, row, part.shortlist)
+        else:
+            is_plain = len(known) == len(part) and np.array_equal(row, np.arange(len(part)))
+            among = metrics.ranks(scores, item, None if is_plain else row)
+        rank[own][known], pessimistic[own][known] = among
         if list_length:
             lists[rows], _ = top_k(scores, list_length)
     return SystemRanks(rank, pessimistic, lists)
+
+
+def _ranks_among(scores: Float32, item: Int32, row: Int64, shortlist: Shortlists) -> tuple[Float64, Float64]:
+    """`metrics.ranks` of targets [t] among the items of their rows' shortlists."""
+    target, other = shortlist.select(row).pairs()
+    own, value = scores[row, item], scores[row[target], other]
+    greater = np.bincount(target[value > own[target]], minlength=len(item))
+    others = np.bincount(target[value == own[target]], minlength=len(item)) - 1
+    return 1 + greater + others / 2, np.asarray(1 + greater + others, np.float64)
 
 
 class ColdStart:

@@ -48,7 +48,7 @@ def two_stage_contributions(
         weights = explain(learned_items(ranked, encoder.num_items), less=_mean_vector(encoder, *pool))
         weights = _through_ranker(encoder, stage, histories, ranked, pool, weights)
     if (is_behind & (items > 0)).any():
-        weights += explain(np.where(is_behind, items, 0))
+        weights += explain(learned_items(np.where(is_behind, items, 0), encoder.num_items))
     return weights
 
 

@@ -6,7 +6,7 @@ Letters: r rows (histories), n candidates per row, m added per row.
 import numpy as np
 from numpy.typing import NDArray
 
-from models.histories import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64, Shortlists
 from models.ranking.features import HOUR, ItemStatistics
 from models.ranking.takings import OwnItems
 from models.settings.ranker import RankerSettings
@@ -120,6 +120,20 @@ def joined(
     return np.take_along_axis(item, order, 1), np.take_along_axis(score, order, 1)
 
 
+def within_shortlists(added: Int32, shortlist: Shortlists, num_learned: int, most: int) -> Int32:
+    """Added candidates [r, m] of limited rows within their shortlists, and beside them what the retriever does not know of those.
+
+    Of the latter, items above `num_learned`, the first `most` of each row. The result is [r, m + …], padded with 0.
+    """
+    row, item = shortlist.pairs()
+    row, item = row[item > num_learned], item[item > num_learned]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    row, item, place = row[place < most], item[place < most], place[place < most]
+    unlearned = np.zeros((len(added), int(place.max(initial=-1)) + 1), np.int32)
+    unlearned[row, place] = item
+    return np.concatenate([np.where(shortlist.permits(added), added, np.int32(0)), unlearned], 1)
+
+
 def lowest_score(scores: Float32) -> Float32:
     """[r, 1], lowest score of each row [r, n] above -inf; 0 without any."""
     lowest = np.where(np.isneginf(scores), np.float32(np.inf), scores).min(1, keepdims=True, initial=np.inf)
@@ -134,7 +148,7 @@ def learned_items(items: Int32, num_learned: int) -> Int32:
 def learned_part(histories: Histories, num_learned: int) -> Histories:
     """The rows without interactions on items above `num_learned`, and without such items in the rows' sets."""
     highest = int(histories.item_index.max(initial=0))
-    for sets in (histories.left_out, histories.shown):
+    for sets in (histories.left_out, histories.shown, histories.shortlist):
         highest = max(highest, 0 if sets is None else int(sets.item_index.max(initial=0)))
     if highest <= num_learned:
         return histories

@@ -4,9 +4,9 @@ import numpy as np
 
 from models.encoder.encoder import AttentionRecommender
 from models.histories import Float32, Histories, Int32
-from models.ranking.candidates import joined, learned_part
+from models.ranking.candidates import joined, learned_part, within_shortlists
 from models.ranking.ranker import SecondStage
-from models.topk import mask_seen, recommend_in_chunks, row_chunks, top_k
+from models.topk import mask_others, mask_seen, recommend_in_chunks, row_chunks, top_k
 
 Candidates = tuple[Int32, Float32]
 """Items and retrieval scores [rows, n], best first, padded with 0 and -inf."""
@@ -16,7 +16,7 @@ class TwoStage:
     """Recommender that ranks the candidates by the ranker, then all other items by the retriever.
 
     Candidates are the retriever's best and those of `SecondStage.added`. With `exclude_seen` they leave out the history, so that
-    items masked later take no candidate's place.
+    items masked later take no candidate's place. Rows with a shortlist have candidates from it alone.
 
     Items of the second stage beyond the retriever's are those that it does not know. They are recommended as added candidates
     alone, at the row's lowest retrieval score; the retriever reads histories without them.
@@ -63,5 +63,9 @@ class TwoStage:
         open_items = mask_seen(scores.copy(), histories) if self.exclude_seen else scores
         number = min(self.stage.ranker.settings.candidates, self.retriever.num_items)
         added = self.stage.added(histories, exclude_seen=self.exclude_seen)
+        if histories.shortlist is not None:
+            open_items = mask_others(open_items.copy(), histories.shortlist)
+            shortlist = histories.shortlist.without(histories if self.exclude_seen else None, None)
+            added = within_shortlists(added, shortlist, self.retriever.num_items, number)
         added_scores = np.take_along_axis(open_items, added.astype(np.int64), 1)
         return joined(*top_k(open_items, number), added, added_scores, self.retriever.num_items)

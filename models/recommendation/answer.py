@@ -11,8 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.histories import Float32, Histories, Int32, Int64, ItemSets
+from models.histories import Float32, Histories, Int32, Int64
 from models.recommendation.rules import Chosen, Rules, Traits, UInt64, choose
+from models.recommendation.shortlists import fill_limited
 from models.topk import top_k
 
 _GROWTH = 4
@@ -147,8 +148,8 @@ class Lists:
         reasons = None if because_items is None else Because.none(items.shape, because_items)
         predicted = outcomes(items.shape)
         if cold.any():
-            left_out = None if histories.left_out is None else histories.left_out.select(cold)
-            _fill(lists, cold, self.filled(self._popular(popularity, segment[cold], left_out), keys[cold]))
+            popular = self._popular(popularity, segment[cold], histories.select(cold))
+            _fill(lists, cold, self.filled(popular, keys[cold]))
 
         def fill(rows: Int64) -> None:
             warm = warm_rows(histories.select(rows))
@@ -183,11 +184,13 @@ class Lists:
             np.zeros(shape, np.int32), np.full(shape, -np.inf, np.float32), np.ones(shape, np.float32)
         )
 
-    def _popular(self, popularity: Float32, segment: Int64, left_out: ItemSets | None) -> Retrieve:
-        """Retrieve popular items of the segments of empty rows, without those `left_out` of each row.
+    def _popular(self, popularity: Float32, segment: Int64, cold: Histories) -> Retrieve:
+        """Retrieve popular items of the segments of empty rows, without those left out of each row, or from its shortlist.
 
         Items without events are among them, never the padding 0.
         """
+        left_out, shortlist = cold.left_out, cold.shortlist
+        eligible = None if shortlist is None else shortlist.without(cold.excluded(seen=False), None)
         is_open = np.arange(popularity.shape[1]) > 0
         if self.rules.allowed is not None:
             is_open &= self.rules.allowed
@@ -198,15 +201,19 @@ class Lists:
             items, scores = top_k(popularity[segments], number)
             items, scores = items[row], scores[row]
             is_all = items[:, -1] == 0
-            if left_out is None:
-                return (items, scores), is_all
-            is_out = left_out.select(rows).has(items)
-            order = np.argsort(is_out, axis=1, kind="stable")
-            items, scores = (
-                np.where(is_out, np.int32(0), items),
-                np.where(is_out, np.float32(-np.inf), scores),
-            )
-            return (np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)), is_all
+            if left_out is not None:
+                is_out = left_out.select(rows).has(items)
+                order = np.argsort(is_out, axis=1, kind="stable")
+                items, scores = (
+                    np.where(is_out, np.int32(0), items),
+                    np.where(is_out, np.float32(-np.inf), scores),
+                )
+                items, scores = (np.take_along_axis(part, order, 1) for part in (items, scores))
+            if eligible is not None:
+                own, code = eligible.select(rows), segment[rows]
+                fill_limited((items, scores), own, lambda row, item: popularity[code[row], item])
+                is_all = np.where(own.is_limited, items[:, -1] == 0, is_all)
+            return (items, scores), is_all
 
         return retrieve
 

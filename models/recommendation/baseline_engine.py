@@ -14,7 +14,7 @@ from models.histories import Float32, Histories, Int32, Int64
 from models.recommendation.answer import Answer, Candidates, Lists, Run
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.recommender import Recommender
-from models.topk import event_chunks, mask_seen, row_chunks, top_k
+from models.topk import event_chunks, mask_others, mask_seen, row_chunks, top_k
 
 EXPLAINED_ITEMS = 20
 """Past items of each row that reasons are sought among, the latest."""
@@ -133,6 +133,7 @@ class _WarmRows:
                 mask_seen(values, excluded)
             if self._rules.allowed is not None:
                 values[:, ~self._rules.allowed] = -np.inf
+            mask_others(values, part.select(chunk).shortlist)
             items[chunk], scores[chunk] = top_k(values, number)
         return (items, scores), items[:, -1] == 0
 

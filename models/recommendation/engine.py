@@ -15,12 +15,19 @@ from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.explanation import contributions
 from models.explanation.second_stage import two_stage_contributions
 from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
-from models.ranking.candidates import is_none_of, joined, learned_items, learned_part
+from models.ranking.candidates import (
+    is_none_of,
+    joined,
+    learned_items,
+    learned_part,
+    within_shortlists,
+)
 from models.ranking.predictions import Predictions, predict
 from models.ranking.ranker import SecondStage
 from models.recommendation.answer import Answer, Candidates, Lists, Outcomes, Run
 from models.recommendation.rules import Rules, Traits, UInt64
-from models.topk import mask_seen, row_chunks, top_k
+from models.recommendation.shortlists import fill_limited
+from models.topk import mask_others, mask_seen, row_chunks, top_k
 
 if TYPE_CHECKING:
     from models.retrieval.index import ItemIndex
@@ -192,19 +199,23 @@ class _WarmRows:
     def retrieve(self, rows: Int64, number: int) -> tuple[Candidates, NDArray[np.bool_]]:
         """Candidates of some rows, as `Retrieve`: the best `number` of the index, or without vectors of the catalogue.
 
-        With a second stage the first of them and its own candidates come first, ranked.
+        With a second stage the first of them and its own candidates come first, ranked. Limited rows have those of their
+        shortlist, among which the second stage ranks what the encoder does not know too.
         """
         part = self.histories.select(rows)
-        added = np.zeros((len(rows), 0), np.int32) if self._stage is None else self._added(part)
+        added = np.zeros((len(rows), 0), np.int32) if self._stage is None else self._added(part, number)
         if self._vectors is None:
             retrieved, added_scores = self._scored(self._learned.select(rows), number, added)
         else:
-            excluded = self._learned.select(rows).excluded(seen=self._rules.exclude_seen)
-            retrieved = self._index.search(self._vectors[rows], number, excluded, self._allowed)
+            retrieved = self._nearest(rows, number)
             added_scores = self._index.scores_of(self._vectors[rows], learned_items(added, self._num_learned))
         is_all = retrieved[0][:, -1] == 0
         if self._stage is None:
             return retrieved, is_all
+        if part.shortlist is not None:
+            row, item = part.shortlist.pairs()
+            unlearned = np.bincount(row[item > self._num_learned], minlength=len(rows))
+            is_all &= unlearned <= number
         ranked = self._stage.ranker.settings.candidates
         best = retrieved[0][:, :ranked], retrieved[1][:, :ranked]
         first = joined(*best, added, added_scores, self._num_learned)
@@ -272,12 +283,38 @@ class _WarmRows:
         allowed = self._rules.allowed
         return None if allowed is None else allowed[: self._num_learned + 1]
 
-    def _added(self, part: Histories) -> Int32:
-        """Candidates [rows, m] of the second stage besides the retrieved ones."""
+    def _nearest(self, rows: Int64, number: int) -> Candidates:
+        """The best `number` of the index for some rows; of limited rows all items of the shortlist are scored."""
+        assert self._vectors is not None
+        queries, part = self._vectors[rows], self._learned.select(rows)
+        excluded = part.excluded(seen=self._rules.exclude_seen)
+        if part.shortlist is None or not part.shortlist.is_limited.any():
+            return self._index.search(queries, number, excluded, self._allowed)
+        items, scores = np.zeros((len(rows), number), np.int32), np.zeros((len(rows), number), np.float32)
+        if len(free := np.flatnonzero(~part.shortlist.is_limited)):
+            kept_out = None if excluded is None else excluded.select(free)
+            items[free], scores[free] = self._index.search(queries[free], number, kept_out, self._allowed)
+
+        def score(row: Int64, item: Int32) -> Float32:
+            return self._index.scores_of(queries[row], item[:, None])[:, 0]
+
+        fill_limited((items, scores), part.shortlist.without(excluded, self._allowed), score)
+        return items, scores
+
+    def _added(self, part: Histories, number: int) -> Int32:
+        """Candidates [rows, m] of the second stage besides the retrieved ones.
+
+        For limited rows also the first `number` items of the shortlist that the encoder does not know.
+        """
         assert self._stage is not None
         rules = self._rules
         added = self._stage.added(part, exclude_seen=rules.exclude_seen, allowed=rules.allowed)
-        return added if part.left_out is None else np.where(part.left_out.has(added), np.int32(0), added)
+        if part.left_out is not None:
+            added = np.where(part.left_out.has(added), np.int32(0), added)
+        if part.shortlist is None:
+            return added
+        shortlist = part.shortlist.without(part.excluded(seen=rules.exclude_seen), rules.allowed)
+        return within_shortlists(added, shortlist, self._num_learned, number)
 
     def _scored(self, part: Histories, number: int, added: Int32) -> tuple[Candidates, Float32]:
         """Score the whole catalogue in chunks of rows; keep the best, and the scores of the added candidates."""
@@ -290,6 +327,7 @@ class _WarmRows:
                 mask_seen(values, excluded)
             if self._allowed is not None:
                 values[:, ~self._allowed] = -np.inf
+            mask_others(values, part.select(rows).shortlist)
             items[rows], scores[rows] = top_k(values, number)
             added_scores[rows] = np.take_along_axis(values, own[rows], 1)
         return (items, scores), added_scores

@@ -23,13 +23,20 @@ from pipeline.errors import LookbackError
 from pipeline.modelling.second_stage import is_timed
 from pipeline.monitoring import earlier_lists
 from pipeline.orchestration.graph import Pipeline, resolve
-from pipeline.serving import new_item_catalogue, outcome_order, output_table, popularity_fallback
+from pipeline.serving import (
+    new_item_catalogue,
+    outcome_order,
+    output_table,
+    popularity_fallback,
+    user_rules,
+)
 from pipeline.serving.assignment import keys_of
-from pipeline.serving.batch import Log, with_current_log
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import rules_of
+from pipeline.serving.current_log import Log, with_current_log
 from pipeline.serving.request import Request
 
+_ONE = np.zeros(1, np.int64)
 LONGEST_NAME = 80
 """Characters of a title or id in a line."""
 
@@ -44,8 +51,8 @@ class Recommendations:
     unknown_items: int
     """Interactions with unknown items."""
     recommendations: list[dict[str, Any]]
-    """Best first: rank, item_id, title, score, probability where calibrated, columns of outcomes, because (item_id, title and
-    weight)."""
+    """Best first: rank, item_id, title, score (None: a pin that the list did not have), probability where calibrated, columns of
+    outcomes, because (item_id, title and weight)."""
     probability_of: str | None
     """Event that `probability` is the probability of; None without probabilities."""
 
@@ -86,8 +93,11 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
     known, unknown = (
         _typed_in(opened, history) if history is not None else _of_user(pipeline, opened, str(user))
     )
+    of_user = None
     if user is not None and history is None:
         known = _with_shown(pipeline, opened, known, user)
+        of_user = user_rules.of_user(config.score, user, bundle.items)
+        known = of_user.applied(_ONE, known)
     exclude_seen = opened.excludes_seen(config)
     rules, _ = rules_of(
         config.score,
@@ -106,6 +116,8 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
         because="exact",
         because_items=config.score.because_items,
     )
+    if of_user is not None:
+        answer, _ = of_user.pinned(_ONE, known, answer, rules)
     has_probability = bundle.probability is not None and not answer.cold[0]
     probability_of = bundle.probability_of if has_probability else None
     return Recommendations(
@@ -255,7 +267,8 @@ def _rows(bundle: Bundle, answer: Answer, time: int) -> list[dict[str, Any]]:
             if answer.outcomes is None
             else _outcomes(outcome_order.types_of(bundle), answer.outcomes, place)
         )
-        listed.append(row | {"score": float(score)} | likely | own | {"because": because})
+        known_score = None if np.isnan(score) else float(score)
+        listed.append(row | {"score": known_score} | likely | own | {"because": because})
     return listed
 
 
@@ -284,8 +297,9 @@ def _text(answer: Recommendations) -> str:
             for reason in row["because"]
         )
         title = f"  {_shown(row['title'])}" if row["title"] else ""
+        score = "pinned" if row["score"] is None else f"{row['score']:.3f}"
         lines.append(
-            f"{row['rank']:>3}  {_shown(row['item_id'])}{title}  {row['score']:.3f}"
+            f"{row['rank']:>3}  {_shown(row['item_id'])}{title}  {score}"
             + (f", probability {row['probability']:.1%}" if "probability" in row else "")
             + (f"\n       because of {because}" if because else "")
         )

@@ -349,7 +349,7 @@ def _outside_inputs(
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
-    for key in ("users", "allow", "deny", "availability"):
+    for key in ("users", "allow", "deny", "availability", "exclude", "candidates", "pin"):
         path = getattr(config.score, key)
         if isinstance(path, str) and path.endswith(".parquet"):
             inputs[key] = source_files.digest_of(config, f"score.{key}", path)

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.readers.database import Database
+from pipeline.deliver_section import DeliverConfig
 from pipeline.errors import LookbackError
-from pipeline.sections import DeliverConfig
 
 BATCH_ROWS = 65_536
 """Rows in memory at once."""

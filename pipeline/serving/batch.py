@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,36 +21,30 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from features.histories.jagged import JaggedHistories
 from features.histories.vocabulary import Vocabulary
 from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
-from models.histories import Histories, Int32, Int64
-from models.ranking.shown import SHOWN_DAYS
+from models.histories import Histories, Int64
 from models.recommendation.answer import Answer, Run
 from models.recommendation.rules import Rules
 from models.settings.outcomes import Utilities
 from pipeline.artifacts.files import digest_file, read_record, write_json
-from pipeline.dataset.dataset import Dataset, rows
-from pipeline.dataset.exposed_items import shown_before
+from pipeline.dataset.dataset import rows
 from pipeline.dataset.protocol import excludes_seen
 from pipeline.sections import ScoreConfig
 from pipeline.serving import (
-    bundle_baseline,
-    bundle_ranker,
-    new_item_catalogue,
     outcome_order,
     output_table,
-    popularity_fallback,
     previous_lists,
 )
 from pipeline.serving.assignment import keys_of
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import gone_items, read_ids, rules_of
+from pipeline.serving.current_log import Log, segment_of, with_current_log
 from pipeline.serving.previous_lists import PreviousLists, Reuse
-from pipeline.serving.request import Request
 from pipeline.serving.shards import POOL_BATCHES, Batch, Counts, Shard
 from pipeline.serving.shown_items import NotAgain, Shown, shown_counts
+from pipeline.serving.user_rules import UserRules
 
 _POOLS_AHEAD = 1
 """Pools of users waiting while one is written."""
@@ -79,69 +74,8 @@ class Job:
     """Worth of each outcome"""
     not_again: NotAgain | None = None
     """Rule of `score.max_shown`; None: off."""
-
-
-@dataclass(frozen=True)
-class Log:
-    """Histories of the log up to a request, and their translation into the bundle's numbering."""
-
-    dataset: Dataset
-    items: Int32
-    """[num_items + 1] -> the bundle's item, 0: unknown"""
-    types: NDArray[np.int16]
-    """[num_event_types + 1] -> the bundle's event type"""
-    request: Request
-
-    @classmethod
-    def of(cls, dataset: Dataset, bundle: Bundle, request: Request | None = None) -> "Log":
-        """Log of a dataset, translated for a bundle; requested by default at `facts.now`."""
-        items, _ = bundle.item_mapping(dataset.items["item_id"])
-        if request is None:
-            request = Request.of(None, dataset.facts.now, timed=True)
-        return cls(dataset, items, bundle.type_mapping(dataset.event_types), request)
-
-    @property
-    def histories(self) -> JaggedHistories:
-        """Histories of all users, in the dataset's numbering."""
-        return self.dataset.histories
-
-    @property
-    def users(self) -> pl.Series:
-        """User ids in the order of the user index."""
-        return self.dataset.users["user_id"]
-
-    def shown(self, rule: NotAgain, bundle: Bundle) -> Shown:
-        """What users were shown before the request, in the bundle's numbering."""
-        return Shown(rule, self.dataset, self.request, bundle.items, self.items)
-
-    def with_exposures(self, known: Histories, index: Int64, bundle: Bundle) -> Histories:
-        """Histories with what their users [rows] of the log were shown, where the bundle's ranker reads it."""
-        if not bundle_ranker.reads_exposures(bundle.second_stage):
-            return known
-        shown = shown_before(self.dataset, index, np.full(len(index), self.request.before), SHOWN_DAYS)
-        return replace(known, shown=None if shown is None else shown.translate(self.items))
-
-    @cached_property
-    def ends(self) -> Int64:
-        """[num_users] flat position after each user's last event that the request knows."""
-        return self.request.ends(self.histories)
-
-    @cached_property
-    def is_later(self) -> NDArray[np.bool_]:
-        """[num_users] whether a user has events, all of them after the request."""
-        offsets = np.asarray(self.histories.offsets)
-        is_later: NDArray[np.bool_] = (self.ends == offsets[:-1]) & (offsets[1:] > offsets[:-1])
-        return is_later
-
-    @property
-    def num_later_events(self) -> int:
-        """Number of events after the request, part of no history."""
-        return int((self.histories.offsets[1:] - self.ends).sum())
-
-    @property
-    def known(self) -> Histories:
-        """Histories in the bundle's numbering, without unknown items and without events after the request."""
-        return rows(self.histories, self.histories.offsets[:-1], self.ends).translate(self.items)
+    user_rules: Path | None = None
+    """Folder of rules for single users (`user_rules.prepare`); None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +92,17 @@ class Users:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+class _Read(NamedTuple):
+    """Histories of some users."""
+
+    whole: Histories
+    """In the bundle's numbering, unknown items as 0"""
+    known: Histories
+    """Without unknown items; with the items that lists leave out, and shortlists"""
+    num_shown: Int64
+    """[users] items left out because they were shown too often"""
 
 
 @dataclass(frozen=True)
@@ -282,11 +227,10 @@ class Scorer:
         step = POOL_BATCHES * self.job.settings.batch_users
         for start in range(0, len(users), step):
             own = slice(start, start + step)
-            whole, known = self._histories(users[own])
-            shard.history[own] = previous_lists.digests(known)
-            shard.num_unknown[own] = whole.lengths - known.lengths
-            if known.left_out is not None:
-                shard.num_left_out[own] = known.left_out.lengths
+            read = self._histories(users[own])
+            shard.history[own] = previous_lists.digests(read.known)
+            shard.num_unknown[own] = read.whole.lengths - read.known.lengths
+            shard.num_shown[own] = read.num_shown
         return shard.compared()
 
     def batch(self, users: Int64, run: Run = map) -> Batch:
@@ -294,10 +238,10 @@ class Scorer:
         if not len(users):
             return Batch(self.schema.empty_table(), np.zeros(0, np.int64), {})
         settings = self.job.settings
-        whole, known = self._histories(users)
+        read = self._histories(users)
         ids = self.users.ids.gather(users)
         answer = self.bundle.engine.answer(
-            known,
+            read.known,
             settings.k,
             self.rules,
             keys=keys_of(ids) if self.rules.exploration.share else None,
@@ -307,11 +251,14 @@ class Scorer:
             run=run,
             in_blocks=True,
         )
+        counts: Counts = {}
+        if self.user_rules is not None:
+            answer, counts = self.user_rules.pinned(users, read.known, answer, self.rules)
         probability = self.bundle.probability_at(self.log.request.time)
         types = outcome_order.types_of(self.bundle)
         table = output_table.table(ids, self.bundle.items, answer, probability, types)
         rows = (answer.item_index > 0).sum(1)
-        return Batch(table.cast(self.schema), rows, self._counts(whole, known, answer))
+        return Batch(table.cast(self.schema), rows, self._counts(read, answer) | counts)
 
     def _num_new(self, table: pa.Table) -> int:
         """Number of recommendations of items that came after training."""
@@ -324,11 +271,14 @@ class Scorer:
         rule = self.job.not_again
         return None if rule is None else self.log.shown(rule, self.bundle)
 
-    def _histories(self, users: Int64) -> tuple[Histories, Histories]:
-        """Whole histories of users, and the same in the bundle's numbering without unknown items.
+    @cached_property
+    def user_rules(self) -> UserRules | None:
+        """Rules for single users; None without any."""
+        folder = self.job.user_rules
+        return None if folder is None else UserRules.open(folder, self.bundle.items)
 
-        The latter have the items that lists leave out because the users were shown them.
-        """
+    def _histories(self, users: Int64) -> _Read:
+        """Histories of users up to the request."""
         index = self.users.index[users]
         offsets, in_log = self.log.histories.offsets, index >= 0
         starts = np.where(in_log, offsets[index], 0)
@@ -338,16 +288,18 @@ class Scorer:
         known = whole.translate(self.log.items)
         if self.bundle.engine.looks_at_request:
             known = with_request_time(known, self.log.request.time)
+        num_shown = np.zeros(len(users), np.int64)
         if self._shown is not None:
             left_out = self._shown.left_out(self.users.ids.gather(users), index, known)
-            known = replace(known, left_out=left_out)
-        return whole, self.log.with_exposures(known, index, self.bundle)
+            known, num_shown = replace(known, left_out=left_out), left_out.lengths
+        if self.user_rules is not None:
+            known = self.user_rules.applied(users, known)
+        return _Read(whole, self.log.with_exposures(known, index, self.bundle), num_shown)
 
-    def _counts(self, whole: Histories, known: Histories, answer: Answer) -> Counts:
+    def _counts(self, read: _Read, answer: Answer) -> Counts:
         given = answer.item_index > 0
-        unknown = whole.lengths - known.lengths
+        unknown = read.whole.lengths - read.known.lengths
         own = len(self.bundle.items) - self.bundle.num_added
-        left_out = np.zeros(1, np.int64) if known.left_out is None else known.left_out.lengths
         return {
             "users": len(answer.cold),
             "cold_users": int(answer.cold.sum()),
@@ -356,50 +308,8 @@ class Scorer:
             "short_lists": int((given.sum(1) < self.job.settings.k).sum()),
             "recommendations": int(given.sum()),
             "new_item_recommendations": int((answer.item_index > own).sum()),
-            **shown_counts(left_out),
+            **shown_counts(read.num_shown),
         }
-
-
-def with_current_log(
-    bundle: Bundle,
-    features: Path,
-    ingest: Path,
-    settings: ScoreConfig,
-    *,
-    timed: bool,
-    timezone: str = "UTC",
-) -> tuple[Bundle, Log]:
-    """Extend a bundle by the log's new items, if set; count what it counts up to the request.
-
-    A model takes the items with content; its second stage, if of nights, and a counting baseline take all that have events.
-    Counted are the popularity for users without a history, the ranker's statistics and a counting baseline; the ranker reads the
-    columns of the log's tables. Returns the log too. features, ingest: artifact folders. timed: whether the log has times.
-    timezone: of a `score.at` that names none.
-
-    Raises LookbackError where `score.at` precedes the log, or the log has other ids than the bundle's baseline.
-    """
-    dataset = Dataset.open(features)
-    request = Request.of(settings.at, dataset.facts.now, timed=timed, timezone=timezone)
-    if dataset.items["item_id"].dtype == pl.String:  # also where the bundle's ids are integers
-        bundle = replace(bundle, items=Vocabulary(bundle.items.ids.cast(pl.String), 1))
-    bundle_baseline.check_ids(bundle.description, bundle.items.ids, dataset)
-    is_counted = bundle_baseline.is_counted(bundle.description)
-    if settings.new_items:
-        items = ingest / "items.parquet"
-        if not is_counted:
-            table = new_item_catalogue.unknown_to(bundle.items.ids, dataset.items["item_id"], items)
-            bundle = new_item_catalogue.extended(bundle, table)
-        if is_counted or bundle_ranker.ranks_unlearned(bundle.folder, bundle.description):
-            ends = request.ends(dataset.histories)
-            added = bundle_baseline.new_items(bundle.description, bundle.items.ids, dataset, ends, items)
-            bundle = new_item_catalogue.with_counted(bundle, *added)
-    log = Log.of(dataset, bundle, request)
-    segment = _segment(bundle, ingest, log.users)
-    bundle = bundle.counting_until(log.request, log.histories, log.items, segment)
-    has_counts = is_counted or bundle.second_stage is not None
-    bundle = bundle.counting(log.known) if has_counts else bundle
-    stage = bundle_ranker.reading_log(bundle.second_stage, bundle.folder, ingest, dataset, bundle.items.ids)
-    return replace(bundle, counted_stage=stage), log
 
 
 def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:
@@ -453,16 +363,8 @@ def _users_in_file(job: Job, log: Log) -> Users:
 
 def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
     """[users] rows of the bundle's popularity, by the current users' table."""
-    segment = _segment(bundle, job.ingest, users.ids)
+    segment = segment_of(bundle, job.ingest, users.ids)
     return np.zeros(len(users), np.int64) if segment is None else bundle.popularity.codes(segment)
-
-
-def _segment(bundle: Bundle, ingest: Path, users: pl.Series) -> pl.Series | None:
-    """[users] segments by the current users' table, null where unknown; None without the bundle's segment column."""
-    column, table = bundle.segment_column, ingest / "users.parquet"
-    if column is None or not table.exists() or column not in pl.read_parquet_schema(table):
-        return None
-    return popularity_fallback.segment_of(table, column, users)
 
 
 @contextmanager

@@ -98,9 +98,14 @@ def served_rules(settings: "ScoreConfig", bundle: Path, timezone: str = "UTC") -
     """Parameters that requests to a served bundle have where they don't name them (`Parameters`): the lists of `[score]`.
 
     Empty, with one line on stderr, where a file is unusable or a list has more than MAX_SERVED ids; another line says that
-    `score.max_shown` is none of them.
+    `score.max_shown` and the rules of single users are none of them.
     """
     rules: dict[str, Any] = {}
+    if named := [
+        f"score.{key}" for key in ("exclude", "candidates", "pin") if getattr(settings, key) is not None
+    ]:
+        text = f"{', '.join(named)}: a served model knows no rules of users: requests name the items in deny, allow and pin"
+        print(text, file=sys.stderr, flush=True)
     if settings.max_shown:
         text = (
             "score.max_shown: a served model knows no exposures: requests name the items to leave out in deny"

@@ -62,7 +62,7 @@ def table(
             "user_id": users.gather(np.repeat(np.arange(num_rows), k)[given.ravel()]),
             "item_id": items.decode(answer.item_index[given]),
             "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), num_rows)[given.ravel()],
-            "score": answer.score[given],
+            "score": pl.Series(answer.score[given]).fill_nan(None),
         }
     )
     rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models.encoder.encoder import AttentionRecommender
-from models.histories import Histories, Int64
+from models.histories import Histories, Int64, ItemSets
 from models.recommendation.rules import Rules, mix
 from pipeline.artifacts.files import fingerprint
 from pipeline.artifacts.store import Artifact, read_manifest
@@ -48,7 +48,7 @@ class Reuse:
 def digests(known: Histories) -> UInt64:
     """[rows] digest of each history: items, times, types, values and dislikes in their order; 0 for an empty one.
 
-    Items that were shown too often are in it, as a set.
+    Items that the list leaves out are in it, and the items of a shortlist, as sets.
     """
     row, position = known.gather()
     digest = mix((position - known.starts[row]).astype(np.uint64))
@@ -62,16 +62,26 @@ def digests(known: Histories) -> UInt64:
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(digest, dtype=np.uint64)])
     ends = np.cumsum(known.lengths)
     of_history = np.asarray(total[ends] - total[ends - known.lengths])
-    if known.left_out is None:
-        return of_history
-    row, item = known.left_out.pairs()
-    of_set = np.zeros(len(known), np.uint64)
-    np.add.at(of_set, row, mix(mix(item.astype(np.uint64))))
-    return np.where(known.lengths > 0, of_history + of_set, 0).astype(np.uint64)
+    if known.left_out is not None:
+        of_history = of_history + _of_sets(known.left_out, len(known))
+    if (shortlist := known.shortlist) is not None:
+        of_limited = mix(_of_sets(shortlist, len(known)) + np.uint64(1))
+        of_history = of_history + np.where(shortlist.is_limited, of_limited, np.uint64(0))
+    return np.where(known.lengths > 0, of_history, 0).astype(np.uint64)
 
 
-def obstacle(bundle: Bundle) -> str | None:
+def _of_sets(sets: ItemSets, num_rows: int) -> UInt64:
+    """[rows] digest of each set; 0 for an empty one."""
+    row, item = sets.pairs()
+    digest = np.zeros(num_rows, np.uint64)
+    np.add.at(digest, row, mix(mix(item.astype(np.uint64))))
+    return digest
+
+
+def obstacle(bundle: Bundle, settings: "ScoreConfig") -> str | None:
     """Reason why a user's list follows from more than the user's history; None where it does not."""
+    if settings.pin is not None:
+        return "lists with pins are made anew"
     if not isinstance(bundle.recommender, AttentionRecommender):
         return "lists of a baseline are made anew"
     if bundle.second_stage is not None:

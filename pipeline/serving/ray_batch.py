@@ -83,6 +83,8 @@ class _PlainJob(NamedTuple):
     """JSON of the job's"""
     not_again: str
     """JSON of the rule of `score.max_shown` and its lists; empty where it is off"""
+    user_rules: str
+    """Folder of rules for single users; empty where there are none"""
 
     @classmethod
     def of(cls, job: Job, arms: Arms | None) -> "_PlainJob":
@@ -97,6 +99,7 @@ class _PlainJob(NamedTuple):
             *(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, here, reuse),
             *(by_arm, json.dumps(job.utilities)),
             "" if job.not_again is None else json.dumps(asdict(job.not_again), default=_absolute),
+            "" if job.user_rules is None else _absolute(job.user_rules),
         )
 
 
@@ -118,6 +121,7 @@ def _opened(job: _PlainJob) -> Scorer:
         *(bundle, features, ingest, folder, settings, job.seed, job.timed, job.timezone, _reuse(job.reuse)),
         json.loads(job.utilities),
         _not_again(job.not_again),
+        Path(job.user_rules) if job.user_rules else None,
     )
     scorer = Scorer.open(of_job)
     return ArmScorer.of(scorer, _arms(job.arms)) if job.arms else scorer

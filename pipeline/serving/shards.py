@@ -40,7 +40,7 @@ class Shard:
     """[users] digests of their histories, 0 where none are kept"""
     num_unknown: Int64
     """[users] interactions with unknown items"""
-    num_left_out: Int64
+    num_shown: Int64
     """[users] items that were shown too often"""
     position: Int64
     """[users] place among the previous lists, -1: to be made anew"""
@@ -76,7 +76,7 @@ class Shard:
             "users_with_unknown_items": int((self.num_unknown[own] > 0).sum()),
             "short_lists": int((self.rows[own] < k).sum()),
             "recommendations": int(self.rows[own].sum()),
-            **shown_counts(self.num_left_out[own]),
+            **shown_counts(self.num_shown[own]),
         }
 
     def pools(self, batch_users: int) -> Iterator[slice]:

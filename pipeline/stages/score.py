@@ -1,6 +1,7 @@
 """Stage score: recommendations for every user, written shard by shard to Parquet."""
 
 import contextlib
+import shutil
 import sys
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from pipeline.serving import (
     previous_lists,
     scored_lists,
     shadows,
+    user_rules,
 )
 from pipeline.serving.arms import ARM, Arm, Arms, ArmScorer
 from pipeline.serving.assignment import Assignment
@@ -71,6 +73,9 @@ def build(ctx: Context) -> None:
         not_again=earlier_lists.not_again(config, inputs["features"]),
     )
     scorer = Scorer.open(job)
+    rules = user_rules.prepare(config.score, scorer.users.ids, ctx.folder / user_rules.FOLDER)
+    scorer = replace(scorer, job=replace(job, user_rules=rules))
+    of_users = {} if scorer.user_rules is None else scorer.user_rules.counts
     outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
     _say_if_nothing_was_shown(scorer)
     by_arm = _by_arm(ctx, scorer)
@@ -87,12 +92,16 @@ def build(ctx: Context) -> None:
                 total.update(lists.score(number, advance))
     seconds = time.monotonic() - started
     _add_shadows(ctx, scorer)
+    shutil.rmtree(ctx.folder / user_rules.FOLDER, ignore_errors=True)
     (ctx.folder / "_SUCCESS").touch()
     for other in folder.iterdir():  # records of finished shards, temporary files of a killed run
         if not (other.name.startswith("part-") and other.suffix == ".parquet"):
             other.unlink()
     if by_arm is not None:
         ctx.manifest["experiment"] = _experiment(ctx, total)
+    ctx.manifest["user_rules"] = of_users | {
+        name: total.get(name, 0) for name in user_rules.pin_counts(config.score)
+    }
     _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
 
 
@@ -108,7 +117,9 @@ def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
     """The scorer with the earlier lists to copy, those of most users; the manifest says which, or why there are none."""
     settings, engine = scorer.job.settings, scorer.bundle.engine
     because = settings.because_method if settings.because else None
-    ctx.manifest.update(lists_key=None, reused_from=None, not_reused=previous_lists.obstacle(scorer.bundle))
+    ctx.manifest.update(
+        lists_key=None, reused_from=None, not_reused=previous_lists.obstacle(scorer.bundle, settings)
+    )
     if ctx.manifest["not_reused"] is not None:
         return scorer
     key = previous_lists.key(scorer.bundle, scorer.rules, settings, STAGES["score"].version)
@@ -277,6 +288,8 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
             ctx.track.metric(name, value)
     for name in (*counted, *scorer.rule_counts, "users_per_second"):
         ctx.track.metric(name, ctx.manifest[name])
+    for name, value in ctx.manifest["user_rules"].items():
+        ctx.track.metric(name, value)
     before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is not None:
         with optional("drift"):
@@ -325,11 +338,13 @@ def _unseen(ctx: Context, scorer: Scorer) -> str:
 
 
 def _left_out(ctx: Context) -> str:
-    """Items left out because they were shown too often, for the summary line."""
+    """Items left out because they were shown too often, and counts of the rules for single users, for the summary line."""
+    rules = user_rules.sentence(ctx.manifest["user_rules"])
     number = ctx.manifest.get("shown_items_left_out")
     if number is None:
-        return ""
-    return f", {number:,} items shown too often left out for {ctx.manifest['users_with_shown_items']:,} users"
+        return rules
+    users = ctx.manifest["users_with_shown_items"]
+    return f", {number:,} items shown too often left out for {users:,} users{rules}"
 
 
 def _drawn(ctx: Context) -> str:

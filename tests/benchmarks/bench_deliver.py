@@ -23,8 +23,8 @@ import numpy as np  # noqa: E402
 import polars as pl  # noqa: E402
 
 from pipeline.artifacts.store import PeakMemory, give_back_memory  # noqa: E402
+from pipeline.deliver_section import DeliverConfig  # noqa: E402
 from pipeline.release.list_table import Lists, write  # noqa: E402
-from pipeline.sections import DeliverConfig  # noqa: E402
 
 SHARD_USERS = 50_000
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pytest
 from adbc_driver_postgresql import dbapi
 
+from pipeline.deliver_section import DeliverConfig
 from pipeline.errors import LookbackError
 from pipeline.release import list_table
 from pipeline.release.list_table import Lists, write
-from pipeline.sections import DeliverConfig
 from tests.postgresql_server import SECRET
 
 NIGHT = datetime.datetime(2026, 1, 1, 23, 30, tzinfo=datetime.UTC)

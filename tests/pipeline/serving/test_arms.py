@@ -15,8 +15,9 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.sections import ScoreConfig
 from pipeline.serving.arms import Arm, Arms, ArmScorer
 from pipeline.serving.assignment import Assignment
-from pipeline.serving.batch import Job, Log, Scorer, Users
+from pipeline.serving.batch import Job, Scorer, Users
 from pipeline.serving.bundle import Bundle
+from pipeline.serving.current_log import Log
 from pipeline.serving.request import Request
 from pipeline.serving.shadows import counting
 from tests.factories import jagged, small_bundle

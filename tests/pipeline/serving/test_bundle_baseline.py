@@ -17,9 +17,9 @@ from pipeline.commands import erase
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.sections import ScoreConfig
-from pipeline.serving.batch import with_current_log
 from pipeline.serving.bundle import Bundle
 from pipeline.serving.bundle_baseline import baseline_of
+from pipeline.serving.current_log import with_current_log
 from pipeline.serving.pyfunc import load
 from tests.factories import Rows, jagged, small_baseline_bundle, small_bundle
 

@@ -23,9 +23,9 @@ from pipeline.modelling.ranker_columns import RankerColumns
 from pipeline.modelling.second_stage import DESCRIPTION
 from pipeline.sections import ScoreConfig
 from pipeline.serving import bundle_ranker
-from pipeline.serving.batch import with_current_log
 from pipeline.serving.bundle import DESCRIPTION as DESCRIPTION_OF_BUNDLE
 from pipeline.serving.bundle import Bundle, seal
+from pipeline.serving.current_log import with_current_log
 from tests.factories import small_bundle
 from tests.pipeline.serving.test_bundle_baseline import a_log
 

@@ -17,8 +17,9 @@ from pipeline.artifacts.store import Artifact
 from pipeline.dataset.dataset import Dataset
 from pipeline.sections import ScoreConfig
 from pipeline.serving import previous_lists
-from pipeline.serving.batch import Job, Log, Scorer, Users
+from pipeline.serving.batch import Job, Scorer, Users
 from pipeline.serving.bundle import Bundle
+from pipeline.serving.current_log import Log
 from pipeline.serving.previous_lists import Reuse
 from pipeline.serving.request import Request
 from tests.factories import Rows, jagged, small_bundle
@@ -223,5 +224,5 @@ def test_what_keeps_lists_from_being_reused(tmp_path: Path) -> None:
     }
     for name, (settings, reason) in reasons.items():
         small_bundle(tmp_path / name, settings=settings)
-        received = previous_lists.obstacle(Bundle.open(tmp_path / name))
+        received = previous_lists.obstacle(Bundle.open(tmp_path / name), SETTINGS)
         assert (received is None) if reason is None else (reason in (received or "")), name

@@ -20,8 +20,8 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.release.gate import ranks
 from pipeline.serving import bundle_ranker
-from pipeline.serving.batch import Log
 from pipeline.serving.bundle import Bundle
+from pipeline.serving.current_log import Log
 from pipeline.serving.pyfunc import Recommender
 from pipeline.stages import rank
 from tests.workdir import Workdir

@@ -23,8 +23,9 @@ from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.sections import ScoreConfig
 from pipeline.serving import _load_pyfunc
-from pipeline.serving.batch import Job, Log, Scorer, Users
+from pipeline.serving.batch import Job, Scorer, Users
 from pipeline.serving.bundle import Bundle, seal
+from pipeline.serving.current_log import Log
 from pipeline.serving.event_lists import SECOND
 from pipeline.serving.pyfunc import Recommender
 from pipeline.serving.request import Request
