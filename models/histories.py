@@ -63,7 +63,8 @@ class ItemSets:
 
     def union(self, other: "ItemSets") -> "ItemSets":
         """Items of either set of each row."""
-        row, item = (np.concatenate(parts) for parts in zip(self.pairs(), other.pairs(), strict=True))
+        (own_row, own_item), (other_row, other_item) = self.pairs(), other.pairs()
+        row, item = np.concatenate((own_row, other_row)), np.concatenate((own_item, other_item))
         width = int(item.max(initial=0)) + 1
         pair = np.unique(row * width + item)
         return ItemSets.of(pair // width, pair % width, len(self.starts))

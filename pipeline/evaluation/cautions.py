@@ -1,12 +1,17 @@
 """Cautions about an evaluation: reasons why its headline may mislead."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from features.histories.log_facts import LogFacts
+from pipeline.config import Config
+from pipeline.dataset.protocol import Protocol
 from pipeline.dataset.targets import RankedTargets
+from pipeline.evaluation.evaluated_targets import Evaluation
 from pipeline.evaluation.target_words import counted, is_nightly, unit
+from pipeline.modelling import second_stage
 from pipeline.modelling.ranker_columns import ColumnFigures
 from pipeline.modelling.training_facts import TrainingFacts
 
@@ -46,6 +51,23 @@ def cautions(
         *_narrow(targets, kind),
         *_rising(training),
         *(() if columns is None else _telling(columns)),
+    )
+
+
+def of_evaluation(
+    config: Config, evaluation: Evaluation, inputs: Mapping[str, Path], protocol: Protocol
+) -> tuple[str, ...]:
+    """`cautions` about an evaluation; inputs: artifacts of the stages that it reads."""
+    section = "score" if config.evaluate.exclude_seen is None else "evaluate"
+    return cautions(
+        evaluation.targets,
+        evaluation.every_target,
+        evaluation.dataset.facts,
+        TrainingFacts.load(inputs["train"]),
+        kind=protocol.headline,
+        ties=protocol.ties,
+        masked_by=f"{section}.exclude_seen",
+        columns=ColumnFigures.of_file(inputs["rank"] / second_stage.DESCRIPTION),
     )
 
 

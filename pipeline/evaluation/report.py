@@ -78,6 +78,18 @@ class SubsetMetrics:
 
 
 @dataclass(frozen=True)
+class AmongCandidates(SubsetMetrics):
+    """Metrics of ranks among the user's own candidates, of targets that are among them."""
+
+    users: int
+    """With such a target"""
+    candidates: float
+    """Mean number per request"""
+    outside: int
+    """Items taken by users with candidates that are none of these"""
+
+
+@dataclass(frozen=True)
 class HeldOutDislikes:
     """Held-out dislikes that `dislike_rate@k` averages over."""
 
@@ -336,6 +348,8 @@ class EvaluationReport:
     """Targets on items of the user's own history; None without any."""
     new: SubsetMetrics | None = None
     """Targets on items new to the user; None without any."""
+    among_candidates: AmongCandidates | None = None
+    """None without `score.candidates`, or where no target is among them; without the baseline `gru`."""
     dislikes: HeldOutDislikes | None = None
     """None where no dislike is held out."""
     probability: CalibrationQuality | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from pipeline.evaluation.report import (
+    AmongCandidates,
     EvaluationReport,
     HeldOutDislikes,
     NightsTested,
@@ -97,6 +98,15 @@ def parts(report: EvaluationReport) -> dict[str, SubsetMetrics]:
     if is_nightly(report.targets_of_a_user):
         words = {"repeats": "items taken again", "new": "items taken for the first time"}
     return {words[name]: subset for name, subset in report.subsets.items()}
+
+
+def among_candidates(among: AmongCandidates) -> str:
+    """`among the user's candidates: 120 items taken of 80 users, one of 12.5 candidates on average (30 items were others)`."""
+    taken = f"{_number(among.targets, 'items')} taken of {_number(among.users, 'users')}"
+    outside = f" ({_number(among.outside, 'items')} taken were none of them)" if among.outside else ""
+    return (
+        f"among the user's candidates: {taken}, one of {among.candidates:.1f} candidates on average{outside}"
+    )
 
 
 def disliked(dislikes: HeldOutDislikes) -> str:

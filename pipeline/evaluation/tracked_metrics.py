@@ -44,8 +44,10 @@ def _off_policy(report: EvaluationReport) -> Iterator[tuple[str, float]]:
 
 
 def _parts(report: EvaluationReport) -> Iterator[tuple[str, float]]:
-    """Metrics of ranks at the shortest list length of repeats, new items, and kinds of targets beside the headline."""
+    """Metrics of ranks at the shortest list length: repeats, new items, targets among candidates, further kinds of targets."""
     parts = {name: subset.metrics for name, subset in report.subsets.items()}
+    if report.among_candidates is not None:
+        parts["among_candidates"] = report.among_candidates.metrics
     kinds = report.by_targets or {}
     parts |= {kind: values for kind, values in kinds.items() if kind != report.targets_of_a_user}
     names = [f"{metric}@{report.list_lengths[0]}" for metric in OF_RANKS]

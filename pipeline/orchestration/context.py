@@ -47,6 +47,8 @@ class Context:
     """Registered models of `score.shadows` (score)."""
     arms: RegisteredSystems = field(default_factory=RegisteredSystems)
     """Registered models of `experiment.arms` (score)."""
+    candidates: Path | None = None
+    """File of `score.candidates` among which metrics are added (evaluate)."""
     previous: Path | None = None
     """Artifact of this stage that the result continues (monitor, baselines)."""
     digests: dict[str, str] = field(default_factory=dict)

@@ -19,6 +19,8 @@ _ONLY_WHERE_PRESENT = ("exposures", "outcomes", "utility")
 """Sections that are no part of a fingerprint where a configuration lacks them."""
 _TABLES = ("baselines", "evaluate", "report")
 """Stages that are asked for because of every baseline."""
+CANDIDATES = "candidates"
+"""Input of score, and of an evaluation that measures among them: the file of `score.candidates`."""
 PREDECESSOR = "predecessor"
 """Input of a stage that continues its last artifact: that artifact's fingerprint."""
 
@@ -234,31 +236,39 @@ def for_lists(config: Config) -> Config:
 def resolve(config: Config, names: Iterable[str]) -> Pipeline:
     """Resolve the named stages and the stages they need to fingerprints; builds nothing, reads only new source files.
 
-    Where lists are asked for without an evaluation, and there is none with every baseline, the pipeline is that of `for_lists`.
+    Where lists are asked for without an evaluation, they wait for neither every baseline nor metrics among candidates: the
+    pipeline has the fullest evaluation that there is, else that of `for_lists`.
     """
     names, fewer = list(names), for_lists(config)
-    if fewer is config or "publish" not in order(config, names):
-        return _resolved(config, names)
-    if set(names).isdisjoint(_TABLES):
-        everything = _resolved(config, ["evaluate"], fewer).nodes["evaluate"].artifact
-        if not everything.is_complete():
-            return _resolved(fewer, names)
-    return _resolved(config, names, fewer)
+    has_few = fewer is not config and "publish" in order(config, names)
+    kinds = (True, False) if config.score.candidates is not None else (False,)
+    choices = [(config, fewer if has_few else None, among) for among in kinds]
+    choices += [(fewer, None, False)] if has_few else []
+    if not set(names).isdisjoint(_TABLES):
+        return _resolved(config, names, *choices[0][1:])
+    for own, quick, among in choices[:-1]:
+        if _resolved(own, ["evaluate"], quick, among).nodes["evaluate"].artifact.is_complete():
+            return _resolved(own, names, quick, among)
+    own, quick, among = choices[-1]
+    return _resolved(own, names, quick, among)
 
 
-def _resolved(config: Config, names: Sequence[str], fewer: Config | None = None) -> Pipeline:
+def _resolved(
+    config: Config, names: Sequence[str], fewer: Config | None = None, among: bool = False
+) -> Pipeline:
     """Nodes of the named stages and those they need.
 
-    fewer: configuration with the baselines that publishing waits for, whose evaluation stands in the fingerprint of what is
-    published, so that it does not depend on the others.
+    fewer: configuration with the baselines that publishing waits for. among: the evaluation reads `score.candidates`. What is
+    published has the evaluation without either in its fingerprint, so that it does not depend on them.
     """
-    quick = {} if fewer is None else _resolved(fewer, ["evaluate"]).nodes
+    is_more = fewer is not None or among
+    quick = _resolved(fewer or config, ["evaluate"]).nodes if is_more else {}
     sources = source_files.source_digests(config)
     model = _model_source(config) if "score" in (ordered := order(config, names)) else None
     shadows, arms = registered_systems.of_shadows(config, model), registered_systems.of_arms(config, model)
     cuts = (
         {
-            f"evaluate cut {number}": resolve(cut, ["evaluate"])
+            f"evaluate cut {number}": _resolved(cut, ["evaluate"])
             for number, cut in enumerate(earlier_cuts(config), 1)
         }
         if "evaluate" in ordered
@@ -281,6 +291,7 @@ def _resolved(config: Config, names: Sequence[str], fewer: Config | None = None)
             inputs |= registered_systems.read_out_inputs(config)
         if name == "evaluate":
             inputs |= {cut: stages.nodes["evaluate"].artifact.name for cut, stages in cuts.items()}
+            inputs |= _files(config, (CANDIDATES,)) if among else {}
         settings = {
             key: config.exclude_seen if key == "exclude_seen" else config.get(key)
             for key in stage.keys
@@ -292,7 +303,7 @@ def _resolved(config: Config, names: Sequence[str], fewer: Config | None = None)
         if name == "monitor":
             inputs |= _predecessor(config.folder / name, content)
         artifact = store.Artifact(config.folder / name, fingerprint(content))
-        with_fewer = quick[name].artifact if name == "baselines" and quick else None
+        with_fewer = quick[name].artifact if name == "baselines" and fewer is not None else None
         nodes[name] = Node(stage, artifact, settings, inputs, with_fewer)
     return Pipeline(config, nodes, sources, model, shadows, arms, cuts)
 
@@ -349,11 +360,17 @@ def _outside_inputs(
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
-    for key in ("users", "allow", "deny", "availability", "exclude", "candidates", "pin"):
-        path = getattr(config.score, key)
-        if isinstance(path, str) and path.endswith(".parquet"):
-            inputs[key] = source_files.digest_of(config, f"score.{key}", path)
-    return inputs
+    return inputs | _files(config, ("users", "allow", "deny", "availability", "exclude", CANDIDATES, "pin"))
+
+
+def _files(config: Config, keys: Iterable[str]) -> dict[str, str]:
+    """Content digests of the files at keys of `score`."""
+    paths = {key: getattr(config.score, key) for key in keys}
+    return {
+        key: source_files.digest_of(config, f"score.{key}", path)
+        for key, path in paths.items()
+        if isinstance(path, str) and path.endswith(".parquet")
+    }
 
 
 def _class_digest(config: Config, name: str) -> str:

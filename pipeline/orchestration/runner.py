@@ -19,7 +19,7 @@ from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.monitoring import alerts, ledger
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
-from pipeline.orchestration.graph import PREDECESSOR, Node, Pipeline, order, resolve
+from pipeline.orchestration.graph import CANDIDATES, PREDECESSOR, Node, Pipeline, order, resolve
 from pipeline.orchestration.heartbeat import heartbeat
 from pipeline.orchestration.parent_run import ParentRun, parent_run, stage_run_name
 from pipeline.release import live_lists, promotion
@@ -170,6 +170,7 @@ class _Task:
                 model=pipeline.model,
                 shadows=pipeline.shadows,
                 arms=pipeline.arms,
+                candidates=_candidates(pipeline.config, node),
                 previous=_previous(node, force=self.force),
                 track=RunRecord(),
                 live=live,
@@ -243,6 +244,12 @@ def _commit(node: Node, context: Context, seconds: float, peak_bytes: int) -> No
     context.track.metric("peak_bytes", manifest["peak_bytes"])
     context.track.save(context.folder)
     node.artifact.commit(manifest, context.digests)
+
+
+def _candidates(config: Config, node: Node) -> Path | None:
+    """File of candidates that the stage evaluates among; None without one."""
+    path = config.score.candidates
+    return Path(path) if path is not None and CANDIDATES in node.inputs else None
 
 
 def _watched(context: Context) -> contextlib.AbstractContextManager[None]:

@@ -38,7 +38,7 @@ def as_text(report: EvaluationReport) -> str:
     if report.dislikes is not None:
         lines += [target_words.disliked(report.dislikes)]
     lines += [f"{name}: not evaluated, {reason}" for name, reason in report.not_applicable.items()]
-    lines += [*_subsets(report, systems), *_kinds(report, systems)]
+    lines += [*_subsets(report, systems), *_among_candidates(report, systems), *_kinds(report, systems)]
     lines += [] if report.stale is None else ["", *report.stale.sentences]
     lines += [] if report.orders is None else ["", report.orders.sentence]
     lines += _off_policy(report, systems)
@@ -78,6 +78,21 @@ def _subsets(report: EvaluationReport, systems: Sequence[str]) -> list[str]:
         rows.append([system, *map(str, own)])
     counts = ", ".join(f"{subset.targets:,} {words}" for words, subset in target_words.parts(report).items())
     return ["", f"apart: {counts}", "", aligned(rows)]
+
+
+def _among_candidates(report: EvaluationReport, systems: Sequence[str]) -> list[str]:
+    """Lines on the metrics among users' own candidates."""
+    among = report.among_candidates
+    if among is None:
+        return []
+    names = [f"{metric}@{report.list_lengths[0]}" for metric in ("mrr", "ndcg", "hit_rate")]
+    rows = [["", *names]]
+    rows += [
+        [system, *(str(among.value(system, name)) for name in names)]
+        for system in systems
+        if system in among.metrics
+    ]
+    return ["", target_words.among_candidates(among), "", aligned(rows)]
 
 
 def _kinds(report: EvaluationReport, systems: Sequence[str]) -> list[str]:

@@ -155,17 +155,14 @@ def _encoded(
 
 def _ranks(key: str, path: Path, ranks: pl.Series, max_rank: int) -> Int32:
     """[rows] ranks; raises LookbackError for other values than whole numbers from 1 to `max_rank`."""
-    whole = (
-        ranks.cast(pl.Int64, strict=False)
-        if ranks.dtype.is_numeric()
-        else pl.Series([None]).new_from_index(0, len(ranks))
-    )
-    is_wrong = ~(whole.is_between(1, max_rank) & (whole == ranks).fill_null(value=False)).fill_null(
-        value=False
-    )
-    if is_wrong.any():
+    whole = pl.Series([None], dtype=pl.Int64).new_from_index(0, len(ranks))
+    if ranks.dtype.is_numeric():
+        number = ranks.cast(pl.Int64, strict=False)
+        whole = number.set(((number != ranks) | ~number.is_between(1, max_rank)).fill_null(value=True), None)
+    if whole.null_count():
+        received = ranks.filter(whole.is_null())[0]
         raise LookbackError(
-            f"{key}: {path}: received rank {ranks.filter(is_wrong)[0]!r}, expected whole numbers from 1 to {max_rank} (score.k)"
+            f"{key}: {path}: received rank {received!r}, expected whole numbers from 1 to {max_rank} (score.k)"
         )
     return whole.to_numpy().astype(np.int32)
 

@@ -4,7 +4,7 @@ Metrics come with bootstrap intervals over users and paired differences between 
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from pipeline.dataset.protocol import Kind
 from pipeline.dataset.targets import RankedTargets, counted
 from pipeline.errors import LookbackError
 from pipeline.evaluation import (
+    among_candidates,
     delivered_probability,
     diagnostics,
     dislike_rates,
@@ -39,7 +40,7 @@ from pipeline.evaluation import (
     target_words,
     tracked_metrics,
 )
-from pipeline.evaluation.cautions import cautions, facts_of
+from pipeline.evaluation.cautions import facts_of, of_evaluation
 from pipeline.evaluation.evaluated_targets import CHECKED, Evaluation, check_fitted_systems, left_out_of
 from pipeline.evaluation.held_out_candidates import HeldOutCandidates
 from pipeline.evaluation.learning_curve import learning_curve
@@ -47,6 +48,7 @@ from pipeline.evaluation.metrics_report import MetricSettings, defined
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
 from pipeline.evaluation.new_users import NewUsers
 from pipeline.evaluation.report import (
+    AmongCandidates,
     EvaluationReport,
     Leaks,
     NightsTested,
@@ -57,8 +59,7 @@ from pipeline.evaluation.report import (
     iso_time,
 )
 from pipeline.evaluation.segments import segments_of
-from pipeline.modelling import ranker_columns, second_stage
-from pipeline.modelling.training_facts import TrainingFacts
+from pipeline.modelling import second_stage
 from pipeline.orchestration.context import Context
 from pipeline.reporting import charts
 from pipeline.sections import MODEL
@@ -248,12 +249,27 @@ def _stale(ctx: Context, model: _Model, evaluation: Evaluation, settings: Metric
     """Metric by age of model and lists; None without `evaluate.stale_days`."""
     if not ctx.config.evaluate.stale_days:
         return None
-    part, stage = _part(ctx, model, evaluation.targets, evaluation.common), _stage_of(evaluation.ranker)
+    part = _part(ctx, model, evaluation.targets, evaluation.common)
+    return staleness.measure(ctx.config, ctx.dataset, part, _own_ranks(ctx, model, evaluation), settings)
+
+
+def _among_candidates(ctx: Context, model: _Model, evaluation: Evaluation) -> AmongCandidates | None:
+    """Metrics among users' candidates; None without `score.candidates`."""
+    if ctx.candidates is None:
+        return None
+    rank, folder = _own_ranks(ctx, model, evaluation), ctx.inputs["baselines"]
+    return among_candidates.measure(ctx.config, ctx.candidates, evaluation, folder, rank, ctx.protocol)
+
+
+def _own_ranks(ctx: Context, model: _Model, evaluation: Evaluation) -> Callable[[RankedTargets], SystemRanks]:
+    """Ranks of further targets of the headline's kind by the model, in its stages that are in use."""
+    stage, nightly = _stage_of(evaluation.ranker), ctx.protocol.headline == "nightly"
 
     def rank(targets: RankedTargets) -> SystemRanks:
-        return _stages(ctx, model, replace(part, targets=targets), nightly=True, only=stage)[stage]
+        part = _part(ctx, model, targets, evaluation.common)
+        return _stages(ctx, model, part, nightly=nightly, only=stage)[stage]
 
-    return staleness.measure(ctx.config, ctx.dataset, part, rank, settings)
+    return rank
 
 
 def _part(ctx: Context, model: _Model, targets: RankedTargets, common: ItemNumbering) -> ranking.Part:
@@ -340,27 +356,13 @@ def _with_parts(
     candidates = _candidates(ctx, model, evaluation)
     return replace(
         outcome_metrics.with_outcomes(report, ctx.config, evaluation, candidates, settings),
-        cautions=_cautions(ctx, evaluation),
+        cautions=of_evaluation(ctx.config, evaluation, ctx.inputs, ctx.protocol),
         repeats=metrics_report.of_targets(ranked, targets, is_repeat, settings),
         new=metrics_report.of_targets(ranked, targets, ~is_repeat, settings),
         by_targets=_by_targets(ctx, report, model, evaluation, settings),
         probability=delivered_probability.measure(ctx.config, candidates, ctx.inputs["rank"]),
         stale=_stale(ctx, model, evaluation, settings),
-    )
-
-
-def _cautions(ctx: Context, evaluation: Evaluation) -> tuple[str, ...]:
-    """Reasons why the metrics may mislead."""
-    section = "score" if ctx.config.evaluate.exclude_seen is None else "evaluate"
-    return cautions(
-        evaluation.targets,
-        evaluation.every_target,
-        ctx.dataset.facts,
-        TrainingFacts.load(ctx.inputs["train"]),
-        kind=ctx.protocol.headline,
-        ties=ctx.protocol.ties,
-        masked_by=f"{section}.exclude_seen",
-        columns=ranker_columns.ColumnFigures.of_file(ctx.inputs["rank"] / second_stage.DESCRIPTION),
+        among_candidates=_among_candidates(ctx, model, evaluation),
     )
 
 

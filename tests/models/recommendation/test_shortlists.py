@@ -11,7 +11,7 @@ from models.ranking.two_stage import TwoStage
 from models.recommendation.answer import Answer
 from models.recommendation.baseline_engine import BaselineEngine
 from models.recommendation.engine import RecommendationEngine
-from models.recommendation.rules import Rules
+from models.recommendation.rules import Rules, Traits
 from models.recommendation.shortlists import fill_limited
 from tests.models.recommendation.test_engine import (
     NUM_ITEMS,
@@ -51,6 +51,12 @@ def leaving_out_others(rows: Histories, lists: list[list[int] | None], num_items
     return replace(rows, left_out=left_out)
 
 
+def with_new(engine: RecommendationEngine, rows: Histories) -> tuple[RecommendationEngine, Histories]:
+    """`with_unlearned`, with a number of events of each item."""
+    engine, rows = with_unlearned(engine, rows)
+    return replace(engine, traits=Traits(np.pad(engine.traits.num_events, (0, UNLEARNED)))), rows
+
+
 def same(first: Answer, second: Answer) -> None:
     np.testing.assert_array_equal(first.item_index, second.item_index)
     np.testing.assert_array_equal(first.score, second.score)
@@ -70,7 +76,7 @@ def test_a_limited_row_has_the_list_that_leaves_out_all_other_items(system: str,
     if system in ("ranker", "unlearned"):
         engine = with_ranker(engine, rows)
     if system == "unlearned":
-        engine, rows = with_unlearned(engine, rows)
+        engine, rows = with_new(engine, rows)
         num_items += UNLEARNED
     rows = replace(rows, ends=np.where(np.arange(12) % 5 == 1, rows.starts, rows.ends))  # some are cold
     lists = drawn(12, num_items)
@@ -93,7 +99,7 @@ def test_a_limited_row_has_the_list_that_leaves_out_all_other_items(system: str,
 
 def test_all_items_of_a_shortlist_that_the_encoder_does_not_know_are_ranked() -> None:
     """More of them than the ranker takes as popular; a list longer than its candidates."""
-    engine, rows = with_unlearned(made(), repeating(6))
+    engine, rows = with_new(made(), repeating(6))
     new = list(range(NUM_ITEMS + 1, NUM_ITEMS + UNLEARNED + 1))
     limited = replace(rows, shortlist=shortlists([[*new, 7, 8]] * 6))
     answer = engine.answer(limited, 20, Rules(exclude_seen=False), because="balanced")
@@ -138,7 +144,7 @@ def test_the_best_of_a_shortlist_by_hand() -> None:
 def test_ranks_among_a_shortlist_are_places_in_its_list(system: str, exclude_seen: bool) -> None:
     rows, engine = repeating(8), made()
     if system == "unlearned":
-        engine, rows = with_unlearned(engine, rows)
+        engine, rows = with_new(engine, rows)
     random = np.random.default_rng(5)
     lists = [np.unique([*random.integers(1, 301, 30), NUM_ITEMS + (system == "unlearned")]) for _ in range(8)]
     limited = replace(rows, shortlist=shortlists([items.tolist() for items in lists]))
