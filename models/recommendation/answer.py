@@ -208,7 +208,8 @@ class Lists:
                     np.where(is_out, np.int32(0), items),
                     np.where(is_out, np.float32(-np.inf), scores),
                 )
-                items, scores = (np.take_along_axis(part, order, 1) for part in (items, scores))
+                items = np.take_along_axis(items, order, 1)
+                scores = np.take_along_axis(scores, order, 1)
             if eligible is not None:
                 own, code = eligible.select(rows), segment[rows]
                 fill_limited((items, scores), own, lambda row, item: popularity[code[row], item])

@@ -39,11 +39,8 @@ def shortlists() -> dict[int, list[int]]:
 
 def place(scores: np.ndarray[tuple[int], np.dtype[np.float32]], target: int, own: list[int]) -> float:
     """1 + the greater ones + half of the equal ones."""
-    return (
-        1
-        + sum(scores[item] > scores[target] for item in own)
-        + (sum(scores[item] == scores[target] for item in own) - 1) / 2
-    )
+    of_own = scores[own]
+    return float(1 + (of_own > scores[target]).sum() + ((of_own == scores[target]).sum() - 1) / 2)
 
 
 def test_ranks_are_those_of_each_user_s_shortlist(evaluated: Context, tmp_path: Path) -> None:

@@ -398,3 +398,28 @@ def test_a_utility_evaluates_and_scores_anew_and_outcomes_train_the_ranker(
         assert anew == {"evaluate", "publish", "score", "monitor", "report"}
     node = resolve(load(), ["score"]).nodes
     assert not {"outcomes", "utility"} & {key for stage in node.values() for key in stage.settings}
+
+
+def test_candidates_are_evaluated_where_an_evaluation_is_asked_for(load: Callable[..., Config]) -> None:
+    """What is published is the same artifact; lists take the evaluation that there is."""
+    plain = load()
+    pl.DataFrame({"user_id": [1], "item_id": ["a"]}).write_parquet("candidates.parquet")
+    config = load("score.candidates=candidates.parquet")
+    evaluated, lists = resolve(config, ["evaluate"]), resolve(config, ["score"])
+    artifact = evaluated.nodes["evaluate"].artifact
+    assert "candidates" in evaluated.nodes["evaluate"].inputs
+    assert (
+        lists.nodes["evaluate"].artifact.name == resolve(plain, ["evaluate"]).nodes["evaluate"].artifact.name
+    )
+    assert "candidates" in lists.nodes["score"].inputs
+    everything = fingerprints(config)
+    assert everything["evaluate"] == artifact.name
+    assert everything["publish"] == fingerprints(plain)["publish"] == lists.nodes["publish"].artifact.name
+    assert everything["score"] == lists.nodes["score"].artifact.name != fingerprints(plain)["score"]
+    pl.DataFrame({"user_id": [1], "item_id": ["b"]}).write_parquet("candidates.parquet")
+    after = fingerprints(config)
+    assert {name for name in STAGES if everything[name] != after[name]} == {"evaluate", "score", "report"}
+    again = resolve(config, ["evaluate"]).nodes["evaluate"].artifact
+    again.folder.mkdir(parents=True)
+    write_json(again.folder / "manifest.json", {"files": {}})
+    assert resolve(config, ["score"]).nodes["evaluate"].artifact.name == again.name

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from features.histories.vocabulary import Vocabulary
+from models.recommendation.pins import REASONS
 from models.recommendation.rules import Rules
 from models.settings.encoder import EncoderSettings
 from pipeline.errors import LookbackError
@@ -121,7 +122,7 @@ def test_lists_are_those_made_by_hand(exclude_seen: bool, bundle: Path, tmp_path
     scored(whole)
     counts = scored(scorer)
     everything, received = listed(whole), listed(scorer)
-    num_placed = 0
+    num_placed, of_scored = 0, sum(name is not None and name < "u45" for name, _, _ in pins)
     for user, history in first_night().items():
         limited = {item for name, item in candidates if name == user}
         may = set(everything.get(user, [])) - {item for name, item in exclude if name == user}
@@ -137,11 +138,8 @@ def test_lists_are_those_made_by_hand(exclude_seen: bool, bundle: Path, tmp_path
         assert received.get(user, []) == expected, user
         num_placed += len(kept)
     assert counts["pins_placed"] == num_placed
-    assert scorer.user_rules is not None
-    file = scorer.user_rules.pin
-    assert file is not None
-    dropped = sum(counts[f"pins_{reason}"] for reason in user_rules.REASONS)
-    assert num_placed + dropped == 45 * 2 + sum(name is not None and name < "u45" for name, _, _ in pins)
+    dropped = sum(counts[f"pins_{reason}"] for reason in REASONS)
+    assert num_placed + dropped == 45 * 2 + of_scored
     table = pl.read_parquet(scorer.job.folder / "*.parquet")
     assert table["score"].is_nan().sum() == 0
     without = table.filter(pl.col("score").is_null())
@@ -150,7 +148,11 @@ def test_lists_are_those_made_by_hand(exclude_seen: bool, bundle: Path, tmp_path
 
 
 def test_shards_batches_kills_and_the_order_of_rows_change_no_byte(bundle: Path, tmp_path: Path) -> None:
-    rows = {"exclude": drawn(4, 120), "candidates": drawn(5, 150), "pin": ranked(6)}
+    rows: dict[str, Sequence[Sequence[Any]]] = {
+        "exclude": drawn(4, 120),
+        "candidates": drawn(5, 150),
+        "pin": ranked(6),
+    }
     files = [settings_of(tmp_path / f"files-{seed}", seed, **rows) for seed in (1, 2)]
     plain = ruled(bundle, tmp_path / "plain", files[0], Rules(), shard_users=50, batch_users=50)
     counts = scored(plain)
