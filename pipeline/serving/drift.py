@@ -56,7 +56,8 @@ def drift(
     longer list. Scores of different models need not be comparable. Lists are not compared where ids changed their type.
     """
     (earlier_top, earlier_lists), (later_top, later_lists) = _read(before), _read(folder)
-    psi = _psi(earlier_top["score"].to_numpy(), later_top["score"].to_numpy())
+    scores = (top["score"].drop_nulls().to_numpy() for top in (earlier_top, later_top))  # null: pins
+    psi = _psi(*scores)
     shift = None if psi is None else round(psi, 4)
     manifest = read_json(before / MANIFEST)
     is_same = manifest.get("bundle_digest") == bundle_digest

@@ -1,4 +1,4 @@
-"""Rules for single users by real commands: in lists, shadows, single requests and the evaluation; a kill and Ray change no byte."""
+"""Rules for single users by real commands: in lists, shadows, single requests and evaluation; a kill and Ray change no byte."""
 
 import json
 import shutil

@@ -408,9 +408,7 @@ def test_candidates_are_evaluated_where_an_evaluation_is_asked_for(load: Callabl
     evaluated, lists = resolve(config, ["evaluate"]), resolve(config, ["score"])
     artifact = evaluated.nodes["evaluate"].artifact
     assert "candidates" in evaluated.nodes["evaluate"].inputs
-    assert (
-        lists.nodes["evaluate"].artifact.name == resolve(plain, ["evaluate"]).nodes["evaluate"].artifact.name
-    )
+    assert lists.nodes["evaluate"].artifact.name == resolve(plain, ["score"]).nodes["evaluate"].artifact.name
     assert "candidates" in lists.nodes["score"].inputs
     everything = fingerprints(config)
     assert everything["evaluate"] == artifact.name

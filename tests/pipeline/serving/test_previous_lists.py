@@ -206,10 +206,11 @@ def test_every_setting_of_a_scoring_is_in_the_key_or_no_matter_to_it() -> None:
     of_rules = {"exclude_seen", "allow", "deny", "availability", "max_item_age_days", "max_per_category"}
     of_rules |= {"diversity", "popularity_damping", "exploration"}
     of_bundle, of_key = {"model", "new_items"}, {"k", "because", "because_method", "because_items"}
-    of_histories, of_cold_users = {"at", "max_shown", "shown_days"}, {"segment"}
-    of_ranker = {"order"}  # with one no list is reused
+    of_histories = {"at", "max_shown", "shown_days", "exclude", "candidates"}
+    of_cold_users = {"segment"}
+    of_ranker, of_nobody = {"order"}, {"pin"}  # with either no list is reused
     no_matter = {"users", "shadows", "batch_users", "shard_users", "engine", "workers"}
-    every = of_rules | of_bundle | of_key | of_histories | of_cold_users | of_ranker | no_matter
+    every = of_rules | of_bundle | of_key | of_histories | of_cold_users | of_ranker | of_nobody | no_matter
     assert set(ScoreConfig.model_fields) == every
 
 
