@@ -174,14 +174,13 @@ def _scatter(folder: Path, offsets: Int64, *, with_rank: bool) -> None:
         np.save(folder / f"{name}.npy", np.zeros(0, np.int32))
     if not num_rows:
         return
-    codes = np.memmap(folder / "codes", np.int32, "r").reshape(-1, 3)
     written = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.int32, (num_rows,))
         for name in ("item", "rank")[: 1 + with_rank]
     }
     following = offsets[:-1].copy()
-    for start in range(0, len(codes), _BATCH_ROWS):
-        part = np.asarray(codes[start : start + _BATCH_ROWS])
+    for start in range(0, num_rows, _BATCH_ROWS):
+        part = np.fromfile(folder / "codes", np.int32, 3 * _BATCH_ROWS, offset=12 * start).reshape(-1, 3)
         part = part[np.argsort(part[:, 0], kind="stable")]
         users, first, number = np.unique(part[:, 0], return_index=True, return_counts=True)
         position = np.repeat(following[users] - first, number) + np.arange(len(part))
