@@ -59,7 +59,9 @@ def with_new(engine: RecommendationEngine, rows: Histories) -> tuple[Recommendat
 
 def same(first: Answer, second: Answer) -> None:
     np.testing.assert_array_equal(first.item_index, second.item_index)
-    np.testing.assert_array_equal(first.score, second.score)
+    np.testing.assert_allclose(
+        first.score, second.score, rtol=1e-4
+    )  # the ranker's last bits follow the shape of its batch
 
 
 @pytest.mark.parametrize(
