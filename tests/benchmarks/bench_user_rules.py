@@ -85,9 +85,13 @@ def main() -> None:
         settings = ScoreConfig(candidates=str(folder / "candidates.parquet"))
         give_back_memory()
         memory, started = PeakMemory(), time.process_time()
+        before = memory.bytes()
         prepared = user_rules.prepare(settings, pl.Series(np.arange(asked.users)), folder / "rules")
         assert prepared is not None
-        figures = {"prepare_seconds": time.process_time() - started, "prepare_mib": memory.bytes() / 2**20}
+        figures = {
+            "prepare_seconds": time.process_time() - started,
+            "prepare_mib": (memory.bytes() - before) / 2**20,
+        }
         rules = UserRules.open(prepared, Vocabulary(pl.Series(np.arange(asked.items)), 1))
         figures |= seconds_of_lists(rules, asked.items, asked.listed)
     print(json.dumps(vars(asked) | {key: round(value, 2) for key, value in figures.items()}))
