@@ -286,9 +286,8 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         ctx.manifest.update(shown, shown_lists=[own.folder.parent.name for own in rule.lists])
         for name, value in shown.items():
             ctx.track.metric(name, value)
-    for name in (*counted, *scorer.rule_counts, "users_per_second"):
-        ctx.track.metric(name, ctx.manifest[name])
-    for name, value in ctx.manifest["user_rules"].items():
+    tracked = {name: ctx.manifest[name] for name in (*counted, *scorer.rule_counts, "users_per_second")}
+    for name, value in (tracked | ctx.manifest["user_rules"]).items():
         ctx.track.metric(name, value)
     before = drift.previous_artifact(ctx.stage_folder, ctx.folder.name.removeprefix(".building-"))
     if before is not None:
