@@ -49,6 +49,8 @@ class Retrieved:
     """[r, n], size of the negative weight of candidates that the user disliked afterwards, 0 for others; None: no dislikes"""
     outcomes: OutcomeLabels | None = None
     """None: the ranker has no heads of outcomes"""
+    compared: NDArray[np.bool_] | None = None
+    """[r, n], candidates that training compares; None: all"""
 
     @classmethod
     def of(
@@ -107,7 +109,10 @@ class Retrieved:
         night = None if self.night is None else self.night[rows]
         disliked = None if self.disliked is None else self.disliked[rows]
         outcomes = None if self.outcomes is None else self.outcomes.select(rows)
-        return Retrieved(*lists, self.num_relevant[rows], self.user[rows], night, disliked, outcomes)
+        compared = None if self.compared is None else self.compared[rows]
+        return Retrieved(
+            *lists, self.num_relevant[rows], self.user[rows], night, disliked, outcomes, compared
+        )
 
     @property
     def is_newest(self) -> NDArray[np.bool_]:
@@ -192,10 +197,13 @@ def ndcg_of(scores: Float32, retrieved: Retrieved, k: int = K) -> Float64:
     """[r], NDCG@k of each list by the scores [r, n] of its candidates, -inf for item 0.
 
     Each relevant candidate gains 1; the ideal has all `num_relevant` items first, k at most. Relevant items outside the
-    candidates are misses, and lists without any have 0. Ties as in `ranks`.
+    candidates are misses, and lists without any have 0. Of lists with `compared` candidates those alone are ranked. Ties as
+    in `ranks`.
     """
     row, column = np.nonzero(retrieved.relevant)
     gain = np.zeros(len(row))
+    if retrieved.compared is not None:
+        scores = np.where(retrieved.compared, scores, np.float32(-np.inf))
     if len(row):
         padded = np.pad(scores, ((0, 0), (1, 0)), constant_values=-np.inf)
         for part in row_chunks(len(row), padded.shape[1]):
@@ -222,6 +230,7 @@ def fit_ranker(
     what a ranker learned of those days alone.
     Heads of outcomes learn with the ranking loss (`OutcomeHeads.loss`), from lists without a relevant candidate too; both choose
     the epoch.
+    A list with `compared` candidates trains and chooses by those alone.
     Epoch 0, the retriever's order, is kept if none is better. Lists without a relevant candidate are not trained on.
     The same seed and threads give the same weights. Raises ValueError if no list has one or no user is held out; MemoryError
     with the next step.
@@ -251,6 +260,8 @@ def fit_ranker(
     validation = retrieved.select(chooses)
     lists = stage.lists(train.histories, train.items, train.scores)
     _standardise(stage.ranker, lists)
+    if train.compared is not None:
+        lists = replace(lists, there=torch.from_numpy(train.compared) & lists.there)
     optimizer = _optimizer(ranker)
     history = [_first_epoch(validation)]
     best, best_epoch = copy.deepcopy(ranker.state_dict()), 0

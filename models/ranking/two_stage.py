@@ -26,10 +26,11 @@ class TwoStage:
         self.retriever, self.stage, self.exclude_seen = retriever, stage, exclude_seen
         self.num_items = stage.num_items
 
-    def candidates(self, histories: Histories) -> Candidates:
-        """Candidates of each row, in chunks of rows."""
+    def candidates(self, histories: Histories, further: Int32 | None = None) -> Candidates:
+        """Candidates of each row, in chunks of rows; further: [rows, m], items to be among them, padded with 0."""
+        further = np.zeros((len(histories), 0), np.int32) if further is None else further
         parts = [
-            self._candidates(histories.select(rows), self._retrieved(histories.select(rows)))
+            self._candidates(own := histories.select(rows), self._retrieved(own), further[rows])
             for rows in row_chunks(len(histories), self.num_items)
         ]
         items, scores = map(np.concatenate, zip(*parts, strict=True))
@@ -38,7 +39,7 @@ class TwoStage:
     def score_items(self, histories: Histories) -> Float32:
         """[rows, num_items + 1], retriever scores, with candidates lifted above all others; column 0 is -inf."""
         scores = self._retrieved(histories)
-        items, retrieved = self._candidates(histories, scores)
+        items, retrieved = self._candidates(histories, scores, np.zeros((len(histories), 0), np.int32))
         ranked = self.stage.score(histories, items, retrieved)
         lowest = np.where(items > 0, ranked, np.inf).min(1, keepdims=True)
         lifted = scores.max(1, keepdims=True) + 1 + ranked - lowest
@@ -58,8 +59,8 @@ class TwoStage:
             return scores
         return np.pad(scores, ((0, 0), (0, self.num_items - num_learned)), constant_values=-np.inf)
 
-    def _candidates(self, histories: Histories, scores: Float32) -> Candidates:
-        """Candidates by the retriever's scores [rows, num_items + 1]."""
+    def _candidates(self, histories: Histories, scores: Float32, further: Int32) -> Candidates:
+        """Candidates by the retriever's scores [rows, num_items + 1], and further ones [rows, m]."""
         open_items = mask_seen(scores.copy(), histories) if self.exclude_seen else scores
         number = min(self.stage.ranker.settings.candidates, self.retriever.num_items)
         added = self.stage.added(histories, exclude_seen=self.exclude_seen)
@@ -67,5 +68,6 @@ class TwoStage:
             open_items = mask_others(open_items.copy(), histories.shortlist)
             shortlist = histories.shortlist.without(histories if self.exclude_seen else None, None)
             added = within_shortlists(added, shortlist, self.retriever.num_items, number)
+        added = np.concatenate([added, further], 1)
         added_scores = np.take_along_axis(open_items, added.astype(np.int64), 1)
         return joined(*top_k(open_items, number), added, added_scores, self.retriever.num_items)

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.histories.exposures import JaggedExposures
+from features.histories.jagged import user_ranges
 from features.histories.numbering import ItemNumbering
 from models.evaluation.metrics import Float64
 from models.evaluation.predicted_reactions import PredictedReactions
@@ -20,6 +22,10 @@ from pipeline.dataset.targets import RankedTargets
 
 FOLDER = "exposures"
 """Folder of the features' exposures, and of what systems would have shown instead."""
+_BLOCK_ROWS = 4_000_000
+"""Exposures of users worked on at once."""
+_ARRAYS = ("user", "time", "item", "is_shown", "propensity", "is_taken")
+"""The arrays of ExposedLists."""
 
 
 @dataclass(frozen=True)
@@ -56,31 +62,45 @@ class ExposedLists:
             return None
         shown = JaggedExposures.load(dataset.folder / FOLDER)
         start, end = period(dataset, "test")
-        begun = np.asarray(shown.time)[shown.list_start]
-        is_of_test = (begun >= start) & (begun < end)
-        position = np.flatnonzero(is_of_test)
-        outside = np.count_nonzero((shown.list_start == np.arange(len(begun))) & ~is_of_test)
-        first, number = np.unique(shown.list_start[position], return_inverse=True)
-        taken = is_taken(shown, position, dataset)
-        lists = cls._of_places(shown, position, taken, first, number, min(config.evaluate.k))
-        ends = lists.time + settings.window > max(end, dataset.facts.now)
-        lists = lists.without("unfinished", ends).sample(config.evaluate.max_requests, config.seed)
-        return replace(lists, left_out=lists.left_out | {"outside_test": int(outside)})
+        last = max(end, dataset.facts.now) - settings.window
+        most, parts, outside = min(config.evaluate.k), [cls._none()], 0
+        for users in user_ranges(shown.offsets, _BLOCK_ROWS):
+            position, others = _begun(shown, users, start, end)
+            lists = cls._of_places(shown, position, is_taken(shown, position, dataset), most)
+            parts.append(lists.without("unfinished", lists.time > last))
+            outside += others
+        lists = cls._joined(parts).sample(config.evaluate.max_requests, config.seed)
+        return replace(lists, left_out=lists.left_out | {"outside_test": outside})
+
+    @classmethod
+    def _none(cls) -> "ExposedLists":
+        none, cells = np.zeros(0, np.int64), np.zeros((0, 0))
+        return cls(none, none, cells.astype(np.int32), cells > 0, cells, cells > 0, {})
+
+    @classmethod
+    def _joined(cls, parts: "list[ExposedLists]") -> "ExposedLists":
+        """The lists of all parts, with the places of the widest."""
+        k = max(part.item.shape[1] for part in parts)
+
+        def whole(name: str) -> NDArray[Any]:
+            arrays = [getattr(part, name) for part in parts]
+            if arrays[0].ndim == 2:
+                arrays = [np.pad(array, ((0, 0), (0, k - array.shape[1]))) for array in arrays]
+            return np.concatenate(arrays)
+
+        reasons = dict.fromkeys(reason for part in parts for reason in part.left_out)
+        left_out = {reason: sum(part.left_out.get(reason, 0) for part in parts) for reason in reasons}
+        return cls(**{name: whole(name) for name in _ARRAYS}, left_out=left_out)
 
     @classmethod
     def _of_places(
-        cls,
-        shown: JaggedExposures,
-        position: Int64,
-        taken: NDArray[np.bool_],
-        first: Int64,
-        number: Int64,
-        most: int,
+        cls, shown: JaggedExposures, position: Int64, taken: NDArray[np.bool_], most: int
     ) -> "ExposedLists":
-        """The first `most` places of lists that begin at the flat positions `first` [n].
+        """The first `most` places of whole lists.
 
-        position, taken, number: [e], flat position of each exposure, whether it was taken, and its list.
+        position, taken: [e], flat position of each exposure, and whether it was taken.
         """
+        first, number = np.unique(shown.list_start[position], return_inverse=True)
         rank = np.array(shown.rank[position], np.int64)
         alone = np.bincount(number)[number] == 1
         rank[(rank == 0) & alone] = 1  # one item needs no rank
@@ -107,9 +127,8 @@ class ExposedLists:
 
     def without(self, reason: str, dropped: NDArray[np.bool_]) -> "ExposedLists":
         """The lists outside a mask [n], whose others are counted."""
-        arrays = ("user", "time", "item", "is_shown", "propensity", "is_taken")
         left_out = self.left_out | {reason: int(dropped.sum())}
-        return replace(self, **{name: getattr(self, name)[~dropped] for name in arrays}, left_out=left_out)
+        return replace(self, **{name: getattr(self, name)[~dropped] for name in _ARRAYS}, left_out=left_out)
 
     def sample(self, most: int, seed: int) -> "ExposedLists":
         """All lists of random users, as many as have at most `most` lists together, at least one."""
@@ -143,6 +162,19 @@ class ExposedLists:
         before = replace(before, request_time=time, user=user, shown=shown).translate(numbering.new)
         none = np.zeros(0, np.int64)
         return RankedTargets(before, user, none, none.astype(np.int32), none, none.astype(np.int8), {})
+
+
+def _begun(shown: JaggedExposures, users: tuple[int, int], start: int, end: int) -> tuple[Int64, int]:
+    """Flat positions of the exposures in lists begun in [start, end), and the number of lists begun at other times.
+
+    users: range of users [first, last).
+    """
+    begin, stop = shown.offsets[users[0]], shown.offsets[users[1]]
+    first = np.asarray(shown.list_start[begin:stop]) - begin
+    begun = np.asarray(shown.time[begin:stop])[first]
+    is_within = (begun >= start) & (begun < end)
+    others = np.count_nonzero((first == np.arange(len(first))) & ~is_within)
+    return begin + np.flatnonzero(is_within), int(others)
 
 
 def predicted_reactions(dataset: Dataset, num_places: int, window: int) -> PredictedReactions | None:

@@ -92,7 +92,7 @@ STAGES = {
         Stage("index", 3, ("features", "train"), {"index": ()}),
         Stage(
             "rank",
-            6,
+            7,
             ("ingest", "features", "train", "index"),
             {"ranker": (), "outcomes": ()},
             ("seed", "exclude_seen", "evaluate.target_types", "events.timestamp_unit", "score.new_items"),

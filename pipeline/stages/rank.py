@@ -1,18 +1,20 @@
-"""Stage rank: the second stage, trained on retrieved candidates for validation targets unseen by the retriever."""
+"""Stage rank: the second stage, trained on candidates and shown items for validation targets unseen by the retriever."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.device import pick_device
 from models.encoder.encoder import AttentionRecommender, Encoder
+from models.histories import Int32
 from models.ranking.calibration import calibrate
 from models.ranking.column_choice import choose_columns, given_columns
 from models.ranking.features import DISLIKE_FEATURES, FEATURES
@@ -21,12 +23,15 @@ from models.ranking.partial_dependence import by_times_shown
 from models.ranking.predictions import calibrate_outcomes
 from models.ranking.ranker import Ranker, SecondStage
 from models.ranking.shown import SHOWN_FEATURES
+from models.ranking.shown_lists import MAX_SHOWN
 from models.ranking.training import RankerEpoch, RankerFit, Retrieved, fit_ranker, ndcg_of
-from models.ranking.two_stage import TwoStage
+from models.ranking.two_stage import Candidates, TwoStage
 from pipeline.artifacts.files import write_json
 from pipeline.dataset.dataset import rows
 from pipeline.dataset.evaluation_targets import targets_of
+from pipeline.dataset.exposed_requests import shown_after
 from pipeline.dataset.outcome_events import outcome_events
+from pipeline.dataset.targets import RankedTargets
 from pipeline.errors import LookbackError
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
 from pipeline.modelling import context_counts, ranker_columns, second_stage
@@ -43,6 +48,20 @@ MIN_SHOWN = 0.1
 """Minimum share of requests whose users were shown something before, for a ranker that reads it."""
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    stage: SecondStage
+    """Not yet trained"""
+    retrieved: Retrieved
+    """Lists as scoring makes them, by which the ranker is calibrated and measured"""
+    learned: Retrieved
+    """Lists to train on: the same, or where users were shown something, of that"""
+    num_shown: int
+    """Lists of what users were shown"""
+    numbering: ItemNumbering
+    """Items of the dataset -> those of `stage`"""
+
+
 def build(ctx: Context) -> None:
     """Write ranker.json; with a trained ranker also ranker.safetensors, ranker_config.json, items.npy, ranker_history.parquet,
     and columns.json where it reads columns.
@@ -54,7 +73,8 @@ def build(ctx: Context) -> None:
     folder = selection_folder(ctx.inputs["train"])
     encoder = checkpoint.load_model(folder, pick_device())
     numbering = ItemNumbering.load(folder / "items.npy")
-    stage, retrieved, own = _prepared(ctx, encoder, numbering)
+    prepared = _prepared(ctx, encoder, numbering)
+    retrieved = prepared.retrieved
     num_lists = int(retrieved.is_hit.sum())
     num_users = len(np.unique(retrieved.user[retrieved.is_active]))
     if num_lists < MIN_LISTS or num_users < MIN_USERS:
@@ -69,14 +89,14 @@ def build(ctx: Context) -> None:
             )
         _without(ctx, f"{reason}: the order of retrieval stands")
         return
-    retrieved, left_out = _with_learnable(stage.ranker, retrieved)
-    fitted, columns = _fitted(ctx, stage, retrieved, own)
+    prepared, left_out = _with_learnable(prepared)
+    fitted, columns = _fitted(ctx, prepared)
     numbering.save(ctx.folder / "items.npy")
     history = pl.DataFrame([asdict(epoch) for epoch in fitted.history])
     if fitted.stage.ranker.heads is None:
         history = history.drop("outcome_gain")
     history.write_parquet(ctx.folder / "ranker_history.parquet")
-    _report(ctx, fitted, retrieved, num_lists, columns, left_out)
+    _report(ctx, fitted, prepared, num_lists, columns, left_out)
     checkpoint.save_ranker(fitted.stage.ranker, ctx.folder)
 
 
@@ -86,16 +106,15 @@ def _without(ctx: Context, reason: str) -> None:
     ctx.summary(reason)
 
 
-def _fitted(
-    ctx: Context, stage: SecondStage, retrieved: Retrieved, numbering: ItemNumbering
-) -> tuple[RankerFit, ColumnFigures | None]:
+def _fitted(ctx: Context, prepared: _Prepared) -> tuple[RankerFit, ColumnFigures | None]:
     """Train the ranker, on the columns of `ranker.columns` too; returns the figures of their choice, None where none is set.
 
-    numbering: items of the dataset -> those of `stage`. Writes columns.json where columns are taken.
+    Writes columns.json where columns are taken.
     """
     setting, seed = ctx.config.ranker.columns, ctx.config.seed
+    stage, learned = prepared.stage, prepared.learned
     if not setting:
-        return fit_ranker(stage, retrieved, seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch)), None
+        return fit_ranker(stage, learned, seed, on_epoch=lambda epoch: _log_epoch(ctx, epoch)), None
     ingest, dataset = ctx.inputs["ingest"], ctx.dataset
     columns, left_out = RankerColumns.fit(ctx.config, dataset, ingest)
     ends = context_counts.training_ends(dataset, with_validation=False)
@@ -105,12 +124,12 @@ def _fitted(
         if labels:
             torch.manual_seed(seed)
             ranker = stage.ranker.reading(chosen.embeddings(len(stage.ranker.features)))
-            tables = ranker_columns.tables(chosen, ingest, dataset, numbering, ends)
+            tables = ranker_columns.tables(chosen, ingest, dataset, prepared.numbering, ends)
             own = SecondStage(ranker, stage.statistics, stage.own, tables)
-        return fit_ranker(own, retrieved, seed, on_epoch=lambda epoch: ctx.epoch(_values(epoch), epoch.epoch))
+        return fit_ranker(own, learned, seed, on_epoch=lambda epoch: ctx.epoch(_values(epoch), epoch.epoch))
 
     choose = choose_columns if setting == "auto" else given_columns
-    choice = choose(fit, columns.places, retrieved, seed)
+    choice = choose(fit, columns.places, learned, seed)
     for epoch in choice.fit.history[1:]:
         _log_epoch(ctx, epoch)
     if choice.taken:
@@ -120,11 +139,8 @@ def _fitted(
     return choice.fit, figures
 
 
-def _prepared(
-    ctx: Context, encoder: Encoder, numbering: ItemNumbering
-) -> tuple[SecondStage, Retrieved, ItemNumbering]:
-    """Untrained ranker behind the encoder of the training part, its candidates for requests of the validation part, and the
-    numbering from items of the dataset to those of both.
+def _prepared(ctx: Context, encoder: Encoder, numbering: ItemNumbering) -> _Prepared:
+    """Untrained ranker behind the encoder of the training part, with its lists of requests of the validation part.
 
     At nights new items are recommended as in scoring, and the item statistics reach up to the test, as each request reads the
     events before it alone; users who take nothing have lists too, so that probabilities are those of any list delivered.
@@ -157,34 +173,83 @@ def _prepared(
         known = rows(histories, histories.offsets[:-1], dataset.split.validation_end)
         stage = stage.counting(known.translate(numbering.new))
     both = TwoStage(recommender, stage, exclude_seen=protocol.exclude_seen)
-    items, scores = both.candidates(targets.histories)
+
+    def lists(further: Int32 | None = None) -> Retrieved:
+        candidates = both.candidates(targets.histories, further)
+        return _labelled(ctx, targets, candidates, numbering, trained)
+
+    retrieved = lists()
+    return _Prepared(stage, retrieved, *_learned(ctx, targets, retrieved, lists, numbering), numbering)
+
+
+def _labelled(
+    ctx: Context,
+    targets: RankedTargets,
+    candidates: Candidates,
+    numbering: ItemNumbering,
+    trained: NDArray[np.bool_],
+) -> Retrieved:
+    """Candidates of requests with what the user took, did and disliked afterwards."""
+    config, dataset, protocol = ctx.config, ctx.dataset, ctx.protocol
+    nightly = protocol.headline == "nightly"
     night = targets.moment if nightly else None
-    lists = targets.histories, items, scores
-    retrieved = Retrieved.of(*lists, targets.item, targets.request, targets.user, night)
+    retrieved = Retrieved.of(
+        targets.histories, *candidates, targets.item, targets.request, targets.user, night
+    )
     if config.outcomes is not None:
-        horizon = protocol.nights(dataset, "validation").horizon if nightly else 0
-        events = outcome_events(dataset, targets, config.outcomes.types, numbering.new, horizon)
-        retrieved = replace(retrieved, outcomes=OutcomeLabels.of(config.outcomes.types, items, events))
+        events = outcome_events(dataset, targets, config.outcomes.types, numbering.new, _horizon(ctx))
+        retrieved = replace(
+            retrieved, outcomes=OutcomeLabels.of(config.outcomes.types, candidates[0], events)
+        )
     if dataset.histories.dislikes is None:
-        return stage, retrieved, numbering
+        return retrieved
     dislikes = targets_of(config, dataset, "validation", numbering, trained=trained, dislikes=True)
     time = np.asarray(dataset.histories.time[dislikes.position])
     weight = dataset.histories.dislikes[dataset.histories.event_type[dislikes.position]]
-    disliked = retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
-    return stage, disliked, numbering
+    return retrieved.with_dislikes(dislikes.user_of_target, dislikes.item, time, weight)
 
 
-def _with_learnable(ranker: Ranker, retrieved: Retrieved) -> tuple[Retrieved, dict[str, int]]:
+def _learned(
+    ctx: Context,
+    targets: RankedTargets,
+    retrieved: Retrieved,
+    lists: Callable[[Int32], Retrieved],
+    numbering: ItemNumbering,
+) -> tuple[Retrieved, int]:
+    """Lists to train on, and how many of them are of what users were shown.
+
+    lists: candidates with further ones.
+    """
+    shown = shown_after(ctx.dataset, targets, numbering.new, _horizon(ctx))
+    if shown is None:
+        return retrieved, 0
+    shown = shown.sample(MAX_SHOWN, ctx.config.seed)
+    return shown.learned_from(lists(shown.candidates(targets.num_requests)))
+
+
+def _horizon(ctx: Context) -> int:
+    """Horizon of the validation's nights, microseconds; 0 where requests are events."""
+    protocol = ctx.protocol
+    return protocol.nights(ctx.dataset, "validation").horizon if protocol.headline == "nightly" else 0
+
+
+def _with_learnable(prepared: _Prepared) -> tuple[_Prepared, dict[str, int]]:
     """Add heads for the outcomes with enough positives; the lists with those alone, and the others with their positives."""
-    if retrieved.outcomes is None:
-        return retrieved, {}
-    positives, values = retrieved.outcomes.num_positives, retrieved.outcomes.num_values
+    outcomes = prepared.retrieved.outcomes
+    if outcomes is None:
+        return prepared, {}
+    positives, values = outcomes.num_positives, outcomes.num_values
     types = [name for name, number in positives.items() if number >= MIN_POSITIVES]
     left_out = {name: number for name, number in positives.items() if name not in types}
-    if not types:
-        return replace(retrieved, outcomes=None), left_out
-    ranker.add_outcomes(types, [name for name in types if values[name] >= MIN_POSITIVES])
-    return replace(retrieved, outcomes=retrieved.outcomes.of_types(types)), left_out
+    if types:
+        valued = [name for name in types if values[name] >= MIN_POSITIVES]
+        prepared.stage.ranker.add_outcomes(types, valued)
+
+    def some(lists: Retrieved) -> Retrieved:
+        assert lists.outcomes is not None
+        return replace(lists, outcomes=lists.outcomes.of_types(types) if types else None)
+
+    return replace(prepared, retrieved=some(prepared.retrieved), learned=some(prepared.learned)), left_out
 
 
 def _directions(encoder: Encoder) -> torch.Tensor:
@@ -213,7 +278,7 @@ def _log_epoch(ctx: Context, epoch: RankerEpoch) -> None:
 def _report(
     ctx: Context,
     fitted: RankerFit,
-    retrieved: Retrieved,
+    prepared: _Prepared,
     num_lists: int,
     columns: ColumnFigures | None,
     left_out: Mapping[str, int],
@@ -222,16 +287,17 @@ def _report(
 
     columns: figures of their choice; left_out: outcomes and their positives.
     """
-    held_out = retrieved.select(fitted.held_out)
+    retrieved = prepared.retrieved
+    held_out = retrieved.select(np.isin(retrieved.user, prepared.learned.user[fitted.held_out]))
     days = ctx.protocol.horizon_days
     lists, scores = (held_out.histories, held_out.items, held_out.scores), None
     if held_out.outcomes is not None:
         scores = calibrate_outcomes(fitted.stage, *lists, held_out.outcomes)
     calibration, measured = calibrate(fitted.stage, held_out, ctx.config.seed, days=days, scores=scores)
     calibrated = asdict(measured)
-    effect = {}
+    shown: dict[str, Any] = {"shown_lists": prepared.num_shown} if prepared.num_shown else {}
     if not set(SHOWN_FEATURES).isdisjoint(fitted.stage.ranker.features):
-        effect[second_stage.BY_TIMES_SHOWN] = by_times_shown(fitted.stage, held_out, calibration).tolist()
+        shown[second_stage.BY_TIMES_SHOWN] = by_times_shown(fitted.stage, held_out, calibration).tolist()
     held_out = held_out.select(held_out.is_active)
     retrieval = float(ndcg_of(held_out.scores, held_out).mean())
     scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
@@ -247,7 +313,7 @@ def _report(
         "held_out": {"targets": len(held_out), "retrieval_ndcg@10": retrieval, "two_stage_ndcg@10": two_stage}
         | calibrated,
         "calibration": calibration.as_dict(),
-    } | effect
+    } | shown
     if ctx.config.outcomes is not None:
         facts["outcomes"] = _outcome_facts(retrieved.outcomes, left_out)
     if columns is not None:
@@ -264,6 +330,7 @@ def _report(
         f"epoch {fitted.best_epoch} of {facts['epochs']} on {num_lists:,} lists of {ctx.config.ranker.candidates}: held-out "
         f"users' NDCG@10 {two_stage:.4f}, of retrieval alone {retrieval:.4f}; log loss {calibrated['log_loss']:.4f}"
         + ("" if columns is None else f"; {columns.sentence}")
+        + (f"; {prepared.num_shown:,} lists of what was shown" if prepared.num_shown else "")
         + _outcomes(facts)
     )
 

@@ -136,8 +136,8 @@ def systems(
     recommender = AttentionRecommender(encoder)
     yield f"{name}, encoder", Reading(recommender, numbers, read)
     ctx = SimpleNamespace(config=config, dataset=dataset, protocol=Protocol.of(config, dataset))
-    stage, retrieved, _ = rank._prepared(cast("Any", ctx), encoder, trained.numbering)
-    fitted = fit_ranker(stage, retrieved, config.seed)
+    prepared = rank._prepared(cast("Any", ctx), encoder, trained.numbering)
+    fitted = fit_ranker(prepared.stage, prepared.learned, config.seed)
     print(f"{name}: ranker, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     yield f"{name}, ranker", Reading(TwoStage(recommender, fitted.stage, exclude_seen=True), numbers, read)
 

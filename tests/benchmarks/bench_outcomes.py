@@ -116,7 +116,8 @@ def prepared(config: Config, dataset: Dataset, folder: Path) -> Trained:
     fitted = Trainer(config, dataset, folder / "checkpoints").fit_split()
     encoder = fitted.result.model.eval()
     ctx = SimpleNamespace(config=config, dataset=dataset, protocol=Protocol.of(config, dataset))
-    stage, retrieved, _ = rank._prepared(cast("Any", ctx), encoder, fitted.numbering)
+    lists = rank._prepared(cast("Any", ctx), encoder, fitted.numbering)
+    stage, retrieved = lists.stage, lists.retrieved
     recommender, numbering = with_described_items(AttentionRecommender(encoder), dataset, fitted.numbering)
     numbering = with_unlearned_items(numbering, dataset)
     statistics = stage.counting(dataset.all_rows().translate(numbering.new)).statistics

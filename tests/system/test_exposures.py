@@ -154,3 +154,15 @@ def test_targets_are_weighted_by_how_often_their_items_were_looked_at(chain: Cha
     taken = chain.exposures.lists.is_taken.sum()
     assert 0.3 * taken < facts["reactions"] < taken
     assert 0 < facts["effective_share"] < 1
+
+
+@pytest.mark.parametrize("targets", ["first", "nightly"])
+def test_the_ranker_learns_from_what_was_shown(chain: Chain, targets: str) -> None:
+    changes = [f"evaluate.targets={targets}", "train.exposure_weighting=ips"]
+    small = ["ranker.use=auto", "ranker.epochs=1", "ranker.max_lists=500", "ranker.candidates=20"]
+    config = load_config(chain.config.folder.parents[1] / "shown.toml", [*changes, *small])
+    bring_up_to_date(config, ["rank"], force=False, show_progress=False, say=lambda _: None)
+    facts = json.loads((chain.artifact("rank") / "ranker.json").read_text())
+    assert facts["trained"]
+    assert 50 < facts["shown_lists"] < facts["targets"]
+    assert facts["held_out"]["calibration_error"] < 0.05

@@ -12,6 +12,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
 from features.histories.numbering import ItemNumbering
 from pipeline.config import Config
+from pipeline.dataset import exposed_lists
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.exposed_lists import ExposedLists, predicted_reactions
 from tests.factories import jagged
@@ -107,6 +108,21 @@ def test_lists_of_the_test_that_count(tmp_path: Path) -> None:
     assert found.is_shown.tolist() == [[True, True], [True, False], [True, True], [True, False]]
     assert found.propensity.tolist() == [[0.5, 1], [0.25, 0], [0.5, 0.5], [0.5, 0]]
     assert found.is_taken.tolist() == [[False, True], [True, False], [False, False], [False, False]]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_slices_of_the_log_give_the_same_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    settings = config(evaluate={"k": [most], "gate": False})
+    whole = ExposedLists.of(settings, dataset_in(tmp_path))
+    monkeypatch.setattr(exposed_lists, "_BLOCK_ROWS", 1)
+    sliced = ExposedLists.of(settings, dataset_in(tmp_path))
+    assert whole is not None
+    assert sliced is not None
+    assert sliced.left_out == whole.left_out
+    for name in exposed_lists._ARRAYS:
+        assert np.array_equal(getattr(sliced, name), getattr(whole, name))
 
 
 def test_histories_end_before_the_list(tmp_path: Path) -> None:
