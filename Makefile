@@ -23,7 +23,7 @@ STAGES := ingest features train index rank baselines evaluate publish monitor sc
 
 PYTEST := $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help install demo test test-slow test-all data $(STAGES) all nightly deliver tune ui compare prune check lint type bench clean
+.PHONY: help install demo test test-slow test-all data $(STAGES) all nightly update deliver tune ui compare prune check lint type bench clean
 
 ##@ Start here
 demo: $(INSTALLED)  ## install, simulate the demo log, run every stage, print where the results are
@@ -56,6 +56,9 @@ all: $(INSTALLED)  ## every stage, from the log to recommendations and report
 
 nightly: $(INSTALLED)  ## ingest new events, judge earlier lists, score with the champion, move score/live; trains nothing
 	@$(LOOKBACK) run ingest features monitor score $(SETTINGS) --set score.model=champion
+
+update: $(INSTALLED)  ## nightly, and a training that goes on from the champion; it is champion once its nights have shown it
+	@$(LOOKBACK) update $(SETTINGS)
 
 deliver: $(INSTALLED)  ## write the live lists to the table of [deliver]; a run that goes live does it itself
 	@$(LOOKBACK) deliver $(SETTINGS)

@@ -85,10 +85,7 @@ def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool, fail_o
                 config, names, force=force, show_progress=sys.stderr.isatty(), say=say
             )
     _print_ended(names, summaries, say, as_json=as_json)
-    if config.deliver is not None and any(done.get("is_live") for done in summaries):
-        from pipeline.commands.deliver import deliver as write_to_table
-
-        say(write_to_table(config))
+    _deliver_live(config, summaries, say)
     watched = [done for done in summaries if done["stage"] == "monitor"]
     if fail_on_alert and not (watched and not watched[0]["alerts"]):
         sys.exit(3)
@@ -295,6 +292,33 @@ def show_keys(section: str | None, include_experts: bool, as_json: bool) -> None
     from pipeline.config_reference import print_reference
 
     print_reference(section, include_experts=include_experts, as_json=as_json)
+
+
+@cli.command(cls=_Configured)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def update(config: Any, as_json: bool) -> None:
+    """Run a night with training: judge earlier candidates, train from the champion, score with the champion."""
+    from pipeline.commands.update import update as run_night
+    from pipeline.orchestration.process_group import is_leader
+    from pipeline.orchestration.runner import ended_by_sigterm, read_databases
+
+    say = (lambda _: None) if as_json else _say
+    with is_leader() as leads:
+        if not leads:
+            return
+        with ended_by_sigterm():
+            read_databases(config, ["ingest"], force=False)
+            summaries = run_night(config, show_progress=sys.stderr.isatty(), say=say)
+    _print_ended(["score"], summaries, say, as_json=as_json)
+    _deliver_live(config, summaries, say)
+
+
+def _deliver_live(config: Any, summaries: list[Any], say: Any) -> None:
+    """Write lists that went live to the table of `[deliver]`, where there is one."""
+    if config.deliver is not None and any(done.get("is_live") for done in summaries):
+        from pipeline.commands.deliver import deliver as write_to_table
+
+        say(write_to_table(config))
 
 
 @cli.command(cls=_Configured)

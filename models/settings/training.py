@@ -83,6 +83,14 @@ class TrainSettings:
     epoch at the end of every schedule and without warm-up."""
     refit: bool = True
     """Refit on all events before publishing."""
+    start: str = "scratch"
+    """Starting weights. scratch: fresh ones; champion, models:/NAME/VERSION: the deployed weights of a registered version,
+    trained on the events since then (`lookback update`)."""
+    replay: float = 0.5
+    """Share of older histories, drawn by recency, in the steps of a training from a version: they keep it from forgetting."""
+    full_every_days: float = 7.0
+    """lookback update: age of the last training from scratch from which on the next one is from scratch too, in days of the log;
+    0: never."""
     validation_targets: int = 5_000
     """Maximum validation set ranked after each epoch, in targets, a fixed sample."""
     checkpoint_seconds: float = 60.0
@@ -93,9 +101,9 @@ class TrainSettings:
         for key in ("epochs", "patience", "batch_histories", "accumulate", "negatives", "validation_targets"):
             refuse(self, f"train.{key}", getattr(self, key) < 1, "at least 1")
         refuse(self, "train.learning_rate", not 0 < self.learning_rate < math.inf, "a number above 0")
-        for key in ("weight_decay", "max_grad_norm", "checkpoint_seconds", "warmup_steps"):
+        for key in ("weight_decay", "max_grad_norm", "checkpoint_seconds", "warmup_steps", "full_every_days"):
             refuse(self, f"train.{key}", not 0 <= getattr(self, key) < math.inf, "0 or more")
-        for key in ("beta1", "beta2", "ema_decay"):
+        for key in ("beta1", "beta2", "ema_decay", "replay"):
             refuse(self, f"train.{key}", not 0 <= getattr(self, key) < 1, "in [0, 1)")
         refuse(self, "train.gbce_calibration", not 0 <= self.gbce_calibration <= 1, "in [0, 1]")
         refuse(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from models.encoder.encoder import Encoder
-from models.histories import Int32, Int64
+from models.histories import Int16, Int32, Int64
 
 
 class NotFinite(ValueError):
@@ -63,21 +63,25 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Initial:
-    """Starting weights: a trained encoder, possibly with another item numbering."""
+    """Starting weights: a trained encoder, possibly with other numberings of items and event types."""
 
     encoder: Encoder
     item: Int32
     """[num_items + 1] index in `encoder` of each item; 0: unknown there, its vector starts fresh."""
+    event_type: Int16 | None = None
+    """[num_event_types + 1] index in `encoder` of each event type; 0 as for items; None: the same types."""
 
     @torch.no_grad()
     def copy_into(self, model: Encoder) -> None:
-        """Copy the weights into a fresh encoder of equal settings, item vectors by `item`."""
+        """Copy the weights into a fresh encoder of equal settings, vectors of items and event types by their numbers."""
         trained = dict(self.encoder.named_parameters())
-        table = model.items.ids.weight if model.items.ids is not None else None
-        known = torch.from_numpy(np.flatnonzero(self.item))
-        former = torch.from_numpy(self.item).long()[known]
+        numbers: dict[str, Int32 | Int16] = {"items.ids.weight": self.item}
+        if self.event_type is not None:
+            numbers["events.types.weight"] = self.event_type
         for name, weight in model.named_parameters():
-            if weight is table:
-                weight[known] = trained[name].cpu()[former]
-            else:
+            if name not in numbers:
                 weight.copy_(trained[name])
+            elif name in trained:
+                known = torch.from_numpy(np.flatnonzero(numbers[name]))
+                former = torch.from_numpy(numbers[name]).long()[known]
+                weight[known] = trained[name].cpu()[former]

@@ -13,9 +13,6 @@ from pathlib import Path
 
 import polars as pl
 
-from features import schema
-from features.events import row_filters
-from features.events.ids import plain
 from pipeline.artifacts import deliveries, event_parts, source_files, store
 from pipeline.artifacts.scratch import remove_abandoned, scratch
 from pipeline.artifacts.store import Artifact, being_made
@@ -25,6 +22,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.monitoring.outcome_files import OutcomeFiles
 from pipeline.orchestration.graph import STAGES, resolve
+from pipeline.serving.start_version import lists_any
 from pipeline.tracking import registry
 from pipeline.tracking.client import tracking_uri
 from pipeline.tracking.models import delete_run_files, runs_with_files, unowned_models
@@ -241,7 +239,7 @@ def _erase_bundles(erasure: _Erasure, excluded: pl.Series) -> None:
     """Delete downloaded bundles and registered versions that list an excluded user; the champion is only reported."""
     config = erasure.config
     for folder in sorted((config.folder / ".bundles").glob("[!.]*/")):
-        if _holds(folder, excluded):
+        if lists_any(folder, excluded):
             erasure.remove(folder)
     if not config.tracking.enabled:
         return
@@ -263,7 +261,7 @@ def _erase_bundles(erasure: _Erasure, excluded: pl.Series) -> None:
 
 def _version_holds(config: Config, models: Registry, version: Version, excluded: pl.Series) -> bool:
     with scratch(config.folder) as folder:
-        return _holds(models.download_bundle(version, folder / "bundle"), excluded)
+        return lists_any(models.download_bundle(version, folder / "bundle"), excluded)
 
 
 def _erase_models(erasure: _Erasure, excluded: pl.Series) -> None:
@@ -281,15 +279,5 @@ def _erase_models(erasure: _Erasure, excluded: pl.Series) -> None:
         else:
             print(f"{erasure.verb} the logged model {model_id} on {uri}, which no version has")
     for folder in unowned_models(uri):
-        if any(_holds(bundle, excluded) for bundle in folder.glob("artifacts/data/*/")):
+        if any(lists_any(bundle, excluded) for bundle in folder.glob("artifacts/data/*/")):
             erasure.remove(folder)
-
-
-def _holds(bundle: Path, excluded: pl.Series) -> bool:
-    """Whether a bundle lists an excluded user; True where its users cannot be read."""
-    try:
-        users = plain(schema.read(bundle / "users.parquet", schema.USERS)[schema.USER_ID])
-    except (OSError, ValueError):
-        return True
-    kind: schema.IdType = "string" if users.dtype == pl.String else "int64"
-    return bool(row_filters.Excluded(excluded, kind).holds(users, users).any())

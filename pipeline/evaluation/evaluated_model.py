@@ -21,7 +21,7 @@ from models.recommender import Recommender
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import DamagedArtifact
 from pipeline.serving import bundle_baseline, bundle_ranker
-from pipeline.serving.bundle import COMPARABLE_FORMATS, read_description, translation, type_translation
+from pipeline.serving.bundle import COMPARABLE_FORMATS, FULL, read_description, translation, type_translation
 
 NEVER = int(np.iinfo(np.int64).min)
 """Time before all events."""
@@ -53,11 +53,13 @@ class EvaluatedModel:
     def open(
         cls, folder: Path, *, verify: bool = True, device: str | torch.device = "cpu"
     ) -> "EvaluatedModel":
-        """Open the evaluated weights of a bundle's folder.
+        """Open the evaluated weights of a bundle's folder; of an update those of the last training from scratch.
 
         Raises DamagedArtifact where files are missing or damaged, or the bundle's format lacks the training data's end.
         """
-        description = read_description(folder, COMPARABLE_FORMATS, verify=verify)
+        read_description(folder, COMPARABLE_FORMATS, verify=verify)
+        folder = folder / FULL if (folder / FULL).exists() else folder
+        description = read_description(folder, COMPARABLE_FORMATS, verify=False)
         known = pl.read_parquet(folder / "items.parquet", columns=["item_id", "evaluated_index"])
         known = known.filter(pl.col("evaluated_index") > 0).sort("evaluated_index")
         recommender: AttentionRecommender | Baseline

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.encoder.batching import BatchPlan
+from models.encoder.embeddings import ItemContent
 from models.histories import Float32, Histories, Int64
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
 from models.training.loop import NAMED_ROWS, fit
+from models.training.replay import with_replay
 from models.training.result import EpochRecord, FitResult, Initial, NotFinite
 from models.training.state import STATE_VERSION
 from models.training.validation import Validation
@@ -36,6 +38,8 @@ LogMetric = Callable[[str, float, int], None]
 """Receives a metric's name, value and epoch."""
 MINUTE = 60_000_000
 """Microseconds."""
+UPDATE_PASSES, UPDATE_HISTORIES = 2, 32
+"""Epochs of a training from a version, and its largest batch: a night has few histories, which need their steps."""
 SELECTION = "selection"
 """Folder of the weights that validation chose, where a refit learned from validation too."""
 
@@ -157,22 +161,23 @@ class Trainer:
         validation: Validation | None = None,
         max_steps: int | None = None,
         initial: Initial | None = None,
+        train: TrainSettings | None = None,
+        content: ItemContent | None = None,
     ) -> FitResult:
         """Train on rows of the dataset, resuming from the checkpoint of that name where there is one.
 
-        `of_user` [rows]: user of each row (None: its row number). `initial`: start from these weights, for one epoch. All
-        ranks of torchrun call this alike. Raises ValueError as `models.training.fit`, naming the users of a step whose
-        numbers are not finite.
+        `of_user` [rows]: user of each row (None: its row number). `initial`: start from these weights, for one epoch unless
+        `train` gives other settings. `content`: of the model's items; None: of the dataset. All ranks of torchrun call this
+        alike. Raises ValueError as `models.training.fit`, naming the users of a step whose numbers are not finite.
         """
         config = self._config
         path = self._checkpoints / f"{name}.pt"
-        content = None
-        if self._encoder.item_content:
+        if self._encoder.item_content and content is None:
             content = of_model(self.dataset, numbering, self.dataset.occurring(histories))
         arguments: dict[str, Any] = {
             "histories": histories.translate(numbering.new),
             "encoder": self._encoder,
-            "train": self._train if initial is None else replace(self._train, epochs=1),
+            "train": train or (self._train if initial is None else replace(self._train, epochs=1)),
             "num_items": numbering.num_items,
             "num_event_types": len(self._types),
             "max_length": config.history.max_length,
@@ -229,6 +234,28 @@ class Trainer:
         scale = plan.num_targets / selection.resolved["targets_per_epoch"]
         steps = max(1, round(selection.best_step * scale))
         return self.fit(name, histories, numbering, of_user, max_steps=steps)
+
+    def update(
+        self,
+        histories: Histories,
+        numbering: ItemNumbering,
+        initial: Initial,
+        content: ItemContent | None,
+        since: int,
+    ) -> FitResult:
+        """Train a version's weights on the events after `since`, microseconds, and on `train.replay` older histories.
+
+        `histories`: rows of all users, numbered from 0. `content`: see `fit`. Few small steps at a constant rate.
+        """
+        train = replace(
+            self._train,
+            epochs=UPDATE_PASSES,
+            batch_histories=min(UPDATE_HISTORIES, self._train.batch_histories),
+            schedule="constant",
+            warmup_steps=0,
+        )
+        rows, learned = with_replay(histories, since, self._train.replay, self._config.seed)
+        return self.fit("update", learned, numbering, rows, initial=initial, train=train, content=content)
 
     def _read(self, histories: Histories) -> Histories:
         return histories if self._reads_dislikes else histories.without_dislikes()

@@ -31,6 +31,10 @@ class ShadowSource:
     """None for a baseline"""
     bundle_digest: str
     """Empty for a baseline"""
+    start: str = ""
+    """Bundle digest of the version that an update started from; empty for others"""
+    model_time: int | None = None
+    """Time of the newest event that the model knew, microseconds since the epoch"""
 
 
 @dataclass(frozen=True)
@@ -274,7 +278,11 @@ def write_table(stage_folder: Path, entered: Sequence[Delivery]) -> None:
             for arm in (() if delivery.experiment is None else delivery.experiment.arms)
         )
         rows += [row | own for own in by_arm] or [row]
-        rows += [row | asdict(source) | {"shadow": name} for name, source in delivery.shadows.items()]
+        rows += [
+            row
+            | {"shadow": name, "model_version": source.model_version, "bundle_digest": source.bundle_digest}
+            for name, source in delivery.shadows.items()
+        ]
     time = pl.Datetime("us", "UTC")
     integer, text = pl.Int64(), pl.String()
     kinds: dict[str, pl.DataType] = {"delivered_utc": time, "log_time": integer, "model_version": integer}

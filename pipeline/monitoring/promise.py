@@ -27,6 +27,8 @@ def of_lists(config: Config, lists: Artifact) -> dict[str, Promise]:
     if publish is None:
         return {}
     made = read_manifest(publish)
+    if "evaluate" not in made["inputs"]:
+        return {}  # an update, which was not evaluated
     evaluate = config.folder / "evaluate" / made["inputs"]["evaluate"]
     if not (evaluate / "targets.parquet").exists():
         return {}

@@ -10,6 +10,7 @@ import polars as pl
 
 from models.evaluation.comparison import SystemComparison
 from pipeline.artifacts.files import read_record, write_json
+from pipeline.monitoring.ledger import Delivery
 from pipeline.monitoring.outcome_files import Key, OutcomeFiles
 from pipeline.monitoring.series import COMPARED, Bootstrap, metrics_of
 from pipeline.sections import DELIVERED
@@ -113,6 +114,26 @@ class PairedSums:
             if total is not None:
                 windows.append(cls(days, k, shadows, nights, num_compared, total.sort("user_id")))
         return windows
+
+    @classmethod
+    def of_deliveries(
+        cls, files: OutcomeFiles, entered: Sequence[Delivery], days: float, shadow: str
+    ) -> "PairedSums | None":
+        """Sums over the nights of some deliveries, of these and one shadow alone; None where no window of so many days is over.
+
+        Lists of another length than that of the last delivery are left out.
+        """
+        nights, total = sorted({delivery.log_time for delivery in entered}), None
+        folders, num_compared = [delivery.folder for delivery in entered], 0
+        for night in nights:
+            for outcomes in files.read_if_any((night, float(days))):
+                own = outcomes.filter(pl.col("folder").is_in(folders))
+                sums = _sums(own, (shadow,), entered[-1].k)
+                if sums is not None:
+                    total, num_compared = sums if total is None else _added(total, sums), num_compared + 1
+        if total is None:
+            return None
+        return cls(days, entered[-1].k, (shadow,), tuple(nights), num_compared, total.sort("user_id"))
 
     def differences(self, bootstrap: Bootstrap) -> Iterator[ShadowDifference]:
         """Delivered lists minus those of each shadow; a user's mean weighs as many nights as it is of."""

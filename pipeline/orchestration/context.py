@@ -49,6 +49,8 @@ class Context:
     """Registered models of `experiment.arms` (score)."""
     candidates: Path | None = None
     """File of `score.candidates` among which metrics are added (evaluate)."""
+    start: "ModelSource | None" = None
+    """Version that the training starts from (train, publish)."""
     previous: Path | None = None
     """Artifact of this stage that the result continues (monitor, baselines)."""
     digests: dict[str, str] = field(default_factory=dict)

@@ -13,10 +13,13 @@ from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.monitoring import earlier_lists, ledger
 from pipeline.orchestration import registered_systems
 from pipeline.orchestration.registered_systems import RegisteredSystems
+from pipeline.sections import SCRATCH
 from pipeline.tracking.registry import ModelSource
 
 _ONLY_WHERE_PRESENT = ("exposures", "outcomes", "utility")
 """Sections that are no part of a fingerprint where a configuration lacks them."""
+_EVALUATED = ("rank", "evaluate", "report")
+"""Stages that measure the model on held-out events."""
 _TABLES = ("baselines", "evaluate", "report")
 """Stages that are asked for because of every baseline."""
 CANDIDATES = "candidates"
@@ -82,7 +85,8 @@ STAGES = {
             "train",
             5,
             ("features",),
-            {"model": (), "train": ("refit", "checkpoint_seconds")},
+            # the start version's digest is an input, `replay` a setting beside it
+            {"model": (), "train": ("refit", "checkpoint_seconds", "start", "replay", "full_every_days")},
             (
                 *("seed", "history.max_length", "events.types", "exclude_seen"),
                 *("evaluate.target_types", "evaluate.targets", "evaluate.horizon_days"),
@@ -182,8 +186,22 @@ class Node:
 
 
 def _needs(config: Config, name: str) -> tuple[str, ...]:
-    """Stages that a stage reads; scoring with a registered model needs no training."""
+    """Stages that a stage reads; scoring with a registered model needs no training, publishing an update no evaluation.
+
+    Raises ConfigError for an evaluation of an update, whose weights have seen the test.
+    """
     needs = STAGES[name].needs
+    if config.train.start != SCRATCH:
+        if name in _EVALUATED:
+            raise ConfigError(
+                f"train.start: received {config.train.start!r} with the stage {name}, expected 'scratch': the weights of a "
+                "registered version have learned from the test; judge them on the nights that follow (lookback update), or set "
+                "train.start = 'scratch'"
+            )
+        if name == "train":
+            return ("ingest", *needs)
+        if name == "publish":
+            return tuple(needed for needed in needs if needed not in (*_EVALUATED, "index"))
     if name == "score" and config.score.model != "run":
         return tuple(needed for needed in needs if needed != "publish")
     return needs
@@ -220,6 +238,8 @@ class Pipeline:
     """Registered models among `score.shadows`."""
     arms: RegisteredSystems
     """Registered models among `experiment.arms`, where they score by arm."""
+    start: ModelSource | None
+    """Registered version of `train.start`, where something is trained."""
     earlier_cuts: "dict[str, Pipeline]"
     """Input name of each earlier cut's evaluation to that cut's stages (`split.cuts`)."""
 
@@ -240,6 +260,8 @@ def resolve(config: Config, names: Iterable[str]) -> Pipeline:
     pipeline has the fullest evaluation that there is, else that of `for_lists`.
     """
     names, fewer = list(names), for_lists(config)
+    if config.train.start != SCRATCH:
+        return _resolved(config, names)
     has_few = fewer is not config and "publish" in order(config, names)
     kinds = (True, False) if config.score.candidates is not None else (False,)
     choices = [(config, fewer if has_few else None, among) for among in kinds]
@@ -265,6 +287,7 @@ def _resolved(
     quick = _resolved(fewer or config, ["evaluate"]).nodes if is_more else {}
     sources = source_files.source_digests(config)
     model = _model_source(config) if "score" in (ordered := order(config, names)) else None
+    start = registered_systems.of_start(config) if "train" in ordered else None
     shadows, arms = registered_systems.of_shadows(config, model), registered_systems.of_arms(config, model)
     cuts = (
         {
@@ -279,6 +302,8 @@ def _resolved(
         stage = STAGES[name]
         inputs = {needed: nodes[needed].artifact.name for needed in _needs(config, name)}
         inputs |= _outside_inputs(config, name, sources, model)
+        if start is not None and name in ("train", "publish"):
+            inputs["start"] = start.bundle_digest
         if name == "score":
             inputs |= {f"shadow {own}": source.bundle_digest for own, source in shadows.sources.items()}
             inputs |= registered_systems.arm_inputs(config, arms)
@@ -297,6 +322,8 @@ def _resolved(
             for key in stage.keys
             if (section := key.partition(".")[0]) not in _ONLY_WHERE_PRESENT or getattr(config, section)
         }
+        if start is not None and name == "train":
+            settings["train.replay"] = config.train.replay
         content = {"stage": name, "version": stage.version, "settings": settings, "inputs": inputs}
         if name == "publish" and quick:
             content["inputs"] = inputs | {"evaluate": quick["evaluate"].artifact.name}
@@ -305,7 +332,7 @@ def _resolved(
         artifact = store.Artifact(config.folder / name, fingerprint(content))
         with_fewer = quick[name].artifact if name == "baselines" and fewer is not None else None
         nodes[name] = Node(stage, artifact, settings, inputs, with_fewer)
-    return Pipeline(config, nodes, sources, model, shadows, arms, cuts)
+    return Pipeline(config, nodes, sources, model, shadows, arms, start, cuts)
 
 
 def _predecessor(stage_folder: Path, content: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.monitoring import ledger
-from pipeline.sections import COUNTED_BASELINES, ExperimentConfig
+from pipeline.sections import COUNTED_BASELINES, SCRATCH, ExperimentConfig
 from pipeline.tracking import registry
 from pipeline.tracking.registry import CHAMPION, ModelSource
 
@@ -40,6 +40,14 @@ def of_shadows(config: Config, model: ModelSource | None) -> RegisteredSystems:
             else:
                 sources[name] = source
     return RegisteredSystems(sources, left_out)
+
+
+def of_start(config: Config) -> ModelSource | None:
+    """Registered version of `train.start`; None for a training from scratch. Raises LookbackError where there is none."""
+    start = config.train.start
+    if start == SCRATCH:
+        return None
+    return registry.source_of(config, registry.model_name(config) if start == CHAMPION else start)
 
 
 def of_arms(config: Config, model: ModelSource | None) -> RegisteredSystems:

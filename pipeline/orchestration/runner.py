@@ -16,7 +16,7 @@ from pipeline.artifacts import source_files, store
 from pipeline.artifacts.files import fingerprint, now, read_record
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError, optional
-from pipeline.monitoring import alerts, ledger
+from pipeline.monitoring import alerts, ledger, prequential
 from pipeline.orchestration import process_group, provenance
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import CANDIDATES, PREDECESSOR, Node, Pipeline, order, resolve
@@ -171,6 +171,7 @@ class _Task:
                 shadows=pipeline.shadows,
                 arms=pipeline.arms,
                 candidates=_candidates(pipeline.config, node),
+                start=pipeline.start,
                 previous=_previous(node, force=self.force),
                 track=RunRecord(),
                 live=live,
@@ -287,6 +288,9 @@ def _ended(pipeline: Pipeline, task: _Task, built: bool, say: Callable[[str], ob
         with optional("ledger of deliveries"):
             _deliver(config, task.node.artifact)
     if task.name == "monitor":
+        with optional("test of the update"):
+            if (decision := prequential.decide(config, task.node.artifact)) is not None:
+                print(printable(decision), file=sys.stderr, flush=True)
         summary["alerts"] = _alerts(config, task.node)
     if task.name == "ingest":
         source_files.release(config, pipeline.sources)

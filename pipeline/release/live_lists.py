@@ -8,7 +8,7 @@ from pipeline.artifacts.store import LIVE, Artifact, linked, read_manifest
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking import missing
-from pipeline.tracking.decisions import REFUSED
+from pipeline.tracking.decisions import REFUSED, WAITING
 from pipeline.tracking.registry import CHAMPION, Registry, model_name
 from pipeline.tracking.server import Version
 
@@ -92,7 +92,7 @@ def _other(config: Config, champion: Version, scored: Version | None) -> str:
         return f"{stands}, and the scored bundle is not registered; {config.command('run', 'publish')}"
     if scored.name != champion.name:
         return f"{stands}, and {scored.uri} is of another model"
-    why = f", refused: {scored.reason}" if scored.gate == REFUSED else ""
+    why = f", {scored.gate}: {scored.reason}" if scored.gate in (REFUSED, WAITING) else ""
     score = config.command("run", "score")
     return f"{stands}, not version {scored.version}{why}; {missing.to_promote(config, scored.version)}, then {score}"
 

@@ -15,6 +15,7 @@ from pipeline.evaluation import target_words
 from pipeline.evaluation.metric_names import display_name
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.sections import MODEL
+from pipeline.serving.start_version import START
 
 MAX_SEGMENTS = 6
 """Segments listed as served worst."""
@@ -94,6 +95,11 @@ def _deployed(description: Mapping[str, Any]) -> str:
         return str(description["deployed"])
     if description["refit_steps"] is None:
         return "fitted on all events"
+    if START in description:
+        return (
+            f"those of an earlier version trained on the events since ({description['refit_steps']:,} steps); the metrics are "
+            "those of the last training from scratch"
+        )
     return f"trained again on all events ({description['refit_steps']:,} steps)"
 
 

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError, LookbackError, one_line
 from pipeline.sections import MODEL_URI
 from pipeline.serving.bundle_cache import bundle_folder
 from pipeline.tracking import missing
-from pipeline.tracking.decisions import REFUSED, Decision
+from pipeline.tracking.decisions import REFUSED, WAITING, Decision
 from pipeline.tracking.registry import (
     ModelSource,
     Registry,
@@ -29,7 +29,7 @@ _ATTEMPTS = 3
 def ensure_registered(config: Config, tracker: Tracker, publish: Artifact) -> None:
     """Register a published bundle where the server lacks it, and decide once whether it becomes champion (gate.py).
 
-    A refused version becomes champion when called again with `evaluate.gate` off; other decisions are final. Without a
+    A refused or waiting version becomes champion when called again with `evaluate.gate` off; other decisions are final. Without a
     reachable server this warns once, and the next run registers or decides.
     """
     if not config.tracking.enabled:
@@ -75,7 +75,7 @@ def _lacks_files(config: Config, version: Version) -> bool:
 
 
 def _is_settled(config: Config, version: Version) -> bool:
-    return bool(version.gate) and (version.gate != REFUSED or config.evaluate.gate)
+    return bool(version.gate) and (version.gate not in (REFUSED, WAITING) or config.evaluate.gate)
 
 
 def _settle(config: Config, version: Version, publish: Artifact) -> None:
@@ -113,9 +113,13 @@ def _decide(config: Config, version: Version, publish: Artifact, champion: Versi
         return Decision("by hand", "was champion before anything was decided about it")
     if not config.evaluate.gate:
         return Decision("off", "evaluate.gate is false: moved without a test")
+    inputs = read_manifest(publish.folder)["inputs"]
+    if "evaluate" not in inputs:
+        return Decision(
+            WAITING, "an update has seen the test: it is compared with the champion on the nights that follow"
+        )
     from pipeline.release import gate
 
-    inputs = read_manifest(publish.folder)["inputs"]
     current = None
     if champion is not None:
         digest = Registry.from_config(config).resolve(champion.uri).bundle_digest

@@ -16,7 +16,7 @@ from pipeline.serving.bundle import read_description
 from pipeline.serving.bundle_baseline import baseline_of
 from pipeline.serving.scored_lists import ScoredLists
 from pipeline.tracking import registry
-from pipeline.tracking.decisions import REFUSED
+from pipeline.tracking.decisions import REFUSED, WAITING
 from pipeline.tracking.registry import ModelSource, Registry
 from pipeline.tracking.server import GATE, Version
 
@@ -90,7 +90,7 @@ def since_champion(config: Config, publish: Path) -> SinceChampion | None:
             version,
             before,
             tags.get(GATE, ""),
-            tags.get(GATE, REFUSED) != REFUSED,
+            tags.get(GATE, REFUSED) not in (REFUSED, WAITING),
             decision.get("reason", ""),
             _paired(decision),
             _best_baseline(decision),

@@ -14,6 +14,8 @@ content/                     content features of the deployed items, and their e
 content_map.safetensors      map from content features to item vectors, where the model reads no content (new_item_catalogue.py)
 catalogue/                   items known by their content alone, and their features
 popularity.parquet           recent events by item and user segment (popularity_fallback.py)
+full/                        of an update ("start" in bundle.json, start_version.py): the last training from scratch, as far as
+                             the gate reads it: bundle.json, items, users, evaluated/, ranker/; evaluated/ is there alone
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +62,7 @@ FORMAT_VERSION = 4
 READABLE_FORMATS, COMPARABLE_FORMATS = (1, 2, 3, 4), (2, 3, 4)
 """Format 1 lacks the evaluated weights' training data: it recommends, but cannot be compared. Format 2 has no ranker; format 3
 is always of the model."""
-DESCRIPTION = "bundle.json"
+DESCRIPTION, FULL = "bundle.json", "full"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class ScoredLists:
         for path in sorted((self.folder.parent.parent / "publish").glob(f"[!.]*/{MANIFEST}")):
             published = read_manifest(path.parent)
             if published.get("bundle_digest") == self.manifest["bundle_digest"]:
-                folder = self.folder.parent.parent / "evaluate" / str(published["inputs"]["evaluate"])
+                folder = self.folder.parent.parent / "evaluate" / str(published["inputs"].get("evaluate"))
                 if (folder / "targets.parquet").exists():
                     return folder, str(published["system"])
         return None

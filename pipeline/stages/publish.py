@@ -28,6 +28,8 @@ from pipeline.sections import MODEL
 from pipeline.serving import bundle_baseline, bundle_ranker, new_item_catalogue, popularity_fallback
 from pipeline.serving.bundle import seal
 from pipeline.serving.request import Request
+from pipeline.serving.start_version import FULL_TRAINING, START, StartVersion, full_training
+from pipeline.tracking.registry import ModelSource
 
 _SETTINGS = ("events.types", "history", "split", "model", "train", "seed")
 """Configuration keys recorded in bundle.json."""
@@ -35,6 +37,9 @@ _SETTINGS = ("events.types", "history", "split", "model", "train", "seed")
 
 def build(ctx: Context) -> None:
     """Write bundle/: the deployed system (fitted on all events unless train.refit is false) beside the evaluated one."""
+    if ctx.start is not None:
+        _update(ctx, ctx.start)
+        return
     dataset = ctx.dataset.without_held_back()
     report = EvaluationReport.load(ctx.inputs["evaluate"]).with_baselines(ctx.config.publishes_after)
     evaluated = ItemNumbering.load(ctx.inputs["train"] / "items.npy")
@@ -42,10 +47,7 @@ def build(ctx: Context) -> None:
     deployed = _deployed(ctx, dataset, evaluated) if system.name == MODEL else None
     if distributed.rank():
         return
-    bundle = ctx.folder / "bundle"
-    shutil.rmtree(bundle, ignore_errors=True)
-    for name in ("evaluated", "deployed", "histories"):
-        (bundle / name).mkdir(parents=True)
+    bundle = _empty_bundle(ctx, "evaluated", "deployed", "histories")
     facts: dict[str, Any] = {bundle_baseline.SYSTEM: system.name, "system_reason": system.sentence}
     if deployed is None:
         training = ctx.dataset.training_rows(with_validation=ctx.config.train.refit_validation)
@@ -57,21 +59,66 @@ def build(ctx: Context) -> None:
     else:
         numbering = deployed.numbering
     _write_items(dataset, numbering, evaluated, bundle)
-    _write_content(ctx, bundle, refit=ctx.config.train.refit)
+    features = ctx.inputs["features"] / content.FOLDER / "encoder"
+    _write_content(ctx, bundle, features, refit=ctx.config.train.refit)
     if deployed is not None:
         facts["content_map"] = _write_model(ctx, dataset, evaluated, deployed, report, bundle)
-    column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
     tuning = report.tuning.get("recent_popularity")
     days = popularity_fallback.days_of({} if tuning is None else tuning.settings)
-    segment = _write_users(ctx, dataset, numbering, column, bundle)
-    request = Request.of(None, dataset.facts.now, timed=True)
-    recent = popularity_fallback.recent_events(dataset.histories, numbering.new, segment, request, days)
-    recent.write_parquet(bundle / popularity_fallback.FILE)
-    popularity = {"days": days, "segment": column}
+    facts["popularity"] = _write_users(ctx, dataset, numbering, days, bundle)
     refit_steps = None if deployed is None else deployed.refit_steps
-    digest = _seal(ctx, dataset, report.metrics[system.name], refit_steps, facts | {"popularity": popularity})
+    facts |= {"metrics": report.metrics[system.name], "refit_steps": refit_steps}
+    digest = _seal(ctx, dataset, facts)
     shutil.rmtree(ctx.folder / "checkpoints", ignore_errors=True)
-    _report(ctx, bundle, digest, report, numbering.num_items, refit_steps, system)
+    refit = "fitted on all events" if ctx.config.train.refit else "as evaluated"
+    if refit_steps is not None:
+        refit = f"refit on all events ({refit_steps} steps)"
+    ctx.manifest.update(rows_in=report.targets, refit_steps=refit_steps)
+    _report(ctx, bundle, digest, numbering.num_items, refit, system)
+
+
+def _update(ctx: Context, source: ModelSource) -> None:
+    """Write bundle/ of an update: the trained weights, the second stage of the version it started from, and full/."""
+    if distributed.rank():
+        return
+    config, dataset, train = ctx.config, ctx.dataset, ctx.inputs["train"]
+    start = StartVersion.open(config, source, dataset, ctx.inputs["ingest"])
+    encoder, numbering = checkpoint.load_model(train), ItemNumbering.load(train / "items.npy")
+    bundle = _empty_bundle(ctx, "deployed", "histories")
+    _write_items(dataset, numbering, ItemNumbering(np.zeros_like(numbering.new)), bundle)
+    _write_content(ctx, bundle, start.bundle.folder / content.FOLDER / "encoder", refit=True)
+    _write_encoder(ctx, encoder, numbering, bundle)
+    if start.bundle.second_stage is not None:
+        _write_former_ranker(ctx, start, numbering, bundle)
+    start.write_full(bundle)
+    before = start.bundle.description
+    steps = TrainingFacts.load(train).best_step
+    system = live_system.LiveSystem(MODEL, f"an update of {source.uri}, whose second stage it keeps")
+    days = popularity_fallback.days_of(before.get("popularity", {}))
+    kept = ("protocol", "trained_until", "horizon_days", "features", "metrics")
+    facts = {key: before[key] for key in kept} | {
+        bundle_baseline.SYSTEM: MODEL,
+        "system_reason": system.sentence,
+        "deployed": "updated",
+        "refit_steps": steps,
+        START: source.bundle_digest,
+        FULL_TRAINING: full_training(before),
+        "content_map": _write_new_items(ctx, encoder, bundle),
+        "popularity": _write_users(ctx, dataset, numbering, days, bundle),
+    }
+    digest = _seal(ctx, dataset, facts)
+    ctx.manifest.update(rows_in=start.num_new, refit_steps=steps)
+    trained = f"{source.uri} updated ({steps} steps on {start.num_new:,} new events)"
+    _report(ctx, bundle, digest, numbering.num_items, trained, system)
+
+
+def _empty_bundle(ctx: Context, *folders: str) -> Path:
+    """Folder of the bundle with empty folders, anything half written removed."""
+    bundle = ctx.folder / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    for name in folders:
+        (bundle / name).mkdir(parents=True)
+    return bundle
 
 
 class _Deployed(NamedTuple):
@@ -110,13 +157,18 @@ def _write_model(
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG):
         shutil.copyfile(ctx.inputs["train"] / name, bundle / "evaluated" / name)
     encoder, numbering, _ = deployed
+    _write_encoder(ctx, encoder, numbering, bundle)
+    if report.ranker.used:
+        _write_ranker(ctx, dataset, evaluated, numbering, bundle)
+    return _write_new_items(ctx, encoder, bundle)
+
+
+def _write_encoder(ctx: Context, encoder: Encoder, numbering: ItemNumbering, bundle: Path) -> None:
+    """Write the deployed encoder and its index."""
     checkpoint.save_model(encoder, bundle / "deployed")
     (bundle / "index").mkdir()
     queries = user_vectors(ctx.config.index, ctx.dataset, encoder, numbering)
     encoder_index(ctx.config.index, encoder, queries).save(bundle / "index")
-    if report.ranker.used:
-        _write_ranker(ctx, dataset, evaluated, numbering, bundle)
-    return _write_new_items(ctx, encoder, bundle)
 
 
 def _write_items(dataset: Dataset, numbering: ItemNumbering, evaluated: ItemNumbering, bundle: Path) -> None:
@@ -138,17 +190,17 @@ def _write_items(dataset: Dataset, numbering: ItemNumbering, evaluated: ItemNumb
     )
 
 
-def _write_content(ctx: Context, bundle: Path, *, refit: bool) -> None:
+def _write_content(ctx: Context, bundle: Path, learned_from: Path, *, refit: bool) -> None:
     """Write the deployed items' content and its encoder, fitted on all of them with `refit`.
 
-    With `model.item_content` the encoder stays the one whose features the deployed weights learned from.
+    learned_from: folder of the encoder whose features the deployed weights learned from, which stays with `model.item_content`.
     """
     ids = pl.read_parquet(bundle / "items.parquet", columns=["item_id"])["item_id"]
     table = content.aligned(ids, ctx.inputs["ingest"] / "items.parquet")
     if refit and not ctx.config.model.item_content:
         content.build(bundle, table, np.ones(len(table), bool), content_settings(ctx.config))
     else:
-        content.write(bundle, ContentEncoder.load(ctx.inputs["features"] / "content" / "encoder"), table)
+        content.write(bundle, ContentEncoder.load(learned_from), table)
 
 
 def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, float] | None:
@@ -167,9 +219,10 @@ def _write_new_items(ctx: Context, encoder: Encoder, bundle: Path) -> dict[str, 
 
 
 def _write_users(
-    ctx: Context, dataset: Dataset, numbering: ItemNumbering, column: str | None, bundle: Path
-) -> pl.Series | None:
-    """Write users with their segments, and histories; returns the segments."""
+    ctx: Context, dataset: Dataset, numbering: ItemNumbering, days: float, bundle: Path
+) -> dict[str, float | str | None]:
+    """Write users with their segments, histories, and the popularity of the last days; returns the facts of the latter."""
+    column = popularity_fallback.segment_column(ctx.config, ctx.inputs["ingest"] / "users.parquet")
     histories, known = dataset.histories, dataset.all_rows().translate(numbering.new)
     kept = numbering.known[histories.item_index]
     offsets = np.concatenate((known.starts[:1], known.ends)).astype(np.int64)
@@ -184,7 +237,10 @@ def _write_users(
         segment = popularity_fallback.segment_of(table, column, users["user_id"])
         users = users.with_columns(segment)
     users.write_parquet(bundle / "users.parquet")
-    return segment
+    request = Request.of(None, dataset.facts.now, timed=True)
+    recent = popularity_fallback.recent_events(dataset.histories, numbering.new, segment, request, days)
+    recent.write_parquet(bundle / popularity_fallback.FILE)
+    return {"days": days, "segment": column}
 
 
 def _write_ranker(
@@ -219,6 +275,16 @@ def _write_ranker(
         bundle_ranker.write_statistics(bundle / name, statistics, own, columns)
 
 
+def _write_former_ranker(ctx: Context, start: StartVersion, numbering: ItemNumbering, bundle: Path) -> None:
+    """Write the ranker of the version that an update started from, and its item statistics of the present log."""
+    shutil.copytree(start.bundle.folder / bundle_ranker.FOLDER, bundle / bundle_ranker.FOLDER)
+    known, days = start.known.translate(numbering.new), bundle_ranker.HORIZON_DAYS
+    statistics = second_stage.statistics(ctx.config, ctx.dataset, known, numbering, days)
+    ranker = bundle / bundle_ranker.FOLDER
+    columns = ranker_columns.tables_of(ranker, ctx.inputs["ingest"], ctx.dataset, numbering)
+    bundle_ranker.write_statistics(bundle / "deployed", statistics, start.ranker_items(numbering), columns)
+
+
 def trained_until(dataset: Dataset) -> pl.Series:
     """Time of each user's last event before the test, null without one: [num_users].
 
@@ -231,14 +297,8 @@ def trained_until(dataset: Dataset) -> pl.Series:
     return time.to_frame().select(pl.when(is_there).then(moment)).to_series()
 
 
-def _seal(
-    ctx: Context,
-    dataset: Dataset,
-    metrics: Mapping[str, float],
-    refit_steps: int | None,
-    facts: Mapping[str, Any],
-) -> str:
-    """Write bundle.json with further `facts`; returns the digest of the bundle.
+def _seal(ctx: Context, dataset: Dataset, facts: Mapping[str, Any]) -> str:
+    """Write bundle.json with further `facts`, or other ones; returns the digest of the bundle.
 
     horizon_days: time after the request that the ranker's probability is about; 0: it is about the next event.
     """
@@ -248,7 +308,6 @@ def _seal(
         "event_types": dataset.event_types,
         "max_length": config.history.max_length,
         "deployed": "refit" if config.train.refit else "evaluated",
-        "refit_steps": refit_steps,
         "protocol": dataset.split.protocol,
         "trained_until": dataset.split.test_from,
         "newest": dataset.facts.now,
@@ -256,27 +315,19 @@ def _seal(
         "horizon_days": protocol.horizon_days if protocol.headline == "nightly" else 0.0,
         "features": dataset.folder.name,
         "train": ctx.inputs["train"].name,
-        "metrics": metrics,
         "settings": {key: config.get(key) for key in _SETTINGS},
     }
     return seal(ctx.folder / "bundle", description | dict(facts))
 
 
 def _report(
-    ctx: Context,
-    bundle: Path,
-    digest: str,
-    report: EvaluationReport,
-    num_items: int,
-    refit_steps: int | None,
-    system: live_system.LiveSystem,
+    ctx: Context, bundle: Path, digest: str, num_items: int, trained: str, system: live_system.LiveSystem
 ) -> None:
+    """Manifest, metrics and tags to track, one line. trained: how the deployed weights were, in words."""
     num_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     ctx.manifest.update(
-        rows_in=report.targets,
         rows_out=num_items,
         bundle_digest=digest,
-        refit_steps=refit_steps,
         bundle_bytes=num_bytes,
         system=system.name,
         system_reason=system.sentence,
@@ -284,7 +335,4 @@ def _report(
     ctx.track.metric("bundle_bytes", num_bytes)
     ctx.track.tag("lookback.bundle_digest", digest)
     ctx.track.tag("lookback.system", system.name)
-    deployed = "fitted on all events" if ctx.config.train.refit else "as evaluated"
-    if refit_steps is not None:
-        deployed = f"refit on all events ({refit_steps} steps)"
-    ctx.summary(f"bundle {digest}: {num_items:,} items, {deployed}; {system.sentence}")
+    ctx.summary(f"bundle {digest}: {num_items:,} items, {trained}; {system.sentence}")

@@ -41,7 +41,8 @@ from pipeline.serving.batch import Job, Scorer
 from pipeline.serving.previous_lists import Reuse
 from pipeline.serving.shards import Counts
 from pipeline.serving.shown_items import shown_counts
-from pipeline.tracking.registry import CHAMPION
+from pipeline.serving.start_version import START
+from pipeline.tracking.registry import CHAMPION, ModelSource
 
 _COUNTED = (
     "users",
@@ -220,13 +221,19 @@ def _add_shadows(ctx: Context, scorer: Scorer) -> None:
     scored = shadows.score(
         ctx.config, scorer, ctx.shadows.sources, ctx.folder / shadows.FOLDER, advance=lambda _: None
     )
-    ctx.manifest["shadows"] = {
-        name: {
-            "model_version": None if source is None else source.version,
-            "bundle_digest": "" if source is None else source.bundle_digest,
-        }
-        for name, source in scored
-    }
+    ctx.manifest["shadows"] = {name: _shadow_source(ctx, source) for name, source in scored}
+
+
+def _shadow_source(ctx: Context, source: ModelSource | None) -> dict[str, object]:
+    """System of a shadow, for the manifest and the ledger; None: a baseline."""
+    if source is None:
+        return {"model_version": None, "bundle_digest": ""}
+    from pipeline.serving import bundle_cache
+    from pipeline.serving.bundle import read_description
+
+    made = read_description(bundle_cache.bundle_folder(ctx.config, source), verify=False)
+    own = {"model_version": source.version, "bundle_digest": source.bundle_digest}
+    return own | {"start": made.get(START, ""), "model_time": made.get("newest")}
 
 
 def _by_ray(scorer: Scorer, arms: Arms | None, advance: Callable[[int], object]) -> Counts:

@@ -13,9 +13,13 @@ from models.baselines.base import FittedOn
 from models.device import fall_back
 from models.encoder.encoder import Encoder
 from models.training import distributed
-from pipeline.modelling.trainer import SELECTION, Trained
+from pipeline.errors import LookbackError
+from pipeline.modelling.trainer import SELECTION, Trained, weight_of
 from pipeline.modelling.training_facts import TRAINING, TrainingFacts
 from pipeline.orchestration.context import Context
+from pipeline.release import published_baseline
+from pipeline.serving.start_version import StartVersion
+from pipeline.tracking.registry import ModelSource
 
 _RESOLVED = ("device", "precision", "compile", "item_optimizer", "processes", "threads", "parameters")
 """Keys of `FitResult.resolved` in the manifest."""
@@ -30,6 +34,9 @@ def build(ctx: Context) -> None:
         print(f"train: {message}", file=sys.stderr, flush=True)
     if (caution := _unread_dislikes(ctx)) and not distributed.rank():
         print(f"train: {caution}", file=sys.stderr, flush=True)
+    if ctx.start is not None:
+        _update(ctx, ctx.start)
+        return
     trained = ctx.trainer().fit_split()
     if distributed.rank():
         return
@@ -55,6 +62,46 @@ def _unread_dislikes(ctx: Context) -> str:
     if keys := " and ".join(key for key, is_so in unlearned.items() if is_so):
         return f"the log has dislikes: with this {keys} they are read, but are no extra negatives"
     return ""
+
+
+def _update(ctx: Context, source: ModelSource) -> None:
+    """Train the weights of a registered version on the events since; the same files, but for the first three of a selection.
+
+    Raises LookbackError where no event is newer than the version.
+    """
+    config, dataset = ctx.config, ctx.dataset
+    start = StartVersion.open(config, source, dataset, ctx.inputs["ingest"])
+    if not start.num_new:
+        raise LookbackError(
+            f"train.start: {start.nothing_new}; bring newer events (events.path) and run again"
+        )
+    numbering = start.numbering(published_baseline.often_enough(config, dataset))
+    trainer = ctx.trainer()
+    weights = trainer.event_weights(dataset, start.known.ends)
+    known = replace(start.known, user=None, weight=weight_of(weights))
+    initial = start.initial(numbering)
+    result = trainer.update(known, numbering, initial, start.content(numbering), start.bundle.newest)
+    if distributed.rank():
+        return
+    _save(ctx.folder, result.model, numbering)
+    pl.DataFrame([record.row() for record in result.history]).write_parquet(ctx.folder / "history.parquet")
+    facts = replace(TrainingFacts.of(result), fitted_on=FittedOn.of(start.known))
+    facts.save(ctx.folder)
+    ctx.manifest.update(
+        rows_in=start.num_new,
+        rows_out=facts.resolved["targets_per_epoch"],
+        start=source.uri,
+        best_step=facts.best_step,
+        fresh_items=int((initial.item[1:] == 0).sum()),
+        resolved={key: facts.resolved[key] for key in _RESOLVED},
+    )
+    ctx.track.params(config.model_dump(mode="json") | {"resolved": ctx.manifest["resolved"]})
+    ctx.track.model = f"{config.model.block}-{config.model.num_blocks}x{config.model.dim}"
+    ctx.track.artifact("history.parquet")
+    ctx.track.artifact(TRAINING)
+    ctx.summary(
+        f"{source.uri} trained on {start.num_new:,} events since {start.boundary} in {facts.best_step} steps"
+    )
 
 
 def _save(folder: Path, encoder: Encoder, numbering: ItemNumbering) -> None:

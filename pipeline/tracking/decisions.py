@@ -7,8 +7,9 @@ from typing import Literal
 
 from pipeline.tracking.server import Version
 
-Outcome = Literal["passed", "first", "off", "refused", "by hand"]
+Outcome = Literal["passed", "first", "off", "refused", "waiting", "by hand"]
 REFUSED: Outcome = "refused"
+WAITING: Outcome = "waiting"
 _MAX_REASON = 1000
 """Characters of a reason kept on a version."""
 
@@ -18,7 +19,7 @@ class Decision:
     """Decision about a version, with its reason and figures."""
 
     outcome: Outcome
-    """passed: against the champion; first: no champion yet; off: no test; refused; by hand."""
+    """passed: against the champion; first: no champion yet; off: no test; refused; waiting (an update); by hand."""
     reason: str
     figures: Mapping[str, float | str] = field(default_factory=dict)
     """Name to figure: differences in the gate's metric, numbers of targets and users, and the opponent."""
@@ -26,7 +27,7 @@ class Decision:
     @property
     def moves(self) -> bool:
         """Whether the version becomes champion."""
-        return self.outcome != REFUSED
+        return self.outcome not in (REFUSED, WAITING)
 
     def text(self, before: Version | int | None) -> str:
         """One-sentence decision; `before` is the previous champion."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.config import Config
-from pipeline.tracking.decisions import REFUSED
+from pipeline.tracking.decisions import REFUSED, WAITING
 from pipeline.tracking.server import Version
 
 
@@ -35,10 +35,10 @@ def unpublished(config: Config) -> str:
 
 def waiting(config: Config, versions: Sequence[Version]) -> str:
     """Version that waits to be champion where there is none, and the command that makes it champion; versions: newest first."""
-    version = next((each for each in versions if each.gate not in ("", REFUSED)), versions[0])
+    version = next((each for each in versions if each.gate not in ("", REFUSED, WAITING)), versions[0])
     number = version.version
-    if version.gate == REFUSED:
-        state = f"version {number} waits, refused: {version.reason}"
+    if version.gate in (REFUSED, WAITING):
+        state = f"version {number} waits, {version.gate}: {version.reason}"
     elif version.gate:
         state = (
             f"version {number} was champion once ({version.gate}: {version.reason}), and the alias is gone"

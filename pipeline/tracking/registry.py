@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""Aliases: the version that scores; the newest refused version, removed once the champion moves."""
+"""Aliases: the version that scores; the newest refused or waiting version, removed once the champion moves."""
 DECIDING = "deciding"
 """Alias of the version whose decision is being carried out."""
 _HEADING = "\n\n**Gate.** "
@@ -81,6 +81,10 @@ class Registry:
         """Champion of a model, or None; takes milliseconds. Finishes an interrupted decision first."""
         self._finish(name)
         return self._of_alias(name, CHAMPION)
+
+    def challenger(self, name: str) -> Version | None:
+        """Newest refused or waiting version of a model, or None; takes milliseconds."""
+        return self._of_alias(name, CHALLENGER)
 
     def resolve(self, name_or_uri: str) -> Version:
         """Version of NAME (its champion), models:/NAME/VERSION, /latest or @ALIAS; all but /latest take milliseconds.
