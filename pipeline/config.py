@@ -35,8 +35,6 @@ from pipeline.deliver_section import DeliverConfig
 from pipeline.errors import ConfigError, command_line
 from pipeline.sections import (
     MODEL,
-    MODEL_URI,
-    SCRATCH,
     UNPUBLISHED,
     DataConfig,
     EvaluateConfig,
@@ -66,7 +64,7 @@ _WITHOUT_TIMES: dict[str, tuple[tuple[Any, ...], str]] = {
         ("next", "visit"),
         "'next' or 'visit': window without times has no horizon; or name their column (events.columns, events.timestamp_unit)",
     ),
-    "train.start": ((SCRATCH,), "'scratch': without timestamps no event is newer than a version"),
+    "train.start": (("scratch",), "'scratch': without timestamps no event is newer than a version"),
     "history.session_minutes": ((0,), "0: without timestamps every event is a visit"),
     "score.max_shown": ((0,), "0: without timestamps nothing is shown within days"),
 }
@@ -155,16 +153,6 @@ class Config(Section):
         for key, (is_met, requirement) in needed.items():
             if getattr(self.model, key) and not is_met:
                 raise ValueError(f"model.{key}: received true, expected {requirement}; without it, false")
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _training_starts_somewhere(self) -> "Config":
-        start = self.train.start
-        if start not in (SCRATCH, "champion") and not MODEL_URI.fullmatch(start):
-            raise ValueError(
-                f"train.start: received {start!r}, expected scratch, champion, models:/NAME/VERSION, models:/NAME/latest or "
-                "models:/NAME@ALIAS"
-            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -13,8 +13,6 @@ from models.settings.exploration import Exploration
 
 MODEL = "lookback"
 """Name of the model in metrics.json and targets.parquet."""
-SCRATCH = "scratch"
-"""`train.start` of a training that starts from fresh weights."""
 DELIVERED = "delivered"
 """System of the lists that users received, in realised outcomes; the others are shadows, by name."""
 BASELINES = (

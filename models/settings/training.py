@@ -17,6 +17,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 ExposureWeighting = Literal["off", "ips"]
 
+SCRATCH = "scratch"
+"""`start` of a training from fresh weights."""
 SAMPLED_LOSSES: tuple[Loss, ...] = ("sampled_softmax", "gbce", "bce", "bpr")
 
 
@@ -87,10 +89,9 @@ class TrainSettings:
     """Starting weights. scratch: fresh ones; champion, models:/NAME/VERSION: the deployed weights of a registered version,
     trained on the events since then (`lookback update`)."""
     replay: float = 0.5
-    """Share of older histories, drawn by recency, in the steps of a training from a version: they keep it from forgetting."""
+    """Share of older histories, drawn by recency, among those that a training from a version learns, against forgetting."""
     full_every_days: float = 7.0
-    """lookback update: age of the last training from scratch from which on the next one is from scratch too, in days of the log;
-    0: never."""
+    """Longest time between trainings from scratch, in days. After it `lookback update` makes one; 0: any time."""
     validation_targets: int = 5_000
     """Maximum validation set ranked after each epoch, in targets, a fixed sample."""
     checkpoint_seconds: float = 60.0
@@ -103,6 +104,12 @@ class TrainSettings:
         refuse(self, "train.learning_rate", not 0 < self.learning_rate < math.inf, "a number above 0")
         for key in ("weight_decay", "max_grad_norm", "checkpoint_seconds", "warmup_steps", "full_every_days"):
             refuse(self, f"train.{key}", not 0 <= getattr(self, key) < math.inf, "0 or more")
+        refuse(
+            self,
+            "train.start",
+            self.start not in (SCRATCH, "champion") and not self.start.startswith("models:/"),
+            "scratch, champion, models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS",
+        )
         for key in ("beta1", "beta2", "ema_decay", "replay"):
             refuse(self, f"train.{key}", not 0 <= getattr(self, key) < 1, "in [0, 1)")
         refuse(self, "train.gbce_calibration", not 0 <= self.gbce_calibration <= 1, "in [0, 1]")

@@ -1,1 +1,1 @@
-"""Commands other than `lookback run`: init, recommend, compare, power, tune, prune, data."""
+"""Commands other than `lookback run`: init, update, recommend, compare, power, tune, prune, data."""

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from models.settings.training import SCRATCH
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import resolve
 from pipeline.orchestration.registered_systems import of_start
 from pipeline.orchestration.runner import Summary, bring_up_to_date
-from pipeline.sections import SCRATCH
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, Registry, model_name
 
 DAY = 86_400_000_000

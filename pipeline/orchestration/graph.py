@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from models.settings.training import SCRATCH
 from pipeline.artifacts import class_source, source_changes, source_files, store
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config, key_types
@@ -13,7 +14,6 @@ from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
 from pipeline.monitoring import earlier_lists, ledger
 from pipeline.orchestration import registered_systems
 from pipeline.orchestration.registered_systems import RegisteredSystems
-from pipeline.sections import SCRATCH
 from pipeline.tracking.registry import ModelSource
 
 _ONLY_WHERE_PRESENT = ("exposures", "outcomes", "utility")

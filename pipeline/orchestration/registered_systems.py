@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from models.settings.training import SCRATCH
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config
 from pipeline.errors import LookbackError
 from pipeline.monitoring import ledger
-from pipeline.sections import COUNTED_BASELINES, SCRATCH, ExperimentConfig
+from pipeline.sections import COUNTED_BASELINES, ExperimentConfig
 from pipeline.tracking import registry
 from pipeline.tracking.registry import CHAMPION, ModelSource
 
