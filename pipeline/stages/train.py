@@ -65,7 +65,7 @@ def _unread_dislikes(ctx: Context) -> str:
 
 
 def _update(ctx: Context, source: ModelSource) -> None:
-    """Train the weights of a registered version on the events since; the same files, but for the first three of a selection.
+    """Train the weights of a registered version on the events since; write the files of `build` without selection/.
 
     Raises LookbackError where no event is newer than the version.
     """

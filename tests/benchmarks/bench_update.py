@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import polars as pl
@@ -112,12 +113,7 @@ def systems(log: Log, first: int, epochs: int) -> Iterator[tuple[str, Callable[[
 
     yield "none", lambda _, before: before
     yield "full", lambda night, before: before if night == first else train(log, log.until(night), epochs)
-    for passes, share in (
-        (UPDATE_PASSES, 0.0),
-        (UPDATE_PASSES, 0.5),
-        (2 * UPDATE_PASSES, 0.5),
-        (UPDATE_PASSES, 0.8),
-    ):
+    for passes, share in product((UPDATE_PASSES, 2 * UPDATE_PASSES), (0.0, 0.25, 0.5)):
         update = updated(passes, share)
         yield (
             f"update, {passes} passes, replay {share:g}",

@@ -98,6 +98,11 @@ def test_bare_toml_dates_are_text(minimal: Path) -> None:
         ("train.epochs=true", "received true"),
         ("train.epochs=many", "'many'"),
         ("train.learning_rate=nan", "learning_rate"),
+        (
+            "train.start=best",
+            "train.start: received 'best', expected scratch, champion, models:/NAME/VERSION",
+        ),
+        ("train.replay=1", "train.replay: received 1"),
         ("train=3", "expected a section"),
         ("model.dim=63", "multiple of num_heads"),
         ("model.dropout=1.0", "model.dropout"),
@@ -169,6 +174,10 @@ def test_an_experiment_is_about_all_users_and_nights(minimal: Path, override: st
         (
             "train.predict=window",
             "train.predict: received 'window' with events.timestamp_unit 'position', expected",
+        ),
+        (
+            "train.start=champion",
+            "train.start: received 'champion' with events.timestamp_unit 'position', expected 'scratch'",
         ),
         (
             "history.session_minutes=30",

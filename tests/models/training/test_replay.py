@@ -40,11 +40,22 @@ def test_without_replay_new_events_alone_count_after_their_whole_history() -> No
     assert sorted(target[weight > 0].tolist()) == [3, 4, 5, 6]
 
 
-def test_all_events_of_replayed_histories_count() -> None:
-    """Half of two learning rows and two replayed ones; only two rows have two old events."""
-    rows, histories = with_replay(four(), SINCE, 0.5, 0)
-    assert rows.tolist() == [0, 1, 3]
-    assert learned(histories) == [[1, 2, 3, 4], [5, 6], [5, 6]]
+def test_older_events_are_replayed_as_often_as_new_ones_are_learned() -> None:
+    """Two rows learn two events each; of three older events that follow another one two are drawn, with the one before each."""
+    histories = histories_from_lists(
+        [[1, 2, 3, 4], [5, 6, 7], [8], [1, 5, 6]], [[1, 9, 11, 12], [1, 2, 8], [13], [10, 11, 14]]
+    )
+    expected = {
+        ((4, 2, 3), ((2, 3, 4), (6,), (5, 6))),
+        ((4, 3, 3), ((2, 3, 4), (6, 7), (5, 6))),
+        ((4, 3, 3), ((3, 4), (6, 7), (5, 6))),
+    }
+    outcomes = set()
+    for seed in range(30):
+        rows, chosen = with_replay(histories, SINCE, 0.5, seed)
+        assert rows.tolist() == [0, 1, 3]
+        outcomes.add((tuple(chosen.lengths.tolist()), tuple(map(tuple, learned(chosen)))))
+    assert outcomes == expected
 
 
 def test_weights_of_events_stay() -> None:
@@ -56,11 +67,10 @@ def test_weights_of_events_stay() -> None:
 
 
 def test_replay_is_drawn_by_recency() -> None:
-    """Of two old histories, one from the beginning, one from the boundary, the first is drawn 2^-4 times as often."""
-    histories = histories_from_lists([[1, 2, 3], [4, 5], [6, 7]], [[0, 1, 20], [0, 0], [9, 10]])
+    """The chance of an event halves with every quarter of the oldest one's age; a row that learns nothing ends with it."""
+    histories = histories_from_lists([[1, 2, 3], [4, 5], [6, 7]], [[0, 10, 20], [0, 2], [0, 6]])
     drawn = [with_replay(histories, SINCE, 0.5, seed)[0].tolist() for seed in range(2000)]
-    # a third candidate is the learning row itself, whose last old event lies one time unit after the beginning
-    chance = np.exp2(-HALF_LIVES * np.array([9, 10, 0]) / 10)
+    chance = np.exp2(-HALF_LIVES * np.array([0, 8, 4]) / 8)
     expected = chance / chance.sum()
-    for row, rows in ((1, [0, 1]), (2, [0, 2])):
+    for row, rows in enumerate(([0], [0, 1], [0, 2])):
         assert drawn.count(rows) / 2000 == pytest.approx(expected[row], abs=0.03)

@@ -28,6 +28,9 @@ READ_BY_NO_STAGE = {
         for key in ("database", "query")
     },
     "train.checkpoint_seconds": "a resumed training gives the same bits",
+    "train.start": "its bundle's digest is an input",
+    "train.replay": "read beside a start version alone",
+    "train.full_every_days": "chooses what `lookback update` runs",
     "score.model": "its bundle's digest is an input",
     "score.engine": "either engine writes the same shards",
     "score.workers": "the number of processes changes no shard",
@@ -207,6 +210,31 @@ def test_the_order_puts_every_stage_after_what_it_needs(load: Callable[..., Conf
 def test_scoring_with_a_registered_model_needs_no_training(load: Callable[..., Config]) -> None:
     assert order(load("score.model=champion"), ["score"]) == ["ingest", "features", "score"]
     assert "train" in order(load(), ["score"])
+
+
+def test_an_update_is_published_without_an_evaluation(
+    load: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start version counts by its digest, `train.replay` beside it alone; what measures on the test is refused."""
+    digests = {"models:/m/1": "a", "models:/m/2": "b", "champion": "b"}
+    monkeypatch.setattr(registry, "source_of", lambda _, uri: ModelSource(1, digests[uri], uri))
+    monkeypatch.setattr(registry, "model_name", lambda _: "champion")
+
+    def nodes(*settings: str) -> dict[str, str]:
+        return {
+            name: node.artifact.name for name, node in resolve(load(*settings), ["publish"]).nodes.items()
+        }
+
+    start = "train.start=models:/m/{}"
+    first, second = nodes(start.format(1)), nodes(start.format(2))
+    assert list(first) == ["ingest", "features", "train", "publish"]
+    assert first["train"] != second["train"] != nodes()["train"]
+    assert second == nodes("train.start=champion")
+    assert first["train"] != nodes(start.format(1), "train.replay=0.1")["train"]
+    assert nodes() == nodes("train.replay=0.1", "train.full_every_days=3")
+    for stage in ("rank", "evaluate", "report"):
+        with pytest.raises(ConfigError, match=f"with the stage {stage}, expected 'scratch'"):
+            order(load("train.start=champion"), [stage])
 
 
 def test_a_stage_that_is_none_is_refused(load: Callable[..., Config]) -> None:

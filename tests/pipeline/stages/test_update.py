@@ -17,6 +17,7 @@ from features.histories.jagged import JaggedHistories
 from features.histories.log_facts import LogFacts
 from features.settings import ContentSettings, EventSettings, HistorySettings, ItemSettings
 from models import checkpoint
+from models.encoder.encoder import Encoder
 from models.retrieval import content_map
 from models.settings.encoder import EncoderSettings
 from models.settings.training import TrainSettings
@@ -212,6 +213,11 @@ def test_weights_are_carried_over_by_id(published: Callable[..., Versions]) -> N
     assert np.abs(from_content - even).max() < np.abs(from_content - odd).max()
     assert initial.event_type is not None
     assert initial.event_type.tolist() == [0, 0, 1], "add is new, view was the first"
+    fresh = Encoder(MODEL, numbering.num_items, 2, 10)
+    initial.copy_into(fresh)
+    types, former = (encoder.get_parameter("events.types.weight") for encoder in (fresh, start.encoder))
+    assert torch.equal(types[2], former[1])
+    assert not torch.equal(types[1], former[1])
 
 
 def test_an_update_of_an_update(published: Callable[..., Versions]) -> None:
