@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.orchestration.graph import resolve
 from pipeline.orchestration.registered_systems import of_start
 from pipeline.orchestration.runner import Summary, bring_up_to_date
+from pipeline.tracking.decisions import WAITING
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, Registry, model_name
 
 DAY = 86_400_000_000
@@ -22,8 +23,13 @@ def update(config: Config, *, show_progress: bool, say: Callable[[str], None]) -
 
     The champion's lists go live, the candidate's are kept beside them as the shadow `challenger`. Where no update can start from
     the version of `train.start`, by default the champion, or the last training from scratch is older than
-    `train.full_every_days`, the training is one from scratch. Raises ConfigError without tracking.
+    `train.full_every_days`, the training is one from scratch. Raises ConfigError without tracking or times.
     """
+    if config.events.timestamp_unit == "position":
+        raise ConfigError(
+            "update: received events.timestamp_unit 'position', expected a log with times: no event is newer than a version: "
+            f"name the column of the times, or train from scratch: {config.command('run', 'publish')}"
+        )
     if not config.tracking.enabled:
         raise ConfigError(
             "update: received tracking.enabled = false, expected true: an update goes on from a registered version; without a "
@@ -54,8 +60,9 @@ def _with_start(config: Config, start: str) -> Config:
 def _for_lists(config: Config) -> Config:
     """Configuration that scores with the champion, and with the version that waits beside it."""
     shadows = list(config.score.shadows)
-    if CHALLENGER not in shadows and Registry.from_config(config).challenger(model_name(config)) is not None:
-        shadows.append(CHALLENGER)
+    candidate = Registry.from_config(config).challenger(model_name(config))
+    if candidate is not None and candidate.gate == WAITING:
+        shadows += [CHALLENGER] if CHALLENGER not in shadows else []
     score = config.score.model_copy(update={"model": CHAMPION, "shadows": shadows})
     return config.model_copy(update={"score": score})
 

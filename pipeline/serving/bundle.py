@@ -366,7 +366,7 @@ def seal(folder: Path, description: dict[str, Any]) -> str:
     files = {
         path.relative_to(folder).as_posix(): digest_file(path)
         for path in files_below(folder)
-        if path.name != DESCRIPTION
+        if path != folder / DESCRIPTION
     }
     content = {"format_version": FORMAT_VERSION, **description, "files": files}
     digest = fingerprint(content)

@@ -107,18 +107,17 @@ def systems(log: Log, first: int, epochs: int) -> Iterator[tuple[str, Callable[[
     """Name, and the training of a night from the encoder of the night before."""
 
     def updated(passes: int, share: float) -> Callable[[int, Encoder], Encoder]:
-        return lambda night, before: train(
-            log, with_replay(log.until(night), night - DAY, share, 0)[1], passes, before
-        )
+        def step(night: int, before: Encoder) -> Encoder:
+            if night == first:
+                return before
+            return train(log, with_replay(log.until(night), night - DAY, share, 0)[1], passes, before)
+
+        return step
 
     yield "none", lambda _, before: before
     yield "full", lambda night, before: before if night == first else train(log, log.until(night), epochs)
     for passes, share in product((UPDATE_PASSES, 2 * UPDATE_PASSES), (0.0, 0.25, 0.5)):
-        update = updated(passes, share)
-        yield (
-            f"update, {passes} passes, replay {share:g}",
-            lambda night, before, update=update: before if night == first else update(night, before),
-        )
+        yield f"update, {passes} passes, replay {share:g}", updated(passes, share)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def log_of_days(workdir: Workdir) -> list[pl.DataFrame]:
     (workdir.folder / workdir.config).write_text(text)
     (workdir.folder / "logs").mkdir()
     events = simulated.events.select("user_id", "item_id", "timestamp", "event_type")
-    day = (events["timestamp"] - events["timestamp"].min()).dt.total_days()  # type: ignore[operator]
+    day = (events["timestamp"] - events["timestamp"].min()).dt.total_days()
     return [events.filter(day < 80), events.filter(day == 80), events.filter(day == 81)]
 
 

@@ -13,7 +13,6 @@ from features.histories.splits import Split
 from models.baselines.base import Baseline
 from models.evaluation.ranks import WithoutDislikes
 from models.recommendation.rules import Rules
-from pipeline.commands import erase
 from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.evaluation.evaluated_model import EvaluatedModel
 from pipeline.sections import ScoreConfig
@@ -21,6 +20,7 @@ from pipeline.serving.bundle import Bundle
 from pipeline.serving.bundle_baseline import baseline_of
 from pipeline.serving.current_log import with_current_log
 from pipeline.serving.pyfunc import load
+from pipeline.serving.start_version import lists_any
 from tests.factories import Rows, jagged, small_baseline_bundle, small_bundle
 
 MINE = "my_favourite:Mine"
@@ -106,8 +106,8 @@ def test_a_damaged_file_is_named(folder: Path):
 
 
 def test_it_is_erased_with_an_excluded_user(folder: Path):
-    assert erase._holds(folder, pl.Series(["20"]))
-    assert not erase._holds(folder, pl.Series(["21"]))
+    assert lists_any(folder, pl.Series(["20"]))
+    assert not lists_any(folder, pl.Series(["21"]))
 
 
 def test_reasons_are_past_items_of_the_history(folder: Path):

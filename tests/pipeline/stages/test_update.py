@@ -30,7 +30,7 @@ from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.orchestration.context import Context
 from pipeline.serving import bundle_cache
 from pipeline.serving.bundle import Bundle
-from pipeline.serving.start_version import StartVersion
+from pipeline.serving.start_version import StartVersion, lists_any
 from pipeline.stages import publish, train
 from pipeline.tracking.live import LiveRun
 from pipeline.tracking.record import RunRecord
@@ -235,9 +235,13 @@ def test_an_update_of_an_update(published: Callable[..., Versions]) -> None:
     (lists,) = bundle.recommend_users(["a-new-user"], 3)
     assert len(lists[0]) == 3
 
-    write_log(versions.folder / "last", [*later_days(), Event("u7", "i5", 40)])
+    stayed = [event for event in later_days() if event.user != "u9"]
+    write_log(versions.folder / "last", [*stayed, Event("u7", "i5", 40)])
     again = versions.update("last")
     assert again.description["full_training"] == first.newest
+    assert "u9" not in again.users.ids
+    assert lists_any(versions.bundles[2], pl.Series(["u9"])), "the training from scratch has learned from it"
+    assert not lists_any(versions.bundles[2], pl.Series(["nobody"]))
     evaluated = [EvaluatedModel.open(folder) for folder in versions.bundles]
     for model in evaluated[1:]:
         assert (model.features, model.trained_until) == (evaluated[0].features, evaluated[0].trained_until)
@@ -265,6 +269,7 @@ def test_a_model_that_reads_content_keeps_the_features_it_knows(published: Calla
     known = before.recommender.encoder.items.category_index[former]  # type: ignore[union-attr]
     assert torch.equal(encoder.items.category_index[i0], known), "both are even"
     assert torch.equal(encoder.items.category_index[i2], known)
+    assert encoder.items.trained is not None
     assert i0 in encoder.items.trained.tolist()
 
 
