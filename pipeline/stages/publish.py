@@ -281,7 +281,7 @@ def _write_former_ranker(ctx: Context, start: StartVersion, numbering: ItemNumbe
     known, days = start.known.translate(numbering.new), bundle_ranker.HORIZON_DAYS
     statistics = second_stage.statistics(ctx.config, ctx.dataset, known, numbering, days)
     ranker = bundle / bundle_ranker.FOLDER
-    columns = ranker_columns.tables_of(ranker, ctx.inputs["ingest"], ctx.dataset, numbering)
+    columns = ranker_columns.tables_of(ranker, ctx.inputs["ingest"], ctx.dataset, numbering, start.known.ends)
     bundle_ranker.write_statistics(bundle / "deployed", statistics, start.ranker_items(numbering), columns)
 
 
