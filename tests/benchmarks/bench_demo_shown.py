@@ -132,7 +132,7 @@ def outcomes(metrics: dict[str, Any]) -> None:
     for name, own in (metrics.get("outcomes") or {}).items():
         values = [own[key] for key in ("auc", "log_loss", "base_log_loss", "calibration_error")]
         amounts = [
-            "–" if own[key] is None else f"{own[key]:.2f}" for key in ("value_error", "base_value_error")
+            "–" if own.get(key) is None else f"{own[key]:.2f}" for key in ("value_error", "base_value_error")
         ]
         cells = [f"{value:.5f}" for value in values] + amounts
         print(f"| {name} | {own['candidates']:,} | {own['positives']:,} | {' | '.join(cells)} |")
