@@ -14,7 +14,7 @@ from models.encoder.batching import BlockShape, cut_into_blocks
 from models.encoder.encoder import AttentionRecommender, with_request_time
 from models.explanation import contributions
 from models.explanation.second_stage import two_stage_contributions
-from models.histories import Float32, Histories, Int32, Int64, histories_from_lists
+from models.histories import Float32, Histories, Int32, Int64, Shortlists, histories_from_lists
 from models.ranking.candidates import (
     is_none_of,
     joined,
@@ -207,7 +207,12 @@ class _WarmRows:
         if self._vectors is None:
             retrieved, added_scores = self._scored(self._learned.select(rows), number, added)
         else:
-            retrieved = self._nearest(rows, number)
+            learned, queries = self._learned.select(rows), self._vectors[rows]
+            excluded = learned.excluded(seen=self._rules.exclude_seen)
+            if learned.shortlist is None:
+                retrieved = self._index.search(queries, number, excluded, self._allowed)
+            else:
+                retrieved = self._of_shortlists(learned.shortlist, queries, number, excluded)
             added_scores = self._index.scores_of(self._vectors[rows], learned_items(added, self._num_learned))
         is_all = retrieved[0][:, -1] == 0
         if self._stage is None:
@@ -283,22 +288,22 @@ class _WarmRows:
         allowed = self._rules.allowed
         return None if allowed is None else allowed[: self._num_learned + 1]
 
-    def _nearest(self, rows: Int64, number: int) -> Candidates:
-        """The best `number` of the index for some rows; of limited rows all items of the shortlist are scored."""
-        assert self._vectors is not None
-        queries, part = self._vectors[rows], self._learned.select(rows)
-        excluded = part.excluded(seen=self._rules.exclude_seen)
-        if part.shortlist is None or not part.shortlist.is_limited.any():
-            return self._index.search(queries, number, excluded, self._allowed)
-        items, scores = np.zeros((len(rows), number), np.int32), np.zeros((len(rows), number), np.float32)
-        if len(free := np.flatnonzero(~part.shortlist.is_limited)):
+    def _of_shortlists(
+        self, shortlist: Shortlists, queries: Float32, number: int, excluded: Histories | None
+    ) -> Candidates:
+        """The best `number` of the index for free rows; of limited rows all items of the shortlist are scored."""
+        items, scores = (
+            np.zeros((len(queries), number), np.int32),
+            np.zeros((len(queries), number), np.float32),
+        )
+        if len(free := np.flatnonzero(~shortlist.is_limited)):
             kept_out = None if excluded is None else excluded.select(free)
             items[free], scores[free] = self._index.search(queries[free], number, kept_out, self._allowed)
 
         def score(row: Int64, item: Int32) -> Float32:
             return self._index.scores_of(queries[row], item[:, None])[:, 0]
 
-        fill_limited((items, scores), part.shortlist.without(excluded, self._allowed), score)
+        fill_limited((items, scores), shortlist.without(excluded, self._allowed), score)
         return items, scores
 
     def _added(self, part: Histories, number: int) -> Int32:
