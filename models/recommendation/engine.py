@@ -316,6 +316,7 @@ class _WarmRows:
         added = self._stage.added(part, exclude_seen=rules.exclude_seen, allowed=rules.allowed)
         if part.left_out is not None:
             added = np.where(part.left_out.has(added), np.int32(0), added)
+            added = added[:, added.any(axis=0)]  # without columns that no row needs
         if part.shortlist is None:
             return added
         shortlist = part.shortlist.without(part.excluded(seen=rules.exclude_seen), rules.allowed)

@@ -341,13 +341,7 @@ def test_items_left_out_are_left_out_as_seen_ones_are(system: str) -> None:
         )
         both = engine.answer(own, 30, rules)
         assert seen.item_index.tolist() == left_out.item_index.tolist() == both.item_index.tolist()
-        if system in (
-            "ranker",
-            "unlearned",
-        ):  # its candidates stand in other columns, where a product may round otherwise
-            np.testing.assert_allclose(seen.score, left_out.score, rtol=1e-5)
-        else:
-            assert seen.score.tolist() == left_out.score.tolist()
+        assert seen.score.tolist() == left_out.score.tolist()
 
 
 def test_empty_rows_get_full_lists_without_what_is_left_out() -> None:
