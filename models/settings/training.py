@@ -89,7 +89,7 @@ class TrainSettings:
     """Starting weights. scratch: fresh ones; champion, models:/NAME/VERSION: the deployed weights of a registered version,
     trained on the events since then (`lookback update`)."""
     replay: float = 0.25
-    """Share of older histories, drawn by recency, among those that a training from a version learns, against forgetting."""
+    """Share of older targets, drawn by recency, among those that a training from a version learns, against forgetting."""
     full_every_days: float = 7.0
     """Longest time between trainings from scratch, in days. After it `lookback update` makes one; 0: any time."""
     validation_targets: int = 5_000

@@ -85,8 +85,8 @@ class Measured:
     shares: Mapping[str, float]
 
 
-def measure(bias: Bias, num_users: int, epochs: int, seed: int) -> Measured:
-    """Simulate a log, learn from it with each kind of weights, and judge the lists."""
+def readers_of(bias: Bias, num_users: int, seed: int) -> simulated_exposures.Readers:
+    """Users of a simulated log who are shown lists with a bias, which stays set for further draws."""
     simulated_exposures.POPULARITY, simulated_exposures.KNOWN = bias.popularity, bias.known
     simulated_exposures.LOOKS = np.array(bias.looks)
     settings = SimulationSettings(
@@ -94,7 +94,12 @@ def measure(bias: Bias, num_users: int, epochs: int, seed: int) -> Measured:
     )
     simulation = simulate.simulate(settings, seed)
     assert simulation.exposures is not None
-    readers = simulation.exposures.readers
+    return simulation.exposures.readers
+
+
+def measure(bias: Bias, num_users: int, epochs: int, seed: int) -> Measured:
+    """Simulate a log, learn from it with each kind of weights, and judge the lists."""
+    readers = readers_of(bias, num_users, seed)
     user = np.repeat(np.arange(num_users), LISTS_PER_USER)
     phase = np.zeros(len(user), np.int64)
     rng = np.random.default_rng((seed, 1))

@@ -22,8 +22,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from features import simulate, simulated_exposures
-from features.simulation_settings import SimulationSettings
+from features import simulated_exposures
 from models.encoder.encoder import AttentionRecommender
 from models.histories import Histories, Int64, ItemSets, ShownItems
 from models.ranking.features import FEATURES, ItemStatistics
@@ -42,7 +41,7 @@ from models.training.exposure_weights import (
     without_chance,
 )
 from models.training.loop import fit
-from tests.benchmarks.bench_exposure_weighting import BIASES, NUM_ITEMS, Bias
+from tests.benchmarks.bench_exposure_weighting import BIASES, NUM_ITEMS, Bias, readers_of
 
 DAY = 86_400_000_000
 FIRST, NIGHTS, END, HORIZON = 90, (114, 117), 120, 3
@@ -89,14 +88,7 @@ class Shown:
     @classmethod
     def drawn(cls, bias: Bias, num_users: int, seed: int) -> "Shown":
         """A list a day for every user."""
-        simulated_exposures.POPULARITY, simulated_exposures.KNOWN = bias.popularity, bias.known
-        simulated_exposures.LOOKS = np.array(bias.looks)
-        settings = SimulationSettings(
-            num_users=num_users, num_items=NUM_ITEMS, num_events=10 * num_users, exposures=True
-        )
-        simulation = simulate.simulate(settings, seed)
-        assert simulation.exposures is not None
-        readers = simulation.exposures.readers
+        readers = readers_of(bias, num_users, seed)
         user = np.repeat(np.arange(num_users), END - FIRST)
         day, phase = np.tile(np.arange(FIRST, END), num_users), np.zeros(len(user), np.int64)
         lists = simulated_exposures.draw(readers, user, day, phase, np.random.default_rng((seed, 1)))
