@@ -192,7 +192,7 @@ def _places(
     row = np.arange(len(items))
     quota = None
     if rules.max_per_category and traits.categories is not None:
-        quota = _CategoryQuota(traits.categories[items], rules.max_per_category)
+        quota = CategoryQuota(traits.categories[items], rules.max_per_category)
     diversity = _Diversity(traits.directions[items], rules.diversity) if rules.diversity else None
     places, propensity = np.full((len(items), k), -1, np.int64), np.ones((len(items), k), np.float32)
     num_by_worth = k - rules.exploration.num_places(k)
@@ -261,7 +261,7 @@ def mix(state: UInt64) -> UInt64:
     return state ^ (state >> np.uint64(31))
 
 
-class _CategoryQuota:
+class CategoryQuota:
     """Remaining quota of each candidate's categories."""
 
     def __init__(self, categories: Int32, most: int) -> None:
