@@ -18,19 +18,14 @@ from pydantic import BaseModel, Field
 
 from features.attribute_settings import attribute_columns
 from features.exposure_settings import ExposureSettings
-from features.settings import (
-    EventSettings,
-    HistorySettings,
-    ItemSettings,
-    SplitSettings,
-    UserSettings,
-)
+from features.settings import EventSettings, HistorySettings, ItemSettings, SplitSettings, UserSettings
 from features.simulation_settings import SimulationSettings
 from models.settings.encoder import EncoderSettings
 from models.settings.index import IndexSettings
 from models.settings.outcomes import OutcomeSettings, check_order, check_outcomes
 from models.settings.ranker import RankerSettings
 from models.settings.training import TrainSettings, check_together
+from pipeline.budgets_section import BudgetsConfig, check_budgets
 from pipeline.deliver_section import DeliverConfig
 from pipeline.errors import ConfigError, command_line
 from pipeline.sections import (
@@ -96,6 +91,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig = PublishConfig()
     score: ScoreConfig = ScoreConfig()
+    budgets: BudgetsConfig | None = None
     monitor: MonitorConfig = MonitorConfig()
     experiment: ExperimentConfig | None = None
     deliver: DeliverConfig | None = None
@@ -173,6 +169,7 @@ class Config(Section):
 
     @pydantic.model_validator(mode="after")
     def _experiment_has_nights_and_all_users(self) -> "Config":
+        check_budgets(self.score, self.budgets, self.experiment)
         if self.experiment is not None and self.events.timestamp_unit == "position":
             raise ValueError(
                 "experiment: received a section with events.timestamp_unit 'position', expected a log with times: lists by arm "

@@ -208,6 +208,9 @@ class ScoreConfig(Section):
     pin: str | None = None
     """Items at fixed ranks of lists: a Parquet file with `user_id` (null: all users), `item_id`, `rank` (from 1 to `k`). A pin
     that a filter forbids is dropped and counted."""
+    budgets: str | None = None
+    """Limits of the places of items in all lists of a night: a .parquet, .csv or .toml file with `field` (`item_id`, `category`, a
+    column of the items table, `age_days`, `*`), `value`, `min_places`, `max_places`, `unit` (places, share)."""
     at: str | None = None
     """Time of the request, as an ISO time: histories hold the events before it, and model, popularity and `availability` take it
     as the present. By default that of the log's newest regular event, the newest with a tenth of a median day's events in the
@@ -287,6 +290,13 @@ class ScoreConfig(Section):
             )
             raise ValueError(f"score.{about.field_name}: received {items!r}, expected {expected}")
         return items
+
+    @pydantic.field_validator("budgets")
+    @classmethod
+    def _a_table(cls, path: str | None) -> str | None:
+        if path is not None and not path.endswith((".parquet", ".csv", ".toml")):
+            raise ValueError(f"score.budgets: received {path!r}, expected a .parquet, .csv or .toml file")
+        return path
 
     @pydantic.field_validator("shadows")
     @classmethod

@@ -39,6 +39,8 @@ class Allocation:
     """[b] of a place: value gained by one more place of a cap (positive), or by one less of a floor (negative)"""
     missing: Int64
     """[b] units that floors lack"""
+    exposure: Int64 | None = None
+    """[groups] units of each group of fairness; None without one"""
 
     @property
     def gap(self) -> float:
@@ -53,7 +55,12 @@ def allocate(night: Night, seed: int, *, exact_variables: int = SAMPLE_VARIABLES
     exact_variables: most variables of a night that is solved exactly. The result is a function of `night` and `seed`.
     """
     if not len(night) or not night.item.any():
-        column, exact, bound, price = np.full((len(night), night.k), -1, np.int32), True, 0.0, _no_prices(night)
+        column, exact, bound, price = (
+            np.full((len(night), night.k), -1, np.int32),
+            True,
+            0.0,
+            _no_prices(night),
+        )
     else:
         column, exact, bound, price = _solved(night, seed, exact_variables)
     if not night.is_weighted:
@@ -72,6 +79,7 @@ def allocate(night: Night, seed: int, *, exact_variables: int = SAMPLE_VARIABLES
         usage,
         price.budget / night.scale,
         np.maximum(night.budgets.low - usage, 0),
+        None if night.fairness is None else night.fairness.exposure(units),
     )
 
 

@@ -51,7 +51,9 @@ class Prices:
             value = np.take_along_axis(night.values(rows), place, 1) - price[item]
             total += int((np.where(own >= 0, value, 0) * night.weight).sum())
         limit = np.where(self.budget > 0, night.budgets.high, night.budgets.low)
-        of_budgets = int(np.where(self.budget == 0, 0, self.budget * np.where(self.budget == 0, 0, limit)).sum())
+        of_budgets = int(
+            np.where(self.budget == 0, 0, self.budget * np.where(self.budget == 0, 0, limit)).sum()
+        )
         bound = total + share * (of_budgets + self._of_groups(night))
         return bound, column if free is night else priced_lists(night, price)
 
@@ -97,16 +99,23 @@ def _refined(night: Night, share: float, start: Prices) -> Prices:
         budget = np.where(low <= 0, np.maximum(budget, 0), budget)
         bonus = current.bonus
         if night.fairness is not None:
-            exposure = night.fairness.base[1:] + (night.fairness.exposure(units) - night.fairness.base[1:]) / share
+            exposure = (
+                night.fairness.base[1:] + (night.fairness.exposure(units) - night.fairness.base[1:]) / share
+            )
             wanted = night.fairness.factor / (UNIT + exposure)
             bonus = np.rint(bonus + (wanted - bonus) / (2 + step)).astype(np.int64)
         current = Prices(budget, bonus)
     return best
 
 
-def _relative_excess(used: Int64, low: NDArray[np.float64], high: NDArray[np.float64], price: Int64) -> NDArray[np.float64]:
+def _relative_excess(
+    used: Int64, low: NDArray[np.float64], high: NDArray[np.float64], price: Int64
+) -> NDArray[np.float64]:
     """[b] excess over the limit that a price belongs to, as a share of it, from -1 to 1; 0 where no limit is broken at price 0."""
-    over = (used - high) / np.maximum(high, 1)
+    with np.errstate(invalid="ignore"):
+        over = (used - high) / np.maximum(high, 1)
     under = (used - low) / np.maximum(low, 1)
-    excess = np.where(price > 0, over, np.where(price < 0, under, np.where(used > high, over, np.minimum(under, 0))))
+    excess = np.where(
+        price > 0, over, np.where(price < 0, under, np.where(used > high, over, np.minimum(under, 0)))
+    )
     return np.clip(np.where(np.isfinite(excess), excess, 0), -1, 1)

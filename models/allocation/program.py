@@ -136,7 +136,9 @@ class Program:
             if least is None:
                 return None
             low = low.copy()
-            low[self._limited(low)[1]] -= np.rint(least[0][len(least[0]) - int((low > 0).sum()) :] * UNIT).astype(np.int64)
+            low[self._limited(low)[1]] -= np.rint(
+                least[0][len(least[0]) - int((low > 0).sum()) :] * UNIT
+            ).astype(np.int64)
             found = self._integers(np.maximum(low, 0), elastic=False)
         if found is None:
             return None
@@ -155,7 +157,9 @@ class Program:
         """Whether every variable [v] of a relaxation is 0 or 1."""
         return bool((np.abs(part - np.rint(part)) < _ROUNDING).all())
 
-    def _integers(self, low: Int64, *, elastic: bool, only_missing: bool = False) -> tuple[Float64, float] | None:
+    def _integers(
+        self, low: Int64, *, elastic: bool, only_missing: bool = False
+    ) -> tuple[Float64, float] | None:
         """Variables and bound of the integer program with floors `low` [b]; None where none were found."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -245,7 +249,9 @@ class Program:
             parts.append(_grouped(variable, row, limit, len(user)))
         from scipy.sparse import vstack
 
-        return vstack([matrix for matrix, _ in parts], format="csr"), np.concatenate([limit for _, limit in parts])
+        return vstack([matrix for matrix, _ in parts], format="csr"), np.concatenate(
+            [limit for _, limit in parts]
+        )
 
     def _used(self) -> "csr_array":
         """[b, v] places that each variable takes of each budget."""
@@ -286,7 +292,11 @@ class Program:
         row, group = np.arange(groups * number), np.repeat(np.arange(groups), number)
         shape, slope = (len(row), groups), np.tile(1 / one_more, groups)
         limit = np.tile(np.log(one_more) - (one_more - 1) / one_more, groups)
-        return csr_array((-slope, (row, group)), shape), csr_array((np.ones(len(row)), (row, group)), shape), limit
+        return (
+            csr_array((-slope, (row, group)), shape),
+            csr_array((np.ones(len(row)), (row, group)), shape),
+            limit,
+        )
 
 
 def _grouped(variable: Int64, row: Int64, limit: Float64, num_variables: int) -> tuple["csr_array", Float64]:

@@ -57,7 +57,9 @@ class Repair:
     def _items(self, rows: slice | Int64) -> Int32:
         """[r, k] items of lists, 0: empty."""
         own = self.column[rows]
-        return np.where(own >= 0, np.take_along_axis(self.night.item[rows], np.maximum(own, 0), 1), np.int32(0))
+        return np.where(
+            own >= 0, np.take_along_axis(self.night.item[rows], np.maximum(own, 0), 1), np.int32(0)
+        )
 
     def _outside(self, rows: Int64) -> Int64:
         """[r, w] reduced values of the candidates that are in no list of theirs and not refused; others `CLOSED`."""
@@ -85,7 +87,9 @@ class Repair:
                 reduced = np.where(slack[part.item] < weight[:, None], CLOSED, reduced)
             if part.quota is not None:
                 reduced = np.where(self._quota(own).is_left, reduced, CLOSED)
-            best = best_columns(part.without_quota(), np.where(reduced > CLOSED, reduced + _OPEN, CLOSED))[:, 0]
+            best = best_columns(part.without_quota(), np.where(reduced > CLOSED, reduced + _OPEN, CLOSED))[
+                :, 0
+            ]
             is_filled = best >= 0
             self._is_exhausted[own[~is_filled]] = True
             self.column[own[is_filled], place[is_filled]] = best[is_filled]
@@ -143,7 +147,9 @@ class Repair:
     def _exchange(self) -> bool:
         """Meet floors by exchanges of one place, cheapest first; whether any was made."""
         budgets = self.night.budgets
-        row, column, loss = self._offers(np.append(self._usage < budgets.low, False)[budgets.of_item].any(axis=1))
+        row, column, loss = self._offers(
+            np.append(self._usage < budgets.low, False)[budgets.of_item].any(axis=1)
+        )
         order = np.lexsort((column, row, loss))
         groups = [set(own[own < len(budgets)].tolist()) for own in budgets.of_item]
         missing = set(np.flatnonzero(self._usage < budgets.low).tolist())
@@ -170,7 +176,9 @@ class Repair:
             gain = np.where(is_wanted[part.item], reduced, CLOSED)
             gain[row, own[row, place]] = CLOSED
             number = min(_OFFERS, gain.shape[1])
-            best = np.argpartition(-(gain * gain.shape[1] - np.arange(gain.shape[1])), number - 1, axis=1)[:, :number]
+            best = np.argpartition(-(gain * gain.shape[1] - np.arange(gain.shape[1])), number - 1, axis=1)[
+                :, :number
+            ]
             row, place = np.nonzero(np.take_along_axis(gain, best, 1) > CLOSED)
             column = best[row, place]
             parts.append((row + rows.start, column, held.min(axis=1)[row] - gain[row, column]))
@@ -189,9 +197,11 @@ class Repair:
         number = min(int(night.places[user]), int((own >= 0).sum()) + 1)
         for place in np.argsort(worth[:number], kind="stable").tolist():
             weight, old = int(night.weight[place]), groups[int(items[place])] if own[place] >= 0 else set()
-            if all(self._usage[budget] + weight <= budgets.high[budget] for budget in new - old) and all(
-                self._usage[budget] - weight >= budgets.low[budget] for budget in old - new
-            ) and self._fits(user, candidate, place):
+            if (
+                all(self._usage[budget] + weight <= budgets.high[budget] for budget in new - old)
+                and all(self._usage[budget] - weight >= budgets.low[budget] for budget in old - new)
+                and self._fits(user, candidate, place)
+            ):
                 for budget in new - old:
                     self._usage[budget] += weight
                 for budget in old - new:

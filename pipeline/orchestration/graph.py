@@ -16,7 +16,7 @@ from pipeline.orchestration import registered_systems
 from pipeline.orchestration.registered_systems import RegisteredSystems
 from pipeline.tracking.registry import ModelSource
 
-_ONLY_WHERE_PRESENT = ("exposures", "outcomes", "utility")
+_ONLY_WHERE_PRESENT = ("exposures", "outcomes", "utility", "budgets")
 """Sections that are no part of a fingerprint where a configuration lacks them."""
 _EVALUATED = ("rank", "evaluate", "report")
 """Stages that measure the model on held-out events."""
@@ -157,7 +157,7 @@ STAGES = {
             10,
             ("ingest", "features", "publish"),
             {"score": ("model", "engine", "workers", "precision")},  # a registered model's digest is an input
-            ("seed", "utility"),
+            ("seed", "utility", "budgets"),
             resumable=True,
         ),
         Stage(
@@ -387,7 +387,9 @@ def _outside_inputs(
     if name != "score":
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
-    return inputs | _files(config, ("users", "allow", "deny", "availability", "exclude", CANDIDATES, "pin"))
+    return inputs | _files(
+        config, ("users", "allow", "deny", "availability", "exclude", CANDIDATES, "pin", "budgets")
+    )
 
 
 def _files(config: Config, keys: Iterable[str]) -> dict[str, str]:
@@ -396,7 +398,7 @@ def _files(config: Config, keys: Iterable[str]) -> dict[str, str]:
     return {
         key: source_files.digest_of(config, f"score.{key}", path)
         for key, path in paths.items()
-        if isinstance(path, str) and path.endswith(".parquet")
+        if isinstance(path, str) and path.endswith((".parquet", ".csv", ".toml"))
     }
 
 

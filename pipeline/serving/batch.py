@@ -54,6 +54,16 @@ Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
+class NightPass:
+    """Pass over all users for lists that keep budgets together."""
+
+    folder: Path
+    """Files of the night (`night_candidates`)"""
+    is_allocated: bool
+    """Whether lists have been chosen, and are to be written; else candidates are."""
+
+
+@dataclass(frozen=True)
 class Job:
     """Scoring job, by path."""
 
@@ -76,6 +86,8 @@ class Job:
     """Rule of `score.max_shown`; None: off."""
     user_rules: Path | None = None
     """Folder of rules for single users (`user_rules.prepare`); None: there are none."""
+    night: "NightPass | None" = None
+    """Pass of a scoring whose lists are chosen together; None: each list by itself."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class Users:
         return len(self.index)
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
     """Histories of some users."""
 
     whole: Histories
@@ -199,7 +211,7 @@ class Scorer:
         shard, size = self._shard(users, previous), self.job.settings.batch_users
         counts: Counter[str] = Counter(shard.copied(self.job.settings.k))
         waiting: deque[tuple[slice, Future[Batch]]] = deque()
-        with pq.ParquetWriter(path, self.schema, compression="zstd") as writer, _threads() as (run, ahead):
+        with pq.ParquetWriter(path, self.schema, compression="zstd") as writer, threads() as (run, ahead):
 
             def write_next() -> None:
                 pool, future = waiting.popleft()
@@ -227,7 +239,7 @@ class Scorer:
         step = POOL_BATCHES * self.job.settings.batch_users
         for start in range(0, len(users), step):
             own = slice(start, start + step)
-            read = self._histories(users[own])
+            read = self.histories(users[own])
             shard.history[own] = previous_lists.digests(read.known)
             shard.num_unknown[own] = read.whole.lengths - read.known.lengths
             shard.num_shown[own] = read.num_shown
@@ -238,7 +250,7 @@ class Scorer:
         if not len(users):
             return Batch(self.schema.empty_table(), np.zeros(0, np.int64), {})
         settings = self.job.settings
-        read = self._histories(users)
+        read = self.histories(users)
         ids = self.users.ids.gather(users)
         answer = self.bundle.engine.answer(
             read.known,
@@ -251,14 +263,24 @@ class Scorer:
             run=run,
             in_blocks=True,
         )
+        return self.batch_of(users, read, answer)
+
+    def batch_of(self, users: Int64, read: Read, answer: Answer) -> Batch:
+        """Lists of an answer, with the pins of their users."""
         counts: Counts = {}
         if self.user_rules is not None:
             answer, counts = self.user_rules.pinned(users, read.known, answer, self.rules)
         probability = self.bundle.probability_at(self.log.request.time)
         types = outcome_order.types_of(self.bundle)
+        ids = self.users.ids.gather(users)
         table = output_table.table(ids, self.bundle.items, answer, probability, types)
         rows = (answer.item_index > 0).sum(1)
         return Batch(table.cast(self.schema), rows, self._counts(read, answer) | counts)
+
+    @property
+    def places(self) -> int:
+        """Places of a list: k, or the number of items where that is less."""
+        return min(self.job.settings.k, len(self.bundle.items))
 
     def _num_new(self, table: pa.Table) -> int:
         """Number of recommendations of items that came after training."""
@@ -277,7 +299,7 @@ class Scorer:
         folder = self.job.user_rules
         return None if folder is None else UserRules.open(folder, self.bundle.items)
 
-    def _histories(self, users: Int64) -> _Read:
+    def histories(self, users: Int64) -> Read:
         """Histories of users up to the request."""
         index = self.users.index[users]
         offsets, in_log = self.log.histories.offsets, index >= 0
@@ -294,9 +316,9 @@ class Scorer:
             known, num_shown = replace(known, left_out=left_out), left_out.lengths
         if self.user_rules is not None:
             known = self.user_rules.applied(users, known)
-        return _Read(whole, self.log.with_exposures(known, index, self.bundle), num_shown)
+        return Read(whole, self.log.with_exposures(known, index, self.bundle), num_shown)
 
-    def _counts(self, read: _Read, answer: Answer) -> Counts:
+    def _counts(self, read: Read, answer: Answer) -> Counts:
         given = answer.item_index > 0
         unknown = read.whole.lengths - read.known.lengths
         own = len(self.bundle.items) - self.bundle.num_added
@@ -368,7 +390,7 @@ def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
 
 
 @contextmanager
-def _threads() -> Iterator[tuple[Run, ThreadPoolExecutor]]:
+def threads() -> Iterator[tuple[Run, ThreadPoolExecutor]]:
     """`map` over torch's number of threads, and threads that wait for it; all with single-threaded kernels.
 
     Single-threaded kernels give the same bits whatever the number of threads.

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import LookbackError
 from pipeline.sections import ScoreConfig
+from pipeline.serving import night_lists
 from pipeline.serving.arms import Arm, Arms, ArmScorer
 from pipeline.serving.assignment import Assignment
-from pipeline.serving.batch import Job, Scorer
+from pipeline.serving.batch import Job, NightPass, Scorer
 from pipeline.serving.previous_lists import Reuse
 from pipeline.serving.shards import Counts
 from pipeline.serving.shown_items import NotAgain, ShownList
@@ -85,6 +86,10 @@ class _PlainJob(NamedTuple):
     """JSON of the rule of `score.max_shown` and its lists; empty where it is off"""
     user_rules: str
     """Folder of rules for single users; empty where there are none"""
+    night: str
+    """Folder of the candidates of lists that are chosen together; empty where each is made by itself"""
+    is_allocated: bool
+    """Whether those lists have been chosen"""
 
     @classmethod
     def of(cls, job: Job, arms: Arms | None) -> "_PlainJob":
@@ -100,6 +105,8 @@ class _PlainJob(NamedTuple):
             *(by_arm, json.dumps(job.utilities)),
             "" if job.not_again is None else json.dumps(asdict(job.not_again), default=_absolute),
             "" if job.user_rules is None else _absolute(job.user_rules),
+            "" if job.night is None else _absolute(job.night.folder),
+            job.night is not None and job.night.is_allocated,
         )
 
 
@@ -122,8 +129,9 @@ def _opened(job: _PlainJob) -> Scorer:
         json.loads(job.utilities),
         _not_again(job.not_again),
         Path(job.user_rules) if job.user_rules else None,
+        NightPass(Path(job.night), job.is_allocated) if job.night else None,
     )
-    scorer = Scorer.open(of_job)
+    scorer = night_lists.opened(Scorer.open(of_job))
     return ArmScorer.of(scorer, _arms(job.arms)) if job.arms else scorer
 
 

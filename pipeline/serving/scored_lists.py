@@ -15,7 +15,7 @@ from pipeline.errors import DamagedArtifact, LookbackError
 from pipeline.tracking import registry
 from pipeline.tracking.registry import Registry
 
-FILES = ("users", "allow", "deny", "availability", "exclude", "candidates", "pin")
+FILES = ("users", "allow", "deny", "availability", "exclude", "candidates", "pin", "budgets")
 """Keys of `score` that may name a file, whose digest is an input."""
 
 

@@ -17,6 +17,7 @@ from models.device import scoring_precision
 from models.recommendation.engine import RecommendationEngine
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
+from pipeline.budgets_section import BudgetsConfig, are_kept
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.ranker_columns import mostly_unseen
@@ -29,6 +30,8 @@ from pipeline.serving import (
     bundle_ranker,
     drift,
     new_item_catalogue,
+    night_candidates,
+    night_lists,
     outcome_order,
     previous_lists,
     scored_lists,
@@ -80,20 +83,16 @@ def build(ctx: Context) -> None:
     outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
     _say_if_nothing_was_shown(scorer)
     by_arm = _by_arm(ctx, scorer)
-    if by_arm is None:
-        scorer = _reusing(ctx, scorer)
-    lists = scorer if by_arm is None else by_arm
-    total: Counter[str] = Counter()
     started = time.monotonic()
-    with ctx.counted(len(scorer.users), "users") as advance:
-        if ctx.config.score.engine == "ray":
-            total.update(_by_ray(scorer, None if by_arm is None else by_arm.arms, advance))
-        else:
-            for number in range(lists.num_shards):
-                total.update(lists.score(number, advance))
+    if are_kept(config.score, config.budgets):
+        scorer = _chosen_together(ctx, scorer)
+    elif by_arm is None:
+        scorer = _reusing(ctx, scorer)
+    total = _by_shards(ctx, scorer if by_arm is None else by_arm, None if by_arm is None else by_arm.arms)
     seconds = time.monotonic() - started
     _add_shadows(ctx, scorer)
-    shutil.rmtree(ctx.folder / user_rules.FOLDER, ignore_errors=True)
+    for own in (user_rules.FOLDER, night_candidates.FOLDER):
+        shutil.rmtree(ctx.folder / own, ignore_errors=True)
     (ctx.folder / "_SUCCESS").touch()
     for other in folder.iterdir():  # records of finished shards, temporary files of a killed run
         if not (other.name.startswith("part-") and other.suffix == ".parquet"):
@@ -104,6 +103,30 @@ def build(ctx: Context) -> None:
         name: total.get(name, 0) for name in user_rules.pin_counts(config.score)
     }
     _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
+
+
+def _by_shards(ctx: Context, scorer: Scorer, arms: Arms | None = None) -> Counts:
+    """Score all shards, here or on Ray; returns their counts."""
+    total: Counter[str] = Counter()
+    with ctx.counted(len(scorer.users), "users") as advance:
+        if ctx.config.score.engine == "ray":
+            total.update(_by_ray(scorer, arms, advance))
+        else:
+            for number in range(scorer.num_shards):
+                total.update(scorer.score(number, advance))
+    return total
+
+
+def _chosen_together(ctx: Context, scorer: Scorer) -> Scorer:
+    """Scorer of lists that keep the budgets: candidates of all users are scored, and lists chosen; the manifest certifies them.
+
+    Raises LookbackError for budgets that no lists could keep, before anything is scored where that shows.
+    """
+    plan = night_lists.prepare(ctx.config.budgets or BudgetsConfig(), scorer, ctx.folder)
+    _by_shards(ctx, plan.scorer)
+    reason = "lists are chosen together (score.budgets)"
+    ctx.manifest.update(budgets=plan.allocated(), lists_key=None, reused_from=None, not_reused=reason)
+    return night_lists.with_lists(scorer, plan)
 
 
 def _say_if_nothing_was_shown(scorer: Scorer) -> None:
