@@ -13,8 +13,8 @@ class FairnessConfig(Section):
     field: str
     """Column of the items table, such as provider."""
     strength: float = Field(ge=0, le=1)
-    """Weight of the sum over groups of log(1 + places), 0 to 1: at 1 a group's logarithm weighs as much as its mean part of the value
-    of all lists without budgets."""
+    """Weight of the sum over groups of log(1 + places), 0 to 1: at 1 a group's logarithm weighs as much as its mean part of the
+    value of all lists without budgets."""
 
 
 class BudgetsConfig(Section):
@@ -23,7 +23,7 @@ class BudgetsConfig(Section):
     infeasible: Literal["stop", "report"] = "stop"
     """Floors that no lists meet. stop: no lists are written; report: they are, and the manifest names what is missing."""
     weight_by_place: bool = False
-    """Weight of a place by how far down it is seen, 1 / log2(1 + rank), in limits and in the value of a list; else all count 1."""
+    """Weight of a place by how far down it is seen, 1 / log2(1 + rank), in limits and in a list's value; else all count 1."""
     fairness: FairnessConfig | None = None
     """Fair exposure, { field, strength }: Nash welfare beside the value of the lists."""
 

@@ -21,8 +21,8 @@ The output of `lookback config`; `lookback config SECTION` prints one section, `
 
 A configuration is one TOML file. `--set section.key=value` (`SET="…"` with make) overrides a key. Unknown keys are refused
 with the nearest valid one named. Only `name`, `events.columns` and `events.path` (or `database` and `query`) are
-required; the sections `[items]`, `[users]`, `[exposures]`, `[outcomes]`, `[utility]`, `[budgets]`, `[experiment]`, `[deliver]`, `[simulate]`
-and `[data]` are optional as a whole.
+required; the sections `[items]`, `[users]`, `[exposures]`, `[outcomes]`, `[utility]`, `[budgets]`, `[experiment]`, `[deliver]`,
+`[simulate]` and `[data]` are optional as a whole.
 """
 
 EXPERT_KEYS = frozenset(

@@ -209,8 +209,8 @@ class ScoreConfig(Section):
     """Items at fixed ranks of lists: a Parquet file with `user_id` (null: all users), `item_id`, `rank` (from 1 to `k`). A pin
     that a filter forbids is dropped and counted."""
     budgets: str | None = None
-    """Limits of the places of items in all lists of a night: a .parquet, .csv or .toml file with `field` (`item_id`, `category`, a
-    column of the items table, `age_days`, `*`), `value`, `min_places`, `max_places`, `unit` (places, share)."""
+    """Limits of the places of items in all lists of a night: a .parquet, .csv or .toml file with `field` (`item_id`, `category`,
+    a column of the items table, `age_days`, `*`), `value`, `min_places`, `max_places`, `unit` (places, share)."""
     at: str | None = None
     """Time of the request, as an ISO time: histories hold the events before it, and model, popularity and `availability` take it
     as the present. By default that of the log's newest regular event, the newest with a tenth of a median day's events in the

@@ -104,6 +104,10 @@ def _no_prices(night: Night) -> Prices:
 
 def _solved(night: Night, seed: int, exact_variables: int) -> tuple[Int32, bool, float, Prices]:
     """Lists, whether they are optimal, the bound, and prices."""
+    free = unlimited(night)
+    is_best = night.fairness is None and (night.quota is None or night.quota.is_exact)
+    if is_best and night.budgets.are_kept(night.units(free)):
+        return free, True, float(night.worth(free)), _no_prices(night)
     if Program.num_variables(night) <= exact_variables:
         program = Program(night)
         relaxed = program.relaxed()

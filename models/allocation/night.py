@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.histories import Float32, Int32, Int64
 
@@ -63,6 +62,11 @@ class Budgets:
         used = np.zeros(len(self), np.int64)
         np.add.at(used, self.budget, units[self.item])
         return used
+
+    def are_kept(self, units: Int64) -> bool:
+        """Whether `units` [n + 1] of each item keep every budget."""
+        usage = self.usage(units)
+        return bool(((self.low <= usage) & (usage <= self.high)).all())
 
     def slack(self, usage: Int64) -> Int64:
         """[n + 1] units of each item that no cap forbids, at a usage [b]."""

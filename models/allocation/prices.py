@@ -1,6 +1,6 @@
 """Prices of budgets: by HiGHS on a sample of users, refined by passes over more of them; and the bound that they certify.
 
-With prices the problem falls apart into a list per user, and its optimum bounds that of all lists from above (Lagrangian duality).
+With prices the problem falls apart into a list per user, and its optimum bounds that of all lists from above (duality).
 Letters in shapes: u users, k places, n items, b budgets, g groups.
 """
 
@@ -111,7 +111,7 @@ def _refined(night: Night, share: float, start: Prices) -> Prices:
 def _relative_excess(
     used: Int64, low: NDArray[np.float64], high: NDArray[np.float64], price: Int64
 ) -> NDArray[np.float64]:
-    """[b] excess over the limit that a price belongs to, as a share of it, from -1 to 1; 0 where no limit is broken at price 0."""
+    """[b] excess over the limit that a price belongs to, as a share of it, from -1 to 1; 0 where none is broken at price 0."""
     with np.errstate(invalid="ignore"):
         over = (used - high) / np.maximum(high, 1)
     under = (used - low) / np.maximum(low, 1)

@@ -31,16 +31,12 @@ _ROUNDING = 1e-6
 
 
 class Relaxed(NamedTuple):
-    """Optimum of the linear relaxation."""
+    """Prices by the linear relaxation."""
 
-    part: Float64
-    """[v] of each variable, from 0 to 1"""
     price: Int64
     """[b] of a place of each budget, in fixed point: positive of a cap, negative of a floor"""
     bonus: Int64
     """[g] of a place of each group of `fairness`, in fixed point"""
-    objective: float
-    """Its value, in fixed point times `UNIT`"""
 
 
 class Whole(NamedTuple):
@@ -50,8 +46,6 @@ class Whole(NamedTuple):
     """[u, k], -1: empty"""
     bound: float
     """Upper bound of the objective, in fixed point times `UNIT`"""
-    num_missing: Int64
-    """[b] units that floors lack"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class Program:
         return 0.0 if fairness is None else fairness.factor / (_ONE * UNIT) * self.share
 
     def relaxed(self) -> Relaxed:
-        """Optimum of the linear relaxation, in which floors may lack places at a penalty."""
+        """Prices by the linear relaxation, in which floors may lack places at a penalty."""
         from scipy.optimize import linprog
 
         capped, floored = self._limited(self.night.budgets.low)
@@ -124,8 +118,8 @@ class Program:
         bonus = np.zeros(self._num_groups)
         if self._num_groups:
             bonus = -solution.eqlin.marginals / self.share
-        fixed = (np.rint(part * _ONE).astype(np.int64) for part in (price, bonus))
-        return Relaxed(solution.x[: len(self._item)], *fixed, -float(solution.fun) * _ONE * UNIT)
+        price, bonus = np.rint(price * _ONE), np.rint(bonus * _ONE)
+        return Relaxed(price.astype(np.int64), bonus.astype(np.int64))
 
     def whole(self) -> Whole | None:
         """Best lists, whose floors lack as few places as can be; None where HiGHS finds none within its limit of branches."""
@@ -281,7 +275,7 @@ class Program:
         return {"A_eq": matrix, "b_eq": fairness.base[1:] / UNIT}
 
     def _tangents(self) -> tuple["csr_array", "csr_array", Float64]:
-        """t - E / (1 + e) <= log(1 + e) - e / (1 + e) at exposures e, from none to all places."""
+        """Tangents t - E / (1 + e) <= log(1 + e) - e / (1 + e) at exposures e, from none to all places."""
         from scipy.sparse import csr_array
 
         assert self.night.fairness is not None

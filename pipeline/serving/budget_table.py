@@ -194,7 +194,8 @@ def groups(path: Path, rows: list[Budget], catalogue: Catalogue) -> list[Int64]:
         if unknown := [value for value in named if (field, value) not in found]:
             near = _near(unknown[0], values[VALUE].unique().to_list())
             raise LookbackError(
-                f"{KEY}: {path}: {len(unknown):,} of {len(named):,} values of {field} are unknown, the first {unknown[0]!r}; {near}"
+                f"{KEY}: {path}: {len(unknown):,} of {len(named):,} values of {field} are unknown, the first {unknown[0]!r}; "
+                + near
             )
     return [found[row.field, row.value] for row in rows]
 
@@ -257,10 +258,8 @@ def budgets_of(
     of_rows = groups(path, rows, catalogue)
     total = num_users * int(weight.sum())
     low, high = limits(rows, total)
-    if catalogue.allowed is not None:
-        kept = [items[catalogue.allowed[items]] for items in of_rows]
-    else:
-        kept = of_rows
+    allowed = np.ones(len(catalogue.items) + 1, bool) if catalogue.allowed is None else catalogue.allowed
+    kept = [items[allowed[items]] for items in of_rows]
     for row, items, least in zip(rows, kept, low.tolist(), strict=True):
         _check_room(path, row, len(items), least, num_users, weight)
     sizes = [len(items) for items in kept]
@@ -311,7 +310,8 @@ def _check_contradictions(path: Path, rows: list[Budget], budgets: Budgets, tota
         least, most = int(budgets.low[floors[floor]]) / UNIT, int(budgets.high[caps[cap]]) / UNIT
         raise LookbackError(
             f"{KEY}: {path}: {first.name} has at least {least:,.10g} places and {second.name}, which contains it, at most "
-            f"{most:,.10g}; expected {LEAST} of at most {most:,.10g} for the first, or {MOST} of at least {least:,.10g} for the second"
+            f"{most:,.10g}; expected {LEAST} of at most {most:,.10g} for the first, or {MOST} of at least {least:,.10g} for the "
+            "second"
         )
     names = [*(rows[cap].name for cap in caps), "the night"]
     most_units = [*budgets.high[caps].tolist(), total]

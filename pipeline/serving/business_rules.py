@@ -98,13 +98,16 @@ def served_rules(settings: "ScoreConfig", bundle: Path, timezone: str = "UTC") -
     """Parameters that requests to a served bundle have where they don't name them (`Parameters`): the lists of `[score]`.
 
     Empty, with one line on stderr, where a file is unusable or a list has more than MAX_SERVED ids; another line says that
-    `score.max_shown` and the rules of single users are none of them.
+    `score.max_shown`, the rules of single users and budgets are none of them.
     """
     rules: dict[str, Any] = {}
     if named := [
         f"score.{key}" for key in ("exclude", "candidates", "pin") if getattr(settings, key) is not None
     ]:
         text = f"{', '.join(named)}: a served model knows no rules of users: requests name the items in deny, allow and pin"
+        print(text, file=sys.stderr, flush=True)
+    if settings.budgets is not None:
+        text = "score.budgets: a served model answers one request at a time: its lists keep no budgets"
         print(text, file=sys.stderr, flush=True)
     if settings.max_shown:
         text = (

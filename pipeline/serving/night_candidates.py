@@ -1,7 +1,7 @@
 """Candidates of all users of a night, on disk: more than a list holds, so that lists can be chosen together.
 
-`night/` of a score workspace: item.npy, value.npy, score.npy and outcomes.npy [users, candidates], each shard at its rows, so that
-shards of any size, and processes on any machine, leave the same bytes. A pinned item is stored as its negative number.
+`night/` of a score workspace: item.npy, value.npy, score.npy and outcomes.npy [users, candidates], each shard at its rows, so
+that shards of any size, and processes on any machine, leave the same bytes. A pinned item is stored as its negative number.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Lists of a night that keep budgets together: candidates of all users, one allocation, then the lists shard by shard.
 
-Each step leaves files in `night/` of the workspace that are a function of the job alone, so a killed scoring goes on where it was.
+Each step leaves files in `night/` of the workspace that are a function of the job alone, so that a killed scoring resumes.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -69,8 +69,8 @@ class Plan:
             first = missing[0]
             raise LookbackError(
                 f"{budget_table.KEY}: {len(missing):,} floors cannot be met, the first {first['field']} {first['value']!r}: "
-                f"{first['missing']:,.10g} of {first['min_places']:,.10g} places are missing; lower min_places or raise the caps of "
-                "the same items, or set budgets.infeasible = 'report'"
+                f"{first['missing']:,.10g} of {first['min_places']:,.10g} places are missing; lower min_places or raise the caps "
+                "of the same items, or set budgets.infeasible = 'report'"
             )
         return certificate
 
@@ -131,6 +131,7 @@ class Plan:
             "value_without_budgets": found.unlimited,
             "value_lost": lost,
             "value_lost_share": lost / found.unlimited if found.unlimited else 0.0,
+            "num_budgets": len(self.rows),
             "binding": binding,
             "infeasible": infeasible,
         }

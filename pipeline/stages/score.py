@@ -340,9 +340,20 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}"
-        f"{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
+        f"{counted['short_lists']:,} short lists{lists}{_kept(ctx)}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}"
+        f"{_reused(ctx)}{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
     )
+
+
+def _kept(ctx: Context) -> str:
+    """Budgets that lists keep together and what they cost, for the summary line."""
+    if (kept := ctx.manifest.get("budgets")) is None:
+        return ""
+    for name in ("value", "bound", "gap", "value_lost_share"):
+        ctx.track.metric(f"budgets/{name}", kept[name])
+    missing = f" ({len(kept['infeasible']):,} floors missed)" if kept["infeasible"] else ""
+    lost, gap = kept["value_lost_share"], kept["gap"]
+    return f", {kept['num_budgets']:,} budgets kept{missing}, value lost {lost:.2%}, gap {gap:.3%}"
 
 
 def _valued(ctx: Context, scorer: Scorer) -> str:

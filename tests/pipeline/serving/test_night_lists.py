@@ -127,7 +127,9 @@ def test_rules_of_users_quotas_and_filters_hold(bundle: Path, tmp_path: Path) ->
 
 def test_pins_above_a_cap_are_refused_before_scoring(bundle: Path, tmp_path: Path) -> None:
     files = settings_of(tmp_path / "files", pin=[(None, "i4", 2)])
-    with pytest.raises(LookbackError, match=r"score\.pin: pins take 45 places of item_id 'i4'.* is 20; expected"):
+    with pytest.raises(
+        LookbackError, match=r"score\.pin: pins take 45 places of item_id 'i4'.* is 20; expected"
+    ):
         budgeted(bundle, tmp_path / "own", [("item_id", "i4", None, 20)], **files)
 
 

@@ -199,7 +199,7 @@ def test_at_a_time_all_that_sees_time_is_of_that_time(tmp_path: Path) -> None:
     assert isinstance(newest, int)
     assert len(statistics.moments) == len(known)
     assert statistics.origin + 10**6 * int(statistics.latest[-1]) <= newest
-    rows_at = scorer._histories(scorer.users.index).known
+    rows_at = scorer.histories(scorer.users.index).known
     assert rows_at.request_time is not None
     assert set(rows_at.request_time.tolist()) == {NIGHT * DAY}
     assert rows_at.time.max() < NIGHT * DAY

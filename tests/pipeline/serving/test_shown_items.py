@@ -231,7 +231,7 @@ def test_lists_stay_full_without_what_was_shown_too_often(
     counts = scored(scorer)
     received, everything = listed(scorer), listed(whole)
     left_out = scorer.log.shown(rule, Bundle.open(bundle)).left_out(
-        scorer.users.ids, scorer.users.index, scorer._histories(scorer.users.index).known
+        scorer.users.ids, scorer.users.index, scorer.histories(scorer.users.index).known
     )
     sets = {
         user: {f"i{item}" for item in left_out.item_index[first:last]}
@@ -266,7 +266,7 @@ def test_kept_lists_are_those_of_users_who_must_not_be_shown_the_same(
     """The digest follows from the set of items left out, not from its order, nor from an empty one."""
     known = histories_from_lists([[1, 2], [1, 2], []])
     scorer = shown_scorer(bundle, tmp_path / "night", rule, Rules())
-    histories = scorer._histories(np.arange(45)).known
+    histories = scorer.histories(np.arange(45)).known
     assert histories.left_out is not None
     plain = previous_lists.digests(replace(histories, left_out=None))
     shown = previous_lists.digests(histories)
