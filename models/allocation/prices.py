@@ -109,7 +109,7 @@ def _refined(night: Night, share: float, start: Prices) -> Prices:
 
 
 def _relative_excess(
-    used: Int64, low: NDArray[np.float64], high: NDArray[np.float64], price: Int64
+    used: Int64, low: NDArray[np.floating], high: NDArray[np.floating], price: Int64
 ) -> NDArray[np.float64]:
     """[b] excess over the limit that a price belongs to, as a share of it, from -1 to 1; 0 where none is broken at price 0."""
     with np.errstate(invalid="ignore"):

@@ -27,7 +27,6 @@ _TANGENT_RATIO = 1.05
 """Ratio of exposures at which the logarithm has tangents, which exceed it by less than 0.03 %."""
 _MAX_NODES = 1_000
 """Maximum branch-and-bound nodes: the time is bounded, and no clock decides."""
-_ROUNDING = 1e-6
 
 
 class Relaxed(NamedTuple):
@@ -136,9 +135,9 @@ class Program:
             found = self._integers(np.maximum(low, 0), elastic=False)
         if found is None:
             return None
-        return Whole(self.lists_of(found[0]), found[1], self.night.budgets.low - low)
+        return Whole(self._lists_of(found[0]), found[1])
 
-    def lists_of(self, part: Float64) -> Int32:
+    def _lists_of(self, part: Float64) -> Int32:
         """[u, k] columns of whole variables [v]; without ranks of their own in the candidates' order."""
         user, column, rank = (variable[part[: len(self._item)] > 0.5] for variable in self._variables)
         if not self.night.is_weighted:
@@ -146,10 +145,6 @@ class Program:
         lists = np.full((len(self.night), self.night.k), -1, np.int32)
         lists[user, rank] = column
         return lists
-
-    def is_whole(self, part: Float64) -> bool:
-        """Whether every variable [v] of a relaxation is 0 or 1."""
-        return bool((np.abs(part - np.rint(part)) < _ROUNDING).all())
 
     def _integers(
         self, low: Int64, *, elastic: bool, only_missing: bool = False

@@ -114,7 +114,7 @@ class Repair:
         if not is_over.any():
             return
         table = np.where(is_over[budgets.of_item], budgets.of_item, len(budgets))
-        is_of_over = (table < len(budgets)).any(axis=1)
+        is_of_over: NDArray[np.bool_] = np.asarray((table < len(budgets)).any(axis=1))
         row, place = np.nonzero(is_of_over[self._items(slice(None))])
         column = self.column[row, place]
         item = self.night.item[row, column]
@@ -147,9 +147,9 @@ class Repair:
     def _exchange(self) -> bool:
         """Meet floors by exchanges of one place, cheapest first; whether any was made."""
         budgets = self.night.budgets
-        row, column, loss = self._offers(
-            np.append(self._usage < budgets.low, False)[budgets.of_item].any(axis=1)
-        )
+        is_missing = np.append(self._usage < budgets.low, False)
+        is_wanted: NDArray[np.bool_] = np.asarray(is_missing[budgets.of_item].any(axis=1))
+        row, column, loss = self._offers(is_wanted)
         order = np.lexsort((column, row, loss))
         groups = [set(own[own < len(budgets)].tolist()) for own in budgets.of_item]
         missing = set(np.flatnonzero(self._usage < budgets.low).tolist())

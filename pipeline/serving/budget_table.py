@@ -6,7 +6,7 @@ Columns: `field` (`item_id`, `category`, a column of the items table, `age_days`
 
 import difflib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +90,7 @@ def read(path: Path) -> list[Budget]:
     return budgets
 
 
-def _rows(path: Path) -> list[Mapping[str, Any]]:
+def _rows(path: Path) -> Sequence[Mapping[str, Any]]:
     """Rows as dictionaries, with the columns checked."""
     try:
         if path.suffix == ".toml":

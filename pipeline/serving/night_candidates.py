@@ -67,9 +67,9 @@ class Store:
         items = np.concatenate([np.zeros(0, np.int64), *wanted])
         np.savez(self.folder / _WANTED, items=items, offsets=offsets)
 
-    def open(self, mode: Any = "r") -> Columns:
+    def open(self) -> Columns:
         """All users' candidates, memory-mapped."""
-        return Columns(*(np.load(self.folder / f"{name}.npy", mmap_mode=mode) for name in Columns._fields))
+        return Columns(*(np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in Columns._fields))
 
     @cached_property
     def wanted(self) -> list[Int64]:
@@ -83,7 +83,8 @@ class Store:
 
     def write(self, rows: slice, columns: Columns) -> None:
         """Write the candidates of consecutive users."""
-        for whole, part in zip(self.open("r+"), columns, strict=True):
+        for name, part in zip(Columns._fields, columns, strict=True):
+            whole = np.lib.format.open_memmap(self.folder / f"{name}.npy", "r+")
             whole[rows] = part
             whole.flush()
 
@@ -91,7 +92,7 @@ class Store:
         """Digest of the candidates of consecutive users."""
         hasher = hashlib.sha256()
         for part in self.open():
-            hasher.update(np.ascontiguousarray(part[rows]))
+            hasher.update(np.ascontiguousarray(part[rows]).tobytes())
         return hasher.hexdigest()
 
 

@@ -108,7 +108,8 @@ class Plan:
         """Entry of the manifest: what the lists are worth, and which budgets bind at which price."""
         used = self.budgets.usage(self.pinned) + found.usage
         names = [{"field": row.field, "value": row.value} for row in self.rows]
-        binding, infeasible = [], []
+        binding: list[dict[str, Any]] = []
+        infeasible: list[dict[str, Any]] = []
         for number, (name, price, own) in enumerate(
             zip(names, found.price.tolist(), used.tolist(), strict=True)
         ):
@@ -121,7 +122,7 @@ class Plan:
                     | {"kind": "max" if price > 0 else "min", "price": abs(price), "places": own / UNIT}
                     | {"limit": (high if price > 0 else low) / UNIT}
                 )
-        binding.sort(key=lambda row: (-row["price"], row["field"], row["value"]))
+        binding.sort(key=lambda row: row["price"], reverse=True)
         lost = found.unlimited - found.value
         certificate: dict[str, Any] = {
             "value": found.value,
@@ -164,7 +165,8 @@ def prepare(settings: "BudgetsConfig", scorer: Scorer, folder: Path) -> Plan:
         scorer.rules.allowed,
         lambda: _age_days(scorer),
     )
-    rows, budgets = [], _no_budgets(len(scorer.bundle.items))
+    rows: list[Budget] = []
+    budgets = _no_budgets(len(scorer.bundle.items))
     if scorer.job.settings.budgets is not None:
         path = Path(scorer.job.settings.budgets)
         rows, budgets = budget_table.budgets_of(path, catalogue, len(scorer.users), weight)

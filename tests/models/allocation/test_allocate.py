@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, milp
 
 from models.allocation.allocate import Allocation, allocate, with_fairness
@@ -66,7 +67,7 @@ def by_integers(own: Night) -> float | None:
     value = own.value.astype(np.float64)[:, :, None] * weight
     rows, least, most = [], [], []
 
-    def limit(chosen: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]", low: float, high: float) -> None:
+    def limit(chosen: NDArray[np.floating], low: float, high: float) -> None:
         rows.append(chosen.ravel())
         least.append(low)
         most.append(high)
@@ -88,7 +89,7 @@ def by_integers(own: Night) -> float | None:
     solution = milp(
         -value.ravel(),
         integrality=np.ones(value.size),
-        bounds=(0, 1),  # type: ignore[arg-type]
+        bounds=(0, 1),
         constraints=LinearConstraint(np.array(rows), least, most),
         options={"mip_rel_gap": 0},
     )
@@ -200,10 +201,10 @@ def test_prices_of_a_sample_come_close() -> None:
     num_items, users, width = 200, 2000, 30
     item = np.stack([random.permutation(num_items)[:width] + 1 for _ in range(users)]).astype(np.int32)
     value = -np.sort(-random.gamma(1.0, size=(users, width)).astype(np.float32), axis=1)
-    groups = [([number], 0, 60) for number in range(1, 31)]
+    groups: list[tuple[list[int], int, int | None]] = [([number], 0, 60) for number in range(1, 31)]
     groups += [([number], 120, None) for number in range(31, 41)]
     groups += [(list(range(41, 121)), 0, 3000), (list(range(121, 201)), 4200, None)]
-    own = night(item.tolist(), value.tolist(), 5, groups)  # type: ignore[arg-type]
+    own = night(item.tolist(), value.tolist(), 5, groups)
     assert Program.num_variables(own) == 60_000
     found = allocate(own, 0, exact_variables=10_000)
     assert keeps(own, found)

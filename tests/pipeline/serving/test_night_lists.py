@@ -13,6 +13,7 @@ from models.settings.encoder import EncoderSettings
 from pipeline.budgets_section import BudgetsConfig, FairnessConfig
 from pipeline.errors import LookbackError
 from pipeline.serving import batch, night_lists, ray_batch, user_rules
+from pipeline.serving.night_candidates import CandidateScorer
 from tests.factories import small_bundle
 from tests.pipeline.serving.test_previous_lists import first_night, scored, scorer_of
 from tests.pipeline.serving.test_user_rules import settings_of
@@ -111,7 +112,7 @@ def test_rules_of_users_quotas_and_filters_hold(bundle: Path, tmp_path: Path) ->
     files = settings_of(tmp_path / "files", exclude=exclude, pin=[(None, "i4", 2), ("u03", "i5", 1)])
     rules = Rules(exclude_seen=True, allowed=np.arange(8) % 7 != 3)
     rows: list[Row] = [("item_id", "i1", 15, None), ("item_id", "i4", None, 45), ("item_id", "i2", None, 20)]
-    table, _ = written(*budgeted(bundle, tmp_path / "own", rows, rules, **files))
+    table, _ = written(*budgeted(bundle, tmp_path / "own", rows, rules, **dict[str, Any](files)))
     held = places(table)
     assert held["i1"] >= 15
     assert held["i2"] <= 20
@@ -130,20 +131,22 @@ def test_pins_above_a_cap_are_refused_before_scoring(bundle: Path, tmp_path: Pat
     with pytest.raises(
         LookbackError, match=r"score\.pin: pins take 45 places of item_id 'i4'.* is 20; expected"
     ):
-        budgeted(bundle, tmp_path / "own", [("item_id", "i4", None, 20)], **files)
+        budgeted(bundle, tmp_path / "own", [("item_id", "i4", None, 20)], **dict[str, Any](files))
 
 
 def test_floors_out_of_reach_stop_the_night_or_are_named(bundle: Path, tmp_path: Path) -> None:
     """All but ten users have i1 among their exclusions."""
     files = settings_of(tmp_path / "files", exclude=[(f"u{user:02}", "i1") for user in range(10, 45)])
     rows: list[Row] = [("item_id", "i1", 30, None), ("item_id", "i2", 20, None)]
-    plan, _ = budgeted(bundle, tmp_path / "stop", rows, **files)
+    plan, _ = budgeted(bundle, tmp_path / "stop", rows, **dict[str, Any](files))
     scored(plan.scorer)
     message = r"1 floors cannot be met, the first item_id 'i1': 20 of 30 places are missing"
     with pytest.raises(LookbackError, match=message):
         plan.allocated()
     settings = BudgetsConfig(infeasible="report")
-    table, certificate = written(*budgeted(bundle, tmp_path / "report", rows, settings=settings, **files))
+    table, certificate = written(
+        *budgeted(bundle, tmp_path / "report", rows, settings=settings, **dict[str, Any](files))
+    )
     assert certificate["infeasible"] == [{"field": "item_id", "value": "i1", "missing": 20, "min_places": 30}]
     assert places(table)["i1"] == 10
     assert places(table)["i2"] >= 20
@@ -165,7 +168,7 @@ def test_places_by_rank_and_fairness(bundle: Path, tmp_path: Path) -> None:
 def test_a_worker_of_ray_opens_the_same_pass(bundle: Path, tmp_path: Path) -> None:
     plan, scorer = budgeted(bundle, tmp_path, [("item_id", "i6", None, 4)])
     for own, kind in (
-        (plan.scorer, night_lists.CandidateScorer),
+        (plan.scorer, CandidateScorer),
         (night_lists.with_lists(scorer, plan), night_lists.AllocatedScorer),
     ):
         plain = ray_batch._PlainJob.of(own.job, None)
