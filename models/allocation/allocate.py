@@ -31,8 +31,6 @@ class Allocation:
     """Value, with the term of fairness where there is one"""
     bound: float
     """Upper bound of the objective of any lists that keep the budgets"""
-    is_exact: bool
-    """Whether the lists are an optimum of the integer program"""
     usage: Int64
     """[b] units of each budget"""
     price: "np.ndarray[tuple[int], np.dtype[np.float64]]"
@@ -51,18 +49,12 @@ class Allocation:
 def allocate(night: Night, seed: int, *, exact_variables: int = SAMPLE_VARIABLES) -> Allocation:
     """Lists of greatest value that keep the budgets; caps always hold, floors as far as they can be met.
 
-    night: `fairness.factor` is that of strength 1, the value without budgets per group, after `with_fairness`.
-    exact_variables: most variables of a night that is solved exactly. The result is a function of `night` and `seed`.
+    night: with fairness, of `with_fairness`. exact_variables: most variables of a night that is solved exactly. The result is a function of `night` and `seed`.
     """
     if not len(night) or not night.item.any():
-        column, exact, bound, price = (
-            np.full((len(night), night.k), -1, np.int32),
-            True,
-            0.0,
-            _no_prices(night),
-        )
+        column, bound, price = np.full((len(night), night.k), -1, np.int32), 0.0, _no_prices(night)
     else:
-        column, exact, bound, price = _solved(night, seed, exact_variables)
+        column, bound, price = _solved(night, seed, exact_variables)
     if not night.is_weighted:
         last = np.where(column < 0, night.item.shape[1], column)
         column = np.take_along_axis(column, np.argsort(last, axis=1, kind="stable"), 1)
@@ -75,7 +67,6 @@ def allocate(night: Night, seed: int, *, exact_variables: int = SAMPLE_VARIABLES
         night.worth(unlimited(night)) / unit,
         objective / unit,
         max(bound, objective) / unit,
-        exact,
         usage,
         price.budget / night.scale,
         np.maximum(night.budgets.low - usage, 0),
@@ -102,19 +93,19 @@ def _no_prices(night: Night) -> Prices:
     return Prices(np.zeros(len(night.budgets), np.int64), np.zeros(groups, np.int64))
 
 
-def _solved(night: Night, seed: int, exact_variables: int) -> tuple[Int32, bool, float, Prices]:
-    """Lists, whether they are optimal, the bound, and prices."""
+def _solved(night: Night, seed: int, exact_variables: int) -> tuple[Int32, float, Prices]:
+    """Lists, the bound, and prices."""
     free = unlimited(night)
     is_best = night.fairness is None and (night.quota is None or night.quota.is_exact)
     if is_best and night.budgets.are_kept(night.units(free)):
-        return free, True, float(night.worth(free)), _no_prices(night)
+        return free, float(night.worth(free)), _no_prices(night)
     if Program.num_variables(night) <= exact_variables:
         program = Program(night)
         relaxed = program.relaxed()
         own = Prices(relaxed.price, relaxed.bonus)
         if (whole := program.whole()) is not None:
-            return whole.column, True, whole.bound, own
+            return whole.column, whole.bound, own
     else:
         own = prices(night, seed)
     bound, column = own.bound(night)
-    return Repair(night, own.of_items(night), column).repaired(), False, bound, own
+    return Repair(night, own.of_items(night), column).repaired(), bound, own

@@ -128,7 +128,6 @@ class Plan:
             "value": found.value,
             "bound": found.bound,
             "gap": found.gap,
-            "is_exact": found.is_exact,
             "value_without_budgets": found.unlimited,
             "value_lost": lost,
             "value_lost_share": lost / found.unlimited if found.unlimited else 0.0,
