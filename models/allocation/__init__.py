@@ -1,1 +1,1 @@
-"""Lists of all users at once, under budgets of places: integer programs, prices, repair, certificate."""
+"""Lists of all users at once, under budgets of places."""

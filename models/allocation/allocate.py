@@ -49,7 +49,8 @@ class Allocation:
 def allocate(night: Night, seed: int, *, exact_variables: int = SAMPLE_VARIABLES) -> Allocation:
     """Lists of greatest value that keep the budgets; caps always hold, floors as far as they can be met.
 
-    night: with fairness, of `with_fairness`. exact_variables: most variables of a night that is solved exactly. The result is a function of `night` and `seed`.
+    night: with fairness, of `with_fairness`. exact_variables: most variables of a night that is solved exactly. The result is a
+    function of `night` and `seed`.
     """
     if not len(night) or not night.item.any():
         column, bound, price = np.full((len(night), night.k), -1, np.int32), 0.0, _no_prices(night)

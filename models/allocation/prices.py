@@ -7,16 +7,15 @@ Letters in shapes: u users, k places, n items, b budgets, g groups.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.allocation.lists import priced_lists
+from models.allocation.lists import CLOSED, priced_lists, reduced_values
 from models.allocation.night import NO_CAP, UNIT, Night
 from models.allocation.program import Program
 from models.histories import Int32, Int64
 
 SAMPLE_VARIABLES = 100_000
 """Variables of the program of a sample, and of the largest that is solved exactly."""
-_REFINED_USERS, _STEPS = 20_000, 40
+_REFINED_USERS, _STEPS = 20_000, 12
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Prices:
 
 
 def prices(night: Night, seed: int) -> Prices:
-    """Prices of all users' budgets by the linear program of a sample, refined by subgradient steps on a larger sample."""
+    """Prices of all users' budgets by the linear program of a sample, refined on a larger sample."""
     random = np.random.default_rng(seed)
     order = random.permutation(len(night))
     per_user = max(1, Program.num_variables(night) // max(1, len(night)))
@@ -79,43 +78,64 @@ def prices(night: Night, seed: int) -> Prices:
 
 
 def _refined(night: Night, share: float, start: Prices) -> Prices:
-    """Prices of the least bound on a sample: steps against the excess of each budget over its limits (Shor 1985)."""
-    budgets = night.budgets
-    low, high = budgets.low * share, np.where(budgets.high < NO_CAP, budgets.high * share, np.inf)
+    """Prices of the least bound on a sample: each step goes half the way to those at which each budget alone would balance."""
     best, current, least = start, start, np.inf
-    typical = 0.0
-    for step in range(_STEPS):
+    for _ in range(_STEPS):
         bound, column = current.bound(night, share)
         if bound < least:
             best, least = current, bound
-        units = night.units(column)
-        used = budgets.usage(units)
-        if not typical:
-            typical = night.worth(column) / max(1, int(units.sum()))
-        excess = _relative_excess(used, low, high, current.budget)
-        rate = typical / (1 + step) ** 0.75
-        budget = current.budget + np.rint(rate * excess).astype(np.int64)
-        budget = np.where(np.isinf(high), np.minimum(budget, 0), budget)
-        budget = np.where(low <= 0, np.maximum(budget, 0), budget)
+        budget = (current.budget + _balancing(night, share, current, column)) // 2
         bonus = current.bonus
         if night.fairness is not None:
-            exposure = (
-                night.fairness.base[1:] + (night.fairness.exposure(units) - night.fairness.base[1:]) / share
-            )
-            wanted = night.fairness.factor / (UNIT + exposure)
-            bonus = np.rint(bonus + (wanted - bonus) / (2 + step)).astype(np.int64)
+            own = night.fairness.exposure(night.units(column)) - night.fairness.base[1:]
+            wanted = night.fairness.factor / (UNIT + night.fairness.base[1:] + own / share)
+            bonus = np.rint((bonus + wanted) / 2).astype(np.int64)
         current = Prices(budget, bonus)
     return best
 
 
-def _relative_excess(
-    used: Int64, low: NDArray[np.floating], high: NDArray[np.floating], price: Int64
-) -> NDArray[np.float64]:
-    """[b] excess over the limit that a price belongs to, as a share of it, from -1 to 1; 0 where none is broken at price 0."""
-    with np.errstate(invalid="ignore"):
-        over = (used - high) / np.maximum(high, 1)
-    under = (used - low) / np.maximum(low, 1)
-    excess = np.where(
-        price > 0, over, np.where(price < 0, under, np.where(used > high, over, np.minimum(under, 0)))
+def _balancing(night: Night, share: float, current: Prices, column: Int32) -> Int64:
+    """[b] price at which as many lists would want a place of each budget as it has, all other prices staying.
+
+    A list wants a candidate as long as its price is below its value minus that of the candidate which it would replace.
+    """
+    budgets = night.budgets
+    budget, worth = _wanted(night, current, column)
+    order = np.lexsort((-worth, budget))
+    budget, worth = budget[order], worth[order]
+    first, end = (
+        np.searchsorted(budget, np.arange(len(budgets))),
+        np.searchsorted(budget, np.arange(len(budgets)), "right"),
     )
-    return np.clip(np.where(np.isfinite(excess), excess, 0), -1, 1)
+    unit = max(1.0, float(night.weight.mean()))
+    has_cap, has_floor = budgets.high < NO_CAP, budgets.low > 0
+    beyond = first + np.floor(np.where(has_cap, budgets.high, 0) * share / unit).astype(np.int64)
+    last = first + np.ceil(budgets.low * share / unit).astype(np.int64) - 1
+    worth = np.append(worth, 0)
+    cap = np.where(has_cap & (beyond < end), worth[np.minimum(beyond, len(worth) - 1)], 0)
+    floor = np.where(has_floor & (first < end), worth[np.clip(last, 0, np.maximum(end - 1, 0))], 0)
+    return np.where(cap > 0, cap, np.minimum(floor, 0))
+
+
+def _wanted(night: Night, current: Prices, column: Int32) -> tuple[Int64, Int64]:
+    """Budget, and highest price at which a list wants the candidate, of all candidates of all budgets: two [p]."""
+    price, of_item = current.of_items(night), night.budgets.of_item
+    is_priced = (of_item < len(night.budgets)).any(axis=1)
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for rows in night.chunks():
+        part, own = night.select(rows), column[rows]
+        reduced = reduced_values(part, price)
+        is_held = np.zeros(reduced.shape, bool)
+        row, place = np.nonzero(own >= 0)
+        is_held[row, own[row, place]] = True
+        held = np.where(is_held, reduced, np.iinfo(np.int64).max).min(axis=1)
+        worst = np.where(is_held.sum(axis=1) < part.places, 0, held)
+        others = np.maximum(np.where(is_held, CLOSED, reduced).max(axis=1), 0)
+        row, place = np.nonzero(is_priced[part.item])
+        margin = reduced[row, place] - np.where(is_held[row, place], others[row], worst[row])
+        budget = of_item[part.item[row, place]]
+        pair, width = np.nonzero(budget < len(night.budgets))
+        budget = budget[pair, width]
+        parts.append((budget, margin[pair] + current.budget[budget]))
+    budget, worth = (np.concatenate(own) for own in zip(*parts, strict=True))
+    return budget, worth

@@ -25,6 +25,8 @@ _PENALTY = 4.0
 """Worth of a place that a floor lacks, in greatest values, where it may lack any."""
 _TANGENT_RATIO = 1.05
 """Ratio of exposures at which the logarithm has tangents, which exceed it by less than 0.03 %."""
+_ROUNDING = 1e-6
+"""Places that a floor may lack and count as met."""
 _MAX_NODES = 1_000
 """Maximum branch-and-bound nodes: the time is bounded, and no clock decides."""
 
@@ -113,7 +115,8 @@ class Program:
         dual = -solution.ineqlin.marginals[num_lists:]
         price = np.zeros(len(self.night.budgets))
         price[capped] += dual[: len(capped)]
-        price[floored] -= dual[len(capped) : len(capped) + len(floored)]
+        is_met = solution.x[len(solution.x) - len(floored) :] < _ROUNDING  # else its price is the penalty
+        price[floored] -= np.where(is_met, dual[len(capped) : len(capped) + len(floored)], 0)
         bonus = np.zeros(self._num_groups)
         if self._num_groups:
             bonus = -solution.eqlin.marginals / self.share

@@ -3,7 +3,8 @@
 Each step leaves files in `night/` of the workspace that are a function of the job alone, so that a killed scoring resumes.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,28 @@ _BLOCK_USERS = 2**15
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """Entry of the manifest: what lists are worth, what is proven of them, and what the budgets cost."""
+
+    value: float
+    """Sum over places; with `budgets.weight_by_place` weighted"""
+    bound: float
+    """No lists that keep the budgets are worth more, with fairness of its objective"""
+    gap: float
+    """Greatest share of the bound by which other lists may be better"""
+    value_without_budgets: float
+    value_lost: float
+    value_lost_share: float
+    num_budgets: int
+    binding: list[dict[str, object]]
+    """field, value, kind (max, min), price of a place, places, limit; the dearest first"""
+    infeasible: list[dict[str, object]]
+    """field, value, missing, min_places"""
+    exposure: dict[str, float] | None
+    """gini, smallest_share and objective, with fairness"""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Budgets of a scoring, and what pins take of them."""
 
@@ -51,21 +74,23 @@ class Plan:
         """Files of the night."""
         return self.scorer.store
 
-    def allocated(self) -> dict[str, Any]:
-        """Choose the lists, if they are not there; returns the manifest's entry.
+    def allocated(self) -> Certificate:
+        """Choose the lists, if they are not there.
 
         Raises LookbackError where floors cannot be met and `budgets.infeasible` is stop.
         """
         path, record = self.store.folder / _LISTS, self.store.folder / _CERTIFICATE
-        certificate: dict[str, Any] = dict(read_record(record))
-        if not path.exists() or not certificate:
+        saved: dict[str, Any] = read_record(record)
+        if path.exists() and saved:
+            certificate = Certificate(**saved)
+        else:
             found = allocate(self._night(), self.scorer.job.seed)
             temporary = path.with_suffix(".writing.npy")
             np.save(temporary, found.column)
             temporary.replace(path)
             certificate = self._certificate(found)
-            write_json(record, certificate)
-        if (missing := certificate["infeasible"]) and self.settings.infeasible == "stop":
+            write_json(record, asdict(certificate))
+        if (missing := certificate.infeasible) and self.settings.infeasible == "stop":
             first = missing[0]
             raise LookbackError(
                 f"{budget_table.KEY}: {len(missing):,} floors cannot be met, the first {first['field']} {first['value']!r}: "
@@ -104,8 +129,8 @@ class Plan:
         number: Int64 = np.load(self.store.folder / _PINS)
         return number
 
-    def _certificate(self, found: Allocation) -> dict[str, Any]:
-        """Entry of the manifest: what the lists are worth, and which budgets bind at which price."""
+    def _certificate(self, found: Allocation) -> Certificate:
+        """Value, bound, and budgets that bind or lack places, with what pins take."""
         used = self.budgets.usage(self.pinned) + found.usage
         names = [{"field": row.field, "value": row.value} for row in self.rows]
         binding: list[dict[str, Any]] = []
@@ -123,21 +148,28 @@ class Plan:
                     | {"limit": (high if price > 0 else low) / UNIT}
                 )
         binding.sort(key=lambda row: row["price"], reverse=True)
-        lost = found.unlimited - found.value
-        certificate: dict[str, Any] = {
-            "value": found.value,
-            "bound": found.bound,
-            "gap": found.gap,
-            "value_without_budgets": found.unlimited,
-            "value_lost": lost,
-            "value_lost_share": lost / found.unlimited if found.unlimited else 0.0,
-            "num_budgets": len(self.rows),
-            "binding": binding,
-            "infeasible": infeasible,
-        }
+        lost, exposure = found.unlimited - found.value, None
         if found.exposure is not None:
-            certificate["exposure"] = _spread(found.exposure / UNIT) | {"objective": found.objective}
-        return certificate
+            exposure = _spread(found.exposure / UNIT) | {"objective": found.objective}
+        return Certificate(
+            value=found.value,
+            bound=found.bound,
+            gap=found.gap,
+            value_without_budgets=found.unlimited,
+            value_lost=lost,
+            value_lost_share=lost / found.unlimited if found.unlimited else 0.0,
+            num_budgets=len(self.rows),
+            binding=binding,
+            infeasible=infeasible,
+            exposure=exposure,
+        )
+
+
+def sentence(kept: Mapping[str, Any]) -> str:
+    """Budgets of a manifest and what they cost, for the summary line."""
+    missing = f" ({len(kept['infeasible']):,} floors missed)" if kept["infeasible"] else ""
+    lost, gap = kept["value_lost_share"], kept["gap"]
+    return f", {kept['num_budgets']:,} budgets kept{missing}, value lost {lost:.2%}, gap {gap:.3%}"
 
 
 def _spread(places: NDArray[np.float64]) -> dict[str, float]:

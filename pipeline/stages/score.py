@@ -125,7 +125,11 @@ def _chosen_together(ctx: Context, scorer: Scorer) -> Scorer:
     plan = night_lists.prepare(ctx.config.budgets or BudgetsConfig(), scorer, ctx.folder)
     _by_shards(ctx, plan.scorer)
     reason = "lists are chosen together (score.budgets)"
-    ctx.manifest.update(budgets=plan.allocated(), lists_key=None, reused_from=None, not_reused=reason)
+    ctx.manifest.update(lists_key=None, reused_from=None, not_reused=reason)
+    certificate = plan.allocated()
+    ctx.manifest["budgets"] = asdict(certificate)
+    for name in ("value", "bound", "gap", "value_lost_share"):
+        ctx.track.metric(f"budgets/{name}", getattr(certificate, name))
     return night_lists.with_lists(scorer, plan)
 
 
@@ -335,25 +339,15 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         for name, number in scorer.rule_counts.items()
         if name.endswith("_unknown") and number
     )
+    kept = night_lists.sentence(ctx.manifest["budgets"]) if "budgets" in ctx.manifest else ""
     anew = " (the index could not take them: built anew, exact)" if scorer.bundle.has_other_index else ""
     ctx.summary(
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}{_kept(ctx)}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}"
+        f"{counted['short_lists']:,} short lists{lists}{kept}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}"
         f"{_reused(ctx)}{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
     )
-
-
-def _kept(ctx: Context) -> str:
-    """Budgets that lists keep together and what they cost, for the summary line."""
-    if (kept := ctx.manifest.get("budgets")) is None:
-        return ""
-    for name in ("value", "bound", "gap", "value_lost_share"):
-        ctx.track.metric(f"budgets/{name}", kept[name])
-    missing = f" ({len(kept['infeasible']):,} floors missed)" if kept["infeasible"] else ""
-    lost, gap = kept["value_lost_share"], kept["gap"]
-    return f", {kept['num_budgets']:,} budgets kept{missing}, value lost {lost:.2%}, gap {gap:.3%}"
 
 
 def _valued(ctx: Context, scorer: Scorer) -> str:

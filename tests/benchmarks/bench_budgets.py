@@ -2,10 +2,10 @@
 
 python tests/benchmarks/bench_budgets.py [--users 5000] [--candidates 200] [--items 20000] [--scale 1.0]
 
-Simulated lists of 10 places: candidates by popularity (Zipf, exponent .8), values a softmax of scores with noise. 1,000 budgets:
-the 700 most popular items may have 60 % of the places that they have without budgets; 200 items of the tail need half as many
-again and one more; of 100 providers every other one needs 5 % more, the others may have 2 % less. `--scale`: strength of the 700 caps,
-1: as said, 0: none binds. Prints one JSON object; seconds are wall clock, memory the peak of this process, arrays included.
+Simulated lists of 10 places: candidates by popularity (Zipf, exponent .8), values a softmax of scores with noise. 1,000
+budgets: the 700 most popular items may have 60 % of the places that they have without budgets; 200 items of the tail need half
+as many again and one more; of 100 providers every other one needs 5 % more, the others may have 2 % less. `--scale`: strength of
+the 700 caps, 0: none binds. Prints one JSON object; seconds are wall clock, memory is the peak of this process, arrays included.
 """
 
 import argparse

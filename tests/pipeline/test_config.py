@@ -140,6 +140,43 @@ def test_nonsense_is_refused(minimal: Path, override: str, message: str) -> None
     ("override", "message"),
     [
         (
+            "score.budgets=stock.xlsx",
+            "score.budgets: received 'stock.xlsx', expected a .parquet, .csv or .toml file",
+        ),
+        (
+            "budgets.infeasible=report",
+            "budgets: received a section without score.budgets or budgets.fairness",
+        ),
+        ("budgets.fairness={field='maker',strength=2}", "budgets.fairness: received"),
+        (
+            "score.budgets=stock.csv score.diversity=0.1",
+            "score.diversity: received beside score.budgets, which chooses all lists together",
+        ),
+        ("score.budgets=stock.csv score.exploration=0.1", "score.exploration: received beside score.budgets"),
+        (
+            "score.budgets=stock.csv score.shadows=['popularity']",
+            "score.shadows: received beside score.budgets",
+        ),
+        (
+            "budgets.fairness={field='maker',strength=1} score.popularity_damping=0.1",
+            "score.popularity_damping: received beside budgets.fairness",
+        ),
+        (
+            "score.budgets=stock.csv score.pin=pin.parquet budgets.weight_by_place=true",
+            "score.pin with budgets.weight_by_place: received beside score.budgets",
+        ),
+    ],
+)
+def test_budgets_choose_all_lists_together(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal, [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
             "score.users=2026-01-01",
             "score.users: received '2026-01-01' beside [experiment], expected all: its arms",
         ),

@@ -14,6 +14,7 @@ from pipeline.budgets_section import BudgetsConfig, FairnessConfig
 from pipeline.errors import LookbackError
 from pipeline.serving import batch, night_lists, ray_batch, user_rules
 from pipeline.serving.night_candidates import CandidateScorer
+from pipeline.serving.night_lists import Certificate
 from tests.factories import small_bundle
 from tests.pipeline.serving.test_previous_lists import first_night, scored, scorer_of
 from tests.pipeline.serving.test_user_rules import settings_of
@@ -49,7 +50,7 @@ def budgeted(
     return night_lists.prepare(settings or BudgetsConfig(), scorer, folder), scorer
 
 
-def written(plan: night_lists.Plan, scorer: batch.Scorer) -> tuple[pl.DataFrame, dict[str, Any]]:
+def written(plan: night_lists.Plan, scorer: batch.Scorer) -> tuple[pl.DataFrame, Certificate]:
     scored(plan.scorer)
     certificate = plan.allocated()
     scored(night_lists.with_lists(scorer, plan))
@@ -68,8 +69,8 @@ def test_without_a_budget_that_binds_lists_are_those_of_every_night(bundle: Path
     assert table.drop("because").equals(expected.drop("because"))
     reasons = [[[own["item_id"] for own in row] for row in frame["because"]] for frame in (table, expected)]
     assert reasons[0] == reasons[1]
-    assert certificate["binding"] == certificate["infeasible"] == []
-    assert certificate["gap"] == certificate["value_lost"] == 0
+    assert certificate.binding == certificate.infeasible == []
+    assert certificate.gap == certificate.value_lost == 0
 
 
 def test_caps_and_floors_hold_and_lists_stay_full(bundle: Path, tmp_path: Path) -> None:
@@ -81,9 +82,9 @@ def test_caps_and_floors_hold_and_lists_stay_full(bundle: Path, tmp_path: Path) 
     assert 3 <= held["i7"] <= 12
     assert (table.group_by("user_id").len()["len"] == 3).all()
     assert table.select(pl.struct("user_id", "item_id").is_unique().all()).item()
-    assert certificate["gap"] < 1e-6
-    assert certificate["value"] < certificate["value_without_budgets"]
-    assert {(row["value"], row["kind"]) for row in certificate["binding"]} >= {("i2", "min")}
+    assert certificate.gap < 1e-6
+    assert certificate.value < certificate.value_without_budgets
+    assert {(row["value"], row["kind"]) for row in certificate.binding} >= {("i2", "min")}
     assert not table["score"].is_nan().any()
 
 
@@ -146,7 +147,7 @@ def test_floors_out_of_reach_stop_the_night_or_are_named(bundle: Path, tmp_path:
     table, certificate = written(
         *budgeted(bundle, tmp_path / "report", rows, settings=settings, **dict[str, Any](files))
     )
-    assert certificate["infeasible"] == [{"field": "item_id", "value": "i1", "missing": 20, "min_places": 30}]
+    assert certificate.infeasible == [{"field": "item_id", "value": "i1", "missing": 20, "min_places": 30}]
     assert places(table)["i1"] == 10
     assert places(table)["i2"] >= 20
 
@@ -161,7 +162,8 @@ def test_places_by_rank_and_fairness(bundle: Path, tmp_path: Path) -> None:
     plain, _ = written(*budgeted(bundle, tmp_path / "plain", []))
     least = [min(places(frame).get(f"i{item}", 0) for item in range(1, 8)) for frame in (even, plain)]
     assert least[0] > least[1]
-    assert 0 <= certificate["exposure"]["gini"] < 0.3
+    assert certificate.exposure is not None
+    assert 0 <= certificate.exposure["gini"] < 0.3
 
 
 def test_a_worker_of_ray_opens_the_same_pass(bundle: Path, tmp_path: Path) -> None:
