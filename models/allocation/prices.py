@@ -7,6 +7,7 @@ Letters in shapes: u users, k places, n items, b budgets, g groups.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.allocation.lists import CLOSED, priced_lists, reduced_values
 from models.allocation.night import NO_CAP, UNIT, Night
@@ -120,7 +121,7 @@ def _balancing(night: Night, share: float, current: Prices, column: Int32) -> In
 def _wanted(night: Night, current: Prices, column: Int32) -> tuple[Int64, Int64]:
     """Budget, and highest price at which a list wants the candidate, of all candidates of all budgets: two [p]."""
     price, of_item = current.of_items(night), night.budgets.of_item
-    is_priced = (of_item < len(night.budgets)).any(axis=1)
+    is_priced: NDArray[np.bool_] = np.asarray((of_item < len(night.budgets)).any(axis=1))
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for rows in night.chunks():
         part, own = night.select(rows), column[rows]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,25 @@ def score(
     Every process opens bundle and log by path, so paths must lead to the same files everywhere, and computes with one thread.
     Raises LookbackError where Ray is not installed, or a shard failed.
     """
+    with session(job.settings.workers) as ray:
+        try:
+            task = ray.remote(num_cpus=1, max_retries=RETRIES)(_shard)
+            plain = _PlainJob.of(job, arms)
+            waiting = {task.remote(plain, number): number for number in range(num_shards)}
+            while waiting:
+                (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+                number = waiting.pop(done)
+                yield users[number], ray.get(done)
+        except ray.exceptions.RayError as error:
+            raise LookbackError(f"score: Ray: {getattr(error, 'cause', None) or error}") from None
+
+
+@contextmanager
+def session(workers: int) -> Iterator[Any]:
+    """Ray, joined or started here unless it runs already; within a session several passes share its processes.
+
+    Raises LookbackError where Ray is not installed.
+    """
     try:
         import ray
     except ImportError:
@@ -37,17 +57,9 @@ def score(
             "score.engine: received 'ray', but Ray is not installed; install it with `pip install 'lookback[ray]'`, or set "
             "score.engine = 'local'"
         ) from None
-    own = _connect(ray, job.settings.workers)
+    own = _connect(ray, workers)
     try:
-        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_shard)
-        plain = _PlainJob.of(job, arms)
-        waiting = {task.remote(plain, number): number for number in range(num_shards)}
-        while waiting:
-            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-            number = waiting.pop(done)
-            yield users[number], ray.get(done)
-    except ray.exceptions.RayError as error:
-        raise LookbackError(f"score: Ray: {getattr(error, 'cause', None) or error}") from None
+        yield ray
     finally:
         if own:
             ray.shutdown()

@@ -18,6 +18,7 @@ from models.recommendation.engine import RecommendationEngine
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.budgets_section import BudgetsConfig, are_kept
+from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
 from pipeline.modelling.ranker_columns import mostly_unseen
@@ -84,11 +85,12 @@ def build(ctx: Context) -> None:
     _say_if_nothing_was_shown(scorer)
     by_arm = _by_arm(ctx, scorer)
     started = time.monotonic()
-    if are_kept(config.score, config.budgets):
-        scorer = _chosen_together(ctx, scorer)
-    elif by_arm is None:
-        scorer = _reusing(ctx, scorer)
-    total = _by_shards(ctx, scorer if by_arm is None else by_arm, None if by_arm is None else by_arm.arms)
+    with _engine(config):
+        if are_kept(config.score, config.budgets):
+            scorer = _chosen_together(ctx, scorer)
+        elif by_arm is None:
+            scorer = _reusing(ctx, scorer)
+        total = _by_shards(ctx, scorer if by_arm is None else by_arm, None if by_arm is None else by_arm.arms)
     seconds = time.monotonic() - started
     _add_shadows(ctx, scorer)
     for own in (user_rules.FOLDER, night_candidates.FOLDER):
@@ -103,6 +105,15 @@ def build(ctx: Context) -> None:
         name: total.get(name, 0) for name in user_rules.pin_counts(config.score)
     }
     _report(ctx, scorer, total, (total.get("users", 0) - total.get("users_before", 0)) / max(seconds, 1e-9))
+
+
+def _engine(config: Config) -> contextlib.AbstractContextManager[object]:
+    """Processes that all passes of a scoring share."""
+    if config.score.engine != "ray":
+        return contextlib.nullcontext()
+    from pipeline.serving import ray_batch
+
+    return ray_batch.session(config.score.workers)
 
 
 def _by_shards(ctx: Context, scorer: Scorer, arms: Arms | None = None) -> Counts:
