@@ -109,4 +109,4 @@ def _solved(night: Night, seed: int, exact_variables: int) -> tuple[Int32, float
     else:
         own = prices(night, seed)
     bound, column = own.bound(night)
-    return Repair(night, own.of_items(night), column).repaired(), bound, own
+    return Repair(night, own.of_items(night), own.bonus_of_items(night), column).repaired(), bound, own

@@ -16,7 +16,7 @@ from models.histories import Int32, Int64
 
 SAMPLE_VARIABLES = 100_000
 """Variables of the program of a sample, and of the largest that is solved exactly."""
-_REFINED_USERS, _STEPS = 20_000, 12
+_REFINED_USERS, _STEPS = 50_000, 12
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,13 @@ class Prices:
 
     def of_items(self, night: Night) -> Int64:
         """[n + 1] price of each item: the sum of its budgets' prices, less its group's bonus."""
-        price = night.budgets.per_item(self.budget)
+        return night.budgets.per_item(self.budget) - self.bonus_of_items(night)
+
+    def bonus_of_items(self, night: Night) -> Int64:
+        """[n + 1] bonus of each item's group; zeros without fairness."""
         if night.fairness is None:
-            return price
-        return np.asarray(price - np.append(0, self.bonus)[night.fairness.group])
+            return np.zeros(night.budgets.num_items + 1, np.int64)
+        return np.asarray(np.append(0, self.bonus)[night.fairness.group])
 
     def bound(self, night: Night, share: float = 1.0) -> tuple[float, Int32]:
         """Upper bound of the objective, in fixed point times `UNIT`, and the lists [u, k] at these prices.

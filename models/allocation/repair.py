@@ -17,6 +17,7 @@ _DISPLACING_ROUNDS = 30
 """Rounds in which a list may take a place from another; then full budgets are closed."""
 _OPEN = 2**36
 """Added to reduced values to fill places with any candidate, also below its price."""
+_IMPROVING_ROUNDS = 3
 _OFFERS = 4
 """Candidates of a list for missing floors in one round."""
 
@@ -28,6 +29,8 @@ class Repair:
     night: Night
     price: Int64
     """[n + 1] of a place of each item, in fixed point"""
+    bonus: Int64
+    """[n + 1] worth of a place of each item besides its value (fairness), in fixed point"""
     column: Int32
     """[u, k] candidates of the lists, -1: empty"""
 
@@ -52,6 +55,7 @@ class Repair:
         self._move_up()
         while (self._usage < self.night.budgets.low).any() and self._exchange():
             pass
+        self._improve()
         return self.column
 
     def _items(self, rows: slice | Int64) -> Int32:
@@ -149,14 +153,14 @@ class Repair:
         budgets = self.night.budgets
         is_missing = np.append(self._usage < budgets.low, False)
         is_wanted: NDArray[np.bool_] = np.asarray(is_missing[budgets.of_item].any(axis=1))
-        row, column, loss = self._offers(is_wanted)
+        row, column, loss = self._offers(is_wanted, is_kept=is_wanted)
         order = np.lexsort((column, row, loss))
         groups = [set(own[own < len(budgets)].tolist()) for own in budgets.of_item]
         missing = set(np.flatnonzero(self._usage < budgets.low).tolist())
         is_any = False
         for user, candidate in zip(row[order].tolist(), column[order].tolist(), strict=True):
             wanted = groups[int(self.night.item[user, candidate])]
-            if wanted.isdisjoint(missing) or not self._try(user, candidate, groups):
+            if wanted.isdisjoint(missing) or not self._try(user, candidate, groups, missing):
                 continue
             is_any = True
             missing -= {budget for budget in wanted if self._usage[budget] >= budgets.low[budget]}
@@ -164,14 +168,32 @@ class Repair:
                 break
         return is_any
 
-    def _offers(self, is_wanted: NDArray[np.bool_]) -> tuple[Int64, Int64, Int64]:
-        """Row, column and loss of candidates of wanted items [n + 1] outside the lists, three [p]; a few of each row."""
+    def _improve(self) -> None:
+        """Exchange places of single lists for a greater value where the budgets leave room, the greatest gains first."""
+        budgets, self.price = self.night.budgets, -self.bonus
+        groups = [set(own[own < len(budgets)].tolist()) for own in budgets.of_item]
+        for _ in range(_IMPROVING_ROUNDS):
+            row, column, loss = self._offers(
+                budgets.slack(self._usage) > 0, is_kept=np.zeros(budgets.num_items + 1, bool)
+            )
+            order = np.lexsort((column, row, loss))
+            pairs = zip(row[order].tolist(), column[order].tolist(), (loss[order] < 0).tolist(), strict=True)
+            made = [self._try(user, candidate, groups, None) for user, candidate, is_gain in pairs if is_gain]
+            if not any(made):
+                return
+
+    def _offers(self, is_wanted: NDArray[np.bool_], is_kept: NDArray[np.bool_]) -> tuple[Int64, Int64, Int64]:
+        """Row, column and loss of candidates of wanted items [n + 1] outside the lists, three [p]; a few of each row.
+
+        is_kept: [n + 1] items that they do not replace.
+        """
         parts = []
         for rows in self.night.chunks():
             part = self.night.select(rows)
             reduced = reduced_values(part, self.price)
             own = self.column[rows]
             held = np.where(own >= 0, np.take_along_axis(reduced, np.maximum(own, 0), 1), 0)
+            held = np.where(is_kept[self._items(rows)], -CLOSED, held)
             row, place = np.nonzero(own >= 0)
             gain = np.where(is_wanted[part.item], reduced, CLOSED)
             gain[row, own[row, place]] = CLOSED
@@ -185,8 +207,13 @@ class Repair:
         row, column, loss = (np.concatenate(own) for own in zip(*parts, strict=True))
         return row, column, loss
 
-    def _try(self, user: int, candidate: int, groups: list[set[int]]) -> bool:
-        """Give a candidate the cheapest place of its list that keeps caps, floors and quota; whether there is one."""
+    def _try(self, user: int, candidate: int, groups: list[set[int]], missing: set[int] | None) -> bool:
+        """Give a candidate the cheapest place of its list that keeps caps, floors and quota; whether there is one.
+
+        missing: budgets of which one must gain, whatever is lost; None: the list must gain.
+        """
+        if (self.column[user] == candidate).any():
+            return False
         night, budgets = self.night, self.night.budgets
         items = self._items(np.array([user]))[0]
         new = groups[int(night.item[user, candidate])]
@@ -196,10 +223,13 @@ class Repair:
         worth = (held - reduced[candidate]) * night.weight
         number = min(int(night.places[user]), int((own >= 0).sum()) + 1)
         for place in np.argsort(worth[:number], kind="stable").tolist():
+            if missing is None and worth[place] >= 0:
+                return False
             weight, old = int(night.weight[place]), groups[int(items[place])] if own[place] >= 0 else set()
             if (
                 all(self._usage[budget] + weight <= budgets.high[budget] for budget in new - old)
                 and all(self._usage[budget] - weight >= budgets.low[budget] for budget in old - new)
+                and (missing is None or not missing.isdisjoint(new - old))
                 and self._fits(user, candidate, place)
             ):
                 for budget in new - old:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.histories import Float32, Histories, Int32, Int64
+from models.histories import Float32, Histories, Int32, Int64, ItemSets, Shortlists
 from models.recommendation.answer import Answer, Run
 from models.recommendation.pins import Pins
 from models.recommendation.rules import Rules
@@ -161,6 +161,10 @@ class CandidateScorer(Scorer):
             if len(items):
                 asked.append((self.places if number else len(items), self._rules(items)))
         answers = [self._candidates(users, known, number, rules, run) for number, rules in asked]
+        if len(answers) > 1 and self.bundle.second_stage is not None:
+            among = shortlists([answer.item_index for answer in answers])  # to be ranked beside each other
+            known_among = replace(known, shortlist=among)
+            answers = [self._candidates(users, known_among, self.width(wanted), self._rules(), run)]
         merged = _merged(answers, self.width(wanted), self.num_outcomes)
         value = self._value(merged, answers[0].cold)
         item = merged.item
@@ -190,21 +194,26 @@ class CandidateScorer(Scorer):
         """
         is_real = columns.item > 0
         score = np.where(is_real, columns.score, -np.inf).astype(np.float64)
-        if (
-            columns.outcomes.shape[2]
-            and outcome_order.has_utility(self.bundle)
-            and self.job.settings.order == "utility"
-        ):
+        if self.job.settings.order == "utility" and outcome_order.has_utility(self.bundle):
             value = columns.outcomes[:, :, -1].astype(np.float64)
         elif (probability := self.bundle.probability_at(self.log.request.time)) is not None:
-            scores = columns.outcomes[:, :, 0] if columns.outcomes.shape[2] else columns.score
-            value = probability(np.where(is_real, scores, np.nan)).astype(np.float64)
+            value = probability(np.where(is_real, columns.score, np.nan)).astype(np.float64)
         else:
             value = softmax(score)
         shares = np.where(is_real, np.maximum(columns.score, 0), 0).astype(np.float64)
         shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-300)
         value = np.where(cold[:, None], shares, value)
         return np.where(is_real & np.isfinite(value), np.maximum(value, 0), 0).astype(np.float32)
+
+
+def shortlists(items: list[Int32]) -> Shortlists:
+    """The items [rows, …] of each row, all together, as the only ones that it may have."""
+    every = np.concatenate(items, axis=1)
+    row, place = np.nonzero(every)
+    width = int(every.max(initial=0)) + 1
+    pair = np.unique(row * width + every[row, place])
+    sets = ItemSets.of(pair // width, pair % width, len(every))
+    return Shortlists(sets.item_index, sets.starts, sets.ends, np.ones(len(every), bool))
 
 
 def softmax(score: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from models.allocation.allocate import Allocation, allocate, with_fairness
 from models.allocation.night import NO_CAP, UNIT, Budgets, Fairness, Night, Quota
-from models.histories import Histories, Int32, Int64, ItemSets, Shortlists
+from models.histories import Histories, Int32, Int64
 from models.recommendation.answer import Answer, Because, Outcomes, Run
 from pipeline.artifacts.files import read_record, write_json
 from pipeline.errors import LookbackError
 from pipeline.serving import budget_table, outcome_order
 from pipeline.serving.batch import NightPass, Scorer
 from pipeline.serving.budget_table import Budget, Catalogue
-from pipeline.serving.night_candidates import FOLDER, CandidateScorer, Store, wanted_items
+from pipeline.serving.night_candidates import FOLDER, CandidateScorer, Store, shortlists, wanted_items
 from pipeline.serving.shards import Batch
 
 if TYPE_CHECKING:
@@ -322,12 +322,8 @@ class AllocatedScorer(Scorer):
         settings = self.job.settings
         if not settings.because:
             return None
-        row, place = np.nonzero(items)
-        order = np.lexsort((items[row, place], row))
-        sets = ItemSets.of(row[order], items[row, place][order], len(items))
-        among = Shortlists(sets.item_index, sets.starts, sets.ends, np.ones(len(items), bool))
         answer = self.bundle.engine.answer(
-            replace(known, shortlist=among),
+            replace(known, shortlist=shortlists([items])),
             self.places,
             replace(self.rules, max_per_category=0),
             segment=self.segment[users],

@@ -20,9 +20,16 @@ def test_budgets_hold_over_the_night_in_the_same_bytes(copied: Workdir) -> None:
     before = pl.read_parquet(copied.artifact("score", *PLAIN) / "recommendations" / "*.parquet")
     ordered = before["item_id"].value_counts(sort=True)
     (most, rare), users = (ordered["item_id"][place] for place in (0, -1)), before["user_id"].n_unique()
+    names = ["field", "value", "min_places", "max_places"]
+    pl.DataFrame([("item_id", str(most), 1, None)], schema=names, orient="row").write_csv(
+        copied.folder / "loose.csv"
+    )
+    loose = (*PLAIN, "--set", "score.budgets=loose.csv")
+    copied.run("score", *loose)
+    same = pl.read_parquet(copied.artifact("score", *loose) / "recommendations" / "*.parquet")
+    assert same["item_id"].equals(before["item_id"]), "candidates with a floor are ranked beside the others"
     cap, floor = int(ordered["count"][0]) // 2, users // 3
     rows = [("item_id", str(most), None, cap), ("item_id", str(rare), floor, None)]
-    names = ["field", "value", "min_places", "max_places"]
     pl.DataFrame(rows, schema=names, orient="row").write_csv(copied.folder / "budgets.csv")
     settings = (*PLAIN, "--set", "score.budgets=budgets.csv")
     summary = copied.run("score", *settings, *SMALL_SHARDS)["summary"]
