@@ -308,6 +308,13 @@ class ScoreConfig(Section):
         raise ValueError(f"score.model: received {model!r}, expected {expected}")
 
 
+class SimilarConfig(Section):
+    """Lists of similar items: the `[similar]` section."""
+
+    k: int = Field(20, ge=1)
+    """List length per item, in items."""
+
+
 class MonitorConfig(Section):
     """Outcomes of delivered lists, and alerts: the `[monitor]` section."""
 

@@ -139,7 +139,7 @@ class Scorer:
             job.seed,
             exclude_seen=exclude_seen,
             timezone=job.timezone,
-            gone=_gone_items(job, bundle, log),
+            gone=items_gone(job.settings, job.ingest, bundle, log),
         )
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
 
@@ -199,7 +199,10 @@ class Scorer:
         shard, size = self._shard(users, previous), self.job.settings.batch_users
         counts: Counter[str] = Counter(shard.copied(self.job.settings.k))
         waiting: deque[tuple[slice, Future[Batch]]] = deque()
-        with pq.ParquetWriter(path, self.schema, compression="zstd") as writer, _threads() as (run, ahead):
+        with (
+            pq.ParquetWriter(path, self.schema, compression="zstd") as writer,
+            scoring_threads() as (run, ahead),
+        ):
 
             def write_next() -> None:
                 pool, future = waiting.popleft()
@@ -312,9 +315,9 @@ class Scorer:
         }
 
 
-def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:
+def items_gone(settings: ScoreConfig, ingest: Path, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:
     """Items that `score.max_item_age_days` leaves out; none where it is off."""
-    days, histories = job.settings.max_item_age_days, log.histories
+    days, histories = settings.max_item_age_days, log.histories
     if not days:
         return {}
     last_seen = np.zeros(len(bundle.items) + 1, np.int64)
@@ -324,7 +327,7 @@ def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool
         is_known = time < log.request.before
         np.maximum.at(last_seen, log.items[histories.item_index[events]][is_known], time[is_known])
     last_seen[0] = 0
-    return gone_items(bundle, last_seen, log.request.time, days, job.ingest / "items.parquet")
+    return gone_items(bundle, last_seen, log.request.time, days, ingest / "items.parquet")
 
 
 def _selected_users(job: Job, log: Log) -> Users:
@@ -368,7 +371,7 @@ def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
 
 
 @contextmanager
-def _threads() -> Iterator[tuple[Run, ThreadPoolExecutor]]:
+def scoring_threads() -> Iterator[tuple[Run, ThreadPoolExecutor]]:
     """`map` over torch's number of threads, and threads that wait for it; all with single-threaded kernels.
 
     Single-threaded kernels give the same bits whatever the number of threads.

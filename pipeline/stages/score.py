@@ -62,7 +62,7 @@ def build(ctx: Context) -> None:
     inputs = ctx.inputs
     config, timed = ctx.config, is_timed(ctx.config)
     job = Job(
-        _bundle(ctx),
+        ctx.bundle(),
         inputs["features"],
         inputs["ingest"],
         folder,
@@ -139,18 +139,6 @@ def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
         return scorer
     ctx.manifest.update(lists_key=key, not_reused="--force" if ctx.force else "no earlier lists made alike")
     return replace(scorer, job=replace(scorer.job, reuse=reuse))
-
-
-def _bundle(ctx: Context) -> Path:
-    """Verified folder of the bundle to score with."""
-    if ctx.model is None:
-        return ctx.inputs["publish"] / "bundle"
-    from pipeline.serving import bundle_cache
-    from pipeline.serving.bundle import read_description
-
-    folder = bundle_cache.bundle_folder(ctx.config, ctx.model)
-    read_description(folder, verify=True)
-    return folder
 
 
 def _by_arm(ctx: Context, scorer: Scorer) -> ArmScorer | None:
