@@ -19,6 +19,7 @@ from pipeline.artifacts.files import write_json
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
+from pipeline.modelling import history_gain
 from pipeline.modelling.ranker_columns import mostly_unseen
 from pipeline.modelling.second_stage import is_timed
 from pipeline.monitoring import earlier_lists
@@ -30,6 +31,7 @@ from pipeline.serving import (
     drift,
     new_item_catalogue,
     outcome_order,
+    partly_ranked,
     previous_lists,
     scored_lists,
     shadows,
@@ -79,6 +81,7 @@ def build(ctx: Context) -> None:
     of_users = {} if scorer.user_rules is None else scorer.user_rules.counts
     outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
     _say_if_nothing_was_shown(scorer)
+    partly_ranked.check_share(scorer.bundle, config.score.second_stage_share)
     by_arm = _by_arm(ctx, scorer)
     if by_arm is None:
         scorer = _reusing(ctx, scorer)
@@ -306,8 +309,24 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
         f"{counted['short_lists']:,} short lists{lists}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}{_reused(ctx)}"
-        f"{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
+        f"{_ranked(ctx, scorer, total, rate)}{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
     )
+
+
+def _ranked(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> str:
+    """Users whose lists the second stage ranked, for the manifest and the summary line, where it ranks a share."""
+    share, gain = ctx.config.score.second_stage_share, partly_ranked.gain_of(scorer.bundle)
+    if share == 1 or gain is None:
+        return ""
+    number = total.get(partly_ranked.RANKED, 0)
+    ctx.manifest["second_stage"] = {
+        "share": share,
+        partly_ranked.RANKED: number,
+        history_gain.ENTRY: gain.as_rows(),
+        "predicted_seconds": partly_ranked.predicted_seconds(total, rate),
+    }
+    ctx.track.metric(partly_ranked.RANKED, number)
+    return f", {number:,} lists by the second stage"
 
 
 def _valued(ctx: Context, scorer: Scorer) -> str:

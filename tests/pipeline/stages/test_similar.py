@@ -105,9 +105,9 @@ def test_pairs_are_the_successive_events_of_the_test(
     assert sorted(found) == sorted(expected)
     assert pairs.left_out == left_out
     lists = np.array([[2, 3], [1, 3], [0, 0]], np.int32), np.zeros((3, 2), np.float32)
-    user, item, following = np.array([0, 0, 1]), np.array([1, 2, 3], np.int32), np.array([3, 1, 2], np.int32)
-    by_hand = Pairs(user, item, following, {})
-    metrics = by_hand.metrics(lists, item)
+    users, items = np.array([0, 0, 1]), np.array([1, 2, 3], np.int32)
+    by_hand = Pairs(users, items, np.array([3, 1, 2], np.int32), {})
+    metrics = by_hand.metrics(lists, items)
     assert metrics["hit_rate@2"].tolist() == [1, 1, 0]
     assert metrics["ndcg@2"] == pytest.approx([1 / np.log2(3), 1, 0])
 
