@@ -19,7 +19,7 @@ VENV := .venv
 INSTALLED := $(VENV)/installed
 LOOKBACK := $(VENV)/bin/lookback
 SETTINGS = --config "$$CONFIG" $${SET:+--set "$$SET"}
-STAGES := ingest features train index rank baselines evaluate publish monitor score report
+STAGES := ingest features train index rank baselines evaluate publish monitor score report similar
 
 PYTEST := $(VENV)/bin/pytest -n logical --maxprocesses 4 --dist worksteal
 
@@ -48,10 +48,11 @@ publish:   ## refit on all data, write the bundle, register the model
 monitor:   ## what became of the lists delivered before, and alerts
 score:     ## recommendations for every user
 report:    ## one self-contained HTML file
+similar:   ## the items most similar to each item, popular items by segment; not part of all
 $(STAGES): $(INSTALLED)
 	@$(LOOKBACK) run $@ $(SETTINGS)
 
-all: $(INSTALLED)  ## every stage, from the log to recommendations and report
+all: $(INSTALLED)  ## every stage but similar, from the log to recommendations and report
 	@$(LOOKBACK) run all $(SETTINGS)
 
 nightly: $(INSTALLED)  ## ingest new events, judge earlier lists, score with the champion, move score/live; trains nothing

@@ -13,7 +13,7 @@ from features.printable import printable_lines
 from pipeline.credentials import masked
 from pipeline.errors import TRACEBACK, ConfigError, LookbackError, command_line, one_line
 
-STAGE_NAMES = (
+STAGES_OF_ALL = (
     "ingest",
     "features",
     "train",
@@ -26,6 +26,7 @@ STAGE_NAMES = (
     "score",
     "report",
 )
+STAGE_NAMES = (*STAGES_OF_ALL, "similar")
 
 
 class _Configured(click.Command):
@@ -68,11 +69,11 @@ def cli() -> None:
     "--fail-on-alert", is_flag=True, help="End with exit code 3 where the stage monitor has alerts."
 )
 def run(config: Any, stages: tuple[str, ...], force: bool, as_json: bool, fail_on_alert: bool) -> None:
-    """Run STAGES and the stages they need (all: every stage)."""
+    """Run STAGES and the stages they need (all: every stage but similar)."""
     from pipeline.orchestration.process_group import is_leader
     from pipeline.orchestration.runner import bring_up_to_date, ended_by_sigterm, read_databases
 
-    names = [name for stage in stages for name in (STAGE_NAMES if stage == "all" else (stage,))]
+    names = [name for stage in stages for name in (STAGES_OF_ALL if stage == "all" else (stage,))]
     if fail_on_alert and "monitor" not in names:
         raise ConfigError("run --fail-on-alert: expected the stage monitor among the stages")
     say = (lambda _: None) if as_json else _say

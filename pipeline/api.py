@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Config, load_config
 from pipeline.configs import find
 from pipeline.errors import ConfigError
-from pipeline.orchestration.graph import STAGES, finished_folder
+from pipeline.orchestration.graph import ALL, finished_folder
 
 if TYPE_CHECKING:
     import polars as pl
@@ -124,7 +124,7 @@ def run(
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> Run:
-    """Bring stages and their inputs up to date, as `lookback run` does; `all` is every stage.
+    """Bring stages and their inputs up to date, as `lookback run` does; `all` is every stage but similar.
 
     config: path of a TOML file, name of a shipped configuration, or a Config; set: dotted key to value, over the file;
     force: rebuild the named stages even if up to date; say: receives one line per stage.
@@ -133,7 +133,7 @@ def run(
     from pipeline.orchestration.runner import bring_up_to_date, read_databases
 
     loaded = _load(config, set)
-    names = [name for stage in stages for name in (STAGES if stage == "all" else (stage,))]
+    names = [name for stage in stages for name in (ALL if stage == "all" else (stage,))]
     read_databases(loaded, names, force=force)
     bring_up_to_date(loaded, names, force=force, show_progress=sys.stderr.isatty(), say=say)
     return Run(loaded)

@@ -48,6 +48,7 @@ def check_budgets(
         "score.diversity": bool(score.diversity),
         "score.popularity_damping": bool(score.popularity_damping),
         "score.exploration": score.exploration not in (0, 0.0),
+        "score.second_stage_share": score.second_stage_share < 1,
         "score.shadows": bool(score.shadows),
         "[experiment]": experiment is not None,
         "score.pin with budgets.weight_by_place": score.pin is not None

@@ -39,6 +39,7 @@ from pipeline.sections import (
     ReportConfig,
     ScoreConfig,
     Section,
+    SimilarConfig,
     TrackingConfig,
     TuneConfig,
 )
@@ -92,6 +93,7 @@ class Config(Section):
     publish: PublishConfig = PublishConfig()
     score: ScoreConfig = ScoreConfig()
     budgets: BudgetsConfig | None = None
+    similar: SimilarConfig = SimilarConfig()
     monitor: MonitorConfig = MonitorConfig()
     experiment: ExperimentConfig | None = None
     deliver: DeliverConfig | None = None
@@ -335,9 +337,8 @@ def _value(text: str) -> Any:
 
 def _options(annotation: Any) -> tuple[Any, ...]:
     """Members of a union, or the type itself."""
-    return (
-        get_args(annotation) if get_origin(annotation) in (types.UnionType, typing.Union) else (annotation,)
-    )
+    is_union = get_origin(annotation) in (types.UnionType, typing.Union)
+    return get_args(annotation) if is_union else (annotation,)
 
 
 @functools.cache
@@ -451,9 +452,8 @@ def _explain(error: pydantic.ValidationError, tree: dict[str, Any], where: str) 
         else:
             lines.append(_refused(key, problem, tree))
         whole += [f"{key}: received "] if lines[-1].startswith(f"{key}.") else []
-    lines = [
-        line for line in lines if not line.startswith(tuple(whole))
-    ]  # the wrong key within a table says enough
+    # the wrong key within a table says enough
+    lines = [line for line in lines if not line.startswith(tuple(whole))]
     return "\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))
 
 

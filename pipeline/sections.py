@@ -226,6 +226,9 @@ class ScoreConfig(Section):
     uniform, or softmax (exp of the score on the scale of `popularity_damping`, over temperature), see the column `propensity`."""
     order: Literal["next", "utility"] = "next"
     """Order of a list. next: what the user takes next; utility: the expected utility of the outcomes (`utility`)."""
+    second_stage_share: float = Field(1.0, ge=0, le=1)
+    """Share of the users with a history whose lists the second stage ranks: those of the greatest gain on validation by length of
+    history. The others' lists are in the order of retrieval."""
     max_shown: int = Field(0, ge=0)
     """Times an item is shown to a user within `shown_days` without a reaction before it is left out; 0: any number."""
     shown_days: float = Field(14.0, gt=0)
@@ -316,6 +319,13 @@ class ScoreConfig(Section):
             return model
         expected = "run, champion, models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS"
         raise ValueError(f"score.model: received {model!r}, expected {expected}")
+
+
+class SimilarConfig(Section):
+    """Lists of similar items: the `[similar]` section."""
+
+    k: int = Field(20, ge=1)
+    """List length per item, in items."""
 
 
 class MonitorConfig(Section):

@@ -22,6 +22,7 @@ from features.histories.event_columns import EventColumn
 from features.histories.event_types import EventTypes
 from features.histories.jagged import DISLIKES, EVENT_COLUMNS, JaggedHistories, user_ranges
 from features.histories.vocabulary import Vocabulary
+from features.parallel import in_order
 
 BUCKET_EVENTS = 8_000_000
 """Maximum events of a bucket (unless one user has more)."""
@@ -69,9 +70,8 @@ def build(
             width = len(columns)
             codes = stack.enter_context(ArrayWriter(folder / EVENT_COLUMNS, np.dtype(np.int32), width))
         lengths = []
-        for (first, last), bucket in zip(ranges, buckets, strict=True):
-            ordered = _sorted(read(bucket))
-            bucket.unlink()
+        in_turn = in_order(_taken, buckets, max_threads=1)
+        for (first, last), ordered in zip(ranges, in_turn, strict=True):
             kept = _without_repeats(ordered, event_types) if drop_consecutive else ordered
             num_dropped += len(ordered) - len(kept)
             lengths.append(np.bincount(kept["user_index"].to_numpy() - first, minlength=last - first))
@@ -98,24 +98,35 @@ def _encoded(
     """
     columns = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE]
     columns += [each.name for each in further]
+
+    def encoded(place: tuple[Path, list[int]]) -> pl.DataFrame:
+        part, groups = place
+        with pq.ParquetFile(part) as file:
+            order = [schema.ORDER] if schema.ORDER in file.schema_arrow.names else []
+            events = pl.DataFrame(file.read_row_groups(groups, columns=[*columns, *order]))
+        return events.select(
+            pl.Series("user_index", users.encode(events[schema.USER_ID])),
+            pl.Series("item_index", items.encode(events[schema.ITEM_ID])),
+            pl.col(schema.TIMESTAMP).dt.epoch("us").alias("time"),
+            event_types.codes(events),
+            pl.col(schema.VALUE).fill_null(float("nan")).alias("value"),
+            *order,
+            *(
+                each.codes(events).alias(name)
+                for each, name in zip(further, _code_names(further), strict=True)
+            ),
+        )
+
+    return in_order(encoded, _places(parts), max_threads=1)
+
+
+def _places(parts: Sequence[Path]) -> Iterator[tuple[Path, list[int]]]:
+    """Parts with the row groups of them that are read together."""
     for part in parts:
         schema.scan(part, schema.EVENTS)
         with pq.ParquetFile(part) as file:
-            order = [schema.ORDER] if schema.ORDER in file.schema_arrow.names else []
-            for groups in row_groups(file):
-                events = pl.DataFrame(file.read_row_groups(groups, columns=[*columns, *order]))
-                yield events.select(
-                    pl.Series("user_index", users.encode(events[schema.USER_ID])),
-                    pl.Series("item_index", items.encode(events[schema.ITEM_ID])),
-                    pl.col(schema.TIMESTAMP).dt.epoch("us").alias("time"),
-                    event_types.codes(events),
-                    pl.col(schema.VALUE).fill_null(float("nan")).alias("value"),
-                    *order,
-                    *(
-                        each.codes(events).alias(name)
-                        for each, name in zip(further, _code_names(further), strict=True)
-                    ),
-                )
+            groups = list(row_groups(file))
+        yield from ((part, together) for together in groups)
 
 
 def _code_names(columns: Sequence[EventColumn]) -> list[str]:
@@ -174,6 +185,13 @@ def read(bucket: Path) -> pl.DataFrame:
     """The rows of a bucket."""
     with pa.memory_map(str(bucket)) as source:
         return pl.DataFrame(pa.ipc.open_stream(source).read_all())
+
+
+def _taken(bucket: Path) -> pl.DataFrame:
+    """Sorted events of a bucket, whose file is removed."""
+    events = _sorted(read(bucket))
+    bucket.unlink()
+    return events
 
 
 def _sorted(events: pl.DataFrame) -> pl.DataFrame:

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +44,9 @@ class LogFacts:
             neighbours += len(begins) - int(np.count_nonzero(block.lengths))
             tied += int(np.count_nonzero(~begins))
             user = np.repeat(np.arange(len(block.lengths)), block.lengths)
-            visit, item = np.cumsum(begins), block.cut(histories.item_index).astype(np.int64)
-            order = np.lexsort((visit, item, user))
-            is_new_item = _changes(user[order], item[order])
-            pairs += int(np.count_nonzero(is_new_item | _changes(visit[order])))
-            distinct += int(np.count_nonzero(is_new_item))
+            item = block.cut(histories.item_index)
+            pairs += _num_pairs(np.cumsum(begins), item)
+            distinct += _num_pairs(user, item)
         now = newest_regular(histories) if timed else int(histories.time.max(initial=0))
         step = resolution(histories) if timed else 1
         return cls(tied / max(neighbours, 1), (pairs - distinct) / max(pairs, 1), now, step)
@@ -135,10 +132,7 @@ def _within(histories: JaggedHistories, low: int, high: int) -> NDArray[np.int64
     return np.sort(np.concatenate([piece[(piece >= low) & (piece < high)] for piece in pieces]))
 
 
-def _changes(*keys: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether any key differs from its predecessor; True at the first place."""
-    changed = np.zeros(len(keys[0]), bool)
-    changed[:1] = True
-    for key in keys:
-        changed[1:] |= key[1:] != key[:-1]
-    return changed
+def _num_pairs(group: NDArray[np.int64], item: NDArray[np.int32]) -> int:
+    """Number of distinct pairs of a group's number and an item."""
+    pair = np.sort(group * (int(item.max(initial=0)) + 1) + item)
+    return int(np.count_nonzero(pair[1:] != pair[:-1])) + min(len(pair), 1)

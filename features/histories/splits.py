@@ -86,15 +86,13 @@ class Split:
 def num_under_core(histories: JaggedHistories, split: Split) -> dict[str, int]:
     """Events of each part whose user or item is under the core filter, neither trained on nor evaluated."""
     users = (split.train_user, split.kept_user, split.kept_user)
-    counts = dict.fromkeys(PARTS, 0)
+    counts = split.num_events(histories)
     for block in blocks(histories):
         is_kept_item = split.kept_item[block.cut(histories.item_index)]
-        for part, kept in zip(PARTS, users, strict=True):
-            start, end = split.stretch(histories, part)
-            inside = block.is_before(end) & ~block.is_before(start)
-            over = is_kept_item & np.repeat(kept[block.users], block.lengths)
-            counts[part] += int(np.count_nonzero(inside & ~over))
-    return counts
+        edges = [block.count(is_kept_item, edge) for edge in split.edges(histories)]
+        for part, kept, start, end in zip(PARTS, users, edges[:-1], edges[1:], strict=True):
+            counts[part] -= int((end - start)[kept[block.users]].sum())
+    return {part: counts[part] for part in PARTS}
 
 
 def core(
@@ -141,10 +139,11 @@ class Block:
         position = np.arange(self.events.start, self.events.stop)
         return np.asarray(position < np.repeat(ends[self.users], self.lengths))
 
-    def count(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """[users] chosen events of each."""
+    def count(self, chosen: NDArray[np.bool_], ends: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """[users] chosen events of each, before their users' flat positions in `ends` [num_users]; None: all."""
         before = np.concatenate(([0], np.cumsum(chosen)))
-        return np.asarray(before[self.starts + self.lengths] - before[self.starts])
+        stops = self.starts + self.lengths if ends is None else ends[self.users] - self.events.start
+        return np.asarray(before[stops] - before[self.starts])
 
 
 def blocks(histories: JaggedHistories) -> Iterator[Block]:
@@ -160,9 +159,13 @@ def _is_earlier(histories: JaggedHistories, moment: int) -> Callable[[Block], ND
     return lambda block: block.cut(histories.time) < moment
 
 
-def _count(histories: JaggedHistories, choose: Callable[[Block], NDArray[np.bool_]]) -> NDArray[np.int64]:
-    """[num_users] chosen events of each user."""
-    counts = [block.count(choose(block)) for block in blocks(histories)]
+def _count(
+    histories: JaggedHistories,
+    choose: Callable[[Block], NDArray[np.bool_]],
+    ends: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """[num_users] chosen events of each user, before the flat positions `ends` if given."""
+    counts = [block.count(choose(block), ends) for block in blocks(histories)]
     return np.concatenate(counts) if counts else np.zeros(0, np.int64)
 
 
@@ -241,9 +244,7 @@ def temporal(
     train_end = starts + _count(histories, _is_earlier(histories, validation_from))
     train_user, kept_item = core(histories, train_end, num_items, min_user_events, min_item_events)
     kept_item[1:] |= min_item_events == 1
-    on_kept = _count(
-        histories, lambda block: kept_item[block.cut(histories.item_index)] & block.is_before(test_end)
-    )
+    on_kept = _count(histories, lambda block: kept_item[block.cut(histories.item_index)], test_end)
     split = Split(
         "temporal",
         train_end,

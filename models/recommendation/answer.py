@@ -6,7 +6,7 @@ Letters in shapes: n items, k places, f candidates.
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,41 @@ class Answer:
     because: Because | None
     outcomes: Outcomes | None = None
     """None without heads of outcomes"""
+    ranked: NDArray[np.bool_] | None = None
+    """[rows], whether a second stage ranked the list, the others being of retrieval alone; None: one rule for all rows"""
+
+    @classmethod
+    def merged(cls, ranked: NDArray[np.bool_], by_both: "Answer", by_retrieval: "Answer") -> "Answer":
+        """Answers of the rows of the mask `ranked` [rows], and of the others, in the order of all rows."""
+        rows = np.concatenate((np.flatnonzero(ranked), np.flatnonzero(~ranked)))
+        order = np.argsort(rows)
+
+        def joined(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate((one, other))[order]
+
+        because, outcomes = by_both.because, by_both.outcomes
+        if because is not None and by_retrieval.because is not None:
+            other = by_retrieval.because
+            because = Because(
+                joined(because.item_index, other.item_index), joined(because.weight, other.weight)
+            )
+        if outcomes is not None:
+            whole = Outcomes.none(
+                (len(order), by_both.item_index.shape[1]),
+                outcomes.probability.shape[2],
+                has_utility=outcomes.utility is not None,
+            )
+            whole.fill(np.flatnonzero(ranked), outcomes)
+            outcomes = whole
+        return cls(
+            joined(by_both.item_index, by_retrieval.item_index),
+            joined(by_both.score, by_retrieval.score),
+            joined(by_both.propensity, by_retrieval.propensity),
+            joined(by_both.cold, by_retrieval.cold),
+            because,
+            outcomes,
+            ranked,
+        )
 
 
 Run = Callable[[Callable[[Int64], None], Iterable[Int64]], Iterable[None]]

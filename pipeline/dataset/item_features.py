@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from features.content import Content
 from features.histories.numbering import ItemNumbering
-from features.settings import ContentSettings
 from models.encoder.embeddings import ItemContent
 from models.histories import Float32, Int32
 from pipeline.dataset.dataset import Dataset
@@ -63,14 +62,6 @@ def _required(dataset: Dataset) -> Content:
             "or embedding: add it, or set model.item_content = false"
         )
     return dataset.content
-
-
-def content_settings(config: "Config") -> ContentSettings:
-    """Settings of the content encoder."""
-    items = config.items
-    if items is None:
-        return ContentSettings()
-    return ContentSettings(items.text_dim, items.text_max_words, items.text_min_items)
 
 
 def has_content(content: Content) -> NDArray[np.bool_]:

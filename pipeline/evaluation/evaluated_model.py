@@ -1,5 +1,6 @@
 """Evaluated weights of a bundle, or its baseline on the training events, for the gate."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from features.histories.vocabulary import Vocabulary
 from models import checkpoint
@@ -112,7 +114,21 @@ class EvaluatedModel:
             histories = replace(histories, user=own.astype(np.int64)[histories.user])
         return histories.with_types(types).translate(items)
 
+    def could_learn(self, dataset: Dataset, user: Int64, time: Int64) -> NDArray[np.bool_]:
+        """Mask [t] of a log's events of `user` [t] at `time` [t] that the weights may have learned from.
+
+        None of the test where they were trained on that very features artifact.
+        """
+        if self.features == dataset.folder.name:
+            return np.zeros(len(time), bool)
+        return ~is_later(time, self.trained_until_of(dataset.users["user_id"])[user], self.trained_until)
+
     def trained_until_of(self, user_ids: pl.Series) -> Int64:
         """[len] `users_trained_until` of each user, `NEVER` for unknown users."""
         index, _ = self.users.encode_known(user_ids, unknown=-1)
         return np.append(self.users_trained_until, NEVER)[index]
+
+
+def is_later(time: Int64, user_until: Int64, boundary: int | None) -> NDArray[np.bool_]:
+    """Mask [t] of times after the user's last training event and not before the boundary of all users."""
+    return (time > user_until) & (time >= (-math.inf if boundary is None else boundary))

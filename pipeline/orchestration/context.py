@@ -33,7 +33,7 @@ class Context:
     sources: dict[str, dict[str, str]]
     """Role to {path: content digest} of the source files (ingest)."""
     model: "ModelSource | None"
-    """Source of the bundle to score with (score)."""
+    """Source of the registered bundle that `score.model` names (score, similar)."""
     track: "RunRecord"
     """Parameters, metrics and files to log."""
     live: "LiveRun"
@@ -110,6 +110,17 @@ class Context:
         self.raise_failure()
         self.progress = f"epoch {epoch} ({', '.join(shown)})"
         self.live.metrics(values, epoch)
+
+    def bundle(self) -> Path:
+        """Verified folder of the bundle that `score.model` names."""
+        if self.model is None:
+            return self.inputs["publish"] / "bundle"
+        from pipeline.serving import bundle_cache
+        from pipeline.serving.bundle import read_description
+
+        folder = bundle_cache.bundle_folder(self.config, self.model)
+        read_description(folder, verify=True)
+        return folder
 
     @cached_property
     def dataset(self) -> "Dataset":

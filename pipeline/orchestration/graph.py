@@ -41,6 +41,8 @@ class Stage:
     """Keys read from sections of other stages."""
     resumable: bool = False
     """Whether the stage can resume from the workspace of a killed run."""
+    is_in_all: bool = True
+    """Whether `lookback run all` has it."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -167,9 +169,25 @@ STAGES = {
             {"report": ()},
             ("name", "evaluate.gate", "evaluate.gate_metric", "evaluate.gate_margin"),
         ),
+        Stage(
+            "similar",
+            1,
+            ("ingest", "features", "publish"),
+            {"similar": ()},
+            (
+                *("seed", "score.allow", "score.deny", "score.availability", "score.at"),
+                *("score.max_item_age_days", "score.new_items", "train.refit_validation"),
+                *("evaluate.max_requests", "evaluate.resamples", "evaluate.target_types"),
+            ),
+            is_in_all=False,
+        ),
     )
 }
 """Stages in running order. `exclude_seen` stands for `evaluate.exclude_seen`, or else `score.exclude_seen`."""
+ALL = tuple(name for name, stage in STAGES.items() if stage.is_in_all)
+"""Stages of `lookback run all`."""
+_BY_MODEL = ("score", "similar")
+"""Stages that read the bundle that `score.model` names."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +220,7 @@ def _needs(config: Config, name: str) -> tuple[str, ...]:
             return ("ingest", *needs)
         if name == "publish":
             return tuple(needed for needed in needs if needed not in (*_EVALUATED, "index"))
-    if name == "score" and config.score.model != "run":
+    if name in _BY_MODEL and config.score.model != "run":
         return tuple(needed for needed in needs if needed != "publish")
     return needs
 
@@ -286,7 +304,8 @@ def _resolved(
     is_more = fewer is not None or among
     quick = _resolved(fewer or config, ["evaluate"]).nodes if is_more else {}
     sources = source_files.source_digests(config)
-    model = _model_source(config) if "score" in (ordered := order(config, names)) else None
+    ordered = order(config, names)
+    model = None if set(ordered).isdisjoint(_BY_MODEL) else _model_source(config)
     start = registered_systems.of_start(config) if "train" in ordered else None
     shadows, arms = registered_systems.of_shadows(config, model), registered_systems.of_arms(config, model)
     cuts = (
@@ -384,11 +403,12 @@ def _outside_inputs(
         return {role: ",".join(_contents(role, digests)) for role, digests in (sources | identities).items()}
     if name == "baselines":
         return {own: _class_digest(config, own) for own in config.evaluate.custom_baselines}
-    if name != "score":
+    if name not in _BY_MODEL:
         return {}
     inputs = {"model": model.bundle_digest} if model is not None else {}
+    inputs |= _files(config, ("allow", "deny", "availability"))
     return inputs | _files(
-        config, ("users", "allow", "deny", "availability", "exclude", CANDIDATES, "pin", "budgets")
+        config, ("users", "exclude", CANDIDATES, "pin", "budgets") if name == "score" else ()
     )
 
 

@@ -5,13 +5,11 @@ worse than it by more than a margin, on targets that neither could learn from. B
 interval over users of a paired difference.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features.histories.numbering import ItemNumbering
 from models.device import pick_device
@@ -27,7 +25,7 @@ from pipeline.dataset.protocol import Kind, Protocol
 from pipeline.dataset.targets import RankedTargets, counted
 from pipeline.errors import DamagedArtifact
 from pipeline.evaluation import target_words
-from pipeline.evaluation.evaluated_model import EvaluatedModel
+from pipeline.evaluation.evaluated_model import EvaluatedModel, is_later
 from pipeline.evaluation.ranking import FitAsOf, Part, rank_nightly
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.sections import MODEL, UNPUBLISHED
@@ -217,17 +215,10 @@ def common_targets(
     later = np.ones(len(targets), bool)
     if challenger.features != champion.features:
         until = champion.trained_until_of(dataset.users["user_id"])
-        later = _is_later(targets.moment, until[targets.user], champion.trained_until)[targets.request]
+        later = is_later(targets.moment, until[targets.user], champion.trained_until)[targets.request]
     is_counted = counted(targets, cold_users=False, cold_items=protocol.counts_new_items)
     chosen = targets.select(later & is_counted)
     return CommonTargets(chosen, int((~later).sum()), int((later & ~is_counted).sum()), protocol.headline)
-
-
-def _is_later(
-    time: NDArray[np.int64], user_until: NDArray[np.int64], boundary: int | None
-) -> NDArray[np.bool_]:
-    """Mask [requests] of times after the user's last training event and not before the boundary of all users."""
-    return (time > user_until) & (time >= (-math.inf if boundary is None else boundary))
 
 
 def ranks(config: Config, features: Path, model: EvaluatedModel, targets: RankedTargets) -> Float64:

@@ -26,6 +26,8 @@ from features.settings import iso_microseconds
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int64
 from models.recommendation.answer import Answer, Run
+from models.recommendation.baseline_engine import BaselineEngine
+from models.recommendation.engine import RecommendationEngine
 from models.recommendation.rules import Rules
 from models.settings.outcomes import Utilities
 from pipeline.artifacts.files import digest_file, read_record, write_json
@@ -35,6 +37,7 @@ from pipeline.sections import ScoreConfig
 from pipeline.serving import (
     outcome_order,
     output_table,
+    partly_ranked,
     previous_lists,
 )
 from pipeline.serving.assignment import keys_of
@@ -151,7 +154,7 @@ class Scorer:
             job.seed,
             exclude_seen=exclude_seen,
             timezone=job.timezone,
-            gone=_gone_items(job, bundle, log),
+            gone=items_gone(job.settings, job.ingest, bundle, log),
         )
         return cls(job, bundle, log, users, rules, counts, _segments(job, bundle, users))
 
@@ -211,7 +214,10 @@ class Scorer:
         shard, size = self._shard(users, previous), self.job.settings.batch_users
         counts: Counter[str] = Counter(shard.copied(self.job.settings.k))
         waiting: deque[tuple[slice, Future[Batch]]] = deque()
-        with pq.ParquetWriter(path, self.schema, compression="zstd") as writer, threads() as (run, ahead):
+        with (
+            pq.ParquetWriter(path, self.schema, compression="zstd") as writer,
+            scoring_threads() as (run, ahead),
+        ):
 
             def write_next() -> None:
                 pool, future = waiting.popleft()
@@ -249,30 +255,14 @@ class Scorer:
         """Lists of users in their order."""
         if not len(users):
             return Batch(self.schema.empty_table(), np.zeros(0, np.int64), {})
-        settings = self.job.settings
         read = self.histories(users)
         ids = self.users.ids.gather(users)
-        answer = self.bundle.engine.answer(
-            read.known,
-            settings.k,
-            self.rules,
-            keys=keys_of(ids) if self.rules.exploration.share else None,
-            segment=self.segment[users],
-            because=settings.because_method if settings.because else None,
-            because_items=settings.because_items,
-            run=run,
-            in_blocks=True,
-        )
-        return self.batch_of(users, read, answer)
-
-    def batch_of(self, users: Int64, read: Read, answer: Answer) -> Batch:
-        """Lists of an answer, with the pins of their users."""
-        counts: Counts = {}
+        answer, counts = self._answer(users, read.known, run)
         if self.user_rules is not None:
-            answer, counts = self.user_rules.pinned(users, read.known, answer, self.rules)
+            answer, pins = self.user_rules.pinned(users, read.known, answer, self.rules)
+            counts |= pins
         probability = self.bundle.probability_at(self.log.request.time)
         types = outcome_order.types_of(self.bundle)
-        ids = self.users.ids.gather(users)
         table = output_table.table(ids, self.bundle.items, answer, probability, types)
         rows = (answer.item_index > 0).sum(1)
         return Batch(table.cast(self.schema), rows, self._counts(read, answer) | counts)
@@ -282,10 +272,38 @@ class Scorer:
         """Places of a list: k, or the number of items where that is less."""
         return min(self.job.settings.k, len(self.bundle.items))
 
+    def _answer(self, users: Int64, known: Histories, run: Run) -> tuple[Answer, Counts]:
+        """Recommendations for users by their known histories, with counts of those whose lists a second stage ranked."""
+        settings, engine = self.job.settings, self.bundle.engine
+        keys = keys_of(self.users.ids.gather(users)) if self.rules.exploration.share else None
+
+        def of_rows(own: RecommendationEngine | BaselineEngine, rows: slice | NDArray[np.bool_]) -> Answer:
+            return own.answer(
+                known.select(rows),
+                settings.k,
+                self.rules,
+                keys=None if keys is None else keys[rows],
+                segment=self.segment[users][rows],
+                because=settings.because_method if settings.because else None,
+                because_items=settings.because_items,
+                run=run,
+                in_blocks=True,
+            )
+
+        if self.ranked is None or not isinstance(engine, RecommendationEngine):
+            return of_rows(engine, slice(None)), {}
+        return partly_ranked.answer(engine, known, self.ranked[users], of_rows)
+
     def _num_new(self, table: pa.Table) -> int:
         """Number of recommendations of items that came after training."""
         added = self.bundle.items.ids.tail(self.bundle.num_added)
         return int(pl.Series(table["item_id"]).is_in(added.implode()).sum()) if len(added) else 0
+
+    @cached_property
+    def ranked(self) -> NDArray[np.bool_] | None:
+        """[users] whether the second stage ranks a user's list; None: all (`score.second_stage_share`)."""
+        share = self.job.settings.second_stage_share
+        return partly_ranked.ranked_users(self.bundle, self.log, self.users.ids, self.users.index, share)
 
     @cached_property
     def _shown(self) -> Shown | None:
@@ -334,9 +352,9 @@ class Scorer:
         }
 
 
-def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:
+def items_gone(settings: ScoreConfig, ingest: Path, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool_]]:
     """Items that `score.max_item_age_days` leaves out; none where it is off."""
-    days, histories = job.settings.max_item_age_days, log.histories
+    days, histories = settings.max_item_age_days, log.histories
     if not days:
         return {}
     last_seen = np.zeros(len(bundle.items) + 1, np.int64)
@@ -346,7 +364,7 @@ def _gone_items(job: Job, bundle: Bundle, log: Log) -> dict[str, NDArray[np.bool
         is_known = time < log.request.before
         np.maximum.at(last_seen, log.items[histories.item_index[events]][is_known], time[is_known])
     last_seen[0] = 0
-    return gone_items(bundle, last_seen, log.request.time, days, job.ingest / "items.parquet")
+    return gone_items(bundle, last_seen, log.request.time, days, ingest / "items.parquet")
 
 
 def _selected_users(job: Job, log: Log) -> Users:
@@ -390,7 +408,7 @@ def _segments(job: Job, bundle: Bundle, users: Users) -> Int64:
 
 
 @contextmanager
-def threads() -> Iterator[tuple[Run, ThreadPoolExecutor]]:
+def scoring_threads() -> Iterator[tuple[Run, ThreadPoolExecutor]]:
     """`map` over torch's number of threads, and threads that wait for it; all with single-threaded kernels.
 
     Single-threaded kernels give the same bits whatever the number of threads.

@@ -19,7 +19,7 @@ from models.recommendation.pins import Pins
 from models.recommendation.rules import Rules
 from pipeline.artifacts.files import read_record, write_json
 from pipeline.serving import outcome_order
-from pipeline.serving.batch import Progress, Scorer, threads
+from pipeline.serving.batch import Progress, Scorer, scoring_threads
 from pipeline.serving.shards import POOL_BATCHES, Counts
 
 FOLDER = "night"
@@ -139,7 +139,7 @@ class CandidateScorer(Scorer):
         rows = slice(number * size, min((number + 1) * size, len(self.users)))
         if read_record(record) != self._record(rows):
             step = POOL_BATCHES * self.job.settings.batch_users
-            with threads() as (run, _):
+            with scoring_threads() as (run, _):
                 for start in range(rows.start, rows.stop, step):
                     pool = slice(start, min(start + step, rows.stop))
                     self.store.write(pool, self.columns(np.arange(pool.start, pool.stop), run))

@@ -52,8 +52,8 @@ def table(
 ) -> pa.Table:
     """One row per recommended item of the answer.
 
-    probability: function from score to probability; None, and popular items of cold rows: null. types: of the outcomes that the
-    answer predicts.
+    probability: function from score to probability; None, and items of rows that are cold or of retrieval alone: null. types: of
+    the outcomes that the answer predicts.
     """
     num_rows, k = answer.item_index.shape
     given = answer.item_index > 0
@@ -82,13 +82,14 @@ def table(
 def _probability(
     answer: Answer, given: NDArray[np.bool_], probability: Callable[[Float32], Float32] | None
 ) -> pl.Series:
-    """Probability of each recommendation, null for rows of popular items and where there is no calibration."""
+    """Probability of each recommendation; null for popular items, for lists of retrieval alone, and without a calibration."""
     if probability is None:
         return pl.Series([None], dtype=pl.Float32).new_from_index(0, int(given.sum()))
-    is_cold = pl.Series(np.broadcast_to(answer.cold[:, None], given.shape)[given])
+    unranked = answer.cold if answer.ranked is None else answer.cold | ~answer.ranked
+    is_missing = pl.Series(np.broadcast_to(unranked[:, None], given.shape)[given])
     scores = answer.score if answer.outcomes is None else answer.outcomes.score
     values = pl.Series(probability(scores[given])).fill_nan(None)
-    return values.to_frame("p").select(pl.when(~is_cold).then("p")).to_series()
+    return values.to_frame("p").select(pl.when(~is_missing).then("p")).to_series()
 
 
 def _because(items: Vocabulary, answer: Answer, given: NDArray[np.bool_], item_type: pa.DataType) -> pa.Array:

@@ -22,7 +22,7 @@ from features.profiling.drift import Drift
 from features.profiling.profile import Profile
 from features.settings import iso_microseconds
 from pipeline.artifacts import store
-from pipeline.dataset.item_features import content_settings
+from pipeline.dataset.content_settings import content_settings
 from pipeline.orchestration.context import Context
 
 

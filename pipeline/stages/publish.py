@@ -15,8 +15,8 @@ from features.histories.numbering import ItemNumbering
 from models import checkpoint
 from models.encoder.encoder import Encoder
 from models.training import distributed
+from pipeline.dataset.content_settings import content_settings
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.item_features import content_settings
 from pipeline.evaluation.report import EvaluationReport
 from pipeline.modelling import context_counts, ranker_columns, second_stage
 from pipeline.modelling.item_index import encoder_index, user_vectors

@@ -34,7 +34,9 @@ from pipeline.dataset.outcome_events import outcome_events
 from pipeline.dataset.targets import RankedTargets
 from pipeline.errors import LookbackError
 from pipeline.evaluation.new_items import with_described_items, with_unlearned_items
-from pipeline.modelling import context_counts, ranker_columns, second_stage
+from pipeline.evaluation.segments import HISTORY_LENGTHS
+from pipeline.modelling import context_counts, history_gain, ranker_columns, second_stage
+from pipeline.modelling.history_gain import HistoryGain
 from pipeline.modelling.ranker_columns import ColumnFigures, RankerColumns
 from pipeline.modelling.trainer import selection_folder
 from pipeline.orchestration.context import Context
@@ -299,9 +301,10 @@ def _report(
     if not set(SHOWN_FEATURES).isdisjoint(fitted.stage.ranker.features):
         shown[second_stage.BY_TIMES_SHOWN] = by_times_shown(fitted.stage, held_out, calibration).tolist()
     held_out = held_out.select(held_out.is_active)
-    retrieval = float(ndcg_of(held_out.scores, held_out).mean())
     scores = fitted.stage.score(held_out.histories, held_out.items, held_out.scores)
-    two_stage = float(ndcg_of(scores, held_out).mean())
+    of_lists = ndcg_of(held_out.scores, held_out), ndcg_of(scores, held_out)
+    retrieval, two_stage = (float(values.mean()) for values in of_lists)
+    gain = HistoryGain.measure(held_out.histories.lengths, of_lists[1] - of_lists[0], HISTORY_LENGTHS)
     facts: dict[str, Any] = {
         "trained": True,
         "setting": ctx.config.ranker.use,
@@ -312,6 +315,7 @@ def _report(
         "candidates": ctx.config.ranker.candidates,
         "held_out": {"targets": len(held_out), "retrieval_ndcg@10": retrieval, "two_stage_ndcg@10": two_stage}
         | calibrated,
+        history_gain.ENTRY: gain.as_rows(),
         "calibration": calibration.as_dict(),
     } | shown
     if ctx.config.outcomes is not None:

@@ -21,6 +21,7 @@ from pipeline.budgets_section import BudgetsConfig, are_kept
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
+from pipeline.modelling import history_gain
 from pipeline.modelling.ranker_columns import mostly_unseen
 from pipeline.modelling.second_stage import is_timed
 from pipeline.monitoring import earlier_lists
@@ -34,6 +35,7 @@ from pipeline.serving import (
     night_candidates,
     night_lists,
     outcome_order,
+    partly_ranked,
     previous_lists,
     scored_lists,
     shadows,
@@ -66,7 +68,7 @@ def build(ctx: Context) -> None:
     inputs = ctx.inputs
     config, timed = ctx.config, is_timed(ctx.config)
     job = Job(
-        _bundle(ctx),
+        ctx.bundle(),
         inputs["features"],
         inputs["ingest"],
         folder,
@@ -83,6 +85,7 @@ def build(ctx: Context) -> None:
     of_users = {} if scorer.user_rules is None else scorer.user_rules.counts
     outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
     _say_if_nothing_was_shown(scorer)
+    partly_ranked.check_share(scorer.bundle, config.score.second_stage_share)
     by_arm = _by_arm(ctx, scorer)
     started = time.monotonic()
     with _engine(config):
@@ -177,18 +180,6 @@ def _reusing(ctx: Context, scorer: Scorer) -> Scorer:
         return scorer
     ctx.manifest.update(lists_key=key, not_reused="--force" if ctx.force else "no earlier lists made alike")
     return replace(scorer, job=replace(scorer.job, reuse=reuse))
-
-
-def _bundle(ctx: Context) -> Path:
-    """Verified folder of the bundle to score with."""
-    if ctx.model is None:
-        return ctx.inputs["publish"] / "bundle"
-    from pipeline.serving import bundle_cache
-    from pipeline.serving.bundle import read_description
-
-    folder = bundle_cache.bundle_folder(ctx.config, ctx.model)
-    read_description(folder, verify=True)
-    return folder
 
 
 def _by_arm(ctx: Context, scorer: Scorer) -> ArmScorer | None:
@@ -357,8 +348,24 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
         f"{counted['short_lists']:,} short lists{lists}{kept}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}"
-        f"{_reused(ctx)}{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
+        f"{_reused(ctx)}{_ranked(ctx, scorer, total, rate)}{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
     )
+
+
+def _ranked(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> str:
+    """Users whose lists the second stage ranked, for the manifest and the summary line, where it ranks a share."""
+    share, gain = ctx.config.score.second_stage_share, partly_ranked.gain_of(scorer.bundle)
+    if share == 1 or gain is None:
+        return ""
+    number = total.get(partly_ranked.RANKED, 0)
+    ctx.manifest["second_stage"] = {
+        "share": share,
+        partly_ranked.RANKED: number,
+        history_gain.ENTRY: gain.as_rows(),
+        "predicted_seconds": partly_ranked.predicted_seconds(total, rate),
+    }
+    ctx.track.metric(partly_ranked.RANKED, number)
+    return f", {number:,} lists by the second stage"
 
 
 def _valued(ctx: Context, scorer: Scorer) -> str:

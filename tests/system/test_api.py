@@ -10,7 +10,7 @@ import pytest
 from pipeline import api
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, DamagedArtifact, LookbackError
-from pipeline.orchestration.graph import STAGES
+from pipeline.orchestration.graph import ALL
 from tests.workdir import TINY, Workdir
 
 
@@ -25,7 +25,7 @@ def test_folders_and_manifests_are_those_of_the_command_line(
     opened: api.Run, finished: Workdir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert opened.folder("score").samefile(finished.artifact("score"))
-    assert [opened.manifest(stage)["stage"] for stage in STAGES] == list(STAGES)
+    assert [opened.manifest(stage)["stage"] for stage in ALL] == list(ALL)
     assert opened.report.read_text(encoding="utf-8").startswith("<!doctype html>")
     monkeypatch.chdir(tmp_path)  # what was opened stays where it is
     assert opened.folder("train").is_dir()
@@ -107,7 +107,7 @@ def test_stages_are_brought_up_to_date(copied: Workdir, monkeypatch: pytest.Monk
     lines: list[str] = []
     untracked = {"tracking.enabled": False}
     run = api.run("tiny.toml", set=untracked, say=lines.append)
-    assert [line.split()[0] for line in lines] == list(STAGES)
+    assert [line.split()[0] for line in lines] == list(ALL)
     assert all("is up to date" in line for line in lines)
     assert run.folder("report").samefile(copied.artifact("report"))
     created = run.manifest("index")["created_utc"]

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from models.device import scoring_precision
-from pipeline.orchestration.graph import STAGES
+from pipeline.orchestration.graph import ALL
 from tests.workdir import Workdir
 
 
@@ -133,7 +133,7 @@ def test_up_to_date_reads_nothing_and_loads_no_heavy_library(finished: Workdir) 
     *_, summary, loaded = map(json.loads, done.stdout.splitlines())
     assert not {"torch", "mlflow", "polars", "sklearn", "scipy", "faiss", "matplotlib"} & set(loaded)
     assert all(stage["up_to_date"] for stage in summary["stages"])
-    assert [stage["stage"] for stage in summary["stages"]] == list(STAGES)
+    assert [stage["stage"] for stage in summary["stages"]] == list(ALL)
     assert {path: path.stat().st_atime_ns for path in before} == before
 
 
@@ -305,8 +305,7 @@ def test_prune_keeps_what_is_in_use(copied: Workdir) -> None:
     copied.run("all", "--set", "model.dim=8", "--set", "evaluate.gate=true")
     copied.run("train", "--set", "model.dim=4")
     before = {
-        stage: len(list((copied.folder / "data" / "tiny" / stage).glob("*/manifest.json")))
-        for stage in STAGES
+        stage: len(list((copied.folder / "data" / "tiny" / stage).glob("*/manifest.json"))) for stage in ALL
     }
     said = copied("prune", "--keep", "1", "--dry-run").out
     assert "would remove" in said

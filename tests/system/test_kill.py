@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.orchestration.graph import STAGES
+from pipeline.orchestration.graph import ALL
 from tests.workdir import Workdir
 
 VOLATILE = {"manifest.json", "speed.json", "tracking.json", "history.parquet", "training.json", "report.html"}
@@ -29,7 +29,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def visible_artifacts_are_whole(folder: Path) -> None:
-    for stage in STAGES:
+    for stage in ALL:
         for each in (folder / "data" / "tiny" / stage).glob("*/"):
             if each.name.startswith("."):
                 continue
@@ -46,10 +46,10 @@ def wait_until(happened: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ALL)
 def test_killed_and_run_again(finished: Workdir, copied: Workdir, stage: str) -> None:
     """Everything from this stage on is removed; the stage is killed when it begins and at three moments, and then left to end."""
-    names = list(STAGES)
+    names = list(ALL)
     for later in names[names.index(stage) :]:
         target = copied.folder / "data" / "tiny" / later
         subprocess.run(["rm", "-rf", str(target)], check=True)

@@ -17,7 +17,7 @@ import pytest
 
 from features import simulate
 from features.simulation_settings import SimulationSettings
-from pipeline.orchestration.graph import STAGES
+from pipeline.orchestration.graph import ALL
 from tests.system.test_erase import forget, holding
 from tests.system.test_kill import contents, visible_artifacts_are_whole
 from tests.workdir import TINY, Workdir, after, copy_of, in_one_file, with_database
@@ -121,7 +121,7 @@ def every_stage(workdir: Workdir) -> dict[str, dict[str, str]]:
             for name, digest in contents(workdir.artifact(stage)).items()
             if name not in ("charts.json", "figures.html")
         }
-        for stage in STAGES
+        for stage in ALL
     }
 
 
@@ -130,7 +130,7 @@ def test_every_stage(nights: Nights, tmp_path: Path) -> None:
 
     def start() -> Workdir:
         workdir = nights.copy(tmp_path / "copy")
-        for stage in STAGES:
+        for stage in ALL:
             shutil.rmtree(workdir.folder / "data" / "tiny" / stage)
         return workdir
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.orchestration.graph import STAGES
+from pipeline.orchestration.graph import ALL
 from pipeline.tracking.client import client_at, fluent
 from pipeline.tracking.record import RunRecord
 from tests.workdir import Workdir
@@ -46,7 +46,7 @@ def folder_of(finished: Workdir, stage: str) -> Path:
     return (finished.folder / "data" / "tiny" / stage / "latest").resolve()
 
 
-@pytest.mark.parametrize("stage", ["run", *STAGES])
+@pytest.mark.parametrize("stage", ["run", *ALL])
 def test_a_plan_comes_back(finished: Workdir, client: "MlflowClient", stage: str, tmp_path: Path) -> None:
     folder, run = folder_of(finished, stage), the_run(client, stage)
     plan = RunRecord.load(folder)
@@ -68,7 +68,7 @@ def test_a_plan_comes_back(finished: Workdir, client: "MlflowClient", stage: str
 
 
 def test_everything_has_its_marks(client: "MlflowClient") -> None:
-    for stage in ("run", *STAGES):
+    for stage in ("run", *ALL):
         run = the_run(client, stage)
         marks = {"lookback.host", "lookback.cores", "lookback.protocol", "lookback.data", "mlflow.user"}
         assert marks <= set(run.data.tags), stage

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.orchestration.graph import STAGES
+from pipeline.orchestration.graph import ALL
 from tests.workdir import Workdir
 
 PARENT = "transformer-2x16 tiny temporal"
@@ -63,7 +63,7 @@ def test_a_deleted_mlruns_is_filled_again_without_computing(copied: Workdir) -> 
     assert any(key.startswith("test/ndcg") for key in whole["metrics"])
     for run in (whole, train):
         assert {"train.epochs", "model.dim", "split.protocol", "score.k"} <= set(run["params"])
-    assert {name.split()[0] for name, run in before.items() if run["nested"]} == set(STAGES)
+    assert {name.split()[0] for name, run in before.items() if run["nested"]} == set(ALL)
     assert {name for name, run in before.items() if not run["nested"]} == {PARENT}
     assert all(
         run["metrics"]["system/cpu_utilization_percentage"] >= 0

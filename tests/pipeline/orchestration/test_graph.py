@@ -10,7 +10,7 @@ from pipeline.artifacts.files import write_json
 from pipeline.config import Config, key_types, load_config
 from pipeline.errors import ConfigError, LookbackError
 from pipeline.orchestration import graph
-from pipeline.orchestration.graph import STAGES, earlier_cuts, for_lists, order, resolve
+from pipeline.orchestration.graph import ALL, STAGES, earlier_cuts, for_lists, order, resolve
 from pipeline.tracking import registry
 from pipeline.tracking.registry import ModelSource
 
@@ -199,16 +199,31 @@ def test_files_of_scoring_count_by_their_content(load: Callable[..., Config], tm
     assert before.settings == after.settings
     assert before.inputs["deny"] != after.inputs["deny"]
     assert before.artifact.name != after.artifact.name
+    assert resolve(denied, ["similar"]).nodes["similar"].inputs["deny"] == after.inputs["deny"]
+
+
+def test_lists_of_similar_items_are_made_on_request_and_read_no_rules_of_users(
+    load: Callable[..., Config],
+) -> None:
+    assert set(STAGES) - set(ALL) == {"similar"}
+    assert changed(load(), load("similar.k=5")) == {"similar"}
+    assert changed(load(), load('score.deny=["b"]')) == {"score", "report", "similar"}
+    assert changed(load(), load("score.k=5", "score.diversity=0.5")) == {"score", "report"}
+    pl.DataFrame({"user_id": [1], "item_id": ["a"]}).write_parquet("exclude.parquet")
+    inputs = resolve(load("score.exclude=exclude.parquet"), ["score", "similar"]).nodes
+    assert "exclude" in inputs["score"].inputs
+    assert "exclude" not in inputs["similar"].inputs
 
 
 def test_the_order_puts_every_stage_after_what_it_needs(load: Callable[..., Config]) -> None:
-    assert order(load(), list(reversed(STAGES))) == list(STAGES)
+    assert order(load(), list(reversed(ALL))) == list(ALL)
     assert order(load(), ["index"]) == ["ingest", "features", "train", "index"]
     assert order(load(), ["baselines", "features"]) == ["ingest", "features", "baselines"]
 
 
 def test_scoring_with_a_registered_model_needs_no_training(load: Callable[..., Config]) -> None:
-    assert order(load("score.model=champion"), ["score"]) == ["ingest", "features", "score"]
+    for stage in ("score", "similar"):
+        assert order(load("score.model=champion"), [stage]) == ["ingest", "features", stage]
     assert "train" in order(load(), ["score"])
 
 
@@ -420,10 +435,10 @@ def test_a_utility_evaluates_and_scores_anew_and_outcomes_train_the_ranker(
         for settings in ([], [types], [types, "utility.buy=1.0"], [types, "utility.buy=2.0"])
     )
     changed = {name for name in STAGES if plain[name] != learned[name]}
-    assert changed == {"rank", "evaluate", "publish", "score", "report"}
+    assert changed == {"rank", "evaluate", "publish", "score", "report", "similar"}
     for one, other in ((learned, worth), (worth, dearer)):
         anew = {name for name in STAGES if one[name] != other[name]}
-        assert anew == {"evaluate", "publish", "score", "monitor", "report"}
+        assert anew == {"evaluate", "publish", "score", "monitor", "report", "similar"}
     node = resolve(load(), ["score"]).nodes
     assert not {"outcomes", "utility"} & {key for stage in node.values() for key in stage.settings}
 

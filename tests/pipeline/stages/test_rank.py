@@ -49,6 +49,10 @@ def test_the_ranker_is_written_with_its_calibration_and_how_it_did(finished: Wor
     assert history["epoch"].to_list() == list(range(said["epochs"] + 1))
     assert history["ndcg"][said["best_epoch"]] == pytest.approx(held_out["two_stage_ndcg@10"])
     assert history["ndcg"][0] == pytest.approx(held_out["retrieval_ndcg@10"])
+    classes = said["gain_by_history"]
+    assert sum(row["lists"] for row in classes) == held_out["targets"]
+    gain = sum(row["lists"] * row["gain"] for row in classes) / held_out["targets"]
+    assert gain == pytest.approx(held_out["two_stage_ndcg@10"] - held_out["retrieval_ndcg@10"])
 
 
 def test_it_learns_from_a_retriever_that_does_not_know_the_validation_targets(copied: Workdir) -> None:
