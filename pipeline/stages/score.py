@@ -341,13 +341,12 @@ def _report(ctx: Context, scorer: Scorer, total: Counts, rate: float) -> None:
         for name, number in scorer.rule_counts.items()
         if name.endswith("_unknown") and number
     )
-    kept = night_lists.sentence(ctx.manifest["budgets"]) if "budgets" in ctx.manifest else ""
     anew = " (the index could not take them: built anew, exact)" if scorer.bundle.has_other_index else ""
     ctx.summary(
         f"{ctx.manifest['rows_out']:,} recommendations for {counted['users']:,} users "
         f"({counted['cold_users']:,} by popularity{missing}), "
         f"{counted['unknown_items']:,} interactions with unknown items, {new_items}{anew}, "
-        f"{counted['short_lists']:,} short lists{lists}{kept}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}"
+        f"{counted['short_lists']:,} short lists{lists}{_left_out(ctx)}{_resolved(ctx, scorer)}{_drawn(ctx)}"
         f"{_reused(ctx)}{_ranked(ctx, scorer, total, rate)}{_valued(ctx, scorer)}{_unseen(ctx, scorer)}, {rate:,.0f} users/s"
     )
 
@@ -390,8 +389,9 @@ def _unseen(ctx: Context, scorer: Scorer) -> str:
 
 
 def _left_out(ctx: Context) -> str:
-    """Items left out because they were shown too often, and counts of the rules for single users, for the summary line."""
-    rules = user_rules.sentence(ctx.manifest["user_rules"])
+    """Budgets, items left out because they were shown too often, and rules for single users, for the summary line."""
+    kept = night_lists.sentence(ctx.manifest["budgets"]) if "budgets" in ctx.manifest else ""
+    rules = kept + user_rules.sentence(ctx.manifest["user_rules"])
     number = ctx.manifest.get("shown_items_left_out")
     if number is None:
         return rules
