@@ -23,7 +23,7 @@ class BudgetsConfig(Section):
     infeasible: Literal["stop", "report"] = "stop"
     """Floors that no lists meet. stop: no lists are written; report: they are, and the manifest names what is missing."""
     weight_by_place: bool = False
-    """Weight of a place by how far down it is seen, 1 / log2(1 + rank), in limits and in a list's value; else all count 1."""
+    """Places that count 1 / log2(1 + rank), as far down lists are seen less, in limits and values; else each counts 1."""
     fairness: FairnessConfig | None = None
     """Fair exposure, { field, strength }: Nash welfare beside the value of the lists."""
 
