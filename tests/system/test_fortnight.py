@@ -40,6 +40,8 @@ class Fortnight:
 
     workdir: Workdir
     events: pl.DataFrame
+    command: tuple[str, ...] = ("run", *NIGHT)
+    """Command of a night"""
     lists: dict[str, Lists] = field(default_factory=dict)
     """Folder of a delivery to its lists by (time of the log, system)"""
     judged: dict[tuple[int, float, str], pl.DataFrame] = field(default_factory=dict)
@@ -115,7 +117,9 @@ class Fortnight:
     def night(self, number: int) -> Any:
         """Run a night; returns its summary."""
         self.expect(number)
-        summary = self.workdir.run(*NIGHT)
+        ended = self.workdir(*self.command, "--json")
+        assert ended.code == 0, ended.err
+        summary = ended.json
         self.alerts[number] = next(own["alerts"] for own in summary["stages"] if own["stage"] == "monitor")
         self.keep_lists()
         return summary
@@ -124,20 +128,25 @@ class Fortnight:
 @pytest.fixture
 def fortnight(tmp_path: Path, empty_database: Path) -> Fortnight:
     """Project with a log of sixty days."""
+    shadows = '[score]\nexclude_seen = true\nshadows = ["popularity", "previous"]\n'
+    return project(tmp_path, empty_database, SMALL + shadows)
+
+
+def project(tmp_path: Path, empty_database: Path, settings: str) -> Fortnight:
+    """Project with further settings and a log of sixty days."""
     with_database(tmp_path, empty_database)
     (tmp_path / "logs").mkdir()
     toml = TINY.split("[simulate]")[0] + '[events]\npath = "logs"\n' + SIMULATED
     toml += '\ncolumns = { user_id = "user_id", item_id = "item_id", timestamp = "timestamp", event_type = "event_type" }\n'
-    toml += SMALL + '[score]\nexclude_seen = true\nshadows = ["popularity", "previous"]\n'
-    (tmp_path / "tiny.toml").write_text(toml)
-    settings = SimulationSettings(
+    (tmp_path / "tiny.toml").write_text(toml + settings)
+    simulation = SimulationSettings(
         num_users=200,
         num_items=150,
         num_events=16_000,
         num_days=WARM_DAYS + NIGHTS,
         drift_day=WARM_DAYS + DRIFTED - 1,
     )
-    events = simulate.simulate(settings, 1).events.select("user_id", "item_id", "timestamp", "event_type")
+    events = simulate.simulate(simulation, 1).events.select("user_id", "item_id", "timestamp", "event_type")
     made = Fortnight(Workdir(tmp_path), events)
     made.show(0)
     return made
@@ -258,7 +267,7 @@ def test_a_fortnight(fortnight: Fortnight) -> None:
             user = erase(fortnight)
         if number == KILLED:
             fortnight.expect(number)
-            assert workdir.killed(fortnight.scores_new_lists, "run", *NIGHT).code == -9
+            assert workdir.killed(fortnight.scores_new_lists, *fortnight.command).code == -9
         if number == BY_MAKE:
             fortnight.expect(number)
             by_make(workdir)
@@ -271,20 +280,20 @@ def test_a_fortnight(fortnight: Fortnight) -> None:
             assert pruned.code == 1
             assert "models:/lookback-tiny/2 is the champion and holds excluded users" in pruned.err
     monitor = workdir.artifact("monitor", *NIGHT[-2:])
-    check_series(fortnight, monitor, user)
+    check_series(fortnight, monitor, user, {"delivered", "popularity", "previous"})
     check_ledger(fortnight)
     check_alerts(fortnight, monitor)
 
 
-def check_series(fortnight: Fortnight, monitor: Path, user: str) -> None:
-    """All figures; the erased user is in none."""
+def check_series(fortnight: Fortnight, monitor: Path, user: str, systems: set[str]) -> None:
+    """All figures of the systems; the erased user is in none."""
     assert user not in pl.read_parquet(monitor / "outcomes.parquet")["user_id"]
     table = pl.read_parquet(monitor / "nights.parquet").with_columns(pl.col("log_time").dt.timestamp("us"))
     assert table["segment"].null_count() == len(table)
     by_night = dict(table.group_by(KEPT))
     assert set(by_night) == set(fortnight.judged)
     assert {days for _, days, _ in by_night} == {1.0, 7.0}
-    assert {system for *_, system in by_night} == {"delivered", "popularity", "previous"}
+    assert {system for *_, system in by_night} == systems
     log = fortnight.log(NIGHTS)
     for key, rows in by_night.items():
         moment, days, _ = key
