@@ -100,7 +100,7 @@ class Fortnight:
             manifest = json.loads((self.score / folder / "manifest.json").read_text())
             moment = manifest["request_time"]
             named = {"delivered": "recommendations"} | {
-                name: f"shadows/{name}" for name in manifest["shadows"]
+                name: f"shadows/{name}" for name in manifest.get("shadows", {})
             }
             self.lists[folder] = {
                 (moment, system): pl.read_parquet(self.score / folder / place / "*.parquet").select(

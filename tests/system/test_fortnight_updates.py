@@ -56,7 +56,7 @@ def night(fortnight: Fortnight, number: int) -> tuple[Night, dict[str, Any]]:
     manifest = json.loads(
         (fortnight.workdir.folder / stages["score"]["folder"] / "manifest.json").read_text()
     )
-    candidate = manifest["shadows"].get("challenger", {})
+    candidate = manifest.get("shadows", {}).get("challenger", {})
     return Night(
         manifest["request_time"],
         manifest["model_version"],

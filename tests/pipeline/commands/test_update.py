@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.settings import EventSettings
+from features.settings import EventSettings, SplitSettings
 from models.settings.training import TrainSettings
 from pipeline.artifacts import source_files
 from pipeline.commands import update
@@ -41,7 +41,7 @@ def planned(published: Callable[..., Versions], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(update, "resolve", lambda *_: SimpleNamespace(nodes=nodes))
         train = TrainSettings(epochs=1, start="champion", full_every_days=sections.pop("full_every_days", 7))
         config = versions.context(days, "train", train=train, **sections).config
-        return update._plan(config.model_copy(update={"data_dir": versions.folder / "data"}))
+        return update._plan(config.model_copy(update={"data_dir": str(versions.folder / "data")}))
 
     return plan
 
@@ -105,7 +105,7 @@ def test_a_version_of_another_log_is_refused_first(planned: Planned, given: dict
             "events.timestamp_unit 'position', expected a log with times: .* lookback run publish",
         ),
         (
-            "auto",
+            "s",
             False,
             "tracking.enabled = false, expected true: .* train from scratch: lookback run publish",
         ),
@@ -114,8 +114,9 @@ def test_a_version_of_another_log_is_refused_first(planned: Planned, given: dict
 def test_logs_and_settings_without_updates(tmp_path: Path, unit: Any, is_tracked: bool, message: str) -> None:
     config = Config(
         name="tiny",
-        data_dir=tmp_path,
+        data_dir=str(tmp_path),
         events=EventSettings(path="log.csv", columns=COLUMNS, timestamp_unit=unit),
+        split=SplitSettings(protocol="leave_one_out"),
         tracking=TrackingConfig(enabled=is_tracked),
     )
     with pytest.raises(ConfigError, match=message):
