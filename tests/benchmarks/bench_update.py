@@ -44,7 +44,7 @@ from tests.benchmarks import rolling_log
 from tests.benchmarks.rolling_log import RollingLog
 
 METRIC, DEFAULT_REPLAY = "ndcg@10", TrainSettings.replay
-NONE, FULL = "none", "full"
+NONE, FULL, CHOSEN = "none", "full", "update, the best so far"
 SMALL = EncoderSettings(dim=32, num_blocks=2, num_heads=2)
 MOST_EPOCHS, PATIENCE = 30, 2
 
@@ -89,6 +89,8 @@ class Rolling:
 
     case: Case
     folder: Path
+    updates: tuple[str, ...]
+    """Names of the updates that CHOSEN takes, at each step, the best of by the steps before"""
 
     @property
     def steps(self) -> int:
@@ -134,10 +136,24 @@ class Rolling:
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """What was found at each step."""
+        if name == CHOSEN:
+            return self._best_so_far()
         return [
             json.loads((self.folder / name / str(step) / "step.json").read_text())
             for step in range(self.steps)
         ]
+
+    def _best_so_far(self) -> list[dict[str, Any]]:
+        """Records of the update with the highest NDCG@10 of the steps before, all of them trained."""
+        each = {name: self.records(name) for name in self.updates}
+        sums, chosen = dict.fromkeys(self.updates, 0.0), []
+        for step in range(self.steps):
+            best = max(self.updates, key=lambda name: sums[name])
+            seconds = sum(own[step]["seconds"] for own in each.values())
+            chosen.append(each[best][step] | {"seconds": seconds})
+            for name, own in each.items():
+                sums[name] += sum(own[step]["all"])
+        return chosen
 
     def _trained(self, system: str | Update, step: int, before: Path) -> Encoder | None:
         """Encoder of a step; None: that of the step before, or at the first step that of the full training."""
@@ -320,16 +336,18 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20_000, help="of the simulated log")
     parser.add_argument("--days", type=int, default=60, help="of the simulated log")
     parser.add_argument("--drift", action="store_true", help="tastes of the simulated log change halfway")
+    parser.add_argument("--choose", action="store_true", help="report on the update that was best so far")
     parser.add_argument("--folder", type=Path, help="results, kept; without it a temporary one")
     parser.add_argument(
         "--update", nargs="*", type=Update.parse, default=[Update()], help="PASSES:REPLAY:RATE:BATCH"
     )
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        rolling = Rolling(case_of(asked), asked.folder or Path(temporary))
+        updates = tuple(update.name for update in asked.update)
+        rolling = Rolling(case_of(asked), asked.folder or Path(temporary), updates)
         for system in (FULL, NONE, *asked.update):
             rolling.run(system)
-        report(rolling, [update.name for update in asked.update])
+        report(rolling, [CHOSEN, *updates] if asked.choose else updates)
 
 
 if __name__ == "__main__":

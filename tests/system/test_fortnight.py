@@ -132,7 +132,7 @@ def fortnight(tmp_path: Path, empty_database: Path) -> Fortnight:
     return project(tmp_path, empty_database, SMALL + shadows)
 
 
-def project(tmp_path: Path, empty_database: Path, settings: str) -> Fortnight:
+def project(tmp_path: Path, empty_database: Path, settings: str, num_users: int = 200) -> Fortnight:
     """Project with further settings and a log of sixty days."""
     with_database(tmp_path, empty_database)
     (tmp_path / "logs").mkdir()
@@ -140,9 +140,9 @@ def project(tmp_path: Path, empty_database: Path, settings: str) -> Fortnight:
     toml += '\ncolumns = { user_id = "user_id", item_id = "item_id", timestamp = "timestamp", event_type = "event_type" }\n'
     (tmp_path / "tiny.toml").write_text(toml + settings)
     simulation = SimulationSettings(
-        num_users=200,
+        num_users=num_users,
         num_items=150,
-        num_events=16_000,
+        num_events=80 * num_users,
         num_days=WARM_DAYS + NIGHTS,
         drift_day=WARM_DAYS + DRIFTED - 1,
     )
@@ -245,10 +245,11 @@ def train_and_promote(fortnight: Fortnight) -> None:
 
 
 def erase(fortnight: Fortnight) -> str:
-    """Exclude a user who was active in a judged window, from the next run on."""
+    """Exclude a user of the first sixty days who was active in a judged window, from the next run on."""
     workdir = fortnight.workdir
     outcomes = pl.read_parquet(workdir.folder / "data" / "tiny" / "monitor" / "latest" / "outcomes.parquet")
-    user: str = outcomes["user_id"].mode().sort()[0]
+    known = outcomes.join(fortnight.log(0), on="user_id", how="semi")
+    user: str = known["user_id"].mode().sort()[0]
     pl.DataFrame({"user_id": [user]}).write_parquet(workdir.folder / "forget.parquet")
     toml = (workdir.folder / "tiny.toml").read_text()
     changed = toml.replace("[events]\n", '[events]\nexclude_users = "forget.parquet"\n')

@@ -45,7 +45,7 @@ class Night:
 
 @pytest.fixture
 def fortnight(tmp_path: Path, empty_database: Path) -> Fortnight:
-    made = project(tmp_path, empty_database, SETTINGS + "[score]\nexclude_seen = true\n")
+    made = project(tmp_path, empty_database, SETTINGS + "[score]\nexclude_seen = true\n", num_users=500)
     made.command = ("update",)
     return made
 
