@@ -91,6 +91,8 @@ class Rolling:
     folder: Path
     updates: tuple[str, ...]
     """Names of the updates that CHOSEN takes, at each step, the best of by the steps before"""
+    given_epochs: int = 0
+    """Epochs of a full training; 0: chosen by validation"""
 
     @property
     def steps(self) -> int:
@@ -98,7 +100,9 @@ class Rolling:
 
     @cached_property
     def epochs(self) -> int:
-        """Epochs of a full training: those that validation on the step before the first one chose."""
+        """Epochs of a full training: the given ones, or those that validation on the step before the first one chose."""
+        if self.given_epochs:
+            return self.given_epochs
         path = self.folder / "epochs.json"
         if not path.exists():
             first, second = self.case.log.moments[:2]
@@ -336,6 +340,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20_000, help="of the simulated log")
     parser.add_argument("--days", type=int, default=60, help="of the simulated log")
     parser.add_argument("--drift", action="store_true", help="tastes of the simulated log change halfway")
+    parser.add_argument("--epochs", type=int, default=0, help="of a full training; 0: chosen by validation")
     parser.add_argument("--choose", action="store_true", help="report on the update that was best so far")
     parser.add_argument("--folder", type=Path, help="results, kept; without it a temporary one")
     parser.add_argument(
@@ -344,7 +349,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         updates = tuple(update.name for update in asked.update)
-        rolling = Rolling(case_of(asked), asked.folder or Path(temporary), updates)
+        rolling = Rolling(case_of(asked), asked.folder or Path(temporary), updates, asked.epochs)
         for system in (FULL, NONE, *asked.update):
             rolling.run(system)
         report(rolling, [CHOSEN, *updates] if asked.choose else updates)
