@@ -16,7 +16,7 @@ os.environ.setdefault(
 )  # MLflow reads it when it is imported, whoever imports it first
 hypothesis.settings.register_profile("shared-cores", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("shared-cores")
-pytest_plugins = ["tests.postgresql_server", "tests.workdir"]
+pytest_plugins = ["tests.postgresql_server", "tests.published_versions", "tests.workdir"]
 ROOT = Path(__file__).resolve().parents[1]
 DATA_FOLDERS = (
     ROOT / "data" / "raw",

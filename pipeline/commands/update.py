@@ -83,6 +83,7 @@ def _plan(config: Config) -> _Plan:
 
     source = of_start(config)
     assert source is not None, "start is a registered version"
+    reason = obstacle(config, source)
     description = read_description(bundle_cache.bundle_folder(config, source), verify=False)
     nodes, days = resolve(config, ["features"]).nodes, config.train.full_every_days
     dataset = Dataset.open(nodes["features"].artifact.folder)
@@ -98,7 +99,7 @@ def _plan(config: Config) -> _Plan:
             None,
             f"nothing is trained: {source.uri} is the baseline {baseline}, until a training from scratch is due",
         )
-    if (reason := obstacle(config, source)) is not None:
+    if reason is not None:
         return _Plan(SCRATCH, reason)
     start = StartVersion.open(config, source, dataset, nodes["ingest"].artifact.folder)
     return _Plan(config.train.start, "") if start.num_new else _Plan(None, start.nothing_new)

@@ -51,9 +51,17 @@ def full_training(description: dict[str, Any]) -> int | None:
 
 
 def obstacle(config: Config, model: ModelSource) -> str | None:
-    """Reason why no update can start from a version but a training from scratch is needed; None where one can."""
+    """Reason why no update can start from a version but a training from scratch is needed; None where one can.
+
+    Raises LookbackError, with the next step, for a version of another log.
+    """
     folder = bundle_cache.bundle_folder(config, model)
     description = read_description(folder, verify=False)
+    if (name := description["name"]) != config.name:
+        raise LookbackError(
+            f"train.start: {model.uri} was trained on the log {name!r}, expected a version of {config.name!r}; name one, or "
+            f"train from scratch: {_from_scratch(config)}"
+        )
     number = description.get("format_version")
     if number != FORMAT_VERSION:
         return f"{model.uri} has bundle format {number}, expected {FORMAT_VERSION}"
@@ -112,16 +120,11 @@ class StartVersion:
 
         Raises LookbackError, with the next step, where an update of the log can't start from it.
         """
-        scratch = config.command("run", "publish", settings=["train.start=scratch"])
+        scratch = _from_scratch(config)
         if (reason := obstacle(config, model)) is not None:
             raise LookbackError(f"train.start: {reason}; train from scratch: {scratch}")
         bundle = Bundle.open(bundle_cache.bundle_folder(config, model), verify=False)
-        name, ids = bundle.description["name"], dataset.items[schema.ITEM_ID]
-        if name != config.name:
-            raise LookbackError(
-                f"train.start: {model.uri} was trained on the log {name!r}, expected a version of {config.name!r}; name one, or "
-                f"train from scratch: {scratch}"
-            )
+        ids = dataset.items[schema.ITEM_ID]
         for own, other in ((bundle.items.ids, ids), (bundle.users.ids, dataset.users[schema.USER_ID])):
             if own.dtype != other.dtype:
                 raise LookbackError(
@@ -223,6 +226,11 @@ class StartVersion:
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, to / name)
         write_json(to / DESCRIPTION, description | {"files": kept})
+
+
+def _from_scratch(config: Config) -> str:
+    """Command of a training from scratch."""
+    return config.command("run", "publish", settings=["train.start=scratch"])
 
 
 def _is_of_evaluation(name: str) -> bool:

@@ -40,6 +40,8 @@ class Fortnight:
 
     workdir: Workdir
     events: pl.DataFrame
+    command: tuple[str, ...] = ("run", *NIGHT)
+    """Command of a night"""
     lists: dict[str, Lists] = field(default_factory=dict)
     """Folder of a delivery to its lists by (time of the log, system)"""
     judged: dict[tuple[int, float, str], pl.DataFrame] = field(default_factory=dict)
@@ -98,7 +100,7 @@ class Fortnight:
             manifest = json.loads((self.score / folder / "manifest.json").read_text())
             moment = manifest["request_time"]
             named = {"delivered": "recommendations"} | {
-                name: f"shadows/{name}" for name in manifest["shadows"]
+                name: f"shadows/{name}" for name in manifest.get("shadows", {})
             }
             self.lists[folder] = {
                 (moment, system): pl.read_parquet(self.score / folder / place / "*.parquet").select(
@@ -115,7 +117,9 @@ class Fortnight:
     def night(self, number: int) -> Any:
         """Run a night; returns its summary."""
         self.expect(number)
-        summary = self.workdir.run(*NIGHT)
+        ended = self.workdir(*self.command, "--json")
+        assert ended.code == 0, ended.err
+        summary = ended.json
         self.alerts[number] = next(own["alerts"] for own in summary["stages"] if own["stage"] == "monitor")
         self.keep_lists()
         return summary
@@ -124,20 +128,25 @@ class Fortnight:
 @pytest.fixture
 def fortnight(tmp_path: Path, empty_database: Path) -> Fortnight:
     """Project with a log of sixty days."""
+    shadows = '[score]\nexclude_seen = true\nshadows = ["popularity", "previous"]\n'
+    return project(tmp_path, empty_database, SMALL + shadows)
+
+
+def project(tmp_path: Path, empty_database: Path, settings: str, num_users: int = 200) -> Fortnight:
+    """Project with further settings and a log of sixty days."""
     with_database(tmp_path, empty_database)
     (tmp_path / "logs").mkdir()
     toml = TINY.split("[simulate]")[0] + '[events]\npath = "logs"\n' + SIMULATED
     toml += '\ncolumns = { user_id = "user_id", item_id = "item_id", timestamp = "timestamp", event_type = "event_type" }\n'
-    toml += SMALL + '[score]\nexclude_seen = true\nshadows = ["popularity", "previous"]\n'
-    (tmp_path / "tiny.toml").write_text(toml)
-    settings = SimulationSettings(
-        num_users=200,
+    (tmp_path / "tiny.toml").write_text(toml + settings)
+    simulation = SimulationSettings(
+        num_users=num_users,
         num_items=150,
-        num_events=16_000,
+        num_events=80 * num_users,
         num_days=WARM_DAYS + NIGHTS,
         drift_day=WARM_DAYS + DRIFTED - 1,
     )
-    events = simulate.simulate(settings, 1).events.select("user_id", "item_id", "timestamp", "event_type")
+    events = simulate.simulate(simulation, 1).events.select("user_id", "item_id", "timestamp", "event_type")
     made = Fortnight(Workdir(tmp_path), events)
     made.show(0)
     return made
@@ -236,10 +245,11 @@ def train_and_promote(fortnight: Fortnight) -> None:
 
 
 def erase(fortnight: Fortnight) -> str:
-    """Exclude a user who was active in a judged window, from the next run on."""
+    """Exclude a user of the first sixty days who was active in a judged window, from the next run on."""
     workdir = fortnight.workdir
     outcomes = pl.read_parquet(workdir.folder / "data" / "tiny" / "monitor" / "latest" / "outcomes.parquet")
-    user: str = outcomes["user_id"].mode().sort()[0]
+    known = outcomes.join(fortnight.log(0), on="user_id", how="semi")
+    user: str = known["user_id"].mode().sort()[0]
     pl.DataFrame({"user_id": [user]}).write_parquet(workdir.folder / "forget.parquet")
     toml = (workdir.folder / "tiny.toml").read_text()
     changed = toml.replace("[events]\n", '[events]\nexclude_users = "forget.parquet"\n')
@@ -258,7 +268,7 @@ def test_a_fortnight(fortnight: Fortnight) -> None:
             user = erase(fortnight)
         if number == KILLED:
             fortnight.expect(number)
-            assert workdir.killed(fortnight.scores_new_lists, "run", *NIGHT).code == -9
+            assert workdir.killed(fortnight.scores_new_lists, *fortnight.command).code == -9
         if number == BY_MAKE:
             fortnight.expect(number)
             by_make(workdir)
@@ -271,20 +281,20 @@ def test_a_fortnight(fortnight: Fortnight) -> None:
             assert pruned.code == 1
             assert "models:/lookback-tiny/2 is the champion and holds excluded users" in pruned.err
     monitor = workdir.artifact("monitor", *NIGHT[-2:])
-    check_series(fortnight, monitor, user)
+    check_series(fortnight, monitor, user, {"delivered", "popularity", "previous"})
     check_ledger(fortnight)
     check_alerts(fortnight, monitor)
 
 
-def check_series(fortnight: Fortnight, monitor: Path, user: str) -> None:
-    """All figures; the erased user is in none."""
+def check_series(fortnight: Fortnight, monitor: Path, user: str, systems: set[str]) -> None:
+    """All figures of the systems; the erased user is in none."""
     assert user not in pl.read_parquet(monitor / "outcomes.parquet")["user_id"]
     table = pl.read_parquet(monitor / "nights.parquet").with_columns(pl.col("log_time").dt.timestamp("us"))
     assert table["segment"].null_count() == len(table)
     by_night = dict(table.group_by(KEPT))
     assert set(by_night) == set(fortnight.judged)
     assert {days for _, days, _ in by_night} == {1.0, 7.0}
-    assert {system for *_, system in by_night} == {"delivered", "popularity", "previous"}
+    assert {system for *_, system in by_night} == systems
     log = fortnight.log(NIGHTS)
     for key, rows in by_night.items():
         moment, days, _ = key

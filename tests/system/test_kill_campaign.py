@@ -1,6 +1,6 @@
-"""A hundred kills at random moments of whole commands: what follows ends in the same bytes, and nothing is left lying about.
+"""Kills at random moments of whole commands: what follows ends in the same bytes, and nothing is left lying about.
 
-Each of five commands is killed twenty times, started again after every kill, and begun anew whenever it ended before its kill.
+Each of six commands is killed twenty times, started again after every kill, and begun anew whenever it ended before its kill.
 """
 
 import random
@@ -17,7 +17,9 @@ import pytest
 
 from features import simulate
 from features.simulation_settings import SimulationSettings
+from pipeline.config import load_config
 from pipeline.orchestration.graph import ALL
+from pipeline.tracking.registry import Registry
 from tests.system.test_erase import forget, holding
 from tests.system.test_kill import contents, visible_artifacts_are_whole
 from tests.workdir import TINY, Workdir, after, copy_of, in_one_file, with_database
@@ -37,6 +39,8 @@ types = { view = 1.0, like = 1.5, purchase = 2.0 }
 SETTINGS = TINY[TINY.index("[history]") :].replace("epochs = 3", "epochs = 1")
 CHAMPION = ("--set", "score.model=champion")
 NIGHTLY = ("run", "ingest", "features", "monitor", "score", *CHAMPION)
+JUDGED = ("--set", "evaluate.gate=true", "--set", "train.full_every_days=0")
+"""Settings of updates that wait beside the champion."""
 REST = re.compile(r"^\.(building|old|downloading|temporary)|\.part$")
 """Names of unfinished files and folders."""
 
@@ -162,6 +166,47 @@ def test_a_night(nights: Nights, tmp_path: Path) -> None:
     endure(lambda: nights.copy(tmp_path / "copy", with_next_days=True), night, check)
 
 
+def test_an_update(nights: Nights, tmp_path: Path) -> None:
+    """One version more, which waits; the champion is the one before, whenever the command was killed."""
+    update = ("update", *JUDGED)
+    candidate = (*JUDGED, "--set", "train.start=champion")
+    lists = (*JUDGED, *CHAMPION, "--set", 'score.shadows=["challenger"]')
+    before = versions_of(nights.copy(tmp_path / "before"))
+    reference = nights.copy(tmp_path / "reference", with_next_days=True)
+    ended = reference(*update)
+    assert ended.code == 0, ended.err
+    expected = [
+        contents(reference.artifact("publish", *candidate)),
+        contents(reference.artifact("score", *lists)),
+    ]
+    assert any(name.startswith("shadows/challenger/") for name in expected[1])
+    entered, versions = ledger_of(reference), versions_of(reference)
+    assert versions == [*before, (2, "challenger")]
+
+    def start() -> Workdir:
+        return nights.copy(tmp_path / "copy", with_next_days=True)
+
+    def check(workdir: Workdir) -> None:
+        assert versions_of(workdir) == versions
+        own = [workdir.artifact("publish", *candidate), workdir.artifact("score", *lists)]
+        assert [contents(folder) for folder in own] == expected
+        assert ledger_of(workdir) == entered
+        no_rests(workdir)
+
+    endure(start, update, check)
+
+
+def versions_of(workdir: Workdir) -> list[tuple[int, str]]:
+    """Registered versions with their alias, oldest first."""
+    uri = f"sqlite:///{workdir.folder}/mlruns/mlflow.db"
+    registry, name = Registry(uri, load_config(workdir.folder / workdir.config)), "lookback-tiny"
+    champion, challenger = registry.champion(name), registry.challenger(name)
+    aliases = {
+        each.version: alias for each, alias in ((challenger, "challenger"), (champion, "champion")) if each
+    }
+    return sorted((each.version, aliases.get(each.version, "")) for each in registry.versions(name))
+
+
 def ledger_of(workdir: Workdir) -> list[tuple[object, ...]]:
     """Deliveries, without the times at which they were made."""
     table = pl.read_parquet(workdir.folder / "data" / "tiny" / "score" / "deliveries.parquet")
@@ -190,9 +235,13 @@ def test_pruning(nights: Nights, tmp_path: Path) -> None:
 
 
 def test_erasure(nights: Nights, tmp_path: Path) -> None:
-    """The champion holds the user and is named; everything else is gone, and the series keeps the other users."""
+    """The champion holds the user and is named; everything else is gone, and the series keeps the other users.
+
+    What a night's update made goes too, and no further update starts from the champion.
+    """
     judged = nights.copy(tmp_path / "judged", with_next_days=True)
-    judged.run(*NIGHTLY[1:])
+    ended = judged("update", *JUDGED)
+    assert ended.code == 0, ended.err
     outcomes = pl.read_parquet(judged.artifact("monitor") / "outcomes.parquet")
     user = outcomes["user_id"][0]
     setting = forget(judged.folder, user).replace(str(judged.folder), ".")
@@ -203,7 +252,17 @@ def test_erasure(nights: Nights, tmp_path: Path) -> None:
         assert not list(holding(workdir.folder / "data", user))
         left = pl.read_parquet(workdir.artifact("monitor", "--set", setting) / "outcomes.parquet")
         assert left.equals(outcomes.filter(pl.col("user_id") != user))
+        assert versions_of(workdir) == [(1, "champion")]
         no_rests(workdir)
 
     prepared = Nights(judged.folder, nights.next_days)
+    assert versions_of(judged) == [(1, "champion"), (2, "challenger")]
     endure(lambda: prepared.copy(tmp_path / "copy"), ("prune", "--excluded", "--set", setting), check, code=1)
+    erased = Workdir(tmp_path / "copy")
+    ended = erased("update", *JUDGED, "--set", setting)
+    assert ended.code == 0, ended.err
+    assert (
+        "trained from scratch: models:/lookback-tiny/1 has learned from users of events.exclude_users"
+        in ended.out
+    )
+    assert not list(holding(erased.artifact("publish", *JUDGED, "--set", setting), user))
