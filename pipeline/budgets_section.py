@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.sections import ExperimentConfig, ScoreConfig, Section
+from pipeline.experiment_section import ExperimentConfig
+from pipeline.sections import ScoreConfig, Section
 
 
 class FairnessConfig(Section):
@@ -51,6 +52,7 @@ def check_budgets(
         "score.second_stage_share": score.second_stage_share < 1,
         "score.shadows": bool(score.shadows),
         "[experiment]": experiment is not None,
+        "score.because_method = 'proven'": score.because and score.because_method == "proven",
         "score.pin with budgets.weight_by_place": score.pin is not None
         and budgets is not None
         and budgets.weight_by_place,

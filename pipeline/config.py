@@ -28,12 +28,12 @@ from models.settings.training import TrainSettings, check_together
 from pipeline.budgets_section import BudgetsConfig, check_budgets
 from pipeline.deliver_section import DeliverConfig
 from pipeline.errors import ConfigError, command_line
+from pipeline.experiment_section import ExperimentConfig
 from pipeline.sections import (
     MODEL,
     UNPUBLISHED,
     DataConfig,
     EvaluateConfig,
-    ExperimentConfig,
     MonitorConfig,
     PublishConfig,
     ReportConfig,

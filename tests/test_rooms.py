@@ -22,6 +22,7 @@ ARROWS = {
         "config_reference configs",
         "config",
         "deliver_section budgets_section",
+        "experiment_section",
         "sections",
         "background",
         "errors",

@@ -12,12 +12,13 @@ import polars as pl
 
 from models.evaluation.comparison import SystemComparison
 from models.evaluation.power import POWER
+from pipeline.experiment_section import ExperimentConfig
 from pipeline.monitoring import past_nights
 from pipeline.monitoring.alerts import Alert
 from pipeline.monitoring.ledger import Delivery
 from pipeline.monitoring.past_nights import night_times, spaced, values_of
 from pipeline.monitoring.series import COMPARED, Bootstrap
-from pipeline.sections import DELIVERED, ExperimentConfig
+from pipeline.sections import DELIVERED
 
 DECIDING = "ndcg"
 """Metric whose difference is planned for and judged, in the shortest window."""

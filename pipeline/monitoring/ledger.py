@@ -16,7 +16,7 @@ from pipeline.artifacts.files import fingerprint, fsync, read_json, temporary_be
 from pipeline.artifacts.store import Artifact, read_manifest
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DamagedArtifact, optional
-from pipeline.sections import ExperimentConfig
+from pipeline.experiment_section import ExperimentConfig
 
 RECORDS, TABLE = ".deliveries", "deliveries.parquet"
 DAY = 86_400_000_000

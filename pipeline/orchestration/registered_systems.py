@@ -7,8 +7,9 @@ from models.settings.training import SCRATCH
 from pipeline.artifacts.files import fingerprint
 from pipeline.config import Config
 from pipeline.errors import LookbackError
+from pipeline.experiment_section import ExperimentConfig
 from pipeline.monitoring import ledger
-from pipeline.sections import COUNTED_BASELINES, ExperimentConfig
+from pipeline.sections import COUNTED_BASELINES
 from pipeline.tracking import registry
 from pipeline.tracking.registry import CHAMPION, ModelSource
 

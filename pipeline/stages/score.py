@@ -21,13 +21,13 @@ from pipeline.budgets_section import BudgetsConfig, are_kept
 from pipeline.config import Config
 from pipeline.errors import DamagedArtifact, LookbackError, optional
 from pipeline.evaluation import reranking_effects
+from pipeline.experiment_section import ExperimentConfig
 from pipeline.modelling import history_gain
 from pipeline.modelling.ranker_columns import mostly_unseen
 from pipeline.modelling.second_stage import is_timed
 from pipeline.monitoring import earlier_lists
 from pipeline.orchestration.context import Context
 from pipeline.orchestration.graph import STAGES
-from pipeline.sections import ExperimentConfig
 from pipeline.serving import (
     bundle_ranker,
     drift,
@@ -37,6 +37,7 @@ from pipeline.serving import (
     outcome_order,
     partly_ranked,
     previous_lists,
+    proven_reasons,
     scored_lists,
     shadows,
     user_rules,
@@ -84,6 +85,7 @@ def build(ctx: Context) -> None:
     scorer = replace(scorer, job=replace(job, user_rules=rules))
     of_users = {} if scorer.user_rules is None else scorer.user_rules.counts
     outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
+    proven_reasons.check(scorer.bundle, config.score)
     _say_if_nothing_was_shown(scorer)
     partly_ranked.check_share(scorer.bundle, config.score.second_stage_share)
     by_arm = _by_arm(ctx, scorer)
@@ -102,6 +104,8 @@ def build(ctx: Context) -> None:
     for other in folder.iterdir():  # records of finished shards, temporary files of a killed run
         if not (other.name.startswith("part-") and other.suffix == ".parquet"):
             other.unlink()
+    if proven_reasons.are_sought(config.score):
+        ctx.manifest["proven"] = proven_reasons.shares(total)
     if by_arm is not None:
         ctx.manifest["experiment"] = _experiment(ctx, total)
     ctx.manifest["user_rules"] = of_users | {

@@ -20,9 +20,9 @@ import polars as pl
 from scipy.stats import binom
 
 from models.evaluation.bootstrap import NO_DIFFERENCE
+from pipeline.experiment_section import ExperimentConfig
 from pipeline.monitoring.experiment import RATIO_LEVEL, Readout, read_out
 from pipeline.monitoring.series import Bootstrap
-from pipeline.sections import ExperimentConfig
 from pipeline.serving.assignment import Assignment
 from tests.pipeline.monitoring.simulated_outcomes import delivery, experiment, outcomes
 

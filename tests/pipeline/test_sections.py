@@ -5,11 +5,11 @@ from typing import Any
 import pydantic
 import pytest
 
+from pipeline.experiment_section import ExperimentConfig
 from pipeline.sections import (
     BASELINES,
     DataConfig,
     EvaluateConfig,
-    ExperimentConfig,
     ScoreConfig,
     Section,
     TrackingConfig,

@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 from scipy.stats import binom
 
+from pipeline.experiment_section import ExperimentConfig
 from pipeline.monitoring import experiment, past_nights
 from pipeline.monitoring.experiment import Readout, read_out
 from pipeline.monitoring.ledger import DAY
 from pipeline.monitoring.series import Bootstrap
-from pipeline.sections import ExperimentConfig
 from pipeline.serving.assignment import Assignment
 from tests.benchmarks.bench_experiments import campaign
 from tests.pipeline.monitoring import simulated_outcomes

@@ -10,8 +10,8 @@ from pipeline.artifacts.files import read_json, write_json
 from pipeline.artifacts.store import Artifact
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
+from pipeline.experiment_section import ExperimentConfig
 from pipeline.monitoring import ledger
-from pipeline.sections import ExperimentConfig
 
 DAY = 86_400_000_000
 

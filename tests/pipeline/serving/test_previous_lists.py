@@ -208,7 +208,8 @@ def test_every_setting_of_a_scoring_is_in_the_key_or_no_matter_to_it() -> None:
     of_bundle, of_key = {"model", "new_items"}, {"k", "because", "because_method", "because_items"}
     of_histories = {"at", "max_shown", "shown_days", "exclude", "candidates"}
     of_cold_users = {"segment"}
-    of_ranker, of_nobody = {"order"}, {"pin"}  # with either no list is reused
+    of_ranker = {"order", "second_stage_share"}  # with a ranker no list is reused
+    of_nobody = {"pin", "budgets"}  # with either no list is reused
     no_matter = {"users", "shadows", "batch_users", "shard_users", "engine", "workers", "precision"}
     every = of_rules | of_bundle | of_key | of_histories | of_cold_users | of_ranker | of_nobody | no_matter
     assert set(ScoreConfig.model_fields) == every
