@@ -250,13 +250,22 @@ class Histories:
             return replace(self, ends=self.starts)
         return replace(self._chosen(self.dislikes > 0), dislikes=None)
 
-    def _chosen(self, types: NDArray[np.bool_]) -> "Histories":
-        """The same rows over copied flat arrays, of the events of some types [num_event_types + 1] alone."""
+    def without_events(self, place: Int32) -> "Histories":
+        """The same rows without some events: `place` [rows, n] in the row, from 0; -1: none. Copied."""
         row, position = self.gather()
-        kept = types[self.event_type[position]]
+        at = position - self.starts[row]
+        return self.only((at[:, None] != place[row]).all(1))
+
+    def only(self, kept: NDArray[np.bool_]) -> "Histories":
+        """The same rows over copied flat arrays, of the events of a mask [sum of lengths] in the order of `gather` alone."""
+        row, position = self.gather()
         ends = np.cumsum(np.bincount(row[kept], minlength=len(self)), dtype=np.int64)
         starts = np.concatenate((np.zeros(1, np.int64), ends))[:-1]
         return replace(self._events(position[kept]), starts=starts, ends=ends)
+
+    def _chosen(self, types: NDArray[np.bool_]) -> "Histories":
+        """The same rows, copied, of the events of some types [num_event_types + 1] alone."""
+        return self.only(types[self.event_type[self.gather()[1]]])
 
     def with_types(self, mapping: Int16) -> "Histories":
         """Event types renumbered by `mapping` [old_num_event_types + 1]; dislikes of a type that maps to 0 are none any more."""

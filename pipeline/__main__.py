@@ -137,9 +137,31 @@ def path(config: Any, stage: str) -> None:
     "-k", "k", default=10, show_default=True, type=click.IntRange(min=1), help="List length, in items."
 )
 @click.option("--at", metavar="TIME", help="Time of the request, an ISO time; sets the key score.at.")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="ITEM",
+    help="Show what would change without the history's events on this item; repeatable.",
+)
+@click.option(
+    "--with",
+    "added",
+    multiple=True,
+    metavar="ITEM",
+    help="Show what would change with this item as the newest event; repeatable, in their order.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def recommend(config: Any, user: str | None, history: str | None, k: int, as_json: bool) -> None:
+def recommend(
+    config: Any,
+    user: str | None,
+    history: str | None,
+    k: int,
+    without: tuple[str, ...],
+    added: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Recommend items for a known user or a history, with the reasons of each."""
+    from pipeline.commands.changed_history import Change
     from pipeline.commands.recommend import recommend_one
 
     if (user is None) == (history is None):
@@ -148,7 +170,7 @@ def recommend(config: Any, user: str | None, history: str | None, k: int, as_jso
             + ("neither" if user is None else "both")
             + ", expected one of --user and --history"
         )
-    recommend_one(config, user, history, k, as_json=as_json)
+    recommend_one(config, user, history, k, Change(without, added), as_json=as_json)
 
 
 @cli.command()

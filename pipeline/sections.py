@@ -242,9 +242,10 @@ class ScoreConfig(Section):
     first column with 2 to 20 values; none."""
     because: bool = True
     """Reasons of each recommendation, as past interactions."""
-    because_method: Literal["fast", "balanced", "exact"] = "balanced"
+    because_method: Literal["fast", "balanced", "exact", "proven"] = "balanced"
     """Attribution method. exact: a pass without each interaction; fast: gradients alone; balanced: exact along the last
-    position's own path, gradients beside it."""
+    position's own path, gradients beside it; proven: by balanced, up to three events without which the item is not in the
+    list."""
     because_items: int = Field(3, ge=1)
     """Maximum reasons per recommendation, in past interactions."""
     precision: Literal["auto", "fp32"] = "auto"
@@ -262,6 +263,18 @@ class ScoreConfig(Section):
     @classmethod
     def _a_share_is_checked(cls, value: float | Exploration) -> float | Exploration:
         return value if isinstance(value, Exploration) else Exploration(value).share
+
+    @pydantic.model_validator(mode="after")
+    def _proofs_follow_from_histories(self) -> "ScoreConfig":
+        if self.because and self.because_method == "proven":
+            share = self.exploration.share if isinstance(self.exploration, Exploration) else self.exploration
+            for is_set, key in ((share > 0, "exploration"), (self.pin is not None, "pin")):
+                if is_set:
+                    raise ValueError(
+                        f"score.because_method: received 'proven' with score.{key}, expected lists that follow from histories "
+                        f"alone: remove score.{key}, or set score.because_method = 'balanced'"
+                    )
+        return self
 
     @pydantic.field_validator("users")
     @classmethod

@@ -141,6 +141,21 @@ def strongest(weights: Float32, histories: Histories, because_items: int) -> tup
     return items, strengths
 
 
+def strongest_events(weights: Float32, number: int) -> tuple[Int32, Float32]:
+    """Columns of the largest positive weights for each (row, item) and these weights: two [b, k, number].
+
+    `weights` [b, k, l]: `contributions`. Strongest first, then column -1 with weight 0. Equal weights: the older interaction
+    first. Unlike in `strongest` a repeated item counts with each of its interactions.
+    """
+    shape = (*weights.shape[:2], number)
+    columns, strengths = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    order = np.argsort(-weights, axis=-1, kind="stable")[..., :number]
+    weight = np.take_along_axis(weights, order, -1)
+    most = order.shape[-1]
+    columns[..., :most], strengths[..., :most] = np.where(weight > 0, order, -1), np.maximum(weight, 0)
+    return columns, strengths
+
+
 def _past_items(windows: Histories, positions: int) -> Int32:
     """[b, positions] item of each column, 0 in padding."""
     rows, flat = windows.gather()

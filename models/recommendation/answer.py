@@ -6,11 +6,12 @@ Letters in shapes: n items, k places, f candidates.
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.explanation.contributions import Method
 from models.histories import Float32, Histories, Int32, Int64
 from models.recommendation.rules import Chosen, Rules, Traits, UInt64, choose
 from models.recommendation.shortlists import fill_limited
@@ -25,6 +26,24 @@ Retrieve = Callable[[Int64, int], tuple[Candidates, NDArray[np.bool_]]]
 """Function from row numbers and f to f candidates of each or more, and whether there are no others [rows]."""
 
 
+ReasonMethod = Literal[Method, "proven"]
+"""Method of attribution; proven: by "balanced", and then sets of events without which the item is not in the list."""
+
+
+def attribution_of(because: ReasonMethod | None) -> Method | None:
+    """Method of attribution behind a method of reasons."""
+    return "balanced" if because == "proven" else because
+
+
+class PastEvents(NamedTuple):
+    """Single past events behind each recommendation, strongest first. s: events."""
+
+    place: Int32
+    """[rows, k, s], place of the event in its row, from 0; -1: none"""
+    weight: Float32
+    """[rows, k, s]"""
+
+
 @dataclass(frozen=True)
 class Because:
     """Past interactions behind each recommendation, strongest first."""
@@ -33,12 +52,23 @@ class Because:
     """[rows, k, because_items], padded with 0"""
     weight: Float32
     """[rows, k, because_items], drop of the score without the interaction, or an estimate"""
+    events: PastEvents | None = None
+    """Events among which a proof is sought; None where none is"""
+    proven: NDArray[np.bool_] | None = None
+    """[rows, k], whether the item is not in the list without these interactions, one each; None where no proof was sought"""
 
     @classmethod
-    def none(cls, shape: tuple[int, ...], because_items: int) -> "Because":
-        """Empty reasons for items [rows, k]."""
-        whole = (*shape, because_items)
-        return cls(np.zeros(whole, np.int32), np.zeros(whole, np.float32))
+    def none(cls, shape: tuple[int, ...], because_items: int, num_events: int = 0) -> "Because":
+        """Empty reasons for items [rows, k]. num_events: of `events`, 0: without them."""
+        whole, single = (*shape, because_items), (*shape, num_events)
+        events = PastEvents(np.full(single, -1, np.int32), np.zeros(single, np.float32))
+        return cls(np.zeros(whole, np.int32), np.zeros(whole, np.float32), events if num_events else None)
+
+    def fill(self, rows: Int64, own: "Because") -> None:
+        """Write the reasons of some rows."""
+        self.item_index[rows], self.weight[rows] = own.item_index, own.weight
+        if self.events is not None and own.events is not None:
+            self.events.place[rows], self.events.weight[rows] = own.events
 
 
 @dataclass(frozen=True)
@@ -129,8 +159,8 @@ class WarmRows(Protocol):
         """Candidates of some rows, as `Retrieve`."""
         ...
 
-    def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
-        """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]."""
+    def because(self, items: Int32, because_items: int, num_events: int) -> Because:
+        """Past items behind each item [rows, k], `because_items` at most, and `num_events` single events if not 0."""
         ...
 
     def outcomes(self, items: Int32) -> Outcomes | None:
@@ -167,12 +197,14 @@ class Lists:
         keys: UInt64 | None,
         segment: Int64 | None,
         because_items: int | None,
+        num_events: int = 0,
         outcomes: Callable[[tuple[int, ...]], Outcomes | None] = lambda _: None,
         run: Run = map,
     ) -> Answer:
         """Lists of all rows: empty ones from `popularity` [segments + 1, n + 1], the `parts` of the others by `warm_rows`.
 
-        `keys`, `segment`: [rows], 0 if None. `because_items`: past items behind each recommendation, None without reasons.
+        `keys`, `segment`: [rows], 0 if None. `because_items`: past items behind each recommendation, None without reasons;
+        `num_events`: single events beside them.
         `outcomes`: predictions still without values, of the shape of the lists. `run`: over the parts, in any order.
         """
         keys = np.zeros(len(histories), np.uint64) if keys is None else keys
@@ -180,7 +212,7 @@ class Lists:
         cold = histories.lengths == 0
         lists = self._empty(len(histories))
         items = lists.items
-        reasons = None if because_items is None else Because.none(items.shape, because_items)
+        reasons = None if because_items is None else Because.none(items.shape, because_items, num_events)
         predicted = outcomes(items.shape)
         if cold.any():
             popular = self._popular(popularity, segment[cold], histories.select(cold))
@@ -190,7 +222,7 @@ class Lists:
             warm = warm_rows(histories.select(rows))
             _fill(lists, rows, self.filled(warm.retrieve, keys[rows]))
             if reasons is not None and because_items is not None:
-                reasons.item_index[rows], reasons.weight[rows] = warm.because(items[rows], because_items)
+                reasons.fill(rows, warm.because(items[rows], because_items, num_events))
             if predicted is not None and (own := warm.outcomes(items[rows])) is not None:
                 predicted.fill(rows, own)
 

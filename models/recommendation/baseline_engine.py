@@ -3,7 +3,8 @@
 Letters in shapes: r rows, n items, k places, l interactions.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,16 @@ from numpy.typing import NDArray
 from models.encoder.encoder import with_request_time
 from models.explanation import contributions
 from models.histories import Float32, Histories, Int32, Int64
-from models.recommendation.answer import Answer, Candidates, Lists, Run
+from models.recommendation.answer import (
+    Answer,
+    Because,
+    Candidates,
+    Lists,
+    PastEvents,
+    ReasonMethod,
+    Run,
+)
+from models.recommendation.proofs import MOST_EVENTS, with_proofs
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.recommender import Recommender
 from models.topk import event_chunks, mask_others, mask_seen, row_chunks, top_k
@@ -44,20 +54,21 @@ class BaselineEngine:
         *,
         keys: UInt64 | None = None,
         segment: Int64 | None = None,
-        because: contributions.Method | None = None,
+        because: ReasonMethod | None = None,
         because_items: int = 3,
         run: Run = map,
         in_blocks: bool = False,
     ) -> Answer:
         """Top-k items of each row, as in `RecommendationEngine.answer`.
 
-        Reasons are exact by every method; lists are bit-identical with and without them. `in_blocks` changes nothing.
+        Weights of reasons are exact by every method; lists are bit-identical with and without reasons. `in_blocks` changes
+        nothing. Raises ValueError for proven reasons of lists with drawn places.
         """
         del in_blocks
         histories = self._with_request_time(histories)
         warm = np.flatnonzero(histories.lengths > 0)
         chunks = row_chunks(len(warm), self.recommender.num_items)
-        return Lists(k, rules, self.traits).answer(
+        answer = Lists(k, rules, self.traits).answer(
             histories,
             self.popularity,
             (warm[rows] for rows in chunks),
@@ -65,8 +76,13 @@ class BaselineEngine:
             keys=keys,
             segment=segment,
             because_items=None if because is None else because_items,
+            num_events=MOST_EVENTS if because == "proven" else 0,
             run=run,
         )
+        if because != "proven":
+            return answer
+        answer_of = partial(self.answer, k=k, rules=rules, run=run)
+        return with_proofs(answer, histories, rules, segment, answer_of)
 
     def contributions(
         self, histories: Histories, k: int, rules: Rules, _method: contributions.Method
@@ -137,10 +153,13 @@ class _WarmRows:
             items[chunk], scores[chunk] = top_k(values, number)
         return (items, scores), items[:, -1] == 0
 
-    def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
-        """Past items behind each item [r, k] and their weights, two [r, k, because_items]."""
+    def because(self, items: Int32, because_items: int, num_events: int) -> Because:
+        """Past items behind each item [r, k], and events: of each past item the latest."""
         weights = self._engine.dropped(self.histories, items)
-        return contributions.strongest(weights, self.histories, because_items)
+        past, weight = contributions.strongest(weights, self.histories, because_items)
+        if not num_events:
+            return Because(past, weight)
+        return Because(past, weight, PastEvents(*contributions.strongest_events(weights, num_events)))
 
     def outcomes(self, items: Int32) -> None:
         """None: a baseline predicts no outcomes."""
@@ -162,15 +181,4 @@ def latest_of_items(histories: Histories, most: int) -> tuple[Int64, Int64]:
 def without_item(histories: Histories, item: Int32) -> Histories:
     """Rows without their interactions with `item` [r]."""
     row, position = histories.gather()
-    kept = histories.item_index[position] != item[row]
-    row, position = row[kept], position[kept]
-    ends = np.searchsorted(row, np.arange(len(histories)), side="right").astype(np.int64)
-    return replace(
-        histories,
-        item_index=histories.item_index[position],
-        time=histories.time[position],
-        event_type=histories.event_type[position],
-        value=None if histories.value is None else histories.value[position],
-        starts=np.concatenate((np.zeros(min(1, len(ends)), np.int64), ends[:-1])),
-        ends=ends,
-    )
+    return histories.only(histories.item_index[position] != item[row])

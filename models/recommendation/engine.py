@@ -5,6 +5,7 @@ Letters in shapes: n items, k places.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,18 @@ from models.ranking.candidates import (
 )
 from models.ranking.predictions import Predictions, predict
 from models.ranking.ranker import SecondStage
-from models.recommendation.answer import Answer, Candidates, Lists, Outcomes, Run
+from models.recommendation.answer import (
+    Answer,
+    Because,
+    Candidates,
+    Lists,
+    Outcomes,
+    PastEvents,
+    ReasonMethod,
+    Run,
+    attribution_of,
+)
+from models.recommendation.proofs import MOST_EVENTS, with_proofs
 from models.recommendation.rules import Rules, Traits, UInt64
 from models.recommendation.shortlists import fill_limited
 from models.topk import mask_others, mask_seen, row_chunks, top_k
@@ -53,15 +65,16 @@ class RecommendationEngine:
         *,
         keys: UInt64 | None = None,
         segment: Int64 | None = None,
-        because: contributions.Method | None = None,
+        because: ReasonMethod | None = None,
         because_items: int = 3,
         run: Run = map,
         in_blocks: bool = False,
     ) -> Answer:
         """Top-k items of each row; rows without interactions get popular items, of their `segment` [rows] if given.
 
-        `keys` [rows]: seeds of random draws (`Rules.exploration`). `because`: method of `contributions`, or None; lists are
-        bit-identical either way, because rows are encoded and ranked in the same parts by the same calls. The request time is
+        `keys` [rows]: seeds of random draws (`Rules.exploration`). `because`: method of `contributions`, or "proven" (see
+        `with_proofs`), or None; lists are bit-identical either way, because rows are encoded and ranked in the same parts by the
+        same calls. Raises ValueError for proven reasons of lists with drawn places. The request time is
         `histories.request_time`, by default the newest event of all rows. Short rows get more candidates, so a list is shorter
         than k only where the rules allow no more items.
         `run`: over parts of the rows. `in_blocks`: vectors and their reasons are computed in blocks of fixed shape, filled with
@@ -70,18 +83,23 @@ class RecommendationEngine:
         """
         cold = histories.lengths == 0
         histories = self._with_request_time(histories)
-        lists = Lists(k, rules, self.traits, self._num_ranked)
-        return lists.answer(
+        lists, method = Lists(k, rules, self.traits, self._num_ranked), attribution_of(because)
+        answer = lists.answer(
             histories,
             self.popularity,
             self._parts(np.flatnonzero(~cold), histories, lists.places, in_blocks=in_blocks),
-            lambda rows: _WarmRows(self, rows, rules, because, lists.places if in_blocks else None),
+            lambda rows: _WarmRows(self, rows, rules, method, lists.places if in_blocks else None),
             keys=keys,
             segment=segment,
             because_items=None if because is None else because_items,
+            num_events=MOST_EVENTS if because == "proven" else 0,
             outcomes=self._no_outcomes,
             run=run,
         )
+        if because != "proven":
+            return answer
+        answer_of = partial(self.answer, k=k, rules=rules, run=run, in_blocks=in_blocks)
+        return with_proofs(answer, histories, rules, segment, answer_of)
 
     def _no_outcomes(self, shape: tuple[int, ...]) -> Outcomes | None:
         """Predictions without values for items of a shape; None without heads of outcomes."""
@@ -90,7 +108,7 @@ class RecommendationEngine:
             return None
         return Outcomes.none(shape, len(stage.ranker.heads.types), has_utility=stage.utility is not None)
 
-    def answers_alike(self, k: int, because: contributions.Method | None) -> bool:
+    def answers_alike(self, k: int, because: ReasonMethod | None) -> bool:
         """Whether on this processor a row's answer in a block has the same bits at each of the block's places.
 
         Tried with copies of a row for every shape of block. Linear algebra may round by place where widths of states and heads
@@ -103,7 +121,7 @@ class RecommendationEngine:
         for length in (length for shape, length in lengths.items() if shape.rows > 1):
             row = histories_from_lists([random.integers(1, self.recommender.num_items + 1, length).tolist()])
             items = random.integers(1, self.recommender.num_items + 1, (1, k), dtype=np.int32)
-            if not _WarmRows(self, row, Rules(), because, k).are_alike(items):
+            if not _WarmRows(self, row, Rules(), attribution_of(because), k).are_alike(items):
                 return False
         return True
 
@@ -245,11 +263,25 @@ class _WarmRows:
             alike = (weights == weights[0]).all()
         return bool(alike)
 
-    def because(self, items: Int32, because_items: int) -> tuple[Int32, Float32]:
-        """Past items behind each item [rows, k] and their weights, two [rows, k, because_items]; none for unread rows."""
+    def because(self, items: Int32, because_items: int, num_events: int) -> Because:
+        """Past items and events behind each item [rows, k]; none for unread rows."""
         weights = self.contributions(items[self._block])
         past, weight = contributions.strongest(weights, self._learned, because_items)
-        return past[: self._num_rows], weight[: self._num_rows]
+        past, weight = past[: self._num_rows], weight[: self._num_rows]
+        if not num_events:
+            return Because(past, weight)
+        columns, strength = contributions.strongest_events(weights[: self._num_rows], num_events)
+        return Because(past, weight, PastEvents(self._places_of(columns, weights.shape[-1]), strength))
+
+    def _places_of(self, columns: Int32, num_columns: int) -> Int32:
+        """Places in their rows of the last `num_columns` interactions that the encoder knows, given their columns [rows, …]."""
+        row, position = self.histories.select(np.arange(self._num_rows)).gather()
+        is_learned = self.histories.item_index[position] <= self._num_learned
+        row, place = row[is_learned], (position - self.histories.starts[row])[is_learned]
+        number = np.bincount(row, minlength=self._num_rows)
+        first = np.cumsum(number) - np.minimum(number, num_columns)
+        chosen = np.where(columns < 0, len(place), first[:, None, None] + columns)
+        return np.append(place, -1)[chosen].astype(np.int32)
 
     def outcomes(self, items: Int32) -> Outcomes | None:
         """Predicted outcomes of items [rows, k]; missing for those that are not among the ranked candidates."""

@@ -15,7 +15,9 @@ from features.histories.vocabulary import Vocabulary
 from features.printable import printable
 from models.encoder.encoder import with_request_time
 from models.histories import Histories, Int64, histories_from_lists
-from models.recommendation.answer import Answer, Outcomes
+from models.recommendation.answer import Answer, Outcomes, ReasonMethod
+from models.recommendation.rules import Rules
+from pipeline.commands.changed_history import Change, Difference
 from pipeline.config import Config
 from pipeline.dataset.dataset import rows
 from pipeline.dataset.protocol import excludes_seen
@@ -28,6 +30,7 @@ from pipeline.serving import (
     outcome_order,
     output_table,
     popularity_fallback,
+    proven_reasons,
     user_rules,
 )
 from pipeline.serving.assignment import keys_of
@@ -35,6 +38,7 @@ from pipeline.serving.bundle import Bundle
 from pipeline.serving.business_rules import rules_of
 from pipeline.serving.current_log import Log, with_current_log
 from pipeline.serving.request import Request
+from pipeline.serving.user_rules import UserRules
 
 _ONE = np.zeros(1, np.int64)
 LONGEST_NAME = 80
@@ -52,7 +56,7 @@ class Recommendations:
     """Interactions with unknown items."""
     recommendations: list[dict[str, Any]]
     """Best first: rank, item_id, title, score (None: a pin that the list did not have), probability where calibrated, columns of
-    outcomes, because (item_id, title and weight)."""
+    outcomes, because (item_id, title and weight), and proven where a proof was sought."""
     probability_of: str | None
     """Event that `probability` is the probability of; None without probabilities."""
 
@@ -74,22 +78,89 @@ class _Opened:
         return self.bundle.excludes_seen if setting == "auto" else setting
 
 
-def recommend_one(config: Config, user: str | None, history: str | None, k: int, *, as_json: bool) -> None:
-    """Print the recommendations of `recommend`; history: item ids separated by commas, or a JSON list."""
-    answer = recommend(config, user, None if history is None else _listed(history), k)
-    click.echo(json.dumps(asdict(answer)) if as_json else _text(answer))
+@dataclass(frozen=True)
+class _Asked:
+    """History of a user, or one typed in, and what its list follows from besides."""
+
+    config: Config
+    bundle: Bundle
+    user: str | None
+    known: Histories
+    """[1] without unknown items"""
+    num_unknown: int
+    segment: Int64
+    """[1]"""
+    rules: Rules
+    of_user: UserRules | None
+    time: int
+    """Of the request, in microseconds since the epoch"""
+
+    def answer(self, known: Histories, k: int, because: ReasonMethod | None) -> Answer:
+        """List of k items for a history [1]."""
+        answer = self.bundle.engine.answer(
+            known,
+            k,
+            self.rules,
+            keys=None if self.user is None else keys_of(pl.Series([self.user])),
+            segment=self.segment,
+            because=because,
+            because_items=self.config.score.because_items,
+        )
+        return answer if self.of_user is None else self.of_user.pinned(_ONE, known, answer, self.rules)[0]
+
+    def recommended(self, k: int) -> Recommendations:
+        """List of k items, with reasons."""
+        is_proven = proven_reasons.are_sought(self.config.score)
+        answer = self.answer(self.known, k, "proven" if is_proven else "exact")
+        has_probability = self.bundle.probability is not None and not answer.cold[0]
+        return Recommendations(
+            self.user,
+            int(self.known.lengths[0]),
+            self.num_unknown,
+            _rows(self.bundle, answer, self.time),
+            self.bundle.probability_of if has_probability else None,
+        )
+
+
+def recommend_one(
+    config: Config, user: str | None, history: str | None, k: int, change: Change, *, as_json: bool
+) -> None:
+    """Print the recommendations of `recommend`, and beside them those after a change of the history, if any.
+
+    history: item ids separated by commas, or a JSON list.
+    """
+    asked = _asked(config, user, None if history is None else _listed(history))
+    if not change:
+        answer = asked.recommended(k)
+        click.echo(json.dumps(asdict(answer)) if as_json else _text(answer))
+        return
+    changed = change.applied(asked.known, asked.bundle.items, asked.time)
+    answer = asked.recommended(k)
+    other = _rows(asked.bundle, asked.answer(changed, k, None), asked.time)
+    difference = Difference(change, answer.recommendations, other)
+    if as_json:
+        click.echo(json.dumps(asdict(answer) | {"changed": difference.as_json()}))
+    else:
+        click.echo(f"{_events_of(answer)}\n{difference.as_text()}")
 
 
 def recommend(config: Config, user: str | None, history: Sequence[str] | None, k: int) -> Recommendations:
     """Recommend k items for a user of the log, or for a history of item ids, oldest first, by the rules of `[score]`.
 
-    Raises LookbackError for a missing model, an unknown user, a history without a known item, or `score.at` before the log.
+    Raises LookbackError for a missing model, an unknown user, a history without a known item, `score.at` before the log, or
+    reasons that cannot be proven.
     """
+    return _asked(config, user, history).recommended(k)
+
+
+def _asked(config: Config, user: str | None, history: Sequence[str] | None) -> _Asked:
+    """The request of `recommend`."""
     pipeline = resolve(config, ["score"])
     opened = _opened(pipeline)
     bundle = outcome_order.with_utility(opened.bundle, config.score.order, config.utility)
     request = opened.request
     outcome_order.check_order(bundle, config.score.order, config.utility)
+    proven_reasons.check(bundle, config.score)
     known, unknown = (
         _typed_in(opened, history) if history is not None else _of_user(pipeline, opened, str(user))
     )
@@ -107,22 +178,8 @@ def recommend(config: Config, user: str | None, history: Sequence[str] | None, k
         exclude_seen=exclude_seen,
         timezone=config.events.timezone,
     )
-    answer = bundle.engine.answer(
-        known,
-        k,
-        rules,
-        keys=None if user is None else keys_of(pl.Series([user])),
-        segment=_segment(pipeline, bundle, user),
-        because="exact",
-        because_items=config.score.because_items,
-    )
-    if of_user is not None:
-        answer, _ = of_user.pinned(_ONE, known, answer, rules)
-    has_probability = bundle.probability is not None and not answer.cold[0]
-    probability_of = bundle.probability_of if has_probability else None
-    return Recommendations(
-        user, int(known.lengths[0]), unknown, _rows(bundle, answer, request.time), probability_of
-    )
+    segment = _segment(pipeline, bundle, user)
+    return _Asked(config, bundle, user, known, unknown, segment, rules, of_user, request.time)
 
 
 def _bundle(pipeline: Pipeline) -> Bundle:
@@ -268,7 +325,10 @@ def _rows(bundle: Bundle, answer: Answer, time: int) -> list[dict[str, Any]]:
             else _outcomes(outcome_order.types_of(bundle), answer.outcomes, place)
         )
         known_score = None if np.isnan(score) else float(score)
-        listed.append(row | {"score": known_score} | likely | own | {"because": because})
+        reasons: dict[str, Any] = {"because": because}
+        if answer.because is not None and answer.because.proven is not None:
+            reasons[output_table.PROVEN] = bool(answer.because.proven[0, place])
+        listed.append(row | {"score": known_score} | likely | own | reasons)
     return listed
 
 
@@ -285,22 +345,34 @@ def _shown(name: Any) -> str:
     return printable(str(name), LONGEST_NAME)
 
 
+def _events_of(answer: Recommendations) -> str:
+    return f"{answer.history_length} known interactions, {answer.unknown_items} with unknown items"
+
+
+def _reasons(row: dict[str, Any]) -> str:
+    """Reasons of a recommendation in words; empty without any."""
+    names = [_shown(reason["title"] or reason["item_id"]) for reason in row["because"]]
+    is_proven = row.get(output_table.PROVEN)
+    if is_proven:
+        return f"not recommended without {proven_reasons.named(names)}"
+    weights = [f"({reason['weight']:+.2f})" for reason in row["because"]]
+    because = "; ".join(map(" ".join, zip(names, weights, strict=True)))
+    return ("" if is_proven is None else "no short reason; ") + f"because of {because}" if because else ""
+
+
 def _text(answer: Recommendations) -> str:
-    lines = [f"{answer.history_length} known interactions, {answer.unknown_items} with unknown items"]
+    lines = [_events_of(answer)]
     if not answer.history_length:
         lines.append("no known interaction: recently popular items")
     if answer.probability_of is not None:
         lines.append(f"probability: that {answer.probability_of}")
     for row in answer.recommendations:
-        because = "; ".join(
-            f"{_shown(reason['title'] or reason['item_id'])} ({reason['weight']:+.2f})"
-            for reason in row["because"]
-        )
+        reasons = _reasons(row)
         title = f"  {_shown(row['title'])}" if row["title"] else ""
         score = "pinned" if row["score"] is None else f"{row['score']:.3f}"
         lines.append(
             f"{row['rank']:>3}  {_shown(row['item_id'])}{title}  {score}"
             + (f", probability {row['probability']:.1%}" if "probability" in row else "")
-            + (f"\n       because of {because}" if because else "")
+            + (f"\n       {reasons}" if reasons else "")
         )
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from models.histories import Histories, Int64
 from models.recommendation.answer import Answer, Run
 from models.recommendation.baseline_engine import BaselineEngine
 from models.recommendation.engine import RecommendationEngine
+from models.recommendation.proofs import MOST_EVENTS
 from models.recommendation.rules import Rules
 from models.settings.outcomes import Utilities
 from pipeline.artifacts.files import digest_file, read_record, write_json
@@ -39,6 +40,7 @@ from pipeline.serving import (
     output_table,
     partly_ranked,
     previous_lists,
+    proven_reasons,
 )
 from pipeline.serving.assignment import keys_of
 from pipeline.serving.bundle import Bundle
@@ -156,7 +158,9 @@ class Scorer:
         """Arrow schema of a shard."""
         has_utility = outcome_order.has_utility(self.bundle)
         outcomes = output_table.outcome_columns(outcome_order.types_of(self.bundle), has_utility=has_utility)
-        return output_table.schema(self.log.users.dtype, self.bundle.items.ids.dtype, outcomes)
+        ids = self.log.users.dtype, self.bundle.items.ids.dtype
+        has_proofs = proven_reasons.are_sought(self.job.settings)
+        return output_table.schema(*ids, outcomes, has_proofs=has_proofs)
 
     def score(self, number: int, progress: Progress) -> Counts:
         """Write one shard and return its counts; a complete shard is kept."""
@@ -213,6 +217,7 @@ class Scorer:
                 counts.update(fresh.counts)
                 for table, copied in shard.row_groups(pool, size, fresh):
                     writer.write_table(table)
+                    counts.update(proven_reasons.counts(table))
                     if copied is not None:
                         counts["new_item_recommendations"] += self._num_new(copied)
                 progress(pool.stop - pool.start)
@@ -234,7 +239,12 @@ class Scorer:
         for start in range(0, len(users), step):
             own = slice(start, start + step)
             read = self._histories(users[own])
-            shard.history[own] = previous_lists.digests(read.known)
+            history = previous_lists.digests(read.known)
+            if proven_reasons.are_sought(self.job.settings):
+                history[read.known.lengths <= MOST_EVENTS] = (
+                    0  # a trial without any event reads what is popular now
+                )
+            shard.history[own] = history
             shard.num_unknown[own] = read.whole.lengths - read.known.lengths
             shard.num_shown[own] = read.num_shown
         return shard.compared()

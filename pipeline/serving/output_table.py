@@ -13,16 +13,20 @@ from models.histories import Float32
 from models.recommendation.answer import Answer
 
 EXPECTED_VALUE = "expected_value"
+PROVEN = "proven"
 
 
-def schema(user: pl.DataType, item: pl.DataType, further: Sequence[str] = ()) -> pa.Schema:
-    """Arrow schema, by the types of user and item ids. further: columns of outcomes."""
+def schema(
+    user: pl.DataType, item: pl.DataType, further: Sequence[str] = (), *, has_proofs: bool = False
+) -> pa.Schema:
+    """Arrow schema, by the types of user and item ids. further: columns of outcomes. has_proofs: with `proven`."""
     arrow = {pl.Int64: pa.int64(), pl.String: pa.string()}
     because = pa.list_(pa.struct([("item_id", arrow[type(item)]), ("weight", pa.float32())]))
     columns = {"user_id": arrow[type(user)], "item_id": arrow[type(item)], "rank": pa.int32()}
     columns |= {
         "score": pa.float32(),
         "because": because,
+        **({PROVEN: pa.bool_()} if has_proofs else {}),
         "probability": pa.float32(),
         "propensity": pa.float32(),
     }
@@ -67,6 +71,8 @@ def table(
     )
     rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     rows = rows.append_column("because", _because(items, answer, given, rows["item_id"].type))
+    if answer.because is not None and (proven := answer.because.proven) is not None:
+        rows = rows.append_column(PROVEN, pl.Series(proven[given]).to_arrow())
     rows = rows.append_column("probability", _probability(answer, given, probability).to_arrow())
     rows = rows.append_column("propensity", pl.Series(answer.propensity[given]).to_arrow())
     if (predicted := answer.outcomes) is None:

@@ -20,6 +20,8 @@ from pipeline.modelling.training_facts import TrainingFacts
 from pipeline.monitoring.night_table import NightTable
 from pipeline.orchestration.context import Context
 from pipeline.reporting import champion_diff, charts, evaluation_tables, templates
+from pipeline.serving.output_table import PROVEN
+from pipeline.serving.proven_reasons import named
 
 SHOWN_EVENTS = 15
 """Most recent events of an example user."""
@@ -210,6 +212,10 @@ class _Recommendation(NamedTuple):
 
     item: _Item
     because: list[_Reason]
+    without: str | None
+    """Past events of a proven reason, by name; None: not proven"""
+    is_tried: bool
+    """Whether a proof was sought"""
 
 
 class _ExampleUser(NamedTuple):
@@ -244,10 +250,8 @@ def _example_users(ctx: Context, *, timed: bool) -> list[_ExampleUser]:
             int(histories.offsets[user + 1] - histories.offsets[user]),
             _recent_events(histories, user, by_index, types, timed=timed),
             [
-                _recommendation(item_id, because or [], items)
-                for item_id, because in lists.filter(pl.col("user_id") == user_id)
-                .select("item_id", "because")
-                .iter_rows()
+                _recommendation(row, items)
+                for row in lists.filter(pl.col("user_id") == user_id).iter_rows(named=True)
             ],
         )
         for user, user_id in chosen.select("user_index", "user_id").iter_rows()
@@ -280,14 +284,15 @@ def _recent_events(
     ]
 
 
-def _recommendation(item_id: Any, because: list[Row], items: dict[Any, _Item]) -> _Recommendation:
+def _recommendation(row: Row, items: dict[Any, _Item]) -> _Recommendation:
     """Recommendation with titles in place of item ids (ids without a title)."""
 
     def shown(item_id: Any) -> _Item:
         return items.get(item_id, _Item(f"item {item_id}", ""))
 
-    reasons = [_Reason(shown(past["item_id"]).title, past["weight"]) for past in because]
-    return _Recommendation(shown(item_id), reasons)
+    reasons = [_Reason(shown(past["item_id"]).title, past["weight"]) for past in row["because"] or []]
+    without = named([_short(reason.title) for reason in reasons]) if row.get(PROVEN) else None
+    return _Recommendation(shown(row["item_id"]), reasons, without, PROVEN in row)
 
 
 def _spread(users: pl.DataFrame, histories: JaggedHistories, num_users: int) -> pl.DataFrame:

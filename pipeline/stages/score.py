@@ -33,6 +33,7 @@ from pipeline.serving import (
     outcome_order,
     partly_ranked,
     previous_lists,
+    proven_reasons,
     scored_lists,
     shadows,
     user_rules,
@@ -80,6 +81,7 @@ def build(ctx: Context) -> None:
     scorer = replace(scorer, job=replace(job, user_rules=rules))
     of_users = {} if scorer.user_rules is None else scorer.user_rules.counts
     outcome_order.check_order(scorer.bundle, config.score.order, config.utility)
+    proven_reasons.check(scorer.bundle, config.score)
     _say_if_nothing_was_shown(scorer)
     partly_ranked.check_share(scorer.bundle, config.score.second_stage_share)
     by_arm = _by_arm(ctx, scorer)
@@ -101,6 +103,8 @@ def build(ctx: Context) -> None:
     for other in folder.iterdir():  # records of finished shards, temporary files of a killed run
         if not (other.name.startswith("part-") and other.suffix == ".parquet"):
             other.unlink()
+    if proven_reasons.are_sought(config.score):
+        ctx.manifest["proven"] = proven_reasons.shares(total)
     if by_arm is not None:
         ctx.manifest["experiment"] = _experiment(ctx, total)
     ctx.manifest["user_rules"] = of_users | {
