@@ -141,19 +141,22 @@ def strongest(weights: Float32, histories: Histories, because_items: int) -> tup
     return items, strengths
 
 
-def strongest_events(weights: Float32, number: int) -> tuple[Int32, Float32]:
-    """Columns of the largest positive weights for each (row, item) and these weights: two [b, k, number].
+def events_to_try(weights: Float32, lengths: Int64, number: int) -> tuple[Int32, Float32]:
+    """Columns of the strongest events for each (row, item), then of the row's newest, and their weights: two [b, k, 2 number].
 
-    `weights` [b, k, l]: `contributions`. Strongest first, then column -1 with weight 0. Equal weights: the older interaction
-    first. Unlike in `strongest` a repeated item counts with each of its interactions.
+    `weights` [b, k, l]: `contributions` for rows of `lengths` [b]. Strongest: of the largest positive weights, equal ones older
+    first; unlike in `strongest` a repeated item counts with each of its events. Newest first, whatever their weight. Column -1
+    with weight 0: none.
     """
-    shape = (*weights.shape[:2], number)
-    columns, strengths = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
     order = np.argsort(-weights, axis=-1, kind="stable")[..., :number]
-    weight = np.take_along_axis(weights, order, -1)
-    most = order.shape[-1]
-    columns[..., :most], strengths[..., :most] = np.where(weight > 0, order, -1), np.maximum(weight, 0)
-    return columns, strengths
+    order = np.where(np.take_along_axis(weights, order, -1) > 0, order, -1)
+    strongest = np.full((*weights.shape[:2], number), -1)
+    strongest[..., : order.shape[-1]] = order
+    newest = np.maximum(np.minimum(lengths, weights.shape[-1])[:, None] - 1 - np.arange(number), -1)
+    newest = np.broadcast_to(newest[:, None], strongest.shape)
+    columns = np.concatenate([strongest, newest], -1, dtype=np.int32)
+    padded = np.pad(weights, [(0, 0), (0, 0), (0, 1)])  # column -1
+    return columns, np.take_along_axis(padded, columns.astype(np.int64), -1)
 
 
 def _past_items(windows: Histories, positions: int) -> Int32:

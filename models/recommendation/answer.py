@@ -36,12 +36,12 @@ def attribution_of(because: ReasonMethod | None) -> Method | None:
 
 
 class PastEvents(NamedTuple):
-    """Single past events behind each recommendation, strongest first. s: events."""
+    """Single past events of each recommendation: the s strongest, then the s newest, in this order."""
 
     place: Int32
-    """[rows, k, s], place of the event in its row, from 0; -1: none"""
+    """[rows, k, 2 s], place of the event in its row, from 0; -1: none"""
     weight: Float32
-    """[rows, k, s]"""
+    """[rows, k, 2 s]"""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Because:
 
     @classmethod
     def none(cls, shape: tuple[int, ...], because_items: int, num_events: int = 0) -> "Because":
-        """Empty reasons for items [rows, k]. num_events: of `events`, 0: without them."""
-        whole, single = (*shape, because_items), (*shape, num_events)
+        """Empty reasons for items [rows, k]. num_events: s of `events`, 0: without them."""
+        whole, single = (*shape, because_items), (*shape, 2 * num_events)
         events = PastEvents(np.full(single, -1, np.int32), np.zeros(single, np.float32))
         return cls(np.zeros(whole, np.int32), np.zeros(whole, np.float32), events if num_events else None)
 
@@ -160,7 +160,7 @@ class WarmRows(Protocol):
         ...
 
     def because(self, items: Int32, because_items: int, num_events: int) -> Because:
-        """Past items behind each item [rows, k], `because_items` at most, and `num_events` single events if not 0."""
+        """Past items behind each item [rows, k], `because_items` at most, and events: s is `num_events`, 0: none."""
         ...
 
     def outcomes(self, items: Int32) -> Outcomes | None:
@@ -204,7 +204,7 @@ class Lists:
         """Lists of all rows: empty ones from `popularity` [segments + 1, n + 1], the `parts` of the others by `warm_rows`.
 
         `keys`, `segment`: [rows], 0 if None. `because_items`: past items behind each recommendation, None without reasons;
-        `num_events`: single events beside them.
+        `num_events`: s of the single events beside them, 0: none.
         `outcomes`: predictions still without values, of the shape of the lists. `run`: over the parts, in any order.
         """
         keys = np.zeros(len(histories), np.uint64) if keys is None else keys

@@ -154,12 +154,13 @@ class _WarmRows:
         return (items, scores), items[:, -1] == 0
 
     def because(self, items: Int32, because_items: int, num_events: int) -> Because:
-        """Past items behind each item [r, k], and events: of each past item the latest."""
+        """Past items behind each item [r, k], and events: the latest of each strongest item, and the newest."""
         weights = self._engine.dropped(self.histories, items)
         past, weight = contributions.strongest(weights, self.histories, because_items)
         if not num_events:
             return Because(past, weight)
-        return Because(past, weight, PastEvents(*contributions.strongest_events(weights, num_events)))
+        lengths = self.histories.lengths * self._engine.reads_history
+        return Because(past, weight, PastEvents(*contributions.events_to_try(weights, lengths, num_events)))
 
     def outcomes(self, items: Int32) -> None:
         """None: a baseline predicts no outcomes."""

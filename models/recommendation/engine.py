@@ -270,8 +270,9 @@ class _WarmRows:
         past, weight = past[: self._num_rows], weight[: self._num_rows]
         if not num_events:
             return Because(past, weight)
-        columns, strength = contributions.strongest_events(weights[: self._num_rows], num_events)
-        return Because(past, weight, PastEvents(self._places_of(columns, weights.shape[-1]), strength))
+        weights, lengths = weights[: self._num_rows], self._learned.lengths[: self._num_rows]
+        columns, of_event = contributions.events_to_try(weights, lengths, num_events)
+        return Because(past, weight, PastEvents(self._places_of(columns, weights.shape[-1]), of_event))
 
     def _places_of(self, columns: Int32, num_columns: int) -> Int32:
         """Places in their rows of the last `num_columns` interactions that the encoder knows, given their columns [rows, …]."""

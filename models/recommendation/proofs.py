@@ -30,11 +30,11 @@ def with_proofs(
 ) -> Answer:
     """The answer with proven reasons: a set of events of the row without which the item is not in the row's list.
 
-    The events are tried in the order of their weights (`Because.events`): the first, the first two, the first three; then the
-    proper subsets of the set that does it, so that no event of a proof can be spared. A trial answers the row without the events
-    as a whole: encoding, retrieval, second stage and rules, popular items where no event is left. Where seen items are excluded
-    all items of the whole history stay so, lest one of them takes the place. The request stays too: its time, its context, and
-    what was shown before.
+    Events are tried in the order of their weights (`Because.events`): the first, the first two, the first three; where none of
+    these sets does it, the newest event, the two and the three newest. Then the proper subsets of the set that does it are tried,
+    so that no event of a proof can be spared. A trial answers the row without the events as a whole: encoding, retrieval, second
+    stage and rules, popular items where no event is left. Where seen items are excluded all items of the whole history stay so,
+    lest one of them takes the place. The request stays too: its time, its context, and what was shown before.
 
     `because` of a proven item is its whole set, an entry per event; of another item it stays. Raises ValueError where places
     are drawn (`Rules.exploration`), since then the list does not follow from the history.
@@ -47,16 +47,16 @@ def with_proofs(
     reasons = answer.because
     assert reasons is not None
     assert reasons.events is not None, "the events to try"
-    trials = _Trials(_still_seen(histories) if rules.exclude_seen else histories, segment, answer_of)
+    trials = Trials(still_seen(histories) if rules.exclude_seen else histories, segment, answer_of)
     chosen = np.zeros(reasons.events.place.shape, bool)
     for part in event_chunks(histories.lengths * answer.item_index.shape[1]):
         row = np.arange(len(histories))[part]
-        chosen[part] = _proofs(trials, row, answer.item_index[part], reasons.events.place[part])
+        chosen[part] = proofs_of(trials, row, answer.item_index[part], reasons.events.place[part])
     return replace(answer, because=_with_sets(reasons, chosen, histories))
 
 
 @dataclass(frozen=True)
-class _Trials:
+class Trials:
     """Lists of rows without some of their events."""
 
     histories: Histories
@@ -76,28 +76,40 @@ class _Trials:
         return np.asarray((lists[own.reshape(-1)] != item[:, None]).all(1))
 
 
-def _proofs(trials: _Trials, rows: Int64, items: Int32, place: Int32) -> Bools:
-    """[r, k, s], events of the proof of each of the `rows'` items [r, k] among those at `place` [r, k, s]; none: no proof."""
-    row, column = np.nonzero((items > 0) & (place[..., 0] >= 0))
-    item, events = items[row, column], place[row, column]
+def proofs_of(trials: Trials, rows: Int64, items: Int32, place: Int32) -> Bools:
+    """Mask [r, k, 2 s] of the proof's events among those at `place` [r, k, 2 s], for items [r, k] of some rows; none: no proof.
+
+    The first s events are tried in their order, then the other s.
+    """
+    row, column = np.nonzero(items > 0)
+    chosen = np.zeros(place.shape, bool)
+    for order in (slice(MOST_EVENTS), slice(MOST_EVENTS, None)):
+        events = place[row, column, order]
+        found = _proofs(trials, rows[row], items[row, column], events)
+        chosen[row, column, order] = found
+        is_open = ~found.any(1)
+        row, column = row[is_open], column[is_open]
+    return chosen
+
+
+def _proofs(trials: Trials, row: Int64, item: Int32, events: Int32) -> Bools:
+    """[p, s], events of the proof of an item [p] of a row [p] among its `events` [p, s], -1: none."""
 
     def leaves(pair: Int64, tried: Bools) -> Bools:
-        return trials.leaves(rows[row[pair]], item[pair], np.where(tried, events[pair], -1))
+        return trials.leaves(row[pair], item[pair], np.where(tried, events[pair], -1))
 
     found, left = np.zeros(events.shape, bool), np.arange(len(row))
-    for size in range(1, events.shape[1] + 1):
+    for size in range(1, MOST_EVENTS + 1):
         left = left[events[left, size - 1] >= 0]
-        tried = np.arange(events.shape[1]) < size
-        is_gone = leaves(left, np.broadcast_to(tried, (len(left), events.shape[1])))
+        tried = np.arange(MOST_EVENTS) < size
+        is_gone = leaves(left, np.broadcast_to(tried, (len(left), MOST_EVENTS)))
         found[left[is_gone]] = tried
         left = left[~is_gone]
     pair, smaller = _subsets(found)
     is_gone = leaves(pair, smaller)
     pair, first = np.unique(pair[is_gone], return_index=True)
     found[pair] = smaller[is_gone][first]
-    chosen = np.zeros(place.shape, bool)
-    chosen[row, column] = found
-    return chosen
+    return found
 
 
 def _subsets(found: Bools) -> tuple[Int64, Bools]:
@@ -114,7 +126,7 @@ def _subsets(found: Bools) -> tuple[Int64, Bools]:
     return np.concatenate(pairs), np.concatenate(masks)
 
 
-def _still_seen(histories: Histories) -> Histories:
+def still_seen(histories: Histories) -> Histories:
     """The rows with the items of their histories among those that they leave out."""
     row, position = histories.gather()
     width = int(histories.item_index.max(initial=0)) + 1
@@ -124,9 +136,10 @@ def _still_seen(histories: Histories) -> Histories:
 
 
 def _with_sets(reasons: Because, chosen: Bools, histories: Histories) -> Because:
-    """The reasons with the `chosen` [r, k, s] of their events in the place of those of proven items."""
+    """The reasons with the `chosen` [r, k, 2 s] of their events in the place of those of proven items."""
     assert reasons.events is not None
-    order = np.argsort(~chosen, axis=-1, kind="stable")
+    strength = np.where(chosen, reasons.events.weight, -np.inf)
+    order = np.argsort(-strength, axis=-1, kind="stable")[..., :MOST_EVENTS]
     is_event = np.take_along_axis(chosen, order, -1)
     place, weight = (np.take_along_axis(part, order, -1) for part in reasons.events)
     position = histories.starts[:, None, None] + place

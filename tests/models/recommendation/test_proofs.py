@@ -79,7 +79,7 @@ def test_a_proof_by_pencil() -> None:
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("is_additive", [True, False])
 def test_proofs_are_among_the_sets_of_an_enumeration(is_additive: bool, exclude_seen: bool) -> None:
-    """Each is one of the minimal sets; an item without one stays in the list without its strongest events."""
+    """Each is one of the minimal sets; an item without one stays without its strongest, and the newest events."""
     random, k = np.random.default_rng(0), 3
     weight = random.normal(size=(NUM_ITEMS + 1, NUM_ITEMS + 1)).astype(np.float32)
     table = Table(weight, None if is_additive else 2 * weight[::-1].copy())
@@ -111,7 +111,8 @@ def test_proofs_are_among_the_sets_of_an_enumeration(is_additive: bool, exclude_
                 sizes.append(len(proof))
             else:
                 strongest = [past for past in weighed.because.item_index[row, place].tolist() if past]
-                assert not any(frozenset(strongest[:size]) in enough for size in (1, 2, 3))
+                for tried in (strongest, own[::-1]):
+                    assert not any(frozenset(tried[:size]) in enough for size in (1, 2, 3))
                 sizes.append(0)
     assert {0, 1, 2} <= set(sizes)
 
@@ -130,14 +131,26 @@ def test_a_seen_item_that_comes_back_is_no_proof() -> None:
     assert free.item_index.tolist() == [[1]], "what is allowed to come back is first as it is"
 
 
+def test_the_newest_events_are_tried_where_the_strongest_prove_nothing() -> None:
+    """Events 4, 5, 6 speak for item 7 as for item 8, which is half a point behind; the newest, 1, is worth one to item 7."""
+    weight = np.zeros((NUM_ITEMS + 1, NUM_ITEMS + 1), np.float32)
+    weight[4:7, 7:9], weight[1, 7], weight[2, 8] = 3, 1, 0.5
+    rows = histories_from_lists([[4, 5, 6, 2, 1]])
+    answer = engine_of(Table(weight)).answer(rows, 1, Rules(), because="proven")
+    assert answer.item_index.tolist() == [[7]]
+    assert proven_sets(answer, 0) == {7: [1]}
+    assert answer.because is not None
+    assert answer.because.weight[0, 0].tolist() == [1, 0, 0]
+
+
 def test_a_proof_has_events_not_items() -> None:
-    """The latest of an item's events is tried: it may be enough, or not."""
+    """The latest of an item's events may be enough; where two are needed, the set has the item twice."""
     weight = np.zeros((NUM_ITEMS + 1, NUM_ITEMS + 1), np.float32)
     weight[1, 7], weight[2, 8] = 2, 3
     rows = histories_from_lists([[1, 2, 1], [1, 2, 1, 1]])
     answer = engine_of(Table(weight)).answer(rows, 1, Rules(), because="proven")
     assert answer.item_index.tolist() == [[7], [7]]
-    assert [proven_sets(answer, row) for row in (0, 1)] == [{7: [1]}, {}]
+    assert [proven_sets(answer, row) for row in (0, 1)] == [{7: [1]}, {7: [1, 1]}]
 
 
 def without(histories: Histories, row: int, items: list[int], *, exclude_seen: bool) -> Histories:
